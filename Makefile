@@ -1,0 +1,37 @@
+# Each target makes .venv, installs what it needs, and runs; running again reuses what is there.
+PYTHON ?= python3
+BIN := .venv/bin
+WORKDIR ?= out/demo
+
+.PHONY: demo test check parity format clean
+
+demo: .venv/installed-demo
+	$(BIN)/python -m experiments.demo --workdir=$(WORKDIR)
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest -n 2 --dist=loadgroup -q
+
+check: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+parity: .venv/installed-parity
+	$(BIN)/python -m pytest -q -m parity tests
+
+format: .venv/installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv out build
+
+# A stamp an extra: installed again only when setup.cfg changes.
+.venv/installed-%: setup.cfg | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	@touch $@
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "probex_jax needs Python 3.11 or newer; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
