@@ -1,0 +1,13 @@
+"""Opens one model file of anyone's, safely: which matrices it holds, and each as an array.
+
+`open_model` finds the files (`locate`), reads their headers (`safetensors_header`), decides what
+is a layer and in which canonical form (`layers`), and reads single matrices (`model_file`).
+`select_layers` picks layers by name, number or pattern; `literal_strings` reads a list of class
+names out of metadata. All text of strangers passes through `untrusted_text`.
+"""
+
+from probex_jax.model_files.layers import LayerInfo, select_layers
+from probex_jax.model_files.model_file import ModelFile, open_model
+from probex_jax.model_files.untrusted_text import literal_strings
+
+__all__ = ["LayerInfo", "ModelFile", "literal_strings", "open_model", "select_layers"]

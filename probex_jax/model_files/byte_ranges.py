@@ -1,0 +1,74 @@
+"""Reads ranges of bytes from a file. Positioned reads: safe from several threads at once."""
+
+import os
+import stat
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from probex_jax.errors import ProbexError
+
+
+class ByteRanges:
+    """One open regular file. Not mapped into memory: a file cut short meanwhile is an error."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            # Without O_NONBLOCK, a pipe that a stranger put there would hang us.
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise ProbexError(f"{path}: cannot be opened: {error.strerror}") from error
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise ProbexError(f"{path}: not a regular file")
+        self.size = status.st_size
+
+    def read(self, begin: int, end: int) -> np.ndarray:
+        """The bytes `begin:end` as a new array of uint8."""
+        if self._descriptor < 0:
+            raise ValueError(f"{self.path}: read after it was closed")
+        try:
+            data = np.empty(end - begin, np.uint8)
+            done = 0
+            while done < len(data):
+                # One call reads 2 GiB at most.
+                count = os.preadv(self._descriptor, [data[done:].data], begin + done)
+                if count == 0:
+                    raise ProbexError(
+                        f"{self.path}: became shorter while it was open: {len(data) - done} bytes "
+                        f"are missing of {begin}:{end}"
+                    )
+                done += count
+        except MemoryError as error:
+            raise ProbexError(f"{self.path}: no memory for {end - begin} bytes of it") from error
+        except OSError as error:
+            raise ProbexError(f"{self.path}: cannot be read: {error.strerror}") from error
+        return data
+
+    def close(self) -> None:
+        """Closes the file; a second time does nothing."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __enter__(self) -> "ByteRanges":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_small(path: Path, limit: int) -> bytes:
+    """The whole of a file that should be small; more than `limit` bytes are a ProbexError."""
+    with ByteRanges(path) as file:
+        if file.size > limit:
+            raise ProbexError(f"{path}: {file.size} bytes, the limit is {limit}")
+        return file.read(0, file.size).tobytes()

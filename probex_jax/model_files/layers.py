@@ -1,0 +1,179 @@
+"""Which tensors are layers, their canonical matrices, and how layers are selected."""
+
+import difflib
+import math
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from probex_jax.errors import ProbexError
+from probex_jax.model_files.safetensors_header import TensorInfo
+from probex_jax.model_files.untrusted_text import quoted
+
+MATRIX_DTYPES = ("F64", "F32", "F16", "BF16")
+
+_OTHER_DTYPES = {"BOOL": "boolean", "C64": "complex", "I": "integer", "U": "integer"}
+
+# The reference leaves ViT's patch projection out of its numbering.
+_UNNUMBERED = "patch_embeddings.projection.weight"
+
+# Commas between selections, not those inside the brackets of a pattern, as in `a{1,2}`.
+_SEPARATOR = re.compile(r",(?![^{(\[]*[})\]])")
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """What is known of a layer before its weights are read.
+
+    Args:
+      shape: (H, W) of the canonical matrix: outputs and inputs.
+      dtype: the stored dtype's name in safetensors, one of F64, F32, F16, BF16.
+      kind: "linear" ([out, in] as stored), "conv" (kernels [O, I, k...] as [O, I·k...]) or
+        "embedding" (positions [1, a, b] as [a, b]).
+
+    Example:
+      >>> LayerInfo((64, 27), "F32", "conv").shape
+      (64, 27)
+    """
+
+    shape: tuple[int, int]
+    dtype: str
+    kind: str
+
+
+def as_layer(tensor: TensorInfo) -> LayerInfo | str:
+    """The layer that a tensor is, or the reason why it is none."""
+    if tensor.dtype not in MATRIX_DTYPES:
+        reason = _OTHER_DTYPES.get(tensor.dtype) or _OTHER_DTYPES.get(tensor.dtype[0])
+        return reason or f"{tensor.dtype} is not read yet"
+    if 0 in tensor.shape:
+        return "empty"
+    if sum(size > 1 for size in tensor.shape) < 2:
+        return "one-dimensional"
+    if len(tensor.shape) > 5:
+        return f"{len(tensor.shape)}-dimensional"
+    first, second, *rest = tensor.shape
+    if not rest:
+        return LayerInfo((first, second), tensor.dtype, "linear")
+    if first == 1 and len(rest) == 1:
+        return LayerInfo((second, rest[0]), tensor.dtype, "embedding")
+    return LayerInfo((first, second * math.prod(rest)), tensor.dtype, "conv")
+
+
+def select_layers(
+    names: Iterable[str], spec: int | str | Sequence[int | str] | None = None
+) -> list[str]:
+    """Picks layers by name, number, list or regular expression.
+
+    Numbers are the reference's: the names sorted as text, counted from 0, leaving out the patch
+    projection of ViTs. A text is tried as a name, then as a number, then as a regular expression
+    that must match a whole name; several are separated by commas.
+
+    Args:
+      names: the layers of a model, in any order.
+      spec: None for all, a number, a text, or a sequence of numbers and texts.
+
+    Returns:
+      The names picked, each once, sorted as text.
+
+    Raises:
+      ProbexError: if a part of the selection picks nothing or is no regular expression.
+
+    Example:
+      >>> names = ["head.weight", "body.1.weight", "body.0.weight"]
+      >>> select_layers(names, 0)
+      ['body.0.weight']
+      >>> select_layers(names, r"2, body\\..*")
+      ['body.0.weight', 'body.1.weight', 'head.weight']
+      >>> select_layers(names, "haed.weight")
+      Traceback (most recent call last):
+        ...
+      probex_jax.errors.ProbexError: no layer 'haed.weight'; did you mean 'head.weight'? There are
+      3 layers: 'body.0.weight', 'body.1.weight', 'head.weight'
+
+    References:
+      METHOD.md, section 5, "Layer numbering of the reference".
+    """
+    ordered = sorted(set(names))
+    if spec is None:
+        return ordered
+    picked = {name for part in _parts(ordered, spec) for name in _pick(ordered, part)}
+    return [name for name in ordered if name in picked]
+
+
+def no_such_layer(names: Sequence[str], wanted: str) -> ProbexError:
+    """The error for a name that no layer has, with what there is instead."""
+    # Names are data: difflib takes quadratic time, so only short ones, and not a million of them.
+    candidates = [name for name in names[:5000] if len(name) <= 300]
+    close = difflib.get_close_matches(wanted, candidates, n=1) if len(wanted) <= 300 else []
+    meant = f"did you mean {quoted(close[0])}? " if close else ""
+    return ProbexError(f"no layer {quoted(wanted)}; {meant}{_available(names)}")
+
+
+def _available(names: Sequence[str]) -> str:
+    if not names:
+        return "there are no layers"
+    some = ", ".join(quoted(name) for name in names[:3])
+    count = f"{len(names)} layer{'s' if len(names) > 1 else ''}"
+    return f"There are {count}: {some}{', …' if len(names) > 3 else ''}"
+
+
+def _parts(names: Sequence[str], spec: int | str | Sequence[int | str]) -> list[int | str]:
+    if isinstance(spec, str):
+        parts: list[int | str] = [spec] if spec in names else [*_SEPARATOR.split(spec)]
+    elif _is_number(spec):
+        parts = [int(spec)]  # type: ignore[arg-type]
+    elif isinstance(spec, Sequence):
+        parts = [part for element in spec for part in _parts(names, element)]
+        if not parts:
+            raise ProbexError("an empty list selects no layers; leave it out to select all")
+    else:
+        raise ProbexError(f"layers are selected by number or text, not by {quoted(spec)}")
+    return parts
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _pick(names: Sequence[str], part: int | str) -> list[str]:
+    if not isinstance(part, str):
+        return [_numbered(names, part)]
+    part = part if part in names else part.strip()
+    if part in names:
+        return [part]
+    if part.isascii() and part.isdigit():
+        return [_numbered(names, int(part[:18]))]
+    if not part:
+        raise ProbexError(f"an empty text selects no layer; {_available(names)}")
+    pattern = _pattern(part)
+    matched = [name for name in names if pattern.fullmatch(name)]
+    if not matched:
+        raise no_such_layer(names, part)
+    return matched
+
+
+def _numbered(names: Sequence[str], number: int) -> str:
+    numbered = [name for name in names if not name.endswith(_UNNUMBERED)]
+    if not 0 <= number < len(numbered):
+        raise ProbexError(
+            f"no layer number {number}, numbers go from 0 to {len(numbered) - 1}; "
+            f"{_available(names)}"
+            if numbered
+            else f"no layer number {number}; {_available(names)}"
+        )
+    return numbered[number]
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # `[[`: "possible nested set"
+            return re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ProbexError(
+            f"{quoted(text)} is neither a layer nor a regular expression: {error}"
+        ) from error

@@ -1,0 +1,238 @@
+"""One model: its layers, read one by one from the safetensors files that hold it."""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from probex_jax.errors import ProbexError
+from probex_jax.model_files.byte_ranges import ByteRanges, read_small
+from probex_jax.model_files.layers import LayerInfo, as_layer, no_such_layer
+from probex_jax.model_files.locate import INDEX, Location, locate
+from probex_jax.model_files.safetensors_header import (
+    PREFIX_BYTES,
+    Header,
+    header_size,
+    parse_header,
+)
+from probex_jax.model_files.untrusted_text import json_object, quoted
+
+_MAX_CONFIG_BYTES = 16 * 1024 * 1024
+
+_NUMPY_DTYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+class _Shard:
+    """One open safetensors file with its header."""
+
+    def __init__(self, path: Path):
+        self.bytes = ByteRanges(path)
+        try:
+            where, size = str(path), self.bytes.size
+            prefix = self.bytes.read(0, min(PREFIX_BYTES, size)).tobytes()
+            self.data_begin = PREFIX_BYTES + header_size(prefix, size, where)
+            header = self.bytes.read(PREFIX_BYTES, self.data_begin).tobytes()
+            self.header: Header = parse_header(header, size - self.data_begin, where)
+        except BaseException:
+            self.bytes.close()
+            raise
+
+    @property
+    def path(self) -> Path:
+        return self.bytes.path
+
+
+class ModelFile:
+    """An open model; made by `open_model`, best used in a `with` statement.
+
+    Attributes:
+      path: what was opened.
+      layers: name to LayerInfo, the names sorted as text.
+      left_out: name of every tensor that is no layer, to the reason why.
+      metadata: the free text in the header, key to value; merged over shards.
+
+    Example:
+      >>> import tempfile, numpy as np
+      >>> from safetensors.numpy import save_file
+      >>> folder = tempfile.TemporaryDirectory()
+      >>> weights = {"a.weight": np.ones((2, 3), "f4"), "a.bias": np.ones(2, "f4")}
+      >>> save_file(weights, f"{folder.name}/model.safetensors", {"author": "me"})
+      >>> with open_model(folder.name) as m:
+      ...     print(*m.layers, dict(m.left_out), dict(m.metadata), m.matrix("a.weight").shape)
+      a.weight {'a.bias': 'one-dimensional'} {'author': 'me'} (2, 3)
+      >>> folder.cleanup()
+    """
+
+    def __init__(self, path: Path, location: Location, shards: Sequence[_Shard]):
+        self.path = path
+        self._folder = location.folder
+        self._shards = tuple(shards)
+        self._shard_of = _tensors_of(location, shards)
+        self.metadata: Mapping[str, str] = MappingProxyType(_merged_metadata(shards))
+        layers: dict[str, LayerInfo] = {}
+        left_out: dict[str, str] = {}
+        for name in sorted(self._shard_of):
+            layer = as_layer(self._shard_of[name].header.tensors[name])
+            if isinstance(layer, str):
+                left_out[name] = layer
+            else:
+                layers[name] = layer
+        self.layers: Mapping[str, LayerInfo] = MappingProxyType(layers)
+        self.left_out: Mapping[str, str] = MappingProxyType(left_out)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The folder's `config.json`, or {} where there is none; read when first asked for.
+
+        Raises:
+          ProbexError: if the file is over 16 MiB or is no JSON object.
+        """
+        path = self._folder / "config.json"
+        if not (path.exists() or path.is_symlink()):
+            return {}
+        return json_object(read_small(path, _MAX_CONFIG_BYTES), str(path))
+
+    def matrix(self, name: str) -> np.ndarray:
+        """Reads one layer, and no other bytes of the file.
+
+        Args:
+          name: one of `layers`.
+
+        Returns:
+          float32 [H, W], contiguous, the caller's own.
+
+        Raises:
+          ProbexError: if there is no such layer, if values are NaN or infinite in float32, or if
+            the file cannot be read.
+          ValueError: if the model was closed.
+        """
+        if name not in self.layers:
+            raise self._no_layer(name)
+        layer, shard = self.layers[name], self._shard_of[name]
+        tensor = shard.header.tensors[name]
+        data = shard.bytes.read(shard.data_begin + tensor.begin, shard.data_begin + tensor.end)
+        # Values too large for float32 become infinite here, and are found below.
+        with np.errstate(all="ignore"):
+            matrix = data.view(_NUMPY_DTYPES[layer.dtype]).astype(np.float32, copy=False)
+            # NaN goes through min and max; two passes without a temporary array.
+            finite = np.isfinite(matrix.min()) and np.isfinite(matrix.max())
+        if not finite:
+            bad = matrix.size - np.count_nonzero(np.isfinite(matrix))
+            raise ProbexError(
+                f"{shard.path}: layer {quoted(name)}: {bad} of {matrix.size} values are NaN or "
+                "infinite in float32, expected finite weights"
+            )
+        return matrix.reshape(layer.shape)
+
+    def _no_layer(self, name: str) -> ProbexError:
+        if name in self.left_out:
+            return ProbexError(f"{self.path}: tensor {quoted(name)} is {self.left_out[name]}")
+        return ProbexError(f"{self.path}: {no_such_layer([*self.layers], name)}")
+
+    def close(self) -> None:
+        """Closes the files; what was read stays valid."""
+        for shard in self._shards:
+            shard.bytes.close()
+
+    def __enter__(self) -> "ModelFile":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_model(path: str | os.PathLike[str]) -> ModelFile:
+    """Opens a model without reading its weights.
+
+    Args:
+      path: a `.safetensors` file; a folder with `model.safetensors`, with
+        `model.safetensors.index.json` and its shards, or with one other `.safetensors` file; or a
+        hub cache folder (`refs/main`, `snapshots/<revision>/`).
+
+    Returns:
+      The open model, a context manager.
+
+    Raises:
+      ProbexError: if there is no model, or a file is damaged, of another format or no regular
+        file. The message names the file, the tensor or field, and what was expected.
+
+    Example:
+      >>> import tempfile, numpy as np
+      >>> from safetensors.numpy import save_file
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save_file({"w": np.eye(2, dtype="f2")}, f"{folder}/model.safetensors")
+      ...     with open_model(folder) as m:
+      ...         m.layers["w"], m.matrix("w")
+      (LayerInfo(shape=(2, 2), dtype='F16', kind='linear'), array([[1., 0.], [0., 1.]],
+      dtype=float32))
+
+    References:
+      METHOD.md, sections 5 and 6.
+    """
+    path = Path(path)
+    if "\0" in str(path):
+        raise ProbexError(f"{quoted(str(path))}: no such file or folder")
+    with ExitStack() as on_error:
+        try:
+            location = locate(path)
+            shards = []
+            for file in location.files:
+                shards.append(_Shard(file))
+                on_error.callback(shards[-1].bytes.close)
+            model = ModelFile(path, location, shards)
+        except OSError as error:
+            raise ProbexError(f"{path}: cannot be read: {error.strerror}") from error
+        on_error.pop_all()
+    return model
+
+
+def _tensors_of(location: Location, shards: Sequence[_Shard]) -> dict[str, _Shard]:
+    """Which file holds each tensor; the index of shards, if any, must say the same."""
+    found: dict[str, _Shard] = {}
+    for shard in shards:
+        for name in shard.header.tensors:
+            if name in found:
+                raise ProbexError(
+                    f"{shard.path}: tensor {quoted(name)} is also in {found[name].path.name}"
+                )
+            found[name] = shard
+    if location.weight_map is None:
+        return found
+    index = location.folder / INDEX
+    for name in sorted(location.weight_map.keys() | found.keys()):
+        indexed = location.weight_map.get(name)
+        actual = found[name].path.name if name in found else None
+        if indexed != actual:
+            raise ProbexError(
+                f"{index}: tensor {quoted(name)} should be in {indexed or 'no shard'}, it is in "
+                f"{actual or 'none of them'}"
+            )
+    return found
+
+
+def _merged_metadata(shards: Sequence[_Shard]) -> dict[str, str]:
+    merged: dict[str, str] = {}
+    for shard in shards:
+        for key, value in shard.header.metadata.items():
+            if merged.setdefault(key, value) != value:
+                raise ProbexError(
+                    f"{shard.path}: metadata {quoted(key)} is {quoted(value)}, another shard has "
+                    f"{quoted(merged[key])}"
+                )
+    return merged

@@ -1,0 +1,138 @@
+"""Text that strangers wrote: JSON, names, lists of class names. Checked, never run."""
+
+import ast
+import json
+import re
+from typing import Any
+
+from probex_jax.errors import ProbexError
+
+MAX_LITERAL_CHARACTERS = 64 * 1024
+
+# What Python's repr writes for a list of strings, and nothing else: no nesting, no prefixes, no
+# other escapes. So the parser behind literal_eval never sees anything deep, or odd, or a call.
+_ESCAPE = r"\\(?:[\\'\"nrt]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})"
+_STRING = rf"(?:'(?:[^'\\\n\r\0]|{_ESCAPE})*+'|\"(?:[^\"\\\n\r\0]|{_ESCAPE})*+\")"
+_LIST_OF_STRINGS = re.compile(rf"\[\s*+(?:{_STRING}\s*+(?:,\s*+{_STRING}\s*+)*+(?:,\s*+)?)?\]")
+
+# One path component: no separator, no leading dot (so no `..`), no colon, no control character.
+_PLAIN_NAME = re.compile(r"\w[\w.+ -]{0,199}")
+
+
+class _DuplicateKeyError(ValueError):
+    pass
+
+
+def quoted(text: object, limit: int = 100) -> str:
+    """The text as it may stand in a one-line message: escaped, and cut where it is long."""
+    if isinstance(text, str):
+        return repr(text) if len(text) <= limit else repr(text[:limit]) + "…"
+    try:
+        shown = repr(text)
+    except RecursionError:
+        return f"a deeply nested {type(text).__name__}"
+    return shown if len(shown) <= limit else shown[:limit] + "…"
+
+
+def is_unicode(text: str) -> bool:
+    """False for lone surrogates, which JSON can spell and no file or terminal can take."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def json_object(data: bytes, where: str) -> dict[str, Any]:
+    """Parses one JSON object; anything else, and a key that comes twice, is a ProbexError.
+
+    Args:
+      data: UTF-8 text.
+      where: what the error calls it, for example `"model.safetensors: header"`.
+    """
+
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise _DuplicateKeyError(twice)
+        return result
+
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=without_duplicates)
+    except UnicodeDecodeError as error:
+        raise ProbexError(f"{where} is not UTF-8 text (byte {error.start})") from error
+    except _DuplicateKeyError as error:
+        raise ProbexError(f"{where} has the key {quoted(error.args[0])} twice") from error
+    except RecursionError as error:
+        raise ProbexError(f"{where} is nested too deeply") from error
+    except ValueError as error:
+        # Also a number of thousands of digits, which int refuses.
+        raise ProbexError(f"{where} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ProbexError(f"{where} is a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def plain_name(text: str, where: str) -> str:
+    """Returns the text if it is one plain path component, else raises a ProbexError."""
+    if not _PLAIN_NAME.fullmatch(text):
+        raise ProbexError(
+            f"{where}: {quoted(text)} is no plain name (letters, digits, `_.+- `; "
+            "no separators, at most 200 characters)"
+        )
+    return text
+
+
+def literal_strings(text: str, what: str) -> list[str]:
+    r"""Reads a list of strings, written as a Python list literal or as JSON.
+
+    Model-J's `dataset_chosen_targets` is such a literal. Nothing is evaluated: the text either is
+    a flat list of string literals or is refused.
+
+    Args:
+      text: at most 65,536 characters.
+      what: what the error calls it; name the file and the field.
+
+    Returns:
+      The strings, in order.
+
+    Raises:
+      ProbexError: if the text is too long or is anything but a flat list of strings.
+
+    Example:
+      >>> literal_strings("['apple', \"sea's edge\"]", "m.safetensors: dataset_chosen_targets")
+      ['apple', "sea's edge"]
+      >>> literal_strings("__import__('os')", "m.safetensors: dataset_chosen_targets")
+      Traceback (most recent call last):
+        ...
+      probex_jax.errors.ProbexError: m.safetensors: dataset_chosen_targets: expected a list of
+      strings, got "__import__('os')"
+
+    References:
+      METHOD.md, section 5.
+    """
+    if len(text) > MAX_LITERAL_CHARACTERS:
+        raise ProbexError(
+            f"{what}: {len(text)} characters, expected a list of strings of at most "
+            f"{MAX_LITERAL_CHARACTERS}"
+        )
+    text = text.strip()
+    value = _parse_list(text)
+    if not (isinstance(value, list) and all(isinstance(x, str) and is_unicode(x) for x in value)):
+        raise ProbexError(f"{what}: expected a list of strings, got {quoted(text)}")
+    return value
+
+
+def _parse_list(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    if not _LIST_OF_STRINGS.fullmatch(text):
+        return None
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return None  # an escape such as \U00110000, beyond Unicode
