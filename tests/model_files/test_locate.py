@@ -1,0 +1,192 @@
+import os
+import re
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from probex_jax.errors import ProbexError
+from probex_jax.model_files import open_model
+
+W = np.arange(6, dtype="f4").reshape(2, 3)
+
+
+def refused(path, fragment):
+    with pytest.raises(ProbexError, match=re.escape(fragment)) as caught:
+        open_model(path)
+    assert "\n" not in str(caught.value)
+
+
+def write_index(folder, weight_map):
+    entries = ", ".join(f'"{name}": "{file}"' for name, file in weight_map.items())
+    index = f'{{"metadata": {{"total_size": 48}}, "weight_map": {{{entries}}}}}'
+    (folder / "model.safetensors.index.json").write_text(index)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    files = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    save_file({"a": W, "b": W[0].copy()}, tmp_path / files[0], {"format": "pt", "x": "1"})
+    save_file({"c": W + 1}, tmp_path / files[1], {"format": "pt", "y": "2"})
+    write_index(tmp_path, {"a": files[0], "b": files[0], "c": files[1]})
+    return tmp_path, files
+
+
+@pytest.mark.parametrize("kind", [str, os.fspath, lambda path: path])
+def test_file_folder_and_text_paths(tmp_path, kind):
+    save_file({"w": W}, tmp_path / "model.safetensors")
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        with open_model(kind(path)) as m:
+            np.testing.assert_array_equal(m.matrix("w"), W)
+
+
+def test_the_only_safetensors_file_of_a_folder(tmp_path):
+    save_file({"w": W}, tmp_path / "pytorch_lora_weights.safetensors")
+    (tmp_path / "training_args.bin").write_bytes(b"\x80\x02")
+    with open_model(tmp_path) as m:
+        np.testing.assert_array_equal(m.matrix("w"), W)
+    save_file({"w": W}, tmp_path / "other.safetensors")
+    refused(tmp_path, "which of its 2 other files is the model? 'other.safetensors', 'pytorch")
+
+
+def test_shards(shards):
+    folder, _ = shards
+    with open_model(folder) as m:
+        assert list(m.layers) == ["a", "c"]
+        assert m.left_out == {"b": "one-dimensional"}
+        assert m.metadata == {"format": "pt", "x": "1", "y": "2"}
+        np.testing.assert_array_equal(m.matrix("a"), W)
+        np.testing.assert_array_equal(m.matrix("c"), W + 1)
+
+
+def test_shards_must_agree_with_their_index(shards):
+    folder, files = shards
+    write_index(folder, {"a": files[0], "c": files[1]})
+    refused(folder, f"tensor 'b' should be in no shard, it is in {files[0]}")
+    write_index(folder, {"a": files[0], "b": files[0], "c": files[1], "d": files[1]})
+    refused(folder, f"tensor 'd' should be in {files[1]}, it is in none of them")
+    write_index(folder, {"a": files[1], "b": files[0], "c": files[1]})
+    refused(folder, f"tensor 'a' should be in {files[1]}, it is in {files[0]}")
+    save_file({"a": W}, folder / files[1])
+    refused(folder, f"{files[1]}: tensor 'a' is also in {files[0]}")
+    write_index(folder, {"a": files[0], "b": files[0], "c": files[1]})
+    save_file({"c": W}, folder / files[1], {"format": "np"})
+    refused(folder, "metadata 'format' is 'np', another shard has 'pt'")
+
+
+def test_a_missing_shard_is_named(shards):
+    folder, files = shards
+    (folder / files[1]).unlink()
+    refused(folder, f"{files[1]}: no such file")
+
+
+def test_shards_without_an_index_are_not_taken_for_a_model(shards):
+    folder, files = shards
+    (folder / "model.safetensors.index.json").unlink()
+    refused(folder, "shards need the index")
+    (folder / files[1]).unlink()
+    refused(folder, "shards need the index")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", ".hidden", "a" * 300,
+     "a\\\\b.safetensors", "c:x.safetensors", "a\\u0000.safetensors", "a\\n.safetensors"],
+)  # fmt: skip
+def test_shard_names_are_plain(tmp_path, name):
+    outside = tmp_path / "model.safetensors"
+    save_file({"w": W}, outside)
+    (tmp_path / "inside").mkdir()
+    write_index(tmp_path / "inside", {"w": name})
+    refused(tmp_path / "inside", "is no plain name")
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("{}", "weight_map is missing"),
+        ('{"weight_map": {}}', "weight_map is missing or no object with tensors"),
+        ('{"weight_map": ["a"]}', "weight_map is missing or no object"),
+        ('{"weight_map": {"a": 1}}', "tensor 'a': expected the name of a shard"),
+        ('{"weight_map": {"a": "x.safetensors"}, "extra": 1}', "unknown field 'extra'"),
+        ('{"weight_map": {"a": "x.safetensors", "a": "y"}}', "has the key 'a' twice"),
+        ('{"weight_map": {"a": "x.bin"}}', "x.bin: "),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_bad_indices(tmp_path, text, fragment):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    (tmp_path / "x.bin").write_bytes(b"")
+    refused(tmp_path, fragment)
+
+
+def test_too_many_shards(tmp_path):
+    write_index(tmp_path, {f"w{i}": f"{i}.safetensors" for i in range(501)})
+    refused(tmp_path, "501 shards, the limit is 500")
+
+
+def test_hub_cache_folder_with_links_into_blobs(hub_cache):
+    with open_model(hub_cache) as m:
+        np.testing.assert_array_equal(m.matrix("w"), W)
+        assert m.config == {"model_type": "vit"}
+    with open_model(hub_cache / "snapshots" / "0123abcd") as m:
+        assert list(m.layers) == ["w"]
+
+
+@pytest.mark.parametrize(
+    "revision",
+    ["../..", "/etc", "a/b", "", "  ", "..", ".", "a\\b", "a\0b", "\x1b[31m", "a\nb", "x" * 300],
+)
+def test_revisions_are_plain_names(hub_cache, revision):
+    (hub_cache / "refs" / "main").write_text(revision)
+    refused(hub_cache, "refs/main: revision: ")
+
+
+def test_broken_hub_caches(hub_cache):
+    main = hub_cache / "refs" / "main"
+    main.write_text("0123abcd\n")
+    open_model(hub_cache).close()
+    main.write_bytes(b"\xff\xfe")
+    refused(hub_cache, "is no plain name")
+    main.write_text("x" * 2000)
+    refused(hub_cache, "2000 bytes, the limit is 1024")
+    main.write_text("ffff")
+    refused(hub_cache, "snapshots/ffff: no such folder, though refs/main names this revision")
+    main.unlink()
+    refused(hub_cache, "refs/main: missing")
+
+
+def test_a_link_without_its_blob_says_where_it_leads(hub_cache):
+    (hub_cache / "blobs" / "ffee").unlink()
+    refused(hub_cache, "model.safetensors: no such file or folder (a link to ../../blobs/ffee,")
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt", ".pkl", ".PT"])
+def test_pickles_are_refused_with_the_way_out(tmp_path, suffix):
+    path = tmp_path / f"pytorch_model{suffix}"
+    path.write_bytes(b"\x80\x02.")
+    refused(path, "save_pretrained(folder, safe_serialization=True)")
+    refused(tmp_path, f"pytorch_model{suffix}: a pickle can run code")
+
+
+def test_other_paths_that_are_no_model(tmp_path):
+    refused(tmp_path / "absent", "absent: no such file or folder")
+    refused(tmp_path, "no model here; expected model.safetensors or model.safetensors.index.json")
+    refused("a\0b", "'a\\x00b': no such file or folder")
+    refused("x" * 5000, "xxx: ")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    refused(tmp_path / "model.gguf", "GGUF is not read; convert it")
+    (tmp_path / "readme.txt").write_text("hello")
+    refused(tmp_path / "readme.txt", "expected a .safetensors file or a folder")
+    (tmp_path / "model.safetensors").mkdir()
+    refused(tmp_path, "model.safetensors: is a folder, expected a file")
+
+
+def test_a_pipe_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "model.safetensors")
+    refused(tmp_path, "not a regular file")
+
+
+def test_a_link_to_itself(tmp_path):
+    (tmp_path / "model.safetensors").symlink_to("model.safetensors")
+    refused(tmp_path, "model.safetensors")
