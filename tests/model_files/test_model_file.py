@@ -143,6 +143,8 @@ def test_several_threads_read_at_once(tmp_path):
     ("dtype", "bad"),
     [
         ("f4", [np.nan, 2.0]),
+        ("f4", [np.inf, 1.0]),
+        ("f4", [-np.inf, 1.0]),
         ("f4", [np.inf, -np.inf]),
         ("f2", [np.nan, -np.inf]),
         ("f8", [1e300, np.nan]),

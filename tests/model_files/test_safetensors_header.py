@@ -104,6 +104,7 @@ def test_broken_headers(write_raw, case):
         (b"", "0 bytes are too few"),
         (b"1234567", "7 bytes are too few"),
         (b"\x10" + b"\0" * 7 + b"{}", "truncated in the header: 14 bytes are missing of 16"),
+        (b"\x03" + b"\0" * 7 + b"{}", "truncated in the header: 1 bytes are missing of 3"),
         (
             b"\xff" * 8,
             "the header would be 18446744073709551615 bytes long, the limit is 100000000",
