@@ -1,0 +1,43 @@
+"""The miniature zoo, in three sizes."""
+
+import ml_collections
+
+
+def get_config(size: str = "default") -> ml_collections.ConfigDict:
+    """The config of one size: `default`, `demo` or `tiny`."""
+    config = ml_collections.ConfigDict()
+    # Trees to build.
+    config.trees = ("MiniSupViT", "MiniMAE", "MiniResNet")
+    # Fine-tuned models per tree: 70 % train, 10 % validation, 20 % test.
+    config.models = 600
+    # Decides every random choice.
+    config.seed = 0
+    # Classes, of the 20, that each model is fine-tuned on.
+    config.chosen = 10
+    # Numbers of fine-tuning steps, one of which each model gets.
+    config.steps = (100, 125, 150)
+    # Adam's learning rate at the first step: lowest and highest, log-uniform between.
+    config.learning_rates = (1e-3, 3e-3)
+    # Decoupled weight decay: lowest and highest, log-uniform between.
+    config.weight_decays = (1e-4, 1e-2)
+    # Images per fine-tuning step.
+    config.batch_size = 32
+    # Pre-training of the root: steps, images per step, learning rate at the first step.
+    config.pretraining_steps = 1000
+    config.pretraining_batch_size = 64
+    config.pretraining_rate = 2e-3
+    # Models that one compiled program fine-tunes side by side, on each core.
+    config.models_at_once = 8
+    if size == "demo":
+        config.trees = ("MiniSupViT", "MiniMAE")
+        config.models = 200
+    elif size == "tiny":
+        config.models = 12
+        config.steps = (3, 5)
+        config.batch_size = 8
+        config.pretraining_steps = 10
+        config.pretraining_batch_size = 8
+        config.models_at_once = 4
+    elif size != "default":
+        raise ValueError(f"size {size!r}: expected default, demo or tiny")
+    return config.lock()

@@ -1,0 +1,1 @@
+"""Collections of models with known labels."""
