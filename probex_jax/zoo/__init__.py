@@ -1,1 +1,5 @@
-"""Collections of models with known labels."""
+"""Collections of models of one tree: Model-J's layout, and a miniature zoo trained here."""
+
+from probex_jax.zoo.model_j import Zoo, ZooModel, scan
+
+__all__ = ["Zoo", "ZooModel", "scan"]

@@ -1,0 +1,33 @@
+"""probex_jax: what a neural network is, told from its weights."""
+
+from probex_jax.encoders import Dense, ProbeX
+from probex_jax.errors import ProbexError
+from probex_jax.experts import Expert
+from probex_jax.heads import ClassHead
+from probex_jax.layer_store import LayerStore, pack
+from probex_jax.matrices import LowRank
+from probex_jax.model_files import LayerInfo, ModelFile, open_model, select_layers
+from probex_jax.zoo import scan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # Encoders and heads: init / apply, pure.
+    "ClassHead",
+    "Dense",
+    "LowRank",
+    "ProbeX",
+    # Model files.
+    "LayerInfo",
+    "ModelFile",
+    "open_model",
+    "select_layers",
+    # Many models: a zoo on disk, packed into a store.
+    "LayerStore",
+    "pack",
+    "scan",
+    # Experts.
+    "Expert",
+    # What a user can mend.
+    "ProbexError",
+]  # fmt: skip

@@ -1,0 +1,12 @@
+"""Pure Linen modules that turn a batch of weight matrices into representations.
+
+Every encoder takes [N, H, W] (an array or `probex_jax.matrices.LowRank`) and returns [N, rep_dim].
+It knows no file, config, optimiser or device.
+"""
+
+from probex_jax.encoders.dense import Dense
+from probex_jax.encoders.linear import Linear
+from probex_jax.encoders.probex import ProbeX
+from probex_jax.encoders.statnn import statistics
+
+__all__ = ["Dense", "Linear", "ProbeX", "statistics"]

@@ -1,0 +1,47 @@
+"""ProbeX: the encoder of Horwitz et al., "Learning on Model Weights using Tree Experts"."""
+
+import jax
+from flax import linen as nn
+
+from probex_jax.encoders.linear import Linear, symmetric_uniform
+from probex_jax.matrices import LowRank, project
+
+
+class ProbeX(nn.Module):
+    """Passes learned probes through a weight matrix and encodes the responses.
+
+        e = sum_l M_l · relu(Vᵀ X u_l) + b
+
+    The probes u_l are the columns of `probes` [W, U]; the projection V [H, V] is shared by all of
+    them; the encoders M_l of all probes are one matrix [U · V, T], flattened probe-major. Each
+    starts uniform in ±1/sqrt(fan_in), the probes in ±1/sqrt(U), as in the reference.
+
+    Args:
+      n_probes: number of probes U.
+      proj_dim: size V of a projected response.
+      rep_dim: size T of the representation.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> encoder = ProbeX(n_probes=8, proj_dim=8, rep_dim=16)
+      >>> x = jnp.ones([4, 32, 64])
+      >>> variables = encoder.init(jax.random.key(0), x)
+      >>> jax.jit(encoder.apply)(variables, x).shape
+      (4, 16)
+
+    References:
+      arXiv 2410.13569, section 4.2.
+    """
+
+    n_probes: int = 128
+    proj_dim: int = 128
+    rep_dim: int = 512
+
+    @nn.compact
+    def __call__(self, x: jax.Array | LowRank) -> jax.Array:
+        """[N, H, W] weight matrices -> [N, T] representations."""
+        rows, columns = x.shape[-2:]
+        u_WU = self.param("probes", symmetric_uniform(self.n_probes), (columns, self.n_probes))
+        v_HV = self.param("projection", symmetric_uniform(rows), (rows, self.proj_dim))
+        response_NUV = nn.relu(project(x, v_HV, u_WU).mT)
+        return Linear(self.rep_dim, name="encoder")(response_NUV.reshape(x.shape[0], -1))

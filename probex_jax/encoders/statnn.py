@@ -1,0 +1,26 @@
+"""StatNN: simple statistics of weights, the features of Unterthiner et al. (2020)."""
+
+import jax
+import jax.numpy as jnp
+
+
+def statistics(x: jax.Array) -> jax.Array:
+    """Seven statistics of each matrix: mean, variance, minimum, quartiles, maximum.
+
+    Args:
+      x: [N, H, W] float.
+
+    Returns:
+      [N, 7] float: mean, variance and the 0, 25, 50, 75 and 100 % quantiles of the entries.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> statistics(jnp.arange(5.0).reshape(1, 1, 5))
+      Array([[2., 2., 0., 1., 2., 3., 4.]], dtype=float32)
+
+    References:
+      Unterthiner et al., "Predicting Neural Network Accuracy from Weights", arXiv 2002.11448.
+    """
+    entries = x.reshape(x.shape[0], -1)
+    quantiles = jnp.quantile(entries, jnp.linspace(0.0, 1.0, 5), axis=1).T
+    return jnp.column_stack([entries.mean(1), entries.var(1), quantiles])

@@ -1,0 +1,24 @@
+"""Tree Experts: fit one on a layer, sweep the layers of a tree, save and load."""
+
+from probex_jax.experts.expert import Expert
+from probex_jax.experts.fit import Recipe, Split, State, fit
+from probex_jax.experts.metrics import Score, accuracy
+from probex_jax.experts.network import Network, build_network
+from probex_jax.experts.statnn import statnn
+from probex_jax.experts.sweep import SweepResult, evaluate, sweep
+
+__all__ = [
+    "Expert",
+    "Network",
+    "Recipe",
+    "Score",
+    "Split",
+    "State",
+    "SweepResult",
+    "accuracy",
+    "build_network",
+    "evaluate",
+    "fit",
+    "statnn",
+    "sweep",
+]

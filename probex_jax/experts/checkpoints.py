@@ -1,0 +1,82 @@
+"""Arrays and their card on disk: one Orbax checkpoint, with a hash that loading checks."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from probex_jax.errors import ProbexError
+
+_HASH = "content_hash"
+
+
+def save(path: Path, arrays: Any, card: Mapping[str, Any]) -> None:
+    """Saves nested dicts of arrays and a JSON card, whole or not at all.
+
+    Args:
+      path: a folder, replaced if it is there.
+      arrays: nested dicts of arrays.
+      card: what can be written as JSON; the hash of the arrays and of the card is added to it.
+
+    Raises:
+      ProbexError: if the disk is full.
+    """
+    arrays = jax.tree.map(np.asarray, arrays)
+    try:
+        ocp.save(
+            path.resolve(),
+            arrays,
+            custom_metadata={**card, _HASH: _content_hash(arrays, card)},
+            overwrite=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        if "No space left" in str(error):
+            raise ProbexError(
+                f"{path}: no space left on the disk; free some and run the same command again"
+            ) from error
+        raise
+
+
+def load(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Loads what `save` wrote.
+
+    Returns:
+      Nested dicts of NumPy arrays, and the card without its hash.
+
+    Raises:
+      ProbexError: if there is no checkpoint, or what it holds is not what was saved.
+    """
+    try:
+        metadata = ocp.metadata(path.resolve())
+        template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata.metadata)
+        arrays = ocp.load(path.resolve(), template)
+    except (OSError, ValueError, KeyError, TypeError, ocp.errors.InvalidLayoutError) as error:
+        if not path.exists():
+            raise ProbexError(f"{path}: no such expert or checkpoint") from None
+        reason = " ".join(str(error).split())[:200]
+        raise ProbexError(f"{path}: not a whole checkpoint ({reason})") from error
+    card = dict(metadata.custom_metadata or {})
+    if card.pop(_HASH, None) != _content_hash(arrays, card):
+        raise ProbexError(f"{path}: damaged: its content does not match its hash")
+    return arrays, card
+
+
+def remove(path: Path) -> None:
+    """Removes a checkpoint and what killed runs left of its predecessors."""
+    for leftover in [path, *path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _content_hash(arrays: Any, card: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(card, sort_keys=True).encode())
+    leaves = jax.tree_util.tree_flatten_with_path(arrays)[0]
+    for path, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in leaves):
+        digest.update(json.dumps([path, leaf.shape, leaf.dtype.str]).encode())
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()

@@ -1,0 +1,263 @@
+"""Fitting one expert on one layer: a compiled program from one evaluation to the next.
+
+The data of a layer is on the device once. `advance` runs any number of epochs and the evaluation
+after them as one program; it is compiled once per network, recipe and shape of the data, so layers
+of one shape share it. All that a resumed run needs is in `State`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from probex_jax.errors import ProbexError
+from probex_jax.experts.network import Network
+
+# On a CPU the gradient of a batch is taken over micro-batches of about this many bytes of weights:
+# 16 matrices of 768x768. The intermediate products then stay in cache, which is worth 15 %
+# (benchmarks/encoder_forms.py); accelerators take the batch whole.
+_MICRO_BATCH_BYTES = 40e6
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an expert is trained; the defaults are those of the ProbeX paper.
+
+    Args:
+      learning_rate: of Adam.
+      l2: weight of the L2 term, added to the gradient (not decoupled).
+      batch_size: models a step; the last, short batch of an epoch is kept.
+      epochs: passes over the training split.
+      eval_every: epochs between two evaluations on the validation split; it is evaluated before
+        training, after every so many epochs, and at the end.
+      seed: of the initialisation and of the order of the models.
+    """
+
+    learning_rate: float = 1e-3
+    l2: float = 1e-5
+    batch_size: int = 128
+    epochs: int = 500
+    eval_every: int = 25
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, least in (("batch_size", 1), ("epochs", 1), ("eval_every", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ProbexError(f"recipe.{name}: {value!r} is not a whole number >= {least}")
+        for name in ("learning_rate", "l2"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise ProbexError(f"recipe.{name}: {value!r} is not a number >= 0")
+
+    @property
+    def n_evaluations(self) -> int:
+        """Evaluations of a whole training, the one before it included."""
+        return 1 + -(-self.epochs // self.eval_every)
+
+
+class Split(NamedTuple):
+    """The models of one split: one layer's matrices x [N, H, W] and targets y [N, Y]."""
+
+    x: jax.Array
+    y: jax.Array
+
+
+class State(struct.PyTreeNode):
+    """Everything that training changes.
+
+    Args:
+      epoch: epochs done, int32.
+      evaluation: evaluations done, int32.
+      params: parameters of the network.
+      opt_state: state of the optimiser.
+      best_params: the parameters of the best evaluation so far.
+      best_accuracy: its validation accuracy; -1 before the first evaluation.
+      best_epoch: its epoch.
+      loss_E: mean training loss over the epochs before each evaluation.
+      accuracy_E: validation accuracy at each evaluation.
+    """
+
+    epoch: jax.Array
+    evaluation: jax.Array
+    params: Any
+    opt_state: Any
+    best_params: Any
+    best_accuracy: jax.Array
+    best_epoch: jax.Array
+    loss_E: jax.Array
+    accuracy_E: jax.Array
+
+
+def fit(
+    network: Network,
+    recipe: Recipe,
+    train: Split,
+    val: Split,
+    *,
+    state: State | None = None,
+    on_evaluation: Callable[[State], None] = lambda state: None,
+) -> State:
+    """Trains to the end of the recipe, keeping the parameters that are best on `val`.
+
+    Args:
+      network: what is trained.
+      recipe: how.
+      train, val: data of the two splits; put on the device here, if it is not there.
+      state: where to go on from; None starts anew. Whether training was interrupted or not, the
+        result is the same to the bit on the same machine.
+      on_evaluation: called with the state after each evaluation.
+
+    Returns:
+      The final state.
+    """
+    train, val = jax.device_put((train, val))
+    if state is None:
+        state = initial_state(network, recipe, train.x)
+    while int(state.evaluation) < recipe.n_evaluations:
+        next_epoch = min(int(state.evaluation) * recipe.eval_every, recipe.epochs)
+        state = advance(network, recipe, state, train, val, next_epoch)
+        on_evaluation(state)
+    return state
+
+
+@partial(jax.jit, static_argnames=("network", "recipe"))
+def initial_state(network: Network, recipe: Recipe, x: jax.Array) -> State:
+    """A new network, before its first evaluation; x [N, H, W] is used for its shape alone."""
+    params = network.init(jax.random.key(recipe.seed), x[:1])["params"]
+    history = jnp.zeros(recipe.n_evaluations)
+    return State(
+        epoch=jnp.int32(0),
+        evaluation=jnp.int32(0),
+        params=params,
+        opt_state=optimiser(recipe).init(params),
+        best_params=params,
+        best_accuracy=jnp.float32(-1.0),
+        best_epoch=jnp.int32(-1),
+        loss_E=history,
+        accuracy_E=history,
+    )
+
+
+def optimiser(recipe: Recipe) -> optax.GradientTransformation:
+    """Adam with the L2 term in the gradient, as PyTorch's Adam has it."""
+    return optax.chain(optax.add_decayed_weights(recipe.l2), optax.adam(recipe.learning_rate))
+
+
+@partial(jax.jit, static_argnames=("network", "recipe"), donate_argnames="state")
+def advance(
+    network: Network, recipe: Recipe, state: State, train: Split, val: Split, until: int
+) -> State:
+    """Trains up to epoch `until` (none, if it is reached already), then evaluates on `val`."""
+    first = state.epoch
+
+    def epoch(index, carry):
+        params, opt_state, total = carry
+        key = jax.random.fold_in(jax.random.key(recipe.seed + 1), index)
+        params, opt_state, loss = train_epoch(network, recipe, params, opt_state, train, key)
+        return params, opt_state, total + loss
+
+    carry = (state.params, state.opt_state, jnp.float32(0.0))
+    params, opt_state, total = jax.lax.fori_loop(first, until, epoch, carry)
+    accuracy = jnp.mean((logits(network, params, val.x) > 0) == (val.y > 0.5))
+    better = accuracy > state.best_accuracy
+    best_params = jax.tree.map(partial(jnp.where, better), params, state.best_params)
+    return state.replace(
+        epoch=jnp.int32(until),
+        evaluation=state.evaluation + 1,
+        params=params,
+        opt_state=opt_state,
+        best_params=best_params,
+        best_accuracy=jnp.where(better, accuracy, state.best_accuracy),
+        best_epoch=jnp.where(better, until, state.best_epoch).astype(jnp.int32),
+        loss_E=state.loss_E.at[state.evaluation].set(total / jnp.maximum(until - first, 1)),
+        accuracy_E=state.accuracy_E.at[state.evaluation].set(accuracy),
+    )
+
+
+def train_epoch(
+    network: Network, recipe: Recipe, params: Any, opt_state: Any, train: Split, key: jax.Array
+) -> tuple[Any, Any, jax.Array]:
+    """One pass over the training models in a random order.
+
+    Returns:
+      params, opt_state, and the mean loss over the models.
+    """
+    n_models = train.x.shape[0]
+    batch_size = min(recipe.batch_size, n_models)
+    n_full, rest = divmod(n_models, batch_size)
+    order = jax.random.permutation(key, n_models)
+
+    def step(carry, index_B):
+        params, opt_state = carry
+        loss, gradient = loss_and_gradient(network, params, train, index_B)
+        updates, opt_state = optimiser(recipe).update(gradient, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), loss
+
+    full = order[: n_full * batch_size].reshape(n_full, batch_size)
+    (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), full)
+    total = losses.sum() * batch_size
+    if rest:
+        (params, opt_state), loss = step((params, opt_state), order[-rest:])
+        total += loss * rest
+    return params, opt_state, total / n_models
+
+
+def loss_and_gradient(
+    network: Network, params: Any, split: Split, index_B: jax.Array
+) -> tuple[jax.Array, Any]:
+    """Mean binary cross-entropy over models and classes of a batch, and its gradient.
+
+    Args:
+      index_B: [B] int, the models of the batch.
+    """
+    index_KxM, weight_KxM = micro_batches(index_B, split.x)
+
+    def micro_loss(params, index_M, weight_M):
+        logits_MY = network.apply({"params": params}, split.x[index_M])
+        cross_entropy = optax.sigmoid_binary_cross_entropy(logits_MY, split.y[index_M])
+        return jnp.sum(weight_M * cross_entropy.mean(axis=1)) / len(index_B)
+
+    def add(total, micro):
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(micro_loss)(params, *micro)), None
+
+    if len(index_KxM) == 1:
+        return jax.value_and_grad(micro_loss)(params, index_KxM[0], weight_KxM[0])
+    zero = (jnp.float32(0.0), jax.tree.map(jnp.zeros_like, params))
+    return jax.lax.scan(add, zero, (index_KxM, weight_KxM))[0]
+
+
+def logits(network: Network, params: Any, x: jax.Array) -> jax.Array:
+    """Logits [N, Y] of any number of matrices [N, H, W], a micro-batch at a time."""
+    n_models = x.shape[0]
+    index_KxM, _ = micro_batches(jnp.arange(n_models), x)
+    logits_KxMxY = jax.lax.map(lambda index: network.apply({"params": params}, x[index]), index_KxM)
+    return logits_KxMxY.reshape(-1, logits_KxMxY.shape[-1])[:n_models]
+
+
+def micro_batches(index_B: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Divides a batch into K micro-batches of M models, as equal as they get.
+
+    Args:
+      index_B: [B] int, the models of the batch.
+      x: [N, H, W], for the size of its matrices.
+
+    Returns:
+      [K, M] indices, the last ones repeated to fill up; [K, M] float32 weights, 0 for those.
+    """
+    (size,) = index_B.shape
+    largest = size
+    if jax.default_backend() == "cpu":
+        matrix_bytes = x.shape[-2] * x.shape[-1] * x.dtype.itemsize
+        largest = max(1, int(_MICRO_BATCH_BYTES // matrix_bytes))
+    count = -(-size // largest)
+    width = -(-size // count)
+    position = np.arange(count * width)
+    weight = (position < size).astype(np.float32).reshape(count, width)
+    return index_B[np.minimum(position, size - 1)].reshape(count, width), jnp.asarray(weight)

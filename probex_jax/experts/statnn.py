@@ -1,0 +1,47 @@
+"""The StatNN baseline: statistics of the weights, into a random forest."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from probex_jax.encoders import statistics
+from probex_jax.errors import ProbexError
+from probex_jax.experts.metrics import Score, accuracy
+from probex_jax.layer_store import LayerStore
+
+
+def statnn(store: LayerStore, *, n_trees: int = 500, seed: int = 0) -> Score:
+    """Test accuracy of a random forest on seven statistics of every layer.
+
+    The forest is fitted on the training split; nothing is selected, so validation is not used.
+
+    Args:
+      store: matrices and labels; all of its layers are used.
+      n_trees: trees of the forest.
+      seed: of the forest.
+
+    Raises:
+      ProbexError: if scikit-learn is missing (extra `zoo`).
+
+    References:
+      Unterthiner et al., arXiv 2002.11448.
+    """
+    try:
+        from sklearn.ensemble import RandomForestClassifier
+    except ImportError:
+        raise ProbexError("StatNN needs scikit-learn: pip install 'probex_jax[zoo]'") from None
+    forest = RandomForestClassifier(n_trees, random_state=seed, n_jobs=-1)
+    forest.fit(_features(store, "train"), store.targets("train").astype(int))
+    # A list over classes of [N, 2]; a class that all or no training models have gives one column.
+    columns: Any = zip(forest.predict_proba(_features(store, "test")), forest.classes_, strict=True)
+    positive_YN = [p[:, list(c).index(1)] if 1 in c else np.zeros(len(p)) for p, c in columns]
+    return accuracy(np.stack(positive_YN, axis=1) - 0.5, store.targets("test"))
+
+
+def _features(store: LayerStore, split: str) -> np.ndarray:
+    """[N, 7 · layers]: the statistics of every layer side by side."""
+    compiled = jax.jit(statistics)
+    return np.concatenate(
+        [np.asarray(compiled(store.matrices(layer, split))) for layer in store.layers], axis=1
+    )

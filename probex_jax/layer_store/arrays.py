@@ -1,0 +1,109 @@
+"""One layer's matrices on disk: a sharded, checksummed zarr3 array, through TensorStore."""
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import tensorstore as ts
+
+from probex_jax.errors import ProbexError
+
+_CHECKED = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+
+
+class LayerArray:
+    """The matrices of one layer, [rows, H, W] float32, row by row."""
+
+    def __init__(self, path: Path, array: Any):
+        self._path = path
+        self._array = array
+
+    @classmethod
+    def create(cls, store: Path, layer: str, shape: tuple[int, int], block: int) -> "LayerArray":
+        """Opens the layer's array for writing, making it where there is none.
+
+        Args:
+          store: the store's folder.
+          layer: name of the layer.
+          shape: (H, W).
+          block: rows of one shard, which is one file.
+        """
+        metadata = {
+            "shape": [0, *shape],
+            "data_type": "float32",
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [block, *shape]},
+            },
+            "codecs": [
+                {
+                    "name": "sharding_indexed",
+                    "configuration": {
+                        "chunk_shape": [1, *shape],
+                        "codecs": _CHECKED,
+                        "index_codecs": _CHECKED,
+                    },
+                }
+            ],
+        }
+        return cls._open(store, layer, {"metadata": metadata, "open": True, "create": True})
+
+    @classmethod
+    def open(cls, store: Path, layer: str) -> "LayerArray":
+        """Opens the layer's array for reading."""
+        return cls._open(store, layer, {"open": True})
+
+    @classmethod
+    def _open(cls, store: Path, layer: str, options: dict[str, Any]) -> "LayerArray":
+        # Names of layers are text of strangers: quoted, none leads out of the store.
+        path = store / "layers" / quote(layer, safe="")
+        spec = {
+            "driver": "zarr3",
+            "kvstore": {"driver": "file", "path": f"{path.resolve()}/matrices/"},
+            # A missing chunk would otherwise read as zeros.
+            "fill_missing_data_reads": False,
+            **options,
+        }
+        with _one_line_errors(path):
+            return cls(path, ts.open(spec).result())
+
+    def write(self, first_row: int, matrices: np.ndarray) -> None:
+        """Writes a block of rows [n, H, W], and ends the array with it."""
+        end = first_row + len(matrices)
+        with _one_line_errors(self._path):
+            self._array = self._array.resize(
+                exclusive_max=[end, *self._array.shape[1:]], expand_only=True
+            ).result()
+            self._array[first_row:end].write(matrices).result()
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Reads rows [n] as [n, H, W] float32, in the order given."""
+        with _one_line_errors(self._path):
+            contiguous = len(rows) > 0 and np.array_equal(rows, rows[0] + np.arange(len(rows)))
+            index = slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else rows
+            return np.asarray(self._array[index].read().result())
+
+
+class _one_line_errors:  # noqa: N801 (used as a statement)
+    """Turns TensorStore's errors into one line; its many kinds are told apart by text alone."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, ValueError | RuntimeError | IndexError | KeyError):
+            return
+        text = str(error)
+        if "No space left" in text or "quota exceeded" in text.lower():
+            reason = "no space left on the disk; free some and run the same command again"
+        elif "NOT_FOUND" in text:
+            reason = "a part of the store is missing; pack it again"
+        elif "DATA_LOSS" in text or "CRC" in text or "FAILED_PRECONDITION" in text:
+            reason = f"the store is damaged; pack it again ({text[:200]})"
+        else:
+            reason = f"cannot be read or written: {text[:200]}"
+        raise ProbexError(f"{self._path}: {reason}") from error

@@ -1,0 +1,315 @@
+"""Packing: model files into a layer store, resumable, each file's weights read once."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probex_jax.errors import ProbexError
+from probex_jax.files import write_json
+from probex_jax.layer_store.arrays import LayerArray
+from probex_jax.layer_store.store import FORMAT, VERSION, LayerStore
+from probex_jax.model_files import open_model, select_layers
+from probex_jax.zoo import Zoo, ZooModel
+
+# A block is read into memory before it is written, and is one file a layer.
+_BLOCK_BYTES = 512 * 2**20
+_BLOCK_MODELS = 64
+
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class PackSummary:
+    """What a run of `pack` did.
+
+    Args:
+      store: the store, opened.
+      added: how many models this run packed.
+      skipped: id of every model that this run could not pack, to the reason.
+    """
+
+    store: LayerStore
+    added: int
+    skipped: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What the headers of one model say, or why they could not be read."""
+
+    model: ZooModel
+    shapes: Mapping[str, Shape]
+    labels: tuple[str, ...]
+    fault: str = ""
+
+
+def pack(
+    zoo: Zoo,
+    path: Path,
+    layers: int | str | Sequence[int | str] | None = None,
+    *,
+    on_models: Callable[[int], None] = lambda total: None,
+    on_model: Callable[[str], None] = lambda reason: None,
+) -> PackSummary:
+    """Packs the models of a zoo that a store does not hold yet.
+
+    The layers and shapes are those that most of the models have; a model that lacks one, has one
+    in another shape, holds NaN, has no label or a label outside the class list, or cannot be read,
+    is listed with its reason and skipped, and tried again by the next run. The class list is the
+    zoo's own, or else all classes of its training models.
+
+    Args:
+      zoo: the models.
+      path: folder of the store; made if there is none, continued if there is one.
+      layers: which layers, as `select_layers` takes them; None for all of them.
+      on_models: called once with the number of models to pack.
+      on_model: called after each model with the reason why it was skipped, or "".
+
+    Raises:
+      ProbexError: if no model can be packed, no model has the layers asked for, or the store there
+        belongs to another tree or other layers.
+    """
+    path = Path(path)
+    store = LayerStore.open(path) if (path / "store.json").exists() else None
+    known = {model.id for model in store.models} if store else set()
+    todo = [model for model in zoo.models if model.id not in known]
+    on_models(len(todo))
+    headers = [_header(model) for model in todo]
+    if store is None:
+        store = _create(path, zoo, headers, layers)
+    else:
+        _check_same(store, zoo, layers)
+    packer = _Packer(store)
+    for header, fault in packer.run(headers):
+        on_model(f"{header.model.id}: {fault}" if fault else "")
+    packed = LayerStore.open(path)
+    if not packed.models:
+        first = next(iter(packed.skipped.values()), "the zoo has no models")
+        raise ProbexError(f"{path}: no model could be packed; the first: {first}")
+    return PackSummary(packed, len(packed.models) - len(known), packer.skipped)
+
+
+def _header(model: ZooModel) -> _Header:
+    try:
+        with open_model(model.path) as file:
+            shapes = {name: layer.shape for name, layer in file.layers.items()}
+            return _Header(model, shapes, model.labels_in(file))
+    except ProbexError as error:
+        return _Header(model, {}, (), str(error))
+
+
+def _create(
+    path: Path,
+    zoo: Zoo,
+    headers: Sequence[_Header],
+    layers: int | str | Sequence[int | str] | None,
+) -> LayerStore:
+    readable = [header for header in headers if not header.fault]
+    if not readable:
+        raise ProbexError(f"{zoo.tree}: no model can be packed; the first: {headers[0].fault}")
+    shapes = _common_shapes(readable)
+    try:
+        chosen = select_layers(shapes, layers)
+    except ProbexError as error:
+        raise ProbexError(f"{zoo.tree}: {error}{_rarer(readable, shapes)}") from None
+    if not chosen:
+        raise ProbexError(f"{zoo.tree}: its models have no layer in common")
+    classes = zoo.classes or tuple(
+        sorted({name for h in readable if h.model.split == "train" for name in h.labels})
+    )
+    if not classes:
+        raise ProbexError(f"{zoo.tree}: no training model, hence no classes; expected train/")
+    model_bytes = sum(4 * shapes[name][0] * shapes[name][1] for name in chosen)
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "tree": zoo.tree,
+        "classes": classes,
+        "layers": {name: shapes[name] for name in chosen},
+        "block": max(1, min(_BLOCK_MODELS, _BLOCK_BYTES // model_bytes)),
+    }
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / "store.json", about)
+    return LayerStore.open(path)
+
+
+def _common_shapes(headers: Sequence[_Header]) -> dict[str, Shape]:
+    """The layers that most models have, each in its most frequent shape."""
+    votes = Counter(item for header in headers for item in header.shapes.items())
+    shapes: dict[str, Shape] = {}
+    for (name, shape), count in votes.most_common():
+        if 2 * count > len(headers):
+            shapes.setdefault(name, shape)
+    return shapes
+
+
+def _rarer(headers: Sequence[_Header], shapes: Mapping[str, Shape]) -> str:
+    others = {name for header in headers for name in header.shapes} - set(shapes)
+    return f"; in few models only: {', '.join(sorted(others)[:5])}" if others else ""
+
+
+def _check_same(
+    store: LayerStore, zoo: Zoo, layers: int | str | Sequence[int | str] | None
+) -> None:
+    if store.tree != zoo.tree:
+        raise ProbexError(f"{store.path}: holds models of {store.tree}, not of {zoo.tree}")
+    if zoo.classes is not None and zoo.classes != store.classes:
+        raise ProbexError(f"{store.path}: holds another class list than the zoo's {zoo.classes}")
+    if layers is None:
+        return
+    try:
+        same = select_layers(store.layers, layers) == sorted(store.layers)
+    except ProbexError:
+        same = False
+    if not same:
+        raise ProbexError(
+            f"{store.path}: already holds {len(store.layers)} layers, not the ones asked for; "
+            "choose another --store"
+        )
+
+
+class _Packer:
+    """Writes models block by block; a block counts once its lines are in models.jsonl."""
+
+    def __init__(self, store: LayerStore):
+        self._store = store
+        self._table = store.path / "models.jsonl"
+        rows = max((model.row for model in store.models), default=-1) + 1
+        self._next_row = -(-rows // store.block) * store.block
+        self._arrays = {
+            name: LayerArray.create(store.path, name, shape, store.block)
+            for name, shape in store.layers.items()
+        }
+        self.skipped: dict[str, str] = {}
+
+    def run(self, headers: Sequence[_Header]) -> Iterator[tuple[_Header, str]]:
+        """Packs the models in order; yields each with the reason why it was skipped, or ""."""
+        self._drop_torn_line()
+        block: list[tuple[_Header, dict[str, np.ndarray]]] = []
+        lines: list[dict[str, Any]] = []
+        for header, matrices in self._read(headers):
+            if isinstance(matrices, str):
+                self.skipped[header.model.id] = matrices
+                if self._store.skipped.get(header.model.id) != matrices:
+                    lines.append(self._skipped_line(header, matrices))
+            else:
+                lines.append(self._packed_line(header, matrices, self._next_row + len(block)))
+                block.append((header, matrices))
+            if len(block) == self._store.block:
+                self._commit(block, lines)
+                block, lines = [], []
+            yield header, matrices if isinstance(matrices, str) else ""
+        self._commit(block, lines)
+
+    def _read(
+        self, headers: Sequence[_Header]
+    ) -> Iterator[tuple[_Header, dict[str, np.ndarray] | str]]:
+        """Reads models ahead, a few at a time, in order."""
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            waiting = []
+            for header in headers:
+                waiting.append((header, pool.submit(self._matrices, header)))
+                if len(waiting) > 3:
+                    first, future = waiting.pop(0)
+                    yield first, future.result()
+            for first, future in waiting:
+                yield first, future.result()
+
+    def _matrices(self, header: _Header) -> dict[str, np.ndarray] | str:
+        fault = header.fault or self._unfit(header)
+        if fault:
+            return fault
+        try:
+            with open_model(header.model.path) as file:
+                return {name: self._matrix(file, name) for name in self._store.layers}
+        except ProbexError as error:
+            return str(error)
+
+    def _matrix(self, file: Any, name: str) -> np.ndarray:
+        matrix = file.matrix(name)
+        if matrix.shape != self._store.layers[name]:
+            raise ProbexError(f"{file.path}: layer {name}: changed while it was packed")
+        return matrix
+
+    def _unfit(self, header: _Header) -> str:
+        """Why a readable model does not fit the store, or ""."""
+        for name, fault in self._layer_faults(header).items():
+            return f"{header.model.path}: layer {name}: {fault}"
+        unknown = [label for label in header.labels if label not in self._store.classes]
+        if unknown:
+            return (
+                f"{header.model.path}: label {unknown[0]!r} is not among the "
+                f"{len(self._store.classes)} classes of the store"
+            )
+        return ""
+
+    def _layer_faults(self, header: _Header) -> dict[str, str]:
+        faults = {}
+        for name, shape in self._store.layers.items():
+            actual = header.shapes.get(name)
+            if actual is None:
+                faults[name] = "missing"
+            elif actual != shape:
+                faults[name] = f"shape {_times(actual)}, most models have {_times(shape)}"
+        return faults
+
+    def _packed_line(
+        self, header: _Header, matrices: Mapping[str, np.ndarray], row: int
+    ) -> dict[str, Any]:
+        content = hashlib.sha256()
+        for name, matrix in matrices.items():
+            content.update(json.dumps([name, matrix.shape]).encode())
+            content.update(matrix)
+        return {
+            **self._line(header, "packed"),
+            "row": row,
+            "labels": header.labels,
+            "content_hash": content.hexdigest(),
+            "layers": dict.fromkeys(matrices, "packed"),
+        }
+
+    def _skipped_line(self, header: _Header, reason: str) -> dict[str, Any]:
+        faults = {} if header.fault else self._layer_faults(header)
+        return {**self._line(header, "skipped"), "reason": reason, "layers": faults}
+
+    def _line(self, header: _Header, status: str) -> dict[str, Any]:
+        model = header.model
+        return {
+            "id": model.id,
+            "status": status,
+            "tree": self._store.tree,
+            "split": model.split,
+            "source": str(model.path),
+        }
+
+    def _commit(
+        self,
+        block: Sequence[tuple[_Header, Mapping[str, np.ndarray]]],
+        lines: Sequence[Mapping[str, Any]],
+    ) -> None:
+        if block:
+            for name, array in self._arrays.items():
+                array.write(self._next_row, np.stack([matrices[name] for _, matrices in block]))
+            self._next_row += self._store.block
+        with self._table.open("a") as table:
+            table.write("".join(json.dumps(line) + "\n" for line in lines))
+            table.flush()
+            os.fsync(table.fileno())
+
+    def _drop_torn_line(self) -> None:
+        """A kill may have cut the last line short."""
+        if self._table.exists():
+            whole = self._table.read_bytes().rfind(b"\n") + 1
+            os.truncate(self._table, whole)
+
+
+def _times(shape: Shape) -> str:
+    return f"{shape[0]}x{shape[1]}"

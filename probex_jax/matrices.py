@@ -1,0 +1,133 @@
+"""Weight matrices of many models, dense or kept as factors, and the products that encoders need.
+
+Dimension letters, here and in all array code: N models, H rows, W columns, U probes,
+V projections, T representation, Y outputs, R rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# How much slower the left-first order of a dense projection runs for the same count of operations
+# (XLA on CPU has to contract the middle axis): 0.50 against 0.73 of the matrix-product rate at
+# 768x768 with 128 probes (benchmarks/encoder_forms.py).
+_LEFT_FIRST_RATE = 0.7
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LowRank:
+    """Matrices kept as their factors, X = up @ down, and never multiplied out.
+
+    Behaves like an array [..., H, W] where encoders need it to: shape, indexing by model,
+    transpose, and products with small dense matrices. A pytree, so it passes through `jit`,
+    `grad` and `vmap`.
+
+    Args:
+      up: [..., H, R] float array.
+      down: [..., R, W] float array of the same leading shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = LowRank(up=jnp.ones([5, 8, 2]), down=jnp.ones([5, 2, 6]))
+      >>> x.shape
+      (5, 8, 6)
+      >>> (x @ jnp.ones([6, 3])).shape
+      (5, 8, 3)
+    """
+
+    up: Any
+    down: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the product, [..., H, W]."""
+        return (*self.up.shape[:-1], self.down.shape[-1])
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes of the product."""
+        return self.up.ndim
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the product."""
+        return jnp.result_type(self.up, self.down)
+
+    @property
+    def mT(self) -> LowRank:  # noqa: N802 (the name that arrays have)
+        """The transposed matrices [..., W, H]."""
+        return LowRank(up=self.down.mT, down=self.up.mT)
+
+    def __getitem__(self, index: Any) -> LowRank:
+        """Some of the models: indexes the leading axes."""
+        return LowRank(up=self.up[index], down=self.down[index])
+
+    def __matmul__(self, right: jax.Array) -> jax.Array:
+        """X @ right for right [W, U], at a cost of R (H + W) U a model."""
+        return self.up @ (self.down @ right)
+
+    def dense(self) -> jax.Array:
+        """The product [..., H, W]; for tests and for looking, not for training."""
+        return self.up @ self.down
+
+
+def project(x: jax.Array | LowRank, left: jax.Array, right: jax.Array) -> jax.Array:
+    """Both-sided product leftᵀ X right of every matrix of a batch.
+
+    The order of the products is the cheapest for the shapes.
+
+    Args:
+      x: [N, H, W] float, dense or `LowRank`.
+      left: [H, V] float.
+      right: [W, U] float.
+
+    Returns:
+      [N, V, U] float.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.arange(24.0).reshape(2, 3, 4)
+      >>> project(x, left=jnp.ones([3, 1]), right=jnp.ones([4, 1])).ravel()
+      Array([ 66., 210.], dtype=float32)
+    """
+    if isinstance(x, LowRank):
+        return (x.up.mT @ left).mT @ (x.down @ right)
+    rows, columns = x.shape[-2:]
+    n_left, n_right = left.shape[-1], right.shape[-1]
+    right_first = rows * n_right * (columns + n_left)
+    left_first = columns * n_left * (rows + n_right)
+    if left_first < _LEFT_FIRST_RATE * right_first:
+        return jnp.einsum("nhw,hv->nvw", x, left) @ right
+    # The transpose of the small intermediate lets both products run as one large matrix product
+    # each, which a CPU does twice as fast as a contraction of the middle axis.
+    z_NUH = (x @ right).mT
+    return (z_NUH @ left).mT
+
+
+def inner(x: jax.Array | LowRank, weight: jax.Array) -> jax.Array:
+    """Inner products of every matrix with every slice of a weight tensor.
+
+    Args:
+      x: [N, H, W] float, dense or `LowRank`.
+      weight: [H, W, T] float.
+
+    Returns:
+      [N, T] float, entry (n, t) being the sum over h, w of x[n, h, w] * weight[h, w, t].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> inner(jnp.ones([2, 3, 4]), jnp.ones([3, 4, 1])).ravel()
+      Array([12., 12.], dtype=float32)
+    """
+    if isinstance(x, LowRank):
+        return jnp.einsum("nhr,nrw,hwt->nt", x.up, x.down, weight, optimize=_weight_first)
+    return x.reshape(x.shape[0], -1) @ weight.reshape(-1, weight.shape[-1])
+
+
+# Contract the weight with one factor first: the other order would multiply the factors out.
+_weight_first = [(0, 2), (0, 1)]
