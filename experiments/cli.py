@@ -4,54 +4,75 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 from tqdm import tqdm
 
 from probex_jax.errors import ProbexError
+from probex_jax.reports import table
+
+__all__ = ["progress", "run", "table"]
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 def run(main: Callable[[], None], *, required: Sequence[str] = ()) -> None:
-    """Runs a command: 0 on success; 2, with one line and no traceback, on a user's mistake."""
+    """Runs a command: 0 on success; 2, with one line and no traceback, on a user's mistake.
+
+    Args:
+      main: the command, after its flags were parsed.
+      required: names of the flags that must be given.
+    """
     flags.mark_flags_as_required(list(required))
 
-    def guarded(argv: list[str]) -> None:
+    def guarded(_: list[str]) -> None:
+        # Orbax and JAX report every step at the level below.
+        logging.set_verbosity(logging.WARNING)
         try:
-            if len(argv) > 1:
-                raise ProbexError(f"unexpected argument {argv[1]!r}: options are --name=value")
             main()
         except ProbexError as error:
             _exit(str(error))
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            if error.errno in _DISK_ERRORS:
+                _exit(f"{error.filename or 'output'}: {os.strerror(error.errno).lower()}")
+            if "Configuration is not available" not in str(error):
                 raise
-            _exit(f"{error.filename or 'output'}: {os.strerror(error.errno).lower()}")
+            _exit(_first_and_last_line(error))
+        except KeyboardInterrupt:
+            print("interrupted; run the same command again to go on", file=sys.stderr)
+            sys.exit(130)
 
-    app.run(guarded)
+    try:
+        app.run(guarded, flags_parser=_parse)
+    except SystemExit as stop:
+        # absl ends --help with 1, as if it were a mistake.
+        asked_for_help = {"--help", "-help", "--helpfull", "--helpshort"} & set(sys.argv[1:])
+        sys.exit(0 if asked_for_help else stop.code)
 
 
-def _exit(message: str) -> None:
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+    # Config files are Python: a wrong field, value or size shows as any of these.
+    except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        _exit(_first_and_last_line(error))
+    if len(rest) > 1:
+        _exit(f"unexpected argument {rest[1]!r}; options are written --name=value")
+    return rest
+
+
+def _first_and_last_line(error: Exception) -> str:
+    """What is wrong, without the traceback that ml_collections puts between."""
+    lines = str(error.args[0] if isinstance(error, KeyError) else error).strip().splitlines()
+    return " ".join(line.strip() for line in dict.fromkeys([lines[0], lines[-1]]))
+
+
+def _exit(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
-def progress(total: int, what: str, unit: str = "it") -> tqdm:
+def progress(total: int, what: str, unit: str) -> tqdm:
     """A progress bar with ETA on standard error; silent where that is not a terminal."""
     return tqdm(total=total, desc=what, unit=unit, disable=None, dynamic_ncols=True)
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of equal keys as a Markdown table, aligned to be read in a terminal as well."""
-    header = list(rows[0])
-    cells = [header] + [[_cell(row[key]) for key in header] for row in rows]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
-    cells.insert(1, ["-" * width for width in widths])
-    lines = (" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-             for line in cells)
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-

@@ -1,10 +1,10 @@
 """Tree Experts: fit one on a layer, sweep the layers of a tree, save and load."""
 
-from probex_jax.experts.expert import Expert
+from probex_jax.experts.expert import Expert, probabilities, versions
 from probex_jax.experts.fit import Recipe, Split, State, fit
 from probex_jax.experts.metrics import Score, accuracy
 from probex_jax.experts.network import Network, build_network
-from probex_jax.experts.statnn import statnn
+from probex_jax.experts.statnn import run_statnn, statnn
 from probex_jax.experts.sweep import SweepResult, evaluate, sweep
 
 __all__ = [
@@ -19,6 +19,9 @@ __all__ = [
     "build_network",
     "evaluate",
     "fit",
+    "probabilities",
+    "run_statnn",
     "statnn",
     "sweep",
+    "versions",
 ]

@@ -1,5 +1,8 @@
 """The StatNN baseline: statistics of the weights, into a random forest."""
 
+import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -7,7 +10,9 @@ import numpy as np
 
 from probex_jax.encoders import statistics
 from probex_jax.errors import ProbexError
+from probex_jax.experts.expert import versions
 from probex_jax.experts.metrics import Score, accuracy
+from probex_jax.files import claim, write_json
 from probex_jax.layer_store import LayerStore
 
 
@@ -37,6 +42,33 @@ def statnn(store: LayerStore, *, n_trees: int = 500, seed: int = 0) -> Score:
     columns: Any = zip(forest.predict_proba(_features(store, "test")), forest.classes_, strict=True)
     positive_YN = [p[:, list(c).index(1)] if 1 in c else np.zeros(len(p)) for p, c in columns]
     return accuracy(np.stack(positive_YN, axis=1) - 0.5, store.targets("test"))
+
+
+def run_statnn(
+    store: LayerStore, workdir: Path, *, n_trees: int = 500, seed: int = 0
+) -> dict[str, Any]:
+    """`statnn` with its metrics kept in a work directory, as those of a sweep are.
+
+    Returns:
+      The metrics; read from `workdir` where they are there already.
+
+    Raises:
+      ProbexError: as `statnn`, or if the work directory belongs to another config.
+    """
+    encoder = {"name": "statnn", "n_trees": n_trees}
+    settings = {
+        "encoder": encoder,
+        "recipe": {"seed": seed},
+        "tree": store.tree,
+        "store_hash": store.hash,
+    }
+    claim(workdir, settings)
+    path = workdir / "metrics.json"
+    if not path.exists():
+        score = statnn(store, n_trees=n_trees, seed=seed)
+        figures = {"test_accuracy": dataclasses.asdict(score), "versions": versions()}
+        write_json(path, settings | figures)
+    return json.loads(path.read_text())
 
 
 def _features(store: LayerStore, split: str) -> np.ndarray:

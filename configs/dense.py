@@ -1,0 +1,16 @@
+"""The dense expert, one linear layer on the flattened matrix: the baseline of the ProbeX paper.
+
+  python -m experiments.train --config=configs/dense.py --workdir=W --config.store=S
+"""
+
+import ml_collections
+
+from configs import probex
+
+
+def get_config(size: str = "paper") -> ml_collections.ConfigDict:
+    """As `configs/probex.py`, with another encoder and no head."""
+    config = probex.get_config(size).unlock()
+    config.encoder = ml_collections.ConfigDict({"name": "dense"})
+    config.head = "none"
+    return config.lock()

@@ -1,0 +1,45 @@
+"""ProbeX on every layer of one tree, with the recipe of the paper.
+
+  python -m experiments.train --config=configs/probex.py --workdir=W --config.store=S
+"""
+
+import ml_collections
+
+
+def get_config(size: str = "paper") -> ml_collections.ConfigDict:
+    """The config of one size: `paper`, or `mini` for matrices of tens of rows."""
+    config = ml_collections.ConfigDict()
+    # Layer store to train on.
+    config.store = ""
+    # Layers: names, numbers or regular expressions, separated by commas; empty for all.
+    config.layers = ""
+    # Encoder: its name and its fields.
+    config.encoder = ml_collections.ConfigDict()
+    config.encoder.name = "probex"
+    config.encoder.n_probes = 128
+    config.encoder.proj_dim = 128
+    config.encoder.rep_dim = 128
+    # Head: "class" for a linear one on the representation, "none" for none.
+    config.head = "class"
+    config.recipe = ml_collections.ConfigDict()
+    # Adam's learning rate.
+    config.recipe.learning_rate = 1e-3
+    # Weight of the L2 term, added to the gradient.
+    config.recipe.l2 = 1e-5
+    # Models a step; the last, short batch of an epoch is kept.
+    config.recipe.batch_size = 128
+    # Passes over the training split.
+    config.recipe.epochs = 500
+    # Epochs between evaluations on the validation split.
+    config.recipe.eval_every = 25
+    # Decides initialisation and order.
+    config.recipe.seed = 0
+    # A layer's training is saved at the first evaluation so many seconds after the last save.
+    config.save_every_s = 10.0
+    if size == "mini":
+        config.encoder.n_probes = 32
+        config.encoder.proj_dim = 32
+        config.recipe.epochs = 200
+    elif size != "paper":
+        raise ValueError(f"size {size!r}: expected paper or mini")
+    return config.lock()

@@ -1,0 +1,21 @@
+"""StatNN: a random forest on seven statistics of every layer, the baseline of the ProbeX paper.
+
+  python -m experiments.train --config=configs/statnn.py --workdir=W --config.store=S
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The only size."""
+    config = ml_collections.ConfigDict()
+    # Layer store to train on; all of its layers are used.
+    config.store = ""
+    config.encoder = ml_collections.ConfigDict()
+    config.encoder.name = "statnn"
+    # Trees of the forest.
+    config.encoder.n_trees = 500
+    config.recipe = ml_collections.ConfigDict()
+    # Decides the forest.
+    config.recipe.seed = 0
+    return config.lock()

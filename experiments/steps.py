@@ -1,0 +1,110 @@
+"""The steps that the commands and the demo share, with their progress bars and table rows."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import probex_jax as px
+from experiments import cli
+from probex_jax.experts import Recipe, run_statnn, sweep
+from probex_jax.layer_store import PackSummary
+from probex_jax.zoo import miniature
+
+Row = dict[str, object]
+
+
+def build_zoo(config: Mapping[str, Any], out: Path) -> list[miniature.TreeSummary]:
+    """Builds the miniature zoo, or what is left of it to build."""
+    settings = miniature.Settings(**config)
+    with cli.progress(settings.models * len(settings.trees), "fine-tuning", "model") as bar:
+        return miniature.build(settings, out, bar.update)
+
+
+def zoo_row(summary: miniature.TreeSummary) -> Row:
+    """A tree that was built."""
+    return {
+        "tree": summary.tree,
+        "models": sum(summary.models.values()),
+        **{split: summary.models.get(split, 0) for split in ("train", "val", "test")},
+        "accuracy": summary.accuracy,
+        "seconds": summary.seconds,
+    }
+
+
+def pack(zoo: Path, store: Path, layers: str = "") -> PackSummary:
+    """Packs a zoo; what is skipped goes to standard error, a line each."""
+    with cli.progress(0, "packing", "model") as bar:
+        return px.pack(
+            px.scan(zoo),
+            store,
+            layers or None,
+            on_models=bar.reset,
+            on_model=lambda fault: _packed(bar, fault),
+        )
+
+
+def _packed(bar: tqdm, fault: str) -> None:
+    bar.update()
+    if fault:
+        bar.write(f"skipped {fault}", file=sys.stderr)
+
+
+def pack_row(summary: PackSummary) -> Row:
+    """A store that was packed."""
+    store = summary.store
+    return {
+        "tree": store.tree,
+        "layers": len(store.layers),
+        **{s: sum(model.split == s for model in store.models) for s in ("train", "val", "test")},
+        "added": summary.added,
+        "skipped": len(summary.skipped),
+    }
+
+
+def train(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
+    """Trains what a config says; returns the metrics."""
+    store = px.LayerStore.open(config["store"])
+    encoder = dict(config["encoder"])
+    if encoder["name"] == "statnn":
+        seed = config["recipe"]["seed"]
+        return run_statnn(store, workdir, n_trees=encoder["n_trees"], seed=seed)
+    recipe = Recipe(**config["recipe"])
+    layers = px.select_layers(store.layers, config["layers"] or None)
+    with cli.progress(recipe.epochs * len(layers), "training", "epoch") as bar:
+        return sweep(
+            store,
+            workdir,
+            encoder=encoder,
+            head=config["head"],
+            recipe=recipe,
+            layers=layers,
+            save_every_s=config["save_every_s"],
+            on_progress=lambda layer, epochs: _trained(bar, layer, epochs),
+        ).metrics
+
+
+def _trained(bar: tqdm, layer: str, epochs: int) -> None:
+    bar.set_postfix_str(layer, refresh=False)
+    bar.update(epochs)
+
+
+def train_row(metrics: Mapping[str, Any]) -> Row:
+    """The result of a training."""
+    test = metrics["test_accuracy"]
+    return {
+        "tree": metrics["tree"],
+        "method": metrics["encoder"]["name"],
+        "layer": metrics.get("layer", "all"),
+        "test accuracy": f"{test['value']:.3f}",
+        "95 % interval": f"{test['low']:.3f} to {test['high']:.3f}",
+        "models": test["n_models"],
+    }
+
+
+def layer_rows(metrics: Mapping[str, Any]) -> Sequence[Row]:
+    """Validation accuracy of each layer; none where a method has no layers."""
+    accuracies = metrics.get("val_accuracy_by_layer", {})
+    return [{"layer": name, "validation accuracy": value} for name, value in accuracies.items()]

@@ -1,0 +1,28 @@
+"""Trains one expert per layer, chooses the best on validation and tests it once; resumes.
+
+Example:
+  python -m experiments.train --config=configs/probex.py --workdir=out/probex \
+    --config.store=out/stores/MiniSupViT
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import cli, steps
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "One of configs/; required.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results.")
+
+
+def main() -> None:
+    metrics = steps.train(_CONFIG.value.to_dict(), Path(_WORKDIR.value))
+    rows = steps.layer_rows(metrics)
+    if rows:
+        print(cli.table(rows), end="\n\n")
+    print(cli.table([steps.train_row(metrics)]))
+
+
+if __name__ == "__main__":
+    cli.run(main, required=["config", "workdir"])

@@ -1,0 +1,7 @@
+"""What people look at: tables, figures, and described models."""
+
+from probex_jax.reports.figures import accuracy_by_layer
+from probex_jax.reports.hidden import HiddenModel, hidden_models
+from probex_jax.reports.table import table
+
+__all__ = ["HiddenModel", "accuracy_by_layer", "hidden_models", "table"]

@@ -1,0 +1,72 @@
+"""Figures, legible in black and white and by colour-blind readers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from probex_jax.errors import ProbexError
+
+# Okabe and Ito's palette, told apart by hatching as well.
+_STYLES = (("#0072B2", ""), ("#E69F00", "///"), ("#009E73", "..."), ("#CC79A7", "xxx"))
+
+
+def accuracy_by_layer(
+    accuracies: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path
+) -> None:
+    """Bar chart of validation accuracy by layer, a panel per tree.
+
+    Args:
+      accuracies: tree to method to layer to accuracy; the layers of a tree's methods are the same.
+      path: the PNG file to write.
+
+    Raises:
+      ProbexError: if matplotlib is missing (extra `commands`).
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ProbexError("figures need matplotlib: pip install 'probex_jax[commands]'") from None
+    n_bars = max(len(next(iter(methods.values()))) for methods in accuracies.values())
+    size = (1.5 + 4.5 * len(accuracies), 1.2 + 0.42 * n_bars)
+    figure = Figure(figsize=size, layout="constrained", dpi=150)
+    panels = figure.subplots(1, len(accuracies), squeeze=False)[0]
+    for panel, (tree, methods) in zip(panels, accuracies.items(), strict=True):
+        _panel(panel, tree, methods)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels) , frameon=False)
+    figure.savefig(path)
+
+
+def _panel(panel, tree: str, methods: Mapping[str, Mapping[str, float]]) -> None:
+    layers = list(next(iter(methods.values())))
+    height = 0.8 / len(methods)
+    for number, (method, by_layer) in enumerate(methods.items()):
+        colour, hatch = _STYLES[number % len(_STYLES)]
+        positions = [index + (number - (len(methods) - 1) / 2) * height for index in range(len(layers))]
+        values = [by_layer[layer] for layer in layers]
+        bars = panel.barh(
+            positions, values, height, color=colour, hatch=hatch, edgecolor="white", label=method
+        )
+        panel.bar_label(bars, fmt="%.2f", fontsize=6, padding=2)
+    panel.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
+    panel.set_yticks(range(len(layers)), [short_name(layer) for layer in layers], fontsize=8)
+    panel.invert_yaxis()
+    panel.set_xlim(0.4, 1.06)
+    panel.set_xlabel("validation accuracy (dotted: chance)", fontsize=8)
+    panel.tick_params(axis="x", labelsize=8)
+    panel.set_title(tree, fontsize=10)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def short_name(layer: str) -> str:
+    """A layer's name without what all names share.
+
+    Example:
+      >>> short_name("vit.encoder.layer.0.attention.attention.query.weight")
+      '0.attention.query'
+    """
+    parts = [
+        part
+        for part in layer.removesuffix(".weight").split(".")
+        if part not in ("vit", "resnet", "encoder", "layer", "stages", "layers", "convolution")
+    ]
+    return ".".join(p for index, p in enumerate(parts) if index == 0 or parts[index - 1] != p)

@@ -1,0 +1,28 @@
+"""Tables in Markdown that read well in a terminal, too."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of equal keys as an aligned Markdown table.
+
+    Args:
+      rows: one mapping a row, the keys being the header; floats are shown with three digits.
+
+    Example:
+      >>> print(table([{"method": "ProbeX", "accuracy": 0.876}, {"method": "Dense", "accuracy": 0.9}]))
+      | method | accuracy |
+      | ------ | -------- |
+      | ProbeX | 0.876    |
+      | Dense  | 0.900    |
+    """
+    header = list(rows[0])
+    lines = [header, *([_text(row[key]) for key in header] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
