@@ -15,7 +15,7 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
-from probex_jax.experts.fit import logits
+from probex_jax.experts.training import logits
 from probex_jax.experts.network import Network, build_network
 from probex_jax.matrices import LowRank
 

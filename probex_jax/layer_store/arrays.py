@@ -47,7 +47,9 @@ class LayerArray:
                 }
             ],
         }
-        return cls._open(store, layer, {"metadata": metadata, "open": True, "create": True})
+        if (_folder(store, layer) / "matrices" / "zarr.json").exists():
+            return cls.open(store, layer)
+        return cls._open(store, layer, {"metadata": metadata, "create": True})
 
     @classmethod
     def open(cls, store: Path, layer: str) -> "LayerArray":
@@ -56,8 +58,7 @@ class LayerArray:
 
     @classmethod
     def _open(cls, store: Path, layer: str, options: dict[str, Any]) -> "LayerArray":
-        # Names of layers are text of strangers: quoted, none leads out of the store.
-        path = store / "layers" / quote(layer, safe="")
+        path = _folder(store, layer)
         spec = {
             "driver": "zarr3",
             "kvstore": {"driver": "file", "path": f"{path.resolve()}/matrices/"},
@@ -83,6 +84,11 @@ class LayerArray:
             contiguous = len(rows) > 0 and np.array_equal(rows, rows[0] + np.arange(len(rows)))
             index = slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else rows
             return np.asarray(self._array[index].read().result())
+
+
+def _folder(store: Path, layer: str) -> Path:
+    # Names of layers are text of strangers: quoted, none leads out of the store.
+    return store / "layers" / quote(layer, safe="")
 
 
 class _one_line_errors:  # noqa: N801 (used as a statement)

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,7 +17,7 @@ from safetensors import safe_open
 
 from probex_jax.errors import ProbexError
 from probex_jax.zoo.miniature import data, hf_files, pretraining
-from probex_jax.zoo.miniature.finetuning import FineTune, fine_tuner
+from probex_jax.zoo.miniature.finetuning import fine_tune
 from probex_jax.zoo.miniature.settings import (
     TREES,
     Recipe,
@@ -25,6 +26,8 @@ from probex_jax.zoo.miniature.settings import (
     generator,
     recipes,
 )
+
+FineTune = Callable[[Sequence[Recipe]], tuple[dict[str, np.ndarray], np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +112,8 @@ def _build_tree(
     settings: Settings, name: str, folder: Path, on_progress: Callable[[int], None]
 ) -> TreeSummary:
     start = time.monotonic()
+    for torn in folder.glob(".partial-*"):  # of a build that was killed
+        shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
     wanted = recipes(settings, name)
     missing = [recipe for recipe in wanted if not _folder(folder, recipe).exists()]
     on_progress(len(wanted) - len(missing))
@@ -116,10 +121,12 @@ def _build_tree(
         tree = TREES[name]
         digits = data.load(tree.architecture.image_size)
         root = _root(settings, name, folder, digits)
-        tuner = fine_tuner(
-            tree.architecture, root, digits, settings.batch_size, max(settings.steps)
-        )
-        for finished in _fine_tune_all(settings, tree, tuner, wanted, missing, folder):
+
+        def tune(batch: Sequence[Recipe]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+            sizes = {"batch_size": settings.batch_size, "max_steps": max(settings.steps)}
+            return fine_tune(tree.architecture, root, digits, batch, **sizes)
+
+        for finished in _fine_tune_all(settings, tree, tune, wanted, missing, folder):
             on_progress(finished)
     return TreeSummary(
         tree=name,
@@ -145,7 +152,7 @@ def _root(settings: Settings, name: str, folder: Path, digits: data.Digits) -> d
 def _fine_tune_all(
     settings: Settings,
     tree: Tree,
-    tuner: FineTune,
+    tune: FineTune,
     wanted: Sequence[Recipe],
     missing: Sequence[Recipe],
     folder: Path,
@@ -162,7 +169,7 @@ def _fine_tune_all(
 
     def run(batch: list[Recipe]) -> int:
         padded = batch + [batch[-1]] * (size - len(batch))
-        tensors, accuracies = tuner(padded)
+        tensors, accuracies = tune(padded)
         mine = [place for place, recipe in enumerate(batch) if recipe in todo]
         for place in mine:
             own = {name: value[place] for name, value in tensors.items()}

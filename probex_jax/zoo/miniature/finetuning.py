@@ -1,52 +1,71 @@
 """Fine-tuning of many models as one compiled program."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probex_jax.zoo.miniature import params as parameters
 from probex_jax.zoo.miniature.data import Digits
-from probex_jax.zoo.miniature.params import Params
+from probex_jax.zoo.miniature.params import Params, Shapes, is_head
 from probex_jax.zoo.miniature.resnet import ResNet
 from probex_jax.zoo.miniature.settings import Recipe
 from probex_jax.zoo.miniature.training import cross_entropy, fit
 from probex_jax.zoo.miniature.vit import ViT
 
-FineTune = Callable[[Sequence[Recipe]], tuple[dict[str, np.ndarray], np.ndarray]]
+# As transformers initialises a new head. It has to be small: a random head as large as a trained
+# one moves all weights below it in directions of its own, which bury what the classes do.
+_HEAD_SCALE = 0.02
 
 
-def fine_tuner(
-    model: ViT | ResNet, root: Params, digits: Digits, batch_size: int, max_steps: int
-) -> FineTune:
-    """A compiled function that fine-tunes a batch of models side by side.
+def fine_tune(
+    model: ViT | ResNet,
+    root: Params,
+    digits: Digits,
+    batch: Sequence[Recipe],
+    *,
+    batch_size: int,
+    max_steps: int,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Fine-tunes models side by side, in one program.
+
+    Calls with equally many recipes and the same architecture share one compilation.
 
     Args:
       model: the architecture.
       root: pre-trained tensors, with any classifier; each model gets a new one.
       digits: images by class, of the architecture's size.
+      batch: recipes of the N models.
       batch_size: images per step.
       max_steps: the most steps that any recipe has.
 
     Returns:
-      A function of recipes, always equally many to stay with one compilation, to the tensors
-      by name, each [N, ...], and the accuracies [N] on the held-back images of the models' own
-      classes. N is the number of recipes.
+      The tensors by name, each [N, ...], and the accuracies [N] on the held-back images of the
+      models' own classes.
     """
-    body = {name: value for name, value in root.items() if not parameters.is_head(name)}
-    train_YNSS, held_back_YNSS = jnp.asarray(digits.train), jnp.asarray(digits.held_back)
+    body = {name: value for name, value in root.items() if not is_head(name)}
+    choices = (
+        np.array([recipe.classes for recipe in batch], np.int32),
+        np.array([recipe.seed for recipe in batch], np.uint32),
+        np.array([recipe.steps for recipe in batch], np.int32),
+        np.array([recipe.learning_rate for recipe in batch], np.float32),
+        np.array([recipe.weight_decay for recipe in batch], np.float32),
+    )
+    return jax.device_get(
+        _fine_tune_many(
+            model, batch_size, max_steps, body, digits.train, digits.held_back, *choices
+        )
+    )
 
-    def one(body, train_YNSS, held_back_YNSS, classes_C, seed, steps, learning_rate, weight_decay):
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _fine_tune_many(model, batch_size, max_steps, body, train_YNSS, held_back_YNSS, *choices):
+    def one(classes_C, seed, steps, learning_rate, weight_decay):
         head_key, class_key, image_key = jax.random.split(jax.random.key(seed), 3)
-        n_classes, size = len(classes_C), (max_steps, batch_size)
-        labels = jax.random.randint(class_key, size, 0, n_classes)
+        size = (max_steps, batch_size)
+        labels = jax.random.randint(class_key, size, 0, len(classes_C))
         picked = jax.random.randint(image_key, size, 0, train_YNSS.shape[1])
-        head_shapes = {
-            name: shape
-            for name, shape in model.shapes(n_classes).items()
-            if parameters.is_head(name)
-        }
 
         def loss(params: Params, step: jax.Array):
             images_BSS = train_YNSS[classes_C[labels[step]], picked[step]]
@@ -55,26 +74,23 @@ def fine_tuner(
 
         params = fit(
             loss,
-            body | parameters.initialise(head_shapes, head_key),
+            body | _new_head(model.shapes(len(classes_C)), head_key),
             steps=steps,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
         )
         return params, accuracy(model, params, held_back_YNSS[classes_C])
 
-    many = jax.jit(jax.vmap(one, in_axes=(None, None, None, 0, 0, 0, 0, 0)))
+    return jax.vmap(one)(*choices)
 
-    def fine_tune(batch: Sequence[Recipe]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        choices = (
-            np.array([recipe.classes for recipe in batch], np.int32),
-            np.array([recipe.seed for recipe in batch], np.uint32),
-            np.array([recipe.steps for recipe in batch], np.int32),
-            np.array([recipe.learning_rate for recipe in batch], np.float32),
-            np.array([recipe.weight_decay for recipe in batch], np.float32),
-        )
-        return jax.device_get(many(body, train_YNSS, held_back_YNSS, *choices))
 
-    return fine_tune
+def _new_head(shapes: Shapes, key: jax.Array) -> Params:
+    """A classifier with weights normal(0.02) and no bias."""
+    head = {name: shape for name, shape in shapes.items() if is_head(name)}
+    return {
+        name: _HEAD_SCALE * jax.random.normal(key, shape) if len(shape) > 1 else jnp.zeros(shape)
+        for name, shape in head.items()
+    }
 
 
 def accuracy(model: ViT | ResNet, params: Params, images_YNSS: jax.Array) -> jax.Array:

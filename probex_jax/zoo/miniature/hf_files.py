@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 
 from probex_jax.zoo.miniature.resnet import ResNet
 from probex_jax.zoo.miniature.vit import ViT
@@ -63,23 +63,32 @@ def config_json(model: ViT | ResNet, class_names: Sequence[str]) -> dict[str, An
 
 
 def serialise(tensors: Tensors, metadata: Mapping[str, Any]) -> bytes:
-    """A safetensors file; metadata values are written as the text of Python literals."""
-    return save(
-        {name: _as_pytorch(name, value) for name, value in tensors.items()},
-        {"format": "pt"} | {key: str(value) for key, value in metadata.items()},
-    )
+    """A safetensors file; metadata values are written as the text of Python literals.
+
+    Equal contents give equal bytes, unlike safetensors' own `save`, which orders metadata anew
+    in every process.
+    """
+    header: dict[str, Any] = {
+        "__metadata__": {"format": "pt"} | {key: str(value) for key, value in metadata.items()}
+    }
+    payload = b""
+    for name, value in sorted(tensors.items()):
+        whole = name.endswith("num_batches_tracked")
+        data = np.asarray(value, "<i8" if whole else "<f4").tobytes(order="C")
+        header[name] = {
+            "dtype": "I64" if whole else "F32",
+            "shape": np.shape(value),
+            "data_offsets": [len(payload), len(payload) + len(data)],
+        }
+        payload += data
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the payload is aligned
+    return len(text).to_bytes(8, "little") + text + payload
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a file that `serialise` made, as the models here compute with them."""
     return {name: value.astype(np.float32) for name, value in load_file(path).items()}
-
-
-def _as_pytorch(name: str, value: np.ndarray) -> np.ndarray:
-    kind = np.int64 if name.endswith("num_batches_tracked") else np.float32
-    # safetensors writes the bytes as they lie, whatever the strides say. (A 0-d array is always
-    # contiguous, and ascontiguousarray would make it 1-d.)
-    return np.ascontiguousarray(value, kind).reshape(np.shape(value))
 
 
 def _json(value: Mapping[str, Any]) -> str:

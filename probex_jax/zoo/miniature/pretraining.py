@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probex_jax.zoo.miniature import params as parameters
 from probex_jax.zoo.miniature import vit
-from probex_jax.zoo.miniature.params import Params, Shapes
+from probex_jax.zoo.miniature.params import Params, Shapes, initialise
 from probex_jax.zoo.miniature.settings import Settings, Tree
 from probex_jax.zoo.miniature.training import cross_entropy, fit
 
@@ -51,7 +50,7 @@ def root(tree: Tree, settings: Settings, images_YNSS: np.ndarray, seed: int) -> 
 
         return fit(
             step_loss,
-            parameters.initialise(shapes | extra, init_key),
+            initialise(shapes | extra, init_key),
             steps=settings.pretraining_steps,
             learning_rate=settings.pretraining_rate,
             weight_decay=0.0,
@@ -70,27 +69,24 @@ def _supervised(model, params: Params, images_BSS, labels_B, key):
 def _masked(model: vit.ViT, params: Params, images_BSS, labels_B, key):
     """Mean squared error of the hidden patches, as a masked autoencoder's.
 
-    The encoder sees a random half of the patches; a decoder of one block, thrown away later,
-    fills in the others. Which patches are hidden differs from batch to batch.
+    The encoder sees a random half of the patches. A decoder of one block, thrown away later,
+    fills in the others from the class token alone, so that this token, which fine-tuning reads,
+    learns to sum up an image. Which patches are hidden differs from batch to batch.
     """
     del labels_B
     patches_PTB = model.patches(images_BSS)
-    x_DTB = model.embed(params, patches_PTB)
     order = jax.random.permutation(key, model.n_patches)
     n_seen = round(_SEEN_SHARE * model.n_patches)
     seen, hidden = order[:n_seen], order[n_seen:]
+    x_DTB = model.embed(params, patches_PTB)
     x_DTB = jnp.concatenate([x_DTB[:, :1], x_DTB[:, 1 + seen]], axis=1)
     for index in range(model.num_hidden_layers):
         x_DTB = model.block(params, f"vit.encoder.layer.{index}.", x_DTB)
-    x_DTB = vit.dense(params, "decoder.embed", vit.norm(params, "vit.layernorm", x_DTB))
-    filler_DTB = jnp.broadcast_to(
-        params["decoder.mask_token"].reshape(-1, 1, 1), (len(x_DTB), len(hidden), x_DTB.shape[-1])
-    )
-    x_DTB = jnp.concatenate([x_DTB, filler_DTB], axis=1)
-    places = jnp.concatenate([jnp.zeros(1, seen.dtype), 1 + seen, 1 + hidden])
-    x_DTB += params["decoder.position_embeddings"][places].T[:, :, None]
+    summary_D1B = vit.norm(params, "vit.layernorm", x_DTB[:, :1])
+    places_DT1 = params["decoder.position_embeddings"][hidden].T[:, :, None]
+    x_DTB = vit.dense(params, "decoder.embed", summary_D1B) + places_DT1
     x_DTB = model.block(params, "decoder.block.", x_DTB)
-    x_DTB = vit.norm(params, "decoder.layernorm", x_DTB[:, 1 + n_seen :])
+    x_DTB = vit.norm(params, "decoder.layernorm", x_DTB)
     guess_PTB = vit.dense(params, "decoder.pixels", x_DTB)
     return jnp.square(guess_PTB - patches_PTB[:, hidden]).mean(), {}
 
@@ -98,8 +94,7 @@ def _masked(model: vit.ViT, params: Params, images_BSS, labels_B, key):
 def _decoder_shapes(model: vit.ViT) -> Shapes:
     width, pixels = model.hidden_size, model.patch_size**2
     return {
-        "decoder.mask_token": (width,),
-        "decoder.position_embeddings": (1 + model.n_patches, width),
+        "decoder.position_embeddings": (model.n_patches, width),
         **model.block_shapes("decoder.block."),
         "decoder.embed.weight": (width, width),
         "decoder.embed.bias": (width,),

@@ -23,7 +23,7 @@ from flax import serialization
 
 from probex_jax.experts import checkpoints
 from probex_jax.experts.expert import Expert, versions
-from probex_jax.experts.fit import Recipe, Split, State, fit, initial_state
+from probex_jax.experts.training import Recipe, Split, State, fit, initial_state
 from probex_jax.experts.metrics import Score, accuracy
 from probex_jax.experts.network import build_network
 from probex_jax.files import claim, write_json

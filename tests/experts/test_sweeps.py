@@ -1,0 +1,175 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import probex_jax as px
+from probex_jax.experts import Recipe, accuracy, evaluate, run_statnn, statnn, sweep
+
+ENCODER = {"name": "probex", "n_probes": 8, "proj_dim": 8, "rep_dim": 16}
+RECIPE = Recipe(epochs=60, eval_every=10, batch_size=32, learning_rate=3e-3)
+
+
+def run(store, workdir, **changes):
+    settings = {"encoder": ENCODER, "head": "class", "recipe": RECIPE} | changes
+    return sweep(store, workdir, **settings)
+
+
+@pytest.fixture(scope="module")
+def swept(toy_store, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("sweep")
+    return workdir, run(toy_store, workdir)
+
+
+def test_the_layer_that_carries_the_classes_is_found(swept, toy_store):
+    workdir, result = swept
+    assert result.expert.card["layer"] == "a.weight"
+    assert result.layers["a.weight"] > 0.9 > result.layers["b.weight"]
+    assert result.test.value > 0.9
+    assert result.test.low <= result.test.value <= result.test.high
+    metrics = json.loads((workdir / "metrics.json").read_text())
+    assert metrics["layer"] == "a.weight"
+    assert metrics["store_hash"] == toy_store.hash
+    assert metrics["test_accuracy"]["value"] == result.test.value
+
+
+def test_a_loaded_expert_answers_the_same(swept, toy_store):
+    workdir, result = swept
+    expert = px.Expert.load(workdir)
+    x = toy_store.matrices("a.weight", "test")
+    np.testing.assert_array_equal(expert.logits(x), result.expert.logits(x))
+    assert expert.encode(x).shape == (20, 16)
+    right = (np.asarray(expert.logits(x)) > 0) == (toy_store.targets("test") > 0.5)
+    assert evaluate(expert, toy_store)[0].value == pytest.approx(right.mean())
+
+
+def test_selection_does_not_see_the_test_split(swept, toy_zoo, tmp_path):
+    """Other test models: another test accuracy, and nothing else."""
+    zoo = tmp_path / "Toy"
+    shutil.copytree(toy_zoo, zoo)
+    models = sorted((zoo / "test").iterdir())
+    for model in models[:10]:
+        shutil.rmtree(model)
+    changed = px.pack(px.scan(zoo), tmp_path / "s").store
+    result = run(changed, tmp_path / "w")
+    _, original = swept
+    assert dict(result.layers) == dict(original.layers)
+    x = changed.matrices("a.weight", "val")
+    np.testing.assert_array_equal(result.expert.logits(x), original.expert.logits(x))
+    assert result.test.n_models == 10
+
+
+def test_running_again_trains_nothing(swept, toy_store, monkeypatch):
+    workdir, result = swept
+    monkeypatch.setattr("probex_jax.experts.sweeps.fit", None)
+    assert run(toy_store, workdir).metrics == result.metrics
+
+
+KILLED = """
+import os, signal
+from pathlib import Path
+import probex_jax as px
+from probex_jax.experts import Recipe, sweep
+calls = []
+def progress(layer, epochs):
+    calls.append(layer)
+    if len(calls) == {kill}:
+        os.kill(os.getpid(), signal.SIGKILL)
+sweep(px.LayerStore.open({store!r}), Path({workdir!r}), encoder={encoder!r}, head="class",
+      recipe={recipe!r}, save_every_s=0.0, on_progress=progress)
+"""
+
+
+def test_a_killed_sweep_goes_on_to_the_same_bits(swept, toy_store, tmp_path):
+    """Killed in the middle of the first layer, and again in the middle of the second."""
+    original, result = swept
+    for kill, code in ((4, -9), (6, -9), (-1, 0)):
+        names = {"store": str(toy_store.path), "workdir": str(tmp_path / "w")}
+        script = KILLED.format(kill=kill, encoder=ENCODER, recipe=RECIPE, **names)
+        assert subprocess.run([sys.executable, "-c", script]).returncode == code
+    for name in ("metrics.json", "config.json"):
+        assert (tmp_path / "w" / name).read_text() == (original / name).read_text()
+    resumed = px.Expert.load(tmp_path / "w")
+    assert resumed.card == px.Expert.load(original).card
+    x = toy_store.matrices("a.weight", "test")
+    np.testing.assert_array_equal(resumed.logits(x), result.expert.logits(x))
+    assert not list((tmp_path / "w").rglob("training"))
+
+
+def test_a_work_directory_of_another_config_says_which_fields(swept, toy_store):
+    workdir, _ = swept
+    with pytest.raises(px.ProbexError) as error:
+        run(toy_store, workdir, recipe=Recipe(epochs=60, eval_every=10, learning_rate=0.5))
+    message = str(error.value)
+    assert "recipe.batch_size is 32 there, 128 here" in message
+    assert "recipe.learning_rate is 0.003 there, 0.5 here" in message
+    assert "epochs" not in message
+
+
+def test_a_damaged_expert_is_not_used(swept, toy_store, tmp_path):
+    workdir, _ = swept
+    shutil.copytree(workdir, tmp_path / "w")
+    data = [p for p in (tmp_path / "w" / "expert").rglob("*") if p.is_file() and p.parent.name == "d"]
+    largest = max(data, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with pytest.raises(px.ProbexError, match="expert"):
+        px.Expert.load(tmp_path / "w")
+
+
+def test_no_expert_is_one_line(tmp_path):
+    with pytest.raises(px.ProbexError, match="no such expert"):
+        px.Expert.load(tmp_path / "nothing")
+
+
+def test_matrices_of_another_shape_are_refused(swept):
+    _, result = swept
+    with pytest.raises(px.ProbexError, match=r"reads matrices of 12x16, got shape \(3, 4, 4\)"):
+        result.expert.encode(np.zeros([3, 4, 4], np.float32))
+
+
+def test_another_class_list_is_refused(swept):
+    _, result = swept
+    with pytest.raises(px.ProbexError, match="they differ in 'fox'"):
+        result.expert.check_classes(result.expert.card["classes"][:-1])
+
+
+def test_an_empty_split_is_refused(toy_zoo, tmp_path):
+    shutil.copytree(toy_zoo, tmp_path / "Toy", ignore=shutil.ignore_patterns("val"))
+    store = px.pack(px.scan(tmp_path / "Toy"), tmp_path / "s").store
+    with pytest.raises(px.ProbexError, match="no model in split 'val'"):
+        run(store, tmp_path / "w")
+
+
+def test_a_full_disk_is_one_line(toy_store, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("probex_jax.experts.checkpoints.ocp.save", full)
+    with pytest.raises(px.ProbexError, match="no space left on the disk"):
+        run(toy_store, tmp_path / "w", recipe=Recipe(epochs=1, eval_every=1))
+
+
+def test_statnn_sees_the_scale_of_weights_but_not_their_directions(toy_store, tmp_path):
+    score = statnn(toy_store, n_trees=50)
+    assert 0.3 < score.value < 0.7, "the toy's classes are directions: statistics cannot tell"
+    metrics = run_statnn(toy_store, tmp_path / "w", n_trees=50)
+    assert metrics["test_accuracy"]["value"] == score.value
+    with pytest.raises(px.ProbexError, match="encoder.n_trees is 50 there, 60 here"):
+        run_statnn(toy_store, tmp_path / "w", n_trees=60)
+
+
+def test_accuracy_counts_entries_and_its_interval_models():
+    rng = np.random.default_rng(0)
+    targets = rng.random([400, 10]) < 0.5
+    wrong = rng.random([400, 10]) < 0.2
+    score = accuracy(np.where(targets ^ wrong, 1.0, -1.0), targets)
+    assert score.value == pytest.approx(1 - wrong.mean())
+    assert score.n_models == 400
+    # The standard error of the mean over models, by the formula.
+    width = 2 * 1.96 * (wrong.mean(1).std() / 20)
+    assert score.high - score.low == pytest.approx(width, rel=0.15)

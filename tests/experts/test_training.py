@@ -1,0 +1,155 @@
+
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import probex_jax as px
+from probex_jax.experts import Recipe, Split, build_network, training
+
+
+
+NETWORK = build_network({"name": "probex", "n_probes": 4, "proj_dim": 4, "rep_dim": 8}, "class", 3)
+
+
+def split(n_models, seed=0, shape=(6, 5)):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n_models, *shape)).astype(np.float32)
+    y = (rng.random([n_models, 3]) < 0.5).astype(np.float32)
+    return Split(jnp.asarray(x), jnp.asarray(y))
+
+
+def assert_same_bits(a, b):
+    for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def reference_step(params, opt, x, y, recipe, network=NETWORK):
+    """One step of Adam with the L2 term in the gradient, written out in float64."""
+
+    def loss(params):
+        logits = network.apply({"params": params}, x)
+        per_class = jnp.maximum(logits, 0) - logits * y + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+        return per_class.mean()
+
+    value, gradient = jax.value_and_grad(loss)(params)
+    step = opt["step"] + 1
+
+    def update(p, g, m, v):
+        p, g, m, v = (np.asarray(item, np.float64) for item in (p, g, m, v))
+        g = g + recipe.l2 * p
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        corrected = np.sqrt(v / (1 - 0.999**step)) + 1e-8
+        return p - recipe.learning_rate * m / (1 - 0.9**step) / corrected, m, v
+
+    new = jax.tree.map(update, params, gradient, opt["m"], opt["v"])
+    pick = lambda i: jax.tree.map(lambda t: t[i], new, is_leaf=lambda t: isinstance(t, tuple))
+    return pick(0), {"step": step, "m": pick(1), "v": pick(2)}, float(value)
+
+
+@pytest.mark.parametrize("micro_batch_bytes", [1e9, 500])
+def test_training_follows_the_recipe_step_by_step(monkeypatch, micro_batch_bytes):
+    """Every batch, the short last one too, against Adam written out; in micro-batches as well."""
+    monkeypatch.setattr(training, "_MICRO_BATCH_BYTES", micro_batch_bytes)
+    recipe = Recipe(batch_size=7, epochs=3, eval_every=3, l2=0.1, learning_rate=0.01, seed=int(micro_batch_bytes))
+    train, val = split(17), split(9, seed=1)
+    state = training.fit(NETWORK, recipe, train, val)
+    start = training.initial_state(NETWORK, recipe, train.x)
+    params = start.params
+    zeros = jax.tree.map(np.zeros_like, params)
+    opt = {"step": 0, "m": zeros, "v": zeros}
+    losses = []
+    for order in np.asarray(training.epoch_orders(recipe, 17, jnp.int32(0))):
+        assert sorted(order) == list(range(17))
+        for batch in (order[:7], order[7:14], order[14:]):
+            as_float32 = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+            params, opt, loss = reference_step(as_float32, opt, train.x[batch], train.y[batch], recipe)
+            losses.append(loss * len(batch))
+    for actual, expected in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(state.loss_E[1], sum(losses) / (3 * 17), rtol=1e-5)
+    logits = NETWORK.apply({"params": state.params}, val.x)
+    np.testing.assert_allclose(
+        state.accuracy_E[1], np.mean((logits > 0) == (val.y > 0.5)), rtol=1e-6
+    )
+
+
+def test_evaluations_are_where_the_recipe_says():
+    recipe = Recipe(epochs=10, eval_every=4)
+    epochs = []
+    training.fit(NETWORK, recipe, split(8), split(4, 1), on_evaluation=lambda s: epochs.append(int(s.epoch)))
+    assert epochs == [0, 4, 8, 10]
+    assert recipe.n_evaluations == 4
+
+
+def test_the_best_evaluation_is_kept_and_ties_do_not_replace_it():
+    recipe = Recipe(epochs=40, eval_every=2, learning_rate=0.05)
+    seen = []
+    state = training.fit(
+        NETWORK,
+        recipe,
+        split(30),
+        split(10, 1),
+        on_evaluation=lambda s: seen.append((float(s.accuracy_E[s.evaluation - 1]), jax.tree.map(np.array, s.params))),
+    )
+    accuracies = [accuracy for accuracy, _ in seen]
+    assert len(set(accuracies)) < len(accuracies), "no tie happened: the test shows nothing"
+    best = accuracies.index(max(accuracies))
+    assert int(state.best_epoch) == 2 * best
+    assert float(state.best_accuracy) == max(accuracies)
+    assert_same_bits(state.best_params, seen[best][1])
+
+
+def test_going_on_from_any_evaluation_gives_the_same_bits():
+    recipe = Recipe(epochs=11, eval_every=3, batch_size=8)
+    train, val = split(20), split(6, 1)
+    states = []
+    whole = training.fit(NETWORK, recipe, train, val, on_evaluation=lambda s: states.append(jax.tree.map(np.array, s)))
+    for kept in states[:-1]:
+        resumed = training.fit(NETWORK, recipe, train, val, state=jax.device_put(kept))
+        assert_same_bits(resumed, whole)
+
+
+def test_layers_of_one_shape_share_one_compilation():
+    recipe = Recipe(epochs=9, eval_every=2, seed=123)
+    before = training.advance._cache_size()
+    for layer in range(3):
+        training.fit(NETWORK, recipe, split(12, layer), split(5, layer + 9))
+    assert training.advance._cache_size() == before + 1
+    training.fit(NETWORK, recipe, split(12, shape=(4, 4)), split(5, shape=(4, 4)))
+    assert training.advance._cache_size() == before + 2
+
+
+def test_the_seed_decides_everything():
+    train, val = split(12), split(5, 1)
+    results = [
+        training.fit(NETWORK, Recipe(epochs=4, eval_every=2, seed=seed), train, val).params
+        for seed in (1, 1, 2)
+    ]
+    assert_same_bits(results[0], results[1])
+    with pytest.raises(AssertionError):
+        assert_same_bits(results[0], results[2])
+
+
+def test_logits_of_many_models_come_in_order(monkeypatch):
+    data = split(11)
+    params = NETWORK.init(jax.random.key(0), data.x)["params"]
+    whole = NETWORK.apply({"params": params}, data.x)
+    monkeypatch.setattr(training, "_MICRO_BATCH_BYTES", 4 * 30 * 4)
+    np.testing.assert_allclose(training.logits(NETWORK, params, data.x), whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"epochs": 0}, "recipe.epochs: 0 is not a whole number >= 1"),
+        ({"batch_size": 2.5}, "recipe.batch_size: 2.5"),
+        ({"eval_every": True}, "recipe.eval_every: True"),
+        ({"learning_rate": float("nan")}, "recipe.learning_rate: nan"),
+        ({"l2": -1.0}, "recipe.l2: -1.0"),
+    ],
+)
+def test_impossible_recipes_are_refused(fields, message):
+    with pytest.raises(px.ProbexError, match=message):
+        Recipe(**fields)

@@ -1,0 +1,286 @@
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import probex_jax as px
+from tests.conftest import CLASSES, write_toy_model, write_toy_zoo
+
+LAYERS = {"a.weight": (12, 16), "b.weight": (6, 18)}
+
+
+def pack(zoo, store, layers=None):
+    return px.pack(px.scan(zoo), store, layers)
+
+
+def folder_hash(folder):
+    """Of every file below a folder, names and bytes."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def edit(model, change, metadata=None):
+    """Changes the weights of a toy model in place."""
+    file = model / "model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata or {"dataset_chosen_targets": str([CLASSES[0]])})
+
+
+@pytest.fixture
+def zoo(tmp_path):
+    return write_toy_zoo(tmp_path / "Toy", 20)
+
+
+def test_a_store_holds_what_the_files_hold(toy_zoo, toy_store):
+    assert toy_store.layers == LAYERS
+    assert toy_store.classes == CLASSES
+    assert toy_store.tree == "Toy"
+    for split, count in (("train", 70), ("val", 10), ("test", 20)):
+        matrices = {layer: toy_store.matrices(layer, split) for layer in LAYERS}
+        targets = toy_store.targets(split)
+        assert len(targets) == count
+        for index, model in enumerate(toy_store.split(split)):
+            file = toy_zoo / split / model.id / "model.safetensors"
+            for layer, shape in LAYERS.items():
+                expected = load_file(file)[layer].reshape(shape)
+                np.testing.assert_array_equal(matrices[layer][index], expected)
+            with px.open_model(file) as opened:
+                stated = opened.metadata["dataset_chosen_targets"]
+            assert {CLASSES[i] for i in np.flatnonzero(targets[index])} == set(json.loads(stated.replace("'", '"')))
+
+
+def test_only_the_layers_asked_for_are_packed(zoo, tmp_path):
+    store = pack(zoo, tmp_path / "s", "b.*").store
+    assert list(store.layers) == ["b.weight"]
+    with pytest.raises(px.ProbexError, match="no layer 'a.weight'; it has b.weight"):
+        store.matrices("a.weight")
+
+
+def test_packing_again_adds_nothing_and_writes_nothing(zoo, tmp_path):
+    assert pack(zoo, tmp_path / "s").added == 20
+    before = folder_hash(tmp_path / "s")
+    assert pack(zoo, tmp_path / "s").added == 0
+    assert folder_hash(tmp_path / "s") == before
+
+
+def test_new_models_are_appended_without_rewriting(zoo, tmp_path):
+    first = pack(zoo, tmp_path / "s").store
+    shards = {n: h for n, h in folder_hash(tmp_path / "s").items() if "/c/" in n}
+    kept = first.matrices("a.weight", "test")
+    rng = np.random.default_rng(5)
+    for index in range(3):
+        write_toy_model(zoo / "test" / f"later_{index}", CLASSES[:2], rng)
+    second = pack(zoo, tmp_path / "s")
+    assert second.added == 3
+    assert folder_hash(tmp_path / "s").items() >= shards.items()
+    np.testing.assert_array_equal(second.store.matrices("a.weight", "test")[: len(kept)], kept)
+    assert len(second.store.matrices("a.weight", "test")) == len(kept) + 3
+    assert second.store.hash != first.hash
+
+
+KILLED_PACK = """
+import os, signal, sys
+import probex_jax as px
+
+from probex_jax.layer_store import packing
+packing._BLOCK_MODELS = 6
+if {kill}:
+    write, calls = packing.LayerArray.write, []
+    def killed(self, first_row, matrices):
+        write(self, first_row, matrices)
+        calls.append(first_row)
+        if len(calls) == {kill}:
+            os.kill(os.getpid(), signal.SIGKILL)
+    packing.LayerArray.write = killed
+px.pack(px.scan({zoo!r}), {store!r})
+"""
+
+
+def run_pack(zoo, store, kill=0):
+    code = KILLED_PACK.format(zoo=str(zoo), store=str(store), kill=kill)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode
+
+
+def test_a_killed_pack_goes_on_to_the_same_bytes(zoo, tmp_path):
+    assert run_pack(zoo, tmp_path / "whole") == 0
+    # Killed in the second block, one of its two layers written; then in the block after that.
+    for kill in (3, 2):
+        assert run_pack(zoo, tmp_path / "killed", kill) == -9
+    with (tmp_path / "killed" / "models.jsonl").open("a") as table:
+        table.write('{"id": "torn')
+    assert run_pack(zoo, tmp_path / "killed") == 0
+    assert folder_hash(tmp_path / "killed") == folder_hash(tmp_path / "whole")
+
+
+def spoil_nan(model):
+    edit(model, lambda w: w["a.weight"].__setitem__((0, 0), np.nan))
+
+
+def spoil_shape(model):
+    edit(model, lambda w: w.__setitem__("a.weight", np.zeros((3, 3), np.float32)))
+
+
+def spoil_layer(model):
+    edit(model, lambda w: w.pop("b.weight"))
+
+
+def spoil_label(model):
+    edit(model, lambda w: None, {"other": "metadata"})
+
+
+def spoil_label_code(model):
+    code = "__import__('os').system('touch /tmp/probex_pwned')"
+    edit(model, lambda w: None, {"dataset_chosen_targets": code})
+
+
+def spoil_label_class(model):
+    edit(model, lambda w: None, {"dataset_chosen_targets": "['gnu']"})
+
+
+def spoil_truncated(model):
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def spoil_gone(model):
+    (model / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (spoil_nan, "layer 'a.weight': 1 of 192 values are NaN or infinite"),
+        (spoil_shape, "layer a.weight: shape 3x3, most models have 12x16"),
+        (spoil_layer, "layer b.weight: missing"),
+        (spoil_label, "no label: expected 'dataset_chosen_targets'"),
+        (spoil_label_code, "dataset_chosen_targets"),
+        (spoil_label_class, "label 'gnu' is not among the 6 classes"),
+        (spoil_truncated, "model.safetensors"),
+        (spoil_gone, "model"),
+    ],
+)
+@pytest.mark.parametrize("position", ["train/model_0000", "test/model_0017"])
+def test_one_bad_model_is_listed_and_the_rest_go_on(zoo, tmp_path, spoil, reason, position):
+    (zoo / "zoo.json").write_text(json.dumps({"classes": CLASSES}))
+    spoil(zoo / position)
+    faults = []
+    summary = px.pack(px.scan(zoo), tmp_path / "s", on_model=faults.append)
+    assert summary.added == 19
+    assert list(summary.skipped) == [Path(position).name]
+    assert reason in summary.skipped[Path(position).name]
+    assert str(zoo / position) in summary.skipped[Path(position).name]
+    assert [fault for fault in faults if fault] == [
+        f"{Path(position).name}: {summary.skipped[Path(position).name]}"
+    ]
+    assert dict(summary.store.skipped) == dict(summary.skipped)
+    assert not Path("/tmp/probex_pwned").exists()
+
+
+def test_a_mended_model_is_packed_by_the_next_run(zoo, tmp_path):
+    spoil_nan(zoo / "train" / "model_0002")
+    assert pack(zoo, tmp_path / "s").added == 19
+    edit(zoo / "train" / "model_0002", lambda w: w["a.weight"].fill(0.5))
+    again = pack(zoo, tmp_path / "s")
+    assert again.added == 1
+    assert not again.skipped
+    assert not again.store.skipped
+
+
+def broken_zoo(tmp_path, spoil):
+    zoo = write_toy_zoo(tmp_path / "Broken", 3)
+    for model in zoo.glob("*/*"):
+        spoil(model)
+    return zoo
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda tmp, zoo: (tmp / "nowhere", None), "nowhere: no such folder"),
+        (lambda tmp, zoo: ((tmp / "empty").mkdir() or tmp / "empty", None), "empty: no models"),
+        (lambda tmp, zoo: (broken_zoo(tmp, spoil_gone), None), "no model can be packed; the first"),
+        (lambda tmp, zoo: (broken_zoo(tmp, spoil_nan), None), "could be packed; the first: .*NaN"),
+        (lambda tmp, zoo: (zoo, "z.weight"), "no layer 'z.weight'"),
+        (lambda tmp, zoo: (zoo, "99"), "no layer number 99"),
+    ],
+)
+def test_nothing_to_pack_is_one_line(tmp_path, zoo, prepare, message):
+    folder, layers = prepare(tmp_path, zoo)
+    with pytest.raises(px.ProbexError, match=message) as error:
+        pack(folder, tmp_path / "s", layers)
+    assert "\n" not in str(error.value)
+
+
+def test_a_layer_that_few_models_have_is_named(zoo, tmp_path):
+    edit(zoo / "train" / "model_0001", lambda w: w.__setitem__("z.weight", np.ones((2, 2), "f4")))
+    with pytest.raises(px.ProbexError, match=r"no layer 'z.weight'.*few models only: z.weight"):
+        pack(zoo, tmp_path / "s", "z.weight")
+
+
+def test_a_store_is_not_mixed_with_another_zoo(zoo, tmp_path):
+    pack(zoo, tmp_path / "s", "a.weight")
+    with pytest.raises(px.ProbexError, match="already holds 1 layers"):
+        pack(zoo, tmp_path / "s", "b.weight")
+    shutil.move(zoo, tmp_path / "Other")
+    with pytest.raises(px.ProbexError, match="holds models of Toy, not of Other"):
+        pack(tmp_path / "Other", tmp_path / "s")
+
+
+def test_model_in_two_splits_is_refused(zoo, tmp_path):
+    shutil.copytree(zoo / "train" / "model_0000", zoo / "test" / "model_0000")
+    with pytest.raises(px.ProbexError, match="model_0000 is in both train/ and test/"):
+        pack(zoo, tmp_path / "s")
+
+
+def test_labels_json_takes_precedence(zoo, tmp_path):
+    (zoo / "labels.json").write_text(json.dumps({"model_0000": ["fox"]}))
+    store = pack(zoo, tmp_path / "s").store
+    assert store.models[0].labels == ("fox",)
+
+
+class TestReading:
+    @pytest.fixture
+    def store(self, zoo, tmp_path):
+        return pack(zoo, tmp_path / "s").store.path
+
+    def test_another_version(self, store):
+        about = json.loads((store / "store.json").read_text())
+        (store / "store.json").write_text(json.dumps(about | {"version": 99}))
+        with pytest.raises(px.ProbexError, match="store of version 99, expected 1"):
+            px.LayerStore.open(store)
+
+    def test_no_store(self, tmp_path):
+        with pytest.raises(px.ProbexError, match="no layer store here"):
+            px.LayerStore.open(tmp_path)
+
+    def test_damaged_table(self, store):
+        with (store / "models.jsonl").open("a") as table:
+            table.write("not json\n")
+        with pytest.raises(px.ProbexError, match="damaged"):
+            px.LayerStore.open(store)
+
+    def test_flipped_byte(self, store):
+        shard = next(path for path in (store / "layers" / "a.weight").rglob("*") if "c" in path.parts and path.is_file())
+        content = bytearray(shard.read_bytes())
+        content[100] ^= 1
+        shard.write_bytes(content)
+        with pytest.raises(px.ProbexError, match=r"a\.weight.*damaged"):
+            px.LayerStore.open(store).matrices("a.weight")
+
+    def test_missing_shard(self, store):
+        for path in (store / "layers" / "a.weight").rglob("*"):
+            if "c" in path.parts and path.is_file():
+                path.unlink()
+        with pytest.raises(px.ProbexError, match="missing"):
+            px.LayerStore.open(store).matrices("a.weight")
+
+    def test_no_such_split(self, store):
+        with pytest.raises(px.ProbexError, match="no model in split 'holdout'"):
+            px.LayerStore.open(store).targets("holdout")
