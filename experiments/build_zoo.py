@@ -17,7 +17,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "configs/zoo_miniature.py",
     "The zoo's config; append :default, :demo or :tiny for a size.",
 )
-_OUT = flags.DEFINE_string("out", None, "Folder to build in; an interrupted build resumes.")
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder to build in; an interrupted build resumes.", required=True
+)
 
 
 def main() -> None:
@@ -39,4 +41,4 @@ def _row(summary: miniature.TreeSummary) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    cli.run(main, required=["out"])
+    cli.run(main)
