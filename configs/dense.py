@@ -1,6 +1,6 @@
 """The dense expert, one linear layer on the flattened matrix: the baseline of the ProbeX paper.
 
-  python -m experiments.train --config=configs/dense.py --workdir=W --config.store=S
+python -m experiments.train --config=configs/dense.py --workdir=W --config.store=S
 """
 
 import ml_collections

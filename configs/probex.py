@@ -1,6 +1,6 @@
 """ProbeX on every layer of one tree, with the recipe of the paper.
 
-  python -m experiments.train --config=configs/probex.py --workdir=W --config.store=S
+python -m experiments.train --config=configs/probex.py --workdir=W --config.store=S
 """
 
 import ml_collections

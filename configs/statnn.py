@@ -1,6 +1,6 @@
 """StatNN: a random forest on seven statistics of every layer, the baseline of the ProbeX paper.
 
-  python -m experiments.train --config=configs/statnn.py --workdir=W --config.store=S
+python -m experiments.train --config=configs/statnn.py --workdir=W --config.store=S
 """
 
 import ml_collections

@@ -3,7 +3,7 @@
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -17,14 +17,8 @@ __all__ = ["progress", "run", "table"]
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
-def run(main: Callable[[], None], *, required: Sequence[str] = ()) -> None:
-    """Runs a command: 0 on success; 2, with one line and no traceback, on a user's mistake.
-
-    Args:
-      main: the command, after its flags were parsed.
-      required: names of the flags that must be given.
-    """
-    flags.mark_flags_as_required(list(required))
+def run(main: Callable[[], None]) -> None:
+    """Runs a command: 0 on success; 2, with one line and no traceback, on a user's mistake."""
 
     def guarded(_: list[str]) -> None:
         # Orbax and JAX report every step at the level below.

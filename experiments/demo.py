@@ -20,7 +20,7 @@ from experiments import cli, steps
 from probex_jax.experts import evaluate, probabilities
 from probex_jax.reports import HiddenModel, accuracy_by_layer, hidden_models
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of everything that the demo makes.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all that the demo makes.", required=True)
 _SIZE = flags.DEFINE_enum("size", "demo", ["demo", "tiny"], "Size of the zoo.")
 
 TREES = ("MiniSupViT", "MiniMAE")
@@ -84,7 +84,9 @@ def _hidden(store: px.LayerStore, workdir: Path, count: int) -> list[HiddenModel
     ]
 
 
-def _report(packed: Sequence[Any], metrics: Mapping[str, Any], hidden: Sequence[HiddenModel]) -> str:
+def _report(
+    packed: Sequence[Any], metrics: Mapping[str, Any], hidden: Sequence[HiddenModel]
+) -> str:
     results = [steps.train_row(found) for methods in metrics.values() for found in methods.values()]
     return "\n".join(
         [
@@ -111,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, required=["workdir"])
+    cli.run(main)

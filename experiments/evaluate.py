@@ -15,8 +15,10 @@ from experiments import cli
 from probex_jax.experts import evaluate, versions
 from probex_jax.files import write_json
 
-_EXPERTS = flags.DEFINE_string("experts", None, "Work directory of a training, or one expert.")
-_STORE = flags.DEFINE_string("store", None, "Layer store with the models to evaluate on.")
+_EXPERTS = flags.DEFINE_string(
+    "experts", None, "Work directory of a training, or one expert.", required=True
+)
+_STORE = flags.DEFINE_string("store", None, "Layer store to evaluate on.", required=True)
 _SPLIT = flags.DEFINE_string("split", "test", "Split of the store.")
 _TASKS = flags.DEFINE_list("tasks", ["classify"], "What to measure: classify.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where metrics.json goes; EXPERTS/evaluation.")
@@ -49,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, required=["experts", "store"])
+    cli.run(main)

@@ -10,8 +10,8 @@ from absl import flags
 
 from experiments import cli, steps
 
-_ZOO = flags.DEFINE_string("zoo", None, "Folder with train/, val/, test/, as Model-J's.")
-_STORE = flags.DEFINE_string("store", None, "Folder of the store.")
+_ZOO = flags.DEFINE_string("zoo", None, "Folder with train/, val/, test/.", required=True)
+_STORE = flags.DEFINE_string("store", None, "Folder of the store.", required=True)
 _LAYERS = flags.DEFINE_string(
     "layers", "", "Names, numbers or regular expressions, separated by commas; empty for all."
 )
@@ -23,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, required=["zoo", "store"])
+    cli.run(main)

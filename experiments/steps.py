@@ -64,7 +64,7 @@ def pack_row(summary: PackSummary) -> Row:
     }
 
 
-def train(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
+def train(config: Mapping[str, Any], workdir: Path) -> Mapping[str, Any]:
     """Trains what a config says; returns the metrics."""
     store = px.LayerStore.open(config["store"])
     encoder = dict(config["encoder"])

@@ -12,8 +12,8 @@ from ml_collections import config_flags
 
 from experiments import cli, steps
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "One of configs/; required.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results.")
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/probex.py", "What to train.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results.", required=True)
 
 
 def main() -> None:
@@ -25,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, required=["config", "workdir"])
+    cli.run(main)

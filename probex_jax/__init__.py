@@ -11,7 +11,8 @@ from probex_jax.zoo import scan
 
 __version__ = "0.1.0"
 
-__all__ = [
+# Grouped, as a table of contents.
+__all__ = [  # noqa: RUF022
     # Encoders and heads: init / apply, pure.
     "ClassHead",
     "Dense",

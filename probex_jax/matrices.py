@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 # How much slower the left-first order of a dense projection runs for the same count of operations
 # (XLA on CPU has to contract the middle axis): 0.50 against 0.73 of the matrix-product rate at
-# 768x768 with 128 probes (benchmarks/encoder_forms.py).
+# 768x768 with 128 probes (experiments/benchmarks/forms.py).
 _LEFT_FIRST_RATE = 0.7
 
 
@@ -59,7 +59,7 @@ class LowRank:
         return jnp.result_type(self.up, self.down)
 
     @property
-    def mT(self) -> LowRank:  # noqa: N802 (the name that arrays have)
+    def mT(self) -> LowRank:
         """The transposed matrices [..., W, H]."""
         return LowRank(up=self.down.mT, down=self.up.mT)
 
@@ -130,4 +130,4 @@ def inner(x: jax.Array | LowRank, weight: jax.Array) -> jax.Array:
 
 
 # Contract the weight with one factor first: the other order would multiply the factors out.
-_weight_first = [(0, 2), (0, 1)]
+_weight_first: list[tuple[int, ...]] = [(0, 2), (0, 1)]

@@ -1,11 +1,11 @@
 """Tree Experts: fit one on a layer, sweep the layers of a tree, save and load."""
 
+from probex_jax.experts.baseline import run_statnn, statnn
 from probex_jax.experts.expert import Expert, probabilities, versions
-from probex_jax.experts.training import Recipe, Split, State, fit
 from probex_jax.experts.metrics import Score, accuracy
 from probex_jax.experts.network import Network, build_network
-from probex_jax.experts.baseline import run_statnn, statnn
 from probex_jax.experts.sweeps import SweepResult, evaluate, sweep
+from probex_jax.experts.training import Recipe, Split, State, fit
 
 __all__ = [
     "Expert",

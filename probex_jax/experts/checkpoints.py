@@ -78,5 +78,5 @@ def _content_hash(arrays: Any, card: Mapping[str, Any]) -> str:
     leaves = jax.tree_util.tree_flatten_with_path(arrays)[0]
     for path, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in leaves):
         digest.update(json.dumps([path, leaf.shape, leaf.dtype.str]).encode())
-        digest.update(np.ascontiguousarray(leaf))
+        digest.update(np.ascontiguousarray(leaf).data)
     return digest.hexdigest()

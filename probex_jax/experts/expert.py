@@ -12,11 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
-from probex_jax.experts.training import logits
 from probex_jax.experts.network import Network, build_network
+from probex_jax.experts.training import logits
 from probex_jax.matrices import LowRank
 
 
@@ -50,7 +51,7 @@ class Expert:
         """The Linen module, rebuilt from the card."""
         return build_network(self.card["encoder"], self.card["head"], len(self.card["classes"]))
 
-    def encode(self, x: jax.Array | LowRank) -> jax.Array:
+    def encode(self, x: ArrayLike | LowRank) -> jax.Array:
         """Representations [N, T] of matrices [N, H, W] of the expert's layer.
 
         Raises:
@@ -58,7 +59,7 @@ class Expert:
         """
         return _encode(self.network, self.variables, self._checked(x))
 
-    def logits(self, x: jax.Array | LowRank) -> jax.Array:
+    def logits(self, x: ArrayLike | LowRank) -> jax.Array:
         """Logits [N, Y] of matrices [N, H, W] of the expert's layer; columns as in the card.
 
         Raises:
@@ -112,7 +113,7 @@ class Expert:
         if jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), self.variables) != shapes:
             raise ProbexError(f"{path}: the parameters do not fit the encoder on the expert's card")
 
-    def _checked(self, x: jax.Array | LowRank) -> jax.Array | LowRank:
+    def _checked(self, x: Any) -> Any:
         if tuple(x.shape[1:]) != tuple(self.card["shape"]):
             raise ProbexError(
                 f"the expert of layer {self.card['layer']} reads matrices of "
@@ -122,7 +123,7 @@ class Expert:
 
 
 @partial(jax.jit, static_argnames="network")
-def _encode(network: Network, variables: Mapping[str, Any], x: Any) -> jax.Array:
+def _encode(network: Network, variables: Mapping[str, Any], x: Any) -> Any:
     return network.apply(variables, x, method="encode")
 
 

@@ -1,4 +1,4 @@
-"""An encoder and a head as one Linen module, built from the settings that an expert's card holds."""
+"""An encoder and a head as one Linen module, built from the settings on an expert's card."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -13,6 +13,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,9 +24,9 @@ from flax import serialization
 
 from probex_jax.experts import checkpoints
 from probex_jax.experts.expert import Expert, versions
-from probex_jax.experts.training import Recipe, Split, State, fit, initial_state
 from probex_jax.experts.metrics import Score, accuracy
 from probex_jax.experts.network import build_network
+from probex_jax.experts.training import Recipe, Split, State, fit, initial_state
 from probex_jax.files import claim, write_json
 from probex_jax.layer_store import LayerStore
 
@@ -76,7 +77,8 @@ def sweep(
     """
     names = tuple(layers if layers is not None else store.layers)
     build_network(encoder, head, len(store.classes))
-    targets = {split: store.targets(split) for split in ("train", "val", "test")}
+    for split in ("train", "val", "test"):
+        store.split(split)
     settings = {
         "encoder": dict(encoder),
         "head": head,
@@ -91,14 +93,14 @@ def sweep(
         if (folder / "expert").exists():
             on_progress(name, recipe.epochs)
         else:
-            train, val = (Split(store.matrices(name, s), targets[s]) for s in ("train", "val"))
+            train, val = (_on_device(store, name, split) for split in ("train", "val"))
             card = settings | {
                 "layer": name,
                 "shape": list(store.layers[name]),
                 "classes": list(store.classes),
                 "versions": versions(),
             }
-            saver = _Saver(folder / "training", save_every_s, lambda n, at=name: on_progress(at, n))
+            saver = _Saver(folder / "training", save_every_s, partial(on_progress, name))
             _train(card, recipe, train, val, saver).save(folder / "expert")
         checkpoints.remove(folder / "training")
         experts[name] = Expert.load(folder / "expert")
@@ -114,6 +116,10 @@ def evaluate(expert: Expert, store: LayerStore, split: str = "test") -> tuple[Sc
     expert.check_classes(store.classes)
     logits = np.asarray(expert.logits(store.matrices(expert.card["layer"], split)))
     return accuracy(logits, store.targets(split)), logits
+
+
+def _on_device(store: LayerStore, layer: str, split: str) -> Split:
+    return Split(*jax.device_put((store.matrices(layer, split), store.targets(split))))
 
 
 def _train(
@@ -141,7 +147,9 @@ def _choose(store: LayerStore, workdir: Path, experts: Mapping[str, Expert]) -> 
     expert = Expert(expert.variables, {**expert.card, "metrics": figures})
     expert.save(workdir / "expert")
     metrics = {
-        **{key: expert.card[key] for key in ("tree", "encoder", "recipe", "store_hash", "versions")},
+        **{
+            key: expert.card[key] for key in ("tree", "encoder", "recipe", "store_hash", "versions")
+        },
         "n_models": {s: len(store.split(s)) for s in ("train", "val", "test")},
         "val_accuracy_by_layer": accuracies,
         "layer": best,

@@ -21,7 +21,7 @@ from probex_jax.experts.network import Network
 
 # On a CPU the gradient of a batch is taken over micro-batches of about this many bytes of weights:
 # 16 matrices of 768x768. The intermediate products then stay in cache, which is worth 15 %
-# (benchmarks/encoder_forms.py); accelerators take the batch whole.
+# (experiments/benchmarks/forms.py); accelerators take the batch whole.
 _MICRO_BATCH_BYTES = 40e6
 
 
@@ -213,6 +213,7 @@ def train_epoch(
     n_models = train.x.shape[0]
     batch_size = min(recipe.batch_size, n_models)
     n_full, rest = divmod(n_models, batch_size)
+
     def step(carry, index_B):
         params, opt_state = carry
         loss, gradient = loss_and_gradient(network, params, train, index_B)

@@ -91,7 +91,7 @@ def _folder(store: Path, layer: str) -> Path:
     return store / "layers" / quote(layer, safe="")
 
 
-class _one_line_errors:  # noqa: N801 (used as a statement)
+class _one_line_errors:
     """Turns TensorStore's errors into one line; its many kinds are told apart by text alone."""
 
     def __init__(self, path: Path):

@@ -267,7 +267,7 @@ class _Packer:
         content = hashlib.sha256()
         for name, matrix in matrices.items():
             content.update(json.dumps([name, matrix.shape]).encode())
-            content.update(matrix)
+            content.update(matrix.data)
         return {
             **self._line(header, "packed"),
             "row": row,

@@ -32,7 +32,7 @@ def accuracy_by_layer(
     for panel, (tree, methods) in zip(panels, accuracies.items(), strict=True):
         _panel(panel, tree, methods)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels) , frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.savefig(path)
 
 
@@ -41,7 +41,9 @@ def _panel(panel, tree: str, methods: Mapping[str, Mapping[str, float]]) -> None
     height = 0.8 / len(methods)
     for number, (method, by_layer) in enumerate(methods.items()):
         colour, hatch = _STYLES[number % len(_STYLES)]
-        positions = [index + (number - (len(methods) - 1) / 2) * height for index in range(len(layers))]
+        positions = [
+            index + (number - (len(methods) - 1) / 2) * height for index in range(len(layers))
+        ]
         values = [by_layer[layer] for layer in layers]
         bars = panel.barh(
             positions, values, height, color=colour, hatch=hatch, edgecolor="white", label=method

@@ -37,7 +37,8 @@ def hidden_models(models: Sequence[HiddenModel]) -> str:
     """Each model's predicted classes, their probabilities, and the truth, as text.
 
     Example:
-      >>> model = HiddenModel("m7", "MiniMAE", {"one": 0.98, "two": 0.61, "six": 0.2}, ("one", "six"))
+      >>> said = {"one": 0.98, "two": 0.61, "six": 0.2}
+      >>> model = HiddenModel("m7", "MiniMAE", said, truth=("one", "six"))
       >>> print(hidden_models([model]))
       MiniMAE m7: 1 of 3 classes right
         predicted  one .98, two .61 (wrong)
@@ -48,8 +49,7 @@ def hidden_models(models: Sequence[HiddenModel]) -> str:
 
 def _one(model: HiddenModel) -> str:
     predicted = [
-        _said(model, name) + ("" if name in model.truth else " (wrong)")
-        for name in model.predicted
+        _said(model, name) + ("" if name in model.truth else " (wrong)") for name in model.predicted
     ]
     missed = [_said(model, name) for name in model.truth if name not in model.predicted]
     lines = [

@@ -11,7 +11,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
       rows: one mapping a row, the keys being the header; floats are shown with three digits.
 
     Example:
-      >>> print(table([{"method": "ProbeX", "accuracy": 0.876}, {"method": "Dense", "accuracy": 0.9}]))
+      >>> rows = [{"method": "ProbeX", "accuracy": 0.876}, {"method": "Dense", "accuracy": 0.9}]
+      >>> print(table(rows))
       | method | accuracy |
       | ------ | -------- |
       | ProbeX | 0.876    |

@@ -52,7 +52,9 @@ class ZooModel:
                     f"{self.path}: no label: expected {LABELS_KEY!r} in the file's metadata or an "
                     "entry in the zoo's labels.json"
                 )
-            labels = tuple(literal_strings(model.metadata[LABELS_KEY], f"{self.path}: {LABELS_KEY}"))
+            labels = tuple(
+                literal_strings(model.metadata[LABELS_KEY], f"{self.path}: {LABELS_KEY}")
+            )
         if not labels or len(set(labels)) != len(labels):
             raise ProbexError(f"{self.path}: labels must be one or more distinct classes: {labels}")
         return labels

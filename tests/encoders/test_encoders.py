@@ -108,7 +108,9 @@ def test_models_do_not_influence_each_other(case, x):
     variables = network.init(jax.random.key(1), x)
     together = network.apply(variables, x)
     for n in range(N):
-        np.testing.assert_allclose(network.apply(variables, x[n : n + 1])[0], together[n], rtol=1e-4)
+        np.testing.assert_allclose(
+            network.apply(variables, x[n : n + 1])[0], together[n], rtol=1e-4
+        )
 
 
 def test_linear_probex_is_a_tucker_decomposition(monkeypatch, x):
@@ -162,13 +164,17 @@ def test_the_paper_s_number_of_parameters():
 
 def test_statistics_against_numpy(x):
     flat = x.reshape(N, -1).astype(np.float64)
-    expected = np.column_stack([flat.mean(1), flat.var(1), np.percentile(flat, [0, 25, 50, 75, 100], 1).T])
+    expected = np.column_stack(
+        [flat.mean(1), flat.var(1), np.percentile(flat, [0, 25, 50, 75, 100], 1).T]
+    )
     assert error(statistics(jnp.asarray(x)), expected) <= 1e-5
 
 
 def test_statistics_do_not_depend_on_the_order_of_entries(x):
     shuffled = np.random.default_rng(3).permuted(x.reshape(N, -1), axis=1).reshape(N, H, W)
-    np.testing.assert_allclose(statistics(jnp.asarray(x)), statistics(jnp.asarray(shuffled)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        statistics(jnp.asarray(x)), statistics(jnp.asarray(shuffled)), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,9 @@ def test_a_work_directory_of_another_config_says_which_fields(swept, toy_store):
 def test_a_damaged_expert_is_not_used(swept, toy_store, tmp_path):
     workdir, _ = swept
     shutil.copytree(workdir, tmp_path / "w")
-    data = [p for p in (tmp_path / "w" / "expert").rglob("*") if p.is_file() and p.parent.name == "d"]
+    data = [
+        p for p in (tmp_path / "w" / "expert").rglob("*") if p.is_file() and p.parent.name == "d"
+    ]
     largest = max(data, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -159,7 +161,7 @@ def test_statnn_sees_the_scale_of_weights_but_not_their_directions(toy_store, tm
     assert 0.3 < score.value < 0.7, "the toy's classes are directions: statistics cannot tell"
     metrics = run_statnn(toy_store, tmp_path / "w", n_trees=50)
     assert metrics["test_accuracy"]["value"] == score.value
-    with pytest.raises(px.ProbexError, match="encoder.n_trees is 50 there, 60 here"):
+    with pytest.raises(px.ProbexError, match=r"encoder\.n_trees is 50 there, 60 here"):
         run_statnn(toy_store, tmp_path / "w", n_trees=60)
 
 

@@ -1,5 +1,3 @@
-
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +5,6 @@ import pytest
 
 import probex_jax as px
 from probex_jax.experts import Recipe, Split, build_network, training
-
-
 
 NETWORK = build_network({"name": "probex", "n_probes": 4, "proj_dim": 4, "rep_dim": 8}, "class", 3)
 
@@ -44,7 +40,10 @@ def reference_step(params, opt, x, y, recipe, network=NETWORK):
         return p - recipe.learning_rate * m / (1 - 0.9**step) / corrected, m, v
 
     new = jax.tree.map(update, params, gradient, opt["m"], opt["v"])
-    pick = lambda i: jax.tree.map(lambda t: t[i], new, is_leaf=lambda t: isinstance(t, tuple))
+
+    def pick(i):
+        return jax.tree.map(lambda t: t[i], new, is_leaf=lambda t: isinstance(t, tuple))
+
     return pick(0), {"step": step, "m": pick(1), "v": pick(2)}, float(value)
 
 
@@ -52,7 +51,14 @@ def reference_step(params, opt, x, y, recipe, network=NETWORK):
 def test_training_follows_the_recipe_step_by_step(monkeypatch, micro_batch_bytes):
     """Every batch, the short last one too, against Adam written out; in micro-batches as well."""
     monkeypatch.setattr(training, "_MICRO_BATCH_BYTES", micro_batch_bytes)
-    recipe = Recipe(batch_size=7, epochs=3, eval_every=3, l2=0.1, learning_rate=0.01, seed=int(micro_batch_bytes))
+    recipe = Recipe(
+        batch_size=7,
+        epochs=3,
+        eval_every=3,
+        l2=0.1,
+        learning_rate=0.01,
+        seed=int(micro_batch_bytes),
+    )
     train, val = split(17), split(9, seed=1)
     state = training.fit(NETWORK, recipe, train, val)
     start = training.initial_state(NETWORK, recipe, train.x)
@@ -64,9 +70,13 @@ def test_training_follows_the_recipe_step_by_step(monkeypatch, micro_batch_bytes
         assert sorted(order) == list(range(17))
         for batch in (order[:7], order[7:14], order[14:]):
             as_float32 = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-            params, opt, loss = reference_step(as_float32, opt, train.x[batch], train.y[batch], recipe)
+            params, opt, loss = reference_step(
+                as_float32, opt, train.x[batch], train.y[batch], recipe
+            )
             losses.append(loss * len(batch))
-    for actual, expected in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
+    for actual, expected in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True
+    ):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(state.loss_E[1], sum(losses) / (3 * 17), rtol=1e-5)
     logits = NETWORK.apply({"params": state.params}, val.x)
@@ -78,7 +88,9 @@ def test_training_follows_the_recipe_step_by_step(monkeypatch, micro_batch_bytes
 def test_evaluations_are_where_the_recipe_says():
     recipe = Recipe(epochs=10, eval_every=4)
     epochs = []
-    training.fit(NETWORK, recipe, split(8), split(4, 1), on_evaluation=lambda s: epochs.append(int(s.epoch)))
+    training.fit(
+        NETWORK, recipe, split(8), split(4, 1), on_evaluation=lambda s: epochs.append(int(s.epoch))
+    )
     assert epochs == [0, 4, 8, 10]
     assert recipe.n_evaluations == 4
 
@@ -91,7 +103,9 @@ def test_the_best_evaluation_is_kept_and_ties_do_not_replace_it():
         recipe,
         split(30),
         split(10, 1),
-        on_evaluation=lambda s: seen.append((float(s.accuracy_E[s.evaluation - 1]), jax.tree.map(np.array, s.params))),
+        on_evaluation=lambda s: seen.append(
+            (float(s.accuracy_E[s.evaluation - 1]), jax.tree.map(np.array, s.params))
+        ),
     )
     accuracies = [accuracy for accuracy, _ in seen]
     assert len(set(accuracies)) < len(accuracies), "no tie happened: the test shows nothing"
@@ -105,7 +119,13 @@ def test_going_on_from_any_evaluation_gives_the_same_bits():
     recipe = Recipe(epochs=11, eval_every=3, batch_size=8)
     train, val = split(20), split(6, 1)
     states = []
-    whole = training.fit(NETWORK, recipe, train, val, on_evaluation=lambda s: states.append(jax.tree.map(np.array, s)))
+    whole = training.fit(
+        NETWORK,
+        recipe,
+        train,
+        val,
+        on_evaluation=lambda s: states.append(jax.tree.map(np.array, s)),
+    )
     for kept in states[:-1]:
         resumed = training.fit(NETWORK, recipe, train, val, state=jax.device_put(kept))
         assert_same_bits(resumed, whole)
@@ -137,7 +157,9 @@ def test_logits_of_many_models_come_in_order(monkeypatch):
     params = NETWORK.init(jax.random.key(0), data.x)["params"]
     whole = NETWORK.apply({"params": params}, data.x)
     monkeypatch.setattr(training, "_MICRO_BATCH_BYTES", 4 * 30 * 4)
-    np.testing.assert_allclose(training.logits(NETWORK, params, data.x), whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        training.logits(NETWORK, params, data.x), whole, rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(

@@ -53,13 +53,15 @@ def test_a_store_holds_what_the_files_hold(toy_zoo, toy_store):
                 np.testing.assert_array_equal(matrices[layer][index], expected)
             with px.open_model(file) as opened:
                 stated = opened.metadata["dataset_chosen_targets"]
-            assert {CLASSES[i] for i in np.flatnonzero(targets[index])} == set(json.loads(stated.replace("'", '"')))
+            assert {CLASSES[i] for i in np.flatnonzero(targets[index])} == set(
+                json.loads(stated.replace("'", '"'))
+            )
 
 
 def test_only_the_layers_asked_for_are_packed(zoo, tmp_path):
     store = pack(zoo, tmp_path / "s", "b.*").store
     assert list(store.layers) == ["b.weight"]
-    with pytest.raises(px.ProbexError, match="no layer 'a.weight'; it has b.weight"):
+    with pytest.raises(px.ProbexError, match=r"no layer 'a\.weight'; it has b\.weight"):
         store.matrices("a.weight")
 
 
@@ -267,7 +269,11 @@ class TestReading:
             px.LayerStore.open(store)
 
     def test_flipped_byte(self, store):
-        shard = next(path for path in (store / "layers" / "a.weight").rglob("*") if "c" in path.parts and path.is_file())
+        shard = next(
+            path
+            for path in (store / "layers" / "a.weight").rglob("*")
+            if "c" in path.parts and path.is_file()
+        )
         content = bytearray(shard.read_bytes())
         content[100] ^= 1
         shard.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Pre-training of a tree's root: supervised, or by reconstruction of hidden patches."""
+"""Pre-training of a tree's root: supervised, or first by reconstruction of hidden patches."""
 
 import functools
 
@@ -12,6 +12,11 @@ from probex_jax.zoo.miniature.settings import Settings, Tree
 from probex_jax.zoo.miniature.training import cross_entropy, fit
 
 _SEEN_SHARE = 0.5  # of the patches, in masked pre-training
+# After masked pre-training, a supervised one of so many times fewer steps (BEiT's "intermediate
+# fine-tuning"). Without it the class token means nothing yet, fine-tuning has to find its way in
+# a hundred steps, and models of the same classes end far apart: a linear probe on one layer
+# told .71 of a model's classes, against .97 in the supervised tree.
+_BRIEFLY = 4
 
 
 def root(tree: Tree, settings: Settings, images_YNSS: np.ndarray, seed: int) -> Params:
@@ -24,40 +29,34 @@ def root(tree: Tree, settings: Settings, images_YNSS: np.ndarray, seed: int) -> 
       seed: decides initial weights and batches.
 
     Returns:
-      Tensors by name, with a classifier of as many outputs as there are classes; in masked
-      pre-training it stays as it was initialised.
+      Tensors by name, with a classifier of as many outputs as there are classes.
     """
-    init_key, batch_key = jax.random.split(jax.random.key(seed))
-    shapes = tree.architecture.shapes(len(images_YNSS))
-    if tree.pretraining == "supervised":
-        loss = functools.partial(_supervised, tree.architecture)
-        extra: Shapes = {}
-    else:
-        assert isinstance(tree.architecture, vit.ViT)
-        loss = functools.partial(_masked, tree.architecture)
-        extra = _decoder_shapes(tree.architecture)
+    model = tree.architecture
+    init_key, masked_key, supervised_key = jax.random.split(jax.random.key(seed), 3)
+    shapes = model.shapes(len(images_YNSS))
+    params = initialise(shapes, init_key)
+    steps = settings.pretraining_steps
+    if tree.pretraining == "masked":
+        assert isinstance(model, vit.ViT)
+        decoder = initialise(_decoder_shapes(model), masked_key)
+        params = _fit(_masked, model, settings, steps, images_YNSS, params | decoder, masked_key)
+        params = {name: params[name] for name in shapes}
+        steps = max(1, steps // _BRIEFLY)
+    return _fit(_supervised, model, settings, steps, images_YNSS, params, supervised_key)
 
-    @jax.jit
-    def run(images_YNSS: jax.Array) -> Params:
-        flat_NSS = images_YNSS.reshape(-1, *images_YNSS.shape[2:])
-        per_class = images_YNSS.shape[1]
 
-        def step_loss(params: Params, step: jax.Array):
-            pick_key, loss_key = jax.random.split(jax.random.fold_in(batch_key, step))
-            size = (settings.pretraining_batch_size,)
-            picked_B = jax.random.randint(pick_key, size, 0, len(flat_NSS))
-            return loss(params, flat_NSS[picked_B], picked_B // per_class, loss_key)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _fit(loss, model, settings: Settings, steps: int, images_YNSS, params: Params, key):
+    flat_NSS = images_YNSS.reshape(-1, *images_YNSS.shape[2:])
 
-        return fit(
-            step_loss,
-            initialise(shapes | extra, init_key),
-            steps=settings.pretraining_steps,
-            learning_rate=settings.pretraining_rate,
-            weight_decay=0.0,
-        )
+    def step_loss(params: Params, step: jax.Array):
+        pick_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
+        size = (settings.pretraining_batch_size,)
+        picked_B = jax.random.randint(pick_key, size, 0, len(flat_NSS))
+        return loss(model, params, flat_NSS[picked_B], picked_B // images_YNSS.shape[1], loss_key)
 
-    trained = run(jnp.asarray(images_YNSS))
-    return {name: trained[name] for name in shapes}
+    rate = settings.pretraining_rate
+    return fit(step_loss, params, steps=steps, learning_rate=rate, weight_decay=0.0)
 
 
 def _supervised(model, params: Params, images_BSS, labels_B, key):
@@ -69,24 +68,27 @@ def _supervised(model, params: Params, images_BSS, labels_B, key):
 def _masked(model: vit.ViT, params: Params, images_BSS, labels_B, key):
     """Mean squared error of the hidden patches, as a masked autoencoder's.
 
-    The encoder sees a random half of the patches. A decoder of one block, thrown away later,
-    fills in the others from the class token alone, so that this token, which fine-tuning reads,
-    learns to sum up an image. Which patches are hidden differs from batch to batch.
+    The encoder sees a random half of the patches; a decoder of one block, thrown away later,
+    fills in the others. Which patches are hidden differs from batch to batch.
     """
     del labels_B
     patches_PTB = model.patches(images_BSS)
+    x_DTB = model.embed(params, patches_PTB)
     order = jax.random.permutation(key, model.n_patches)
     n_seen = round(_SEEN_SHARE * model.n_patches)
     seen, hidden = order[:n_seen], order[n_seen:]
-    x_DTB = model.embed(params, patches_PTB)
     x_DTB = jnp.concatenate([x_DTB[:, :1], x_DTB[:, 1 + seen]], axis=1)
     for index in range(model.num_hidden_layers):
         x_DTB = model.block(params, f"vit.encoder.layer.{index}.", x_DTB)
-    summary_D1B = vit.norm(params, "vit.layernorm", x_DTB[:, :1])
-    places_DT1 = params["decoder.position_embeddings"][hidden].T[:, :, None]
-    x_DTB = vit.dense(params, "decoder.embed", summary_D1B) + places_DT1
+    x_DTB = vit.dense(params, "decoder.embed", vit.norm(params, "vit.layernorm", x_DTB))
+    filler_DTB = jnp.broadcast_to(
+        params["decoder.mask_token"].reshape(-1, 1, 1), (len(x_DTB), len(hidden), x_DTB.shape[-1])
+    )
+    x_DTB = jnp.concatenate([x_DTB, filler_DTB], axis=1)
+    places = jnp.concatenate([jnp.zeros(1, seen.dtype), 1 + seen, 1 + hidden])
+    x_DTB += params["decoder.position_embeddings"][places].T[:, :, None]
     x_DTB = model.block(params, "decoder.block.", x_DTB)
-    x_DTB = vit.norm(params, "decoder.layernorm", x_DTB)
+    x_DTB = vit.norm(params, "decoder.layernorm", x_DTB[:, 1 + n_seen :])
     guess_PTB = vit.dense(params, "decoder.pixels", x_DTB)
     return jnp.square(guess_PTB - patches_PTB[:, hidden]).mean(), {}
 
@@ -94,7 +96,8 @@ def _masked(model: vit.ViT, params: Params, images_BSS, labels_B, key):
 def _decoder_shapes(model: vit.ViT) -> Shapes:
     width, pixels = model.hidden_size, model.patch_size**2
     return {
-        "decoder.position_embeddings": (model.n_patches, width),
+        "decoder.mask_token": (width,),
+        "decoder.position_embeddings": (1 + model.n_patches, width),
         **model.block_shapes("decoder.block."),
         "decoder.embed.weight": (width, width),
         "decoder.embed.bias": (width,),

@@ -20,7 +20,8 @@ class Tree:
 
     Attributes:
       architecture: the model's functions of parameters and images.
-      pretraining: "supervised" or "masked" (reconstruction of hidden patches).
+      pretraining: "supervised", or "masked": reconstruction of hidden patches, then a brief
+        supervised training.
     """
 
     architecture: ViT | ResNet

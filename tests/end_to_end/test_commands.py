@@ -1,0 +1,110 @@
+"""The commands as a user runs them: results, exit codes, one line on a mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import write_toy_zoo
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "--config=configs/probex.py:mini",
+    "--config.recipe.epochs=20",
+    "--config.recipe.eval_every=10",
+    "--config.encoder.n_probes=8",
+    "--config.layers=a.weight",
+]
+
+
+def run(command, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"experiments.{command}", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A toy zoo with one broken model, packed, trained on and evaluated by the commands."""
+    folder = tmp_path_factory.mktemp("commands")
+    zoo = write_toy_zoo(folder / "Toy", 40)
+    (zoo / "train" / "model_0003" / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    outputs = {
+        "pack": run("pack", f"--zoo={zoo}", f"--store={folder}/store"),
+        "train": run("train", *SMALL, f"--config.store={folder}/store", f"--workdir={folder}/w"),
+        "evaluate": run("evaluate", f"--experts={folder}/w", f"--store={folder}/store"),
+    }
+    return folder, outputs
+
+
+def test_all_three_succeed(made):
+    for name, done in made[1].items():
+        assert done.returncode == 0, (name, done.stderr)
+
+
+def test_pack_lists_what_it_skips_and_counts_it(made):
+    _, outputs = made
+    assert outputs["pack"].stderr.startswith("skipped model_0003: ")
+    assert outputs["pack"].stderr.count("\n") == 1
+    header, _, row = outputs["pack"].stdout.splitlines()
+    counts = dict(zip(header.split("|"), row.split("|"), strict=True))
+    counts = {key.strip(): value.strip() for key, value in counts.items()}
+    assert counts["added"] == "39"
+    assert counts["skipped"] == "1"
+    assert counts["train"] == "27"
+
+
+def test_train_and_evaluate_agree(made):
+    folder, outputs = made
+    trained = json.loads((folder / "w" / "metrics.json").read_text())
+    evaluated = json.loads((folder / "w" / "evaluation" / "metrics.json").read_text())
+    assert evaluated["classify"]["accuracy"] == trained["test_accuracy"]
+    assert evaluated["store_hash"] == trained["store_hash"]
+    for name in ("train", "evaluate"):
+        assert f"{trained['test_accuracy']['value']:.3f}" in outputs[name].stdout
+        assert outputs[name].stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        ("pack", ["--zoo=/nowhere", "--store={0}/s"], "/nowhere: no such folder"),
+        ("pack", ["--zoo=/nowhere"], "--store"),
+        ("pack", ["--zoo={0}/Toy", "--store={0}/s", "--layers=["], "regular expression"),
+        ("pack", ["--zoo={0}/Toy", "--store={0}/s", "extra"], "unexpected argument 'extra'"),
+        ("train", ["--config=configs/nope.py", "--workdir={0}/x"], "configs/nope.py"),
+        ("train", ["--config=configs/probex.py:big", "--workdir={0}/x"], "expected paper or mini"),
+        (
+            "train",
+            ["--config=configs/probex.py", "--workdir={0}/x", "--config.recipe.epoch=3"],
+            "epoch",
+        ),
+        (
+            "train",
+            [*SMALL, "--config.store={0}/store", "--workdir={0}/w", "--config.recipe.seed=9"],
+            "recipe.seed is 0 there, 9 here",
+        ),
+        ("evaluate", ["--experts={0}/none", "--store={0}/store"], "no such expert"),
+        ("evaluate", ["--experts={0}/w", "--store={0}/store", "--tasks=cook"], "'cook'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(made, command, arguments, message):
+    done = run(command, *(argument.format(made[0]) for argument in arguments))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("command", ["build_zoo", "pack", "train", "evaluate", "demo"])
+def test_help_has_an_example(command):
+    done = run(command, "--help")
+    assert done.returncode == 0
+    assert f"python -m experiments.{command} --" in done.stdout
+    assert len(done.stdout.splitlines()) < 40

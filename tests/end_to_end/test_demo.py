@@ -1,0 +1,47 @@
+"""The demo on the tiny zoo: complete, and taken up again without doing anything twice."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_demo(workdir):
+    command = [sys.executable, "-m", "experiments.demo", f"--workdir={workdir}", "--size=tiny"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.xdist_group("demo")
+def test_the_demo_tells_of_hidden_models_and_resumes(tmp_path):
+    first = run_demo(tmp_path)
+    assert first.returncode == 0, first.stderr
+    report = (tmp_path / "report.md").read_text()
+    assert report in first.stdout
+    for text in (
+        "MiniSupViT",
+        "MiniMAE",
+        "probex",
+        "dense",
+        "statnn",
+        "predicted",
+        "classes right",
+    ):
+        assert text in report
+    assert (tmp_path / "accuracy_by_layer.png").read_bytes().startswith(b"\x89PNG")
+
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert len(made) >= 24
+    experts = {
+        path: path.stat().st_mtime_ns for path in tmp_path.glob("experts/*/*/layers/*/expert")
+    }
+    second = run_demo(tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert all(path.stat().st_mtime_ns == time for path, time in (made | experts).items())
+
+    def without_counts(text):
+        return text.split("## Accuracy")[1]
+
+    assert without_counts((tmp_path / "report.md").read_text()) == without_counts(report)

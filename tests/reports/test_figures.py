@@ -1,0 +1,16 @@
+import numpy as np
+
+from probex_jax.reports import accuracy_by_layer
+
+
+def test_a_longer_bar_paints_more_pixels(tmp_path):
+    """The picture follows the numbers: the bar of the better layer is the longer one."""
+    from matplotlib.image import imread
+
+    painted = {}
+    for value in (0.6, 0.9):
+        path = tmp_path / f"{value}.png"
+        accuracy_by_layer({"Tree": {"ProbeX": {"a.weight": value}}}, path)
+        pixels = imread(path)[..., :3]
+        painted[value] = np.sum(np.abs(pixels - np.array([0, 0x72, 0xB2]) / 255).max(-1) < 0.02)
+    assert painted[0.9] > 1.5 * painted[0.6] > 0
