@@ -95,7 +95,7 @@ def select_layers(
       3 layers: 'body.0.weight', 'body.1.weight', 'head.weight'
 
     References:
-      METHOD.md, section 5, "Layer numbering of the reference".
+      docs/formats.md, "Selecting layers".
     """
     ordered = sorted(set(names))
     if spec is None:

@@ -183,7 +183,7 @@ def open_model(path: str | os.PathLike[str]) -> ModelFile:
       dtype=float32))
 
     References:
-      METHOD.md, sections 5 and 6.
+      docs/formats.md, "Model files that are read".
     """
     path = Path(path)
     if "\0" in str(path):

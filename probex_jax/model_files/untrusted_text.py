@@ -111,7 +111,7 @@ def literal_strings(text: str, what: str) -> list[str]:
       strings, got "__import__('os')"
 
     References:
-      METHOD.md, section 5.
+      docs/formats.md, "A zoo".
     """
     if len(text) > MAX_LITERAL_CHARACTERS:
         raise ProbexError(
