@@ -23,7 +23,7 @@ def get_config(size: str = "default") -> ml_collections.ConfigDict:
     # Images per fine-tuning step.
     config.batch_size = 32
     # Pre-training of the root: steps, images per step, learning rate at the first step.
-    config.pretraining_steps = 1000
+    config.pretraining_steps = 3000
     config.pretraining_batch_size = 64
     config.pretraining_rate = 2e-3
     # Models that one compiled program fine-tunes side by side, on each core.

@@ -21,8 +21,8 @@ def run(main: Callable[[], None]) -> None:
     """Runs a command: 0 on success; 2, with one line and no traceback, on a user's mistake."""
 
     def guarded(_: list[str]) -> None:
-        # Orbax and JAX report every step at the level below.
-        logging.set_verbosity(logging.WARNING)
+        # Orbax logs every step, and every error with a traceback before it raises it.
+        logging.set_verbosity(logging.FATAL)
         try:
             main()
         except ProbexError as error:

@@ -57,6 +57,15 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
         theirs = json.loads(path.read_text())
     except ValueError as error:
         raise ProbexError(f"{path}: not JSON: {error}; choose another folder") from error
+    check_same(folder, theirs, ours)
+
+
+def check_same(folder: Path, theirs: Any, ours: Any) -> None:
+    """Checks that the settings found in a folder are the ones given.
+
+    Raises:
+      ProbexError: if they are not; the message says which fields differ.
+    """
     old, new = _flat(theirs), _flat(ours)
     different = [
         f"{name} is {old.get(name, 'absent')} there, {new.get(name, 'absent')} here"

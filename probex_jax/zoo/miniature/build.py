@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import safe_open
 
 from probex_jax.errors import ProbexError
+from probex_jax.files import check_same, write_json
 from probex_jax.zoo.miniature import data, hf_files, pretraining
 from probex_jax.zoo.miniature.finetuning import fine_tune
 from probex_jax.zoo.miniature.settings import (
@@ -80,18 +81,10 @@ def _claim(settings: Settings, name: str, folder: Path) -> None:
             found = json.loads(path.read_text())["settings"]
         except (ValueError, KeyError, TypeError):
             raise ProbexError(f"{path}: not a description of a miniature zoo") from None
-        wanted = card["settings"]
-        differ = sorted(key for key in wanted | found if wanted.get(key) != found.get(key))
-        if differ:
-            fields = "; ".join(f"{key}: {found.get(key)}, not {wanted.get(key)}" for key in differ)
-            raise ProbexError(
-                f"{folder}: built with other settings ({fields}); choose another --out"
-            )
+        check_same(folder, found, card["settings"])
         return
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / ".partial-zoo.json"
-    partial.write_text(json.dumps(card, indent=1) + "\n")
-    os.replace(partial, path)
+    write_json(path, card)
 
 
 def _card(settings: Settings, name: str) -> dict[str, Any]:
@@ -142,9 +135,9 @@ def _root(settings: Settings, name: str, folder: Path, digits: data.Digits) -> d
     if not path.exists():
         seed = int(generator(settings, name, 2).integers(2**31))
         tree = TREES[name]
-        trained = jax.device_get(pretraining.root(tree, settings, digits.train, seed))
+        trained = jax.device_get(pretraining.root(tree, settings, digits.pretraining, seed))
         metadata = {"seed": seed, "steps": settings.pretraining_steps, "kind": tree.pretraining}
-        config = hf_files.config_json(tree.architecture, data.CLASSES)
+        config = hf_files.config_json(tree.architecture, data.ROOT_CLASSES)
         hf_files.write_plain(path.parent, config, hf_files.serialise(trained, metadata))
     return hf_files.load(path)
 

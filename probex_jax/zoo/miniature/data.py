@@ -10,6 +10,9 @@ _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 
 CLASSES: tuple[str, ...] = _DIGITS + tuple(f"rotated {name}" for name in _DIGITS)
 
+# What roots know before they are fine-tuned: the same digits, mirrored.
+ROOT_CLASSES: tuple[str, ...] = tuple(f"mirrored {name}" for name in CLASSES)
+
 _IMAGE_SIZE = 8
 _TRAIN_IMAGES = 140  # per class; the rarest digit has 174 images
 _EVAL_IMAGES = 34
@@ -27,6 +30,11 @@ class Digits:
 
     train: np.ndarray
     held_back: np.ndarray
+
+    @property
+    def pretraining(self) -> np.ndarray:
+        """The training images mirrored; the first axis follows `ROOT_CLASSES`."""
+        return self.train[..., ::-1]
 
 
 @functools.cache

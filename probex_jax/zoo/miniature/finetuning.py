@@ -14,10 +14,6 @@ from probex_jax.zoo.miniature.settings import Recipe
 from probex_jax.zoo.miniature.training import cross_entropy, fit
 from probex_jax.zoo.miniature.vit import ViT
 
-# As transformers initialises a new head. It has to be small: a random head as large as a trained
-# one moves all weights below it in directions of its own, which bury what the classes do.
-_HEAD_SCALE = 0.02
-
 
 def fine_tune(
     model: ViT | ResNet,
@@ -62,7 +58,7 @@ def fine_tune(
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _fine_tune_many(model, batch_size, max_steps, body, train_YNSS, held_back_YNSS, *choices):
     def one(classes_C, seed, steps, learning_rate, weight_decay):
-        head_key, class_key, image_key = jax.random.split(jax.random.key(seed), 3)
+        class_key, image_key = jax.random.split(jax.random.key(seed))
         size = (max_steps, batch_size)
         labels = jax.random.randint(class_key, size, 0, len(classes_C))
         picked = jax.random.randint(image_key, size, 0, train_YNSS.shape[1])
@@ -74,7 +70,7 @@ def _fine_tune_many(model, batch_size, max_steps, body, train_YNSS, held_back_YN
 
         params = fit(
             loss,
-            body | _new_head(model.shapes(len(classes_C)), head_key),
+            body | _new_head(model.shapes(len(classes_C))),
             steps=steps,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
@@ -84,13 +80,14 @@ def _fine_tune_many(model, batch_size, max_steps, body, train_YNSS, held_back_YN
     return jax.vmap(one)(*choices)
 
 
-def _new_head(shapes: Shapes, key: jax.Array) -> Params:
-    """A classifier with weights normal(0.02) and no bias."""
-    head = {name: shape for name, shape in shapes.items() if is_head(name)}
-    return {
-        name: _HEAD_SCALE * jax.random.normal(key, shape) if len(shape) > 1 else jnp.zeros(shape)
-        for name, shape in head.items()
-    }
+def _new_head(shapes: Shapes) -> Params:
+    """A classifier of zeros.
+
+    A random one would move all weights below it in directions of its own, which bury what the
+    classes do: with weights normal(0.02) ProbeX told .61 of the classes of masked-pre-trained
+    models, with zeros .83 (140 training models).
+    """
+    return {name: jnp.zeros(shape) for name, shape in shapes.items() if is_head(name)}
 
 
 def accuracy(model: ViT | ResNet, params: Params, images_YNSS: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Pre-training of a tree's root: supervised, or first by reconstruction of hidden patches."""
+"""Pre-training of a tree's root: supervised, or by reconstruction of hidden patches."""
 
 import functools
 
@@ -12,11 +12,6 @@ from probex_jax.zoo.miniature.settings import Settings, Tree
 from probex_jax.zoo.miniature.training import cross_entropy, fit
 
 _SEEN_SHARE = 0.5  # of the patches, in masked pre-training
-# After masked pre-training, a supervised one of so many times fewer steps (BEiT's "intermediate
-# fine-tuning"). Without it the class token means nothing yet, fine-tuning has to find its way in
-# a hundred steps, and models of the same classes end far apart: a linear probe on one layer
-# told .71 of a model's classes, against .97 in the supervised tree.
-_BRIEFLY = 4
 
 
 def root(tree: Tree, settings: Settings, images_YNSS: np.ndarray, seed: int) -> Params:
@@ -32,21 +27,19 @@ def root(tree: Tree, settings: Settings, images_YNSS: np.ndarray, seed: int) -> 
       Tensors by name, with a classifier of as many outputs as there are classes.
     """
     model = tree.architecture
-    init_key, masked_key, supervised_key = jax.random.split(jax.random.key(seed), 3)
+    init_key, decoder_key, step_key = jax.random.split(jax.random.key(seed), 3)
     shapes = model.shapes(len(images_YNSS))
     params = initialise(shapes, init_key)
-    steps = settings.pretraining_steps
-    if tree.pretraining == "masked":
-        assert isinstance(model, vit.ViT)
-        decoder = initialise(_decoder_shapes(model), masked_key)
-        params = _fit(_masked, model, settings, steps, images_YNSS, params | decoder, masked_key)
-        params = {name: params[name] for name in shapes}
-        steps = max(1, steps // _BRIEFLY)
-    return _fit(_supervised, model, settings, steps, images_YNSS, params, supervised_key)
+    if tree.pretraining == "supervised":
+        return _fit(_supervised, model, settings, images_YNSS, params, step_key)
+    assert isinstance(model, vit.ViT)
+    params |= initialise(_decoder_shapes(model), decoder_key)
+    params = _fit(_masked, model, settings, images_YNSS, params, step_key)
+    return {name: params[name] for name in shapes}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _fit(loss, model, settings: Settings, steps: int, images_YNSS, params: Params, key):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _fit(loss, model, settings: Settings, images_YNSS, params: Params, key):
     flat_NSS = images_YNSS.reshape(-1, *images_YNSS.shape[2:])
 
     def step_loss(params: Params, step: jax.Array):
@@ -55,7 +48,7 @@ def _fit(loss, model, settings: Settings, steps: int, images_YNSS, params: Param
         picked_B = jax.random.randint(pick_key, size, 0, len(flat_NSS))
         return loss(model, params, flat_NSS[picked_B], picked_B // images_YNSS.shape[1], loss_key)
 
-    rate = settings.pretraining_rate
+    steps, rate = settings.pretraining_steps, settings.pretraining_rate
     return fit(step_loss, params, steps=steps, learning_rate=rate, weight_decay=0.0)
 
 

@@ -20,8 +20,7 @@ class Tree:
 
     Attributes:
       architecture: the model's functions of parameters and images.
-      pretraining: "supervised", or "masked": reconstruction of hidden patches, then a brief
-        supervised training.
+      pretraining: "supervised", or "masked": reconstruction of hidden patches, no labels.
     """
 
     architecture: ViT | ResNet
@@ -97,7 +96,7 @@ class Recipe:
       index: the model's number in its tree.
       split: "train", "val" or "test".
       classes: numbers of its classes, in the (random) order of the classifier's outputs.
-      seed: decides its head's initial weights and its batches.
+      seed: decides its batches.
       learning_rate: at the first step.
       weight_decay: of matrices, decoupled.
       steps: number of fine-tuning steps.

@@ -175,7 +175,7 @@ def test_side_by_side_is_one_by_one(zoo):
 def test_other_settings_are_refused_by_name(zoo):
     out, _, _ = zoo
     other = dataclasses.replace(_TINY, seed=8, steps=(3, 4))
-    with pytest.raises(ProbexError, match=r"other settings \(seed: 7, not 8; steps: "):
+    with pytest.raises(ProbexError, match=r"another config: seed is 7 there, 8 here; steps is "):
         build(other, out)
 
 
