@@ -10,6 +10,7 @@ A work directory holds
 """
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def sweep(
         "store_hash": store.hash,
     }
     claim(workdir, settings | {"layers": list(names)})
-    experts = {}
+    accuracies = {}
     for name in names:
         folder = workdir / "layers" / quote(name, safe="")
         if (folder / "expert").exists():
@@ -103,8 +104,8 @@ def sweep(
             saver = _Saver(folder / "training", save_every_s, partial(on_progress, name))
             _train(card, recipe, train, val, saver).save(folder / "expert")
         checkpoints.remove(folder / "training")
-        experts[name] = Expert.load(folder / "expert")
-    return _choose(store, workdir, experts)
+        accuracies[name] = Expert.load(folder / "expert").card["metrics"]["val_accuracy"]
+    return _choose(store, workdir, accuracies)
 
 
 def evaluate(expert: Expert, store: LayerStore, split: str = "test") -> tuple[Score, np.ndarray]:
@@ -137,26 +138,25 @@ def _train(
     return Expert({"params": state.best_params}, {**card, "metrics": metrics})
 
 
-def _choose(store: LayerStore, workdir: Path, experts: Mapping[str, Expert]) -> SweepResult:
-    """The best expert on validation, and only that one is tested."""
-    accuracies = {name: e.card["metrics"]["val_accuracy"] for name, e in experts.items()}
+def _choose(store: LayerStore, workdir: Path, accuracies: Mapping[str, float]) -> SweepResult:
+    """The best expert on validation; only that one is tested, and only once."""
     best = max(accuracies, key=lambda name: accuracies[name])
-    expert = experts[best]
-    test, _ = evaluate(expert, store, "test")
-    figures = {**expert.card["metrics"], "test_accuracy": dataclasses.asdict(test)}
-    expert = Expert(expert.variables, {**expert.card, "metrics": figures})
-    expert.save(workdir / "expert")
-    metrics = {
-        **{
-            key: expert.card[key] for key in ("tree", "encoder", "recipe", "store_hash", "versions")
-        },
-        "n_models": {s: len(store.split(s)) for s in ("train", "val", "test")},
-        "val_accuracy_by_layer": accuracies,
-        "layer": best,
-        "test_accuracy": dataclasses.asdict(test),
-    }
-    write_json(workdir / "metrics.json", metrics)
-    return SweepResult(accuracies, expert, test, metrics)
+    path = workdir / "metrics.json"
+    if not path.exists():
+        expert = Expert.load(workdir / "layers" / quote(best, safe="") / "expert")
+        test = dataclasses.asdict(evaluate(expert, store, "test")[0])
+        figures = {**expert.card["metrics"], "test_accuracy": test}
+        Expert(expert.variables, {**expert.card, "metrics": figures}).save(workdir / "expert")
+        kept = ("tree", "encoder", "recipe", "store_hash", "versions", "layer")
+        metrics = {
+            **{key: expert.card[key] for key in kept},
+            "n_models": {s: len(store.split(s)) for s in ("train", "val", "test")},
+            "val_accuracy_by_layer": accuracies,
+            "test_accuracy": test,
+        }
+        write_json(path, metrics)
+    metrics = json.loads(path.read_text())
+    return SweepResult(accuracies, Expert.load(workdir), Score(**metrics["test_accuracy"]), metrics)
 
 
 class _Saver:

@@ -1,5 +1,7 @@
 """One layer's matrices on disk: a sharded, checksummed zarr3 array, through TensorStore."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -91,18 +93,12 @@ def _folder(store: Path, layer: str) -> Path:
     return store / "layers" / quote(layer, safe="")
 
 
-class _one_line_errors:
+@contextmanager
+def _one_line_errors(path: Path) -> Iterator[None]:
     """Turns TensorStore's errors into one line; its many kinds are told apart by text alone."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, ValueError | RuntimeError | IndexError | KeyError):
-            return
+    try:
+        yield
+    except (ValueError, RuntimeError, IndexError, KeyError) as error:
         text = str(error)
         if "No space left" in text or "quota exceeded" in text.lower():
             reason = "no space left on the disk; free some and run the same command again"
@@ -112,4 +108,4 @@ class _one_line_errors:
             reason = f"the store is damaged; pack it again ({text[:200]})"
         else:
             reason = f"cannot be read or written: {text[:200]}"
-        raise ProbexError(f"{self._path}: {reason}") from error
+        raise ProbexError(f"{path}: {reason}") from error
