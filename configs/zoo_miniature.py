@@ -30,7 +30,7 @@ def get_config(size: str = "default") -> ml_collections.ConfigDict:
     config.models_at_once = 8
     if size == "demo":
         config.trees = ("MiniSupViT", "MiniMAE")
-        config.models = 200
+        config.models = 300
     elif size == "tiny":
         config.models = 12
         config.steps = (3, 5)

@@ -24,4 +24,4 @@ def test_no_room_is_missing_from_the_map():
     text = (ROOT / "WORKSPACE.md").read_text()
     for path in (ROOT / "probex_jax").iterdir():
         if path.suffix == ".py" or (path / "__init__.py").exists():
-            assert path.name.removesuffix(".py") in text, path.name
+            assert f"`probex_jax/{path.name}" in text, path.name

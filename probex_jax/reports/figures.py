@@ -8,6 +8,8 @@ from probex_jax.errors import ProbexError
 # Okabe and Ito's palette, told apart by hatching as well.
 _STYLES = (("#0072B2", ""), ("#E69F00", "///"), ("#009E73", "..."), ("#CC79A7", "xxx"))
 
+_CHANCE = 0.5
+
 
 def accuracy_by_layer(
     accuracies: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path
@@ -45,15 +47,17 @@ def _panel(panel, tree: str, methods: Mapping[str, Mapping[str, float]]) -> None
             index + (number - (len(methods) - 1) / 2) * height for index in range(len(layers))
         ]
         values = [by_layer[layer] for layer in layers]
+        gains = [value - _CHANCE for value in values]
         bars = panel.barh(
-            positions, values, height, color=colour, hatch=hatch, edgecolor="white", label=method
+            positions, gains, height, _CHANCE, color=colour, hatch=hatch, edgecolor="white"
         )
-        panel.bar_label(bars, fmt="%.2f", fontsize=6, padding=2)
-    panel.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
+        bars.set_label(method)
+        panel.bar_label(bars, [f"{value:.2f}" for value in values], fontsize=6, padding=2)
+    panel.axvline(_CHANCE, color="black", linewidth=0.8)
     panel.set_yticks(range(len(layers)), [short_name(layer) for layer in layers], fontsize=8)
-    panel.invert_yaxis()
-    panel.set_xlim(0.4, 1.06)
-    panel.set_xlabel("validation accuracy (dotted: chance)", fontsize=8)
+    panel.set_ylim(len(layers) - 0.4, -0.6)
+    panel.set_xlim(0.42, 1.06)
+    panel.set_xlabel("validation accuracy; bars begin at chance", fontsize=8)
     panel.tick_params(axis="x", labelsize=8)
     panel.set_title(tree, fontsize=10)
     panel.spines[["top", "right"]].set_visible(False)
