@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import cli, steps
+from probex_jax.files import write_json
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -20,8 +21,11 @@ _OUT = flags.DEFINE_string("out", None, "Folder to build in.", required=True)
 
 
 def main() -> None:
-    summaries = steps.build_zoo(_CONFIG.value.to_dict(), Path(_OUT.value))
-    print(cli.table([steps.zoo_row(summary) for summary in summaries]))
+    rows = [
+        steps.zoo_row(tree) for tree in steps.build_zoo(_CONFIG.value.to_dict(), Path(_OUT.value))
+    ]
+    write_json(Path(_OUT.value) / "metrics.json", rows)
+    print(cli.table(rows))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """What the commands share: exit codes, progress bars, tables."""
 
-import errno
-import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -13,8 +11,6 @@ from probex_jax.errors import ProbexError
 from probex_jax.reports import table
 
 __all__ = ["progress", "run", "table"]
-
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -28,8 +24,8 @@ def run(main: Callable[[], None]) -> None:
         except ProbexError as error:
             _exit(str(error))
         except OSError as error:
-            if error.errno in _DISK_ERRORS:
-                _exit(f"{error.filename or 'output'}: {os.strerror(error.errno).lower()}")
+            if error.filename is not None:
+                _exit(f"{error.filename}: {str(error.strerror).lower()}")
             if "Configuration is not available" not in str(error):
                 raise
             _exit(_first_and_last_line(error))

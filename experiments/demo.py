@@ -18,6 +18,7 @@ import probex_jax as px
 from configs import dense, probex, statnn, zoo_miniature
 from experiments import cli, steps
 from probex_jax.experts import evaluate, probabilities
+from probex_jax.files import write_json
 from probex_jax.reports import HiddenModel, accuracy_by_layer, hidden_models
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all that the demo makes.", required=True)
@@ -25,9 +26,9 @@ _SIZE = flags.DEFINE_enum("size", "demo", ["demo", "tiny"], "Size of the zoo.")
 
 TREES = ("MiniSupViT", "MiniMAE")
 METHODS = {
-    "ProbeX": probex.get_config("mini"),
-    "Dense": dense.get_config("mini"),
-    "StatNN": statnn.get_config(),
+    "ProbeX": lambda: probex.get_config("mini"),
+    "Dense": lambda: dense.get_config("mini"),
+    "StatNN": statnn.get_config,
 }
 N_HIDDEN = 10
 
@@ -41,9 +42,10 @@ def demo(workdir: Path, size: str) -> str:
     packed = [steps.pack(workdir / "zoo" / tree, workdir / "stores" / tree) for tree in TREES]
     print("3. Training an expert on each layer", flush=True)
     metrics = {
-        tree: {name: _train(config, workdir, tree, name) for name, config in METHODS.items()}
+        tree: {name: _train(method(), workdir, tree, name) for name, method in METHODS.items()}
         for tree in TREES
     }
+    write_json(workdir / "metrics.json", metrics)
     accuracy_by_layer(_by_layer(metrics), workdir / "accuracy_by_layer.png")
     hidden = [
         model

@@ -36,14 +36,20 @@ def zoo_row(summary: miniature.TreeSummary) -> Row:
 
 def pack(zoo: Path, store: Path, layers: str = "") -> PackSummary:
     """Packs a zoo; what is skipped goes to standard error, a line each."""
+    found = px.scan(zoo)
+    for name in found.unmatched:
+        print(f"labels.json: no model {name!r} in {zoo}", file=sys.stderr)
     with cli.progress(0, "packing", "model") as bar:
-        return px.pack(
-            px.scan(zoo),
+        summary = px.pack(
+            found,
             store,
             layers or None,
             on_models=bar.reset,
             on_model=lambda fault: _packed(bar, fault),
         )
+    for name, reason in summary.left_out.items():
+        print(f"left out layer {name}: {reason}", file=sys.stderr)
+    return summary
 
 
 def _packed(bar: tqdm, fault: str) -> None:
@@ -66,12 +72,17 @@ def pack_row(summary: PackSummary) -> Row:
 
 def train(config: Mapping[str, Any], workdir: Path) -> Mapping[str, Any]:
     """Trains what a config says; returns the metrics."""
+    if not config["store"]:
+        raise px.ProbexError("config.store: give the folder of a layer store")
     store = px.LayerStore.open(config["store"])
     encoder = dict(config["encoder"])
     if encoder["name"] == "statnn":
         seed = config["recipe"]["seed"]
         return run_statnn(store, workdir, n_trees=encoder["n_trees"], seed=seed)
-    recipe = Recipe(**config["recipe"])
+    try:
+        recipe = Recipe(**config["recipe"])
+    except TypeError as error:
+        raise px.ProbexError(f"config.recipe: {error}") from None
     layers = px.select_layers(store.layers, config["layers"] or None)
     with cli.progress(recipe.epochs * len(layers), "training", "epoch") as bar:
         return sweep(

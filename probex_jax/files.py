@@ -2,9 +2,11 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from probex_jax.errors import ProbexError
 
@@ -15,14 +17,54 @@ def write_json(path: Path, value: Any) -> None:
     Args:
       path: the file; its folder must exist.
       value: what JSON can hold.
+
+    Raises:
+      ProbexError: if the file cannot be written.
     """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        json.dump(value, file, indent=1, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with disk_errors(path):
+        with partial.open("w") as file:
+            json.dump(value, file, indent=1, sort_keys=True)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns what the operating system says of a file into one line that names it.
+
+    Raises:
+      ProbexError: for every OSError inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ProbexError(f"{error.filename or path}: {error.strerror or error}") from error
+
+
+def layer_folder(root: Path, layer: str) -> Path:
+    """The folder for what belongs to a layer, whatever the layer is called.
+
+    Names of layers are text of strangers: quoted, none leads out of `root`.
+
+    Args:
+      root: folder of all layers.
+      layer: name of the layer.
+
+    Raises:
+      ProbexError: if the name cannot be the name of a folder.
+
+    Example:
+      >>> from pathlib import Path
+      >>> layer_folder(Path("layers"), "../head.weight").as_posix()
+      'layers/..%2Fhead.weight'
+    """
+    name = quote(layer, safe="")
+    if not name.strip(".") or len(name) > 200:
+        raise ProbexError(f"layer {layer[:100]!r}: its name is empty, dots alone or too long")
+    return root / name
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -49,8 +91,9 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     """
     path = folder / "config.json"
     ours = json.loads(json.dumps(settings))
-    if not path.exists():
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
         write_json(path, ours)
         return
     try:
@@ -62,6 +105,10 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def check_same(folder: Path, theirs: Any, ours: Any) -> None:
     """Checks that the settings found in a folder are the ones given.
+
+    Args:
+      folder: for the message.
+      theirs, ours: nested dicts of JSON values.
 
     Raises:
       ProbexError: if they are not; the message says which fields differ.

@@ -26,6 +26,9 @@ def statnn(store: LayerStore, *, n_trees: int = 500, seed: int = 0) -> Score:
       n_trees: trees of the forest.
       seed: of the forest.
 
+    Returns:
+      The accuracy on the test split.
+
     Raises:
       ProbexError: if scikit-learn is missing (extra `zoo`).
 
@@ -35,11 +38,14 @@ def statnn(store: LayerStore, *, n_trees: int = 500, seed: int = 0) -> Score:
     try:
         from sklearn.ensemble import RandomForestClassifier
     except ImportError:
-        raise ProbexError("StatNN needs scikit-learn: pip install 'probex_jax[zoo]'") from None
+        raise ProbexError("StatNN needs scikit-learn: pip install scikit-learn") from None
     forest = RandomForestClassifier(n_trees, random_state=seed, n_jobs=-1)
     forest.fit(_features(store, "train"), store.targets("train").astype(int))
     # A list over classes of [N, 2]; a class that all or no training models have gives one column.
-    columns: Any = zip(forest.predict_proba(_features(store, "test")), forest.classes_, strict=True)
+    probabilities, classes = forest.predict_proba(_features(store, "test")), forest.classes_
+    if len(store.classes) == 1:  # then scikit-learn leaves the lists out
+        probabilities, classes = [probabilities], [classes]
+    columns: Any = zip(probabilities, classes, strict=True)
     positive_YN = [p[:, list(c).index(1)] if 1 in c else np.zeros(len(p)) for p, c in columns]
     return accuracy(np.stack(positive_YN, axis=1) - 0.5, store.targets("test"))
 
@@ -55,6 +61,9 @@ def run_statnn(
     Raises:
       ProbexError: as `statnn`, or if the work directory belongs to another config.
     """
+    for name, value, least in (("encoder.n_trees", n_trees, 1), ("recipe.seed", seed, 0)):
+        if not (type(value) is int and least <= value < 2**31):
+            raise ProbexError(f"{name}: {value!r} is not a whole number >= {least}")
     encoder = {"name": "statnn", "n_trees": n_trees}
     settings = {
         "encoder": encoder,

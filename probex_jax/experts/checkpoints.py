@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ def save(path: Path, arrays: Any, card: Mapping[str, Any]) -> None:
     """Saves nested dicts of arrays and a JSON card, whole or not at all.
 
     Args:
-      path: a folder, replaced if it is there.
+      path: a folder; one that is there is replaced once the new one is whole beside it.
       arrays: nested dicts of arrays.
       card: what can be written as JSON; the hash of the arrays and of the card is added to it.
 
@@ -28,13 +29,14 @@ def save(path: Path, arrays: Any, card: Mapping[str, Any]) -> None:
       ProbexError: if the disk is full.
     """
     arrays = jax.tree.map(np.asarray, arrays)
+    metadata = {**card, _HASH: _content_hash(arrays, card)}
+    # Orbax would remove what is there before it begins to write.
+    beside = path.resolve().with_name(path.name + ".new")
     try:
-        ocp.save(
-            path.resolve(),
-            arrays,
-            custom_metadata={**card, _HASH: _content_hash(arrays, card)},
-            overwrite=True,
-        )
+        ocp.save(beside, arrays, custom_metadata=metadata, overwrite=True)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(beside, path)
     except (OSError, ValueError, RuntimeError) as error:
         if "No space left" in str(error):
             raise ProbexError(
@@ -68,9 +70,8 @@ def load(path: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def remove(path: Path) -> None:
-    """Removes a checkpoint and what killed runs left of its predecessors."""
-    for leftover in [path, *path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*")]:
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Removes a checkpoint, or a folder of them."""
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _content_hash(arrays: Any, card: Mapping[str, Any]) -> str:

@@ -20,6 +20,9 @@ from probex_jax.experts.network import Network, build_network
 from probex_jax.experts.training import logits
 from probex_jax.matrices import LowRank
 
+# What a card must have for the network to be rebuilt.
+_CARD = {"encoder": dict, "head": str, "layer": str, "shape": list, "tree": str, "classes": list}
+
 
 @dataclass(frozen=True)
 class Expert:
@@ -67,12 +70,20 @@ class Expert:
         """
         return _logits(self.network, self.variables["params"], self._checked(x))
 
-    def check_classes(self, classes: Sequence[str]) -> None:
-        """Checks that a store's class list is the expert's.
+    def check_fits(self, tree: str, classes: Sequence[str]) -> None:
+        """Checks that models of this tree and class list are what the expert was trained on.
+
+        Args:
+          tree: name of the tree.
+          classes: class names, in order.
 
         Raises:
-          ProbexError: if it is not; the message names a class that differs.
+          ProbexError: if they are not; the message names the tree, or a class that differs.
         """
+        if tree != self.card["tree"]:
+            raise ProbexError(
+                f"the expert is of tree {self.card['tree']}, the models are of {tree}"
+            )
         ours, theirs = list(self.card["classes"]), list(classes)
         if ours != theirs:
             different = sorted(set(ours) ^ set(theirs)) or ["their order"]
@@ -92,6 +103,9 @@ class Expert:
         Args:
           path: an expert's checkpoint, or the work directory of a training (then its best one).
 
+        Returns:
+          The expert, ready to `encode` and to give `logits`.
+
         Raises:
           ProbexError: if there is none, or its content does not match its hash.
         """
@@ -99,9 +113,13 @@ class Expert:
         if (path / "expert").is_dir():
             path = path / "expert"
         variables, card = checkpoints.load(path)
-        missing = {"encoder", "head", "layer", "shape", "tree", "classes"} - card.keys()
-        if missing:
-            raise ProbexError(f"{path}: no expert: its card lacks {', '.join(sorted(missing))}")
+        for name, kind in _CARD.items():
+            if not isinstance(card.get(name), kind):
+                raise ProbexError(f"{path}: no expert: its card has no {name} ({kind.__name__})")
+        if len(card["shape"]) != 2 or not all(type(n) is int and n > 0 for n in card["shape"]):
+            raise ProbexError(
+                f"{path}: shape on the card is {card['shape']}, expected rows, columns"
+            )
         expert = cls(variables, card)
         expert._check_parameters(path)
         return expert
@@ -114,12 +132,16 @@ class Expert:
             raise ProbexError(f"{path}: the parameters do not fit the encoder on the expert's card")
 
     def _checked(self, x: Any) -> Any:
+        if not isinstance(x, LowRank):
+            x = jnp.asarray(x)
+        if x.shape[:1] == (0,):
+            raise ProbexError("no matrices: expected one or more")
         if tuple(x.shape[1:]) != tuple(self.card["shape"]):
             raise ProbexError(
                 f"the expert of layer {self.card['layer']} reads matrices of "
                 f"{self.card['shape'][0]}x{self.card['shape'][1]}, got shape {tuple(x.shape)}"
             )
-        return jax.device_put(x)
+        return x
 
 
 @partial(jax.jit, static_argnames="network")

@@ -32,6 +32,9 @@ def accuracy(logits: np.ndarray, targets: np.ndarray, *, seed: int = 0) -> Score
       targets: [N, Y] of zeros and ones.
       seed: of the bootstrap.
 
+    Returns:
+      The share, and its interval.
+
     Example:
       >>> import numpy as np
       >>> print(accuracy(np.array([[2.0, -1.0], [3.0, 1.0]]), np.array([[1, 0], [1, 0]])))

@@ -14,6 +14,7 @@ from probex_jax.matrices import LowRank
 # A new encoder is listed here; its fields are its settings.
 ENCODERS: Mapping[str, type[nn.Module]] = {"probex": ProbeX, "dense": Dense}
 HEADS = ("class", "none")
+_LINEN_FIELDS = ("name", "parent")
 
 
 class Network(nn.Module):
@@ -53,18 +54,24 @@ def build_network(encoder: Mapping[str, Any], head: str, n_classes: int) -> Netw
       >>> build_network({"name": "dense"}, head="none", n_classes=20).encoder.rep_dim
       20
     """
+    if not isinstance(encoder, Mapping):
+        raise ProbexError(f"encoder: expected a name and fields, found {encoder!r}")
     fields = dict(encoder)
     name = fields.pop("name", None)
-    if name not in ENCODERS:
+    if not isinstance(name, str) or name not in ENCODERS:
         raise ProbexError(f"encoder.name: {name!r} is not one of {', '.join(ENCODERS)}")
     if head not in HEADS:
         raise ProbexError(f"head: {head!r} is not one of {', '.join(HEADS)}")
-    if head == "none":
-        fields["rep_dim"] = n_classes
+    if head == "none" and fields.setdefault("rep_dim", n_classes) != n_classes:
+        raise ProbexError(f"encoder.rep_dim: without a head it must be the {n_classes} classes")
+    # Linen adds two fields of its own.
+    known = [field for field in ENCODERS[name].__dataclass_fields__ if field not in _LINEN_FIELDS]
     for field, value in fields.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if field not in known:
+            raise ProbexError(f"encoder.{field}: {name} has only {', '.join(known)}")
+        if type(value) is not int or value < 1:
             raise ProbexError(f"encoder.{field}: {value!r} is not a positive whole number")
     try:
         return Network(ENCODERS[name](**fields), ClassHead(n_classes) if head == "class" else None)
-    except TypeError as error:
+    except TypeError as error:  # a field without a default is missing
         raise ProbexError(f"encoder {name}: {error}") from None

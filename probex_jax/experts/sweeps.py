@@ -17,18 +17,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import jax
 import numpy as np
 from flax import serialization
 
+from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
 from probex_jax.experts.expert import Expert, versions
 from probex_jax.experts.metrics import Score, accuracy
 from probex_jax.experts.network import build_network
 from probex_jax.experts.training import Recipe, Split, State, fit, initial_state
-from probex_jax.files import claim, write_json
+from probex_jax.files import claim, layer_folder, write_json
 from probex_jax.layer_store import LayerStore
 
 
@@ -72,11 +72,18 @@ def sweep(
         last save; 0 saves at each.
       on_progress: called with a layer's name and the number of epochs done since the last call.
 
+    Returns:
+      Validation accuracy by layer, the best expert, and its accuracy on the test split.
+
     Raises:
       ProbexError: if a setting is wrong, a split is empty, the work directory belongs to another
         config, or a checkpoint is damaged.
     """
     names = tuple(layers if layers is not None else store.layers)
+    if not names:
+        raise ProbexError("layers: none given; expected one or more")
+    if type(save_every_s) not in (int, float) or not save_every_s >= 0:
+        raise ProbexError(f"save_every_s: {save_every_s!r} is not a number of seconds >= 0")
     build_network(encoder, head, len(store.classes))
     for split in ("train", "val", "test"):
         store.split(split)
@@ -90,11 +97,10 @@ def sweep(
     claim(workdir, settings | {"layers": list(names)})
     accuracies = {}
     for name in names:
-        folder = workdir / "layers" / quote(name, safe="")
+        folder = layer_folder(workdir / "layers", name)
         if (folder / "expert").exists():
             on_progress(name, recipe.epochs)
         else:
-            train, val = (_on_device(store, name, split) for split in ("train", "val"))
             card = settings | {
                 "layer": name,
                 "shape": list(store.layers[name]),
@@ -102,19 +108,28 @@ def sweep(
                 "versions": versions(),
             }
             saver = _Saver(folder / "training", save_every_s, partial(on_progress, name))
-            _train(card, recipe, train, val, saver).save(folder / "expert")
+            _train(store, card, recipe, saver).save(folder / "expert")
         checkpoints.remove(folder / "training")
         accuracies[name] = Expert.load(folder / "expert").card["metrics"]["val_accuracy"]
     return _choose(store, workdir, accuracies)
 
 
 def evaluate(expert: Expert, store: LayerStore, split: str = "test") -> tuple[Score, np.ndarray]:
-    """Accuracy of an expert on a split of a store, and its logits [N, Y].
+    """Accuracy of an expert on a split of a store.
+
+    Args:
+      expert: the expert.
+      store: matrices and labels of models of its tree.
+      split: "train", "val" or "test".
+
+    Returns:
+      The accuracy, and the logits [N, Y] of the models in the order of the split.
 
     Raises:
-      ProbexError: if the store has other classes than the expert, no such layer, or no such split.
+      ProbexError: if the store is of another tree or has other classes than the expert, no such
+        layer, or no such split.
     """
-    expert.check_classes(store.classes)
+    expert.check_fits(store.tree, store.classes)
     logits = np.asarray(expert.logits(store.matrices(expert.card["layer"], split)))
     return accuracy(logits, store.targets(split)), logits
 
@@ -123,9 +138,8 @@ def _on_device(store: LayerStore, layer: str, split: str) -> Split:
     return Split(*jax.device_put((store.matrices(layer, split), store.targets(split))))
 
 
-def _train(
-    card: Mapping[str, Any], recipe: Recipe, train: Split, val: Split, saver: "_Saver"
-) -> Expert:
+def _train(store: LayerStore, card: Mapping[str, Any], recipe: Recipe, saver: "_Saver") -> Expert:
+    train, val = (_on_device(store, card["layer"], split) for split in ("train", "val"))
     network = build_network(card["encoder"], card["head"], len(card["classes"]))
     state = saver.restore(jax.eval_shape(lambda: initial_state(network, recipe, train.x)))
     state = fit(network, recipe, train, val, state=state, on_evaluation=saver)
@@ -143,7 +157,7 @@ def _choose(store: LayerStore, workdir: Path, accuracies: Mapping[str, float]) -
     best = max(accuracies, key=lambda name: accuracies[name])
     path = workdir / "metrics.json"
     if not path.exists():
-        expert = Expert.load(workdir / "layers" / quote(best, safe="") / "expert")
+        expert = Expert.load(layer_folder(workdir / "layers", best) / "expert")
         test = dataclasses.asdict(evaluate(expert, store, "test")[0])
         figures = {**expert.card["metrics"], "test_accuracy": test}
         Expert(expert.variables, {**expert.card, "metrics": figures}).save(workdir / "expert")
@@ -174,7 +188,10 @@ class _Saver:
         saved = sorted(path for path in self._folder.glob("*") if path.name.isdigit())
         if not saved:
             return None
-        arrays, _ = checkpoints.load(saved[-1])
+        try:
+            arrays, _ = checkpoints.load(saved[-1])
+        except ProbexError as error:
+            raise ProbexError(f"{error}; remove {self._folder} to train this layer anew") from error
         state = serialization.from_state_dict(template, arrays)
         self._on_epochs(int(state.epoch))
         self._epoch = int(state.epoch)

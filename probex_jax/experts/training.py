@@ -37,6 +37,13 @@ class Recipe:
       eval_every: epochs between two evaluations on the validation split; it is evaluated before
         training, after every so many epochs, and at the end.
       seed: of the initialisation and of the order of the models.
+
+    Raises:
+      ProbexError: if a field is of another type or out of its range.
+
+    Example:
+      >>> Recipe(epochs=100).n_evaluations
+      5
     """
 
     learning_rate: float = 1e-3
@@ -49,11 +56,11 @@ class Recipe:
     def __post_init__(self):
         for name, least in (("batch_size", 1), ("epochs", 1), ("eval_every", 1), ("seed", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if not (type(value) is int and least <= value < 2**31):
                 raise ProbexError(f"recipe.{name}: {value!r} is not a whole number >= {least}")
         for name in ("learning_rate", "l2"):
             value = getattr(self, name)
-            if not 0 <= value < float("inf"):
+            if not (type(value) in (int, float) and 0 <= value < float("inf")):
                 raise ProbexError(f"recipe.{name}: {value!r} is not a number >= 0")
 
     @property
@@ -112,10 +119,21 @@ def fit(
       train, val: data of the two splits; put on the device here, if it is not there.
       state: where to go on from; None starts anew. Whether training was interrupted or not, the
         result is the same to the bit on the same machine.
-      on_evaluation: called with the state after each evaluation.
+      on_evaluation: called with the state after each evaluation; the next step reuses the memory
+        of that state, so whoever wants to keep it copies it. The same holds for `state`.
 
     Returns:
       The final state.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from probex_jax.experts import build_network
+      >>> x = jnp.linspace(-1.0, 1.0, 8).reshape(8, 1, 1) * jnp.ones([8, 3, 2])
+      >>> data = Split(x, (x[:, 0, :1] > 0).astype(jnp.float32))
+      >>> network = build_network({"name": "dense"}, head="none", n_classes=1)
+      >>> recipe = Recipe(learning_rate=0.1, epochs=50, eval_every=10)
+      >>> float(fit(network, recipe, data, data).best_accuracy)
+      1.0
     """
     train, val = jax.device_put((train, val))
     if state is None:
@@ -153,7 +171,7 @@ def optimiser(recipe: Recipe) -> optax.GradientTransformation:
 
 @partial(jax.jit, static_argnames=("recipe", "n_models"))
 def epoch_orders(recipe: Recipe, n_models: int, first_epoch: jax.Array) -> jax.Array:
-    """The order of the training models [N] in each of the next `eval_every` epochs, [E, N].
+    """The orders of the training models in the epochs up to the next evaluation, [E, N].
 
     A program of its own: it compiles once for all layers, and `advance` half again as fast.
     """
@@ -162,7 +180,7 @@ def epoch_orders(recipe: Recipe, n_models: int, first_epoch: jax.Array) -> jax.A
         return jax.random.permutation(jax.random.fold_in(key, epoch), n_models)
 
     key = jax.random.fold_in(jax.random.key(recipe.seed), 1)
-    return jax.lax.map(order, first_epoch + jnp.arange(recipe.eval_every))
+    return jax.lax.map(order, first_epoch + jnp.arange(min(recipe.eval_every, recipe.epochs)))
 
 
 @partial(jax.jit, static_argnames=("network", "recipe"), donate_argnames="state")

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import tensorstore as ts
 
 from probex_jax.errors import ProbexError
+from probex_jax.files import layer_folder
 
 _CHECKED = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 
@@ -49,23 +49,27 @@ class LayerArray:
                 }
             ],
         }
-        if (_folder(store, layer) / "matrices" / "zarr.json").exists():
-            return cls.open(store, layer)
+        if (layer_folder(store / "layers", layer) / "matrices" / "zarr.json").exists():
+            return cls.open(store, layer, shape)
         return cls._open(store, layer, {"metadata": metadata, "create": True})
 
     @classmethod
-    def open(cls, store: Path, layer: str) -> "LayerArray":
-        """Opens the layer's array for reading."""
-        return cls._open(store, layer, {"open": True})
+    def open(cls, store: Path, layer: str, shape: tuple[int, int]) -> "LayerArray":
+        """Opens the layer's array, whose matrices must be of the shape (H, W)."""
+        opened = cls._open(store, layer, {"open": True})
+        if opened._array.shape[1:] != shape or opened._array.dtype.name != "float32":
+            raise ProbexError(f"{opened._path}: not the matrices that store.json says")
+        return opened
 
     @classmethod
     def _open(cls, store: Path, layer: str, options: dict[str, Any]) -> "LayerArray":
-        path = _folder(store, layer)
+        path = layer_folder(store / "layers", layer)
         spec = {
             "driver": "zarr3",
             "kvstore": {"driver": "file", "path": f"{path.resolve()}/matrices/"},
-            # A missing chunk would otherwise read as zeros.
+            # A missing chunk would otherwise read as zeros, and one of zeros not be written.
             "fill_missing_data_reads": False,
+            "store_data_equal_to_fill_value": True,
             **options,
         }
         with _one_line_errors(path):
@@ -86,11 +90,6 @@ class LayerArray:
             contiguous = len(rows) > 0 and np.array_equal(rows, rows[0] + np.arange(len(rows)))
             index = slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else rows
             return np.asarray(self._array[index].read().result())
-
-
-def _folder(store: Path, layer: str) -> Path:
-    # Names of layers are text of strangers: quoted, none leads out of the store.
-    return store / "layers" / quote(layer, safe="")
 
 
 @contextmanager

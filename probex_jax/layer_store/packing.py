@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.files import write_json
+from probex_jax.files import disk_errors, layer_folder, write_json
 from probex_jax.layer_store.arrays import LayerArray
 from probex_jax.layer_store.store import FORMAT, VERSION, LayerStore
 from probex_jax.model_files import open_model, select_layers
@@ -34,11 +34,14 @@ class PackSummary:
       store: the store, opened.
       added: how many models this run packed.
       skipped: id of every model that this run could not pack, to the reason.
+      left_out: layers that a new store does not hold since at most half of the models have them
+        in one shape, to the reason.
     """
 
     store: LayerStore
     added: int
     skipped: Mapping[str, str]
+    left_out: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class _Header:
 
 def pack(
     zoo: Zoo,
-    path: Path,
+    path: str | Path,
     layers: int | str | Sequence[int | str] | None = None,
     *,
     on_models: Callable[[int], None] = lambda total: None,
@@ -73,18 +76,36 @@ def pack(
       on_models: called once with the number of models to pack.
       on_model: called after each model with the reason why it was skipped, or "".
 
+    Returns:
+      The store, and what was added, skipped and left out.
+
     Raises:
       ProbexError: if no model can be packed, no model has the layers asked for, or the store there
-        belongs to another tree or other layers.
+        belongs to another tree or other layers, or holds a model in another split or with other
+        labels than the zoo now says.
+
+    Example:
+      >>> import pathlib, tempfile, numpy as np
+      >>> from safetensors.numpy import save_file
+      >>> from probex_jax import scan
+      >>> folder = pathlib.Path(tempfile.mkdtemp())
+      >>> (folder / "zoo" / "train").mkdir(parents=True)
+      >>> for name in ("a", "b"):
+      ...     save_file({"fc.weight": np.ones((2, 3), np.float32)},
+      ...               folder / "zoo" / "train" / f"{name}.safetensors",
+      ...               {"dataset_chosen_targets": "['cat']"})
+      >>> pack(scan(folder / "zoo"), folder / "store").added
+      2
     """
     path = Path(path)
     store = LayerStore.open(path) if (path / "store.json").exists() else None
-    known = {model.id for model in store.models} if store else set()
+    known = {model.id: model for model in store.models} if store else {}
     todo = [model for model in zoo.models if model.id not in known]
     on_models(len(todo))
     headers = [_header(model) for model in todo]
+    left_out: Mapping[str, str] = {}
     if store is None:
-        store = _create(path, zoo, headers, layers)
+        store, left_out = _create(path, zoo, headers, layers)
     else:
         _check_same(store, zoo, layers)
     packer = _Packer(store)
@@ -94,7 +115,7 @@ def pack(
     if not packed.models:
         first = next(iter(packed.skipped.values()), "the zoo has no models")
         raise ProbexError(f"{path}: no model could be packed; the first: {first}")
-    return PackSummary(packed, len(packed.models) - len(known), packer.skipped)
+    return PackSummary(packed, len(packed.models) - len(known), packer.skipped, left_out)
 
 
 def _header(model: ZooModel) -> _Header:
@@ -111,7 +132,7 @@ def _create(
     zoo: Zoo,
     headers: Sequence[_Header],
     layers: int | str | Sequence[int | str] | None,
-) -> LayerStore:
+) -> tuple[LayerStore, Mapping[str, str]]:
     readable = [header for header in headers if not header.fault]
     if not readable:
         raise ProbexError(f"{zoo.tree}: no model can be packed; the first: {headers[0].fault}")
@@ -119,7 +140,11 @@ def _create(
     try:
         chosen = select_layers(shapes, layers)
     except ProbexError as error:
-        raise ProbexError(f"{zoo.tree}: {error}{_rarer(readable, shapes)}") from None
+        rarer = ", ".join([*_rarer(readable, shapes)][:5])
+        hint = f"; in few models only: {rarer}" if rarer else ""
+        raise ProbexError(f"{zoo.tree}: {error}{hint}") from None
+    for name in chosen:
+        layer_folder(path, name)
     if not chosen:
         raise ProbexError(f"{zoo.tree}: its models have no layer in common")
     classes = zoo.classes or tuple(
@@ -136,9 +161,10 @@ def _create(
         "layers": {name: shapes[name] for name in chosen},
         "block": max(1, min(_BLOCK_MODELS, _BLOCK_BYTES // model_bytes)),
     }
-    path.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
     write_json(path / "store.json", about)
-    return LayerStore.open(path)
+    return LayerStore.open(path), _rarer(readable, shapes) if layers is None else {}
 
 
 def _common_shapes(headers: Sequence[_Header]) -> dict[str, Shape]:
@@ -151,9 +177,18 @@ def _common_shapes(headers: Sequence[_Header]) -> dict[str, Shape]:
     return shapes
 
 
-def _rarer(headers: Sequence[_Header], shapes: Mapping[str, Shape]) -> str:
-    others = {name for header in headers for name in header.shapes} - set(shapes)
-    return f"; in few models only: {', '.join(sorted(others)[:5])}" if others else ""
+def _rarer(headers: Sequence[_Header], shapes: Mapping[str, Shape]) -> dict[str, str]:
+    """The layers that are not common, each with who lacks it."""
+    others = sorted({name for header in headers for name in header.shapes} - set(shapes))
+    reasons = {}
+    for name in others:
+        lacking = [header.model.id for header in headers if name not in header.shapes]
+        some = f" ({', '.join(lacking[:5])}{', …' if len(lacking) > 5 else ''})" if lacking else ""
+        reasons[name] = (
+            f"{len(lacking)} of {len(headers)} models lack it{some}, the others have it in "
+            f"{len({h.shapes[name] for h in headers if name in h.shapes})} shapes"
+        )
+    return reasons
 
 
 def _check_same(
@@ -162,7 +197,15 @@ def _check_same(
     if store.tree != zoo.tree:
         raise ProbexError(f"{store.path}: holds models of {store.tree}, not of {zoo.tree}")
     if zoo.classes is not None and zoo.classes != store.classes:
-        raise ProbexError(f"{store.path}: holds another class list than the zoo's {zoo.classes}")
+        raise ProbexError(f"{store.path}: holds another class list than {zoo.tree}'s zoo.json")
+    packed = {model.id: model for model in store.models}
+    for model in zoo.models:
+        was = packed.get(model.id)
+        if was and (was.split != model.split or model.stated not in (None, list(was.labels))):
+            raise ProbexError(
+                f"{store.path}: {model.id} was packed as {was.split} of {list(was.labels)}, the "
+                f"zoo now says {model.split} of {model.stated or 'the same'}; use another --store"
+            )
     if layers is None:
         return
     try:
@@ -299,7 +342,7 @@ class _Packer:
             for name, array in self._arrays.items():
                 array.write(self._next_row, np.stack([matrices[name] for _, matrices in block]))
             self._next_row += self._store.block
-        with self._table.open("a") as table:
+        with disk_errors(self._table), self._table.open("a") as table:
             table.write("".join(json.dumps(line) + "\n" for line in lines))
             table.flush()
             os.fsync(table.fileno())

@@ -54,27 +54,42 @@ class LayerStore:
       skipped: id of every model left out, to the reason.
 
     Example:
-      >>> store = LayerStore.open("out/demo/stores/MiniSupViT")  # doctest: +SKIP
-      >>> store.matrices("vit.encoder.layer.0.intermediate.dense.weight").shape  # doctest: +SKIP
-      (420, 128, 32)
+      >>> import pathlib, tempfile, numpy as np
+      >>> from safetensors.numpy import save_file
+      >>> from probex_jax import pack, scan
+      >>> folder = pathlib.Path(tempfile.mkdtemp())
+      >>> (folder / "zoo" / "train").mkdir(parents=True)
+      >>> save_file({"fc.weight": np.ones((2, 3), np.float32)},
+      ...           folder / "zoo" / "train" / "a.safetensors",
+      ...           {"dataset_chosen_targets": "['cat']"})
+      >>> _ = pack(scan(folder / "zoo"), folder / "store")
+      >>> store = LayerStore.open(folder / "store")
+      >>> store.matrices("fc.weight", split="train").shape, store.targets("train").tolist()
+      ((1, 2, 3), [[1.0]])
     """
 
     def __init__(self, path: Path, about: dict[str, Any], lines: Iterable[dict[str, Any]]):
         self.path = path
-        self.tree: str = about["tree"]
-        self.classes: tuple[str, ...] = tuple(about["classes"])
-        self.layers = {name: (shape[0], shape[1]) for name, shape in about["layers"].items()}
-        self.block: int = about["block"]
+        self.tree = _of(str, about["tree"])
+        self.classes = tuple(_of(str, name) for name in _of(list, about["classes"]))
+        self.layers = {name: _shape(shape) for name, shape in _of(dict, about["layers"]).items()}
+        self.block = _positive(about["block"])
         packed: dict[str, StoredModel] = {}
         skipped: dict[str, str] = {}
         for line in lines:
             if line["status"] == "skipped":
                 skipped[line["id"]] = line["reason"]
                 continue
-            fields = {name: line[name] for name in StoredModel.__dataclass_fields__}
-            packed[line["id"]] = StoredModel(**{**fields, "labels": tuple(line["labels"])})
+            packed[line["id"]] = self._model(line)
         self.models = tuple(sorted(packed.values(), key=lambda model: model.row))
         self.skipped = {id: reason for id, reason in skipped.items() if id not in packed}
+
+    def _model(self, line: dict[str, Any]) -> StoredModel:
+        texts = {name: _of(str, line[name]) for name in ("id", "split", "source", "content_hash")}
+        labels = tuple(_of(list, line["labels"]))
+        if not set(labels) <= set(self.classes):
+            raise ValueError(f"{texts['id']}: labels outside the class list")
+        return StoredModel(**texts, row=_positive(line["row"] + 1) - 1, labels=labels)
 
     @classmethod
     def open(cls, path: str | Path) -> LayerStore:
@@ -88,7 +103,7 @@ class LayerStore:
         try:
             about = json.loads(about_path.read_text())
             lines = models_path.read_text().split("\n") if models_path.exists() else []
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise ProbexError(
                 f"{path}: no layer store here; make one with experiments.pack"
             ) from None
@@ -102,7 +117,7 @@ class LayerStore:
         try:
             # The last line is empty, or was cut short by a kill and is to be written again.
             return cls(path, about, [json.loads(line) for line in lines[:-1]])
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ProbexError(
                 f"{path}: store.json or models.jsonl is damaged ({error}); pack it again"
             ) from error
@@ -142,13 +157,16 @@ class LayerStore:
         if layer not in self.layers:
             raise ProbexError(f"{self.path}: no layer {layer!r}; it has {', '.join(self.layers)}")
         rows = np.array([model.row for model in self.split(split)])
-        return LayerArray.open(self.path, layer).read(rows)
+        return LayerArray.open(self.path, layer, self.layers[layer]).read(rows)
 
     def targets(self, split: str = "train") -> np.ndarray:
         """Which classes each model of a split was trained on.
 
         Returns:
           [N, Y] float32 of zeros and ones; columns as in `classes`.
+
+        Raises:
+          ProbexError: if there is no such split.
         """
         column = {name: index for index, name in enumerate(self.classes)}
         models = self.split(split)
@@ -156,6 +174,23 @@ class LayerStore:
         for row, model in enumerate(models):
             targets[row, [column[label] for label in model.labels]] = 1.0
         return targets
+
+
+def _of(kind: type, value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r:.50} is no {kind.__name__}")
+    return value
+
+
+def _positive(value: Any) -> int:
+    if _of(int, value) < 1:
+        raise ValueError(f"{value} is less than 1")
+    return value
+
+
+def _shape(value: Any) -> tuple[int, int]:
+    rows, columns = _of(list, value)
+    return _positive(rows), _positive(columns)
 
 
 def _splits(store: LayerStore) -> list[str]:

@@ -26,7 +26,7 @@ def accuracy_by_layer(
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ProbexError("figures need matplotlib: pip install 'probex_jax[commands]'") from None
+        raise ProbexError("figures need matplotlib: pip install matplotlib") from None
     n_bars = max(len(next(iter(methods.values()))) for methods in accuracies.values())
     size = (1.5 + 4.5 * len(accuracies), 1.2 + 0.42 * n_bars)
     figure = Figure(figsize=size, layout="constrained", dpi=150)

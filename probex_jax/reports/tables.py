@@ -10,6 +10,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     Args:
       rows: one mapping a row, the keys being the header; floats are shown with three digits.
 
+    Returns:
+      The lines of the table.
+
     Example:
       >>> rows = [{"method": "ProbeX", "accuracy": 0.876}, {"method": "Dense", "accuracy": 0.9}]
       >>> print(table(rows))
@@ -26,4 +29,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _text(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    # Names of layers and classes are text of strangers.
+    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(value))
+    return shown.replace("|", "\\|")

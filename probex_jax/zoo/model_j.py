@@ -2,22 +2,28 @@
 
     <tree>/<split>/models--<org>--<name>/refs/main and snapshots/<revision>/model.safetensors
 
-A split may as well hold plain model folders or single `.safetensors` files. The labels of a model
-are the classes it was trained on: the header's `dataset_chosen_targets`, or its entry in an
-optional `labels.json` ({model: [class, ...]}) beside the splits, which takes precedence. An
-optional `zoo.json` names the tree and the classes.
+A split may as well hold plain model folders or single weight files. The labels of a model are the
+classes it was trained on: its entry in an optional `labels.json` ({model: [class, ...]}) beside
+the splits, or else the header's `dataset_chosen_targets`. An optional `zoo.json` names the tree
+and the classes.
 """
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import ModelFile, literal_strings
+from probex_jax.model_files.byte_ranges import read_small
+from probex_jax.model_files.untrusted_text import json_object, quoted
 
 SPLITS = ("train", "val", "test")
 LABELS_KEY = "dataset_chosen_targets"
+
+_MAX_TABLE_BYTES = 256 * 2**20
+# Files that somebody may mean as a model: listed, so that none is passed over in silence.
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".onnx"}
 
 
 @dataclass(frozen=True)
@@ -25,16 +31,16 @@ class ZooModel:
     """One model of a zoo.
 
     Args:
-      id: the name of its folder or file.
+      id: the name of its folder, or of its file without `.safetensors`.
       split: "train", "val" or "test".
       path: where `open_model` finds it.
-      labels: the classes it was trained on where `labels.json` names them, else None.
+      stated: what `labels.json` says of its labels, unchecked; None where it says nothing.
     """
 
     id: str
     split: str
     path: Path
-    labels: tuple[str, ...] | None = None
+    stated: Any = None
 
     def labels_in(self, model: ModelFile) -> tuple[str, ...]:
         """The classes that the model was trained on.
@@ -43,21 +49,18 @@ class ZooModel:
           model: the same model, open.
 
         Raises:
-          ProbexError: if neither `labels.json` nor the file says, or a class is named twice.
+          ProbexError: if neither `labels.json` nor the file says, or what it says is no list of
+            distinct texts.
         """
-        labels = self.labels
-        if labels is None:
-            if LABELS_KEY not in model.metadata:
-                raise ProbexError(
-                    f"{self.path}: no label: expected {LABELS_KEY!r} in the file's metadata or an "
-                    "entry in the zoo's labels.json"
-                )
-            labels = tuple(
-                literal_strings(model.metadata[LABELS_KEY], f"{self.path}: {LABELS_KEY}")
+        if self.stated is not None:
+            return _distinct_texts(self.stated, f"{self.path}: labels in labels.json")
+        if LABELS_KEY not in model.metadata:
+            raise ProbexError(
+                f"{self.path}: no label: expected {LABELS_KEY!r} in the file's metadata or an "
+                "entry in the zoo's labels.json"
             )
-        if not labels or len(set(labels)) != len(labels):
-            raise ProbexError(f"{self.path}: labels must be one or more distinct classes: {labels}")
-        return labels
+        where = f"{self.path}: {LABELS_KEY}"
+        return _distinct_texts(literal_strings(model.metadata[LABELS_KEY], where), where)
 
 
 @dataclass(frozen=True)
@@ -68,74 +71,81 @@ class Zoo:
       tree: the tree's name.
       models: sorted by split (train, val, test), then by id.
       classes: the class list of `zoo.json`, or None.
+      unmatched: names in `labels.json` that are no model of the zoo.
     """
 
     tree: str
     models: tuple[ZooModel, ...]
     classes: tuple[str, ...] | None
+    unmatched: tuple[str, ...] = ()
 
 
-def scan(root: Path) -> Zoo:
+def scan(root: str | Path) -> Zoo:
     """Lists the models of a zoo folder without opening them.
 
     Args:
       root: a folder with one or more of `train/`, `val/`, `test/`.
 
+    Returns:
+      The zoo, labels not yet read.
+
     Raises:
-      ProbexError: if there is no such folder, it holds no models, one model is in two splits, or
+      ProbexError: if there is no such folder, it holds no models, one model is there twice, or
         `zoo.json` or `labels.json` is malformed.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> root = pathlib.Path(tempfile.mkdtemp())
+      >>> (root / "train" / "my-model").mkdir(parents=True)
+      >>> [(model.id, model.split) for model in scan(root).models]
+      [('my-model', 'train')]
     """
     root = Path(root)
     if not root.is_dir():
         raise ProbexError(f"{root}: no such folder; expected a zoo with train/, val/ and test/")
-    labels = _read_object(root / "labels.json")
-    about = _read_object(root / "zoo.json")
-    models = [
-        ZooModel(path.name, split, path, _labels_of(labels, path.name, root))
-        for split in SPLITS
-        if (root / split).is_dir()
-        for path in sorted((root / split).iterdir())
-        if not path.name.startswith(".") and (path.is_dir() or path.suffix == ".safetensors")
-    ]
+    labels = _table(root / "labels.json")
+    about = _table(root / "zoo.json")
+    models: dict[str, ZooModel] = {}
+    for split in SPLITS:
+        for path in sorted((root / split).iterdir()) if (root / split).is_dir() else ():
+            if not _is_model(path):
+                continue
+            name = path.name.removesuffix(".safetensors")
+            if name in models:
+                raise ProbexError(f"{root}: {name} is in both {models[name].split}/ and {split}/")
+            models[name] = ZooModel(name, split, path, labels.get(name))
     if not models:
         raise ProbexError(
             f"{root}: no models; expected a folder or .safetensors file each in train/, val/, test/"
         )
-    splits: dict[str, str] = {}
-    for model in models:
-        other = splits.setdefault(model.id, model.split)
-        if other != model.split:
-            raise ProbexError(f"{root}: {model.id} is in both {other}/ and {model.split}/")
-    classes = about.get("classes")
+    classes, tree = about.get("classes"), about.get("tree", root.resolve().name)
     if classes is not None:
-        classes = _distinct_strings(classes, f"{root / 'zoo.json'}: classes")
-    tree = about.get("tree", root.resolve().name)
-    if not isinstance(tree, str):
-        raise ProbexError(f"{root / 'zoo.json'}: tree: expected a text")
-    return Zoo(tree, tuple(models), classes)
+        classes = _distinct_texts(classes, f"{root / 'zoo.json'}: classes")
+    if not isinstance(tree, str) or not tree:
+        raise ProbexError(f"{root / 'zoo.json'}: tree: expected a text, found {quoted(tree)}")
+    unmatched = tuple(name for name in labels if name not in models)
+    return Zoo(tree, tuple(models.values()), classes, unmatched)
 
 
-def _labels_of(labels: dict[str, Any], model: str, root: Path) -> tuple[str, ...] | None:
-    if model not in labels:
-        return None
-    return _distinct_strings(labels[model], f"{root / 'labels.json'}: {model}")
+def _is_model(path: Path) -> bool:
+    if path.name.startswith("."):
+        return False
+    return path.is_dir() or path.suffix.lower() in _WEIGHTS
 
 
-def _distinct_strings(value: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ProbexError(f"{where}: expected a list of texts")
-    if len(set(value)) != len(value):
-        raise ProbexError(f"{where}: expected no class twice")
-    return tuple(value)
+def _distinct_texts(value: Any, where: str) -> tuple[str, ...]:
+    texts = value if isinstance(value, list) else [None]
+    if not texts or not all(isinstance(item, str) and item for item in texts):
+        raise ProbexError(f"{where}: expected a list of class names, found {quoted(value)}")
+    if len(set(texts)) != len(texts):
+        raise ProbexError(f"{where}: a class stands there twice: {quoted(value)}")
+    return tuple(texts)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    if not path.exists():
+def _table(path: Path) -> Mapping[str, Any]:
+    if not (path.exists() or path.is_symlink()):
         return {}
     try:
-        value = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ProbexError(f"{path}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ProbexError(f"{path}: expected a JSON object")
-    return value
+        return json_object(read_small(path, _MAX_TABLE_BYTES), str(path))
+    except OSError as error:
+        raise ProbexError(f"{path}: cannot be read: {error.strerror}") from error

@@ -181,7 +181,8 @@ def test_statistics_do_not_depend_on_the_order_of_entries(x):
     ("encoder", "head", "message"),
     [
         ({"name": "mlp"}, "class", "encoder.name: 'mlp' is not one of probex, dense"),
-        ({"name": "probex", "probes": 3}, "class", "probes"),
+        ({"name": "probex", "probes": 3}, "class", "encoder.probes: probex has only n_probes"),
+        ({"name": "dense"}, "class", "rep_dim"),
         ({"name": "probex", "n_probes": 0}, "class", "encoder.n_probes: 0"),
         ({"name": "probex", "n_probes": 2.5}, "class", "encoder.n_probes: 2.5"),
         ({"name": "dense"}, "text", "head: 'text' is not one of class, none"),

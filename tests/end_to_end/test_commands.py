@@ -10,6 +10,9 @@ import pytest
 from tests.conftest import write_toy_zoo
 
 ROOT = Path(__file__).parents[2]
+# One worker runs them all, and makes what they share once.
+pytestmark = pytest.mark.xdist_group("commands")
+
 SMALL = [
     "--config=configs/probex.py:mini",
     "--config.recipe.epochs=20",
@@ -89,6 +92,12 @@ def test_train_and_evaluate_agree(made):
             [*SMALL, "--config.store={0}/store", "--workdir={0}/w", "--config.recipe.seed=9"],
             "recipe.seed is 0 there, 9 here",
         ),
+        (
+            "train",
+            ["--config=configs/probex.py", "--workdir={0}/x", "--config.store=README.md"],
+            "README.md: no layer store here",
+        ),
+        ("train", [*SMALL, "--config.store={0}/store", "--workdir=README.md"], "README.md"),
         ("evaluate", ["--experts={0}/none", "--store={0}/store"], "no such expert"),
         ("evaluate", ["--experts={0}/w", "--store={0}/store", "--tasks=cook"], "'cook'"),
     ],

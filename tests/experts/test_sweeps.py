@@ -5,9 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import probex_jax as px
 from probex_jax.experts import Recipe, accuracy, evaluate, run_statnn, statnn, sweep
+
+pytestmark = pytest.mark.xdist_group("sweeps")
 
 ENCODER = {"name": "probex", "n_probes": 8, "proj_dim": 8, "rep_dim": 16}
 RECIPE = Recipe(epochs=60, eval_every=10, batch_size=32, learning_rate=3e-3)
@@ -137,7 +140,63 @@ def test_matrices_of_another_shape_are_refused(swept):
 def test_another_class_list_is_refused(swept):
     _, result = swept
     with pytest.raises(px.ProbexError, match="they differ in 'fox'"):
-        result.expert.check_classes(result.expert.card["classes"][:-1])
+        result.expert.check_fits("Toy", result.expert.card["classes"][:-1])
+
+
+def test_an_expert_of_another_tree_is_refused(swept, toy_zoo, tmp_path):
+    shutil.copytree(toy_zoo, tmp_path / "Other")
+    other = px.pack(px.scan(tmp_path / "Other"), tmp_path / "s").store
+    with pytest.raises(px.ProbexError, match="of tree Toy, the models are of Other"):
+        evaluate(swept[1].expert, other)
+
+
+def test_an_expert_reads_factors(swept):
+    expert = swept[1].expert
+    rng = np.random.default_rng(0)
+    up, down = rng.normal(size=(3, 12, 2)), rng.normal(size=(3, 2, 16))
+    factors = px.LowRank(up.astype(np.float32), down.astype(np.float32))
+    dense = expert.logits(factors.dense())
+    np.testing.assert_allclose(expert.logits(factors), dense, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("encoder", [1], r"card has no encoder \(dict\)"),
+        ("encoder", {"name": ["probex"]}, "encoder.name"),
+        ("encoder", {"name": "probex", "parent": 3}, "encoder.parent"),
+        ("classes", 5, r"card has no classes \(list\)"),
+        ("shape", ["a", "b"], "shape on the card"),
+        ("shape", [12, 15], "parameters do not fit"),
+    ],
+)
+def test_a_card_that_lies_is_refused(swept, tmp_path, field, value, message):
+    expert = swept[1].expert
+    px.Expert(expert.variables, {**expert.card, field: value}).save(tmp_path / "e")
+    with pytest.raises(px.ProbexError, match=message):
+        px.Expert.load(tmp_path / "e")
+
+
+def test_saving_over_an_expert_replaces_it(swept, tmp_path):
+    expert = swept[1].expert
+    expert.save(tmp_path / "e")
+    px.Expert(expert.variables, {**expert.card, "note": "new"}).save(tmp_path / "e")
+    assert px.Expert.load(tmp_path / "e").card["note"] == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["e"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": []}, "layers: none given"),
+        ({"save_every_s": "x"}, "save_every_s: 'x'"),
+        ({"encoder": {**ENCODER, "rep_dim": 5}, "head": "none"}, "without a head"),
+    ],
+)
+def test_wrong_settings_leave_no_work_directory(toy_store, tmp_path, changes, message):
+    with pytest.raises(px.ProbexError, match=message):
+        run(toy_store, tmp_path / "w", **changes)
+    assert not (tmp_path / "w").exists()
 
 
 def test_an_empty_split_is_refused(toy_zoo, tmp_path):
@@ -159,6 +218,17 @@ def test_a_full_disk_is_one_line(toy_store, tmp_path, monkeypatch):
 def test_statnn_sees_the_scale_of_weights_but_not_their_directions(toy_store, tmp_path):
     score = statnn(toy_store, n_trees=50)
     assert 0.3 < score.value < 0.7, "the toy's classes are directions: statistics cannot tell"
+
+    rng = np.random.default_rng(0)
+    for index in range(60):
+        split = "train" if index < 40 else "test"
+        folder = tmp_path / "Scale" / split / f"m{index}"
+        folder.mkdir(parents=True)
+        weights = (1 + index % 2) * rng.normal(size=(8, 8)).astype(np.float32)
+        labels = "['small']" if index % 2 == 0 else "['large']"
+        save_file({"w": weights}, folder / "model.safetensors", {"dataset_chosen_targets": labels})
+    scales = px.pack(px.scan(tmp_path / "Scale"), tmp_path / "s").store
+    assert statnn(scales, n_trees=50).value > 0.9
     metrics = run_statnn(toy_store, tmp_path / "w", n_trees=50)
     assert metrics["test_accuracy"]["value"] == score.value
     with pytest.raises(px.ProbexError, match=r"encoder\.n_trees is 50 there, 60 here"):

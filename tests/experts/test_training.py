@@ -170,6 +170,9 @@ def test_logits_of_many_models_come_in_order(monkeypatch):
         ({"eval_every": True}, "recipe.eval_every: True"),
         ({"learning_rate": float("nan")}, "recipe.learning_rate: nan"),
         ({"l2": -1.0}, "recipe.l2: -1.0"),
+        ({"learning_rate": "fast"}, "recipe.learning_rate: 'fast'"),
+        ({"learning_rate": True}, "recipe.learning_rate: True"),
+        ({"seed": 2**70}, "recipe.seed: "),
     ],
 )
 def test_impossible_recipes_are_refused(fields, message):

@@ -247,6 +247,91 @@ def test_labels_json_takes_precedence(zoo, tmp_path):
     assert store.models[0].labels == ("fox",)
 
 
+def test_a_matrix_of_zeros_is_kept(zoo, tmp_path):
+    (zoo / "zoo.json").write_text(json.dumps({"classes": CLASSES}))
+    for model in sorted((zoo / "train").iterdir()):
+        edit(model, lambda w: w["a.weight"].fill(0))
+    store = pack(zoo, tmp_path / "s").store
+    assert store.matrices("a.weight", "train").shape == (14, 12, 16)
+    assert not store.matrices("a.weight", "train").any()
+    assert store.matrices("a.weight", "test").any()
+
+
+def test_layers_that_few_models_have_are_reported(zoo, tmp_path):
+    for model in sorted(zoo.glob("*/*"))[:10]:
+        edit(model, lambda w: w.pop("b.weight"))
+    summary = pack(zoo, tmp_path / "s")
+    assert list(summary.store.layers) == ["a.weight"]
+    assert list(summary.left_out) == ["b.weight"]
+    assert summary.left_out["b.weight"].startswith("10 of 20 models lack it (model_0000")
+
+
+def test_a_packed_model_that_moved_or_has_other_labels_is_refused(zoo, tmp_path):
+    before = pack(zoo, tmp_path / "s").store.models[0]
+    (zoo / "labels.json").write_text(json.dumps({before.id: ["fox"]}))
+    with pytest.raises(px.ProbexError, match=f"{before.id} was packed as train of"):
+        pack(zoo, tmp_path / "s")
+    (zoo / "labels.json").unlink()
+    shutil.move(zoo / "train" / before.id, zoo / "test" / before.id)
+    with pytest.raises(px.ProbexError, match="the zoo now says test of the same"):
+        pack(zoo, tmp_path / "s")
+
+
+def test_other_kinds_of_weight_files_are_not_passed_over(zoo, tmp_path):
+    (zoo / "train" / "old.bin").write_bytes(b"pickle")
+    summary = pack(zoo, tmp_path / "s")
+    assert "safe_serialization" in summary.skipped["old.bin"]
+
+
+def test_odd_layer_names_stay_apart_and_inside_the_store(tmp_path):
+    zoo = tmp_path / "Odd"
+    names = ["../x", "x", "a/b", "a%2Fb", "c d|\n"]
+    for index in range(3):
+        folder = zoo / "train" / f"m{index}"
+        folder.mkdir(parents=True)
+        arrays = {n: np.full((2, 2), i + 10.0 * index, np.float32) for i, n in enumerate(names)}
+        save_file(arrays, folder / "model.safetensors", {"dataset_chosen_targets": "['x']"})
+    store = pack(zoo, tmp_path / "s").store
+    for i, name in enumerate(names):
+        assert store.matrices(name)[:, 0, 0].tolist() == [i, i + 10, i + 20]
+    assert {path.name for path in tmp_path.iterdir()} == {"Odd", "s"}
+
+
+def test_a_layer_that_cannot_be_a_folder_is_refused(tmp_path):
+    folder = tmp_path / "Odd" / "train" / "m"
+    folder.mkdir(parents=True)
+    labels = {"dataset_chosen_targets": "['x']"}
+    save_file({"..": np.ones((2, 2), np.float32)}, folder / "model.safetensors", labels)
+    with pytest.raises(px.ProbexError, match="dots alone"):
+        pack(tmp_path / "Odd", tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("zoo.json", "[1]", "zoo.json"),
+        ("zoo.json", '{"classes": []}', "classes: expected a list of class names"),
+        ("zoo.json", '{"classes": ["a", "a"]}', "twice"),
+        ("zoo.json", '{"tree": 5}', "tree: expected a text"),
+        ("labels.json", "{", "labels.json"),
+        ("labels.json", '{"m": 1, "m": 2}', "'m' twice"),
+    ],
+)
+def test_malformed_tables_of_a_zoo_are_one_line(zoo, file, text, message):
+    (zoo / file).write_text(text)
+    with pytest.raises(px.ProbexError, match=message):
+        px.scan(zoo)
+
+
+def test_a_malformed_entry_of_labels_json_is_that_models_fault(zoo, tmp_path):
+    (zoo / "labels.json").write_text(json.dumps({"model_0000": "fox", "nobody": ["fox"]}))
+    assert px.scan(zoo).unmatched == ("nobody",)
+    summary = pack(zoo, tmp_path / "s")
+    assert list(summary.skipped) == ["model_0000"]
+    assert summary.added == 19
+
+
 class TestReading:
     @pytest.fixture
     def store(self, zoo, tmp_path):
@@ -257,6 +342,30 @@ class TestReading:
         (store / "store.json").write_text(json.dumps(about | {"version": 99}))
         with pytest.raises(px.ProbexError, match="store of version 99, expected 1"):
             px.LayerStore.open(store)
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("layers", []),
+            ("layers", {"a.weight": [12]}),
+            ("block", 0),
+            ("block", "x"),
+            ("classes", 5),
+            ("tree", None),
+        ],
+    )
+    def test_wrong_types_in_the_tables(self, store, field, value):
+        about = json.loads((store / "store.json").read_text())
+        (store / "store.json").write_text(json.dumps(about | {field: value}))
+        with pytest.raises(px.ProbexError, match="damaged"):
+            px.LayerStore.open(store)
+
+    def test_a_shape_that_lies(self, store):
+        about = json.loads((store / "store.json").read_text())
+        about["layers"]["a.weight"] = [16, 12]
+        (store / "store.json").write_text(json.dumps(about))
+        with pytest.raises(px.ProbexError, match="not the matrices that"):
+            px.LayerStore.open(store).matrices("a.weight")
 
     def test_no_store(self, tmp_path):
         with pytest.raises(px.ProbexError, match="no layer store here"):
