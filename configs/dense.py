@@ -1,6 +1,9 @@
 """The dense expert, one linear layer on the flattened matrix: the baseline of the ProbeX paper.
 
 python -m experiments.train --config=configs/dense.py --workdir=W --config.store=S
+
+The size `mini` on the default miniature zoo, test accuracy of the layer chosen on validation:
+MiniSupViT .982, MiniMAE .920, MiniResNet .995; 27, 27 and 31 s on two cores.
 """
 
 import ml_collections
