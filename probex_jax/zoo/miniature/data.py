@@ -4,7 +4,8 @@ import dataclasses
 import functools
 
 import numpy as np
-from sklearn.datasets import load_digits
+
+from probex_jax.errors import ProbexError
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -43,7 +44,16 @@ def load(image_size: int = _IMAGE_SIZE) -> Digits:
 
     Args:
       image_size: side of the images, a multiple of 8: pixels are repeated.
+
+    Raises:
+      ProbexError: scikit-learn, of the extra `zoo`, is not installed.
     """
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError:
+        raise ProbexError(
+            "the miniature zoo needs scikit-learn: pip install scikit-learn"
+        ) from None
     bunch = load_digits()
     pixels = (bunch.images / 8.0 - 1.0).astype(np.float32)
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(pixels))

@@ -1,5 +1,8 @@
 """The images: classes, values, and that no model sees a held-back image in any rotation."""
 
+import subprocess
+import sys
+
 import numpy as np
 
 from probex_jax.zoo.miniature import CLASSES, data
@@ -26,3 +29,15 @@ def test_enlarging_repeats_pixels():
     small, large = data.load(8).train[4, 2], data.load(16).train[4, 2]
     np.testing.assert_array_equal(large[::2, 1::2], small)
     np.testing.assert_array_equal(large[1::2, ::2], small)
+
+
+def test_only_loading_needs_scikit_learn():
+    script = (
+        "import sys; sys.modules['sklearn'] = None\n"
+        "from probex_jax.zoo.miniature import data\n"
+        "try: data.load()\n"
+        "except data.ProbexError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    expected = "the miniature zoo needs scikit-learn: pip install scikit-learn\n"
+    assert done.stdout == expected, done.stderr
