@@ -14,11 +14,11 @@ _SETTINGS = Settings(
     models=6,
     seed=3,
     chosen=10,
-    steps=(30, 40),
+    steps=(100, 120),
     learning_rates=(1e-3, 3e-3),
     weight_decays=(1e-4, 1e-2),
     batch_size=16,
-    pretraining_steps=30,
+    pretraining_steps=300,
     pretraining_batch_size=16,
     pretraining_rate=2e-3,
     models_at_once=3,
@@ -33,8 +33,9 @@ def zoo(tmp_path_factory):
 
 
 def _logits_in_transformers(folder, images_BSS):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     model, report = transformers.AutoModelForImageClassification.from_pretrained(
         folder, output_loading_info=True
     )
@@ -67,7 +68,8 @@ def test_fine_tuned_models_score_in_transformers_what_their_files_say(zoo, tree)
         right = (theirs_BY.argmax(1) == labels_B).sum()
         # One image may stand on the edge between two classes.
         assert abs(right - float(metadata["accuracy"]) * len(labels_B)) <= 1.01
-        assert right > len(labels_B) / len(chosen) * 1.5, "no better than guessing: a vacuous test"
+        # Guessing gets a tenth; the least that these models get is .44.
+        assert right > 0.3 * len(labels_B), "hardly trained: a vacuous test"
 
 
 @pytest.mark.parity
@@ -79,4 +81,4 @@ def test_roots_load_in_transformers_and_agree(zoo, tree):
     params = hf_files.load(zoo / tree / "root" / "model.safetensors")
     ours_YB, _ = architecture.apply(params, jnp.asarray(images_BSS))
     np.testing.assert_allclose(ours_YB.T, theirs_BY, atol=1e-4, rtol=1e-4)
-    assert tuple(config.id2label.values()) == data.CLASSES
+    assert tuple(config.id2label.values()) == data.ROOT_CLASSES
