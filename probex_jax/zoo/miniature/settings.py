@@ -1,8 +1,10 @@
 """What a miniature zoo is made with, and what each of its models is to become."""
 
 import dataclasses
+import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,8 @@ from probex_jax.zoo.miniature.resnet import ResNet
 from probex_jax.zoo.miniature.vit import ViT
 
 SPLITS = {"train": 0.7, "val": 0.1, "test": 0.2}
+
+_MOST = 2**31 - 1  # what an int32 holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,25 +71,50 @@ class Settings:
     models_at_once: int
 
     def __post_init__(self) -> None:
-        for name in self.trees:
-            if name not in TREES:
-                raise ProbexError(f"trees: no tree {name!r}; there are {', '.join(TREES)}")
-        if len(set(self.trees)) < max(1, len(self.trees)):
-            raise ProbexError(f"trees: {self.trees} should name at least one tree, each once")
-        if not 0 < self.chosen <= len(CLASSES):
-            raise ProbexError(f"chosen: {self.chosen} is not between 1 and {len(CLASSES)} classes")
-        if not self.steps:
-            raise ProbexError("steps: empty; expected one or more numbers of steps")
-        for name in ("models", "batch_size", "pretraining_batch_size", "models_at_once"):
-            if getattr(self, name) < 1:
-                raise ProbexError(f"{name}: {getattr(self, name)} is less than 1")
-        for steps in (*self.steps, self.pretraining_steps):
-            if steps < 1:
-                raise ProbexError(f"steps: {steps} is less than 1")
-        for name in ("learning_rates", "weight_decays"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ProbexError(f"{name}: expected 0 < lowest <= highest, found {low}, {high}")
+        whole, bounds = f"a whole number from 1 to {_MOST}", "a pair 0 < lowest <= highest"
+        checks: dict[str, tuple[Callable[[Any], bool], str]] = {
+            "trees": (_are_trees, f"a tuple of {', '.join(TREES)}: at least one, each once"),
+            "models": (_is_whole, whole),
+            "seed": (lambda x: _is_whole(x, 0, 2**63 - 1), "a whole number from 0 to 2**63 - 1"),
+            "chosen": (
+                lambda x: _is_whole(x, 1, len(CLASSES)),
+                f"a whole number from 1 to {len(CLASSES)}",
+            ),
+            "steps": (_are_steps, f"a tuple of one or more whole numbers from 1 to {_MOST}"),
+            "learning_rates": (_are_bounds, bounds),
+            "weight_decays": (_are_bounds, bounds),
+            "batch_size": (_is_whole, whole),
+            "pretraining_steps": (_is_whole, whole),
+            "pretraining_batch_size": (_is_whole, whole),
+            "pretraining_rate": (_is_positive, "a finite number > 0"),
+            "models_at_once": (_is_whole, whole),
+        }
+        for name, (is_right, expected) in checks.items():
+            value = getattr(self, name)
+            if not is_right(value):
+                raise ProbexError(f"{name}: {value!r} is not {expected}")
+
+
+def _is_whole(value: Any, least: int = 1, most: int = _MOST) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value <= sys.float_info.max
+
+
+def _are_trees(value: Any) -> bool:
+    known = isinstance(value, tuple) and all(type(x) is str and x in TREES for x in value)
+    return known and 0 < len(value) == len(set(value))
+
+
+def _are_steps(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) > 0 and all(map(_is_whole, value))
+
+
+def _are_bounds(value: Any) -> bool:
+    pair = isinstance(value, tuple) and len(value) == 2 and all(map(_is_positive, value))
+    return pair and value[0] <= value[1]
 
 
 @dataclasses.dataclass(frozen=True)
