@@ -54,7 +54,8 @@ def build(
     """Builds the zoo, or what an interrupted build has left undone.
 
     Writes `out/<tree>/` with `zoo.json`, `root/` and a folder a model in `train/`, `val/` and
-    `test/`. Models appear whole or not at all; those that are there are not built again.
+    `test/`. Models appear whole or not at all; those that are there are not built again, those
+    that have lost their weights are.
 
     Args:
       settings: what to build.
@@ -108,7 +109,7 @@ def _build_tree(
     for torn in folder.glob(".partial-*"):  # of a build that was killed
         shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
     wanted = recipes(settings, name)
-    missing = [recipe for recipe in wanted if not _folder(folder, recipe).exists()]
+    missing = [recipe for recipe in wanted if len(_weights(folder, recipe)) != 1]
     on_progress(len(wanted) - len(missing))
     if missing:
         tree = TREES[name]
@@ -203,7 +204,12 @@ def _folder(folder: Path, recipe: Recipe) -> Path:
     return hf_files.model_folder(folder, recipe.split, recipe.index)
 
 
+def _weights(folder: Path, recipe: Recipe) -> list[Path]:
+    """The model's file of weights: one, unless the model is missing or damaged."""
+    return list(_folder(folder, recipe).glob("snapshots/*/model.safetensors"))
+
+
 def _recorded_accuracy(folder: Path, recipe: Recipe) -> float:
-    [path] = _folder(folder, recipe).glob("snapshots/*/model.safetensors")
+    [path] = _weights(folder, recipe)
     with safe_open(path, framework="numpy") as file:
         return float(file.metadata()["accuracy"])

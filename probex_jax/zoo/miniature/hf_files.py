@@ -40,7 +40,7 @@ def write_cached(folder: Path, config: Mapping[str, Any], weights: bytes) -> Non
     (snapshot / "config.json").write_text(text)
     (snapshot / "model.safetensors").write_bytes(weights)
     folder.parent.mkdir(exist_ok=True)
-    os.replace(partial, folder)
+    _move(partial, folder)
 
 
 def write_plain(folder: Path, config: Mapping[str, Any], weights: bytes) -> None:
@@ -50,6 +50,12 @@ def write_plain(folder: Path, config: Mapping[str, Any], weights: bytes) -> None
     partial.mkdir(parents=True)
     (partial / "config.json").write_text(_json(config))
     (partial / "model.safetensors").write_bytes(weights)
+    _move(partial, folder)
+
+
+def _move(partial: Path, folder: Path) -> None:
+    """Moves a whole model into place, over what is left there of a damaged one."""
+    shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
 
 

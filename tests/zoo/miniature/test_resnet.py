@@ -36,7 +36,7 @@ def test_max_pool_pads_with_nothing():
 
 
 def test_training_normalises_by_the_batch_and_moves_the_running_statistics():
-    model = ResNet()
+    model = ResNet(embedding_size=8, hidden_sizes=(8, 16), depths=(1, 1))
     params = initialise(model.shapes(3), jax.random.key(0))
     images_BSS = 5 + jax.random.normal(jax.random.key(1), (6, 16, 16))
     at = "resnet.embedder.embedder.normalization."
