@@ -108,7 +108,7 @@ def project(x: jax.Array | LowRank, left: jax.Array, right: jax.Array) -> jax.Ar
 
 
 def _rows_times(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x @ weight, with a gradient that XLA on CPU computes half again as fast.
+    """x @ weight, in a form whose gradient is faster on CPU (experiments/benchmarks/forms.py).
 
     The barrier keeps the transposed weight a tensor of its own; its gradient is then one product
     of contiguous rows, (cotangent)ᵀ x, and not a contraction of the leading axes of both.

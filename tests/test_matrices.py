@@ -59,6 +59,7 @@ def test_low_rank_passes_through_transformations():
 def test_low_rank_is_never_multiplied_out():
     x = LowRank(jnp.ones([2, 300, 3]), jnp.ones([2, 3, 200]))
     for function in (
+        lambda x: x @ jnp.ones([200, 4]),
         lambda x: project(x, jnp.ones([300, 4]), jnp.ones([200, 4])),
         lambda x: inner(x, jnp.ones([300, 200, 4])),
     ):

@@ -20,8 +20,8 @@ from probex_jax.errors import ProbexError
 from probex_jax.experts.network import Network
 
 # On a CPU the gradient of a batch is taken over micro-batches of about this many bytes of weights:
-# 16 matrices of 768x768. The intermediate products then stay in cache, which is worth 15 %
-# (experiments/benchmarks/forms.py); accelerators take the batch whole.
+# 16 matrices of 768x768. The intermediate products then stay in cache
+# (experiments/benchmarks/forms.py measures it); accelerators take the batch whole.
 _MICRO_BATCH_BYTES = 40e6
 
 
@@ -173,7 +173,7 @@ def optimiser(recipe: Recipe) -> optax.GradientTransformation:
 def epoch_orders(recipe: Recipe, n_models: int, first_epoch: jax.Array) -> jax.Array:
     """The orders of the training models in the epochs up to the next evaluation, [E, N].
 
-    A program of its own: it compiles once for all layers, and `advance` half again as fast.
+    A program of its own, so that drawing them is compiled once for all layers.
     """
 
     def order(epoch):

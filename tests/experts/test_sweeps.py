@@ -79,6 +79,7 @@ from probex_jax.experts import Recipe, sweep
 calls = []
 def progress(layer, epochs):
     calls.append(layer)
+    print(layer, epochs, flush=True)
     if len(calls) == {kill}:
         os.kill(os.getpid(), signal.SIGKILL)
 sweep(px.LayerStore.open({store!r}), Path({workdir!r}), encoder={encoder!r}, head="class",
@@ -89,10 +90,15 @@ sweep(px.LayerStore.open({store!r}), Path({workdir!r}), encoder={encoder!r}, hea
 def test_a_killed_sweep_goes_on_to_the_same_bits(swept, toy_store, tmp_path):
     """Killed in the middle of the first layer, and again in the middle of the second."""
     original, result = swept
+    first_progress = []
     for kill, code in ((4, -9), (6, -9), (-1, 0)):
         names = {"store": str(toy_store.path), "workdir": str(tmp_path / "w")}
         script = KILLED.format(kill=kill, encoder=ENCODER, recipe=RECIPE, **names)
-        assert subprocess.run([sys.executable, "-c", script]).returncode == code
+        done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        assert done.returncode == code
+        first_progress.append(done.stdout.splitlines()[0])
+    # Begun; gone on from the state saved last; the first layer found finished.
+    assert first_progress == ["a.weight 0", "a.weight 20", "a.weight 60"]
     for name in ("metrics.json", "config.json"):
         assert (tmp_path / "w" / name).read_text() == (original / name).read_text()
     resumed = px.Expert.load(tmp_path / "w")
