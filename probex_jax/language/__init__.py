@@ -1,0 +1,1 @@
+"""Text encoders: what turns class names and queries into vectors."""
