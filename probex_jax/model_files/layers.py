@@ -31,8 +31,10 @@ class LayerInfo:
     Args:
       shape: (H, W) of the canonical matrix: outputs and inputs.
       dtype: the stored dtype's name in safetensors, one of F64, F32, F16, BF16.
-      kind: "linear" ([out, in] as stored), "conv" (kernels [O, I, k...] as [O, I·k...]) or
-        "embedding" (positions [1, a, b] as [a, b]).
+        Of the factor `up`, for a LoRA.
+      kind: "linear" ([out, in] as stored), "conv" (kernels [O, I, k...] as [O, I·k...]),
+        "embedding" (positions [1, a, b] as [a, b]) or "lora" (factors of an update).
+      rank: R of the factors of a LoRA; None for the others.
 
     Example:
       >>> LayerInfo((64, 27), "F32", "conv").shape
@@ -42,6 +44,7 @@ class LayerInfo:
     shape: tuple[int, int]
     dtype: str
     kind: str
+    rank: int | None = None
 
 
 def as_layer(tensor: TensorInfo) -> LayerInfo | str:

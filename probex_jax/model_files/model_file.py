@@ -12,12 +12,15 @@ import ml_dtypes
 import numpy as np
 
 from probex_jax.errors import ProbexError
+from probex_jax.matrices import LowRank
 from probex_jax.model_files.byte_ranges import ByteRanges, read_small
 from probex_jax.model_files.layers import LayerInfo, as_layer, no_such_layer
 from probex_jax.model_files.locate import INDEX, Location, locate
+from probex_jax.model_files.lora import as_lora, pair_factors
 from probex_jax.model_files.safetensors_header import (
     PREFIX_BYTES,
     Header,
+    TensorInfo,
     header_size,
     parse_header,
 )
@@ -59,7 +62,8 @@ class ModelFile:
     Attributes:
       path: what was opened.
       layers: name to LayerInfo, the names sorted as text.
-      left_out: name of every tensor that is no layer, to the reason why.
+      left_out: name of every tensor that is in no layer, to the reason why.
+      tensors: name of every tensor to its dtype and shape.
       metadata: the free text in the header, key to value; merged over shards.
 
     Example:
@@ -80,16 +84,35 @@ class ModelFile:
         self._shards = tuple(shards)
         self._shard_of = _tensors_of(location, shards)
         self.metadata: Mapping[str, str] = MappingProxyType(_merged_metadata(shards))
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
+            {name: self._shard_of[name].header.tensors[name] for name in sorted(self._shard_of)}
+        )
+        self._factors = pair_factors(self.tensors, str(path))
+        layers, left_out = self._sorted_out()
+        self.layers: Mapping[str, LayerInfo] = MappingProxyType(layers)
+        self.left_out: Mapping[str, str] = MappingProxyType(left_out)
+
+    def _sorted_out(self) -> tuple[dict[str, LayerInfo], dict[str, str]]:
+        """The layers, and the tensors that are in none with the reason."""
         layers: dict[str, LayerInfo] = {}
         left_out: dict[str, str] = {}
-        for name in sorted(self._shard_of):
-            layer = as_layer(self._shard_of[name].header.tensors[name])
+        single = dict(self.tensors)
+        for name, pair in self._factors.items():
+            up, down = single.pop(pair.up), single.pop(pair.down)
+            layer = as_lora(name, up, down, str(self.path))
+            if isinstance(layer, str):
+                left_out |= dict.fromkeys((pair.up, pair.down), layer)
+            elif name in single:
+                raise ProbexError(f"{self.path}: {quoted(name)} is a tensor and a LoRA as well")
+            else:
+                layers[name] = layer
+        for name, tensor in single.items():
+            layer = as_layer(tensor)
             if isinstance(layer, str):
                 left_out[name] = layer
             else:
                 layers[name] = layer
-        self.layers: Mapping[str, LayerInfo] = MappingProxyType(layers)
-        self.left_out: Mapping[str, str] = MappingProxyType(left_out)
+        return dict(sorted(layers.items())), dict(sorted(left_out.items()))
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -103,14 +126,15 @@ class ModelFile:
             return {}
         return json_object(read_small(path, _MAX_CONFIG_BYTES), str(path))
 
-    def matrix(self, name: str) -> np.ndarray:
+    def matrix(self, name: str) -> np.ndarray | LowRank:
         """Reads one layer, and no other bytes of the file.
 
         Args:
           name: one of `layers`.
 
         Returns:
-          float32 [H, W], contiguous, the caller's own.
+          float32 [H, W], contiguous, the caller's own; of a LoRA the factors, as `LowRank` of such
+          arrays [H, R] and [R, W].
 
         Raises:
           ProbexError: if there is no such layer, if values are NaN or infinite in float32, or if
@@ -119,21 +143,46 @@ class ModelFile:
         """
         if name not in self.layers:
             raise self._no_layer(name)
-        layer, shard = self.layers[name], self._shard_of[name]
-        tensor = shard.header.tensors[name]
+        if name in self._factors:
+            pair = self._factors[name]
+            return LowRank(up=self.tensor(pair.up), down=self.tensor(pair.down))
+        return self.tensor(name).reshape(self.layers[name].shape)
+
+    def tensor(self, name: str) -> np.ndarray:
+        """Reads one tensor, whether it is a layer or not, and no other bytes of the file.
+
+        Args:
+          name: one of `tensors`.
+
+        Returns:
+          float32 in the shape that is stored, contiguous, the caller's own.
+
+        Raises:
+          ProbexError: if there is no such tensor, if it is not of F64, F32, F16 or BF16, or as
+            `matrix` does.
+          ValueError: if the model was closed.
+        """
+        if name not in self.tensors:
+            raise ProbexError(f"{self.path}: no tensor {quoted(name)}")
+        tensor, shard = self.tensors[name], self._shard_of[name]
+        if tensor.dtype not in _NUMPY_DTYPES:
+            raise ProbexError(
+                f"{shard.path}: tensor {quoted(name)} is of {tensor.dtype}, expected one of "
+                f"{', '.join(_NUMPY_DTYPES)}"
+            )
         data = shard.bytes.read(shard.data_begin + tensor.begin, shard.data_begin + tensor.end)
         # Values too large for float32 become infinite here, and are found below.
         with np.errstate(all="ignore"):
-            matrix = data.view(_NUMPY_DTYPES[layer.dtype]).astype(np.float32, copy=False)
+            array = data.view(_NUMPY_DTYPES[tensor.dtype]).astype(np.float32, copy=False)
             # NaN goes through min and max; two passes without a temporary array.
-            finite = np.isfinite(matrix.min()) and np.isfinite(matrix.max())
+            finite = not array.size or (np.isfinite(array.min()) and np.isfinite(array.max()))
         if not finite:
-            bad = matrix.size - np.count_nonzero(np.isfinite(matrix))
+            bad = array.size - np.count_nonzero(np.isfinite(array))
             raise ProbexError(
-                f"{shard.path}: layer {quoted(name)}: {bad} of {matrix.size} values are NaN or "
+                f"{shard.path}: layer {quoted(name)}: {bad} of {array.size} values are NaN or "
                 "infinite in float32, expected finite weights"
             )
-        return matrix.reshape(layer.shape)
+        return array.reshape(tensor.shape)
 
     def _no_layer(self, name: str) -> ProbexError:
         if name in self.left_out:
@@ -179,8 +228,8 @@ def open_model(path: str | os.PathLike[str]) -> ModelFile:
       ...     save_file({"w": np.eye(2, dtype="f2")}, f"{folder}/model.safetensors")
       ...     with open_model(folder) as m:
       ...         m.layers["w"], m.matrix("w")
-      (LayerInfo(shape=(2, 2), dtype='F16', kind='linear'), array([[1., 0.], [0., 1.]],
-      dtype=float32))
+      (LayerInfo(shape=(2, 2), dtype='F16', kind='linear', rank=None), array([[1., 0.],
+             [0., 1.]], dtype=float32))
 
     References:
       docs/formats.md, "Model files that are read".
