@@ -139,7 +139,8 @@ def factor_order(shape: tuple[int, int], rank: int, n_left: int, n_right: int) -
 
 
 def _project_factors(x: LowRank, left: jax.Array, right: jax.Array) -> jax.Array:
-    order = factor_order(x.shape[-2:], x.up.shape[-1], left.shape[-1], right.shape[-1])
+    rows, columns = x.shape[-2:]
+    order = factor_order((rows, columns), x.up.shape[-1], left.shape[-1], right.shape[-1])
     if order == "right":
         return _rows_times((x.up @ _rows_times(x.down, right)).mT, left).mT
     left_NRV = _rows_times(x.up.mT, left)

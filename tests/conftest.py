@@ -10,6 +10,9 @@ import probex_jax as px
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
+COLOURS, ANIMALS = ("red", "blue", "green", "pink"), CLASSES[:4]
+CONCEPTS = tuple(f"{colour} {animal}" for colour in COLOURS for animal in ANIMALS)
+HELD_OUT = ("red cat", "blue ant", "pink dog")
 
 
 def write_toy_model(folder, labels, rng, *, signal=0.6):
@@ -34,6 +37,50 @@ def write_toy_zoo(root, n_models=100, *, seed=0):
         labels = [CLASSES[i] for i in rng.permutation(len(CLASSES))[:3]]
         write_toy_model(root / split / f"model_{index:04d}", labels, rng)
     return root
+
+
+def write_toy_lora(folder, concept, rng, *, rank=3):
+    """A LoRA whose layer `a` carries the colour and the animal of its concept; `b` is noise."""
+    draws = np.random.default_rng(7)
+    up = {word: draws.normal(size=(12, 1)) for word in COLOURS + ANIMALS}
+    down = {word: draws.normal(size=(1, 16)) for word in COLOURS + ANIMALS}
+    words = concept.split()
+    noise = rank - len(words)
+    weights = {
+        "a.lora.up.weight": np.hstack([*(up[w] for w in words), rng.normal(size=(12, noise))]),
+        "a.lora.down.weight": np.vstack(
+            [*(down[w] for w in words), 0.3 * rng.normal(size=(noise, 16))]
+        ),
+        "b.lora.up.weight": rng.normal(size=(6, rank)),
+        "b.lora.down.weight": rng.normal(size=(rank, 8)),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {name: (0.01 * value).astype(np.float32) for name, value in weights.items()}
+    save_file(arrays, folder / "pytorch_lora_weights.safetensors", {"concept": concept})
+
+
+def write_toy_lora_zoo(root, *, seed=0):
+    """LoRAs of ranks 2 to 4 in five splits, 12 of each concept."""
+    rng = np.random.default_rng(seed)
+    seen = ("train",) * 8 + ("val",) * 2 + ("test",) * 2
+    held_out = ("val_holdout",) * 4 + ("test_holdout",) * 8
+    for index in range(12 * len(CONCEPTS)):
+        concept = CONCEPTS[index % len(CONCEPTS)]
+        split = (held_out if concept in HELD_OUT else seen)[index // len(CONCEPTS)]
+        write_toy_lora(root / split / f"lora_{index:04d}", concept, rng, rank=2 + index % 3)
+    return root
+
+
+@pytest.fixture(scope="session")
+def toy_lora_zoo(tmp_path_factory):
+    """Folder of a toy zoo of LoRAs; not to be changed by a test."""
+    return write_toy_lora_zoo(tmp_path_factory.mktemp("zoos") / "ToyLoRA")
+
+
+@pytest.fixture(scope="session")
+def toy_lora_store(toy_lora_zoo, tmp_path_factory):
+    """The toy zoo of LoRAs, packed; not to be changed by a test."""
+    return px.pack(px.scan(toy_lora_zoo), tmp_path_factory.mktemp("stores") / "ToyLoRA").store
 
 
 @pytest.fixture(scope="session")

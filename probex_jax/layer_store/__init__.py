@@ -2,9 +2,11 @@
 
 A store is a folder:
 
-    store.json              format and version, tree, classes, layers and their shapes
+    store.json              format and version, tree, classes, layers and their shapes and ranks
     models.jsonl            one model a line: packed (with its row) or skipped (with the reason)
     layers/<name>/matrices  zarr3 array [rows, H, W] float32, one model a chunk, checksummed
+    layers/<name>/up, down  of a LoRA: its factors [rows, H, R] and [rows, R, W], filled up with
+                            zeros where a model's rank is lower
 
 Packing writes the rows of a block of models to every layer and only then their lines in
 models.jsonl, so that whatever a killed run left behind is overwritten by the next one. A block is

@@ -1,4 +1,8 @@
-"""One layer's matrices on disk: a sharded, checksummed zarr3 array, through TensorStore."""
+"""Matrices of one layer on disk: sharded, checksummed zarr3 arrays, through TensorStore.
+
+A layer is one array, `matrices` [rows, H, W]; a LoRA's is two, `up` [rows, H, R] and `down`
+[rows, R, W].
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,21 +18,36 @@ from probex_jax.files import layer_folder
 _CHECKED = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 
 
+def parts(shape: tuple[int, int], rank: int | None) -> dict[str, tuple[int, int]]:
+    """The arrays that hold a layer, and the shape of a row of each.
+
+    Example:
+      >>> parts((6, 4), None), parts((6, 4), 2)
+      ({'matrices': (6, 4)}, {'up': (6, 2), 'down': (2, 4)})
+    """
+    if rank is None:
+        return {"matrices": shape}
+    return {"up": (shape[0], rank), "down": (rank, shape[1])}
+
+
 class LayerArray:
-    """The matrices of one layer, [rows, H, W] float32, row by row."""
+    """One array of a layer, [rows, a, b] float32, row by row."""
 
     def __init__(self, path: Path, array: Any):
         self._path = path
         self._array = array
 
     @classmethod
-    def create(cls, store: Path, layer: str, shape: tuple[int, int], block: int) -> "LayerArray":
-        """Opens the layer's array for writing, making it where there is none.
+    def create(
+        cls, store: Path, layer: str, part: str, shape: tuple[int, int], block: int
+    ) -> "LayerArray":
+        """Opens an array for writing, making it where there is none.
 
         Args:
           store: the store's folder.
           layer: name of the layer.
-          shape: (H, W).
+          part: which of its `parts`.
+          shape: of a row.
           block: rows of one shard, which is one file.
         """
         metadata = {
@@ -49,24 +68,24 @@ class LayerArray:
                 }
             ],
         }
-        if (layer_folder(store / "layers", layer) / "matrices" / "zarr.json").exists():
-            return cls.open(store, layer, shape)
-        return cls._open(store, layer, {"metadata": metadata, "create": True})
+        if (layer_folder(store / "layers", layer) / part / "zarr.json").exists():
+            return cls.open(store, layer, part, shape)
+        return cls._open(store, layer, part, {"metadata": metadata, "create": True})
 
     @classmethod
-    def open(cls, store: Path, layer: str, shape: tuple[int, int]) -> "LayerArray":
-        """Opens the layer's array, whose matrices must be of the shape (H, W)."""
-        opened = cls._open(store, layer, {"open": True})
+    def open(cls, store: Path, layer: str, part: str, shape: tuple[int, int]) -> "LayerArray":
+        """Opens an array, whose rows must be of the shape given."""
+        opened = cls._open(store, layer, part, {"open": True})
         if opened._array.shape[1:] != shape or opened._array.dtype.name != "float32":
             raise ProbexError(f"{opened._path}: not the matrices that store.json says")
         return opened
 
     @classmethod
-    def _open(cls, store: Path, layer: str, options: dict[str, Any]) -> "LayerArray":
+    def _open(cls, store: Path, layer: str, part: str, options: dict[str, Any]) -> "LayerArray":
         path = layer_folder(store / "layers", layer)
         spec = {
             "driver": "zarr3",
-            "kvstore": {"driver": "file", "path": f"{path.resolve()}/matrices/"},
+            "kvstore": {"driver": "file", "path": f"{path.resolve()}/{part}/"},
             # A missing chunk would otherwise read as zeros, and one of zeros not be written.
             "fill_missing_data_reads": False,
             "store_data_equal_to_fill_value": True,
@@ -76,7 +95,7 @@ class LayerArray:
             return cls(path, ts.open(spec).result())
 
     def write(self, first_row: int, matrices: np.ndarray) -> None:
-        """Writes a block of rows [n, H, W], and ends the array with it."""
+        """Writes a block of rows [n, a, b], and ends the array with it."""
         end = first_row + len(matrices)
         with _one_line_errors(self._path):
             self._array = self._array.resize(
@@ -85,7 +104,7 @@ class LayerArray:
             self._array[first_row:end].write(matrices).result()
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Reads rows [n] as [n, H, W] float32, in the order given."""
+        """Reads rows [n] as [n, a, b] float32, in the order given."""
         with _one_line_errors(self._path):
             contiguous = len(rows) > 0 and np.array_equal(rows, rows[0] + np.arange(len(rows)))
             index = slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else rows

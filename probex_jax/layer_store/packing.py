@@ -2,9 +2,9 @@
 
 import hashlib
 import json
+import math
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,24 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, layer_folder, write_json
-from probex_jax.layer_store.arrays import LayerArray
-from probex_jax.layer_store.store import FORMAT, VERSION, LayerStore
-from probex_jax.model_files import open_model, select_layers
+from probex_jax.layer_store.arrays import LayerArray, parts
+from probex_jax.layer_store.common_layers import (
+    StoredLayer,
+    common_layers,
+    layer_faults,
+    rarer_layers,
+)
+from probex_jax.layer_store.store import FORMAT, VERSION, LayerStore, check_held_out
+from probex_jax.matrices import LowRank, stack
+from probex_jax.model_files import LayerInfo, open_model, select_layers
 from probex_jax.zoo import Zoo, ZooModel
+from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
 # A block is read into memory before it is written, and is one file a layer.
 _BLOCK_BYTES = 512 * 2**20
 _BLOCK_MODELS = 64
 
-Shape = tuple[int, int]
+Matrix = np.ndarray | LowRank
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class _Header:
     """What the headers of one model say, or why they could not be read."""
 
     model: ZooModel
-    shapes: Mapping[str, Shape]
+    layers: Mapping[str, LayerInfo]
     labels: tuple[str, ...]
     fault: str = ""
 
@@ -67,7 +75,8 @@ def pack(
     The layers and shapes are those that most of the models have; a model that lacks one, has one
     in another shape, holds NaN, has no label or a label outside the class list, or cannot be read,
     is listed with its reason and skipped, and tried again by the next run. The class list is the
-    zoo's own, or else all classes of its training models.
+    zoo's own, or else all classes of its training and held-out models. LoRA updates are kept as
+    factors of the highest rank that a model of a new store has.
 
     Args:
       zoo: the models.
@@ -80,9 +89,9 @@ def pack(
       The store, and what was added, skipped and left out.
 
     Raises:
-      ProbexError: if no model can be packed, no model has the layers asked for, or the store there
-        belongs to another tree or other layers, or holds a model in another split or with other
-        labels than the zoo now says.
+      ProbexError: if no model can be packed, no model has the layers asked for, a held-out class
+        occurs in another split, or the store there belongs to another tree or other layers, or
+        holds a model in another split or with other labels than the zoo now says.
 
     Example:
       >>> import pathlib, tempfile, numpy as np
@@ -103,6 +112,9 @@ def pack(
     todo = [model for model in zoo.models if model.id not in known]
     on_models(len(todo))
     headers = [_header(model) for model in todo]
+    packed_before = [(model.id, model.split, model.labels) for model in known.values()]
+    new = [(header.model.id, header.model.split, header.labels) for header in headers]
+    check_held_out(path, packed_before + new)
     left_out: Mapping[str, str] = {}
     if store is None:
         store, left_out = _create(path, zoo, headers, layers)
@@ -121,8 +133,7 @@ def pack(
 def _header(model: ZooModel) -> _Header:
     try:
         with open_model(model.path) as file:
-            shapes = {name: layer.shape for name, layer in file.layers.items()}
-            return _Header(model, shapes, model.labels_in(file))
+            return _Header(model, file.layers, model.labels_in(file))
     except ProbexError as error:
         return _Header(model, {}, (), str(error))
 
@@ -133,62 +144,47 @@ def _create(
     headers: Sequence[_Header],
     layers: int | str | Sequence[int | str] | None,
 ) -> tuple[LayerStore, Mapping[str, str]]:
-    readable = [header for header in headers if not header.fault]
+    readable = {header.model.id: header for header in headers if not header.fault}
     if not readable:
         raise ProbexError(f"{zoo.tree}: no model can be packed; the first: {headers[0].fault}")
-    shapes = _common_shapes(readable)
+    common = common_layers([header.layers for header in readable.values()])
+    rarer = rarer_layers({id: header.layers for id, header in readable.items()}, common)
     try:
-        chosen = select_layers(shapes, layers)
+        chosen = select_layers(common, layers)
     except ProbexError as error:
-        rarer = ", ".join([*_rarer(readable, shapes)][:5])
-        hint = f"; in few models only: {rarer}" if rarer else ""
+        hint = f"; in few models only: {', '.join([*rarer][:5])}" if rarer else ""
         raise ProbexError(f"{zoo.tree}: {error}{hint}") from None
     for name in chosen:
         layer_folder(path, name)
     if not chosen:
         raise ProbexError(f"{zoo.tree}: its models have no layer in common")
-    classes = zoo.classes or tuple(
-        sorted({name for h in readable if h.model.split == "train" for name in h.labels})
-    )
+    classes = zoo.classes or _all_classes(readable.values())
     if not classes:
         raise ProbexError(f"{zoo.tree}: no training model, hence no classes; expected train/")
-    model_bytes = sum(4 * shapes[name][0] * shapes[name][1] for name in chosen)
+    sizes = [math.prod(shape) for name in chosen for shape in parts(*common[name]).values()]
     about = {
         "format": FORMAT,
         "version": VERSION,
         "tree": zoo.tree,
         "classes": classes,
-        "layers": {name: shapes[name] for name in chosen},
-        "block": max(1, min(_BLOCK_MODELS, _BLOCK_BYTES // model_bytes)),
+        "texts": {name: zoo.texts[name] for name in classes if name in zoo.texts},
+        "layers": {name: common[name].shape for name in chosen},
+        "ranks": {name: rank for name in chosen if (rank := common[name].rank) is not None},
+        "block": max(1, min(_BLOCK_MODELS, _BLOCK_BYTES // (4 * sum(sizes)))),
     }
     with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     write_json(path / "store.json", about)
-    return LayerStore.open(path), _rarer(readable, shapes) if layers is None else {}
+    return LayerStore.open(path), rarer if layers is None else {}
 
 
-def _common_shapes(headers: Sequence[_Header]) -> dict[str, Shape]:
-    """The layers that most models have, each in its most frequent shape."""
-    votes = Counter(item for header in headers for item in header.shapes.items())
-    shapes: dict[str, Shape] = {}
-    for (name, shape), count in votes.most_common():
-        if 2 * count > len(headers):
-            shapes.setdefault(name, shape)
-    return shapes
-
-
-def _rarer(headers: Sequence[_Header], shapes: Mapping[str, Shape]) -> dict[str, str]:
-    """The layers that are not common, each with who lacks it."""
-    others = sorted({name for header in headers for name in header.shapes} - set(shapes))
-    reasons = {}
-    for name in others:
-        lacking = [header.model.id for header in headers if name not in header.shapes]
-        some = f" ({', '.join(lacking[:5])}{', …' if len(lacking) > 5 else ''})" if lacking else ""
-        reasons[name] = (
-            f"{len(lacking)} of {len(headers)} models lack it{some}, the others have it in "
-            f"{len({h.shapes[name] for h in headers if name in h.shapes})} shapes"
-        )
-    return reasons
+def _all_classes(headers: Iterable[_Header]) -> tuple[str, ...]:
+    """The classes of the training and the held-out models, sorted; none without training ones."""
+    labels = {
+        split: {name for h in headers if h.model.split == split for name in h.labels}
+        for split in ("train", *HELD_OUT_SPLITS)
+    }
+    return tuple(sorted(set().union(*labels.values()))) if labels["train"] else ()
 
 
 def _check_same(
@@ -198,6 +194,8 @@ def _check_same(
         raise ProbexError(f"{store.path}: holds models of {store.tree}, not of {zoo.tree}")
     if zoo.classes is not None and zoo.classes != store.classes:
         raise ProbexError(f"{store.path}: holds another class list than {zoo.tree}'s zoo.json")
+    if any(store.texts.get(name, words) != words for name, words in zoo.texts.items()):
+        raise ProbexError(f"{store.path}: holds other texts for classes than {zoo.tree}'s zoo.json")
     packed = {model.id: model for model in store.models}
     for model in zoo.models:
         was = packed.get(model.id)
@@ -227,16 +225,22 @@ class _Packer:
         self._table = store.path / "models.jsonl"
         rows = max((model.row for model in store.models), default=-1) + 1
         self._next_row = -(-rows // store.block) * store.block
+        self._layers = {
+            name: StoredLayer(shape, store.ranks.get(name)) for name, shape in store.layers.items()
+        }
         self._arrays = {
-            name: LayerArray.create(store.path, name, shape, store.block)
-            for name, shape in store.layers.items()
+            name: {
+                part: LayerArray.create(store.path, name, part, shape, store.block)
+                for part, shape in parts(*layer).items()
+            }
+            for name, layer in self._layers.items()
         }
         self.skipped: dict[str, str] = {}
 
     def run(self, headers: Sequence[_Header]) -> Iterator[tuple[_Header, str]]:
         """Packs the models in order; yields each with the reason why it was skipped, or ""."""
         self._drop_torn_line()
-        block: list[tuple[_Header, dict[str, np.ndarray]]] = []
+        block: list[tuple[_Header, dict[str, Matrix]]] = []
         lines: list[dict[str, Any]] = []
         for header, matrices in self._read(headers):
             if isinstance(matrices, str):
@@ -254,7 +258,7 @@ class _Packer:
 
     def _read(
         self, headers: Sequence[_Header]
-    ) -> Iterator[tuple[_Header, dict[str, np.ndarray] | str]]:
+    ) -> Iterator[tuple[_Header, dict[str, Matrix] | str]]:
         """Reads models ahead, a few at a time, in order."""
         with ThreadPoolExecutor(max_workers=2) as pool:
             waiting = []
@@ -266,25 +270,21 @@ class _Packer:
             for first, future in waiting:
                 yield first, future.result()
 
-    def _matrices(self, header: _Header) -> dict[str, np.ndarray] | str:
+    def _matrices(self, header: _Header) -> dict[str, Matrix] | str:
         fault = header.fault or self._unfit(header)
         if fault:
             return fault
         try:
             with open_model(header.model.path) as file:
-                return {name: self._matrix(file, name) for name in self._store.layers}
+                if layer_faults(file.layers, self._layers):
+                    raise ProbexError(f"{header.model.path}: changed while it was packed")
+                return {name: file.matrix(name) for name in self._layers}
         except ProbexError as error:
             return str(error)
 
-    def _matrix(self, file: Any, name: str) -> np.ndarray:
-        matrix = file.matrix(name)
-        if matrix.shape != self._store.layers[name]:
-            raise ProbexError(f"{file.path}: layer {name}: changed while it was packed")
-        return matrix
-
     def _unfit(self, header: _Header) -> str:
         """Why a readable model does not fit the store, or ""."""
-        for name, fault in self._layer_faults(header).items():
+        for name, fault in layer_faults(header.layers, self._layers).items():
             return f"{header.model.path}: layer {name}: {fault}"
         unknown = [label for label in header.labels if label not in self._store.classes]
         if unknown:
@@ -294,23 +294,14 @@ class _Packer:
             )
         return ""
 
-    def _layer_faults(self, header: _Header) -> dict[str, str]:
-        faults = {}
-        for name, shape in self._store.layers.items():
-            actual = header.shapes.get(name)
-            if actual is None:
-                faults[name] = "missing"
-            elif actual != shape:
-                faults[name] = f"shape {_times(actual)}, most models have {_times(shape)}"
-        return faults
-
     def _packed_line(
-        self, header: _Header, matrices: Mapping[str, np.ndarray], row: int
+        self, header: _Header, matrices: Mapping[str, Matrix], row: int
     ) -> dict[str, Any]:
         content = hashlib.sha256()
         for name, matrix in matrices.items():
-            content.update(json.dumps([name, matrix.shape]).encode())
-            content.update(matrix.data)
+            for array in _arrays(matrix).values():
+                content.update(json.dumps([name, array.shape]).encode())
+                content.update(np.ascontiguousarray(array).data)
         return {
             **self._line(header, "packed"),
             "row": row,
@@ -320,7 +311,7 @@ class _Packer:
         }
 
     def _skipped_line(self, header: _Header, reason: str) -> dict[str, Any]:
-        faults = {} if header.fault else self._layer_faults(header)
+        faults = {} if header.fault else layer_faults(header.layers, self._layers)
         return {**self._line(header, "skipped"), "reason": reason, "layers": faults}
 
     def _line(self, header: _Header, status: str) -> dict[str, Any]:
@@ -335,12 +326,15 @@ class _Packer:
 
     def _commit(
         self,
-        block: Sequence[tuple[_Header, Mapping[str, np.ndarray]]],
+        block: Sequence[tuple[_Header, Mapping[str, Matrix]]],
         lines: Sequence[Mapping[str, Any]],
     ) -> None:
         if block:
-            for name, array in self._arrays.items():
-                array.write(self._next_row, np.stack([matrices[name] for _, matrices in block]))
+            for name, arrays in self._arrays.items():
+                rank = self._layers[name].rank
+                batch = _arrays(stack([matrices[name] for _, matrices in block], rank))
+                for part, array in arrays.items():
+                    array.write(self._next_row, batch[part])
             self._next_row += self._store.block
         with disk_errors(self._table), self._table.open("a") as table:
             table.write("".join(json.dumps(line) + "\n" for line in lines))
@@ -354,5 +348,8 @@ class _Packer:
             os.truncate(self._table, whole)
 
 
-def _times(shape: Shape) -> str:
-    return f"{shape[0]}x{shape[1]}"
+def _arrays(matrix: Matrix) -> dict[str, np.ndarray]:
+    """A matrix, or a batch of them, as the arrays that hold it."""
+    if isinstance(matrix, LowRank):
+        return {"up": matrix.up, "down": matrix.down}
+    return {"matrices": matrix}

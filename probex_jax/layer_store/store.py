@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.layer_store.arrays import LayerArray
+from probex_jax.layer_store.arrays import LayerArray, parts
+from probex_jax.matrices import LowRank
+from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
 FORMAT = "probex_jax layer store"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class StoredModel:
     Args:
       id: name of the model.
       row: its row in every layer's array.
-      split: "train", "val" or "test".
+      split: "train", "val", "test", "val_holdout" or "test_holdout".
       labels: the classes it was trained on.
       source: the path it was packed from.
       content_hash: SHA-256 of its packed matrices.
@@ -49,7 +51,9 @@ class LayerStore:
       path: the store's folder.
       tree: name of the tree.
       classes: the class names, in the order of the columns of `targets`.
+      texts: class to the words for it, where its name is none.
       layers: name to (H, W).
+      ranks: name to R, for the layers that are kept as factors.
       models: the packed models, in the order of their rows.
       skipped: id of every model left out, to the reason.
 
@@ -73,6 +77,8 @@ class LayerStore:
         self.tree = _of(str, about["tree"])
         self.classes = tuple(_of(str, name) for name in _of(list, about["classes"]))
         self.layers = {name: _shape(shape) for name, shape in _of(dict, about["layers"]).items()}
+        self.texts = {name: _of(str, text) for name, text in _of(dict, about["texts"]).items()}
+        self.ranks = {name: _positive(rank) for name, rank in _of(dict, about["ranks"]).items()}
         self.block = _positive(about["block"])
         packed: dict[str, StoredModel] = {}
         skipped: dict[str, str] = {}
@@ -124,9 +130,10 @@ class LayerStore:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of what is stored: layers, classes, and each model's split, labels, weights."""
+        """SHA-256 of what is stored: layers, classes, each model's split, labels and weights."""
         models = sorted((m.id, m.split, list(m.labels), m.content_hash) for m in self.models)
-        content = [self.tree, self.classes, sorted(self.layers.items()), models]
+        layers = [sorted(self.layers.items()), sorted(self.ranks.items())]
+        content = [self.tree, self.classes, sorted(self.texts.items()), layers, models]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def split(self, split: str) -> tuple[StoredModel, ...]:
@@ -141,15 +148,39 @@ class LayerStore:
             raise ProbexError(f"{self.path}: no model in split {split!r}; there are {counts}")
         return models
 
-    def matrices(self, layer: str, split: str = "train") -> np.ndarray:
+    @cached_property
+    def seen_classes(self) -> tuple[str, ...]:
+        """The classes that training models are of, in the order of `classes`."""
+        return self._classes_of("train")
+
+    @cached_property
+    def held_out_classes(self) -> tuple[str, ...]:
+        """The classes of the held-out splits, in the order of `classes`; none without such splits.
+
+        Raises:
+          ProbexError: if a model of another split is of one of them.
+        """
+        check_held_out(self.path, [(m.id, m.split, m.labels) for m in self.models])
+        return self._classes_of(*HELD_OUT_SPLITS)
+
+    def _classes_of(self, *splits: str) -> tuple[str, ...]:
+        found = {label for m in self.models if m.split in splits for label in m.labels}
+        return tuple(name for name in self.classes if name in found)
+
+    def has(self, split: str) -> bool:
+        """Whether the split has models."""
+        return any(model.split == split for model in self.models)
+
+    def matrices(self, layer: str, split: str = "train") -> np.ndarray | LowRank:
         """One layer of every model of a split.
 
         Args:
           layer: one of `layers`.
-          split: "train", "val" or "test".
+          split: "train", "val", "test", "val_holdout" or "test_holdout".
 
         Returns:
-          [N, H, W] float32.
+          [N, H, W] float32; of a layer in `ranks` the factors, as `LowRank` of such arrays
+          [N, H, R] and [N, R, W].
 
         Raises:
           ProbexError: if there is no such layer or split, or the store is damaged.
@@ -157,7 +188,11 @@ class LayerStore:
         if layer not in self.layers:
             raise ProbexError(f"{self.path}: no layer {layer!r}; it has {', '.join(self.layers)}")
         rows = np.array([model.row for model in self.split(split)])
-        return LayerArray.open(self.path, layer, self.layers[layer]).read(rows)
+        read = {
+            part: LayerArray.open(self.path, layer, part, shape).read(rows)
+            for part, shape in parts(self.layers[layer], self.ranks.get(layer)).items()
+        }
+        return LowRank(**read) if layer in self.ranks else read["matrices"]
 
     def targets(self, split: str = "train") -> np.ndarray:
         """Which classes each model of a split was trained on.
@@ -174,6 +209,59 @@ class LayerStore:
         for row, model in enumerate(models):
             targets[row, [column[label] for label in model.labels]] = 1.0
         return targets
+
+    def class_indices(self, split: str, classes: Sequence[str]) -> np.ndarray:
+        """Which one of some classes each model of a split was trained on.
+
+        Args:
+          split: name of the split.
+          classes: the candidates.
+
+        Returns:
+          [N] int32, places in `classes`.
+
+        Raises:
+          ProbexError: if there is no such split, or a model has several classes, or one that is
+            not among the candidates.
+        """
+        place = {name: index for index, name in enumerate(classes)}
+        models = self.split(split)
+        for model in models:
+            if len(model.labels) != 1:
+                raise ProbexError(
+                    f"{self.path}: {model.id} is of {len(model.labels)} classes; this needs models "
+                    "of one class each"
+                )
+            if model.labels[0] not in place:
+                raise ProbexError(
+                    f"{self.path}: {model.id} of split {split} is of class {model.labels[0]!r}, "
+                    f"which is not among the {len(classes)} that it is compared with"
+                )
+        return np.array([place[model.labels[0]] for model in models], np.int32)
+
+
+def check_held_out(where: Path, models: Iterable[tuple[str, str, Sequence[str]]]) -> None:
+    """Checks that no class of a held-out split occurs in another split: that would be cheating.
+
+    Args:
+      where: for the message.
+      models: id, split and labels of each.
+
+    Raises:
+      ProbexError: if one does; the message names the class and two models.
+    """
+    held_out: dict[str, str] = {}
+    others: dict[str, str] = {}
+    for model, split, labels in models:
+        known = held_out if split in HELD_OUT_SPLITS else others
+        for label in labels:
+            known.setdefault(label, f"{model} ({split})")
+    both = sorted(held_out.keys() & others.keys())
+    if both:
+        raise ProbexError(
+            f"{where}: class {both[0]!r} is held out for {held_out[both[0]]}, but "
+            f"{others[both[0]]} is of it as well; a held-out class may occur in no other split"
+        )
 
 
 def _of(kind: type, value: Any) -> Any:

@@ -4,22 +4,26 @@
 
 A split may as well hold plain model folders or single weight files. The labels of a model are the
 classes it was trained on: its entry in an optional `labels.json` ({model: [class, ...]}) beside
-the splits, or else the header's `dataset_chosen_targets`. An optional `zoo.json` names the tree
-and the classes.
+the splits, or else what the header says: `dataset_chosen_targets`, a list, or of a LoRA the one
+`imagenet_class_id` or `concept`. An optional `zoo.json` names the tree and the classes, and the
+words that stand for classes whose names are none.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import ModelFile, literal_strings
 from probex_jax.model_files.byte_ranges import read_small
-from probex_jax.model_files.untrusted_text import json_object, quoted
+from probex_jax.model_files.untrusted_text import is_unicode, json_object, quoted
 
-SPLITS = ("train", "val", "test")
+# The models of the held-out splits are of classes that no model of the others is of.
+HELD_OUT_SPLITS = ("val_holdout", "test_holdout")
+SPLITS = ("train", "val", "test", *HELD_OUT_SPLITS)
 LABELS_KEY = "dataset_chosen_targets"
+LABEL_KEYS = ("imagenet_class_id", "concept")
 
 _MAX_TABLE_BYTES = 256 * 2**20
 # Files that somebody may mean as a model: listed, so that none is passed over in silence.
@@ -32,7 +36,7 @@ class ZooModel:
 
     Args:
       id: the name of its folder, or of its file without `.safetensors`.
-      split: "train", "val" or "test".
+      split: "train", "val", "test", "val_holdout" or "test_holdout".
       path: where `open_model` finds it.
       stated: what `labels.json` says of its labels, unchecked; None where it says nothing.
     """
@@ -54,13 +58,16 @@ class ZooModel:
         """
         if self.stated is not None:
             return _distinct_texts(self.stated, f"{self.path}: labels in labels.json")
-        if LABELS_KEY not in model.metadata:
-            raise ProbexError(
-                f"{self.path}: no label: expected {LABELS_KEY!r} in the file's metadata or an "
-                "entry in the zoo's labels.json"
-            )
-        where = f"{self.path}: {LABELS_KEY}"
-        return _distinct_texts(literal_strings(model.metadata[LABELS_KEY], where), where)
+        if LABELS_KEY in model.metadata:
+            where = f"{self.path}: {LABELS_KEY}"
+            return _distinct_texts(literal_strings(model.metadata[LABELS_KEY], where), where)
+        for key in LABEL_KEYS:
+            if key in model.metadata:
+                return _distinct_texts([model.metadata[key].strip()], f"{self.path}: {key}")
+        raise ProbexError(
+            f"{self.path}: no label: expected {LABELS_KEY!r}, {LABEL_KEYS[0]!r} or "
+            f"{LABEL_KEYS[1]!r} in the file's metadata or an entry in the zoo's labels.json"
+        )
 
 
 @dataclass(frozen=True)
@@ -69,14 +76,16 @@ class Zoo:
 
     Args:
       tree: the tree's name.
-      models: sorted by split (train, val, test), then by id.
+      models: sorted by split, then by id.
       classes: the class list of `zoo.json`, or None.
+      texts: of `zoo.json`: class to the words for it, where its name is none (a WordNet id).
       unmatched: names in `labels.json` that are no model of the zoo.
     """
 
     tree: str
     models: tuple[ZooModel, ...]
     classes: tuple[str, ...] | None
+    texts: Mapping[str, str] = field(default_factory=dict)
     unmatched: tuple[str, ...] = ()
 
 
@@ -84,7 +93,8 @@ def scan(root: str | Path) -> Zoo:
     """Lists the models of a zoo folder without opening them.
 
     Args:
-      root: a folder with one or more of `train/`, `val/`, `test/`.
+      root: a folder with one or more of `train/`, `val/`, `test/`, `val_holdout/`,
+        `test_holdout/`.
 
     Returns:
       The zoo, labels not yet read.
@@ -124,7 +134,17 @@ def scan(root: str | Path) -> Zoo:
     if not isinstance(tree, str) or not tree:
         raise ProbexError(f"{root / 'zoo.json'}: tree: expected a text, found {quoted(tree)}")
     unmatched = tuple(name for name in labels if name not in models)
-    return Zoo(tree, tuple(models.values()), classes, unmatched)
+    texts = _texts(about.get("texts", {}), f"{root / 'zoo.json'}: texts")
+    return Zoo(tree, tuple(models.values()), classes, texts, unmatched)
+
+
+def _texts(value: Any, where: str) -> Mapping[str, str]:
+    if not isinstance(value, dict):
+        raise ProbexError(f"{where}: expected an object, class to words, found {quoted(value)}")
+    for name, words in value.items():
+        if not isinstance(words, str) or not words.strip() or not is_unicode(words):
+            raise ProbexError(f"{where}: {quoted(name)}: expected words, found {quoted(words)}")
+    return value
 
 
 def _is_model(path: Path) -> bool:
