@@ -1,4 +1,4 @@
-"""Accuracy of class predictions, with an interval."""
+"""Figures over models, with their intervals."""
 
 from dataclasses import dataclass
 
@@ -24,13 +24,12 @@ class Score:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def accuracy(logits: np.ndarray, targets: np.ndarray, *, seed: int = 0) -> Score:
+def accuracy(logits: np.ndarray, targets: np.ndarray) -> Score:
     """Share of (model, class) entries that are right at probability one half.
 
     Args:
       logits: [N, Y] float.
       targets: [N, Y] of zeros and ones.
-      seed: of the bootstrap.
 
     Returns:
       The share, and its interval.
@@ -40,7 +39,36 @@ def accuracy(logits: np.ndarray, targets: np.ndarray, *, seed: int = 0) -> Score
       >>> print(accuracy(np.array([[2.0, -1.0], [3.0, 1.0]]), np.array([[1, 0], [1, 0]])))
       0.750 [0.500, 1.000]
     """
-    right_N = np.mean((np.asarray(logits) > 0) == (np.asarray(targets) > 0.5), axis=1)
-    draws = np.random.default_rng(seed).integers(len(right_N), size=(2000, len(right_N)))
-    low, high = np.quantile(right_N[draws].mean(axis=1), [0.025, 0.975])
-    return Score(float(right_N.mean()), float(low), float(high), len(right_N))
+    return mean_score(np.mean((np.asarray(logits) > 0) == (np.asarray(targets) > 0.5), axis=1))
+
+
+def top_accuracy(logits: np.ndarray, labels: np.ndarray) -> Score:
+    """Share of the models whose highest logit is that of their class.
+
+    Args:
+      logits: [N, Y] float.
+      labels: [N] int, places of the models' classes.
+
+    Example:
+      >>> import numpy as np
+      >>> top_accuracy(np.array([[2.0, -1.0], [3.0, 1.0]]), np.array([0, 1])).value
+      0.5
+    """
+    return mean_score(np.argmax(np.asarray(logits), axis=1) == np.asarray(labels))
+
+
+def mean_score(values: np.ndarray, *, seed: int = 0) -> Score:
+    """Mean of a figure over the models, with its 95 % interval by bootstrap over them.
+
+    Args:
+      values: [N], one figure a model.
+      seed: of the bootstrap.
+
+    Example:
+      >>> print(mean_score(np.array([0.0, 1.0, 1.0, 1.0])))
+      0.750 [0.250, 1.000]
+    """
+    values_N = np.asarray(values, float)
+    draws = np.random.default_rng(seed).integers(len(values_N), size=(2000, len(values_N)))
+    low, high = np.quantile(values_N[draws].mean(axis=1), [0.025, 0.975])
+    return Score(float(values_N.mean()), float(low), float(high), len(values_N))
