@@ -1,0 +1,387 @@
+"""Neighbours in representation space: distances, kNN, one-class scores, AUC, retrieval.
+
+Everything here is on arrays: N known models (the gallery, or training), Q queried ones, C classes,
+numbered from 0; D draws of a bootstrap; M models of the largest class.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from probex_jax.errors import ProbexError
+from probex_jax.experts import Score
+from probex_jax.experts.metrics import mean_score
+
+# Distances of so many bytes are held at once; queries beyond are worked off in turn.
+_BYTES = 256 * 2**20
+_DRAWS = 2000
+
+
+def distances(queries_QT: ArrayLike, gallery_NT: ArrayLike) -> jax.Array:
+    """Squared Euclidean distances, by one matrix product: |q|² - 2 q·g + |g|².
+
+    Both sides are centred on the gallery first and the result is clamped at 0: near-duplicates far
+    from the origin keep their distance to float32 of the gallery's extent.
+
+    Args:
+      queries_QT: [Q, T] float.
+      gallery_NT: [N, T] float.
+
+    Returns:
+      [Q, N] float32.
+
+    Example:
+      >>> distances([[0.0, 0.0]], [[3.0, 4.0], [0.0, 1.0]]).tolist()
+      [[25.0, 1.0]]
+    """
+    return _distances(*_centred(queries_QT, gallery_NT))
+
+
+def knn(gallery_NT: ArrayLike, labels_N: ArrayLike, queries_QT: ArrayLike, k: int) -> np.ndarray:
+    """The class of most of the k nearest models (squared L2).
+
+    Of two models at the same distance the earlier one counts as nearer. Of two classes with the
+    same number among the k, the one whose nearest model is nearer wins.
+
+    Args:
+      gallery_NT: [N, T] float, models of known class.
+      labels_N: [N] int, their classes.
+      queries_QT: [Q, T] float.
+      k: how many neighbours vote, at most N.
+
+    Returns:
+      [Q] int, the predicted classes.
+
+    Raises:
+      ProbexError: if k is out of range or the shapes do not fit.
+
+    Example:
+      >>> knn([[0.0], [1.0], [5.0]], [7, 7, 3], [[0.4], [4.0]], k=1)
+      array([7, 3])
+
+    References:
+      docs/method.md, "Downstream".
+    """
+    gallery_NT, labels_N, queries_QT = _checked(gallery_NT, labels_N, queries_QT)
+    _check_k(k, len(gallery_NT))
+    nearest_QK = _nearest(*_centred(queries_QT, gallery_NT), k)
+    labels_QK = labels_N[np.asarray(nearest_QK)]
+    votes_QK = (labels_QK[:, :, None] == labels_QK[:, None, :]).sum(axis=2)
+    # argmax takes the first of equals, and the first is the nearest.
+    return labels_QK[np.arange(len(labels_QK)), votes_QK.argmax(axis=1)]
+
+
+def one_class(
+    train_NT: ArrayLike, labels_N: ArrayLike, queries_QT: ArrayLike, k: int = 2
+) -> np.ndarray:
+    """Anomaly of each query in the eyes of each class: mean distance to its k nearest models.
+
+    The distance is the Euclidean one, not squared. A class of fewer than k models uses them all.
+
+    Args:
+      train_NT: [N, T] float.
+      labels_N: [N] int; every class from 0 to the largest has a model.
+      queries_QT: [Q, T] float.
+      k: how many neighbours.
+
+    Returns:
+      [Q, C] float32; the lower, the more of the class.
+
+    Raises:
+      ProbexError: if k is below 1, a class has no model, or the shapes do not fit.
+
+    Example:
+      >>> one_class([[0.0], [2.0], [5.0]], [0, 0, 1], [[1.0], [5.0]]).round(3).tolist()
+      [[1.0, 4.0], [4.0, 0.0]]
+    """
+    train_NT, labels_N, queries_QT = _checked(train_NT, labels_N, queries_QT)
+    sizes_C = _class_sizes(labels_N, least=1)
+    if k < 1:
+        raise ProbexError(f"k is {k}: expected 1 or more")
+    widest = int(sizes_C.max())
+    member_CM = np.arange(widest) < sizes_C[:, None]
+    index_CM = np.zeros(member_CM.shape, int)
+    index_CM[member_CM] = np.argsort(labels_N, kind="stable")
+    centred = _centred(queries_QT, train_NT)
+    return np.asarray(_one_class(*centred, index_CM, member_CM, min(k, widest)))
+
+
+def mahalanobis(train_NT: ArrayLike, labels_N: ArrayLike, queries_QT: ArrayLike) -> np.ndarray:
+    """Squared Mahalanobis distance of each query to each class, covariance by Ledoit-Wolf.
+
+    Args:
+      train_NT: [N, T] float.
+      labels_N: [N] int; every class from 0 to the largest has two models or more.
+      queries_QT: [Q, T] float.
+
+    Returns:
+      [Q, C] float64; the lower, the more of the class.
+
+    Raises:
+      ProbexError: if scikit-learn is missing (extra `search`), a class has fewer than two
+        different models, or the shapes do not fit.
+
+    Example:
+      >>> d = mahalanobis([[0.0], [2.0], [9.0], [10.0]], [0, 0, 1, 1], [[1.0], [9.0]])
+      >>> d.tolist()
+      [[0.0, 289.0], [64.0, 1.0]]
+    """
+    covariance = _sklearn("covariance")
+    train_NT, labels_N, queries_QT = _checked(train_NT, labels_N, queries_QT)
+    sizes_C = _class_sizes(labels_N, least=2)
+    scores_QC = np.empty([len(queries_QT), len(sizes_C)])
+    for number in range(len(sizes_C)):
+        models_NT = train_NT[labels_N == number].astype(np.float64)
+        if not np.ptp(models_NT, axis=0).any():
+            raise ProbexError(f"class {number}: all its models have one representation")
+        fitted = covariance.LedoitWolf().fit(models_NT)
+        offset_QT = queries_QT - fitted.location_
+        scores_QC[:, number] = ((offset_QT @ fitted.precision_) * offset_QT).sum(axis=1)
+    return scores_QC
+
+
+def auc(scores_QC: ArrayLike, labels_Q: ArrayLike, *, seed: int = 0) -> Score:
+    """Area under the ROC curve of "is of the class" against all others, mean over classes.
+
+    A draw of the bootstrap weighs every model with how often it was drawn, so the AUC of a draw is
+    the weighted share of (of the class, other) pairs in the right order, ties being half right.
+    Classes that have no queried model, or all of them, are left out, in the value as in a draw.
+
+    Args:
+      scores_QC: [Q, C] float, as from `one_class` or `mahalanobis`: the lower, the more of it.
+      labels_Q: [Q] int, the true classes.
+      seed: of the bootstrap.
+
+    Returns:
+      The mean AUC, chance being one half, with a 95 % interval by bootstrap over the models.
+
+    Raises:
+      ProbexError: if scikit-learn is missing (extra `search`), a label has no column, all models
+        are of one class, or the shapes do not fit.
+
+    Example:
+      >>> print(auc([[0.1, 0.9], [0.2, 0.3], [0.8, 0.4]], [0, 0, 1]).value)
+      0.75
+    """
+    metrics = _sklearn("metrics")
+    scores_QC, labels_Q = np.asarray(scores_QC), np.asarray(labels_Q)
+    if scores_QC.ndim != 2 or labels_Q.shape != scores_QC.shape[:1]:
+        raise ProbexError(f"scores {scores_QC.shape} and labels {labels_Q.shape} do not fit")
+    if not np.isin(labels_Q, np.arange(scores_QC.shape[1])).all():
+        raise ProbexError(f"labels: expected classes from 0 to {scores_QC.shape[1] - 1}")
+    present = np.unique(labels_Q)
+    if len(present) < 2:
+        raise ProbexError("AUC needs models of two classes or more")
+    values = [metrics.roc_auc_score(labels_Q == c, -scores_QC[:, c]) for c in present]
+    draws_DQ = np.random.default_rng(seed).integers(len(labels_Q), size=(_DRAWS, len(labels_Q)))
+    areas_D = _bootstrapped_areas(scores_QC, labels_Q, _counts(draws_DQ))
+    low, high = np.nanquantile(areas_D, [0.025, 0.975])
+    return Score(float(np.mean(values)), float(low), float(high), len(labels_Q))
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """How well neighbours agree in class.
+
+    Args:
+      precision: share of the k nearest that are of the query's class.
+      mean_average_precision: mean over queries of the average precision of the whole ranking.
+    """
+
+    precision: Score
+    mean_average_precision: Score
+
+
+def retrieval(
+    gallery_NT: ArrayLike,
+    gallery_labels_N: ArrayLike,
+    queries_QT: ArrayLike,
+    query_labels_Q: ArrayLike,
+    k: int,
+    *,
+    exclude_self: bool = False,
+) -> Retrieval:
+    """Precision among the k nearest, and mean average precision, of ranking a gallery (L2).
+
+    A model is relevant if it is of the query's class. A query without a relevant model in the
+    gallery is left out. Queries may be the vectors of texts: give unit vectors on both sides.
+
+    Args:
+      gallery_NT: [N, T] float.
+      gallery_labels_N: [N] int.
+      queries_QT: [Q, T] float.
+      query_labels_Q: [Q] int.
+      k: how many nearest, at most N (N - 1 with `exclude_self`).
+      exclude_self: the queries are the gallery, in the same order, and none finds itself.
+
+    Returns:
+      Both figures with 95 % intervals by bootstrap over the queries.
+
+    Raises:
+      ProbexError: if k is out of range, no query has a relevant model, or the shapes do not fit.
+
+    Example:
+      >>> x, labels = [[0.0], [1.0], [1.5], [4.0]], [0, 0, 1, 1]
+      >>> found = retrieval(x, labels, x, labels, k=1, exclude_self=True)
+      >>> round(found.precision.value, 3), round(found.mean_average_precision.value, 3)
+      (0.5, 0.708)
+    """
+    gallery_NT, gallery_labels_N, queries_QT = _checked(gallery_NT, gallery_labels_N, queries_QT)
+    query_labels_Q = np.asarray(query_labels_Q)
+    if query_labels_Q.shape != (len(queries_QT),):
+        raise ProbexError(f"{len(queries_QT)} queries and labels {query_labels_Q.shape}")
+    if exclude_self and queries_QT.shape != gallery_NT.shape:
+        raise ProbexError("exclude_self: expected the gallery as queries")
+    _check_k(k, len(gallery_NT) - exclude_self)
+    own_Q = np.arange(len(queries_QT)) if exclude_self else np.full(len(queries_QT), -1)
+    centred = _centred(queries_QT, gallery_NT)
+    n_relevant_Q, precision_Q, average_Q = map(
+        np.asarray, _precisions(*centred, gallery_labels_N, query_labels_Q, own_Q, k)
+    )
+    has_answer_Q = n_relevant_Q > 0
+    if not has_answer_Q.any():
+        raise ProbexError("retrieval: no query has a model of its class in the gallery")
+    return Retrieval(mean_score(precision_Q[has_answer_Q]), mean_score(average_Q[has_answer_Q]))
+
+
+def _checked(
+    known_NT: ArrayLike, labels_N: ArrayLike, queries_QT: ArrayLike
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    known_NT, queries_QT = np.asarray(known_NT, np.float32), np.asarray(queries_QT, np.float32)
+    labels_N = np.asarray(labels_N)
+    if known_NT.ndim != 2 or queries_QT.ndim != 2 or known_NT.shape[1] != queries_QT.shape[1]:
+        raise ProbexError(
+            f"representations {known_NT.shape} and {queries_QT.shape}: expected [N, T] and [Q, T]"
+        )
+    if labels_N.shape != known_NT.shape[:1] or not np.issubdtype(labels_N.dtype, np.integer):
+        raise ProbexError(f"labels: expected {len(known_NT)} whole numbers, one a model")
+    if not (len(known_NT) and len(queries_QT)):
+        raise ProbexError("no models: expected one or more on both sides")
+    return known_NT, labels_N, queries_QT
+
+
+def _check_k(k: int, most: int) -> None:
+    if not 1 <= k <= most:
+        raise ProbexError(f"k is {k}: expected 1 to {most}, the number of known models")
+
+
+def _class_sizes(labels_N: np.ndarray, least: int) -> np.ndarray:
+    sizes_C = np.bincount(labels_N) if labels_N.min() >= 0 else np.zeros(1)
+    if sizes_C.min() < least:
+        raise ProbexError(
+            f"class {sizes_C.argmin()} has {sizes_C.min():.0f} models: expected {least} or more, "
+            "and classes numbered from 0"
+        )
+    return sizes_C
+
+
+def _sklearn(module: str) -> Any:
+    try:
+        import sklearn.covariance
+        import sklearn.metrics
+    except ImportError:
+        raise ProbexError("this measure needs scikit-learn: pip install scikit-learn") from None
+    return getattr(sklearn, module)
+
+
+def _centred(queries_QT: ArrayLike, gallery_NT: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    centre_T = np.mean(gallery_NT, axis=0, dtype=np.float64)
+    queries_QT, gallery_NT = np.asarray(queries_QT) - centre_T, np.asarray(gallery_NT) - centre_T
+    return jnp.asarray(queries_QT, jnp.float32), jnp.asarray(gallery_NT, jnp.float32)
+
+
+@jax.jit
+def _distances(queries_QT: jax.Array, gallery_NT: jax.Array) -> jax.Array:
+    # Full float32 where a device would multiply in fewer bits.
+    products_QN = jnp.matmul(queries_QT, gallery_NT.T, precision=jax.lax.Precision.HIGHEST)
+    squares_Q1 = jnp.sum(queries_QT**2, axis=1)[:, None]
+    squares_1N = jnp.sum(gallery_NT**2, axis=1)[None]
+    return jnp.maximum(squares_Q1 - 2 * products_QN + squares_1N, 0)
+
+
+def _in_turn(function: Callable[..., Any], gallery_NT: jax.Array, *queries: jax.Array) -> Any:
+    """A function of some queries' distances, over all queries, as many at once as memory allows."""
+
+    def one(query: tuple[jax.Array, ...]) -> Any:
+        vector_T, *rest = query
+        return function(_distances(vector_T[None], gallery_NT)[0], *rest)
+
+    batch = max(1, min(len(queries[0]), _BYTES // (4 * len(gallery_NT))))
+    return jax.lax.map(one, queries, batch_size=batch)
+
+
+@partial(jax.jit, static_argnames="k")
+def _nearest(queries_QT: jax.Array, gallery_NT: jax.Array, k: int) -> jax.Array:
+    # top_k takes the earlier of equals.
+    return _in_turn(lambda distances_N: jax.lax.top_k(-distances_N, k)[1], gallery_NT, queries_QT)
+
+
+@partial(jax.jit, static_argnames="k")
+def _one_class(
+    queries_QT: jax.Array, train_NT: jax.Array, index_CM: Any, member_CM: Any, k: int
+) -> jax.Array:
+    def score(distances_N: jax.Array) -> jax.Array:
+        distances_CM = jnp.where(member_CM, distances_N[index_CM], jnp.inf)
+        nearest_CK = -jax.lax.top_k(-distances_CM, k)[0]
+        there_CK = jnp.isfinite(nearest_CK)
+        return jnp.mean(jnp.sqrt(nearest_CK), axis=1, where=there_CK)
+
+    return _in_turn(score, train_NT, queries_QT)
+
+
+@partial(jax.jit, static_argnames="k")
+def _precisions(
+    queries_QT: jax.Array,
+    gallery_NT: jax.Array,
+    gallery_labels_N: Any,
+    query_labels_Q: Any,
+    own_Q: Any,
+    k: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    n = len(gallery_NT)
+
+    def rank(distances_N: jax.Array, label: jax.Array, own: jax.Array) -> Any:
+        others_N = jnp.arange(n) != own
+        # The query itself comes last, and is relevant to nobody.
+        order_N = jnp.argsort(jnp.where(others_N, distances_N, jnp.inf))
+        relevant_N = ((gallery_labels_N == label) & others_N)[order_N]
+        precision_N = jnp.cumsum(relevant_N) / (1 + jnp.arange(n))
+        n_relevant = jnp.sum(relevant_N)
+        average = jnp.sum(precision_N * relevant_N) / jnp.maximum(n_relevant, 1)
+        return n_relevant, precision_N[k - 1], average
+
+    return _in_turn(rank, gallery_NT, queries_QT, jnp.asarray(query_labels_Q), jnp.asarray(own_Q))
+
+
+def _counts(draws_DQ: np.ndarray) -> np.ndarray:
+    """How often each draw holds each model, [D, Q]."""
+    n_draws, n = draws_DQ.shape
+    flat = draws_DQ + n * np.arange(n_draws)[:, None]
+    return np.bincount(flat.ravel(), minlength=n_draws * n).reshape(n_draws, n).astype(np.float32)
+
+
+def _bootstrapped_areas(
+    scores_QC: np.ndarray, labels_Q: np.ndarray, counts_DQ: np.ndarray
+) -> np.ndarray:
+    """Mean AUC of every draw, [D]; NaN where all models drawn are of one class."""
+    total_D, classes_D = np.zeros(len(counts_DQ)), np.zeros(len(counts_DQ))
+    for number in np.unique(labels_Q):
+        of_class = labels_Q == number
+        inside_P, outside_O = scores_QC[of_class, number], scores_QC[~of_class, number]
+        right_PO = (inside_P[:, None] < outside_O) + 0.5 * (inside_P[:, None] == outside_O)
+        inside_DP, outside_DO = counts_DQ[:, of_class], counts_DQ[:, ~of_class]
+        # Counts and halves: exact in float32 up to 2^23 models.
+        right_DP = outside_DO @ right_PO.T.astype(np.float32)
+        right_D = np.einsum("dp,dp->d", right_DP, inside_DP, dtype=np.float64)
+        pairs_D = inside_DP.sum(axis=1, dtype=float) * outside_DO.sum(axis=1, dtype=float)
+        drawn_D = pairs_D > 0
+        total_D[drawn_D] += right_D[drawn_D] / pairs_D[drawn_D]
+        classes_D[drawn_D] += 1
+    none_D = classes_D == 0
+    return np.where(none_D, np.nan, total_D / np.where(none_D, 1, classes_D))

@@ -1,0 +1,239 @@
+"""Vectors of models in an embedded LanceDB table: upsert, filter, nearest, approximate search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probex_jax.errors import ProbexError
+
+FIELDS = ("id", "path", "tree", "split", "labels", "text", "stamp")
+_NAME = "models"
+_DIGITS = 500  # of a reason that LanceDB gives
+
+# A graph of up to so many rows; several of them beyond, all of which a query walks.
+_PARTITION_ROWS = 2**20
+_MAX_PARTITIONS = 64
+# Candidates that a query gathers for each result that it wants, and ranks by their true distance.
+_REFINE = 4
+_CANDIDATES = 128
+_RECALL_QUERIES = 100
+_RECALL_K = 10
+
+
+class ModelTable:
+    """Unit vectors of models with what is known of each; one row a path.
+
+    Several processes may read while one writes; a reader sees the table as it was when opened.
+
+    Args:
+      folder: of the LanceDB database.
+      dim: length of the vectors.
+      create: make an empty table where there is none.
+
+    Raises:
+      ProbexError: if lancedb is missing (extra `search`), or the table is absent or damaged.
+
+    Example:
+      >>> import tempfile
+      >>> table = ModelTable(tempfile.mkdtemp(), dim=2, create=True)
+      >>> table.add([{"id": "a", "path": "/a"}, {"id": "b", "path": "/b"}], [[2, 0], [3, 3]])
+      >>> table.add([{"id": "b", "path": "/b"}], [[0, 1]])
+      >>> len(table), [(row["id"], row["similarity"]) for row in table.nearest([0, 5], k=1)]
+      (2, [('b', 1.0)])
+    """
+
+    def __init__(self, folder: str | Path, dim: int, *, create: bool = False):
+        try:
+            import lancedb
+            import pyarrow
+        except ImportError:
+            raise ProbexError(
+                "searching needs lancedb: pip install 'lancedb>=0.40' (extra `search`)"
+            ) from None
+        text, texts = pyarrow.string(), pyarrow.list_(pyarrow.string())
+        kinds = [(name, texts if name == "labels" else text) for name in FIELDS]
+        self._schema = pyarrow.schema([*kinds, ("vector", pyarrow.list_(pyarrow.float32(), dim))])
+        self._arrow, self._dim, self._folder = pyarrow, dim, Path(folder)
+        with self._damage():
+            database = lancedb.connect(str(folder))
+            if create:
+                self._table = database.create_table(_NAME, schema=self._schema, exist_ok=True)
+            else:
+                self._table = database.open_table(_NAME)
+            if not self._table.schema.equals(self._schema):
+                raise ValueError(f"its fields are {self._table.schema.names}, or of other sizes")
+
+    def __len__(self) -> int:
+        with self._damage():
+            return self._table.count_rows()
+
+    def add(self, rows: Sequence[Mapping[str, Any]], vectors: Any) -> None:
+        """Adds models; those whose path is there already are replaced.
+
+        Args:
+          rows: `path`, and what else of the table's fields is known of each; `labels` is a list
+            of texts, the others are texts. Of two rows with one path the last counts.
+          vectors: [n, dim] float of any length but 0, a row each.
+
+        Raises:
+          ProbexError: if a row has no path, or a vector is of another size, zero or not finite.
+        """
+        vectors_NT = unit(vectors)
+        if vectors_NT.shape != (len(rows), self._dim):
+            raise ProbexError(f"vectors {vectors_NT.shape}: expected ({len(rows)}, {self._dim})")
+        if not all(row.get("path") for row in rows):
+            raise ProbexError("a row without a path")
+        last = sorted({row["path"]: number for number, row in enumerate(rows)}.values())
+        columns = {
+            name: [rows[n].get(name, [] if name == "labels" else "") for n in last]
+            for name in FIELDS
+        }
+        flat = self._arrow.array(vectors_NT[last].ravel())
+        vector = self._arrow.FixedSizeListArray.from_arrays(flat, self._dim)
+        batch = self._arrow.table(columns | {"vector": vector}, schema=self._schema)
+        with self._damage():
+            merge = self._table.merge_insert("path").when_matched_update_all()
+            merge.when_not_matched_insert_all().execute(batch)
+
+    def nearest(self, vector: Any, k: int, where: str | None = None) -> list[dict[str, Any]]:
+        """The models of the highest cosine similarity, the highest first.
+
+        Args:
+          vector: [dim] float of any length but 0.
+          k: how many, at most.
+          where: condition in SQL on the table's fields, such as
+            `split = 'test' AND array_has(labels, 'cat')`.
+
+        Returns:
+          The fields of each, and its `similarity`.
+
+        Raises:
+          ProbexError: if k is below 1, the vector is of another size, or the condition cannot be
+            evaluated.
+        """
+        return self._nearest(unit([vector])[0], k, where, exact=False)
+
+    def exactly_nearest(self, vector: Any, k: int) -> list[dict[str, Any]]:
+        """`nearest` by comparison with every row, as before `build_ann`."""
+        return self._nearest(unit([vector])[0], k, None, exact=True)
+
+    def _nearest(
+        self, vector_T: np.ndarray, k: int, where: str | None, *, exact: bool
+    ) -> list[dict[str, Any]]:
+        if not k >= 1:
+            raise ProbexError(f"k is {k}: expected 1 or more")
+        if vector_T.shape != (self._dim,):
+            raise ProbexError(
+                f"a vector of {len(vector_T)}: the index holds vectors of {self._dim}"
+            )
+        query: Any = self._table.search(vector_T, vector_column_name="vector")
+        query = query.distance_type("cosine").select([*FIELDS, "_distance"]).limit(k)
+        if where is not None:
+            # In brackets, nothing that follows the condition is passed over.
+            query = query.where(f"({where})")
+        if exact:
+            query = query.bypass_vector_index()
+        else:
+            query = query.nprobes(_MAX_PARTITIONS).ef(max(_CANDIDATES, _REFINE * k))
+            query = query.refine_factor(_REFINE)
+        with self._damage(where):
+            rows = query.to_arrow().to_pylist()
+        return [row | {"similarity": min(1.0, 1 - row.pop("_distance"))} for row in rows]
+
+    def stamps(self) -> dict[str, str]:
+        """Path of every model, to its `stamp`."""
+        with self._damage():
+            columns = self._table.search().select(["path", "stamp"]).to_arrow()
+        return dict(zip(*(columns[name].to_pylist() for name in ("path", "stamp")), strict=True))
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Removes the models of these paths."""
+        paths = list(paths)
+        for start in range(0, len(paths), 1000):
+            texts = ("'" + path.replace("'", "''") + "'" for path in paths[start : start + 1000])
+            with self._damage():
+                self._table.delete(f"path IN ({', '.join(texts)})")
+
+    def compact(self) -> None:
+        """Joins what many small additions wrote, and takes new rows into the ANN index."""
+        with self._damage():
+            self._table.optimize()
+
+    def build_ann(self) -> None:
+        """Builds an approximate index (HNSW over 8-bit vectors), or builds it anew."""
+        from lancedb.index import HnswSq
+
+        partitions = min(_MAX_PARTITIONS, -(-len(self) // _PARTITION_ROWS))
+        config = HnswSq(
+            distance_type="cosine", num_partitions=partitions, m=16, ef_construction=128
+        )
+        with self._damage():
+            self._table.create_index("vector", config=config, replace=True)
+
+    def recall(self, *, seed: int = 0) -> float:
+        """Share of the 10 exactly nearest that `nearest` finds, over 100 of the stored vectors.
+
+        No vector counts as its own neighbour; another model at the same distance as the tenth is
+        as good as the tenth.
+        """
+        n = len(self)
+        k = min(_RECALL_K, n - 1)
+        sample = np.random.default_rng(seed).choice(n, min(_RECALL_QUERIES, n), replace=False)
+        with self._damage():
+            rows = self._table.take_offsets(sorted(sample.tolist())).to_arrow()
+        queries_QT = _vectors(rows["vector"].combine_chunks())
+        # One more than k, for the query itself.
+        exact_QK = np.full([len(queries_QT), k + 1], -np.inf, np.float32)
+        for vectors_NT in self._all_vectors():
+            both = np.concatenate([exact_QK, queries_QT @ vectors_NT.T], axis=1)
+            exact_QK = -np.partition(-both, k, axis=1)[:, : k + 1]
+        found = 0
+        for query_T, path, tenth in zip(
+            queries_QT, rows["path"].to_pylist(), exact_QK.min(axis=1), strict=True
+        ):
+            hits = [hit for hit in self.nearest(query_T, k + 1) if hit["path"] != path]
+            found += sum(hit["similarity"] >= tenth - 1e-6 for hit in hits[:k])
+        return found / (k * len(queries_QT))
+
+    def _all_vectors(self) -> Iterator[np.ndarray]:
+        with self._damage():
+            for batch in self._table.search().select(["vector"]).to_batches(8192):
+                yield _vectors(batch["vector"])
+
+    @contextmanager
+    def _damage(self, where: str | None = None) -> Iterator[None]:
+        """Turns what LanceDB says into one line that names the condition or the table."""
+        try:
+            yield
+        except (ValueError, RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split())[:_DIGITS].partition(", /")[0]
+            if where is not None and "Invalid input" in reason:
+                raise ProbexError(f"filter {where!r}: {reason}") from None
+            if "No space left" in reason:
+                raise ProbexError(f"{self._folder}: no space left on the disk") from error
+            raise ProbexError(
+                f"{self._folder}: the index is damaged or not whole ({reason}); index again into "
+                "another folder"
+            ) from error
+
+
+def unit(vectors: Any) -> np.ndarray:
+    """Vectors [n, T] scaled to length 1, as float32.
+
+    Raises:
+      ProbexError: if one is zero or not finite.
+    """
+    vectors_NT = np.asarray(vectors, np.float32)
+    norms_N1 = np.linalg.norm(vectors_NT, axis=-1, keepdims=True)
+    if not (np.isfinite(norms_N1).all() and norms_N1.all()):
+        raise ProbexError("a vector is zero or not finite, it has no direction")
+    return vectors_NT / norms_N1
+
+
+def _vectors(column: Any) -> np.ndarray:
+    return column.flatten().to_numpy().reshape(len(column), -1)
