@@ -1,1 +1,24 @@
-"""Text encoders: what turns class names and queries into vectors."""
+"""Text encoders: what turns class names and queries into vectors.
+
+`interface` says what a `TextEncoder` is. `hashing` is the embedded one; `clip` is CLIP's text
+tower (`clip_tower`), read from a checkpoint (`clip_checkpoint`) with its tokenizer
+(`clip_tokens`); `precomputed` looks texts up in a file. `embedding` makes an encoder from a
+specification and keeps the embeddings of a list of texts in a cache.
+"""
+
+from probex_jax.language.clip import ClipTextEncoder
+from probex_jax.language.embedding import default_cache, embed, text_encoder
+from probex_jax.language.hashing import HashingEncoder
+from probex_jax.language.interface import TextEncoder
+from probex_jax.language.precomputed import PrecomputedEncoder, save_embeddings
+
+__all__ = [
+    "ClipTextEncoder",
+    "HashingEncoder",
+    "PrecomputedEncoder",
+    "TextEncoder",
+    "default_cache",
+    "embed",
+    "save_embeddings",
+    "text_encoder",
+]

@@ -1,0 +1,149 @@
+"""From a text encoder's specification to the embeddings of a list of texts, kept in a cache."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from probex_jax.errors import ProbexError
+from probex_jax.files import disk_errors
+from probex_jax.language.clip import ClipTextEncoder
+from probex_jax.language.hashing import HashingEncoder
+from probex_jax.language.interface import (
+    TextEncoder,
+    check_directions,
+    check_distinct,
+    unit_rows,
+)
+from probex_jax.language.precomputed import PrecomputedEncoder, save_embeddings
+from probex_jax.model_files.untrusted_text import is_unicode, quoted
+
+
+def text_encoder(spec: str) -> TextEncoder:
+    """Makes the text encoder that a specification names.
+
+    Args:
+      spec: "hashing" or "hashing:DIM"; "clip:FOLDER" or "clip:HUB_ID", see
+        `ClipTextEncoder.load`; "file:PATH" of precomputed embeddings, see `PrecomputedEncoder`.
+
+    Raises:
+      ProbexError: if the specification is none of these, or the encoder cannot be made.
+
+    Example:
+      >>> text_encoder("hashing:256").dim
+      256
+      >>> text_encoder("word2vec")
+      Traceback (most recent call last):
+        ...
+      probex_jax.errors.ProbexError: text encoder 'word2vec': expected hashing, hashing:DIM,
+      clip:FOLDER, clip:HUB_ID or file:PATH.safetensors
+    """
+    kind, _, value = spec.partition(":")
+    if spec == "hashing":
+        return HashingEncoder()
+    if kind == "hashing" and value.isascii() and value.isdigit() and len(value) < 10:
+        return HashingEncoder(int(value))
+    if kind == "clip" and value:
+        return ClipTextEncoder.load(value)
+    if kind == "file" and value:
+        return PrecomputedEncoder(value)
+    raise ProbexError(
+        f"text encoder {quoted(spec)}: expected hashing, hashing:DIM, clip:FOLDER, clip:HUB_ID or "
+        "file:PATH.safetensors"
+    )
+
+
+def embed(encoder: TextEncoder, texts: Sequence[str], cache: Path | None = None) -> np.ndarray:
+    """Encodes a list of distinct texts, once: with a cache, the next time they are read.
+
+    A cache is a folder of files for `PrecomputedEncoder`, named by the hash of the encoder's name
+    and the texts. A file in it that is damaged is written anew.
+
+    Args:
+      encoder: any text encoder.
+      texts: n distinct texts, none empty.
+      cache: folder, made where it is missing; `default_cache()` is the user's. None: no cache.
+
+    Returns:
+      float32 [n, dim], rows of unit length; from the cache the same bits as without.
+
+    Raises:
+      ProbexError: if there are no texts, if one is empty or comes twice, if the encoder gives
+        anything but a finite vector that is not zero for each, or if the cache cannot be written.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     first = embed(HashingEncoder(), ["cat", "dog"], pathlib.Path(folder))
+      ...     again = embed(HashingEncoder(), ["cat", "dog"], pathlib.Path(folder))
+      >>> first.shape, bool((first == again).all())
+      ((2, 512), True)
+      >>> embed(HashingEncoder(), ["cat", "cat"])
+      Traceback (most recent call last):
+        ...
+      probex_jax.errors.ProbexError: texts to embed: 'cat' comes twice, expected distinct texts
+    """
+    texts = list(texts)
+    _check_texts(texts)
+    if cache is None:
+        return _encoded(encoder, texts)
+    content = hashlib.sha256(json.dumps([encoder.name, encoder.dim, texts]).encode()).hexdigest()
+    path = Path(cache) / f"{content}.safetensors"
+    kept = _kept(path, encoder, texts)
+    if kept is None:
+        kept = _encoded(encoder, texts)
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        save_embeddings(path, encoder.name, texts, kept)
+    return kept
+
+
+def default_cache() -> Path:
+    """The user's cache of embeddings: `probex_jax/text_embeddings` in $XDG_CACHE_HOME or ~/.cache.
+
+    Example:
+      >>> default_cache().parts[-2:]
+      ('probex_jax', 'text_embeddings')
+    """
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    # Relative ones are to be ignored, says the XDG specification.
+    base = Path(root) if os.path.isabs(root) else Path(os.path.expanduser("~")) / ".cache"
+    return base / "probex_jax" / "text_embeddings"
+
+
+def _check_texts(texts: list[str]) -> None:
+    if not texts:
+        raise ProbexError("texts to embed: none given, expected at least one")
+    for number, text in enumerate(texts):
+        if not text.strip():
+            raise ProbexError(f"texts to embed: number {number} is empty; counted from 0")
+        if not is_unicode(text):
+            raise ProbexError(f"texts to embed: {quoted(text)} is not valid Unicode")
+    check_distinct(texts, "texts to embed")
+
+
+def _encoded(encoder: TextEncoder, texts: list[str]) -> np.ndarray:
+    where = f"text encoder {quoted(encoder.name)}"
+    vectors = np.asarray(encoder.encode(texts), np.float32)
+    if vectors.shape != (len(texts), encoder.dim):
+        raise ProbexError(
+            f"{where}: gave an array of shape {list(vectors.shape)}, expected "
+            f"{[len(texts), encoder.dim]}"
+        )
+    check_directions(texts, vectors, where)
+    return unit_rows(vectors)
+
+
+def _kept(path: Path, encoder: TextEncoder, texts: list[str]) -> np.ndarray | None:
+    """What the cache has, or None where it has nothing or nothing that can be used."""
+    if not path.exists():
+        return None
+    try:
+        kept = PrecomputedEncoder(path)
+    except ProbexError:
+        return None
+    same = (kept.name, kept.dim, [*kept.texts]) == (encoder.name, encoder.dim, texts)
+    return kept.encode(texts) if same else None
