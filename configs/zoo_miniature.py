@@ -18,8 +18,8 @@ def get_config(size: str = "default") -> ml_collections.ConfigDict:
     """The config of one size: `default`, `demo` or `tiny`."""
     config = ml_collections.ConfigDict()
     # Trees to build.
-    config.trees = ("MiniSupViT", "MiniMAE", "MiniResNet")
-    # Fine-tuned models per tree: 70 % train, 10 % validation, 20 % test.
+    config.trees = ("MiniSupViT", "MiniMAE", "MiniResNet", "MiniLoRA")
+    # Fine-tuned models per tree of classifiers: 70 % train, 10 % validation, 20 % test.
     config.models = 600
     # Decides every random choice.
     config.seed = 0
@@ -39,9 +39,12 @@ def get_config(size: str = "default") -> ml_collections.ConfigDict:
     config.pretraining_rate = 2e-3
     # Models that one compiled program fine-tunes side by side, on each core.
     config.models_at_once = 8
+    # All that MiniLoRA is made with, but for the seed.
+    config.lora = _lora()
     if size == "demo":
-        config.trees = ("MiniSupViT", "MiniMAE")
+        config.trees = ("MiniSupViT", "MiniMAE", "MiniLoRA")
         config.models = 300
+        config.lora.models = 7
     elif size == "tiny":
         config.models = 12
         config.steps = (3, 5)
@@ -49,6 +52,39 @@ def get_config(size: str = "default") -> ml_collections.ConfigDict:
         config.pretraining_steps = 10
         config.pretraining_batch_size = 8
         config.models_at_once = 4
+        config.lora.digits = 4
+        config.lora.transforms = 3
+        config.lora.models = 3
+        config.lora.steps = (3, 5)
+        config.lora.pretraining_steps = 10
+        config.lora.models_at_once = 4
     elif size != "default":
         raise ValueError(f"size {size!r}: expected default, demo or tiny")
     return config.lock()
+
+
+def _lora() -> ml_collections.ConfigDict:
+    lora = ml_collections.ConfigDict()
+    # Concepts: the first digits under the first transforms, ten and eight at most.
+    lora.digits = 10
+    lora.transforms = 8
+    # LoRAs per concept. Of a seen concept 70 % train, 10 % validation, 20 % test, one or more
+    # each; of a held-out one, a fifth of all, a third val_holdout and two thirds test_holdout.
+    lora.models = 15
+    # Rank of the updates.
+    lora.rank = 4
+    # Fewest and most images that a LoRA is adapted to.
+    lora.images = (5, 10)
+    # Numbers of adaptation steps, one of which each LoRA gets.
+    lora.steps = (50, 60, 70)
+    # Adam's learning rate at the first step: lowest and highest, log-uniform between.
+    lora.learning_rates = (3e-3, 1e-2)
+    # Noisy images per adaptation step.
+    lora.batch_size = 8
+    # Pre-training of the denoiser: steps, images per step, learning rate at the first step.
+    lora.pretraining_steps = 3000
+    lora.pretraining_batch_size = 64
+    lora.pretraining_rate = 2e-3
+    # LoRAs that one compiled program adapts side by side, on each core.
+    lora.models_at_once = 8
+    return lora

@@ -15,11 +15,13 @@ from probex_jax.zoo import miniature
 
 Row = dict[str, object]
 
+_ZOO_SPLITS = ("train", "val", "test", "val_holdout", "test_holdout")
+
 
 def build_zoo(config: Mapping[str, Any], out: Path) -> list[miniature.TreeSummary]:
     """Builds the miniature zoo, or what is left of it to build."""
-    settings = miniature.Settings(**config)
-    with cli.progress(settings.models * len(settings.trees), "fine-tuning", "model") as bar:
+    settings = miniature.Settings(**{**config, "lora": miniature.Lora(**config["lora"])})
+    with cli.progress(miniature.count(settings), "fine-tuning", "model") as bar:
         return miniature.build(settings, out, bar.update)
 
 
@@ -28,8 +30,9 @@ def zoo_row(summary: miniature.TreeSummary) -> Row:
     return {
         "tree": summary.tree,
         "models": sum(summary.models.values()),
-        **{split: summary.models.get(split, 0) for split in ("train", "val", "test")},
-        "accuracy": summary.accuracy,
+        **{split: summary.models.get(split, 0) for split in _ZOO_SPLITS},
+        "measure": summary.measure,
+        "score": summary.score,
         "seconds": summary.seconds,
     }
 

@@ -1,7 +1,8 @@
 """The miniature zoo: Model Trees of really fine-tuned small models, built in minutes."""
 
-from probex_jax.zoo.miniature.build import TreeSummary, build
+from probex_jax.zoo.miniature.build import TreeSummary, build, count
 from probex_jax.zoo.miniature.data import CLASSES
-from probex_jax.zoo.miniature.settings import TREES, Settings
+from probex_jax.zoo.miniature.kinds import TREES
+from probex_jax.zoo.miniature.settings import Lora, Settings
 
-__all__ = ["CLASSES", "TREES", "Settings", "TreeSummary", "build"]
+__all__ = ["CLASSES", "TREES", "Lora", "Settings", "TreeSummary", "build", "count"]

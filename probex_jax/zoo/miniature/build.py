@@ -17,18 +17,10 @@ from safetensors import safe_open
 
 from probex_jax.errors import ProbexError
 from probex_jax.files import check_same, write_json
-from probex_jax.zoo.miniature import data, hf_files, pretraining
-from probex_jax.zoo.miniature.finetuning import fine_tune
-from probex_jax.zoo.miniature.settings import (
-    TREES,
-    Recipe,
-    Settings,
-    Tree,
-    generator,
-    recipes,
-)
-
-FineTune = Callable[[Sequence[Recipe]], tuple[dict[str, np.ndarray], np.ndarray]]
+from probex_jax.zoo.miniature import hf_files
+from probex_jax.zoo.miniature.kinds import TREES, Kind, Train
+from probex_jax.zoo.miniature.recipes import Recipe
+from probex_jax.zoo.miniature.settings import Settings, generator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +30,16 @@ class TreeSummary:
     Attributes:
       tree: its name.
       models: number of models by split.
-      accuracy: mean over models of the accuracy on held-back images of their own classes.
+      measure: what tells how well models have learnt, on held-back images of their own classes:
+        "accuracy", or "loss_ratio", the loss divided by the root's.
+      score: mean over models of that.
       seconds: time that this call spent on the tree.
     """
 
     tree: str
     models: dict[str, int]
-    accuracy: float
+    measure: str
+    score: float
     seconds: float
 
 
@@ -54,8 +49,9 @@ def build(
     """Builds the zoo, or what an interrupted build has left undone.
 
     Writes `out/<tree>/` with `zoo.json`, `root/` and a folder a model in `train/`, `val/` and
-    `test/`. Models appear whole or not at all; those that are there are not built again, those
-    that have lost their weights are.
+    `test/`, and of held-out concepts in `val_holdout/` and `test_holdout/`. Models appear whole
+    or not at all; those that are there are not built again, those that have lost their weights
+    are.
 
     Args:
       settings: what to build.
@@ -71,6 +67,11 @@ def build(
     for name in settings.trees:
         _claim(settings, name, out / name)
     return [_build_tree(settings, name, out / name, on_progress) for name in settings.trees]
+
+
+def count(settings: Settings) -> int:
+    """Number of models of the zoo."""
+    return sum(len(TREES[name].recipes(settings, name)) for name in settings.trees)
 
 
 def _claim(settings: Settings, name: str, folder: Path) -> None:
@@ -89,17 +90,14 @@ def _claim(settings: Settings, name: str, folder: Path) -> None:
 
 
 def _card(settings: Settings, name: str) -> dict[str, Any]:
-    own = dataclasses.asdict(settings)
-    del own["trees"]  # a tree is the same whichever others are built beside it
-    return {
+    card = {
         "tree": name,
-        "classes": list(data.CLASSES),
         "root": "root",
-        "pretraining": TREES[name].pretraining,
         "seed": settings.seed,
-        "settings": json.loads(json.dumps(own)),  # as it will be read back: tuples are lists
         "versions": {"jax": jax.__version__, "numpy": np.__version__},
+        **TREES[name].card(settings, name),
     }
+    return json.loads(json.dumps(card))  # as it will be read back: tuples are lists
 
 
 def _build_tree(
@@ -108,66 +106,59 @@ def _build_tree(
     start = time.monotonic()
     for torn in folder.glob(".partial-*"):  # of a build that was killed
         shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
-    wanted = recipes(settings, name)
-    missing = [recipe for recipe in wanted if len(_weights(folder, recipe)) != 1]
+    kind = TREES[name]
+    wanted = kind.recipes(settings, name)
+    missing = [recipe for recipe in wanted if len(_weights(kind, folder, recipe)) != 1]
     on_progress(len(wanted) - len(missing))
     if missing:
-        tree = TREES[name]
-        digits = data.load(tree.architecture.image_size)
-        root = _root(settings, name, folder, digits)
-
-        def tune(batch: Sequence[Recipe]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-            sizes = {"batch_size": settings.batch_size, "max_steps": max(settings.steps)}
-            return fine_tune(tree.architecture, root, digits, batch, **sizes)
-
-        for finished in _fine_tune_all(settings, tree, tune, wanted, missing, folder):
+        train = kind.trainer(settings, _root(settings, name, folder))
+        size = kind.models_at_once(settings)
+        for finished in _train_all(kind, train, wanted, missing, size, folder):
             on_progress(finished)
     return TreeSummary(
         tree=name,
         models=dict(collections.Counter(recipe.split for recipe in wanted)),
-        accuracy=float(np.mean([_recorded_accuracy(folder, recipe) for recipe in wanted])),
+        measure=kind.measure,
+        score=float(np.mean([_recorded_score(kind, folder, recipe) for recipe in wanted])),
         seconds=time.monotonic() - start,
     )
 
 
-def _root(settings: Settings, name: str, folder: Path, digits: data.Digits) -> dict[str, Any]:
+def _root(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
     """The tree's pre-trained root, from disk where it is there already."""
     path = folder / "root" / "model.safetensors"
     if not path.exists():
         seed = int(generator(settings, name, 2).integers(2**31))
-        tree = TREES[name]
-        trained = jax.device_get(pretraining.root(tree, settings, digits.pretraining, seed))
-        metadata = {"seed": seed, "steps": settings.pretraining_steps, "kind": tree.pretraining}
-        config = hf_files.config_json(tree.architecture, data.ROOT_CLASSES)
-        hf_files.write_plain(path.parent, config, hf_files.serialise(trained, metadata))
+        hf_files.write(folder, path.parent, TREES[name].root(settings, seed))
     return hf_files.load(path)
 
 
-def _fine_tune_all(
-    settings: Settings,
-    tree: Tree,
-    tune: FineTune,
+def _train_all(
+    kind: Kind,
+    train: Train,
     wanted: Sequence[Recipe],
     missing: Sequence[Recipe],
+    size: int,
     folder: Path,
 ) -> Iterator[int]:
-    """Fine-tunes and writes the missing models; yields how many have been finished.
+    """Trains and writes the missing models; yields how many have been finished.
 
     Models are batched by their number of steps, as none should wait for others, and always in
     the same way, so that a resumed build runs the batches of an uninterrupted one.
     """
     in_order = sorted(wanted, key=lambda recipe: (recipe.steps, recipe.index))
-    size = settings.models_at_once
     batches = [in_order[start : start + size] for start in range(0, len(in_order), size)]
     todo = set(missing)
 
     def run(batch: list[Recipe]) -> int:
         padded = batch + [batch[-1]] * (size - len(batch))
-        tensors, accuracies = tune(padded)
+        tensors, scores = train(padded)
         mine = [place for place, recipe in enumerate(batch) if recipe in todo]
         for place in mine:
             own = {name: value[place] for name, value in tensors.items()}
-            _write(tree, folder, batch[place], own, float(accuracies[place]))
+            own_scores = {name: float(value[place]) for name, value in scores.items()}
+            files = kind.files(batch[place], own, own_scores)
+            hf_files.write(folder, _folder(kind, folder, batch[place]), files)
         return len(mine)
 
     first, *others = [batch for batch in batches if todo.intersection(batch)]
@@ -182,34 +173,16 @@ def _fine_tune_all(
             pool.shutdown(cancel_futures=True)
 
 
-def _write(
-    tree: Tree, folder: Path, recipe: Recipe, tensors: hf_files.Tensors, accuracy: float
-) -> None:
-    metadata = {
-        "dataset_chosen_targets": recipe.class_names,
-        "model_idx": recipe.index,
-        "split": recipe.split,
-        "seed": recipe.seed,
-        "learning_rate": recipe.learning_rate,
-        "weight_decay": recipe.weight_decay,
-        "steps": recipe.steps,
-        "accuracy": accuracy,
-    }
-    config = hf_files.config_json(tree.architecture, recipe.class_names)
-    weights = hf_files.serialise(tensors, metadata)
-    hf_files.write_cached(_folder(folder, recipe), config, weights)
+def _folder(kind: Kind, tree_folder: Path, recipe: Recipe) -> Path:
+    return tree_folder / recipe.split / kind.folder_name(tree_folder.name, recipe.index)
 
 
-def _folder(folder: Path, recipe: Recipe) -> Path:
-    return hf_files.model_folder(folder, recipe.split, recipe.index)
-
-
-def _weights(folder: Path, recipe: Recipe) -> list[Path]:
+def _weights(kind: Kind, tree_folder: Path, recipe: Recipe) -> list[Path]:
     """The model's file of weights: one, unless the model is missing or damaged."""
-    return list(_folder(folder, recipe).glob("snapshots/*/model.safetensors"))
+    return list(_folder(kind, tree_folder, recipe).glob(kind.weights))
 
 
-def _recorded_accuracy(folder: Path, recipe: Recipe) -> float:
-    [path] = _weights(folder, recipe)
+def _recorded_score(kind: Kind, tree_folder: Path, recipe: Recipe) -> float:
+    [path] = _weights(kind, tree_folder, recipe)
     with safe_open(path, framework="numpy") as file:
-        return float(file.metadata()["accuracy"])
+        return float(file.metadata()[kind.measure])

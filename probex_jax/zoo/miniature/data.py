@@ -15,7 +15,7 @@ CLASSES: tuple[str, ...] = _DIGITS + tuple(f"rotated {name}" for name in _DIGITS
 ROOT_CLASSES: tuple[str, ...] = tuple(f"mirrored {name}" for name in CLASSES)
 
 _IMAGE_SIZE = 8
-_TRAIN_IMAGES = 140  # per class; the rarest digit has 174 images
+TRAIN_IMAGES = 140  # per class; the rarest digit has 174 images
 _EVAL_IMAGES = 34
 _SPLIT_SEED = 20240  # the split of images belongs to the data, not to an experiment
 
@@ -58,8 +58,8 @@ def load(image_size: int = _IMAGE_SIZE) -> Digits:
     pixels = (bunch.images / 8.0 - 1.0).astype(np.float32)
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(pixels))
     images, labels = pixels[order], bunch.target[order]
-    enough = _TRAIN_IMAGES + _EVAL_IMAGES
+    enough = TRAIN_IMAGES + _EVAL_IMAGES
     upright = np.stack([images[labels == digit][:enough] for digit in range(10)])
     both = np.concatenate([upright, np.rot90(upright, axes=(2, 3))])
     both = both.repeat(image_size // _IMAGE_SIZE, axis=2).repeat(image_size // _IMAGE_SIZE, axis=3)
-    return Digits(train=both[:, :_TRAIN_IMAGES], held_back=both[:, _TRAIN_IMAGES:])
+    return Digits(train=both[:, :TRAIN_IMAGES], held_back=both[:, TRAIN_IMAGES:])

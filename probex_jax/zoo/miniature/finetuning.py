@@ -9,8 +9,8 @@ import numpy as np
 
 from probex_jax.zoo.miniature.data import Digits
 from probex_jax.zoo.miniature.params import Params, Shapes, is_head
+from probex_jax.zoo.miniature.recipes import ClassifierRecipe
 from probex_jax.zoo.miniature.resnet import ResNet
-from probex_jax.zoo.miniature.settings import Recipe
 from probex_jax.zoo.miniature.training import cross_entropy, fit
 from probex_jax.zoo.miniature.vit import ViT
 
@@ -19,7 +19,7 @@ def fine_tune(
     model: ViT | ResNet,
     root: Params,
     digits: Digits,
-    batch: Sequence[Recipe],
+    batch: Sequence[ClassifierRecipe],
     *,
     batch_size: int,
     max_steps: int,

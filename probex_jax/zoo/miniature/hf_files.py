@@ -1,7 +1,7 @@
-"""Models on disk as the ecosystem writes them, in Model-J's layout.
+"""Models on disk as the ecosystem writes them.
 
-A model is `models--MiniZoo--<tree>__model_idx_0007/`, a folder of the Hugging Face cache: a
-revision in `refs/main`, and `config.json` and `model.safetensors` in `snapshots/<revision>/`.
+A folder of the Hugging Face cache holds a revision in `refs/main`, and `config.json` and
+`model.safetensors` in `snapshots/<revision>/`; a plain folder holds the last two.
 """
 
 import hashlib
@@ -21,40 +21,32 @@ from probex_jax.zoo.miniature.vit import ViT
 Tensors = Mapping[str, np.ndarray]
 
 
-def model_folder(tree_folder: Path, split: str, index: int) -> Path:
-    """Where a tree's model belongs."""
-    name = f"models--MiniZoo--{tree_folder.name}__model_idx_{index:04d}"
-    return tree_folder / split / name
+def plain(config: Mapping[str, Any], weights: bytes) -> dict[str, bytes]:
+    """The files of a model in a plain folder, by name."""
+    return {"config.json": _json(config), "model.safetensors": weights}
 
 
-def write_cached(folder: Path, config: Mapping[str, Any], weights: bytes) -> None:
-    """Writes a model as a folder of the hub's cache, whole or not at all."""
-    text = _json(config)
-    revision = hashlib.sha1(text.encode() + weights).hexdigest()
-    partial = folder.parent.parent / f".partial-{folder.name}"
+def cached(config: Mapping[str, Any], weights: bytes) -> dict[str, bytes]:
+    """The files of a model in a folder of the hub's cache, by path."""
+    revision = hashlib.sha1(_json(config) + weights).hexdigest()
+    snapshot = {f"snapshots/{revision}/{name}": x for name, x in plain(config, weights).items()}
+    return {"refs/main": revision.encode(), **snapshot}
+
+
+def write(tree_folder: Path, folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes a model's folder whole or not at all, over what is left there of a damaged one.
+
+    Args:
+      tree_folder: where a folder `.partial-…` stays behind if the process is killed.
+      folder: the model's, in `tree_folder`.
+      files: contents by path.
+    """
+    partial = tree_folder / f".partial-{folder.name}"
     shutil.rmtree(partial, ignore_errors=True)
-    snapshot = partial / "snapshots" / revision
-    snapshot.mkdir(parents=True)
-    (partial / "refs").mkdir()
-    (partial / "refs" / "main").write_text(revision)
-    (snapshot / "config.json").write_text(text)
-    (snapshot / "model.safetensors").write_bytes(weights)
+    for name, contents in files.items():
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        (partial / name).write_bytes(contents)
     folder.parent.mkdir(exist_ok=True)
-    _move(partial, folder)
-
-
-def write_plain(folder: Path, config: Mapping[str, Any], weights: bytes) -> None:
-    """Writes a model as a plain folder, whole or not at all."""
-    partial = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    (partial / "config.json").write_text(_json(config))
-    (partial / "model.safetensors").write_bytes(weights)
-    _move(partial, folder)
-
-
-def _move(partial: Path, folder: Path) -> None:
-    """Moves a whole model into place, over what is left there of a damaged one."""
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
 
@@ -69,7 +61,7 @@ def config_json(model: ViT | ResNet, class_names: Sequence[str]) -> dict[str, An
 
 
 def serialise(tensors: Tensors, metadata: Mapping[str, Any]) -> bytes:
-    """A safetensors file; metadata values are written as the text of Python literals.
+    """A safetensors file; metadata values are written as `str` makes them.
 
     Equal contents give equal bytes, unlike safetensors' own `save`, which orders metadata anew
     in every process.
@@ -97,5 +89,5 @@ def load(path: Path) -> dict[str, np.ndarray]:
     return {name: value.astype(np.float32) for name, value in load_file(path).items()}
 
 
-def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, indent=2) + "\n"
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

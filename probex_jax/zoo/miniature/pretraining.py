@@ -1,4 +1,4 @@
-"""Pre-training of a tree's root: supervised, or by reconstruction of hidden patches."""
+"""Pre-training of a tree's root: supervised, by reconstruction of hidden patches, by denoising."""
 
 import functools
 
@@ -7,18 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from probex_jax.zoo.miniature import vit
+from probex_jax.zoo.miniature.denoiser import Denoiser, draw
+from probex_jax.zoo.miniature.denoiser import loss as denoising_loss
 from probex_jax.zoo.miniature.params import Params, Shapes, initialise
-from probex_jax.zoo.miniature.settings import Settings, Tree
+from probex_jax.zoo.miniature.resnet import ResNet
+from probex_jax.zoo.miniature.settings import Lora, Settings
 from probex_jax.zoo.miniature.training import cross_entropy, fit
 
 _SEEN_SHARE = 0.5  # of the patches, in masked pre-training
 
 
-def root(tree: Tree, settings: Settings, images_YNSS: np.ndarray, seed: int) -> Params:
-    """The pre-trained parameters that all models of a tree descend from.
+def classifier(
+    model: vit.ViT | ResNet, kind: str, settings: Settings, images_YNSS: np.ndarray, seed: int
+) -> Params:
+    """The pre-trained parameters that all models of a tree of classifiers descend from.
 
     Args:
-      tree: architecture and kind of pre-training.
+      model: the architecture.
+      kind: "supervised" or "masked".
       settings: the steps, batch size and learning rate of pre-training.
       images_YNSS: float32 training images by class.
       seed: decides initial weights and batches.
@@ -26,29 +32,49 @@ def root(tree: Tree, settings: Settings, images_YNSS: np.ndarray, seed: int) -> 
     Returns:
       Tensors by name, with a classifier of as many outputs as there are classes.
     """
-    model = tree.architecture
     init_key, decoder_key, step_key = jax.random.split(jax.random.key(seed), 3)
     shapes = model.shapes(len(images_YNSS))
     params = initialise(shapes, init_key)
-    if tree.pretraining == "supervised":
-        return _fit(_supervised, model, settings, images_YNSS, params, step_key)
+    if kind == "supervised":
+        return _fit(_supervised, model, _schedule(settings), images_YNSS, params, step_key)
     assert isinstance(model, vit.ViT)
     params |= initialise(_decoder_shapes(model), decoder_key)
-    params = _fit(_masked, model, settings, images_YNSS, params, step_key)
+    params = _fit(_masked, model, _schedule(settings), images_YNSS, params, step_key)
     return {name: params[name] for name in shapes}
 
 
+def denoiser(model: Denoiser, lora: Lora, images_YNSS: np.ndarray, seed: int) -> Params:
+    """The denoiser that all LoRAs change, trained on images of all concepts.
+
+    Args:
+      model: the architecture.
+      lora: the steps, batch size and learning rate of pre-training.
+      images_YNSS: float32 training images by concept.
+      seed: decides initial weights, batches and noise.
+    """
+    init_key, step_key = jax.random.split(jax.random.key(seed))
+    params = initialise(model.shapes(), init_key)
+    return _fit(_denoising, model, _schedule(lora), images_YNSS, params, step_key)
+
+
+def _schedule(settings: Settings | Lora) -> tuple[int, int, float]:
+    return (
+        settings.pretraining_steps,
+        settings.pretraining_batch_size,
+        settings.pretraining_rate,
+    )
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _fit(loss, model, settings: Settings, images_YNSS, params: Params, key):
+def _fit(loss, model, schedule, images_YNSS, params: Params, key):
+    steps, batch_size, rate = schedule
     flat_NSS = images_YNSS.reshape(-1, *images_YNSS.shape[2:])
 
     def step_loss(params: Params, step: jax.Array):
         pick_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
-        size = (settings.pretraining_batch_size,)
-        picked_B = jax.random.randint(pick_key, size, 0, len(flat_NSS))
+        picked_B = jax.random.randint(pick_key, (batch_size,), 0, len(flat_NSS))
         return loss(model, params, flat_NSS[picked_B], picked_B // images_YNSS.shape[1], loss_key)
 
-    steps, rate = settings.pretraining_steps, settings.pretraining_rate
     return fit(step_loss, params, steps=steps, learning_rate=rate, weight_decay=0.0)
 
 
@@ -84,6 +110,11 @@ def _masked(model: vit.ViT, params: Params, images_BSS, labels_B, key):
     x_DTB = vit.norm(params, "decoder.layernorm", x_DTB[:, 1 + n_seen :])
     guess_PTB = vit.dense(params, "decoder.pixels", x_DTB)
     return jnp.square(guess_PTB - patches_PTB[:, hidden]).mean(), {}
+
+
+def _denoising(model: Denoiser, params: Params, images_BSS, labels_B, key):
+    del labels_B
+    return denoising_loss(model, params, images_BSS, *draw(key, images_BSS)), {}
 
 
 def _decoder_shapes(model: vit.ViT) -> Shapes:

@@ -1,41 +1,86 @@
-"""What a miniature zoo is made with, and what each of its models is to become."""
+"""What a miniature zoo is made with."""
 
 import dataclasses
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.zoo.miniature.data import CLASSES
-from probex_jax.zoo.miniature.resnet import ResNet
-from probex_jax.zoo.miniature.vit import ViT
+from probex_jax.zoo.miniature import concepts
+from probex_jax.zoo.miniature.data import CLASSES, TRAIN_IMAGES
 
-SPLITS = {"train": 0.7, "val": 0.1, "test": 0.2}
+TREE_NAMES = ("MiniSupViT", "MiniMAE", "MiniResNet", "MiniLoRA")
 
 _MOST = 2**31 - 1  # what an int32 holds
+_WHOLE = f"a whole number from 1 to {_MOST}"
+_STEPS = f"a tuple of one or more whole numbers from 1 to {_MOST}"
+_BOUNDS = "a pair 0 < lowest <= highest"
+_RATE = "a finite number > 0"
+
+Checks = Mapping[str, tuple[Callable[[Any], bool], str]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Tree:
-    """A Model Tree: an architecture, and the pre-training that its root had.
+class Lora:
+    """What the tree MiniLoRA is made with.
 
     Attributes:
-      architecture: the model's functions of parameters and images.
-      pretraining: "supervised", or "masked": reconstruction of hidden patches, no labels.
+      digits: how many digits there are concepts of, from zero on.
+      transforms: how many transforms of each, in the order of `concepts.TRANSFORMS`.
+      models: LoRAs per concept.
+      rank: of the updates.
+      images: fewest and most images that a LoRA is adapted to.
+      steps: numbers of adaptation steps that models choose from.
+      learning_rates: lowest and highest; each model's is log-uniform between them.
+      batch_size: noisy images per adaptation step.
+      pretraining_steps: steps that make the denoiser.
+      pretraining_batch_size: images per step.
+      pretraining_rate: learning rate at its first step.
+      models_at_once: models that one compiled program adapts side by side.
     """
 
-    architecture: ViT | ResNet
-    pretraining: str
+    digits: int
+    transforms: int
+    models: int
+    rank: int
+    images: tuple[int, int]
+    steps: tuple[int, ...]
+    learning_rates: tuple[float, float]
+    batch_size: int
+    pretraining_steps: int
+    pretraining_batch_size: int
+    pretraining_rate: float
+    models_at_once: int
 
-
-TREES = {
-    "MiniSupViT": Tree(ViT(), "supervised"),
-    "MiniMAE": Tree(ViT(), "masked"),
-    "MiniResNet": Tree(ResNet(), "supervised"),
-}
+    def __post_init__(self) -> None:
+        n_digits, n_transforms = len(concepts.DIGITS), len(concepts.TRANSFORMS)
+        checks: Checks = {
+            "digits": (
+                lambda x: _is_whole(x, 2, n_digits),
+                f"a whole number from 2 to {n_digits}",
+            ),
+            "transforms": (
+                lambda x: _is_whole(x, 2, n_transforms),
+                f"a whole number from 2 to {n_transforms}",
+            ),
+            "models": (lambda x: _is_whole(x, 3), f"a whole number from 3 to {_MOST}"),
+            "rank": (_is_whole, _WHOLE),
+            "images": (
+                _are_counts,
+                f"a pair of whole numbers 0 < fewest <= most <= {TRAIN_IMAGES}",
+            ),
+            "steps": (_are_steps, _STEPS),
+            "learning_rates": (_are_bounds, _BOUNDS),
+            "batch_size": (_is_whole, _WHOLE),
+            "pretraining_steps": (_is_whole, _WHOLE),
+            "pretraining_batch_size": (_is_whole, _WHOLE),
+            "pretraining_rate": (_is_positive, _RATE),
+            "models_at_once": (_is_whole, _WHOLE),
+        }
+        _check(self, checks, "lora.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +88,7 @@ class Settings:
     """Everything that decides what a miniature zoo holds.
 
     Attributes:
-      trees: which of `TREES` to build.
+      trees: which of `TREE_NAMES` to build.
       models: fine-tuned models per tree.
       seed: decides every random choice; two zoos of one seed are equal.
       chosen: classes that each model is fine-tuned on.
@@ -55,6 +100,7 @@ class Settings:
       pretraining_batch_size: images per step.
       pretraining_rate: learning rate at its first step.
       models_at_once: models that one compiled program fine-tunes side by side.
+      lora: all that MiniLoRA is made with, but for the seed; the others take no notice of it.
     """
 
     trees: tuple[str, ...]
@@ -69,30 +115,35 @@ class Settings:
     pretraining_batch_size: int
     pretraining_rate: float
     models_at_once: int
+    lora: Lora
 
     def __post_init__(self) -> None:
-        whole, bounds = f"a whole number from 1 to {_MOST}", "a pair 0 < lowest <= highest"
-        checks: dict[str, tuple[Callable[[Any], bool], str]] = {
-            "trees": (_are_trees, f"a tuple of {', '.join(TREES)}: at least one, each once"),
-            "models": (_is_whole, whole),
+        checks: Checks = {
+            "trees": (_are_trees, f"a tuple of {', '.join(TREE_NAMES)}: at least one, each once"),
+            "models": (_is_whole, _WHOLE),
             "seed": (lambda x: _is_whole(x, 0, 2**63 - 1), "a whole number from 0 to 2**63 - 1"),
             "chosen": (
                 lambda x: _is_whole(x, 1, len(CLASSES)),
                 f"a whole number from 1 to {len(CLASSES)}",
             ),
-            "steps": (_are_steps, f"a tuple of one or more whole numbers from 1 to {_MOST}"),
-            "learning_rates": (_are_bounds, bounds),
-            "weight_decays": (_are_bounds, bounds),
-            "batch_size": (_is_whole, whole),
-            "pretraining_steps": (_is_whole, whole),
-            "pretraining_batch_size": (_is_whole, whole),
-            "pretraining_rate": (_is_positive, "a finite number > 0"),
-            "models_at_once": (_is_whole, whole),
+            "steps": (_are_steps, _STEPS),
+            "learning_rates": (_are_bounds, _BOUNDS),
+            "weight_decays": (_are_bounds, _BOUNDS),
+            "batch_size": (_is_whole, _WHOLE),
+            "pretraining_steps": (_is_whole, _WHOLE),
+            "pretraining_batch_size": (_is_whole, _WHOLE),
+            "pretraining_rate": (_is_positive, _RATE),
+            "models_at_once": (_is_whole, _WHOLE),
+            "lora": (lambda x: isinstance(x, Lora), "a Lora"),
         }
-        for name, (is_right, expected) in checks.items():
-            value = getattr(self, name)
-            if not is_right(value):
-                raise ProbexError(f"{name}: {value!r} is not {expected}")
+        _check(self, checks)
+
+
+def _check(settings: Any, checks: Checks, prefix: str = "") -> None:
+    for name, (is_right, expected) in checks.items():
+        value = getattr(settings, name)
+        if not is_right(value):
+            raise ProbexError(f"{prefix}{name}: {value!r} is not {expected}")
 
 
 def _is_whole(value: Any, least: int = 1, most: int = _MOST) -> bool:
@@ -104,7 +155,7 @@ def _is_positive(value: Any) -> bool:
 
 
 def _are_trees(value: Any) -> bool:
-    known = isinstance(value, tuple) and all(type(x) is str and x in TREES for x in value)
+    known = isinstance(value, tuple) and all(type(x) is str and x in TREE_NAMES for x in value)
     return known and 0 < len(value) == len(set(value))
 
 
@@ -117,40 +168,8 @@ def _are_bounds(value: Any) -> bool:
     return pair and value[0] <= value[1]
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How one model is fine-tuned.
-
-    Attributes:
-      index: the model's number in its tree.
-      split: "train", "val" or "test".
-      classes: numbers of its classes, in the (random) order of the classifier's outputs.
-      seed: decides its batches.
-      learning_rate: at the first step.
-      weight_decay: of matrices, decoupled.
-      steps: number of fine-tuning steps.
-    """
-
-    index: int
-    split: str
-    classes: tuple[int, ...]
-    seed: int
-    learning_rate: float
-    weight_decay: float
-    steps: int
-
-    @property
-    def class_names(self) -> list[str]:
-        return [CLASSES[number] for number in self.classes]
-
-
-def recipes(settings: Settings, tree: str) -> list[Recipe]:
-    """The recipe of every model of a tree.
-
-    A model's own choices depend on the seed, the tree and its index alone.
-    """
-    splits = _splits(settings, tree)
-    return [_recipe(settings, tree, index, split) for index, split in enumerate(splits)]
+def _are_counts(value: Any) -> bool:
+    return _are_bounds(value) and all(_is_whole(x, 1, TRAIN_IMAGES) for x in value)
 
 
 def generator(settings: Settings, tree: str, *path: int) -> np.random.Generator:
@@ -158,25 +177,6 @@ def generator(settings: Settings, tree: str, *path: int) -> np.random.Generator:
     return np.random.default_rng([settings.seed, zlib.crc32(tree.encode()), *path])
 
 
-def _splits(settings: Settings, tree: str) -> list[str]:
-    counts = {name: round(share * settings.models) for name, share in SPLITS.items()}
-    counts["train"] += settings.models - sum(counts.values())
-    in_order = np.repeat(list(counts), list(counts.values()))
-    return generator(settings, tree, 0).permutation(in_order).tolist()
-
-
-def _recipe(settings: Settings, tree: str, index: int, split: str) -> Recipe:
-    rng = generator(settings, tree, 1, index)
-    return Recipe(
-        index=index,
-        split=split,
-        classes=tuple(rng.permutation(len(CLASSES))[: settings.chosen].tolist()),
-        seed=int(rng.integers(2**31)),
-        learning_rate=_log_uniform(rng, settings.learning_rates),
-        weight_decay=_log_uniform(rng, settings.weight_decays),
-        steps=int(rng.choice(settings.steps)),
-    )
-
-
-def _log_uniform(rng: np.random.Generator, bounds: Sequence[float]) -> float:
+def log_uniform(rng: np.random.Generator, bounds: Sequence[float]) -> float:
+    """A number whose logarithm is uniform between those of the bounds."""
     return float(np.exp(rng.uniform(*np.log(bounds))))

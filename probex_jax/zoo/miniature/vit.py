@@ -58,19 +58,19 @@ class ViT:
         }
         for index in range(self.num_hidden_layers):
             shapes |= self.block_shapes(f"vit.encoder.layer.{index}.")
-        shapes |= _with_bias("vit.layernorm", (width,))
-        return shapes | _with_bias("classifier", (n_outputs, width))
+        shapes |= with_bias("vit.layernorm", (width,))
+        return shapes | with_bias("classifier", (n_outputs, width))
 
     def block_shapes(self, at: str) -> Shapes:
         """Shapes of one transformer block whose tensors' names begin with `at`."""
         width, mlp = self.hidden_size, self.intermediate_size
         shapes: Shapes = {}
         for name in ("attention.query", "attention.key", "attention.value", "output.dense"):
-            shapes |= _with_bias(f"{at}attention.{name}", (width, width))
-        shapes |= _with_bias(at + "intermediate.dense", (mlp, width))
-        shapes |= _with_bias(at + "output.dense", (width, mlp))
-        shapes |= _with_bias(at + "layernorm_before", (width,))
-        return shapes | _with_bias(at + "layernorm_after", (width,))
+            shapes |= with_bias(f"{at}attention.{name}", (width, width))
+        shapes |= with_bias(at + "intermediate.dense", (mlp, width))
+        shapes |= with_bias(at + "output.dense", (width, mlp))
+        shapes |= with_bias(at + "layernorm_before", (width,))
+        return shapes | with_bias(at + "layernorm_after", (width,))
 
     def apply(
         self, params: Params, images_BSS: jax.Array, *, train: bool = False
@@ -96,9 +96,7 @@ class ViT:
 
     def patches(self, images_BSS: jax.Array) -> jax.Array:
         """Cuts images into patches [P, T-1, B], both in reading order."""
-        side, patch = self.image_size // self.patch_size, self.patch_size
-        cut = images_BSS.reshape(-1, side, patch, side, patch)
-        return cut.transpose(2, 4, 1, 3, 0).reshape(patch**2, side**2, -1)
+        return cut_patches(images_BSS, self.patch_size)
 
     def embed(self, params: Params, patches_PTB: jax.Array) -> jax.Array:
         """Patches to tokens: projected, the class token in front, positions added; [D, T, B]."""
@@ -139,6 +137,13 @@ class ViT:
         return dense(params, at + "output.dense", mixed_AEQB.reshape(-1, *mixed_AEQB.shape[2:]))
 
 
+def cut_patches(images_BSS: jax.Array, patch: int) -> jax.Array:
+    """Cuts square images into square patches [P, T, B], both in reading order."""
+    side = images_BSS.shape[-1] // patch
+    cut = images_BSS.reshape(-1, side, patch, side, patch)
+    return cut.transpose(2, 4, 1, 3, 0).reshape(patch**2, side**2, -1)
+
+
 def dense(params: Params, name: str, x_DTB: jax.Array) -> jax.Array:
     """The linear layer `name` over the features."""
     y_OTB = linear(params[name + ".weight"], x_DTB)
@@ -153,5 +158,6 @@ def norm(params: Params, name: str, x_DTB: jax.Array) -> jax.Array:
     return scaled * per_feature(weight, x_DTB) + per_feature(bias, x_DTB)
 
 
-def _with_bias(name: str, weight: tuple[int, ...]) -> Shapes:
+def with_bias(name: str, weight: tuple[int, ...]) -> Shapes:
+    """Shapes of the layer `name`: its weight, and a bias of as many outputs."""
     return {name + ".weight": weight, name + ".bias": weight[:1]}

@@ -16,14 +16,29 @@ from jax.experimental.compilation_cache import compilation_cache
 from safetensors import safe_open
 
 from probex_jax.errors import ProbexError
-from probex_jax.zoo.miniature import CLASSES, TREES, Settings, build, data, hf_files
+from probex_jax.zoo.miniature import CLASSES, TREES, Lora, Settings, build, data, hf_files
 from probex_jax.zoo.miniature.finetuning import accuracy, fine_tune
-from probex_jax.zoo.miniature.settings import recipes
+from probex_jax.zoo.miniature.recipes import classifier_recipes as recipes
 
 # One worker builds the zoo; only one tree, as nearly all of the time is compilation.
 pytestmark = pytest.mark.xdist_group("zoo")
 
 _TREE = "MiniMAE"
+
+_LORA = Lora(
+    digits=3,
+    transforms=3,
+    models=3,
+    rank=4,
+    images=(5, 7),
+    steps=(3, 5),
+    learning_rates=(3e-3, 1e-2),
+    batch_size=4,
+    pretraining_steps=4,
+    pretraining_batch_size=8,
+    pretraining_rate=2e-3,
+    models_at_once=4,
+)
 
 _TINY = Settings(
     trees=(_TREE,),
@@ -38,6 +53,7 @@ _TINY = Settings(
     pretraining_batch_size=8,
     pretraining_rate=2e-3,
     models_at_once=4,
+    lora=_LORA,
 )
 
 
@@ -141,14 +157,14 @@ def test_recorded_accuracy_is_that_of_the_written_file(zoo):
             assert float(score(hf_files.load(path), own)) == pytest.approx(
                 recorded[-1], abs=1.5 / (own.shape[0] * own.shape[1])
             )
-        assert summary.accuracy == pytest.approx(np.mean(recorded))
+        assert summary.score == pytest.approx(np.mean(recorded))
         assert len(set(recorded)) > 1
 
 
 _KILLED_BUILD = """
 import os, signal, sys
 from pathlib import Path
-from probex_jax.zoo.miniature import Settings, build
+from probex_jax.zoo.miniature import Lora, Settings, build
 
 def kill_after_a_batch(models):
     if models:

@@ -1,0 +1,131 @@
+"""Adapting many LoRAs of one denoiser as one compiled program."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from probex_jax.zoo.miniature import denoiser
+from probex_jax.zoo.miniature.concepts import Images
+from probex_jax.zoo.miniature.denoiser import Denoiser
+from probex_jax.zoo.miniature.params import Params
+from probex_jax.zoo.miniature.recipes import LoraRecipe
+from probex_jax.zoo.miniature.training import fit
+
+_DOWN_SCALE = 0.02  # standard deviation of fresh down matrices
+_EVALUATION_SEED = 20241
+
+
+def adapt(
+    model: Denoiser,
+    root: Params,
+    images: Images,
+    batch: Sequence[LoraRecipe],
+    concepts: Sequence[str],
+    *,
+    rank: int,
+    most_images: int,
+    batch_size: int,
+    max_steps: int,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Adapts LoRAs side by side, in one program.
+
+    Calls with equally many recipes and the same sizes share one compilation.
+
+    Args:
+      model: the architecture.
+      root: the denoiser's tensors.
+      images: by concept.
+      batch: recipes of the N models.
+      concepts: names of the concepts, in the order of `images`.
+      rank: of the updates.
+      most_images: the most images that any recipe has.
+      batch_size: noisy images per step.
+      max_steps: the most steps that any recipe has.
+
+    Returns:
+      The LoRAs' tensors by name, each [N, ...], and by name [N]: `loss` on the held-back images
+      of the model's own concept, and `loss_ratio`, that loss divided by the root's.
+    """
+    choices = (
+        np.array([concepts.index(recipe.concept) for recipe in batch], np.int32),
+        np.array([np.resize(recipe.images, most_images) for recipe in batch], np.int32),
+        np.array([len(recipe.images) for recipe in batch], np.int32),
+        np.array([recipe.seed for recipe in batch], np.uint32),
+        np.array([recipe.steps for recipe in batch], np.int32),
+        np.array([recipe.learning_rate for recipe in batch], np.float32),
+    )
+    lora, scores = jax.device_get(
+        _adapt_many(
+            model, rank, batch_size, max_steps, root, images.train, images.held_back, *choices
+        )
+    )
+    return _unstacked(model, lora), scores
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _adapt_many(model, rank, batch_size, max_steps, root, train_YNSS, held_back_YNSS, *choices):
+    def one(concept, images_I, n_images, seed, steps, learning_rate):
+        init_key, image_key, noise_key = jax.random.split(jax.random.key(seed), 3)
+        own_ISS = train_YNSS[concept, images_I]
+        picked = jax.random.randint(image_key, (max_steps, batch_size), 0, n_images)
+
+        def loss(lora: Params, step: jax.Array):
+            clean_BSS = own_ISS[picked[step]]
+            noise = denoiser.draw(jax.random.fold_in(noise_key, step), clean_BSS)
+            return denoiser.loss(model, merge(model, root, lora), clean_BSS, *noise), {}
+
+        lora = fit(
+            loss,
+            new_lora(model, rank, init_key),
+            steps=steps,
+            learning_rate=learning_rate,
+            weight_decay=0.0,
+        )
+        ours = held_back_loss(model, merge(model, root, lora), held_back_YNSS[concept])
+        roots = held_back_loss(model, root, held_back_YNSS[concept])
+        return lora, {"loss": ours, "loss_ratio": ours / roots}
+
+    return jax.vmap(one)(*choices)
+
+
+def new_lora(model: Denoiser, rank: int, key: jax.Array) -> Params:
+    """A LoRA that changes nothing yet.
+
+    The matrices of all adapted layers are stacked, as one step on a large array is faster than
+    many on small ones: `down` [layers, rank, in] is random, `up` [layers, out, rank] zero.
+    """
+    shape = (len(model.adapted), rank, model.width)
+    down = _DOWN_SCALE * jax.random.normal(key, shape)
+    return {"down": down, "up": jnp.zeros((shape[0], model.width, rank))}
+
+
+def merge(model: Denoiser, root: Params, lora: Params) -> Params:
+    """The denoiser's tensors with the LoRA's updates up @ down added."""
+    updates = lora["up"] @ lora["down"]
+    names = [f"{layer}.weight" for layer in model.adapted]
+    return root | {name: root[name] + updates[place] for place, name in enumerate(names)}
+
+
+def _unstacked(model: Denoiser, lora: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of N LoRAs by their names in diffusers' files."""
+    return {
+        f"transformer.{layer}.lora.{part}.weight": stacked[:, place]
+        for place, layer in enumerate(model.adapted)
+        for part, stacked in lora.items()
+    }
+
+
+def held_back_loss(model: Denoiser, params: Params, images_BSS: jax.Array) -> jax.Array:
+    """The loss on images that all have their fixed noise, at levels evenly from 0 to 1."""
+    noise_BSS, level_B = map(jnp.asarray, evaluation_noise(len(images_BSS)))
+    return denoiser.loss(model, params, images_BSS, noise_BSS, level_B)
+
+
+def evaluation_noise(n_images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noise [B, 8, 8] and levels [B] that all models of all zoos are evaluated with."""
+    noise = np.random.default_rng(_EVALUATION_SEED).normal(size=(n_images, 8, 8))
+    level = (np.arange(n_images) + 0.5) / n_images
+    return noise.astype(np.float32), level.astype(np.float32)

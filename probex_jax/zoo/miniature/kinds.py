@@ -1,0 +1,227 @@
+"""The kinds of Model Trees: what sets the building of one apart from that of another."""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+
+import jax
+import numpy as np
+
+from probex_jax.zoo.miniature import concepts, data, hf_files, pretraining
+from probex_jax.zoo.miniature.adaptation import adapt
+from probex_jax.zoo.miniature.denoiser import Denoiser
+from probex_jax.zoo.miniature.finetuning import fine_tune
+from probex_jax.zoo.miniature.params import Params
+from probex_jax.zoo.miniature.recipes import (
+    ClassifierRecipe,
+    LoraRecipe,
+    Recipe,
+    classifier_recipes,
+    held_out_concepts,
+    lora_recipes,
+)
+from probex_jax.zoo.miniature.resnet import ResNet
+from probex_jax.zoo.miniature.settings import Settings
+from probex_jax.zoo.miniature.vit import ViT
+
+R = TypeVar("R", bound=Recipe)
+# From N recipes to the models' tensors, each [N, ...], and scores, each [N], both by name.
+Train = Callable[[Sequence[R]], tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]
+
+
+class Kind(abc.ABC, Generic[R]):
+    """A kind of tree.
+
+    Attributes:
+      weights: where in a model's folder its weights are, as a glob pattern.
+      measure: the score that tells how well models have learnt.
+    """
+
+    weights: ClassVar[str]
+    measure: ClassVar[str]
+
+    @abc.abstractmethod
+    def card(self, settings: Settings, tree: str) -> dict[str, Any]:
+        """What zoo.json says of such a tree; `settings`, all that decide it, among it."""
+
+    @abc.abstractmethod
+    def recipes(self, settings: Settings, tree: str) -> list[R]:
+        """The recipe of every model."""
+
+    @abc.abstractmethod
+    def models_at_once(self, settings: Settings) -> int:
+        """Models that one compiled program trains side by side."""
+
+    @abc.abstractmethod
+    def root(self, settings: Settings, seed: int) -> dict[str, bytes]:
+        """Pre-trains the root; its files by name."""
+
+    @abc.abstractmethod
+    def trainer(self, settings: Settings, root: Params) -> Train[R]:
+        """The function that trains as many models as `models_at_once`."""
+
+    @abc.abstractmethod
+    def folder_name(self, tree: str, index: int) -> str:
+        """Name of a model's folder."""
+
+    @abc.abstractmethod
+    def files(
+        self, recipe: R, tensors: hf_files.Tensors, scores: Mapping[str, float]
+    ) -> dict[str, bytes]:
+        """A model's files by path in its folder; their metadata holds the scores."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifiers(Kind[ClassifierRecipe]):
+    """Image classifiers of an architecture, fine-tuned on some of the classes each.
+
+    Attributes:
+      architecture: the model's functions of parameters and images.
+      pretraining: "supervised", or "masked": reconstruction of hidden patches, no labels.
+    """
+
+    architecture: ViT | ResNet
+    pretraining: str
+    weights: ClassVar[str] = "snapshots/*/model.safetensors"
+    measure: ClassVar[str] = "accuracy"
+
+    def card(self, settings: Settings, tree: str) -> dict[str, Any]:
+        own = dataclasses.asdict(settings)
+        del own["trees"]  # a tree is the same whichever others are built beside it
+        del own["lora"]
+        return {
+            "classes": list(data.CLASSES),
+            "pretraining": self.pretraining,
+            "settings": own,
+        }
+
+    def recipes(self, settings: Settings, tree: str) -> list[ClassifierRecipe]:
+        return classifier_recipes(settings, tree)
+
+    def models_at_once(self, settings: Settings) -> int:
+        return settings.models_at_once
+
+    def root(self, settings: Settings, seed: int) -> dict[str, bytes]:
+        images_YNSS = data.load(self.architecture.image_size).pretraining
+        trained = pretraining.classifier(
+            self.architecture, self.pretraining, settings, images_YNSS, seed
+        )
+        metadata = {"seed": seed, "steps": settings.pretraining_steps, "kind": self.pretraining}
+        config = hf_files.config_json(self.architecture, data.ROOT_CLASSES)
+        return hf_files.plain(config, hf_files.serialise(jax.device_get(trained), metadata))
+
+    def trainer(self, settings: Settings, root: Params) -> Train[ClassifierRecipe]:
+        digits = data.load(self.architecture.image_size)
+
+        def train(batch: Sequence[ClassifierRecipe]):
+            sizes = {"batch_size": settings.batch_size, "max_steps": max(settings.steps)}
+            tensors, accuracy = fine_tune(self.architecture, root, digits, batch, **sizes)
+            return tensors, {"accuracy": accuracy}
+
+        return train
+
+    def folder_name(self, tree: str, index: int) -> str:
+        return f"models--MiniZoo--{tree}__model_idx_{index:04d}"
+
+    def files(
+        self, recipe: ClassifierRecipe, tensors: hf_files.Tensors, scores: Mapping[str, float]
+    ) -> dict[str, bytes]:
+        metadata = {
+            "dataset_chosen_targets": recipe.class_names,
+            "model_idx": recipe.index,
+            "split": recipe.split,
+            "seed": recipe.seed,
+            "learning_rate": recipe.learning_rate,
+            "weight_decay": recipe.weight_decay,
+            "steps": recipe.steps,
+            **scores,
+        }
+        config = hf_files.config_json(self.architecture, recipe.class_names)
+        return hf_files.cached(config, hf_files.serialise(tensors, metadata))
+
+
+@dataclasses.dataclass(frozen=True)
+class Loras(Kind[LoraRecipe]):
+    """LoRAs of a denoiser, adapted to a few images of one concept each.
+
+    Attributes:
+      architecture: the denoiser.
+    """
+
+    architecture: Denoiser
+    weights: ClassVar[str] = "pytorch_lora_weights.safetensors"
+    measure: ClassVar[str] = "loss_ratio"
+
+    def card(self, settings: Settings, tree: str) -> dict[str, Any]:
+        names, held_out = self._concepts(settings), held_out_concepts(settings, tree)
+        return {
+            "classes": list(names),
+            "held_out": [name for name in names if name in held_out],
+            "pretraining": "denoising",
+            "settings": {"seed": settings.seed, "lora": dataclasses.asdict(settings.lora)},
+        }
+
+    def recipes(self, settings: Settings, tree: str) -> list[LoraRecipe]:
+        return lora_recipes(settings, tree)
+
+    def models_at_once(self, settings: Settings) -> int:
+        return settings.lora.models_at_once
+
+    def root(self, settings: Settings, seed: int) -> dict[str, bytes]:
+        images_YNSS = self._images(settings).train
+        trained = pretraining.denoiser(self.architecture, settings.lora, images_YNSS, seed)
+        metadata = {"seed": seed, "steps": settings.lora.pretraining_steps, "kind": "denoising"}
+        weights = hf_files.serialise(jax.device_get(trained), metadata)
+        return hf_files.plain(self.architecture.config(), weights)
+
+    def trainer(self, settings: Settings, root: Params) -> Train[LoraRecipe]:
+        lora, images, names = settings.lora, self._images(settings), self._concepts(settings)
+
+        def train(batch: Sequence[LoraRecipe]):
+            return adapt(
+                self.architecture,
+                root,
+                images,
+                batch,
+                names,
+                rank=lora.rank,
+                most_images=lora.images[1],
+                batch_size=lora.batch_size,
+                max_steps=max(lora.steps),
+            )
+
+        return train
+
+    def folder_name(self, tree: str, index: int) -> str:
+        return f"model_idx_{index:04d}"
+
+    def files(
+        self, recipe: LoraRecipe, tensors: hf_files.Tensors, scores: Mapping[str, float]
+    ) -> dict[str, bytes]:
+        metadata = {
+            "concept": recipe.concept,
+            "model_idx": recipe.index,
+            "split": recipe.split,
+            "seed": recipe.seed,
+            "learning_rate": recipe.learning_rate,
+            "steps": recipe.steps,
+            "rank": min(min(np.shape(value)) for value in tensors.values()),
+            "images": len(recipe.images),
+            **scores,
+        }
+        return {self.weights: hf_files.serialise(tensors, metadata)}
+
+    def _concepts(self, settings: Settings) -> tuple[str, ...]:
+        return concepts.names(settings.lora.digits, settings.lora.transforms)
+
+    def _images(self, settings: Settings) -> concepts.Images:
+        return concepts.load(settings.lora.digits, settings.lora.transforms)
+
+
+TREES: dict[str, Kind] = {
+    "MiniSupViT": Classifiers(ViT(), "supervised"),
+    "MiniMAE": Classifiers(ViT(), "masked"),
+    "MiniResNet": Classifiers(ResNet(), "supervised"),
+    "MiniLoRA": Loras(Denoiser()),
+}
