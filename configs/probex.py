@@ -25,6 +25,8 @@ def get_config(size: str = "paper") -> ml_collections.ConfigDict:
     config.encoder.rep_dim = 128
     # Head: "class" for a linear one on the representation, "none" for none.
     config.head = "class"
+    # "scale" to divide all matrices by the standard deviation of the training ones, or "none".
+    config.normalise = "none"
     config.recipe = ml_collections.ConfigDict()
     # Adam's learning rate.
     config.recipe.learning_rate = 1e-3

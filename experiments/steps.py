@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 import probex_jax as px
 from experiments import cli
-from probex_jax.experts import Recipe, run_statnn, sweep
+from probex_jax.experts import Alignment, Recipe, run_statnn, sweep
+from probex_jax.language import default_cache, text_encoder
 from probex_jax.layer_store import PackSummary
 from probex_jax.zoo import miniature
 
@@ -87,6 +88,7 @@ def train(config: Mapping[str, Any], workdir: Path) -> Mapping[str, Any]:
     except TypeError as error:
         raise px.ProbexError(f"config.recipe: {error}") from None
     layers = px.select_layers(store.layers, config["layers"] or None)
+    alignment = _alignment(config["text"]) if config["head"] == "text" else None
     with cli.progress(recipe.epochs * len(layers), "training", "epoch") as bar:
         return sweep(
             store,
@@ -94,10 +96,22 @@ def train(config: Mapping[str, Any], workdir: Path) -> Mapping[str, Any]:
             encoder=encoder,
             head=config["head"],
             recipe=recipe,
+            alignment=alignment,
+            normalise=config["normalise"],
             layers=layers,
             save_every_s=config["save_every_s"],
             on_progress=lambda layer, epochs: _trained(bar, layer, epochs),
         ).metrics
+
+
+def _alignment(text: Mapping[str, Any]) -> Alignment:
+    return Alignment(
+        text_encoder(text["encoder"]),
+        spec=text["encoder"],
+        template=text["template"],
+        logit_scale=text["logit_scale"],
+        cache=default_cache(),
+    )
 
 
 def _trained(bar: tqdm, layer: str, epochs: int) -> None:

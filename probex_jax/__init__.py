@@ -3,7 +3,7 @@
 from probex_jax.encoders import Dense, ProbeX
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert
-from probex_jax.heads import ClassHead
+from probex_jax.heads import ClassHead, TextHead
 from probex_jax.layer_store import LayerStore, pack
 from probex_jax.matrices import LowRank
 from probex_jax.model_files import LayerInfo, ModelFile, open_model, select_layers
@@ -18,6 +18,7 @@ __all__ = [  # noqa: RUF022
     "Dense",
     "LowRank",
     "ProbeX",
+    "TextHead",
     # Model files.
     "LayerInfo",
     "ModelFile",

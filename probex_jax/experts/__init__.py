@@ -1,13 +1,15 @@
 """Tree Experts: fit one on a layer, sweep the layers of a tree, save and load."""
 
+from probex_jax.experts.alignment import Alignment, ZeroShot, zero_shot
 from probex_jax.experts.baseline import run_statnn, statnn
 from probex_jax.experts.expert import Expert, probabilities, versions
-from probex_jax.experts.metrics import Score, accuracy
+from probex_jax.experts.metrics import Score, accuracy, mean_score, top_accuracy
 from probex_jax.experts.network import Network, build_network
 from probex_jax.experts.sweeps import SweepResult, evaluate, sweep
 from probex_jax.experts.training import Recipe, Split, State, fit
 
 __all__ = [
+    "Alignment",
     "Expert",
     "Network",
     "Recipe",
@@ -15,13 +17,17 @@ __all__ = [
     "Split",
     "State",
     "SweepResult",
+    "ZeroShot",
     "accuracy",
     "build_network",
     "evaluate",
     "fit",
+    "mean_score",
     "probabilities",
     "run_statnn",
     "statnn",
     "sweep",
+    "top_accuracy",
     "versions",
+    "zero_shot",
 ]

@@ -30,11 +30,14 @@ def statnn(store: LayerStore, *, n_trees: int = 500, seed: int = 0) -> Score:
       The accuracy on the test split.
 
     Raises:
-      ProbexError: if scikit-learn is missing (extra `zoo`).
+      ProbexError: if scikit-learn is missing (extra `zoo`), or the store holds factors: quantiles
+        of an update cannot be had from its factors.
 
     References:
       Unterthiner et al., arXiv 2002.11448.
     """
+    if store.ranks:
+        raise ProbexError(f"{store.path}: StatNN reads dense layers, this store holds factors")
     try:
         from sklearn.ensemble import RandomForestClassifier
     except ImportError:

@@ -29,7 +29,7 @@ def save(path: Path, arrays: Any, card: Mapping[str, Any]) -> None:
       ProbexError: if the disk is full.
     """
     arrays = jax.tree.map(np.asarray, arrays)
-    metadata = {**card, _HASH: _content_hash(arrays, card)}
+    metadata = {**card, _HASH: content_hash(arrays, card)}
     # Orbax would remove what is there before it begins to write.
     beside = path.resolve().with_name(path.name + ".new")
     try:
@@ -64,7 +64,7 @@ def load(path: Path) -> tuple[Any, dict[str, Any]]:
         reason = " ".join(str(error).split())[:200]
         raise ProbexError(f"{path}: not a whole checkpoint ({reason})") from error
     card = dict(metadata.custom_metadata or {})
-    if card.pop(_HASH, None) != _content_hash(arrays, card):
+    if card.pop(_HASH, None) != content_hash(arrays, card):
         raise ProbexError(f"{path}: damaged: its content does not match its hash")
     return arrays, card
 
@@ -74,9 +74,10 @@ def remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _content_hash(arrays: Any, card: Mapping[str, Any]) -> str:
+def content_hash(arrays: Any, card: Mapping[str, Any]) -> str:
+    """SHA-256 of nested dicts of arrays and a JSON card."""
     digest = hashlib.sha256(json.dumps(card, sort_keys=True).encode())
-    leaves = jax.tree_util.tree_flatten_with_path(arrays)[0]
+    leaves = jax.tree_util.tree_flatten_with_path(jax.tree.map(np.asarray, arrays))[0]
     for path, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in leaves):
         digest.update(json.dumps([path, leaf.shape, leaf.dtype.str]).encode())
         digest.update(np.ascontiguousarray(leaf).data)

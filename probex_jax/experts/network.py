@@ -4,16 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from probex_jax.encoders import Dense, ProbeX
 from probex_jax.errors import ProbexError
-from probex_jax.heads import ClassHead
+from probex_jax.heads import ClassHead, TextHead
 from probex_jax.matrices import LowRank
 
 # A new encoder is listed here; its fields are its settings.
 ENCODERS: Mapping[str, type[nn.Module]] = {"probex": ProbeX, "dense": Dense}
-HEADS = ("class", "none")
+HEADS = ("class", "none", "text")
+NORMALISATIONS = ("none", "scale")
 _LINEN_FIELDS = ("name", "parent")
 
 
@@ -22,30 +24,53 @@ class Network(nn.Module):
 
     Args:
       encoder: [N, H, W] matrices -> [N, T] representations.
-      head: representations -> [N, Y] logits; None where the encoder's output is the logits.
+      head: representations -> [N, Y] logits, a `TextHead` from text embeddings as well; None where
+        the encoder's output is the logits.
+      scaled: whether matrices are first divided by the tree's scale, a variable of the collection
+        `tree`, which no optimiser touches.
     """
 
     encoder: nn.Module
     head: nn.Module | None
+    scaled: bool = False
 
-    def __call__(self, x: jax.Array | LowRank) -> jax.Array:
-        """[N, H, W] weight matrices -> [N, Y] logits."""
+    def setup(self) -> None:
+        if self.scaled:
+            self.scale = self.variable("tree", "scale", jnp.ones, ())
+
+    def __call__(self, x: jax.Array | LowRank, texts: jax.Array | None = None) -> jax.Array:
+        """[N, H, W] weight matrices, of a text head [Y, D] embeddings -> [N, Y] logits."""
         representation = self.encode(x)
-        return representation if self.head is None else self.head(representation)
+        if self.head is None:
+            return representation
+        return self.head(representation) if texts is None else self.head(representation, texts)
 
     def encode(self, x: jax.Array | LowRank) -> jax.Array:
         """[N, H, W] weight matrices -> [N, T] representations."""
-        return self.encoder(x)
+        return self.encoder(x / self.scale.value if self.scaled else x)
+
+    def place(self, texts: jax.Array) -> jax.Array:
+        """[Y, D] text embeddings -> [Y, T] unit vectors; for a text head."""
+        return self.head.place(texts)  # type: ignore[union-attr]
 
 
-def build_network(encoder: Mapping[str, Any], head: str, n_classes: int) -> Network:
+def build_network(
+    encoder: Mapping[str, Any],
+    head: str,
+    n_classes: int,
+    *,
+    logit_scale: float = 1.0,
+    normalise: str = "none",
+) -> Network:
     """A network from its settings.
 
     Args:
       encoder: {"name": "probex" or "dense", and the fields of that encoder}.
       head: "class" for a linear class head; "none" where the encoder itself has one output per
-        class (its `rep_dim` is then the number of classes).
-      n_classes: number of classes Y.
+        class (its `rep_dim` is then the number of classes); "text" for cosines with texts.
+      n_classes: number of classes Y; of no matter to a text head.
+      logit_scale: scale of a text head's cosines.
+      normalise: "scale" to divide the matrices by the tree's scale, "none" to take them as given.
 
     Raises:
       ProbexError: if a name or a field is unknown or of a wrong type.
@@ -71,7 +96,18 @@ def build_network(encoder: Mapping[str, Any], head: str, n_classes: int) -> Netw
             raise ProbexError(f"encoder.{field}: {name} has only {', '.join(known)}")
         if type(value) is not int or value < 1:
             raise ProbexError(f"encoder.{field}: {value!r} is not a positive whole number")
+    if normalise not in NORMALISATIONS:
+        raise ProbexError(f"normalise: {normalise!r} is not one of {', '.join(NORMALISATIONS)}")
     try:
-        return Network(ENCODERS[name](**fields), ClassHead(n_classes) if head == "class" else None)
+        module = ENCODERS[name](**fields)
     except TypeError as error:  # a field without a default is missing
         raise ProbexError(f"encoder {name}: {error}") from None
+    return Network(module, _head(head, module, n_classes, logit_scale), normalise == "scale")
+
+
+def _head(head: str, encoder: Any, n_classes: int, logit_scale: float) -> nn.Module | None:
+    if head == "text":
+        if not (type(logit_scale) in (int, float) and 0 < logit_scale < float("inf")):
+            raise ProbexError(f"logit_scale: {logit_scale!r} is not a number > 0")
+        return TextHead(encoder.rep_dim, float(logit_scale))
+    return ClassHead(n_classes) if head == "class" else None

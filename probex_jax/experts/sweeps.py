@@ -7,6 +7,9 @@ A work directory holds
     layers/<layer>/expert/      the finished expert of a layer, validation metrics on its card
     expert/                     the chosen expert, test metrics on its card
     metrics.json                the table of layers, the choice, its test accuracy
+
+Where a store has held-out classes, an expert aligned with text is kept as it was best on models of
+seen classes (`expert`, on `val`), and as it was best on held-out ones (`expert_val_holdout`).
 """
 
 import dataclasses
@@ -24,12 +27,17 @@ from flax import serialization
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
+from probex_jax.experts.alignment import Alignment, ZeroShot, text_logits, zero_shot
 from probex_jax.experts.expert import Expert, versions
-from probex_jax.experts.metrics import Score, accuracy
+from probex_jax.experts.metrics import Score, accuracy, top_accuracy
 from probex_jax.experts.network import build_network
 from probex_jax.experts.training import Recipe, Split, State, fit, initial_state
 from probex_jax.files import claim, layer_folder, write_json
+from probex_jax.language import TextEncoder
 from probex_jax.layer_store import LayerStore
+from probex_jax.matrices import std
+
+HOLDOUT = "expert_val_holdout"
 
 
 @dataclass(frozen=True)
@@ -40,12 +48,14 @@ class SweepResult:
       layers: layer to validation accuracy.
       expert: the best one.
       test: its accuracy on the test split.
+      zero_shot: of an expert aligned with text, its accuracy on held-out classes, if there are any.
       metrics: all of it, as written to metrics.json.
     """
 
     layers: Mapping[str, float]
     expert: Expert
     test: Score
+    zero_shot: ZeroShot | None
     metrics: Mapping[str, Any]
 
 
@@ -56,6 +66,8 @@ def sweep(
     encoder: Mapping[str, Any],
     head: str,
     recipe: Recipe,
+    alignment: Alignment | None = None,
+    normalise: str = "none",
     layers: Sequence[str] | None = None,
     save_every_s: float = 10.0,
     on_progress: Callable[[str, int], None] = lambda layer, epochs: None,
@@ -67,6 +79,9 @@ def sweep(
       workdir: where everything goes; must be new, or of the same settings and store.
       encoder, head: settings, as `build_network` takes them.
       recipe: how each expert is trained.
+      alignment: of the head "text", what it is aligned with.
+      normalise: "scale" to divide all matrices by the standard deviation of the training ones, a
+        scalar per layer that the expert keeps; "none" to take them as they are.
       layers: which layers; None for all of the store.
       save_every_s: a layer's training is saved at the first evaluation so many seconds after the
         last save; 0 saves at each.
@@ -76,26 +91,30 @@ def sweep(
       Validation accuracy by layer, the best expert, and its accuracy on the test split.
 
     Raises:
-      ProbexError: if a setting is wrong, a split is empty, the work directory belongs to another
-        config, or a checkpoint is damaged.
+      ProbexError: if a setting is wrong, a split is empty, a held-out class occurs in another
+        split, the work directory belongs to another config, or a checkpoint is damaged.
     """
     names = tuple(layers if layers is not None else store.layers)
     if not names:
         raise ProbexError("layers: none given; expected one or more")
     if type(save_every_s) not in (int, float) or not save_every_s >= 0:
         raise ProbexError(f"save_every_s: {save_every_s!r} is not a number of seconds >= 0")
-    build_network(encoder, head, len(store.classes))
+    if (head == "text") != (alignment is not None):
+        raise ProbexError('head: "text" and settings of the text belong together')
+    build_network(encoder, head, len(store.classes), normalise=normalise)
     for split in ("train", "val", "test"):
         store.split(split)
     settings = {
         "encoder": dict(encoder),
         "head": head,
+        "normalise": normalise,
         "recipe": dataclasses.asdict(recipe),
         "tree": store.tree,
         "store_hash": store.hash,
+        **({} if alignment is None else {"text": alignment.card(store)}),
     }
     claim(workdir, settings | {"layers": list(names)})
-    accuracies = {}
+    metrics = {}
     for name in names:
         folder = layer_folder(workdir / "layers", name)
         if (folder / "expert").exists():
@@ -104,73 +123,144 @@ def sweep(
             card = settings | {
                 "layer": name,
                 "shape": list(store.layers[name]),
-                "classes": list(store.classes),
+                "classes": list(store.classes if alignment is None else store.seen_classes),
                 "versions": versions(),
             }
             saver = _Saver(folder / "training", save_every_s, partial(on_progress, name))
-            _train(store, card, recipe, saver).save(folder / "expert")
+            experts = _train(_splits(store, name, alignment), card, recipe, saver)
+            # The layer counts as finished once its `expert` is there.
+            if "val_holdout" in experts:
+                experts["val_holdout"].save(folder / HOLDOUT)
+            experts["val"].save(folder / "expert")
         checkpoints.remove(folder / "training")
-        accuracies[name] = Expert.load(folder / "expert").card["metrics"]["val_accuracy"]
-    return _choose(store, workdir, accuracies)
+        metrics[name] = Expert.load(folder / "expert").card["metrics"]
+    return _choose(store, workdir, metrics, alignment)
 
 
-def evaluate(expert: Expert, store: LayerStore, split: str = "test") -> tuple[Score, np.ndarray]:
+def evaluate(
+    expert: Expert, store: LayerStore, split: str = "test", encoder: TextEncoder | None = None
+) -> tuple[Score, np.ndarray]:
     """Accuracy of an expert on a split of a store.
 
     Args:
       expert: the expert.
       store: matrices and labels of models of its tree.
-      split: "train", "val" or "test".
+      split: name of the split.
+      encoder: of an expert aligned with text, its text encoder; None to find it by its card.
 
     Returns:
-      The accuracy, and the logits [N, Y] of the models in the order of the split.
+      The accuracy, and the logits [N, Y] of the models in the order of the split. Of an expert
+      aligned with text it is the share of models given to their class, the candidates being the
+      texts of the classes that it was trained on.
 
     Raises:
       ProbexError: if the store is of another tree or has other classes than the expert, no such
         layer, or no such split.
     """
+    if expert.card["head"] == "text":
+        expert.check_fits(store.tree, None)
+        classes = expert.card["classes"]
+        labels_N = store.class_indices(split, classes)
+        logits = text_logits(expert, store, split, classes, encoder)
+        return top_accuracy(logits, labels_N), logits
     expert.check_fits(store.tree, store.classes)
     logits = np.asarray(expert.logits(store.matrices(expert.card["layer"], split)))
     return accuracy(logits, store.targets(split)), logits
 
 
-def _on_device(store: LayerStore, layer: str, split: str) -> Split:
-    return Split(*jax.device_put((store.matrices(layer, split), store.targets(split))))
+def _splits(store: LayerStore, layer: str, alignment: Alignment | None) -> dict[str, Split]:
+    if alignment is None:
+        return {s: Split(store.matrices(layer, s), store.targets(s)) for s in ("train", "val")}  # type: ignore[arg-type]
+    names = ["train", "val", *(["val_holdout"] if store.held_out_classes else [])]
+    return {name: alignment.split(store, layer, name) for name in names}
 
 
-def _train(store: LayerStore, card: Mapping[str, Any], recipe: Recipe, saver: "_Saver") -> Expert:
-    train, val = (_on_device(store, card["layer"], split) for split in ("train", "val"))
-    network = build_network(card["encoder"], card["head"], len(card["classes"]))
-    state = saver.restore(jax.eval_shape(lambda: initial_state(network, recipe, train.x)))
-    state = fit(network, recipe, train, val, state=state, on_evaluation=saver)
-    metrics = {
-        "val_accuracy": float(state.best_accuracy),
-        "best_epoch": int(state.best_epoch),
-        "val_accuracies": np.asarray(state.accuracy_E).tolist(),
-        "losses": np.asarray(state.loss_E).tolist(),
+def _train(
+    splits: Mapping[str, Split], card: Mapping[str, Any], recipe: Recipe, saver: "_Saver"
+) -> dict[str, Expert]:
+    """Trains on one layer; returns the expert that was best on each split that was evaluated."""
+    splits = jax.device_put(dict(splits))
+    tree: dict[str, Any] = {}
+    if card["normalise"] == "scale":
+        tree = {"tree": {"scale": _scale(splits["train"].x)}}
+        splits = {name: s._replace(x=s.x / tree["tree"]["scale"]) for name, s in splits.items()}
+    logit_scale = card["text"]["logit_scale"] if "text" in card else 1.0
+    # Without the scale: the matrices have been divided by it, once.
+    network = build_network(
+        card["encoder"], card["head"], len(card["classes"]), logit_scale=logit_scale
+    )
+    train = splits["train"]
+    evaluated = {name: split for name, split in splits.items() if name != "train"}
+    new = jax.eval_shape(lambda: initial_state(network, recipe, train, tuple(evaluated)))
+    state = saver.restore(new)
+    state = fit(network, recipe, train, **evaluated, state=state, on_evaluation=saver)
+    figures = {
+        f"{name}_{what}": value
+        for name, best in state.best.items()
+        for what, value in (
+            ("accuracy", float(best.accuracy)),
+            ("best_epoch", int(best.epoch)),
+            ("accuracies", np.asarray(best.accuracy_E).tolist()),
+        )
     }
-    return Expert({"params": state.best_params}, {**card, "metrics": metrics})
+    metrics = {**figures, "losses": np.asarray(state.loss_E).tolist()}
+    return {
+        name: Expert(
+            {"params": best.params, **tree}, {**card, "selected_on": name, "metrics": metrics}
+        )
+        for name, best in state.best.items()
+    }
 
 
-def _choose(store: LayerStore, workdir: Path, accuracies: Mapping[str, float]) -> SweepResult:
+def _scale(x: Any) -> jax.Array:
+    scale = std(x)
+    if not 0 < float(scale) < float("inf"):
+        raise ProbexError("normalise: the training matrices are all the same")
+    return scale
+
+
+def _choose(
+    store: LayerStore,
+    workdir: Path,
+    by_layer: Mapping[str, Mapping[str, Any]],
+    alignment: Alignment | None,
+) -> SweepResult:
     """The best expert on validation; only that one is tested, and only once."""
+    accuracies = {name: metrics["val_accuracy"] for name, metrics in by_layer.items()}
     best = max(accuracies, key=lambda name: accuracies[name])
     path = workdir / "metrics.json"
     if not path.exists():
-        expert = Expert.load(layer_folder(workdir / "layers", best) / "expert")
-        test = dataclasses.asdict(evaluate(expert, store, "test")[0])
-        figures = {**expert.card["metrics"], "test_accuracy": test}
-        Expert(expert.variables, {**expert.card, "metrics": figures}).save(workdir / "expert")
-        kept = ("tree", "encoder", "recipe", "store_hash", "versions", "layer")
+        folder = layer_folder(workdir / "layers", best)
+        expert = Expert.load(folder / "expert")
+        encoder = None if alignment is None else alignment.encoder
+        tested = {"test_accuracy": dataclasses.asdict(evaluate(expert, store, "test", encoder)[0])}
+        if alignment is not None and store.has("test_holdout"):
+            kept = Expert.load(folder / HOLDOUT) if (folder / HOLDOUT).exists() else expert
+            tested["zero_shot"] = dataclasses.asdict(zero_shot(kept, store, encoder=encoder))
+            _with_figures(kept, tested).save(workdir / HOLDOUT)
+        _with_figures(expert, tested).save(workdir / "expert")
+        on_card = ("tree", "encoder", "head", "recipe", "store_hash", "versions", "layer")
         metrics = {
-            **{key: expert.card[key] for key in kept},
-            "n_models": {s: len(store.split(s)) for s in ("train", "val", "test")},
+            **{key: expert.card[key] for key in on_card},
+            "n_models": {s: len(store.split(s)) for s in sorted({m.split for m in store.models})},
             "val_accuracy_by_layer": accuracies,
-            "test_accuracy": test,
+            **tested,
         }
         write_json(path, metrics)
     metrics = json.loads(path.read_text())
-    return SweepResult(accuracies, Expert.load(workdir), Score(**metrics["test_accuracy"]), metrics)
+    found = metrics.get("zero_shot")
+    return SweepResult(
+        layers=accuracies,
+        expert=Expert.load(workdir),
+        test=Score(**metrics["test_accuracy"]),
+        zero_shot=None if found is None else ZeroShot.from_json(found),
+        metrics=metrics,
+    )
+
+
+def _with_figures(expert: Expert, figures: Mapping[str, Any]) -> Expert:
+    card = expert.card
+    return Expert(expert.variables, {**card, "metrics": {**card["metrics"], **figures}})
 
 
 class _Saver:

@@ -18,6 +18,7 @@ from flax import struct
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts.network import Network
+from probex_jax.matrices import LowRank
 
 # On a CPU the gradient of a batch is taken over micro-batches of about this many bytes of weights:
 # 16 matrices of 768x768. The intermediate products then stay in cache
@@ -70,10 +71,33 @@ class Recipe:
 
 
 class Split(NamedTuple):
-    """The models of one split: one layer's matrices x [N, H, W] and targets y [N, Y]."""
+    """The models of one split.
 
-    x: jax.Array
+    Args:
+      x: [N, H, W] float, one layer's matrices; or `LowRank` of that shape.
+      y: [N, Y] of zeros and ones, which classes each model is of; or [N] int, which one of `texts`.
+      texts: [Y, D] float, embeddings of the candidate texts; None for classification.
+    """
+
+    x: jax.Array | LowRank
     y: jax.Array
+    texts: jax.Array | None = None
+
+
+class Best(struct.PyTreeNode):
+    """The best evaluation on one split so far.
+
+    Args:
+      params: parameters of the network at that time.
+      accuracy: its accuracy; -1 before the first evaluation.
+      epoch: its epoch.
+      accuracy_E: the accuracy at each evaluation.
+    """
+
+    params: Any
+    accuracy: jax.Array
+    epoch: jax.Array
+    accuracy_E: jax.Array
 
 
 class State(struct.PyTreeNode):
@@ -84,22 +108,16 @@ class State(struct.PyTreeNode):
       evaluation: evaluations done, int32.
       params: parameters of the network.
       opt_state: state of the optimiser.
-      best_params: the parameters of the best evaluation so far.
-      best_accuracy: its validation accuracy; -1 before the first evaluation.
-      best_epoch: its epoch.
       loss_E: mean training loss over the epochs before each evaluation.
-      accuracy_E: validation accuracy at each evaluation.
+      best: of each split that is evaluated, "val" and perhaps "val_holdout", the best so far.
     """
 
     epoch: jax.Array
     evaluation: jax.Array
     params: Any
     opt_state: Any
-    best_params: Any
-    best_accuracy: jax.Array
-    best_epoch: jax.Array
     loss_E: jax.Array
-    accuracy_E: jax.Array
+    best: dict[str, Best]
 
 
 def fit(
@@ -108,15 +126,21 @@ def fit(
     train: Split,
     val: Split,
     *,
+    val_holdout: Split | None = None,
     state: State | None = None,
     on_evaluation: Callable[[State], None] = lambda state: None,
 ) -> State:
     """Trains to the end of the recipe, keeping the parameters that are best on `val`.
 
+    Classification is trained with a binary cross-entropy per class, alignment with text (splits
+    that have `texts`) with the softmax cross-entropy over the candidates.
+
     Args:
       network: what is trained.
       recipe: how.
       train, val: data of the two splits; put on the device here, if it is not there.
+      val_holdout: models of classes that are not trained on, among themselves; the parameters that
+        are best on it are kept as well.
       state: where to go on from; None starts anew. Whether training was interrupted or not, the
         result is the same to the bit on the same machine.
       on_evaluation: called with the state after each evaluation; the next step reuses the memory
@@ -132,35 +156,42 @@ def fit(
       >>> data = Split(x, (x[:, 0, :1] > 0).astype(jnp.float32))
       >>> network = build_network({"name": "dense"}, head="none", n_classes=1)
       >>> recipe = Recipe(learning_rate=0.1, epochs=50, eval_every=10)
-      >>> float(fit(network, recipe, data, data).best_accuracy)
+      >>> float(fit(network, recipe, data, data).best["val"].accuracy)
       1.0
     """
-    train, val = jax.device_put((train, val))
+    evaluated = {"val": val} | ({} if val_holdout is None else {"val_holdout": val_holdout})
+    train, evaluated = jax.device_put((train, evaluated))
     if state is None:
-        state = initial_state(network, recipe, train.x)
+        state = initial_state(network, recipe, train, tuple(evaluated))
     while int(state.evaluation) < recipe.n_evaluations:
         until = min(int(state.evaluation) * recipe.eval_every, recipe.epochs)
         orders_ExN = epoch_orders(recipe, train.x.shape[0], state.epoch)
-        state = advance(network, recipe, state, train, val, orders_ExN, until - int(state.epoch))
+        n_epochs = until - int(state.epoch)
+        state = advance(network, recipe, state, train, evaluated, orders_ExN, n_epochs)
         on_evaluation(state)
     return state
 
 
-@partial(jax.jit, static_argnames=("network", "recipe"))
-def initial_state(network: Network, recipe: Recipe, x: jax.Array) -> State:
-    """A new network, before its first evaluation; x [N, H, W] is used for its shape alone."""
-    params = network.init(jax.random.key(recipe.seed), x[:1])["params"]
+@partial(jax.jit, static_argnames=("network", "recipe", "evaluated"))
+def initial_state(
+    network: Network, recipe: Recipe, train: Split, evaluated: tuple[str, ...] = ("val",)
+) -> State:
+    """A new network, before its first evaluation.
+
+    Args:
+      train: used for its shapes alone.
+      evaluated: names of the splits to evaluate.
+    """
+    params = network.init(jax.random.key(recipe.seed), train.x[:1], train.texts)["params"]
     history = jnp.zeros(recipe.n_evaluations)
+    best = Best(params, accuracy=jnp.float32(-1.0), epoch=jnp.int32(-1), accuracy_E=history)
     return State(
         epoch=jnp.int32(0),
         evaluation=jnp.int32(0),
         params=params,
         opt_state=optimiser(recipe).init(params),
-        best_params=params,
-        best_accuracy=jnp.float32(-1.0),
-        best_epoch=jnp.int32(-1),
         loss_E=history,
-        accuracy_E=history,
+        best=dict.fromkeys(evaluated, best),
     )
 
 
@@ -189,11 +220,11 @@ def advance(
     recipe: Recipe,
     state: State,
     train: Split,
-    val: Split,
+    evaluated: dict[str, Split],
     orders_ExN: jax.Array,
     n_epochs: int,
 ) -> State:
-    """Trains for `n_epochs` (at most E), then evaluates on `val`."""
+    """Trains for `n_epochs` (at most E), then evaluates."""
 
     def epoch(index, carry):
         params, opt_state, total = carry
@@ -205,18 +236,29 @@ def advance(
     carry = (state.params, state.opt_state, jnp.float32(0.0))
     params, opt_state, total = jax.lax.fori_loop(0, n_epochs, epoch, carry)
     done = (state.epoch + n_epochs).astype(jnp.int32)
-    accuracy = jnp.mean((logits(network, params, val.x) > 0) == (val.y > 0.5))
-    better = accuracy > state.best_accuracy
+    best = {}
+    for name, split in evaluated.items():
+        logits_NY = logits(network, {"params": params}, split.x, split.texts)
+        accuracy = jnp.mean(right(logits_NY, split.y))
+        best[name] = _updated(state.best[name], params, accuracy, done, state.evaluation)
     return state.replace(
         epoch=done,
         evaluation=state.evaluation + 1,
         params=params,
         opt_state=opt_state,
-        best_params=jax.tree.map(partial(jnp.where, better), params, state.best_params),
-        best_accuracy=jnp.where(better, accuracy, state.best_accuracy),
-        best_epoch=jnp.where(better, done, state.best_epoch),
         loss_E=state.loss_E.at[state.evaluation].set(total / jnp.maximum(n_epochs, 1)),
-        accuracy_E=state.accuracy_E.at[state.evaluation].set(accuracy),
+        best=best,
+    )
+
+
+def _updated(best: Best, params: Any, accuracy: Any, epoch: Any, evaluation: Any) -> Best:
+    """With one more evaluation; a tie does not replace an earlier one."""
+    better = accuracy > best.accuracy
+    return Best(
+        params=jax.tree.map(partial(jnp.where, better), params, best.params),
+        accuracy=jnp.where(better, accuracy, best.accuracy),
+        epoch=jnp.where(better, epoch, best.epoch),
+        accuracy_E=best.accuracy_E.at[evaluation].set(accuracy),
     )
 
 
@@ -250,7 +292,7 @@ def train_epoch(
 def loss_and_gradient(
     network: Network, params: Any, split: Split, index_B: jax.Array
 ) -> tuple[jax.Array, Any]:
-    """Mean binary cross-entropy over models and classes of a batch, and its gradient.
+    """Mean loss of a batch, and its gradient.
 
     Args:
       index_B: [B] int, the models of the batch.
@@ -258,9 +300,8 @@ def loss_and_gradient(
     index_KxM, weight_KxM = micro_batches(index_B, split.x)
 
     def micro_loss(params, index_M, weight_M):
-        logits_MY = network.apply({"params": params}, split.x[index_M])
-        cross_entropy = optax.sigmoid_binary_cross_entropy(logits_MY, split.y[index_M])
-        return jnp.sum(weight_M * cross_entropy.mean(axis=1)) / len(index_B)
+        logits_MY: Any = network.apply({"params": params}, split.x[index_M], split.texts)
+        return jnp.sum(weight_M * losses(logits_MY, split.y[index_M])) / len(index_B)
 
     def add(total, micro):
         return jax.tree.map(jnp.add, total, jax.value_and_grad(micro_loss)(params, *micro)), None
@@ -271,20 +312,43 @@ def loss_and_gradient(
     return jax.lax.scan(add, zero, (index_KxM, weight_KxM))[0]
 
 
-def logits(network: Network, params: Any, x: jax.Array) -> jax.Array:
+def losses(logits_NY: jax.Array, y: jax.Array) -> jax.Array:
+    """The loss of each model [N]: see `Split` for what y may be."""
+    if y.ndim == 2:
+        return optax.sigmoid_binary_cross_entropy(logits_NY, y).mean(axis=1)
+    return optax.softmax_cross_entropy_with_integer_labels(logits_NY, y)
+
+
+def right(logits_NY: jax.Array, y: jax.Array) -> jax.Array:
+    """What was told rightly: entries [N, Y] at probability one half, or models [N]."""
+    if y.ndim == 2:
+        return (logits_NY > 0) == (y > 0.5)
+    return logits_NY.argmax(axis=1) == y
+
+
+def logits(network: Network, variables: Any, x: Any, texts: jax.Array | None = None) -> jax.Array:
     """Logits [N, Y] of any number of matrices [N, H, W], a micro-batch at a time."""
+    return _in_micro_batches(lambda x: network.apply(variables, x, texts), x)
+
+
+def representations(network: Network, variables: Any, x: Any) -> jax.Array:
+    """Representations [N, T] of any number of matrices [N, H, W], a micro-batch at a time."""
+    return _in_micro_batches(lambda x: network.apply(variables, x, method="encode"), x)
+
+
+def _in_micro_batches(function: Callable[[Any], Any], x: Any) -> jax.Array:
     n_models = x.shape[0]
     index_KxM, _ = micro_batches(jnp.arange(n_models), x)
-    logits_KxMxY = jax.lax.map(lambda index: network.apply({"params": params}, x[index]), index_KxM)
-    return logits_KxMxY.reshape(-1, logits_KxMxY.shape[-1])[:n_models]
+    results_KxMxY = jax.lax.map(lambda index: function(x[index]), index_KxM)
+    return results_KxMxY.reshape(-1, results_KxMxY.shape[-1])[:n_models]
 
 
-def micro_batches(index_B: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def micro_batches(index_B: jax.Array, x: jax.Array | LowRank) -> tuple[jax.Array, jax.Array]:
     """Divides a batch into K micro-batches of M models, as equal as they get.
 
     Args:
       index_B: [B] int, the models of the batch.
-      x: [N, H, W], for the size of its matrices.
+      x: [N, H, W], for the size of its matrices or factors.
 
     Returns:
       [K, M] indices, the last ones repeated to fill up; [K, M] float32 weights, 0 for those.
@@ -292,7 +356,7 @@ def micro_batches(index_B: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Arra
     (size,) = index_B.shape
     largest = size
     if jax.default_backend() == "cpu":
-        matrix_bytes = x.shape[-2] * x.shape[-1] * x.dtype.itemsize
+        matrix_bytes = sum(leaf.nbytes // leaf.shape[0] for leaf in jax.tree.leaves(x))
         largest = max(1, int(_MICRO_BATCH_BYTES // matrix_bytes))
     count = -(-size // largest)
     width = -(-size // count)

@@ -185,7 +185,7 @@ def test_statistics_do_not_depend_on_the_order_of_entries(x):
         ({"name": "dense"}, "class", "rep_dim"),
         ({"name": "probex", "n_probes": 0}, "class", "encoder.n_probes: 0"),
         ({"name": "probex", "n_probes": 2.5}, "class", "encoder.n_probes: 2.5"),
-        ({"name": "dense"}, "text", "head: 'text' is not one of class, none"),
+        ({"name": "dense"}, "words", "head: 'words' is not one of class, none, text"),
     ],
 )
 def test_wrong_settings_are_named(encoder, head, message):

@@ -43,7 +43,7 @@ def test_ten_steps_agree_with_torch_adam():
     # Two epochs of five steps: batches of 8, 8, 8, 8 and 6.
     recipe = Recipe(batch_size=8, epochs=2, eval_every=2, l2=1e-2)
     data = Split(jnp.asarray(x), jnp.asarray(y))
-    start = training.initial_state(network, recipe, data.x)
+    start = training.initial_state(network, recipe, data)
     ours = training.fit(network, recipe, data, data).params
 
     theirs = torch_parameters(torch, start.params)

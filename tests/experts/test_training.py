@@ -61,7 +61,7 @@ def test_training_follows_the_recipe_step_by_step(monkeypatch, micro_batch_bytes
     )
     train, val = split(17), split(9, seed=1)
     state = training.fit(NETWORK, recipe, train, val)
-    start = training.initial_state(NETWORK, recipe, train.x)
+    start = training.initial_state(NETWORK, recipe, train)
     params = start.params
     zeros = jax.tree.map(np.zeros_like, params)
     opt = {"step": 0, "m": zeros, "v": zeros}
@@ -81,7 +81,7 @@ def test_training_follows_the_recipe_step_by_step(monkeypatch, micro_batch_bytes
     np.testing.assert_allclose(state.loss_E[1], sum(losses) / (3 * 17), rtol=1e-5)
     logits = NETWORK.apply({"params": state.params}, val.x)
     np.testing.assert_allclose(
-        state.accuracy_E[1], np.mean((logits > 0) == (val.y > 0.5)), rtol=1e-6
+        state.best["val"].accuracy_E[1], np.mean((logits > 0) == (val.y > 0.5)), rtol=1e-6
     )
 
 
@@ -104,22 +104,22 @@ def test_the_best_evaluation_is_kept():
         split(30),
         split(10, 1),
         on_evaluation=lambda s: seen.append(
-            (float(s.accuracy_E[s.evaluation - 1]), jax.tree.map(np.array, s.params))
+            (float(s.best["val"].accuracy_E[s.evaluation - 1]), jax.tree.map(np.array, s.params))
         ),
     )
     accuracies = [accuracy for accuracy, _ in seen]
     assert len(set(accuracies)) > 1, "nothing to choose from: the test shows nothing"
     best = accuracies.index(max(accuracies))
-    assert int(state.best_epoch) == 2 * best
-    assert float(state.best_accuracy) == max(accuracies)
-    assert_same_bits(state.best_params, seen[best][1])
+    assert int(state.best["val"].epoch) == 2 * best
+    assert float(state.best["val"].accuracy) == max(accuracies)
+    assert_same_bits(state.best["val"].params, seen[best][1])
 
 
 def test_of_equally_good_evaluations_the_first_is_kept():
     standstill = Recipe(epochs=6, eval_every=2, learning_rate=0.0)
     state = training.fit(NETWORK, standstill, split(12), split(5, 1))
-    assert len(set(np.asarray(state.accuracy_E).tolist())) == 1
-    assert int(state.best_epoch) == 0
+    assert len(set(np.asarray(state.best["val"].accuracy_E).tolist())) == 1
+    assert int(state.best["val"].epoch) == 0
 
 
 def test_going_on_from_any_evaluation_gives_the_same_bits():
@@ -159,13 +159,95 @@ def test_the_seed_decides_everything():
         assert_same_bits(results[0], results[2])
 
 
+def aligned(n_models, seed=0, low_rank=False):
+    """Models of one of three texts each; the texts differ with the seed, their size does not."""
+    rng = np.random.default_rng(seed)
+    if low_rank:
+        x = px.LowRank(
+            jnp.asarray(rng.normal(size=(n_models, 6, 2)), jnp.float32),
+            jnp.asarray(rng.normal(size=(n_models, 2, 5)), jnp.float32),
+        )
+    else:
+        x = jnp.asarray(rng.normal(size=(n_models, 6, 5)), jnp.float32)
+    texts = jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)
+    return Split(x, jnp.asarray(rng.integers(3, size=n_models), jnp.int32), texts)
+
+
+ENCODER = {"name": "probex", "n_probes": 4, "proj_dim": 4, "rep_dim": 8}
+ALIGNED = build_network(ENCODER, "text", 3, logit_scale=5.0)
+
+
+@pytest.mark.parametrize("low_rank", [False, True])
+def test_the_alignment_loss_is_a_softmax_over_cosines(low_rank):
+    data = aligned(7, low_rank=low_rank)
+    params = ALIGNED.init(jax.random.key(0), data.x, data.texts)["params"]
+    head = jax.tree.map(
+        lambda leaf: np.asarray(leaf, np.float64), params["head"]["linear"]["dense"]
+    )
+    e = np.asarray(ALIGNED.apply({"params": params}, data.x, method="encode"), np.float64)
+    t = np.asarray(data.texts, np.float64) @ head["kernel"] + head["bias"]
+    lengths = np.linalg.norm(e, axis=1)[:, None] * np.linalg.norm(t, axis=1)
+    logits = 5.0 * e @ t.T / lengths
+    expected = np.log(np.exp(logits).sum(1)) - logits[np.arange(7), data.y]
+    loss, _ = training.loss_and_gradient(ALIGNED, params, data, jnp.arange(7))
+    np.testing.assert_allclose(loss, expected.mean(), rtol=1e-5)
+    found = training.logits(ALIGNED, {"params": params}, data.x, data.texts)
+    np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-5)
+    assert np.abs(expected - np.log(3)).max() > 0.1, "nothing to tell: the test shows nothing"
+
+
+def test_alignment_keeps_the_best_on_seen_and_on_held_out_classes():
+    recipe = Recipe(epochs=60, eval_every=2, learning_rate=0.02, l2=0.0)
+    val, held_out = aligned(15, 1), aligned(15, 2)
+    seen = []
+    state = training.fit(
+        ALIGNED,
+        recipe,
+        aligned(12),
+        val,
+        val_holdout=held_out,
+        on_evaluation=lambda s: seen.append(jax.tree.map(np.array, s.params)),
+    )
+    assert state.best["val"].epoch != state.best["val_holdout"].epoch, "the test shows nothing"
+    for name, split in (("val", val), ("val_holdout", held_out)):
+        accuracies = [
+            float(jnp.mean(ALIGNED.apply({"params": p}, split.x, split.texts).argmax(1) == split.y))
+            for p in seen
+        ]
+        best = accuracies.index(max(accuracies))
+        np.testing.assert_allclose(state.best[name].accuracy_E, accuracies, rtol=1e-6)
+        assert int(state.best[name].epoch) == 2 * best
+        assert_same_bits(state.best[name].params, seen[best])
+    plain = training.fit(ALIGNED, recipe, aligned(12), val)
+    assert_same_bits(plain.params, state.params)
+
+
+def test_zeros_that_fill_up_the_rank_change_nothing():
+    """Not only the values: gradients and a whole training are the same but for rounding."""
+    data = aligned(9, low_rank=True)
+    filled = data._replace(
+        x=px.LowRank(
+            jnp.pad(data.x.up, [(0, 0), (0, 0), (0, 3)]),
+            jnp.pad(data.x.down, [(0, 0), (0, 3), (0, 0)]),
+        )
+    )
+    recipe = Recipe(epochs=6, eval_every=3, batch_size=4, learning_rate=0.01, l2=0.0)
+    results = [training.fit(ALIGNED, recipe, split, split) for split in (data, filled)]
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(results[0].params),
+        jax.tree.leaves(results[1].params),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5, err_msg=str(path))
+
+
 def test_logits_of_many_models_come_in_order(monkeypatch):
     data = split(11)
     params = NETWORK.init(jax.random.key(0), data.x)["params"]
     whole = NETWORK.apply({"params": params}, data.x)
     monkeypatch.setattr(training, "_MICRO_BATCH_BYTES", 4 * 30 * 4)
     np.testing.assert_allclose(
-        training.logits(NETWORK, params, data.x), whole, rtol=1e-5, atol=1e-6
+        training.logits(NETWORK, {"params": params}, data.x), whole, rtol=1e-5, atol=1e-6
     )
 
 

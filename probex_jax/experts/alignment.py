@@ -1,0 +1,168 @@
+"""Aligning weights with text: which words stand for the classes, and which are candidates."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probex_jax.errors import ProbexError
+from probex_jax.experts.expert import Expert
+from probex_jax.experts.metrics import Score, top_accuracy
+from probex_jax.experts.training import Split
+from probex_jax.language import TextEncoder, embed
+from probex_jax.layer_store import LayerStore
+from probex_jax.zoo.model_j import HELD_OUT_SPLITS
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How the classes of a store become text embeddings.
+
+    Args:
+      encoder: the text encoder; frozen.
+      spec: how `language.text_encoder` finds it again; "" if it cannot, and whoever asks the
+        expert to place a text has to give the encoder.
+      template: the sentence of a class, with `{class}` where its words stand.
+      logit_scale: scale of the cosines in the softmax.
+      cache: folder where embeddings are kept, or None.
+    """
+
+    encoder: TextEncoder
+    spec: str = ""
+    template: str = "a photo of a {class}"
+    logit_scale: float = 1.0
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.template, str) or self.template.count("{class}") != 1:
+            raise ProbexError(f"text.template: {self.template!r} must hold {{class}} once")
+
+    def card(self, store: LayerStore) -> dict[str, Any]:
+        """What the card of an expert trained on a store keeps of it."""
+        return {
+            "encoder": self.spec,
+            "name": self.encoder.name,
+            "dim": self.encoder.dim,
+            "template": self.template,
+            "logit_scale": self.logit_scale,
+            "texts": {
+                name: store.texts[name] for name in store.seen_classes if name in store.texts
+            },
+        }
+
+    def texts(self, store: LayerStore, classes: Sequence[str]) -> np.ndarray:
+        """Embeddings [Y, D] of some classes of a store."""
+        sentences = class_sentences(classes, store.texts, self.template)
+        return embed(self.encoder, sentences, self.cache)
+
+    def split(self, store: LayerStore, layer: str, name: str) -> Split:
+        """The models of a split beside their candidates: the seen or the held-out classes."""
+        held_out = name in HELD_OUT_SPLITS
+        classes = store.held_out_classes if held_out else store.seen_classes
+        labels_N = store.class_indices(name, classes)
+        return Split(store.matrices(layer, name), labels_N, self.texts(store, classes))  # type: ignore[arg-type]
+
+
+def class_sentences(classes: Sequence[str], texts: Mapping[str, str], template: str) -> list[str]:
+    """The sentence that stands for each class.
+
+    Args:
+      classes: class names.
+      texts: the words for those whose name is none.
+      template: with `{class}` where the words stand.
+
+    Example:
+      >>> class_sentences(["n02111277", "cat"], {"n02111277": "big dog"}, "a photo of a {class}")
+      ['a photo of a big dog', 'a photo of a cat']
+    """
+    return [template.replace("{class}", texts.get(name, name)) for name in classes]
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """Accuracy on models of classes that were not trained on.
+
+    Args:
+      among_held_out: the candidates being the held-out classes of the store.
+      among_all: the candidates being these and the classes of the expert.
+      n_held_out, n_all: numbers of candidates; chance is one of so many.
+    """
+
+    among_held_out: Score
+    among_all: Score
+    n_held_out: int
+    n_all: int
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "ZeroShot":
+        """From what `dataclasses.asdict` made of one."""
+        scores = {name: Score(**value[name]) for name in ("among_held_out", "among_all")}
+        return cls(**{**value, **scores})
+
+
+def zero_shot(
+    expert: Expert,
+    store: LayerStore,
+    split: str = "test_holdout",
+    encoder: TextEncoder | None = None,
+) -> ZeroShot:
+    """Tells the held-out classes of the models of a split by their texts alone.
+
+    Args:
+      expert: one aligned with text, of the store's tree.
+      store: where the models are.
+      split: a held-out one.
+      encoder: the expert's text encoder; None to find it by what the expert's card says.
+
+    Returns:
+      Both accuracies, with intervals over the models.
+
+    Raises:
+      ProbexError: if the expert has no text head, or was trained on a held-out class; if the store
+        has no such models; or if the encoder is another than the expert's.
+    """
+    _ = expert.text
+    expert.check_fits(store.tree, None)
+    held_out = store.held_out_classes
+    if not held_out:
+        raise ProbexError(
+            f"{store.path}: no held-out classes; zero-shot needs {' and '.join(HELD_OUT_SPLITS)}"
+        )
+    trained_on = sorted(set(held_out) & set(expert.card["classes"]))
+    if trained_on:
+        raise ProbexError(
+            f"{store.path}: the expert was trained on class {trained_on[0]!r}, which is held out "
+            "here; that would be no zero-shot"
+        )
+    labels_N = store.class_indices(split, held_out)
+    candidates = (*held_out, *expert.card["classes"])
+    logits_NY = text_logits(expert, store, split, candidates, encoder)
+    n_held_out = len(held_out)
+    return ZeroShot(
+        among_held_out=top_accuracy(logits_NY[:, :n_held_out], labels_N),
+        among_all=top_accuracy(logits_NY, labels_N),
+        n_held_out=n_held_out,
+        n_all=len(candidates),
+    )
+
+
+def text_logits(
+    expert: Expert,
+    store: LayerStore,
+    split: str,
+    classes: Sequence[str],
+    encoder: TextEncoder | None = None,
+) -> np.ndarray:
+    """Logits [N, Y] of the models of a split, the candidates being texts of some classes.
+
+    The expert's own words for a class stand before those of the store.
+
+    Raises:
+      ProbexError: as `zero_shot`; or if two classes have the same words.
+    """
+    texts = {**store.texts, **expert.text["texts"]}
+    sentences = class_sentences(classes, texts, expert.text["template"])
+    texts_YD = embed(expert.text_encoder(encoder), sentences)
+    return np.asarray(expert.logits(store.matrices(expert.card["layer"], split), texts_YD))
