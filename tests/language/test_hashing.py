@@ -30,8 +30,8 @@ def test_never_changes():
 
 
 def test_concepts_share_their_words():
-    names = "zero one two three four five six seven eight nine".split()
-    kinds = "rotated inverted mirrored enlarged".split()
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    kinds = ["rotated", "inverted", "mirrored", "enlarged"]
     concepts = list(itertools.product(kinds, names))
     vectors = HashingEncoder().encode([" ".join(concept) for concept in concepts])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=0, atol=1e-6)
@@ -42,7 +42,7 @@ def test_concepts_share_their_words():
     assert abs(np.mean(shared[0])) < 0.1
     assert max(shared[0]) < min(shared[1])
     # Analogies hold: three - inverted + mirrored.
-    at = {concept: vector for concept, vector in zip(concepts, vectors, strict=True)}
+    at = dict(zip(concepts, vectors, strict=True))
     guess = at["inverted", "three"] - at["inverted", "seven"] + at["mirrored", "seven"]
     assert concepts[int(np.argmax(vectors @ guess))] == ("mirrored", "three")
 

@@ -95,5 +95,5 @@ def test_embeddings_that_are_not_written(tmp_path, texts, vectors, message):
 
 
 def test_a_folder_that_is_missing(tmp_path):
-    with pytest.raises(ProbexError, match="missing.*No such file"):
+    with pytest.raises(ProbexError, match=r"missing.*No such file"):
         save_embeddings(tmp_path / "missing" / "x.safetensors", "mine", ["a"], np.ones([1, 2]))
