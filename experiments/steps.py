@@ -9,9 +9,11 @@ from tqdm import tqdm
 
 import probex_jax as px
 from experiments import cli
-from probex_jax.experts import Alignment, Recipe, run_statnn, sweep
+from probex_jax.experts import Alignment, Recipe, run_statnn, sweep, versions
+from probex_jax.files import write_json
 from probex_jax.language import default_cache, text_encoder
 from probex_jax.layer_store import PackSummary
+from probex_jax.search import TASKS, Measured, Subject, measure
 from probex_jax.zoo import miniature
 
 Row = dict[str, object]
@@ -117,6 +119,46 @@ def _alignment(text: Mapping[str, Any]) -> Alignment:
 def _trained(bar: tqdm, layer: str, epochs: int) -> None:
     bar.set_postfix_str(layer, refresh=False)
     bar.update(epochs)
+
+
+def evaluate(subject: Subject, tasks: Sequence[str], workdir: Path) -> list[Measured]:
+    """Measures the tasks one by one, and writes metrics.json."""
+    unknown = [task for task in tasks if task not in TASKS]
+    if unknown:
+        raise px.ProbexError(f"--tasks: {unknown[0]!r} is not one of {', '.join(TASKS)}")
+    by_task = {}
+    with cli.progress(len(tasks), "evaluating", "task") as bar:
+        for task in tasks:
+            by_task[task] = measure(subject, task)
+            bar.update()
+    expert, store = subject.experts["val"], subject.store
+    metrics: dict[str, Any] = {
+        "tree": store.tree,
+        "layer": expert.card["layer"],
+        "split": subject.split,
+        "store_hash": store.hash,
+        "expert_hash": expert.hash,
+        "seed": expert.card["recipe"]["seed"],
+        "versions": versions(),
+    }
+    for task, figures in by_task.items():
+        metrics[task] = {figure.key: figure.as_json() for figure in figures}
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "metrics.json", metrics)
+    return [figure for figures in by_task.values() for figure in figures]
+
+
+def measured_row(figure: Measured) -> Row:
+    """A figure that was measured."""
+    return {
+        "task": figure.task,
+        "figure": figure.what,
+        "classes": f"{figure.n_classes} {figure.classes}",
+        "value": f"{figure.score.value:.3f}",
+        "95 % interval": f"{figure.score.low:.3f} to {figure.score.high:.3f}",
+        "chance": f"{figure.chance:.3f}",
+        "models": figure.score.n_models,
+    }
 
 
 def train_row(metrics: Mapping[str, Any]) -> Row:

@@ -5,7 +5,7 @@ from probex_jax.experts.baseline import run_statnn, statnn
 from probex_jax.experts.expert import Expert, probabilities, versions
 from probex_jax.experts.metrics import Score, accuracy, mean_score, top_accuracy
 from probex_jax.experts.network import Network, build_network
-from probex_jax.experts.sweeps import SweepResult, evaluate, sweep
+from probex_jax.experts.sweeps import SweepResult, evaluate, load_experts, sweep
 from probex_jax.experts.training import Recipe, Split, State, fit
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "build_network",
     "evaluate",
     "fit",
+    "load_experts",
     "mean_score",
     "probabilities",
     "run_statnn",

@@ -168,6 +168,23 @@ def evaluate(
     return accuracy(logits, store.targets(split)), logits
 
 
+def load_experts(path: Path) -> dict[str, Expert]:
+    """The chosen expert as it was best on either kind of classes.
+
+    Args:
+      path: a work directory of a training, or one expert.
+
+    Returns:
+      "val" and "val_holdout": the same expert where only one was kept.
+
+    Raises:
+      ProbexError: as `Expert.load`.
+    """
+    expert = Expert.load(path)
+    held_out = Expert.load(path / HOLDOUT) if (path / HOLDOUT).is_dir() else expert
+    return {"val": expert, "val_holdout": held_out}
+
+
 def _splits(store: LayerStore, layer: str, alignment: Alignment | None) -> dict[str, Split]:
     if alignment is None:
         return {s: Split(store.matrices(layer, s), store.targets(s)) for s in ("train", "val")}  # type: ignore[arg-type]

@@ -1,0 +1,232 @@
+"""What representations are good for: the figures of `evaluate`, of an expert on a store.
+
+Every task answers for the seen classes (known models `train`, queried ones `test`, the expert as it
+was best on `val`) and, where a store has held-out classes, for these (known models `val_holdout`,
+queried ones `test_holdout`, the expert as it was best on `val_holdout`).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from probex_jax.errors import ProbexError
+from probex_jax.experts import Expert, Score, evaluate, mean_score, zero_shot
+from probex_jax.experts.alignment import class_sentences
+from probex_jax.layer_store import LayerStore
+from probex_jax.search.neighbours import auc, knn, mahalanobis, one_class, retrieval
+
+ONE_CLASS_NEIGHBOURS = 2  # the reference's
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One figure of a task.
+
+    Args:
+      task: its name.
+      key: the figure's name in a file of metrics, unique in the task.
+      what: the figure in words.
+      classes: "seen" or "held out".
+      n_classes: number of candidates.
+      score: the figure with its interval.
+      chance: what guessing gives.
+      by_class: the figure of each class, where there is one.
+    """
+
+    task: str
+    key: str
+    what: str
+    classes: str
+    n_classes: int
+    score: Score
+    chance: float
+    by_class: Mapping[str, float] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """What a file of metrics says of it."""
+        about = {"chance": self.chance, "classes": self.classes, "n_classes": self.n_classes}
+        by_class = {"by_class": dict(self.by_class)} if self.by_class else {}
+        return {**asdict(self.score), **about, **by_class}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured.
+
+    Args:
+      experts: as `load_experts` gives them: by the split they were best on.
+      store: where the models are.
+      split: the queried models of seen classes.
+      neighbours: how many neighbours vote, and are looked at in retrieval.
+    """
+
+    experts: Mapping[str, Expert]
+    store: LayerStore
+    split: str = "test"
+    neighbours: int = 5
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Known and queried models of one kind of classes, as their expert represents them."""
+
+    expert: Expert
+    name: str
+    classes: tuple[str, ...]
+    known_NT: np.ndarray
+    known_labels_N: np.ndarray
+    queries_QT: np.ndarray
+    labels_Q: np.ndarray
+
+    def measured(self, task: str, key: str, what: str, score: Score, chance: float) -> Measured:
+        key = f"{key}_{self.name.replace(' ', '_')}"
+        return Measured(task, key, what, self.name, len(self.classes), score, chance)
+
+
+def measure(subject: Subject, task: str) -> list[Measured]:
+    """The figures of one task.
+
+    Args:
+      subject: expert and models.
+      task: one of `TASKS`.
+
+    Returns:
+      One or more figures, with 95 % intervals by bootstrap over the models.
+
+    Raises:
+      ProbexError: if there is no such task, or the expert or the store is not of the kind that it
+        needs.
+    """
+    if task not in TASKS:
+        raise ProbexError(f"--tasks: {task!r} is not one of {', '.join(TASKS)}")
+    return list(TASKS[task](subject))
+
+
+def _classify(subject: Subject) -> Iterator[Measured]:
+    expert, store, split = subject.experts["val"], subject.store, subject.split
+    score, logits_NY = evaluate(expert, store, split)
+    classes = expert.card["classes"]
+    if expert.card["head"] == "text":
+        labels_N = store.class_indices(split, classes)
+        right_N = logits_NY.argmax(axis=1) == labels_N
+        by_class = {classes[y]: right_N[labels_N == y].mean() for y in np.unique(labels_N)}
+        chance = 1 / len(classes)
+    else:
+        right_NY = (logits_NY > 0) == (store.targets(split) > 0.5)
+        by_class = dict(zip(classes, right_NY.mean(axis=0), strict=True))
+        # Saying of each class what most training models are.
+        usual_Y = store.targets("train").mean(axis=0) > 0.5
+        chance = float(np.mean(store.targets(split) == usual_Y))
+    by_class = {name: float(share) for name, share in by_class.items()}
+    what = "seen", len(classes), score, chance, by_class
+    yield Measured("classify", "accuracy", "accuracy", *what)
+
+
+def _zero_shot(subject: Subject) -> Iterator[Measured]:
+    found = zero_shot(subject.experts["val_holdout"], subject.store)
+    for key, what, score, count in (
+        (
+            "among_held_out",
+            "accuracy among held-out classes",
+            found.among_held_out,
+            found.n_held_out,
+        ),
+        ("among_all", "accuracy among all classes", found.among_all, found.n_all),
+    ):
+        yield Measured("zero_shot", key, what, "held out", count, score, 1 / count)
+
+
+def _knn(subject: Subject) -> Iterator[Measured]:
+    for side in _sides(subject):
+        k = min(subject.neighbours, len(side.known_NT))
+        predicted_Q = knn(side.known_NT, side.known_labels_N, side.queries_QT, k)
+        score = mean_score(predicted_Q == side.labels_Q)
+        what = f"accuracy of {k} nearest models"
+        yield side.measured("knn", "accuracy", what, score, 1 / len(side.classes))
+
+
+def _occ(subject: Subject) -> Iterator[Measured]:
+    for side in _sides(subject):
+        known = side.known_NT, side.known_labels_N
+        near_QC = one_class(*known, side.queries_QT, k=ONE_CLASS_NEIGHBOURS)
+        what = f"AUC, distance to {ONE_CLASS_NEIGHBOURS} nearest models"
+        yield side.measured("occ", "auc_nearest", what, auc(near_QC, side.labels_Q), 0.5)
+        far_QC = mahalanobis(*known, side.queries_QT)
+        score = auc(far_QC, side.labels_Q)
+        yield side.measured("occ", "auc_mahalanobis", "AUC, Mahalanobis distance", score, 0.5)
+
+
+def _retrieval(subject: Subject) -> Iterator[Measured]:
+    for side in _sides(subject):
+        shares_Y = np.bincount(side.known_labels_N, minlength=len(side.classes))
+        chance = float(shares_Y[side.labels_Q].mean() / len(side.known_labels_N))
+        k = min(subject.neighbours, len(side.known_NT))
+        known = side.known_NT, side.known_labels_N
+        found = retrieval(*known, side.queries_QT, side.labels_Q, k)
+        what = f"like a model, precision at {k}"
+        yield side.measured("retrieval", "precision", what, found.precision, chance)
+        score = found.mean_average_precision
+        what = "like a model, mean average precision"
+        yield side.measured("retrieval", "mean_average_precision", what, score, chance)
+        if side.expert.card["head"] == "text":
+            yield _by_text(side, subject.store)
+
+
+def _by_text(side: _Side, store: LayerStore) -> Measured:
+    """The queried models, ranked by the sentence of each class; here a class is what is asked."""
+    text = side.expert.text
+    texts = {**store.texts, **text["texts"]}
+    vectors_YT = side.expert.place(class_sentences(side.classes, texts, text["template"]))
+    models_QT = side.queries_QT / np.linalg.norm(side.queries_QT, axis=1, keepdims=True)
+    numbers_Y = np.arange(len(side.classes))
+    found = retrieval(models_QT, side.labels_Q, np.asarray(vectors_YT), numbers_Y, k=1)
+    score = found.mean_average_precision
+    what = "by a text, mean average precision"
+    key = "mean_average_precision_by_text"
+    return side.measured("retrieval", key, what, score, 1 / len(side.classes))
+
+
+def _sides(subject: Subject) -> Iterator[_Side]:
+    store = subject.store
+    yield _side(subject.experts["val"], store, "seen", store.seen_classes, "train", subject.split)
+    if store.held_out_classes:
+        yield _side(
+            subject.experts["val_holdout"],
+            store,
+            "held out",
+            store.held_out_classes,
+            "val_holdout",
+            "test_holdout",
+        )
+
+
+def _side(
+    expert: Expert,
+    store: LayerStore,
+    name: str,
+    classes: tuple[str, ...],
+    known: str,
+    queried: str,
+) -> _Side:
+    expert.check_fits(store.tree, None)
+    layer = expert.card["layer"]
+    return _Side(
+        expert=expert,
+        name=name,
+        classes=classes,
+        known_labels_N=store.class_indices(known, classes),
+        labels_Q=store.class_indices(queried, classes),
+        known_NT=np.asarray(expert.encode(store.matrices(layer, known))),
+        queries_QT=np.asarray(expert.encode(store.matrices(layer, queried))),
+    )
+
+
+TASKS: Mapping[str, Callable[[Subject], Iterator[Measured]]] = {
+    "classify": _classify,
+    "zero_shot": _zero_shot,
+    "knn": _knn,
+    "occ": _occ,
+    "retrieval": _retrieval,
+}

@@ -1,0 +1,147 @@
+"""The tasks of `evaluate` on toy LoRAs: protocol, denominators, and what is refused."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+import probex_jax as px
+from probex_jax.experts import Alignment, Recipe, load_experts, sweep
+from probex_jax.language import HashingEncoder
+from probex_jax.search import TASKS, Subject, measure
+
+pytestmark = pytest.mark.xdist_group("alignment")
+
+ENCODER = {"name": "probex", "n_probes": 8, "proj_dim": 8, "rep_dim": 32}
+
+
+@pytest.fixture(scope="module")
+def subject(toy_lora_store, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("downstream")
+    sweep(
+        toy_lora_store,
+        workdir,
+        encoder=ENCODER,
+        head="text",
+        recipe=Recipe(epochs=30, eval_every=10, batch_size=32, learning_rate=3e-3, l2=0.0),
+        alignment=Alignment(HashingEncoder(), spec="hashing", logit_scale=20.0),
+        normalise="scale",
+        layers=["a"],
+    )
+    return Subject(load_experts(workdir), toy_lora_store, neighbours=3)
+
+
+@pytest.fixture(scope="module")
+def measured(subject):
+    return {task: {figure.key: figure for figure in measure(subject, task)} for task in TASKS}
+
+
+def encoded(subject, split):
+    best = "val_holdout" if split.endswith("holdout") else "val"
+    return np.asarray(subject.experts[best].encode(subject.store.matrices("a", split)), np.float64)
+
+
+def labels(subject, split):
+    return np.array([model.labels[0] for model in subject.store.split(split)])
+
+
+def test_every_figure_has_its_denominators(measured):
+    counted = {
+        (task, key): (figure.n_classes, figure.score.n_models)
+        for task, figures in measured.items()
+        for key, figure in figures.items()
+    }
+    seen, held_out = (13, 26), (3, 24)
+    assert counted == {
+        ("classify", "accuracy"): seen,
+        ("zero_shot", "among_held_out"): held_out,
+        ("zero_shot", "among_all"): (16, 24),
+        ("knn", "accuracy_seen"): seen,
+        ("knn", "accuracy_held_out"): held_out,
+        ("occ", "auc_nearest_seen"): seen,
+        ("occ", "auc_mahalanobis_seen"): seen,
+        ("occ", "auc_nearest_held_out"): held_out,
+        ("occ", "auc_mahalanobis_held_out"): held_out,
+        ("retrieval", "precision_seen"): seen,
+        ("retrieval", "mean_average_precision_seen"): seen,
+        ("retrieval", "precision_held_out"): held_out,
+        ("retrieval", "mean_average_precision_held_out"): held_out,
+        # Here a class is what is asked.
+        ("retrieval", "mean_average_precision_by_text_seen"): (13, 13),
+        ("retrieval", "mean_average_precision_by_text_held_out"): (3, 3),
+    }
+    assert measured["zero_shot"]["among_held_out"].chance == pytest.approx(1 / 3)
+    assert measured["zero_shot"]["among_all"].chance == pytest.approx(1 / 16)
+    assert measured["occ"]["auc_nearest_seen"].chance == 0.5
+    assert measured["retrieval"]["precision_held_out"].chance == pytest.approx(1 / 3)
+
+
+def test_the_representations_tell_the_concepts(measured):
+    for figures in measured.values():
+        for figure in figures.values():
+            assert figure.score.low <= figure.score.value <= figure.score.high, figure
+            assert figure.score.value > figure.chance + 0.1, figure
+
+
+@pytest.mark.parametrize(
+    ("known", "queried", "kind"),
+    [("train", "test", "seen"), ("val_holdout", "test_holdout", "held_out")],
+)
+def test_the_figures_are_what_numpy_and_scikit_learn_find(subject, measured, known, queried, kind):
+    known_e, queries = encoded(subject, known), encoded(subject, queried)
+    known_labels, truth = labels(subject, known), labels(subject, queried)
+    squares = ((queries[:, None] - known_e[None]) ** 2).sum(-1)
+    order = squares.argsort(axis=1)
+    relevant = known_labels[order] == truth[:, None]
+    precision = relevant[:, :3].mean()
+    assert measured["retrieval"][f"precision_{kind}"].score.value == pytest.approx(precision)
+    areas = []
+    for name in sorted(set(truth)):
+        near = np.sort(np.sqrt(squares[:, known_labels == name]), axis=1)[:, :2].mean(1)
+        areas.append(roc_auc_score(truth == name, -near))
+    assert measured["occ"][f"auc_nearest_{kind}"].score.value == pytest.approx(np.mean(areas))
+    votes = [
+        max(row[:3].tolist(), key=row[:3].tolist().count) == name
+        for row, name in zip(known_labels[order], truth, strict=True)
+    ]
+    assert measured["knn"][f"accuracy_{kind}"].score.value == pytest.approx(np.mean(votes))
+
+
+def test_retrieval_by_text_ranks_the_queried_models(subject, measured):
+    expert = subject.experts["val"]
+    e = encoded(subject, "test")
+    truth = labels(subject, "test")
+    found = []
+    for name in subject.store.seen_classes:
+        text = np.asarray(expert.place([f"a photo of a {name}"]), np.float64)[0]
+        found.append(average_precision_score(truth == name, e @ text / np.linalg.norm(e, axis=1)))
+    figure = measured["retrieval"]["mean_average_precision_by_text_seen"]
+    assert figure.score.value == pytest.approx(np.mean(found), rel=1e-4)
+
+
+def test_accuracy_by_class_adds_up(subject, measured):
+    figure = measured["classify"]["accuracy"]
+    assert set(figure.by_class) == set(subject.store.seen_classes)
+    # Two test models of each class.
+    assert np.mean(list(figure.by_class.values())) == pytest.approx(figure.score.value)
+
+
+def test_what_does_not_fit_is_refused(subject, toy_store, tmp_path):
+    with pytest.raises(px.ProbexError, match="--tasks: 'cook' is not one of classify, zero_shot"):
+        measure(subject, "cook")
+    sweep(
+        toy_store,
+        tmp_path,
+        encoder=ENCODER,
+        head="class",
+        recipe=Recipe(epochs=1, eval_every=1),
+        layers=["a.weight"],
+    )
+    of_classes = Subject(load_experts(tmp_path), toy_store)
+    with pytest.raises(px.ProbexError, match="knows classes, no text"):
+        measure(of_classes, "zero_shot")
+    with pytest.raises(px.ProbexError, match="is of 3 classes; this needs models of one class"):
+        measure(of_classes, "knn")
+    (accuracy,) = measure(of_classes, "classify")
+    assert accuracy.n_classes == 6
+    with pytest.raises(px.ProbexError, match="the expert is of tree ToyLoRA"):
+        measure(Subject(subject.experts, toy_store), "knn")
