@@ -1,1 +1,30 @@
 """Neighbours of models in representation space, and an index to search them with."""
+
+from probex_jax.search.folders import FoundModel, find_models
+from probex_jax.search.index import AddSummary, Hit, Index
+from probex_jax.search.neighbours import (
+    Retrieval,
+    auc,
+    distances,
+    knn,
+    mahalanobis,
+    one_class,
+    retrieval,
+)
+from probex_jax.search.table import ModelTable
+
+__all__ = [
+    "AddSummary",
+    "FoundModel",
+    "Hit",
+    "Index",
+    "ModelTable",
+    "Retrieval",
+    "auc",
+    "distances",
+    "find_models",
+    "knn",
+    "mahalanobis",
+    "one_class",
+    "retrieval",
+]

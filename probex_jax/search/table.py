@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,8 @@ class ModelTable:
     """
 
     def __init__(self, folder: str | Path, dim: int, *, create: bool = False):
+        # Statistics that nobody reads here, and that Lance else warns of on standard error.
+        os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")
         try:
             import lancedb
             import pyarrow
@@ -198,7 +201,7 @@ class ModelTable:
         ):
             hits = [hit for hit in self.nearest(query_T, k + 1) if hit["path"] != path]
             found += sum(hit["similarity"] >= tenth - 1e-6 for hit in hits[:k])
-        return found / (k * len(queries_QT))
+        return float(found / (k * len(queries_QT)))
 
     def _all_vectors(self) -> Iterator[np.ndarray]:
         with self._damage():

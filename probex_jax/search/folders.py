@@ -1,0 +1,108 @@
+"""Which models a folder holds: one zoo, several, or a plain folder of anyone's models."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from probex_jax.errors import ProbexError
+from probex_jax.files import disk_errors
+from probex_jax.zoo import ZooModel, scan
+from probex_jax.zoo.model_j import SPLITS
+
+_WEIGHTS = ".safetensors"
+# What makes a folder one model, whatever else lies in it.
+_WHOLE = ("model.safetensors", "model.safetensors.index.json", "snapshots")
+# Formats that are not read: a folder of nothing else is listed, so that the reason is shown.
+_UNREAD = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf"}
+
+
+@dataclass(frozen=True)
+class FoundModel(ZooModel):
+    """A model in a folder; `split` is "" outside of a zoo.
+
+    Args:
+      tree: the tree that the zoo names, "" outside of one.
+      texts: class to the words for it, where its name is none.
+    """
+
+    tree: str = ""
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+
+def find_models(folder: str | Path) -> tuple[FoundModel, ...]:
+    """Lists the models under a folder, at any depth, without opening them.
+
+    A folder with `train/`, `val/` or another split is a zoo. A folder with `model.safetensors`,
+    its index of shards or `snapshots/`, or with one `.safetensors` file and no folder, is a model.
+    Elsewhere every `.safetensors` file is one. Hidden files and folders are passed over.
+
+    Args:
+      folder: where to look.
+
+    Returns:
+      The models, sorted by path. An id is the model's path in `folder`, less `.safetensors`;
+      in a zoo, the zoo's path and the model's own id.
+
+    Raises:
+      ProbexError: if there is no such folder, it holds no models, or a zoo in it is malformed.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> root = pathlib.Path(tempfile.mkdtemp())
+      >>> (root / "mine" / "vit").mkdir(parents=True)
+      >>> (root / "mine" / "vit" / "model.safetensors").touch()
+      >>> (root / "mine" / "lora.safetensors").touch()
+      >>> [model.id for model in find_models(root)]
+      ['mine/lora', 'mine/vit']
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ProbexError(f"{root}: no such folder; expected one with models in it")
+    with disk_errors(root):
+        models: dict[str, FoundModel] = {}
+        for model in _models(root, root, set()):
+            # A file and a folder may differ in nothing but the suffix.
+            id = model.id if model.id not in models else model.id + _WEIGHTS
+            models[id] = model
+    if not models:
+        raise ProbexError(f"{root}: no models in it; expected folders or .safetensors files")
+    return tuple(
+        FoundModel(id, m.split, m.path, m.stated, m.tree, m.texts) for id, m in models.items()
+    )
+
+
+def _models(folder: Path, root: Path, seen: set[Path]) -> Iterator[FoundModel]:
+    if (real := folder.resolve()) in seen:  # a link to where we have been
+        return
+    seen.add(real)
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    folders = [entry for entry in entries if entry.is_dir()]
+    files = [entry for entry in entries if entry.suffix == _WEIGHTS and entry not in folders]
+    unread = any(entry.suffix.lower() in _UNREAD for entry in entries)
+    if {entry.name for entry in entries} & set(_WHOLE) or (len(files) == 1 and not folders):
+        yield FoundModel(_id(folder, root), "", folder)
+    elif {entry.name for entry in folders} & set(SPLITS):
+        yield from _of_zoo(folder, root)
+    elif unread and not files:
+        yield FoundModel(_id(folder, root), "", folder)
+    else:
+        for entry in entries:
+            if entry in folders:
+                yield from _models(entry, root, seen)
+            elif entry in files:
+                yield FoundModel(_id(entry, root), "", entry)
+
+
+def _of_zoo(folder: Path, root: Path) -> Iterator[FoundModel]:
+    zoo = scan(folder)
+    prefix = "" if folder == root else _id(folder, root) + "/"
+    for model in zoo.models:
+        yield FoundModel(
+            prefix + model.id, model.split, model.path, model.stated, zoo.tree, zoo.texts
+        )
+
+
+def _id(path: Path, root: Path) -> str:
+    relative = os.path.relpath(path, root) if path != root else path.resolve().name
+    return Path(relative).as_posix().removesuffix(_WEIGHTS)

@@ -1,0 +1,317 @@
+"""An index of models: an expert and the representations that it gives, searched by text or model.
+
+index.json     format and version, whose representations these are, state of the ANN index
+expert/        a copy of the expert
+models.lance/  the LanceDB table
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probex_jax.errors import ProbexError
+from probex_jax.experts import Expert
+from probex_jax.files import disk_errors, write_json
+from probex_jax.language import TextEncoder
+from probex_jax.search.embedding import embedded, is_there, key, represented
+from probex_jax.search.folders import FoundModel
+from probex_jax.search.table import ModelTable
+
+FORMAT = "probex_jax index"
+VERSION = 1
+# From so many models on an approximate index is built, and built anew when they have doubled.
+ANN_MODELS = 50_000
+
+# Models that one commit to the table holds: what a kill can cost.
+_COMMIT_MODELS = 256
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A model that a search found.
+
+    Args:
+      similarity: cosine between the query's representation and the model's.
+      id, path, tree, split, labels, text: as stored; text is the labels in words.
+    """
+
+    similarity: float
+    id: str
+    path: str
+    tree: str
+    split: str
+    labels: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class AddSummary:
+    """What a run of `Index.add_models` did.
+
+    Args:
+      added, updated, unchanged: how many models.
+      failed: id of every model that could not be embedded, to the reason.
+    """
+
+    added: int
+    updated: int
+    unchanged: int
+    failed: dict[str, str]
+
+
+class Index:
+    """Models in the representation space of one expert; made by `create_or_open` or `open`.
+
+    Attributes:
+      path: the index's folder.
+      about: what its `index.json` says.
+
+    Example:
+      >>> import pathlib, tempfile, jax, jax.numpy as jnp, numpy as np
+      >>> from safetensors.numpy import save_file
+      >>> from probex_jax.experts import build_network
+      >>> from probex_jax.search import find_models
+      >>> encoder = {"name": "probex", "n_probes": 4, "proj_dim": 4, "rep_dim": 8}
+      >>> network = build_network(encoder, head="class", n_classes=1)
+      >>> expert = Expert(network.init(jax.random.key(0), jnp.ones([1, 6, 5])), {
+      ...     "encoder": encoder, "head": "class", "layer": "fc.weight", "shape": [6, 5],
+      ...     "tree": "Mini", "classes": ["one"]})
+      >>> folder = pathlib.Path(tempfile.mkdtemp())
+      >>> for seed in range(3):
+      ...     x = np.random.default_rng(seed).normal(size=(6, 5)).astype("f4")
+      ...     save_file({"fc.weight": x}, folder / f"{seed}.safetensors")
+      >>> index = Index.create_or_open(folder / "index", expert)
+      >>> index.add_models(find_models(folder)).added
+      3
+      >>> [hit.id for hit in index.search(like=folder / "1.safetensors", where="id <> '2'")]
+      ['0']
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any], *, create: bool = False):
+        self.path, self.about = path, about
+        self._table = ModelTable(path, about["expert"]["rep_dim"], create=create)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @classmethod
+    def create_or_open(cls, path: str | Path, expert: Expert) -> Index:
+        """Opens the index there, or begins an empty one in a new or empty folder.
+
+        Raises:
+          ProbexError: if lancedb is missing, the index there is of another expert, or the folder
+            holds other things.
+        """
+        path, ours = Path(path), _identity(expert)
+        if (path / "index.json").exists():
+            index = cls.open(path)
+            if index.about["expert"] != ours:
+                raise ProbexError(
+                    f"{path}: index of the expert of {_named(index.about['expert'])}; given is "
+                    f"that of {_named(ours)}; give that expert or choose another folder"
+                )
+            return index
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            others = {entry.name for entry in path.iterdir()} - _BEGUN
+        if others:
+            raise ProbexError(f"{path}: holds other things ({min(others)}); choose another folder")
+        about = {"format": FORMAT, "version": VERSION, "expert": ours, "ann": None}
+        index = cls(path, about, create=True)
+        expert.save(path / "expert")
+        write_json(path / "index.json", about)
+        return index
+
+    @classmethod
+    def open(cls, path: str | Path) -> Index:
+        """Opens an index.
+
+        Raises:
+          ProbexError: if lancedb is missing, or there is no index or a damaged one.
+        """
+        path = Path(path)
+        try:
+            about = json.loads((path / "index.json").read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            raise ProbexError(f"{path}: no index here; make one with experiments.index") from None
+        except (ValueError, OSError) as error:
+            raise ProbexError(f"{path / 'index.json'}: cannot be read: {error}") from error
+        version = about.get("version") if isinstance(about, dict) else None
+        if not isinstance(about, dict) or (about.get("format"), version) != (FORMAT, VERSION):
+            raise ProbexError(
+                f"{path / 'index.json'}: index of version {version!r}, expected {VERSION}; index "
+                "again into another folder"
+            )
+        if not _is_whole(about):
+            raise ProbexError(f"{path / 'index.json'}: damaged; index again into another folder")
+        return cls(path, about)
+
+    @cached_property
+    def expert(self) -> Expert:
+        """The expert whose representations these are."""
+        expert = Expert.load(self.path / "expert")
+        if _identity(expert) != self.about["expert"]:
+            raise ProbexError(
+                f"{self.path}: holds the expert of {_named(_identity(expert))}, its vectors are "
+                f"of {_named(self.about['expert'])}; index again into another folder"
+            )
+        return expert
+
+    def add_models(
+        self, models: Sequence[FoundModel], *, on_model: Callable[[str], None] = lambda reason: None
+    ) -> AddSummary:
+        """Embeds the models that the index does not hold as they are now.
+
+        A model counts as unchanged while path, id, tree, split, `labels.json` and the names, sizes
+        and times of its files are. One that cannot be read keeps the row it has, if it has one.
+        Can be killed at any time and run again.
+
+        Args:
+          models: as from `find_models`.
+          on_model: called after each model with the reason why it failed, or "".
+
+        Returns:
+          What was added, updated, unchanged and failed.
+
+        Raises:
+          ProbexError: if the disk is full or the index is damaged.
+        """
+        known = self._table.stamps()
+        counts = {"added": 0, "updated": 0, "unchanged": 0}
+        failed: dict[str, str] = {}
+        rows: list[dict[str, Any]] = []
+        vectors: list[np.ndarray] = []
+
+        def flush() -> None:
+            if rows:
+                self._table.add(rows, vectors)
+            rows.clear()
+            vectors.clear()
+
+        for model, row, vector_T in embedded(self.expert, models, known):
+            if isinstance(vector_T, ProbexError):
+                failed[model.id] = str(vector_T)
+            elif vector_T is None:
+                counts["unchanged"] += 1
+            else:
+                counts["updated" if row["path"] in known else "added"] += 1
+                rows.append(row)
+                vectors.append(vector_T)
+            if len(rows) == _COMMIT_MODELS:
+                flush()
+            on_model(f"{model.id}: {failed[model.id]}" if model.id in failed else "")
+        flush()
+        return AddSummary(**counts, failed=failed)
+
+    def search(
+        self,
+        *,
+        query: str | None = None,
+        like: str | Path | None = None,
+        k: int = 10,
+        where: str | None = None,
+        encoder: TextEncoder | None = None,
+    ) -> list[Hit]:
+        """The models whose representations are most similar to that of a text or a model.
+
+        Args:
+          query: a text, such as "an inverted three"; for experts aligned with text.
+          like: path of a model, which is itself left out of the result. Give one of the two.
+          k: how many models, at most.
+          where: condition in SQL on the fields of `Hit`, such as
+            `split = 'test' AND array_has(labels, 'cat')`.
+          encoder: text encoder, for an expert whose own cannot be opened from its card.
+
+        Returns:
+          The models, the most similar first.
+
+        Raises:
+          ProbexError: if the query is empty, the expert knows no texts, the model cannot be read,
+            the condition cannot be evaluated, or the index is damaged.
+        """
+        if (query is None) == (like is None):
+            raise ProbexError("a search needs a text or a model, one of the two")
+        if query is not None:
+            return self._hits(self._placed(query, encoder), k, where)
+        assert like is not None
+        path, vector_T = key(Path(like)), represented(self.expert, Path(like))
+        return [hit for hit in self._hits(vector_T, k + 1, where) if hit.path != path][:k]
+
+    def prune(self) -> int:
+        """Removes the models whose path holds no model any more; returns how many."""
+        gone = [path for path in self._table.stamps() if not is_there(Path(path))]
+        self._table.remove(gone)
+        return len(gone)
+
+    def optimise(self) -> float | None:
+        """Compacts the table; from `ANN_MODELS` models on builds or extends the ANN index.
+
+        Returns:
+          Its recall@10 against the exact scan, measured on 100 of the models and kept in
+          `index.json`; None where there is no ANN index.
+
+        Raises:
+          ProbexError: if the disk is full or the index is damaged.
+        """
+        self._table.compact()
+        ann, n = self.about["ann"], len(self)
+        if n >= ANN_MODELS and (ann is None or n >= 2 * ann["models"]):
+            self._table.build_ann()
+            ann = {"models": n}
+        if ann is None:
+            return None
+        ann = {"models": ann["models"], "recall_at_10": self._table.recall()}
+        self.about = {**self.about, "ann": ann}
+        write_json(self.path / "index.json", self.about)
+        return ann["recall_at_10"]
+
+    def _hits(self, vector_T: np.ndarray, k: int, where: str | None) -> list[Hit]:
+        fields = Hit.__dataclass_fields__
+        found = self._table.nearest(vector_T, k, where)
+        hits = ({name: row[name] for name in fields} for row in found)
+        return [Hit(**row | {"labels": tuple(row["labels"])}) for row in hits]
+
+    def _placed(self, query: str, encoder: TextEncoder | None) -> np.ndarray:
+        if not query.strip():
+            raise ProbexError("the query is empty; give a text such as 'an inverted three'")
+        if self.expert.card["head"] != "text":
+            raise ProbexError(
+                f"{self.path}: its expert, of {_named(self.about['expert'])}, knows classes and no "
+                "texts; search by example (like), or index with an expert aligned with text"
+            )
+        return np.asarray(self.expert.place([query], encoder))[0]
+
+
+# What may lie in the folder of an index whose making was interrupted.
+_BEGUN = {"expert", "expert.new", "models.lance", "index.json.partial"}
+
+
+def _identity(expert: Expert) -> dict[str, Any]:
+    return {
+        "tree": expert.card["tree"],
+        "layer": expert.card["layer"],
+        "hash": expert.hash,
+        "rep_dim": expert.network.encoder.rep_dim,
+        "text_encoder": expert.text["name"] if expert.card["head"] == "text" else None,
+    }
+
+
+def _named(identity: dict[str, Any]) -> str:
+    return f"tree {identity['tree']}, layer {identity['layer']} (hash {identity['hash'][:12]})"
+
+
+def _is_whole(about: dict[str, Any]) -> bool:
+    try:
+        expert, ann = about["expert"], about["ann"]
+        texts = all(isinstance(expert[name], str) for name in ("tree", "layer", "hash"))
+        figures = ann is None or (type(ann["models"]) is int and 0 <= ann["recall_at_10"] <= 1)
+        return texts and figures and type(expert["rep_dim"]) is int
+    except (KeyError, TypeError):
+        return False

@@ -1,0 +1,389 @@
+"""The index: embedding folders of models, searching them, and what goes wrong."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from probex_jax import Expert, LowRank, ProbexError, open_model
+from probex_jax.language import HashingEncoder
+from probex_jax.search import Index, embedding, find_models, index
+from tests.search.conftest import LAYER, TEXT_DIM, make_expert, write_model
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def made(tmp_path, models, expert):
+    """An index of the five models."""
+    made = Index.create_or_open(tmp_path / "index", expert)
+    made.add_models(find_models(models))
+    return made
+
+
+def contents(index, where=None):
+    """Everything that stands in an index, by id."""
+    hits = index._hits(np.ones(8), 10_000, where)
+    assert len({hit.path for hit in hits}) == len(hits)
+    return {hit.id: hit for hit in hits}
+
+
+def counts(done):
+    return done.added, done.updated, done.unchanged, len(done.failed)
+
+
+def test_like_ranks_by_the_cosine_of_the_experts_representations(made, models, expert):
+    x = np.stack([open_model(models / f"m{n}.safetensors").matrix(LAYER) for n in range(5)])
+    e = np.asarray(expert.encode(x), float)
+    cosines = e @ e[2] / np.linalg.norm(e, axis=1) / np.linalg.norm(e[2])
+    hits = made.search(like=models / "m2.safetensors", k=3)
+    expected = [f"m{n}" for n in np.argsort(-cosines) if n != 2][:3]  # never itself
+    assert [hit.id for hit in hits] == expected
+    np.testing.assert_allclose([h.similarity for h in hits], np.sort(cosines)[-2:-5:-1], atol=1e-6)
+    copy = shutil.copy(models / "m2.safetensors", models.parent / "copy.safetensors")
+    assert made.search(like=copy, k=1)[0].id == "m2"
+
+
+def test_what_is_known_of_a_model_is_stored(made, models):
+    hit = contents(made)["m2"]
+    assert hit.path == str(models.resolve() / "m2.safetensors")
+    assert (hit.labels, hit.text, hit.split, hit.tree) == (("ant", "bee"), "ant, bee", "", "")
+    assert contents(made)["m3"].labels == ()  # nothing says what it was trained on
+
+
+def test_a_zoos_tree_splits_labels_and_words_are_stored(tmp_path, expert):
+    write_model(tmp_path / "Z" / "test" / "m" / "model.safetensors", 0, ["ant", "bee"])
+    (tmp_path / "Z" / "labels.json").write_text('{"m": ["n1"]}')
+    (tmp_path / "Z" / "zoo.json").write_text('{"tree": "Zed", "texts": {"n1": "a wren"}}')
+    made = Index.create_or_open(tmp_path / "index", expert)
+    made.add_models(find_models(tmp_path / "Z"))
+    hit = contents(made)["m"]
+    assert (hit.tree, hit.split, hit.labels, hit.text) == ("Zed", "test", ("n1",), "a wren")
+    (tmp_path / "Z" / "labels.json").write_text('{"m": ["n2"]}')
+    assert counts(made.add_models(find_models(tmp_path / "Z"))) == (0, 1, 0, 0)
+    assert contents(made)["m"].text == "n2"
+
+
+def test_adding_again_reads_nothing_and_changes_update(made, models, monkeypatch):
+    reads = []
+    real = embedding.open_model
+    monkeypatch.setattr(embedding, "open_model", lambda path: reads.append(path) or real(path))
+    before = contents(made)
+    assert counts(made.add_models(find_models(models))) == (0, 0, 5, 0)
+    assert not reads
+    write_model(models / "m1.safetensors", 77, ["bee"])
+    write_model(models / "m5.safetensors", 5, ["bee"])
+    assert counts(made.add_models(find_models(models))) == (1, 1, 4, 0)
+    after = contents(made)
+    assert len(made) == len(after) == 6
+    assert after["m1"].similarity != before["m1"].similarity
+    assert after["m2"] == before["m2"]
+
+
+def test_models_that_cannot_be_read_are_listed_and_the_rest_go_on(tmp_path, models, expert):
+    (models / "broken.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    write_model(models / "other.safetensors", 1, layer="nope.weight")
+    write_model(models / "wide.safetensors", 1, shape=(6, 9))
+    (models / "pickled").mkdir()
+    (models / "pickled" / "model.bin").touch()
+    told = []
+    made = Index.create_or_open(tmp_path / "index", expert)
+    done = made.add_models(find_models(models), on_model=told.append)
+    assert counts(done) == (5, 0, 0, 4)
+    reasons = {"broken": "header", "other": LAYER, "wide": "(6, 9)", "pickled": "pickle"}
+    assert done.failed.keys() == reasons.keys()
+    assert all(part in done.failed[name] for name, part in reasons.items())
+    assert len(told) == 9
+    assert sorted(filter(None, told)) == sorted(f"{k}: {v}" for k, v in done.failed.items())
+    with pytest.raises(ProbexError, match=r"\(6, 9\), the expert reads \(6, 5\)"):
+        made.search(like=models / "wide.safetensors")
+
+
+def test_a_model_without_a_direction_fails(tmp_path, models):
+    blind = make_expert()
+    blind = Expert(jax.tree.map(np.zeros_like, blind.variables), blind.card)
+    done = Index.create_or_open(tmp_path / "index", blind).add_models(find_models(models))
+    assert counts(done) == (0, 0, 0, 5)
+    assert done.failed["m0"] == "its representation is zero or not finite"
+
+
+def test_hostile_names_and_labels(tmp_path, expert):
+    names = ["it's", "'; drop table models; --", "new\nline", "b\\", "ü '€'"]
+    folder = tmp_path / "a 'quoted' folder"
+    for seed, name in enumerate(names):
+        write_model(folder / name / "model.safetensors", seed, [name])
+    made = Index.create_or_open(tmp_path / "index", expert)
+    for expected in ((5, 0, 0, 0), (0, 0, 5, 0)):
+        assert counts(made.add_models(find_models(folder))) == expected
+    assert {hit.id: hit.labels for hit in contents(made).values()} == {n: (n,) for n in names}
+    shutil.rmtree(folder / names[1])
+    assert made.prune() == 1
+    assert set(contents(made)) == set(names) - {names[1]}
+
+
+def test_a_name_that_is_no_text_fails_alone(models, made):
+    write_model(models / os.fsdecode(b"bad\xff.safetensors"), 9)
+    done = made.add_models(find_models(models))
+    assert counts(done) == (0, 0, 5, 1)
+    assert "no Unicode" in next(iter(done.failed.values()))
+
+
+def test_prune_removes_what_is_gone_and_nothing_else(made, models):
+    assert made.prune() == 0
+    (models / "m0.safetensors").unlink()
+    (models / "m4.safetensors").rename(models / "moved.safetensors")
+    assert counts(made.add_models(find_models(models))) == (1, 0, 3, 0)
+    assert made.prune() == 2
+    assert set(contents(made)) == {"m1", "m2", "m3", "moved"}
+
+
+def test_filters_reach_every_field(made, models):
+    path = str(models.resolve() / "m1.safetensors")
+    for where, ids in {
+        "id = 'm0'": {"m0"},
+        f"path = '{path}'": {"m1"},
+        "tree = '' AND split = ''": {"m0", "m1", "m2", "m3", "m4"},
+        "array_has(labels, 'bee')": {"m1", "m2"},
+        "text LIKE '%ant%'": {"m0", "m2", "m4"},
+        "id = 'none'": set(),
+    }.items():
+        assert set(contents(made, where)) == ids
+    like = models / "m0.safetensors"
+    assert {h.id for h in made.search(like=like, where="text LIKE '%ant%'")} == {"m2", "m4"}
+    with pytest.raises(ProbexError, match=r"^filter 'labels ='"):
+        made.search(like=like, where="labels =")
+
+
+def test_factors_of_any_rank_are_embedded_as_their_product(tmp_path, expert, models, monkeypatch):
+    rng = np.random.default_rng(0)
+    factors = {
+        f"m{n}": LowRank(*(rng.normal(size=s).astype("f4") for s in ((6, n), (n, 5))))
+        for n in (1, 2, 3)
+    }
+    real = embedding._matrix
+
+    def matrix(expert, path):  # m1, m2 and m3 are LoRAs; m0 and m4 are dense
+        return factors.get(Path(path).stem) or real(expert, path)
+
+    monkeypatch.setattr(embedding, "_matrix", matrix)
+    found = list(embedding.embedded(expert, find_models(models), {}))
+    for model, _, vector_T in found:
+        x = matrix(expert, model.path)
+        dense = x.dense() if isinstance(x, LowRank) else x
+        expected = np.asarray(expert.encode(dense[None]))[0]
+        np.testing.assert_allclose(vector_T, expected / np.linalg.norm(expected), atol=1e-5)
+
+
+def test_every_batch_has_one_shape(tmp_path, expert, models, monkeypatch):
+    shapes = []
+    real = type(expert).encode
+    monkeypatch.setattr(
+        type(expert), "encode", lambda self, x: shapes.append(x.shape) or real(self, x)
+    )
+    monkeypatch.setattr(embedding, "_BATCH_MODELS", 3)
+    monkeypatch.setattr(index, "_COMMIT_MODELS", 2)
+    made = Index.create_or_open(tmp_path / "index", expert)
+    assert counts(made.add_models(find_models(models))) == (5, 0, 0, 0)
+    assert shapes == [(3, 6, 5)] * 2
+    assert set(contents(made)) == {"m0", "m1", "m2", "m3", "m4"}
+
+
+def test_another_expert_is_refused_and_both_are_named(made, tmp_path):
+    with pytest.raises(ProbexError) as error:
+        Index.create_or_open(made.path, make_expert(1, tree="Other"))
+    first, second = re.findall(r"\(hash (\w{12})\)", str(error.value))
+    assert first == made.about["expert"]["hash"][:12] != second
+    assert f"tree Mini, layer {LAYER}" in str(error.value)
+    assert f"tree Other, layer {LAYER}" in str(error.value)
+    with pytest.raises(ProbexError, match="index of the expert of"):
+        Index.create_or_open(made.path, make_expert(1))
+    assert len(Index.create_or_open(made.path, make_expert(0))) == 5
+
+
+def test_a_swapped_expert_is_found_out(made, models):
+    make_expert(1).save(made.path / "expert")
+    with pytest.raises(ProbexError, match="its vectors are of"):
+        Index.open(made.path).search(like=models / "m0.safetensors")
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path, expert):
+    (tmp_path / "expert").mkdir()
+    (tmp_path / "metrics.json").touch()
+    with pytest.raises(ProbexError, match=r"holds other things \(metrics.json\)"):
+        Index.create_or_open(tmp_path, expert)
+    assert list((tmp_path / "expert").iterdir()) == []
+
+
+def test_an_interrupted_beginning_is_begun_again(made, models, expert):
+    (made.path / "index.json").unlink()
+    again = Index.create_or_open(made.path, expert)
+    assert counts(again.add_models(find_models(models))) in ((5, 0, 0, 0), (0, 0, 5, 0))
+    assert len(again) == 5
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: shutil.rmtree(path), "no index here"),
+        (lambda path: (path / "index.json").write_text("{"), "cannot be read"),
+        (lambda path: (path / "index.json").write_text("[]"), "version None, expected 1"),
+        (lambda path: edit(path, version=2), "version 2, expected 1"),
+        (lambda path: edit(path, expert={}), "damaged"),
+        (lambda path: edit(path, ann={"models": "x"}), "damaged"),
+        (lambda path: shutil.rmtree(path / "models.lance"), "damaged or not whole"),
+        (lambda path: shutil.rmtree(path / "expert"), "no such expert"),
+    ],
+)
+def test_an_absent_or_damaged_index_is_said(made, models, damage, message):
+    damage(made.path)
+    with pytest.raises(ProbexError, match=message) as error:
+        Index.open(made.path).search(like=models / "m0.safetensors")
+    assert str(made.path) in str(error.value)
+
+
+def edit(path, **fields):
+    about = json.loads((path / "index.json").read_text())
+    (path / "index.json").write_text(json.dumps(about | fields))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"query": " \n"}, "the query is empty"),
+        ({"query": "an ant"}, "knows classes and no texts; search by example"),
+        ({}, "one of the two"),
+        ({"query": "a", "like": "b"}, "one of the two"),
+        ({"like": "/nowhere"}, "/nowhere: no such file"),
+    ],
+)
+def test_a_search_for_nothing_is_said(made, arguments, message):
+    with pytest.raises(ProbexError, match=message):
+        made.search(**arguments)
+
+
+def test_a_query_in_words_ranks_by_cosine_to_the_texts_place(tmp_path, models):
+    expert = make_expert(head="text")
+    made = Index.create_or_open(tmp_path / "index", expert)
+    made.add_models(find_models(models))
+    x = np.stack([open_model(models / f"m{n}.safetensors").matrix(LAYER) for n in range(5)])
+    e = np.asarray(expert.encode(x), float)
+    cosines = e @ np.asarray(expert.place(["an ant"]))[0] / np.linalg.norm(e, axis=1)
+    hits = Index.open(made.path).search(query="an ant", k=4)
+    assert [hit.id for hit in hits] == [f"m{n}" for n in np.argsort(-cosines)[:4]]
+    np.testing.assert_allclose([h.similarity for h in hits], np.sort(cosines)[:0:-1], atol=1e-6)
+    assert made.about["expert"]["text_encoder"] == f"hashing-v1-{TEXT_DIM}"
+    with pytest.raises(ProbexError, match="the query is empty"):
+        made.search(query="")
+    with pytest.raises(ProbexError, match="128 dimensions"):
+        made.search(query="an ant", encoder=HashingEncoder(128))
+
+
+def test_from_a_threshold_on_an_ann_index_is_built_measured_and_kept(tmp_path, expert, monkeypatch):
+    monkeypatch.setattr(index, "ANN_MODELS", 300)
+    rng = np.random.default_rng(0)
+    made = Index.create_or_open(tmp_path / "index", expert)
+    builds = []
+    real = made._table.build_ann
+    monkeypatch.setattr(made._table, "build_ann", lambda: builds.append(len(made)) or real())
+
+    def add(first, last):
+        rows = [{"id": f"m{n}", "path": f"/m{n}"} for n in range(first, last)]
+        made._table.add(rows, rng.normal(size=(len(rows), 8)))
+
+    add(0, 299)
+    assert made.optimise() is None
+    assert made.about["ann"] is None
+    add(299, 500)
+    recall = made.optimise()
+    assert recall > 0.9
+    assert Index.open(made.path).about["ann"] == {"models": 500, "recall_at_10": recall}
+    add(500, 999)
+    made.optimise()  # the 499 are taken in; built anew at twice the number
+    add(999, 1000)
+    assert made.optimise() > 0.9
+    assert builds == [500, 1000]
+    assert made.about["ann"]["models"] == 1000
+
+
+READER = """
+import sys, time
+import numpy as np
+from probex_jax.search import ModelTable
+seen, until = [-1], time.time() + 60
+while time.time() < until:
+    table = ModelTable(sys.argv[1], 8)
+    n = len(table)
+    rows = table.nearest(np.ones(8), 100_000)
+    assert len(rows) == n == len({row["path"] for row in rows}), (n, len(rows))
+    assert len({row["text"] for row in rows if row["path"].startswith("/same")}) <= 1
+    assert n >= seen[-1]
+    if n > seen[-1]:
+        print(n, flush=True)
+    seen.append(n)
+    if n >= 310:
+        break
+    time.sleep(0.02)
+"""
+
+WRITER = """
+import sys
+from tests.search.conftest import make_expert
+from probex_jax.search import Index, find_models, index, embedding
+embedding._BATCH_MODELS = index._COMMIT_MODELS = 8
+made = Index.create_or_open(sys.argv[2], make_expert())
+made.add_models(find_models(sys.argv[1]), on_model=lambda reason: print("one", flush=True))
+"""
+
+
+def start(script, *arguments):
+    command = [sys.executable, "-W", "error", "-c", script, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def test_several_processes_read_while_one_writes(made):
+    rng = np.random.default_rng(0)
+    readers = [start(READER, made.path) for _ in range(2)]
+    try:
+        for step in range(60):
+            if step % 20 == 0:  # all have seen what is there so far
+                for reader in readers:
+                    while int(reader.stdout.readline()) < len(made):
+                        pass
+                made.optimise()
+            # Five rows that all say the same are rewritten, five are new, with every commit.
+            rows = [{"path": f"/same{n}", "text": str(step)} for n in range(5)]
+            rows += [{"path": f"/{step}-{n}"} for n in range(5)]
+            made._table.add(rows, rng.normal(size=(10, 8)))
+        results = [reader.communicate(timeout=60)[0].split() for reader in readers]
+    finally:
+        for reader in readers:
+            reader.kill()
+    assert [reader.returncode for reader in readers] == [0, 0]
+    assert [result[-1] for result in results] == ["310", "310"]
+
+
+def test_a_killed_run_leaves_a_whole_index_that_goes_on(tmp_path, expert):
+    for seed in range(120):
+        write_model(tmp_path / "models" / f"m{seed:03d}.safetensors", seed, ["ant"])
+    writer = start(WRITER, tmp_path / "models", tmp_path / "index")
+    for _ in range(40):
+        assert writer.stdout.readline() == "one\n"
+    writer.send_signal(signal.SIGKILL)
+    writer.communicate()
+    assert writer.returncode == -signal.SIGKILL
+    again = Index.create_or_open(tmp_path / "index", expert)
+    kept = len(again)
+    assert 32 <= kept < 120
+    done = again.add_models(find_models(tmp_path / "models"))
+    assert counts(done) == (120 - kept, 0, kept, 0)
+    whole = Index.create_or_open(tmp_path / "whole", expert)
+    whole.add_models(find_models(tmp_path / "models"))
+    assert contents(again) == contents(whole)

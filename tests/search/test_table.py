@@ -1,0 +1,159 @@
+"""The table of vectors: upsert, filters, hostile text, the approximate index."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from probex_jax import ProbexError
+from probex_jax.search import ModelTable
+
+DIM = 16
+HOSTILE = (
+    "it's",
+    "'; DROP TABLE models; --",
+    "new\nline",
+    "back\\slash",
+    "back\\'both",
+    '"double"',
+    "per%cent_under",
+    "ümläut €",
+    "a, b') OR ('1' = '1",
+)
+
+
+def rows(names, **fields):
+    return [{"id": name, "path": name, **fields} for name in names]
+
+
+def vectors(n, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, DIM))
+
+
+@pytest.fixture
+def table(tmp_path):
+    return ModelTable(tmp_path / "table", DIM, create=True)
+
+
+def test_nearest_is_by_cosine_and_in_order(table):
+    x, query = vectors(30), vectors(1, seed=1)[0]
+    table.add(rows(map(str, range(30))), x)
+    cosines = x @ query / np.linalg.norm(x, axis=1) / np.linalg.norm(query)
+    found = table.nearest(query, 7)
+    assert [row["id"] for row in found] == [str(n) for n in np.argsort(-cosines)[:7]]
+    np.testing.assert_allclose(
+        [row["similarity"] for row in found], np.sort(cosines)[:-8:-1], atol=1e-6
+    )
+    assert len(table.nearest(query, 99)) == 30
+    assert max(row["similarity"] for row in table.nearest(x[3], 1)) <= 1
+
+
+def test_a_path_is_there_once_and_the_last_row_of_it_counts(table):
+    x = vectors(4)
+    table.add(rows("ab"), x[:2])
+    table.add([*rows("b", split="old"), *rows("c"), *rows("b", split="new")], x[[2, 0, 3]])
+    assert len(table) == 3
+    (found,) = table.nearest(x[3], 9, "path = 'b'")
+    assert found["split"] == "new"
+    assert found["similarity"] == pytest.approx(1)
+
+
+def test_hostile_text_is_kept_found_and_removed_as_it_is(table):
+    x = vectors(len(HOSTILE) + 1)
+    table.add([*(r | {"labels": [r["id"]], "text": r["id"]} for r in rows(HOSTILE)), *rows("z")], x)
+    for number, name in enumerate(HOSTILE):
+        literal = "'" + name.replace("'", "''") + "'"
+        for where in (f"path = {literal}", f"array_has(labels, {literal})", f"text = {literal}"):
+            assert [row["path"] for row in table.nearest(x[number], 9, where)] == [name]
+    for name in HOSTILE:
+        before = set(table.stamps())
+        table.remove([name])
+        assert before - set(table.stamps()) == {name}
+    table.add(rows(HOSTILE), x[:-1])
+    table.remove(HOSTILE)
+    assert set(table.stamps()) == {"z"}
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["", "split =", "nope = 1", "split = 'a'; DROP", "split = 'a' rubbish", "labels > 2", "7"],
+)
+def test_a_bad_filter_is_named(table, where):
+    table.add(rows("ab"), vectors(2))
+    with pytest.raises(ProbexError, match=r"^filter ") as error:
+        table.nearest(vectors(1)[0], 1, where)
+    assert repr(where) in str(error.value)
+    assert "cargo" not in str(error.value)
+
+
+def test_the_ann_index_finds_what_was_there_and_what_came_after(table):
+    x = vectors(2000)
+    table.add(rows((f"old{n}" for n in range(2000)), split="a"), x)
+    table.build_ann()
+    assert table.recall() > 0.95
+    new, moved = vectors(40, seed=1), vectors(40, seed=2)
+    table.add(rows(f"new{n}" for n in range(40)), new)
+    table.add(rows(f"old{n}" for n in range(40)), moved)
+    for _ in range(2):  # before and after the index takes them in
+        assert [table.nearest(v, 1)[0]["id"] for v in new] == [f"new{n}" for n in range(40)]
+        assert [table.nearest(v, 1)[0]["id"] for v in moved] == [f"old{n}" for n in range(40)]
+        assert all(table.nearest(v, 1)[0]["similarity"] < 0.999 for v in x[:40])
+        table.compact()
+    assert len(table.nearest(x[5], 50, "path IN ('old1', 'old700', 'new3')")) == 3
+    table.remove(["old100"])
+    assert table.nearest(x[100], 1)[0]["id"] != "old100"
+
+
+def test_recall_is_low_where_the_search_finds_others(table, monkeypatch):
+    x = vectors(400)
+    table.add(rows(map(str, range(400))), x)
+    assert table.recall() == 1
+    search = table.nearest
+
+    def half_blind(vector, k):
+        return search(vector, 6) + [row | {"similarity": -1} for row in search(-vector, 5)]
+
+    # Five of ten are right, and the query itself does not count as right.
+    monkeypatch.setattr(table, "nearest", half_blind)
+    assert table.recall() == pytest.approx(0.5)
+
+
+def test_recall_of_copies_does_not_depend_on_which_copy_is_found(table):
+    table.add(rows(map(str, range(300))), np.repeat(vectors(10), 30, axis=0))
+    table.build_ann()
+    assert table.recall() == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t: t.add(rows("a"), np.zeros([1, DIM])), "zero or not finite"),
+        (lambda t: t.add(rows("a"), np.full([1, DIM], np.nan)), "zero or not finite"),
+        (lambda t: t.add(rows("a"), vectors(2)), r"expected \(1, 16\)"),
+        (lambda t: t.add([{"id": "a"}], vectors(1)), "without a path"),
+        (lambda t: t.nearest(np.ones(DIM + 1), 1), "vector of 17"),
+        (lambda t: t.nearest(np.ones(DIM), 0), "k is 0"),
+    ],
+)
+def test_what_cannot_be_stored_or_sought_is_said(table, call, message):
+    with pytest.raises(ProbexError, match=message):
+        call(table)
+    assert len(table) == 0
+
+
+def test_an_absent_or_damaged_table_is_named(table, tmp_path):
+    with pytest.raises(ProbexError, match="damaged or not whole"):
+        ModelTable(tmp_path / "none", DIM)
+    with pytest.raises(ProbexError, match="damaged or not whole"):
+        ModelTable(tmp_path / "table", DIM + 1)
+    table.add(rows("ab"), vectors(2))
+    for file in (tmp_path / "table").rglob("data/*.lance"):
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ProbexError, match=f"{tmp_path / 'table'}: the index is damaged"):
+        ModelTable(tmp_path / "table", DIM).nearest(np.ones(DIM), 1)
+
+
+def test_without_lancedb_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lancedb", None)
+    with pytest.raises(ProbexError, match="pip install 'lancedb"):
+        ModelTable(tmp_path, DIM, create=True)
