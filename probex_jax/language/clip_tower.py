@@ -44,10 +44,10 @@ class TextTower(nn.Module):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> tower = TextTower(
-      ...     vocab_size=50, context=8, width=16, mlp_width=32, n_layers=2, n_heads=4, dim=12,
+      ...     vocab_size=50, context=8, width=16, mlp_width=32, n_layers=1, n_heads=4, dim=12,
       ...     activation="quick_gelu", epsilon=1e-5, end_token=49)
       >>> tokens_NS = jnp.array([[48, 7, 49, 0], [48, 3, 9, 49]])
-      >>> e, _ = tower.init_with_output(jax.random.key(0), tokens_NS)
+      >>> e, _ = jax.eval_shape(tower.init_with_output, jax.random.key(0), tokens_NS)
       >>> e.shape
       (2, 12)
 

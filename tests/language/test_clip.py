@@ -128,13 +128,15 @@ def test_a_whole_clip_is_the_same_encoder(toy_clip, tmp_path, encoder):
         "logit_scale": np.array(2.6, np.float32),
         "text_model.embeddings.position_ids": np.arange(10)[None],
     }
-    config = {"model_type": "clip", "projection_dim": 12, "text_config": text | {"x": 1}}
+    # The projection's size is CLIP's own; transformers ignores the tower's, too.
+    changed = text | {"projection_dim": 512}
+    config = {"model_type": "clip", "projection_dim": 12, "text_config": changed}
     whole = toy_clip.write(
         tmp_path / "whole", config=config, weights=toy_clip.random_weights() | vision
     )
     assert ClipTextEncoder.load(whole).name == encoder.name
     # As old configs have it: text_config_dict counts, text_config does not.
-    config = config | {"text_config_dict": text, "text_config": text | {"hidden_act": "gelu"}}
+    config |= {"text_config_dict": text, "text_config": text | {"hidden_act": "gelu"}}
     (tmp_path / "whole" / "config.json").write_text(json.dumps(config))
     assert ClipTextEncoder.load(whole).name == encoder.name
 
