@@ -1,5 +1,6 @@
 """Neighbours of models in representation space, and an index to search them with."""
 
+from probex_jax.search.downstream import TASKS, Measured, Subject, measure
 from probex_jax.search.folders import FoundModel, find_models
 from probex_jax.search.index import AddSummary, Hit, Index
 from probex_jax.search.neighbours import (
@@ -14,17 +15,21 @@ from probex_jax.search.neighbours import (
 from probex_jax.search.table import ModelTable
 
 __all__ = [
+    "TASKS",
     "AddSummary",
     "FoundModel",
     "Hit",
     "Index",
+    "Measured",
     "ModelTable",
     "Retrieval",
+    "Subject",
     "auc",
     "distances",
     "find_models",
     "knn",
     "mahalanobis",
+    "measure",
     "one_class",
     "retrieval",
 ]
