@@ -1,0 +1,106 @@
+"""One alignment step on LoRAs kept in factors, against the same step with them multiplied out.
+
+A step is the gradient of the alignment loss over one batch, and Adam. Multiplied out, the batch of
+updates is formed in the step and then treated as dense matrices are: the faster of taking it whole
+and in micro-batches. Memory is what the compiled step needs at its peak, arguments included.
+
+Example:
+  python -m experiments.benchmarks.alignment
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import flags
+
+import probex_jax as px
+from experiments import cli
+from experiments.benchmarks import timing
+from probex_jax.experts import Recipe, Split, build_network, training
+
+_DIM = flags.DEFINE_integer("dim", 1280, "Rows and columns of an update.")
+_RANK = flags.DEFINE_integer("rank", 16, "Rank of the factors.")
+_BATCH = flags.DEFINE_integer("batch", 128, "LoRAs in the batch.")
+_REPEATS = flags.DEFINE_integer("repeats", 9, "Timed runs; the median is printed.")
+
+ENCODER = {"name": "probex", "n_probes": 128, "proj_dim": 128, "rep_dim": 512}
+N_CLASSES, TEXT_DIM = 150, 768
+
+
+def main() -> None:
+    keys = jax.random.split(jax.random.key(0), 4)
+    batch, dim, rank = _BATCH.value, _DIM.value, _RANK.value
+    data = Split(
+        px.LowRank(
+            jax.random.normal(keys[0], [batch, dim, rank]),
+            jax.random.normal(keys[1], [batch, rank, dim]),
+        ),
+        jax.random.randint(keys[2], [batch], 0, N_CLASSES),
+        jax.random.normal(keys[3], [N_CLASSES, TEXT_DIM]),
+    )
+    network, recipe = build_network(ENCODER, "text", N_CLASSES), Recipe(2e-3, l2=0.0)
+    state = training.initial_state(network, recipe, data)
+    given = network, recipe, state, data
+    steps = {
+        "factors": _compiled(_in_micro_batches, *given),
+        "multiplied out, in micro-batches": _compiled(_in_micro_batches, *given, dense=True),
+        "multiplied out, whole": _compiled(_whole, *given, dense=True),
+    }
+    measured = timing.seconds(
+        {
+            name: lambda step=step: step(state.params, state.opt_state, data)
+            for name, step in steps.items()
+        },
+        _REPEATS.value,
+    )
+    fastest = min(seconds for name, seconds in measured.items() if name != "factors")
+    rows = [
+        {
+            "step": name,
+            "d": dim,
+            "rank": rank,
+            "batch": batch,
+            "seconds": measured[name],
+            "peak memory, MB": round(_peak_bytes(step) / 1e6),
+            "times as fast as the faster multiplied out": fastest / measured[name],
+        }
+        for name, step in steps.items()
+    ]
+    print(cli.table(rows))
+
+
+def _in_micro_batches(network, params, split):
+    """As the library trains; factors are small enough for one batch."""
+    return training.loss_and_gradient(network, params, split, jnp.arange(len(split.y)))
+
+
+def _whole(network, params, split):
+    def loss(params):
+        logits_NY = network.apply({"params": params}, split.x, split.texts)
+        return training.losses(logits_NY, split.y).mean()
+
+    return jax.value_and_grad(loss)(params)
+
+
+def _compiled(gradient, network, recipe, state, data, *, dense=False):
+    def step(params, opt_state, data):
+        split = data._replace(x=data.x.dense()) if dense else data
+        loss, grads = gradient(network, params, split)
+        updates, opt_state = training.optimiser(recipe).update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    return jax.jit(step).lower(state.params, state.opt_state, data).compile()
+
+
+def _peak_bytes(step) -> int:
+    memory = step.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

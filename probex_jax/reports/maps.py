@@ -1,0 +1,91 @@
+"""A map of models: their representations in the plane, near ones near."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from probex_jax.errors import ProbexError
+from probex_jax.files import disk_errors
+
+# Paul Tol's muted scheme, told apart by the shape of the points as well.
+_COLOURS = (
+    *("#332288", "#88CCEE", "#44AA99", "#117733", "#999933"),
+    *("#DDCC77", "#CC6677", "#882255", "#AA4499", "#777777"),
+)
+_SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
+_MOST_PERPLEXITY = 15
+
+
+def map_of_models(
+    vectors: np.ndarray, labels: Sequence[str], path: Path, *, ringed: Collection[str] = ()
+) -> None:
+    """Draws models as points, by t-SNE of their directions, with a legend of their labels' words.
+
+    The last word of a label gives the colour, the words before it the shape; the label itself
+    stands in the middle of its points.
+
+    Args:
+      vectors: [N, T] float representations.
+      labels: N labels.
+      path: the PNG file to write.
+      ringed: labels whose points get a black ring, such as held-out classes.
+
+    Raises:
+      ProbexError: if matplotlib or scikit-learn is missing (extras `commands`, `search`), or there
+        are fewer than four models.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise ProbexError(f"maps need {error.name}: pip install matplotlib scikit-learn") from None
+    if len(vectors) < 4:
+        raise ProbexError(f"a map of {len(vectors)} models: expected four or more")
+    units_NT = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    perplexity = min(_MOST_PERPLEXITY, (len(vectors) - 1) / 3)
+    points_N2 = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(units_NT)
+    # Labels are text of strangers: a dollar sign in them begins no formula.
+    with rc_context({"text.parse_math": False}), disk_errors(path):
+        figure = Figure(figsize=(11, 8.5), layout="constrained", dpi=130)
+        _draw(figure, points_N2, labels, ringed)
+        figure.savefig(path)
+
+
+def _draw(figure, points_N2: np.ndarray, labels: Sequence[str], ringed: Collection[str]) -> None:
+    words = {label: _first_and_last(label) for label in dict.fromkeys(labels)}
+    shapes = _styles([first for first, _ in words.values()], _SHAPES)
+    colours = _styles([last for _, last in words.values()], _COLOURS)
+    panel = figure.subplots()
+    for label, (first, last) in words.items():
+        places = points_N2[[index for index, other in enumerate(labels) if other == label]]
+        panel.scatter(
+            *places.T,
+            s=46,
+            color=colours[last],
+            marker=shapes[first],
+            edgecolors="black" if label in ringed else "white",
+            linewidths=1.1 if label in ringed else 0.4,
+        )
+        middle = np.median(places, axis=0)
+        panel.annotate(label, middle, ha="center", va="center", fontsize=5.5, alpha=0.75)
+    for name, colour in colours.items():
+        panel.scatter([], [], color=colour, marker="o", label=name)
+    for name, shape in shapes.items():
+        panel.scatter([], [], color="black", marker=shape, label=name or "(one word)")
+    if ringed:
+        panel.scatter([], [], color="white", edgecolors="black", marker="o", label="held out")
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
+    panel.set_axis_off()
+
+
+def _first_and_last(label: str) -> tuple[str, str]:
+    """The words before the last, and the last."""
+    first, _, last = label.strip().rpartition(" ")
+    return first.strip(), last
+
+
+def _styles(words: Sequence[str], styles: Sequence[str]) -> dict[str, str]:
+    """A style for each distinct word, over again where there are more words than styles."""
+    return {word: styles[number % len(styles)] for number, word in enumerate(dict.fromkeys(words))}
