@@ -60,6 +60,7 @@ def test_pieces_and_order_count():
         ("Café", unicodedata.normalize("NFD", "cafÉ")),
         ("STRASSE", "straße"),
         ("\ufb01ve", "five"),
+        ("\u0390", "\u03aa\u0301"),  # folded, the first falls apart
         ("three, seven!", " three\n\tseven"),
         ("İstanbul", unicodedata.normalize("NFD", "İstanbul").lower()),
         ("❤\ufe0f dog", "dog"),
@@ -71,7 +72,7 @@ def test_the_same_text_in_other_letters(same):
 
 def test_scripts():
     # Vowel signs are marks within a word, not ends of it.
-    assert abs(cosine("किताब", "कतब")) < 0.5
+    assert abs(cosine("किताब", "क त ब")) < 0.5
     assert cosine("猫の写真", "猫の写真です") > 0.15
     assert HashingEncoder().encode(["ปลา", "قطة", "٣", "7"]).any(axis=1).all()
     assert HashingEncoder().encode([]).shape == (0, 512)
