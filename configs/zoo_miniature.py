@@ -78,13 +78,13 @@ def _lora() -> ml_collections.ConfigDict:
     # Numbers of adaptation steps, one of which each LoRA gets.
     lora.steps = (50, 60, 70)
     # Adam's learning rate at the first step: lowest and highest, log-uniform between.
-    lora.learning_rates = (3e-3, 1e-2)
+    lora.learning_rates = (8e-3, 2e-2)
     # Noisy images per adaptation step.
     lora.batch_size = 8
     # Pre-training of the denoiser: steps, images per step, learning rate at the first step.
-    lora.pretraining_steps = 3000
-    lora.pretraining_batch_size = 64
+    lora.pretraining_steps = 2000
+    lora.pretraining_batch_size = 32
     lora.pretraining_rate = 2e-3
     # LoRAs that one compiled program adapts side by side, on each core.
-    lora.models_at_once = 8
+    lora.models_at_once = 4
     return lora
