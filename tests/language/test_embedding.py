@@ -117,3 +117,10 @@ def test_default_cache(monkeypatch):
     for absent in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", absent)
         assert default_cache() == Path("/home/me/.cache/probex_jax/text_embeddings")
+
+
+def test_the_cache_gives_the_same_bits(tmp_path):
+    texts = [f"text {number}" for number in range(200)]
+    first = embed(HashingEncoder(), texts, tmp_path)
+    np.testing.assert_array_equal(embed(HashingEncoder(), texts, tmp_path), first)
+    np.testing.assert_array_equal(embed(HashingEncoder(), texts), first)
