@@ -28,6 +28,7 @@ def test_concepts_are_every_digit_under_every_transform(by_name):
 def test_transforms_are_what_their_names_say(by_name):
     upright = by_name["upright three"]
     np.testing.assert_array_equal(upright, data.load().train[3])
+    np.testing.assert_array_equal(concepts.load(10, 8).held_back[3], data.load().held_back[3])
     np.testing.assert_array_equal(by_name["inverted three"], -upright)
     np.testing.assert_array_equal(by_name["rotated three"][5], np.rot90(upright[5]))
     np.testing.assert_array_equal(by_name["faint three"], (upright - 1) / 2)
