@@ -1,7 +1,8 @@
 """The whole of probex_jax on the miniature zoo; run again, it takes up what is there.
 
-Fine-tunes real small models, packs their weights, trains probing experts on every layer of two
-trees, and tells what ten hidden models were trained on.
+Fine-tunes real small models, packs their weights, trains probing experts on every layer, and tells
+what ten hidden models of two trees were trained on. Then it aligns the weights of LoRAs with text,
+tells concepts that it has never seen, and finds LoRAs by a sentence.
 
 Example:
   python -m experiments.demo --workdir=out/demo
@@ -16,7 +17,7 @@ from absl import flags
 
 import probex_jax as px
 from configs import dense, probex, statnn, zoo_miniature
-from experiments import cli, steps
+from experiments import cli, demo_language, steps
 from probex_jax.experts import evaluate, probabilities
 from probex_jax.files import write_json
 from probex_jax.reports import HiddenModel, accuracy_by_layer, hidden_models
@@ -36,7 +37,7 @@ N_HIDDEN = 10
 def demo(workdir: Path, size: str) -> str:
     """Runs every step; returns the report, which is also in `workdir`."""
     print("1. Fine-tuning small models on handwritten digits", flush=True)
-    config = zoo_miniature.get_config(size).to_dict() | {"trees": TREES}
+    config = zoo_miniature.get_config(size).to_dict() | {"trees": (*TREES, demo_language.TREE)}
     steps.build_zoo(config, workdir / "zoo")
     print("2. Packing their weights, layer by layer", flush=True)
     packed = [steps.pack(workdir / "zoo" / tree, workdir / "stores" / tree) for tree in TREES]
@@ -52,7 +53,7 @@ def demo(workdir: Path, size: str) -> str:
         for summary in packed
         for model in _hidden(summary.store, workdir, N_HIDDEN // len(TREES))
     ]
-    report = _report(packed, metrics, hidden)
+    report = _report(packed, metrics, hidden, demo_language.language_half(workdir))
     (workdir / "report.md").write_text(report)
     return report
 
@@ -87,7 +88,10 @@ def _hidden(store: px.LayerStore, workdir: Path, count: int) -> list[HiddenModel
 
 
 def _report(
-    packed: Sequence[Any], metrics: Mapping[str, Any], hidden: Sequence[HiddenModel]
+    packed: Sequence[Any],
+    metrics: Mapping[str, Any],
+    hidden: Sequence[HiddenModel],
+    on_language: Sequence[str],
 ) -> str:
     results = [steps.train_row(found) for methods in metrics.values() for found in methods.values()]
     return "\n".join(
@@ -102,8 +106,8 @@ def _report(
             "Classes that the weights of one layer give away, and how surely.\n",
             "```",
             hidden_models(hidden),
-            "```",
-            "",
+            "```\n",
+            *on_language,
         ]
     )
 
@@ -111,7 +115,8 @@ def _report(
 def main() -> None:
     workdir = Path(_WORKDIR.value)
     print(demo(workdir, _SIZE.value))
-    print(f"report: {workdir / 'report.md'}; picture: {workdir / 'accuracy_by_layer.png'}")
+    pictures = f"{workdir / 'accuracy_by_layer.png'}, {workdir / demo_language.MAP}"
+    print(f"report: {workdir / 'report.md'}; pictures: {pictures}")
 
 
 if __name__ == "__main__":

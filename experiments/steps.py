@@ -9,16 +9,15 @@ from tqdm import tqdm
 
 import probex_jax as px
 from experiments import cli
-from probex_jax.experts import Alignment, Recipe, run_statnn, sweep, versions
+from probex_jax.experts import Alignment, Recipe, ZeroShot, run_statnn, sweep, versions
 from probex_jax.files import write_json
 from probex_jax.language import default_cache, text_encoder
 from probex_jax.layer_store import PackSummary
-from probex_jax.search import TASKS, Measured, Subject, measure
+from probex_jax.search import TASKS, FoundModel, Index, Measured, Subject, measure
 from probex_jax.zoo import miniature
+from probex_jax.zoo.model_j import SPLITS
 
 Row = dict[str, object]
-
-_ZOO_SPLITS = ("train", "val", "test", "val_holdout", "test_holdout")
 
 
 def build_zoo(config: Mapping[str, Any], out: Path) -> list[miniature.TreeSummary]:
@@ -33,7 +32,7 @@ def zoo_row(summary: miniature.TreeSummary) -> Row:
     return {
         "tree": summary.tree,
         "models": sum(summary.models.values()),
-        **{split: summary.models.get(split, 0) for split in _ZOO_SPLITS},
+        **{split: summary.models.get(split, 0) for split in SPLITS},
         "measure": summary.measure,
         "score": summary.score,
         "seconds": summary.seconds,
@@ -51,17 +50,17 @@ def pack(zoo: Path, store: Path, layers: str = "") -> PackSummary:
             store,
             layers or None,
             on_models=bar.reset,
-            on_model=lambda fault: _packed(bar, fault),
+            on_model=lambda fault: _reported(bar, "skipped", fault),
         )
     for name, reason in summary.left_out.items():
         print(f"left out layer {name}: {reason}", file=sys.stderr)
     return summary
 
 
-def _packed(bar: tqdm, fault: str) -> None:
+def _reported(bar: tqdm, what: str, fault: str) -> None:
     bar.update()
     if fault:
-        bar.write(f"skipped {fault}", file=sys.stderr)
+        bar.write(f"{what} {fault}", file=sys.stderr)
 
 
 def pack_row(summary: PackSummary) -> Row:
@@ -70,7 +69,7 @@ def pack_row(summary: PackSummary) -> Row:
     return {
         "tree": store.tree,
         "layers": len(store.layers),
-        **{s: sum(model.split == s for model in store.models) for s in ("train", "val", "test")},
+        **{s: count for s in SPLITS if (count := sum(m.split == s for m in store.models))},
         "added": summary.added,
         "skipped": len(summary.skipped),
     }
@@ -121,6 +120,28 @@ def _trained(bar: tqdm, layer: str, epochs: int) -> None:
     bar.update(epochs)
 
 
+def index(
+    expert: px.Expert, models: Sequence[FoundModel], path: Path, *, prune: bool = False
+) -> tuple[Index, Row]:
+    """Brings an index up to date; what cannot be embedded goes to standard error, a line each."""
+    found = Index.create_or_open(path, expert)
+    with cli.progress(len(models), "indexing", "model") as bar:
+        done = found.add_models(models, on_model=lambda fault: _reported(bar, "failed", fault))
+    pruned = found.prune() if prune else 0
+    recall = found.optimise()
+    row: Row = {
+        "tree": expert.card["tree"],
+        "layer": expert.card["layer"],
+        "added": done.added,
+        "updated": done.updated,
+        "unchanged": done.unchanged,
+        "pruned": pruned,
+        "failed": len(done.failed),
+        "models": len(found),
+    }
+    return found, row if recall is None else {**row, "recall@10": recall}
+
+
 def evaluate(subject: Subject, tasks: Sequence[str], workdir: Path) -> list[Measured]:
     """Measures the tasks one by one, and writes metrics.json."""
     unknown = [task for task in tasks if task not in TASKS]
@@ -164,7 +185,7 @@ def measured_row(figure: Measured) -> Row:
 def train_row(metrics: Mapping[str, Any]) -> Row:
     """The result of a training."""
     test = metrics["test_accuracy"]
-    return {
+    row: Row = {
         "tree": metrics["tree"],
         "method": metrics["encoder"]["name"],
         "layer": metrics.get("layer", "all"),
@@ -172,6 +193,11 @@ def train_row(metrics: Mapping[str, Any]) -> Row:
         "95 % interval": f"{test['low']:.3f} to {test['high']:.3f}",
         "models": test["n_models"],
     }
+    if "zero_shot" in metrics:
+        found = ZeroShot.from_json(metrics["zero_shot"])
+        row[f"zero-shot among {found.n_held_out}"] = str(found.among_held_out)
+        row[f"among all {found.n_all}"] = str(found.among_all)
+    return row
 
 
 def layer_rows(metrics: Mapping[str, Any]) -> Sequence[Row]:

@@ -8,6 +8,8 @@ Example:
   python -m experiments.benchmarks.alignment
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -47,10 +49,7 @@ def main() -> None:
         "multiplied out, whole": _compiled(_whole, *given, dense=True),
     }
     measured = timing.seconds(
-        {
-            name: lambda step=step: step(state.params, state.opt_state, data)
-            for name, step in steps.items()
-        },
+        {name: partial(step, state.params, state.opt_state, data) for name, step in steps.items()},
         _REPEATS.value,
     )
     fastest = min(seconds for name, seconds in measured.items() if name != "factors")

@@ -112,7 +112,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(made, command, arguments, message
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("command", ["build_zoo", "pack", "train", "evaluate", "demo"])
+@pytest.mark.parametrize(
+    "command",
+    ["build_zoo", "pack", "train", "evaluate", "index", "search", "demo"],
+)
 def test_help_has_an_example(command):
     done = run(command, "--help")
     assert done.returncode == 0

@@ -1,0 +1,64 @@
+"""The demo's second half: LoRAs aligned with text, told and found by words alone."""
+
+from pathlib import Path
+
+import numpy as np
+
+import probex_jax as px
+from configs import align
+from experiments import cli, steps
+from probex_jax.experts import load_experts
+from probex_jax.reports import map_of_models
+from probex_jax.search import TASKS, Hit, Index, Subject, find_models
+from probex_jax.zoo.model_j import HELD_OUT_SPLITS
+
+TREE = "MiniLoRA"
+# Words that no LoRA is of, words of some, and a held-out concept's own.
+QUERIES = ("an inverted three", "a striped digit", "a photo of a rotated seven")
+MAP = "map_of_loras.png"
+
+
+def language_half(workdir: Path) -> list[str]:
+    """Runs every step on the LoRAs that are there; returns the lines of its report."""
+    print("4. Packing LoRAs, kept as factors", flush=True)
+    store = steps.pack(workdir / "zoo" / TREE, workdir / "stores" / TREE).store
+    print("5. Aligning their weights with text", flush=True)
+    config = align.get_config("mini").to_dict() | {"store": str(store.path)}
+    experts = workdir / "experts" / TREE / "ProbeX"
+    metrics = steps.train(config, experts)
+    subject = Subject(load_experts(experts), store)
+    measured = steps.evaluate(subject, tuple(TASKS), experts / "evaluation")
+    print("6. Indexing them and searching by words", flush=True)
+    index = steps.index(
+        subject.experts["val_holdout"], find_models(workdir / "zoo" / TREE), workdir / "index"
+    )[0]
+    _draw_map(subject.experts["val_holdout"], store, workdir / MAP)
+    return [
+        f"## LoRAs and words: {TREE}\n",
+        f"{len(store.seen_classes)} concepts were trained on, {len(store.held_out_classes)} were "
+        f"held out: their words were never seen together. Layer chosen on validation: "
+        f"`{metrics['layer']}`.\n",
+        cli.table([steps.measured_row(figure) for figure in measured]),
+        f"\n![map of LoRAs]({MAP})\n",
+        "Test LoRAs, near where their weights are represented alike; rings mark held-out concepts.",
+        "\n## Three searches among LoRAs that were not trained on\n",
+        *(_search(index, query) for query in QUERIES),
+    ]
+
+
+def _search(index: Index, query: str) -> str:
+    hits = index.search(query=query, k=5, where="split IN ('test', 'test_holdout')")
+    return f'`--query="{query}"`\n\n{cli.table([_row(hit) for hit in hits])}\n'
+
+
+def _row(hit: Hit) -> steps.Row:
+    held_out = "held out" if hit.split in HELD_OUT_SPLITS else ""
+    return {"similarity": hit.similarity, "model": hit.id, "text": hit.text, "": held_out}
+
+
+def _draw_map(expert: px.Expert, store: px.LayerStore, path: Path) -> None:
+    splits = [s for s in ("test", "test_holdout") if store.has(s)]
+    layer = expert.card["layer"]
+    vectors = [np.asarray(expert.encode(store.matrices(layer, split))) for split in splits]
+    labels = [model.labels[0] for split in splits for model in store.split(split)]
+    map_of_models(np.concatenate(vectors), labels, path, ringed=store.held_out_classes)
