@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probex_jax.matrices import LowRank, inner, project
+from probex_jax.matrices import LowRank, factor_order, inner, project, stack, std
 
 
 def draw(seed, *shape):
@@ -26,6 +26,81 @@ def test_project_is_the_product_from_both_sides(h, w, v, u, low_rank):
     left, right = draw(2, h, v), draw(3, w, u)
     dense = np.asarray(x.dense() if low_rank else x, np.float64)
     close(project(x, left, right), np.einsum("hv,nhw,wu->nvu", left, dense, right))
+
+
+# Rows, columns, rank, projections, probes, and the order of products that is the cheapest.
+ORDERS = [
+    (32, 24, 4, 16, 16, "both"),
+    (64, 48, 16, 40, 4, "right"),
+    (48, 64, 16, 4, 40, "left"),
+    (10, 12, 20, 16, 16, "right"),
+]
+
+
+def multiplications(order, h, w, r, v, u):
+    """Counted one product after the other, independently of the formula."""
+    if order == "both":
+        return v * h * r + r * w * u + v * r * u
+    if order == "right":
+        return r * w * u + h * r * u + v * h * u
+    return v * h * r + v * r * w + v * w * u
+
+
+@pytest.mark.parametrize(("h", "w", "r", "v", "u", "order"), ORDERS)
+def test_factors_are_multiplied_in_the_cheapest_order(h, w, r, v, u, order):
+    costs = {o: multiplications(o, h, w, r, v, u) for o in ("both", "right", "left")}
+    assert min(costs, key=costs.get) == order == factor_order((h, w), r, v, u)
+    x = LowRank(jnp.asarray(draw(0, 3, h, r)), jnp.asarray(draw(1, 3, r, w)))
+    left, right = jnp.asarray(draw(2, h, v)), jnp.asarray(draw(3, w, u))
+    counted = sum(products(jax.make_jaxpr(project)(x, left, right)))
+    assert counted == 3 * costs[order]
+
+
+def products(jaxpr):
+    """Multiplications of every matrix product in a program."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            yield equation.outvars[0].aval.size * int(np.prod([shape[i] for i in contracted]))
+
+
+@pytest.mark.parametrize(("h", "w", "r", "v", "u", "order"), ORDERS)
+def test_factors_and_product_have_the_same_gradients(h, w, r, v, u, order):
+    x = LowRank(jnp.asarray(draw(0, 3, h, r)), jnp.asarray(draw(1, 3, r, w)))
+    both_sides = {"left": jnp.asarray(draw(2, h, v)), "right": jnp.asarray(draw(3, w, u))}
+    weight = draw(4, 3, v, u)
+
+    def total(sides, x):
+        return jnp.sum(weight * jax.nn.relu(project(x, **sides)))
+
+    actual, expected = jax.grad(total)(both_sides, x), jax.grad(total)(both_sides, x.dense())
+    for name in both_sides:
+        close(actual[name], np.asarray(expected[name], np.float64), 1e-4)
+
+
+def test_std_is_that_of_the_product():
+    x = LowRank(jnp.asarray(draw(0, 4, 6, 2)), jnp.asarray(draw(1, 4, 2, 5)))
+    dense = np.asarray(x.dense(), np.float64)
+    np.testing.assert_allclose(std(x), dense.std(), rtol=1e-5)
+    np.testing.assert_allclose(std(x.dense()), dense.std(), rtol=1e-5)
+    np.testing.assert_allclose(std(x / 3.0), dense.std() / 3, rtol=1e-5)
+    shifted = LowRank(jnp.ones([2, 3, 1]), jnp.full([2, 1, 4], 2.0))
+    assert float(std(shifted)) == 0.0
+
+
+def test_stacking_fills_up_ranks_and_changes_no_product():
+    matrices = [LowRank(draw(r, 6, r), draw(r + 9, r, 5)) for r in (1, 3, 2)]
+    for rank, expected in ((None, 3), (7, 7)):
+        x = stack(matrices, rank)
+        assert x.up.shape == (3, 6, expected)
+        assert x.down.shape == (3, expected, 5)
+        for n, matrix in enumerate(matrices):
+            np.testing.assert_array_equal(x.dense()[n], matrix.dense())
+    with pytest.raises(ValueError, match="some matrices are dense"):
+        stack([matrices[0], np.ones([6, 5])])
+    with pytest.raises(ValueError, match="negative"):
+        stack(matrices, 2)
 
 
 @pytest.mark.parametrize("low_rank", [False, True])
