@@ -4,9 +4,11 @@ from probex_jax.encoders import Dense, ProbeX
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert
 from probex_jax.heads import ClassHead, TextHead
+from probex_jax.language import text_encoder
 from probex_jax.layer_store import LayerStore, pack
 from probex_jax.matrices import LowRank
 from probex_jax.model_files import LayerInfo, ModelFile, open_model, select_layers
+from probex_jax.search import Index, find_models
 from probex_jax.zoo import scan
 
 __version__ = "0.1.0"
@@ -28,8 +30,12 @@ __all__ = [  # noqa: RUF022
     "LayerStore",
     "pack",
     "scan",
-    # Experts.
+    # Experts, and the texts that some are aligned with.
     "Expert",
+    "text_encoder",
+    # Search.
+    "Index",
+    "find_models",
     # What a user can mend.
     "ProbexError",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from flax import linen as nn
 import probex_jax as px
 from probex_jax.encoders import statistics
 from probex_jax.experts import build_network
+from probex_jax.matrices import factor_order
 
 N, H, W, U, V, T, Y = 5, 6, 4, 3, 7, 8, 2
 
@@ -99,6 +100,42 @@ def test_factors_and_their_product_agree(case):
     variables = network.init(jax.random.key(1), factors)
     dense = network.apply(variables, factors.dense())
     assert error(network.apply(variables, factors), dense) <= 1e-5
+
+
+# Rows, columns, rank, projections, probes: where each order of the products of factors wins.
+@pytest.mark.parametrize(
+    ("h", "w", "rank", "v", "u", "order"),
+    [
+        (40, 32, 4, 16, 16, "both"),
+        (40, 32, 12, 32, 3, "right"),
+        (32, 40, 12, 3, 32, "left"),
+        (8, 10, 16, 12, 12, "right"),
+    ],
+)
+def test_probex_of_factors_is_that_of_their_product(h, w, rank, v, u, order):
+    assert factor_order((h, w), rank, v, u) == order
+    rng = np.random.default_rng(0)
+    factors = px.LowRank(
+        jnp.asarray(rng.normal(size=(N, h, rank)), jnp.float32),
+        jnp.asarray(rng.normal(size=(N, rank, w)), jnp.float32),
+    )
+    texts = jnp.asarray(rng.normal(size=(Y, 6)), jnp.float32)
+    encoder = {"name": "probex", "n_probes": u, "proj_dim": v, "rep_dim": T}
+    network = build_network(encoder, "text", Y, logit_scale=3.0)
+    params = network.init(jax.random.key(1), factors, texts)["params"]
+    mix = rng.normal(size=(N, Y)).astype(np.float32)
+
+    def total(params, x):
+        logits = network.apply({"params": params}, x, texts)
+        return jnp.sum(mix * logits), logits
+
+    of = jax.grad(total, has_aux=True)
+    (gradient, logits), (expected, dense) = of(params, factors), of(params, factors.dense())
+    assert error(logits, dense) <= 1e-5
+    for (path, actual), wanted in zip(
+        jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(expected), strict=True
+    ):
+        assert error(actual, wanted) <= 1e-4, path
 
 
 @pytest.mark.parametrize("case", CASES)
