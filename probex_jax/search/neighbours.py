@@ -140,9 +140,16 @@ def mahalanobis(train_NT: ArrayLike, labels_N: ArrayLike, queries_QT: ArrayLike)
         models_NT = train_NT[labels_N == number].astype(np.float64)
         if not np.ptp(models_NT, axis=0).any():
             raise ProbexError(f"class {number}: all its models have one representation")
-        fitted = covariance.LedoitWolf().fit(models_NT)
+        fitted = covariance.LedoitWolf(store_precision=False).fit(models_NT)
+        # Shrunk, it has an inverse, which is far cheaper than the pseudo-inverse.
+        shrunk, covariance_TT = fitted.shrinkage_ > 1e-6, fitted.covariance_
+        precision_TT = (
+            np.linalg.inv(covariance_TT)
+            if shrunk
+            else np.linalg.pinv(covariance_TT, hermitian=True)
+        )
         offset_QT = queries_QT - fitted.location_
-        scores_QC[:, number] = ((offset_QT @ fitted.precision_) * offset_QT).sum(axis=1)
+        scores_QC[:, number] = ((offset_QT @ precision_TT) * offset_QT).sum(axis=1)
     return scores_QC
 
 
@@ -239,10 +246,8 @@ def retrieval(
     if exclude_self and queries_QT.shape != gallery_NT.shape:
         raise ProbexError("exclude_self: expected the gallery as queries")
     _check_k(k, len(gallery_NT) - exclude_self)
-    own_Q = np.arange(len(queries_QT)) if exclude_self else np.full(len(queries_QT), -1)
-    centred = _centred(queries_QT, gallery_NT)
-    n_relevant_Q, precision_Q, average_Q = map(
-        np.asarray, _precisions(*centred, gallery_labels_N, query_labels_Q, own_Q, k)
+    n_relevant_Q, precision_Q, average_Q = _precisions(
+        *_centred(queries_QT, gallery_NT), gallery_labels_N, query_labels_Q, k, exclude_self
     )
     has_answer_Q = n_relevant_Q > 0
     if not has_answer_Q.any():
@@ -305,21 +310,22 @@ def _distances(queries_QT: jax.Array, gallery_NT: jax.Array) -> jax.Array:
     return jnp.maximum(squares_Q1 - 2 * products_QN + squares_1N, 0)
 
 
-def _in_turn(function: Callable[..., Any], gallery_NT: jax.Array, *queries: jax.Array) -> Any:
-    """A function of some queries' distances, over all queries, as many at once as memory allows."""
-
-    def one(query: tuple[jax.Array, ...]) -> Any:
-        vector_T, *rest = query
-        return function(_distances(vector_T[None], gallery_NT)[0], *rest)
-
-    batch = max(1, min(len(queries[0]), _BYTES // (4 * len(gallery_NT))))
-    return jax.lax.map(one, queries, batch_size=batch)
+def _in_turn(
+    function: Callable[[jax.Array], Any], queries_QT: jax.Array, gallery_NT: jax.Array
+) -> Any:
+    """A function of a query's distances [N], for as many queries at once as memory allows."""
+    batch = max(1, min(len(queries_QT), _BYTES // (4 * len(gallery_NT))))
+    return jax.lax.map(
+        lambda query_T: function(_distances(query_T[None], gallery_NT)[0]),
+        queries_QT,
+        batch_size=batch,
+    )
 
 
 @partial(jax.jit, static_argnames="k")
 def _nearest(queries_QT: jax.Array, gallery_NT: jax.Array, k: int) -> jax.Array:
     # top_k takes the earlier of equals.
-    return _in_turn(lambda distances_N: jax.lax.top_k(-distances_N, k)[1], gallery_NT, queries_QT)
+    return _in_turn(lambda distances_N: jax.lax.top_k(-distances_N, k)[1], queries_QT, gallery_NT)
 
 
 @partial(jax.jit, static_argnames="k")
@@ -332,31 +338,35 @@ def _one_class(
         there_CK = jnp.isfinite(nearest_CK)
         return jnp.mean(jnp.sqrt(nearest_CK), axis=1, where=there_CK)
 
-    return _in_turn(score, train_NT, queries_QT)
+    return _in_turn(score, queries_QT, train_NT)
 
 
-@partial(jax.jit, static_argnames="k")
 def _precisions(
     queries_QT: jax.Array,
     gallery_NT: jax.Array,
-    gallery_labels_N: Any,
-    query_labels_Q: Any,
-    own_Q: Any,
+    gallery_labels_N: np.ndarray,
+    query_labels_Q: np.ndarray,
     k: int,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    exclude_self: bool,
+) -> np.ndarray:
+    """Of each query the number of relevant models, precision at k, average precision: [3, Q]."""
     n = len(gallery_NT)
-
-    def rank(distances_N: jax.Array, label: jax.Array, own: jax.Array) -> Any:
-        others_N = jnp.arange(n) != own
-        # The query itself comes last, and is relevant to nobody.
-        order_N = jnp.argsort(jnp.where(others_N, distances_N, jnp.inf))
-        relevant_N = ((gallery_labels_N == label) & others_N)[order_N]
-        precision_N = jnp.cumsum(relevant_N) / (1 + jnp.arange(n))
-        n_relevant = jnp.sum(relevant_N)
-        average = jnp.sum(precision_N * relevant_N) / jnp.maximum(n_relevant, 1)
-        return n_relevant, precision_N[k - 1], average
-
-    return _in_turn(rank, gallery_NT, queries_QT, jnp.asarray(query_labels_Q), jnp.asarray(own_Q))
+    parts, batch = [], max(1, _BYTES // (16 * n))
+    for start in range(0, len(queries_QT), batch):
+        here = slice(start, start + batch)
+        # Sorted by NumPy: XLA's sort on CPU takes four times as long.
+        distances_QN = np.array(_distances(queries_QT[here], gallery_NT))
+        relevant_QN = query_labels_Q[here, None] == gallery_labels_N
+        if exclude_self:  # it comes last, and is relevant to nobody
+            own = np.arange(len(distances_QN)), np.arange(n)[here]
+            distances_QN[own], relevant_QN[own] = np.inf, False
+        order_QN = np.argsort(distances_QN, axis=1, kind="stable")
+        relevant_QN = np.take_along_axis(relevant_QN, order_QN, axis=1)
+        precision_QN = np.cumsum(relevant_QN, axis=1) / (1 + np.arange(n))
+        n_relevant_Q = relevant_QN.sum(axis=1)
+        average_Q = (precision_QN * relevant_QN).sum(axis=1) / np.maximum(n_relevant_Q, 1)
+        parts.append(np.stack([n_relevant_Q, precision_QN[:, k - 1], average_Q]))
+    return np.concatenate(parts, axis=1)
 
 
 def _counts(draws_DQ: np.ndarray) -> np.ndarray:
@@ -372,14 +382,15 @@ def _bootstrapped_areas(
     """Mean AUC of every draw, [D]; NaN where all models drawn are of one class."""
     total_D, classes_D = np.zeros(len(counts_DQ)), np.zeros(len(counts_DQ))
     for number in np.unique(labels_Q):
-        of_class = labels_Q == number
-        inside_P, outside_O = scores_QC[of_class, number], scores_QC[~of_class, number]
-        right_PO = (inside_P[:, None] < outside_O) + 0.5 * (inside_P[:, None] == outside_O)
-        inside_DP, outside_DO = counts_DQ[:, of_class], counts_DQ[:, ~of_class]
+        of_class, column_Q = labels_Q == number, scores_QC[:, number]
+        inside_P = column_Q[of_class][:, None]
+        right_PQ = ((inside_P < column_Q) + 0.5 * (inside_P == column_Q)) * ~of_class
         # Counts and halves: exact in float32 up to 2^23 models.
-        right_DP = outside_DO @ right_PO.T.astype(np.float32)
-        right_D = np.einsum("dp,dp->d", right_DP, inside_DP, dtype=np.float64)
-        pairs_D = inside_DP.sum(axis=1, dtype=float) * outside_DO.sum(axis=1, dtype=float)
+        right_DP = counts_DQ @ right_PQ.T.astype(np.float32)
+        counts_DP = counts_DQ[:, of_class]
+        right_D = np.einsum("dp,dp->d", right_DP, counts_DP, dtype=np.float64)
+        inside_D = counts_DP.sum(axis=1, dtype=np.float64)
+        pairs_D = inside_D * (len(labels_Q) - inside_D)
         drawn_D = pairs_D > 0
         total_D[drawn_D] += right_D[drawn_D] / pairs_D[drawn_D]
         classes_D[drawn_D] += 1

@@ -34,7 +34,7 @@ class ModelTable:
     Args:
       folder: of the LanceDB database.
       dim: length of the vectors.
-      create: make an empty table where there is none.
+      create: make an empty table, in place of one that is there.
 
     Raises:
       ProbexError: if lancedb is missing (extra `search`), or the table is absent or damaged.
@@ -63,9 +63,11 @@ class ModelTable:
         self._schema = pyarrow.schema([*kinds, ("vector", pyarrow.list_(pyarrow.float32(), dim))])
         self._arrow, self._dim, self._folder = pyarrow, dim, Path(folder)
         with self._damage():
-            database = lancedb.connect(str(folder))
+            # Whole, for a relative path such as "s3:x" would be taken for a bucket.
+            database: Any = lancedb.connect(str(self._folder.resolve()))
             if create:
-                self._table = database.create_table(_NAME, schema=self._schema, exist_ok=True)
+                database.drop_table(_NAME, ignore_missing=True)
+                self._table = database.create_table(_NAME, schema=self._schema)
             else:
                 self._table = database.open_table(_NAME)
             if not self._table.schema.equals(self._schema):

@@ -42,6 +42,13 @@ def test_near_duplicates_far_from_the_origin_keep_their_distance():
     np.testing.assert_allclose(got, plain_distances(queries_QT, gallery_NT), atol=1e-5)
 
 
+def test_no_distance_of_a_model_to_itself_is_negative():
+    x = np.random.default_rng(2).normal(size=(200, 64)).astype("f4")
+    got = np.asarray(distances(x, x))
+    assert got.min() >= 0
+    np.testing.assert_allclose(np.diag(got), 0, atol=1e-4)
+
+
 def plain_knn(train_NT, labels_N, queries_QT, k):
     """Most votes among the k nearest; then the class whose nearest is nearest."""
     predicted = []
@@ -92,15 +99,19 @@ def test_queries_worked_off_in_turn_give_the_same(known, monkeypatch):
     nearest = knn(train_NT, labels_N, queries_QT, 5)
     found = retrieval(train_NT, labels_N, queries_QT, labels_Q, 5)
     monkeypatch.setattr(neighbours, "_BYTES", 4 * len(train_NT) * 4)  # four queries, one is left
-    for function in (neighbours._nearest, neighbours._one_class, neighbours._precisions):
+    for function in (neighbours._nearest, neighbours._one_class):
         function.clear_cache()
     np.testing.assert_allclose(one_class(train_NT, labels_N, queries_QT), whole, rtol=1e-6)
     assert knn(train_NT, labels_N, queries_QT, 5).tolist() == nearest.tolist()
     assert retrieval(train_NT, labels_N, queries_QT, labels_Q, 5) == found
 
 
-def test_mahalanobis_is_scikit_learns_class_by_class(known):
+@pytest.mark.parametrize("of_two", [False, True])
+def test_mahalanobis_is_scikit_learns_class_by_class(known, of_two):
     train_NT, labels_N, queries_QT, _ = known
+    if of_two:  # classes whose covariance is not shrunk and has no inverse
+        rows = np.concatenate([np.flatnonzero(labels_N == c)[:2] for c in range(CLASSES)])
+        train_NT, labels_N = train_NT[rows], labels_N[rows]
     expected = [
         LedoitWolf().fit(np.float64(train_NT[labels_N == c])).mahalanobis(np.float64(queries_QT))
         for c in range(CLASSES)
