@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -118,6 +119,33 @@ def test_running_again_trains_nothing(swept, toy_lora_store, monkeypatch):
     again = run(toy_lora_store, workdir)
     assert again.metrics == result.metrics
     assert again.zero_shot == result.zero_shot
+
+
+def test_an_interrupted_training_goes_on_to_the_same_bits(swept, toy_lora_store, tmp_path):
+    calls = []
+
+    def interrupt(layer, epochs):
+        calls.append(epochs)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(toy_lora_store, tmp_path, save_every_s=0, on_progress=interrupt)
+    resumed = []
+    run(
+        toy_lora_store,
+        tmp_path,
+        save_every_s=0,
+        on_progress=lambda layer, epochs: resumed.append(epochs),
+    )
+    assert resumed[0] == sum(calls[:-1]), "it began anew"
+    for name in ("expert", "expert_val_holdout"):
+        whole, broken = (px.Expert.load(folder / name) for folder in (swept[0], tmp_path))
+        for a, b in zip(
+            jax.tree.leaves(whole.variables), jax.tree.leaves(broken.variables), strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+        assert broken.card == whole.card
 
 
 def test_without_held_out_classes_there_is_no_zero_shot(tmp_path, toy_lora_zoo):
