@@ -28,4 +28,5 @@ def get_config(size: str = "paper") -> ml_collections.ConfigDict:
         config.text.encoder = "hashing"
         config.text.logit_scale = 20.0
         config.normalise = "scale"
+        config.recipe.l2 = 3e-3
     return config.lock()

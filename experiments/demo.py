@@ -32,6 +32,8 @@ METHODS = {
     "StatNN": statnn.get_config,
 }
 N_HIDDEN = 10
+# Of a tiny zoo, which shows that all of it runs, no more.
+TINY_LAYERS = r"vit\.encoder\.layer\.0\.(intermediate|output)\.dense\.weight"
 
 
 def demo(workdir: Path, size: str) -> str:
@@ -43,7 +45,9 @@ def demo(workdir: Path, size: str) -> str:
     packed = [steps.pack(workdir / "zoo" / tree, workdir / "stores" / tree) for tree in TREES]
     print("3. Training an expert on each layer", flush=True)
     metrics = {
-        tree: {name: _train(method(), workdir, tree, name) for name, method in METHODS.items()}
+        tree: {
+            name: _train(method(), workdir, tree, name, size) for name, method in METHODS.items()
+        }
         for tree in TREES
     }
     write_json(workdir / "metrics.json", metrics)
@@ -58,9 +62,11 @@ def demo(workdir: Path, size: str) -> str:
     return report
 
 
-def _train(config: Any, workdir: Path, tree: str, method: str) -> Mapping[str, Any]:
+def _train(config: Any, workdir: Path, tree: str, method: str, size: str) -> Mapping[str, Any]:
     print(f"   {tree}: {method}", flush=True)
     config = config.to_dict() | {"store": str(workdir / "stores" / tree)}
+    if size == "tiny" and "layers" in config:
+        config["layers"] = TINY_LAYERS
     return steps.train(config, workdir / "experts" / tree / method)
 
 

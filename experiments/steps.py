@@ -127,6 +127,9 @@ def index(
     found = Index.create_or_open(path, expert)
     with cli.progress(len(models), "indexing", "model") as bar:
         done = found.add_models(models, on_model=lambda fault: _reported(bar, "failed", fault))
+    if not len(found):
+        first = next(iter(done.failed.values()))
+        raise px.ProbexError(f"{path}: no model could be indexed; the first: {first}")
     pruned = found.prune() if prune else 0
     recall = found.optimise()
     row: Row = {

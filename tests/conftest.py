@@ -1,5 +1,8 @@
 """Strict modes for every test, and a toy zoo that takes milliseconds."""
 
+import os
+import tempfile
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +11,13 @@ from safetensors.numpy import save_file
 import probex_jax as px
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Tests start many processes that compile the same programs: those of one worker share them.
+_COMPILED = tempfile.TemporaryDirectory(prefix="probex-jax-compiled-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _COMPILED.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
 COLOURS, ANIMALS = ("red", "blue", "green", "pink"), CLASSES[:4]

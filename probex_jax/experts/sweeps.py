@@ -114,6 +114,10 @@ def sweep(
         **({} if alignment is None else {"text": alignment.card(store)}),
     }
     claim(workdir, settings | {"layers": list(names)})
+    if (workdir / "metrics.json").exists():
+        for name in names:
+            on_progress(name, recipe.epochs)
+        return _result(workdir)
     metrics = {}
     for name in names:
         folder = layer_folder(workdir / "layers", name)
@@ -134,7 +138,8 @@ def sweep(
             experts["val"].save(folder / "expert")
         checkpoints.remove(folder / "training")
         metrics[name] = Expert.load(folder / "expert").card["metrics"]
-    return _choose(store, workdir, metrics, alignment)
+    _choose(store, workdir, metrics, alignment)
+    return _result(workdir)
 
 
 def evaluate(
@@ -241,38 +246,44 @@ def _choose(
     workdir: Path,
     by_layer: Mapping[str, Mapping[str, Any]],
     alignment: Alignment | None,
-) -> SweepResult:
+) -> None:
     """The best expert on validation; only that one is tested, and only once."""
     accuracies = {name: metrics["val_accuracy"] for name, metrics in by_layer.items()}
     best = max(accuracies, key=lambda name: accuracies[name])
+    folder = layer_folder(workdir / "layers", best)
+    expert = Expert.load(folder / "expert")
+    encoder = None if alignment is None else alignment.encoder
+    tested = {"test_accuracy": dataclasses.asdict(evaluate(expert, store, "test", encoder)[0])}
+    if alignment is not None and store.has("test_holdout"):
+        kept = Expert.load(folder / HOLDOUT) if (folder / HOLDOUT).exists() else expert
+        tested["zero_shot"] = dataclasses.asdict(zero_shot(kept, store, encoder=encoder))
+        _with_figures(kept, tested).save(workdir / HOLDOUT)
+    _with_figures(expert, tested).save(workdir / "expert")
+    on_card = ("tree", "encoder", "head", "recipe", "store_hash", "versions", "layer")
+    metrics = {
+        **{key: expert.card[key] for key in on_card},
+        "n_models": {s: len(store.split(s)) for s in sorted({m.split for m in store.models})},
+        "val_accuracy_by_layer": accuracies,
+        **tested,
+    }
+    write_json(workdir / "metrics.json", metrics)
+
+
+def _result(workdir: Path) -> SweepResult:
+    """What a finished sweep found."""
     path = workdir / "metrics.json"
-    if not path.exists():
-        folder = layer_folder(workdir / "layers", best)
-        expert = Expert.load(folder / "expert")
-        encoder = None if alignment is None else alignment.encoder
-        tested = {"test_accuracy": dataclasses.asdict(evaluate(expert, store, "test", encoder)[0])}
-        if alignment is not None and store.has("test_holdout"):
-            kept = Expert.load(folder / HOLDOUT) if (folder / HOLDOUT).exists() else expert
-            tested["zero_shot"] = dataclasses.asdict(zero_shot(kept, store, encoder=encoder))
-            _with_figures(kept, tested).save(workdir / HOLDOUT)
-        _with_figures(expert, tested).save(workdir / "expert")
-        on_card = ("tree", "encoder", "head", "recipe", "store_hash", "versions", "layer")
-        metrics = {
-            **{key: expert.card[key] for key in on_card},
-            "n_models": {s: len(store.split(s)) for s in sorted({m.split for m in store.models})},
-            "val_accuracy_by_layer": accuracies,
-            **tested,
-        }
-        write_json(path, metrics)
-    metrics = json.loads(path.read_text())
-    found = metrics.get("zero_shot")
-    return SweepResult(
-        layers=accuracies,
-        expert=Expert.load(workdir),
-        test=Score(**metrics["test_accuracy"]),
-        zero_shot=None if found is None else ZeroShot.from_json(found),
-        metrics=metrics,
-    )
+    try:
+        metrics = json.loads(path.read_text())
+        found = metrics.get("zero_shot")
+        return SweepResult(
+            layers=metrics["val_accuracy_by_layer"],
+            expert=Expert.load(workdir),
+            test=Score(**metrics["test_accuracy"]),
+            zero_shot=None if found is None else ZeroShot.from_json(found),
+            metrics=metrics,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ProbexError(f"{path}: damaged ({error}); remove it to choose anew") from error
 
 
 def _with_figures(expert: Expert, figures: Mapping[str, Any]) -> Expert:

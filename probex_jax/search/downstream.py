@@ -159,8 +159,9 @@ def _occ(subject: Subject) -> Iterator[Measured]:
         near_QC = one_class(*known, side.queries_QT, k=ONE_CLASS_NEIGHBOURS)
         what = f"AUC, distance to {ONE_CLASS_NEIGHBOURS} nearest models"
         yield side.measured("occ", "auc_nearest", what, auc(near_QC, side.labels_Q), 0.5)
-        far_QC = mahalanobis(*known, side.queries_QT)
-        score = auc(far_QC, side.labels_Q)
+        if np.bincount(side.known_labels_N).min() < 2:
+            continue  # one model has no covariance
+        score = auc(mahalanobis(*known, side.queries_QT), side.labels_Q)
         yield side.measured("occ", "auc_mahalanobis", "AUC, Mahalanobis distance", score, 0.5)
 
 
@@ -218,17 +219,22 @@ def _side(
     expert.check_fits(store.tree, None)
 
     def represented(split: str) -> np.ndarray:
-        vectors_NT = np.asarray(expert.encode(store.matrices(expert.card["layer"], split)))
-        return np.asarray(unit(vectors_NT)) if expert.card["head"] == "text" else vectors_NT
+        vectors_NT = expert.encode(store.matrices(expert.card["layer"], split))
+        return np.asarray(unit(vectors_NT) if expert.card["head"] == "text" else vectors_NT)
 
+    known_N = store.class_indices(known, classes)
+    queried_Q = store.class_indices(queried, classes)
+    # A class without a known model cannot be told by neighbours: its queried models are left out.
+    numbers, known_labels_N = np.unique(known_N, return_inverse=True)
+    asked_Q = np.isin(queried_Q, numbers)
     return _Side(
         expert=expert,
         name=name,
-        classes=classes,
-        known_labels_N=store.class_indices(known, classes),
-        labels_Q=store.class_indices(queried, classes),
+        classes=tuple(classes[number] for number in numbers),
         known_NT=represented(known),
-        queries_QT=represented(queried),
+        known_labels_N=known_labels_N,
+        queries_QT=represented(queried)[asked_Q],
+        labels_Q=np.searchsorted(numbers, queried_Q[asked_Q]),
     )
 
 

@@ -1,5 +1,7 @@
 """The tasks of `evaluate` on toy LoRAs: protocol, denominators, and what is refused."""
 
+import shutil
+
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -8,6 +10,7 @@ import probex_jax as px
 from probex_jax.experts import Alignment, Recipe, load_experts, sweep
 from probex_jax.language import HashingEncoder
 from probex_jax.search import TASKS, Subject, measure
+from tests.conftest import HELD_OUT
 
 pytestmark = pytest.mark.xdist_group("alignment")
 
@@ -124,6 +127,30 @@ def test_accuracy_by_class_adds_up(subject, measured):
     assert set(figure.by_class) == set(subject.store.seen_classes)
     # Two test models of each class.
     assert np.mean(list(figure.by_class.values())) == pytest.approx(figure.score.value)
+
+
+def test_classes_with_too_few_known_models_are_left_out(subject, toy_lora_zoo, tmp_path):
+    """Of one held-out class no model is known, of another one."""
+    shutil.copytree(toy_lora_zoo, tmp_path / "ToyLoRA")
+    by_class = {name: [] for name in HELD_OUT}
+    for model in subject.store.split("val_holdout"):
+        by_class[model.labels[0]].append(model.id)
+    for name, kept in ((HELD_OUT[0], 0), (HELD_OUT[1], 1)):
+        for model in by_class[name][kept:]:
+            shutil.rmtree(tmp_path / "ToyLoRA" / "val_holdout" / model)
+    store = px.pack(px.scan(tmp_path / "ToyLoRA"), tmp_path / "s").store
+    fewer = Subject(subject.experts, store, neighbours=3)
+    figures = {figure.key: figure for figure in (*measure(fewer, "occ"), *measure(fewer, "knn"))}
+    assert set(figures) == {
+        "auc_nearest_seen",
+        "auc_mahalanobis_seen",
+        "auc_nearest_held_out",
+        "accuracy_seen",
+        "accuracy_held_out",
+    }
+    for key in ("auc_nearest_held_out", "accuracy_held_out"):
+        assert (figures[key].n_classes, figures[key].score.n_models) == (2, 16)
+    assert figures["auc_nearest_held_out"].score.value > 0.6
 
 
 def test_what_does_not_fit_is_refused(subject, toy_store, tmp_path):
