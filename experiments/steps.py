@@ -1,5 +1,6 @@
 """The steps that the commands and the demo share, with their progress bars and table rows."""
 
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import probex_jax as px
 from experiments import cli
 from probex_jax.experts import Alignment, Recipe, ZeroShot, run_statnn, sweep, versions
 from probex_jax.files import write_json
-from probex_jax.language import default_cache, text_encoder
+from probex_jax.language import CachedEncoder, default_cache, text_encoder
 from probex_jax.layer_store import PackSummary
 from probex_jax.search import TASKS, FoundModel, Index, Measured, Subject, measure
 from probex_jax.zoo import miniature
@@ -107,11 +108,10 @@ def train(config: Mapping[str, Any], workdir: Path) -> Mapping[str, Any]:
 
 def _alignment(text: Mapping[str, Any]) -> Alignment:
     return Alignment(
-        text_encoder(text["encoder"]),
+        CachedEncoder(text_encoder(text["encoder"]), default_cache()),
         spec=text["encoder"],
         template=text["template"],
         logit_scale=text["logit_scale"],
-        cache=default_cache(),
     )
 
 
@@ -150,12 +150,15 @@ def evaluate(subject: Subject, tasks: Sequence[str], workdir: Path) -> list[Meas
     unknown = [task for task in tasks if task not in TASKS]
     if unknown:
         raise px.ProbexError(f"--tasks: {unknown[0]!r} is not one of {', '.join(TASKS)}")
+    expert, store = subject.experts["val"], subject.store
+    if expert.card["head"] == "text" and subject.encoder is None:
+        encoder = CachedEncoder(expert.text_encoder(), default_cache())
+        subject = dataclasses.replace(subject, encoder=encoder)
     by_task = {}
     with cli.progress(len(tasks), "evaluating", "task") as bar:
         for task in tasks:
             by_task[task] = measure(subject, task)
             bar.update()
-    expert, store = subject.experts["val"], subject.store
     metrics: dict[str, Any] = {
         "tree": store.tree,
         "layer": expert.card["layer"],

@@ -12,6 +12,10 @@ import probex_jax as px
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# What commands keep for the user is kept for the tests alone.
+_CACHE = tempfile.TemporaryDirectory(prefix="probex-jax-cache-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
+
 # Tests start many processes that compile the same programs: those of one worker share them.
 _COMPILED = tempfile.TemporaryDirectory(prefix="probex-jax-compiled-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _COMPILED.name)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,14 +25,12 @@ class Alignment:
         expert to place a text has to give the encoder.
       template: the sentence of a class, with `{class}` where its words stand.
       logit_scale: scale of the cosines in the softmax.
-      cache: folder where embeddings are kept, or None.
     """
 
     encoder: TextEncoder
     spec: str = ""
     template: str = "a photo of a {class}"
     logit_scale: float = 1.0
-    cache: Path | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.template, str) or self.template.count("{class}") != 1:
@@ -55,7 +52,7 @@ class Alignment:
     def texts(self, store: LayerStore, classes: Sequence[str]) -> np.ndarray:
         """Embeddings [Y, D] of some classes of a store."""
         sentences = class_sentences(classes, store.texts, self.template)
-        return embed(self.encoder, sentences, self.cache)
+        return embed(self.encoder, sentences)
 
     def split(self, store: LayerStore, layer: str, name: str) -> Split:
         """The models of a split beside their candidates: the seen or the held-out classes."""

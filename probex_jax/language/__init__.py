@@ -7,12 +7,13 @@ specification and keeps the embeddings of a list of texts in a cache.
 """
 
 from probex_jax.language.clip import ClipTextEncoder
-from probex_jax.language.embedding import default_cache, embed, text_encoder
+from probex_jax.language.embedding import CachedEncoder, default_cache, embed, text_encoder
 from probex_jax.language.hashing import HashingEncoder
 from probex_jax.language.interface import TextEncoder
 from probex_jax.language.precomputed import PrecomputedEncoder, save_embeddings
 
 __all__ = [
+    "CachedEncoder",
     "ClipTextEncoder",
     "HashingEncoder",
     "PrecomputedEncoder",

@@ -101,6 +101,30 @@ def embed(encoder: TextEncoder, texts: Sequence[str], cache: Path | None = None)
     return kept
 
 
+class CachedEncoder:
+    """A text encoder whose embeddings of a list of texts are computed once, as `embed` keeps them.
+
+    Args:
+      encoder: what computes them.
+      cache: folder where they are kept.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     encoder = CachedEncoder(HashingEncoder(), pathlib.Path(folder))
+      ...     encoder.name == HashingEncoder().name, encoder.encode(["cat"]).shape
+      (True, (1, 512))
+    """
+
+    def __init__(self, encoder: TextEncoder, cache: Path):
+        self.name, self.dim = encoder.name, encoder.dim
+        self._encoder, self._cache = encoder, cache
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [n, dim], rows of unit length, of distinct texts."""
+        return embed(self._encoder, texts, self._cache)
+
+
 def default_cache() -> Path:
     """The user's cache of embeddings: `probex_jax/text_embeddings` in $XDG_CACHE_HOME or ~/.cache.
 

@@ -15,6 +15,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, Score, evaluate, mean_score, zero_shot
 from probex_jax.experts.alignment import class_sentences
 from probex_jax.heads import unit
+from probex_jax.language import TextEncoder
 from probex_jax.layer_store import LayerStore
 from probex_jax.search.neighbours import auc, knn, mahalanobis, one_class, retrieval
 
@@ -61,12 +62,14 @@ class Subject:
       store: where the models are.
       split: the queried models of seen classes.
       neighbours: how many neighbours vote, and are looked at in retrieval.
+      encoder: of an expert aligned with text, its text encoder; None to find it by its card.
     """
 
     experts: Mapping[str, Expert]
     store: LayerStore
     split: str = "test"
     neighbours: int = 5
+    encoder: TextEncoder | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def measure(subject: Subject, task: str) -> list[Measured]:
 
 def _classify(subject: Subject) -> Iterator[Measured]:
     expert, store, split = subject.experts["val"], subject.store, subject.split
-    score, logits_NY = evaluate(expert, store, split)
+    score, logits_NY = evaluate(expert, store, split, subject.encoder)
     classes = expert.card["classes"]
     if expert.card["head"] == "text":
         labels_N = store.class_indices(split, classes)
@@ -130,7 +133,8 @@ def _classify(subject: Subject) -> Iterator[Measured]:
 
 
 def _zero_shot(subject: Subject) -> Iterator[Measured]:
-    found = zero_shot(subject.experts["val_holdout"], subject.store)
+    expert = subject.experts["val_holdout"]
+    found = zero_shot(expert, subject.store, encoder=subject.encoder)
     for key, what, score, classes, count in (
         (
             "among_held_out",
@@ -178,14 +182,15 @@ def _retrieval(subject: Subject) -> Iterator[Measured]:
         what = "like a model, mean average precision"
         yield side.measured("retrieval", "mean_average_precision", what, score, chance)
         if side.expert.card["head"] == "text":
-            yield _by_text(side, subject.store)
+            yield _by_text(side, subject)
 
 
-def _by_text(side: _Side, store: LayerStore) -> Measured:
+def _by_text(side: _Side, subject: Subject) -> Measured:
     """The queried models, ranked by the sentence of each class; here a class is what is asked."""
     text = side.expert.text
-    texts = {**store.texts, **text["texts"]}
-    vectors_YT = side.expert.place(class_sentences(side.classes, texts, text["template"]))
+    texts = {**subject.store.texts, **text["texts"]}
+    sentences = class_sentences(side.classes, texts, text["template"])
+    vectors_YT = side.expert.place(sentences, subject.encoder)
     numbers_Y = np.arange(len(side.classes))
     found = retrieval(side.queries_QT, side.labels_Q, np.asarray(vectors_YT), numbers_Y, k=1)
     score = found.mean_average_precision
