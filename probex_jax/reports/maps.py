@@ -23,7 +23,7 @@ def map_of_models(
     """Draws models as points, by t-SNE of their directions, with a legend of their labels' words.
 
     The last word of a label gives the colour, the words before it the shape; the label itself
-    stands in the middle of its points.
+    stands over the middle of its points.
 
     Args:
       vectors: [N, T] float representations.
@@ -54,6 +54,8 @@ def map_of_models(
 
 
 def _draw(figure, points_N2: np.ndarray, labels: Sequence[str], ringed: Collection[str]) -> None:
+    from matplotlib.patheffects import withStroke
+
     words = {label: _first_and_last(label) for label in dict.fromkeys(labels)}
     shapes = _styles([first for first, _ in words.values()], _SHAPES)
     colours = _styles([last for _, last in words.values()], _COLOURS)
@@ -68,15 +70,18 @@ def _draw(figure, points_N2: np.ndarray, labels: Sequence[str], ringed: Collecti
             edgecolors="black" if label in ringed else "white",
             linewidths=1.1 if label in ringed else 0.4,
         )
-        middle = np.median(places, axis=0)
-        panel.annotate(label, middle, ha="center", va="center", fontsize=5.5, alpha=0.75)
+        name = panel.annotate(
+            label, np.median(places, axis=0), (0, 6), textcoords="offset points", ha="center"
+        )
+        name.set(fontsize=6.5, path_effects=[withStroke(linewidth=1.8, foreground="white")])
     for name, colour in colours.items():
         panel.scatter([], [], color=colour, marker="o", label=name)
     for name, shape in shapes.items():
         panel.scatter([], [], color="black", marker=shape, label=name or "(one word)")
     if ringed:
         panel.scatter([], [], color="white", edgecolors="black", marker="o", label="held out")
-    figure.legend(loc="outside right center", frameon=False, fontsize=8)
+    legend = figure.legend(loc="outside right center", frameon=False, fontsize=8)
+    legend.set_title("colour: last word\nshape: words before", {"size": 8})
     panel.set_axis_off()
 
 
