@@ -193,7 +193,8 @@ def load_experts(path: Path) -> dict[str, Expert]:
 def _splits(store: LayerStore, layer: str, alignment: Alignment | None) -> dict[str, Split]:
     if alignment is None:
         return {s: Split(store.matrices(layer, s), store.targets(s)) for s in ("train", "val")}  # type: ignore[arg-type]
-    names = ["train", "val", *(["val_holdout"] if store.held_out_classes else [])]
+    _ = store.held_out_classes  # refuses those that are trained on, too
+    names = ["train", "val", *(["val_holdout"] if store.has("val_holdout") else [])]
     return {name: alignment.split(store, layer, name) for name in names}
 
 
@@ -254,10 +255,12 @@ def _choose(
     expert = Expert.load(folder / "expert")
     encoder = None if alignment is None else alignment.encoder
     tested = {"test_accuracy": dataclasses.asdict(evaluate(expert, store, "test", encoder)[0])}
+    of_held_out = Expert.load(folder / HOLDOUT) if (folder / HOLDOUT).exists() else None
     if alignment is not None and store.has("test_holdout"):
-        kept = Expert.load(folder / HOLDOUT) if (folder / HOLDOUT).exists() else expert
-        tested["zero_shot"] = dataclasses.asdict(zero_shot(kept, store, encoder=encoder))
-        _with_figures(kept, tested).save(workdir / HOLDOUT)
+        found = zero_shot(of_held_out or expert, store, encoder=encoder)
+        tested["zero_shot"] = dataclasses.asdict(found)
+    if of_held_out is not None:
+        _with_figures(of_held_out, tested).save(workdir / HOLDOUT)
     _with_figures(expert, tested).save(workdir / "expert")
     on_card = ("tree", "encoder", "head", "recipe", "store_hash", "versions", "layer")
     metrics = {

@@ -18,6 +18,7 @@ from probex_jax.heads import unit
 from probex_jax.language import TextEncoder
 from probex_jax.layer_store import LayerStore
 from probex_jax.search.neighbours import auc, knn, mahalanobis, one_class, retrieval
+from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
 ONE_CLASS_NEIGHBOURS = 2  # the reference's
 
@@ -202,7 +203,7 @@ def _by_text(side: _Side, subject: Subject) -> Measured:
 def _sides(subject: Subject) -> Iterator[_Side]:
     store = subject.store
     yield _side(subject.experts["val"], store, "seen", store.seen_classes, "train", subject.split)
-    if store.held_out_classes:
+    if all(map(store.has, HELD_OUT_SPLITS)):
         yield _side(
             subject.experts["val_holdout"],
             store,

@@ -160,6 +160,16 @@ def test_without_held_out_classes_there_is_no_zero_shot(tmp_path, toy_lora_zoo):
         zero_shot(result.expert, store)
 
 
+@pytest.mark.parametrize("missing", ["val_holdout", "test_holdout"])
+def test_one_held_out_split_is_enough(tmp_path, toy_lora_zoo, missing):
+    shutil.copytree(toy_lora_zoo, tmp_path / "ToyLoRA")
+    shutil.rmtree(tmp_path / "ToyLoRA" / missing)
+    store = px.pack(px.scan(tmp_path / "ToyLoRA"), tmp_path / "s").store
+    result = run(store, tmp_path / "w", layers=["a"], recipe=Recipe(epochs=2, eval_every=1))
+    assert (result.zero_shot is None) == (missing == "test_holdout")
+    assert (tmp_path / "w" / "expert_val_holdout").exists() == (missing == "test_holdout")
+
+
 class Other:
     """A text encoder that is not the expert's."""
 
