@@ -24,6 +24,7 @@ _REFINE = 4
 _CANDIDATES = 128
 _RECALL_QUERIES = 100
 _RECALL_K = 10
+_LANCE_ERRORS = (ValueError, RuntimeError, OSError)
 
 
 class ModelTable:
@@ -136,6 +137,19 @@ class ModelTable:
             raise ProbexError(
                 f"a vector of {len(vector_T)}: the index holds vectors of {self._dim}"
             )
+        with self._damage():
+            try:
+                rows = self._queried(vector_T, k, where, exact=exact)
+            except _LANCE_ERRORS as error:
+                if where is None:
+                    raise
+                self._queried(vector_T, k, None, exact=exact)  # fails where the table is at fault
+                raise ProbexError(f"filter {where!r}: {_reason(error)}") from None
+        return [row | {"similarity": min(1.0, 1 - row.pop("_distance"))} for row in rows]
+
+    def _queried(
+        self, vector_T: np.ndarray, k: int, where: str | None, *, exact: bool
+    ) -> list[dict[str, Any]]:
         query: Any = self._table.search(vector_T, vector_column_name="vector")
         query = query.distance_type("cosine").select([*FIELDS, "_distance"]).limit(k)
         if where is not None:
@@ -146,9 +160,7 @@ class ModelTable:
         else:
             query = query.nprobes(_MAX_PARTITIONS).ef(max(_CANDIDATES, _REFINE * k))
             query = query.refine_factor(_REFINE)
-        with self._damage(where):
-            rows = query.to_arrow().to_pylist()
-        return [row | {"similarity": min(1.0, 1 - row.pop("_distance"))} for row in rows]
+        return query.to_arrow().to_pylist()
 
     def stamps(self) -> dict[str, str]:
         """Path of every model, to its `stamp`."""
@@ -211,14 +223,12 @@ class ModelTable:
                 yield _vectors(batch["vector"])
 
     @contextmanager
-    def _damage(self, where: str | None = None) -> Iterator[None]:
-        """Turns what LanceDB says into one line that names the condition or the table."""
+    def _damage(self) -> Iterator[None]:
+        """Turns what LanceDB says into one line that names the table."""
         try:
             yield
-        except (ValueError, RuntimeError, OSError) as error:
-            reason = " ".join(str(error).split())[:_DIGITS].partition(", /")[0]
-            if where is not None and "Invalid input" in reason:
-                raise ProbexError(f"filter {where!r}: {reason}") from None
+        except _LANCE_ERRORS as error:
+            reason = _reason(error)
             if "No space left" in reason:
                 raise ProbexError(f"{self._folder}: no space left on the disk") from error
             raise ProbexError(
@@ -242,3 +252,7 @@ def unit(vectors: Any) -> np.ndarray:
 
 def _vectors(column: Any) -> np.ndarray:
     return column.flatten().to_numpy().reshape(len(column), -1)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:_DIGITS].partition(", /")[0]

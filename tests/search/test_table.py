@@ -83,10 +83,22 @@ def test_hostile_text_is_kept_found_and_removed_as_it_is(table):
 
 @pytest.mark.parametrize(
     "where",
-    ["", "split =", "nope = 1", "split = 'a'; DROP", "split = 'a' rubbish", "labels > 2", "7"],
+    [
+        "",
+        "split =",
+        "nope = 1",
+        "split = 'a'; DROP",
+        "split = 'a' rubbish",
+        "labels > 2",
+        "7",
+        "array_has(labels, 1)",
+        "CAST(id AS INT) = 1",
+        "1/0 = 1",
+        "regexp_match(id, '(')",
+    ],
 )
 def test_a_bad_filter_is_named(table, where):
-    table.add(rows("ab"), vectors(2))
+    table.add(rows("ab", labels=["cat"]), vectors(2))
     with pytest.raises(ProbexError, match=r"^filter ") as error:
         table.nearest(vectors(1)[0], 1, where)
     assert repr(where) in str(error.value)
@@ -158,6 +170,8 @@ def test_an_absent_or_damaged_table_is_named(table, tmp_path):
         file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ProbexError, match=f"{tmp_path / 'table'}: the index is damaged"):
         ModelTable(tmp_path / "table", DIM).nearest(np.ones(DIM), 1)
+    with pytest.raises(ProbexError, match=f"{tmp_path / 'table'}: the index is damaged"):
+        ModelTable(tmp_path / "table", DIM).nearest(np.ones(DIM), 1, "id = 'a'")
 
 
 def test_without_lancedb_the_error_says_what_to_install(tmp_path, monkeypatch):
