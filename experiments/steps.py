@@ -146,19 +146,29 @@ def index(
 
 
 def evaluate(subject: Subject, tasks: Sequence[str], workdir: Path) -> list[Measured]:
-    """Measures the tasks one by one, and writes metrics.json."""
-    unknown = [task for task in tasks if task not in TASKS]
+    """Measures the tasks, and writes metrics.json.
+
+    A task that cannot be measured is reported on standard error, and the others go on.
+    """
+    unknown = [task for task in tasks or [""] if task not in TASKS]
     if unknown:
         raise px.ProbexError(f"--tasks: {unknown[0]!r} is not one of {', '.join(TASKS)}")
     expert, store = subject.experts["val"], subject.store
     if expert.card["head"] == "text" and subject.encoder is None:
         encoder = CachedEncoder(expert.text_encoder(), default_cache())
         subject = dataclasses.replace(subject, encoder=encoder)
-    by_task = {}
+    by_task, faults = {}, {}
     with cli.progress(len(tasks), "evaluating", "task") as bar:
         for task in tasks:
-            by_task[task] = measure(subject, task)
+            try:
+                by_task[task] = measure(subject, task)
+            except px.ProbexError as error:
+                faults[task] = str(error)
             bar.update()
+    if not by_task:
+        raise px.ProbexError(next(iter(faults.values())))
+    for task, fault in faults.items():
+        print(f"not measured: {task}: {fault}", file=sys.stderr)
     metrics: dict[str, Any] = {
         "tree": store.tree,
         "layer": expert.card["layer"],
@@ -167,6 +177,7 @@ def evaluate(subject: Subject, tasks: Sequence[str], workdir: Path) -> list[Meas
         "expert_hash": expert.hash,
         "seed": expert.card["recipe"]["seed"],
         "versions": versions(),
+        "not_measured": faults,
     }
     for task, figures in by_task.items():
         metrics[task] = {figure.key: figure.as_json() for figure in figures}

@@ -14,6 +14,8 @@ from probex_jax.language import TextEncoder, embed
 from probex_jax.layer_store import LayerStore
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
+_SAME = 1 - 1e-6  # cosine
+
 
 @dataclass(frozen=True)
 class Alignment:
@@ -43,11 +45,36 @@ class Alignment:
             "name": self.encoder.name,
             "dim": self.encoder.dim,
             "template": self.template,
-            "logit_scale": self.logit_scale,
+            "logit_scale": float(self.logit_scale),
             "texts": {
                 name: store.texts[name] for name in store.seen_classes if name in store.texts
             },
         }
+
+    def check(self, store: LayerStore) -> None:
+        """Checks that the classes of a store can be told apart by their texts.
+
+        Raises:
+          ProbexError: if a held-out class occurs in another split, or two classes have the same
+            words or, to the text encoder, the same meaning.
+        """
+        classes = (*store.seen_classes, *store.held_out_classes)
+        sentences = class_sentences(classes, store.texts, self.template)
+        first: dict[str, str] = {}
+        for name, sentence in zip(classes, sentences, strict=True):
+            if first.setdefault(sentence, name) != name:
+                raise ProbexError(
+                    f"{store.path}: classes {first[sentence]!r} and {name!r} have the same words, "
+                    f"{sentence!r}; give them different ones (texts in the zoo's zoo.json)"
+                )
+        vectors_YD = embed(self.encoder, sentences)
+        alike_YY = np.triu(vectors_YD @ vectors_YD.T > _SAME, k=1)
+        if alike_YY.any():
+            one, other = (classes[place] for place in np.argwhere(alike_YY)[0])
+            raise ProbexError(
+                f"{store.path}: classes {one!r} and {other!r} are the same to text encoder "
+                f"{self.encoder.name}; give them different words (texts in the zoo's zoo.json)"
+            )
 
     def texts(self, store: LayerStore, classes: Sequence[str]) -> np.ndarray:
         """Embeddings [Y, D] of some classes of a store."""
@@ -127,12 +154,7 @@ def zero_shot(
         raise ProbexError(
             f"{store.path}: no held-out classes; zero-shot needs {' and '.join(HELD_OUT_SPLITS)}"
         )
-    trained_on = sorted(set(held_out) & set(expert.card["classes"]))
-    if trained_on:
-        raise ProbexError(
-            f"{store.path}: the expert was trained on class {trained_on[0]!r}, which is held out "
-            "here; that would be no zero-shot"
-        )
+    check_unseen(expert, store)
     labels_N = store.class_indices(split, held_out)
     candidates = (*held_out, *expert.card["classes"])
     logits_NY = text_logits(expert, store, split, candidates, encoder)
@@ -143,6 +165,20 @@ def zero_shot(
         n_held_out=n_held_out,
         n_all=len(candidates),
     )
+
+
+def check_unseen(expert: Expert, store: LayerStore) -> None:
+    """Checks that an expert was trained on none of the classes that a store holds out.
+
+    Raises:
+      ProbexError: if it was; the message names the class.
+    """
+    trained_on = sorted(set(store.held_out_classes) & set(expert.card["classes"]))
+    if expert.card["head"] == "text" and trained_on:
+        raise ProbexError(
+            f"{store.path}: the expert was trained on class {trained_on[0]!r}, which is held out "
+            "here; that would be no zero-shot"
+        )
 
 
 def text_logits(

@@ -91,8 +91,9 @@ def sweep(
       Validation accuracy by layer, the best expert, and its accuracy on the test split.
 
     Raises:
-      ProbexError: if a setting is wrong, a split is empty, a held-out class occurs in another
-        split, the work directory belongs to another config, or a checkpoint is damaged.
+      ProbexError: if a setting is wrong, a split is empty, the texts do not tell the classes apart
+        (`Alignment.check`), the work directory belongs to another config, or a checkpoint is
+        damaged.
     """
     names = tuple(layers if layers is not None else store.layers)
     if not names:
@@ -101,7 +102,11 @@ def sweep(
         raise ProbexError(f"save_every_s: {save_every_s!r} is not a number of seconds >= 0")
     if (head == "text") != (alignment is not None):
         raise ProbexError('head: "text" and settings of the text belong together')
-    build_network(encoder, head, len(store.classes), normalise=normalise)
+    logit_scale = 1.0 if alignment is None else alignment.logit_scale
+    n_classes = len(store.classes)
+    build_network(encoder, head, n_classes, logit_scale=logit_scale, normalise=normalise)
+    if alignment is not None:
+        alignment.check(store)
     for split in ("train", "val", "test"):
         store.split(split)
     settings = {
@@ -193,7 +198,6 @@ def load_experts(path: Path) -> dict[str, Expert]:
 def _splits(store: LayerStore, layer: str, alignment: Alignment | None) -> dict[str, Split]:
     if alignment is None:
         return {s: Split(store.matrices(layer, s), store.targets(s)) for s in ("train", "val")}  # type: ignore[arg-type]
-    _ = store.held_out_classes  # refuses those that are trained on, too
     names = ["train", "val", *(["val_holdout"] if store.has("val_holdout") else [])]
     return {name: alignment.split(store, layer, name) for name in names}
 

@@ -66,6 +66,7 @@ def embed(encoder: TextEncoder, texts: Sequence[str], cache: Path | None = None)
       encoder: any text encoder.
       texts: n distinct texts, none empty.
       cache: folder, made where it is missing; `default_cache()` is the user's. None: no cache.
+        Embeddings from a file are not kept again.
 
     Returns:
       float32 [n, dim], rows of unit length; from the cache the same bits as without.
@@ -88,7 +89,8 @@ def embed(encoder: TextEncoder, texts: Sequence[str], cache: Path | None = None)
     """
     texts = list(texts)
     _check_texts(texts)
-    if cache is None:
+    # What is in a file already needs no second one, which the first may outdate.
+    if cache is None or isinstance(encoder, PrecomputedEncoder):
         return _encoded(encoder, texts)
     content = hashlib.sha256(json.dumps([encoder.name, encoder.dim, texts]).encode()).hexdigest()
     path = Path(cache) / f"{content}.safetensors"

@@ -194,8 +194,11 @@ def _check_same(
         raise ProbexError(f"{store.path}: holds models of {store.tree}, not of {zoo.tree}")
     if zoo.classes is not None and zoo.classes != store.classes:
         raise ProbexError(f"{store.path}: holds another class list than {zoo.tree}'s zoo.json")
-    if any(store.texts.get(name, words) != words for name, words in zoo.texts.items()):
-        raise ProbexError(f"{store.path}: holds other texts for classes than {zoo.tree}'s zoo.json")
+    if store.texts != {name: zoo.texts[name] for name in store.classes if name in zoo.texts}:
+        raise ProbexError(
+            f"{store.path}: holds other texts for classes than {zoo.tree}'s zoo.json; use another "
+            "--store"
+        )
     packed = {model.id: model for model in store.models}
     for model in zoo.models:
         was = packed.get(model.id)

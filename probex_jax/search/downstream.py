@@ -13,7 +13,7 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, Score, evaluate, mean_score, zero_shot
-from probex_jax.experts.alignment import class_sentences
+from probex_jax.experts.alignment import check_unseen, class_sentences
 from probex_jax.heads import unit
 from probex_jax.language import TextEncoder
 from probex_jax.layer_store import LayerStore
@@ -125,8 +125,8 @@ def _classify(subject: Subject) -> Iterator[Measured]:
     else:
         right_NY = (logits_NY > 0) == (store.targets(split) > 0.5)
         by_class = dict(zip(classes, right_NY.mean(axis=0), strict=True))
-        # Saying of each class what most training models are.
-        usual_Y = store.targets("train").mean(axis=0) > 0.5
+        # Saying of each class what most models are, of the training ones where there are any.
+        usual_Y = store.targets("train" if store.has("train") else split).mean(axis=0) > 0.5
         chance = float(np.mean(store.targets(split) == usual_Y))
     by_class = {name: float(share) for name, share in by_class.items()}
     what = "seen", len(classes), score, chance, by_class
@@ -160,12 +160,17 @@ def _knn(subject: Subject) -> Iterator[Measured]:
 
 def _occ(subject: Subject) -> Iterator[Measured]:
     for side in _sides(subject):
+        if len(np.unique(side.labels_Q)) < 2:
+            continue  # nothing to tell one class from
         known = side.known_NT, side.known_labels_N
         near_QC = one_class(*known, side.queries_QT, k=ONE_CLASS_NEIGHBOURS)
         what = f"AUC, distance to {ONE_CLASS_NEIGHBOURS} nearest models"
         yield side.measured("occ", "auc_nearest", what, auc(near_QC, side.labels_Q), 0.5)
-        if np.bincount(side.known_labels_N).min() < 2:
-            continue  # one model has no covariance
+        if not all(
+            len(np.unique(side.known_NT[side.known_labels_N == y], axis=0)) > 1
+            for y in range(len(side.classes))
+        ):
+            continue  # one model, or several that are equal, have no covariance
         score = auc(mahalanobis(*known, side.queries_QT), side.labels_Q)
         yield side.measured("occ", "auc_mahalanobis", "AUC, Mahalanobis distance", score, 0.5)
 
@@ -204,6 +209,7 @@ def _sides(subject: Subject) -> Iterator[_Side]:
     store = subject.store
     yield _side(subject.experts["val"], store, "seen", store.seen_classes, "train", subject.split)
     if all(map(store.has, HELD_OUT_SPLITS)):
+        check_unseen(subject.experts["val_holdout"], store)
         yield _side(
             subject.experts["val_holdout"],
             store,

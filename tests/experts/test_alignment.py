@@ -222,8 +222,35 @@ def test_an_expert_trained_on_a_held_out_class_is_refused(swept, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"red cat": "crane", "red dog": "crane"}, "classes 'red dog' and 'red cat' have the same"),
+        ({"red cat": "Red Dog!"}, "classes 'red dog' and 'red cat' are the same to text encoder"),
+    ],
+)
+def test_classes_that_texts_do_not_tell_apart_are_refused(toy_lora_zoo, tmp_path, texts, message):
+    """`red cat` is held out: its words must not be those of a class that is trained on."""
+    shutil.copytree(toy_lora_zoo, tmp_path / "ToyLoRA")
+    (tmp_path / "ToyLoRA" / "zoo.json").write_text(json.dumps({"texts": texts}))
+    store = px.pack(px.scan(tmp_path / "ToyLoRA"), tmp_path / "s").store
+    with pytest.raises(px.ProbexError, match=message):
+        run(store, tmp_path / "w")
+    assert not (tmp_path / "w").exists(), "a refused training must not claim its folder"
+
+
+def test_a_whole_number_as_scale_is_kept_as_a_number(toy_lora_store, tmp_path):
+    short = {"layers": ["a"], "recipe": Recipe(epochs=1, eval_every=1)}
+    run(toy_lora_store, tmp_path, alignment=Alignment(HashingEncoder(), logit_scale=20), **short)
+    assert px.Expert.load(tmp_path).text["logit_scale"] == 20.0
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"alignment": Alignment(HashingEncoder(), logit_scale=-1.0)},
+            "logit_scale: -1.0 is not a number > 0",
+        ),
         ({"alignment": None}, 'head: "text" and settings of the text belong together'),
         ({"head": "class"}, 'head: "text" and settings of the text belong together'),
         ({"normalise": "both"}, "normalise: 'both' is not one of none, scale"),
@@ -231,7 +258,8 @@ def test_an_expert_trained_on_a_held_out_class_is_refused(swept, tmp_path):
 )
 def test_wrong_settings(toy_lora_store, tmp_path, changes, message):
     with pytest.raises(px.ProbexError, match=message):
-        run(toy_lora_store, tmp_path, **changes)
+        run(toy_lora_store, tmp_path / "w", **changes)
+    assert not (tmp_path / "w").exists(), "a refused training must not claim its folder"
 
 
 def test_a_template_needs_a_place_for_the_class():

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from probex_jax import ProbexError
-from probex_jax.language import HashingEncoder, default_cache, embed, text_encoder
+from probex_jax.language import (
+    HashingEncoder,
+    PrecomputedEncoder,
+    default_cache,
+    embed,
+    save_embeddings,
+    text_encoder,
+)
 
 
 class Counting:
@@ -124,3 +131,10 @@ def test_the_cache_gives_the_same_bits(tmp_path):
     first = embed(HashingEncoder(), texts, tmp_path)
     np.testing.assert_array_equal(embed(HashingEncoder(), texts, tmp_path), first)
     np.testing.assert_array_equal(embed(HashingEncoder(), texts), first)
+
+
+def test_a_file_that_changes_is_read_anew(tmp_path):
+    for value in (1.0, -1.0):
+        save_embeddings(tmp_path / "e.safetensors", "mine", ["cat"], np.array([[value, 0.0]]))
+        encoder = PrecomputedEncoder(tmp_path / "e.safetensors")
+        assert embed(encoder, ["cat"], tmp_path / "cache")[0, 0] == value

@@ -136,9 +136,10 @@ def test_wordnet_ids_are_labels_and_texts_stand_for_them(zoo, tmp_path):
     store = pack(zoo, tmp_path / "s").store
     assert store.classes == tuple(sorted(texts))
     assert store.texts == texts
-    (zoo / "zoo.json").write_text(json.dumps({"texts": {"nred ant": "other words"}}))
-    with pytest.raises(px.ProbexError, match="holds other texts"):
-        pack(zoo, tmp_path / "s")
+    for others in ({"nred ant": "other words"}, {}):
+        (zoo / "zoo.json").write_text(json.dumps({"texts": others}))
+        with pytest.raises(px.ProbexError, match="holds other texts"):
+            pack(zoo, tmp_path / "s")
 
 
 @pytest.mark.parametrize(

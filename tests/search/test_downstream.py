@@ -153,6 +153,31 @@ def test_classes_with_too_few_known_models_are_left_out(subject, toy_lora_zoo, t
     assert figures["auc_nearest_held_out"].score.value > 0.6
 
 
+def test_classes_trained_on_are_no_held_out_ones(subject, toy_lora_zoo, tmp_path):
+    """Elsewhere a class is held out that the expert was trained on."""
+    shutil.copytree(toy_lora_zoo, tmp_path / "ToyLoRA")
+    for split, target in (("val", "val_holdout"), ("test", "test_holdout"), ("train", None)):
+        for model in subject.store.split(split):
+            if model.labels[0] == "red dog":
+                path = tmp_path / "ToyLoRA" / split / model.id
+                shutil.move(path, tmp_path / "ToyLoRA" / target) if target else shutil.rmtree(path)
+    store = px.pack(px.scan(tmp_path / "ToyLoRA"), tmp_path / "s").store
+    for task in ("zero_shot", "knn", "occ", "retrieval"):
+        with pytest.raises(px.ProbexError, match="was trained on class 'red dog', which is held"):
+            measure(Subject(subject.experts, store), task)
+
+
+def test_one_queried_class_leaves_one_class_classification_out(subject, toy_lora_zoo, tmp_path):
+    shutil.copytree(toy_lora_zoo, tmp_path / "ToyLoRA")
+    for model in subject.store.split("test_holdout"):
+        if model.labels[0] != "red cat":
+            shutil.rmtree(tmp_path / "ToyLoRA" / "test_holdout" / model.id)
+    store = px.pack(px.scan(tmp_path / "ToyLoRA"), tmp_path / "s").store
+    figures = measure(Subject(subject.experts, store), "occ")
+    assert {figure.classes for figure in figures} == {"seen"}
+    assert len(measure(Subject(subject.experts, store), "knn")) == 2
+
+
 def test_what_does_not_fit_is_refused(subject, toy_store, tmp_path):
     with pytest.raises(px.ProbexError, match="--tasks: 'cook' is not one of classify, zero_shot"):
         measure(subject, "cook")
