@@ -14,9 +14,9 @@ from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert
 from probex_jax.matrices import LowRank, stack
 from probex_jax.model_files import open_model
-from probex_jax.model_files.locate import locate
+from probex_jax.model_files.locate import SINGLE, locate
 from probex_jax.model_files.untrusted_text import is_unicode
-from probex_jax.search.folders import FoundModel
+from probex_jax.search.folders import FoundModel, files_of, model_path
 from probex_jax.search.table import unit
 
 # Models that are embedded by one compiled call, less where their matrices are large.
@@ -59,16 +59,25 @@ def embedded(
 
 
 def key(path: Path) -> str:
-    """The path that stands for a model: no links on the way, the name of a file as it is."""
-    return str(path.resolve() if path.is_dir() else path.parent.resolve() / path.name)
+    """The path that stands for a model, however it is given.
+
+    Its folder where that is the model (`model.safetensors`, shards, a hub cache), else its file; no
+    links on the way, the name of a file as it is.
+    """
+    path = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+    folder = path if path.is_dir() else path.parent
+    hub = folder.parent.parent
+    if folder.parent.name == "snapshots" and files_of(path) and files_of(hub) == files_of(path):
+        return str(hub)
+    if path.is_dir() or path.name == SINGLE:
+        return str(model_path(folder))
+    return str(path)
 
 
 def is_there(path: Path) -> bool:
     """Whether the path still holds a model."""
-    try:
-        return all(file.exists() for file in locate(path).files)
-    except (ProbexError, OSError):
-        return False
+    files = files_of(path)
+    return bool(files) and all(file.exists() for file in files)
 
 
 def _read(

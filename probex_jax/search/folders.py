@@ -7,6 +7,7 @@ from pathlib import Path
 
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors
+from probex_jax.model_files.locate import locate
 from probex_jax.zoo import ZooModel, scan
 from probex_jax.zoo.model_j import SPLITS
 
@@ -35,14 +36,16 @@ def find_models(folder: str | Path) -> tuple[FoundModel, ...]:
 
     A folder with `train/`, `val/` or another split is a zoo. A folder with `model.safetensors`,
     its index of shards or `snapshots/`, or with one `.safetensors` file and no folder, is a model.
-    Elsewhere every `.safetensors` file is one. Hidden files and folders are passed over.
+    Elsewhere every `.safetensors` file is one. Hidden files and folders are passed over. Of a
+    split of a zoo the models are those that the zoo lists there.
 
     Args:
       folder: where to look.
 
     Returns:
       The models, sorted by path. An id is the model's path in `folder`, less `.safetensors`;
-      in a zoo, the zoo's path and the model's own id.
+      in a zoo, the zoo's path and the model's own id. The path of a folder's one file is the
+      file's, the id is the folder's.
 
     Raises:
       ProbexError: if there is no such folder, it holds no models, or a zoo in it is malformed.
@@ -61,7 +64,7 @@ def find_models(folder: str | Path) -> tuple[FoundModel, ...]:
         raise ProbexError(f"{root}: no such folder; expected one with models in it")
     with disk_errors(root):
         models: dict[str, FoundModel] = {}
-        for model in _models(root, root, set()):
+        for model in _of_split(root) or _models(root, root, set()):
             # A file and a folder may differ in nothing but the suffix.
             id = model.id if model.id not in models else model.id + _WEIGHTS
             models[id] = model
@@ -70,6 +73,21 @@ def find_models(folder: str | Path) -> tuple[FoundModel, ...]:
     return tuple(
         FoundModel(id, m.split, m.path, m.stated, m.tree, m.texts) for id, m in models.items()
     )
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The files of the model at a path; none where no model is."""
+    try:
+        return locate(path).files
+    except (ProbexError, OSError):
+        return ()
+
+
+def model_path(folder: Path) -> Path:
+    """The one file of a folder; the folder where it is itself the model, or cannot be read."""
+    if any(os.path.lexists(folder / name) for name in _WHOLE):
+        return folder
+    return next(iter(files_of(folder)), folder)
 
 
 def _models(folder: Path, root: Path, seen: set[Path]) -> Iterator[FoundModel]:
@@ -81,7 +99,7 @@ def _models(folder: Path, root: Path, seen: set[Path]) -> Iterator[FoundModel]:
     files = [entry for entry in entries if entry.suffix == _WEIGHTS and entry not in folders]
     unread = any(entry.suffix.lower() in _UNREAD for entry in entries)
     if {entry.name for entry in entries} & set(_WHOLE) or (len(files) == 1 and not folders):
-        yield FoundModel(_id(folder, root), "", folder)
+        yield FoundModel(_id(folder, root), "", model_path(folder))
     elif {entry.name for entry in folders} & set(SPLITS):
         yield from _of_zoo(folder, root)
     elif unread and not files:
@@ -101,6 +119,22 @@ def _of_zoo(folder: Path, root: Path) -> Iterator[FoundModel]:
         yield FoundModel(
             prefix + model.id, model.split, model.path, model.stated, zoo.tree, zoo.texts
         )
+
+
+def _of_split(root: Path) -> list[FoundModel]:
+    """The models that a zoo has in `root`, where that is one of its splits; else none."""
+    for folder in (Path(os.path.abspath(root)), root.resolve()):
+        if folder.name not in SPLITS:
+            continue
+        try:
+            zoo = list(_of_zoo(folder.parent, folder.parent))
+        except (ProbexError, OSError):
+            continue
+        models = [model for model in zoo if model.split == folder.name]
+        # Else its folders are no models, but hold some.
+        if any(files_of(model.path) for model in models):
+            return models
+    return []
 
 
 def _id(path: Path, root: Path) -> str:

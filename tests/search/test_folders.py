@@ -1,11 +1,13 @@
 """Which models a folder holds."""
 
 import os
+import shutil
 
 import pytest
 
 from probex_jax import ProbexError
 from probex_jax.search import find_models
+from probex_jax.search.embedding import key
 
 
 def touch(path):
@@ -63,6 +65,61 @@ def test_zoos_in_a_folder_are_told_apart_by_their_paths(tmp_path):
         ("zoos/B/m", "Bee", "train"),
     ]
     assert models[1].texts == {"n1": "a bee"}
+
+
+@pytest.mark.parametrize("split", ["test", "test_holdout"])
+def test_a_split_of_a_zoo_is_listed_as_the_zoo_lists_it(tmp_path, monkeypatch, split):
+    for place in ("train/a", "train/b", f"{split}/c", f"{split}/d"):
+        touch(tmp_path / "Z" / place / "model.safetensors")
+    touch(tmp_path / "Z" / split / "e.safetensors")
+    (tmp_path / "Z" / "zoo.json").write_text('{"tree": "Zed", "texts": {"n1": "a wren"}}')
+    (tmp_path / "Z" / "labels.json").write_text('{"c": ["n1"]}')
+    whole = [model for model in find_models(tmp_path / "Z") if model.split == split]
+    assert [model.id for model in whole] == ["c", "d", "e"]
+    assert whole[0].stated == ["n1"]
+    assert list(find_models(tmp_path / "Z" / split)) == whole
+    monkeypatch.chdir(tmp_path / "Z" / split)
+    key_of = {model.id: key(model.path) for model in whole}
+    assert {model.id: key(model.path) for model in find_models(".")} == key_of
+
+
+def test_a_folder_named_as_a_split_may_be_no_part_of_a_zoo(tmp_path):
+    touch(tmp_path / "test" / "a" / "b" / "x.safetensors")
+    touch(tmp_path / "test" / "a" / "b" / "y.safetensors")
+    (tmp_path / "zoo.json").write_text("{")
+    assert ids(tmp_path / "test") == ["a/b/x", "a/b/y"]
+
+
+def test_a_folder_of_one_file_is_keyed_by_the_file(tmp_path):
+    file = tmp_path / "mine" / "lora" / "pytorch_lora_weights.safetensors"
+    touch(file)
+    (before,) = find_models(tmp_path)
+    assert (before.id, before.path) == ("mine/lora", file)
+    assert [(m.id, m.path) for m in find_models(file.parent)] == [("lora", file)]
+    touch(file.with_name("other.safetensors"))
+    models = find_models(tmp_path)
+    assert [m.id for m in models] == ["mine/lora/other", "mine/lora/pytorch_lora_weights"]
+    assert before.path in {m.path for m in models}
+
+
+def test_a_zoos_models_have_the_keys_that_they_have_outside_of_it(tmp_path):
+    for name in (
+        "a/pytorch_lora_weights.safetensors",
+        "b/model.safetensors",
+        "c/snapshots/0/model.safetensors",
+        "d/model.safetensors.index.json",
+        "e.safetensors",
+    ):
+        touch(tmp_path / "Z" / "train" / name)
+    in_zoo = {m.id: key(m.path) for m in find_models(tmp_path / "Z")}
+    outside = {m.id: key(m.path) for m in find_models(_moved(tmp_path / "Z" / "train"))}
+    assert {id: path.replace("/plain/", "/Z/train/") for id, path in outside.items()} == in_zoo
+    assert in_zoo["a"] == str(tmp_path / "Z" / "train" / "a" / "pytorch_lora_weights.safetensors")
+    assert in_zoo["b"] == str(tmp_path / "Z" / "train" / "b")
+
+
+def _moved(split):
+    return shutil.copytree(split, split.parents[1] / "plain")
 
 
 def test_one_model_is_a_folder_of_one(tmp_path):

@@ -136,6 +136,44 @@ def test_a_name_that_is_no_text_fails_alone(models, made):
     assert "no Unicode" in next(iter(done.failed.values()))
 
 
+def test_a_folder_of_one_file_that_gets_a_second_is_there_once(tmp_path, expert):
+    folder = tmp_path / "models" / "lora"
+    first = write_model(folder / "pytorch_lora_weights.safetensors", 0)
+    made = Index.create_or_open(tmp_path / "index", expert)
+    made.add_models(find_models(tmp_path / "models"))
+    write_model(folder / "second.safetensors", 1)
+    assert counts(made.add_models(find_models(tmp_path / "models"))) == (1, 1, 0, 0)
+    assert set(contents(made)) == {"lora/pytorch_lora_weights", "lora/second"}
+    assert [hit.id for hit in made.search(like=first)] == ["lora/second"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_lora_weights.safetensors"])
+def test_like_leaves_the_model_out_however_it_is_given(tmp_path, expert, name):
+    for seed in range(2):
+        write_model(tmp_path / "Z" / "train" / f"m{seed}" / name, seed)
+    made = Index.create_or_open(tmp_path / "index", expert)
+    made.add_models(find_models(tmp_path / "Z"))
+    assert counts(made.add_models(find_models(tmp_path / "Z" / "train"))) == (0, 0, 2, 0)
+    folder = tmp_path / "Z" / "train" / "m0"
+    for like in (folder, folder / name):
+        assert [hit.id for hit in made.search(like=like)] == ["m1"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_lora_weights.safetensors"])
+def test_like_leaves_a_model_of_a_hub_cache_out(tmp_path, expert, name):
+    for seed in range(2):
+        hub = tmp_path / "models" / f"models--m{seed}"
+        write_model(hub / "snapshots" / "0" / name, seed)
+        (hub / "refs").mkdir()
+        (hub / "refs" / "main").write_text("0")
+    made = Index.create_or_open(tmp_path / "index", expert)
+    made.add_models(find_models(tmp_path / "models"))
+    snapshot = hub / "snapshots" / "0"
+    assert counts(made.add_models(find_models(snapshot))) == (0, 1, 0, 0)  # by another id
+    for like in (hub, snapshot, snapshot / name):
+        assert [hit.id for hit in made.search(like=like)] == ["models--m0"]
+
+
 def test_prune_removes_what_is_gone_and_nothing_else(made, models):
     assert made.prune() == 0
     (models / "m0.safetensors").unlink()
