@@ -13,8 +13,8 @@ from probex_jax.search import TASKS, Hit, Index, Subject, find_models
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
 TREE = "MiniLoRA"
-# Words that no LoRA is of, words of some, and a held-out concept's own.
-QUERIES = ("an inverted three", "a striped digit", "a photo of a rotated seven")
+# A concept that was trained on, one that was held out, and a word of many.
+QUERIES = ("an inverted three", "a bold three", "something striped")
 MAP = "map_of_loras.png"
 
 

@@ -62,7 +62,8 @@ class Subject:
       experts: as `load_experts` gives them: by the split they were best on.
       store: where the models are.
       split: the queried models of seen classes.
-      neighbours: how many neighbours vote, and are looked at in retrieval.
+      neighbours: how many neighbours vote, and are looked at in retrieval, where the smallest class
+        has so many.
       encoder: of an expert aligned with text, its text encoder; None to find it by its card.
     """
 
@@ -179,7 +180,8 @@ def _retrieval(subject: Subject) -> Iterator[Measured]:
     for side in _sides(subject):
         shares_Y = np.bincount(side.known_labels_N, minlength=len(side.classes))
         chance = float(shares_Y[side.labels_Q].mean() / len(side.known_labels_N))
-        k = min(subject.neighbours, len(side.known_NT))
+        # With more than the smallest class has, the best ranking would not have precision 1.
+        k = min(subject.neighbours, int(np.bincount(side.known_labels_N).min()))
         known = side.known_NT, side.known_labels_N
         found = retrieval(*known, side.queries_QT, side.labels_Q, k)
         what = f"like a model, precision at {k}"
