@@ -28,6 +28,8 @@ FORMAT = "probex_jax index"
 VERSION = 1
 # From so many models on an approximate index is built, and built anew when they have doubled.
 ANN_MODELS = 50_000
+# The most that a search lists: LanceDB takes memory for each before it looks.
+MAX_K = 100_000
 
 # Models that one commit to the table holds: what a kill can cost.
 _COMMIT_MODELS = 256
@@ -120,7 +122,8 @@ class Index:
             return index
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-            others = {entry.name for entry in path.iterdir()} - _BEGUN
+            others = {e.name for e in path.iterdir() if not e.name.startswith(_BEGUN_EXPERT)}
+            others -= _BEGUN
         if others:
             raise ProbexError(f"{path}: holds other things ({min(others)}); choose another folder")
         about = {"format": FORMAT, "version": VERSION, "expert": ours, "ann": None}
@@ -224,7 +227,7 @@ class Index:
         Args:
           query: a text, such as "an inverted three"; for experts aligned with text.
           like: path of a model, which is itself left out of the result. Give one of the two.
-          k: how many models, at most.
+          k: how many models, at most; 1 to `MAX_K`.
           where: condition in SQL on the fields of `Hit`, such as
             `split = 'test' AND array_has(labels, 'cat')`.
           encoder: text encoder, for an expert whose own cannot be opened from its card.
@@ -233,11 +236,13 @@ class Index:
           The models, the most similar first.
 
         Raises:
-          ProbexError: if the query is empty, the expert knows no texts, the model cannot be read,
-            the condition cannot be evaluated, or the index is damaged.
+          ProbexError: if the query is empty, k out of range, the expert knows no texts, the model
+            cannot be read, the condition cannot be evaluated, or the index is damaged.
         """
         if (query is None) == (like is None):
             raise ProbexError("a search needs a text or a model, one of the two")
+        if not 1 <= k <= MAX_K:
+            raise ProbexError(f"k is {k}: expected 1 to {MAX_K}")
         if query is not None:
             return self._hits(self._placed(query, encoder), k, where)
         assert like is not None
@@ -253,6 +258,8 @@ class Index:
     def optimise(self) -> float | None:
         """Compacts the table; from `ANN_MODELS` models on builds or extends the ANN index.
 
+        Below, an ANN index that was built when there were more is dropped.
+
         Returns:
           Its recall@10 against the exact scan, measured on 100 of the models and kept in
           `index.json`; None where there is no ANN index.
@@ -262,15 +269,21 @@ class Index:
         """
         self._table.compact()
         ann, n = self.about["ann"], len(self)
-        if n >= ANN_MODELS and (ann is None or n >= 2 * ann["models"]):
+        if n < ANN_MODELS:
+            if ann is not None:
+                self._table.drop_ann()
+                self._note_ann(None)
+            return None
+        if ann is None or n >= 2 * ann["models"]:
             self._table.build_ann()
             ann = {"models": n}
-        if ann is None:
-            return None
-        ann = {"models": ann["models"], "recall_at_10": self._table.recall()}
+        recall = self._table.recall()
+        self._note_ann({"models": ann["models"], "recall_at_10": recall})
+        return recall
+
+    def _note_ann(self, ann: dict[str, Any] | None) -> None:
         self.about = {**self.about, "ann": ann}
         write_json(self.path / "index.json", self.about)
-        return ann["recall_at_10"]
 
     def _hits(self, vector_T: np.ndarray, k: int, where: str | None) -> list[Hit]:
         fields = Hit.__dataclass_fields__
@@ -290,7 +303,8 @@ class Index:
 
 
 # What may lie in the folder of an index whose making was interrupted.
-_BEGUN = {"expert", "expert.new", "models.lance", "index.json.partial"}
+_BEGUN = {"expert", "models.lance", "index.json.partial"}
+_BEGUN_EXPERT = "expert.new"  # to which Orbax adds an ending
 
 
 def _identity(expert: Expert) -> dict[str, Any]:

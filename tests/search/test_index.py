@@ -260,8 +260,10 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path, expert):
     assert list((tmp_path / "expert").iterdir()) == []
 
 
-def test_an_interrupted_beginning_is_begun_again(made, models):
+@pytest.mark.parametrize("name", ["expert.new", "expert.new.orbax-checkpoint-tmp"])
+def test_an_interrupted_beginning_is_begun_again(made, models, name):
     (made.path / "index.json").unlink()
+    (made.path / "expert").rename(made.path / name)
     again = Index.create_or_open(made.path, make_expert(1))
     assert counts(again.add_models(find_models(models))) == (5, 0, 0, 0)
     assert len(again) == 5
@@ -300,6 +302,8 @@ def edit(path, **fields):
         ({}, "one of the two"),
         ({"query": "a", "like": "b"}, "one of the two"),
         ({"like": "/nowhere"}, "/nowhere: no such file"),
+        ({"like": "/nowhere", "k": 0}, "k is 0: expected 1 to 100000"),
+        ({"like": "/nowhere", "k": 10**11}, "k is 100000000000: expected 1 to 100000"),
     ],
 )
 def test_a_search_for_nothing_is_said(made, arguments, message):
@@ -350,6 +354,20 @@ def test_from_a_threshold_on_an_ann_index_is_built_measured_and_kept(tmp_path, e
     assert made.optimise() > 0.9
     assert builds == [500, 1000]
     assert made.about["ann"]["models"] == 1000
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_an_index_that_has_shrunk_forgets_its_ann_index(made, models, monkeypatch, left):
+    monkeypatch.setattr(index, "ANN_MODELS", 3)
+    assert made.optimise() == 1
+    assert made._table._table.list_indices()
+    for n in range(left, 5):
+        (models / f"m{n}.safetensors").unlink()
+    assert made.prune() == 5 - left
+    assert made.optimise() is None
+    assert Index.open(made.path).about["ann"] is None
+    assert not made._table._table.list_indices()
+    assert set(contents(made)) == {f"m{n}" for n in range(left)}
 
 
 READER = """

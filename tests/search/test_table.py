@@ -143,6 +143,13 @@ def test_recall_of_copies_does_not_depend_on_which_copy_is_found(table):
     assert table.recall() == 1
 
 
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_recall_of_few(table, n):
+    if n:
+        table.add(rows(map(str, range(n))), vectors(n))
+    assert table.recall() == 1
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
