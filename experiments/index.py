@@ -6,16 +6,22 @@ Example:
   python -m experiments.index --experts=out/align --models=out/zoo/MiniLoRA --index=out/index
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
 import probex_jax as px
 from experiments import cli, steps
-from probex_jax.search import find_models
+from probex_jax.experts import load_experts
+from probex_jax.search import FoundModel, find_models
 
 _EXPERTS = flags.DEFINE_string(
-    "experts", None, "Work directory of a training, or one expert.", required=True
+    "experts",
+    None,
+    "One expert, or the work directory of a training: of its experts the one that was best on "
+    "held-out classes, where there is one.",
+    required=True,
 )
 _MODELS = flags.DEFINE_string(
     "models", None, "Folder of models, at any depth: a zoo, several, or anyone's.", required=True
@@ -25,9 +31,21 @@ _PRUNE = flags.DEFINE_bool("prune", False, "Remove indexed models whose files ar
 
 
 def main() -> None:
-    expert = px.Expert.load(_EXPERTS.value)
-    models = find_models(_MODELS.value)
-    print(cli.table([steps.index(expert, models, Path(_INDEX.value), prune=_PRUNE.value)[1]]))
+    # Free sentences are mostly of kinds that it was not trained on.
+    expert = load_experts(Path(_EXPERTS.value))["val_holdout"]
+    index = Path(_INDEX.value)
+    print(cli.table([steps.index(expert, _models(index), index, prune=_PRUNE.value)[1]]))
+
+
+def _models(index: Path) -> Sequence[FoundModel]:
+    folder = Path(_MODELS.value)
+    try:
+        return find_models(folder)
+    except px.ProbexError as error:
+        emptied = str(error).startswith(f"{folder}: no models")
+        if not (_PRUNE.value and emptied and (index / "index.json").exists()):
+            raise
+        return ()
 
 
 if __name__ == "__main__":

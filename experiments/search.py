@@ -13,11 +13,12 @@ from absl import flags
 import probex_jax as px
 from experiments import cli
 from probex_jax.search import Index
+from probex_jax.search.index import MAX_K
 
 _INDEX = flags.DEFINE_string("index", None, "Folder of the index.", required=True)
 _QUERY = flags.DEFINE_string("query", None, "What to look for, in words.")
 _LIKE = flags.DEFINE_string("like", None, "A model to look for others like it.")
-_K = flags.DEFINE_integer("k", 10, "How many models to list.")
+_K = flags.DEFINE_integer("k", 10, "How many models to list.", lower_bound=1, upper_bound=MAX_K)
 _FILTER = flags.DEFINE_string(
     "filter",
     None,

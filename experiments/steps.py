@@ -1,6 +1,7 @@
 """The steps that the commands and the demo share, with their progress bars and table rows."""
 
 import dataclasses
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -124,10 +125,14 @@ def index(
     expert: px.Expert, models: Sequence[FoundModel], path: Path, *, prune: bool = False
 ) -> tuple[Index, Row]:
     """Brings an index up to date; what cannot be embedded goes to standard error, a line each."""
+    was_there, was_index = path.exists(), (path / "index.json").exists()
     found = Index.create_or_open(path, expert)
     with cli.progress(len(models), "indexing", "model") as bar:
         done = found.add_models(models, on_model=lambda fault: _reported(bar, "failed", fault))
-    if not len(found):
+    if not len(found) and done.failed:
+        if not was_index:  # else it would be bound to an expert that does not suit
+            for made in list(path.iterdir()) if was_there else [path]:
+                shutil.rmtree(made) if made.is_dir() else made.unlink()
         first = next(iter(done.failed.values()))
         raise px.ProbexError(f"{path}: no model could be indexed; the first: {first}")
     pruned = found.prune() if prune else 0

@@ -13,9 +13,11 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import steps
 from probex_jax import Expert, LowRank, ProbexError, open_model
 from probex_jax.language import HashingEncoder
 from probex_jax.search import Index, embedding, find_models, index, table
+from tests.end_to_end.test_commands import run
 from tests.search.conftest import LAYER, TEXT_DIM, make_expert, write_model
 
 ROOT = Path(__file__).parents[2]
@@ -368,6 +370,55 @@ def test_an_index_that_has_shrunk_forgets_its_ann_index(made, models, monkeypatc
     assert Index.open(made.path).about["ann"] is None
     assert not made._table._table.list_indices()
     assert set(contents(made)) == {f"m{n}" for n in range(left)}
+
+
+def test_a_first_run_in_which_all_fails_leaves_nothing(tmp_path, expert, models):
+    write_model(tmp_path / "others" / "x.safetensors", 1, layer="nope.weight")
+    others = find_models(tmp_path / "others")
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "new", tmp_path / "empty"):
+        with pytest.raises(ProbexError, match="no model could be indexed"):
+            steps.index(expert, others, path)
+    assert not (tmp_path / "new").exists()
+    assert list((tmp_path / "empty").iterdir()) == []
+    # One that was there stays.
+    steps.index(expert, find_models(models), tmp_path / "index")
+    shutil.rmtree(models)
+    assert steps.index(expert, others, tmp_path / "index", prune=True)[1]["pruned"] == 5
+    with pytest.raises(ProbexError, match="no model could be indexed"):
+        steps.index(expert, others, tmp_path / "index")
+    assert len(Index.open(tmp_path / "index")) == 0
+
+
+def test_prune_of_an_emptied_folder(tmp_path, expert, models):
+    expert.save(tmp_path / "expert")
+    flags = [f"--experts={tmp_path}/expert", f"--models={models}", f"--index={tmp_path}/index"]
+    assert run("index", *flags).returncode == 0
+    for file in models.iterdir():
+        file.unlink()
+    assert "no models in it" in run("index", *flags).stderr
+    assert "no models in it" in run("index", *flags[:2], f"--index={tmp_path}/no", "--prune").stderr
+    for _ in range(2):
+        assert run("index", *flags, "--prune").stderr == ""
+        assert len(Index.open(tmp_path / "index")) == 0
+    models.rmdir()
+    assert "no such folder" in run("index", *flags, "--prune").stderr
+
+
+def test_the_expert_that_was_best_on_held_out_classes_indexes(tmp_path, models):
+    for seed, name in enumerate(("expert", "expert_val_holdout")):
+        make_expert(seed).save(tmp_path / "w" / name)
+    done = run("index", f"--experts={tmp_path}/w", f"--models={models}", f"--index={tmp_path}/i")
+    assert done.returncode == 0, done.stderr
+    assert Index.open(tmp_path / "i").about["expert"]["hash"] == make_expert(1).hash
+
+
+@pytest.mark.parametrize("k", [0, 10**11])
+def test_k_out_of_range_is_one_line(made, models, k):
+    done = run("search", f"--index={made.path}", f"--like={models}/m0.safetensors", f"--k={k}")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "--k" in done.stderr
 
 
 READER = """
