@@ -74,6 +74,23 @@ def test_train_and_evaluate_agree(made):
         assert outputs[name].stderr == ""
 
 
+def test_a_task_that_cannot_be_measured_does_not_stop_the_others(made):
+    folder, _ = made
+    done = run(
+        "evaluate",
+        f"--experts={folder}/w",
+        f"--store={folder}/store",
+        "--tasks=knn,classify",
+        f"--workdir={folder}/e",
+    )
+    assert done.returncode == 0
+    assert done.stderr.startswith("not measured: knn: ")
+    assert "this needs models of one class each" in done.stderr
+    metrics = json.loads((folder / "e" / "metrics.json").read_text())
+    assert list(metrics["not_measured"]) == ["knn"]
+    assert metrics["classify"]["accuracy"]["n_models"] == 8
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
@@ -101,6 +118,7 @@ def test_train_and_evaluate_agree(made):
         ("train", [*SMALL, "--config.store={0}/store", "--workdir=README.md"], "README.md"),
         ("evaluate", ["--experts={0}/none", "--store={0}/store"], "no such expert"),
         ("evaluate", ["--experts={0}/w", "--store={0}/store", "--tasks=cook"], "'cook'"),
+        ("evaluate", ["--experts={0}/w", "--store={0}/store", "--tasks="], "--tasks: ''"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(made, command, arguments, message):

@@ -1,6 +1,8 @@
 """The tasks of `evaluate` on toy LoRAs: protocol, denominators, and what is refused."""
 
+import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,6 +180,11 @@ def test_one_queried_class_leaves_one_class_classification_out(subject, toy_lora
     assert len(measure(Subject(subject.experts, store), "knn")) == 2
 
 
+def toy_store_zoo(store):
+    """The folder of test models that a store was packed from."""
+    return Path(store.split("test")[0].source).parent
+
+
 def test_what_does_not_fit_is_refused(subject, toy_store, tmp_path):
     with pytest.raises(px.ProbexError, match="--tasks: 'cook' is not one of classify, zero_shot"):
         measure(subject, "cook")
@@ -196,5 +203,12 @@ def test_what_does_not_fit_is_refused(subject, toy_store, tmp_path):
         measure(of_classes, "knn")
     (accuracy,) = measure(of_classes, "classify")
     assert accuracy.n_classes == 6
+    (root := tmp_path / "Toy").mkdir()
+    shutil.copytree(toy_store_zoo(toy_store), root / "test")
+    (root / "zoo.json").write_text(json.dumps({"classes": list(toy_store.classes)}))
+    only_test = px.pack(px.scan(root), tmp_path / "s").store
+    (again,) = measure(Subject(of_classes.experts, only_test), "classify")
+    assert again.score == accuracy.score
+    assert 0.5 <= again.chance <= 1
     with pytest.raises(px.ProbexError, match="the expert is of tree ToyLoRA"):
         measure(Subject(subject.experts, toy_store), "knn")
