@@ -6,15 +6,13 @@ Example:
   python -m experiments.index --experts=out/align --models=out/zoo/MiniLoRA --index=out/index
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-import probex_jax as px
 from experiments import cli, steps
 from probex_jax.experts import load_experts
-from probex_jax.search import FoundModel, find_models
+from probex_jax.search import find_models
 
 _EXPERTS = flags.DEFINE_string(
     "experts",
@@ -34,18 +32,9 @@ def main() -> None:
     # Free sentences are mostly of kinds that it was not trained on.
     expert = load_experts(Path(_EXPERTS.value))["val_holdout"]
     index = Path(_INDEX.value)
-    print(cli.table([steps.index(expert, _models(index), index, prune=_PRUNE.value)[1]]))
-
-
-def _models(index: Path) -> Sequence[FoundModel]:
-    folder = Path(_MODELS.value)
-    try:
-        return find_models(folder)
-    except px.ProbexError as error:
-        emptied = str(error).startswith(f"{folder}: no models")
-        if not (_PRUNE.value and emptied and (index / "index.json").exists()):
-            raise
-        return ()
+    emptied = _PRUNE.value and (index / "index.json").exists()
+    models = find_models(_MODELS.value, may_be_empty=emptied)
+    print(cli.table([steps.index(expert, models, index, prune=_PRUNE.value)[1]]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The steps that the commands and the demo share, with their progress bars and table rows."""
 
 import dataclasses
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +10,10 @@ from tqdm import tqdm
 
 import probex_jax as px
 from experiments import cli
-from probex_jax.experts import Alignment, Recipe, ZeroShot, run_statnn, sweep, versions
-from probex_jax.files import write_json
+from probex_jax.experts import Alignment, Recipe, ZeroShot, run_statnn, sweep
 from probex_jax.language import CachedEncoder, default_cache, text_encoder
 from probex_jax.layer_store import PackSummary
-from probex_jax.search import TASKS, FoundModel, Index, Measured, Subject, measure
+from probex_jax.search import FoundModel, Index, Measured, Subject, measure_all
 from probex_jax.zoo import miniature
 from probex_jax.zoo.model_j import SPLITS
 
@@ -125,14 +123,11 @@ def index(
     expert: px.Expert, models: Sequence[FoundModel], path: Path, *, prune: bool = False
 ) -> tuple[Index, Row]:
     """Brings an index up to date; what cannot be embedded goes to standard error, a line each."""
-    was_there, was_index = path.exists(), (path / "index.json").exists()
     found = Index.create_or_open(path, expert)
     with cli.progress(len(models), "indexing", "model") as bar:
         done = found.add_models(models, on_model=lambda fault: _reported(bar, "failed", fault))
     if not len(found) and done.failed:
-        if not was_index:  # else it would be bound to an expert that does not suit
-            for made in list(path.iterdir()) if was_there else [path]:
-                shutil.rmtree(made) if made.is_dir() else made.unlink()
+        found.discard_if_new()
         first = next(iter(done.failed.values()))
         raise px.ProbexError(f"{path}: no model could be indexed; the first: {first}")
     pruned = found.prune() if prune else 0
@@ -151,44 +146,18 @@ def index(
 
 
 def evaluate(subject: Subject, tasks: Sequence[str], workdir: Path) -> list[Measured]:
-    """Measures the tasks, and writes metrics.json.
-
-    A task that cannot be measured is reported on standard error, and the others go on.
-    """
-    unknown = [task for task in tasks or [""] if task not in TASKS]
-    if unknown:
-        raise px.ProbexError(f"--tasks: {unknown[0]!r} is not one of {', '.join(TASKS)}")
-    expert, store = subject.experts["val"], subject.store
-    if expert.card["head"] == "text" and subject.encoder is None:
+    """Measures the tasks; one that cannot be is reported on standard error, the others go on."""
+    expert = subject.experts["val"]
+    if expert.card["head"] == "text":
         encoder = CachedEncoder(expert.text_encoder(), default_cache())
         subject = dataclasses.replace(subject, encoder=encoder)
-    by_task, faults = {}, {}
     with cli.progress(len(tasks), "evaluating", "task") as bar:
-        for task in tasks:
-            try:
-                by_task[task] = measure(subject, task)
-            except px.ProbexError as error:
-                faults[task] = str(error)
-            bar.update()
-    if not by_task:
-        raise px.ProbexError(next(iter(faults.values())))
-    for task, fault in faults.items():
-        print(f"not measured: {task}: {fault}", file=sys.stderr)
-    metrics: dict[str, Any] = {
-        "tree": store.tree,
-        "layer": expert.card["layer"],
-        "split": subject.split,
-        "store_hash": store.hash,
-        "expert_hash": expert.hash,
-        "seed": expert.card["recipe"]["seed"],
-        "versions": versions(),
-        "not_measured": faults,
-    }
-    for task, figures in by_task.items():
-        metrics[task] = {figure.key: figure.as_json() for figure in figures}
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "metrics.json", metrics)
-    return [figure for figures in by_task.values() for figure in figures]
+        return measure_all(
+            subject,
+            tasks,
+            workdir,
+            on_task=lambda fault: _reported(bar, "not measured:", fault),
+        )
 
 
 def measured_row(figure: Measured) -> Row:

@@ -51,8 +51,8 @@ class Alignment:
             },
         }
 
-    def check(self, store: LayerStore) -> None:
-        """Checks that the classes of a store can be told apart by their texts.
+    def candidates(self, store: LayerStore) -> "Candidates":
+        """Embeds the classes of a store, and checks that their texts tell them apart.
 
         Raises:
           ProbexError: if a held-out class occurs in another split, or two classes have the same
@@ -76,17 +76,31 @@ class Alignment:
                 f"{self.encoder.name}; give them different words (texts in the zoo's zoo.json)"
             )
 
-    def texts(self, store: LayerStore, classes: Sequence[str]) -> np.ndarray:
-        """Embeddings [Y, D] of some classes of a store."""
-        sentences = class_sentences(classes, store.texts, self.template)
-        return embed(self.encoder, sentences)
+        n_seen = len(store.seen_classes)
+        return Candidates(store, vectors_YD[:n_seen], vectors_YD[n_seen:])
 
-    def split(self, store: LayerStore, layer: str, name: str) -> Split:
+
+@dataclass(frozen=True)
+class Candidates:
+    """The texts that the models of a store are compared with, embedded once for all layers.
+
+    Args:
+      store: the store.
+      seen_YD, held_out_YD: embeddings of its seen and its held-out classes.
+    """
+
+    store: LayerStore
+    seen_YD: np.ndarray
+    held_out_YD: np.ndarray
+
+    def split(self, layer: str, name: str) -> Split:
         """The models of a split beside their candidates: the seen or the held-out classes."""
-        held_out = name in HELD_OUT_SPLITS
-        classes = store.held_out_classes if held_out else store.seen_classes
-        labels_N = store.class_indices(name, classes)
-        return Split(store.matrices(layer, name), labels_N, self.texts(store, classes))  # type: ignore[arg-type]
+        store, held_out = self.store, name in HELD_OUT_SPLITS
+        labels_N = store.class_indices(
+            name, store.held_out_classes if held_out else store.seen_classes
+        )
+        texts_YD = self.held_out_YD if held_out else self.seen_YD
+        return Split(store.matrices(layer, name), labels_N, texts_YD)  # type: ignore[arg-type]
 
 
 def class_sentences(classes: Sequence[str], texts: Mapping[str, str], template: str) -> list[str]:

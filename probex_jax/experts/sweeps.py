@@ -27,7 +27,7 @@ from flax import serialization
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
-from probex_jax.experts.alignment import Alignment, ZeroShot, text_logits, zero_shot
+from probex_jax.experts.alignment import Alignment, Candidates, ZeroShot, text_logits, zero_shot
 from probex_jax.experts.expert import Expert, versions
 from probex_jax.experts.metrics import Score, accuracy, top_accuracy
 from probex_jax.experts.network import build_network
@@ -92,32 +92,16 @@ def sweep(
 
     Raises:
       ProbexError: if a setting is wrong, a split is empty, the texts do not tell the classes apart
-        (`Alignment.check`), the work directory belongs to another config, or a checkpoint is
+        (`Alignment.candidates`), the work directory belongs to another config, or a checkpoint is
         damaged.
     """
     names = tuple(layers if layers is not None else store.layers)
+    settings = _settings(store, encoder, head, recipe, alignment, normalise)
     if not names:
         raise ProbexError("layers: none given; expected one or more")
     if type(save_every_s) not in (int, float) or not save_every_s >= 0:
         raise ProbexError(f"save_every_s: {save_every_s!r} is not a number of seconds >= 0")
-    if (head == "text") != (alignment is not None):
-        raise ProbexError('head: "text" and settings of the text belong together')
-    logit_scale = 1.0 if alignment is None else alignment.logit_scale
-    n_classes = len(store.classes)
-    build_network(encoder, head, n_classes, logit_scale=logit_scale, normalise=normalise)
-    if alignment is not None:
-        alignment.check(store)
-    for split in ("train", "val", "test"):
-        store.split(split)
-    settings = {
-        "encoder": dict(encoder),
-        "head": head,
-        "normalise": normalise,
-        "recipe": dataclasses.asdict(recipe),
-        "tree": store.tree,
-        "store_hash": store.hash,
-        **({} if alignment is None else {"text": alignment.card(store)}),
-    }
+    candidates = None if alignment is None else alignment.candidates(store)
     claim(workdir, settings | {"layers": list(names)})
     if (workdir / "metrics.json").exists():
         for name in names:
@@ -136,7 +120,7 @@ def sweep(
                 "versions": versions(),
             }
             saver = _Saver(folder / "training", save_every_s, partial(on_progress, name))
-            experts = _train(_splits(store, name, alignment), card, recipe, saver)
+            experts = _train(_splits(store, name, candidates), card, recipe, saver)
             # The layer counts as finished once its `expert` is there.
             if "val_holdout" in experts:
                 experts["val_holdout"].save(folder / HOLDOUT)
@@ -145,6 +129,33 @@ def sweep(
         metrics[name] = Expert.load(folder / "expert").card["metrics"]
     _choose(store, workdir, metrics, alignment)
     return _result(workdir)
+
+
+def _settings(
+    store: LayerStore,
+    encoder: Mapping[str, Any],
+    head: str,
+    recipe: Recipe,
+    alignment: Alignment | None,
+    normalise: str,
+) -> dict[str, Any]:
+    """All that the experts of a sweep depend on, checked, as their cards say it."""
+    if (head == "text") != (alignment is not None):
+        raise ProbexError('head: "text" and settings of the text belong together')
+    logit_scale = 1.0 if alignment is None else alignment.logit_scale
+    n_classes = len(store.classes)
+    build_network(encoder, head, n_classes, logit_scale=logit_scale, normalise=normalise)
+    for split in ("train", "val", "test"):
+        store.split(split)
+    return {
+        "encoder": dict(encoder),
+        "head": head,
+        "normalise": normalise,
+        "recipe": dataclasses.asdict(recipe),
+        "tree": store.tree,
+        "store_hash": store.hash,
+        **({} if alignment is None else {"text": alignment.card(store)}),
+    }
 
 
 def evaluate(
@@ -195,22 +206,25 @@ def load_experts(path: Path) -> dict[str, Expert]:
     return {"val": expert, "val_holdout": held_out}
 
 
-def _splits(store: LayerStore, layer: str, alignment: Alignment | None) -> dict[str, Split]:
-    if alignment is None:
+def _splits(store: LayerStore, layer: str, candidates: Candidates | None) -> dict[str, Split]:
+    """What is trained and evaluated on, in host memory."""
+    if candidates is None:
         return {s: Split(store.matrices(layer, s), store.targets(s)) for s in ("train", "val")}  # type: ignore[arg-type]
     names = ["train", "val", *(["val_holdout"] if store.has("val_holdout") else [])]
-    return {name: alignment.split(store, layer, name) for name in names}
+    return {name: candidates.split(layer, name) for name in names}
 
 
 def _train(
     splits: Mapping[str, Split], card: Mapping[str, Any], recipe: Recipe, saver: "_Saver"
 ) -> dict[str, Expert]:
     """Trains on one layer; returns the expert that was best on each split that was evaluated."""
-    splits = jax.device_put(dict(splits))
     tree: dict[str, Any] = {}
     if card["normalise"] == "scale":
-        tree = {"tree": {"scale": _scale(splits["train"].x)}}
-        splits = {name: s._replace(x=s.x / tree["tree"]["scale"]) for name, s in splits.items()}
+        scale = _scale(splits["train"].x)
+        tree = {"tree": {"scale": scale}}
+        # In host memory: the device never holds the data twice.
+        splits = {name: s._replace(x=s.x / np.asarray(scale)) for name, s in splits.items()}
+    splits = jax.device_put(dict(splits))
     logit_scale = card["text"]["logit_scale"] if "text" in card else 1.0
     # Without the scale: the matrices have been divided by it, once.
     network = build_network(

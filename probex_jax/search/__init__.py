@@ -1,6 +1,6 @@
 """Neighbours of models in representation space, and an index to search them with."""
 
-from probex_jax.search.downstream import TASKS, Measured, Subject, measure
+from probex_jax.search.downstream import TASKS, Measured, Subject, measure, measure_all
 from probex_jax.search.folders import FoundModel, find_models
 from probex_jax.search.index import AddSummary, Hit, Index
 from probex_jax.search.neighbours import (
@@ -30,6 +30,7 @@ __all__ = [
     "knn",
     "mahalanobis",
     "measure",
+    "measure_all",
     "one_class",
     "retrieval",
 ]

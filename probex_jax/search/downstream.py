@@ -5,15 +5,18 @@ was best on `val`) and, where a store has held-out classes, for these (known mod
 queried ones `test_holdout`, the expert as it was best on `val_holdout`).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.experts import Expert, Score, evaluate, mean_score, zero_shot
+from probex_jax.experts import Expert, Score, evaluate, mean_score, versions, zero_shot
 from probex_jax.experts.alignment import check_unseen, class_sentences
+from probex_jax.files import disk_errors, write_json
 from probex_jax.heads import unit
 from probex_jax.language import TextEncoder
 from probex_jax.layer_store import LayerStore
@@ -73,6 +76,11 @@ class Subject:
     neighbours: int = 5
     encoder: TextEncoder | None = None
 
+    @cached_property
+    def sides(self) -> "tuple[_Side, ...]":
+        """The models of seen and of held-out classes, represented once for all tasks."""
+        return tuple(_sides(self))
+
 
 @dataclass(frozen=True)
 class _Side:
@@ -109,9 +117,64 @@ def measure(subject: Subject, task: str) -> list[Measured]:
       ProbexError: if there is no such task, or the expert or the store is not of the kind that it
         needs.
     """
+    _check_task(task)
+    return list(TASKS[task](subject))
+
+
+def measure_all(
+    subject: Subject,
+    tasks: Sequence[str],
+    workdir: Path,
+    *,
+    on_task: Callable[[str], None] = lambda fault: None,
+) -> list[Measured]:
+    """The figures of several tasks, written to `metrics.json` in a work directory as well.
+
+    A task that cannot be measured does not stop the others.
+
+    Args:
+      subject: expert and models.
+      tasks: some of `TASKS`.
+      workdir: made where it is missing.
+      on_task: called after each task with the reason why it could not be measured, or "".
+
+    Raises:
+      ProbexError: if there is no such task, or none could be measured.
+    """
+    for task in tasks or [""]:
+        _check_task(task)
+    by_task: dict[str, list[Measured]] = {}
+    faults: dict[str, str] = {}
+    for task in tasks:
+        try:
+            by_task[task] = measure(subject, task)
+        except ProbexError as error:
+            faults[task] = str(error)
+        on_task(f"{task}: {faults[task]}" if task in faults and len(tasks) > 1 else "")
+    if not by_task:
+        raise ProbexError(next(iter(faults.values())))
+    expert, store = subject.experts["val"], subject.store
+    metrics: dict[str, Any] = {
+        "tree": store.tree,
+        "layer": expert.card["layer"],
+        "split": subject.split,
+        "store_hash": store.hash,
+        "expert_hash": expert.hash,
+        "seed": expert.card["recipe"]["seed"],
+        "versions": versions(),
+        "not_measured": faults,
+    }
+    for task, figures in by_task.items():
+        metrics[task] = {figure.key: figure.as_json() for figure in figures}
+    with disk_errors(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "metrics.json", metrics)
+    return [figure for figures in by_task.values() for figure in figures]
+
+
+def _check_task(task: str) -> None:
     if task not in TASKS:
         raise ProbexError(f"--tasks: {task!r} is not one of {', '.join(TASKS)}")
-    return list(TASKS[task](subject))
 
 
 def _classify(subject: Subject) -> Iterator[Measured]:
@@ -151,7 +214,7 @@ def _zero_shot(subject: Subject) -> Iterator[Measured]:
 
 
 def _knn(subject: Subject) -> Iterator[Measured]:
-    for side in _sides(subject):
+    for side in subject.sides:
         k = min(subject.neighbours, len(side.known_NT))
         predicted_Q = knn(side.known_NT, side.known_labels_N, side.queries_QT, k)
         score = mean_score(predicted_Q == side.labels_Q)
@@ -160,7 +223,7 @@ def _knn(subject: Subject) -> Iterator[Measured]:
 
 
 def _occ(subject: Subject) -> Iterator[Measured]:
-    for side in _sides(subject):
+    for side in subject.sides:
         if len(np.unique(side.labels_Q)) < 2:
             continue  # nothing to tell one class from
         known = side.known_NT, side.known_labels_N
@@ -177,7 +240,7 @@ def _occ(subject: Subject) -> Iterator[Measured]:
 
 
 def _retrieval(subject: Subject) -> Iterator[Measured]:
-    for side in _sides(subject):
+    for side in subject.sides:
         shares_Y = np.bincount(side.known_labels_N, minlength=len(side.classes))
         chance = float(shares_Y[side.labels_Q].mean() / len(side.known_labels_N))
         # With more than the smallest class has, the best ranking would not have precision 1.

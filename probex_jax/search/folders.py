@@ -31,7 +31,7 @@ class FoundModel(ZooModel):
     texts: Mapping[str, str] = field(default_factory=dict)
 
 
-def find_models(folder: str | Path) -> tuple[FoundModel, ...]:
+def find_models(folder: str | Path, *, may_be_empty: bool = False) -> tuple[FoundModel, ...]:
     """Lists the models under a folder, at any depth, without opening them.
 
     A folder with `train/`, `val/` or another split is a zoo. A folder with `model.safetensors`,
@@ -41,6 +41,7 @@ def find_models(folder: str | Path) -> tuple[FoundModel, ...]:
 
     Args:
       folder: where to look.
+      may_be_empty: whether no models are a result, and no mistake.
 
     Returns:
       The models, sorted by path. An id is the model's path in `folder`, less `.safetensors`;
@@ -68,7 +69,7 @@ def find_models(folder: str | Path) -> tuple[FoundModel, ...]:
             # A file and a folder may differ in nothing but the suffix.
             id = model.id if model.id not in models else model.id + _WEIGHTS
             models[id] = model
-    if not models:
+    if not models and not may_be_empty:
         raise ProbexError(f"{root}: no models in it; expected folders or .safetensors files")
     return tuple(
         FoundModel(id, m.split, m.path, m.stated, m.tree, m.texts) for id, m in models.items()
@@ -113,6 +114,8 @@ def _models(folder: Path, root: Path, seen: set[Path]) -> Iterator[FoundModel]:
 
 
 def _of_zoo(folder: Path, root: Path) -> Iterator[FoundModel]:
+    if not any(split.name in SPLITS and any(split.iterdir()) for split in folder.iterdir()):
+        return  # emptied; the zoo's own reader would call it a mistake
     zoo = scan(folder)
     prefix = "" if folder == root else _id(folder, root) + "/"
     for model in zoo.models:

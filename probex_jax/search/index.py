@@ -8,6 +8,7 @@ models.lance/  the LanceDB table
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -98,6 +99,7 @@ class Index:
 
     def __init__(self, path: Path, about: dict[str, Any], *, create: bool = False):
         self.path, self.about = path, about
+        self._is_new, self._folder_is_new = create, False
         self._table = ModelTable(path, about["expert"]["rep_dim"], create=create)
 
     def __len__(self) -> int:
@@ -121,6 +123,7 @@ class Index:
                 )
             return index
         with disk_errors(path):
+            folder_is_new = not path.exists()
             path.mkdir(parents=True, exist_ok=True)
             others = {e.name for e in path.iterdir() if not e.name.startswith(_BEGUN_EXPERT)}
             others -= _BEGUN
@@ -128,6 +131,7 @@ class Index:
             raise ProbexError(f"{path}: holds other things ({min(others)}); choose another folder")
         about = {"format": FORMAT, "version": VERSION, "expert": ours, "ann": None}
         index = cls(path, about, create=True)
+        index._folder_is_new = folder_is_new
         expert.save(path / "expert")
         write_json(path / "index.json", about)
         return index
@@ -280,6 +284,16 @@ class Index:
         recall = self._table.recall()
         self._note_ann({"models": ann["models"], "recall_at_10": recall})
         return recall
+
+    def discard_if_new(self) -> None:
+        """Removes an index that this object began: it is bound to an expert, and has no model."""
+        if not self._is_new:
+            return
+        for name in (*_BEGUN, "index.json"):
+            made = self.path / name
+            shutil.rmtree(made) if made.is_dir() else made.unlink(missing_ok=True)
+        if self._folder_is_new:
+            self.path.rmdir()
 
     def _note_ann(self, ann: dict[str, Any] | None) -> None:
         self.about = {**self.about, "ann": ann}

@@ -170,6 +170,26 @@ def test_one_held_out_split_is_enough(tmp_path, toy_lora_zoo, missing):
     assert (tmp_path / "w" / "expert_val_holdout").exists() == (missing == "test_holdout")
 
 
+class Counting:
+    """The hashing encoder, counting what it is asked."""
+
+    def __init__(self):
+        self.asked = []
+        self.name, self.dim = HashingEncoder().name, HashingEncoder().dim
+
+    def encode(self, texts):
+        self.asked.append(len(texts))
+        return HashingEncoder().encode(texts)
+
+
+def test_classes_are_embedded_once_for_all_layers(toy_lora_store, tmp_path):
+    encoder = Counting()
+    alignment = Alignment(encoder, spec="hashing")
+    run(toy_lora_store, tmp_path, alignment=alignment, recipe=Recipe(epochs=1, eval_every=1))
+    # Once before training two layers; then for the test among 13, and zero-shot among all 16.
+    assert encoder.asked == [16, 13, 16]
+
+
 class Other:
     """A text encoder that is not the expert's."""
 

@@ -147,3 +147,14 @@ def test_nothing_to_find_is_said(tmp_path):
         find_models(tmp_path / "none")
     with pytest.raises(ProbexError, match="no models in it"):
         find_models(tmp_path)
+
+
+def test_an_emptied_folder_or_zoo_holds_none_where_that_is_asked_for(tmp_path):
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "zoo" / "train").mkdir(parents=True)
+    for name in ("plain", "zoo"):
+        assert find_models(tmp_path / name, may_be_empty=True) == ()
+        with pytest.raises(ProbexError, match="no models"):
+            find_models(tmp_path / name)
+    with pytest.raises(ProbexError, match="no such folder"):
+        find_models(tmp_path / "nowhere", may_be_empty=True)

@@ -13,7 +13,16 @@ from safetensors.numpy import load_file
 
 from configs import zoo_miniature
 from probex_jax.errors import ProbexError
-from probex_jax.zoo.miniature import Lora, Settings, adaptation, build, concepts, count
+from probex_jax.zoo.miniature import (
+    Lora,
+    Settings,
+    adaptation,
+    build,
+    concepts,
+    count,
+    kinds,
+    settings,
+)
 from probex_jax.zoo.miniature.denoiser import Denoiser
 from probex_jax.zoo.miniature.recipes import held_out_concepts, lora_recipes
 
@@ -300,3 +309,7 @@ def test_other_settings_are_refused_by_name(zoo):
 def test_impossible_settings_are_refused(field, value, message):
     with pytest.raises(ProbexError, match=rf"^lora\.{field}: .*{message}"):
         dataclasses.replace(_LORA, **{field: value})
+
+
+def test_every_tree_that_settings_know_has_a_kind():
+    assert tuple(kinds.TREES) == settings.TREE_NAMES

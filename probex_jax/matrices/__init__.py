@@ -1,0 +1,10 @@
+"""Weight matrices of many models, dense or kept as factors, and the products that encoders need.
+
+Dimension letters, here and in all array code: N models, H rows, W columns, U probes,
+V projections, T representation, Y outputs, R rank.
+"""
+
+from probex_jax.matrices.low_rank import LowRank, stack, std
+from probex_jax.matrices.products import factor_order, inner, project
+
+__all__ = ["LowRank", "factor_order", "inner", "project", "stack", "std"]
