@@ -6,7 +6,8 @@ It knows no file, config, optimiser or device.
 
 from probex_jax.encoders.dense import Dense
 from probex_jax.encoders.linear import Linear
+from probex_jax.encoders.mvprobe import MVProbe
 from probex_jax.encoders.probex import ProbeX
 from probex_jax.encoders.statnn import statistics
 
-__all__ = ["Dense", "Linear", "ProbeX", "statistics"]
+__all__ = ["Dense", "Linear", "MVProbe", "ProbeX", "statistics"]

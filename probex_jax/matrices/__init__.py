@@ -4,7 +4,32 @@ Dimension letters, here and in all array code: N models, H rows, W columns, U pr
 V projections, T representation, Y outputs, R rank.
 """
 
+from probex_jax.matrices.centred import Centred, centred, dense
 from probex_jax.matrices.low_rank import LowRank, stack, std
-from probex_jax.matrices.products import factor_order, inner, project
+from probex_jax.matrices.products import (
+    Matrices,
+    contract,
+    factor_order,
+    inner,
+    project,
+    respond,
+    respond_again,
+    standardise,
+)
 
-__all__ = ["LowRank", "factor_order", "inner", "project", "stack", "std"]
+__all__ = [
+    "Centred",
+    "LowRank",
+    "Matrices",
+    "centred",
+    "contract",
+    "dense",
+    "factor_order",
+    "inner",
+    "project",
+    "respond",
+    "respond_again",
+    "stack",
+    "standardise",
+    "std",
+]

@@ -1,0 +1,96 @@
+"""Factors minus a matrix that all models share: never multiplied out, either."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from probex_jax.matrices.low_rank import LowRank
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Centred:
+    """Matrices up @ down - centre, one centre for all of them.
+
+    Behaves as `LowRank` does. The products with the centre are shared by the models of a batch;
+    only that with the factors of each, [H, W] @ [W, R], is made for every model.
+
+    Args:
+      factors: [..., H, W].
+      centre: [H, W] float array; or `LowRank` of that shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> factors = LowRank(up=jnp.ones([5, 8, 2]), down=jnp.ones([5, 2, 6]))
+      >>> x = Centred(factors, centre=jnp.ones([8, 6]))
+      >>> x.shape, float(x.dense().max())
+      ((5, 8, 6), 1.0)
+    """
+
+    factors: LowRank
+    centre: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the matrices, [..., H, W]."""
+        return self.factors.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return self.factors.ndim
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the matrices."""
+        return jnp.result_type(self.factors.dtype, self.centre.dtype)
+
+    @property
+    def mT(self) -> Centred:
+        """The transposed matrices [..., W, H]."""
+        return Centred(self.factors.mT, self.centre.mT)
+
+    def __getitem__(self, index: Any) -> Centred:
+        """Some of the models: indexes the leading axes."""
+        return Centred(self.factors[index], self.centre)
+
+    def __matmul__(self, right: jax.Array) -> jax.Array:
+        """X @ right for right [W, U]."""
+        return self.factors @ right - (self.centre @ right)[None]
+
+    def __truediv__(self, scalar: Any) -> Centred:
+        """X / scalar."""
+        return Centred(self.factors / scalar, self.centre / scalar)
+
+    def dense(self) -> jax.Array:
+        """The matrices [..., H, W]; for tests and for looking, not for training."""
+        return self.factors.dense() - dense(self.centre)[None]
+
+
+def dense(x: jax.Array | LowRank | Centred) -> jax.Array:
+    """Matrices multiplied out, if they are not yet."""
+    return x.dense() if isinstance(x, LowRank | Centred) else x
+
+
+def centred(x: Any, centre: Any) -> Any:
+    """Every matrix of a batch minus the centre.
+
+    Args:
+      x: [N, H, W] float, dense or `LowRank`.
+      centre: [H, W] float, dense or `LowRank`.
+
+    Returns:
+      [N, H, W]; `Centred` if x is `LowRank`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> float(centred(jnp.ones([5, 8, 6]), jnp.ones([8, 6])).max())
+      0.0
+    """
+    if isinstance(x, LowRank):
+        return Centred(x, centre)
+    return x - dense(centre)[None]
