@@ -25,8 +25,11 @@ def get_config(size: str = "paper") -> ml_collections.ConfigDict:
     config.encoder.rep_dim = 128
     # Head: "class" for a linear one on the representation, "none" for none.
     config.head = "class"
-    # "scale" to divide all matrices by the standard deviation of the training ones, or "none".
+    # "centre" to subtract the mean of the training matrices and divide by the spread of what is
+    # left, "scale" to divide alone, or "none".
     config.normalise = "none"
+    # The most layers whose experts answer together; how many do is chosen on validation.
+    config.committee = 1
     config.recipe = ml_collections.ConfigDict()
     # Adam's learning rate.
     config.recipe.learning_rate = 1e-3

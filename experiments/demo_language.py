@@ -58,7 +58,6 @@ def _row(hit: Hit) -> steps.Row:
 
 def _draw_map(expert: px.Expert, store: px.LayerStore, path: Path) -> None:
     splits = [s for s in ("test", "test_holdout") if store.has(s)]
-    layer = expert.card["layer"]
-    vectors = [np.asarray(expert.encode(store.matrices(layer, split))) for split in splits]
+    vectors = [np.asarray(expert.encode(store.by_layer(split))) for split in splits]
     labels = [model.labels[0] for split in splits for model in store.split(split)]
     map_of_models(np.concatenate(vectors), labels, path, ringed=store.held_out_classes)

@@ -99,6 +99,7 @@ def train(config: Mapping[str, Any], workdir: Path) -> Mapping[str, Any]:
             recipe=recipe,
             alignment=alignment,
             normalise=config["normalise"],
+            committee=config["committee"],
             layers=layers,
             save_every_s=config["save_every_s"],
             on_progress=lambda layer, epochs: _trained(bar, layer, epochs),
@@ -134,7 +135,7 @@ def index(
     recall = found.optimise()
     row: Row = {
         "tree": expert.card["tree"],
-        "layer": expert.card["layer"],
+        "layer": expert.reading,
         "added": done.added,
         "updated": done.updated,
         "unchanged": done.unchanged,
@@ -179,7 +180,7 @@ def train_row(metrics: Mapping[str, Any]) -> Row:
     row: Row = {
         "tree": metrics["tree"],
         "method": metrics["encoder"]["name"],
-        "layer": metrics.get("layer", "all"),
+        "layer": _reading(metrics),
         "test accuracy": f"{test['value']:.3f}",
         "95 % interval": f"{test['low']:.3f} to {test['high']:.3f}",
         "models": test["n_models"],
@@ -189,6 +190,11 @@ def train_row(metrics: Mapping[str, Any]) -> Row:
         row[f"zero-shot among {found.n_held_out}"] = str(found.among_held_out)
         row[f"among all {found.n_all}"] = str(found.among_all)
     return row
+
+
+def _reading(metrics: Mapping[str, Any]) -> str:
+    layers = metrics.get("layers", ())
+    return layers[0] if len(layers) == 1 else f"{len(layers) or 'all'} layers"
 
 
 def layer_rows(metrics: Mapping[str, Any]) -> Sequence[Row]:

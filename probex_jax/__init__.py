@@ -1,6 +1,6 @@
 """probex_jax: what a neural network is, told from its weights."""
 
-from probex_jax.encoders import Dense, ProbeX
+from probex_jax.encoders import Dense, MVProbe, ProbeX
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert
 from probex_jax.heads import ClassHead, TextHead
@@ -19,6 +19,7 @@ __all__ = [  # noqa: RUF022
     "ClassHead",
     "Dense",
     "LowRank",
+    "MVProbe",
     "ProbeX",
     "TextHead",
     # Model files.

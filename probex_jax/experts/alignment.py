@@ -77,7 +77,7 @@ class Alignment:
             )
 
         n_seen = len(store.seen_classes)
-        return Candidates(store, vectors_YD[:n_seen], vectors_YD[n_seen:])
+        return Candidates(store, self.encoder, vectors_YD[:n_seen], vectors_YD[n_seen:])
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,12 @@ class Candidates:
 
     Args:
       store: the store.
+      encoder: what they were embedded with.
       seen_YD, held_out_YD: embeddings of its seen and its held-out classes.
     """
 
     store: LayerStore
+    encoder: TextEncoder
     seen_YD: np.ndarray
     held_out_YD: np.ndarray
 
@@ -212,4 +214,4 @@ def text_logits(
     texts = {**store.texts, **expert.text["texts"]}
     sentences = class_sentences(classes, texts, expert.text["template"])
     texts_YD = embed(expert.text_encoder(encoder), sentences)
-    return np.asarray(expert.logits(store.matrices(expert.card["layer"], split), texts_YD))
+    return np.asarray(expert.logits(store.by_layer(split), texts_YD))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,16 @@ from jax.typing import ArrayLike
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
-from probex_jax.experts.network import Network, build_network
-from probex_jax.experts.training import logits, representations
+from probex_jax.experts.member import MEMBER_CARD, Member
 from probex_jax.language import TextEncoder, embed, text_encoder
-from probex_jax.matrices import LowRank
+from probex_jax.matrices import Matrices
+from probex_jax.model_files import ModelFile
 
-# What a card must have for the network to be rebuilt.
-_CARD = {"encoder": dict, "head": str, "layer": str, "shape": list, "tree": str, "classes": list}
+Layers = ArrayLike | Matrices | Mapping[str, Any]
+
+# What a card must have for the networks to be rebuilt; it also has what its only member's has, or
+# a list of `members`.
+_CARD = {"head": str, "tree": str, "classes": list}
 # What it must have of the text that a text head was aligned with.
 _TEXT = {
     "encoder": str,
@@ -36,13 +39,17 @@ _TEXT = {
 
 @dataclass(frozen=True)
 class Expert:
-    """A network trained on one layer of one tree, with its card.
+    """What was trained on the models of one tree: a network on one layer, or a committee of such.
+
+    A committee (made by `committee`) answers as one expert: its logits are the weighted mean of its
+    members', its representation is theirs side by side.
 
     Args:
-      variables: the network's Linen variables.
+      variables: the network's Linen variables; of a committee, number of a member to its variables.
       card: what it is, as JSON: encoder, head, layer, shape, tree, the classes it was trained on,
         recipe, the hash of the store it was trained on, metrics, versions; of an expert aligned
-        with text also that text's encoder and template.
+        with text also that text's encoder and template; of a committee `members` with what differs
+        between them, and their weights.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -61,15 +68,20 @@ class Expert:
     card: Mapping[str, Any]
 
     @cached_property
-    def network(self) -> Network:
-        """The Linen module, rebuilt from the card."""
-        return build_network(
-            self.card["encoder"],
-            self.card["head"],
-            len(self.card["classes"]),
-            logit_scale=self.card["text"]["logit_scale"] if self.card["head"] == "text" else 1.0,
-            normalise=self.card.get("normalise", "none"),
+    def members(self) -> tuple[Member, ...]:
+        """What answers: one network, or of a committee those of several layers."""
+        if "members" not in self.card:
+            return (Member(self.variables, self.card, self.card, weight=1.0),)
+        cards = self.card["members"]
+        return tuple(
+            Member(self.variables[str(number)], self.card, card, weight=card["weight"])
+            for number, card in enumerate(cards)
         )
+
+    @property
+    def layers(self) -> dict[str, tuple[int, int]]:
+        """What the expert reads of a model: names of layers to (H, W)."""
+        return {member.layer: member.shape for member in self.members}
 
     @cached_property
     def hash(self) -> str:
@@ -85,7 +97,7 @@ class Expert:
         """
         if self.card["head"] != "text":
             raise ProbexError(
-                f"the expert of tree {self.card['tree']}, layer {self.card['layer']} knows "
+                f"the expert of tree {self.card['tree']}, {self.reading} knows "
                 "classes, no text; train one with configs/align.py"
             )
         return self.card["text"]
@@ -121,13 +133,45 @@ class Expert:
     def _own_text_encoder(self) -> TextEncoder:
         return text_encoder(self.text["encoder"])
 
-    def encode(self, x: ArrayLike | LowRank) -> jax.Array:
-        """Representations [N, T] of matrices [N, H, W] of the expert's layer.
+    @property
+    def reading(self) -> str:
+        """What the expert reads, in a word for tables: its layer, or how many there are."""
+        return ", ".join(self.layers) if len(self.layers) == 1 else f"{len(self.layers)} layers"
+
+    @property
+    def rep_dim(self) -> int:
+        """Size T of the representations."""
+        return sum(member.rep_dim for member in self.members)
+
+    def read(self, model: ModelFile) -> dict[str, Any]:
+        """The matrices [H, W] of one model that the expert reads, by layer; the file is open once.
 
         Raises:
-          ProbexError: if the matrices are of another shape than the expert's layer.
+          ProbexError: if a layer is missing or of another shape, or the file is damaged.
         """
-        return _encode(self.network, self.variables, self._checked(x))
+        for layer, shape in self.layers.items():
+            if layer in model.layers and model.layers[layer].shape != shape:
+                raise ProbexError(
+                    f"{model.path}: layer {layer} is {model.layers[layer].shape}, the expert "
+                    f"reads {shape}"
+                )
+        return {layer: model.matrix(layer) for layer in self.layers}
+
+    def encode(self, x: Layers) -> jax.Array:
+        """Representations [N, T] of N models.
+
+        Args:
+          x: matrices [N, H, W] of the expert's layer; or by layer, as a committee needs them.
+
+        Returns:
+          Those of an expert aligned with text are of length one, since it is trained by their
+          direction.
+
+        Raises:
+          ProbexError: if a layer is missing, or its matrices are of another shape.
+        """
+        vectors = [member.encode(matrices) for member, matrices in self._with_matrices(x)]
+        return jnp.concatenate(vectors, axis=1)
 
     def place(self, texts: Sequence[str], encoder: TextEncoder | None = None) -> jax.Array:
         """Where sentences stand among the representations: unit vectors [Y, T].
@@ -140,18 +184,18 @@ class Expert:
           ProbexError: as `text_encoder`, or if a text is empty.
         """
         texts_YD = embed(self.text_encoder(encoder), texts)
-        return _place(self.network, self.variables, texts_YD)
+        return jnp.concatenate([member.place(texts_YD) for member in self.members], axis=1)
 
-    def logits(self, x: ArrayLike | LowRank, texts: ArrayLike | None = None) -> jax.Array:
-        """Logits [N, Y] of matrices [N, H, W] of the expert's layer; columns as in the card.
+    def logits(self, x: Layers, texts: ArrayLike | None = None) -> jax.Array:
+        """Logits [N, Y] of N models; columns as in the card.
 
         Args:
-          x: the matrices.
+          x: as `encode` takes it.
           texts: of an expert aligned with text, the embeddings [Y, D] of the candidates.
 
         Raises:
-          ProbexError: if the matrices are of another shape than the expert's layer, or the texts
-            are missing, unneeded or of another dimension than the expert's.
+          ProbexError: as `encode`; or if the texts are missing, unneeded or of another dimension
+            than the expert's.
         """
         if texts is None and self.card["head"] == "text":
             raise ProbexError("the expert is aligned with text: give embeddings of the candidates")
@@ -162,7 +206,8 @@ class Expert:
                     f"text embeddings of shape {texts.shape}: the expert was aligned with the "
                     f"{self.text['dim']} dimensions of {self.text['name']}"
                 )
-        return _logits(self.network, self.variables, self._checked(x), texts)
+        parts = [member.logits(matrices, texts) for member, matrices in self._with_matrices(x)]
+        return jnp.sum(jnp.stack(parts), axis=0)
 
     def check_fits(self, tree: str, classes: Sequence[str] | None) -> None:
         """Checks that models of this tree and class list are what the expert was trained on.
@@ -207,58 +252,58 @@ class Expert:
         if (path / "expert").is_dir():
             path = path / "expert"
         variables, card = checkpoints.load(path)
-        for name, kind in _CARD.items():
-            if not isinstance(card.get(name), kind):
-                raise ProbexError(f"{path}: no expert: its card has no {name} ({kind.__name__})")
+        _check_card(path, card, _CARD, "")
         if card["head"] == "text":
-            text = card["text"] if isinstance(card.get("text"), dict) else {}
-            missing = [name for name, kind in _TEXT.items() if not isinstance(text.get(name), kind)]
-            if missing:
-                raise ProbexError(f"{path}: no expert: its card has no text.{missing[0]}")
-        if len(card["shape"]) != 2 or not all(type(n) is int and n > 0 for n in card["shape"]):
-            raise ProbexError(
-                f"{path}: shape on the card is {card['shape']}, expected rows, columns"
-            )
+            _check_card(path, card.get("text"), _TEXT, "text.")
+        members = card.get("members", [card])
+        if not isinstance(members, list) or not members:
+            raise ProbexError(f"{path}: no expert: its card has no members (list)")
+        for number, member in enumerate(members):
+            where = "" if member is card else f"members.{number}."
+            _check_card(path, member, MEMBER_CARD, where)
+            if len(member["shape"]) != 2 or not all(
+                type(n) is int and n > 0 for n in member["shape"]
+            ):
+                raise ProbexError(
+                    f"{path}: shape on the card is {member['shape']}, expected rows, columns"
+                )
+            if member is not card:
+                _check_card(path, member, {"weight": float}, where)
+                if str(number) not in variables:
+                    raise ProbexError(f"{path}: no expert: member {number} has no variables")
         expert = cls(variables, card)
-        expert._check_parameters(path)
+        for found in expert.members:
+            found.check_variables(path)
         return expert
 
-    def _check_parameters(self, path: Path) -> None:
-        x = jax.ShapeDtypeStruct((1, *self.card["shape"]), jnp.float32)
-        texts = None
-        if self.card["head"] == "text":
-            texts = jax.ShapeDtypeStruct((1, self.text["dim"]), jnp.float32)
-        expected = jax.eval_shape(self.network.init, jax.random.key(0), x, texts)
-        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), expected)
-        if jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), self.variables) != shapes:
-            raise ProbexError(f"{path}: the parameters do not fit the encoder on the expert's card")
-
-    def _checked(self, x: Any) -> Any:
-        if not isinstance(x, LowRank):
-            x = jnp.asarray(x)
-        if x.shape[:1] == (0,):
-            raise ProbexError("no matrices: expected one or more")
-        if tuple(x.shape[1:]) != tuple(self.card["shape"]):
-            raise ProbexError(
-                f"the expert of layer {self.card['layer']} reads matrices of "
-                f"{self.card['shape'][0]}x{self.card['shape'][1]}, got shape {tuple(x.shape)}"
-            )
-        return x
-
-
-@partial(jax.jit, static_argnames="network")
-def _encode(network: Network, variables: Mapping[str, Any], x: Any) -> jax.Array:
-    return representations(network, variables, x)
+    def _with_matrices(self, x: Any) -> Iterator[tuple[Member, Any]]:
+        """Each member with the matrices of its layer."""
+        size = None
+        for member in self.members:
+            if isinstance(x, Mapping):
+                if member.layer not in x:
+                    raise ProbexError(f"no matrices of layer {member.layer}")
+                matrices = x[member.layer]
+            elif len(self.members) > 1:
+                raise ProbexError(
+                    f"the expert reads {len(self.members)} layers: give their matrices by layer"
+                )
+            else:
+                matrices = x
+            matrices = member.checked(matrices)
+            size = size or matrices.shape[0]
+            if matrices.shape[0] != size:
+                raise ProbexError(
+                    f"layer {member.layer}: matrices of {matrices.shape[0]} models, of another "
+                    f"layer there are {size}"
+                )
+            yield member, matrices
 
 
-@partial(jax.jit, static_argnames="network")
-def _place(network: Network, variables: Mapping[str, Any], texts_YD: Any) -> Any:
-    return network.apply(variables, texts_YD, method="place")
-
-
-@partial(jax.jit, static_argnames="network")
-def _logits(network: Network, variables: Mapping[str, Any], x: Any, texts_YD: Any) -> jax.Array:
-    return logits(network, variables, x, texts_YD)
+def _check_card(path: Path, card: Any, kinds: Mapping[str, type], where: str) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(card, Mapping) or not isinstance(card.get(name), kind):
+            raise ProbexError(f"{path}: no expert: its card has no {where}{name} ({kind.__name__})")
 
 
 def versions() -> dict[str, str]:

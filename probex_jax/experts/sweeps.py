@@ -5,7 +5,7 @@ A work directory holds
     config.json                 what is trained, and the hash of the store
     layers/<layer>/training/    the state of a layer that is being trained
     layers/<layer>/expert/      the finished expert of a layer, validation metrics on its card
-    expert/                     the chosen expert, test metrics on its card
+    expert/                     the chosen expert or committee, test metrics on its card
     metrics.json                the table of layers, the choice, its test accuracy
 
 Where a store has held-out classes, an expert aligned with text is kept as it was best on models of
@@ -28,14 +28,16 @@ from flax import serialization
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
 from probex_jax.experts.alignment import Alignment, Candidates, ZeroShot, text_logits, zero_shot
+from probex_jax.experts.centring import centre_rank, normalised, tree_variables
+from probex_jax.experts.committee import best_committee
+from probex_jax.experts.committee import committee as committee_of
 from probex_jax.experts.expert import Expert, versions
 from probex_jax.experts.metrics import Score, accuracy, top_accuracy
 from probex_jax.experts.network import build_network
-from probex_jax.experts.training import Recipe, Split, State, fit, initial_state
+from probex_jax.experts.training import Recipe, Split, State, fit, initial_state, right
 from probex_jax.files import claim, layer_folder, write_json
 from probex_jax.language import TextEncoder
 from probex_jax.layer_store import LayerStore
-from probex_jax.matrices import std
 
 HOLDOUT = "expert_val_holdout"
 
@@ -46,7 +48,7 @@ class SweepResult:
 
     Args:
       layers: layer to validation accuracy.
-      expert: the best one.
+      expert: the best one, or the committee of the best ones.
       test: its accuracy on the test split.
       zero_shot: of an expert aligned with text, its accuracy on held-out classes, if there are any.
       metrics: all of it, as written to metrics.json.
@@ -68,6 +70,7 @@ def sweep(
     recipe: Recipe,
     alignment: Alignment | None = None,
     normalise: str = "none",
+    committee: int = 1,
     layers: Sequence[str] | None = None,
     save_every_s: float = 10.0,
     on_progress: Callable[[str, int], None] = lambda layer, epochs: None,
@@ -80,8 +83,11 @@ def sweep(
       encoder, head: settings, as `build_network` takes them.
       recipe: how each expert is trained.
       alignment: of the head "text", what it is aligned with.
-      normalise: "scale" to divide all matrices by the standard deviation of the training ones, a
-        scalar per layer that the expert keeps; "none" to take them as they are.
+      normalise: "centre" to subtract from all matrices the mean of the training ones, and to divide
+        by the standard deviation of what is left of these, which the expert keeps; "scale" to
+        divide alone; "none" to take them as they are.
+      committee: the most layers whose experts answer together; how many do is chosen on validation
+        (`best_committee`). 1 for the best layer alone.
       layers: which layers; None for all of the store.
       save_every_s: a layer's training is saved at the first evaluation so many seconds after the
         last save; 0 saves at each.
@@ -97,17 +103,18 @@ def sweep(
     """
     names = tuple(layers if layers is not None else store.layers)
     settings = _settings(store, encoder, head, recipe, alignment, normalise)
+    if type(committee) is not int or committee < 1:
+        raise ProbexError(f"committee: {committee!r} is not a whole number >= 1")
     if not names:
         raise ProbexError("layers: none given; expected one or more")
     if type(save_every_s) not in (int, float) or not save_every_s >= 0:
         raise ProbexError(f"save_every_s: {save_every_s!r} is not a number of seconds >= 0")
     candidates = None if alignment is None else alignment.candidates(store)
-    claim(workdir, settings | {"layers": list(names)})
+    claim(workdir, settings | {"layers": list(names), "committee": committee})
     if (workdir / "metrics.json").exists():
         for name in names:
             on_progress(name, recipe.epochs)
         return _result(workdir)
-    metrics = {}
     for name in names:
         folder = layer_folder(workdir / "layers", name)
         if (folder / "expert").exists():
@@ -120,14 +127,13 @@ def sweep(
                 "versions": versions(),
             }
             saver = _Saver(folder / "training", save_every_s, partial(on_progress, name))
-            experts = _train(_splits(store, name, candidates), card, recipe, saver)
+            experts = _train(store, candidates, card, recipe, saver)
             # The layer counts as finished once its `expert` is there.
             if "val_holdout" in experts:
                 experts["val_holdout"].save(folder / HOLDOUT)
             experts["val"].save(folder / "expert")
         checkpoints.remove(folder / "training")
-        metrics[name] = Expert.load(folder / "expert").card["metrics"]
-    _choose(store, workdir, metrics, alignment)
+    _choose(store, workdir, names, candidates, committee)
     return _result(workdir)
 
 
@@ -185,7 +191,7 @@ def evaluate(
         logits = text_logits(expert, store, split, classes, encoder)
         return top_accuracy(logits, labels_N), logits
     expert.check_fits(store.tree, store.classes)
-    logits = np.asarray(expert.logits(store.matrices(expert.card["layer"], split)))
+    logits = np.asarray(expert.logits(store.by_layer(split)))
     return accuracy(logits, store.targets(split)), logits
 
 
@@ -206,27 +212,31 @@ def load_experts(path: Path) -> dict[str, Expert]:
     return {"val": expert, "val_holdout": held_out}
 
 
-def _splits(store: LayerStore, layer: str, candidates: Candidates | None) -> dict[str, Split]:
-    """What is trained and evaluated on, in host memory."""
+def _split(store: LayerStore, layer: str, candidates: Candidates | None, name: str) -> Split:
+    """What is trained or evaluated on, in host memory."""
     if candidates is None:
-        return {s: Split(store.matrices(layer, s), store.targets(s)) for s in ("train", "val")}  # type: ignore[arg-type]
-    names = ["train", "val", *(["val_holdout"] if store.has("val_holdout") else [])]
-    return {name: candidates.split(layer, name) for name in names}
+        return Split(store.matrices(layer, name), store.targets(name))  # type: ignore[arg-type]
+    return candidates.split(layer, name)
 
 
 def _train(
-    splits: Mapping[str, Split], card: Mapping[str, Any], recipe: Recipe, saver: "_Saver"
+    store: LayerStore,
+    candidates: Candidates | None,
+    card: Mapping[str, Any],
+    recipe: Recipe,
+    saver: "_Saver",
 ) -> dict[str, Expert]:
     """Trains on one layer; returns the expert that was best on each split that was evaluated."""
-    tree: dict[str, Any] = {}
-    if card["normalise"] == "scale":
-        scale = _scale(splits["train"].x)
-        tree = {"tree": {"scale": scale}}
-        # In host memory: the device never holds the data twice.
-        splits = {name: s._replace(x=s.x / np.asarray(scale)) for name, s in splits.items()}
-    splits = jax.device_put(dict(splits))
+    layer = card["layer"]
+    tree = tree_variables(store, layer, card["normalise"])
+    names = ["train", "val"]
+    if candidates is not None and store.has("val_holdout"):
+        names.append("val_holdout")
+    splits = {name: _split(store, layer, candidates, name) for name in names}
+    # In host memory, and once; the network that is trained reads what is normalised already.
+    splits = {name: split._replace(x=normalised(split.x, tree)) for name, split in splits.items()}
+    splits = jax.device_put(splits)
     logit_scale = card["text"]["logit_scale"] if "text" in card else 1.0
-    # Without the scale: the matrices have been divided by it, once.
     network = build_network(
         card["encoder"], card["head"], len(card["classes"]), logit_scale=logit_scale
     )
@@ -245,47 +255,55 @@ def _train(
         )
     }
     metrics = {**figures, "losses": np.asarray(state.loss_E).tolist()}
+    card = {**card, "centre_rank": centre_rank(tree), "metrics": metrics}
+    variables = {"tree": dict(tree)} if tree else {}
     return {
-        name: Expert(
-            {"params": best.params, **tree}, {**card, "selected_on": name, "metrics": metrics}
-        )
+        name: Expert({"params": best.params, **variables}, {**card, "selected_on": name})
         for name, best in state.best.items()
     }
-
-
-def _scale(x: Any) -> jax.Array:
-    scale = std(x)
-    if not 0 < float(scale) < float("inf"):
-        raise ProbexError("normalise: the training matrices are all the same")
-    return scale
 
 
 def _choose(
     store: LayerStore,
     workdir: Path,
-    by_layer: Mapping[str, Mapping[str, Any]],
-    alignment: Alignment | None,
+    names: Sequence[str],
+    candidates: Candidates | None,
+    most: int,
 ) -> None:
-    """The best expert on validation; only that one is tested, and only once."""
-    accuracies = {name: metrics["val_accuracy"] for name, metrics in by_layer.items()}
-    best = max(accuracies, key=lambda name: accuracies[name])
-    folder = layer_folder(workdir / "layers", best)
-    expert = Expert.load(folder / "expert")
-    encoder = None if alignment is None else alignment.encoder
-    tested = {"test_accuracy": dataclasses.asdict(evaluate(expert, store, "test", encoder)[0])}
-    of_held_out = Expert.load(folder / HOLDOUT) if (folder / HOLDOUT).exists() else None
-    if alignment is not None and store.has("test_holdout"):
-        found = zero_shot(of_held_out or expert, store, encoder=encoder)
-        tested["zero_shot"] = dataclasses.asdict(found)
-    if of_held_out is not None:
-        _with_figures(of_held_out, tested).save(workdir / HOLDOUT)
-    _with_figures(expert, tested).save(workdir / "expert")
-    on_card = ("tree", "encoder", "head", "recipe", "store_hash", "versions", "layer")
+    """The best experts on validation; only their committee is tested, and only once."""
+    folders = {name: layer_folder(workdir / "layers", name) for name in names}
+    by_layer = {name: Expert.load(folder / "expert") for name, folder in folders.items()}
+    logits = {}
+    for name, expert in by_layer.items():
+        val = _split(store, name, candidates, "val")
+        logits[name] = np.asarray(expert.logits(val.x, val.texts))
+    chosen = best_committee(logits, val.y, most)  # type: ignore[arg-type]
+    together_NY = np.mean([logits[name] for name in chosen], axis=0)
+    figures: dict[str, Any] = {"val_accuracy": float(np.mean(right(together_NY, val.y)))}
+    kept = {"expert": committee_of([by_layer[name] for name in chosen])}
+    if all((folders[name] / HOLDOUT).exists() for name in chosen):
+        kept[HOLDOUT] = committee_of([Expert.load(folders[name] / HOLDOUT) for name in chosen])
+    encoder = None if candidates is None else candidates.encoder
+    score, _ = evaluate(kept["expert"], store, "test", encoder)
+    figures["test_accuracy"] = dataclasses.asdict(score)
+    if candidates is not None and store.has("test_holdout"):
+        found = zero_shot(kept.get(HOLDOUT, kept["expert"]), store, encoder=encoder)
+        figures["zero_shot"] = dataclasses.asdict(found)
+    # The folder `expert` last: what it says of the other is there by then.
+    for name, expert in reversed(kept.items()):
+        metrics = expert.card.get("metrics", {}) | figures
+        Expert(expert.variables, {**expert.card, "metrics": metrics}).save(workdir / name)
+    card = by_layer[chosen[0]].card
+    on_card = ("tree", "encoder", "head", "normalise", "recipe", "store_hash", "versions")
     metrics = {
-        **{key: expert.card[key] for key in on_card},
+        **{key: card[key] for key in on_card},
+        "layer": chosen[0],
+        "layers": list(chosen),
         "n_models": {s: len(store.split(s)) for s in sorted({m.split for m in store.models})},
-        "val_accuracy_by_layer": accuracies,
-        **tested,
+        "val_accuracy_by_layer": {
+            name: expert.card["metrics"]["val_accuracy"] for name, expert in by_layer.items()
+        },
+        **figures,
     }
     write_json(workdir / "metrics.json", metrics)
 
@@ -305,11 +323,6 @@ def _result(workdir: Path) -> SweepResult:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ProbexError(f"{path}: damaged ({error}); remove it to choose anew") from error
-
-
-def _with_figures(expert: Expert, figures: Mapping[str, Any]) -> Expert:
-    card = expert.card
-    return Expert(expert.variables, {**card, "metrics": {**card["metrics"], **figures}})
 
 
 class _Saver:

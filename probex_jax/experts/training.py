@@ -18,7 +18,7 @@ from flax import struct
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts.network import Network
-from probex_jax.matrices import LowRank
+from probex_jax.matrices import Matrices
 
 # On a CPU the gradient of a batch is taken over micro-batches of about this many bytes of weights:
 # 16 matrices of 768x768. The intermediate products then stay in cache
@@ -74,12 +74,12 @@ class Split(NamedTuple):
     """The models of one split.
 
     Args:
-      x: [N, H, W] float, one layer's matrices; or `LowRank` of that shape.
+      x: [N, H, W] float, one layer's matrices; or `LowRank` or `Centred` of that shape.
       y: [N, Y] of zeros and ones, which classes each model is of; or [N] int, which one of `texts`.
       texts: [Y, D] float, embeddings of the candidate texts; None for classification.
     """
 
-    x: jax.Array | LowRank
+    x: Matrices
     y: jax.Array
     texts: jax.Array | None = None
 
@@ -343,7 +343,7 @@ def _in_micro_batches(function: Callable[[Any], Any], x: Any) -> jax.Array:
     return results_KxMxY.reshape(-1, results_KxMxY.shape[-1])[:n_models]
 
 
-def micro_batches(index_B: jax.Array, x: jax.Array | LowRank) -> tuple[jax.Array, jax.Array]:
+def micro_batches(index_B: jax.Array, x: Matrices) -> tuple[jax.Array, jax.Array]:
     """Divides a batch into K micro-batches of M models, as equal as they get.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +14,15 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.layer_store.arrays import LayerArray, parts
+from probex_jax.layer_store.moments import Moments, moments
 from probex_jax.matrices import LowRank
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
 FORMAT = "probex_jax layer store"
 VERSION = 2
+
+# What `blocks` reads at once.
+_BLOCK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -185,14 +189,48 @@ class LayerStore:
         Raises:
           ProbexError: if there is no such layer or split, or the store is damaged.
         """
+        return self._read(self._arrays(layer), self._rows(split))
+
+    def _parts(self, layer: str) -> dict[str, tuple[int, int]]:
+        return parts(self.layers[layer], self.ranks.get(layer))
+
+    def _arrays(self, layer: str) -> dict[str, LayerArray]:
         if layer not in self.layers:
             raise ProbexError(f"{self.path}: no layer {layer!r}; it has {', '.join(self.layers)}")
-        rows = np.array([model.row for model in self.split(split)])
-        read = {
-            part: LayerArray.open(self.path, layer, part, shape).read(rows)
-            for part, shape in parts(self.layers[layer], self.ranks.get(layer)).items()
+        return {
+            part: LayerArray.open(self.path, layer, part, shape)
+            for part, shape in self._parts(layer).items()
         }
-        return LowRank(**read) if layer in self.ranks else read["matrices"]
+
+    def _rows(self, split: str) -> np.ndarray:
+        return np.array([model.row for model in self.split(split)])
+
+    def _read(self, arrays: Mapping[str, LayerArray], rows: np.ndarray) -> np.ndarray | LowRank:
+        read = {part: array.read(rows) for part, array in arrays.items()}
+        return read["matrices"] if "matrices" in read else LowRank(**read)
+
+    def blocks(self, layer: str, split: str = "train") -> Iterator[np.ndarray | LowRank]:
+        """As `matrices`, a block of models after the other: memory does not grow with the models.
+
+        Yields:
+          [n, H, W] float32, or `LowRank` of it, in the order of the split; n of some 64 MB.
+        """
+        arrays, rows = self._arrays(layer), self._rows(split)
+        size = max(1, _BLOCK_BYTES // sum(4 * a * b for a, b in self._parts(layer).values()))
+        for start in range(0, len(rows), size):
+            yield self._read(arrays, rows[start : start + size])
+
+    def moments(self, layer: str, split: str = "train") -> Moments:
+        """Mean matrix and spread of a layer over the models of a split, read in one pass.
+
+        Raises:
+          ProbexError: as `matrices`.
+        """
+        return moments(self, layer, split)
+
+    def by_layer(self, split: str = "train") -> Mapping[str, np.ndarray | LowRank]:
+        """The matrices of a split by layer; each is read when it is asked for, and not kept."""
+        return _ByLayer(self, split)
 
     def targets(self, split: str = "train") -> np.ndarray:
         """Which classes each model of a split was trained on.
@@ -238,6 +276,23 @@ class LayerStore:
                     f"which is not among the {len(classes)} that it is compared with"
                 )
         return np.array([place[model.labels[0]] for model in models], np.int32)
+
+
+class _ByLayer(Mapping[str, np.ndarray | LowRank]):
+    def __init__(self, store: LayerStore, split: str):
+        self._store, self._split = store, split
+
+    def __getitem__(self, layer: str) -> np.ndarray | LowRank:
+        return self._store.matrices(layer, self._split)
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self._store.layers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._store.layers)
+
+    def __len__(self) -> int:
+        return len(self._store.layers)
 
 
 def check_held_out(where: Path, models: Iterable[tuple[str, str, Sequence[str]]]) -> None:

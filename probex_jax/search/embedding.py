@@ -24,13 +24,14 @@ _BATCH_MODELS = 32
 _BATCH_BYTES = 256 * 2**20
 _READERS = 4
 
-Matrix = np.ndarray | LowRank
+Matrices = dict[str, np.ndarray | LowRank]  # of one model, by layer
 Row = dict[str, Any]
 
 
 def represented(expert: Expert, path: Path) -> np.ndarray:
     """The representation [T] of one model; a ProbexError if it cannot be read or has none."""
-    return unit(np.asarray(expert.encode(stack([_matrix(expert, path)]))))[0]
+    matrices = {layer: stack([matrix]) for layer, matrix in _read_weights(expert, path).items()}
+    return unit(np.asarray(expert.encode(matrices)))[0]
 
 
 def embedded(
@@ -47,15 +48,15 @@ def embedded(
       In the place of the vector None for a model that is known as it is now, and a ProbexError
       for one that cannot be embedded.
     """
-    height, width = expert.card["shape"]
-    size = max(1, min(_BATCH_MODELS, _BATCH_BYTES // (4 * height * width)))
+    model_bytes = sum(4 * height * width for height, width in expert.layers.values())
+    size = max(1, min(_BATCH_MODELS, _BATCH_BYTES // model_bytes))
     waiting = iter(models)
     with ThreadPoolExecutor(_READERS) as readers:
         while batch := list(islice(waiting, size)):
             read = list(readers.map(lambda model: _read(expert, model, known), batch))
-            vectors = _encoded(expert, [m for _, m in read if isinstance(m, Matrix)], size)
+            vectors = _encoded(expert, [m for _, m in read if isinstance(m, dict)], size)
             for model, (row, result) in zip(batch, read, strict=True):
-                yield model, row, next(vectors) if isinstance(result, Matrix) else result
+                yield model, row, next(vectors) if isinstance(result, dict) else result
 
 
 def key(path: Path) -> str:
@@ -82,7 +83,7 @@ def is_there(path: Path) -> bool:
 
 def _read(
     expert: Expert, model: FoundModel, known: Mapping[str, str]
-) -> tuple[Row, Matrix | ProbexError | None]:
+) -> tuple[Row, Matrices | ProbexError | None]:
     row: Row = {name: getattr(model, name) for name in ("id", "tree", "split")}
     row["path"] = key(model.path)
     try:
@@ -93,7 +94,7 @@ def _read(
             return row, None
         row["labels"] = _labels(model)
         row["text"] = ", ".join(model.texts.get(label, label) for label in row["labels"])
-        return row, _matrix(expert, model.path)
+        return row, _read_weights(expert, model.path)
     except ProbexError as error:
         return row, error
 
@@ -107,14 +108,9 @@ def _labels(model: FoundModel) -> list[str]:
             return []
 
 
-def _matrix(expert: Expert, path: Path) -> Matrix:
-    layer, shape = expert.card["layer"], tuple(expert.card["shape"])
+def _read_weights(expert: Expert, path: Path) -> Matrices:
     with open_model(path) as file:
-        if layer in file.layers and file.layers[layer].shape != shape:
-            raise ProbexError(
-                f"{path}: layer {layer} is {file.layers[layer].shape}, the expert reads {shape}"
-            )
-        return file.matrix(layer)
+        return expert.read(file)
 
 
 def _stamp(model: FoundModel) -> str:
@@ -129,23 +125,29 @@ def _stamp(model: FoundModel) -> str:
 
 
 def _encoded(
-    expert: Expert, matrices: Sequence[Matrix], size: int
+    expert: Expert, models: Sequence[Matrices], size: int
 ) -> Iterator[np.ndarray | ProbexError]:
-    """Unit vectors of up to `size` matrices, in order, from calls of `size` matrices each."""
+    """Unit vectors of up to `size` models, in order, from calls of `size` models each."""
+    # A layer is kept as factors in some models and multiplied out in others.
+    kinds: dict[tuple[bool, ...], list[int]] = {}
+    for place, matrices in enumerate(models):
+        kind = tuple(isinstance(matrix, LowRank) for matrix in matrices.values())
+        kinds.setdefault(kind, []).append(place)
     vectors: dict[int, np.ndarray] = {}
-    for kind in (LowRank, np.ndarray):
-        places = [n for n, matrix in enumerate(matrices) if isinstance(matrix, kind)]
-        if places:
-            alike = _filled([matrices[n] for n in places], size)
-            vectors |= zip(places, np.asarray(expert.encode(alike)), strict=False)
-    for n in range(len(matrices)):
+    for places in kinds.values():
+        alike = {
+            layer: _filled([models[place][layer] for place in places], size)
+            for layer in expert.layers
+        }
+        vectors |= zip(places, np.asarray(expert.encode(alike)), strict=False)
+    for place in range(len(models)):
         try:
-            yield unit(vectors[n])
+            yield unit(vectors[place])
         except ProbexError:
             yield ProbexError("its representation is zero or not finite")
 
 
-def _filled(matrices: list[Any], size: int) -> Matrix:
+def _filled(matrices: list[Any], size: int) -> np.ndarray | LowRank:
     """A batch of `size`, the last ones being copies; ranks are powers of two, to compile few."""
     rank = None
     if isinstance(matrices[0], LowRank):

@@ -324,9 +324,9 @@ _BEGUN_EXPERT = "expert.new"  # to which Orbax adds an ending
 def _identity(expert: Expert) -> dict[str, Any]:
     return {
         "tree": expert.card["tree"],
-        "layer": expert.card["layer"],
+        "layer": expert.reading,
         "hash": expert.hash,
-        "rep_dim": expert.network.encoder.rep_dim,
+        "rep_dim": expert.rep_dim,
         "text_encoder": expert.text["name"] if expert.card["head"] == "text" else None,
     }
 

@@ -208,15 +208,16 @@ def test_factors_of_any_rank_are_embedded_as_their_product(tmp_path, expert, mod
         f"m{n}": LowRank(*(rng.normal(size=s).astype("f4") for s in ((6, n), (n, 5))))
         for n in (1, 2, 3)
     }
-    real = embedding._matrix
+    real = embedding._read_weights
 
-    def matrix(expert, path):  # m1, m2 and m3 are LoRAs; m0 and m4 are dense
-        return factors.get(Path(path).stem) or real(expert, path)
+    def weights(expert, path):  # m1, m2 and m3 are LoRAs; m0 and m4 are dense
+        made = factors.get(Path(path).stem)
+        return {LAYER: made} if made else real(expert, path)
 
-    monkeypatch.setattr(embedding, "_matrix", matrix)
+    monkeypatch.setattr(embedding, "_read_weights", weights)
     found = list(embedding.embedded(expert, find_models(models), {}))
     for model, _, vector_T in found:
-        x = matrix(expert, model.path)
+        x = weights(expert, model.path)[LAYER]
         dense = x.dense() if isinstance(x, LowRank) else x
         expected = np.asarray(expert.encode(dense[None]))[0]
         np.testing.assert_allclose(vector_T, expected / np.linalg.norm(expected), atol=1e-5)
@@ -226,7 +227,7 @@ def test_every_batch_has_one_shape(tmp_path, expert, models, monkeypatch):
     shapes = []
     real = type(expert).encode
     monkeypatch.setattr(
-        type(expert), "encode", lambda self, x: shapes.append(x.shape) or real(self, x)
+        type(expert), "encode", lambda self, x: shapes.append(x[LAYER].shape) or real(self, x)
     )
     monkeypatch.setattr(embedding, "_BATCH_MODELS", 3)
     monkeypatch.setattr(index, "_COMMIT_MODELS", 2)

@@ -1,0 +1,119 @@
+"""Committees: experts on several layers of one tree that answer as one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from probex_jax.errors import ProbexError
+from probex_jax.experts.expert import Expert
+from probex_jax.experts.training import losses, right
+
+# What the members of a committee must have in common.
+_COMMON = ("tree", "classes", "head", "text", "store_hash")
+# What a member's part of the card keeps of its own.
+_OWN = ("layer", "shape", "encoder", "normalise", "centre_rank", "recipe", "metrics")
+
+
+def committee(
+    experts: Sequence[Expert], weights: Sequence[float] | None = None, **about: Any
+) -> Expert:
+    """One expert of several, its logits the weighted mean of theirs.
+
+    Args:
+      experts: of one tree, with the same classes and the same kind of head, each on another layer.
+      weights: of their logits, positive; scaled to add up to one. None for equal ones.
+      about: what else its card says.
+
+    Returns:
+      An expert that reads all of their layers; of one expert, that expert with its card extended.
+
+    Raises:
+      ProbexError: if there are none, two read the same layer, they differ in tree, classes, head,
+        text or store, or a weight is not positive.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from probex_jax.experts.network import build_network
+      >>> encoder = {"name": "dense"}
+      >>> network = build_network(encoder, head="none", n_classes=2)
+      >>> x = {"a": jnp.ones([3, 6, 5]), "b": jnp.ones([3, 4, 4])}
+      >>> experts = [
+      ...     Expert(network.init(jax.random.key(0), x[layer]), {
+      ...         "encoder": encoder, "head": "none", "layer": layer, "tree": "Mini",
+      ...         "shape": list(x[layer].shape[1:]), "classes": ["one", "two"]})
+      ...     for layer in ("a", "b")]
+      >>> both = committee(experts, weights=[3, 1])
+      >>> both.layers
+      {'a': (6, 5), 'b': (4, 4)}
+      >>> logits = [expert.logits(x) for expert in experts]
+      >>> bool(jnp.allclose(both.logits(x), 0.75 * logits[0] + 0.25 * logits[1]))
+      True
+    """
+    weights = [1.0] * len(experts) if weights is None else list(weights)
+    _check(experts, weights)
+    first = experts[0].card
+    if len(experts) == 1:
+        return Expert(experts[0].variables, {**first, **about})
+    shared = {key: value for key, value in first.items() if key not in _OWN}
+    # Who looks for the recipe or the encoder of the whole finds what its members agree on.
+    for key in ("encoder", "recipe", "normalise"):
+        if key in first and all(expert.card.get(key) == first[key] for expert in experts):
+            shared[key] = first[key]
+    members = [
+        {key: expert.card[key] for key in _OWN if key in expert.card}
+        | {"weight": float(weight / sum(weights))}
+        for expert, weight in zip(experts, weights, strict=True)
+    ]
+    variables = {str(number): expert.variables for number, expert in enumerate(experts)}
+    return Expert(variables, {**shared, "members": members, **about})
+
+
+def best_committee(logits: Mapping[str, np.ndarray], y: np.ndarray, most: int) -> tuple[str, ...]:
+    """The layers whose experts answer best together, with equal weights.
+
+    Layers are ordered by accuracy; the committee is the first k of them, k being that of the
+    highest accuracy. Of equal accuracies the one of the lower loss counts as higher.
+
+    Args:
+      logits: layer to the logits [N, Y] of its expert on validation models.
+      y: what these models are, as `Split.y`.
+      most: largest k.
+
+    Returns:
+      The layers, the best first.
+
+    Example:
+      >>> y = np.array([[1.0, 0.0, 0.0]])
+      >>> logits = {"a": np.array([[3.0, -2, 1]]), "b": np.array([[1.0, 1, -2]]),
+      ...           "c": np.array([[-9.0, 9, 9]])}
+      >>> best_committee(logits, y, most=3)
+      ('a', 'b')
+    """
+
+    def merit(logits_NY: np.ndarray) -> tuple[float, float]:
+        loss_N = losses(jnp.asarray(logits_NY), jnp.asarray(y))
+        return float(np.mean(right(logits_NY, y))), -float(loss_N.mean())  # type: ignore[arg-type]
+
+    order = sorted(logits, key=lambda layer: merit(logits[layer]), reverse=True)[:most]
+    totals = np.cumsum([logits[layer] for layer in order], axis=0)
+    merits = [merit(total / (index + 1)) for index, total in enumerate(totals)]
+    return tuple(order[: 1 + merits.index(max(merits))])
+
+
+def _check(experts: Sequence[Expert], weights: Sequence[float]) -> None:
+    if not experts:
+        raise ProbexError("committee: no experts")
+    if len(weights) != len(experts) or not all(0 < w < float("inf") for w in weights):
+        raise ProbexError(f"committee: {len(experts)} experts need as many weights > 0")
+    layers = [layer for expert in experts for layer in expert.layers]
+    if len(set(layers)) < len(layers) or len(layers) > len(experts):
+        raise ProbexError("committee: each expert must read one layer, another than the others")
+    for expert in experts[1:]:
+        for key in _COMMON:
+            if expert.card.get(key) != experts[0].card.get(key):
+                raise ProbexError(
+                    f"committee: the experts of {layers[0]} and {', '.join(expert.layers)} differ "
+                    f"in {key}"
+                )
