@@ -4,7 +4,7 @@ import jax
 from flax import linen as nn
 
 from probex_jax.encoders.linear import symmetric_uniform
-from probex_jax.matrices import LowRank, inner
+from probex_jax.matrices import Matrices, inner
 
 
 class Dense(nn.Module):
@@ -30,7 +30,7 @@ class Dense(nn.Module):
     rep_dim: int
 
     @nn.compact
-    def __call__(self, x: jax.Array | LowRank) -> jax.Array:
+    def __call__(self, x: Matrices) -> jax.Array:
         """[N, H, W] weight matrices -> [N, T]."""
         rows, columns = x.shape[-2:]
         initialise = symmetric_uniform(rows * columns)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from probex_jax.encoders.linear import Linear, symmetric_uniform
-from probex_jax.matrices import Matrices, contract, respond, respond_again, standardise
+from probex_jax.matrices import Matrices, contract, for_each, respond, respond_again
 
 BRANCHES = ("xu", "xxtu", "xtu", "xtxu")
 
@@ -50,36 +50,44 @@ class MVProbe(nn.Module):
     @nn.compact
     def __call__(self, x: Matrices) -> jax.Array:
         """[N, H, W] weight matrices -> [N, T] representations."""
-        flat = [
-            self._project(name, response).reshape(x.shape[0], -1)
-            for name, response in self._responses(x).items()
-        ]
-        return Linear(self.rep_dim, name="encoder")(jnp.concatenate(flat, axis=-1))
+        rows, columns = x.shape[-2:]
+        sides = {"xu": (columns, rows), "xxtu": (rows, rows)}
+        sides |= {"xtu": (rows, columns), "xtxu": (columns, columns)}
+        probes, projections = {}, {}
+        for name in self.branches:
+            probed, left = sides[name]
+            start = symmetric_uniform(self.n_probes)
+            probes[name] = self.param(f"probes_{name}", start, (probed, self.n_probes))
+            shape = left, self.proj_dim
+            projections[name] = self.param(f"projection_{name}", symmetric_uniform(left), shape)
 
-    def _responses(self, x: Matrices) -> dict[str, Matrices]:
-        # One product with X, and one with its transpose, for what two branches have of it.
-        of_x = self._respond(x, ("xu", "xtxu"))
-        of_xt = self._respond(x.mT, ("xtu", "xxtu"))
-        if "xxtu" in of_xt:
-            of_xt["xxtu"] = respond_again(x, of_xt["xxtu"])
-        if "xtxu" in of_x:
-            of_x["xtxu"] = respond_again(x.mT, of_x["xtxu"])
-        responses = of_x | of_xt
-        return {name: responses[name] for name in self.branches}
+        def features(x):
+            responses = _responses(x, probes)
+            projected = [
+                contract(responses[name], projections[name], standardised=self.standardise)
+                for name in self.branches
+            ]
+            features_BUV = jnp.stack(projected)
+            return nn.relu(features_BUV) if self.relu else features_BUV
 
-    def _respond(self, x: Matrices, names: tuple[str, ...]) -> dict[str, Matrices]:
-        names = tuple(name for name in names if name in self.branches)
-        size = x.shape[-1], self.n_probes
-        probes = [
-            self.param(f"probes_{name}", symmetric_uniform(self.n_probes), size) for name in names
-        ]
-        return dict(zip(names, respond(x, *probes), strict=True)) if names else {}
+        features_NF = for_each(features, x).reshape(x.shape[0], -1)
+        return Linear(self.rep_dim, name="encoder")(features_NF)
 
-    def _project(self, name: str, response: Matrices) -> jax.Array:
-        rows = response.shape[-2]
-        shape = rows, self.proj_dim
-        projection_HV = self.param(f"projection_{name}", symmetric_uniform(rows), shape)
-        if self.standardise:
-            response = standardise(response)
-        projected_NUV = contract(response, projection_HV)
-        return nn.relu(projected_NUV) if self.relu else projected_NUV
+
+def _responses(x: Matrices, probes: dict[str, jax.Array]) -> dict[str, Matrices]:
+    """Sᵀ [U, H] or [U, W] of each branch, for one matrix [H, W]."""
+    # One product with X, and one with its transpose, for what two branches have of it.
+    of_x = _respond(x, probes, ("xu", "xtxu"))
+    of_xt = _respond(x.mT, probes, ("xtu", "xxtu"))
+    if "xxtu" in probes:
+        of_xt["xxtu"] = respond_again(x, of_xt["xxtu"])
+    if "xtxu" in probes:
+        of_x["xtxu"] = respond_again(x.mT, of_x["xtxu"])
+    return of_x | of_xt
+
+
+def _respond(
+    x: Matrices, probes: dict[str, jax.Array], names: tuple[str, ...]
+) -> dict[str, Matrices]:
+    names = tuple(name for name in names if name in probes)
+    return dict(zip(names, respond(x, *(probes[n] for n in names)), strict=True)) if names else {}

@@ -4,7 +4,7 @@ import jax
 from flax import linen as nn
 
 from probex_jax.encoders.linear import Linear, symmetric_uniform
-from probex_jax.matrices import LowRank, project
+from probex_jax.matrices import Matrices, project
 
 
 class ProbeX(nn.Module):
@@ -38,7 +38,7 @@ class ProbeX(nn.Module):
     rep_dim: int = 512
 
     @nn.compact
-    def __call__(self, x: jax.Array | LowRank) -> jax.Array:
+    def __call__(self, x: Matrices) -> jax.Array:
         """[N, H, W] weight matrices -> [N, T] representations."""
         rows, columns = x.shape[-2:]
         u_WU = self.param("probes", symmetric_uniform(self.n_probes), (columns, self.n_probes))

@@ -10,11 +10,11 @@ from probex_jax.matrices.products import (
     Matrices,
     contract,
     factor_order,
+    for_each,
     inner,
     project,
     respond,
     respond_again,
-    standardise,
 )
 
 __all__ = [
@@ -25,11 +25,11 @@ __all__ = [
     "contract",
     "dense",
     "factor_order",
+    "for_each",
     "inner",
     "project",
     "respond",
     "respond_again",
     "stack",
-    "standardise",
     "std",
 ]

@@ -60,7 +60,7 @@ class Centred:
 
     def __matmul__(self, right: jax.Array) -> jax.Array:
         """X @ right for right [W, U]."""
-        return self.factors @ right - (self.centre @ right)[None]
+        return self._minus(self.factors @ right, self.centre @ right)
 
     def __truediv__(self, scalar: Any) -> Centred:
         """X / scalar."""
@@ -68,7 +68,11 @@ class Centred:
 
     def dense(self) -> jax.Array:
         """The matrices [..., H, W]; for tests and for looking, not for training."""
-        return self.factors.dense() - dense(self.centre)[None]
+        return self._minus(self.factors.dense(), dense(self.centre))
+
+    @staticmethod
+    def _minus(each: jax.Array, shared: jax.Array) -> jax.Array:
+        return each - jnp.broadcast_to(shared, each.shape)
 
 
 def dense(x: jax.Array | LowRank | Centred) -> jax.Array:

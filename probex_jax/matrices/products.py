@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,131 +123,147 @@ def inner(x: Matrices, weight: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1) @ weight.reshape(-1, weight.shape[-1])
 
 
-def respond(x: Matrices, *probes: jax.Array) -> list[Matrices]:
-    """Responses X P to several sets of probes, by one product; of factors they stay factors.
+def for_each(function: Callable[[Any], jax.Array], x: Matrices) -> jax.Array:
+    """A function of one matrix, of every matrix of a batch.
+
+    On a CPU dense matrices are worked off one after the other: a matrix and all that is computed
+    from it stay in cache, and its products have two axes, which XLA transposes for nothing. Of what
+    was computed the gradient finds the products again, not what costs little.
 
     Args:
+      function: [H, W] of the kind of x -> array.
       x: [N, H, W] float, dense, `LowRank` or `Centred`.
-      probes: [W, U] float each.
 
     Returns:
-      [N, H, U] for each, of the kind of x.
+      The results, with a leading axis N.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> s, t = respond(jnp.ones([5, 8, 6]), jnp.ones([6, 3]), jnp.zeros([6, 2]))
-      >>> s.shape, t.shape
-      ((5, 8, 3), (5, 8, 2))
+      >>> for_each(lambda x: x.sum(), jnp.ones([2, 3, 4]))
+      Array([12., 12.], dtype=float32)
     """
-    ends = np.cumsum([probe.shape[-1] for probe in probes])[:-1]
-    together = jnp.concatenate(probes, axis=-1)
     if isinstance(x, Centred):
-        factors = respond(x.factors, *probes)
-        centre = jnp.split(x.centre @ together, ends, axis=-1)
-        return [Centred(f, c) for f, c in zip(factors, centre, strict=True)]  # type: ignore[arg-type]
+        return jax.vmap(function, in_axes=(Centred(0, None),))(x)  # type: ignore[arg-type]
+    if isinstance(x, LowRank) or jax.default_backend() != "cpu":
+        return jax.vmap(function)(x)
+    keep_products = jax.checkpoint_policies.dots_saveable
+    return jax.lax.map(jax.checkpoint(function, policy=keep_products, prevent_cse=False), x)
+
+
+def respond(x: Matrices, *probes: jax.Array) -> list[Matrices]:
+    """Responses (X P)ᵀ to several sets of probes, by one product; of factors they stay factors.
+
+    Args:
+      x: [H, W] float, dense, `LowRank` or `Centred`.
+      probes: [W, U] float each.
+
+    Returns:
+      [U, H] for each, of the kind of x.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> s, t = respond(jnp.ones([8, 6]), jnp.ones([6, 3]), jnp.zeros([6, 2]))
+      >>> s.shape, t.shape
+      ((3, 8), (2, 8))
+    """
+    if isinstance(x, Centred):
+        factors, centre = respond(x.factors, *probes), respond(x.centre, *probes)
+        return [Centred(f, dense(c)) for f, c in zip(factors, centre, strict=True)]  # type: ignore[arg-type]
+    together = jnp.concatenate(probes, axis=-1).T
+    ends = np.cumsum([probe.shape[-1] for probe in probes])[:-1]
     if isinstance(x, LowRank):
-        down = jnp.split(_rows_times(x.down, together), ends, axis=-1)
-        return [LowRank(x.up, part) for part in down]
-    return list(jnp.split(_rows_times(x, together), ends, axis=-1))
+        return [LowRank(part, x.up.T) for part in jnp.split(together @ x.down.T, ends)]
+    return list(jnp.split(together @ x.T, ends))
 
 
 def respond_again(x: Matrices, response: Matrices) -> Matrices:
-    """X S for responses S of every matrix's transpose, of `respond(x.mT, ...)`.
+    """(X S)ᵀ for a response Sᵀ of the transpose, of `respond(x.mT, ...)`.
 
     Args:
-      x: [N, H, W] float, dense, `LowRank` or `Centred`.
-      response: [N, W, U], of the kind of x.
+      x: [H, W] float, dense, `LowRank` or `Centred`.
+      response: [U, W], of the kind of x.
 
     Returns:
-      [N, H, U], of the kind of x; the factors of a response to factors come from products of the
+      [U, H], of the kind of x; the factors of a response to factors come from products of the
       size of the rank.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> x = LowRank(up=jnp.ones([5, 8, 2]), down=jnp.ones([5, 2, 6]))
+      >>> x = LowRank(up=jnp.ones([8, 2]), down=jnp.ones([2, 6]))
       >>> (response,) = respond(x.mT, jnp.ones([8, 3]))
       >>> again = respond_again(x, response)
-      >>> again.shape, float(again.dense()[0, 0, 0]) == 2 * 6 * 2 * 8
-      ((5, 8, 3), True)
+      >>> again.shape, float(again.dense()[0, 0]) == 2 * 6 * 2 * 8
+      ((3, 8), True)
     """
     if isinstance(x, Centred):
         assert isinstance(response, Centred)
-        factors, again = x.factors, respond_again(x.factors, response.factors)
-        # (F - C) (S - D) = F S - F D - C S + C D, where F and S are factors, and C D is shared.
-        up = jnp.concatenate([factors.up, -(x.centre @ response.factors.up)], axis=-1)
-        down = [again.down - factors.down @ response.centre, response.factors.down]
-        return Centred(LowRank(up, jnp.concatenate(down, axis=-2)), -(x.centre @ response.centre))
+        # (R - D) (F - C)ᵀ = R Fᵀ - D Fᵀ - R Cᵀ + D Cᵀ: factors, but for the last, which is shared.
+        again, shared = respond_again(x.factors, response.factors), response.centre
+        up = [again.up - shared @ x.factors.down.T, response.factors.up]
+        down = [again.down, -(x.centre @ response.factors.down.T).T]
+        factors = LowRank(jnp.concatenate(up, axis=-1), jnp.concatenate(down, axis=-2))
+        return Centred(factors, -(x.centre @ shared.T).T)
     if isinstance(x, LowRank):
         assert isinstance(response, LowRank)
-        return LowRank(x.up, (x.down @ response.up) @ response.down)
-    return x @ response
+        return LowRank(response.up @ (response.down @ x.down.T), x.up.T)
+    return response @ x.T
 
 
-def standardise(x: Matrices) -> jax.Array | LowRank:
-    """Every matrix with mean 0 and standard deviation 1 over all of its entries.
+def contract(response: Matrices, left: jax.Array, *, standardised: bool = False) -> jax.Array:
+    """Sᵀ left for a response Sᵀ.
 
-        (X - mean) / (std + 1e-8),  std with the n - 1 denominator
-
-    Args:
-      x: [N, H, W] float, dense, `LowRank` or `Centred`.
-
-    Returns:
-      [N, H, W]; of `LowRank` factors of a rank that is one higher, had from them alone.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> standardise(jnp.array([[[1.0, 2.0, 3.0]]]))
-      Array([[[-1.,  0.,  1.]]], dtype=float32)
-    """
-    size = x.shape[-2] * x.shape[-1]
-    if not isinstance(x, LowRank):
-        x = dense(x)
-        x -= x.mean(axis=(-2, -1), keepdims=True)
-        squares = (x**2).sum(axis=(-2, -1), keepdims=True)
-        return x / _deviation(squares, size)
-    # With a = the mean row of up, d = the mean column of down, and what is left of both,
-    # X = up' down' + up' d 1' + 1 a' down' + a'd 1 1': orthogonal to each other, the last the mean.
-    a_N1R = x.up.mean(axis=-2, keepdims=True)
-    d_NR1 = x.down.mean(axis=-1, keepdims=True)
-    up, down = x.up - a_N1R, x.down - d_NR1
-    rows_N1W = a_N1R @ down
-    squares = ((up.mT @ up) * (down @ down.mT)).sum(axis=(-2, -1), keepdims=True)
-    squares += x.shape[-1] * ((up @ d_NR1) ** 2).sum(axis=(-2, -1), keepdims=True)
-    squares += x.shape[-2] * (rows_N1W**2).sum(axis=(-2, -1), keepdims=True)
-    scale = _deviation(squares, size)
-    return LowRank(
-        jnp.concatenate([up, jnp.ones_like(up[..., :1])], axis=-1),
-        jnp.concatenate([x.down, rows_N1W], axis=-2) / scale,
-    )
-
-
-def _deviation(squares: jax.Array, size: int) -> jax.Array:
-    # The gradient of the root is infinite at 0: of a matrix that is constant it is taken as 0.
-    constant = squares <= 0
-    root = jnp.sqrt(jnp.where(constant, 1.0, squares) / max(size - 1, 1))
-    return jnp.where(constant, 0.0, root) + _EPSILON
-
-
-def contract(x: jax.Array | LowRank | Centred, left: jax.Array) -> jax.Array:
-    """Xᵀ left of every matrix of a batch, in a form whose gradient is fast on CPU.
+    Standardised, S stands for (S - mean) / (std + 1e-8), with mean and standard deviation over all
+    of its entries, of the n - 1 denominator.
 
     Args:
-      x: [N, H, U] float.
+      response: [U, H] float, dense, `LowRank` or `Centred`.
       left: [H, V] float.
 
     Returns:
-      [N, U, V] float.
+      [U, V] float.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> contract(jnp.ones([5, 8, 3]), jnp.ones([8, 2])).shape
-      (5, 3, 2)
+      >>> contract(jnp.array([[1.0, 2.0, 3.0]]), jnp.eye(3), standardised=True)
+      Array([[-1.,  0.,  1.]], dtype=float32)
     """
-    if isinstance(x, Centred):
-        return contract(x.factors, left) - (x.centre.mT @ left)[None]
-    if isinstance(x, LowRank):
-        return x.down.mT @ _rows_times(x.up.mT, left)
-    return _rows_times(x.mT, left)
+    if isinstance(response, Centred):
+        if not standardised:
+            return contract(response.factors, left) - response.centre @ left
+        response = dense(response)
+    if isinstance(response, LowRank):
+        response = _standardised(response) if standardised else response
+        return response.up @ (response.down @ left)
+    product = response @ left
+    if not standardised:
+        return product
+    # After the product, which is smaller than the response, and reads it as it is.
+    mean = response.mean()
+    squares = ((response - mean) ** 2).sum()
+    return (product - mean * left.sum(axis=0)[None]) / _deviation(squares, response.shape)
+
+
+def _standardised(x: LowRank) -> LowRank:
+    """Factors of a rank that is one higher, had from the factors alone."""
+    # With a = the mean row of up, d = the mean column of down, and what is left of both,
+    # X = up' down' + up' d 1' + 1 a' down' + a'd 1 1': orthogonal to each other, the last the mean.
+    rows, columns = x.shape
+    a_1R, d_R1 = x.up.mean(axis=0, keepdims=True), x.down.mean(axis=1, keepdims=True)
+    up, down = x.up - a_1R, x.down - d_R1
+    row_1W = a_1R @ down
+    squares = ((up.T @ up) * (down @ down.T)).sum()
+    squares += columns * ((up @ d_R1) ** 2).sum() + rows * (row_1W**2).sum()
+    return LowRank(
+        jnp.concatenate([up, jnp.ones_like(up[:, :1])], axis=1),
+        jnp.concatenate([x.down, row_1W]) / _deviation(squares, x.shape),
+    )
+
+
+def _deviation(squares: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    # The gradient of the root is infinite at 0: of a matrix that is constant it is taken as 0.
+    constant = squares <= 0
+    root = jnp.sqrt(jnp.where(constant, 1.0, squares) / max(shape[0] * shape[1] - 1, 1))
+    return jnp.where(constant, 0.0, root) + _EPSILON
 
 
 # Contract the weight with one factor first: the other order would multiply the factors out.

@@ -217,7 +217,7 @@ def test_statistics_do_not_depend_on_the_order_of_entries(x):
 @pytest.mark.parametrize(
     ("encoder", "head", "message"),
     [
-        ({"name": "mlp"}, "class", "encoder.name: 'mlp' is not one of probex, dense"),
+        ({"name": "mlp"}, "class", "encoder.name: 'mlp' is not one of probex, mvprobe, dense"),
         ({"name": "probex", "probes": 3}, "class", "encoder.probes: probex has only n_probes"),
         ({"name": "dense"}, "class", "rep_dim"),
         ({"name": "probex", "n_probes": 0}, "class", "encoder.n_probes: 0"),
