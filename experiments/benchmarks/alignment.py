@@ -7,6 +7,7 @@ program needs at its peak, arguments and results included.
 
 Example:
   python -m experiments.benchmarks.alignment
+  python -m experiments.benchmarks.alignment --encoder=mvprobe
 """
 
 from functools import partial
@@ -21,12 +22,13 @@ from experiments import cli
 from experiments.benchmarks import timing
 from probex_jax.experts import Recipe, Split, build_network, training
 
+_ENCODER = flags.DEFINE_enum("encoder", "probex", ["probex", "mvprobe"], "Which encoder.")
 _DIM = flags.DEFINE_integer("dim", 1280, "Rows and columns of an update.")
 _RANK = flags.DEFINE_integer("rank", 16, "Rank of the factors.")
 _BATCH = flags.DEFINE_integer("batch", 128, "LoRAs in the batch.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs; the median is printed.")
 
-ENCODER = {"name": "probex", "n_probes": 128, "proj_dim": 128, "rep_dim": 512}
+SIZES = {"n_probes": 128, "proj_dim": 128, "rep_dim": 512}
 N_CLASSES, TEXT_DIM = 150, 768
 STEPS = 4  # of one run
 
@@ -42,7 +44,8 @@ def main() -> None:
         jax.random.randint(keys[2], [batch], 0, N_CLASSES),
         jax.random.normal(keys[3], [N_CLASSES, TEXT_DIM]),
     )
-    network, recipe = build_network(ENCODER, "text", N_CLASSES), Recipe(2e-3, l2=0.0)
+    encoder = {"name": _ENCODER.value, **SIZES}
+    network, recipe = build_network(encoder, "text", N_CLASSES), Recipe(2e-3, l2=0.0)
     state = training.initial_state(network, recipe, data)
     given = network, recipe, state, data
     steps = {
