@@ -198,15 +198,19 @@ def respond_again(x: Matrices, response: Matrices) -> Matrices:
     if isinstance(x, Centred):
         assert isinstance(response, Centred)
         # (R - D) (F - C)ᵀ = R Fᵀ - D Fᵀ - R Cᵀ + D Cᵀ: factors, but for the last, which is shared.
-        again, shared = respond_again(x.factors, response.factors), response.centre
+        again, shared = _factors_again(x.factors, response.factors), response.centre
         up = [again.up - shared @ x.factors.down.T, response.factors.up]
         down = [again.down, -(x.centre @ response.factors.down.T).T]
         factors = LowRank(jnp.concatenate(up, axis=-1), jnp.concatenate(down, axis=-2))
         return Centred(factors, -(x.centre @ shared.T).T)
     if isinstance(x, LowRank):
         assert isinstance(response, LowRank)
-        return LowRank(response.up @ (response.down @ x.down.T), x.up.T)
+        return _factors_again(x, response)
     return response @ x.T
+
+
+def _factors_again(x: LowRank, response: LowRank) -> LowRank:
+    return LowRank(response.up @ (response.down @ x.down.T), x.up.T)
 
 
 def contract(response: Matrices, left: jax.Array, *, standardised: bool = False) -> jax.Array:
