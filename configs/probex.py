@@ -30,6 +30,8 @@ def get_config(size: str = "paper") -> ml_collections.ConfigDict:
     config.normalise = "none"
     # The most layers whose experts answer together; how many do is chosen on validation.
     config.committee = 1
+    # "adam" for gradient descent, "ridge" for the closed form, of a dense encoder alone.
+    config.fit = "adam"
     config.recipe = ml_collections.ConfigDict()
     # Adam's learning rate.
     config.recipe.learning_rate = 1e-3

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 import probex_jax as px
 from experiments import cli
-from probex_jax.experts import Alignment, Recipe, ZeroShot, run_statnn, sweep
+from probex_jax.experts import Alignment, Recipe, Ridge, ZeroShot, run_statnn, sweep
 from probex_jax.language import CachedEncoder, default_cache, text_encoder
 from probex_jax.layer_store import PackSummary
 from probex_jax.search import FoundModel, Index, Measured, Subject, measure_all
@@ -75,17 +75,22 @@ def pack_row(summary: PackSummary) -> Row:
     }
 
 
-def train(config: Mapping[str, Any], workdir: Path) -> Mapping[str, Any]:
-    """Trains what a config says; returns the metrics."""
-    if not config["store"]:
-        raise px.ProbexError("config.store: give the folder of a layer store")
-    store = px.LayerStore.open(config["store"])
+def train(
+    config: Mapping[str, Any], workdir: Path, store: px.LayerStore | None = None
+) -> Mapping[str, Any]:
+    """Trains what a config says, on the store given or the one it names; returns the metrics."""
+    if store is None:
+        if not config["store"]:
+            raise px.ProbexError("config.store: give the folder of a layer store")
+        store = px.LayerStore.open(config["store"])
     encoder = dict(config["encoder"])
     if encoder["name"] == "statnn":
         seed = config["recipe"]["seed"]
         return run_statnn(store, workdir, n_trees=encoder["n_trees"], seed=seed)
     try:
-        recipe = Recipe(**config["recipe"])
+        recipe = {"adam": Recipe, "ridge": Ridge}[config["fit"]](**config["recipe"])
+    except KeyError:
+        raise px.ProbexError(f"config.fit: {config['fit']!r} is not one of adam, ridge") from None
     except TypeError as error:
         raise px.ProbexError(f"config.recipe: {error}") from None
     layers = px.select_layers(store.layers, config["layers"] or None)
@@ -193,7 +198,7 @@ def train_row(metrics: Mapping[str, Any]) -> Row:
 
 
 def _reading(metrics: Mapping[str, Any]) -> str:
-    layers = metrics.get("layers", ())
+    layers = metrics.get("layers", {}).get("expert", ())
     return layers[0] if len(layers) == 1 else f"{len(layers) or 'all'} layers"
 
 

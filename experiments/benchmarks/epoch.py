@@ -41,12 +41,13 @@ def main() -> None:
     key = jax.random.key(1)
     x = 0.02 * jax.random.normal(key, [n, d, d])
     data = Split(x, jnp.asarray(jax.random.bernoulli(key, shape=[n, N_CLASSES]), jnp.float32))
+    prepared = training.prepared(network, data)
     state = training.initial_state(network, recipe, data)
     order = training.epoch_orders(recipe, n, jnp.int32(0))[0]
     epoch = jax.jit(functools.partial(training.train_epoch, network, recipe))
     multiply, product_flops = timing.product()
     candidates = {
-        "epoch": lambda: epoch(state.params, state.opt_state, data, order),
+        "epoch": lambda: epoch(state.params, state.opt_state, prepared, order),
         "product": multiply,
     }
     if _TORCH.value:

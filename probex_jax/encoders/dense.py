@@ -4,7 +4,7 @@ import jax
 from flax import linen as nn
 
 from probex_jax.encoders.linear import symmetric_uniform
-from probex_jax.matrices import Matrices, inner
+from probex_jax.matrices import Matrices, inner, standardise
 
 
 class Dense(nn.Module):
@@ -16,6 +16,8 @@ class Dense(nn.Module):
 
     Args:
       rep_dim: size T of the output.
+      standardise: whether every matrix is first given mean 0 and standard deviation 1 over its
+        entries. Of a matrix minus the tree's centre that takes off how far the model was trained.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -28,6 +30,7 @@ class Dense(nn.Module):
     """
 
     rep_dim: int
+    standardise: bool = False
 
     @nn.compact
     def __call__(self, x: Matrices) -> jax.Array:
@@ -36,4 +39,8 @@ class Dense(nn.Module):
         initialise = symmetric_uniform(rows * columns)
         weight_HWT = self.param("weight", initialise, (rows, columns, self.rep_dim))
         bias_T = self.param("bias", initialise, (self.rep_dim,))
-        return inner(x, weight_HWT) + bias_T[None]
+        return inner(self.read(x), weight_HWT) + bias_T[None]
+
+    def read(self, x: Matrices) -> Matrices:
+        """The [N, H, W] entries that the map is of."""
+        return standardise(x) if self.standardise else x

@@ -5,7 +5,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from probex_jax.encoders.linear import Linear, symmetric_uniform
-from probex_jax.matrices import Matrices, contract, for_each, respond, respond_again
+from probex_jax.matrices import (
+    Centred,
+    LowRank,
+    Matrices,
+    Squared,
+    contract,
+    for_each,
+    respond,
+    respond_again,
+    squared,
+)
 
 BRANCHES = ("xu", "xxtu", "xtu", "xtxu")
 
@@ -73,17 +83,27 @@ class MVProbe(nn.Module):
         features_NF = for_each(features, x).reshape(x.shape[0], -1)
         return Linear(self.rep_dim, name="encoder")(features_NF)
 
+    def prepare(self, x: Matrices) -> Matrices:
+        """[N, H, W] matrices that are read many times, with products that spare work each time."""
+        if isinstance(x, LowRank | Centred | Squared) or not {"xxtu", "xtxu"} & set(self.branches):
+            return x
+        return squared(x)
+
 
 def _responses(x: Matrices, probes: dict[str, jax.Array]) -> dict[str, Matrices]:
     """Sᵀ [U, H] or [U, W] of each branch, for one matrix [H, W]."""
+    rows, columns = (x.rows, x.columns) if isinstance(x, Squared) else (None, None)
     # One product with X, and one with its transpose, for what two branches have of it.
-    of_x = _respond(x, probes, ("xu", "xtxu"))
-    of_xt = _respond(x.mT, probes, ("xtu", "xxtu"))
-    if "xxtu" in probes:
+    of_x = _respond(x, probes, ("xu", "xtxu") if columns is None else ("xu",))
+    of_xt = _respond(x.mT, probes, ("xtu", "xxtu") if rows is None else ("xtu",))
+    if "xxtu" in of_xt:
         of_xt["xxtu"] = respond_again(x, of_xt["xxtu"])
-    if "xtxu" in probes:
+    if "xtxu" in of_x:
         of_x["xtxu"] = respond_again(x.mT, of_x["xtxu"])
-    return of_x | of_xt
+    of_squares = ({} if rows is None else _respond(rows, probes, ("xxtu",))) | (
+        {} if columns is None else _respond(columns, probes, ("xtxu",))
+    )
+    return of_x | of_xt | of_squares
 
 
 def _respond(

@@ -2,9 +2,11 @@
 
 from probex_jax.experts.alignment import Alignment, ZeroShot, zero_shot
 from probex_jax.experts.baseline import run_statnn, statnn
+from probex_jax.experts.committee import best_committee, committee
 from probex_jax.experts.expert import Expert, probabilities, versions
 from probex_jax.experts.metrics import Score, accuracy, mean_score, top_accuracy
 from probex_jax.experts.network import Network, build_network
+from probex_jax.experts.ridge import Ridge, fit_ridge
 from probex_jax.experts.sweeps import SweepResult, evaluate, load_experts, sweep
 from probex_jax.experts.training import Recipe, Split, State, fit
 
@@ -13,15 +15,19 @@ __all__ = [
     "Expert",
     "Network",
     "Recipe",
+    "Ridge",
     "Score",
     "Split",
     "State",
     "SweepResult",
     "ZeroShot",
     "accuracy",
+    "best_committee",
     "build_network",
+    "committee",
     "evaluate",
     "fit",
+    "fit_ridge",
     "load_experts",
     "mean_score",
     "probabilities",

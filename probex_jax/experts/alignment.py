@@ -104,6 +104,12 @@ class Candidates:
         texts_YD = self.held_out_YD if held_out else self.seen_YD
         return Split(store.matrices(layer, name), labels_N, texts_YD)  # type: ignore[arg-type]
 
+    def among_all(self, layer: str, name: str) -> Split:
+        """A held-out split with all classes as candidates, the held-out ones first."""
+        split = self.split(layer, name)
+        texts_YD = np.concatenate([self.held_out_YD, self.seen_YD])
+        return split._replace(texts=texts_YD)  # type: ignore[arg-type]
+
 
 def class_sentences(classes: Sequence[str], texts: Mapping[str, str], template: str) -> list[str]:
     """The sentence that stands for each class.

@@ -36,6 +36,12 @@ def statnn(store: LayerStore, *, n_trees: int = 500, seed: int = 0) -> Score:
     References:
       Unterthiner et al., arXiv 2002.11448.
     """
+    answers_NY = statnn_answers(store, n_trees=n_trees, seed=seed)
+    return accuracy(answers_NY, store.targets("test"))
+
+
+def statnn_answers(store: LayerStore, *, n_trees: int = 500, seed: int = 0) -> np.ndarray:
+    """What `statnn` says of the test models: [N, Y] probabilities less one half."""
     if store.ranks:
         raise ProbexError(f"{store.path}: StatNN reads dense layers, this store holds factors")
     try:
@@ -50,7 +56,7 @@ def statnn(store: LayerStore, *, n_trees: int = 500, seed: int = 0) -> Score:
         probabilities, classes = [probabilities], [classes]
     columns: Any = zip(probabilities, classes, strict=True)
     positive_YN = [p[:, list(c).index(1)] if 1 in c else np.zeros(len(p)) for p, c in columns]
-    return accuracy(np.stack(positive_YN, axis=1) - 0.5, store.targets("test"))
+    return np.stack(positive_YN, axis=1) - 0.5
 
 
 def run_statnn(

@@ -73,8 +73,8 @@ def committee(
 def best_committee(logits: Mapping[str, np.ndarray], y: np.ndarray, most: int) -> tuple[str, ...]:
     """The layers whose experts answer best together, with equal weights.
 
-    Layers are ordered by accuracy; the committee is the first k of them, k being that of the
-    highest accuracy. Of equal accuracies the one of the lower loss counts as higher.
+    Layers are ordered by accuracy, of equal accuracies by loss; the committee is the first k of
+    them, k being that of the lowest loss, which says more on few models than the accuracy.
 
     Args:
       logits: layer to the logits [N, Y] of its expert on validation models.
@@ -92,14 +92,17 @@ def best_committee(logits: Mapping[str, np.ndarray], y: np.ndarray, most: int) -
       ('a', 'b')
     """
 
-    def merit(logits_NY: np.ndarray) -> tuple[float, float]:
-        loss_N = losses(jnp.asarray(logits_NY), jnp.asarray(y))
-        return float(np.mean(right(logits_NY, y))), -float(loss_N.mean())  # type: ignore[arg-type]
+    def loss(logits_NY: np.ndarray) -> float:
+        return float(losses(jnp.asarray(logits_NY), jnp.asarray(y)).mean())
 
-    order = sorted(logits, key=lambda layer: merit(logits[layer]), reverse=True)[:most]
+    def rank(layer: str) -> tuple[float, float]:
+        told = right(logits[layer], y)  # type: ignore[arg-type]
+        return -float(np.mean(told)), loss(logits[layer])
+
+    order = sorted(logits, key=rank)[:most]
     totals = np.cumsum([logits[layer] for layer in order], axis=0)
-    merits = [merit(total / (index + 1)) for index, total in enumerate(totals)]
-    return tuple(order[: 1 + merits.index(max(merits))])
+    together = [loss(total / (index + 1)) for index, total in enumerate(totals)]
+    return tuple(order[: 1 + together.index(min(together))])
 
 
 def _check(experts: Sequence[Expert], weights: Sequence[float]) -> None:

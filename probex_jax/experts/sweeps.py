@@ -22,19 +22,29 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import serialization
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
 from probex_jax.experts.alignment import Alignment, Candidates, ZeroShot, text_logits, zero_shot
-from probex_jax.experts.centring import centre_rank, normalised, tree_variables
+from probex_jax.experts.centring import Tree, centre_rank, normalised, tree_variables
 from probex_jax.experts.committee import best_committee
 from probex_jax.experts.committee import committee as committee_of
 from probex_jax.experts.expert import Expert, versions
 from probex_jax.experts.metrics import Score, accuracy, top_accuracy
 from probex_jax.experts.network import build_network
-from probex_jax.experts.training import Recipe, Split, State, fit, initial_state, right
+from probex_jax.experts.ridge import Ridge, fit_ridge
+from probex_jax.experts.training import (
+    Recipe,
+    Split,
+    State,
+    fit,
+    initial_state,
+    logits,
+    right,
+)
 from probex_jax.files import claim, layer_folder, write_json
 from probex_jax.language import TextEncoder
 from probex_jax.layer_store import LayerStore
@@ -67,7 +77,7 @@ def sweep(
     *,
     encoder: Mapping[str, Any],
     head: str,
-    recipe: Recipe,
+    recipe: Recipe | Ridge,
     alignment: Alignment | None = None,
     normalise: str = "none",
     committee: int = 1,
@@ -81,7 +91,7 @@ def sweep(
       store: the tree's matrices and labels.
       workdir: where everything goes; must be new, or of the same settings and store.
       encoder, head: settings, as `build_network` takes them.
-      recipe: how each expert is trained.
+      recipe: how each expert is trained; `Ridge` for a dense one in closed form.
       alignment: of the head "text", what it is aligned with.
       normalise: "centre" to subtract from all matrices the mean of the training ones, and to divide
         by the standard deviation of what is left of these, which the expert keeps; "scale" to
@@ -127,7 +137,11 @@ def sweep(
                 "versions": versions(),
             }
             saver = _Saver(folder / "training", save_every_s, partial(on_progress, name))
-            experts = _train(store, candidates, card, recipe, saver)
+            if isinstance(recipe, Ridge):
+                experts = {"val": _solve(store, card, recipe)}
+                on_progress(name, recipe.epochs)
+            else:
+                experts = _train(store, candidates, card, recipe, saver)
             # The layer counts as finished once its `expert` is there.
             if "val_holdout" in experts:
                 experts["val_holdout"].save(folder / HOLDOUT)
@@ -141,7 +155,7 @@ def _settings(
     store: LayerStore,
     encoder: Mapping[str, Any],
     head: str,
-    recipe: Recipe,
+    recipe: Recipe | Ridge,
     alignment: Alignment | None,
     normalise: str,
 ) -> dict[str, Any]:
@@ -188,11 +202,11 @@ def evaluate(
         expert.check_fits(store.tree, None)
         classes = expert.card["classes"]
         labels_N = store.class_indices(split, classes)
-        logits = text_logits(expert, store, split, classes, encoder)
-        return top_accuracy(logits, labels_N), logits
+        logits_NY = text_logits(expert, store, split, classes, encoder)
+        return top_accuracy(logits_NY, labels_N), logits_NY
     expert.check_fits(store.tree, store.classes)
-    logits = np.asarray(expert.logits(store.by_layer(split)))
-    return accuracy(logits, store.targets(split)), logits
+    logits_NY = np.asarray(expert.logits(store.by_layer(split)))
+    return accuracy(logits_NY, store.targets(split)), logits_NY
 
 
 def load_experts(path: Path) -> dict[str, Expert]:
@@ -255,12 +269,35 @@ def _train(
         )
     }
     metrics = {**figures, "losses": np.asarray(state.loss_E).tolist()}
-    card = {**card, "centre_rank": centre_rank(tree), "metrics": metrics}
-    variables = {"tree": dict(tree)} if tree else {}
     return {
-        name: Expert({"params": best.params, **variables}, {**card, "selected_on": name})
+        name: _expert(best.params, tree, {**card, "selected_on": name, "metrics": metrics})
         for name, best in state.best.items()
     }
+
+
+def _solve(store: LayerStore, card: Mapping[str, Any], recipe: Ridge) -> Expert:
+    """Fits an expert on one layer in closed form."""
+    layer = card["layer"]
+    tree = tree_variables(store, layer, card["normalise"])
+    train, val = (
+        split._replace(x=jax.device_put(normalised(split.x, tree)))
+        for split in (_split(store, layer, None, name) for name in ("train", "val"))
+    )
+    network = build_network(card["encoder"], card["head"], len(card["classes"]))
+    found = fit_ridge(network, recipe, train, val)
+    told = right(logits(network, {"params": found.params}, val.x), val.y)
+    metrics = {
+        "val_accuracy": float(jnp.mean(told)),
+        "val_loss": found.loss,
+        "penalty": found.penalty,
+        "factor": found.factor,
+    }
+    return _expert(found.params, tree, {**card, "selected_on": "val", "metrics": metrics})
+
+
+def _expert(params: Any, tree: Tree, card: Mapping[str, Any]) -> Expert:
+    variables = {"params": params, "tree": dict(tree)} if tree else {"params": params}
+    return Expert(variables, {**card, "centre_rank": centre_rank(tree)})
 
 
 def _choose(
@@ -270,42 +307,58 @@ def _choose(
     candidates: Candidates | None,
     most: int,
 ) -> None:
-    """The best experts on validation; only their committee is tested, and only once."""
+    """The best experts on validation; only their committee is tested, and only once.
+
+    What was best on models of held-out classes is chosen among these, too, the candidates being all
+    classes; the models tested are others.
+    """
     folders = {name: layer_folder(workdir / "layers", name) for name in names}
-    by_layer = {name: Expert.load(folder / "expert") for name, folder in folders.items()}
-    logits = {}
-    for name, expert in by_layer.items():
-        val = _split(store, name, candidates, "val")
-        logits[name] = np.asarray(expert.logits(val.x, val.texts))
-    chosen = best_committee(logits, val.y, most)  # type: ignore[arg-type]
-    together_NY = np.mean([logits[name] for name in chosen], axis=0)
-    figures: dict[str, Any] = {"val_accuracy": float(np.mean(right(together_NY, val.y)))}
-    kept = {"expert": committee_of([by_layer[name] for name in chosen])}
-    if all((folders[name] / HOLDOUT).exists() for name in chosen):
-        kept[HOLDOUT] = committee_of([Expert.load(folders[name] / HOLDOUT) for name in chosen])
+    experts = {name: Expert.load(folder / "expert") for name, folder in folders.items()}
+    splits = {name: partial(_split, store, name, candidates, "val") for name in names}
+    kept = {"expert": _best(experts, splits, most)}
+    if all((folder / HOLDOUT).exists() for folder in folders.values()):
+        of_held_out = {name: Expert.load(folder / HOLDOUT) for name, folder in folders.items()}
+        splits = {name: partial(candidates.among_all, name, "val_holdout") for name in names}  # type: ignore[union-attr]
+        kept[HOLDOUT] = _best(of_held_out, splits, most)
     encoder = None if candidates is None else candidates.encoder
     score, _ = evaluate(kept["expert"], store, "test", encoder)
-    figures["test_accuracy"] = dataclasses.asdict(score)
+    tested = {"test_accuracy": dataclasses.asdict(score)}
     if candidates is not None and store.has("test_holdout"):
         found = zero_shot(kept.get(HOLDOUT, kept["expert"]), store, encoder=encoder)
-        figures["zero_shot"] = dataclasses.asdict(found)
+        tested["zero_shot"] = dataclasses.asdict(found)
     # The folder `expert` last: what it says of the other is there by then.
     for name, expert in reversed(kept.items()):
-        metrics = expert.card.get("metrics", {}) | figures
+        metrics = expert.card["metrics"] | tested
         Expert(expert.variables, {**expert.card, "metrics": metrics}).save(workdir / name)
-    card = by_layer[chosen[0]].card
-    on_card = ("tree", "encoder", "head", "normalise", "recipe", "store_hash", "versions")
+    card = experts[next(iter(kept["expert"].layers))].card
+    on_card = ("tree", "encoder", "head", "normalise", "recipe", "store_hash", "versions", "layer")
     metrics = {
         **{key: card[key] for key in on_card},
-        "layer": chosen[0],
-        "layers": list(chosen),
+        "layers": {name: list(expert.layers) for name, expert in kept.items()},
         "n_models": {s: len(store.split(s)) for s in sorted({m.split for m in store.models})},
         "val_accuracy_by_layer": {
-            name: expert.card["metrics"]["val_accuracy"] for name, expert in by_layer.items()
+            name: expert.card["metrics"]["val_accuracy"] for name, expert in experts.items()
         },
-        **figures,
+        "committee_accuracy": kept["expert"].card["metrics"]["committee_accuracy"],
+        **tested,
     }
     write_json(workdir / "metrics.json", metrics)
+
+
+def _best(
+    experts: Mapping[str, Expert], splits: Mapping[str, Callable[[], Split]], most: int
+) -> Expert:
+    """The committee that answers best for validation models, given by layer."""
+    answers = {}
+    for name, expert in experts.items():
+        split = splits[name]()
+        answers[name] = np.asarray(expert.logits(split.x, split.texts))
+    chosen = best_committee(answers, np.asarray(split.y), most)
+    together_NY = np.mean([answers[name] for name in chosen], axis=0)
+    figures = {"committee_accuracy": float(np.mean(right(together_NY, split.y)))}
+    expert = committee_of([experts[name] for name in chosen])
+    metrics = expert.card.get("metrics", {}) | figures
+    return Expert(expert.variables, {**expert.card, "metrics": metrics})
 
 
 def _result(workdir: Path) -> SweepResult:

@@ -18,11 +18,12 @@ from flax import struct
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts.network import Network
-from probex_jax.matrices import Matrices
+from probex_jax.matrices import Matrices, Squared
 
 # On a CPU the gradient of a batch is taken over micro-batches of about this many bytes of weights:
 # 16 matrices of 768x768. The intermediate products then stay in cache
-# (experiments/benchmarks/forms.py measures it); accelerators take the batch whole.
+# (experiments/benchmarks/forms.py measures it); accelerators take the batch whole, and so does an
+# encoder that reads `Squared` matrices one after the other.
 _MICRO_BATCH_BYTES = 40e6
 
 
@@ -161,6 +162,7 @@ def fit(
     """
     evaluated = {"val": val} | ({} if val_holdout is None else {"val_holdout": val_holdout})
     train, evaluated = jax.device_put((train, evaluated))
+    train = prepared(network, train)
     if state is None:
         state = initial_state(network, recipe, train, tuple(evaluated))
     while int(state.evaluation) < recipe.n_evaluations:
@@ -170,6 +172,14 @@ def fit(
         state = advance(network, recipe, state, train, evaluated, orders_ExN, n_epochs)
         on_evaluation(state)
     return state
+
+
+@partial(jax.jit, static_argnames="network")
+def prepared(network: Network, train: Split) -> Split:
+    """The training models as the encoder reads them fastest, again and again."""
+    if network.normalise != "none" or not hasattr(network.encoder, "prepare"):
+        return train
+    return train._replace(x=network.encoder.prepare(train.x))
 
 
 @partial(jax.jit, static_argnames=("network", "recipe", "evaluated"))
@@ -355,7 +365,7 @@ def micro_batches(index_B: jax.Array, x: Matrices) -> tuple[jax.Array, jax.Array
     """
     (size,) = index_B.shape
     largest = size
-    if jax.default_backend() == "cpu":
+    if jax.default_backend() == "cpu" and not isinstance(x, Squared):
         matrix_bytes = sum(leaf.nbytes // leaf.shape[0] for leaf in jax.tree.leaves(x))
         largest = max(1, int(_MICRO_BATCH_BYTES // matrix_bytes))
     count = -(-size // largest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -174,6 +175,25 @@ class LayerStore:
     def has(self, split: str) -> bool:
         """Whether the split has models."""
         return any(model.split == split for model in self.models)
+
+    def limited(self, n_models: int, split: str = "train") -> LayerStore:
+        """The same store with the first so many models of a split alone; on disk nothing changes.
+
+        Raises:
+          ProbexError: if there are not so many.
+        """
+        models = self.split(split)
+        if not 0 < n_models <= len(models):
+            raise ProbexError(f"{self.path}: {n_models} of {len(models)} models of split {split}")
+        left_out = set(models[n_models:])
+        store = copy.copy(self)
+        store.__dict__ = {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("hash", "seen_classes", "held_out_classes")
+        }
+        store.models = tuple(model for model in self.models if model not in left_out)
+        return store
 
     def matrices(self, layer: str, split: str = "train") -> np.ndarray | LowRank:
         """One layer of every model of a split.

@@ -5,6 +5,7 @@ V projections, T representation, Y outputs, R rank.
 """
 
 from probex_jax.matrices.centred import Centred, centred, dense
+from probex_jax.matrices.kernels import combination, gram, standardise
 from probex_jax.matrices.low_rank import LowRank, stack, std
 from probex_jax.matrices.products import (
     Matrices,
@@ -16,20 +17,26 @@ from probex_jax.matrices.products import (
     respond,
     respond_again,
 )
+from probex_jax.matrices.squared import Squared, squared
 
 __all__ = [
     "Centred",
     "LowRank",
     "Matrices",
+    "Squared",
     "centred",
+    "combination",
     "contract",
     "dense",
     "factor_order",
     "for_each",
+    "gram",
     "inner",
     "project",
     "respond",
     "respond_again",
+    "squared",
     "stack",
+    "standardise",
     "std",
 ]

@@ -11,8 +11,9 @@ import numpy as np
 
 from probex_jax.matrices.centred import Centred, dense
 from probex_jax.matrices.low_rank import LowRank
+from probex_jax.matrices.squared import Squared
 
-Matrices = jax.Array | LowRank | Centred
+Matrices = jax.Array | LowRank | Centred | Squared
 
 # How much slower the left-first order of a dense projection runs for the same count of operations
 # (XLA on CPU has to contract the middle axis): see experiments/benchmarks/forms.py.
@@ -169,6 +170,8 @@ def respond(x: Matrices, *probes: jax.Array) -> list[Matrices]:
     if isinstance(x, Centred):
         factors, centre = respond(x.factors, *probes), respond(x.centre, *probes)
         return [Centred(f, dense(c)) for f, c in zip(factors, centre, strict=True)]  # type: ignore[arg-type]
+    if isinstance(x, Squared):
+        return respond(x.matrices, *probes)
     together = jnp.concatenate(probes, axis=-1).T
     ends = np.cumsum([probe.shape[-1] for probe in probes])[:-1]
     if isinstance(x, LowRank):

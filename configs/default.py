@@ -1,0 +1,39 @@
+"""What `train` does unless told otherwise: ridge regression on every layer, the best together.
+
+python -m experiments.train --workdir=W --config.store=S
+
+From the matrices of a layer the tree's centre is taken off, and each is brought to mean 0 and
+standard deviation 1; a dense expert is fitted to them in closed form; the experts of the best
+layers answer together. There is no seed, no number of steps and no size to choose.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The only size."""
+    config = ml_collections.ConfigDict()
+    # Layer store to train on.
+    config.store = ""
+    # Layers: names, numbers or regular expressions, separated by commas; empty for all.
+    config.layers = ""
+    # Encoder: its name and its fields.
+    config.encoder = ml_collections.ConfigDict()
+    config.encoder.name = "dense"
+    # Whether every matrix is brought to mean 0 and standard deviation 1 over its entries.
+    config.encoder.standardise = True
+    # Head: "none", since the encoder has one output per class.
+    config.head = "none"
+    # "centre" to subtract the mean of the training matrices and divide by the spread of what is
+    # left, "scale" to divide alone, or "none".
+    config.normalise = "centre"
+    # The most layers whose experts answer together; how many do is chosen on validation.
+    config.committee = 12
+    # "ridge" for the closed form.
+    config.fit = "ridge"
+    config.recipe = ml_collections.ConfigDict()
+    # L2 penalties that are tried, relative to the mean inner product of a matrix with itself.
+    config.recipe.penalties = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
+    # A layer's training is saved at the first evaluation so many seconds after the last save.
+    config.save_every_s = 10.0
+    return config.lock()

@@ -1,0 +1,15 @@
+"""MVProbe as published, on Model-J's DINO: ViT-B/16, pre-trained by DINO; layer 47.
+
+python -m experiments.train --config=configs/mvprobe_paper_dino.py --workdir=W --config.store=S
+
+Published test accuracy: 78.29 %. Not run here: these machines reach no hub.
+"""
+
+import ml_collections
+
+from configs import paper
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The only size."""
+    return paper.mvprobe_on("DINO")

@@ -1,0 +1,15 @@
+"""ProbeX as published, on Model-J's ResNet: ResNet-101; layer 59.
+
+python -m experiments.train --config=configs/probex_paper_resnet.py --workdir=W --config.store=S
+
+Published test accuracy: 84.2 %. Not run here: these machines reach no hub.
+"""
+
+import ml_collections
+
+from configs import paper
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The only size."""
+    return paper.probex_on("ResNet")

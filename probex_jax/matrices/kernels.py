@@ -1,0 +1,92 @@
+"""Matrices as samples: each standardised, their inner products, and weighted sums of them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from probex_jax.matrices.centred import dense
+from probex_jax.matrices.low_rank import LowRank
+from probex_jax.matrices.products import Matrices, _deviation, _standardised
+
+# Blocks of the [N · R, N · R] products that inner products of factors are summed from.
+_BLOCK_BYTES = 256 * 2**20
+
+
+def standardise(x: Matrices) -> jax.Array | LowRank:
+    """Every matrix with mean 0 and standard deviation 1 over its entries.
+
+        (X - mean) / (std + 1e-8),  std with the n - 1 denominator
+
+    Args:
+      x: [N, H, W] float, dense, `LowRank` or `Centred`.
+
+    Returns:
+      [N, H, W]; of `LowRank` factors of a rank that is one higher, had from them alone.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> standardise(jnp.array([[[1.0, 2.0, 3.0]]]))
+      Array([[[-1.,  0.,  1.]]], dtype=float32)
+    """
+    if isinstance(x, LowRank):
+        return jax.vmap(_standardised)(x)
+    x = dense(x)
+    x = x - x.mean(axis=(-2, -1), keepdims=True)
+    squares = (x**2).sum(axis=(-2, -1), keepdims=True)
+    return x / _deviation(squares, x.shape[-2:])
+
+
+def gram(x: Matrices, y: Matrices) -> jax.Array:
+    """Inner products of every matrix of one batch with every matrix of another.
+
+    Args:
+      x: [N, H, W] float, dense, `LowRank` or `Centred`.
+      y: [M, H, W] float, of the same kind.
+
+    Returns:
+      [N, M] float; of `LowRank` from products with the factors alone.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> gram(jnp.ones([2, 3, 4]), jnp.ones([1, 3, 4])).ravel()
+      Array([12., 12.], dtype=float32)
+    """
+    if not isinstance(x, LowRank):
+        x, y = dense(x), dense(y)
+        return x.reshape(x.shape[0], -1) @ y.reshape(y.shape[0], -1).T
+    assert isinstance(y, LowRank)
+    (n, _, rank), (m, _, y_rank) = x.up.shape, y.up.shape
+    size = max(1, _BLOCK_BYTES // (4 * rank * m * y_rank))
+    up_HMS = jnp.moveaxis(y.up, 0, 1).reshape(y.up.shape[1], -1)
+    down_WMS = jnp.moveaxis(y.down, -1, 0).reshape(y.down.shape[2], -1)
+
+    def row(block: LowRank) -> jax.Array:
+        # <A B, C D> = sum over both ranks of (Aᵀ C) * (B Dᵀ)
+        products = (block.up.mT @ up_HMS) * (block.down @ down_WMS)
+        return products.sum(axis=1).reshape(-1, m, y_rank).sum(axis=2)
+
+    return jnp.concatenate([row(x[start : start + size]) for start in range(0, n, size)])
+
+
+def combination(x: Matrices, weight: jax.Array) -> jax.Array:
+    """Weighted sums of matrices: sum over n of weight[n, t] x[n], as [H, W, T].
+
+    Args:
+      x: [N, H, W] float, dense, `LowRank` or `Centred`.
+      weight: [N, T] float.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> combination(jnp.ones([2, 3, 4]), jnp.ones([2, 1])).shape
+      (3, 4, 1)
+    """
+    rows, columns = x.shape[-2:]
+    if not isinstance(x, LowRank):
+        return (dense(x).reshape(x.shape[0], -1).T @ weight).reshape(rows, columns, -1)
+
+    def one(weight_N: jax.Array) -> jax.Array:
+        up = x.up * weight_N[:, None, None]
+        return jnp.moveaxis(up, 0, 1).reshape(rows, -1) @ x.down.reshape(-1, columns)
+
+    return jnp.moveaxis(jax.lax.map(one, weight.T), 0, -1)

@@ -1,0 +1,76 @@
+"""Dense matrices beside their products with themselves, for whoever needs those often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+# Bytes of products that are kept for one batch, which may be all training models of a layer.
+_MOST_BYTES = 4e9
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Squared:
+    """Matrices X with X Xᵀ and Xᵀ X, made once.
+
+    Args:
+      matrices: [..., H, W] float array.
+      rows: [..., H, H], X Xᵀ; None where it is not kept.
+      columns: [..., W, W], Xᵀ X; None where it is not kept.
+    """
+
+    matrices: Any
+    rows: Any
+    columns: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the matrices, [..., H, W]."""
+        return self.matrices.shape
+
+    @property
+    def mT(self) -> Squared:
+        """The transposed matrices [..., W, H]."""
+        return Squared(self.matrices.mT, self.columns, self.rows)
+
+    def __getitem__(self, index: Any) -> Squared:
+        """Some of the models: indexes the leading axis."""
+        return jax.tree.map(lambda leaf: leaf[index], self)
+
+
+def squared(x: jax.Array) -> jax.Array | Squared:
+    """Keeps the products of a batch with itself that spare work each time it is read.
+
+    X Xᵀ u costs 2 H W as two products, H² as one with X Xᵀ; so that is kept where H < 2 W, and
+    Xᵀ X where W < 2 H. Nothing is kept where that takes more memory than 4 GB.
+
+    Args:
+      x: [N, H, W] float.
+
+    Returns:
+      `Squared`, or x as it is.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = squared(jnp.ones([5, 2, 6]))
+      >>> x.shape, x.rows.shape, x.columns
+      ((5, 2, 6), (5, 2, 2), None)
+    """
+    n_models, rows, columns = x.shape
+    of_rows, of_columns = rows < 2 * columns, columns < 2 * rows
+    size = n_models * (of_rows * rows**2 + of_columns * columns**2)
+    if size * x.dtype.itemsize > _MOST_BYTES:
+        return x
+    one = jax.lax.map if jax.default_backend() == "cpu" else _vmapped
+    return Squared(
+        x,
+        one(lambda x: x @ x.T, x) if of_rows else None,
+        one(lambda x: x.T @ x, x) if of_columns else None,
+    )
+
+
+def _vmapped(function: Any, x: jax.Array) -> jax.Array:
+    return jax.vmap(function)(x)
