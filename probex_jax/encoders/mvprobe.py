@@ -1,5 +1,7 @@
 """MVProbe: the encoder of Heo, Seo and Yoo, "What Linear Probes Miss"."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -58,7 +60,7 @@ class MVProbe(nn.Module):
     relu: bool = True
 
     @nn.compact
-    def __call__(self, x: Matrices) -> jax.Array:
+    def __call__(self, x: Matrices | Squared) -> jax.Array:
         """[N, H, W] weight matrices -> [N, T] representations."""
         rows, columns = x.shape[-2:]
         sides = {"xu": (columns, rows), "xxtu": (rows, rows)}
@@ -83,23 +85,24 @@ class MVProbe(nn.Module):
         features_NF = for_each(features, x).reshape(x.shape[0], -1)
         return Linear(self.rep_dim, name="encoder")(features_NF)
 
-    def prepare(self, x: Matrices) -> Matrices:
+    def prepare(self, x: Matrices) -> Matrices | Squared:
         """[N, H, W] matrices that are read many times, with products that spare work each time."""
-        if isinstance(x, LowRank | Centred | Squared) or not {"xxtu", "xtxu"} & set(self.branches):
+        if isinstance(x, LowRank | Centred) or not {"xxtu", "xtxu"} & set(self.branches):
             return x
         return squared(x)
 
 
-def _responses(x: Matrices, probes: dict[str, jax.Array]) -> dict[str, Matrices]:
+def _responses(x: Matrices | Squared, probes: dict[str, jax.Array]) -> dict[str, Matrices]:
     """Sᵀ [U, H] or [U, W] of each branch, for one matrix [H, W]."""
+    matrices: Any = x.matrices if isinstance(x, Squared) else x
     rows, columns = (x.rows, x.columns) if isinstance(x, Squared) else (None, None)
     # One product with X, and one with its transpose, for what two branches have of it.
-    of_x = _respond(x, probes, ("xu", "xtxu") if columns is None else ("xu",))
-    of_xt = _respond(x.mT, probes, ("xtu", "xxtu") if rows is None else ("xtu",))
+    of_x = _respond(matrices, probes, ("xu", "xtxu") if columns is None else ("xu",))
+    of_xt = _respond(matrices.mT, probes, ("xtu", "xxtu") if rows is None else ("xtu",))
     if "xxtu" in of_xt:
-        of_xt["xxtu"] = respond_again(x, of_xt["xxtu"])
+        of_xt["xxtu"] = respond_again(matrices, of_xt["xxtu"])
     if "xtxu" in of_x:
-        of_x["xtxu"] = respond_again(x.mT, of_x["xtxu"])
+        of_x["xtxu"] = respond_again(matrices.mT, of_x["xtxu"])
     of_squares = ({} if rows is None else _respond(rows, probes, ("xxtu",))) | (
         {} if columns is None else _respond(columns, probes, ("xtxu",))
     )

@@ -11,9 +11,8 @@ import numpy as np
 
 from probex_jax.matrices.centred import Centred, dense
 from probex_jax.matrices.low_rank import LowRank
-from probex_jax.matrices.squared import Squared
 
-Matrices = jax.Array | LowRank | Centred | Squared
+Matrices = jax.Array | LowRank | Centred
 
 # How much slower the left-first order of a dense projection runs for the same count of operations
 # (XLA on CPU has to contract the middle axis): see experiments/benchmarks/forms.py.
@@ -124,7 +123,7 @@ def inner(x: Matrices, weight: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1) @ weight.reshape(-1, weight.shape[-1])
 
 
-def for_each(function: Callable[[Any], jax.Array], x: Matrices) -> jax.Array:
+def for_each(function: Callable[[Any], jax.Array], x: Any) -> jax.Array:
     """A function of one matrix, of every matrix of a batch.
 
     On a CPU dense matrices are worked off one after the other: a matrix and all that is computed
@@ -133,7 +132,7 @@ def for_each(function: Callable[[Any], jax.Array], x: Matrices) -> jax.Array:
 
     Args:
       function: [H, W] of the kind of x -> array.
-      x: [N, H, W] float, dense, `LowRank` or `Centred`.
+      x: [N, H, W] float, dense, `LowRank`, `Centred` or `Squared`.
 
     Returns:
       The results, with a leading axis N.
@@ -170,8 +169,6 @@ def respond(x: Matrices, *probes: jax.Array) -> list[Matrices]:
     if isinstance(x, Centred):
         factors, centre = respond(x.factors, *probes), respond(x.centre, *probes)
         return [Centred(f, dense(c)) for f, c in zip(factors, centre, strict=True)]  # type: ignore[arg-type]
-    if isinstance(x, Squared):
-        return respond(x.matrices, *probes)
     together = jnp.concatenate(probes, axis=-1).T
     ends = np.cumsum([probe.shape[-1] for probe in probes])[:-1]
     if isinstance(x, LowRank):

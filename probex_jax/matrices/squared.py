@@ -31,11 +31,6 @@ class Squared:
         """Shape of the matrices, [..., H, W]."""
         return self.matrices.shape
 
-    @property
-    def mT(self) -> Squared:
-        """The transposed matrices [..., W, H]."""
-        return Squared(self.matrices.mT, self.columns, self.rows)
-
     def __getitem__(self, index: Any) -> Squared:
         """Some of the models: indexes the leading axis."""
         return jax.tree.map(lambda leaf: leaf[index], self)
