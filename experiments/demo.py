@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 
 import probex_jax as px
-from configs import dense, probex, statnn, zoo_miniature
+from configs import default, probex, statnn, zoo_miniature
 from experiments import cli, demo_language, steps
 from probex_jax.experts import evaluate, probabilities
 from probex_jax.files import write_json
@@ -26,9 +26,10 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all that the demo mak
 _SIZE = flags.DEFINE_enum("size", "demo", ["demo", "tiny"], "Size of the zoo.")
 
 TREES = ("MiniSupViT", "MiniMAE")
+OURS = "default"
 METHODS = {
+    OURS: default.get_config,
     "ProbeX": lambda: probex.get_config("mini"),
-    "Dense": lambda: dense.get_config("mini"),
     "StatNN": statnn.get_config,
 }
 N_HIDDEN = 10
@@ -79,8 +80,8 @@ def _by_layer(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
 
 
 def _hidden(store: px.LayerStore, workdir: Path, count: int) -> list[HiddenModel]:
-    """The first test models, as the ProbeX expert of their tree sees them."""
-    expert = px.Expert.load(workdir / "experts" / store.tree / "ProbeX")
+    """The first test models, as the default expert of their tree sees them."""
+    expert = px.Expert.load(workdir / "experts" / store.tree / OURS)
     _, logits = evaluate(expert, store, "test")
     return [
         HiddenModel(
@@ -109,7 +110,7 @@ def _report(
             cli.table(results),
             "\n![validation accuracy by layer](accuracy_by_layer.png)\n",
             f"## {len(hidden)} hidden models\n",
-            "Classes that the weights of one layer give away, and how surely.\n",
+            "Classes that the weights of a few layers give away, and how surely.\n",
             "```",
             hidden_models(hidden),
             "```\n",

@@ -24,7 +24,7 @@ def language_half(workdir: Path) -> list[str]:
     store = steps.pack(workdir / "zoo" / TREE, workdir / "stores" / TREE).store
     print("5. Aligning their weights with text", flush=True)
     config = align.get_config("mini").to_dict() | {"store": str(store.path)}
-    experts = workdir / "experts" / TREE / "ProbeX"
+    experts = workdir / "experts" / TREE / "aligned"
     metrics = steps.train(config, experts)
     subject = Subject(load_experts(experts), store)
     measured = steps.evaluate(subject, tuple(TASKS), experts / "evaluation")
@@ -36,8 +36,8 @@ def language_half(workdir: Path) -> list[str]:
     return [
         f"## LoRAs and words: {TREE}\n",
         f"{len(store.seen_classes)} concepts were trained on, {len(store.held_out_classes)} were "
-        f"held out: their words were never seen together. Layer chosen on validation: "
-        f"`{metrics['layer']}`.\n",
+        f"held out: their words were never seen together. "
+        f"{len(metrics['layers']['expert'])} layers answer together.\n",
         cli.table([steps.measured_row(figure) for figure in measured]),
         f"\n![map of LoRAs]({MAP})\n",
         "Test LoRAs, near where their weights are represented alike; rings mark held-out concepts.",

@@ -184,7 +184,7 @@ def train_row(metrics: Mapping[str, Any]) -> Row:
     test = metrics["test_accuracy"]
     row: Row = {
         "tree": metrics["tree"],
-        "method": metrics["encoder"]["name"],
+        "method": _method(metrics),
         "layer": _reading(metrics),
         "test accuracy": f"{test['value']:.3f}",
         "95 % interval": f"{test['low']:.3f} to {test['high']:.3f}",
@@ -195,6 +195,13 @@ def train_row(metrics: Mapping[str, Any]) -> Row:
         row[f"zero-shot among {found.n_held_out}"] = str(found.among_held_out)
         row[f"among all {found.n_all}"] = str(found.among_all)
     return row
+
+
+def _method(metrics: Mapping[str, Any]) -> str:
+    """The encoder, with what else tells methods apart."""
+    name = metrics["encoder"]["name"]
+    by_ridge = ", ridge" if "penalties" in metrics["recipe"] else ""
+    return f"{'centred ' * (metrics.get('normalise') == 'centre')}{name}{by_ridge}"
 
 
 def _reading(metrics: Mapping[str, Any]) -> str:

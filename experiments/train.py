@@ -1,8 +1,9 @@
-"""Trains one expert per layer, chooses the best on validation and tests it once; resumes.
+"""Trains one expert per layer, chooses the best on validation and tests them once; resumes.
+
+Without --config it is configs/default.py: centred ridge regression, the best layers together.
 
 Example:
-  python -m experiments.train --config=configs/probex.py --workdir=out/probex \
-    --config.store=out/stores/MiniSupViT
+  python -m experiments.train --workdir=out/trained --config.store=out/stores/MiniSupViT
 """
 
 from pathlib import Path
@@ -12,7 +13,7 @@ from ml_collections import config_flags
 
 from experiments import cli, steps
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/probex.py", "What to train.")
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/default.py", "What to train.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results.", required=True)
 
 

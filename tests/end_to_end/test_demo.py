@@ -23,8 +23,8 @@ def test_the_demo_tells_of_hidden_models_and_resumes(tmp_path):
     for text in (
         "MiniSupViT",
         "MiniMAE",
+        "centred dense, ridge",
         "probex",
-        "dense",
         "statnn",
         "predicted",
         "classes right",
