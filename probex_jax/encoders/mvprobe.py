@@ -79,7 +79,7 @@ class MVProbe(nn.Module):
                 contract(responses[name], projections[name], standardised=self.standardise)
                 for name in self.branches
             ]
-            features_BUV = jnp.stack(projected)
+            features_BUV = jnp.stack(projected, axis=-3)
             return nn.relu(features_BUV) if self.relu else features_BUV
 
         features_NF = for_each(features, x).reshape(x.shape[0], -1)

@@ -313,13 +313,14 @@ def _choose(
     classes; the models tested are others.
     """
     folders = {name: layer_folder(workdir / "layers", name) for name in names}
-    experts = {name: Expert.load(folder / "expert") for name, folder in folders.items()}
+    paths = {name: folder / "expert" for name, folder in folders.items()}
     splits = {name: partial(_split, store, name, candidates, "val") for name in names}
-    kept = {"expert": _best(experts, splits, most)}
-    if all((folder / HOLDOUT).exists() for folder in folders.values()):
-        of_held_out = {name: Expert.load(folder / HOLDOUT) for name, folder in folders.items()}
-        splits = {name: partial(candidates.among_all, name, "val_holdout") for name in names}  # type: ignore[union-attr]
-        kept[HOLDOUT] = _best(of_held_out, splits, most)
+    expert, by_layer = _best(paths, splits, most)
+    kept = {"expert": expert}
+    paths = {name: folder / HOLDOUT for name, folder in folders.items()}
+    if candidates is not None and all(path.exists() for path in paths.values()):
+        splits = {name: partial(candidates.among_all, name, "val_holdout") for name in names}
+        kept[HOLDOUT], _ = _best(paths, splits, most)
     encoder = None if candidates is None else candidates.encoder
     score, _ = evaluate(kept["expert"], store, "test", encoder)
     tested = {"test_accuracy": dataclasses.asdict(score)}
@@ -330,15 +331,14 @@ def _choose(
     for name, expert in reversed(kept.items()):
         metrics = expert.card["metrics"] | tested
         Expert(expert.variables, {**expert.card, "metrics": metrics}).save(workdir / name)
-    card = experts[next(iter(kept["expert"].layers))].card
+    card = kept["expert"].card
+    card = {**card, **card["members"][0]} if "members" in card else card
     on_card = ("tree", "encoder", "head", "normalise", "recipe", "store_hash", "versions", "layer")
     metrics = {
         **{key: card[key] for key in on_card},
         "layers": {name: list(expert.layers) for name, expert in kept.items()},
         "n_models": {s: len(store.split(s)) for s in sorted({m.split for m in store.models})},
-        "val_accuracy_by_layer": {
-            name: expert.card["metrics"]["val_accuracy"] for name, expert in experts.items()
-        },
+        "val_accuracy_by_layer": by_layer,
         "committee_accuracy": kept["expert"].card["metrics"]["committee_accuracy"],
         **tested,
     }
@@ -346,19 +346,23 @@ def _choose(
 
 
 def _best(
-    experts: Mapping[str, Expert], splits: Mapping[str, Callable[[], Split]], most: int
-) -> Expert:
-    """The committee that answers best for validation models, given by layer."""
-    answers = {}
-    for name, expert in experts.items():
-        split = splits[name]()
+    paths: Mapping[str, Path], splits: Mapping[str, Callable[[], Split]], most: int
+) -> tuple[Expert, dict[str, float]]:
+    """The committee that answers best for validation models, and what `val` says of each layer.
+
+    Experts and models are given by layer, and are in memory one layer after the other.
+    """
+    answers, accuracies = {}, {}
+    for name, path in paths.items():
+        split, expert = splits[name](), Expert.load(path)
         answers[name] = np.asarray(expert.logits(split.x, split.texts))
+        accuracies[name] = expert.card["metrics"]["val_accuracy"]
     chosen = best_committee(answers, np.asarray(split.y), most)
     together_NY = np.mean([answers[name] for name in chosen], axis=0)
     figures = {"committee_accuracy": float(np.mean(right(together_NY, split.y)))}
-    expert = committee_of([experts[name] for name in chosen])
+    expert = committee_of([Expert.load(paths[name]) for name in chosen])
     metrics = expert.card.get("metrics", {}) | figures
-    return Expert(expert.variables, {**expert.card, "metrics": metrics})
+    return Expert(expert.variables, {**expert.card, "metrics": metrics}), accuracies
 
 
 def _result(workdir: Path) -> SweepResult:

@@ -30,14 +30,14 @@ class Moments:
 
 def moments(store: LayerStore, layer: str, split: str) -> Moments:
     """One pass over the split, a block of models at a time, in float64."""
-    mean = np.zeros(store.layers[layer])
+    mean = np.zeros(())
     n_models, squares = 0, 0.0  # squares: of the differences from the mean so far
     for block in store.blocks(layer, split):
         size = block.shape[0]
         block_mean, block_squares = _of_block(block)
         n_models += size
         shift = block_mean - mean
-        mean += shift * (size / n_models)
+        mean = mean + shift * (size / n_models)
         squares += block_squares + (shift**2).sum() * size * (n_models - size) / n_models
     within = squares / (n_models * mean.size)
     return Moments(mean, float(np.sqrt(within + mean.var())), float(np.sqrt(within)))

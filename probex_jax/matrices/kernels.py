@@ -30,7 +30,7 @@ def standardise(x: Matrices) -> jax.Array | LowRank:
       Array([[[-1.,  0.,  1.]]], dtype=float32)
     """
     if isinstance(x, LowRank):
-        return jax.vmap(_standardised)(x)
+        return _standardised(x)
     x = dense(x)
     x = x - x.mean(axis=(-2, -1), keepdims=True)
     squares = (x**2).sum(axis=(-2, -1), keepdims=True)

@@ -19,6 +19,8 @@ Matrices = jax.Array | LowRank | Centred
 _LEFT_FIRST_RATE = 0.5
 # Added to a standard deviation that is divided by; the published value.
 _EPSILON = 1e-8
+# The axes of one matrix.
+_ENTRIES = (-2, -1)
 
 
 def project(x: Matrices, left: jax.Array, right: jax.Array) -> jax.Array:
@@ -142,10 +144,8 @@ def for_each(function: Callable[[Any], jax.Array], x: Any) -> jax.Array:
       >>> for_each(lambda x: x.sum(), jnp.ones([2, 3, 4]))
       Array([12., 12.], dtype=float32)
     """
-    if isinstance(x, Centred):
-        return jax.vmap(function, in_axes=(Centred(0, None),))(x)  # type: ignore[arg-type]
-    if isinstance(x, LowRank) or jax.default_backend() != "cpu":
-        return jax.vmap(function)(x)
+    if isinstance(x, LowRank | Centred) or jax.default_backend() != "cpu":
+        return function(x)
     keep_products = jax.checkpoint_policies.dots_saveable
     return jax.lax.map(jax.checkpoint(function, policy=keep_products, prevent_cse=False), x)
 
@@ -169,11 +169,12 @@ def respond(x: Matrices, *probes: jax.Array) -> list[Matrices]:
     if isinstance(x, Centred):
         factors, centre = respond(x.factors, *probes), respond(x.centre, *probes)
         return [Centred(f, dense(c)) for f, c in zip(factors, centre, strict=True)]  # type: ignore[arg-type]
-    together = jnp.concatenate(probes, axis=-1).T
+    together = jnp.concatenate(probes, axis=-1)
     ends = np.cumsum([probe.shape[-1] for probe in probes])[:-1]
     if isinstance(x, LowRank):
-        return [LowRank(part, x.up.T) for part in jnp.split(together @ x.down.T, ends)]
-    return list(jnp.split(together @ x.T, ends))
+        parts = jnp.split(_rows_times(x.down, together).mT, ends, axis=-2)
+        return [LowRank(part, x.up.mT) for part in parts]
+    return list(jnp.split(together.T @ x.mT, ends, axis=-2))
 
 
 def respond_again(x: Matrices, response: Matrices) -> Matrices:
@@ -199,18 +200,18 @@ def respond_again(x: Matrices, response: Matrices) -> Matrices:
         assert isinstance(response, Centred)
         # (R - D) (F - C)ᵀ = R Fᵀ - D Fᵀ - R Cᵀ + D Cᵀ: factors, but for the last, which is shared.
         again, shared = _factors_again(x.factors, response.factors), response.centre
-        up = [again.up - shared @ x.factors.down.T, response.factors.up]
-        down = [again.down, -(x.centre @ response.factors.down.T).T]
+        up = [again.up - shared @ x.factors.down.mT, response.factors.up]
+        down = [again.down, -(x.centre @ response.factors.down.mT).mT]
         factors = LowRank(jnp.concatenate(up, axis=-1), jnp.concatenate(down, axis=-2))
         return Centred(factors, -(x.centre @ shared.T).T)
     if isinstance(x, LowRank):
         assert isinstance(response, LowRank)
         return _factors_again(x, response)
-    return response @ x.T
+    return response @ x.mT
 
 
 def _factors_again(x: LowRank, response: LowRank) -> LowRank:
-    return LowRank(response.up @ (response.down @ x.down.T), x.up.T)
+    return LowRank(response.up @ (response.down @ x.down.mT), x.up.mT)
 
 
 def contract(response: Matrices, left: jax.Array, *, standardised: bool = False) -> jax.Array:
@@ -233,40 +234,42 @@ def contract(response: Matrices, left: jax.Array, *, standardised: bool = False)
     """
     if isinstance(response, Centred):
         if not standardised:
-            return contract(response.factors, left) - response.centre @ left
+            product = contract(response.factors, left)
+            return product - jnp.broadcast_to(response.centre @ left, product.shape)
         response = dense(response)
     if isinstance(response, LowRank):
         response = _standardised(response) if standardised else response
-        return response.up @ (response.down @ left)
+        return response.up @ _rows_times(response.down, left)
     product = response @ left
     if not standardised:
         return product
     # After the product, which is smaller than the response, and reads it as it is.
-    mean = response.mean()
-    squares = ((response - mean) ** 2).sum()
-    return (product - mean * left.sum(axis=0)[None]) / _deviation(squares, response.shape)
+    mean = response.mean(axis=_ENTRIES, keepdims=True)
+    squares = ((response - mean) ** 2).sum(axis=_ENTRIES, keepdims=True)
+    return (product - mean * left.sum(axis=0)) / _deviation(squares, response.shape)
 
 
 def _standardised(x: LowRank) -> LowRank:
-    """Factors of a rank that is one higher, had from the factors alone."""
-    # With a = the mean row of up, d = the mean column of down, and what is left of both,
-    # X = up' down' + up' d 1' + 1 a' down' + a'd 1 1': orthogonal to each other, the last the mean.
-    rows, columns = x.shape
-    a_1R, d_R1 = x.up.mean(axis=0, keepdims=True), x.down.mean(axis=1, keepdims=True)
-    up, down = x.up - a_1R, x.down - d_R1
-    row_1W = a_1R @ down
-    squares = ((up.T @ up) * (down @ down.T)).sum()
-    squares += columns * ((up @ d_R1) ** 2).sum() + rows * (row_1W**2).sum()
-    return LowRank(
-        jnp.concatenate([up, jnp.ones_like(up[:, :1])], axis=1),
-        jnp.concatenate([x.down, row_1W]) / _deviation(squares, x.shape),
-    )
+    """Factors of a rank that is one higher, had from the factors alone.
+
+    All that depends on probes is in `up`, for factors of a response: `down`, which has no gradient
+    then, is multiplied once for all models, as it is.
+    """
+    # With d = the mean column of down, X = up (down - d 1') + (up d) 1': orthogonal to each other.
+    d_R1 = x.down.mean(axis=-1, keepdims=True)
+    down = x.down - d_R1
+    mean_H1 = x.up @ d_R1
+    mean_H1 -= mean_H1.mean(axis=_ENTRIES, keepdims=True)
+    squares = ((x.up.mT @ x.up) * (down @ down.mT)).sum(axis=_ENTRIES, keepdims=True)
+    squares += x.shape[-1] * (mean_H1**2).sum(axis=_ENTRIES, keepdims=True)
+    up = jnp.concatenate([x.up, mean_H1], axis=-1) / _deviation(squares, x.shape)
+    return LowRank(up, jnp.concatenate([down, jnp.ones_like(down[..., :1, :])], axis=-2))
 
 
 def _deviation(squares: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     # The gradient of the root is infinite at 0: of a matrix that is constant it is taken as 0.
     constant = squares <= 0
-    root = jnp.sqrt(jnp.where(constant, 1.0, squares) / max(shape[0] * shape[1] - 1, 1))
+    root = jnp.sqrt(jnp.where(constant, 1.0, squares) / max(shape[-2] * shape[-1] - 1, 1))
     return jnp.where(constant, 0.0, root) + _EPSILON
 
 
