@@ -10,11 +10,13 @@ CLASSIFIERS = ("MiniSupViT", "MiniMAE", "MiniResNet")
 LORAS = "MiniLoRA"
 TREES = (*CLASSIFIERS, LORAS)
 SEEDS = (0, 1, 2)
+# Where the parts of MVProbe are tried.
+VARIANTS = ("MiniSupViT", "MiniMAE")
 
 PUBLISHED, OURS = "MVProbe", "ours"
-# MVProbe takes its time. With the first seed it is trained on all layers, with the others on so
-# many, those that were best on validation with the first.
-FINALISTS = 4
+# With the first seed a method is trained on all layers, with the others on so many, those that were
+# best on validation with the first.
+FINALISTS = 3
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Run:
       tree, method, seed: what is trained; a variant's method is "what: which".
       config: as `experiments.train` takes it.
       models: of the training split, so many; None for all.
-      finalists: whether only the best layers of the run with the first seed are trained.
+      finalists: the method whose layers that were best with the first seed are trained alone; of a
+        variant the best one. "" for all layers.
     """
 
     tree: str
@@ -33,7 +36,7 @@ class Run:
     seed: int
     config: Mapping[str, Any]
     models: int | None = None
-    finalists: bool = False
+    finalists: str = ""
 
     @property
     def folder(self) -> str:
@@ -57,10 +60,9 @@ def _of_classifiers(tree: str) -> Iterator[Run]:
     yield Run(tree, "MVProbe, centred, committee", 0, committee.get_config("mini").to_dict())
     for seed in SEEDS:
         yield Run(tree, "StatNN", seed, _seeded(statnn.get_config(), seed))
-        yield Run(tree, "Dense", seed, _seeded(dense.get_config("mini"), seed))
-        yield Run(tree, "ProbeX", seed, _seeded(probex.get_config("mini"), seed))
-        config = _seeded(mvprobe.get_config("mini"), seed)
-        yield Run(tree, PUBLISHED, seed, config, finalists=seed > SEEDS[0])
+        for method, config in (("Dense", dense), ("ProbeX", probex), (PUBLISHED, mvprobe)):
+            settings = _seeded(config.get_config("mini"), seed)
+            yield Run(tree, method, seed, settings, finalists=_others(method, seed))
 
 
 def _of_loras() -> Iterator[Run]:
@@ -70,10 +72,10 @@ def _of_loras() -> Iterator[Run]:
         published = ours | {"committee": 1}
         recipe = ours["recipe"] | {"l2": 1e-5}
         probing = published | {"encoder": {"name": "probex", **_sizes(ours)}, "recipe": recipe}
-        yield Run(LORAS, "ProbeX", seed, probing)
+        yield Run(LORAS, "ProbeX", seed, probing, finalists=_others("ProbeX", seed))
         recipe = recipe | {"learning_rate": 3e-4, "epochs": 500, "eval_every": 25}
         config = published | {"recipe": recipe}
-        yield Run(LORAS, PUBLISHED, seed, config, finalists=seed > SEEDS[0])
+        yield Run(LORAS, PUBLISHED, seed, config, finalists=_others(PUBLISHED, seed))
 
 
 def _variants(tree: str) -> Iterator[Run]:
@@ -91,6 +93,8 @@ def _variants(tree: str) -> Iterator[Run]:
         yield Run(tree, f"ours: {which}", 0, ours | changes)
     for models in (50, 100, 200, 300):
         yield Run(tree, f"ours: {models} training models", 0, ours, models=models)
+    if tree not in VARIANTS:
+        return
     # On one layer, that of the MVProbe that was chosen.
     centred = committee.get_config("mini").to_dict() | {"committee": 1}
     encoder = centred["encoder"]
@@ -113,7 +117,11 @@ def _variants(tree: str) -> Iterator[Run]:
         of_encoder = {key: value for key, value in changes.items() if key in encoder}
         of_config = {key: value for key, value in changes.items() if key not in encoder}
         config = centred | of_config | {"encoder": encoder | of_encoder}
-        yield Run(tree, f"centred MVProbe: {which}", 0, config, finalists=True)
+        yield Run(tree, f"centred MVProbe: {which}", 0, config, finalists=PUBLISHED)
+
+
+def _others(method: str, seed: int) -> str:
+    return method if seed > SEEDS[0] else ""
 
 
 def _seeded(config: Any, seed: int) -> dict[str, Any]:

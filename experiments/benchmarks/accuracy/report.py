@@ -87,7 +87,7 @@ def _of_variants(variants: Found) -> str:
     names = dict.fromkeys(run.method for run, _ in variants)
     rows = []
     for name in names:
-        row: dict[str, Any] = {"variant": name}
+        row: dict[str, Any] = {"variant": name, **dict.fromkeys(plan.CLASSIFIERS, "")}
         for run, answers in variants:
             if run.method == name:
                 row[run.tree] = f"{np.mean(_right_of(answers)['test']):.4f}"
