@@ -1,0 +1,151 @@
+"""Products of matrices with themselves, kept: the same answers, and only where they fit."""
+
+import importlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from probex_jax.encoders import MVProbe
+from probex_jax.encoders.mvprobe import BRANCHES
+from probex_jax.experts import Split, build_network
+from probex_jax.experts.training import prepared
+from probex_jax.matrices import LowRank, Squared, centred, squared
+
+# H, W, and whether X Xᵀ and Xᵀ X are kept.
+SHAPES = {
+    "tall": (13, 6, False, True),
+    "wide": (6, 13, True, False),
+    "square": (7, 7, True, True),
+    "nearly square": (9, 6, True, True),
+    "twice as tall": (12, 6, False, True),
+}
+N = 4
+# `probex_jax.matrices.squared` is the function, too.
+MODULE = importlib.import_module("probex_jax.matrices.squared")
+SMALL = {"n_probes": 3, "proj_dim": 4, "rep_dim": 2}
+
+
+def draw(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def error(actual, expected):
+    expected = np.asarray(expected, np.float64)
+    return np.linalg.norm(np.asarray(actual, np.float64) - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_spares_work_is_kept(shape):
+    h, w, rows, columns = SHAPES[shape]
+    x = draw(0, N, h, w)
+    found = squared(x)
+    assert isinstance(found, Squared)
+    assert (found.rows is not None, found.columns is not None) == (rows, columns)
+    np.testing.assert_array_equal(found.matrices, x)
+    assert found.shape == x.shape
+    wide = np.asarray(x, np.float64)
+    if rows:
+        assert error(found.rows, wide @ wide.swapaxes(1, 2)) <= 1e-6
+    if columns:
+        assert error(found.columns, wide.swapaxes(1, 2) @ wide) <= 1e-6
+    some = found[np.array([2, 0])]
+    for part, whole in zip(jax.tree.leaves(some), jax.tree.leaves(found), strict=True):
+        np.testing.assert_array_equal(part, whole[np.array([2, 0])])
+
+
+@partial(jax.jit, static_argnames="encoder")
+def value_and_gradient(encoder, params, x):
+    def total(params):
+        e_NT = encoder.apply({"params": params}, x)
+        return jnp.sum(draw(2, *e_NT.shape) * e_NT), e_NT
+
+    gradient, value = jax.grad(total, has_aux=True)(params)
+    return value, gradient
+
+
+def start(encoder, x):
+    return jax.jit(encoder.init)(jax.random.key(1), x)["params"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "branches"),
+    [("tall", ("xxtu", "xtxu")), ("wide", ("xxtu", "xtxu")), ("square", BRANCHES)],
+)
+def test_prepared_matrices_have_the_same_values_and_gradients(shape, branches):
+    h, w, _, _ = SHAPES[shape]
+    x, encoder = draw(0, N, h, w), MVProbe(**SMALL, branches=branches)
+    params = start(encoder, x)
+    prepared_x = encoder.prepare(x)
+    assert isinstance(prepared_x, Squared)
+    value, gradient = value_and_gradient(encoder, params, prepared_x)
+    expected, expected_gradient = value_and_gradient(encoder, params, x)
+    assert error(value, expected) <= 1e-5
+    paths = jax.tree_util.tree_leaves_with_path(gradient)
+    for (path, leaf), wanted in zip(paths, jax.tree.leaves(expected_gradient), strict=True):
+        assert error(leaf, wanted) <= 1e-5, path
+
+
+def test_the_form_for_accelerators_keeps_the_same(monkeypatch):
+    x = draw(0, N, 9, 6)
+    expected = squared(x)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for found, wanted in zip(jax.tree.leaves(squared(x)), jax.tree.leaves(expected), strict=True):
+        assert error(found, wanted) <= 1e-6
+
+
+def test_what_is_kept_is_what_is_read():
+    """The products stand for those with X: from others come other values."""
+    x, encoder = draw(0, N, 7, 7), MVProbe(**SMALL)
+    params, kept = start(encoder, x), squared(x)
+    value, _ = value_and_gradient(encoder, params, kept)
+    for other in (
+        Squared(x, kept.rows[::-1], kept.columns),
+        Squared(x, kept.rows, kept.columns[::-1]),
+    ):
+        assert error(value_and_gradient(encoder, params, other)[0], value) > 1e-2
+
+
+@pytest.mark.parametrize("room", [-1, 0])
+def test_nothing_is_kept_beyond_the_memory(room, monkeypatch):
+    size = 4 * N * (9**2 + 6**2)  # float32, both products of all models
+    monkeypatch.setattr(MODULE, "_MOST_BYTES", size + room)
+    x = draw(0, N, 9, 6)
+    assert isinstance(squared(x), Squared) == (room >= 0)
+    assert room >= 0 or squared(x) is x
+
+
+@pytest.mark.parametrize(
+    ("branches", "expected"),
+    [
+        (("xu",), False),
+        (("xu", "xtu"), False),
+        (("xxtu",), True),
+        (("xtu", "xtxu"), True),
+    ],
+)
+def test_only_branches_that_need_squares_prepare_them(branches, expected):
+    x, encoder = draw(0, N, 7, 7), MVProbe(**SMALL, branches=branches)
+    assert isinstance(encoder.prepare(x), Squared) == expected
+
+
+def test_factors_and_centred_factors_are_not_squared():
+    encoder = MVProbe(**SMALL)
+    factors = LowRank(draw(0, N, 9, 2), draw(1, N, 2, 6))
+    for x in (factors, centred(factors, draw(2, 9, 6))):
+        assert encoder.prepare(x) is x
+
+
+def test_training_prepares_mvprobe_alone():
+    train = Split(draw(0, N, 7, 7), jnp.ones([N, 2]))
+    networks = {
+        "mvprobe": build_network({"name": "mvprobe", **SMALL}, "class", 2),
+        "probex": build_network({"name": "probex", **SMALL}, "class", 2),
+        "dense": build_network({"name": "dense"}, "none", 2),
+        # It squares what it has taken the centre off; these matrices are as they were.
+        "centred": build_network({"name": "mvprobe", **SMALL}, "class", 2, normalise="centre"),
+    }
+    found = {name: isinstance(prepared(n, train).x, Squared) for name, n in networks.items()}
+    assert found == {"mvprobe": True, "probex": False, "dense": False, "centred": False}
