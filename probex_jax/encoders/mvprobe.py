@@ -79,8 +79,7 @@ class MVProbe(nn.Module):
                 contract(responses[name], projections[name], standardised=self.standardise)
                 for name in self.branches
             ]
-            features_BUV = jnp.stack(projected, axis=-3)
-            return nn.relu(features_BUV) if self.relu else features_BUV
+            return jnp.stack([nn.relu(p) if self.relu else p for p in projected], axis=-3)
 
         features_NF = for_each(features, x).reshape(x.shape[0], -1)
         return Linear(self.rep_dim, name="encoder")(features_NF)

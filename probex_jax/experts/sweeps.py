@@ -14,7 +14,6 @@ seen classes (`expert`, on `val`), and as it was best on held-out ones (`expert_
 
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import serialization
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
@@ -36,10 +34,10 @@ from probex_jax.experts.expert import Expert, versions
 from probex_jax.experts.metrics import Score, accuracy, top_accuracy
 from probex_jax.experts.network import build_network
 from probex_jax.experts.ridge import Ridge, fit_ridge
+from probex_jax.experts.saving import Saver
 from probex_jax.experts.training import (
     Recipe,
     Split,
-    State,
     fit,
     initial_state,
     logits,
@@ -136,7 +134,7 @@ def sweep(
                 "classes": list(store.classes if alignment is None else store.seen_classes),
                 "versions": versions(),
             }
-            saver = _Saver(folder / "training", save_every_s, partial(on_progress, name))
+            saver = Saver(folder / "training", save_every_s, partial(on_progress, name))
             if isinstance(recipe, Ridge):
                 experts = {"val": _solve(store, card, recipe)}
                 on_progress(name, recipe.epochs)
@@ -238,7 +236,7 @@ def _train(
     candidates: Candidates | None,
     card: Mapping[str, Any],
     recipe: Recipe,
-    saver: "_Saver",
+    saver: Saver,
 ) -> dict[str, Expert]:
     """Trains on one layer; returns the expert that was best on each split that was evaluated."""
     layer = card["layer"]
@@ -380,41 +378,3 @@ def _result(workdir: Path) -> SweepResult:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ProbexError(f"{path}: damaged ({error}); remove it to choose anew") from error
-
-
-class _Saver:
-    """Keeps the state of a training on disk, and reports its progress."""
-
-    def __init__(self, folder: Path, every_s: float, on_epochs: Callable[[int], None]):
-        self._folder = folder
-        self._every_s = every_s
-        self._on_epochs = on_epochs
-        self._saved_at = time.monotonic()
-        self._epoch = 0
-
-    def restore(self, template: State) -> State | None:
-        """The state saved last, or None."""
-        saved = sorted(path for path in self._folder.glob("*") if path.name.isdigit())
-        if not saved:
-            return None
-        try:
-            arrays, _ = checkpoints.load(saved[-1])
-        except ProbexError as error:
-            raise ProbexError(f"{error}; remove {self._folder} to train this layer anew") from error
-        state = serialization.from_state_dict(template, arrays)
-        self._on_epochs(int(state.epoch))
-        self._epoch = int(state.epoch)
-        return state
-
-    def __call__(self, state: State) -> None:
-        self._on_epochs(int(state.epoch) - self._epoch)
-        self._epoch = int(state.epoch)
-        if time.monotonic() - self._saved_at < self._every_s:
-            return
-        previous = list(self._folder.glob("*"))
-        path = self._folder / f"{self._epoch:08d}"
-        checkpoints.save(path, serialization.to_state_dict(state), card={})
-        for old in previous:
-            if old != path:
-                checkpoints.remove(old)
-        self._saved_at = time.monotonic()

@@ -174,7 +174,6 @@ def fit(
     return state
 
 
-@partial(jax.jit, static_argnames="network")
 def prepared(network: Network, train: Split) -> Split:
     """The training models as the encoder reads them fastest, again and again."""
     if network.normalise != "none" or not hasattr(network.encoder, "prepare"):

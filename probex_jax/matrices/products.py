@@ -260,7 +260,7 @@ def _standardised(x: LowRank) -> LowRank:
     down = x.down - d_R1
     mean_H1 = x.up @ d_R1
     mean_H1 -= mean_H1.mean(axis=_ENTRIES, keepdims=True)
-    squares = ((x.up.mT @ x.up) * (down @ down.mT)).sum(axis=_ENTRIES, keepdims=True)
+    squares = (x.up @ (down @ down.mT) * x.up).sum(axis=_ENTRIES, keepdims=True)
     squares += x.shape[-1] * (mean_H1**2).sum(axis=_ENTRIES, keepdims=True)
     up = jnp.concatenate([x.up, mean_H1], axis=-1) / _deviation(squares, x.shape)
     return LowRank(up, jnp.concatenate([down, jnp.ones_like(down[..., :1, :])], axis=-2))

@@ -59,13 +59,22 @@ def squared(x: jax.Array) -> jax.Array | Squared:
     size = n_models * (of_rows * rows**2 + of_columns * columns**2)
     if size * x.dtype.itemsize > _MOST_BYTES:
         return x
-    one = jax.lax.map if jax.default_backend() == "cpu" else _vmapped
-    return Squared(
-        x,
-        one(lambda x: x @ x.T, x) if of_rows else None,
-        one(lambda x: x.T @ x, x) if of_columns else None,
-    )
+    # Compiled without x among the results, which would be a copy of it.
+    rows = _times_rows(x) if of_rows else None
+    return Squared(x, rows, _times_columns(x) if of_columns else None)
 
 
-def _vmapped(function: Any, x: jax.Array) -> jax.Array:
-    return jax.vmap(function)(x)
+@jax.jit
+def _times_rows(x: jax.Array) -> jax.Array:
+    """X Xᵀ of every matrix [N, H, W]."""
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(lambda x: x @ x.T, x)
+    return x @ x.mT
+
+
+@jax.jit
+def _times_columns(x: jax.Array) -> jax.Array:
+    """Xᵀ X of every matrix [N, H, W]."""
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(lambda x: x.T @ x, x)
+    return x.mT @ x
