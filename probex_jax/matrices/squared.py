@@ -60,8 +60,11 @@ def squared(x: jax.Array) -> jax.Array | Squared:
     if size * x.dtype.itemsize > _MOST_BYTES:
         return x
     # Compiled without x among the results, which would be a copy of it.
-    rows = _times_rows(x) if of_rows else None
-    return Squared(x, rows, _times_columns(x) if of_columns else None)
+    return Squared(
+        x,
+        rows=_times_rows(x) if of_rows else None,
+        columns=_times_columns(x) if of_columns else None,
+    )
 
 
 @jax.jit
