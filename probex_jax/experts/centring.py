@@ -37,7 +37,8 @@ def tree_variables(store: LayerStore, layer: str, normalise: str) -> Tree:
     scale = moments.centred_std if normalise == "centre" else moments.std
     with np.errstate(over="ignore", under="ignore"):
         tree: dict[str, Any] = {"scale": np.float32(scale)}
-    if not (tree["scale"] > 0 and np.isfinite(1 / tree["scale"])):
+        divides = tree["scale"] > 0 and np.isfinite(1 / tree["scale"])
+    if not divides:
         raise ProbexError(f"{store.path}: {layer}: the training matrices are all the same")
     if normalise == "centre":
         tree |= _centre(moments.mean, factors=layer in store.ranks)

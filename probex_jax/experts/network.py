@@ -113,6 +113,8 @@ def build_network(
         fields[field] = _checked(field, value, ENCODERS[name].__dataclass_fields__[field].type)
     if normalise not in NORMALISATIONS:
         raise ProbexError(f"normalise: {normalise!r} is not one of {', '.join(NORMALISATIONS)}")
+    if type(centre_rank) is not int or centre_rank < 0:
+        raise ProbexError(f"centre_rank: {centre_rank!r} is not a whole number >= 0")
     try:
         module = ENCODERS[name](**fields)
     except TypeError as error:  # a field without a default is missing
