@@ -78,7 +78,9 @@ def _finalists(workdir: Path, run: plan.Run) -> list[str]:
     """The layers that were best with the first seed, best first; of a variant, the best alone."""
     first = workdir / plan.Run(run.tree, run.finalists, plan.SEEDS[0], {}).folder
     accuracies = json.loads((first / "metrics.json").read_text())["val_accuracy_by_layer"]
-    count = plan.FINALISTS if run.method == run.finalists else 1
+    count = 1
+    if ": " not in run.method:
+        count = plan.FINALISTS if run.method == run.finalists else plan.CANDIDATES
     return sorted(accuracies, key=lambda layer: -accuracies[layer])[:count]
 
 
