@@ -92,7 +92,7 @@ class MVProbe(nn.Module):
 
 
 def _responses(x: Matrices | Squared, probes: dict[str, jax.Array]) -> dict[str, Matrices]:
-    """Sᵀ [U, H] or [U, W] of each branch, for one matrix [H, W]."""
+    """Sᵀ [..., U, H] or [..., U, W] of each branch, for matrices [..., H, W]."""
     matrices: Any = x.matrices if isinstance(x, Squared) else x
     rows, columns = (x.rows, x.columns) if isinstance(x, Squared) else (None, None)
     # One product with X, and one with its transpose, for what two branches have of it.

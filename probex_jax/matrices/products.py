@@ -126,14 +126,15 @@ def inner(x: Matrices, weight: jax.Array) -> jax.Array:
 
 
 def for_each(function: Callable[[Any], jax.Array], x: Any) -> jax.Array:
-    """A function of one matrix, of every matrix of a batch.
+    """A function of every matrix of a batch, of one after the other where that is faster.
 
     On a CPU dense matrices are worked off one after the other: a matrix and all that is computed
     from it stay in cache, and its products have two axes, which XLA transposes for nothing. Of what
-    was computed the gradient finds the products again, not what costs little.
+    was computed the gradient finds the products again, not what costs little. Factors are small:
+    those of all models make one large product.
 
     Args:
-      function: [H, W] of the kind of x -> array.
+      function: [..., H, W] of the kind of x -> array of the same leading shape.
       x: [N, H, W] float, dense, `LowRank`, `Centred` or `Squared`.
 
     Returns:
@@ -141,7 +142,7 @@ def for_each(function: Callable[[Any], jax.Array], x: Any) -> jax.Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> for_each(lambda x: x.sum(), jnp.ones([2, 3, 4]))
+      >>> for_each(lambda x: x.sum(axis=(-2, -1)), jnp.ones([2, 3, 4]))
       Array([12., 12.], dtype=float32)
     """
     if isinstance(x, LowRank | Centred) or jax.default_backend() != "cpu":
@@ -154,11 +155,11 @@ def respond(x: Matrices, *probes: jax.Array) -> list[Matrices]:
     """Responses (X P)ᵀ to several sets of probes, by one product; of factors they stay factors.
 
     Args:
-      x: [H, W] float, dense, `LowRank` or `Centred`.
+      x: [..., H, W] float, dense, `LowRank` or `Centred`.
       probes: [W, U] float each.
 
     Returns:
-      [U, H] for each, of the kind of x.
+      [..., U, H] for each, of the kind of x.
 
     Example:
       >>> import jax.numpy as jnp
@@ -181,11 +182,11 @@ def respond_again(x: Matrices, response: Matrices) -> Matrices:
     """(X S)ᵀ for a response Sᵀ of the transpose, of `respond(x.mT, ...)`.
 
     Args:
-      x: [H, W] float, dense, `LowRank` or `Centred`.
-      response: [U, W], of the kind of x.
+      x: [..., H, W] float, dense, `LowRank` or `Centred`.
+      response: [..., U, W], of the kind of x.
 
     Returns:
-      [U, H], of the kind of x; the factors of a response to factors come from products of the
+      [..., U, H], of the kind of x; the factors of a response to factors come from products of the
       size of the rank.
 
     Example:
@@ -218,14 +219,14 @@ def contract(response: Matrices, left: jax.Array, *, standardised: bool = False)
     """Sᵀ left for a response Sᵀ.
 
     Standardised, S stands for (S - mean) / (std + 1e-8), with mean and standard deviation over all
-    of its entries, of the n - 1 denominator.
+    entries of one model, of the n - 1 denominator.
 
     Args:
-      response: [U, H] float, dense, `LowRank` or `Centred`.
+      response: [..., U, H] float, dense, `LowRank` or `Centred`.
       left: [H, V] float.
 
     Returns:
-      [U, V] float.
+      [..., U, V] float.
 
     Example:
       >>> import jax.numpy as jnp
@@ -246,16 +247,14 @@ def contract(response: Matrices, left: jax.Array, *, standardised: bool = False)
     # After the product, which is smaller than the response, and reads it as it is.
     mean = response.mean(axis=_ENTRIES, keepdims=True)
     squares = ((response - mean) ** 2).sum(axis=_ENTRIES, keepdims=True)
-    return (product - mean * left.sum(axis=0)) / _deviation(squares, response.shape)
+    mean_UV = mean * jnp.broadcast_to(left.sum(axis=0), product.shape)
+    return (product - mean_UV) / _deviation(squares, response.shape)
 
 
 def _standardised(x: LowRank) -> LowRank:
-    """Factors of a rank that is one higher, had from the factors alone.
-
-    All that depends on probes is in `up`, for factors of a response: `down`, which has no gradient
-    then, is multiplied once for all models, as it is.
-    """
+    """Factors of a rank that is one higher, had from the factors alone."""
     # With d = the mean column of down, X = up (down - d 1') + (up d) 1': orthogonal to each other.
+    # Of a response, down does not depend on probes: without the division, it needs no gradient.
     d_R1 = x.down.mean(axis=-1, keepdims=True)
     down = x.down - d_R1
     mean_H1 = x.up @ d_R1

@@ -1,4 +1,4 @@
-"""Responses to probes, of one matrix: dense, as factors, minus a centre."""
+"""Responses to probes, of one matrix and of several: dense, as factors, minus a centre."""
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,23 @@ def test_responses_are_products(kind):
         assert error(dense(response), (wide @ probes).T) <= 1e-6
     (response,) = respond(x.mT, draw(8, H, U))
     assert error(dense(respond_again(x, response)), (wide @ wide.T @ draw(8, H, U)).T) <= 1e-6
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_several_matrices_each_is_treated_alone(kind, standardise):
+    def chain(x):
+        first, second = respond(x.mT, draw(8, H, U), draw(9, H, 2))
+        first = contract(first, draw(10, W, 4), standardised=standardise)
+        second = contract(respond_again(x, second), draw(11, H, 4), standardised=standardise)
+        return jnp.concatenate([first, second], axis=-2)
+
+    shared = getattr(KINDS[kind], "centre", None)
+    several = LowRank(draw(12, 3, H, R), draw(13, 3, R, W))
+    several = several.dense() if kind == "dense" else several
+    several = several if shared is None else Centred(several, shared)
+    for n, actual in enumerate(chain(several)):
+        assert error(actual, np.asarray(chain(several[n]), np.float64)) <= 1e-5
 
 
 def standardised(s):
@@ -107,5 +124,5 @@ def test_centred_behaves_like_the_difference(centre):
     assert error(x[np.array([2, 0])].dense(), wide[[2, 0]]) <= 1e-6
     left, right = draw(3, H, 2), draw(4, W, U)
     assert error(project(x, left, right), np.asarray(left).T @ wide @ np.asarray(right)) <= 1e-5
-    sums = for_each(lambda one: (one @ jnp.ones([W, 1])).sum(), x)
+    sums = for_each(lambda x: (x @ jnp.ones([W, 1])).sum(axis=(-2, -1)), x)
     np.testing.assert_allclose(sums, wide.sum((1, 2)), rtol=1e-5, atol=1e-5)
