@@ -269,9 +269,15 @@ class Expert:
                 )
             if member is not card:
                 _check_card(path, member, {"weight": float}, where)
+                if not 0 < member["weight"] < float("inf"):
+                    raise ProbexError(
+                        f"{path}: {where}weight on the card is {member['weight']}, expected > 0"
+                    )
                 if str(number) not in variables:
                     raise ProbexError(f"{path}: no expert: member {number} has no variables")
         expert = cls(variables, card)
+        if len(expert.layers) < len(members):
+            raise ProbexError(f"{path}: no expert: two of its members read the same layer")
         for found in expert.members:
             found.check_variables(path)
         return expert
