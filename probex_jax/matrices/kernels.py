@@ -52,6 +52,12 @@ def gram(x: Matrices, y: Matrices) -> jax.Array:
       >>> gram(jnp.ones([2, 3, 4]), jnp.ones([1, 3, 4])).ravel()
       Array([12., 12.], dtype=float32)
     """
+    # What is solved with them is more exact than the products of an accelerator by default.
+    with jax.default_matmul_precision("highest"):
+        return _gram(x, y)
+
+
+def _gram(x: Matrices, y: Matrices) -> jax.Array:
     if not isinstance(x, LowRank):
         x, y = dense(x), dense(y)
         return x.reshape(x.shape[0], -1) @ y.reshape(y.shape[0], -1).T
@@ -81,6 +87,11 @@ def combination(x: Matrices, weight: jax.Array) -> jax.Array:
       >>> combination(jnp.ones([2, 3, 4]), jnp.ones([2, 1])).shape
       (3, 4, 1)
     """
+    with jax.default_matmul_precision("highest"):
+        return _combination(x, weight)
+
+
+def _combination(x: Matrices, weight: jax.Array) -> jax.Array:
     rows, columns = x.shape[-2:]
     if not isinstance(x, LowRank):
         return (dense(x).reshape(x.shape[0], -1).T @ weight).reshape(rows, columns, -1)

@@ -1,6 +1,7 @@
 """Matrices as samples: standardised, their inner products and their weighted sums, by NumPy."""
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from probex_jax.encoders import Dense
 from probex_jax.matrices import Centred, LowRank, combination, dense, gram, kernels, standardise
 
 H, W = 7, 5
+HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def draw(seed, *shape):
@@ -64,6 +66,25 @@ def test_gram_of_factors_makes_no_more_than_a_block(monkeypatch):
     made = jax.make_jaxpr(gram)(x, x)
     largest = max(out.aval.size for equation in made.eqns for out in equation.outvars)
     assert largest == n * n, "more than the result"
+
+
+def products(jaxpr):
+    """Every matrix product of a program, of the programs inside it, too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for inside in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from products(inside)
+
+
+@pytest.mark.parametrize("kind", ["dense", "factors"])
+def test_sums_are_as_exact_as_float32(kind):
+    """On accelerators products have some three digits unless they are asked for more."""
+    x, weight = sample(kind, 5), draw(20, 5, 4)
+    for made in (jax.make_jaxpr(gram)(x, x), jax.make_jaxpr(combination)(x, weight)):
+        found = [equation.params["precision"] for equation in products(made.jaxpr)]
+        assert found
+        assert all(p in (HIGHEST, (HIGHEST, HIGHEST)) for p in found)
 
 
 @pytest.mark.parametrize("kind", KINDS)
