@@ -153,6 +153,9 @@ def test_training_leaves_the_centre_as_it_is(toy_store, tmp_path):
     assert found.keys() == expected.keys()
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name])
+    # What was trained on matrices less their centre says of them as they are what it said then.
+    score, _ = evaluate(result.expert, toy_store, "val")
+    assert result.layers["a.weight"] == pytest.approx(score.value)
 
 
 def test_a_card_of_another_normalisation_is_refused(few, tmp_path):

@@ -27,6 +27,7 @@ from probex_jax.experts import (
 from probex_jax.language import HashingEncoder
 from probex_jax.model_files import byte_ranges
 from probex_jax.search import Subject, find_models, measure
+from probex_jax.search.embedding import represented
 from tests.conftest import CLASSES
 from tests.end_to_end.test_commands import run as run_command
 from tests.experts.test_sweeps import KILLED
@@ -316,12 +317,13 @@ def test_a_model_is_opened_once_for_all_layers(of_texts, tmp_path, monkeypatch):
     monkeypatch.setattr(
         byte_ranges.os, "open", lambda path, *rest: opened.append(str(path)) or real(path, *rest)
     )
-    both = committee(of_texts)
-    with px.open_model(folder / "m3.safetensors") as model:
+    both, path = committee(of_texts), folder / "m3.safetensors"
+    vector = represented(both, path)
+    assert opened.count(str(path)) == 1
+    np.testing.assert_allclose(vector, both.encode(X)[3], rtol=1e-4, atol=1e-5)
+    with px.open_model(path) as model:
         read = both.read(model)
-    assert [name for name in opened if name.endswith("m3.safetensors")] == [
-        str(folder / "m3.safetensors")
-    ]
+    assert opened.count(str(path)) == 2
     assert list(read) == list(X)
     for layer in X:
         np.testing.assert_array_equal(read[layer], X[layer][3])
