@@ -25,6 +25,7 @@ from probex_jax.matrices import combination, gram
 
 # Factors of the logits that are tried; neighbours are 5 % apart.
 _FACTORS = np.geomspace(0.1, 100.0, 142)
+_WRONG = 'recipe "ridge" fits the encoder dense to classes, with head "none"'
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def fit_ridge(network: Network, recipe: Ridge, train: Split, val: Split) -> Fitt
       Its parameters, and what was chosen on `val`.
 
     Raises:
-      ProbexError: if the network is another, or the training matrices are all zero.
+      ProbexError: if the network is another, the training matrices are all zero, or some matrices
+        are not finite.
 
     Example:
       >>> import jax.numpy as jnp
@@ -95,16 +97,18 @@ def fit_ridge(network: Network, recipe: Ridge, train: Split, val: Split) -> Fitt
       >>> bool(((network.apply({"params": params}, x) > 0) == (data.y > 0)).all())
       True
     """
-    encoder = network.encoder
-    if not isinstance(encoder, Dense) or network.head is not None or train.y.ndim != 2:
-        raise ProbexError('recipe "ridge" fits the encoder dense to classes, with head "none"')
+    encoder = check_fitted(network)
+    if train.y.ndim != 2:
+        raise ProbexError(_WRONG)
     x, x_val = (encoder.read(split.x) for split in (train, val))
     size = x.shape[-2] * x.shape[-1]
     kernel_NN = np.asarray(gram(x, x), np.float64) / size
     kernel_MN = np.asarray(gram(x_val, x), np.float64) / size
     mean_diagonal = np.trace(kernel_NN) / len(kernel_NN)
     if not 0 < mean_diagonal < np.inf:
-        raise ProbexError("recipe: the training matrices are all zero, or not finite")
+        raise ProbexError("the training matrices are all zero, or not finite")
+    if not np.isfinite(kernel_MN).all():
+        raise ProbexError("some validation matrices are not finite")
     targets_NY = 2 * np.asarray(train.y, np.float64) - 1
     prior_Y = targets_NY.mean(axis=0)
     values_N, vectors_NN = np.linalg.eigh(kernel_NN)
@@ -126,6 +130,13 @@ def fit_ridge(network: Network, recipe: Ridge, train: Split, val: Split) -> Fitt
     bias_Y = jnp.asarray(factor * prior_Y, jnp.float32)
     params = {"encoder": {"weight": weight_HWY, "bias": bias_Y}}
     return Fitted(jax.tree.map(np.asarray, params), penalty, factor, loss)
+
+
+def check_fitted(network: Network) -> Dense:
+    """The encoder of a network that `fit_ridge` fits; a ProbexError for another."""
+    if not isinstance(network.encoder, Dense) or network.head is not None:
+        raise ProbexError(_WRONG)
+    return network.encoder
 
 
 def _scaled(outputs_NY: np.ndarray, y: np.ndarray) -> tuple[float, float]:

@@ -33,7 +33,7 @@ from probex_jax.experts.committee import committee as committee_of
 from probex_jax.experts.expert import Expert, versions
 from probex_jax.experts.metrics import Score, accuracy, top_accuracy
 from probex_jax.experts.network import build_network
-from probex_jax.experts.ridge import Ridge, fit_ridge
+from probex_jax.experts.ridge import Ridge, check_fitted, fit_ridge
 from probex_jax.experts.saving import Saver
 from probex_jax.experts.training import (
     Recipe,
@@ -162,7 +162,9 @@ def _settings(
         raise ProbexError('head: "text" and settings of the text belong together')
     logit_scale = 1.0 if alignment is None else alignment.logit_scale
     n_classes = len(store.classes)
-    build_network(encoder, head, n_classes, logit_scale=logit_scale, normalise=normalise)
+    network = build_network(encoder, head, n_classes, logit_scale=logit_scale, normalise=normalise)
+    if isinstance(recipe, Ridge):
+        check_fitted(network)
     for split in ("train", "val", "test"):
         store.split(split)
     return {
@@ -282,7 +284,10 @@ def _solve(store: LayerStore, card: Mapping[str, Any], recipe: Ridge) -> Expert:
         for split in (_split(store, layer, None, name) for name in ("train", "val"))
     )
     network = build_network(card["encoder"], card["head"], len(card["classes"]))
-    found = fit_ridge(network, recipe, train, val)
+    try:
+        found = fit_ridge(network, recipe, train, val)
+    except ProbexError as error:
+        raise ProbexError(f"{store.path}: {layer}: {error}") from None
     told = right(logits(network, {"params": found.params}, val.x), val.y)
     metrics = {
         "val_accuracy": float(jnp.mean(told)),

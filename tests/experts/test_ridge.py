@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import probex_jax as px
 from probex_jax.experts import Recipe, Ridge, Split, build_network, fit_ridge, ridge, sweep
@@ -166,6 +167,27 @@ def test_matrices_that_say_nothing_are_refused(value):
         fit_ridge(network_of(), Ridge(), train._replace(x=x), val)
 
 
+def test_a_validation_model_that_is_not_finite_is_refused():
+    """No penalty would have a loss then, and the first would be taken."""
+    train, val = data("dense")
+    with pytest.raises(px.ProbexError, match="some validation matrices are not finite"):
+        fit_ridge(network_of(), Ridge(), train, val._replace(x=val.x.at[2, 0, 0].set(jnp.nan)))
+
+
+def test_a_sweep_names_the_layer_that_cannot_be_fitted(tmp_path):
+    for split in ("train", "val", "test"):
+        for number in range(2):
+            folder = tmp_path / "Zeros" / split / f"{split}{number}"
+            folder.mkdir(parents=True)
+            zeros = {"a": np.zeros((4, 3), np.float32)}
+            labels = {"dataset_chosen_targets": f"['{'xy'[number]}']"}
+            save_file(zeros, folder / "model.safetensors", labels)
+    store = px.pack(px.scan(tmp_path / "Zeros"), tmp_path / "s").store
+    settings = {"encoder": {"name": "dense"}, "head": "none", "recipe": Ridge()}
+    with pytest.raises(px.ProbexError, match="s: a: the training matrices are all zero"):
+        sweep(store, tmp_path / "w", **settings)
+
+
 def test_classes_that_all_or_no_models_are_of_are_finite():
     train, val = data("dense")
     y = train.y.at[:, 0].set(1.0).at[:, 1].set(0.0)
@@ -194,6 +216,7 @@ def test_other_networks_are_refused(encoder, head, toy_store, tmp_path):
     encoder = encoder | ({"rep_dim": 6} if head == "none" else {})
     with pytest.raises(px.ProbexError, match=message):
         sweep(toy_store, tmp_path / "w", encoder=encoder, head=head, recipe=Ridge())
+    assert not (tmp_path / "w").exists(), "a refused training must not claim its folder"
 
 
 def test_one_of_several_texts_is_no_target():
