@@ -20,7 +20,7 @@ FINALISTS = 2
 # MVProbe takes its time: on these trees it is trained, with the first seed, on so many layers that
 # were best on validation for ProbeX.
 SCREENED = ("MiniResNet", "MiniLoRA")
-CANDIDATES = 5
+CANDIDATES = 4
 
 
 @dataclass(frozen=True)
