@@ -574,14 +574,14 @@ def test_evaluate_takes_a_committee(swept, tree):
 
 @pytest.fixture(scope="module")
 def aligned(toy_lora_store, tmp_path_factory):
-    """Both layers of the toy LoRAs, briefly trained."""
+    """Both layers of the toy LoRAs, so briefly trained that more candidates are harder to tell."""
     workdir = tmp_path_factory.mktemp("aligned")
     result = sweep(
         toy_lora_store,
         workdir,
         encoder={"name": "dense", "rep_dim": 16},
         head="text",
-        recipe=Recipe(epochs=12, eval_every=2, batch_size=32, learning_rate=1e-2, l2=0.0),
+        recipe=Recipe(epochs=4, eval_every=2, batch_size=32, learning_rate=3e-3, l2=0.0),
         alignment=Alignment(HashingEncoder(), spec="hashing", logit_scale=20.0),
         normalise="scale",
         committee=2,
