@@ -96,7 +96,7 @@ def train(
     layers = px.select_layers(store.layers, config["layers"] or None)
     alignment = _alignment(config["text"]) if config["head"] == "text" else None
     with cli.progress(recipe.epochs * len(layers), "training", "epoch") as bar:
-        return sweep(
+        metrics = sweep(
             store,
             workdir,
             encoder=encoder,
@@ -109,6 +109,9 @@ def train(
             save_every_s=config["save_every_s"],
             on_progress=lambda layer, epochs: _trained(bar, layer, epochs),
         ).metrics
+    for reason in metrics["left_out"].values():
+        print(f"left out {reason}", file=sys.stderr)
+    return metrics
 
 
 def _alignment(text: Mapping[str, Any]) -> Alignment:

@@ -15,6 +15,10 @@ from probex_jax.matrices import LowRank, Matrices, centred
 Tree = Mapping[str, np.ndarray]
 
 
+class FrozenLayer(ProbexError):
+    """A layer that is the same in all training models: nothing can be told from it."""
+
+
 def tree_variables(store: LayerStore, layer: str, normalise: str) -> Tree:
     """What a network of this `normalise` has in its collection `tree`.
 
@@ -29,7 +33,7 @@ def tree_variables(store: LayerStore, layer: str, normalise: str) -> Tree:
       smaller, "centre_up" [H, R] and "centre_down" [R, W]. All float32.
 
     Raises:
-      ProbexError: if the training matrices are all the same.
+      FrozenLayer: if the training matrices are all the same.
     """
     if normalise == "none":
         return {}
@@ -39,7 +43,7 @@ def tree_variables(store: LayerStore, layer: str, normalise: str) -> Tree:
         tree: dict[str, Any] = {"scale": np.float32(scale)}
         divides = tree["scale"] > 0 and np.isfinite(1 / tree["scale"])
     if not divides:
-        raise ProbexError(f"{store.path}: {layer}: the training matrices are all the same")
+        raise FrozenLayer(f"{store.path}: {layer}: the training matrices are all the same")
     if normalise == "centre":
         tree |= _centre(moments.mean, factors=layer in store.ranks)
     return {name: np.asarray(value, np.float32) for name, value in tree.items()}

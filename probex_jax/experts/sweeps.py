@@ -27,7 +27,7 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
 from probex_jax.experts.alignment import Alignment, Candidates, ZeroShot, text_logits, zero_shot
-from probex_jax.experts.centring import Tree, centre_rank, normalised, tree_variables
+from probex_jax.experts.centring import FrozenLayer, Tree, centre_rank, normalised, tree_variables
 from probex_jax.experts.committee import best_committee
 from probex_jax.experts.committee import committee as committee_of
 from probex_jax.experts.expert import Expert, versions
@@ -102,12 +102,13 @@ def sweep(
       on_progress: called with a layer's name and the number of epochs done since the last call.
 
     Returns:
-      Validation accuracy by layer, the best expert, and its accuracy on the test split.
+      Validation accuracy by layer, the best expert, and its accuracy on the test split. Layers that
+      are normalised and the same in all training models are left out, with the reason in `metrics`.
 
     Raises:
       ProbexError: if a setting is wrong, a split is empty, the texts do not tell the classes apart
-        (`Alignment.candidates`), the work directory belongs to another config, or a checkpoint is
-        damaged.
+        (`Alignment.candidates`), all layers are frozen, the work directory belongs to another
+        config, or a checkpoint is damaged.
     """
     names = tuple(layers if layers is not None else store.layers)
     settings = _settings(store, encoder, head, recipe, alignment, normalise)
@@ -123,6 +124,7 @@ def sweep(
         for name in names:
             on_progress(name, recipe.epochs)
         return _result(workdir)
+    left_out = {}
     for name in names:
         folder = layer_folder(workdir / "layers", name)
         if (folder / "expert").exists():
@@ -135,17 +137,25 @@ def sweep(
                 "versions": versions(),
             }
             saver = Saver(folder / "training", save_every_s, partial(on_progress, name))
-            if isinstance(recipe, Ridge):
-                experts = {"val": _solve(store, card, recipe)}
+            try:
+                if isinstance(recipe, Ridge):
+                    experts = {"val": _solve(store, card, recipe)}
+                    on_progress(name, recipe.epochs)
+                else:
+                    experts = _train(store, candidates, card, recipe, saver)
+            except FrozenLayer as error:
+                left_out[name] = str(error)
                 on_progress(name, recipe.epochs)
-            else:
-                experts = _train(store, candidates, card, recipe, saver)
+                continue
             # The layer counts as finished once its `expert` is there.
             if "val_holdout" in experts:
                 experts["val_holdout"].save(folder / HOLDOUT)
             experts["val"].save(folder / "expert")
         checkpoints.remove(folder / "training")
-    _choose(store, workdir, names, candidates, committee)
+    if len(left_out) == len(names):
+        raise ProbexError(f"no layer to train on; the first: {next(iter(left_out.values()))}")
+    names = tuple(name for name in names if name not in left_out)
+    _choose(store, workdir, names, candidates, committee, left_out)
     return _result(workdir)
 
 
@@ -309,6 +319,7 @@ def _choose(
     names: Sequence[str],
     candidates: Candidates | None,
     most: int,
+    left_out: Mapping[str, str],
 ) -> None:
     """The best experts on validation; only their committee is tested, and only once.
 
@@ -342,6 +353,7 @@ def _choose(
         "layers": {name: list(expert.layers) for name, expert in kept.items()},
         "n_models": {s: len(store.split(s)) for s in sorted({m.split for m in store.models})},
         "val_accuracy_by_layer": by_layer,
+        "left_out": dict(left_out),
         "committee_accuracy": kept["expert"].card["metrics"]["committee_accuracy"],
         **tested,
     }

@@ -155,7 +155,7 @@ def measure_all(
         "split": subject.split,
         "store_hash": store.hash,
         "expert_hash": expert.hash,
-        "seed": expert.card["recipe"].get("seed"),
+        "seed": expert.card.get("recipe", {}).get("seed"),
         "versions": versions(),
         "not_measured": faults,
     }

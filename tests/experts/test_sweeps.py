@@ -5,10 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import probex_jax as px
-from probex_jax.experts import Recipe, accuracy, evaluate, run_statnn, statnn, sweep
+from probex_jax.experts import Recipe, Ridge, accuracy, evaluate, run_statnn, statnn, sweep
+from tests.conftest import write_toy_zoo
 
 pytestmark = pytest.mark.xdist_group("sweeps")
 
@@ -69,6 +71,23 @@ def test_running_again_trains_nothing(swept, toy_store, monkeypatch):
     workdir, result = swept
     monkeypatch.setattr("probex_jax.experts.sweeps.fit", None)
     assert run(toy_store, workdir).metrics == result.metrics
+
+
+def test_a_frozen_layer_is_left_out_and_the_others_are_trained(tmp_path):
+    rng = np.random.default_rng(0)
+    zoo = write_toy_zoo(tmp_path / "Toy", 40)
+    frozen = rng.normal(size=(5, 4)).astype(np.float32)
+    for file in zoo.rglob("*.safetensors"):
+        with safe_open(file, "numpy") as model:
+            arrays, metadata = {k: model.get_tensor(k) for k in model.keys()}, model.metadata()  # noqa: SIM118
+        save_file({**arrays, "frozen.weight": frozen}, file, metadata)
+    store = px.pack(px.scan(zoo), tmp_path / "s").store
+    ridge = {"encoder": {"name": "dense", "standardise": True}, "head": "none", "recipe": Ridge()}
+    result = run(store, tmp_path / "w", **ridge, normalise="centre", committee=3)
+    assert set(result.layers) == {"a.weight", "b.weight"}
+    assert list(result.metrics["left_out"]) == ["frozen.weight"]
+    with pytest.raises(px.ProbexError, match=r"no layer to train on; the first: .*frozen\.weight"):
+        run(store, tmp_path / "v", **ridge, normalise="centre", layers=["frozen.weight"])
 
 
 KILLED = """
