@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from probex_jax.errors import ProbexError
+from probex_jax.experts.calibration import best_factor, mean_loss
 from probex_jax.experts.expert import Expert
-from probex_jax.experts.training import losses, right
+from probex_jax.experts.training import right
 
 # What the members of a committee must have in common.
 _COMMON = ("tree", "classes", "head", "text", "store_hash")
@@ -74,7 +74,9 @@ def best_committee(logits: Mapping[str, np.ndarray], y: np.ndarray, most: int) -
     """The layers whose experts answer best together, with equal weights.
 
     Layers are ordered by accuracy, of equal accuracies by loss; the committee is the first k of
-    them, k being that of the lowest loss, which says more on few models than the accuracy.
+    them, k being that of the lowest loss, which says more on few models than the accuracy does.
+    Losses are those of logits stretched by the best factor: members who disagree make the mean
+    timid, not worse.
 
     Args:
       logits: layer to the logits [N, Y] of its expert on validation models.
@@ -92,16 +94,19 @@ def best_committee(logits: Mapping[str, np.ndarray], y: np.ndarray, most: int) -
       ('a', 'b')
     """
 
-    def loss(logits_NY: np.ndarray) -> float:
-        return float(losses(jnp.asarray(logits_NY), jnp.asarray(y)).mean())
+    def merit(logits_NY: np.ndarray) -> tuple[float, float]:
+        # Where all is told rightly the best factor is large and the loss is nothing: the margin of
+        # the logits as they are decides.
+        loss = round(best_factor(logits_NY, y)[1], 6)
+        return loss, mean_loss(logits_NY, y)
 
-    def rank(layer: str) -> tuple[float, float]:
+    def rank(layer: str) -> tuple[float, float, float]:
         told = right(logits[layer], y)  # type: ignore[arg-type]
-        return -float(np.mean(told)), loss(logits[layer])
+        return -float(np.mean(told)), *merit(logits[layer])
 
     order = sorted(logits, key=rank)[:most]
     totals = np.cumsum([logits[layer] for layer in order], axis=0)
-    together = [loss(total / (index + 1)) for index, total in enumerate(totals)]
+    together = [merit(total / (index + 1)) for index, total in enumerate(totals)]
     return tuple(order[: 1 + together.index(min(together))])
 
 

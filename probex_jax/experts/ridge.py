@@ -19,12 +19,11 @@ import numpy as np
 
 from probex_jax.encoders import Dense
 from probex_jax.errors import ProbexError
+from probex_jax.experts.calibration import best_factor
 from probex_jax.experts.network import Network
 from probex_jax.experts.training import Split
 from probex_jax.matrices import combination, gram
 
-# Factors of the logits that are tried; neighbours are 5 % apart.
-_FACTORS = np.geomspace(0.1, 100.0, 142)
 _WRONG = 'recipe "ridge" fits the encoder dense to classes, with head "none"'
 
 
@@ -121,7 +120,7 @@ def fit_ridge(network: Network, recipe: Ridge, train: Split, val: Split) -> Fitt
     best: tuple[float, float, float, np.ndarray] | None = None
     for penalty in recipe.penalties:
         alpha_NY = solved(penalty)
-        factor, loss = _scaled(kernel_MN @ alpha_NY + prior_Y, np.asarray(val.y))
+        factor, loss = best_factor(kernel_MN @ alpha_NY + prior_Y, np.asarray(val.y))
         if best is None or loss < best[0]:
             best = loss, penalty, factor, alpha_NY
     assert best is not None
@@ -137,16 +136,6 @@ def check_fitted(network: Network) -> Dense:
     if not isinstance(network.encoder, Dense) or network.head is not None:
         raise ProbexError(_WRONG)
     return network.encoder
-
-
-def _scaled(outputs_NY: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """The factor that makes the best logits of outputs, and the loss with it."""
-    losses = [
-        float(np.mean(np.logaddexp(0.0, logits) - y * logits))
-        for logits in (factor * outputs_NY for factor in _FACTORS)
-    ]
-    best = int(np.argmin(losses))
-    return float(_FACTORS[best]), losses[best]
 
 
 def _is_penalty(value: Any) -> bool:

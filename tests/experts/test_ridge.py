@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import probex_jax as px
-from probex_jax.experts import Recipe, Ridge, Split, build_network, fit_ridge, ridge, sweep
+from probex_jax.experts import Recipe, Ridge, Split, build_network, fit_ridge, sweep
+from probex_jax.experts.calibration import FACTORS
 from probex_jax.experts.centring import tree_variables
 from probex_jax.matrices import Centred, dense
 
@@ -114,7 +115,7 @@ def test_penalty_and_factor_are_those_of_the_lowest_loss():
     for penalty in recipe.penalties:
         weight, bias = primal(train, penalty)
         outputs = wide(val.x).reshape(M, -1) @ weight + bias
-        for factor in ridge._FACTORS:
+        for factor in FACTORS:
             tried[penalty, factor] = loss_of(factor * outputs, np.asarray(val.y))
     penalty, factor = min(tried, key=tried.get)
     found = fit_ridge(network_of(), recipe, train, val)
@@ -122,12 +123,12 @@ def test_penalty_and_factor_are_those_of_the_lowest_loss():
     assert found.loss == pytest.approx(tried[penalty, factor], rel=1e-5)
     # Neither is the first, the last or the only one that would do.
     assert penalty not in (recipe.penalties[0], recipe.penalties[-1])
-    assert ridge._FACTORS[0] < factor < ridge._FACTORS[-1]
+    assert FACTORS[0] < factor < FACTORS[-1]
     assert max(tried[p, factor] for p in recipe.penalties) > found.loss + 1e-3
 
 
 def test_the_factors_tried_are_fine_and_far_apart():
-    factors = ridge._FACTORS
+    factors = FACTORS
     np.testing.assert_allclose(factors[1:] / factors[:-1], 1.05, rtol=2e-3)
     assert (factors[0], factors[-1]) == (pytest.approx(0.1), pytest.approx(100.0))
 
