@@ -50,6 +50,22 @@ def test_all_three_succeed(made):
         assert done.returncode == 0, (name, done.stderr)
 
 
+def test_without_a_config_train_makes_a_committee_that_evaluate_takes(made):
+    folder, _ = made
+    store, workdir = f"--config.store={folder}/store", folder / "default"
+    trained = run("train", store, f"--workdir={workdir}")
+    assert trained.returncode == 0, trained.stderr
+    layers, result = trained.stdout.split("\n\n")
+    assert {"a.weight", "b.weight"} <= {row.split("|")[1].strip() for row in layers.splitlines()}
+    assert "centred dense, ridge" in result
+    evaluated = run("evaluate", f"--experts={workdir}", f"--store={folder}/store")
+    assert evaluated.returncode == 0, evaluated.stderr
+    metrics = json.loads((workdir / "metrics.json").read_text())
+    found = json.loads((workdir / "evaluation" / "metrics.json").read_text())
+    assert found["classify"]["accuracy"].items() >= metrics["test_accuracy"].items()
+    assert metrics["test_accuracy"]["value"] > 0.8
+
+
 def test_pack_lists_what_it_skips_and_counts_it(made):
     _, outputs = made
     assert outputs["pack"].stderr.startswith("skipped model_0003: ")
