@@ -259,22 +259,9 @@ class Expert:
         if not isinstance(members, list) or not members:
             raise ProbexError(f"{path}: no expert: its card has no members (list)")
         for number, member in enumerate(members):
-            where = "" if member is card else f"members.{number}."
-            _check_card(path, member, MEMBER_CARD, where)
-            if len(member["shape"]) != 2 or not all(
-                type(n) is int and n > 0 for n in member["shape"]
-            ):
-                raise ProbexError(
-                    f"{path}: shape on the card is {member['shape']}, expected rows, columns"
-                )
-            if member is not card:
-                _check_card(path, member, {"weight": float}, where)
-                if not 0 < member["weight"] < float("inf"):
-                    raise ProbexError(
-                        f"{path}: {where}weight on the card is {member['weight']}, expected > 0"
-                    )
-                if str(number) not in variables:
-                    raise ProbexError(f"{path}: no expert: member {number} has no variables")
+            _check_member(path, member, "" if member is card else f"members.{number}.")
+            if member is not card and str(number) not in variables:
+                raise ProbexError(f"{path}: no expert: member {number} has no variables")
         expert = cls(variables, card)
         if len(expert.layers) < len(members):
             raise ProbexError(f"{path}: no expert: two of its members read the same layer")
@@ -310,6 +297,19 @@ def _check_card(path: Path, card: Any, kinds: Mapping[str, type], where: str) ->
     for name, kind in kinds.items():
         if not isinstance(card, Mapping) or not isinstance(card.get(name), kind):
             raise ProbexError(f"{path}: no expert: its card has no {where}{name} ({kind.__name__})")
+
+
+def _check_member(path: Path, member: Any, where: str) -> None:
+    """A member's part of a committee's card; `where` is "" for the card of an expert on one layer."""
+    _check_card(path, member, MEMBER_CARD, where)
+    shape = member["shape"]
+    if len(shape) != 2 or not all(type(n) is int and n > 0 for n in shape):
+        raise ProbexError(f"{path}: shape on the card is {shape}, expected rows, columns")
+    if where:
+        _check_card(path, member, {"weight": float}, where)
+        weight = member["weight"]
+        if not 0 < weight < float("inf"):
+            raise ProbexError(f"{path}: {where}weight on the card is {weight}, expected > 0")
 
 
 def versions() -> dict[str, str]:
