@@ -300,7 +300,7 @@ def _check_card(path: Path, card: Any, kinds: Mapping[str, type], where: str) ->
 
 
 def _check_member(path: Path, member: Any, where: str) -> None:
-    """A member's part of a committee's card; `where` is "" for the card of an expert on one layer."""
+    """A member of a committee; `where` is "" for an expert on one layer."""
     _check_card(path, member, MEMBER_CARD, where)
     shape = member["shape"]
     if len(shape) != 2 or not all(type(n) is int and n > 0 for n in shape):
