@@ -17,7 +17,8 @@ def accuracy_by_layer(
     """Bar chart of validation accuracy by layer, a panel per tree.
 
     Args:
-      accuracies: tree to method to layer to accuracy; the layers of a tree's methods are the same.
+      accuracies: tree to method to layer to accuracy; the first method of a tree has all layers,
+        another has no bar where it has none.
       path: the PNG file to write.
 
     Raises:
@@ -46,13 +47,14 @@ def _panel(panel, tree: str, methods: Mapping[str, Mapping[str, float]]) -> None
         positions = [
             index + (number - (len(methods) - 1) / 2) * height for index in range(len(layers))
         ]
-        values = [by_layer[layer] for layer in layers]
-        gains = [value - _CHANCE for value in values]
+        values = [by_layer.get(layer) for layer in layers]
+        gains = [0.0 if value is None else value - _CHANCE for value in values]
         bars = panel.barh(
             positions, gains, height, _CHANCE, color=colour, hatch=hatch, edgecolor="white"
         )
         bars.set_label(method)
-        panel.bar_label(bars, [f"{value:.2f}" for value in values], fontsize=6, padding=2)
+        texts = ["" if value is None else f"{value:.2f}" for value in values]
+        panel.bar_label(bars, texts, fontsize=6, padding=2)
     panel.axvline(_CHANCE, color="black", linewidth=0.8)
     panel.set_yticks(range(len(layers)), [short_name(layer) for layer in layers], fontsize=8)
     panel.set_ylim(len(layers) - 0.4, -0.6)
@@ -75,4 +77,8 @@ def short_name(layer: str) -> str:
         for part in layer.removesuffix(".weight").split(".")
         if part not in ("vit", "resnet", "encoder", "layer", "stages", "layers", "convolution")
     ]
-    return ".".join(p for index, p in enumerate(parts) if index == 0 or parts[index - 1] != p)
+    return ".".join(
+        part
+        for index, part in enumerate(parts)
+        if index == 0 or part.isdigit() or parts[index - 1] != part
+    )
