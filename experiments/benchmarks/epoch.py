@@ -1,7 +1,8 @@
 """One training epoch of an encoder, against the rate of a 2048³ matrix product in the same process.
 
 Counts the FLOPs of the products, forward and backward, with no gradient for the data: for a model
-of ProbeX 4·H·W·U + 6·U·H·V + 6·U·V·T; of MVProbe 24·H·W·U + 12·U·(H+W)·V + 24·U·V·T. With --torch
+of ProbeX 4·H·W·U + 6·U·H·V + 6·U·V·T; of MVProbe 16·H·W·U + 12·U·(H+W)·V + 24·U·V·T for square
+matrices, X Xᵀ and Xᵀ X being made once before all epochs and not in the measured one. With --torch
 the same epoch in PyTorch (experiments/benchmarks/pytorch.py) takes turns with it.
 
 Example:
@@ -53,7 +54,7 @@ def main() -> None:
     if _TORCH.value:
         candidates["torch"] = _in_torch(recipe, state.params, data, order)
     measured = timing.seconds(candidates, _REPEATS.value)
-    branches, products = {"probex": (1, 4), "mvprobe": (4, 24)}[name]
+    branches, products = {"probex": (1, 4), "mvprobe": (4, 16)}[name]
     responses = branches * N_PROBES * PROJ_DIM
     flops = n * (products * d * d * N_PROBES + 6 * responses * (d + t))
     rate, limit = flops / measured["epoch"], product_flops / measured["product"]
