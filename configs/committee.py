@@ -1,6 +1,9 @@
 """Centred MVProbe on every layer of one tree, the best layers as a committee.
 
 python -m experiments.train --config=configs/committee.py --workdir=W --config.store=S
+
+The size `mini` on the default miniature zoo, test accuracy, seed 0 (results/): MiniSupViT .996,
+MiniMAE .980, MiniResNet .998.
 """
 
 import ml_collections

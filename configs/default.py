@@ -5,6 +5,9 @@ python -m experiments.train --workdir=W --config.store=S
 From the matrices of a layer the tree's centre is taken off, and each is brought to mean 0 and
 standard deviation 1; a dense expert is fitted to them in closed form; the experts of the best
 layers answer together. There is no seed, no number of steps and no size to choose.
+
+On the default miniature zoo, test accuracy (results/): MiniSupViT .997, MiniMAE .990, MiniResNet
+.999; 7 s a tree on one core, compilation included.
 """
 
 import ml_collections

@@ -1,6 +1,9 @@
 """MVProbe on every layer of one tree, with the recipe of its paper.
 
 python -m experiments.train --config=configs/mvprobe.py --workdir=W --config.store=S
+
+The size `mini` on the default miniature zoo, test accuracy of the layer chosen on validation, mean
+over three seeds (results/): MiniSupViT .989, MiniMAE .958, MiniResNet .993.
 """
 
 import ml_collections

@@ -6,7 +6,7 @@ V projections, T representation, Y outputs, R rank.
 
 from probex_jax.matrices.centred import Centred, centred, dense
 from probex_jax.matrices.kernels import combination, gram, standardise
-from probex_jax.matrices.low_rank import LowRank, stack, std
+from probex_jax.matrices.low_rank import LowRank, stack
 from probex_jax.matrices.products import (
     Matrices,
     contract,
@@ -38,5 +38,4 @@ __all__ = [
     "squared",
     "stack",
     "standardise",
-    "std",
 ]

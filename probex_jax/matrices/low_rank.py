@@ -73,23 +73,6 @@ class LowRank:
         return self.up @ self.down
 
 
-def std(x: jax.Array | LowRank) -> jax.Array:
-    """Standard deviation over all entries of all matrices, a scalar; factors stay factors.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> x = LowRank(up=jnp.array([[[1.0], [3.0]]]), down=jnp.array([[[2.0, 4.0]]]))
-      >>> float(std(x)) == float(std(x.dense()))
-      True
-    """
-    if not isinstance(x, LowRank):
-        return jnp.std(x)
-    size = x.shape[-2] * x.shape[-1]
-    squares = ((x.up.mT @ x.up) * (x.down @ x.down.mT)).sum(axis=(-2, -1)) / size
-    means = (x.up.sum(axis=-2) * x.down.sum(axis=-1)).sum(axis=-1) / size
-    return jnp.sqrt(jnp.maximum(squares.mean() - means.mean() ** 2, 0.0))
-
-
 def stack(matrices: Sequence[np.ndarray | LowRank], rank: int | None = None) -> Any:
     """Matrices of one layer of several models as one batch, in host memory.
 

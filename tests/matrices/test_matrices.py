@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probex_jax.matrices import LowRank, factor_order, inner, project, stack, std
+from probex_jax.matrices import LowRank, factor_order, inner, project, stack
 
 
 def draw(seed, *shape):
@@ -77,16 +77,6 @@ def test_factors_and_product_have_the_same_gradients(h, w, r, v, u, order):
     actual, expected = jax.grad(total)(both_sides, x), jax.grad(total)(both_sides, x.dense())
     for name in both_sides:
         close(actual[name], np.asarray(expected[name], np.float64), 1e-4)
-
-
-def test_std_is_that_of_the_product():
-    x = LowRank(jnp.asarray(draw(0, 4, 6, 2)), jnp.asarray(draw(1, 4, 2, 5)))
-    dense = np.asarray(x.dense(), np.float64)
-    np.testing.assert_allclose(std(x), dense.std(), rtol=1e-5)
-    np.testing.assert_allclose(std(x.dense()), dense.std(), rtol=1e-5)
-    np.testing.assert_allclose(std(x / 3.0), dense.std() / 3, rtol=1e-5)
-    shifted = LowRank(jnp.ones([2, 3, 1]), jnp.full([2, 1, 4], 2.0))
-    assert float(std(shifted)) == 0.0
 
 
 def test_stacking_fills_up_ranks_and_changes_no_product():
