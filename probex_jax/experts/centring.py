@@ -15,6 +15,10 @@ from probex_jax.matrices import LowRank, Matrices, centred
 Tree = Mapping[str, np.ndarray]
 
 
+# Spread of a layer over the models, in units of that of its entries, below which it is rounding.
+_FROZEN = 1e-7
+
+
 class FrozenLayer(ProbexError):
     """A layer that is the same in all training models: nothing can be told from it."""
 
@@ -42,7 +46,7 @@ def tree_variables(store: LayerStore, layer: str, normalise: str) -> Tree:
     with np.errstate(over="ignore", under="ignore"):
         tree: dict[str, Any] = {"scale": np.float32(scale)}
         divides = tree["scale"] > 0 and np.isfinite(1 / tree["scale"])
-    if not divides:
+    if not divides or moments.centred_std <= _FROZEN * moments.std:
         raise FrozenLayer(f"{store.path}: {layer}: the training matrices are all the same")
     if normalise == "centre":
         tree |= _centre(moments.mean, factors=layer in store.ranks)

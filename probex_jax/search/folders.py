@@ -114,7 +114,8 @@ def _models(folder: Path, root: Path, seen: set[Path]) -> Iterator[FoundModel]:
 
 
 def _of_zoo(folder: Path, root: Path) -> Iterator[FoundModel]:
-    if not any(split.name in SPLITS and any(split.iterdir()) for split in folder.iterdir()):
+    splits = [entry for entry in folder.iterdir() if entry.name in SPLITS and entry.is_dir()]
+    if not any(any(split.iterdir()) for split in splits):
         return  # emptied; the zoo's own reader would call it a mistake
     zoo = scan(folder)
     prefix = "" if folder == root else _id(folder, root) + "/"

@@ -49,7 +49,7 @@ def written(tmp_path):
         kinds = ("test", "held_out", "all") if run.tree == plan.LORAS else ("test",)
         answers = {
             "seconds": 1.0,
-            "layers": {"expert": ["a", "b"]},
+            "layers": {"expert": ["a", "b"], "expert_val_holdout": ["a"]},
             "val_accuracy_by_layer": {"a": 0.9, "b": 0.8},
             "versions": {"jax": "1"},
             "store_hash": "0" * 64,

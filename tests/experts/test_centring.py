@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 import probex_jax as px
 from probex_jax.experts import Recipe, Ridge, build_network, evaluate, sweep
-from probex_jax.experts.centring import centre_rank, normalised, tree_variables
+from probex_jax.experts.centring import FrozenLayer, centre_rank, normalised, tree_variables
 from probex_jax.matrices import Centred, dense
 
 pytestmark = pytest.mark.xdist_group("sweeps")
@@ -216,7 +216,11 @@ def test_matrices_that_are_all_the_same_are_refused(tmp_path, normalise, weights
         sweep(store, tmp_path / "w", normalise=normalise, **settings)
 
 
-def test_equal_matrices_have_a_scale_and_other_matrices_no_say(tmp_path):
+def test_a_layer_with_a_spread_but_the_same_in_all_models_is_frozen(tmp_path):
+    """Nothing can be told from it, whether the centre is taken off or not."""
     weights = [{"a": X}, {"a": X}]
     store = px.pack(px.scan(write_zoo(tmp_path / "Same", *weights)), tmp_path / "s").store
-    assert tree_variables(store, "a", "scale")["scale"] == pytest.approx(X.std(), rel=1e-6)
+    for normalise in ("scale", "centre"):
+        with pytest.raises(FrozenLayer, match="a: the training matrices are all the same"):
+            tree_variables(store, "a", normalise)
+    assert tree_variables(store, "a", "none") == {}
