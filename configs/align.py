@@ -6,8 +6,7 @@ The size `mini` on the MiniLoRA of the default miniature zoo, test accuracy, mea
 (results/): .986 among the 64 concepts trained on; zero-shot .823 among the 16 held out, .444 among
 all. Tried on validation, among seen concepts, among held-out ones, and these among all, best
 committee: L2 term of 1e-3 1.000, .800, .438; of 1e-2 (as here) 1.000, .838, .438; logit scale 10
-1.000, .825, .412. The best layer alone of ProbeX at this scale is .825, .552 and .246 on the test
-splits.
+1.000, .825, .412.
 
 The recipe of the ProbeX paper is in `configs/probex_paper_sd_200.py`.
 """
