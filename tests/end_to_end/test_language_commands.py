@@ -126,8 +126,8 @@ def test_precomputed_embeddings_give_the_same_expert(made, tmp_path):
     assert done.returncode == 0, done.stderr
     ours, theirs = (px.Expert.load(folder / "w") for folder in (tmp_path, made[0]))
     np.testing.assert_array_equal(
-        ours.variables["params"]["encoder"]["probes"],
-        theirs.variables["params"]["encoder"]["probes"],
+        ours.variables["params"]["encoder"]["probes_xu"],
+        theirs.variables["params"]["encoder"]["probes_xu"],
     )
 
 
