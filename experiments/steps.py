@@ -157,7 +157,7 @@ def index(
 def evaluate(subject: Subject, tasks: Sequence[str], workdir: Path) -> list[Measured]:
     """Measures the tasks; one that cannot be is reported on standard error, the others go on."""
     expert = subject.experts["val"]
-    if expert.card["head"] == "text":
+    if expert.card["head"] == "text" and subject.encoder is None:
         encoder = CachedEncoder(expert.text_encoder(), default_cache())
         subject = dataclasses.replace(subject, encoder=encoder)
     with cli.progress(len(tasks), "evaluating", "task") as bar:

@@ -86,9 +86,10 @@ class MVProbe(nn.Module):
 
     def prepare(self, x: Matrices) -> Matrices | Squared:
         """[N, H, W] matrices that are read many times, with products that spare work each time."""
-        if isinstance(x, LowRank | Centred) or not {"xxtu", "xtxu"} & set(self.branches):
+        twice = {"of_rows": "xxtu" in self.branches, "of_columns": "xtxu" in self.branches}
+        if isinstance(x, LowRank | Centred) or not any(twice.values()):
             return x
-        return squared(x)
+        return squared(x, **twice)
 
 
 def _responses(x: Matrices | Squared, probes: dict[str, jax.Array]) -> dict[str, Matrices]:

@@ -35,14 +35,7 @@ from probex_jax.experts.metrics import Score, accuracy, top_accuracy
 from probex_jax.experts.network import build_network
 from probex_jax.experts.ridge import Ridge, check_fitted, fit_ridge
 from probex_jax.experts.saving import Saver
-from probex_jax.experts.training import (
-    Recipe,
-    Split,
-    fit,
-    initial_state,
-    logits,
-    right,
-)
+from probex_jax.experts.training import Recipe, Split, fit, initial_state, logits, right
 from probex_jax.files import claim, layer_folder, write_json
 from probex_jax.language import TextEncoder
 from probex_jax.layer_store import LayerStore
@@ -126,32 +119,19 @@ def sweep(
         return _result(workdir)
     left_out = {}
     for name in names:
+        card = settings | {
+            "layer": name,
+            "shape": list(store.layers[name]),
+            "classes": list(store.classes if alignment is None else store.seen_classes),
+            "versions": versions(),
+        }
+        on_epochs = partial(on_progress, name)
         folder = layer_folder(workdir / "layers", name)
-        if (folder / "expert").exists():
-            on_progress(name, recipe.epochs)
-        else:
-            card = settings | {
-                "layer": name,
-                "shape": list(store.layers[name]),
-                "classes": list(store.classes if alignment is None else store.seen_classes),
-                "versions": versions(),
-            }
-            saver = Saver(folder / "training", save_every_s, partial(on_progress, name))
-            try:
-                if isinstance(recipe, Ridge):
-                    experts = {"val": _solve(store, card, recipe)}
-                    on_progress(name, recipe.epochs)
-                else:
-                    experts = _train(store, candidates, card, recipe, saver)
-            except FrozenLayer as error:
-                left_out[name] = str(error)
-                on_progress(name, recipe.epochs)
-                continue
-            # The layer counts as finished once its `expert` is there.
-            if "val_holdout" in experts:
-                experts["val_holdout"].save(folder / HOLDOUT)
-            experts["val"].save(folder / "expert")
-        checkpoints.remove(folder / "training")
+        try:
+            _finish(store, candidates, card, recipe, folder, save_every_s, on_epochs)
+        except FrozenLayer as error:
+            left_out[name] = str(error)
+            on_epochs(recipe.epochs)
     if len(left_out) == len(names):
         raise ProbexError(f"no layer to train on; the first: {next(iter(left_out.values()))}")
     names = tuple(name for name in names if name not in left_out)
@@ -241,6 +221,32 @@ def _split(store: LayerStore, layer: str, candidates: Candidates | None, name: s
     if candidates is None:
         return Split(store.matrices(layer, name), store.targets(name))  # type: ignore[arg-type]
     return candidates.split(layer, name)
+
+
+def _finish(
+    store: LayerStore,
+    candidates: Candidates | None,
+    card: Mapping[str, Any],
+    recipe: Recipe | Ridge,
+    folder: Path,
+    save_every_s: float,
+    on_epochs: Callable[[int], None],
+) -> None:
+    """Trains the expert of one layer to its end, from where it was, and keeps it in its folder."""
+    if (folder / "expert").exists():
+        on_epochs(recipe.epochs)
+    else:
+        if isinstance(recipe, Ridge):
+            experts = {"val": _solve(store, card, recipe)}
+            on_epochs(recipe.epochs)
+        else:
+            saver = Saver(folder / "training", save_every_s, on_epochs)
+            experts = _train(store, candidates, card, recipe, saver)
+        # The layer counts as finished once its `expert` is there.
+        if "val_holdout" in experts:
+            experts["val_holdout"].save(folder / HOLDOUT)
+        experts["val"].save(folder / "expert")
+    checkpoints.remove(folder / "training")
 
 
 def _train(

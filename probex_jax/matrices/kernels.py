@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from probex_jax.matrices.centred import dense
 from probex_jax.matrices.low_rank import LowRank
-from probex_jax.matrices.products import Matrices, _deviation, _standardised
+from probex_jax.matrices.products import Matrices, deviation, standardised_factors
 
 # Blocks of the [N · R, N · R] products that inner products of factors are summed from.
 _BLOCK_BYTES = 256 * 2**20
@@ -30,11 +30,11 @@ def standardise(x: Matrices) -> jax.Array | LowRank:
       Array([[[-1.,  0.,  1.]]], dtype=float32)
     """
     if isinstance(x, LowRank):
-        return _standardised(x)
+        return standardised_factors(x)
     x = dense(x)
     x = x - x.mean(axis=(-2, -1), keepdims=True)
     squares = (x**2).sum(axis=(-2, -1), keepdims=True)
-    return x / _deviation(squares, x.shape[-2:])
+    return x / deviation(squares, x.shape[-2:])
 
 
 def gram(x: Matrices, y: Matrices) -> jax.Array:

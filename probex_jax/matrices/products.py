@@ -239,7 +239,7 @@ def contract(response: Matrices, left: jax.Array, *, standardised: bool = False)
             return product - jnp.broadcast_to(response.centre @ left, product.shape)
         response = dense(response)
     if isinstance(response, LowRank):
-        response = _standardised(response) if standardised else response
+        response = standardised_factors(response) if standardised else response
         return response.up @ _rows_times(response.down, left)
     product = response @ left
     if not standardised:
@@ -248,10 +248,10 @@ def contract(response: Matrices, left: jax.Array, *, standardised: bool = False)
     mean = response.mean(axis=_ENTRIES, keepdims=True)
     squares = ((response - mean) ** 2).sum(axis=_ENTRIES, keepdims=True)
     mean_UV = mean * jnp.broadcast_to(left.sum(axis=0), product.shape)
-    return (product - mean_UV) / _deviation(squares, response.shape)
+    return (product - mean_UV) / deviation(squares, response.shape)
 
 
-def _standardised(x: LowRank) -> LowRank:
+def standardised_factors(x: LowRank) -> LowRank:
     """Factors of a rank that is one higher, had from the factors alone."""
     # With d = the mean column of down, X = up (down - d 1') + (up d) 1': orthogonal to each other.
     # Of a response, down does not depend on probes: without the division, it needs no gradient.
@@ -261,11 +261,11 @@ def _standardised(x: LowRank) -> LowRank:
     mean_H1 -= mean_H1.mean(axis=_ENTRIES, keepdims=True)
     squares = (x.up @ (down @ down.mT) * x.up).sum(axis=_ENTRIES, keepdims=True)
     squares += x.shape[-1] * (mean_H1**2).sum(axis=_ENTRIES, keepdims=True)
-    up = jnp.concatenate([x.up, mean_H1], axis=-1) / _deviation(squares, x.shape)
+    up = jnp.concatenate([x.up, mean_H1], axis=-1) / deviation(squares, x.shape)
     return LowRank(up, jnp.concatenate([down, jnp.ones_like(down[..., :1, :])], axis=-2))
 
 
-def _deviation(squares: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def deviation(squares: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     # The gradient of the root is infinite at 0: of a matrix that is constant it is taken as 0.
     constant = squares <= 0
     root = jnp.sqrt(jnp.where(constant, 1.0, squares) / max(shape[-2] * shape[-1] - 1, 1))

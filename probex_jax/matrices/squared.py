@@ -36,7 +36,7 @@ class Squared:
         return jax.tree.map(lambda leaf: leaf[index], self)
 
 
-def squared(x: jax.Array) -> jax.Array | Squared:
+def squared(x: jax.Array, *, of_rows: bool = True, of_columns: bool = True) -> jax.Array | Squared:
     """Keeps the products of a batch with itself that spare work each time it is read.
 
     X Xᵀ u costs 2 H W as two products, H² as one with X Xᵀ; so that is kept where H < 2 W, and
@@ -44,6 +44,7 @@ def squared(x: jax.Array) -> jax.Array | Squared:
 
     Args:
       x: [N, H, W] float.
+      of_rows, of_columns: whether X Xᵀ and Xᵀ X will be asked for at all.
 
     Returns:
       `Squared`, or x as it is.
@@ -55,9 +56,10 @@ def squared(x: jax.Array) -> jax.Array | Squared:
       ((5, 2, 6), (5, 2, 2), None)
     """
     n_models, rows, columns = x.shape
-    of_rows, of_columns = rows < 2 * columns, columns < 2 * rows
+    of_rows &= rows < 2 * columns
+    of_columns &= columns < 2 * rows
     size = n_models * (of_rows * rows**2 + of_columns * columns**2)
-    if size * x.dtype.itemsize > _MOST_BYTES:
+    if not (of_rows or of_columns) or size * x.dtype.itemsize > _MOST_BYTES:
         return x
     # Compiled without x among the results, which would be a copy of it.
     return Squared(

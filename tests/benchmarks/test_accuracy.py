@@ -25,8 +25,12 @@ def test_every_config_is_one_that_train_takes():
         config = run.config
         if config["encoder"]["name"] == "statnn":
             continue
-        build_network(config["encoder"], config["head"], 20, normalise=config["normalise"])
-        {"adam": Recipe, "ridge": Ridge}[config["fit"]](**config["recipe"])
+        network = build_network(
+            config["encoder"], config["head"], 20, normalise=config["normalise"]
+        )
+        assert type(network.encoder).__name__.lower() == config["encoder"]["name"]
+        recipe = {"adam": Recipe, "ridge": Ridge}[config["fit"]](**config["recipe"])
+        assert getattr(recipe, "seed", run.seed) == run.seed, run.folder
 
 
 def test_methods_differ_from_the_published_one_in_nothing_but_what_they_say():

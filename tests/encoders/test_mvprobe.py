@@ -1,7 +1,5 @@
 """MVProbe against an independent float64 reference, dense, as factors and minus a centre."""
 
-from functools import partial
-
 import jax
 import jax.extend.core
 import jax.numpy as jnp
@@ -11,6 +9,7 @@ import pytest
 from probex_jax.encoders import Dense, MVProbe, ProbeX
 from probex_jax.encoders.mvprobe import BRANCHES
 from probex_jax.matrices import Centred, LowRank
+from tests.numeric import draw, error, start, value_and_gradient
 
 N, H, W, R, U, V, T = 3, 6, 5, 2, 3, 4, 2
 SETTINGS = [
@@ -20,15 +19,6 @@ SETTINGS = [
     {"standardise": False},
     {"relu": False},
 ]
-
-
-def draw(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-def error(actual, expected):
-    expected = np.asarray(expected, np.float64)
-    return np.linalg.norm(np.asarray(actual, np.float64) - expected) / np.linalg.norm(expected)
 
 
 def in_float64(tree):
@@ -70,20 +60,6 @@ def numeric_gradient(function, params, step=1e-5):
             gradient[index] = (above - function(params)) / (2 * step)
             leaf[index] = kept
     return gradients
-
-
-def start(encoder, x):
-    return jax.jit(encoder.init)(jax.random.key(1), x)["params"]
-
-
-@partial(jax.jit, static_argnames="encoder")
-def value_and_gradient(encoder, params, x):
-    def total(params):
-        e_NT = encoder.apply({"params": params}, x)
-        return jnp.sum(draw(2, *e_NT.shape) * e_NT), e_NT
-
-    gradient, value = jax.grad(total, has_aux=True)(params)
-    return value, gradient
 
 
 def assert_same(actual, expected, tolerance):

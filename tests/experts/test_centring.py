@@ -12,6 +12,7 @@ import probex_jax as px
 from probex_jax.experts import Recipe, Ridge, build_network, evaluate, sweep
 from probex_jax.experts.centring import FrozenLayer, centre_rank, normalised, tree_variables
 from probex_jax.matrices import Centred, dense
+from tests.numeric import error
 
 pytestmark = pytest.mark.xdist_group("sweeps")
 
@@ -24,11 +25,6 @@ def wide(x):
     if isinstance(x, px.LowRank):
         return np.asarray(x.up, np.float64) @ np.asarray(x.down, np.float64)
     return np.asarray(x, np.float64)
-
-
-def error(actual, expected):
-    expected = np.asarray(expected, np.float64)
-    return np.linalg.norm(np.asarray(actual, np.float64) - expected) / np.linalg.norm(expected)
 
 
 @pytest.fixture(scope="module")

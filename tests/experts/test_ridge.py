@@ -13,6 +13,7 @@ from probex_jax.experts import Recipe, Ridge, Split, build_network, fit_ridge, s
 from probex_jax.experts.calibration import FACTORS
 from probex_jax.experts.centring import tree_variables
 from probex_jax.matrices import Centred, dense
+from tests.numeric import error
 
 pytestmark = pytest.mark.xdist_group("sweeps")
 
@@ -30,10 +31,6 @@ def wide(x):
     if isinstance(x, px.LowRank):
         return np.asarray(x.up, np.float64) @ np.asarray(x.down, np.float64)
     return np.asarray(x, np.float64)
-
-
-def error(actual, expected):
-    return np.linalg.norm(np.asarray(actual, np.float64) - expected) / np.linalg.norm(expected)
 
 
 def sample(kind, seed, n):

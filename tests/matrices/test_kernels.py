@@ -8,13 +8,10 @@ import pytest
 
 from probex_jax.encoders import Dense
 from probex_jax.matrices import Centred, LowRank, combination, dense, gram, kernels, standardise
+from tests.numeric import draw, error
 
 H, W = 7, 5
 HIGHEST = jax.lax.Precision.HIGHEST
-
-
-def draw(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def wide(x):
@@ -24,10 +21,6 @@ def wide(x):
     if isinstance(x, LowRank):
         return np.asarray(x.up, np.float64) @ np.asarray(x.down, np.float64)
     return np.asarray(x, np.float64)
-
-
-def error(actual, expected):
-    return np.linalg.norm(np.asarray(actual, np.float64) - expected) / np.linalg.norm(expected)
 
 
 def sample(kind, n, seed=0, rank=2):

@@ -16,15 +16,7 @@ from probex_jax.matrices import (
     respond,
     respond_again,
 )
-
-
-def draw(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-def error(actual, expected):
-    return np.linalg.norm(np.asarray(actual, np.float64) - expected) / np.linalg.norm(expected)
-
+from tests.numeric import draw, error
 
 H, W, R, U = 7, 5, 2, 3
 FACTORS = LowRank(draw(0, H, R), draw(1, R, W))

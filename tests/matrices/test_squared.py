@@ -1,7 +1,6 @@
 """Products of matrices with themselves, kept: the same answers, and only where they fit."""
 
 import importlib
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from probex_jax.encoders.mvprobe import BRANCHES
 from probex_jax.experts import Split, build_network
 from probex_jax.experts.training import prepared
 from probex_jax.matrices import LowRank, Squared, centred, squared
+from tests.numeric import draw, error, start, value_and_gradient
 
 # H, W, and whether X Xᵀ and Xᵀ X are kept.
 SHAPES = {
@@ -26,15 +26,6 @@ N = 4
 # `probex_jax.matrices.squared` is the function, too.
 MODULE = importlib.import_module("probex_jax.matrices.squared")
 SMALL = {"n_probes": 3, "proj_dim": 4, "rep_dim": 2}
-
-
-def draw(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-def error(actual, expected):
-    expected = np.asarray(expected, np.float64)
-    return np.linalg.norm(np.asarray(actual, np.float64) - expected) / np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -54,20 +45,6 @@ def test_what_spares_work_is_kept(shape):
     some = found[np.array([2, 0])]
     for part, whole in zip(jax.tree.leaves(some), jax.tree.leaves(found), strict=True):
         np.testing.assert_array_equal(part, whole[np.array([2, 0])])
-
-
-@partial(jax.jit, static_argnames="encoder")
-def value_and_gradient(encoder, params, x):
-    def total(params):
-        e_NT = encoder.apply({"params": params}, x)
-        return jnp.sum(draw(2, *e_NT.shape) * e_NT), e_NT
-
-    gradient, value = jax.grad(total, has_aux=True)(params)
-    return value, gradient
-
-
-def start(encoder, x):
-    return jax.jit(encoder.init)(jax.random.key(1), x)["params"]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +106,16 @@ def test_nothing_is_kept_beyond_the_memory(room, monkeypatch):
 def test_only_branches_that_need_squares_prepare_them(branches, expected):
     x, encoder = draw(0, N, 7, 7), MVProbe(**SMALL, branches=branches)
     assert isinstance(encoder.prepare(x), Squared) == expected
+
+
+def test_what_no_branch_asks_for_is_not_made():
+    x = draw(0, N, 7, 7)
+    for branch, kept in (("xxtu", (True, False)), ("xtxu", (False, True))):
+        found = MVProbe(**SMALL, branches=("xu", branch)).prepare(x)
+        assert (found.rows is not None, found.columns is not None) == kept
+    # Of a tall matrix X Xᵀ spares nothing.
+    tall = draw(0, N, 13, 6)
+    assert MVProbe(**SMALL, branches=("xxtu",)).prepare(tall) is tall
 
 
 def test_factors_and_centred_factors_are_not_squared():

@@ -1,5 +1,6 @@
 """The results of the accuracy experiment: tables in Markdown, a figure, and all figures as JSON."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ import numpy as np
 
 from experiments.benchmarks.accuracy import plan
 from probex_jax.experts import mean_score
-from probex_jax.files import write_json
 from probex_jax.reports import accuracy_by_layer, table
 
 Found = Sequence[tuple[plan.Run, Mapping[str, Any]]]
@@ -43,9 +43,15 @@ def write(found: Found, folder: Path) -> str:
     ]
     text = "\n".join(lines)
     (folder / "accuracy.md").write_text(text)
-    write_json(folder / "accuracy.json", {run.folder: dict(answers) for run, answers in found})
+    (folder / "accuracy.json").write_text(_as_json(found))
     accuracy_by_layer(_by_layer(main), folder / "accuracy_by_layer.png")
     return text
+
+
+def _as_json(found: Found) -> str:
+    """A run a line."""
+    runs = [f"{json.dumps(run.folder)}: {json.dumps(dict(answers))}" for run, answers in found]
+    return "{\n" + ",\n".join(runs) + "\n}\n"
 
 
 def _rows(of_tree: Found, what: str) -> list[dict[str, Any]]:
