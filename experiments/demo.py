@@ -18,7 +18,7 @@ from absl import flags
 import probex_jax as px
 from configs import default, probex, statnn, zoo_miniature
 from experiments import cli, demo_language, steps
-from probex_jax.experts import evaluate, probabilities
+from probex_jax.experts import evaluate
 from probex_jax.files import write_json
 from probex_jax.reports import HiddenModel, accuracy_by_layer, hidden_models
 
@@ -90,7 +90,9 @@ def _hidden(store: px.LayerStore, workdir: Path, count: int) -> list[HiddenModel
             dict(zip(store.classes, map(float, np.ravel(row)), strict=True)),
             model.labels,
         )
-        for model, row in zip(store.split("test")[:count], probabilities(logits), strict=False)
+        for model, row in zip(
+            store.split("test")[:count], expert.as_probabilities(logits), strict=False
+        )
     ]
 
 

@@ -3,6 +3,7 @@
 from probex_jax.encoders import Dense, MVProbe, ProbeX
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert
+from probex_jax.forest import Description, Forest, grow
 from probex_jax.heads import ClassHead, TextHead
 from probex_jax.language import text_encoder
 from probex_jax.layer_store import LayerStore, pack
@@ -34,6 +35,10 @@ __all__ = [  # noqa: RUF022
     # Experts, and the texts that some are aligned with.
     "Expert",
     "text_encoder",
+    # Forest: the trees that are known, and what is said of a model.
+    "Description",
+    "Forest",
+    "grow",
     # Search.
     "Index",
     "find_models",

@@ -2,18 +2,21 @@
 
 from probex_jax.experts.alignment import Alignment, ZeroShot, zero_shot
 from probex_jax.experts.baseline import run_statnn, statnn
+from probex_jax.experts.batches import Read, batch_size, in_batches
 from probex_jax.experts.committee import best_committee, committee
-from probex_jax.experts.expert import Expert, probabilities, versions
+from probex_jax.experts.evaluation import calibrated, evaluate, load_experts
+from probex_jax.experts.expert import Expert, versions
 from probex_jax.experts.metrics import Score, accuracy, mean_score, top_accuracy
 from probex_jax.experts.network import Network, build_network
 from probex_jax.experts.ridge import Ridge, fit_ridge
-from probex_jax.experts.sweeps import SweepResult, evaluate, load_experts, sweep
+from probex_jax.experts.sweeps import SweepResult, sweep
 from probex_jax.experts.training import Recipe, Split, State, fit
 
 __all__ = [
     "Alignment",
     "Expert",
     "Network",
+    "Read",
     "Recipe",
     "Ridge",
     "Score",
@@ -22,15 +25,17 @@ __all__ = [
     "SweepResult",
     "ZeroShot",
     "accuracy",
+    "batch_size",
     "best_committee",
     "build_network",
+    "calibrated",
     "committee",
     "evaluate",
     "fit",
     "fit_ridge",
+    "in_batches",
     "load_experts",
     "mean_score",
-    "probabilities",
     "run_statnn",
     "statnn",
     "sweep",

@@ -47,9 +47,9 @@ class Expert:
     Args:
       variables: the network's Linen variables; of a committee, number of a member to its variables.
       card: what it is, as JSON: encoder, head, layer, shape, tree, the classes it was trained on,
-        recipe, the hash of the store it was trained on, metrics, versions; of an expert aligned
-        with text also that text's encoder and template; of a committee `members` with what differs
-        between them, and their weights.
+        recipe, the hash of the store it was trained on, metrics, calibration, versions; of an
+        expert aligned with text also that text's encoder and template; of a committee `members`
+        with what differs between them, and their weights.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -209,6 +209,32 @@ class Expert:
         parts = [member.logits(matrices, texts) for member, matrices in self._with_matrices(x)]
         return jnp.sum(jnp.stack(parts), axis=0)
 
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before they become probabilities; 1 until `calibrated`."""
+        return self.card["calibration"]["temperature"] if "calibration" in self.card else 1.0
+
+    def probabilities(self, x: Layers, texts: ArrayLike | None = None) -> np.ndarray:
+        """Calibrated probabilities [N, Y] of N models, as NumPy.
+
+        Of each class for itself; of an expert aligned with text, of the candidates, which add up
+        to one.
+
+        Args:
+          x, texts: as `logits` takes them.
+
+        Raises:
+          ProbexError: as `logits`.
+        """
+        return self.as_probabilities(self.logits(x, texts))
+
+    def as_probabilities(self, logits: ArrayLike) -> np.ndarray:
+        """What `probabilities` makes of logits [N, Y]."""
+        scaled_NY = jnp.asarray(logits) / self.temperature
+        if self.card["head"] == "text":
+            return np.asarray(jax.nn.softmax(scaled_NY, axis=1))
+        return np.asarray(jax.nn.sigmoid(scaled_NY))
+
     def check_fits(self, tree: str, classes: Sequence[str] | None) -> None:
         """Checks that models of this tree and class list are what the expert was trained on.
 
@@ -255,6 +281,10 @@ class Expert:
         _check_card(path, card, _CARD, "")
         if card["head"] == "text":
             _check_card(path, card.get("text"), _TEXT, "text.")
+        if "calibration" in card:
+            _check_card(path, card["calibration"], {"temperature": float}, "calibration.")
+            if not 0 < card["calibration"]["temperature"] < float("inf"):
+                raise ProbexError(f"{path}: calibration.temperature on the card is not > 0")
         members = card.get("members", [card])
         if not isinstance(members, list) or not members:
             raise ProbexError(f"{path}: no expert: its card has no members (list)")
@@ -321,8 +351,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def probabilities(logits_NY: Any) -> np.ndarray:
-    """Sigmoid of logits, as NumPy."""
-    return np.asarray(jax.nn.sigmoid(jnp.asarray(logits_NY)))

@@ -26,21 +26,19 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
-from probex_jax.experts.alignment import Alignment, Candidates, ZeroShot, text_logits, zero_shot
+from probex_jax.experts.alignment import Alignment, Candidates, ZeroShot, zero_shot
 from probex_jax.experts.centring import FrozenLayer, Tree, centre_rank, normalised, tree_variables
 from probex_jax.experts.committee import best_committee
 from probex_jax.experts.committee import committee as committee_of
+from probex_jax.experts.evaluation import HOLDOUT, calibrated, evaluate
 from probex_jax.experts.expert import Expert, versions
-from probex_jax.experts.metrics import Score, accuracy, top_accuracy
+from probex_jax.experts.metrics import Score
 from probex_jax.experts.network import build_network
 from probex_jax.experts.ridge import Ridge, check_fitted, fit_ridge
 from probex_jax.experts.saving import Saver
 from probex_jax.experts.training import Recipe, Split, fit, initial_state, logits, right
 from probex_jax.files import claim, layer_folder, write_json
-from probex_jax.language import TextEncoder
 from probex_jax.layer_store import LayerStore
-
-HOLDOUT = "expert_val_holdout"
 
 
 @dataclass(frozen=True)
@@ -166,54 +164,6 @@ def _settings(
         "store_hash": store.hash,
         **({} if alignment is None else {"text": alignment.card(store)}),
     }
-
-
-def evaluate(
-    expert: Expert, store: LayerStore, split: str = "test", encoder: TextEncoder | None = None
-) -> tuple[Score, np.ndarray]:
-    """Accuracy of an expert on a split of a store.
-
-    Args:
-      expert: the expert.
-      store: matrices and labels of models of its tree.
-      split: name of the split.
-      encoder: of an expert aligned with text, its text encoder; None to find it by its card.
-
-    Returns:
-      The accuracy, and the logits [N, Y] of the models in the order of the split. Of an expert
-      aligned with text it is the share of models given to their class, the candidates being the
-      texts of the classes that it was trained on.
-
-    Raises:
-      ProbexError: if the store is of another tree or has other classes than the expert, no such
-        layer, or no such split.
-    """
-    if expert.card["head"] == "text":
-        expert.check_fits(store.tree, None)
-        classes = expert.card["classes"]
-        labels_N = store.class_indices(split, classes)
-        logits_NY = text_logits(expert, store, split, classes, encoder)
-        return top_accuracy(logits_NY, labels_N), logits_NY
-    expert.check_fits(store.tree, store.classes)
-    logits_NY = np.asarray(expert.logits(store.by_layer(split)))
-    return accuracy(logits_NY, store.targets(split)), logits_NY
-
-
-def load_experts(path: Path) -> dict[str, Expert]:
-    """The chosen expert as it was best on either kind of classes.
-
-    Args:
-      path: a work directory of a training, or one expert.
-
-    Returns:
-      "val" and "val_holdout": the same expert where only one was kept.
-
-    Raises:
-      ProbexError: as `Expert.load`.
-    """
-    expert = Expert.load(path)
-    held_out = Expert.load(path / HOLDOUT) if (path / HOLDOUT).is_dir() else expert
-    return {"val": expert, "val_holdout": held_out}
 
 
 def _split(store: LayerStore, layer: str, candidates: Candidates | None, name: str) -> Split:
@@ -342,6 +292,7 @@ def _choose(
         splits = {name: partial(candidates.among_all, name, "val_holdout") for name in names}
         kept[HOLDOUT], _ = _best(paths, splits, most)
     encoder = None if candidates is None else candidates.encoder
+    kept["expert"] = calibrated(kept["expert"], store, encoder)
     score, _ = evaluate(kept["expert"], store, "test", encoder)
     tested = {"test_accuracy": dataclasses.asdict(score)}
     if candidates is not None and store.has("test_holdout"):
@@ -361,6 +312,7 @@ def _choose(
         "val_accuracy_by_layer": by_layer,
         "left_out": dict(left_out),
         "committee_accuracy": kept["expert"].card["metrics"]["committee_accuracy"],
+        "calibration": kept["expert"].card["calibration"],
         **tested,
     }
     write_json(workdir / "metrics.json", metrics)

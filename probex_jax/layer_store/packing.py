@@ -23,7 +23,13 @@ from probex_jax.layer_store.common_layers import (
 )
 from probex_jax.layer_store.store import FORMAT, VERSION, LayerStore, check_held_out
 from probex_jax.matrices import LowRank, stack
-from probex_jax.model_files import LayerInfo, open_model, select_layers
+from probex_jax.model_files import (
+    LayerInfo,
+    fingerprint,
+    open_model,
+    select_layers,
+    stated_base,
+)
 from probex_jax.zoo import Zoo, ZooModel
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
@@ -59,6 +65,8 @@ class _Header:
     model: ZooModel
     layers: Mapping[str, LayerInfo]
     labels: tuple[str, ...]
+    fingerprint: str = ""
+    base: str = ""
     fault: str = ""
 
 
@@ -133,9 +141,10 @@ def pack(
 def _header(model: ZooModel) -> _Header:
     try:
         with open_model(model.path) as file:
-            return _Header(model, file.layers, model.labels_in(file))
+            labels = model.labels_in(file)
+            return _Header(model, file.layers, labels, fingerprint(file), stated_base(file))
     except ProbexError as error:
-        return _Header(model, {}, (), str(error))
+        return _Header(model, {}, (), fault=str(error))
 
 
 def _create(
@@ -281,7 +290,9 @@ class _Packer:
             with open_model(header.model.path) as file:
                 if layer_faults(file.layers, self._layers):
                     raise ProbexError(f"{header.model.path}: changed while it was packed")
-                return {name: file.matrix(name) for name in self._layers}
+                matrices = {name: file.matrix(name) for name in self._layers}
+                file.check_unchanged()
+                return matrices
         except ProbexError as error:
             return str(error)
 
@@ -309,6 +320,8 @@ class _Packer:
             **self._line(header, "packed"),
             "row": row,
             "labels": header.labels,
+            "fingerprint": header.fingerprint,
+            "base": header.base,
             "content_hash": content.hexdigest(),
             "layers": dict.fromkeys(matrices, "packed"),
         }

@@ -20,7 +20,10 @@ from probex_jax.matrices import LowRank
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
 FORMAT = "probex_jax layer store"
-VERSION = 2
+VERSION = 3
+
+# Fields of a line in models.jsonl that are texts.
+_TEXTS = ("id", "split", "source", "fingerprint", "base", "content_hash")
 
 # What `blocks` reads at once.
 _BLOCK_BYTES = 64 * 2**20
@@ -36,6 +39,8 @@ class StoredModel:
       split: "train", "val", "test", "val_holdout" or "test_holdout".
       labels: the classes it was trained on.
       source: the path it was packed from.
+      fingerprint: of its architecture (`model_files.fingerprint`).
+      base: the model that it was fine-tuned from, as its file or folder says; or "".
       content_hash: SHA-256 of its packed matrices.
     """
 
@@ -44,6 +49,8 @@ class StoredModel:
     split: str
     labels: tuple[str, ...]
     source: str
+    fingerprint: str
+    base: str
     content_hash: str
 
 
@@ -96,7 +103,7 @@ class LayerStore:
         self.skipped = {id: reason for id, reason in skipped.items() if id not in packed}
 
     def _model(self, line: dict[str, Any]) -> StoredModel:
-        texts = {name: _of(str, line[name]) for name in ("id", "split", "source", "content_hash")}
+        texts = {name: _of(str, line[name]) for name in _TEXTS}
         labels = tuple(_of(list, line["labels"]))
         if not set(labels) <= set(self.classes):
             raise ValueError(f"{texts['id']}: labels outside the class list")

@@ -2,13 +2,22 @@
 
 `open_model` finds the files (`locate`), reads their headers (`safetensors_header`), decides what
 is a layer and in which canonical form (`layers`; `lora` for updates kept as factors), and reads
-single matrices (`model_file`).
+single matrices (`model_file`). `architecture` tells which models may be of one tree.
 `select_layers` picks layers by name, number or pattern; `literal_strings` reads a list of class
 names out of metadata. All text of strangers passes through `untrusted_text`.
 """
 
+from probex_jax.model_files.architecture import fingerprint, stated_base
 from probex_jax.model_files.layers import LayerInfo, select_layers
 from probex_jax.model_files.model_file import ModelFile, open_model
 from probex_jax.model_files.untrusted_text import literal_strings
 
-__all__ = ["LayerInfo", "ModelFile", "literal_strings", "open_model", "select_layers"]
+__all__ = [
+    "LayerInfo",
+    "ModelFile",
+    "fingerprint",
+    "literal_strings",
+    "open_model",
+    "select_layers",
+    "stated_base",
+]

@@ -25,6 +25,13 @@ class ByteRanges:
             self.close()
             raise ProbexError(f"{path}: not a regular file")
         self.size = status.st_size
+        self._written = status.st_mtime_ns
+
+    def check_unchanged(self) -> None:
+        """Raises a ProbexError if the file was written to since it was opened."""
+        status = os.fstat(self._descriptor)
+        if (status.st_size, status.st_mtime_ns) != (self.size, self._written):
+            raise ProbexError(f"{self.path}: changed while it was read; try again")
 
     def read(self, begin: int, end: int) -> np.ndarray:
         """The bytes `begin:end` as a new array of uint8."""

@@ -61,6 +61,7 @@ class ModelFile:
 
     Attributes:
       path: what was opened.
+      folder: where its files lie, and those that describe it.
       layers: name to LayerInfo, the names sorted as text.
       left_out: name of every tensor that is in no layer, to the reason why.
       tensors: name of every tensor to its dtype and shape.
@@ -80,7 +81,7 @@ class ModelFile:
 
     def __init__(self, path: Path, location: Location, shards: Sequence[_Shard]):
         self.path = path
-        self._folder = location.folder
+        self.folder = location.folder
         self._shards = tuple(shards)
         self._shard_of = _tensors_of(location, shards)
         self.metadata: Mapping[str, str] = MappingProxyType(_merged_metadata(shards))
@@ -121,10 +122,26 @@ class ModelFile:
         Raises:
           ProbexError: if the file is over 16 MiB or is no JSON object.
         """
-        path = self._folder / "config.json"
+        return self.beside("config.json")
+
+    def beside(self, name: str) -> dict[str, Any]:
+        """A JSON file in the model's folder, or {} where there is none.
+
+        Args:
+          name: of the file, such as "adapter_config.json".
+
+        Raises:
+          ProbexError: if the file is over 16 MiB or is no JSON object.
+        """
+        path = self.folder / name
         if not (path.exists() or path.is_symlink()):
             return {}
         return json_object(read_small(path, _MAX_CONFIG_BYTES), str(path))
+
+    def factors(self, name: str) -> tuple[str, str]:
+        """Names of the tensors `up` and `down` of a layer of kind "lora"."""
+        pair = self._factors[name]
+        return pair.up, pair.down
 
     def matrix(self, name: str) -> np.ndarray | LowRank:
         """Reads one layer, and no other bytes of the file.
@@ -164,16 +181,49 @@ class ModelFile:
         """
         if name not in self.tensors:
             raise ProbexError(f"{self.path}: no tensor {quoted(name)}")
+        tensor = self.tensors[name]
+        return self._values(name, [(0, tensor.end - tensor.begin)]).reshape(tensor.shape)
+
+    def rows(self, name: str, rows: Sequence[int]) -> np.ndarray:
+        """Reads some rows of one layer, and no other bytes of its tensor.
+
+        Args:
+          name: one of `layers`.
+          rows: their numbers, from 0 to H - 1.
+
+        Returns:
+          float32 [len(rows), W]; of a LoRA those of the update, multiplied out.
+
+        Raises:
+          ProbexError: as `matrix`.
+          ValueError: if the model was closed, or there is no such row.
+        """
+        if name not in self.layers:
+            raise self._no_layer(name)
+        height, width = self.layers[name].shape
+        if not all(0 <= row < height for row in rows):
+            raise ValueError(f"{name}: rows {rows} of {height}")
+        if name not in self._factors:
+            return self._rows(name, rows, width)
+        pair = self._factors[name]
+        rank = self.tensors[pair.up].shape[1]
+        return self._rows(pair.up, rows, rank) @ self.tensor(pair.down)
+
+    def _rows(self, tensor: str, rows: Sequence[int], width: int) -> np.ndarray:
+        size = width * _dtype(self.tensors[tensor], tensor, self.path).itemsize
+        parts = [(row * size, (row + 1) * size) for row in rows]
+        return self._values(tensor, parts).reshape(len(rows), width)
+
+    def _values(self, name: str, parts: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Ranges of bytes of a tensor as one vector of float32."""
         tensor, shard = self.tensors[name], self._shard_of[name]
-        if tensor.dtype not in _NUMPY_DTYPES:
-            raise ProbexError(
-                f"{shard.path}: tensor {quoted(name)} is of {tensor.dtype}, expected one of "
-                f"{', '.join(_NUMPY_DTYPES)}"
-            )
-        data = shard.bytes.read(shard.data_begin + tensor.begin, shard.data_begin + tensor.end)
+        dtype = _dtype(tensor, name, shard.path)
+        begin = shard.data_begin + tensor.begin
+        read = [shard.bytes.read(begin + first, begin + last) for first, last in parts]
+        data = read[0] if len(read) == 1 else np.concatenate(read)
         # Values too large for float32 become infinite here, and are found below.
         with np.errstate(all="ignore"):
-            array = data.view(_NUMPY_DTYPES[tensor.dtype]).astype(np.float32, copy=False)
+            array = data.view(dtype).astype(np.float32, copy=False)
             # NaN goes through min and max; two passes without a temporary array.
             finite = not array.size or (np.isfinite(array.min()) and np.isfinite(array.max()))
         if not finite:
@@ -182,7 +232,12 @@ class ModelFile:
                 f"{shard.path}: layer {quoted(name)}: {bad} of {array.size} values are NaN or "
                 "infinite in float32, expected finite weights"
             )
-        return array.reshape(tensor.shape)
+        return array
+
+    def check_unchanged(self) -> None:
+        """Raises a ProbexError if a file was written to since the model was opened."""
+        for shard in self._shards:
+            shard.bytes.check_unchanged()
 
     def _no_layer(self, name: str) -> ProbexError:
         if name in self.left_out:
@@ -249,6 +304,15 @@ def open_model(path: str | os.PathLike[str]) -> ModelFile:
             raise ProbexError(f"{path}: cannot be read: {error.strerror}") from error
         on_error.pop_all()
     return model
+
+
+def _dtype(tensor: TensorInfo, name: str, path: Path) -> np.dtype:
+    if tensor.dtype not in _NUMPY_DTYPES:
+        raise ProbexError(
+            f"{path}: tensor {quoted(name)} is of {tensor.dtype}, expected one of "
+            f"{', '.join(_NUMPY_DTYPES)}"
+        )
+    return _NUMPY_DTYPES[tensor.dtype]
 
 
 def _tensors_of(location: Location, shards: Sequence[_Shard]) -> dict[str, _Shard]:

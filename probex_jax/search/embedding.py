@@ -11,20 +11,16 @@ from typing import Any
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.experts import Expert
-from probex_jax.matrices import LowRank, stack
+from probex_jax.experts import Expert, Read, batch_size, in_batches
+from probex_jax.matrices import stack
 from probex_jax.model_files import open_model
 from probex_jax.model_files.locate import SINGLE, locate
 from probex_jax.model_files.untrusted_text import is_unicode
 from probex_jax.search.folders import FoundModel, files_of, model_path
 from probex_jax.search.table import unit
 
-# Models that are embedded by one compiled call, less where their matrices are large.
-_BATCH_MODELS = 32
-_BATCH_BYTES = 256 * 2**20
 _READERS = 4
 
-Matrices = dict[str, np.ndarray | LowRank]  # of one model, by layer
 Row = dict[str, Any]
 
 
@@ -48,15 +44,14 @@ def embedded(
       In the place of the vector None for a model that is known as it is now, and a ProbexError
       for one that cannot be embedded.
     """
-    model_bytes = sum(4 * height * width for height, width in expert.layers.values())
-    size = max(1, min(_BATCH_MODELS, _BATCH_BYTES // model_bytes))
+    size = batch_size(expert.layers, len(models))
     waiting = iter(models)
     with ThreadPoolExecutor(_READERS) as readers:
         while batch := list(islice(waiting, size)):
             read = list(readers.map(lambda model: _read(expert, model, known), batch))
-            vectors = _encoded(expert, [m for _, m in read if isinstance(m, dict)], size)
+            vectors = _encoded(expert, [m for _, m in read if isinstance(m, Mapping)], size)
             for model, (row, result) in zip(batch, read, strict=True):
-                yield model, row, next(vectors) if isinstance(result, dict) else result
+                yield model, row, next(vectors) if isinstance(result, Mapping) else result
 
 
 def key(path: Path) -> str:
@@ -83,7 +78,7 @@ def is_there(path: Path) -> bool:
 
 def _read(
     expert: Expert, model: FoundModel, known: Mapping[str, str]
-) -> tuple[Row, Matrices | ProbexError | None]:
+) -> tuple[Row, Read | ProbexError | None]:
     row: Row = {name: getattr(model, name) for name in ("id", "tree", "split")}
     row["path"] = key(model.path)
     try:
@@ -108,7 +103,7 @@ def _labels(model: FoundModel) -> list[str]:
             return []
 
 
-def _read_weights(expert: Expert, path: Path) -> Matrices:
+def _read_weights(expert: Expert, path: Path) -> Read:
     with open_model(path) as file:
         return expert.read(file)
 
@@ -125,31 +120,14 @@ def _stamp(model: FoundModel) -> str:
 
 
 def _encoded(
-    expert: Expert, models: Sequence[Matrices], size: int
+    expert: Expert, models: Sequence[Read], size: int
 ) -> Iterator[np.ndarray | ProbexError]:
     """Unit vectors of up to `size` models, in order, from calls of `size` models each."""
-    # A layer is kept as factors in some models and multiplied out in others.
-    kinds: dict[tuple[bool, ...], list[int]] = {}
-    for place, matrices in enumerate(models):
-        kind = tuple(isinstance(matrix, LowRank) for matrix in matrices.values())
-        kinds.setdefault(kind, []).append(place)
     vectors: dict[int, np.ndarray] = {}
-    for places in kinds.values():
-        alike = {
-            layer: _filled([models[place][layer] for place in places], size)
-            for layer in expert.layers
-        }
-        vectors |= zip(places, np.asarray(expert.encode(alike)), strict=False)
+    for places, batch in in_batches(expert, models, size):
+        vectors |= zip(places, np.asarray(expert.encode(batch)), strict=False)
     for place in range(len(models)):
         try:
             yield unit(vectors[place])
         except ProbexError:
             yield ProbexError("its representation is zero or not finite")
-
-
-def _filled(matrices: list[Any], size: int) -> np.ndarray | LowRank:
-    """A batch of `size`, the last ones being copies; ranks are powers of two, to compile few."""
-    rank = None
-    if isinstance(matrices[0], LowRank):
-        rank = 1 << (max(matrix.up.shape[-1] for matrix in matrices) - 1).bit_length()
-    return stack([*matrices, *[matrices[0]] * (size - len(matrices))], rank)

@@ -58,16 +58,33 @@ class ZooModel:
         """
         if self.stated is not None:
             return _distinct_texts(self.stated, f"{self.path}: labels in labels.json")
-        if LABELS_KEY in model.metadata:
-            where = f"{self.path}: {LABELS_KEY}"
-            return _distinct_texts(literal_strings(model.metadata[LABELS_KEY], where), where)
-        for key in LABEL_KEYS:
-            if key in model.metadata:
-                return _distinct_texts([model.metadata[key].strip()], f"{self.path}: {key}")
-        raise ProbexError(
-            f"{self.path}: no label: expected {LABELS_KEY!r}, {LABEL_KEYS[0]!r} or "
-            f"{LABEL_KEYS[1]!r} in the file's metadata or an entry in the zoo's labels.json"
-        )
+        labels, key = stated_in_metadata(model)
+        if not key:
+            raise ProbexError(
+                f"{self.path}: no label: expected {LABELS_KEY!r}, {LABEL_KEYS[0]!r} or "
+                f"{LABEL_KEYS[1]!r} in the file's metadata or an entry in the zoo's labels.json"
+            )
+        return labels
+
+
+def stated_in_metadata(model: ModelFile) -> tuple[tuple[str, ...], str]:
+    """The classes that a file's metadata says it was trained on, and the key that says so.
+
+    Returns:
+      Nothing, and "", where no key says.
+
+    Raises:
+      ProbexError: if what it says is no list of distinct texts.
+    """
+    if LABELS_KEY in model.metadata:
+        where = f"{model.path}: {LABELS_KEY}"
+        return _distinct_texts(
+            literal_strings(model.metadata[LABELS_KEY], where), where
+        ), LABELS_KEY
+    for key in LABEL_KEYS:
+        if key in model.metadata:
+            return _distinct_texts([model.metadata[key].strip()], f"{model.path}: {key}"), key
+    return (), ""
 
 
 @dataclass(frozen=True)

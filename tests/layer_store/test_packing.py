@@ -340,7 +340,7 @@ class TestReading:
     def test_another_version(self, store):
         about = json.loads((store / "store.json").read_text())
         (store / "store.json").write_text(json.dumps(about | {"version": 99}))
-        with pytest.raises(px.ProbexError, match="store of version 99, expected 2"):
+        with pytest.raises(px.ProbexError, match="store of version 99, expected 3"):
             px.LayerStore.open(store)
 
     @pytest.mark.parametrize(

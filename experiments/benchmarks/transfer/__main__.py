@@ -1,0 +1,70 @@
+"""What a linear classifier of weights loses from tree to tree, on trees of one architecture.
+
+One and the same ridge regression on the entries of one layer is trained within a tree, on all trees
+together, and on other trees than the tested one; and models of a second tree join those of a first.
+
+Example:
+  python -m experiments.benchmarks.transfer --stores=out/stores/MiniSupViT,out/stores/MiniMAE \
+    --test_store=out/stores/MiniSupViT-seed1 --results=results
+"""
+
+import time
+from itertools import permutations
+from pathlib import Path
+
+from absl import flags
+
+import probex_jax as px
+from experiments import cli
+from experiments.benchmarks.transfer import measure, report
+from probex_jax.errors import ProbexError
+
+_STORES = flags.DEFINE_list("stores", None, "Stores of the forest, two or more.", required=True)
+_TEST_STORE = flags.DEFINE_string("test_store", None, "Store of one more tree.", required=True)
+_RESULTS = flags.DEFINE_string("results", None, "Folder of the results.", required=True)
+_OWN = flags.DEFINE_multi_integer("own", [50, 420], "Models of a tree that others join.")
+_JOINING = flags.DEFINE_multi_integer("joining", [0, 50, 100, 200, 420], "Models that join.")
+_DRAWS = flags.DEFINE_integer("draws", 5, "Draws of these models.")
+
+
+def main() -> None:
+    start = time.perf_counter()
+    stores = [px.LayerStore.open(path) for path in (*_STORES.value, _TEST_STORE.value)]
+    if len(stores) < 3:
+        raise ProbexError("--stores: name the stores of two trees or more")
+    if _DRAWS.value < 1 or _JOINING.value[0] != 0:
+        raise ProbexError("--draws must be 1 or more, and --joining begin with 0")
+    layers = measure.shared_layers(stores)
+    by_layer: dict[str, dict[str, dict[str, measure.Outcome]]] = {}
+    with cli.progress(len(layers), "layers", "layer") as bar:
+        for layer in layers:
+            *forest, unseen = (measure.Tree.read(store, layer) for store in stores)
+            by_layer[layer] = measure.settings(forest, unseen)
+            bar.update()
+    layer = max(by_layer, key=lambda name: measure.validation_within(by_layer[name]))
+    found = report.Found(
+        layer=layer,
+        by_layer=by_layer,
+        joined=_joined(stores[:-1], layer),
+        hashes={store.path.name: store.hash for store in stores},
+        seeds=tuple(range(_DRAWS.value)),
+        seconds=time.perf_counter() - start,
+    )
+    print(report.write(found, Path(_RESULTS.value)))
+
+
+def _joined(stores: list[px.LayerStore], layer: str) -> list[report.Joined]:
+    trees = [measure.Tree.read(store, layer) for store in stores]
+    cases = [(*pair, own) for pair in permutations(trees, 2) for own in _OWN.value]
+    found = []
+    with cli.progress(len(cases), "negative transfer", "case") as bar:
+        for tree, other, own in cases:
+            seeds = range(_DRAWS.value)
+            for count, seed, outcome in measure.joined(tree, other, own, _JOINING.value, seeds):
+                found.append(report.Joined(tree.name, other.name, own, count, seed, outcome))
+            bar.update()
+    return found
+
+
+if __name__ == "__main__":
+    cli.run(main)

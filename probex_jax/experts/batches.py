@@ -1,0 +1,66 @@
+"""Models of a stream in batches of few shapes, so that few programs are compiled."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from probex_jax.experts.expert import Expert
+from probex_jax.matrices import LowRank, stack
+
+# Models that one compiled call takes, less where their matrices are large.
+_MODELS = 32
+_BYTES = 256 * 2**20
+
+# What an expert reads of one model, by layer.
+Read = Mapping[str, np.ndarray | LowRank]
+
+
+def batch_size(layers: Mapping[str, tuple[int, int]], models: int) -> int:
+    """How many models a call should take, of so many that there are: a power of two.
+
+    Args:
+      layers: what is read of each: names to (H, W).
+      models: how many there are.
+    """
+    model_bytes = sum(4 * height * width for height, width in layers.values())
+    most = max(1, min(_MODELS, _BYTES // model_bytes))
+    return min(1 << (most.bit_length() - 1), 1 << (max(models, 1) - 1).bit_length())
+
+
+def in_batches(
+    expert: Expert, models: Sequence[Read], size: int
+) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """Stacks what was read of models, for `Expert.encode` and its like.
+
+    Args:
+      expert: what will read them.
+      models: from `Expert.read`.
+      size: of every batch; the last ones are filled up with copies.
+
+    Yields:
+      Places in `models`, at most `size`, and the matrices [size, H, W] by layer, in whose first
+      rows these models are. Models that keep a layer as factors are not mixed with others.
+    """
+    kinds: dict[tuple[bool, ...], list[int]] = {}
+    for place, matrices in enumerate(models):
+        kind = tuple(isinstance(matrix, LowRank) for matrix in matrices.values())
+        kinds.setdefault(kind, []).append(place)
+    for places in kinds.values():
+        for start in range(0, len(places), size):
+            batch = places[start : start + size]
+            yield (
+                batch,
+                {
+                    layer: _filled([models[place][layer] for place in batch], size)
+                    for layer in expert.layers
+                },
+            )
+
+
+def _filled(matrices: list[Any], size: int) -> np.ndarray | LowRank:
+    """A batch of `size`, the last ones being copies; ranks are powers of two, to compile few."""
+    rank = None
+    if isinstance(matrices[0], LowRank):
+        rank = 1 << (max(matrix.up.shape[-1] for matrix in matrices) - 1).bit_length()
+    return stack([*matrices, *[matrices[0]] * (size - len(matrices))], rank)

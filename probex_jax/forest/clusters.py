@@ -1,0 +1,160 @@
+"""Which models descend from one ancestor: Ward clustering of their sketches, and a cut.
+
+Fine-tuning moves weights little: two models of one tree have most of their weights in common, and
+models that were trained from scratch apart have nothing in common. So with means c and c' of two
+clusters
+
+    |c - c'|^2 / (|c|^2 + |c'|^2)
+
+is near 0 within a tree and near 1 between trees, whatever their sizes. Clusters that Ward's method
+joins are of one tree while this is below one half; how many trees there are is what comes out.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.cluster.hierarchy import linkage
+
+# Two models at half the squared distance of unrelated ones have a cosine of one half.
+_RELATED = 0.5
+# Models that are clustered together by Ward's method, which takes memory for their square.
+WARD_MODELS = 2048
+
+
+@dataclass
+class Cluster:
+    """Models of one tree.
+
+    Args:
+      centre: [D], their mean.
+      members: numbers of the models, in the order in which they were given.
+    """
+
+    centre: np.ndarray
+    members: list[int]
+
+    def join(self, other: "Cluster") -> None:
+        """Takes in the models of another."""
+        ours, theirs = len(self.members), len(other.members)
+        self.centre = (ours * self.centre + theirs * other.centre) / (ours + theirs)
+        self.members += other.members
+
+
+class Clusters:
+    """Trees found in a stream of sketches of one architecture; bounded memory, one pass.
+
+    The first models are clustered by Ward's method; of those that come later each goes to the
+    nearest centre that it is related to, and the others wait until there are as many again.
+
+    Args:
+      one_tree: whether they are all of one tree: LoRAs, whose weights share no ancestor.
+      ward_models: how many are clustered at once.
+
+    Example:
+      >>> rng = np.random.default_rng(0)
+      >>> roots = rng.normal(size=(2, 64))
+      >>> found = Clusters()
+      >>> for number in range(20):
+      ...     found.add(number, roots[number % 2] + 0.1 * rng.normal(size=64))
+      >>> [cluster.members[:3] for cluster in found.finish()]
+      [[0, 2, 4], [1, 3, 5]]
+    """
+
+    def __init__(self, *, one_tree: bool = False, ward_models: int = WARD_MODELS):
+        self._one_tree, self._ward_models = one_tree, ward_models
+        self._clusters: list[Cluster] = []
+        self._centres_CD = np.empty([0, 0])
+        self._waiting: list[Cluster] = []
+
+    def add(self, number: int, sketch: np.ndarray) -> None:
+        """Takes one model: its number, and its sketch [D]."""
+        model = Cluster(np.asarray(sketch, np.float64), [number])
+        if self._one_tree and self._clusters:
+            self._clusters[0].join(model)
+        elif self._one_tree:
+            self._clusters = [model]
+        elif (home := self._home(model)) is not None:
+            home.members.append(number)  # the centre stays: it is of many models already
+        else:
+            self._waiting.append(model)
+            if len(self._waiting) == self._ward_models:
+                self._settle()
+
+    def finish(self) -> list[Cluster]:
+        """The clusters, those of the first models first."""
+        self._settle()
+        for cluster in self._clusters:
+            cluster.members.sort()
+        return sorted(self._clusters, key=lambda cluster: cluster.members[0])
+
+    def _home(self, model: Cluster) -> Cluster | None:
+        """The settled cluster that models are of."""
+        if not len(self._centres_CD):
+            return None
+        inner_C = self._centres_CD @ model.centre
+        squares_C = np.sum(self._centres_CD**2, axis=1)
+        home = _related(inner_C, squares_C, float(np.sum(model.centre**2)))
+        return None if home is None else self._clusters[home]
+
+    def _settle(self) -> None:
+        """Clusters the models that wait, none of which was related to what is settled already."""
+        for tree in _trees(self._waiting):
+            home = self._home(tree)
+            if home is None:
+                self._clusters.append(tree)
+            else:
+                home.join(tree)
+        self._waiting = []
+        if self._clusters:
+            self._centres_CD = np.stack([cluster.centre for cluster in self._clusters])
+
+
+def _trees(models: list[Cluster]) -> list[Cluster]:
+    """The trees of single models: Ward's joins, but none of clusters that are not related."""
+    if len(models) < 2:
+        return models
+    centres_ND = np.stack([model.centre for model in models])
+    # Inner products of the centres, kept up to date as clusters are joined.
+    inner_NN = centres_ND @ centres_ND.T
+    found = {number: [number] for number in range(len(models))}
+    for step, pair in enumerate(linkage(_distances(centres_ND), "ward")[:, :2].astype(int)):
+        trees, others = sorted((found.pop(number) for number in pair), key=len, reverse=True)
+        for other in others:
+            home = _related(
+                inner_NN[other, trees], np.diag(inner_NN)[trees], inner_NN[other, other]
+            )
+            if home is None:
+                trees.append(other)
+                continue
+            ours, theirs = (len(models[number].members) for number in (trees[home], other))
+            models[trees[home]].join(models[other])
+            for view_NN in (inner_NN, inner_NN.T):
+                both_N = ours * view_NN[trees[home]] + theirs * view_NN[other]
+                view_NN[trees[home]] = both_N / (ours + theirs)
+        found[len(models) + step] = trees
+    [trees] = found.values()
+    return [models[number] for number in trees]
+
+
+def _related(inner_C: np.ndarray, squares_C: np.ndarray, square: float) -> int | None:
+    """Which centre is the nearest, if more than half of the weights are in common with it.
+
+    Args:
+      inner_C: inner products with the centres.
+      squares_C, square: the centres' squared lengths, and one's own.
+    """
+    if not len(inner_C):
+        return None
+    apart_C = squares_C + square - 2 * inner_C
+    nearest = int(np.argmin(apart_C))
+    return nearest if apart_C[nearest] < _RELATED * (squares_C[nearest] + square) else None
+
+
+def _distances(sketches_ND: np.ndarray) -> np.ndarray:
+    """Distances [N (N - 1) / 2] of all pairs, as SciPy orders them."""
+    # About their mean, where squares are small and nothing is lost in their differences.
+    centred_ND = sketches_ND - sketches_ND.mean(axis=0)
+    squares_N = np.sum(centred_ND**2, axis=1)
+    squared_NN = squares_N[:, None] + squares_N - 2 * (centred_ND @ centred_ND.T)
+    pairs = np.triu_indices(len(sketches_ND), 1)
+    return np.sqrt(np.maximum(squared_NN[pairs], 0.0))

@@ -1,0 +1,185 @@
+"""What is said of a model that nobody described: predictions, and what its file says, compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from probex_jax.forest.router import Route
+from probex_jax.forest.stated import Stated
+
+_LEAST_PROBABILITY = 1e-9
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class that a model may have been trained on.
+
+    Args:
+      label: the class.
+      text: the words for it.
+      probability: calibrated.
+    """
+
+    label: str
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A documented model whose weights are represented alike.
+
+    Args:
+      id: its name in the index.
+      similarity: cosine of the representations.
+      text: what it was trained on, in words.
+      path: where it is.
+    """
+
+    id: str
+    similarity: float
+    text: str
+    path: str
+
+
+@dataclass(frozen=True)
+class ExpertFacts:
+    """Which expert answered, and how far it may be believed.
+
+    Args:
+      hash: of the expert.
+      layers: what it read.
+      encoder: its name.
+      n_train: models it was trained on.
+      accuracy: on test models, as {"value", "low", "high", "n_models"}; None where not measured.
+      calibration_error: after calibration, by split.
+      chosen: "several" where it gives a probability to each class for itself, "one" where it
+        chooses among them.
+    """
+
+    hash: str
+    layers: tuple[str, ...]
+    encoder: str
+    n_train: int
+    accuracy: Mapping[str, Any] | None
+    calibration_error: Mapping[str, float]
+    chosen: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Predicted against stated.
+
+    Args:
+      n_right: classes of which both say the same.
+      n_classes: how many the expert knows.
+      missed: stated, but not predicted.
+      extra: predicted, but not stated.
+      unknown: stated, but no class that the expert knows.
+      surprise: mean of -log of the probability of what is stated, over the classes; of the one
+        stated class where the expert chooses among them.
+    """
+
+    n_right: int
+    n_classes: int
+    missed: tuple[Prediction, ...]
+    extra: tuple[Prediction, ...]
+    unknown: tuple[str, ...]
+    surprise: float
+
+
+@dataclass(frozen=True)
+class Description:
+    """What was found out about one model.
+
+    Args:
+      id: its name.
+      path: where it is.
+      stated: what its own files say.
+      route: its tree, or why that is unknown.
+      root: name of the tree's root; "" where unknown.
+      predictions: every class that the tree's expert knows, the most probable first; none where
+        the tree is unknown or has no expert.
+      expert: who predicted.
+      neighbours: the nearest documented models; None where no index was given.
+    """
+
+    id: str
+    path: str
+    stated: Stated
+    route: Route
+    root: str = ""
+    predictions: tuple[Prediction, ...] = ()
+    expert: ExpertFacts | None = None
+    neighbours: tuple[Neighbour, ...] | None = None
+
+    @property
+    def tree(self) -> str:
+        """Name of the model's tree, "" for an unknown one."""
+        return self.route.tree
+
+    @property
+    def predicted(self) -> tuple[Prediction, ...]:
+        """What it was trained on: classes at probability one half or more, or the likeliest one."""
+        if self.expert is not None and self.expert.chosen == "one":
+            return self.predictions[:1]
+        return tuple(p for p in self.predictions if p.probability >= 0.5)
+
+    @cached_property
+    def comparison(self) -> Comparison | None:
+        """Predicted against stated; None where either says nothing."""
+        return self.compared_with(self.stated.labels)
+
+    def compared_with(self, labels: Sequence[str]) -> Comparison | None:
+        """Predicted against labels from elsewhere; None where there is nothing to compare.
+
+        Args:
+          labels: the classes that the model is said to be of, by their names or words.
+        """
+        if not labels or not self.predictions or self.expert is None:
+            return None
+        said = {_plain(label): label for label in labels}
+        stated = {
+            p.label for p in self.predictions if {_plain(p.label), _plain(p.text)} & said.keys()
+        }
+        predicted = {p.label for p in self.predicted}
+        known = {_plain(name) for p in self.predictions for name in (p.label, p.text)}
+        return Comparison(
+            n_right=sum((p.label in stated) == (p.label in predicted) for p in self.predictions),
+            n_classes=len(self.predictions),
+            missed=tuple(p for p in self.predictions if p.label in stated - predicted),
+            extra=tuple(p for p in self.predictions if p.label in predicted - stated),
+            unknown=tuple(label for plain, label in said.items() if plain not in known),
+            surprise=self._surprise(stated, self.expert.chosen),
+        )
+
+    def _surprise(self, stated: set[str], chosen: str) -> float:
+        if chosen == "one":
+            among = [p.probability for p in self.predictions if p.label in stated]
+            return -math.log(max(sum(among), _LEAST_PROBABILITY))
+        losses = [
+            -math.log(
+                max(p.probability if p.label in stated else 1 - p.probability, _LEAST_PROBABILITY)
+            )
+            for p in self.predictions
+        ]
+        return sum(losses) / len(losses)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, as JSON values."""
+        value = dataclasses.asdict(self)
+        value["tree"] = self.tree
+        value["predicted"] = [p.label for p in self.predicted]
+        compared = self.comparison
+        value["comparison"] = None if compared is None else dataclasses.asdict(compared)
+        return value
+
+
+def _plain(label: str) -> str:
+    """A class name without what nobody means by it."""
+    return " ".join(label.replace("_", " ").casefold().split())

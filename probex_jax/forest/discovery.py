@@ -1,0 +1,147 @@
+"""Discovering the trees among anyone's models: one pass, bounded memory, each file read once."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from probex_jax.errors import ProbexError
+from probex_jax.forest.clusters import WARD_MODELS, Clusters
+from probex_jax.forest.sketch import Sketch
+from probex_jax.model_files import fingerprint, open_model, stated_base
+from probex_jax.model_files.architecture import base_key
+
+_READERS = 4
+_AHEAD = 64  # models that are read before they are needed
+
+
+@dataclass(frozen=True)
+class FoundTree:
+    """A tree that was discovered.
+
+    Args:
+      fingerprint: of its architecture.
+      base: what most of its models that say so call their ancestor; "" where none does.
+      is_lora: whether they are LoRAs.
+      members: numbers of its models, in the order in which they were given.
+    """
+
+    fingerprint: str
+    base: str
+    is_lora: bool
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What `discover` found.
+
+    Args:
+      trees: the trees, those of the most models first.
+      failed: number of every model that could not be read, to the reason.
+    """
+
+    trees: tuple[FoundTree, ...]
+    failed: dict[int, str]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    fingerprint: str
+    base: str
+    is_lora: bool
+    sketch_D: np.ndarray
+
+
+def discover(
+    paths: Iterable[str | Path],
+    *,
+    ward_models: int = WARD_MODELS,
+    on_model: Callable[[str], None] = lambda reason: None,
+) -> Discovery:
+    """Finds which models descend from one ancestor; how many trees there are is what comes out.
+
+    Models of one architecture (`model_files.fingerprint`) are clustered by the L2 distance of a
+    few rows of their weights (`sketch`, `clusters`). LoRAs are of one tree if they change the same
+    layers of a model of the same name.
+
+    Args:
+      paths: of the models, as `open_model` takes them.
+      ward_models: how many of an architecture are clustered at once; memory is for as many.
+      on_model: called after each model with the reason why it could not be read, or "".
+
+    Returns:
+      The trees, and what could not be read.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> from safetensors.numpy import save_file
+      >>> folder, rng = pathlib.Path(tempfile.mkdtemp()), np.random.default_rng(0)
+      >>> roots, paths = rng.normal(size=(2, 8, 8)), []
+      >>> for number in range(6):
+      ...     weights = {"fc1.weight": roots[number % 2] + 0.1 * rng.normal(size=(8, 8))}
+      ...     paths.append(folder / f"{number}.safetensors")
+      ...     save_file(weights, paths[-1])
+      >>> [tree.members for tree in discover(paths).trees]
+      [(0, 2, 4), (1, 3, 5)]
+    """
+    groups: dict[tuple[str, str, bool], Clusters] = {}
+    bases: dict[int, str] = {}
+    failed: dict[int, str] = {}
+    for number, seen in enumerate(_all_seen(paths)):
+        if isinstance(seen, ProbexError):
+            failed[number] = str(seen)
+        else:
+            key = (seen.fingerprint, base_key(seen.base) if seen.is_lora else "", seen.is_lora)
+            if key not in groups:
+                groups[key] = Clusters(one_tree=seen.is_lora, ward_models=ward_models)
+            groups[key].add(number, seen.sketch_D)
+            if seen.base:
+                bases[number] = seen.base
+        on_model(failed.get(number, ""))
+    trees = [
+        FoundTree(architecture, _most(bases, cluster.members), is_lora, tuple(cluster.members))
+        for (architecture, _, is_lora), clusters in groups.items()
+        for cluster in clusters.finish()
+    ]
+    trees.sort(key=lambda tree: (-len(tree.members), tree.members[0]))
+    return Discovery(tuple(trees), failed)
+
+
+def _all_seen(paths: Iterable[str | Path]) -> Iterator[_Seen | ProbexError]:
+    """What is read of each model, in order, a few models ahead."""
+    sketches: dict[str, Sketch] = {}
+    waiting: deque[Future[_Seen | ProbexError]] = deque()
+    with ThreadPoolExecutor(_READERS) as readers:
+        for path in paths:
+            waiting.append(readers.submit(_see, Path(path), sketches))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _see(path: Path, sketches: dict[str, Sketch]) -> _Seen | ProbexError:
+    """Reads one model; `sketches` has that of each architecture."""
+    try:
+        with open_model(path) as model:
+            if not model.layers:
+                raise ProbexError(f"{path}: no layer to tell it by")
+            architecture = fingerprint(model)
+            layers = {name: layer.shape for name, layer in model.layers.items()}
+            # Equal for all of an architecture, whichever thread comes first.
+            sketch = sketches.setdefault(architecture, Sketch.of_layers(layers))
+            is_lora = any(layer.kind == "lora" for layer in model.layers.values())
+            return _Seen(architecture, stated_base(model), is_lora, sketch.of_model(model))
+    except ProbexError as error:
+        return error
+
+
+def _most(bases: dict[int, str], members: list[int]) -> str:
+    named = Counter(bases[number] for number in members if number in bases)
+    return named.most_common(1)[0][0] if named else ""

@@ -1,0 +1,299 @@
+"""A forest: the trees that are known, who tells a model's tree, and each tree's expert.
+
+    forest.json                        format and version
+    trees/<tree>/tree.json             the router's state but for its centres; which expert
+    trees/<tree>/arrays.safetensors    the centres; the embedded texts of an expert's classes
+    trees/<tree>/expert/               the expert or committee
+
+A tree is a folder of its own: growing the forest by another touches none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from probex_jax.errors import ProbexError
+from probex_jax.experts import Expert, Read, batch_size, in_batches
+from probex_jax.files import disk_errors
+from probex_jax.forest.description import Description, ExpertFacts, Neighbour, Prediction
+from probex_jax.forest.router import Route, TreeRouter, route
+from probex_jax.forest.stated import Stated, stated
+from probex_jax.model_files import open_model
+
+FORMAT = "probex_jax forest"
+VERSION = 1
+
+_READERS = 4
+
+# Nearest documented models of a model, given its path and its tree.
+Nearest = Callable[[Path, str], Sequence[Neighbour]]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was read of a model: all that its description is made of."""
+
+    stated: Stated
+    route: Route
+    matrices: Read | None
+
+
+class Tree:
+    """One tree of a forest.
+
+    Attributes:
+      path: its folder.
+      router: what tells its models.
+      about: its tree.json.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.about = json.loads((path / "tree.json").read_text())
+            if (version := self.about["version"]) != VERSION:
+                raise ProbexError(
+                    f"{path}: tree of version {version!r}, expected {VERSION}; grow it again"
+                )
+            self._arrays = _arrays(path / "arrays.safetensors", self.about["arrays_sha256"])
+            self.router = TreeRouter.from_json(self.about["router"], self._arrays["centres"])
+            shapes = self.about["expert"]["layers"] if self.about["expert"] else {}
+            self.layers = {name: (int(h), int(w)) for name, (h, w) in shapes.items()}
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise ProbexError(f"{path}: damaged tree ({error!r}); grow it again") from error
+        self._lock = threading.Lock()
+        self._expert: Expert | None = None
+
+    @property
+    def expert(self) -> Expert | None:
+        """The tree's expert; None for a tree that is only told from others.
+
+        Raises:
+          ProbexError: if it is damaged, or another than the one that the tree was grown with.
+        """
+        with self._lock:
+            if self._expert is None and self.about["expert"]:
+                self._expert = Expert.load(self.path / "expert")
+                if self._expert.hash != self.about["expert"]["hash"]:
+                    raise ProbexError(f"{self.path}: holds another expert; grow the tree again")
+        return self._expert
+
+    def predict(self, models: Sequence[Read], size: int) -> list[tuple[Prediction, ...]]:
+        """The probabilities of every class for what was read of models, in calls of `size`."""
+        expert = self.expert
+        assert expert is not None
+        classes, texts = expert.card["classes"], {}
+        if expert.card["head"] == "text":
+            texts = expert.text["texts"]
+        found: dict[int, tuple[Prediction, ...]] = {}
+        for places, batch in in_batches(expert, models, size):
+            p_NY = expert.probabilities(batch, self._arrays.get("texts"))
+            for place, p_Y in zip(places, p_NY, strict=False):
+                found[place] = tuple(
+                    Prediction(classes[y], texts.get(classes[y], classes[y]), float(p_Y[y]))
+                    for y in np.argsort(-p_Y, kind="stable")
+                )
+        return [found[place] for place in range(len(models))]
+
+    def facts(self) -> ExpertFacts:
+        """What a description says of the expert."""
+        expert = self.expert
+        assert expert is not None
+        card = expert.card
+        return ExpertFacts(
+            hash=expert.hash,
+            layers=tuple(expert.layers),
+            encoder=card.get("encoder", card)["name"] if "encoder" in card else "committee",
+            n_train=self.router.n_models,
+            accuracy=card.get("metrics", {}).get("test_accuracy"),
+            calibration_error=card["calibration"]["after"],
+            chosen="one" if card["head"] == "text" else "several",
+        )
+
+
+class Forest:
+    """Known trees and their experts; made by `grow`, opened with `Forest.load`.
+
+    Attributes:
+      path: the forest's folder.
+      trees: the trees by name.
+
+    Example:
+      >>> import pathlib, tempfile, numpy as np
+      >>> from safetensors.numpy import save_file
+      >>> from probex_jax import pack, scan
+      >>> from probex_jax.forest import grow
+      >>> folder, rng = pathlib.Path(tempfile.mkdtemp()), np.random.default_rng(0)
+      >>> root = rng.normal(size=(8, 8))
+      >>> (folder / "zoo" / "train").mkdir(parents=True)
+      >>> for number in range(5):
+      ...     weights = {"fc1.weight": (root + 0.1 * rng.normal(size=(8, 8))).astype("f4")}
+      ...     save_file(weights, folder / "zoo" / "train" / f"{number}.safetensors",
+      ...               {"dataset_chosen_targets": "['cat']"})
+      >>> _ = grow(folder / "forest", pack(scan(folder / "zoo"), folder / "store").store)
+      >>> forest = Forest.load(folder / "forest")
+      >>> forest.describe(folder / "zoo" / "train" / "3.safetensors").tree
+      'zoo'
+      >>> save_file({"fc1.weight": rng.normal(size=(8, 8)).astype("f4")}, folder / "x.safetensors")
+      >>> forest.describe(folder / "x.safetensors").tree
+      ''
+    """
+
+    def __init__(self, path: Path, trees: Mapping[str, Tree]):
+        self.path, self.trees = path, trees
+
+    @classmethod
+    def load(cls, path: str | Path) -> Forest:
+        """Opens a forest; experts are read when the first model of their tree comes.
+
+        Raises:
+          ProbexError: if there is no forest, or a damaged one.
+        """
+        path = Path(path)
+        try:
+            about = json.loads((path / "forest.json").read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            raise ProbexError(
+                f"{path}: no forest here; make one with experiments.grow_forest"
+            ) from None
+        except (ValueError, OSError) as error:
+            raise ProbexError(f"{path / 'forest.json'}: cannot be read: {error}") from error
+        version = about.get("version") if isinstance(about, dict) else None
+        if not isinstance(about, dict) or (about.get("format"), version) != (FORMAT, VERSION):
+            raise ProbexError(f"{path}: forest of version {version!r}, expected {VERSION}")
+        with disk_errors(path):
+            folders = sorted(path.glob("trees/[!.]*/tree.json"))
+        trees = [Tree(folder.parent) for folder in folders]
+        return cls(path, {tree.router.tree: tree for tree in trees})
+
+    def describe(self, path: str | Path, *, nearest: Nearest | None = None) -> Description:
+        """Describes one model.
+
+        Args:
+          path: as `open_model` takes it.
+          nearest: what finds its nearest documented models.
+
+        Raises:
+          ProbexError: if it cannot be read, or is of a tree but not of the shapes that the tree's
+            expert reads.
+        """
+        [found] = self.describe_all([path], nearest=nearest)
+        if isinstance(found, ProbexError):
+            raise found
+        return found
+
+    def describe_all(
+        self,
+        paths: Sequence[str | Path],
+        ids: Sequence[str] | None = None,
+        *,
+        nearest: Nearest | None = None,
+    ) -> Iterator[Description | ProbexError]:
+        """Describes models, several at a time: one compiled call for those of one tree.
+
+        Args:
+          paths: as `open_model` takes them.
+          ids: their names; None to take them from the paths.
+          nearest: what finds the nearest documented models of one of a known tree.
+
+        Yields:
+          In the order of the paths a description, or why there is none.
+        """
+        names = list(ids) if ids is not None else [_name(Path(path)) for path in paths]
+        shapes = [tree.layers for tree in self.trees.values() if tree.layers]
+        size = min((batch_size(layers, len(paths)) for layers in shapes), default=1)
+        waiting = iter(zip(map(Path, paths), names, strict=True))
+        with ThreadPoolExecutor(_READERS) as readers:
+
+            def read(batch: list[tuple[Path, str]]) -> list[Future[_Seen | ProbexError]]:
+                return [readers.submit(self._see, path) for path, _ in batch]
+
+            batch = list(islice(waiting, size))
+            futures = read(batch)
+            while batch:
+                # The next ones are read while these are described.
+                following = list(islice(waiting, size))
+                ahead = read(following)
+                seen = [future.result() for future in futures]
+                yield from self._described(batch, seen, size, nearest)
+                batch, futures = following, ahead
+
+    def _see(self, path: Path) -> _Seen | ProbexError:
+        """Reads what a description needs, the file being open once."""
+        try:
+            with open_model(path) as model:
+                where = route(model, [tree.router for tree in self.trees.values()])
+                expert = self.trees[where.tree].expert if where.tree else None
+                matrices = None if expert is None else expert.read(model)
+                seen = _Seen(stated(model), where, matrices)
+                model.check_unchanged()
+                return seen
+        except ProbexError as error:
+            return error
+
+    def _described(
+        self,
+        batch: Sequence[tuple[Path, str]],
+        seen: Sequence[_Seen | ProbexError],
+        size: int,
+        nearest: Nearest | None,
+    ) -> Iterator[Description | ProbexError]:
+        predictions: dict[int, tuple[Prediction, ...]] = {}
+        for name, tree in self.trees.items():
+            of_tree = {
+                place: one.matrices
+                for place, one in enumerate(seen)
+                if isinstance(one, _Seen) and one.route.tree == name and one.matrices is not None
+            }
+            if of_tree:
+                found = tree.predict(list(of_tree.values()), size)
+                predictions |= zip(of_tree, found, strict=True)
+        for place, ((path, name), one) in enumerate(zip(batch, seen, strict=True)):
+            if isinstance(one, ProbexError):
+                yield one
+                continue
+            description = Description(name, str(path), one.stated, one.route)
+            if not one.route.tree:
+                yield description
+                continue
+            tree = self.trees[one.route.tree]
+            description = dataclasses.replace(description, root=tree.router.root)
+            if place in predictions:
+                description = dataclasses.replace(
+                    description, predictions=predictions[place], expert=tree.facts()
+                )
+            if nearest is not None:
+                try:
+                    found_near = tuple(nearest(path, one.route.tree))
+                except ProbexError as error:
+                    yield error
+                    continue
+                description = dataclasses.replace(description, neighbours=found_near)
+            yield description
+
+
+def _arrays(path: Path, sha256: str) -> dict[str, np.ndarray]:
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise ProbexError(f"{path}: damaged: its content does not match its hash")
+    with open_model(path) as file:
+        return {name: file.tensor(name) for name in file.tensors}
+
+
+def _name(path: Path) -> str:
+    """What a model is called whose path is all that is known."""
+    path = path.resolve()
+    if path.name in ("model.safetensors", "pytorch_lora_weights.safetensors"):
+        path = path.parent
+    if path.parent.name == "snapshots":
+        path = path.parent.parent
+    return path.name.removesuffix(".safetensors")

@@ -1,0 +1,106 @@
+"""Growing a forest by a tree: a folder of its own, there whole or not at all."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from probex_jax.errors import ProbexError
+from probex_jax.experts import Expert, calibrated
+from probex_jax.experts.alignment import class_sentences
+from probex_jax.files import disk_errors, layer_folder, write_json
+from probex_jax.forest.forest import FORMAT, VERSION, Forest, Tree
+from probex_jax.forest.router import TreeRouter, check_apart
+from probex_jax.language import embed
+from probex_jax.layer_store import LayerStore
+
+
+def grow(
+    path: str | Path, store: LayerStore, expert: Expert | None = None, root: str = ""
+) -> tuple[Tree, str]:
+    """Adds a tree to a forest, which is begun where there is none.
+
+    Args:
+      path: the forest's folder.
+      store: models of the tree; the router learns from the training ones.
+      expert: who predicts for its models, trained on the tree; calibrated on the store's
+        validation split if it is not yet. None for a tree whose models are only to be recognised.
+      root: name of the model that they were fine-tuned from, best a hub id; "" to take what they
+        agree on, if they say.
+
+    Returns:
+      The tree, and "added", "replaced", or "unchanged" where it is the same as before.
+
+    Raises:
+      ProbexError: if the expert is of another tree, the tree's models could not be told from
+        those of another, the folder holds other things, or the disk is full.
+    """
+    path = Path(path)
+    trees = _begun(path).trees
+    given = None if expert is None else expert.hash
+    if expert is not None:
+        expert.check_fits(store.tree, None if expert.card["head"] == "text" else store.classes)
+    folder = layer_folder(path / "trees", store.tree)
+    source = {"store_hash": store.hash, "given_expert": given, "given_root": root}
+    before = trees.get(store.tree)
+    if before is not None and before.about["source"] == source:
+        return before, "unchanged"
+    router = TreeRouter.fit(store, root)
+    for name, tree in trees.items():
+        if name != store.tree:
+            check_apart(router, tree.router)
+    if expert is not None and "calibration" not in expert.card:
+        expert = calibrated(expert, store)
+    beside = folder.with_name("." + folder.name + ".new")
+    with disk_errors(path):
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        _write(beside, router, expert, source)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(beside, folder)
+    return Tree(folder), "added" if before is None else "replaced"
+
+
+def _begun(path: Path) -> Forest:
+    """The forest in a folder; a new one in a new or empty folder."""
+    if not (path / "forest.json").exists():
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            others = [entry.name for entry in path.iterdir() if entry.name[0] != "."]
+        if set(others) - {"forest.json.partial"}:
+            raise ProbexError(f"{path}: holds other things ({others[0]}); choose another folder")
+        write_json(path / "forest.json", {"format": FORMAT, "version": VERSION})
+    return Forest.load(path)
+
+
+def _write(folder: Path, router: TreeRouter, expert: Expert | None, source: dict[str, Any]) -> None:
+    arrays = {"centres": np.ascontiguousarray(router.centres_CD, np.float32)}
+    about: dict[str, Any] = {
+        "version": VERSION,
+        "router": router.as_json(),
+        "source": source,
+        "expert": None,
+    }
+    if expert is not None:
+        expert.save(folder / "expert")
+        layers = {name: list(shape) for name, shape in expert.layers.items()}
+        about["expert"] = {"hash": expert.hash, "layers": layers}
+        if expert.card["head"] == "text":
+            arrays["texts"] = np.ascontiguousarray(_embedded(expert), np.float32)
+    data = save(arrays)
+    (folder / "arrays.safetensors").write_bytes(data)
+    about["arrays_sha256"] = hashlib.sha256(data).hexdigest()
+    write_json(folder / "tree.json", json.loads(json.dumps(about)))
+
+
+def _embedded(expert: Expert) -> np.ndarray:
+    """The texts of an expert's classes [Y, D], so that describing needs no text encoder."""
+    text = expert.text
+    sentences = class_sentences(expert.card["classes"], text["texts"], text["template"])
+    return embed(expert.text_encoder(), sentences)

@@ -1,0 +1,114 @@
+"""A sketch of a model: a few rows of a few layers, which tell how far models are apart.
+
+The squared distance between two sketches is, but for a factor, an estimate of the squared L2
+distance between the weights: the rows are a random sample. They are a few kilobytes of a file, so
+that a model of hundreds of megabytes is told apart as fast as a small one.
+"""
+
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from probex_jax.errors import ProbexError
+from probex_jax.layer_store import LayerStore
+from probex_jax.matrices import LowRank
+from probex_jax.model_files import ModelFile
+from probex_jax.model_files.architecture import backbone
+
+_LAYERS = 4
+_ENTRIES = 1024  # of a layer, at least; and one row of it
+
+# What pre-trained models have alike though they share no ancestor: sines, for example.
+_ALIKE = re.compile(r".*(?:position_embed|pos_embed|position_ids|relative_position).*")
+
+
+@dataclass(frozen=True)
+class SketchLayer:
+    """What of a layer is in a sketch.
+
+    Args:
+      name: of the layer.
+      shape: (H, W) of its canonical matrix.
+      rows: numbers of the rows that are taken.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """Which rows of which layers a sketch is made of.
+
+    Args:
+      layers: those it is made of.
+
+    Example:
+      >>> Sketch.of_layers({"a.weight": (2, 600), "classifier.weight": (10, 600)})
+      Sketch(layers=(SketchLayer(name='a.weight', shape=(2, 600), rows=(0, 1)),))
+    """
+
+    layers: tuple[SketchLayer, ...]
+
+    @classmethod
+    def of_layers(cls, layers: Mapping[str, tuple[int, int]]) -> "Sketch":
+        """The sketch of an architecture; equal for all models that have these layers.
+
+        Args:
+          layers: name to (H, W), one or more. Up to four are taken, spread over the sorted names;
+            none of a classifier head or of embeddings of positions, where there are others.
+        """
+        names = sorted(backbone(layers))
+        names = [name for name in names if not _ALIKE.fullmatch(name)] or names
+        places = np.linspace(0, len(names) - 1, min(_LAYERS, len(names))).round().astype(int)
+        chosen = [(names[place], layers[names[place]]) for place in places]
+        return cls(tuple(SketchLayer(name, shape, _sample(name, *shape)) for name, shape in chosen))
+
+    @property
+    def size(self) -> int:
+        """Size D of the sketches."""
+        return sum(len(layer.rows) * layer.shape[1] for layer in self.layers)
+
+    def of_model(self, model: ModelFile) -> np.ndarray:
+        """The sketch [D] of one model, float32.
+
+        Raises:
+          ProbexError: if a layer is missing, of another shape, or cannot be read.
+        """
+        parts = []
+        for name, shape, rows in ((layer.name, layer.shape, layer.rows) for layer in self.layers):
+            if name in model.layers and model.layers[name].shape != shape:
+                height, width = model.layers[name].shape
+                raise ProbexError(
+                    f"{model.path}: layer {name} is {height}x{width}, that of the tree's models is "
+                    f"{shape[0]}x{shape[1]}"
+                )
+            parts.append(model.rows(name, rows).ravel())
+        return np.concatenate(parts)
+
+    def of_store(self, store: LayerStore, split: str = "train") -> np.ndarray:
+        """The sketches [N, D] of the models of a split, float32."""
+        columns = []
+        for layer in self.layers:
+            picked = [_rows(block, layer.rows) for block in store.blocks(layer.name, split)]
+            columns.append(np.concatenate(picked))
+        return np.concatenate(columns, axis=1)
+
+
+def _sample(name: str, height: int, width: int) -> tuple[int, ...]:
+    count = min(height, -(-_ENTRIES // width))
+    # A generator of its own, whatever other layers there are.
+    rng = np.random.default_rng([zlib.crc32(name.encode()), height, width])
+    return tuple(sorted(map(int, rng.choice(height, count, replace=False))))
+
+
+def _rows(block_NHW: np.ndarray | LowRank, rows: Sequence[int]) -> np.ndarray:
+    if isinstance(block_NHW, LowRank):
+        picked_NKW = block_NHW.up[:, list(rows)] @ block_NHW.down
+    else:
+        picked_NKW = block_NHW[:, list(rows)]
+    return picked_NKW.reshape(len(picked_NKW), -1)

@@ -1,0 +1,144 @@
+"""What tells models of one architecture from others, and the ancestor that a file names."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from probex_jax.errors import ProbexError
+from probex_jax.model_files.byte_ranges import read_small
+from probex_jax.model_files.model_file import ModelFile
+
+# What is put on top of a backbone, and exchanged for another task: by the names that transformers,
+# timm and torchvision give to it. A pooler comes with some heads and not with others.
+_HEAD = re.compile(
+    r"(?:(?:model|module)\.)?(?:"
+    r"(?:classifiers?|classification_head|cls|fc|heads?|lm_head|qa_outputs|score)\.|"
+    r"(?:[^.]+\.)?pooler\.).*"
+)
+_FLOATS = ("F", "BF")
+
+# Fields of metadata that name the model that was fine-tuned; the last two are kohya's.
+_BASE_KEYS = ("base_model", "ss_sd_model_name", "ss_base_model_version")
+_FRONT_MATTER = re.compile(r"---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
+_BASE_MODEL = re.compile(r"^base_model:[ \t]*(?:\n[ \t]*-[ \t]*)?([^\s#].*?)[ \t]*$", re.MULTILINE)
+_MAX_README_BYTES = 1024 * 1024
+_MAX_BASE_CHARACTERS = 200
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor is of the part of a model that fine-tuning exchanges.
+
+    Example:
+      >>> is_head("classifier.weight"), is_head("vit.encoder.layer.0.output.dense.weight")
+      (True, False)
+    """
+    return _HEAD.fullmatch(name) is not None
+
+
+def backbone(names: Iterable[str]) -> list[str]:
+    """The names that are of no head; all of them, where nothing else is there."""
+    names = list(names)
+    return [name for name in names if not is_head(name)] or names
+
+
+def fingerprint(model: ModelFile) -> str:
+    """A hash of names and shapes that models of one architecture share.
+
+    Of floating-point tensors of one or more axes, the classifier head left out, since fine-tuning
+    exchanges it. A LoRA counts by the layers that it changes, whatever its rank. The dtype does not
+    count.
+
+    Returns:
+      16 hexadecimal digits.
+
+    Example:
+      >>> import tempfile, numpy as np
+      >>> from safetensors.numpy import save_file
+      >>> from probex_jax.model_files import open_model
+      >>> found = []
+      >>> for classes, dtype in ((10, "f4"), (3, "f2")):
+      ...     tensors = {"body.weight": np.ones([4, 4]), "classifier.weight": np.ones([classes, 4])}
+      ...     tensors = {name: value.astype(dtype) for name, value in tensors.items()}
+      ...     with tempfile.TemporaryDirectory() as folder:
+      ...         save_file(tensors, f"{folder}/model.safetensors")
+      ...         with open_model(folder) as m:
+      ...             found.append(fingerprint(m))
+      >>> found[0] == found[1], len(found[0])
+      (True, 16)
+    """
+    loras = {name: layer for name, layer in model.layers.items() if layer.kind == "lora"}
+    factors = {name for layer in loras for name in model.factors(layer)}
+    shapes: dict[str, list[object]] = {
+        name: list(tensor.shape)
+        for name, tensor in model.tensors.items()
+        if tensor.dtype.startswith(_FLOATS) and tensor.shape and name not in factors
+    }
+    shapes |= {name: ["lora", *layer.shape] for name, layer in loras.items()}
+    kept = [[name, shapes[name]] for name in sorted(backbone(shapes))]
+    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:16]
+
+
+def stated_base(model: ModelFile) -> str:
+    """The model that this one was fine-tuned from, if its file or folder says so.
+
+    In this order: `base_model` in the file's metadata, `base_model_name_or_path` in
+    `adapter_config.json`, `_name_or_path` in `config.json`, `base_model` in the front matter of
+    `README.md`, and what kohya's scripts write into metadata.
+
+    Returns:
+      A hub id, a path or a word, as it stands there; "" where nothing says, or it is no name.
+    """
+    readme = _base_in_readme(model.folder / "README.md")
+    stated = (
+        model.metadata.get(_BASE_KEYS[0]),
+        _field(model, "adapter_config.json", "base_model_name_or_path"),
+        _field(model, "config.json", "_name_or_path"),
+        readme,
+        *(model.metadata.get(key) for key in _BASE_KEYS[1:]),
+    )
+    return next((name for name in map(_name, stated) if name), "")
+
+
+def same_base(one: str, other: str) -> bool:
+    """Whether two names may be of one ancestor: "" may be any, and an id's owner does not count.
+
+    Example:
+      >>> same_base("runwayml/stable-diffusion-v1-5", "/models/Stable-Diffusion-v1-5")
+      True
+      >>> same_base("", "a/b"), same_base("a/b", "a/c")
+      (True, False)
+    """
+    return not (one and other) or base_key(one) == base_key(other)
+
+
+def base_key(name: str) -> str:
+    """What of the name of an ancestor counts: "" of none."""
+    return name.rstrip("/").rpartition("/")[2].lower()
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str):
+        return ""
+    value = value.strip()
+    return value if len(value) <= _MAX_BASE_CHARACTERS and value.isprintable() else ""
+
+
+def _field(model: ModelFile, file: str, name: str) -> object:
+    try:
+        return model.beside(file).get(name)
+    except ProbexError:
+        return None  # a damaged config says nothing; the weights can be read all the same
+
+
+def _base_in_readme(path: Path) -> object:
+    if not path.exists():
+        return None
+    try:
+        text = read_small(path, _MAX_README_BYTES).decode("utf-8", "replace")
+    except ProbexError:
+        return None
+    matter = _FRONT_MATTER.match(text)
+    found = _BASE_MODEL.search(matter[1]) if matter else None
+    return found[1].strip("'\"") if found else None
