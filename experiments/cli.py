@@ -1,7 +1,8 @@
 """What the commands share: exit codes, progress bars, tables."""
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -16,13 +17,29 @@ __all__ = ["progress", "run", "table"]
 def run(main: Callable[[], None]) -> None:
     """Runs a command: 0 on success; 2, with one line and no traceback, on a user's mistake."""
 
-    def guarded(_: list[str]) -> None:
+    def without_arguments(rest: Sequence[str]) -> int:
+        if rest:
+            _exit(f"unexpected argument {rest[0]!r}; options are written --name=value")
+        main()
+        return 0
+
+    run_with_arguments(without_arguments)
+
+
+def run_with_arguments(main: Callable[[Sequence[str]], int]) -> None:
+    """Runs a command that takes arguments beside its flags, and returns its exit code."""
+
+    def guarded(argv: list[str]) -> int:
         # Orbax logs every step, and every error with a traceback before it raises it.
         logging.set_verbosity(logging.FATAL)
         try:
-            main()
+            return main(argv[1:])
         except ProbexError as error:
             _exit(str(error))
+        except BrokenPipeError:
+            # Whoever read our output has seen enough; nothing may be flushed to it at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
         except OSError as error:
             if error.filename is not None:
                 _exit(f"{error.filename}: {str(error.strerror).lower()}")
@@ -33,6 +50,7 @@ def run(main: Callable[[], None]) -> None:
             print("interrupted; run the same command again to go on", file=sys.stderr)
             sys.exit(130)
 
+    flags.FLAGS.set_gnu_getopt(True)  # flags may follow arguments
     try:
         app.run(guarded, flags_parser=_parse)
     except SystemExit as stop:
@@ -43,13 +61,10 @@ def run(main: Callable[[], None]) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        rest = flags.FLAGS(argv)
+        return flags.FLAGS(argv)
     # Config files are Python: a wrong field, value or size shows as any of these.
     except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         _exit(_first_and_last_line(error))
-    if len(rest) > 1:
-        _exit(f"unexpected argument {rest[1]!r}; options are written --name=value")
-    return rest
 
 
 def _first_and_last_line(error: Exception) -> str:

@@ -21,11 +21,23 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
       ProbexError: if the file cannot be written.
     """
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all.
+
+    Args:
+      path: the file; its folder must exist.
+      text: its content.
+
+    Raises:
+      ProbexError: if the file cannot be written.
+    """
     partial = path.with_name(path.name + ".partial")
     with disk_errors(path):
-        with partial.open("w") as file:
-            json.dump(value, file, indent=1, sort_keys=True)
-            file.write("\n")
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

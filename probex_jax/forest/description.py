@@ -78,6 +78,7 @@ class Comparison:
     Args:
       n_right: classes of which both say the same.
       n_classes: how many the expert knows.
+      n_known: how many of the stated ones are among these; of none, nothing is to compare.
       missed: stated, but not predicted.
       extra: predicted, but not stated.
       unknown: stated, but no class that the expert knows.
@@ -87,6 +88,7 @@ class Comparison:
 
     n_right: int
     n_classes: int
+    n_known: int
     missed: tuple[Prediction, ...]
     extra: tuple[Prediction, ...]
     unknown: tuple[str, ...]
@@ -152,6 +154,7 @@ class Description:
         return Comparison(
             n_right=sum((p.label in stated) == (p.label in predicted) for p in self.predictions),
             n_classes=len(self.predictions),
+            n_known=len(stated),
             missed=tuple(p for p in self.predictions if p.label in stated - predicted),
             extra=tuple(p for p in self.predictions if p.label in predicted - stated),
             unknown=tuple(label for plain, label in said.items() if plain not in known),

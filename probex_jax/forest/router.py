@@ -184,10 +184,7 @@ def route(model: ModelFile, trees: Sequence[TreeRouter]) -> Route:
         return Route("", reason="no known tree is of its architecture")
     possible = [tree for tree in alike if tree.may_hold(architecture, base)]
     if not possible:
-        bases = sorted({base for tree in alike for base in tree.bases})
-        return Route(
-            "", reason=f"it says it was fine-tuned from {base}, known trees from {', '.join(bases)}"
-        )
+        return Route("", reason="its files name another ancestor than those of known trees do")
     sketches = {tree.sketch: None for tree in possible}
     sketched = {sketch: sketch.of_model(model) for sketch in sketches}
     found = [(*tree.nearest(sketched[tree.sketch]), tree.tree) for tree in possible]

@@ -1,0 +1,56 @@
+"""Finds the Model Trees among a folder of anyone's models: which descend from one ancestor.
+
+Example:
+  python -m experiments.discover --models=downloads --out=out/trees.json
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+import probex_jax as px
+from experiments import cli
+from probex_jax.files import write_json
+from probex_jax.forest import discover
+from probex_jax.search import find_models
+
+_MODELS = flags.DEFINE_string("models", None, "Folder of models, at any depth.", required=True)
+_OUT = flags.DEFINE_string("out", None, "JSON file for the models of each tree.")
+_MOST = flags.DEFINE_integer("most", 20, "Trees to list, those of the most models.", lower_bound=1)
+
+
+def main() -> None:
+    models = find_models(_MODELS.value)
+    with cli.progress(len(models), "discovering", "model") as bar:
+
+        def seen(fault: str) -> None:
+            bar.update()
+            if fault:
+                bar.write(f"failed {fault}", file=sys.stderr)
+
+        found = discover((model.path for model in models), on_model=seen)
+    if not found.trees:
+        raise px.ProbexError(f"{_MODELS.value}: no model could be read")
+    trees = [
+        {
+            "architecture": tree.fingerprint,
+            "base": tree.base,
+            "kind": "LoRAs" if tree.is_lora else "whole models",
+            "models": [models[number].id for number in tree.members],
+        }
+        for tree in found.trees
+    ]
+    if _OUT.value:
+        failed = {models[number].id: reason for number, reason in found.failed.items()}
+        write_json(Path(_OUT.value), {"trees": trees, "failed": failed})
+    rows = [
+        {"tree": number, **tree, "models": len(tree["models"]), "such as": tree["models"][0]}
+        for number, tree in enumerate(trees[: _MOST.value], start=1)
+    ]
+    print(cli.table(rows))
+    print(f"{len(trees)} trees of {len(models) - len(found.failed)} models")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,192 @@
+"""The steps of growing a forest and describing models, with their progress bars and table rows."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import probex_jax as px
+from experiments import cli
+from probex_jax.errors import ProbexError
+from probex_jax.files import disk_errors, write_json, write_text
+from probex_jax.forest import Description, Forest, Nearest, Neighbour, Prediction, Tree, grow
+from probex_jax.reports import model_card
+from probex_jax.search import FoundModel, Index, find_models
+
+Row = dict[str, object]
+
+# A model, and its description or why there is none.
+Described = tuple[FoundModel, Description | ProbexError]
+
+_NEIGHBOURS = 5
+_SHOWN_CLASSES = 4
+
+
+def grow_forest(
+    forest: Path,
+    stores: Sequence[px.LayerStore],
+    experts: Sequence[px.Expert],
+    roots: Mapping[str, str],
+) -> list[Row]:
+    """Grows a forest by the trees of some stores; a row of each."""
+    by_tree = {expert.card["tree"]: expert for expert in experts}
+    trees = {store.tree for store in stores}
+    if len(trees) < len(stores) or len(by_tree) < len(experts):
+        raise ProbexError("two stores or two experts are of the same tree; give one of each")
+    for name in sorted((set(by_tree) | set(roots)) - trees):
+        raise ProbexError(f"tree {name}: no store of it is given; a tree needs its store")
+    rows = []
+    with cli.progress(len(stores), "growing", "tree") as bar:
+        for store in stores:
+            root = roots.get(store.tree, "")
+            tree, done = grow(forest, store, by_tree.get(store.tree), root)
+            if len(tree.router.radii) > 1:
+                bar.write(
+                    f"{store.path}: its models are of {len(tree.router.radii)} trees by their "
+                    "weights; an expert is best on one",
+                    file=sys.stderr,
+                )
+            rows.append(_tree_row(tree, done))
+            bar.update()
+    return rows
+
+
+def _tree_row(tree: Tree, done: str) -> Row:
+    router, expert = tree.router, tree.expert
+    row: Row = {
+        "tree": router.tree,
+        "root": router.root or "not known",
+        "models": router.n_models,
+        "radius": f"{max(router.radii):.3g}",
+        "expert reads": "no expert" if expert is None else expert.reading,
+    }
+    calibration = {} if expert is None else expert.card["calibration"]
+    for when in ("before", "after"):
+        errors = calibration.get(when, {})
+        found = errors.get("test", errors.get("val"))
+        row[f"calibration error {when}"] = "" if found is None else f"{found:.3f}"
+    return {**row, "": done}
+
+
+def found_models(paths: Sequence[str]) -> list[FoundModel]:
+    """The models that paths mean: files, model folders, and folders of such at any depth.
+
+    A path that means none stands for itself, so that what is wrong with it is reported there.
+    """
+    models: list[FoundModel] = []
+    for path in map(Path, paths):
+        try:
+            found: Sequence[FoundModel] = find_models(path)
+        except ProbexError:
+            name = path.name.removesuffix(".safetensors") or str(path)
+            found = [FoundModel(name, "", path)]
+        models += found
+    return _with_distinct_ids(models)
+
+
+def _with_distinct_ids(models: Sequence[FoundModel]) -> list[FoundModel]:
+    seen: dict[str, int] = {}
+    distinct = []
+    for model in models:
+        seen[model.id] = count = seen.get(model.id, 0) + 1
+        new = model.id if count == 1 else f"{model.id}-{count}"
+        distinct.append(dataclasses.replace(model, id=new))
+    return distinct
+
+
+def nearest_in(indexes: Sequence[Index]) -> Nearest | None:
+    """What finds the nearest documented models of a model, in the index of its tree."""
+    by_tree = {index.about["expert"]["tree"]: index for index in indexes}
+
+    def nearest(path: Path, tree: str) -> Sequence[Neighbour]:
+        if tree not in by_tree:
+            return ()
+        hits = by_tree[tree].search(like=path, k=_NEIGHBOURS)
+        return [Neighbour(hit.id, hit.similarity, hit.text, hit.path) for hit in hits]
+
+    return nearest if indexes else None
+
+
+def describe(
+    forest: Forest, models: Sequence[FoundModel], nearest: Nearest | None = None
+) -> Iterator[Described]:
+    """Describes models; what cannot be is reported on standard error, a line each."""
+    ids = [model.id for model in models]
+    with cli.progress(len(models), "describing", "model") as bar:
+        found = forest.describe_all([model.path for model in models], ids, nearest=nearest)
+        for model, description in zip(models, found, strict=True):
+            if isinstance(description, ProbexError):
+                bar.write(f"failed {model.id}: {description}", file=sys.stderr)
+            else:
+                description = _with_labels(description, model)
+            bar.update()
+            yield model, description
+
+
+def _with_labels(description: Description, model: FoundModel) -> Description:
+    """What a zoo's labels.json says of a model counts as stated, before what the file says."""
+    labels = model.stated
+    if not (isinstance(labels, list) and labels and all(isinstance(x, str) for x in labels)):
+        return description
+    said = dataclasses.replace(description.stated, labels=tuple(labels), source="labels.json")
+    return dataclasses.replace(description, stated=said)
+
+
+def write_card(description: Description, folder: Path) -> None:
+    """Writes a description as Markdown and JSON, in the folder under its id."""
+    parts = [part for part in description.id.split("/") if part.strip(".")] or ["model"]
+    path = folder.joinpath(*parts)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path.with_name(path.name + ".md"), model_card(description))
+    write_json(path.with_name(path.name + ".json"), description.as_json())
+
+
+def as_json(model: FoundModel, description: Description | ProbexError) -> dict[str, Any]:
+    """A description, or why there is none, as JSON values."""
+    if isinstance(description, ProbexError):
+        return {"id": model.id, "path": str(model.path), "error": str(description)}
+    return description.as_json()
+
+
+def described_row(model: FoundModel, description: Description | ProbexError) -> Row:
+    """A model that was described, or was not."""
+    if isinstance(description, ProbexError):
+        return {"model": model.id, "tree": "failed", "trained on (probability)": str(description)}
+    if not description.tree:
+        said = description.route.reason
+    elif description.expert is None:
+        said = "no expert of this tree"
+    else:
+        said = _listed(description.predicted, _SHOWN_CLASSES) or "no class likelier than not"
+    tree = description.tree or "unknown"
+    return {"model": model.id, "tree": tree, "trained on (probability)": said}
+
+
+def compared_rows(described: Sequence[Described]) -> list[Row]:
+    """Predicted against stated, the most surprising first; models with nothing to compare last."""
+    found = [
+        (description.comparison, description)
+        for _, description in described
+        if isinstance(description, Description)
+    ]
+    compared = [(c, d) for c, d in found if c is not None and c.n_known]
+    compared.sort(key=lambda one: -one[0].surprise)
+    return [
+        {
+            "model": description.id,
+            "tree": description.tree,
+            "agree": f"{comparison.n_right} of {comparison.n_classes}",
+            "surprise": f"{comparison.surprise:.3f}",
+            "stated, not predicted": _listed(comparison.missed, _SHOWN_CLASSES),
+            "predicted, not stated": _listed(comparison.extra, _SHOWN_CLASSES),
+        }
+        for comparison, description in compared
+    ]
+
+
+def _listed(predictions: Sequence[Prediction], most: int) -> str:
+    shown = [f"{p.text} {p.probability:.2f}" for p in predictions[:most]]
+    more = len(predictions) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")

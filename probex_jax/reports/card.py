@@ -1,0 +1,231 @@
+"""Model cards: a description in Markdown, with the front matter of the Hugging Face hub.
+
+Front matter states facts that others build on, so it says what files show and which tree the
+weights are of, and nothing that was predicted: no datasets, no licence. All text of strangers
+stands in code spans, where nothing is a link, a heading or HTML.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from probex_jax.errors import ProbexError
+from probex_jax.forest import Comparison, Description, Prediction
+from probex_jax.reports.tables import table
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_MAX_CHARACTERS = 100
+_MAX_LISTED = 50
+_LEAST_SHOWN = 0.005
+
+
+def model_card(description: Description) -> str:
+    """The card of a described model.
+
+    Returns:
+      Markdown that begins with front matter.
+
+    Raises:
+      ProbexError: if huggingface_hub is missing (extra `commands`).
+
+    Example:
+      >>> from probex_jax.forest import Route
+      >>> from probex_jax.forest.stated import Stated
+      >>> said = Stated((), "", "", "", "", "", is_lora=False, parameters=9, dtype="F32", layers=1)
+      >>> print(model_card(Description("mine", "mine.safetensors", said, Route("", reason="why"))))
+      ---
+      tags:
+      - probex_jax
+      - predicted-from-weights
+      ---
+      <BLANKLINE>
+      # `mine`
+      ...
+    """
+    parts = [
+        f"---\n{front_matter(description)}\n---\n",
+        f"# {_code(description.id)}\n",
+        "*Written by probex_jax, which read the model's weights. Whoever trained the model has "
+        "confirmed nothing of it.*\n",
+        _about(description),
+        _predictions(description),
+        _stated(description),
+        _neighbours(description),
+        _how(description),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def front_matter(description: Description) -> str:
+    """The metadata of a card as YAML.
+
+    Raises:
+      ProbexError: as `model_card`.
+    """
+    try:
+        from huggingface_hub import ModelCardData
+    except ImportError:
+        raise ProbexError(
+            "model cards need huggingface_hub: pip install 'huggingface_hub>=1.0' "
+            "(extra `commands`)"
+        ) from None
+    said, fields = description.stated, dict[str, Any]()
+    if _HUB_ID.fullmatch(description.root):
+        fields["base_model"] = description.root
+        fields["base_model_relation"] = "adapter" if said.is_lora else "finetune"
+    if said.library:
+        fields["library_name"] = said.library
+    if said.pipeline:
+        fields["pipeline_tag"] = said.pipeline
+    tags = ["probex_jax", "predicted-from-weights"]
+    if description.tree:
+        tags.append(f"model-tree:{_plain(description.tree)}")
+    return ModelCardData(**fields, tags=tags).to_yaml().strip()
+
+
+def _about(description: Description) -> str:
+    route, said = description.route, description.stated
+    facts = []
+    if route.tree:
+        facts.append(f"Model Tree: {_code(route.tree)}")
+        facts.append(f"Its root: {_code(description.root) if description.root else 'not known'}")
+    else:
+        facts.append(f"Model Tree: **unknown**: {_escaped(route.reason)}")
+    if route.distance is not None and route.radius is not None:
+        facts.append(
+            f"Distance from the centre of {_code(route.nearest)}: {route.distance:.3g}, where "
+            f"models of that tree reach to {route.radius:.3g}"
+        )
+    if said.architecture:
+        facts.append(f"Architecture, as its config says: {_code(said.architecture)}")
+    if said.base:
+        facts.append(f"Fine-tuned from, as its files say: {_code(said.base)}")
+    kind = "An update of another model (LoRA)" if said.is_lora else "A whole model"
+    facts.append(f"{kind}: {said.parameters:,} parameters in {said.layers} layers, {said.dtype}")
+    return "".join(f"- {fact}\n" for fact in facts)
+
+
+def _predictions(description: Description) -> str:
+    title = "## What it was trained on: predicted from the weights\n"
+    if not description.tree:
+        return f"{title}\nNothing is predicted, since the model's tree is unknown.\n"
+    expert = description.expert
+    if expert is None:
+        return f"{title}\nNothing is predicted, since there is no expert of the tree.\n"
+    chosen = expert.chosen == "one"
+    shown = description.predictions[:5] if chosen else description.predicted
+    rows = [{"class": _named(p), "probability": _probability(p)} for p in shown]
+    likely = table(rows) if rows else "None of the classes is likelier than not."
+    others = [p for p in description.predictions[len(shown) :] if p.probability >= _LEAST_SHOWN]
+    listed = [f"{_named(p)} {_probability(p)}" for p in others[:_MAX_LISTED]]
+    rest = f"Less likely: {', '.join(listed)}.\n" if listed and not chosen else ""
+    known = len(description.predictions)
+    among = (
+        f"One of the {known} classes that the expert knows; their probabilities add up to one."
+        if chosen
+        else f"Of the {known} classes that the expert knows, each for itself."
+    )
+    about = f"{among} A class that it does not know it cannot name.\n"
+    return "\n".join([title, about, f"{likely}\n", *([rest] if rest else [])])
+
+
+def _stated(description: Description) -> str:
+    said = description.stated
+    title = "## What its own files say\n"
+    if not said.labels:
+        return f"{title}\nNothing about what it was trained on.\n"
+    labels = ", ".join(map(_code, said.labels[:_MAX_LISTED]))
+    more = f" and {len(said.labels) - _MAX_LISTED} more" if len(said.labels) > _MAX_LISTED else ""
+    lines = [title, f"{_plain(said.source)}: {labels}{more}.\n"]
+    if description.comparison is not None:
+        lines.append(_compared(description.comparison))
+    return "\n".join(lines)
+
+
+def _compared(found: Comparison) -> str:
+    if not found.n_known:
+        return "None of these is a class that the expert knows, so that nothing can be compared.\n"
+    lines = [
+        f"Prediction and files say the same of {found.n_right} of {found.n_classes} classes.",
+    ]
+    for what, predictions in (
+        ("Stated, but not predicted", found.missed),
+        ("Predicted, but not stated", found.extra),
+    ):
+        if predictions:
+            listed = [f"{_named(p)} ({_probability(p)})" for p in predictions[:_MAX_LISTED]]
+            lines.append(f"{what}: {', '.join(listed)}.")
+    if found.unknown:
+        names = ", ".join(map(_code, found.unknown[:_MAX_LISTED]))
+        lines.append(f"Stated, but no class that the expert knows: {names}.")
+    return "\n".join(lines) + "\n"
+
+
+def _neighbours(description: Description) -> str:
+    if description.neighbours is None:
+        return ""
+    title = "## Nearest documented models\n"
+    if not description.neighbours:
+        return f"{title}\nThe index holds none of its tree.\n"
+    rows = [
+        {"model": _code(n.id), "similarity": f"{n.similarity:.3f}", "trained on": _code(n.text)}
+        for n in description.neighbours
+    ]
+    return "\n".join([title, table(rows), ""])
+
+
+def _how(description: Description) -> str:
+    expert = description.expert
+    if expert is None:
+        return ""
+    lines = [
+        "## Who predicted\n",
+        f"Expert `{expert.hash[:16]}` of tree {_code(description.tree)} (`{expert.encoder}`), "
+        f"trained on {expert.n_train} of its models; it read {_reading(expert.layers)}.",
+    ]
+    if expert.accuracy is not None:
+        found = expert.accuracy
+        what = "them" if expert.chosen == "one" else "their classes"
+        lines.append(
+            f"Tested on {found['n_models']} other models of the tree, it was right on "
+            f"{found['value']:.3f} of {what} (95 % interval {found['low']:.3f} to "
+            f"{found['high']:.3f})."
+        )
+    for split in ("test", "val"):
+        if split in expert.calibration_error:
+            error = expert.calibration_error[split]
+            lines.append(
+                "Its probabilities are calibrated: on average they are "
+                f"{error:.3f} from the shares that came true (expected calibration error, {split})."
+            )
+            break
+    return "\n".join(lines) + "\n"
+
+
+def _reading(layers: Sequence[str]) -> str:
+    listed = ", ".join(map(_code, layers[:4]))
+    return listed if len(layers) <= 4 else f"{listed} and {len(layers) - 4} more layers"
+
+
+def _named(prediction: Prediction) -> str:
+    return _code(prediction.text)
+
+
+def _probability(prediction: Prediction) -> str:
+    p = prediction.probability
+    return "> 0.999" if p >= 0.9995 else "< 0.001" if p < 0.0005 else f"{p:.3f}"
+
+
+def _code(text: str) -> str:
+    """Text of a stranger in a code span, where it means nothing but itself."""
+    return f"`{_plain(text).replace('`', chr(39))}`"
+
+
+def _escaped(text: str) -> str:
+    """Text that is no Markdown."""
+    return re.sub(r"([\\`*_\[\]<>|~&])", r"\\\1", _plain(text))
+
+
+def _plain(text: str) -> str:
+    shown = "".join(c if c.isprintable() else " " for c in text).strip() or "?"
+    return shown if len(shown) <= _MAX_CHARACTERS else shown[: _MAX_CHARACTERS - 1] + "…"
