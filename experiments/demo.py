@@ -1,8 +1,8 @@
 """The whole of probex_jax on the miniature zoo; run again, it takes up what is there.
 
-Fine-tunes real small models, packs their weights, trains probing experts on every layer, and tells
-what ten hidden models of two trees were trained on. Then it aligns the weights of LoRAs with text,
-tells concepts that it has never seen, and finds LoRAs by a sentence.
+Fine-tunes real small models, packs their weights, and trains probing experts on every layer. Then
+it aligns the weights of LoRAs with text, tells concepts that it has never seen, and finds LoRAs by
+a sentence. In the end it describes models whose labels it has hidden, and shows the truth beside.
 
 Example:
   python -m experiments.demo --workdir=out/demo
@@ -12,15 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import flags
 
-import probex_jax as px
 from configs import default, probex, statnn, zoo_miniature
-from experiments import cli, demo_language, steps
-from probex_jax.experts import evaluate
+from experiments import cli, demo_forest, demo_language, steps
 from probex_jax.files import write_json
-from probex_jax.reports import HiddenModel, accuracy_by_layer, hidden_models
+from probex_jax.reports import accuracy_by_layer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all that the demo makes.", required=True)
 _SIZE = flags.DEFINE_enum("size", "demo", ["demo", "tiny"], "Size of the zoo.")
@@ -32,7 +29,6 @@ METHODS = {
     "ProbeX": lambda: probex.get_config("mini"),
     "StatNN": statnn.get_config,
 }
-N_HIDDEN = 10
 # Of a tiny zoo, which shows that all of it runs, no more.
 TINY_LAYERS = r"vit\.encoder\.layer\.0\.(intermediate|output)\.dense\.weight"
 
@@ -53,12 +49,11 @@ def demo(workdir: Path, size: str) -> str:
     }
     write_json(workdir / "metrics.json", metrics)
     accuracy_by_layer(_by_layer(metrics), workdir / "accuracy_by_layer.png")
-    hidden = [
-        model
-        for summary in packed
-        for model in _hidden(summary.store, workdir, N_HIDDEN // len(TREES))
-    ]
-    report = _report(packed, metrics, hidden, demo_language.language_half(workdir))
+    on_language = demo_language.language_half(workdir)
+    experts = {tree: workdir / "experts" / tree / OURS for tree in TREES}
+    experts |= {demo_language.TREE: demo_language.experts_of(workdir)}
+    on_forest = demo_forest.forest_part(workdir, config, experts)
+    report = _report(packed, metrics, [*on_language, *on_forest])
     (workdir / "report.md").write_text(report)
     return report
 
@@ -79,28 +74,10 @@ def _by_layer(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
     }
 
 
-def _hidden(store: px.LayerStore, workdir: Path, count: int) -> list[HiddenModel]:
-    """The first test models, as the default expert of their tree sees them."""
-    expert = px.Expert.load(workdir / "experts" / store.tree / OURS)
-    _, logits = evaluate(expert, store, "test")
-    return [
-        HiddenModel(
-            model.id.rpartition("__")[2],
-            store.tree,
-            dict(zip(store.classes, map(float, np.ravel(row)), strict=True)),
-            model.labels,
-        )
-        for model, row in zip(
-            store.split("test")[:count], expert.as_probabilities(logits), strict=False
-        )
-    ]
-
-
 def _report(
     packed: Sequence[Any],
     metrics: Mapping[str, Any],
-    hidden: Sequence[HiddenModel],
-    on_language: Sequence[str],
+    others: Sequence[str],
 ) -> str:
     results = [steps.train_row(found) for methods in metrics.values() for found in methods.values()]
     return "\n".join(
@@ -111,12 +88,7 @@ def _report(
             "\n## Accuracy on test models (chance 0.500)\n",
             cli.table(results),
             "\n![validation accuracy by layer](accuracy_by_layer.png)\n",
-            f"## {len(hidden)} hidden models\n",
-            "Classes that the weights of a few layers give away, and how surely.\n",
-            "```",
-            hidden_models(hidden),
-            "```\n",
-            *on_language,
+            *others,
         ]
     )
 

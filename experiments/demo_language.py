@@ -24,7 +24,7 @@ def language_half(workdir: Path) -> list[str]:
     store = steps.pack(workdir / "zoo" / TREE, workdir / "stores" / TREE).store
     print("5. Aligning their weights with text", flush=True)
     config = align.get_config("mini").to_dict() | {"store": str(store.path)}
-    experts = workdir / "experts" / TREE / "aligned"
+    experts = experts_of(workdir)
     metrics = steps.train(config, experts)
     subject = Subject(load_experts(experts), store)
     measured = steps.evaluate(subject, tuple(TASKS), experts / "evaluation")
@@ -44,6 +44,11 @@ def language_half(workdir: Path) -> list[str]:
         "\n## Three searches among LoRAs that were not trained on\n",
         *(_search(index, query) for query in QUERIES),
     ]
+
+
+def experts_of(workdir: Path) -> Path:
+    """Where the experts aligned with text are."""
+    return workdir / "experts" / TREE / "aligned"
 
 
 def _search(index: Index, query: str) -> str:

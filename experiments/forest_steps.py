@@ -95,14 +95,19 @@ def _with_distinct_ids(models: Sequence[FoundModel]) -> list[FoundModel]:
     return distinct
 
 
-def nearest_in(indexes: Sequence[Index]) -> Nearest | None:
-    """What finds the nearest documented models of a model, in the index of its tree."""
+def nearest_in(indexes: Sequence[Index], where: str | None = None) -> Nearest | None:
+    """What finds the nearest documented models of a model, in the index of its tree.
+
+    Args:
+      indexes: at most one of a tree.
+      where: which models count as documented, a condition as `Index.search` takes it.
+    """
     by_tree = {index.about["expert"]["tree"]: index for index in indexes}
 
     def nearest(path: Path, tree: str) -> Sequence[Neighbour]:
         if tree not in by_tree:
             return ()
-        hits = by_tree[tree].search(like=path, k=_NEIGHBOURS)
+        hits = by_tree[tree].search(like=path, k=_NEIGHBOURS, where=where)
         return [Neighbour(hit.id, hit.similarity, hit.text, hit.path) for hit in hits]
 
     return nearest if indexes else None

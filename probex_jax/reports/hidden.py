@@ -1,70 +1,76 @@
-"""Hidden models: what the weights say of each, beside the truth."""
+"""Models whose labels were hidden: what the weights gave away, beside the truth."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+from probex_jax.forest import Description, Prediction
 
 
 @dataclass(frozen=True)
 class HiddenModel:
-    """One model whose classes an expert predicted.
+    """One model that was described without its labels.
 
     Args:
-      id: name of the model.
-      tree: its tree.
-      probabilities: class to predicted probability.
-      truth: the classes it was trained on.
+      description: what was said of it.
+      tree: its true tree, "" if no tree of the forest.
+      labels: what it was trained on.
     """
 
-    id: str
+    description: Description
     tree: str
-    probabilities: dict[str, float]
-    truth: tuple[str, ...]
-
-    @property
-    def predicted(self) -> tuple[str, ...]:
-        """The classes at probability one half or more, the surest first."""
-        likely = [name for name, p in self.probabilities.items() if p >= 0.5]
-        return tuple(sorted(likely, key=lambda name: -self.probabilities[name]))
-
-    @property
-    def n_right(self) -> int:
-        """Number of classes rightly said to be in or out."""
-        return len(self.probabilities) - len(set(self.predicted) ^ set(self.truth))
+    labels: tuple[str, ...]
 
 
 def hidden_models(models: Sequence[HiddenModel]) -> str:
-    """Each model's predicted classes, their probabilities, and the truth, as text.
+    """What was said of each model, how surely, and where that is wrong, as text.
 
     Example:
-      >>> said = {"one": 0.98, "two": 0.61, "six": 0.2}
-      >>> model = HiddenModel("m7", "MiniMAE", said, truth=("one", "six"))
-      >>> print(hidden_models([model]))
-      MiniMAE m7: 1 of 3 classes right
+      >>> from probex_jax.forest import Prediction, Route
+      >>> from probex_jax.forest.description import ExpertFacts
+      >>> from probex_jax.forest.stated import Stated
+      >>> said = Stated((), "", "", "", "", "", is_lora=False, parameters=9, dtype="F32", layers=1)
+      >>> expert = ExpertFacts("", (), "", 9, None, {}, "several")
+      >>> found = [Prediction(name, name, p) for name, p in
+      ...          (("one", 0.98), ("two", 0.61), ("six", 0.2))]
+      >>> m7 = Description("m7", "", said, Route("MiniMAE"), "", tuple(found), expert)
+      >>> print(hidden_models([HiddenModel(m7, "MiniMAE", ("one", "six"))]))
+      m7: tree MiniMAE, right; 1 of 3 classes right
         predicted  one .98, two .61 (wrong)
         missed     six .20
     """
-    return "\n".join(_one(model) for model in models)
+    return "\n".join(line for model in models for line in _lines(model))
 
 
-def _one(model: HiddenModel) -> str:
-    predicted = [
-        _said(model, name) + ("" if name in model.truth else " (wrong)") for name in model.predicted
-    ]
-    missed = [_said(model, name) for name in model.truth if name not in model.predicted]
-    lines = [
-        f"{model.tree} {model.id}: {model.n_right} of {len(model.probabilities)} classes right",
-        _wrapped("predicted", predicted),
-        _wrapped("missed", missed),
-    ]
-    return "\n".join(lines)
+def _lines(model: HiddenModel) -> Iterator[str]:
+    said = model.description
+    verdict = "right" if said.tree == model.tree else f"wrong, it is {model.tree or 'unknown'}"
+    found = said.compared_with(model.labels)
+    if not said.tree:
+        yield f"{said.id}: tree unknown, {verdict}: {said.route.reason}"
+    elif found is None:
+        yield f"{said.id}: tree {said.tree}, {verdict}"
+    elif said.expert is not None and said.expert.chosen == "one":
+        of_class = "wrong" if found.missed or found.unknown else "right"
+        yield f"{said.id}: tree {said.tree}, {verdict}; its class {of_class}"
+        yield _wrapped("predicted", map(_shown, said.predictions[:3]))
+        yield _wrapped("truth", model.labels)
+    else:
+        classes = f"{found.n_right} of {found.n_classes} classes right"
+        yield f"{said.id}: tree {said.tree}, {verdict}; {classes}"
+        predicted = [_shown(p) + (" (wrong)" if p in found.extra else "") for p in said.predicted]
+        yield _wrapped("predicted", predicted)
+        yield _wrapped("missed", [*map(_shown, found.missed), *found.unknown])
+    if said.neighbours:
+        nearest = [f"{near.text} {near.similarity:.2f}" for near in said.neighbours[:3]]
+        yield _wrapped("nearest", nearest)
 
 
-def _said(model: HiddenModel, name: str) -> str:
-    return f"{name} {model.probabilities[name]:.2f}".replace(" 0.", " .")
+def _shown(prediction: Prediction) -> str:
+    return f"{prediction.text} {prediction.probability:.2f}".replace(" 0.", " .")
 
 
-def _wrapped(title: str, items: Sequence[str]) -> str:
+def _wrapped(title: str, items: Iterable[str]) -> str:
     return textwrap.fill(
         ", ".join(items) or "none",
         width=96,

@@ -1,0 +1,84 @@
+"""The demo's end: a forest of its trees describes models whose labels were hidden."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load_file, save_file
+
+import probex_jax as px
+from experiments import cli, forest_steps, steps
+from probex_jax.forest import Forest
+from probex_jax.model_files.locate import locate
+from probex_jax.reports import HiddenModel, hidden_models
+from probex_jax.search import Index, find_models
+
+# Test models of each tree, and one of a tree that the forest does not know: a ViT of the same
+# architecture, pre-trained from another seed.
+N_HIDDEN = (4, 3, 3)
+STRANGER = {"trees": ("MiniSupViT",), "seed": 1, "models": 8}
+
+
+def forest_part(
+    workdir: Path, zoo_config: Mapping[str, Any], experts: Mapping[str, Path]
+) -> list[str]:
+    """Grows a forest of the trees and describes hidden models; returns the report's lines.
+
+    Args:
+      workdir: of the demo, with its zoo, stores and experts.
+      zoo_config: what the zoo was built with.
+      experts: tree to the work directory of its training.
+    """
+    print("7. Growing a forest of the trees and their experts", flush=True)
+    forest = workdir / "forest"
+    stores = [px.LayerStore.open(workdir / "stores" / tree) for tree in experts]
+    grown = forest_steps.grow_forest(
+        forest, stores, [px.Expert.load(path) for path in experts.values()], {}
+    )
+    print("8. Describing models whose labels are hidden", flush=True)
+    steps.build_zoo({**zoo_config, **STRANGER}, workdir / "zoo_outside")
+    truths = dict(_hidden(workdir, stores, workdir / "zoo_outside/MiniSupViT"))
+    models = [model for model in find_models(workdir / "hidden") if model.path in truths]
+    documented = forest_steps.nearest_in([Index.open(workdir / "index")], "split = 'train'")
+    hidden = []
+    for model, description in forest_steps.describe(Forest.load(forest), models, documented):
+        if isinstance(description, px.ProbexError):
+            raise description
+        forest_steps.write_card(description, workdir / "cards")
+        hidden.append(HiddenModel(description, *truths[model.path]))
+    n_right = sum(model.description.tree == model.tree for model in hidden)
+    return [
+        "## A forest\n",
+        cli.table(grown),
+        f"\n## {len(hidden)} models whose labels were hidden\n",
+        f"The tree is right for {n_right} of {len(hidden)}. One is of no tree of the forest: a ViT "
+        "of the same architecture, pre-trained from another seed. Probabilities are calibrated. "
+        "The whole cards are in `cards/`.\n",
+        "```",
+        hidden_models(hidden),
+        "```\n",
+    ]
+
+
+def _hidden(
+    workdir: Path, stores: Sequence[px.LayerStore], outside: Path
+) -> Iterator[tuple[Path, tuple[str, tuple[str, ...]]]]:
+    """Copies test models without a word about them; yields path, tree and labels of each."""
+    chosen = [
+        (model.source, (store.tree, model.labels))
+        for store, count in zip(stores, N_HIDDEN, strict=True)
+        for model in store.split("test")[:count]
+    ]
+    stranger = find_models(outside / "test")[0]
+    with px.open_model(stranger.path) as file:
+        chosen.append((str(stranger.path), ("", stranger.labels_in(file))))
+    random.Random(0).shuffle(chosen)
+    folder = workdir / "hidden"
+    folder.mkdir(exist_ok=True)
+    for number, (source, truth) in enumerate(chosen, start=1):
+        path = folder / f"hidden_{number:02d}.safetensors"
+        if not path.exists():
+            [weights] = locate(Path(source)).files
+            save_file(load_file(weights), path)
+        yield path, truth
