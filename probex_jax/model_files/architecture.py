@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 from probex_jax.errors import ProbexError
@@ -21,8 +22,7 @@ _FLOATS = ("F", "BF")
 
 # Fields of metadata that name the model that was fine-tuned; the last two are kohya's.
 _BASE_KEYS = ("base_model", "ss_sd_model_name", "ss_base_model_version")
-_FRONT_MATTER = re.compile(r"---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
-_BASE_MODEL = re.compile(r"^base_model:[ \t]*(?:\n[ \t]*-[ \t]*)?([^\s#].*?)[ \t]*$", re.MULTILINE)
+_BASE_FIELD = "base_model:"
 _MAX_README_BYTES = 1024 * 1024
 _MAX_BASE_CHARACTERS = 200
 
@@ -139,6 +139,16 @@ def _base_in_readme(path: Path) -> object:
         text = read_small(path, _MAX_README_BYTES).decode("utf-8", "replace")
     except ProbexError:
         return None
-    matter = _FRONT_MATTER.match(text)
-    found = _BASE_MODEL.search(matter[1]) if matter else None
-    return found[1].strip("'\"") if found else None
+    # Line by line: patterns that look for the end of a stranger's text can take hours.
+    first, *lines = (line.rstrip() for line in text.split("\n"))
+    if first != "---" or "---" not in lines:
+        return None
+    for line, following in pairwise(lines[: lines.index("---") + 1]):
+        if line.startswith(_BASE_FIELD):
+            value = line.removeprefix(_BASE_FIELD).strip()
+            if not value and following.lstrip().startswith("- "):  # a list
+                value = following.lstrip().removeprefix("- ")
+            if value.startswith("["):
+                value = value.strip("[]").partition(",")[0]
+            return value.partition(" #")[0].strip(" \t'\"")
+    return None
