@@ -1,40 +1,61 @@
 """Embeds a folder of models with an expert and keeps them in an index, to be searched.
 
-Running again embeds what is new or has changed; --prune removes what is gone.
+Running again embeds what is new or has changed; --prune removes what is gone. With --forest models
+of other trees are refused.
 
 Example:
   python -m experiments.index --experts=out/align --models=out/zoo/MiniLoRA --index=out/index
+  python -m experiments.index --forest=out/forest --tree=MiniLoRA --models=my_loras --index=out/mine
 """
 
 from pathlib import Path
 
 from absl import flags
 
+import probex_jax as px
 from experiments import cli, steps
 from probex_jax.experts import load_experts
+from probex_jax.forest import Forest
 from probex_jax.search import find_models
 
 _EXPERTS = flags.DEFINE_string(
     "experts",
     None,
     "One expert, or the work directory of a training: of its experts the one that was best on "
-    "held-out classes, where there is one.",
-    required=True,
+    "held-out classes, where there is one. None to take the forest's.",
 )
 _MODELS = flags.DEFINE_string(
     "models", None, "Folder of models, at any depth: a zoo, several, or anyone's.", required=True
+)
+_FOREST = flags.DEFINE_string("forest", None, "A forest: models of other trees are refused.")
+_TREE = flags.DEFINE_string(
+    "tree", None, "Tree of the forest whose expert embeds, if it has several."
 )
 _INDEX = flags.DEFINE_string("index", None, "Folder of the index, made if absent.", required=True)
 _PRUNE = flags.DEFINE_bool("prune", False, "Remove indexed models whose files are gone.")
 
 
 def main() -> None:
-    # Free sentences are mostly of kinds that it was not trained on.
-    expert = load_experts(Path(_EXPERTS.value))["val_holdout"]
+    forest = None if _FOREST.value is None else Forest.load(_FOREST.value)
+    expert = _expert(forest)
     index = Path(_INDEX.value)
     emptied = _PRUNE.value and (index / "index.json").exists()
     models = find_models(_MODELS.value, may_be_empty=emptied)
-    print(cli.table([steps.index(expert, models, index, prune=_PRUNE.value)[1]]))
+    print(cli.table([steps.index(expert, models, index, prune=_PRUNE.value, forest=forest)[1]]))
+
+
+def _expert(forest: Forest | None) -> px.Expert:
+    if _EXPERTS.value is not None:
+        # Free sentences are mostly of kinds that it was not trained on.
+        return load_experts(Path(_EXPERTS.value))["val_holdout"]
+    if forest is None:
+        raise px.ProbexError("give --experts or --forest")
+    trees = [name for name, tree in forest.trees.items() if tree.layers]
+    tree = _TREE.value or (trees[0] if len(trees) == 1 else "")
+    expert = forest.trees[tree].expert if tree in trees else None
+    if expert is None:
+        raise px.ProbexError(f"--tree: give one of {', '.join(trees)}")
+    return expert
 
 
 if __name__ == "__main__":

@@ -129,12 +129,19 @@ def _trained(bar: tqdm, layer: str, epochs: int) -> None:
 
 
 def index(
-    expert: px.Expert, models: Sequence[FoundModel], path: Path, *, prune: bool = False
+    expert: px.Expert,
+    models: Sequence[FoundModel],
+    path: Path,
+    *,
+    prune: bool = False,
+    forest: px.Forest | None = None,
 ) -> tuple[Index, Row]:
     """Brings an index up to date; what cannot be embedded goes to standard error, a line each."""
     found = Index.create_or_open(path, expert)
     with cli.progress(len(models), "indexing", "model") as bar:
-        done = found.add_models(models, on_model=lambda fault: _reported(bar, "failed", fault))
+        done = found.add_models(
+            models, forest=forest, on_model=lambda fault: _reported(bar, "failed", fault)
+        )
     if not len(found) and done.failed:
         found.discard_if_new()
         first = next(iter(done.failed.values()))

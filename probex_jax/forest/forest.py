@@ -28,7 +28,7 @@ from probex_jax.files import disk_errors
 from probex_jax.forest.description import Description, ExpertFacts, Neighbour, Prediction
 from probex_jax.forest.router import Route, TreeRouter, route
 from probex_jax.forest.stated import Stated, stated
-from probex_jax.model_files import open_model
+from probex_jax.model_files import ModelFile, open_model
 
 FORMAT = "probex_jax forest"
 VERSION = 1
@@ -176,6 +176,23 @@ class Forest:
         trees = [Tree(folder.parent) for folder in folders]
         return cls(path, {tree.router.tree: tree for tree in trees})
 
+    def route(self, model: ModelFile) -> Route:
+        """Finds the tree of an open model.
+
+        Raises:
+          ProbexError: if a layer cannot be read, or is of another shape than in the tree's models.
+        """
+        return route(model, [tree.router for tree in self.trees.values()])
+
+    def check_tree(self, model: ModelFile, tree: str) -> None:
+        """Raises a ProbexError if an open model is not of a tree of the forest."""
+        if tree not in self.trees:
+            raise ProbexError(f"{self.path}: no tree {tree}; it has {', '.join(self.trees)}")
+        found = self.route(model)
+        if found.tree != tree:
+            what = f"of tree {found.tree}" if found.tree else f"of no known tree ({found.reason})"
+            raise ProbexError(f"{model.path}: {what}, not of {tree}")
+
     def describe(self, path: str | Path, *, nearest: Nearest | None = None) -> Description:
         """Describes one model.
 
@@ -232,7 +249,7 @@ class Forest:
         """Reads what a description needs, the file being open once."""
         try:
             with open_model(path) as model:
-                where = route(model, [tree.router for tree in self.trees.values()])
+                where = self.route(model)
                 expert = self.trees[where.tree].expert if where.tree else None
                 matrices = None if expert is None else expert.read(model)
                 seen = _Seen(stated(model), where, matrices)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, Read, batch_size, in_batches
 from probex_jax.matrices import stack
-from probex_jax.model_files import open_model
+from probex_jax.model_files import ModelFile, open_model
 from probex_jax.model_files.locate import SINGLE, locate
 from probex_jax.model_files.untrusted_text import is_unicode
 from probex_jax.search.folders import FoundModel, files_of, model_path
@@ -22,6 +22,7 @@ from probex_jax.search.table import unit
 _READERS = 4
 
 Row = dict[str, Any]
+Check = Callable[[ModelFile], None]
 
 
 def represented(expert: Expert, path: Path) -> np.ndarray:
@@ -31,7 +32,10 @@ def represented(expert: Expert, path: Path) -> np.ndarray:
 
 
 def embedded(
-    expert: Expert, models: Sequence[FoundModel], known: Mapping[str, str]
+    expert: Expert,
+    models: Sequence[FoundModel],
+    known: Mapping[str, str],
+    check: Check = lambda model: None,
 ) -> Iterator[tuple[FoundModel, Row, np.ndarray | ProbexError | None]]:
     """Each model with its row for the table and its unit vector [T].
 
@@ -39,6 +43,7 @@ def embedded(
       expert: what to embed with.
       models: what to embed.
       known: path to stamp, of the models that an index holds.
+      check: raises a ProbexError for an open model that is not to be embedded.
 
     Yields:
       In the place of the vector None for a model that is known as it is now, and a ProbexError
@@ -48,7 +53,7 @@ def embedded(
     waiting = iter(models)
     with ThreadPoolExecutor(_READERS) as readers:
         while batch := list(islice(waiting, size)):
-            read = list(readers.map(lambda model: _read(expert, model, known), batch))
+            read = list(readers.map(lambda model: _read(expert, model, known, check), batch))
             vectors = _encoded(expert, [m for _, m in read if isinstance(m, Mapping)], size)
             for model, (row, result) in zip(batch, read, strict=True):
                 yield model, row, next(vectors) if isinstance(result, Mapping) else result
@@ -77,7 +82,7 @@ def is_there(path: Path) -> bool:
 
 
 def _read(
-    expert: Expert, model: FoundModel, known: Mapping[str, str]
+    expert: Expert, model: FoundModel, known: Mapping[str, str], check: Check
 ) -> tuple[Row, Read | ProbexError | None]:
     row: Row = {name: getattr(model, name) for name in ("id", "tree", "split")}
     row["path"] = key(model.path)
@@ -89,7 +94,7 @@ def _read(
             return row, None
         row["labels"] = _labels(model)
         row["text"] = ", ".join(model.texts.get(label, label) for label in row["labels"])
-        return row, _read_weights(expert, model.path)
+        return row, _read_weights(expert, model.path, check)
     except ProbexError as error:
         return row, error
 
@@ -103,8 +108,9 @@ def _labels(model: FoundModel) -> list[str]:
             return []
 
 
-def _read_weights(expert: Expert, path: Path) -> Read:
+def _read_weights(expert: Expert, path: Path, check: Check = lambda model: None) -> Read:
     with open_model(path) as file:
+        check(file)
         return expert.read(file)
 
 

@@ -20,7 +20,9 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert
 from probex_jax.files import disk_errors, write_json
+from probex_jax.forest import Forest
 from probex_jax.language import TextEncoder
+from probex_jax.model_files import ModelFile
 from probex_jax.search.embedding import embedded, is_there, key, represented
 from probex_jax.search.folders import FoundModel
 from probex_jax.search.table import ModelTable
@@ -172,7 +174,11 @@ class Index:
         return expert
 
     def add_models(
-        self, models: Sequence[FoundModel], *, on_model: Callable[[str], None] = lambda reason: None
+        self,
+        models: Sequence[FoundModel],
+        *,
+        forest: Forest | None = None,
+        on_model: Callable[[str], None] = lambda reason: None,
     ) -> AddSummary:
         """Embeds the models that the index does not hold as they are now.
 
@@ -182,6 +188,8 @@ class Index:
 
         Args:
           models: as from `find_models`.
+          forest: to refuse what is not of the expert's tree; without one, whatever has the layers
+            that the expert reads is embedded.
           on_model: called after each model with the reason why it failed, or "".
 
         Returns:
@@ -202,7 +210,11 @@ class Index:
             rows.clear()
             vectors.clear()
 
-        for model, row, vector_T in embedded(self.expert, models, known):
+        def check(model: ModelFile) -> None:
+            if forest is not None:
+                forest.check_tree(model, self.expert.card["tree"])
+
+        for model, row, vector_T in embedded(self.expert, models, known, check):
             if isinstance(vector_T, ProbexError):
                 failed[model.id] = str(vector_T)
             elif vector_T is None:
