@@ -21,6 +21,7 @@ from probex_jax.model_files.architecture import same_base
 _MARGIN = 1.5
 _DEVIATIONS = 6.0
 _LEAST_DEVIATION = 0.1
+_ROUNDING = 1e-5  # of a centre's length
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ def _radius(distances_N: np.ndarray, centre_D: np.ndarray, is_lora: bool) -> flo
     """
     length = float(np.linalg.norm(centre_D))
     farthest = _MARGIN * float(np.max(distances_N))
-    if farthest == 0:  # one model, or all alike
+    if farthest <= _ROUNDING * length:  # one model, or all alike
         return length or 1.0
     logs_N = np.log(np.maximum(distances_N, 1e-6 * farthest))
     usual = np.exp(logs_N.mean() + _DEVIATIONS * max(float(logs_N.std()), _LEAST_DEVIATION))
