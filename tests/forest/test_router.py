@@ -1,0 +1,203 @@
+"""Which tree a model is of, and when the answer is that nobody knows."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import probex_jax as px
+from probex_jax import ProbexError, open_model
+from probex_jax.forest import TreeRouter, route
+from probex_jax.forest.router import _radius, check_apart
+from tests.forest.conftest import NOISE, labels_of, pack_tree, root, write_member, write_tree
+
+
+@pytest.fixture(scope="module")
+def routers(trees):
+    return [TreeRouter.fit(store, f"me/{name}") for name, store in trees[1].items()]
+
+
+def routed(path, routers):
+    with open_model(path) as model:
+        return route(model, routers)
+
+
+def test_every_test_model_is_known_and_none_of_an_unseen_root(trees, routers):
+    folder, _ = trees
+    for name, known in (("Ant", "Ant"), ("Bee", "Bee"), ("Cow", "")):
+        for path in sorted(folder.glob(f"{name}/test/*")):
+            found = routed(path, routers)
+            assert found.tree == known, path
+            assert (found.distance < found.radius) == bool(known)
+            assert bool(found.reason) == (not known)
+    assert found.nearest in ("Ant", "Bee")
+    assert found.reason == (
+        f"{found.distance / found.radius:.1f} times as far from {found.nearest} as its models "
+        "can be"
+    )
+
+
+def test_a_router_knows_what_the_store_says(trees, routers):
+    ant, bee = routers
+    assert (ant.tree, ant.root, ant.n_models, ant.is_lora) == ("Ant", "me/Ant", 12, False)
+    assert ant.fingerprints == bee.fingerprints == (trees[1]["Ant"].models[0].fingerprint,)
+    assert len(ant.radii) == len(ant.centres_CD) == 1
+    sketches_ND = ant.sketch.of_store(trees[1]["Ant"], "train")
+    np.testing.assert_allclose(ant.centres_CD[0], sketches_ND.mean(axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_distance_and_radius_are_those_of_the_nearest_centre(trees, routers):
+    path = trees[0] / "Ant" / "test" / "m17"
+    with open_model(path) as model:
+        sketch_D = routers[0].sketch.of_model(model)
+    distance = np.linalg.norm(sketch_D - routers[0].centres_CD[0])
+    found = routed(path, routers)
+    assert (found.nearest, found.radius) == ("Ant", routers[0].radii[0])
+    assert found.distance == pytest.approx(distance)
+    assert routed(path, routers[::-1]) == found
+
+
+def test_the_root_itself_and_another_head_are_of_the_tree(tmp_path, routers):
+    write_member(tmp_path / "root", 0, of=2, noise=0.0)
+    write_member(tmp_path / "many", 0, of=2, n_head=50)
+    assert routed(tmp_path / "root", routers).tree == "Bee"
+    assert routed(tmp_path / "many", routers).tree == "Bee"
+
+
+def test_a_model_far_from_its_root_is_unknown(tmp_path, routers):
+    write_member(tmp_path / "m", 0, of=1, noise=20 * NOISE)
+    found = routed(tmp_path / "m", routers)
+    assert (found.tree, found.nearest) == ("", "Ant")
+
+
+@pytest.mark.parametrize("change", [{"body.2.weight": np.ones((3, 3))}, {"body.bias": np.ones(7)}])
+def test_another_architecture_is_unknown(tmp_path, routers, change):
+    write_member(tmp_path / "m", 0, of=1, **change)
+    found = routed(tmp_path / "m", routers)
+    assert dataclasses.asdict(found) == {
+        "tree": "",
+        "nearest": "",
+        "distance": None,
+        "radius": None,
+        "reason": "no known tree is of its architecture",
+    }
+    assert routed(tmp_path / "m", []) == found
+
+
+def write_lora(path, seed, base):
+    rng = np.random.default_rng(seed)
+    shapes = {"q.lora.up.weight": (6, 2), "q.lora.down.weight": (2, 5)}
+    tensors = {name: rng.normal(size=shape).astype("f4") for name, shape in shapes.items()}
+    path.mkdir(parents=True)
+    metadata = {"concept": "cat"} | ({"base_model": base} if base else {})
+    save_file(tensors, path / "pytorch_lora_weights.safetensors", metadata)
+    return path
+
+
+def lora_router(folder, name, bases):
+    for number, base in enumerate(bases):
+        write_lora(folder / name / "train" / f"m{number}", number, base)
+    return TreeRouter.fit(px.pack(px.scan(folder / name), folder / f"{name}-s").store)
+
+
+def test_loras_are_told_by_the_ancestor_that_they_name(tmp_path):
+    named = lora_router(tmp_path, "Named", ["me/sd-1"] * 5)
+    assert (named.root, named.bases, named.is_lora) == ("me/sd-1", ("me/sd-1",), True)
+    other = lora_router(tmp_path, "Other", ["me/sd-2"] * 5)
+    check_apart(named, other)
+    trees = [named, other]
+    for number, (base, tree) in enumerate(
+        [("me/sd-1", "Named"), ("you/SD-1", "Named"), ("/disk/sd-2/", "Other"), ("me/xl", "")]
+    ):
+        found = routed(write_lora(tmp_path / f"{number}", 50 + number, base), trees)
+        assert found.tree == tree, base
+    assert "name another ancestor" in found.reason
+    assert routed(write_lora(tmp_path / "silent", 60, ""), trees).tree in ("Named", "Other")
+
+
+def test_loras_of_several_ancestors_have_no_root(tmp_path):
+    router = lora_router(tmp_path, "Two", ["me/a", "me/b", "me/b", ""])
+    assert (router.root, router.bases, len(router.radii)) == ("", ("me/a", "me/b"), 1)
+    for base in ("x/a", "x/b"):
+        assert routed(write_lora(tmp_path / base, 9, base), [router]).tree == "Two"
+
+
+def test_loras_that_change_the_same_layers_of_one_model_cannot_be_told_apart(tmp_path):
+    known = lora_router(tmp_path, "Known", ["me/sd-1"] * 3)
+    for name, bases in (("Same", ["you/sd-1"] * 3), ("Silent", [""] * 3)):
+        with pytest.raises(ProbexError, match=f"tree {name}: .* cannot be told from those of Kno"):
+            check_apart(lora_router(tmp_path, name, bases), known)
+
+
+def test_the_only_base_that_models_agree_on_is_the_root(tmp_path):
+    store = pack_tree(tmp_path, "Told", 1, splits=["train"] * 2, metadata={"base_model": "me/b"})
+    assert TreeRouter.fit(store).root == "me/b"
+    assert TreeRouter.fit(store, "me/given").root == "me/given"
+    # Of whole models the weights decide, whatever they name.
+    write_member(tmp_path / "m", 5, labels_of(5), of=1, metadata={"base_model": "you/other"})
+    assert routed(tmp_path / "m", [TreeRouter.fit(store)]).tree == "Told"
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_one_model_or_equal_ones_reach_as_far_as_half_of_the_weights(tmp_path, copies):
+    for number in range(copies):
+        write_member(tmp_path / "One" / "train" / f"m{number}", 0, ["ant"], of=1)
+    router = TreeRouter.fit(px.pack(px.scan(tmp_path / "One"), tmp_path / "s").store)
+    assert router.radii == (pytest.approx(np.linalg.norm(router.centres_CD[0])),)
+    for seed, of, tree in ((1, 1, "One"), (2, 1, "One"), (3, 2, "")):
+        write_member(tmp_path / f"{seed}", seed, labels_of(seed), of=of)
+        assert routed(tmp_path / f"{seed}", [router]).tree == tree
+
+
+def test_a_store_of_two_trees_has_two_centres(tmp_path):
+    for of in (1, 2):
+        for number in range(6):
+            path = tmp_path / "Both" / "train" / f"m{of}{number}"
+            write_member(path, 100 * of + number, labels_of(number), of=of)
+    router = TreeRouter.fit(px.pack(px.scan(tmp_path / "Both"), tmp_path / "s").store)
+    assert len(router.radii) == 2
+    for of, tree in ((1, "Both"), (2, "Both"), (3, "")):
+        write_member(tmp_path / f"{of}", 0, of=of)
+        assert routed(tmp_path / f"{of}", [router]).tree == tree
+
+
+def test_the_radius_reaches_over_the_farthest_and_over_what_is_usual():
+    centre = np.full(100, 10.0)  # length 100
+    many = np.full(99, 1.0)
+    # A spread of nothing counts as one of a tenth.
+    assert _radius(many, centre, False) == pytest.approx(np.exp(0.6))
+    assert _radius(np.append(many, 9.0), centre, False) == pytest.approx(13.5)
+    wide = np.exp(np.array([-1.0, 1.0, -1.0, 1.0]))
+    assert _radius(wide, centre, False) == pytest.approx(100)  # exp(6) is 403
+    assert _radius(wide, centre, True) == pytest.approx(np.exp(6))
+    assert _radius(np.array([90.0, 90.0]), centre, False) == pytest.approx(135)
+    assert _radius(np.zeros(3), centre, False) == pytest.approx(100)
+    assert _radius(np.zeros(1), np.zeros(100), False) == 1
+
+
+def test_two_stores_of_one_tree_cannot_be_told_apart(tmp_path, trees, routers):
+    write_tree(tmp_path / "Ant2", 1, ("train",) * 3)
+    again = TreeRouter.fit(px.pack(px.scan(tmp_path / "Ant2"), tmp_path / "s").store)
+    with pytest.raises(ProbexError, match="tree Ant2: its models cannot be told from those of Ant"):
+        check_apart(again, routers[0])
+    check_apart(again, routers[1])
+    check_apart(*routers)
+
+
+def test_a_router_comes_back_from_json(routers):
+    for router in routers:
+        value = json.loads(json.dumps(router.as_json()))
+        again = TreeRouter.from_json(value, router.centres_CD)
+        assert dataclasses.replace(again, centres_CD=None) == dataclasses.replace(
+            router, centres_CD=None
+        )
+        with pytest.raises(ValueError, match="centres of shape"):
+            TreeRouter.from_json(value, router.centres_CD[:, :-1])
+
+
+def test_unrelated_roots_are_as_far_as_their_lengths_say():
+    """What the toys of these tests rest on."""
+    one, other = (root(seed)["body.0.weight"] for seed in (1, 2))
+    assert np.sum((one - other) ** 2) == pytest.approx(np.sum(one**2) + np.sum(other**2), rel=0.2)

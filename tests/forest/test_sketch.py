@@ -1,0 +1,87 @@
+"""Sketches: which rows of which layers, and that they tell how far models are apart."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from probex_jax import ProbexError, open_model
+from probex_jax.forest.sketch import Sketch
+from probex_jax.model_files.byte_ranges import ByteRanges
+from tests.forest.conftest import SHAPES, write_member
+
+NAMES = {f"layer.{n:02d}.weight": (300, 64) for n in range(20)}
+
+
+def test_a_sketch_is_of_a_few_rows_spread_over_the_layers():
+    sketch = Sketch.of_layers(NAMES)
+    chosen = [layer.name for layer in sketch.layers]
+    assert len(chosen) == 4
+    assert (chosen[0], chosen[-1]) == ("layer.00.weight", "layer.19.weight")
+    for layer in sketch.layers:
+        assert len(set(layer.rows)) == 16  # of 64 entries each: 1024
+        assert layer.rows == tuple(sorted(layer.rows))
+        assert 0 <= layer.rows[0] <= layer.rows[-1] < 300
+    assert len({layer.rows for layer in sketch.layers}) == 4
+    assert sketch.size == 4 * 16 * 64
+    backwards = dict(reversed(NAMES.items()))
+    assert Sketch.of_layers(backwards) == sketch
+
+
+def test_a_wide_row_is_taken_whole_and_a_small_layer_is():
+    sketch = Sketch.of_layers({"wide": (8, 5000), "small": (3, 2)})
+    assert {layer.name: len(layer.rows) for layer in sketch.layers} == {"wide": 1, "small": 3}
+
+
+def test_neither_heads_nor_positions_are_in_a_sketch():
+    others = {"classifier.weight": (5, 8), "x.position_embeddings": (9, 8), "head.weight": (5, 8)}
+    sketch = Sketch.of_layers({"w": (4, 8)} | others)
+    assert [layer.name for layer in sketch.layers] == ["w"]
+    alone = Sketch.of_layers({"x.pos_embed": (9, 8)})
+    assert [layer.name for layer in alone.layers] == ["x.pos_embed"]
+
+
+def test_what_is_in_a_sketch_is_read_from_the_file(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.normal(size=shape).astype("f4") for name, shape in NAMES.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    sketch = Sketch.of_layers(NAMES)
+    expected = [tensors[layer.name][list(layer.rows)].ravel() for layer in sketch.layers]
+    with open_model(tmp_path) as model:
+        read = []
+        real = ByteRanges.read
+        monkeypatch.setattr(
+            ByteRanges, "read", lambda self, a, b: read.append(b - a) or real(self, a, b)
+        )
+        np.testing.assert_array_equal(sketch.of_model(model), np.concatenate(expected))
+        assert sum(read) == 4 * sketch.size
+
+
+def test_stores_and_files_give_the_same_sketches(trees, toy_lora_store):
+    _, stores = trees
+    for store in (stores["Ant"], toy_lora_store):
+        sketch = Sketch.of_layers(store.layers)
+        sketches_ND = sketch.of_store(store, "val")
+        assert sketches_ND.shape == (len(store.split("val")), sketch.size)
+        for model, sketch_D in zip(store.split("val"), sketches_ND, strict=True):
+            with open_model(model.source) as file:
+                np.testing.assert_allclose(sketch.of_model(file), sketch_D, rtol=1e-5, atol=1e-8)
+
+
+def test_distances_between_sketches_estimate_those_between_weights():
+    rng = np.random.default_rng(0)
+    sketch = Sketch.of_layers(NAMES)
+    for scale in (0.1, 1.0):
+        apart = {name: scale * rng.normal(size=shape) for name, shape in NAMES.items()}
+        part = sum(np.sum(apart[layer.name][list(layer.rows)] ** 2) for layer in sketch.layers)
+        whole = sum(np.sum(w**2) for w in apart.values())
+        assert part / sketch.size == pytest.approx(whole / (20 * 300 * 64), rel=0.1)
+
+
+def test_a_model_that_does_not_fit_the_sketch_is_refused(tmp_path):
+    shapes = {name: (s[0], int(np.prod(s[1:]))) for name, s in SHAPES.items() if len(s) in (2, 4)}
+    sketch = Sketch.of_layers(shapes)
+    wide = write_member(tmp_path / "w", 0, of=1, **{"body.0.weight": np.ones((12, 17))})
+    small = write_member(tmp_path / "s", 0, of=1, **{"body.0.weight": np.ones(12)})
+    for path, message in ((wide, "12x17, that of the tree's models is 12x16"), (small, "one-dim")):
+        with open_model(path) as model, pytest.raises(ProbexError, match=message):
+            sketch.of_model(model)
