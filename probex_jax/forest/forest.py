@@ -10,7 +10,6 @@ A tree is a folder of its own: growing the forest by another touches none.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import threading
@@ -88,17 +87,22 @@ class Tree:
                     raise ProbexError(f"{self.path}: holds another expert; grow the tree again")
         return self._expert
 
-    def predict(self, models: Sequence[Read], size: int) -> list[tuple[Prediction, ...]]:
+    def predict(
+        self, models: Sequence[Read], size: int
+    ) -> list[tuple[Prediction, ...] | ProbexError]:
         """The probabilities of every class for what was read of models, in calls of `size`."""
         expert = self.expert
         assert expert is not None
         classes, texts = expert.card["classes"], {}
         if expert.card["head"] == "text":
             texts = expert.text["texts"]
-        found: dict[int, tuple[Prediction, ...]] = {}
+        found: dict[int, tuple[Prediction, ...] | ProbexError] = {}
         for places, batch in in_batches(expert, models, size):
             p_NY = expert.probabilities(batch, self._arrays.get("texts"))
             for place, p_Y in zip(places, p_NY, strict=False):
+                if not np.isfinite(p_Y).all():
+                    found[place] = ProbexError("its weights are too large for finite probabilities")
+                    continue
                 found[place] = tuple(
                     Prediction(classes[y], texts.get(classes[y], classes[y]), float(p_Y[y]))
                     for y in np.argsort(-p_Y, kind="stable")
@@ -113,7 +117,7 @@ class Tree:
         return ExpertFacts(
             hash=expert.hash,
             layers=tuple(expert.layers),
-            encoder=card.get("encoder", card)["name"] if "encoder" in card else "committee",
+            encoder=card.get("encoder", {"name": "committee"})["name"],
             n_train=self.router.n_models,
             accuracy=card.get("metrics", {}).get("test_accuracy"),
             calibration_error=card["calibration"]["after"],
@@ -257,6 +261,8 @@ class Forest:
                 return seen
         except ProbexError as error:
             return error
+        except (OSError, MemoryError) as error:
+            return ProbexError(f"{path}: cannot be read: {error}")
 
     def _described(
         self,
@@ -265,7 +271,7 @@ class Forest:
         size: int,
         nearest: Nearest | None,
     ) -> Iterator[Description | ProbexError]:
-        predictions: dict[int, tuple[Prediction, ...]] = {}
+        predictions: dict[int, tuple[Prediction, ...] | ProbexError] = {}
         for name, tree in self.trees.items():
             of_tree = {
                 place: one.matrices
@@ -276,27 +282,39 @@ class Forest:
                 found = tree.predict(list(of_tree.values()), size)
                 predictions |= zip(of_tree, found, strict=True)
         for place, ((path, name), one) in enumerate(zip(batch, seen, strict=True)):
+            said = predictions.get(place)
             if isinstance(one, ProbexError):
                 yield one
-                continue
-            description = Description(name, str(path), one.stated, one.route)
-            if not one.route.tree:
-                yield description
-                continue
-            tree = self.trees[one.route.tree]
-            description = dataclasses.replace(description, root=tree.router.root)
-            if place in predictions:
-                description = dataclasses.replace(
-                    description, predictions=predictions[place], expert=tree.facts()
-                )
-            if nearest is not None:
-                try:
-                    found_near = tuple(nearest(path, one.route.tree))
-                except ProbexError as error:
-                    yield error
-                    continue
-                description = dataclasses.replace(description, neighbours=found_near)
-            yield description
+            elif isinstance(said, ProbexError):
+                yield said
+            else:
+                yield self._description(path, name, one, said, nearest)
+
+    def _description(
+        self,
+        path: Path,
+        name: str,
+        seen: _Seen,
+        predictions: tuple[Prediction, ...] | None,
+        nearest: Nearest | None,
+    ) -> Description | ProbexError:
+        tree = self.trees.get(seen.route.tree)
+        if tree is None:
+            return Description(name, str(path), seen.stated, seen.route)
+        try:
+            neighbours = None if nearest is None else tuple(nearest(path, tree.router.tree))
+        except ProbexError as error:
+            return error
+        return Description(
+            name,
+            str(path),
+            seen.stated,
+            seen.route,
+            root=tree.router.root,
+            predictions=predictions or (),
+            expert=None if predictions is None else tree.facts(),
+            neighbours=neighbours,
+        )
 
 
 def _arrays(path: Path, sha256: str) -> dict[str, np.ndarray]:

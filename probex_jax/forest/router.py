@@ -118,7 +118,7 @@ class TreeRouter:
 
     def nearest(self, sketch_D: np.ndarray) -> tuple[float, float]:
         """Distance from the centre that is the nearest in its radii, and its radius."""
-        distances_C = np.linalg.norm(self.centres_CD - sketch_D, axis=1)
+        distances_C = np.linalg.norm(self.centres_CD - np.float64(sketch_D), axis=1)
         place = int(np.argmin(distances_C / np.asarray(self.radii)))
         return float(distances_C[place]), self.radii[place]
 

@@ -207,7 +207,11 @@ class ModelFile:
             return self._rows(name, rows, width)
         pair = self._factors[name]
         rank = self.tensors[pair.up].shape[1]
-        return self._rows(pair.up, rows, rank) @ self.tensor(pair.down)
+        with np.errstate(all="ignore"):
+            product = self._rows(pair.up, rows, rank) @ self.tensor(pair.down)
+        if not np.isfinite(product).all():
+            raise ProbexError(f"{self.path}: layer {quoted(name)}: an update too large for float32")
+        return product
 
     def _rows(self, tensor: str, rows: Sequence[int], width: int) -> np.ndarray:
         size = width * _dtype(self.tensors[tensor], tensor, self.path).itemsize
