@@ -61,6 +61,17 @@ def test_a_stream_gives_the_partition_of_all_at_once(ward_models):
     assert partition(found(sketches[late], ward_models=ward_models)) == expected(of[late])
 
 
+def test_models_that_are_related_only_together_come_home():
+    """Each by itself has less than half in common with the centre; their mean has more."""
+    rng = np.random.default_rng(0)
+    root, shared = rng.normal(size=(2, 4000))
+    near = root + 0.1 * rng.normal(size=(4, 4000))
+    far = root + 0.8 * shared + 1.3 * rng.normal(size=(12, 4000))
+    clusters = found([*near, *far], ward_models=4)
+    assert partition(clusters) == {frozenset(range(16))}
+    np.testing.assert_allclose(clusters[0].centre, np.mean([*near, *far], axis=0))
+
+
 def test_what_comes_later_costs_no_clustering(monkeypatch):
     calls = []
     real = Clusters._settle

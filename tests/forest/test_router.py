@@ -59,6 +59,16 @@ def test_distance_and_radius_are_those_of_the_nearest_centre(trees, routers):
     assert routed(path, routers[::-1]) == found
 
 
+def test_distances_are_measured_in_radii(trees, routers):
+    path, ant = trees[0] / "Ant" / "test" / "m17", routers[0]
+    narrow = dataclasses.replace(ant, tree="Narrow", radii=(0.01,))
+    wide = dataclasses.replace(ant, tree="Wide", centres_CD=0 * ant.centres_CD, radii=(1e3,))
+    assert routed(path, [narrow, wide]).tree == "Wide"
+    both = np.concatenate([narrow.centres_CD, wide.centres_CD])
+    router = dataclasses.replace(ant, centres_CD=both, radii=(0.01, 1e3))
+    assert routed(path, [router]).radius == 1e3
+
+
 def test_the_root_itself_and_another_head_are_of_the_tree(tmp_path, routers):
     write_member(tmp_path / "root", 0, of=2, noise=0.0)
     write_member(tmp_path / "many", 0, of=2, n_head=50)

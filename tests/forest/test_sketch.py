@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import probex_jax as px
 from probex_jax import ProbexError, open_model
 from probex_jax.forest.sketch import Sketch
 from probex_jax.model_files.byte_ranges import ByteRanges
@@ -56,9 +57,21 @@ def test_what_is_in_a_sketch_is_read_from_the_file(tmp_path, monkeypatch):
         assert sum(read) == 4 * sketch.size
 
 
-def test_stores_and_files_give_the_same_sketches(trees, toy_lora_store):
+@pytest.fixture(scope="module")
+def tall_store(tmp_path_factory):
+    """Models of which not all rows are in a sketch."""
+    folder, rng = tmp_path_factory.mktemp("tall"), np.random.default_rng(0)
+    for number in range(3):
+        path = folder / "Tall" / "val" / f"m{number}"
+        tall = {"w": rng.normal(size=(90, 64)), "conv": rng.normal(size=(90, 8, 4, 4))}
+        write_member(path, number, ["ant"], of=1, **tall)
+        write_member(folder / "Tall" / "train" / f"t{number}", number, ["ant"], of=1, **tall)
+    return px.pack(px.scan(folder / "Tall"), folder / "store").store
+
+
+def test_stores_and_files_give_the_same_sketches(tall_store, trees, toy_lora_store):
     _, stores = trees
-    for store in (stores["Ant"], toy_lora_store):
+    for store in (tall_store, stores["Ant"], toy_lora_store):
         sketch = Sketch.of_layers(store.layers)
         sketches_ND = sketch.of_store(store, "val")
         assert sketches_ND.shape == (len(store.split("val")), sketch.size)
