@@ -38,19 +38,20 @@ def main(paths: Sequence[str]) -> int:
         raise px.ProbexError("give one or more models: files, or folders of them")
     forest = Forest.load(_FOREST.value)
     nearest = forest_steps.nearest_in([Index.open(path) for path in _INDEX.value])
-    described = []
-    for model, description in forest_steps.describe(
-        forest, forest_steps.found_models(paths), nearest
-    ):
-        if _OUT.value and isinstance(description, px.Description):
+    models = forest_steps.found_models(paths)
+    failed, described = 0, []
+    for model, description in forest_steps.describe(forest, models, nearest):
+        if isinstance(description, px.ProbexError):
+            failed += 1
+        elif _OUT.value:
             forest_steps.write_card(description, Path(_OUT.value))
         if _JSON.value:
             print(json.dumps(forest_steps.as_json(model, description)), flush=True)
-        described.append((model, description))
-    failed = sum(isinstance(found, px.ProbexError) for _, found in described)
-    if failed == len(described) == 1:
+        else:
+            described.append((model, description))
+    if failed == len(models) == 1:
         return 2
-    if not _JSON.value:
+    if described:
         _show(described)
     return 1 if failed else 0
 
