@@ -199,12 +199,20 @@ def train_row(metrics: Mapping[str, Any]) -> Row:
         "test accuracy": f"{test['value']:.3f}",
         "95 % interval": f"{test['low']:.3f} to {test['high']:.3f}",
         "models": test["n_models"],
+        "calibration error": _calibration_error(metrics),
     }
     if "zero_shot" in metrics:
         found = ZeroShot.from_json(metrics["zero_shot"])
         row[f"zero-shot among {found.n_held_out}"] = str(found.among_held_out)
         row[f"among all {found.n_all}"] = str(found.among_all)
     return row
+
+
+def _calibration_error(metrics: Mapping[str, Any]) -> str:
+    """On test models, before and after; nothing for what gives no calibrated probabilities."""
+    if "calibration" not in metrics:
+        return ""
+    return " → ".join(f"{metrics['calibration'][when]['test']:.3f}" for when in ("before", "after"))
 
 
 def _method(metrics: Mapping[str, Any]) -> str:
