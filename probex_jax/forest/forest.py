@@ -68,7 +68,7 @@ class Tree:
             self.router = TreeRouter.from_json(self.about["router"], self._arrays["centres"])
             shapes = self.about["expert"]["layers"] if self.about["expert"] else {}
             self.layers = {name: (int(h), int(w)) for name, (h, w) in shapes.items()}
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise ProbexError(f"{path}: damaged tree ({error!r}); grow it again") from error
         self._lock = threading.Lock()
         self._expert: Expert | None = None
@@ -120,7 +120,7 @@ class Tree:
             encoder=card.get("encoder", {"name": "committee"})["name"],
             n_train=self.router.n_models,
             accuracy=card.get("metrics", {}).get("test_accuracy"),
-            calibration_error=card["calibration"]["after"],
+            calibration_error=card["calibration"].get("after", {}),
             chosen="one" if card["head"] == "text" else "several",
         )
 
@@ -163,22 +163,8 @@ class Forest:
         Raises:
           ProbexError: if there is no forest, or a damaged one.
         """
-        path = Path(path)
-        try:
-            about = json.loads((path / "forest.json").read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            raise ProbexError(
-                f"{path}: no forest here; make one with experiments.grow_forest"
-            ) from None
-        except (ValueError, OSError) as error:
-            raise ProbexError(f"{path / 'forest.json'}: cannot be read: {error}") from error
-        version = about.get("version") if isinstance(about, dict) else None
-        if not isinstance(about, dict) or (about.get("format"), version) != (FORMAT, VERSION):
-            raise ProbexError(f"{path}: forest of version {version!r}, expected {VERSION}")
-        with disk_errors(path):
-            folders = sorted(path.glob("trees/[!.]*/tree.json"))
-        trees = [Tree(folder.parent) for folder in folders]
-        return cls(path, {tree.router.tree: tree for tree in trees})
+        trees = [Tree(folder) for folder in tree_folders(Path(path))]
+        return cls(Path(path), {tree.router.tree: tree for tree in trees})
 
     def route(self, model: ModelFile) -> Route:
         """Finds the tree of an open model.
@@ -315,6 +301,23 @@ class Forest:
             expert=None if predictions is None else tree.facts(),
             neighbours=neighbours,
         )
+
+
+def tree_folders(path: Path) -> list[Path]:
+    """The folders of a forest's trees; a ProbexError where there is no forest."""
+    try:
+        about = json.loads((path / "forest.json").read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ProbexError(
+            f"{path}: no forest here; make one with experiments.grow_forest"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise ProbexError(f"{path / 'forest.json'}: cannot be read: {error}") from error
+    version = about.get("version") if isinstance(about, dict) else None
+    if not isinstance(about, dict) or (about.get("format"), version) != (FORMAT, VERSION):
+        raise ProbexError(f"{path}: forest of version {version!r}, expected {VERSION}")
+    with disk_errors(path):
+        return [found.parent for found in sorted(path.glob("trees/[!.]*/tree.json"))]
 
 
 def _arrays(path: Path, sha256: str) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, calibrated
 from probex_jax.experts.alignment import class_sentences
 from probex_jax.files import disk_errors, layer_folder, write_json
-from probex_jax.forest.forest import FORMAT, VERSION, Forest, Tree
+from probex_jax.forest.forest import FORMAT, VERSION, Tree, tree_folders
 from probex_jax.forest.router import TreeRouter, check_apart
 from probex_jax.language import embed
 from probex_jax.layer_store import LayerStore
@@ -41,11 +41,11 @@ def grow(
         those of another, the folder holds other things, or the disk is full.
     """
     path = Path(path)
-    trees = _begun(path).trees
+    folder = layer_folder(path / "trees", store.tree)
+    trees = _begun(path, folder)
     given = None if expert is None else expert.hash
     if expert is not None:
         expert.check_fits(store.tree, None if expert.card["head"] == "text" else store.classes)
-    folder = layer_folder(path / "trees", store.tree)
     source = {"store_hash": store.hash, "given_expert": given, "given_root": root}
     before = trees.get(store.tree)
     if before is not None and before.about["source"] == source:
@@ -56,19 +56,24 @@ def grow(
             check_apart(router, tree.router)
     if expert is not None and "calibration" not in expert.card:
         expert = calibrated(expert, store)
-    beside = folder.with_name("." + folder.name + ".new")
+    beside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
     with disk_errors(path):
         shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
         beside.mkdir(parents=True)
         _write(beside, router, expert, source)
-        if folder.exists():
-            shutil.rmtree(folder)
+        if there := folder.exists():
+            os.replace(folder, old)
         os.replace(beside, folder)
-    return Tree(folder), "added" if before is None else "replaced"
+        shutil.rmtree(old, ignore_errors=True)
+    return Tree(folder), "replaced" if there else "added"
 
 
-def _begun(path: Path) -> Forest:
-    """The forest in a folder; a new one in a new or empty folder."""
+def _begun(path: Path, folder: Path) -> dict[str, Tree]:
+    """The trees of a forest, which is begun in a new or empty folder.
+
+    That in `folder` is to be grown, and is not among them if it is damaged.
+    """
     if not (path / "forest.json").exists():
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
@@ -76,7 +81,16 @@ def _begun(path: Path) -> Forest:
         if set(others) - {"forest.json.partial"}:
             raise ProbexError(f"{path}: holds other things ({others[0]}); choose another folder")
         write_json(path / "forest.json", {"format": FORMAT, "version": VERSION})
-    return Forest.load(path)
+    trees = {}
+    for found in tree_folders(path):
+        try:
+            tree = Tree(found)
+        except ProbexError:
+            if found != folder:
+                raise
+        else:
+            trees[tree.router.tree] = tree
+    return trees
 
 
 def _write(folder: Path, router: TreeRouter, expert: Expert | None, source: dict[str, Any]) -> None:

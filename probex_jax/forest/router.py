@@ -150,10 +150,10 @@ class TreeRouter:
             for layer in value["sketch"]
         ]
         router = cls(
-            tree=value["tree"],
-            root=value["root"],
-            fingerprints=tuple(value["fingerprints"]),
-            bases=tuple(value["bases"]),
+            tree=_text(value["tree"]),
+            root=_text(value["root"]),
+            fingerprints=tuple(map(_text, value["fingerprints"])),
+            bases=tuple(map(_text, value["bases"])),
             is_lora=value["is_lora"],
             sketch=Sketch(tuple(layers)),
             centres_CD=centres_CD,
@@ -220,6 +220,12 @@ def check_apart(new: TreeRouter, known: TreeRouter) -> None:
             f"tree {new.tree}: its models cannot be told from those of {known.tree}; keep one of "
             "the two in a forest"
         )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.50} is no text")
+    return value
 
 
 def _radius(distances_N: np.ndarray, centre_D: np.ndarray, is_lora: bool) -> float:
