@@ -1,0 +1,514 @@
+"""A forest: grown tree by tree, kept, damaged, and what it says of models."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from probex_jax import Expert, Forest, ProbexError, open_model
+from probex_jax.experts import calibrated, expert, member
+from probex_jax.forest import grow as grow_tree
+from probex_jax.forest import growing
+from probex_jax.model_files import ModelFile
+from tests.conftest import CLASSES, write_toy_lora
+from tests.forest.conftest import (
+    CONV,
+    LAYER,
+    class_expert,
+    labels_of,
+    pack_tree,
+    write_member,
+)
+
+
+@pytest.fixture(scope="module")
+def forest(forest_path):
+    return Forest.load(forest_path)
+
+
+@pytest.fixture
+def copied(forest_path, tmp_path):
+    """A copy of the forest to be damaged."""
+    return Path(shutil.copytree(forest_path, tmp_path / "copied"))
+
+
+def contents(folder):
+    """Bytes and time of every file."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def one_line(error):
+    return "\n" not in str(error.value)
+
+
+def probabilities(description):
+    return {p.label: p.probability for p in description.predictions}
+
+
+# Growing and keeping.
+
+
+def test_what_was_grown_is_there_when_it_is_loaded(forest, forest_path):
+    assert list(forest.trees) == ["Ant", "Bee", "ToyLoRA"]
+    assert forest.trees["Ant"].router.root == "me/ant-root"
+    assert forest.trees["Ant"].expert.layers == {LAYER: (12, 16)}
+    assert forest.trees["Bee"].expert.layers == {LAYER: (12, 16), CONV: (6, 18)}
+    assert sorted(path.name for path in forest_path.iterdir()) == ["forest.json", "trees"]
+
+
+def test_experts_are_calibrated_on_the_store_they_are_grown_with(forest, trees):
+    expected = calibrated(class_expert("Ant", 1), trees[1]["Ant"])
+    assert forest.trees["Ant"].expert.hash == expected.hash
+    assert forest.trees["Ant"].expert.temperature != 1
+
+
+def test_a_calibration_that_an_expert_has_is_kept(tmp_path, trees):
+    given = class_expert("Ant", 1, calibration={"temperature": 3.0})
+    grow_tree(tmp_path / "f", trees[1]["Ant"], given)
+    loaded = Forest.load(tmp_path / "f")
+    assert loaded.trees["Ant"].expert.card["calibration"] == {"temperature": 3.0}
+    path = trees[0] / "Ant" / "test" / "m17"
+    found = loaded.describe(path)
+    with open_model(path) as model:
+        x = model.matrix(LAYER)[None]
+    np.testing.assert_allclose(
+        [probabilities(found)[c] for c in CLASSES],
+        1 / (1 + np.exp(-np.asarray(given.logits(x))[0] / 3)),
+        rtol=1e-4,
+    )
+    assert found.expert.calibration_error == {}
+
+
+def test_growing_by_another_tree_leaves_the_first_as_it_was(tmp_path, trees):
+    stores = trees[1]
+    tree, done = grow_tree(tmp_path / "f", stores["Ant"], class_expert("Ant", 1), "me/root")
+    assert (tree.path, done) == (tmp_path / "f" / "trees" / "Ant", "added")
+    before = contents(tmp_path / "f")
+    assert grow_tree(tmp_path / "f", stores["Bee"])[1] == "added"
+    after = contents(tmp_path / "f")
+    assert after.items() >= before.items()
+    assert len(after) > len(before)
+    again = grow_tree(tmp_path / "f", stores["Ant"], class_expert("Ant", 1), "me/root")
+    assert (again[0].router.tree, again[1]) == ("Ant", "unchanged")
+    assert contents(tmp_path / "f") == after
+
+
+@pytest.mark.parametrize("what", ["root", "expert", "store"])
+def test_a_tree_that_is_grown_otherwise_is_replaced(tmp_path, trees, what):
+    store = trees[1]["Bee"]
+    grow_tree(tmp_path / "f", store)
+    others = {
+        "root": (store, None, "me/b"),
+        "expert": (store, class_expert("Bee", 2)),
+        "store": (store.limited(5),),
+    }
+    tree, done = grow_tree(tmp_path / "f", *others[what])
+    assert done == "replaced"
+    loaded = Forest.load(tmp_path / "f")
+    assert list(loaded.trees) == ["Bee"]
+    assert loaded.trees["Bee"].about == tree.about
+    assert tree.router.root == ("me/b" if what == "root" else "")
+    assert (tree.expert is not None) == (what == "expert")
+    assert tree.router.n_models == (5 if what == "store" else 12)
+    assert sorted(path.name for path in (tmp_path / "f" / "trees").iterdir()) == ["Bee"]
+
+
+@pytest.mark.parametrize("where", ["save", "calibrated", "write_json", "_embedded"])
+def test_growing_that_is_cut_short_leaves_what_was_there(
+    tmp_path, toy_lora_store, trees, monkeypatch, where, forest_path
+):
+    if where == "_embedded":
+        store, given = toy_lora_store, Expert.load(forest_path / "trees" / "ToyLoRA" / "expert")
+    else:
+        store, given = trees[1]["Ant"], class_expert("Ant", 1)
+    grow_tree(tmp_path / "f", trees[1]["Bee"])
+    before = contents(tmp_path / "f" / "trees" / "Bee")
+
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(growing, where, cut)
+        with pytest.raises(KeyboardInterrupt):
+            grow_tree(tmp_path / "f", store, given)
+    assert list(Forest.load(tmp_path / "f").trees) == ["Bee"]
+    assert grow_tree(tmp_path / "f", store, given)[1] == "added"
+    assert sorted(Forest.load(tmp_path / "f").trees) == sorted(["Bee", store.tree])
+    assert contents(tmp_path / "f" / "trees" / "Bee") == before
+    assert not list((tmp_path / "f" / "trees").glob(".*"))
+
+
+@pytest.mark.parametrize("where", ["rmtree", "replace"])
+def test_replacing_that_is_cut_short_leaves_a_forest_that_can_be_grown(
+    tmp_path, trees, monkeypatch, where
+):
+    """In the middle of removing what was there, its tree.json being the last that is left."""
+    store = trees[1]["Ant"]
+    folder = grow_tree(tmp_path / "f", store, root="me/old")[0].path
+    grow_tree(tmp_path / "f", trees[1]["Bee"])
+    real = {"rmtree": shutil.rmtree, "replace": os.replace}[where]
+
+    def cut(path, *rest, **settings):
+        if where == "rmtree" and path.exists():
+            (path / "arrays.safetensors").unlink()
+            raise KeyboardInterrupt
+        if where == "replace" and folder in rest:
+            raise KeyboardInterrupt
+        return real(path, *rest, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil if where == "rmtree" else os, where, cut)
+        with pytest.raises(KeyboardInterrupt):
+            grow_tree(tmp_path / "f", store, root="me/new")
+    assert "Bee" in Forest.load(tmp_path / "f").trees
+    grow_tree(tmp_path / "f", store, root="me/new")
+    assert Forest.load(tmp_path / "f").trees["Ant"].router.root == "me/new"
+    grow_tree(tmp_path / "f", store, root="me/newest")
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["Ant", "Bee"]
+
+
+def test_a_damaged_tree_is_grown_again_and_no_other(copied, trees):
+    (copied / "trees" / "Ant" / "arrays.safetensors").write_bytes(b"")
+    with pytest.raises(ProbexError, match=r"Ant/arrays\.safetensors: damaged"):
+        grow_tree(copied, trees[1]["Bee"])
+    assert grow_tree(copied, trees[1]["Ant"])[1] == "replaced"
+    assert sorted(Forest.load(copied).trees) == ["Ant", "Bee", "ToyLoRA"]
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path, trees):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(ProbexError, match=r"holds other things \(thesis\.tex\)"):
+        grow_tree(tmp_path, trees[1]["Ant"])
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_expert_of_another_tree_or_other_classes_is_refused(tmp_path, trees):
+    other = class_expert("Ant", 1)
+    fewer = Expert(other.variables, {**other.card, "tree": "Bee", "classes": ["ant"]})
+    for given, message in ((other, "of tree Ant, the models are of Bee"), (fewer, "1 classes")):
+        with pytest.raises(ProbexError, match=message):
+            grow_tree(tmp_path / "f", trees[1]["Bee"], given)
+    assert Forest.load(tmp_path / "f").trees == {}
+
+
+def test_a_second_store_of_one_tree_is_refused(tmp_path, forest_path, trees, copied):
+    store = pack_tree(tmp_path, "Ant2", 1)
+    before = contents(copied)
+    with pytest.raises(ProbexError, match="cannot be told from those of Ant; keep one"):
+        grow_tree(copied, store)
+    assert contents(copied) == before
+
+
+# Damage.
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("forest.json", b"{"),
+        ("forest.json", b"[]"),
+        ("forest.json", b"null"),
+        ("forest.json", b"\xff\xfe"),
+        ("forest.json", b'{"format": "probex_jax forest", "version": 2}'),
+        ("forest.json", b'{"format": "other", "version": 1}'),
+        ("trees/Ant/tree.json", b""),
+        ("trees/Ant/tree.json", b"\xff"),
+        ("trees/Ant/tree.json", b"[]"),
+        ("trees/Ant/tree.json", b"3"),
+        ("trees/Ant/tree.json", b"{}"),
+        ("trees/Ant/tree.json", b'{"version": 2}'),
+        ("trees/Ant/arrays.safetensors", b""),
+        ("trees/Ant/arrays.safetensors", None),
+    ],
+)
+def test_damaged_files_are_one_line(copied, file, content):
+    if content is None:
+        (copied / file).unlink()
+    else:
+        (copied / file).write_bytes(content)
+    with pytest.raises(ProbexError, match=re.escape(str(copied))) as error:
+        Forest.load(copied)
+    assert one_line(error)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "x", [], [3], {}, {"x": 1}], ids=repr)
+@pytest.mark.parametrize("field", ["router", "arrays_sha256", "expert"])
+def test_a_tree_with_a_wrong_field_is_one_line(copied, field, wrong):
+    path = copied / "trees" / "Ant" / "tree.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps(about | {field: wrong}))
+    if field == "expert" and not wrong:
+        assert Forest.load(copied).trees["Ant"].expert is None
+        return
+    with pytest.raises(ProbexError, match="trees/Ant") as error:
+        Forest.load(copied)
+    assert one_line(error)
+
+
+@pytest.mark.parametrize("field", ["tree", "fingerprints", "bases", "sketch", "radii"])
+@pytest.mark.parametrize("wrong", [None, 3, [None], [{}]], ids=repr)
+def test_a_router_with_a_wrong_field_is_one_line(copied, field, wrong):
+    path = copied / "trees" / "Ant" / "tree.json"
+    about = json.loads(path.read_text())
+    about["router"][field] = wrong
+    path.write_text(json.dumps(about))
+    with pytest.raises(ProbexError, match="trees/Ant") as error:
+        Forest.load(copied)
+    assert one_line(error)
+
+
+def test_no_forest_is_one_line(tmp_path):
+    for path in (tmp_path, tmp_path / "nope"):
+        with pytest.raises(ProbexError, match="no forest here; make one with"):
+            Forest.load(path)
+
+
+def test_a_damaged_expert_fails_models_of_its_tree_alone(copied, trees):
+    for path in (copied / "trees" / "Ant" / "expert").rglob("*"):
+        if path.is_file() and path.name != "_CHECKPOINT_METADATA":
+            path.write_bytes(b"x")
+    paths = [trees[0] / name / "test" / "m17" for name in ("Ant", "Bee")]
+    ant, bee = Forest.load(copied).describe_all(paths)
+    assert isinstance(ant, ProbexError)
+    assert str(ant).startswith(f"{copied}/trees/Ant/expert: ")
+    assert "\n" not in str(ant)
+    assert bee.tree == "Bee"
+
+
+def test_another_expert_in_a_trees_folder_is_refused(copied, trees):
+    class_expert("Ant", 1, gain=9.0).save(copied / "trees" / "Ant" / "expert")
+    with pytest.raises(ProbexError, match="holds another expert; grow the tree again"):
+        Forest.load(copied).describe(trees[0] / "Ant" / "test" / "m17")
+
+
+# Describing.
+
+
+def test_models_are_described_by_the_expert_of_their_tree(forest, trees):
+    folder, _ = trees
+    for name in ("Ant", "Bee"):
+        for number in range(17, 22):
+            found = forest.describe(folder / name / "test" / f"m{number}")
+            seed = 100 * (1 if name == "Ant" else 2) + number
+            assert (found.id, found.tree) == (f"m{number}", name)
+            assert {p.label for p in found.predicted} == set(labels_of(seed))
+            assert found.stated.labels == labels_of(seed)
+            assert (found.comparison.n_right, found.comparison.n_classes) == (6, 6)
+            expert = forest.trees[name].expert
+            with open_model(found.path) as model:
+                x = {layer: model.matrix(layer)[None] for layer in expert.layers}
+            expected = dict(zip(CLASSES, expert.probabilities(x)[0], strict=True))
+            assert probabilities(found) == pytest.approx(expected, rel=1e-4)
+            ordered = [p.probability for p in found.predictions]
+            assert ordered == sorted(ordered, reverse=True)
+    assert found.root == ""
+    assert forest.describe(folder / "Ant" / "test" / "m17").root == "me/ant-root"
+
+
+def test_who_predicted_is_said(forest, trees):
+    found = forest.describe(trees[0] / "Bee" / "test" / "m17").expert
+    tree = forest.trees["Bee"].expert
+    assert (found.hash, found.layers, found.n_train) == (tree.hash, (LAYER, CONV), 12)
+    assert found.calibration_error == tree.card["calibration"]["after"]
+    assert (found.chosen, found.encoder, found.accuracy) == ("several", "dense", None)
+
+
+def test_a_model_of_no_known_tree_is_said_to_be(forest, trees):
+    for path in sorted((trees[0] / "Cow" / "test").iterdir()):
+        found = forest.describe(path)
+        assert (found.tree, found.root, found.predictions, found.expert) == ("", "", (), None)
+        assert found.stated.labels
+        assert found.comparison is None
+        assert json.loads(json.dumps(found.as_json()))["tree"] == ""
+
+
+def test_of_a_tree_without_an_expert_nothing_is_predicted(tmp_path, trees):
+    grow_tree(tmp_path / "f", trees[1]["Ant"])
+    found = Forest.load(tmp_path / "f").describe(trees[0] / "Ant" / "test" / "m17")
+    assert (found.tree, found.predictions, found.predicted, found.expert) == ("Ant", (), (), None)
+    assert found.comparison is None
+    assert Forest.load(tmp_path / "f").trees["Ant"].layers == {}
+
+
+def test_loras_are_described_without_the_text_encoder(
+    forest_path, toy_lora_store, toy_lora_zoo, monkeypatch
+):
+    tree = Forest.load(forest_path).trees["ToyLoRA"].expert
+    classes = list(toy_lora_store.seen_classes)
+    sentences = [f"a photo of a {'a thing' if c == classes[0] else c}" for c in classes]
+    texts = tree.text_encoder().encode(sentences)
+
+    def asked(*_):
+        raise AssertionError("the text encoder was opened")
+
+    monkeypatch.setattr(expert, "text_encoder", asked)
+    paths = sorted((toy_lora_zoo / "test").iterdir())[:5]
+    for found in Forest.load(forest_path).describe_all(paths):
+        assert (found.tree, found.expert.chosen) == ("ToyLoRA", "one")
+        assert found.stated.is_lora
+        with open_model(found.path) as model:
+            x = model.matrix("a")
+        x = dataclasses.replace(x, up=x.up[None], down=x.down[None])
+        expected = dict(zip(classes, tree.probabilities(x, texts)[0], strict=True))
+        assert probabilities(found) == pytest.approx(expected, rel=1e-3)
+        assert sum(expected.values()) == pytest.approx(1, abs=1e-5)
+        assert len(found.predicted) == 1
+        words = {p.label: p.text for p in found.predictions}
+        assert words == {c: "a thing" if c == classes[0] else c for c in classes}
+
+
+def test_a_model_that_fits_the_tree_but_not_the_expert_is_one_line(tmp_path):
+    """An expert on the classifier, of which the fingerprint takes no notice."""
+    store = pack_tree(tmp_path, "Ant", 1)
+    head = class_expert("Ant", 1, layer="classifier.weight", shape=(3, 16))
+    grow_tree(tmp_path / "f", store, head)
+    forest = Forest.load(tmp_path / "f")
+    write_member(tmp_path / "other", 1, of=1, n_head=7)
+    write_member(tmp_path / "none", 1, of=1, **{"classifier.weight": np.ones(3)})
+    message = r"layer classifier\.weight is \(7, 16\), the expert reads \(3, 16\)"
+    with pytest.raises(ProbexError, match=message) as error:
+        forest.describe(tmp_path / "other")
+    assert one_line(error)
+    with pytest.raises(ProbexError, match=r"classifier\.weight"):
+        forest.describe(tmp_path / "none")
+    assert forest.describe(tmp_path / "Ant" / "test" / "m17").tree == "Ant"
+
+
+def broken_models(folder):
+    """Model files that cannot be described, by what the error should name."""
+    folder.mkdir(parents=True)
+    (folder / "text.safetensors").write_text("hello")
+    (folder / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    (folder / "model.bin").write_bytes(b"x")
+    nan = np.full((12, 16), np.nan)
+    write_member(folder / "nan", 1, of=1, **{LAYER: nan})
+    return {
+        folder / "text.safetensors": "too few",
+        folder / "cut.safetensors": "header",
+        folder / "model.bin": "pickle",
+        folder / "nan": "NaN",
+        folder / "nope": "no such file",
+    }
+
+
+def test_what_cannot_be_described_is_one_line(tmp_path, forest):
+    for path, part in broken_models(tmp_path / "b").items():
+        with pytest.raises(ProbexError, match=part) as error:
+            forest.describe(path)
+        assert one_line(error)
+        assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("change", ["size", "time"])
+def test_a_file_that_changes_while_it_is_read_is_one_line(tmp_path, forest, monkeypatch, change):
+    path = write_member(tmp_path / "m", 1, ["ant"], of=1) / "model.safetensors"
+    real = ModelFile.matrix
+
+    def written_to(model, name):
+        matrix = real(model, name)
+        if change == "size":
+            with path.open("ab") as file:
+                file.write(b"\0")
+        else:
+            os.utime(path)
+        return matrix
+
+    monkeypatch.setattr(ModelFile, "matrix", written_to)
+    with pytest.raises(ProbexError) as error:
+        forest.describe(path)
+    assert str(error.value) == f"{path}: changed while it was read; try again"
+
+
+@pytest.fixture(scope="module")
+def many(trees, toy_lora_zoo, tmp_path_factory):
+    """Seventy models of all trees and none, and broken ones, mixed."""
+    folder = tmp_path_factory.mktemp("many")
+    rng = np.random.default_rng(0)
+    broken = list(broken_models(folder / "b"))
+    paths = []
+    for number in range(70):
+        kind = number % 7
+        path = folder / f"m{number:02d}"
+        if kind < 4:
+            write_member(path, number, labels_of(number), of=1 + kind % 3)
+        elif kind < 6:
+            write_toy_lora(path, "red ant", rng, rank=2 + number % 3)
+        else:
+            path = broken[number % len(broken)]
+        paths.append(path)
+    return paths
+
+
+def described(forest, paths, **settings):
+    """What is compared between two ways of describing, by place."""
+    return [
+        str(found) if isinstance(found, ProbexError) else found
+        for found in forest.describe_all(paths, **settings)
+    ]
+
+
+def test_many_are_described_as_one_by_one_is_and_in_order(forest, many):
+    together = described(forest, many)
+    assert len(together) == 70
+    for path, found in zip(many, together, strict=True):
+        [alone] = described(forest, [path])
+        if isinstance(alone, str):
+            assert found == alone
+            continue
+        assert dataclasses.replace(found, predictions=()) == dataclasses.replace(
+            alone, predictions=()
+        )
+        assert probabilities(found) == pytest.approx(probabilities(alone), rel=1e-3, abs=1e-6)
+    kinds = [found if isinstance(found, str) else found.tree for found in together]
+    assert kinds[:6] == ["Ant", "Bee", "", "Ant", "ToyLoRA", "ToyLoRA"]
+    assert sum("NaN" in kind for kind in kinds) == 2
+    backwards = described(forest, many[::-1])[::-1]
+    assert [f if isinstance(f, str) else f.tree for f in backwards] == kinds
+
+
+def test_few_programs_are_compiled_for_many(forest_path, many):
+    forest = Forest.load(forest_path)
+    member._logits.clear_cache()
+    list(forest.describe_all(many))
+    # Ant's one layer and Bee's are of one network; Bee's other layer; LoRAs of ranks 2 and 4.
+    first = member._logits._cache_size()
+    assert first <= 4
+    list(forest.describe_all(many))
+    assert member._logits._cache_size() == first
+
+
+def test_ids_and_neighbours_are_those_given(forest, trees):
+    paths = [trees[0] / "Ant" / "test" / "m17", trees[0] / "Cow" / "test" / "m00"]
+    asked = []
+
+    def nearest(path, tree):
+        asked.append((path, tree))
+        return []
+
+    ant, cow = forest.describe_all(paths, ["a", "b"], nearest=nearest)
+    assert (ant.id, cow.id, ant.neighbours, cow.neighbours) == ("a", "b", (), None)
+    assert asked == [(paths[0], "Ant")]
+
+    def fails(*_):
+        raise ProbexError("the index is damaged")
+
+    failed, cow = forest.describe_all(paths, nearest=fails)
+    assert str(failed) == "the index is damaged"
+    assert cow.id == "m00"
+    assert list(forest.describe_all([])) == []
+
+
+def test_names_of_models_come_from_their_paths(tmp_path, forest, monkeypatch):
+    write_member(tmp_path / "mine", 1, of=1)
+    shutil.copy(tmp_path / "mine" / "model.safetensors", tmp_path / "mine" / "v2.safetensors")
+    names = {"mine": "mine", "mine/model.safetensors": "mine", "mine/v2.safetensors": "v2"}
+    for path, name in names.items():
+        assert forest.describe(tmp_path / path).id == name
+    monkeypatch.chdir(tmp_path / "mine")
+    assert forest.describe(".").id == "mine"
