@@ -150,13 +150,14 @@ class Description:
             p.label for p in self.predictions if {_plain(p.label), _plain(p.text)} & said.keys()
         }
         predicted = {p.label for p in self.predicted}
+        missed, extra = stated - predicted, predicted - stated
         known = {_plain(name) for p in self.predictions for name in (p.label, p.text)}
         return Comparison(
             n_right=sum((p.label in stated) == (p.label in predicted) for p in self.predictions),
             n_classes=len(self.predictions),
             n_known=len(stated),
-            missed=tuple(p for p in self.predictions if p.label in stated - predicted),
-            extra=tuple(p for p in self.predictions if p.label in predicted - stated),
+            missed=tuple(p for p in self.predictions if p.label in missed),
+            extra=tuple(p for p in self.predictions if p.label in extra),
             unknown=tuple(label for plain, label in said.items() if plain not in known),
             surprise=self._surprise(stated, self.expert.chosen),
         )
