@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from probex_jax import Expert, Forest, ProbexError, open_model
 from probex_jax.experts import calibrated, expert, member
@@ -380,6 +381,32 @@ def test_a_model_that_fits_the_tree_but_not_the_expert_is_one_line(tmp_path):
     assert forest.describe(tmp_path / "Ant" / "test" / "m17").tree == "Ant"
 
 
+def test_weights_too_large_to_compute_with_are_one_models_error(tmp_path, forest):
+    """Finite in the file; in the sketch, in an update, in the logits."""
+    store = pack_tree(tmp_path, "Ant", 1)
+    given = class_expert("Ant", 1, layer="classifier.weight", shape=(3, 16))
+    signs = np.resize([1.0, -1.0], (3, 16, len(CLASSES))).astype("f4")
+    encoder = given.variables["params"]["encoder"] | {"weight": 1e3 * signs}
+    grow_tree(tmp_path / "f", store, Expert({"params": {"encoder": encoder}}, given.card))
+    head = np.resize([3e38, -3e38, 1.0], (3, 16))
+    paths = [
+        write_member(tmp_path / "head", 1, of=1, **{"classifier.weight": head}),
+        tmp_path / "Ant" / "test" / "m17",
+        write_member(tmp_path / "body", 1, of=1, **{LAYER: np.full((12, 16), 3e38)}),
+    ]
+    huge, fine, far = Forest.load(tmp_path / "f").describe_all(paths)
+    assert "too large for finite probabilities" in str(huge)
+    assert fine.tree == "Ant"
+    assert np.isfinite([p.probability for p in fine.predictions]).all()
+    assert far.tree == ""
+    assert np.isfinite(far.route.distance)
+    write_toy_lora(tmp_path / "lora", "red ant", np.random.default_rng(0))
+    path = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
+    save_file({name: 1e30 * w for name, w in load_file(path).items()}, path)
+    with pytest.raises(ProbexError, match="an update too large for float32"):
+        forest.describe(path)
+
+
 def broken_models(folder):
     """Model files that cannot be described, by what the error should name."""
     folder.mkdir(parents=True)
@@ -472,14 +499,20 @@ def test_many_are_described_as_one_by_one_is_and_in_order(forest, many):
     assert [f if isinstance(f, str) else f.tree for f in backwards] == kinds
 
 
-def test_few_programs_are_compiled_for_many(forest_path, many):
+def test_few_programs_are_compiled_for_many(forest_path, many, tmp_path):
     forest = Forest.load(forest_path)
     member._logits.clear_cache()
     list(forest.describe_all(many))
-    # Ant's one layer and Bee's are of one network; Bee's other layer; LoRAs of ranks 2 and 4.
+    # Ant's one layer and Bee's are of one network; Bee's other layer; LoRAs, filled up to rank 4.
     first = member._logits._cache_size()
-    assert first <= 4
+    assert first == 3
     list(forest.describe_all(many))
+    assert member._logits._cache_size() == first
+    for rank in (3, 4):
+        write_toy_lora(tmp_path / f"{rank}", "red ant", np.random.default_rng(0), rank=rank)
+    forest.describe(tmp_path / "4")
+    first = member._logits._cache_size()
+    forest.describe(tmp_path / "3")
     assert member._logits._cache_size() == first
 
 

@@ -1,0 +1,158 @@
+"""What a description says: what is predicted, what files state, and how the two compare."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from probex_jax import open_model
+from probex_jax.forest import Description, Prediction, Route
+from probex_jax.forest.description import ExpertFacts
+from probex_jax.forest.stated import Stated, stated
+
+FACTS = Stated((), "", "", "", "", "", is_lora=False, parameters=9, dtype="F32", layers=1)
+WORDS = {"n1": "house wren"}
+
+
+def description(probabilities, labels=(), chosen="several"):
+    said = Stated(tuple(labels), "config.json, id2label", *[""] * 4, False, 9, "F32", 1)
+    expert = ExpertFacts("0" * 64, ("a",), "dense", 5, None, {}, chosen)
+    predictions = tuple(
+        Prediction(label, WORDS.get(label, label), p)
+        for label, p in sorted(probabilities.items(), key=lambda one: -one[1])
+    )
+    return Description("m", "m", said, Route("T"), "", predictions, expert)
+
+
+def labels(predictions):
+    return [p.label for p in predictions]
+
+
+def test_predicted_is_what_is_likelier_than_not():
+    found = description({"a": 0.9, "b": 0.5, "c": 0.499})
+    assert labels(found.predicted) == ["a", "b"]
+    assert labels(description({"a": 0.4, "b": 0.1}).predicted) == []
+
+
+def test_of_candidates_the_likeliest_is_predicted():
+    assert labels(description({"a": 0.2, "b": 0.3, "c": 0.1}, chosen="one").predicted) == ["b"]
+
+
+def test_predicted_is_compared_with_stated_class_by_class():
+    found = description({"a": 0.9, "b": 0.8, "c": 0.3, "d": 0.1}, ["a", "c", "zebra"]).comparison
+    assert (found.n_right, found.n_classes, found.n_known) == (2, 4, 2)
+    assert (labels(found.missed), labels(found.extra), found.unknown) == (["c"], ["b"], ("zebra",))
+    losses = [-math.log(p) for p in (0.9, 1 - 0.8, 0.3, 1 - 0.1)]
+    assert found.surprise == pytest.approx(sum(losses) / 4)
+
+
+def test_of_candidates_the_stated_one_counts():
+    found = description({"a": 0.7, "b": 0.2, "c": 0.1}, ["b"], "one").comparison
+    assert (found.n_right, labels(found.missed), labels(found.extra)) == (1, ["b"], ["a"])
+    assert found.surprise == pytest.approx(-math.log(0.2))
+    none = description({"a": 1.0, "b": 0.0}, ["b"], "one").comparison
+    assert 0 < none.surprise < 100
+
+
+def test_certainty_that_is_wrong_is_a_finite_surprise():
+    found = description({"a": 1.0, "b": 0.0}, ["b"]).comparison
+    assert (found.n_right, found.n_known) == (0, 1)
+    assert 10 < found.surprise < 100
+
+
+@pytest.mark.parametrize("label", ["n1", "N1", "House_Wren", "house  wren", "HOUSE WREN"])
+def test_names_and_words_are_compared_without_what_nobody_means(label):
+    found = description({"n1": 0.9, "b": 0.1}, [label]).comparison
+    assert (found.n_right, found.n_known, found.unknown) == (2, 1, ())
+
+
+def test_with_nothing_stated_or_predicted_there_is_nothing_to_compare():
+    assert description({"a": 0.9}).comparison is None
+    assert Description("m", "m", FACTS, Route("")).comparison is None
+    assert description({"a": 0.9}).compared_with(["a"]).n_right == 1
+    unknown = description({"a": 0.9}, ["x", "y"]).comparison
+    assert (unknown.n_known, unknown.unknown) == (0, ("x", "y"))
+
+
+def test_a_description_is_json():
+    found = description({"a": 0.9, "b": 0.2}, ["b"])
+    value = json.loads(json.dumps(found.as_json(), allow_nan=False))
+    assert (value["tree"], value["predicted"]) == ("T", ["a"])
+    assert value["predictions"][0] == {"label": "a", "text": "a", "probability": 0.9}
+    assert value["comparison"]["missed"][0]["label"] == "b"
+    assert value["stated"]["labels"] == ["b"]
+    assert Description("m", "m", FACTS, Route("")).as_json()["comparison"] is None
+
+
+def said_of(folder, config=None, metadata=None, tensors=None):
+    tensors = tensors or {"w": np.ones((4, 3), "f4"), "b": np.ones(4, "f2")}
+    save_file(tensors, folder / "model.safetensors", metadata)
+    if config is not None:
+        text = config if isinstance(config, str) else json.dumps(config)
+        (folder / "config.json").write_text(text)
+    with open_model(folder) as model:
+        return stated(model)
+
+
+def test_what_a_file_says_is_quoted_with_its_source(tmp_path):
+    config = {
+        "architectures": ["ViTForImageClassification"],
+        "model_type": "vit",
+        "_name_or_path": "google/vit",
+        "id2label": {"0": "wren", "1": "owl", "2": "wren"},
+    }
+    found = said_of(tmp_path, config)
+    assert found == Stated(
+        labels=("wren", "owl"),
+        source="config.json, id2label",
+        base="google/vit",
+        architecture="ViTForImageClassification",
+        library="transformers",
+        pipeline="image-classification",
+        is_lora=False,
+        parameters=16,
+        dtype="F32",
+        layers=1,
+    )
+    found = said_of(tmp_path, config, {"dataset_chosen_targets": "['ant']"})
+    assert (found.labels, found.source) == (("ant",), "metadata, dataset_chosen_targets")
+
+
+def test_what_a_lora_says(tmp_path):
+    factors = {"q.lora.up.weight": np.ones((6, 2)), "q.lora.down.weight": np.ones((2, 5))}
+    found = said_of(tmp_path, metadata={"concept": "red ant"}, tensors=factors)
+    assert (found.labels, found.library, found.is_lora) == (("red ant",), "diffusers", True)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert said_of(tmp_path, tensors=factors).library == "peft"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"0": "LABEL_0", "1": "LABEL_1"},
+        {"0": "0", "1": "1"},
+        {"0": "ant", "1": 3},
+        {"0": "ant", "1": ["bee"]},
+        {"0": "ant", "1": ""},
+        {"0": "a" * 201},
+        {"0": "a\nb"},
+        {"0": "\u202eant"},
+        {str(n): f"class {n}" for n in range(10_001)},
+        ["ant"],
+        "ant",
+        None,
+        {},
+    ],
+    ids=range(13),
+)
+def test_names_that_say_nothing_or_are_hostile_are_silence(tmp_path, names):
+    found = said_of(tmp_path, {"id2label": names, "architectures": [{}], "model_type": 3})
+    assert (found.labels, found.source, found.architecture, found.library) == ((), "", "", "")
+
+
+@pytest.mark.parametrize("config", ["{", "[]", "[" * 100_000, '{"architectures": "ViT"}', "\x00"])
+def test_a_damaged_config_is_silence(tmp_path, config):
+    found = said_of(tmp_path, config, {"dataset_chosen_targets": "__import__('os')"})
+    assert (found.labels, found.architecture, found.parameters) == ((), "", 16)

@@ -1,0 +1,268 @@
+"""Model cards: facts alone in the front matter, and text of strangers that means nothing."""
+
+import re
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from probex_jax.forest import Description, Neighbour, Prediction, Route
+from probex_jax.forest.description import ExpertFacts
+from probex_jax.forest.stated import Stated
+from probex_jax.reports import model_card
+
+EXPERT = ExpertFacts(
+    hash="0123456789abcdef" * 4,
+    layers=("a.weight", "b.weight"),
+    encoder="dense",
+    n_train=70,
+    accuracy={"value": 0.91, "low": 0.88, "high": 0.94, "n_models": 20},
+    calibration_error={"val": 0.012, "test": 0.021},
+    chosen="several",
+)
+SECTIONS = [
+    "## What it was trained on: predicted from the weights",
+    "## What its own files say",
+    "## Nearest documented models",
+    "## Who predicted",
+]
+
+
+def said(labels=(), **changes):
+    fields = {
+        "labels": tuple(labels),
+        "source": "config.json, id2label" if labels else "",
+        "base": "",
+        "architecture": "ViTForImageClassification",
+        "library": "transformers",
+        "pipeline": "image-classification",
+        "is_lora": False,
+        "parameters": 1234567,
+        "dtype": "F32",
+        "layers": 12,
+    }
+    return Stated(**fields | changes)
+
+
+def described(probabilities=None, stated=None, *, expert=EXPERT, tree="Ant", **changes):
+    probabilities = (
+        {"ant": 0.97, "bee": 0.6, "cat": 0.2} if probabilities is None else probabilities
+    )
+    predictions = tuple(Prediction(label, label, p) for label, p in probabilities.items())
+    route = Route(tree, tree, 1.5, 4.0)
+    fields = {"root": "me/ant-root", "predictions": predictions, "expert": expert} | changes
+    return Description("m1", "m1.safetensors", stated or said(), route, **fields)
+
+
+def split(card):
+    """Front matter as YAML reads it, and the lines of the body."""
+    first, matter, body = re.split(r"^---$", card, flags=re.MULTILINE)
+    assert first == ""
+    return yaml.safe_load(matter), body.split("\n")
+
+
+def headings(lines):
+    return [line for line in lines if line.startswith("#")]
+
+
+def test_front_matter_states_what_files_show_and_the_tree():
+    matter, lines = split(model_card(described()))
+    assert matter == {
+        "base_model": "me/ant-root",
+        "base_model_relation": "finetune",
+        "library_name": "transformers",
+        "pipeline_tag": "image-classification",
+        "tags": ["probex_jax", "predicted-from-weights", "model-tree:Ant"],
+    }
+    assert headings(lines) == ["# `m1`", *SECTIONS[:2], SECTIONS[3]]
+
+
+def test_the_hub_s_own_reader_reads_a_card():
+    card = ModelCard(model_card(described(stated=said(["ant", "zebra"], is_lora=True))))
+    assert card.data.base_model == "me/ant-root"
+    assert card.data.base_model_relation == "adapter"
+    assert card.data.pipeline_tag == "image-classification"
+    assert card.data.license is None
+    assert card.data.datasets is None
+    assert card.data.eval_results is None
+
+
+@pytest.mark.parametrize(
+    "root",
+    [
+        "",
+        "vit",
+        "/disk/models/vit",
+        "a/b/c",
+        "../../x",
+        "a b/c",
+        "a/b\n",
+        "me/x: y",
+        "-a/b",
+        "a" * 200,
+    ],
+)
+def test_a_root_that_is_no_hub_id_is_no_base_model(root):
+    matter, lines = split(model_card(described(root=root)))
+    assert "base_model" not in matter
+    assert "base_model_relation" not in matter
+    assert ("- Its root: not known" in lines) == (not root)
+
+
+def test_nothing_predicted_or_stated_by_strangers_is_a_fact():
+    hostile = said(["ant"], base="evil/base", library="", pipeline="")
+    matter, _ = split(model_card(described(stated=hostile)))
+    assert matter.keys() == {"base_model", "base_model_relation", "tags"}
+    assert matter["base_model"] == "me/ant-root"
+
+
+def test_predictions_stand_with_their_probabilities():
+    card = model_card(described({"ant": 0.97, "bee": 0.6, "cat": 0.2, "dog": 0.004}))
+    assert "| `ant` | 0.970       |" in card
+    assert "| `bee` | 0.600       |" in card
+    assert "Less likely: `cat` 0.200.\n" in card
+    assert "Of the 4 classes that the expert knows, each for itself." in card
+    assert "`0123456789abcdef` of tree `Ant` (`dense`), trained on 70 of its models" in card
+    assert "it read `a.weight`, `b.weight`." in card
+    assert "right on 0.910 of their classes (95 % interval 0.880 to 0.940)" in card
+    assert "0.021 from the shares that came true (expected calibration error, test)" in card
+    assert "Distance from the centre of `Ant`: 1.5, where models of that tree reach to 4" in card
+    assert "1,234,567 parameters in 12 layers, F32" in card
+
+
+def test_certainty_is_never_written_as_one_or_nothing():
+    card = model_card(described({"ant": 1.0, "bee": 0.99951, "cat": 0.9994, "dog": 0.5}))
+    assert card.count("> 0.999") == 2
+    assert "0.999 " in card
+    assert "1.000" not in card
+    compared = model_card(described({"ant": 1.0, "bee": 1e-9}, said(["bee"])))
+    assert "Stated, but not predicted: `bee` (< 0.001)" in compared
+
+
+def test_no_class_may_be_likely():
+    card = model_card(described({"ant": 0.3, "bee": 0.1}))
+    assert "None of the classes is likelier than not." in card
+    assert "Less likely: `ant` 0.300, `bee` 0.100." in card
+
+
+def test_of_candidates_the_five_likeliest_are_shown():
+    probabilities = {f"c{n}": 0.4 / (n + 1) for n in range(9)}
+    one = ExpertFacts(**vars(EXPERT) | {"chosen": "one"})
+    card = model_card(described(probabilities, expert=one))
+    assert card.count("| `c") == 5
+    assert "One of the 9 classes" in card
+    assert "Less likely" not in card
+    assert "right on 0.910 of them" in card
+
+
+def test_an_unknown_tree_is_said_with_its_reason_and_nothing_is_predicted():
+    route = Route("", "Ant", 8.0, 4.0, "2.0 times as far from Ant as its models can be")
+    matter, lines = split(model_card(Description("m", "m", said(["ant"]), route)))
+    assert matter["tags"] == ["probex_jax", "predicted-from-weights"]
+    assert "base_model" not in matter
+    text = "\n".join(lines)
+    assert "Model Tree: **unknown**: 2.0 times as far from Ant as its models can be" in text
+    assert "Distance from the centre of `Ant`: 8" in text
+    assert "Nothing is predicted, since the model's tree is unknown." in text
+    assert "config.json, id2label: `ant`." in text
+    assert headings(lines) == ["# `m`", *SECTIONS[:2]]
+
+
+def test_without_an_expert_nothing_is_predicted():
+    card = model_card(described({}, expert=None))
+    assert "Nothing is predicted, since there is no expert of the tree." in card
+    assert SECTIONS[3] not in card
+
+
+def test_an_expert_that_was_never_tested_claims_nothing():
+    bare = ExpertFacts(**vars(EXPERT) | {"accuracy": None, "calibration_error": {}})
+    card = model_card(described(expert=bare))
+    assert SECTIONS[3] in card
+    assert "Tested on" not in card
+    assert "calibrated" not in card
+
+
+def test_what_files_say_is_compared():
+    card = model_card(described(stated=said(["ant", "cat", "zebra"])))
+    assert "config.json, id2label: `ant`, `cat`, `zebra`." in card
+    assert "Prediction and files say the same of 1 of 3 classes." in card
+    assert "Stated, but not predicted: `cat` (0.200)." in card
+    assert "Predicted, but not stated: `bee` (0.600)." in card
+    assert "Stated, but no class that the expert knows: `zebra`." in card
+    assert "nothing can be compared" in model_card(described(stated=said(["zebra"])))
+    assert "Nothing about what it was trained on." in model_card(described())
+
+
+def test_neighbours_are_a_table():
+    near = (Neighbour("you/m2", 0.987, "ant, bee", "/m2"), Neighbour("m|3", 0.5, "", "/m3"))
+    card = model_card(described(neighbours=near))
+    assert re.search(r"\| `you/m2` +\| 0\.987 +\| `ant, bee` +\|", card)
+    assert re.search(r"\| `m\\\|3` +\| 0\.500 +\| `\?` +\|", card)
+    assert "The index holds none of its tree." in model_card(described(neighbours=()))
+    assert SECTIONS[2] not in model_card(described())
+
+
+HOSTILE = [
+    "a\n---\nlicense: mit\n---\n# Owned",
+    "---",
+    "\r\n## Owned\r\n",
+    "`x` <script>alert(1)</script>",
+    "``` \n# Owned\n```",
+    "[click](https://evil.example) ![x](y)",
+    "a | b \\| c | d",
+    "- x\n* y\n1. z",
+    "\x1b[31mred\x07\x00",
+    "\u202etxt.exe\u2066\u200b\ufeff",
+    "\u2028# Owned\u2029---\x85# Owned",
+    "license: mit",
+    "{'a': !!python/object:os.system x}",
+    "x" * 10**5,
+    "#" * 10**5,
+    "\\`",
+    " ",
+    "\ud800",
+    "<!-- ",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+@pytest.mark.parametrize("known", [True, False])
+def test_text_of_strangers_cannot_break_out(text, known):
+    """Wherever it stands: id, tree, root, labels, words, layers, ancestor, reason, neighbours."""
+    expert = ExpertFacts(**vars(EXPERT) | {"layers": (text,)})
+    predictions = (Prediction(text, text, 0.9), Prediction("b", text, 0.2))
+    route = Route(text, text, 1.0, 2.0) if known else Route("", text, 1.0, 2.0, text)
+    stated = said([text, text + "2"], base=text, architecture=text)
+    near = (Neighbour(text, 0.9, text, text),)
+    found = Description(
+        text, text, stated, route, text,
+        predictions if known else (), expert if known else None, near if known else None,
+    )  # fmt: skip
+    card = model_card(found)
+    card.encode()
+    matter, lines = split(card)
+    assert matter.keys() == {"library_name", "pipeline_tag", "tags"}
+    tags = matter["tags"]
+    assert all(isinstance(tag, str) and len(tag) < 120 for tag in tags)
+    assert len(tags) == 2 + known
+    assert [line for line in headings(lines)[1:] if line not in SECTIONS] == []
+    assert len(headings(lines)) == (5 if known else 3)
+    assert headings(lines)[0].startswith("# `")
+    assert not any(re.match(r"\s*(---|===|\* |\d+\. |>|```|~~~)", line) for line in lines)
+    assert all(c.isprintable() for line in lines for c in line)
+    assert len(card) < 4000
+    for line in lines:
+        # Outside of code spans nothing of it is left that Markdown or HTML would read.
+        outside = re.sub(r"`[^`]*`|\\.", "", line)
+        assert not re.search(r"[`<>\[\]]", outside), line
+        if line.startswith("|"):
+            cells = re.split(r"(?<!\\)\|", line)
+            assert len(cells) in (4, 5), line
+
+
+def test_very_many_labels_are_counted():
+    labels = [f"label {n}" for n in range(9000)]
+    many = described(dict.fromkeys(labels, 0.2), said(labels))
+    card = model_card(many)
+    assert "and 8950 more" in card
+    assert len(card) < 10_000
