@@ -56,7 +56,8 @@ def best_temperature(logits: np.ndarray, y: np.ndarray) -> float:
     """The temperature T that makes the best probabilities of logits / T.
 
     Targets are smoothed as Platt does for his scaling: of n entries that are all answered rightly
-    nobody can tell whether the next one will be, so that they count as right at (n + 1) / (n + 2).
+    nobody can tell whether the next one will be, so that they count as right at (n + 1) / (n + 2);
+    of candidates, the likeliest of the others gets what is left.
     Without that, models that are told apart without a mistake would ask for a temperature of zero.
 
     Args:
@@ -94,9 +95,13 @@ def _smoothed(logits_NY: np.ndarray, y: np.ndarray) -> np.ndarray:
         positive, negative = (n_positive + 1) / (n_positive + 2), 1 / (y.size - n_positive + 2)
         return np.where(y > 0.5, positive, negative)
     models, classes = logits_NY.shape
-    right = (models + 1) / (models + 2) if classes > 1 else 1.0
-    targets_NY = np.full([models, classes], (1 - right) / max(classes - 1, 1))
-    np.put_along_axis(targets_NY, y[:, None], right, axis=1)
+    targets_NY = np.zeros([models, classes])
+    if classes > 1:
+        # What is doubtful is whether it is not the likeliest of the others: far ones do not count.
+        others_NY = logits_NY.copy()
+        np.put_along_axis(others_NY, y[:, None], -np.inf, axis=1)
+        np.put_along_axis(targets_NY, others_NY.argmax(axis=1)[:, None], 1 / (models + 2), axis=1)
+    np.put_along_axis(targets_NY, y[:, None], 1 - targets_NY.sum(axis=1, keepdims=True), axis=1)
     return targets_NY
 
 
