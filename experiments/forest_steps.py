@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,11 +87,16 @@ def found_models(paths: Sequence[str]) -> list[FoundModel]:
 
 
 def _with_distinct_ids(models: Sequence[FoundModel]) -> list[FoundModel]:
-    seen: dict[str, int] = {}
+    counts: Counter[str] = Counter()
+    seen: set[str] = set()
     distinct = []
     for model in models:
-        seen[model.id] = count = seen.get(model.id, 0) + 1
-        new = model.id if count == 1 else f"{model.id}-{count}"
+        counts[model.id] += 1
+        new = model.id if counts[model.id] == 1 else f"{model.id}-{counts[model.id]}"
+        while new in seen:
+            counts[model.id] += 1
+            new = f"{model.id}-{counts[model.id]}"
+        seen.add(new)
         distinct.append(dataclasses.replace(model, id=new))
     return distinct
 

@@ -1,0 +1,240 @@
+"""Growing a forest and describing with it, as a user does."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+
+from experiments import forest_steps
+from probex_jax import Description, Forest, ProbexError
+from probex_jax.search import FoundModel, Index, find_models
+from tests.conftest import CLASSES
+from tests.end_to_end.test_commands import run
+from tests.forest.conftest import class_expert, labels_of, pack_tree, write_member
+
+pytestmark = pytest.mark.xdist_group("forest_commands")
+
+ONE, OTHER = CLASSES[:3], CLASSES[3:]
+BROKEN = ("cut", "text", "nan")
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split(" | ")]
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trees")
+    return {name: pack_tree(folder, name, of) for of, name in enumerate(("Ant", "Bee"), start=1)}
+
+
+@pytest.fixture(scope="module")
+def grown(stores, tmp_path_factory):
+    """A forest of Ant with an expert and Bee without, grown by the command."""
+    folder = tmp_path_factory.mktemp("commands")
+    class_expert("Ant", 1).save(folder / "expert")
+    done = run(
+        "grow_forest",
+        f"--stores={stores['Ant'].path},{stores['Bee'].path}",
+        f"--experts={folder / 'expert'}",
+        f"--forest={folder / 'forest'}",
+        "--roots=Ant=me/ant-root",
+    )
+    return folder / "forest", done
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Nine models of Ant of which two say each other's classes, one of Bee, and broken ones."""
+    folder = tmp_path_factory.mktemp("models")
+    for number in range(8):
+        write_member(folder / f"m{number}", number, labels_of(number), of=1)
+    for name, labels, said in (("swapped1", ONE, OTHER), ("swapped2", OTHER, ONE)):
+        metadata = {"dataset_chosen_targets": str(list(said))}
+        write_member(folder / name, len(name), labels, of=1, metadata=metadata)
+    write_member(folder / "bee", 1, ONE, of=2)
+    write_member(folder / "stranger", 1, ONE, of=9)
+    (folder / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    (folder / "text.safetensors").write_text("no weights")
+    write_member(folder / "nan", 1, of=1, **{"body.0.weight": np.full((12, 16), np.nan)})
+    return folder
+
+
+def test_grow_forest_prints_a_row_a_tree(grown):
+    path, done = grown
+    assert (done.returncode, done.stderr) == (0, "")
+    header, _, *rows = done.stdout.splitlines()
+    found = [dict(zip(cells(header), cells(row), strict=True)) for row in rows]
+    assert [row["tree"] for row in found] == ["Ant", "Bee"]
+    assert [row["root"] for row in found] == ["me/ant-root", "not known"]
+    assert [row["expert reads"] for row in found] == ["body.0.weight", "no expert"]
+    forest = Forest.load(path)
+    calibration = forest.trees["Ant"].expert.card["calibration"]
+    for when in ("before", "after"):
+        assert found[0][f"calibration error {when}"] == f"{calibration[when]['test']:.3f}"
+        assert found[1][f"calibration error {when}"] == ""
+
+
+@pytest.mark.parametrize("settings", ["same store", "same expert", "no store", "no store of root"])
+def test_growing_with_what_does_not_belong_together_is_a_mistake(tmp_path, stores, settings):
+    ant, bee = stores["Ant"], stores["Bee"]
+    expert = class_expert("Ant", 1)
+    given, message = {
+        "same store": (([ant, ant], [], {}), "two stores or two experts"),
+        "same expert": (([ant], [expert, expert], {}), "two stores or two experts"),
+        "no store": (([bee], [expert], {}), "tree Ant: no store of it is given"),
+        "no store of root": (([bee], [], {"Cow": "me/c"}), "tree Cow: no store of it"),
+    }[settings]
+    with pytest.raises(ProbexError, match=message):
+        forest_steps.grow_forest(tmp_path / "f", *given)
+    assert not (tmp_path / "f").exists()
+
+
+def test_of_many_the_broken_ones_are_reported_and_the_mislabelled_come_first(
+    grown, models, tmp_path
+):
+    out = tmp_path / "cards"
+    done = run("describe", f"--forest={grown[0]}", models, "--compare", f"--out={out}")
+    assert done.returncode == 1, done.stderr
+    failed = done.stderr.splitlines()
+    assert sorted(line.split(": ")[0] for line in failed) == [f"failed {n}" for n in sorted(BROKEN)]
+    assert all(f"{models}/{line.split(': ')[0].split()[1]}" in line for line in failed)
+    header, _, *rows, count = done.stdout.splitlines()
+    found = [dict(zip(cells(header), cells(row), strict=True)) for row in rows]
+    assert {row["model"] for row in found[:2]} == {"swapped1", "swapped2"}
+    assert [row["agree"] for row in found] == ["0 of 6"] * 2 + ["6 of 6"] * 8
+    assert [float(row["surprise"]) > 0.5 for row in found] == [True] * 2 + [False] * 8
+    assert count == "10 of 15 models compared"
+    names = {path.name.removesuffix(".safetensors") for path in models.iterdir()} - set(BROKEN)
+    assert {path.name for path in out.iterdir()} == {
+        f"{name}{suffix}" for name in names for suffix in (".md", ".json")
+    }
+    for name in names:
+        card = (out / f"{name}.md").read_text()
+        about = json.loads((out / f"{name}.json").read_text())
+        matter = yaml.safe_load(card.split("---")[1])
+        tree = {"bee": "Bee", "stranger": ""}.get(name, "Ant")
+        assert about["tree"] == tree
+        assert about["id"] == name
+        assert (f"model-tree:{tree}" in matter["tags"]) == bool(tree)
+        assert ("base_model" in matter) == (tree == "Ant")
+        if name.startswith("m"):
+            assert sorted(about["predicted"]) == sorted(labels_of(int(name[1:])))
+
+
+def test_one_model_s_card_is_printed(grown, models):
+    done = run("describe", f"--forest={grown[0]}", models / "m3" / "model.safetensors")
+    assert (done.returncode, done.stderr) == (0, "")
+    matter = yaml.safe_load(done.stdout.split("---")[1])
+    assert matter["base_model"] == "me/ant-root"
+    for label in labels_of(3):
+        assert f"| `{label}` | " in done.stdout
+    assert "Prediction and files say the same of 6 of 6 classes." in done.stdout
+
+
+def test_one_broken_model_is_a_mistake_with_its_reason(grown, models):
+    done = run("describe", f"--forest={grown[0]}", "--json", models / "cut.safetensors")
+    assert done.returncode == 2
+    assert done.stderr.startswith("failed cut: ")
+    assert done.stderr.count("\n") == 1
+    [line] = done.stdout.splitlines()
+    found = json.loads(line)
+    assert (found["id"], found["path"]) == ("cut", str(models / "cut.safetensors"))
+    assert found["error"] in done.stderr
+
+
+def test_discover_lists_the_trees(models, tmp_path):
+    done = run("discover", f"--models={models}", f"--out={tmp_path / 'trees.json'}")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 3
+    header, _, *rows, count = done.stdout.splitlines()
+    found = [dict(zip(cells(header), cells(row), strict=True)) for row in rows]
+    assert [row["models"] for row in found] == ["10", "1", "1"]
+    assert {row["such as"] for row in found} == {"m0", "bee", "stranger"}
+    assert count == "3 trees of 12 models"
+    written = json.loads((tmp_path / "trees.json").read_text())
+    assert [len(tree["models"]) for tree in written["trees"]] == [10, 1, 1]
+    assert written["failed"].keys() == set(BROKEN)
+    assert written["trees"][0]["kind"] == "whole models"
+
+
+# The steps, in this process.
+
+
+def described(forest_path, models, nearest=None):
+    found = forest_steps.describe(Forest.load(forest_path), models, nearest)
+    return {model.id: (model, description) for model, description in found}
+
+
+def test_rows_and_json_lines_of_several(grown, models, capsys):
+    some = [m for m in find_models(models) if m.id in ("m0", "bee", "stranger", "cut")]
+    found = described(grown[0], some)
+    assert list(found) == [model.id for model in some]
+    rows = {name: forest_steps.described_row(*one) for name, one in found.items()}
+    assert {name: row["tree"] for name, row in rows.items()} == {
+        "m0": "Ant",
+        "bee": "Bee",
+        "stranger": "unknown",
+        "cut": "failed",
+    }
+    said = {name: row["trained on (probability)"] for name, row in rows.items()}
+    assert {part.split()[0] for part in said["m0"].split(", ")} == set(labels_of(0))
+    assert said["bee"] == "no expert of this tree"
+    assert "times as far from" in said["stranger"]
+    assert capsys.readouterr().err.startswith("failed cut: ")
+    lines = {n: json.loads(json.dumps(forest_steps.as_json(*one))) for n, one in found.items()}
+    assert sorted(lines["m0"]["predicted"]) == sorted(labels_of(0))
+    assert lines["stranger"]["tree"] == ""
+    assert lines["cut"].keys() == {"id", "path", "error"}
+
+
+def test_paths_are_files_folders_and_folders_of_models(models, tmp_path):
+    found = forest_steps.found_models(
+        [models / "m0", models / "cut.safetensors", tmp_path / "nope", models]
+    )
+    ids = [model.id for model in found]
+    assert len(set(ids)) == len(ids) == 3 + 15
+    assert ids[1:3] == ["cut", "nope"]
+    assert {"cut-2", "m0-2"} & set(ids[3:])
+
+
+def test_no_two_models_get_one_card(tmp_path):
+    given = [FoundModel(name, "", tmp_path) for name in ("a", "a", "a-2", "a", "b", "a-2")]
+    ids = [model.id for model in forest_steps._with_distinct_ids(given)]
+    assert len(set(ids)) == 6
+    assert ids[0] == "a"
+
+
+@pytest.mark.parametrize("id", ["../../out", "/etc/x", "a/../../b", "..", ".", ""])
+def test_a_card_stays_in_its_folder(grown, models, tmp_path, id):
+    [(_, found)] = described(grown[0], find_models(models / "m0")).values()
+    folder = tmp_path / "cards"
+    forest_steps.write_card(Description(id, *list(vars(found).values())[1:8]), folder)
+    assert len(list(folder.rglob("*.md"))) == len(list(folder.rglob("*.json"))) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["cards"]
+
+
+def test_a_zoo_s_labels_count_as_stated(grown, models, tmp_path):
+    shutil.copytree(models / "m0", tmp_path / "Z" / "test" / "m0")
+    (tmp_path / "Z" / "labels.json").write_text(json.dumps({"m0": ["ant", "zebra"]}))
+    [(_, found)] = described(grown[0], find_models(tmp_path / "Z")).values()
+    assert (found.stated.labels, found.stated.source) == (("ant", "zebra"), "labels.json")
+    assert found.comparison.unknown == ("zebra",)
+
+
+def test_nearest_documented_models_come_from_the_index_of_the_tree(grown, models, stores, tmp_path):
+    index = Index.create_or_open(tmp_path / "index", Forest.load(grown[0]).trees["Ant"].expert)
+    index.add_models(find_models(stores["Ant"].path.with_name("Ant") / "train"))
+    some = [m for m in find_models(models) if m.id in ("m0", "bee", "stranger")]
+    found = described(grown[0], some, forest_steps.nearest_in([index]))
+    near = found["m0"][1].neighbours
+    assert len(near) == 5
+    assert [n.similarity for n in near] == sorted((n.similarity for n in near), reverse=True)
+    hits = index.search(like=models / "m0", k=5)
+    assert [n.id for n in near] == [hit.id for hit in hits]
+    assert near[0].text == ", ".join(hits[0].labels)
+    assert found["bee"][1].neighbours == ()
+    assert found["stranger"][1].neighbours is None
+    assert forest_steps.nearest_in([]) is None
