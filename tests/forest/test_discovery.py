@@ -77,7 +77,7 @@ def test_loras_are_told_by_the_ancestor_that_they_name(tmp_path):
     rng, paths = np.random.default_rng(0), []
     for number, base in enumerate(["me/sd", "you/SD", "me/xl", "", "me/sd"]):
         path = tmp_path / f"m{number}"
-        write_toy_lora(path, "red ant", rng)
+        write_toy_lora(path, ("red ant", "blue bee", "green cat")[number % 3], rng)
         (path / "README.md").write_text(f"---\nbase_model: {base}\n---\n")
         paths.append(path)
     found = discover(paths)

@@ -13,6 +13,9 @@ from probex_jax.forest import TreeRouter, route
 from probex_jax.forest.router import _radius, check_apart
 from tests.forest.conftest import NOISE, labels_of, pack_tree, root, write_member, write_tree
 
+# One worker makes the toy trees and the forest.
+pytestmark = pytest.mark.xdist_group("forest")
+
 
 @pytest.fixture(scope="module")
 def routers(trees):

@@ -10,6 +10,9 @@ from probex_jax.forest.sketch import Sketch
 from probex_jax.model_files.byte_ranges import ByteRanges
 from tests.forest.conftest import SHAPES, write_member
 
+# One worker makes the toy trees and the forest.
+pytestmark = pytest.mark.xdist_group("forest")
+
 NAMES = {f"layer.{n:02d}.weight": (300, 64) for n in range(20)}
 
 

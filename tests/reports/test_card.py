@@ -255,6 +255,7 @@ def test_text_of_strangers_cannot_break_out(text, known):
         # Outside of code spans nothing of it is left that Markdown or HTML would read.
         outside = re.sub(r"`[^`]*`|\\.", "", line)
         assert not re.search(r"[`<>\[\]]", outside), line
+        assert "``" not in line
         if line.startswith("|"):
             cells = re.split(r"(?<!\\)\|", line)
             assert len(cells) in (4, 5), line
