@@ -47,13 +47,15 @@ def grown(stores, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Nine models of Ant of which two say each other's classes, one of Bee, and broken ones."""
+    """Models of Ant of which two say each other's classes, and others, and broken ones."""
     folder = tmp_path_factory.mktemp("models")
     for number in range(8):
         write_member(folder / f"m{number}", number, labels_of(number), of=1)
     for name, labels, said in (("swapped1", ONE, OTHER), ("swapped2", OTHER, ONE)):
         metadata = {"dataset_chosen_targets": str(list(said))}
         write_member(folder / name, len(name), labels, of=1, metadata=metadata)
+    zebra = {"dataset_chosen_targets": "['zebra']"}  # no class of the expert's
+    write_member(folder / "zebra", 1, ONE, of=1, metadata=zebra)
     write_member(folder / "bee", 1, ONE, of=2)
     write_member(folder / "stranger", 1, ONE, of=9)
     (folder / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
@@ -106,7 +108,7 @@ def test_of_many_the_broken_ones_are_reported_and_the_mislabelled_come_first(
     assert {row["model"] for row in found[:2]} == {"swapped1", "swapped2"}
     assert [row["agree"] for row in found] == ["0 of 6"] * 2 + ["6 of 6"] * 8
     assert [float(row["surprise"]) > 0.5 for row in found] == [True] * 2 + [False] * 8
-    assert count == "10 of 15 models compared"
+    assert count == "10 of 16 models compared"
     names = {path.name.removesuffix(".safetensors") for path in models.iterdir()} - set(BROKEN)
     assert {path.name for path in out.iterdir()} == {
         f"{name}{suffix}" for name in names for suffix in (".md", ".json")
@@ -151,11 +153,11 @@ def test_discover_lists_the_trees(models, tmp_path):
     assert len(done.stderr.splitlines()) == 3
     header, _, *rows, count = done.stdout.splitlines()
     found = [dict(zip(cells(header), cells(row), strict=True)) for row in rows]
-    assert [row["models"] for row in found] == ["10", "1", "1"]
+    assert [row["models"] for row in found] == ["11", "1", "1"]
     assert {row["such as"] for row in found} == {"m0", "bee", "stranger"}
-    assert count == "3 trees of 12 models"
+    assert count == "3 trees of 13 models"
     written = json.loads((tmp_path / "trees.json").read_text())
-    assert [len(tree["models"]) for tree in written["trees"]] == [10, 1, 1]
+    assert [len(tree["models"]) for tree in written["trees"]] == [11, 1, 1]
     assert written["failed"].keys() == set(BROKEN)
     assert written["trees"][0]["kind"] == "whole models"
 
@@ -195,7 +197,7 @@ def test_paths_are_files_folders_and_folders_of_models(models, tmp_path):
         [models / "m0", models / "cut.safetensors", tmp_path / "nope", models]
     )
     ids = [model.id for model in found]
-    assert len(set(ids)) == len(ids) == 3 + 15
+    assert len(set(ids)) == len(ids) == 3 + 16
     assert ids[1:3] == ["cut", "nope"]
     assert {"cut-2", "m0-2"} & set(ids[3:])
 

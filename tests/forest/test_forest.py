@@ -18,9 +18,6 @@ from probex_jax.forest import growing
 from probex_jax.model_files import ModelFile
 from tests.conftest import CLASSES, write_toy_lora
 from tests.forest.conftest import (
-
-# One worker makes the toy trees and the forest.
-pytestmark = pytest.mark.xdist_group("forest")
     CONV,
     LAYER,
     class_expert,
@@ -28,6 +25,9 @@ pytestmark = pytest.mark.xdist_group("forest")
     pack_tree,
     write_member,
 )
+
+# One worker makes the toy trees and the forest.
+pytestmark = pytest.mark.xdist_group("forest")
 
 
 @pytest.fixture(scope="module")
