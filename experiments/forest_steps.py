@@ -1,7 +1,9 @@
 """The steps of growing a forest and describing models, with their progress bars and table rows."""
 
 import dataclasses
+import os
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from experiments import cli
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, write_json, write_text
 from probex_jax.forest import Description, Forest, Nearest, Neighbour, Prediction, Tree, grow
+from probex_jax.forest.forest import model_name
 from probex_jax.reports import model_card
 from probex_jax.search import FoundModel, Index, find_models
 
@@ -22,6 +25,7 @@ Described = tuple[FoundModel, Description | ProbexError]
 
 _NEIGHBOURS = 5
 _SHOWN_CLASSES = 4
+_LONGEST_NAME = 200  # bytes
 
 
 def grow_forest(
@@ -80,8 +84,7 @@ def found_models(paths: Sequence[str]) -> list[FoundModel]:
         try:
             found: Sequence[FoundModel] = find_models(path)
         except ProbexError:
-            name = path.name.removesuffix(".safetensors") or str(path)
-            found = [FoundModel(name, "", path)]
+            found = [FoundModel(model_name(path) or str(path), "", path)]
         models += found
     return _with_distinct_ids(models)
 
@@ -146,12 +149,20 @@ def _with_labels(description: Description, model: FoundModel) -> Description:
 
 def write_card(description: Description, folder: Path) -> None:
     """Writes a description as Markdown and JSON, in the folder under its id."""
-    parts = [part for part in description.id.split("/") if part.strip(".")] or ["model"]
+    parts = [_short(part) for part in description.id.split("/") if part.strip(".")] or ["model"]
     path = folder.joinpath(*parts)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path.with_name(path.name + ".md"), model_card(description))
     write_json(path.with_name(path.name + ".json"), description.as_json())
+
+
+def _short(name: str) -> str:
+    """A name that a file system takes with a suffix to it."""
+    data = os.fsencode(name)
+    if len(data) <= _LONGEST_NAME:
+        return name
+    return f"{data[:_LONGEST_NAME].decode('utf-8', 'ignore')}-{zlib.crc32(data):08x}"
 
 
 def as_json(model: FoundModel, description: Description | ProbexError) -> dict[str, Any]:

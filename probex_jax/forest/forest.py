@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -216,7 +217,7 @@ class Forest:
         Yields:
           In the order of the paths a description, or why there is none.
         """
-        names = list(ids) if ids is not None else [_name(Path(path)) for path in paths]
+        names = list(ids) if ids is not None else [model_name(Path(path)) for path in paths]
         shapes = [tree.layers for tree in self.trees.values() if tree.layers]
         size = min((batch_size(layers, len(paths)) for layers in shapes), default=1)
         waiting = iter(zip(map(Path, paths), names, strict=True))
@@ -327,9 +328,9 @@ def _arrays(path: Path, sha256: str) -> dict[str, np.ndarray]:
         return {name: file.tensor(name) for name in file.tensors}
 
 
-def _name(path: Path) -> str:
+def model_name(path: Path) -> str:
     """What a model is called whose path is all that is known."""
-    path = path.resolve()
+    path = Path(os.path.abspath(path))  # links of a hub cache lead to names that are hashes
     if path.name in ("model.safetensors", "pytorch_lora_weights.safetensors"):
         path = path.parent
     if path.parent.name == "snapshots":
