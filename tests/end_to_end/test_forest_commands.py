@@ -1,5 +1,6 @@
 """Growing a forest and describing with it, as a user does."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,7 +9,7 @@ import pytest
 import yaml
 
 from experiments import forest_steps
-from probex_jax import Description, Forest, ProbexError
+from probex_jax import Forest, ProbexError
 from probex_jax.search import FoundModel, Index, find_models
 from tests.conftest import CLASSES
 from tests.end_to_end.test_commands import run
@@ -131,6 +132,7 @@ def test_one_model_s_card_is_printed(grown, models):
     assert (done.returncode, done.stderr) == (0, "")
     matter = yaml.safe_load(done.stdout.split("---")[1])
     assert matter["base_model"] == "me/ant-root"
+    assert "\n# `m3`\n" in done.stdout
     for label in labels_of(3):
         assert f"| `{label}` | " in done.stdout
     assert "Prediction and files say the same of 6 of 6 classes." in done.stdout
@@ -209,13 +211,23 @@ def test_no_two_models_get_one_card(tmp_path):
     assert ids[0] == "a"
 
 
-@pytest.mark.parametrize("id", ["../../out", "/etc/x", "a/../../b", "..", ".", ""])
+@pytest.mark.parametrize(
+    "id", ["../../out", "/etc/x", "a/../../b", "..", ".", "", "x" * 255, "a/" + "\u00fc" * 127]
+)
 def test_a_card_stays_in_its_folder(grown, models, tmp_path, id):
     [(_, found)] = described(grown[0], find_models(models / "m0")).values()
     folder = tmp_path / "cards"
-    forest_steps.write_card(Description(id, *list(vars(found).values())[1:8]), folder)
+    forest_steps.write_card(dataclasses.replace(found, id=id), folder)
     assert len(list(folder.rglob("*.md"))) == len(list(folder.rglob("*.json"))) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["cards"]
+
+
+def test_long_names_that_differ_at_their_end_have_cards_of_their_own(grown, models, tmp_path):
+    [(_, found)] = described(grown[0], find_models(models / "m0")).values()
+    for end in "ab":
+        named = dataclasses.replace(found, id="x" * 250 + end)
+        forest_steps.write_card(named, tmp_path)
+    assert len(list(tmp_path.glob("*.md"))) == 2
 
 
 def test_a_zoo_s_labels_count_as_stated(grown, models, tmp_path):

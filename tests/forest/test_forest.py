@@ -546,5 +546,10 @@ def test_names_of_models_come_from_their_paths(tmp_path, forest, monkeypatch):
     names = {"mine": "mine", "mine/model.safetensors": "mine", "mine/v2.safetensors": "v2"}
     for path, name in names.items():
         assert forest.describe(tmp_path / path).id == name
+    snapshot = tmp_path / "models--me--ant" / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").symlink_to(tmp_path / "mine" / "v2.safetensors")
+    for path in (snapshot, snapshot / "model.safetensors"):
+        assert forest.describe(path).id == "models--me--ant"
     monkeypatch.chdir(tmp_path / "mine")
     assert forest.describe(".").id == "mine"
