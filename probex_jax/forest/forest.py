@@ -69,7 +69,7 @@ class Tree:
             self.router = TreeRouter.from_json(self.about["router"], self._arrays["centres"])
             shapes = self.about["expert"]["layers"] if self.about["expert"] else {}
             self.layers = {name: (int(h), int(w)) for name, (h, w) in shapes.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
             raise ProbexError(f"{path}: damaged tree ({error!r}); grow it again") from error
         self._lock = threading.Lock()
         self._expert: Expert | None = None
@@ -312,7 +312,7 @@ def tree_folders(path: Path) -> list[Path]:
         raise ProbexError(
             f"{path}: no forest here; make one with experiments.grow_forest"
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise ProbexError(f"{path / 'forest.json'}: cannot be read: {error}") from error
     version = about.get("version") if isinstance(about, dict) else None
     if not isinstance(about, dict) or (about.get("format"), version) != (FORMAT, VERSION):

@@ -42,6 +42,8 @@ def grow(
     """
     path = Path(path)
     folder = layer_folder(path / "trees", store.tree)
+    if folder.name.startswith("."):
+        raise ProbexError(f"tree {store.tree}: a name that begins with a dot; rename its zoo")
     trees = _begun(path, folder)
     given = None if expert is None else expert.hash
     if expert is not None:
