@@ -1,5 +1,6 @@
 """A forest: grown tree by tree, kept, damaged, and what it says of models."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -192,6 +193,23 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path, trees):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("name", [".hidden", "..", ""])
+def test_a_tree_whose_folder_would_not_be_seen_is_refused(tmp_path, trees, name):
+    store = copy.copy(trees[1]["Ant"])
+    store.tree = name
+    with pytest.raises(ProbexError, match="dot"):
+        grow_tree(tmp_path / "f", store)
+    assert not (tmp_path / "f").exists()
+
+
+def test_a_tree_s_name_leads_nowhere(tmp_path, trees):
+    store = copy.copy(trees[1]["Ant"])
+    store.tree = "a/../../out"
+    grow_tree(tmp_path / "f", store)
+    assert list(Forest.load(tmp_path / "f").trees) == ["a/../../out"]
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
 def test_an_expert_of_another_tree_or_other_classes_is_refused(tmp_path, trees):
     other = class_expert("Ant", 1)
     fewer = Expert(other.variables, {**other.card, "tree": "Bee", "classes": ["ant"]})
@@ -218,6 +236,7 @@ def test_a_second_store_of_one_tree_is_refused(tmp_path, forest_path, trees, cop
         ("forest.json", b"{"),
         ("forest.json", b"[]"),
         ("forest.json", b"null"),
+        ("forest.json", b"[" * 100_000),
         ("forest.json", b"\xff\xfe"),
         ("forest.json", b'{"format": "probex_jax forest", "version": 2}'),
         ("forest.json", b'{"format": "other", "version": 1}'),
@@ -225,11 +244,13 @@ def test_a_second_store_of_one_tree_is_refused(tmp_path, forest_path, trees, cop
         ("trees/Ant/tree.json", b"\xff"),
         ("trees/Ant/tree.json", b"[]"),
         ("trees/Ant/tree.json", b"3"),
+        ("trees/Ant/tree.json", b"[" * 100_000),
         ("trees/Ant/tree.json", b"{}"),
         ("trees/Ant/tree.json", b'{"version": 2}'),
         ("trees/Ant/arrays.safetensors", b""),
         ("trees/Ant/arrays.safetensors", None),
     ],
+    ids=range(16),
 )
 def test_damaged_files_are_one_line(copied, file, content):
     if content is None:
