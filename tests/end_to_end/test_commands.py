@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import CLASSES, write_toy_zoo
+from tests.end_to_end import warm
 
 ROOT = Path(__file__).parents[2]
 # One worker runs them all, and makes what they share once.
@@ -138,7 +139,7 @@ def test_a_task_that_cannot_be_measured_does_not_stop_the_others(made):
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(made, command, arguments, message):
-    done = run(command, *(argument.format(made[0]) for argument in arguments))
+    done = warm.run(command, *(argument.format(made[0]) for argument in arguments))
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.startswith("error: ")
@@ -151,7 +152,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(made, command, arguments, message
     ["build_zoo", "pack", "train", "evaluate", "index", "search", "demo"],
 )
 def test_help_has_an_example(command):
-    done = run(command, "--help")
+    done = warm.run(command, "--help")
     assert done.returncode == 0
     assert f"python -m experiments.{command} --" in done.stdout
     assert len(done.stdout.splitlines()) < 40

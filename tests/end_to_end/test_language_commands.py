@@ -9,6 +9,7 @@ import pytest
 import probex_jax as px
 from probex_jax.language import HashingEncoder, save_embeddings
 from tests.conftest import CONCEPTS, HELD_OUT, write_toy_lora
+from tests.end_to_end import warm
 from tests.end_to_end.test_commands import run
 
 pytestmark = pytest.mark.xdist_group("language commands")
@@ -155,7 +156,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(made, toy_lora_zoo, command, argu
     if not zoo.exists():
         shutil.copytree(toy_lora_zoo, zoo)
         write_toy_lora(zoo / "train" / "cheat", HELD_OUT[0], np.random.default_rng(0))
-    done = run(command, *(argument.format(made[0]) for argument in arguments))
+    done = warm.run(command, *(argument.format(made[0]) for argument in arguments))
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert done.stderr.startswith("error: ")
