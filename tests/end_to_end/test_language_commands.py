@@ -38,7 +38,7 @@ def made(toy_lora_zoo, tmp_path_factory):
         "train": run("train", *SMALL, f"--config.store={store}", f"--workdir={workdir}"),
         "evaluate": run("evaluate", f"--experts={workdir}", f"--store={store}", TASKS),
         "index": run("index", f"--models={toy_lora_zoo}", *of_index),
-        "index again": run("index", f"--models={toy_lora_zoo}", *of_index, "--prune"),
+        "index again": warm.run("index", f"--models={toy_lora_zoo}", *of_index, "--prune"),
         "search": run(
             "search",
             f"--index={index}",
@@ -105,7 +105,7 @@ def test_indexing_again_changes_nothing(made):
 
 def test_like_and_json(made, toy_lora_zoo):
     model = next((toy_lora_zoo / "test").iterdir())
-    done = run("search", f"--index={made[0]}/index", f"--like={model}", "--json", "--k=3")
+    done = warm.run("search", f"--index={made[0]}/index", f"--like={model}", "--json", "--k=3")
     found = json.loads(done.stdout)
     assert [hit["rank"] for hit in found["hits"]] == [1, 2, 3]
     assert all(set(hit["labels"]) <= set(CONCEPTS) for hit in found["hits"])
@@ -117,7 +117,7 @@ def test_precomputed_embeddings_give_the_same_expert(made, tmp_path):
     texts = [f"a photo of a {name}" for name in CONCEPTS]
     encoder = HashingEncoder()
     save_embeddings(tmp_path / "e.safetensors", encoder.name, texts, encoder.encode(texts))
-    done = run(
+    done = warm.run(
         "train",
         *SMALL,
         f"--config.store={made[0]}/store",
