@@ -6,6 +6,7 @@ takes seconds to import is there. For the many runs that end before they begin.
 
 import atexit
 import functools
+import importlib
 import json
 import os
 import runpy
@@ -42,6 +43,8 @@ def serve():
     """Runs the command of each line of standard input; answers with a line about its end."""
     import experiments.steps  # noqa: F401 (has no flags of its own)
 
+    # Most of what LanceDB imports; itself it starts threads, which a fork does not survive.
+    importlib.import_module("lance_namespace")
     for line in sys.stdin:
         with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
             child = os.fork()
