@@ -9,6 +9,7 @@ import pytest
 import probex_jax as px
 from probex_jax.language import HashingEncoder, save_embeddings
 from tests.conftest import CONCEPTS, HELD_OUT, write_toy_lora
+from tests.end_to_end import warm
 from tests.end_to_end.test_commands import run
 
 pytestmark = pytest.mark.xdist_group("language commands")
@@ -37,7 +38,7 @@ def made(toy_lora_zoo, tmp_path_factory):
         "train": run("train", *SMALL, f"--config.store={store}", f"--workdir={workdir}"),
         "evaluate": run("evaluate", f"--experts={workdir}", f"--store={store}", TASKS),
         "index": run("index", f"--models={toy_lora_zoo}", *of_index),
-        "index again": run("index", f"--models={toy_lora_zoo}", *of_index, "--prune"),
+        "index again": warm.run("index", f"--models={toy_lora_zoo}", *of_index, "--prune"),
         "search": run(
             "search",
             f"--index={index}",
@@ -104,7 +105,7 @@ def test_indexing_again_changes_nothing(made):
 
 def test_like_and_json(made, toy_lora_zoo):
     model = next((toy_lora_zoo / "test").iterdir())
-    done = run("search", f"--index={made[0]}/index", f"--like={model}", "--json", "--k=3")
+    done = warm.run("search", f"--index={made[0]}/index", f"--like={model}", "--json", "--k=3")
     found = json.loads(done.stdout)
     assert [hit["rank"] for hit in found["hits"]] == [1, 2, 3]
     assert all(set(hit["labels"]) <= set(CONCEPTS) for hit in found["hits"])
@@ -116,7 +117,7 @@ def test_precomputed_embeddings_give_the_same_expert(made, tmp_path):
     texts = [f"a photo of a {name}" for name in CONCEPTS]
     encoder = HashingEncoder()
     save_embeddings(tmp_path / "e.safetensors", encoder.name, texts, encoder.encode(texts))
-    done = run(
+    done = warm.run(
         "train",
         *SMALL,
         f"--config.store={made[0]}/store",
@@ -155,7 +156,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(made, toy_lora_zoo, command, argu
     if not zoo.exists():
         shutil.copytree(toy_lora_zoo, zoo)
         write_toy_lora(zoo / "train" / "cheat", HELD_OUT[0], np.random.default_rng(0))
-    done = run(command, *(argument.format(made[0]) for argument in arguments))
+    done = warm.run(command, *(argument.format(made[0]) for argument in arguments))
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert done.stderr.startswith("error: ")

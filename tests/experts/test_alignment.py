@@ -16,6 +16,8 @@ pytestmark = pytest.mark.xdist_group("alignment")
 
 ENCODER = {"name": "probex", "n_probes": 8, "proj_dim": 8, "rep_dim": 32}
 RECIPE = Recipe(epochs=60, eval_every=10, batch_size=32, learning_rate=3e-3, l2=0.0)
+# For what does not depend on how long training takes; one, so that it is compiled once.
+SHORT = Recipe(epochs=1, eval_every=1)
 ALIGNMENT = Alignment(HashingEncoder(), spec="hashing", logit_scale=20.0)
 
 
@@ -98,14 +100,17 @@ def test_the_scale_is_the_deviation_of_the_training_updates(swept, toy_lora_stor
     np.testing.assert_allclose(result.expert.variables["tree"]["scale"], product.std(), rtol=1e-4)
 
 
-def test_held_out_models_do_not_reach_the_training(swept, toy_lora_zoo, tmp_path):
-    """Other held-out models: the same parameters to the bit."""
+def test_held_out_models_do_not_reach_the_training(swept, toy_lora_zoo, toy_lora_store, tmp_path):
+    """Other held-out models, as many: the same parameters to the bit."""
     shutil.copytree(toy_lora_zoo, tmp_path / "ToyLoRA")
-    for split in ("val_holdout", "test_holdout", "test"):
-        for model in sorted((tmp_path / "ToyLoRA" / split).iterdir())[::2]:
-            shutil.rmtree(model)
+    rng = np.random.default_rng(1)
+    for model in toy_lora_store.models:
+        if model.split in ("val_holdout", "test_holdout", "test"):
+            folder = tmp_path / "ToyLoRA" / model.split / model.id
+            write_toy_lora(folder, model.labels[0], rng)
     store = px.pack(px.scan(tmp_path / "ToyLoRA"), tmp_path / "s").store
     changed, (_, original) = run(store, tmp_path / "w"), swept
+    assert store.hash != original.expert.card["store_hash"]
     np.testing.assert_array_equal(
         changed.expert.variables["params"]["encoder"]["probes"],
         original.expert.variables["params"]["encoder"]["probes"],
@@ -153,7 +158,7 @@ def test_without_held_out_classes_there_is_no_zero_shot(tmp_path, toy_lora_zoo):
     for split in ("val_holdout", "test_holdout"):
         shutil.rmtree(tmp_path / "ToyLoRA" / split)
     store = px.pack(px.scan(tmp_path / "ToyLoRA"), tmp_path / "s").store
-    result = run(store, tmp_path / "w", layers=["a"], recipe=Recipe(epochs=2, eval_every=1))
+    result = run(store, tmp_path / "w", layers=["a"], recipe=SHORT)
     assert result.zero_shot is None
     assert not (tmp_path / "w" / "expert_val_holdout").exists()
     with pytest.raises(px.ProbexError, match="no held-out classes"):
@@ -165,7 +170,7 @@ def test_one_held_out_split_is_enough(tmp_path, toy_lora_zoo, missing):
     shutil.copytree(toy_lora_zoo, tmp_path / "ToyLoRA")
     shutil.rmtree(tmp_path / "ToyLoRA" / missing)
     store = px.pack(px.scan(tmp_path / "ToyLoRA"), tmp_path / "s").store
-    result = run(store, tmp_path / "w", layers=["a"], recipe=Recipe(epochs=2, eval_every=1))
+    result = run(store, tmp_path / "w", layers=["a"], recipe=SHORT)
     assert (result.zero_shot is None) == (missing == "test_holdout")
     assert (tmp_path / "w" / "expert_val_holdout").exists() == (missing == "test_holdout")
 
@@ -184,8 +189,8 @@ class Counting:
 
 def test_classes_are_embedded_once_for_all_layers(toy_lora_store, tmp_path):
     encoder = Counting()
-    alignment = Alignment(encoder, spec="hashing")
-    run(toy_lora_store, tmp_path, alignment=alignment, recipe=Recipe(epochs=1, eval_every=1))
+    alignment = Alignment(encoder, spec="hashing", logit_scale=20.0)
+    run(toy_lora_store, tmp_path, alignment=alignment, recipe=SHORT)
     # Once before training two layers; then for the test among 13, and zero-shot among all 16.
     assert encoder.asked == [16, 13, 16]
 
@@ -259,7 +264,7 @@ def test_classes_that_texts_do_not_tell_apart_are_refused(toy_lora_zoo, tmp_path
 
 
 def test_a_whole_number_as_scale_is_kept_as_a_number(toy_lora_store, tmp_path):
-    short = {"layers": ["a"], "recipe": Recipe(epochs=1, eval_every=1)}
+    short = {"layers": ["a"], "recipe": SHORT}
     run(toy_lora_store, tmp_path, alignment=Alignment(HashingEncoder(), logit_scale=20), **short)
     assert px.Expert.load(tmp_path).text["logit_scale"] == 20.0
 

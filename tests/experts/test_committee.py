@@ -30,7 +30,7 @@ from probex_jax.model_files import byte_ranges
 from probex_jax.search import Subject, find_models, measure
 from probex_jax.search.embedding import represented
 from tests.conftest import CLASSES
-from tests.end_to_end.test_commands import run as run_command
+from tests.end_to_end import warm
 from tests.experts.test_sweeps import KILLED
 
 pytestmark = pytest.mark.xdist_group("sweeps")
@@ -573,7 +573,7 @@ def test_a_choice_that_was_interrupted_is_made_again(swept, tree, tmp_path, monk
 
 def test_evaluate_takes_a_committee(swept, tree):
     workdir, result = swept
-    done = run_command("evaluate", f"--experts={workdir}", f"--store={tree.path}")
+    done = warm.run("evaluate", f"--experts={workdir}", f"--store={tree.path}")
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{result.test.value:.3f}" in done.stdout
     metrics = json.loads((workdir / "evaluation" / "metrics.json").read_text())

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,15 +23,21 @@ def assert_same_bits(a, b):
         np.testing.assert_array_equal(left, right)
 
 
-def reference_step(params, opt, x, y, recipe, network=NETWORK):
-    """One step of Adam with the L2 term in the gradient, written out in float64."""
+@partial(jax.jit, static_argnames="network")
+def reference_loss(network, params, x, y):
+    """The loss, and its gradient."""
 
     def loss(params):
         logits = network.apply({"params": params}, x)
         per_class = jnp.maximum(logits, 0) - logits * y + jnp.log1p(jnp.exp(-jnp.abs(logits)))
         return per_class.mean()
 
-    value, gradient = jax.value_and_grad(loss)(params)
+    return jax.value_and_grad(loss)(params)
+
+
+def reference_step(params, opt, x, y, recipe, network=NETWORK):
+    """One step of Adam with the L2 term in the gradient, written out in float64."""
+    value, gradient = reference_loss(network, params, x, y)
     step = opt["step"] + 1
 
     def update(p, g, m, v):
@@ -180,7 +188,7 @@ ALIGNED = build_network(ENCODER, "text", 3, logit_scale=5.0)
 @pytest.mark.parametrize("low_rank", [False, True])
 def test_the_alignment_loss_is_a_softmax_over_cosines(low_rank):
     data = aligned(7, low_rank=low_rank)
-    params = ALIGNED.init(jax.random.key(0), data.x, data.texts)["params"]
+    params = jax.jit(ALIGNED.init)(jax.random.key(0), data.x, data.texts)["params"]
     head = jax.tree.map(
         lambda leaf: np.asarray(leaf, np.float64), params["head"]["linear"]["dense"]
     )
@@ -209,9 +217,10 @@ def test_alignment_keeps_the_best_on_seen_and_on_held_out_classes():
         on_evaluation=lambda s: seen.append(jax.tree.map(np.array, s.params)),
     )
     assert state.best["val"].epoch != state.best["val_holdout"].epoch, "the test shows nothing"
+    answer = jax.jit(ALIGNED.apply)
     for name, split in (("val", val), ("val_holdout", held_out)):
         accuracies = [
-            float(jnp.mean(ALIGNED.apply({"params": p}, split.x, split.texts).argmax(1) == split.y))
+            float(jnp.mean(answer({"params": p}, split.x, split.texts).argmax(1) == split.y))
             for p in seen
         ]
         best = accuracies.index(max(accuracies))

@@ -42,6 +42,7 @@ def test_responses_are_products(kind):
 @pytest.mark.parametrize("standardise", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_of_several_matrices_each_is_treated_alone(kind, standardise):
+    @jax.jit
     def chain(x):
         first, second = respond(x.mT, draw(8, H, U), draw(9, H, 2))
         first = contract(first, draw(10, W, 4), standardised=standardise)
@@ -95,7 +96,7 @@ def test_the_gradient_of_a_constant_is_finite(kind, value):
         (response,) = respond(x, jnp.ones([W, U]))
         return jnp.sum(contract(response, jnp.ones([H, 2]), standardised=True))
 
-    value, gradient = jax.value_and_grad(total)(x)
+    value, gradient = jax.jit(jax.value_and_grad(total))(x)
     assert value == 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 

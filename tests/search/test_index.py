@@ -17,7 +17,7 @@ from experiments import steps
 from probex_jax import Expert, LowRank, ProbexError, open_model
 from probex_jax.language import HashingEncoder
 from probex_jax.search import Index, embedding, find_models, index, table
-from tests.end_to_end.test_commands import run
+from tests.end_to_end.warm import run
 from tests.search.conftest import LAYER, TEXT_DIM, make_expert, write_model
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,67 @@
+"""Commands in processes that need not import the libraries: forked from one that has.
+
+Each is what `python -m experiments.NAME` is, to its last exit handler; but JAX and all else that
+takes seconds to import is there. For the many runs that end before they begin.
+"""
+
+import atexit
+import functools
+import importlib
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(command, *arguments):
+    """Runs a command to its end, as `test_commands.run` does."""
+    server = _server()
+    argv = [f"experiments.{command}", *map(str, arguments)]
+    print(json.dumps(argv), file=server.stdin, flush=True)
+    return subprocess.CompletedProcess(argv, **json.loads(server.stdout.readline()))
+
+
+@functools.cache
+def _server():
+    server = subprocess.Popen(
+        [sys.executable, "-c", "from tests.end_to_end import warm; warm.serve()"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    atexit.register(server.communicate)  # the end of its input ends it
+    return server
+
+
+def serve():
+    """Runs the command of each line of standard input; answers with a line about its end."""
+    import experiments.steps  # noqa: F401 (has no flags of its own)
+
+    # Most of what LanceDB imports; itself it starts threads, which a fork does not survive.
+    importlib.import_module("lance_namespace")
+    for line in sys.stdin:
+        with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+            child = os.fork()
+            if not child:
+                _become(json.loads(line), stdout, stderr)
+            _, status = os.waitpid(child, 0)
+            ended = {"returncode": os.waitstatus_to_exitcode(status)}
+            for name, file in (("stdout", stdout), ("stderr", stderr)):
+                file.seek(0)
+                ended[name] = file.read().decode()
+        print(json.dumps(ended), flush=True)
+
+
+def _become(argv, stdout, stderr):
+    with open(os.devnull) as nothing:
+        for number, file in enumerate((nothing, stdout, stderr)):
+            os.dup2(file.fileno(), number)
+    sys.argv = argv
+    runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
+    sys.exit()
