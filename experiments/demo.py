@@ -49,7 +49,7 @@ def demo(workdir: Path, size: str) -> str:
     }
     write_json(workdir / "metrics.json", metrics)
     accuracy_by_layer(_by_layer(metrics), workdir / "accuracy_by_layer.png")
-    on_language = demo_language.language_half(workdir)
+    on_language = demo_language.language_half(workdir, size)
     experts = {tree: workdir / "experts" / tree / OURS for tree in TREES}
     experts |= {demo_language.TREE: demo_language.experts_of(workdir)}
     on_forest = demo_forest.forest_part(workdir, config, experts)
@@ -61,8 +61,11 @@ def demo(workdir: Path, size: str) -> str:
 def _train(config: Any, workdir: Path, tree: str, method: str, size: str) -> Mapping[str, Any]:
     print(f"   {tree}: {method}", flush=True)
     config = config.to_dict() | {"store": str(workdir / "stores" / tree)}
-    if size == "tiny" and "layers" in config:
-        config["layers"] = TINY_LAYERS
+    if size == "tiny":
+        if "layers" in config:
+            config["layers"] = TINY_LAYERS
+        else:
+            config["encoder"] = {**config["encoder"], "n_trees": 20}
     return steps.train(config, workdir / "experts" / tree / method)
 
 

@@ -16,14 +16,18 @@ TREE = "MiniLoRA"
 # A concept that was trained on, one that was held out, and a word of many.
 QUERIES = ("an inverted three", "a bold three", "something striped")
 MAP = "map_of_loras.png"
+# Of a tiny zoo, which shows that all of it runs, no more.
+TINY_LAYERS = r"transformer\.transformer_blocks\.0\.attn1\.to_[kq]"
 
 
-def language_half(workdir: Path) -> list[str]:
+def language_half(workdir: Path, size: str) -> list[str]:
     """Runs every step on the LoRAs that are there; returns the lines of its report."""
     print("4. Packing LoRAs, kept as factors", flush=True)
     store = steps.pack(workdir / "zoo" / TREE, workdir / "stores" / TREE).store
     print("5. Aligning their weights with text", flush=True)
     config = align.get_config("mini").to_dict() | {"store": str(store.path)}
+    if size == "tiny":
+        config |= {"layers": TINY_LAYERS, "recipe": {**config["recipe"], "epochs": 20}}
     experts = experts_of(workdir)
     metrics = steps.train(config, experts)
     subject = Subject(load_experts(experts), store)

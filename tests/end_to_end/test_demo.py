@@ -28,8 +28,17 @@ def test_the_demo_tells_of_hidden_models_and_resumes(tmp_path):
         "statnn",
         "predicted",
         "classes right",
+        "The tree is right for 8 of 8",
+        "tree unknown, right",
     ):
         assert text in report
+    cards = sorted(path.stem for path in (tmp_path / "cards").glob("*.md"))
+    assert cards == [f"hidden_{number:02d}" for number in range(1, 9)]
+    assert not any(
+        word in (tmp_path / "hidden" / f"{card}.safetensors").read_bytes()[:4096]
+        for card in cards
+        for word in (b"dataset_chosen_targets", b"concept")
+    )
     assert (tmp_path / "accuracy_by_layer.png").read_bytes().startswith(b"\x89PNG")
 
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
