@@ -50,7 +50,7 @@ def forest_part(
     n_right = sum(model.description.tree == model.tree for model in hidden)
     return [
         "## A forest\n",
-        cli.table(grown),
+        cli.table([{name: row[name] for name in row if name != "this run"} for row in grown]),
         f"\n## {len(hidden)} models whose labels were hidden\n",
         f"The tree is right for {n_right} of {len(hidden)}. One is of no tree of the forest: a ViT "
         "of the same architecture, pre-trained from another seed. Probabilities are calibrated. "

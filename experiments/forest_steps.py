@@ -71,7 +71,7 @@ def _tree_row(tree: Tree, done: str) -> Row:
         errors = calibration.get(when, {})
         found = errors.get("test", errors.get("val"))
         row[f"calibration error {when}"] = "" if found is None else f"{found:.3f}"
-    return {**row, "": done}
+    return {**row, "this run": done}
 
 
 def found_models(paths: Sequence[str]) -> list[FoundModel]:
