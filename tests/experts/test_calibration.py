@@ -68,6 +68,14 @@ def test_choices_told_without_a_mistake_are_as_sure_as_their_number_allows(n_mod
     np.testing.assert_allclose(p, (n_models + 1) / (n_models + 2), atol=1e-4)
 
 
+def test_candidates_that_nobody_would_take_do_not_count():
+    y = np.arange(40) % 4
+    logits = np.where(np.arange(4) == y[:, None], 9.0, -1e4)
+    logits[np.arange(40), (y + 1) % 4] = -9.0
+    p = softmax(logits / best_temperature(logits, y)).max(axis=1)
+    np.testing.assert_allclose(p, 41 / 42, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "y", [np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1]), np.ones([2, 2])]
 )

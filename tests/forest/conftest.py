@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 import probex_jax as px
 from probex_jax.experts import build_network, committee
-from probex_jax.forest import grow
+from probex_jax.forest import Forest, grow
 from tests.conftest import CLASSES
 
 # Of a layer on which models show their classes; of another one, a convolution.
@@ -116,6 +116,16 @@ def text_expert(store, seed=0):
     return px.Expert(variables, card)
 
 
+def one_line(error):
+    """Whether an error is one line."""
+    return "\n" not in str(error.value)
+
+
+def probabilities(description):
+    """By class, of a description."""
+    return {p.label: p.probability for p in description.predictions}
+
+
 @pytest.fixture(scope="session")
 def trees(tmp_path_factory):
     """A folder of zoos of one architecture: Ant, Bee, and Cow, which the forest lacks."""
@@ -134,3 +144,9 @@ def forest_path(trees, toy_lora_store, tmp_path_factory):
     grow(path, stores["Bee"], committee_expert("Bee", 2))
     grow(path, toy_lora_store, text_expert(toy_lora_store))
     return path
+
+
+@pytest.fixture(scope="session")
+def forest(forest_path):
+    """The forest, loaded."""
+    return Forest.load(forest_path)
