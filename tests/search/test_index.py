@@ -15,6 +15,7 @@ import pytest
 
 from experiments import steps
 from probex_jax import Expert, LowRank, ProbexError, open_model
+from probex_jax.experts import batches
 from probex_jax.language import HashingEncoder
 from probex_jax.search import Index, embedding, find_models, index, table
 from tests.end_to_end.warm import run
@@ -210,9 +211,9 @@ def test_factors_of_any_rank_are_embedded_as_their_product(tmp_path, expert, mod
     }
     real = embedding._read_weights
 
-    def weights(expert, path):  # m1, m2 and m3 are LoRAs; m0 and m4 are dense
+    def weights(expert, path, *rest):  # m1, m2 and m3 are LoRAs; m0 and m4 are dense
         made = factors.get(Path(path).stem)
-        return {LAYER: made} if made else real(expert, path)
+        return {LAYER: made} if made else real(expert, path, *rest)
 
     monkeypatch.setattr(embedding, "_read_weights", weights)
     found = list(embedding.embedded(expert, find_models(models), {}))
@@ -229,11 +230,11 @@ def test_every_batch_has_one_shape(tmp_path, expert, models, monkeypatch):
     monkeypatch.setattr(
         type(expert), "encode", lambda self, x: shapes.append(x[LAYER].shape) or real(self, x)
     )
-    monkeypatch.setattr(embedding, "_BATCH_MODELS", 3)
+    monkeypatch.setattr(batches, "_MODELS", 2)
     monkeypatch.setattr(index, "_COMMIT_MODELS", 2)
     made = Index.create_or_open(tmp_path / "index", expert)
     assert counts(made.add_models(find_models(models))) == (5, 0, 0, 0)
-    assert shapes == [(3, 6, 5)] * 2
+    assert shapes == [(2, 6, 5)] * 3
     assert set(contents(made)) == {"m0", "m1", "m2", "m3", "m4"}
 
 
@@ -445,8 +446,9 @@ while time.time() < until:
 WRITER = """
 import sys
 from tests.search.conftest import make_expert
-from probex_jax.search import Index, find_models, index, embedding
-embedding._BATCH_MODELS = index._COMMIT_MODELS = 8
+from probex_jax.experts import batches
+from probex_jax.search import Index, find_models, index
+batches._MODELS = index._COMMIT_MODELS = 8
 made = Index.create_or_open(sys.argv[2], make_expert())
 made.add_models(find_models(sys.argv[1]), on_model=lambda reason: print("one", flush=True))
 """
