@@ -74,8 +74,13 @@ def _first_and_last_line(error: Exception) -> str:
 
 
 def _exit(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(2)
+
+
+def one_line(message: str) -> str:
+    """Text of strangers as a terminal may have it: names of files can hold anything."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in message)
 
 
 def progress(total: int, what: str, unit: str) -> tqdm:

@@ -2,8 +2,7 @@
 
 MODEL is a file, a model's folder, or a folder of models at any depth. One model's card is printed;
 of several a line each, and --out writes the cards (Markdown) and JSON. A model that cannot be read
-is reported in its place, and the others go on; the exit code is then 1, or 2 where it is the only
-one.
+is reported in its place, and the others go on; the exit code is then 1, or 2 where none could be.
 
 Example:
   python -m experiments.describe --forest=out/forest --index=out/index model.safetensors
@@ -49,11 +48,9 @@ def main(paths: Sequence[str]) -> int:
             print(json.dumps(forest_steps.as_json(model, description)), flush=True)
         else:
             described.append((model, description))
-    if failed == len(models) == 1:
-        return 2
-    if described:
+    if failed < len(models) and described:
         _show(described)
-    return 1 if failed else 0
+    return 0 if not failed else 1 if failed < len(models) else 2
 
 
 def _show(described: Sequence[forest_steps.Described]) -> None:

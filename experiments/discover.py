@@ -27,7 +27,7 @@ def main() -> None:
         def seen(fault: str) -> None:
             bar.update()
             if fault:
-                bar.write(f"failed {fault}", file=sys.stderr)
+                bar.write(cli.one_line(f"failed {fault}"), file=sys.stderr)
 
         found = discover((model.path for model in models), on_model=seen)
     if not found.trees:

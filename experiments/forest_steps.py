@@ -131,7 +131,7 @@ def describe(
         found = forest.describe_all([model.path for model in models], ids, nearest=nearest)
         for model, description in zip(models, found, strict=True):
             if isinstance(description, ProbexError):
-                bar.write(f"failed {model.id}: {description}", file=sys.stderr)
+                bar.write(cli.one_line(f"failed {model.id}: {description}"), file=sys.stderr)
             else:
                 description = _with_labels(description, model)
             bar.update()

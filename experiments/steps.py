@@ -53,14 +53,14 @@ def pack(zoo: Path, store: Path, layers: str = "") -> PackSummary:
             on_model=lambda fault: _reported(bar, "skipped", fault),
         )
     for name, reason in summary.left_out.items():
-        print(f"left out layer {name}: {reason}", file=sys.stderr)
+        print(cli.one_line(f"left out layer {name}: {reason}"), file=sys.stderr)
     return summary
 
 
 def _reported(bar: tqdm, what: str, fault: str) -> None:
     bar.update()
     if fault:
-        bar.write(f"{what} {fault}", file=sys.stderr)
+        bar.write(cli.one_line(f"{what} {fault}"), file=sys.stderr)
 
 
 def pack_row(summary: PackSummary) -> Row:

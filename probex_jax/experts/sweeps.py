@@ -121,6 +121,7 @@ def sweep(
             "layer": name,
             "shape": list(store.layers[name]),
             "classes": list(store.classes if alignment is None else store.seen_classes),
+            "n_train": len(store.split("train")),
             "versions": versions(),
         }
         on_epochs = partial(on_progress, name)

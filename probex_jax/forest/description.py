@@ -55,7 +55,7 @@ class ExpertFacts:
       hash: of the expert.
       layers: what it read.
       encoder: its name.
-      n_train: models it was trained on.
+      n_train: models it was trained on; None where its card does not say.
       accuracy: on test models, as {"value", "low", "high", "n_models"}; None where not measured.
       calibration_error: after calibration, by split.
       chosen: "several" where it gives a probability to each class for itself, "one" where it
@@ -65,7 +65,7 @@ class ExpertFacts:
     hash: str
     layers: tuple[str, ...]
     encoder: str
-    n_train: int
+    n_train: int | None
     accuracy: Mapping[str, Any] | None
     calibration_error: Mapping[str, float]
     chosen: str

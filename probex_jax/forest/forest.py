@@ -119,7 +119,7 @@ class Tree:
             hash=expert.hash,
             layers=tuple(expert.layers),
             encoder=card.get("encoder", {"name": "committee"})["name"],
-            n_train=self.router.n_models,
+            n_train=card.get("n_train"),
             accuracy=card.get("metrics", {}).get("test_accuracy"),
             calibration_error=card["calibration"].get("after", {}),
             chosen="one" if card["head"] == "text" else "several",
@@ -273,7 +273,7 @@ class Forest:
             if isinstance(one, ProbexError):
                 yield one
             elif isinstance(said, ProbexError):
-                yield said
+                yield ProbexError(f"{path}: {said}")
             else:
                 yield self._description(path, name, one, said, nearest)
 

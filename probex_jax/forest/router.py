@@ -186,6 +186,9 @@ def route(model: ModelFile, trees: Sequence[TreeRouter]) -> Route:
     possible = [tree for tree in alike if tree.may_hold(architecture, base)]
     if not possible:
         return Route("", reason="its files name another ancestor than those of known trees do")
+    if len(possible) > 1 and any(tree.is_lora for tree in possible):
+        # Their weights say little of their ancestor.
+        return Route("", reason="its files do not say of which model it is an update")
     sketches = {tree.sketch: None for tree in possible}
     sketched = {sketch: sketch.of_model(model) for sketch in sketches}
     found = [(*tree.nearest(sketched[tree.sketch]), tree.tree) for tree in possible]
@@ -210,16 +213,26 @@ def check_apart(new: TreeRouter, known: TreeRouter) -> None:
             same_base(one, other) for one in new.bases for other in known.bases
         )
     else:
-        may_be_same = new.sketch == known.sketch and any(
-            np.less(*other.nearest(centre_D))
-            for one, other in ((new, known), (known, new))
-            for centre_D in one.centres_CD
-        )
+        may_be_same = _is_near(new, known) or _is_near(known, new)
     if may_be_same:
         raise ProbexError(
             f"tree {new.tree}: its models cannot be told from those of {known.tree}; keep one of "
             "the two in a forest"
         )
+
+
+def _is_near(one: TreeRouter, other: TreeRouter) -> bool:
+    """Whether a centre of one lies within a radius of the other, by the layers they both sketch."""
+    shared = [layer for layer in one.sketch.layers if layer in other.sketch.layers]
+    if not shared:
+        return False
+    ours, theirs = (
+        tree.centres_CD[:, np.concatenate([tree.sketch.columns(layer) for layer in shared])]
+        for tree in (one, other)
+    )
+    # Distances grow with the root of the number of entries.
+    radii = np.asarray(other.radii) * np.sqrt(theirs.shape[1] / other.centres_CD.shape[1])
+    return bool(np.any(np.linalg.norm(ours[:, None] - theirs, axis=-1) < radii))
 
 
 def _text(value: Any) -> str:

@@ -73,6 +73,12 @@ class Sketch:
         """Size D of the sketches."""
         return sum(len(layer.rows) * layer.shape[1] for layer in self.layers)
 
+    def columns(self, layer: SketchLayer) -> np.ndarray:
+        """Where the entries of one of its layers are in a sketch: numbers from 0 to D - 1."""
+        sizes = [len(each.rows) * each.shape[1] for each in self.layers]
+        place = self.layers.index(layer)
+        return sum(sizes[:place]) + np.arange(sizes[place])
+
     def of_model(self, model: ModelFile) -> np.ndarray:
         """The sketch [D] of one model, float32.
 

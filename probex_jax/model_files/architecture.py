@@ -9,6 +9,7 @@ from pathlib import Path
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.byte_ranges import read_small
+from probex_jax.model_files.layers import MATRIX_DTYPES
 from probex_jax.model_files.model_file import ModelFile
 
 # What is put on top of a backbone, and exchanged for another task: by the names that transformers,
@@ -18,7 +19,6 @@ _HEAD = re.compile(
     r"(?:classifiers?|classification_head|cls|fc|heads?|lm_head|qa_outputs|score)\.|"
     r"(?:[^.]+\.)?pooler\.).*"
 )
-_FLOATS = ("F", "BF")
 
 # Fields of metadata that name the model that was fine-tuned; the last two are kohya's.
 _BASE_KEYS = ("base_model", "ss_sd_model_name", "ss_base_model_version")
@@ -46,9 +46,9 @@ def backbone(names: Iterable[str]) -> list[str]:
 def fingerprint(model: ModelFile) -> str:
     """A hash of names and shapes that models of one architecture share.
 
-    Of floating-point tensors of one or more axes, the classifier head left out, since fine-tuning
-    exchanges it. A LoRA counts by the layers that it changes, whatever its rank. The dtype does not
-    count.
+    Of tensors of the dtypes that are read and of one or more axes, the classifier head left out,
+    since fine-tuning exchanges it. A LoRA counts by the layers that it changes, whatever its rank.
+    The dtype does not count.
 
     Returns:
       16 hexadecimal digits.
@@ -73,7 +73,7 @@ def fingerprint(model: ModelFile) -> str:
     shapes: dict[str, list[object]] = {
         name: list(tensor.shape)
         for name, tensor in model.tensors.items()
-        if tensor.dtype.startswith(_FLOATS) and tensor.shape and name not in factors
+        if tensor.dtype in MATRIX_DTYPES and tensor.shape and name not in factors
     }
     shapes |= {name: ["lora", *layer.shape] for name, layer in loras.items()}
     kept = [[name, shapes[name]] for name in sorted(backbone(shapes))]

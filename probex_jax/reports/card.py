@@ -16,6 +16,7 @@ from probex_jax.reports.tables import table
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _MAX_CHARACTERS = 100
 _MAX_LISTED = 50
+_MAX_ROWS = 200
 _LEAST_SHOWN = 0.005
 
 
@@ -114,7 +115,9 @@ def _predictions(description: Description) -> str:
         return f"{title}\nNothing is predicted, since there is no expert of the tree.\n"
     chosen = expert.chosen == "one"
     shown = description.predictions[:5] if chosen else description.predicted
-    rows = [{"class": _named(p), "probability": _probability(p)} for p in shown]
+    rows = [{"class": _named(p), "probability": _probability(p)} for p in shown[:_MAX_ROWS]]
+    if len(shown) > _MAX_ROWS:
+        rows.append({"class": f"and {len(shown) - _MAX_ROWS} more", "probability": ""})
     likely = table(rows) if rows else "None of the classes is likelier than not."
     others = [p for p in description.predictions[len(shown) :] if p.probability >= _LEAST_SHOWN]
     listed = [f"{_named(p)} {_probability(p)}" for p in others[:_MAX_LISTED]]
@@ -178,10 +181,11 @@ def _how(description: Description) -> str:
     expert = description.expert
     if expert is None:
         return ""
+    trained = "" if expert.n_train is None else f", trained on {expert.n_train} of its models"
     lines = [
         "## Who predicted\n",
-        f"Expert `{expert.hash[:16]}` of tree {_code(description.tree)} (`{expert.encoder}`), "
-        f"trained on {expert.n_train} of its models; it read {_reading(expert.layers)}.",
+        f"Expert `{expert.hash[:16]}` of tree {_code(description.tree)} (`{expert.encoder}`)"
+        f"{trained}; it read {_reading(expert.layers)}.",
     ]
     if expert.accuracy is not None:
         found = expert.accuracy
@@ -223,7 +227,8 @@ def _code(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """Text that is no Markdown."""
-    return re.sub(r"([\\`*_\[\]<>|~&])", r"\\\1", _plain(text))
+    # The last two are what GitHub makes links of.
+    return re.sub(r"([\\`*_\[\]<>|~&@]|:(?=//)|(?<=www)\.)", r"\\\1", _plain(text))
 
 
 def _plain(text: str) -> str:

@@ -11,7 +11,16 @@ import probex_jax as px
 from probex_jax import ProbexError, open_model
 from probex_jax.forest import TreeRouter, route
 from probex_jax.forest.router import _radius, check_apart
-from tests.forest.conftest import NOISE, labels_of, pack_tree, root, write_member, write_tree
+from tests.forest.conftest import (
+    CONV,
+    LAYER,
+    NOISE,
+    labels_of,
+    pack_tree,
+    root,
+    write_member,
+    write_tree,
+)
 
 # One worker makes the toy trees and the forest.
 pytestmark = pytest.mark.xdist_group("forest")
@@ -127,7 +136,10 @@ def test_loras_are_told_by_the_ancestor_that_they_name(tmp_path):
         found = routed(write_lora(tmp_path / f"{number}", 50 + number, base), trees)
         assert found.tree == tree, base
     assert "name another ancestor" in found.reason
-    assert routed(write_lora(tmp_path / "silent", 60, ""), trees).tree in ("Named", "Other")
+    # Which of two it is of, its weights cannot tell; of one it may be.
+    silent = write_lora(tmp_path / "silent", 60, "")
+    assert "do not say of which model" in routed(silent, trees).reason
+    assert routed(silent, [other]).tree == "Other"
 
 
 def test_loras_of_several_ancestors_have_no_root(tmp_path):
@@ -197,6 +209,21 @@ def test_two_stores_of_one_tree_cannot_be_told_apart(tmp_path, trees, routers):
         check_apart(again, routers[0])
     check_apart(again, routers[1])
     check_apart(*routers)
+
+
+def test_stores_of_some_layers_are_told_apart_by_those_that_both_have(tmp_path, trees, routers):
+    def packed(tree, of, layers):
+        zoo = px.scan(write_tree(tmp_path / tree, of, ("train",) * 3))
+        return TreeRouter.fit(px.pack(zoo, tmp_path / f"{tree}-s", layers).store)
+
+    again, other = packed("Ant2", 1, [LAYER]), packed("Other", 5, [LAYER])
+    for pair in ((again, routers[0]), (routers[0], again)):
+        with pytest.raises(ProbexError, match="cannot be told from those of"):
+            check_apart(*pair)
+    check_apart(again, routers[1])
+    check_apart(other, again)
+    # Nothing to tell by: nothing is said.
+    check_apart(again, packed("Ant3", 1, [CONV]))
 
 
 def test_a_router_comes_back_from_json(routers):
