@@ -42,10 +42,11 @@ def forest_part(
     models = [model for model in find_models(workdir / "hidden") if model.path in truths]
     documented = forest_steps.nearest_in([Index.open(workdir / "index")], "split = 'train'")
     hidden = []
-    for model, description in forest_steps.describe(Forest.load(forest), models, documented):
+    for model, description in forest_steps.describe(
+        Forest.load(forest), models, documented, workdir / "cards"
+    ):
         if isinstance(description, px.ProbexError):
             raise description
-        forest_steps.write_card(description, workdir / "cards")
         hidden.append(HiddenModel(description, *truths[model.path]))
     n_right = sum(model.description.tree == model.tree for model in hidden)
     return [
@@ -80,5 +81,7 @@ def _hidden(
         path = folder / f"hidden_{number:02d}.safetensors"
         if not path.exists():
             [weights] = locate(Path(source)).files
-            save_file(load_file(weights), path)
+            partial = path.with_suffix(".partial")
+            save_file(load_file(weights), partial)
+            partial.rename(path)
         yield path, truth

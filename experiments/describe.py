@@ -39,11 +39,9 @@ def main(paths: Sequence[str]) -> int:
     nearest = forest_steps.nearest_in([Index.open(path) for path in _INDEX.value])
     models = forest_steps.found_models(paths)
     failed, described = 0, []
-    for model, description in forest_steps.describe(forest, models, nearest):
-        if isinstance(description, px.ProbexError):
-            failed += 1
-        elif _OUT.value:
-            forest_steps.write_card(description, Path(_OUT.value))
+    out = Path(_OUT.value) if _OUT.value else None
+    for model, description in forest_steps.describe(forest, models, nearest, out):
+        failed += isinstance(description, px.ProbexError)
         if _JSON.value:
             print(json.dumps(forest_steps.as_json(model, description)), flush=True)
         else:

@@ -1,10 +1,13 @@
 """Finds the Model Trees among a folder of anyone's models: which descend from one ancestor.
 
+A model that cannot be read is reported and the others go on; the exit code is then 1.
+
 Example:
   python -m experiments.discover --models=downloads --out=out/trees.json
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -20,7 +23,9 @@ _OUT = flags.DEFINE_string("out", None, "JSON file for the models of each tree."
 _MOST = flags.DEFINE_integer("most", 20, "Trees to list, those of the most models.", lower_bound=1)
 
 
-def main() -> None:
+def main(rest: Sequence[str]) -> int:
+    if rest:
+        raise px.ProbexError(f"unexpected argument {rest[0]!r}; give --models=FOLDER")
     models = find_models(_MODELS.value)
     with cli.progress(len(models), "discovering", "model") as bar:
 
@@ -50,7 +55,8 @@ def main() -> None:
     ]
     print(cli.table(rows))
     print(f"{len(trees)} trees of {len(models) - len(found.failed)} models")
+    return 1 if found.failed else 0
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_with_arguments(main)

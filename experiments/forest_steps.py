@@ -13,10 +13,19 @@ import probex_jax as px
 from experiments import cli
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, write_json, write_text
-from probex_jax.forest import Description, Forest, Nearest, Neighbour, Prediction, Tree, grow
+from probex_jax.forest import (
+    Comparison,
+    Description,
+    Forest,
+    Nearest,
+    Neighbour,
+    Prediction,
+    Tree,
+    grow,
+)
 from probex_jax.forest.forest import model_name
 from probex_jax.reports import model_card
-from probex_jax.search import FoundModel, Index, find_models
+from probex_jax.search import FoundModel, Hit, Index, find_models
 
 Row = dict[str, object]
 
@@ -81,10 +90,11 @@ def found_models(paths: Sequence[str]) -> list[FoundModel]:
     """
     models: list[FoundModel] = []
     for path in map(Path, paths):
+        name = model_name(path) or str(path)
         try:
-            found: Sequence[FoundModel] = find_models(path)
-        except ProbexError:
-            found = [FoundModel(model_name(path) or str(path), "", path)]
+            found = find_models(path) if path.is_dir() else [FoundModel(name, "", path)]
+        except ProbexError as error:
+            found = [FoundModel(name, "", path, fault=str(error))]
         models += found
     return _with_distinct_ids(models)
 
@@ -113,27 +123,41 @@ def nearest_in(indexes: Sequence[Index], where: str | None = None) -> Nearest | 
     """
     by_tree = {index.about["expert"]["tree"]: index for index in indexes}
 
-    def nearest(path: Path, tree: str) -> Sequence[Neighbour]:
+    def nearest(tree: str, paths: Sequence[Path]) -> Sequence[Sequence[Neighbour] | ProbexError]:
         if tree not in by_tree:
-            return ()
-        hits = by_tree[tree].search(like=path, k=_NEIGHBOURS, where=where)
-        return [Neighbour(hit.id, hit.similarity, hit.text, hit.path) for hit in hits]
+            return [()] * len(paths)
+        return [
+            found if isinstance(found, ProbexError) else list(map(_neighbour, found))
+            for found in by_tree[tree].alike(paths, k=_NEIGHBOURS, where=where)
+        ]
 
     return nearest if indexes else None
 
 
+def _neighbour(hit: Hit) -> Neighbour:
+    return Neighbour(hit.id, hit.similarity, hit.text, hit.path)
+
+
 def describe(
-    forest: Forest, models: Sequence[FoundModel], nearest: Nearest | None = None
+    forest: Forest,
+    models: Sequence[FoundModel],
+    nearest: Nearest | None = None,
+    out: Path | None = None,
 ) -> Iterator[Described]:
-    """Describes models; what cannot be is reported on standard error, a line each."""
-    ids = [model.id for model in models]
+    """Describes models, and writes their cards to a folder if one is given.
+
+    What cannot be described or written is reported on standard error, a line each.
+    """
+    whole = [model for model in models if not model.fault]
+    paths, ids = [model.path for model in whole], [model.id for model in whole]
     with cli.progress(len(models), "describing", "model") as bar:
-        found = forest.describe_all([model.path for model in models], ids, nearest=nearest)
-        for model, description in zip(models, found, strict=True):
+        found = forest.describe_all(paths, ids, nearest=nearest)
+        for model in models:
+            description = ProbexError(model.fault) if model.fault else next(found)
+            if isinstance(description, Description):
+                description = _written(_with_labels(description, model), out)
             if isinstance(description, ProbexError):
                 bar.write(cli.one_line(f"failed {model.id}: {description}"), file=sys.stderr)
-            else:
-                description = _with_labels(description, model)
             bar.update()
             yield model, description
 
@@ -145,6 +169,15 @@ def _with_labels(description: Description, model: FoundModel) -> Description:
         return description
     said = dataclasses.replace(description.stated, labels=tuple(labels), source="labels.json")
     return dataclasses.replace(description, stated=said)
+
+
+def _written(description: Description, out: Path | None) -> Description | ProbexError:
+    try:
+        if out is not None:
+            write_card(description, out)
+    except ProbexError as error:
+        return error
+    return description
 
 
 def write_card(description: Description, folder: Path) -> None:
@@ -199,13 +232,19 @@ def compared_rows(described: Sequence[Described]) -> list[Row]:
         {
             "model": description.id,
             "tree": description.tree,
-            "agree": f"{comparison.n_right} of {comparison.n_classes}",
-            "surprise": f"{comparison.surprise:.3f}",
+            "agree": _agreement(comparison, description),
+            "surprise": f"{comparison.surprise:.2f}",
             "stated, not predicted": _listed(comparison.missed, _SHOWN_CLASSES),
             "predicted, not stated": _listed(comparison.extra, _SHOWN_CLASSES),
         }
         for comparison, description in compared
     ]
+
+
+def _agreement(comparison: Comparison, description: Description) -> str:
+    if description.expert is not None and description.expert.chosen == "one":
+        return "no" if comparison.missed else "yes"
+    return f"{comparison.n_right} of {comparison.n_classes}"
 
 
 def _listed(predictions: Sequence[Prediction], most: int) -> str:

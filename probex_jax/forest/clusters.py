@@ -80,6 +80,11 @@ class Clusters:
             if len(self._waiting) == self._ward_models:
                 self._settle()
 
+    def take_in(self, other: "Clusters") -> None:
+        """Takes all models of another stream; both of one tree."""
+        for cluster in other.finish():
+            self._clusters[0].join(cluster)
+
     def finish(self) -> list[Cluster]:
         """The clusters, those of the first models first."""
         self._settle()

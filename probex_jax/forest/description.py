@@ -82,7 +82,7 @@ class Comparison:
       missed: stated, but not predicted.
       extra: predicted, but not stated.
       unknown: stated, but no class that the expert knows.
-      surprise: mean of -log of the probability of what is stated, over the classes; of the one
+      surprise: -log of the probability of what is stated, of all classes together; of the one
         stated class where the expert chooses among them.
     """
 
@@ -104,11 +104,13 @@ class Description:
       path: where it is.
       stated: what its own files say.
       route: its tree, or why that is unknown.
-      root: name of the tree's root; "" where unknown.
+      root: name of the tree's root, as whoever grew the forest gave it; "" where unknown.
       predictions: every class that the tree's expert knows, the most probable first; none where
         the tree is unknown or has no expert.
       expert: who predicted.
       neighbours: the nearest documented models; None where no index was given.
+      stated_root: what files of the tree's training models agree on as their ancestor; "" where
+        they do not, or do not say.
     """
 
     id: str
@@ -119,6 +121,7 @@ class Description:
     predictions: tuple[Prediction, ...] = ()
     expert: ExpertFacts | None = None
     neighbours: tuple[Neighbour, ...] | None = None
+    stated_root: str = ""
 
     @property
     def tree(self) -> str:
@@ -164,15 +167,12 @@ class Description:
 
     def _surprise(self, stated: set[str], chosen: str) -> float:
         if chosen == "one":
-            among = [p.probability for p in self.predictions if p.label in stated]
-            return -math.log(max(sum(among), _LEAST_PROBABILITY))
-        losses = [
-            -math.log(
-                max(p.probability if p.label in stated else 1 - p.probability, _LEAST_PROBABILITY)
-            )
-            for p in self.predictions
-        ]
-        return sum(losses) / len(losses)
+            sides = [sum(p.probability for p in self.predictions if p.label in stated)]
+        else:
+            sides = [
+                p.probability if p.label in stated else 1 - p.probability for p in self.predictions
+            ]
+        return -sum(math.log(max(side, _LEAST_PROBABILITY)) for side in sides)
 
     def as_json(self) -> dict[str, Any]:
         """All of it, as JSON values."""

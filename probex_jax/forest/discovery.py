@@ -14,7 +14,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.forest.clusters import WARD_MODELS, Clusters
 from probex_jax.forest.sketch import Sketch
 from probex_jax.model_files import fingerprint, open_model, stated_base
-from probex_jax.model_files.architecture import base_key
+from probex_jax.model_files.architecture import base_key, check_dialect
 
 _READERS = 4
 _AHEAD = 64  # models that are read before they are needed
@@ -68,7 +68,7 @@ def discover(
 
     Models of one architecture (`model_files.fingerprint`) are clustered by the L2 distance of a
     few rows of their weights (`sketch`, `clusters`). LoRAs are of one tree if they change the same
-    layers of a model of the same name.
+    layers of a model of the same name; those that name none are of the only one that is named.
 
     Args:
       paths: of the models, as `open_model` takes them.
@@ -104,6 +104,7 @@ def discover(
             if seen.base:
                 bases[number] = seen.base
         on_model(failed.get(number, ""))
+    _join_unnamed(groups)
     trees = [
         FoundTree(architecture, _most(bases, cluster.members), is_lora, tuple(cluster.members))
         for (architecture, _, is_lora), clusters in groups.items()
@@ -111,6 +112,14 @@ def discover(
     ]
     trees.sort(key=lambda tree: (-len(tree.members), tree.members[0]))
     return Discovery(tuple(trees), failed)
+
+
+def _join_unnamed(groups: dict[tuple[str, str, bool], Clusters]) -> None:
+    """LoRAs that name no ancestor are of the only one that others of their layers name."""
+    for architecture in [key[0] for key in groups if key[2] and not key[1]]:
+        named = [key for key in groups if key[0] == architecture and key[2] and key[1]]
+        if len(named) == 1:
+            groups[named[0]].take_in(groups.pop((architecture, "", True)))
 
 
 def _all_seen(paths: Iterable[str | Path]) -> Iterator[_Seen | ProbexError]:
@@ -130,6 +139,7 @@ def _see(path: Path, sketches: dict[str, Sketch]) -> _Seen | ProbexError:
     """Reads one model; `sketches` has that of each architecture."""
     try:
         with open_model(path) as model:
+            check_dialect(model)
             if not model.layers:
                 raise ProbexError(f"{path}: no layer to tell it by")
             architecture = fingerprint(model)

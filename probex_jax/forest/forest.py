@@ -10,6 +10,7 @@ A tree is a folder of its own: growing the forest by another touches none.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -35,8 +36,8 @@ VERSION = 1
 
 _READERS = 4
 
-# Nearest documented models of a model, given its path and its tree.
-Nearest = Callable[[Path, str], Sequence[Neighbour]]
+# Nearest documented models of each of some models of a tree, or why there are none.
+Nearest = Callable[[str, Sequence[Path]], Sequence[Sequence[Neighbour] | ProbexError]]
 
 
 @dataclass(frozen=True)
@@ -167,13 +168,9 @@ class Forest:
         trees = [Tree(folder) for folder in tree_folders(Path(path))]
         return cls(Path(path), {tree.router.tree: tree for tree in trees})
 
-    def route(self, model: ModelFile) -> Route:
-        """Finds the tree of an open model.
-
-        Raises:
-          ProbexError: if a layer cannot be read, or is of another shape than in the tree's models.
-        """
-        return route(model, [tree.router for tree in self.trees.values()])
+    def route(self, model: ModelFile, base: str | None = None) -> Route:
+        """Finds the tree of an open model; arguments and errors as those of `forest.route`."""
+        return route(model, [tree.router for tree in self.trees.values()], base)
 
     def check_tree(self, model: ModelFile, tree: str) -> None:
         """Raises a ProbexError if an open model is not of a tree of the forest."""
@@ -240,12 +237,12 @@ class Forest:
         """Reads what a description needs, the file being open once."""
         try:
             with open_model(path) as model:
-                where = self.route(model)
+                said = stated(model)
+                where = self.route(model, said.base)
                 expert = self.trees[where.tree].expert if where.tree else None
                 matrices = None if expert is None else expert.read(model)
-                seen = _Seen(stated(model), where, matrices)
                 model.check_unchanged()
-                return seen
+                return _Seen(said, where, matrices)
         except ProbexError as error:
             return error
         except (OSError, MemoryError) as error:
@@ -259,48 +256,50 @@ class Forest:
         nearest: Nearest | None,
     ) -> Iterator[Description | ProbexError]:
         predictions: dict[int, tuple[Prediction, ...] | ProbexError] = {}
+        neighbours: dict[int, Sequence[Neighbour] | ProbexError] = {}
         for name, tree in self.trees.items():
             of_tree = {
-                place: one.matrices
+                place: one
                 for place, one in enumerate(seen)
-                if isinstance(one, _Seen) and one.route.tree == name and one.matrices is not None
+                if isinstance(one, _Seen) and one.route.tree == name
             }
-            if of_tree:
-                found = tree.predict(list(of_tree.values()), size)
-                predictions |= zip(of_tree, found, strict=True)
+            if not of_tree:
+                continue
+            read = {p: one.matrices for p, one in of_tree.items() if one.matrices is not None}
+            if read:
+                predictions |= zip(read, tree.predict(list(read.values()), size), strict=True)
+            if nearest is not None:
+                try:
+                    found = nearest(name, [batch[place][0] for place in of_tree])
+                except ProbexError as error:
+                    found = [error] * len(of_tree)
+                neighbours |= zip(of_tree, found, strict=True)
         for place, ((path, name), one) in enumerate(zip(batch, seen, strict=True)):
-            said = predictions.get(place)
+            said, near = predictions.get(place), neighbours.get(place)
             if isinstance(one, ProbexError):
                 yield one
             elif isinstance(said, ProbexError):
                 yield ProbexError(f"{path}: {said}")
+            elif isinstance(near, ProbexError):
+                yield near
             else:
-                yield self._description(path, name, one, said, nearest)
+                about = Description(name, str(path), one.stated, one.route)
+                yield about if not about.tree else self._of_tree(about, said, near)
 
-    def _description(
+    def _of_tree(
         self,
-        path: Path,
-        name: str,
-        seen: _Seen,
+        about: Description,
         predictions: tuple[Prediction, ...] | None,
-        nearest: Nearest | None,
-    ) -> Description | ProbexError:
-        tree = self.trees.get(seen.route.tree)
-        if tree is None:
-            return Description(name, str(path), seen.stated, seen.route)
-        try:
-            neighbours = None if nearest is None else tuple(nearest(path, tree.router.tree))
-        except ProbexError as error:
-            return error
-        return Description(
-            name,
-            str(path),
-            seen.stated,
-            seen.route,
+        neighbours: Sequence[Neighbour] | None,
+    ) -> Description:
+        tree = self.trees[about.tree]
+        return dataclasses.replace(
+            about,
             root=tree.router.root,
+            stated_root=tree.router.stated_root,
             predictions=predictions or (),
             expert=None if predictions is None else tree.facts(),
-            neighbours=neighbours,
+            neighbours=None if neighbours is None else tuple(neighbours),
         )
 
 
@@ -318,7 +317,11 @@ def tree_folders(path: Path) -> list[Path]:
     if not isinstance(about, dict) or (about.get("format"), version) != (FORMAT, VERSION):
         raise ProbexError(f"{path}: forest of version {version!r}, expected {VERSION}")
     with disk_errors(path):
-        return [found.parent for found in sorted(path.glob("trees/[!.]*/tree.json"))]
+        found = {file.parent.name: file.parent for file in path.glob("trees/[!.]*/tree.json")}
+        # What was being replaced when the power went: the new one is beside it, and not yet there.
+        for file in path.glob("trees/.*.old/tree.json"):
+            found.setdefault(file.parent.name[1 : -len(".old")], file.parent)
+    return [found[name] for name in sorted(found)]
 
 
 def _arrays(path: Path, sha256: str) -> dict[str, np.ndarray]:

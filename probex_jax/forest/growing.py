@@ -15,7 +15,7 @@ from probex_jax.experts import Expert, calibrated
 from probex_jax.experts.alignment import class_sentences
 from probex_jax.files import disk_errors, layer_folder, write_json
 from probex_jax.forest.forest import FORMAT, VERSION, Tree, tree_folders
-from probex_jax.forest.router import TreeRouter, check_apart
+from probex_jax.forest.router import ROUTER_VERSION, TreeRouter, check_apart
 from probex_jax.language import embed
 from probex_jax.layer_store import LayerStore
 
@@ -29,9 +29,9 @@ def grow(
       path: the forest's folder.
       store: models of the tree; the router learns from the training ones.
       expert: who predicts for its models, trained on the tree; calibrated on the store's
-        validation split if it is not yet. None for a tree whose models are only to be recognised.
-      root: name of the model that they were fine-tuned from, best a hub id; "" to take what they
-        agree on, if they say.
+        validation split if it is not yet, and was trained on that store. None for a tree whose
+        models are only to be recognised.
+      root: name of the model that they were fine-tuned from, best a hub id; "" where unknown.
 
     Returns:
       The tree, and "added", "replaced", or "unchanged" where it is the same as before.
@@ -48,27 +48,51 @@ def grow(
     given = None if expert is None else expert.hash
     if expert is not None:
         expert.check_fits(store.tree, None if expert.card["head"] == "text" else store.classes)
-    source = {"store_hash": store.hash, "given_expert": given, "given_root": root}
+    source = _source(store, given, root)
     before = trees.get(store.tree)
-    if before is not None and before.about["source"] == source:
+    if before is not None and before.about["source"] == source and _is_whole(before, folder):
         return before, "unchanged"
     router = TreeRouter.fit(store, root)
     for name, tree in trees.items():
         if name != store.tree:
             check_apart(router, tree.router)
     if expert is not None and "calibration" not in expert.card:
+        if expert.card.get("store_hash", store.hash) != store.hash:
+            raise ProbexError(
+                f"{store.path}: the expert of {store.tree} was trained on another store; what "
+                "validates there may be what it was trained on, so it is not calibrated here"
+            )
         expert = calibrated(expert, store)
     beside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
     with disk_errors(path):
         shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
         beside.mkdir(parents=True)
         _write(beside, router, expert, source)
         if there := folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
             os.replace(folder, old)
         os.replace(beside, folder)
         shutil.rmtree(old, ignore_errors=True)
     return Tree(folder), "replaced" if there else "added"
+
+
+def _source(store: LayerStore, expert: str | None, root: str) -> dict[str, Any]:
+    """All that a tree depends on, as JSON values."""
+    models = sorted((model.id, model.fingerprint, model.base) for model in store.split("train"))
+    return {
+        "store_hash": store.hash,
+        "models": hashlib.sha256(json.dumps(models).encode()).hexdigest(),
+        "expert": expert,
+        "root": root,
+        "router": ROUTER_VERSION,
+    }
+
+
+def _is_whole(tree: Tree, folder: Path) -> bool:
+    try:
+        return tree.path == folder and (tree.expert is not None or not tree.about["expert"])
+    except ProbexError:
+        return False
 
 
 def _begun(path: Path, folder: Path) -> dict[str, Tree]:
@@ -88,7 +112,7 @@ def _begun(path: Path, folder: Path) -> dict[str, Tree]:
         try:
             tree = Tree(found)
         except ProbexError:
-            if found != folder:
+            if found not in (folder, folder.with_name(f".{folder.name}.old")):
                 raise
         else:
             trees[tree.router.tree] = tree

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +13,19 @@ from probex_jax.forest.clusters import Clusters
 from probex_jax.forest.sketch import Sketch, SketchLayer
 from probex_jax.layer_store import LayerStore
 from probex_jax.model_files import ModelFile, fingerprint, stated_base
-from probex_jax.model_files.architecture import same_base
+from probex_jax.model_files.architecture import check_dialect, is_head, same_base
 
 # A radius reaches over the farthest training model by this much, and over the mean of the
 # logarithms of the distances by so many of their standard deviations, these being no less than so.
 _MARGIN = 1.5
 _DEVIATIONS = 6.0
 _LEAST_DEVIATION = 0.1
+# Of few models that deviation is itself a guess: no less than this over the root of their number.
+_FEW_DEVIATION = 0.5
+# No radius is below this share of the centre's length: half precision alone moves weights by less.
+_LEAST_RADIUS = 0.02
+# Part of what a tree is grown from: another number, and trees are grown anew.
+ROUTER_VERSION = 1
 _ROUNDING = 1e-5  # of a centre's length
 
 
@@ -50,7 +55,7 @@ class TreeRouter:
 
     Args:
       tree: its name.
-      root: name of its root, "" where unknown.
+      root: name of its root, as whoever grew the tree gave it; "" where unknown.
       fingerprints: of the architectures of its models.
       bases: what its models call their ancestor.
       is_lora: whether they are LoRAs, which say little of their ancestor by their weights.
@@ -76,12 +81,17 @@ class TreeRouter:
 
         Args:
           store: the tree's models.
-          root: name of the tree's root; "" to take what its models agree on, if they do.
+          root: name of the tree's root; "" where unknown.
 
         Raises:
-          ProbexError: if there are no training models.
+          ProbexError: if there are no training models, or the store holds nothing but heads.
         """
         models = store.split("train")
+        if all(map(is_head, store.layers)):
+            raise ProbexError(
+                f"{store.path}: holds a classifier head alone, by which no tree can be told; pack "
+                "a layer of the backbone as well"
+            )
         is_lora = bool(store.ranks)
         sketch = Sketch.of_layers(store.layers)
         sketches_ND = sketch.of_store(store)
@@ -94,10 +104,10 @@ class TreeRouter:
             np.linalg.norm(sketches_ND[rows] - centre_D, axis=1)
             for rows, centre_D in zip(members, centres_CD, strict=True)
         ]
-        bases = Counter(model.base for model in models if model.base)
+        bases = {model.base for model in models if model.base}
         return cls(
             tree=store.tree,
-            root=root or (next(iter(bases)) if len(bases) == 1 else ""),
+            root=root,
             fingerprints=tuple(sorted({model.fingerprint for model in models})),
             bases=tuple(sorted(bases)),
             is_lora=is_lora,
@@ -109,6 +119,11 @@ class TreeRouter:
             ),
             n_models=len(models),
         )
+
+    @property
+    def stated_root(self) -> str:
+        """What its models' files agree on as their ancestor, "" if they do not, or do not say."""
+        return self.bases[0] if len(self.bases) == 1 else ""
 
     def may_hold(self, architecture: str, base: str) -> bool:
         """Whether a model of this fingerprint and stated ancestor may be of the tree."""
@@ -165,21 +180,24 @@ class TreeRouter:
         return router
 
 
-def route(model: ModelFile, trees: Sequence[TreeRouter]) -> Route:
+def route(model: ModelFile, trees: Sequence[TreeRouter], base: str | None = None) -> Route:
     """Finds the tree of a model.
 
     Args:
       model: open.
       trees: those that are known.
+      base: `stated_base` of the model, where that is known already.
 
     Returns:
       The tree of the nearest centre, distances being measured in the trees' radii; none outside
       of all radii.
 
     Raises:
-      ProbexError: if a layer cannot be read, or is of another shape than in the tree's models.
+      ProbexError: if a layer cannot be read, is of another shape than in the tree's models, or is
+        of a LoRA in a dialect that is not read.
     """
-    architecture, base = fingerprint(model), stated_base(model)
+    check_dialect(model)
+    architecture, base = fingerprint(model), stated_base(model) if base is None else base
     alike = [tree for tree in trees if architecture in tree.fingerprints]
     if not alike:
         return Route("", reason="no known tree is of its architecture")
@@ -246,12 +264,22 @@ def _radius(distances_N: np.ndarray, centre_D: np.ndarray, is_lora: bool) -> flo
 
     Never so far that they would have less than half of their weights in common with it, unless
     training models have; but LoRAs have little in common anyway.
+
+    Args:
+      distances_N: of the training models, from their mean.
+      centre_D: that mean.
+      is_lora: whether they are LoRAs.
     """
+    count = len(distances_N)
     length = float(np.linalg.norm(centre_D))
+    # As far as each is from the mean of the others: it has drawn their mean to itself.
+    distances_N = np.asarray(distances_N, np.float64) * count / max(count - 1, 1)
     farthest = _MARGIN * float(np.max(distances_N))
     if farthest <= _ROUNDING * length:  # one model, or all alike
         return length or 1.0
     logs_N = np.log(np.maximum(distances_N, 1e-6 * farthest))
-    usual = np.exp(logs_N.mean() + _DEVIATIONS * max(float(logs_N.std()), _LEAST_DEVIATION))
-    reach = max(farthest, float(usual))
-    return reach if is_lora else min(reach, max(farthest, length))
+    deviation = max(float(logs_N.std()), _LEAST_DEVIATION, _FEW_DEVIATION / np.sqrt(count))
+    reach = max(farthest, float(np.exp(logs_N.mean() + _DEVIATIONS * deviation)))
+    if is_lora:
+        return reach
+    return min(max(reach, _LEAST_RADIUS * length), max(farthest, length))

@@ -1,8 +1,9 @@
 """A sketch of a model: a few rows of a few layers, which tell how far models are apart.
 
 The squared distance between two sketches is, but for a factor, an estimate of the squared L2
-distance between the weights: the rows are a random sample. They are a few kilobytes of a file, so
-that a model of hundreds of megabytes is told apart as fast as a small one.
+distance between the weights, each layer scaled to length one: the rows are a random sample. They
+are a few kilobytes of a file, so that a model of hundreds of megabytes is told apart as fast as a
+small one.
 """
 
 import re
@@ -22,7 +23,10 @@ _LAYERS = 4
 _ENTRIES = 1024  # of a layer, at least; and one row of it
 
 # What pre-trained models have alike though they share no ancestor: sines, for example.
-_ALIKE = re.compile(r".*(?:position_embed|pos_embed|position_ids|relative_position).*")
+_ALIKE = re.compile(
+    r".*(?:position_embed|pos_embed|embed_positions|positional_embed|position_ids|"
+    r"relative_position|wpe|A_log|inv_freq).*"
+)
 
 
 @dataclass(frozen=True)
@@ -93,15 +97,16 @@ class Sketch:
                     f"{model.path}: layer {name} is {height}x{width}, that of the tree's models is "
                     f"{shape[0]}x{shape[1]}"
                 )
-            parts.append(model.rows(name, rows).ravel())
-        return np.concatenate(parts)
+            part_1D = model.rows(name, rows).reshape(1, -1)
+            parts.append(_scaled(part_1D, is_lora=model.layers[name].kind == "lora"))
+        return np.concatenate(parts, axis=1)[0]
 
     def of_store(self, store: LayerStore, split: str = "train") -> np.ndarray:
         """The sketches [N, D] of the models of a split, float32."""
         columns = []
         for layer in self.layers:
             picked = [_rows(block, layer.rows) for block in store.blocks(layer.name, split)]
-            columns.append(np.concatenate(picked))
+            columns.append(_scaled(np.concatenate(picked), is_lora=layer.name in store.ranks))
         return np.concatenate(columns, axis=1)
 
 
@@ -110,6 +115,17 @@ def _sample(name: str, height: int, width: int) -> tuple[int, ...]:
     # A generator of its own, whatever other layers there are.
     rng = np.random.default_rng([zlib.crc32(name.encode()), height, width])
     return tuple(sorted(map(int, rng.choice(height, count, replace=False))))
+
+
+def _scaled(part_ND: np.ndarray, *, is_lora: bool) -> np.ndarray:
+    """The entries of one layer at length one, so that no layer outweighs the others.
+
+    Updates, whose lengths say how far they go, as they are.
+    """
+    if is_lora:
+        return part_ND
+    lengths_N1 = np.linalg.norm(np.float64(part_ND), axis=1, keepdims=True)
+    return (part_ND / np.where(lengths_N1 > 0, lengths_N1, 1.0)).astype(np.float32)
 
 
 def _rows(block_NHW: np.ndarray | LowRank, rows: Sequence[int]) -> np.ndarray:

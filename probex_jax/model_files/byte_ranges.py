@@ -2,12 +2,17 @@
 
 import os
 import stat
+import time
+import zlib
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
 from probex_jax.errors import ProbexError
+
+# Times of files are as coarse as the kernel's clock, 10 ms or less.
+_CLOCK_TICK_NS = 50_000_000
 
 
 class ByteRanges:
@@ -26,11 +31,17 @@ class ByteRanges:
             raise ProbexError(f"{path}: not a regular file")
         self.size = status.st_size
         self._written = status.st_mtime_ns
+        # Of a file written just now, checksums of what is read: the next write may have its time.
+        self._sums: list[tuple[int, int, int]] | None = None
+        if abs(time.time_ns() - status.st_mtime_ns) < _CLOCK_TICK_NS:
+            self._sums = []
 
     def check_unchanged(self) -> None:
         """Raises a ProbexError if the file was written to since it was opened."""
         status = os.fstat(self._descriptor)
-        if (status.st_size, status.st_mtime_ns) != (self.size, self._written):
+        is_same = (status.st_size, status.st_mtime_ns) == (self.size, self._written)
+        known, self._sums = self._sums, None
+        if not is_same or any(zlib.crc32(self.read(a, b).data) != crc for a, b, crc in known or ()):
             raise ProbexError(f"{self.path}: changed while it was read; try again")
 
     def read(self, begin: int, end: int) -> np.ndarray:
@@ -53,6 +64,8 @@ class ByteRanges:
             raise ProbexError(f"{self.path}: no memory for {end - begin} bytes of it") from error
         except OSError as error:
             raise ProbexError(f"{self.path}: cannot be read: {error.strerror}") from error
+        if self._sums is not None:
+            self._sums.append((begin, end, zlib.crc32(data.data)))
         return data
 
     def close(self) -> None:

@@ -13,7 +13,6 @@ from probex_jax.errors import ProbexError
 from probex_jax.forest import Comparison, Description, Prediction
 from probex_jax.reports.tables import table
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _MAX_CHARACTERS = 100
 _MAX_LISTED = 50
 _MAX_ROWS = 200
@@ -71,7 +70,7 @@ def front_matter(description: Description) -> str:
             "(extra `commands`)"
         ) from None
     said, fields = description.stated, dict[str, Any]()
-    if _HUB_ID.fullmatch(description.root):
+    if _is_hub_id(description.root):
         fields["base_model"] = description.root
         fields["base_model_relation"] = "adapter" if said.is_lora else "finetune"
     if said.library:
@@ -89,7 +88,7 @@ def _about(description: Description) -> str:
     facts = []
     if route.tree:
         facts.append(f"Model Tree: {_code(route.tree)}")
-        facts.append(f"Its root: {_code(description.root) if description.root else 'not known'}")
+        facts.append(f"Its root: {_root(description)}")
     else:
         facts.append(f"Model Tree: **unknown**: {_escaped(route.reason)}")
     if route.distance is not None and route.radius is not None:
@@ -97,6 +96,8 @@ def _about(description: Description) -> str:
             f"Distance from the centre of {_code(route.nearest)}: {route.distance:.3g}, where "
             f"models of that tree reach to {route.radius:.3g}"
         )
+    if route.tree and said.is_lora:
+        facts.append("Of a LoRA the tree is told by the layers that it changes, not by its weights")
     if said.architecture:
         facts.append(f"Architecture, as its config says: {_code(said.architecture)}")
     if said.base:
@@ -104,6 +105,14 @@ def _about(description: Description) -> str:
     kind = "An update of another model (LoRA)" if said.is_lora else "A whole model"
     facts.append(f"{kind}: {said.parameters:,} parameters in {said.layers} layers, {said.dtype}")
     return "".join(f"- {fact}\n" for fact in facts)
+
+
+def _root(description: Description) -> str:
+    if description.root:
+        return _code(description.root)
+    if description.stated_root:
+        return f"{_code(description.stated_root)}, as files of the tree's models say"
+    return "not known"
 
 
 def _predictions(description: Description) -> str:
@@ -141,16 +150,20 @@ def _stated(description: Description) -> str:
     more = f" and {len(said.labels) - _MAX_LISTED} more" if len(said.labels) > _MAX_LISTED else ""
     lines = [title, f"{_plain(said.source)}: {labels}{more}.\n"]
     if description.comparison is not None:
-        lines.append(_compared(description.comparison))
+        expert = description.expert
+        one = expert is not None and expert.chosen == "one"
+        lines.append(_compared(description.comparison, one=one))
     return "\n".join(lines)
 
 
-def _compared(found: Comparison) -> str:
+def _compared(found: Comparison, *, one: bool) -> str:
     if not found.n_known:
         return "None of these is a class that the expert knows, so that nothing can be compared.\n"
-    lines = [
-        f"Prediction and files say the same of {found.n_right} of {found.n_classes} classes.",
-    ]
+    if one:
+        lines = [f"That is {'not ' if found.missed else ''}the likeliest class."]
+    else:
+        counts = f"{found.n_right} of {found.n_classes} classes"
+        lines = [f"Prediction and files say the same of {counts}."]
     for what, predictions in (
         ("Stated, but not predicted", found.missed),
         ("Predicted, but not stated", found.extra),
@@ -209,6 +222,16 @@ def _how(description: Description) -> str:
 def _reading(layers: Sequence[str]) -> str:
     listed = ", ".join(map(_code, layers[:4]))
     return listed if len(layers) <= 4 else f"{listed} and {len(layers) - 4} more layers"
+
+
+def _is_hub_id(name: str) -> bool:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
 
 
 def _named(prediction: Prediction) -> str:

@@ -12,7 +12,6 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, Read, batch_size, in_batches
-from probex_jax.matrices import stack
 from probex_jax.model_files import ModelFile, open_model
 from probex_jax.model_files.locate import SINGLE, locate
 from probex_jax.model_files.untrusted_text import is_unicode
@@ -25,10 +24,20 @@ Row = dict[str, Any]
 Check = Callable[[ModelFile], None]
 
 
-def represented(expert: Expert, path: Path) -> np.ndarray:
-    """The representation [T] of one model; a ProbexError if it cannot be read or has none."""
-    matrices = {layer: stack([matrix]) for layer, matrix in _read_weights(expert, path).items()}
-    return unit(np.asarray(expert.encode(matrices)))[0]
+def represented(expert: Expert, paths: Sequence[Path]) -> list[np.ndarray | ProbexError]:
+    """Unit vectors [T] of models; a ProbexError for one that cannot be read or has none."""
+
+    def read(path: Path) -> Read | ProbexError:
+        try:
+            return _read_weights(expert, path)
+        except ProbexError as error:
+            return error
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        found = list(readers.map(read, paths))
+    weights = [one for one in found if isinstance(one, Mapping)]
+    vectors = _encoded(expert, weights, batch_size(expert.layers, len(paths)))
+    return [next(vectors) if isinstance(one, Mapping) else one for one in found]
 
 
 def embedded(
@@ -87,6 +96,8 @@ def _read(
     row: Row = {name: getattr(model, name) for name in ("id", "tree", "split")}
     row["path"] = key(model.path)
     try:
+        if model.fault:
+            raise ProbexError(model.fault)
         if not all(map(is_unicode, (model.id, row["path"]))):
             raise ProbexError(f"{row['path']!a}: its name is no Unicode text; rename it")
         row["stamp"] = _stamp(model)

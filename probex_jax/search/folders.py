@@ -1,5 +1,6 @@
 """Which models a folder holds: one zoo, several, or a plain folder of anyone's models."""
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,10 +26,12 @@ class FoundModel(ZooModel):
     Args:
       tree: the tree that the zoo names, "" outside of one.
       texts: class to the words for it, where its name is none.
+      fault: why what is at the path is no model; "" where it may be one.
     """
 
     tree: str = ""
     texts: Mapping[str, str] = field(default_factory=dict)
+    fault: str = ""
 
 
 def find_models(folder: str | Path, *, may_be_empty: bool = False) -> tuple[FoundModel, ...]:
@@ -49,7 +52,8 @@ def find_models(folder: str | Path, *, may_be_empty: bool = False) -> tuple[Foun
       file's, the id is the folder's.
 
     Raises:
-      ProbexError: if there is no such folder, it holds no models, or a zoo in it is malformed.
+      ProbexError: if there is no such folder, it holds no models, or is a malformed zoo. A
+        malformed zoo in it is listed as one model, with its `fault`.
 
     Example:
       >>> import pathlib, tempfile
@@ -71,9 +75,7 @@ def find_models(folder: str | Path, *, may_be_empty: bool = False) -> tuple[Foun
             models[id] = model
     if not models and not may_be_empty:
         raise ProbexError(f"{root}: no models in it; expected folders or .safetensors files")
-    return tuple(
-        FoundModel(id, m.split, m.path, m.stated, m.tree, m.texts) for id, m in models.items()
-    )
+    return tuple(dataclasses.replace(model, id=id) for id, model in models.items())
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
@@ -102,7 +104,12 @@ def _models(folder: Path, root: Path, seen: set[Path]) -> Iterator[FoundModel]:
     if {entry.name for entry in entries} & set(_WHOLE) or (len(files) == 1 and not folders):
         yield FoundModel(_id(folder, root), "", model_path(folder))
     elif {entry.name for entry in folders} & set(SPLITS):
-        yield from _of_zoo(folder, root)
+        try:
+            yield from list(_of_zoo(folder, root))
+        except ProbexError as error:
+            if folder == root:
+                raise
+            yield FoundModel(_id(folder, root), "", folder, fault=str(error))
     elif unread and not files:
         yield FoundModel(_id(folder, root), "", folder)
     else:

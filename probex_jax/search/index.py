@@ -262,8 +262,36 @@ class Index:
         if query is not None:
             return self._hits(self._placed(query, encoder), k, where)
         assert like is not None
-        path, vector_T = key(Path(like)), represented(self.expert, Path(like))
-        return [hit for hit in self._hits(vector_T, k + 1, where) if hit.path != path][:k]
+        [found] = self.alike([like], k=k, where=where)
+        if isinstance(found, ProbexError):
+            raise found
+        return found
+
+    def alike(
+        self, paths: Sequence[str | Path], *, k: int = 10, where: str | None = None
+    ) -> list[list[Hit] | ProbexError]:
+        """As `search` with `like`, of several models at once.
+
+        Args:
+          paths: of the models; each is left out of its own result.
+          k, where: as `search` takes them.
+
+        Returns:
+          For each the models that are most similar to it, or why it cannot be read.
+
+        Raises:
+          ProbexError: if the condition cannot be evaluated, or the index is damaged.
+        """
+        found: list[list[Hit] | ProbexError] = []
+        models = list(map(Path, paths))
+        for path, vector_T in zip(models, represented(self.expert, models), strict=True):
+            if isinstance(vector_T, ProbexError):
+                found.append(vector_T)
+                continue
+            own = key(path)
+            hits = self._hits(vector_T, k + 1, where)
+            found.append([hit for hit in hits if hit.path != own][:k])
+        return found
 
     def prune(self) -> int:
         """Removes the models whose path holds no model any more; returns how many."""

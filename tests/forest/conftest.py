@@ -73,7 +73,6 @@ def _card(layer, shape, tree, **card):
         "shape": list(shape),
         "tree": tree,
         "classes": list(CLASSES),
-        "store_hash": "0123",
         **card,
     }
 

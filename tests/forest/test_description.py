@@ -45,7 +45,7 @@ def test_predicted_is_compared_with_stated_class_by_class():
     assert (found.n_right, found.n_classes, found.n_known) == (2, 4, 2)
     assert (labels(found.missed), labels(found.extra), found.unknown) == (["c"], ["b"], ("zebra",))
     losses = [-math.log(p) for p in (0.9, 1 - 0.8, 0.3, 1 - 0.1)]
-    assert found.surprise == pytest.approx(sum(losses) / 4)
+    assert found.surprise == pytest.approx(sum(losses))
 
 
 def test_of_candidates_the_stated_one_counts():

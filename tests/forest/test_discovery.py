@@ -88,6 +88,21 @@ def test_loras_are_told_by_the_ancestor_that_they_name(tmp_path):
     ]
 
 
+def test_loras_that_name_no_ancestor_are_of_the_only_one_that_is_named(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def write(number, base):
+        factors = {f"a.lora.{part}.weight": rng.normal(size=(4, 4)) for part in ("up", "down")}
+        path = tmp_path / f"{number}.safetensors"
+        save_file(factors, path, {"base_model": base} if base else {})
+        return path
+
+    paths = [write(n, base) for n, base in enumerate(["", "me/b", "C:\\models\\B.safetensors", ""])]
+    assert [tree.members for tree in discover(paths).trees] == [(0, 1, 2, 3)]
+    paths.append(write(4, "me/c"))
+    assert sorted(tree.members for tree in discover(paths).trees) == [(0, 3), (1, 2), (4,)]
+
+
 def test_a_million_paths_are_read_as_they_come(models, monkeypatch):
     """Not all are opened before the first is told: memory is bounded."""
     monkeypatch.setattr(discovery, "_AHEAD", 3)

@@ -258,13 +258,13 @@ def test_ids_and_neighbours_are_those_given(forest, trees):
     paths = [trees[0] / "Ant" / "test" / "m17", trees[0] / "Cow" / "test" / "m00"]
     asked = []
 
-    def nearest(path, tree):
-        asked.append((path, tree))
-        return []
+    def nearest(tree, paths):
+        asked.append((tree, paths))
+        return [[]]
 
     ant, cow = forest.describe_all(paths, ["a", "b"], nearest=nearest)
     assert (ant.id, cow.id, ant.neighbours, cow.neighbours) == ("a", "b", (), None)
-    assert asked == [(paths[0], "Ant")]
+    assert asked == [("Ant", paths[:1])]
 
     def fails(*_):
         raise ProbexError("the index is damaged")

@@ -1,6 +1,7 @@
 """A forest grown tree by tree, kept, cut short and damaged."""
 
 import copy
+import dataclasses
 import json
 import os
 import re
@@ -165,6 +166,43 @@ def test_a_damaged_tree_is_grown_again_and_no_other(copied, trees):
         grow_tree(copied, trees[1]["Bee"])
     assert grow_tree(copied, trees[1]["Ant"])[1] == "replaced"
     assert sorted(Forest.load(copied).trees) == ["Ant", "Bee", "ToyLoRA"]
+
+
+def test_a_tree_whose_expert_is_gone_is_grown_again(copied, trees):
+    shutil.rmtree(copied / "trees" / "Ant" / "expert")
+    tree, done = grow_tree(copied, trees[1]["Ant"], class_expert("Ant", 1), "me/ant-root")
+    assert (done, tree.expert.card["tree"]) == ("replaced", "Ant")
+    assert (
+        grow_tree(copied, trees[1]["Ant"], class_expert("Ant", 1), "me/ant-root")[1] == "unchanged"
+    )
+
+
+def test_between_two_renames_the_old_tree_is_there(copied, trees):
+    """A kill there leaves the one that was to be replaced under another name."""
+    (copied / "trees" / "Ant").rename(copied / "trees" / ".Ant.old")
+    loaded = Forest.load(copied)
+    assert sorted(loaded.trees) == ["Ant", "Bee", "ToyLoRA"]
+    assert loaded.describe(trees[0] / "Ant" / "test" / "m17").tree == "Ant"
+    assert grow_tree(copied, trees[1]["Ant"])[1] == "added"
+    assert not (copied / "trees" / ".Ant.old").exists()
+
+
+def test_what_models_say_of_their_ancestor_is_part_of_what_a_tree_is_grown_from(tmp_path, trees):
+    store = trees[1]["Bee"]
+    grow_tree(tmp_path / "f", store)
+    named = store.limited(12)
+    named.models = tuple(dataclasses.replace(model, base="me/b") for model in store.models)
+    assert named.hash == store.hash
+    tree, done = grow_tree(tmp_path / "f", named)
+    assert (done, tree.router.bases) == ("replaced", ("me/b",))
+
+
+def test_an_expert_is_not_calibrated_on_what_it_may_have_been_trained_on(tmp_path, trees):
+    store = trees[1]["Ant"]
+    with pytest.raises(ProbexError, match="was trained on another store"):
+        grow_tree(tmp_path / "f", store, class_expert("Ant", 1, store_hash="0123"))
+    given = class_expert("Ant", 1, store_hash="0123", calibration={"temperature": 2.0})
+    assert grow_tree(tmp_path / "f", store, given)[1] == "added"
 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path, trees):

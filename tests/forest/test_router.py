@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -126,7 +127,7 @@ def lora_router(folder, name, bases):
 
 def test_loras_are_told_by_the_ancestor_that_they_name(tmp_path):
     named = lora_router(tmp_path, "Named", ["me/sd-1"] * 5)
-    assert (named.root, named.bases, named.is_lora) == ("me/sd-1", ("me/sd-1",), True)
+    assert (named.stated_root, named.bases, named.is_lora) == ("me/sd-1", ("me/sd-1",), True)
     other = lora_router(tmp_path, "Other", ["me/sd-2"] * 5)
     check_apart(named, other)
     trees = [named, other]
@@ -144,7 +145,7 @@ def test_loras_are_told_by_the_ancestor_that_they_name(tmp_path):
 
 def test_loras_of_several_ancestors_have_no_root(tmp_path):
     router = lora_router(tmp_path, "Two", ["me/a", "me/b", "me/b", ""])
-    assert (router.root, router.bases, len(router.radii)) == ("", ("me/a", "me/b"), 1)
+    assert (router.stated_root, router.bases, len(router.radii)) == ("", ("me/a", "me/b"), 1)
     for base in ("x/a", "x/b"):
         assert routed(write_lora(tmp_path / base, 9, base), [router]).tree == "Two"
 
@@ -156,10 +157,11 @@ def test_loras_that_change_the_same_layers_of_one_model_cannot_be_told_apart(tmp
             check_apart(lora_router(tmp_path, name, bases), known)
 
 
-def test_the_only_base_that_models_agree_on_is_the_root(tmp_path):
+def test_the_only_base_that_models_agree_on_is_the_stated_root(tmp_path):
     store = pack_tree(tmp_path, "Told", 1, splits=["train"] * 2, metadata={"base_model": "me/b"})
-    assert TreeRouter.fit(store).root == "me/b"
-    assert TreeRouter.fit(store, "me/given").root == "me/given"
+    given = TreeRouter.fit(store, "me/given")
+    assert (given.root, given.stated_root) == ("me/given", "me/b")
+    assert TreeRouter.fit(store).root == ""
     # Of whole models the weights decide, whatever they name.
     write_member(tmp_path / "m", 5, labels_of(5), of=1, metadata={"base_model": "you/other"})
     assert routed(tmp_path / "m", [TreeRouter.fit(store)]).tree == "Told"
@@ -190,16 +192,60 @@ def test_a_store_of_two_trees_has_two_centres(tmp_path):
 
 def test_the_radius_reaches_over_the_farthest_and_over_what_is_usual():
     centre = np.full(100, 10.0)  # length 100
-    many = np.full(99, 1.0)
-    # A spread of nothing counts as one of a tenth.
-    assert _radius(many, centre, False) == pytest.approx(np.exp(0.6))
-    assert _radius(np.append(many, 9.0), centre, False) == pytest.approx(13.5)
-    wide = np.exp(np.array([-1.0, 1.0, -1.0, 1.0]))
+    # From the mean of the others each of 100 is a hundredth farther.
+    many = np.full(100, 0.99)
+    # A spread of nothing counts as one of a tenth, 6 of which count.
+    assert _radius(2 * many, centre, False) == pytest.approx(2 * np.exp(0.6))
+    # Half precision moves weights, too: a fiftieth of their length is no distance.
+    assert _radius(many, centre, False) == pytest.approx(2.0)
+    assert _radius(many, centre, True) == pytest.approx(np.exp(0.6))
+    one_far = np.append(many[1:], 9 * 0.99)
+    assert _radius(one_far, centre, False) == pytest.approx(13.5)
+    wide = 0.75 * np.exp(np.array([-1.0, 1.0, -1.0, 1.0]))
     assert _radius(wide, centre, False) == pytest.approx(100)  # exp(6) is 403
     assert _radius(wide, centre, True) == pytest.approx(np.exp(6))
-    assert _radius(np.array([90.0, 90.0]), centre, False) == pytest.approx(135)
+    assert _radius(np.array([45.0, 45.0]), centre, False) == pytest.approx(135)
     assert _radius(np.zeros(3), centre, False) == pytest.approx(100)
     assert _radius(np.zeros(1), np.zeros(100), False) == 1
+    # Of few models the spread is a guess: four may differ by a quarter more than they do.
+    alike = 0.75 * np.full(4, 9.0)
+    assert _radius(alike, centre, False) == pytest.approx(9 * np.exp(6 * 0.25))
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_few_training_models_make_no_false_unknowns(tmp_path, count):
+    write_tree(tmp_path / "Few", 1, ("train",) * count)
+    router = TreeRouter.fit(px.pack(px.scan(tmp_path / "Few"), tmp_path / "s").store)
+    for seed in range(20):
+        path = write_member(tmp_path / f"m{seed}", 500 + seed, labels_of(seed), of=1 + seed % 2)
+        assert routed(path, [router]).tree == ("" if seed % 2 else "Few")
+
+
+def test_half_precision_alone_makes_no_model_unknown(tmp_path):
+    """Of a tree that was hardly fine-tuned at all."""
+    for number in range(12):
+        write_member(tmp_path / "Near" / "train" / f"m{number}", number, of=1, noise=1e-4)
+    zoo = tmp_path / "Near"
+    (zoo / "labels.json").write_text(json.dumps({f"m{n}": ["ant"] for n in range(12)}))
+    router = TreeRouter.fit(px.pack(px.scan(zoo), tmp_path / "s").store)
+    with open_model(write_member(tmp_path / "m", 99, of=1, noise=1e-4)) as model:
+        weights = {name: model.tensor(name).astype(ml_dtypes.bfloat16) for name in model.tensors}
+    save_file(weights, tmp_path / "half.safetensors")
+    assert routed(tmp_path / "half.safetensors", [router]).tree == "Near"
+
+
+def test_a_store_of_heads_alone_tells_no_tree(tmp_path, trees):
+    zoo = px.scan(trees[0] / "Ant")
+    store = px.pack(zoo, tmp_path / "s", ["classifier.weight"]).store
+    with pytest.raises(ProbexError, match="holds a classifier head alone"):
+        TreeRouter.fit(store)
+
+
+@pytest.mark.parametrize("key", ["x.lora_A.weight", "lora_unet_x.lora_down.weight"])
+def test_a_lora_in_another_dialect_is_refused(tmp_path, routers, key):
+    save_file({key: np.ones((4, 8), np.float32)}, tmp_path / "adapter.safetensors")
+    with pytest.raises(ProbexError, match="in PEFT's or kohya's names"):
+        routed(tmp_path / "adapter.safetensors", routers)
 
 
 def test_two_stores_of_one_tree_cannot_be_told_apart(tmp_path, trees, routers):

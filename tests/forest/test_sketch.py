@@ -49,15 +49,30 @@ def test_what_is_in_a_sketch_is_read_from_the_file(tmp_path, monkeypatch):
     tensors = {name: rng.normal(size=shape).astype("f4") for name, shape in NAMES.items()}
     save_file(tensors, tmp_path / "model.safetensors")
     sketch = Sketch.of_layers(NAMES)
-    expected = [tensors[layer.name][list(layer.rows)].ravel() for layer in sketch.layers]
+    rows = [tensors[layer.name][list(layer.rows)].ravel() for layer in sketch.layers]
+    expected = [row / np.linalg.norm(row) for row in rows]
     with open_model(tmp_path) as model:
         read = []
         real = ByteRanges.read
         monkeypatch.setattr(
             ByteRanges, "read", lambda self, a, b: read.append(b - a) or real(self, a, b)
         )
-        np.testing.assert_array_equal(sketch.of_model(model), np.concatenate(expected))
+        np.testing.assert_allclose(sketch.of_model(model), np.concatenate(expected), rtol=1e-6)
         assert sum(read) == 4 * sketch.size
+
+
+def test_a_layer_that_unrelated_models_share_does_not_make_them_related(tmp_path):
+    """Such as sines: large, and the same in all."""
+    sketches = []
+    for seed in (1, 2):
+        rng = np.random.default_rng(seed)
+        weights = {f"body.{n}.weight": rng.normal(size=(16, 64)).astype("f4") for n in range(3)}
+        weights["body.sines.weight"] = np.full((16, 64), 100, np.float32)
+        save_file(weights, tmp_path / f"{seed}.safetensors")
+        with open_model(tmp_path / f"{seed}.safetensors") as model:
+            shapes = {name: layer.shape for name, layer in model.layers.items()}
+            sketches.append(Sketch.of_layers(shapes).of_model(model))
+    assert np.dot(*sketches) < 0.5 * np.dot(sketches[0], sketches[0])
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,20 @@ def test_zoos_in_a_folder_are_told_apart_by_their_paths(tmp_path):
     assert models[1].texts == {"n1": "a bee"}
 
 
+def test_a_malformed_zoo_in_a_folder_is_listed_with_its_fault(tmp_path):
+    touch(tmp_path / "good.safetensors")
+    touch(tmp_path / "repo" / "train" / "a.safetensors")
+    touch(tmp_path / "data" / "train" / "a.jpg")
+    (tmp_path / "repo" / "zoo.json").write_text("{")
+    found = {model.id: model.fault for model in find_models(tmp_path)}
+    assert found.keys() == {"good", "repo", "data"}
+    assert "zoo.json is not valid JSON" in found["repo"]
+    assert "no models" in found["data"]
+    assert found["good"] == ""
+    with pytest.raises(ProbexError, match=r"zoo\.json is not valid JSON"):
+        find_models(tmp_path / "repo")
+
+
 @pytest.mark.parametrize("split", ["test", "test_holdout"])
 def test_a_split_of_a_zoo_is_listed_as_the_zoo_lists_it(tmp_path, monkeypatch, split):
     for place in ("train/a", "train/b", f"{split}/c", f"{split}/d"):
