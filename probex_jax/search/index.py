@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +35,8 @@ ANN_MODELS = 50_000
 # The most that a search lists: LanceDB takes memory for each before it looks.
 MAX_K = 100_000
 
+# Queries at once.
+_SEARCHERS = 4
 # Models that one commit to the table holds: what a kill can cost.
 _COMMIT_MODELS = 256
 
@@ -282,16 +285,17 @@ class Index:
         Raises:
           ProbexError: if the condition cannot be evaluated, or the index is damaged.
         """
-        found: list[list[Hit] | ProbexError] = []
-        models = list(map(Path, paths))
-        for path, vector_T in zip(models, represented(self.expert, models), strict=True):
+
+        def nearest(path: Path, vector_T: np.ndarray | ProbexError) -> list[Hit] | ProbexError:
             if isinstance(vector_T, ProbexError):
-                found.append(vector_T)
-                continue
-            own = key(path)
-            hits = self._hits(vector_T, k + 1, where)
-            found.append([hit for hit in hits if hit.path != own][:k])
-        return found
+                return vector_T
+            own, hits = key(path), self._hits(vector_T, k + 1, where)
+            return [hit for hit in hits if hit.path != own][:k]
+
+        models = list(map(Path, paths))
+        vectors = represented(self.expert, models)
+        with ThreadPoolExecutor(_SEARCHERS) as searchers:
+            return list(searchers.map(nearest, models, vectors))
 
     def prune(self) -> int:
         """Removes the models whose path holds no model any more; returns how many."""
