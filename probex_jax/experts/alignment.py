@@ -212,12 +212,23 @@ def text_logits(
 ) -> np.ndarray:
     """Logits [N, Y] of the models of a split, the candidates being texts of some classes.
 
-    The expert's own words for a class stand before those of the store.
-
     Raises:
       ProbexError: as `zero_shot`; or if two classes have the same words.
     """
+    texts_YD = class_texts(expert, store, classes, encoder)
+    return np.asarray(expert.logits(store.by_layer(split), texts_YD))
+
+
+def class_texts(
+    expert: Expert, store: LayerStore, classes: Sequence[str], encoder: TextEncoder | None = None
+) -> np.ndarray:
+    """Embeddings [Y, D] of the texts of some classes, for an expert aligned with text.
+
+    The expert's own words for a class stand before those of the store.
+
+    Raises:
+      ProbexError: as `text_logits`.
+    """
     texts = {**store.texts, **expert.text["texts"]}
     sentences = class_sentences(classes, texts, expert.text["template"])
-    texts_YD = embed(expert.text_encoder(encoder), sentences)
-    return np.asarray(expert.logits(store.by_layer(split), texts_YD))
+    return embed(expert.text_encoder(encoder), sentences)

@@ -1,11 +1,12 @@
 """How well an expert answers for the models of a store, and how far it may be believed."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from probex_jax.experts.alignment import text_logits
+from probex_jax.experts.alignment import class_texts
 from probex_jax.experts.calibration import best_temperature, calibration_error
 from probex_jax.experts.expert import Expert
 from probex_jax.experts.metrics import Score, accuracy, top_accuracy
@@ -13,6 +14,41 @@ from probex_jax.language import TextEncoder
 from probex_jax.layer_store import LayerStore
 
 HOLDOUT = "expert_val_holdout"
+
+
+class Answers(NamedTuple):
+    """What an expert says of some models, and what they are.
+
+    Args:
+      logits: [N, Y].
+      y: as `Split.y`: [N, Y] of zeros and ones, or [N] of an expert aligned with text.
+    """
+
+    logits: np.ndarray
+    y: np.ndarray
+
+
+def answers(
+    expert: Expert, store: LayerStore, splits: Sequence[str], encoder: TextEncoder | None = None
+) -> dict[str, Answers]:
+    """An expert's answers for the models of some splits; arguments and errors as of `evaluate`."""
+    if expert.card["head"] == "text":
+        expert.check_fits(store.tree, None)
+        classes = expert.card["classes"]
+        targets = {split: store.class_indices(split, classes) for split in splits}
+        texts_YD = class_texts(expert, store, classes, encoder)
+    else:
+        expert.check_fits(store.tree, store.classes)
+        targets, texts_YD = {split: store.targets(split) for split in splits}, None
+    return {
+        split: Answers(np.asarray(expert.logits(store.by_layer(split), texts_YD)), y)
+        for split, y in targets.items()
+    }
+
+
+def score(found: Answers) -> Score:
+    """Accuracy of answers, with its interval over the models."""
+    return (top_accuracy if found.y.ndim == 1 else accuracy)(*found)
 
 
 def evaluate(
@@ -35,9 +71,8 @@ def evaluate(
       ProbexError: if the store is of another tree or has other classes than the expert, no such
         layer, or no such split.
     """
-    logits_NY, y = _answers(expert, store, split, encoder)
-    score = top_accuracy if y.ndim == 1 else accuracy
-    return score(logits_NY, y), logits_NY
+    found = answers(expert, store, (split,), encoder)[split]
+    return score(found), found.logits
 
 
 def load_experts(path: Path) -> dict[str, Expert]:
@@ -75,8 +110,12 @@ def calibrated(expert: Expert, store: LayerStore, encoder: TextEncoder | None = 
     References:
       Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017.
     """
-    splits = ["val", *(["test"] if store.has("test") else [])]
-    answers = {split: _answers(expert, store, split, encoder) for split in splits}
+    splits = ("val", "test") if store.has("test") else ("val",)
+    return calibrated_by(expert, answers(expert, store, splits, encoder))
+
+
+def calibrated_by(expert: Expert, found: Mapping[str, Answers]) -> Expert:
+    """As `calibrated`, from the expert's answers by split; "val" decides."""
 
     def at(temperature: float, **about: Any) -> Expert:
         calibration = {"temperature": temperature, **about}
@@ -86,21 +125,8 @@ def calibrated(expert: Expert, store: LayerStore, encoder: TextEncoder | None = 
         tempered = at(temperature)
         return {
             split: calibration_error(tempered.as_probabilities(logits_NY), y)
-            for split, (logits_NY, y) in answers.items()
+            for split, (logits_NY, y) in found.items()
         }
 
-    best = best_temperature(*answers["val"])
+    best = best_temperature(*found["val"])
     return at(best, split="val", before=errors(1.0), after=errors(best))
-
-
-def _answers(
-    expert: Expert, store: LayerStore, split: str, encoder: TextEncoder | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [N, Y] of a split, and what its models are: [N, Y], or [N] of text candidates."""
-    if expert.card["head"] == "text":
-        expert.check_fits(store.tree, None)
-        classes = expert.card["classes"]
-        labels_N = store.class_indices(split, classes)
-        return text_logits(expert, store, split, classes, encoder), labels_N
-    expert.check_fits(store.tree, store.classes)
-    return np.asarray(expert.logits(store.by_layer(split))), store.targets(split)

@@ -30,7 +30,7 @@ from probex_jax.experts.alignment import Alignment, Candidates, ZeroShot, zero_s
 from probex_jax.experts.centring import FrozenLayer, Tree, centre_rank, normalised, tree_variables
 from probex_jax.experts.committee import best_committee
 from probex_jax.experts.committee import committee as committee_of
-from probex_jax.experts.evaluation import HOLDOUT, calibrated, evaluate
+from probex_jax.experts.evaluation import HOLDOUT, answers, calibrated_by, score
 from probex_jax.experts.expert import Expert, versions
 from probex_jax.experts.metrics import Score
 from probex_jax.experts.network import build_network
@@ -293,12 +293,12 @@ def _choose(
         splits = {name: partial(candidates.among_all, name, "val_holdout") for name in names}
         kept[HOLDOUT], _ = _best(paths, splits, most)
     encoder = None if candidates is None else candidates.encoder
-    kept["expert"] = calibrated(kept["expert"], store, encoder)
-    score, _ = evaluate(kept["expert"], store, "test", encoder)
-    tested = {"test_accuracy": dataclasses.asdict(score)}
+    found = answers(kept["expert"], store, ("val", "test"), encoder)
+    kept["expert"] = calibrated_by(kept["expert"], found)
+    tested = {"test_accuracy": dataclasses.asdict(score(found["test"]))}
     if candidates is not None and store.has("test_holdout"):
-        found = zero_shot(kept.get(HOLDOUT, kept["expert"]), store, encoder=encoder)
-        tested["zero_shot"] = dataclasses.asdict(found)
+        unseen = zero_shot(kept.get(HOLDOUT, kept["expert"]), store, encoder=encoder)
+        tested["zero_shot"] = dataclasses.asdict(unseen)
     # The folder `expert` last: what it says of the other is there by then.
     for name, expert in reversed(kept.items()):
         metrics = expert.card["metrics"] | tested

@@ -319,7 +319,7 @@ def test_a_model_is_opened_once_for_all_layers(of_texts, tmp_path, monkeypatch):
         byte_ranges.os, "open", lambda path, *rest: opened.append(str(path)) or real(path, *rest)
     )
     both, path = committee(of_texts), folder / "m3.safetensors"
-    vector = represented(both, path)
+    [vector] = represented(both, [path])
     assert opened.count(str(path)) == 1
     np.testing.assert_allclose(vector, both.encode(X)[3], rtol=1e-4, atol=1e-5)
     with px.open_model(path) as model:
