@@ -68,9 +68,10 @@ def grow_forest(
 
 def _tree_row(tree: Tree, done: str) -> Row:
     router, expert = tree.router, tree.expert
+    stated = router.stated_root
     row: Row = {
         "tree": router.tree,
-        "root": router.root or "not known",
+        "root": router.root or (f"{stated} (stated)" if stated else "not known"),
         "models": router.n_models,
         "radius": f"{max(router.radii):.3g}",
         "expert reads": "no expert" if expert is None else expert.reading,
