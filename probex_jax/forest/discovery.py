@@ -14,7 +14,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.forest.clusters import WARD_MODELS, Clusters
 from probex_jax.forest.sketch import Sketch
 from probex_jax.model_files import fingerprint, open_model, stated_base
-from probex_jax.model_files.architecture import base_key, check_dialect
+from probex_jax.model_files.architecture import base_key
 
 _READERS = 4
 _AHEAD = 64  # models that are read before they are needed
@@ -139,7 +139,6 @@ def _see(path: Path, sketches: dict[str, Sketch]) -> _Seen | ProbexError:
     """Reads one model; `sketches` has that of each architecture."""
     try:
         with open_model(path) as model:
-            check_dialect(model)
             if not model.layers:
                 raise ProbexError(f"{path}: no layer to tell it by")
             architecture = fingerprint(model)

@@ -13,7 +13,7 @@ from probex_jax.forest.clusters import Clusters
 from probex_jax.forest.sketch import Sketch, SketchLayer
 from probex_jax.layer_store import LayerStore
 from probex_jax.model_files import ModelFile, fingerprint, stated_base
-from probex_jax.model_files.architecture import check_dialect, is_head, same_base
+from probex_jax.model_files.architecture import is_head, same_base
 
 # A radius reaches over the farthest training model by this much, and over the mean of the
 # logarithms of the distances by so many of their standard deviations, these being no less than so.
@@ -193,10 +193,8 @@ def route(model: ModelFile, trees: Sequence[TreeRouter], base: str | None = None
       of all radii.
 
     Raises:
-      ProbexError: if a layer cannot be read, is of another shape than in the tree's models, or is
-        of a LoRA in a dialect that is not read.
+      ProbexError: if a layer cannot be read, or is of another shape than in the tree's models.
     """
-    check_dialect(model)
     architecture, base = fingerprint(model), stated_base(model) if base is None else base
     alike = [tree for tree in trees if architecture in tree.fingerprints]
     if not alike:

@@ -11,7 +11,6 @@ from probex_jax.errors import ProbexError
 from probex_jax.model_files.byte_ranges import read_small
 from probex_jax.model_files.layers import MATRIX_DTYPES
 from probex_jax.model_files.model_file import ModelFile
-from probex_jax.model_files.untrusted_text import quoted
 
 # What is put on top of a backbone, and exchanged for another task: by the names that transformers,
 # timm and torchvision give to it. A pooler comes with some heads and not with others.
@@ -22,8 +21,6 @@ _HEAD = re.compile(
     r"(?:[^.]+\.)?pooler\.).*"
 )
 
-# LoRAs in the names of PEFT and of kohya's scripts.
-_OTHER_LORA = re.compile(r"(?:.*[._])?lora_(?:A|B|up|down)\..*")
 _FILE = re.compile(r"\.(?:safetensors|ckpt|bin|pth?)$")
 
 # Fields of metadata that name the model that was fine-tuned; the last two are kohya's.
@@ -47,16 +44,6 @@ def backbone(names: Iterable[str]) -> list[str]:
     """The names that are of no head; all of them, where nothing else is there."""
     names = list(names)
     return [name for name in names if not is_head(name)] or names
-
-
-def check_dialect(model: ModelFile) -> None:
-    """Raises a ProbexError for a LoRA whose factors would be taken for layers of a model."""
-    name = next((name for name in model.tensors if _OTHER_LORA.fullmatch(name)), None)
-    if name is not None:
-        raise ProbexError(
-            f"{model.path}: {quoted(name)} is of a LoRA in PEFT's or kohya's names, which are not "
-            "read yet; diffusers' are"
-        )
 
 
 def fingerprint(model: ModelFile) -> str:

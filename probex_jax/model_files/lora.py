@@ -1,29 +1,65 @@
-"""LoRA updates: which tensors are the two factors of one layer.
+"""LoRA updates: which tensors are the two factors of one layer, and by what they are scaled.
 
-The dialect read here is that of diffusers: `<layer>.lora.down.weight` [R, in] and
-`<layer>.lora.up.weight` [out, R]; the update is up @ down.
+Three dialects are read; the update is scale · up @ down.
+
+    diffusers  <layer>.lora.up.weight, .lora.down.weight; <layer>.processor.to_q_lora.up.weight
+    PEFT       base_model.model.<layer>.lora_B.weight, .lora_A.weight; or .lora_B.default.weight
+    kohya      lora_unet_<layer>.lora_up.weight, .lora_down.weight, .alpha
+
+The scale is alpha / R. PEFT keeps alpha in adapter_config.json, and divides by the root of R where
+`use_rslora` says so. Where nothing says alpha, the scale is 1.
 """
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.layers import MATRIX_DTYPES, LayerInfo
+from probex_jax.model_files.lora_names import canonical
 from probex_jax.model_files.safetensors_header import TensorInfo
 from probex_jax.model_files.untrusted_text import quoted
 
-_UP, _DOWN = ".lora.up.weight", ".lora.down.weight"
+_MAX_ALPHA = 1e6
+
+# The ending of a factor's name: which of the two it is, and in PEFT the adapter's name.
+_ENDINGS = (
+    (re.compile(r"(.+)\.lora\.(up|down)\.weight"), "diffusers"),
+    (re.compile(r"(.+)\.processor\.(to_(?:q|k|v|out))_lora\.(up|down)\.weight"), "diffusers"),
+    (re.compile(r"(.+)\.lora_(A|B)(?:\.\w+)?\.weight"), "peft"),
+    (re.compile(r"(.+)\.lora_(up|down)\.weight"), "kohya"),
+)
+# What changes a layer in another way than by two factors.
+_NO_LORA = re.compile(
+    r".*\.(?:lora_magnitude_vector|dora_scale|lora_embedding_[AB]|hada_w|lokr_w|oft_|diff).*"
+)
+_ALPHA = ".alpha"
+_PLAIN_PATTERN = re.compile(r"[\w.]+")
 
 
 @dataclass(frozen=True)
 class Factors:
-    """The names of the two tensors of one LoRA layer."""
+    """The tensors of one LoRA layer.
+
+    Args:
+      up, down: names of its factors.
+      path: what stands before their endings.
+      dialect: "diffusers", "peft" or "kohya".
+      alpha: name of the tensor that holds alpha; "" where there is none.
+    """
 
     up: str
     down: str
+    path: str
+    dialect: str
+    alpha: str = ""
 
 
-def pair_factors(tensors: Mapping[str, TensorInfo], where: str) -> dict[str, Factors]:
+def pair_factors(
+    tensors: Mapping[str, TensorInfo], where: str
+) -> tuple[dict[str, Factors], dict[str, str]]:
     """Finds the LoRA layers of a file.
 
     Args:
@@ -31,27 +67,68 @@ def pair_factors(tensors: Mapping[str, TensorInfo], where: str) -> dict[str, Fac
       where: the file's name, for errors.
 
     Returns:
-      The layer's name (what stands before `.lora.`) to the names of its factors.
+      The layer's canonical name (`lora_names.canonical`) to its tensors; and the names of tensors
+      of adapters that are not read, to the reason.
 
     Raises:
-      ProbexError: if a factor is without the other.
+      ProbexError: if a factor is without the other, two pairs are of one layer, or the adapter is
+        a DoRA, whose update is not the product of its factors.
     """
-    pairs = {}
+    halves: dict[tuple[str, str], dict[str, str]] = {}
+    unread = {}
     for name in tensors:
-        for suffix, other in ((_UP, _DOWN), (_DOWN, _UP)):
-            if name.endswith(suffix):
-                layer = name.removesuffix(suffix)
-                if layer + other not in tensors:
-                    raise ProbexError(
-                        f"{where}: LoRA {quoted(layer)} has {suffix[6:]} without {other[6:]}; "
-                        "expected both factors"
-                    )
-                pairs[layer] = Factors(up=layer + _UP, down=layer + _DOWN)
-    return pairs
+        if ".lora_magnitude_vector" in name or name.endswith(".dora_scale"):
+            raise ProbexError(f"{where}: {quoted(name)}: a DoRA, which is not read; LoRAs are")
+        found = _half(name)
+        if found is not None:
+            path, half, dialect = found
+            names = halves.setdefault((path, dialect), {})
+            if half in names:
+                raise ProbexError(
+                    f"{where}: LoRA {quoted(path)} has two {half} factors, {quoted(names[half])} "
+                    f"and {quoted(name)}; one adapter a file is read"
+                )
+            names[half] = name
+        elif _NO_LORA.fullmatch(name):
+            unread[name] = "of an adapter that is no LoRA of two factors"
+    pairs: dict[str, Factors] = {}
+    for (path, dialect), names in halves.items():
+        if len(names) < 2:
+            [(half, name)] = names.items()
+            other = "up" if half == "down" else "down"
+            raise ProbexError(
+                f"{where}: LoRA {quoted(path)} has {quoted(name)}, the {half} factor, without the "
+                f"{other} one; expected both factors"
+            )
+        alpha = path + _ALPHA if path + _ALPHA in tensors else ""
+        layer = canonical(path)
+        if layer is None:
+            reason = "a LoRA of no known module"
+            unread |= dict.fromkeys(filter(None, (*names.values(), alpha)), reason)
+            continue
+        if layer in pairs:
+            raise ProbexError(f"{where}: two LoRAs are of layer {quoted(layer)}")
+        pairs[layer] = Factors(names["up"], names["down"], path, dialect, alpha)
+    return pairs, unread
+
+
+def _half(name: str) -> tuple[str, str, str] | None:
+    """The path of the layer that a tensor is a factor of, which one, and in which dialect."""
+    for ending, dialect in _ENDINGS:
+        match = ending.fullmatch(name)
+        if match is None:
+            continue
+        path, *module, half = match.groups()
+        if module:  # of attention processors, as diffusers wrote them first
+            path += f".{module[0]}" + (".0" if module[0] == "to_out" else "")
+        return path, {"A": "down", "B": "up"}.get(half, half), dialect
+    return None
 
 
 def as_lora(layer: str, up: TensorInfo, down: TensorInfo, where: str) -> LayerInfo | str:
     """The layer that two factors make, or the reason why they are not read.
+
+    Of a convolution `down` is [R, I, k...] and `up` [O, R, 1...]; its matrix is [O, I·k...].
 
     Raises:
       ProbexError: if the ranks of the factors disagree.
@@ -59,14 +136,63 @@ def as_lora(layer: str, up: TensorInfo, down: TensorInfo, where: str) -> LayerIn
     for tensor in (up, down):
         if tensor.dtype not in MATRIX_DTYPES:
             return f"a LoRA of {tensor.dtype}, which is not read yet"
-        if len(tensor.shape) != 2:
+        if len(tensor.shape) < 2:
             return f"a {len(tensor.shape)}-dimensional LoRA, which is not read yet"
         if 0 in tensor.shape:
             return "empty"
-    (rows, rank), (rank_down, columns) = up.shape, down.shape
+    if math.prod(up.shape[2:]) != 1:
+        return "a LoRA whose up factor is a convolution, which is not read"
+    (rows, rank, *_), (rank_down, *columns) = up.shape, down.shape
     if rank != rank_down:
         raise ProbexError(
             f"{where}: LoRA {quoted(layer)}: its factors disagree in rank: up is {rows}x{rank}, "
-            f"down is {rank_down}x{columns}"
+            f"down is {rank_down}x{math.prod(columns)}"
         )
-    return LayerInfo((rows, columns), up.dtype, "lora", rank)
+    return LayerInfo((rows, math.prod(columns)), up.dtype, "lora", rank)
+
+
+def scale(
+    layer: str, path: str, rank: int, alpha: float | None, config: Mapping[str, Any], where: str
+) -> float | None:
+    """What an update is multiplied by; None where nothing says.
+
+    Args:
+      layer: canonical name.
+      path: the layer's own name in the file, for the patterns of `config`.
+      rank: R.
+      alpha: of a tensor beside the factors, where there is one.
+      config: PEFT's adapter_config.json; {} for others.
+      where: the file's name, for errors.
+
+    Raises:
+      ProbexError: if alpha is no number, or `alpha_pattern` has a regular expression.
+    """
+    root = False
+    if alpha is None and config:
+        alpha, root = _peft_alpha(path, config, where), config.get("use_rslora") is True
+    if alpha is None:
+        return None
+    if not 0 <= abs(alpha) <= _MAX_ALPHA:
+        raise ProbexError(f"{where}: LoRA {quoted(layer)}: alpha is {alpha}, expected a number")
+    return alpha / (math.sqrt(rank) if root else rank)
+
+
+def _peft_alpha(path: str, config: Mapping[str, Any], where: str) -> float | None:
+    value = config.get("lora_alpha")
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise ProbexError(f"{where}: alpha_pattern in adapter_config.json is no object")
+    for pattern, own in patterns.items():
+        if not _PLAIN_PATTERN.fullmatch(pattern):
+            raise ProbexError(
+                f"{where}: alpha_pattern {quoted(pattern)} in adapter_config.json is a regular "
+                "expression; only names of modules are read"
+            )
+        if path == pattern or path.endswith("." + pattern):
+            value = own
+            break
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ProbexError(f"{where}: lora_alpha in adapter_config.json is {quoted(value)}")
+    return float(value)

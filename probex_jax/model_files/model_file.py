@@ -16,7 +16,7 @@ from probex_jax.matrices import LowRank
 from probex_jax.model_files.byte_ranges import ByteRanges, read_small
 from probex_jax.model_files.layers import LayerInfo, as_layer, no_such_layer
 from probex_jax.model_files.locate import INDEX, Location, locate
-from probex_jax.model_files.lora import as_lora, pair_factors
+from probex_jax.model_files.lora import as_lora, pair_factors, scale
 from probex_jax.model_files.safetensors_header import (
     PREFIX_BYTES,
     Header,
@@ -88,7 +88,7 @@ class ModelFile:
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
             {name: self._shard_of[name].header.tensors[name] for name in sorted(self._shard_of)}
         )
-        self._factors = pair_factors(self.tensors, str(path))
+        self._factors, self._unread = pair_factors(self.tensors, str(path))
         layers, left_out = self._sorted_out()
         self.layers: Mapping[str, LayerInfo] = MappingProxyType(layers)
         self.left_out: Mapping[str, str] = MappingProxyType(left_out)
@@ -97,9 +97,11 @@ class ModelFile:
         """The layers, and the tensors that are in none with the reason."""
         layers: dict[str, LayerInfo] = {}
         left_out: dict[str, str] = {}
-        single = dict(self.tensors)
+        single = {name: info for name, info in self.tensors.items() if name not in self._unread}
+        left_out |= self._unread
         for name, pair in self._factors.items():
             up, down = single.pop(pair.up), single.pop(pair.down)
+            single.pop(pair.alpha, None)
             layer = as_lora(name, up, down, str(self.path))
             if isinstance(layer, str):
                 left_out |= dict.fromkeys((pair.up, pair.down), layer)
@@ -161,8 +163,9 @@ class ModelFile:
         if name not in self.layers:
             raise self._no_layer(name)
         if name in self._factors:
-            pair = self._factors[name]
-            return LowRank(up=self.tensor(pair.up), down=self.tensor(pair.down))
+            pair, (height, width) = self._factors[name], self.layers[name].shape
+            up, down = self.tensor(pair.up).reshape(height, -1), self.tensor(pair.down)
+            return LowRank(up=self._scaled(name, up), down=down.reshape(-1, width))
         return self.tensor(name).reshape(self.layers[name].shape)
 
     def tensor(self, name: str) -> np.ndarray:
@@ -208,10 +211,35 @@ class ModelFile:
         pair = self._factors[name]
         rank = self.tensors[pair.up].shape[1]
         with np.errstate(all="ignore"):
-            product = self._rows(pair.up, rows, rank) @ self.tensor(pair.down)
+            up = self._scaled(name, self._rows(pair.up, rows, rank))
+            product = up @ self.tensor(pair.down).reshape(rank, width)
         if not np.isfinite(product).all():
             raise ProbexError(f"{self.path}: layer {quoted(name)}: an update too large for float32")
         return product
+
+    @cached_property
+    def unscaled(self) -> tuple[str, ...]:
+        """LoRA layers of PEFT or kohya for which nothing says alpha: their scale is 1."""
+        names = (name for name, pair in self._factors.items() if pair.dialect != "diffusers")
+        return tuple(name for name in names if name in self.layers and self._scale(name) is None)
+
+    def _scale(self, name: str) -> float | None:
+        pair, where = self._factors[name], str(self.path)
+        alpha = None
+        if pair.alpha:
+            values = self.tensor(pair.alpha).ravel()
+            if len(values) != 1:
+                raise ProbexError(f"{where}: {quoted(pair.alpha)} is no single number")
+            alpha = float(values[0])
+        config = self.beside("adapter_config.json") if pair.dialect == "peft" else {}
+        rank = self.layers[name].rank
+        assert rank is not None
+        return scale(name, pair.path, rank, alpha, config, where)
+
+    def _scaled(self, name: str, up: np.ndarray) -> np.ndarray:
+        """A factor times the scale of its update."""
+        factor = self._scale(name)
+        return up if factor in (None, 1.0) else up * np.float32(factor)
 
     def _rows(self, tensor: str, rows: Sequence[int], width: int) -> np.ndarray:
         size = width * _dtype(self.tensors[tensor], tensor, self.path).itemsize

@@ -241,13 +241,6 @@ def test_a_store_of_heads_alone_tells_no_tree(tmp_path, trees):
         TreeRouter.fit(store)
 
 
-@pytest.mark.parametrize("key", ["x.lora_A.weight", "lora_unet_x.lora_down.weight"])
-def test_a_lora_in_another_dialect_is_refused(tmp_path, routers, key):
-    save_file({key: np.ones((4, 8), np.float32)}, tmp_path / "adapter.safetensors")
-    with pytest.raises(ProbexError, match="in PEFT's or kohya's names"):
-        routed(tmp_path / "adapter.safetensors", routers)
-
-
 def test_two_stores_of_one_tree_cannot_be_told_apart(tmp_path, trees, routers):
     write_tree(tmp_path / "Ant2", 1, ("train",) * 3)
     again = TreeRouter.fit(px.pack(px.scan(tmp_path / "Ant2"), tmp_path / "s").store)

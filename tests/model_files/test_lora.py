@@ -64,8 +64,8 @@ def test_the_reference_s_number_of_a_stable_diffusion_layer():
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("up", r"LoRA 'unet\.attn1\.to_q' has down\.weight without up\.weight"),
-        ("down", r"LoRA 'unet\.attn1\.to_q' has up\.weight without down\.weight"),
+        ("up", r"LoRA 'unet\.attn1\.to_q' has '.*\.down\.weight', the down factor, without the up"),
+        ("down", r"LoRA 'unet\.attn1\.to_q' has '.*\.up\.weight', the up factor, without the down"),
     ],
 )
 def test_a_factor_without_its_pair_is_refused(tmp_path, missing, message):
@@ -90,7 +90,8 @@ def test_a_name_for_two_layers_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("up", "reason"),
     [
-        (np.ones((6, 4, 1, 1), "f4"), "a 4-dimensional LoRA, which is not read yet"),
+        (np.ones((6, 4, 3, 3), "f4"), "a LoRA whose up factor is a convolution, which is not read"),
+        (np.ones(6, "f4"), "a 1-dimensional LoRA, which is not read yet"),
         (np.ones((6, 4), "i4"), "a LoRA of I32, which is not read yet"),
         (np.ones((0, 4), "f4"), "empty"),
     ],
