@@ -1,8 +1,9 @@
 """Opens one model file of anyone's, safely: which matrices it holds, and each as an array.
 
 `open_model` finds the files (`locate`), reads their headers (`safetensors_header`), decides what
-is a layer and in which canonical form (`layers`; `lora` and `lora_names` for updates kept as factors), and reads
-single matrices (`model_file`). `architecture` tells which models may be of one tree.
+is a layer and in which canonical form (`layers`; `lora` for updates kept as factors, `lora_names`
+for their names), and reads single matrices (`model_file`). `architecture` tells which models may be
+of one tree.
 `select_layers` picks layers by name, number or pattern; `literal_strings` reads a list of class
 names out of metadata. All text of strangers passes through `untrusted_text`.
 """
