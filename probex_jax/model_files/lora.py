@@ -7,7 +7,8 @@ Three dialects are read; the update is scale · up @ down.
     kohya      lora_unet_<layer>.lora_up.weight, .lora_down.weight, .alpha
 
 The scale is alpha / R. PEFT keeps alpha in adapter_config.json, and divides by the root of R where
-`use_rslora` says so. Where nothing says alpha, the scale is 1.
+`use_rslora` says so; diffusers may keep the same fields in the header, and mixes its names with
+PEFT's. Where nothing says alpha, the scale is 1.
 """
 
 import math
@@ -36,6 +37,8 @@ _NO_LORA = re.compile(
     r".*\.(?:lora_magnitude_vector|dora_scale|lora_embedding_[AB]|hada_w|lokr_w|oft_|diff).*"
 )
 _ALPHA = ".alpha"
+# Metadata of diffusers: fields of PEFT's config, each after the part of the pipeline that it is of.
+ADAPTER_METADATA = "lora_adapter_metadata"
 _PLAIN_PATTERN = re.compile(r"[\w.]+")
 
 
@@ -161,7 +164,7 @@ def scale(
       path: the layer's own name in the file, for the patterns of `config`.
       rank: R.
       alpha: of a tensor beside the factors, where there is one.
-      config: PEFT's adapter_config.json; {} for others.
+      config: fields of PEFT's adapter_config.json; {} where nothing says.
       where: the file's name, for errors.
 
     Raises:
@@ -181,11 +184,11 @@ def _peft_alpha(path: str, config: Mapping[str, Any], where: str) -> float | Non
     value = config.get("lora_alpha")
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
-        raise ProbexError(f"{where}: alpha_pattern in adapter_config.json is no object")
+        raise ProbexError(f"{where}: alpha_pattern of the adapter's config is no object")
     for pattern, own in patterns.items():
         if not _PLAIN_PATTERN.fullmatch(pattern):
             raise ProbexError(
-                f"{where}: alpha_pattern {quoted(pattern)} in adapter_config.json is a regular "
+                f"{where}: alpha_pattern {quoted(pattern)} of the adapter's config is a regular "
                 "expression; only names of modules are read"
             )
         if path == pattern or path.endswith("." + pattern):
@@ -194,5 +197,5 @@ def _peft_alpha(path: str, config: Mapping[str, Any], where: str) -> float | Non
     if value is None:
         return None
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise ProbexError(f"{where}: lora_alpha in adapter_config.json is {quoted(value)}")
+        raise ProbexError(f"{where}: lora_alpha of the adapter's config is {quoted(value)}")
     return float(value)

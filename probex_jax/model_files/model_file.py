@@ -1,5 +1,6 @@
 """One model: its layers, read one by one from the safetensors files that hold it."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ from probex_jax.matrices import LowRank
 from probex_jax.model_files.byte_ranges import ByteRanges, read_small
 from probex_jax.model_files.layers import LayerInfo, as_layer, no_such_layer
 from probex_jax.model_files.locate import INDEX, Location, locate
-from probex_jax.model_files.lora import as_lora, pair_factors, scale
+from probex_jax.model_files.lora import ADAPTER_METADATA, as_lora, pair_factors, scale
 from probex_jax.model_files.safetensors_header import (
     PREFIX_BYTES,
     Header,
@@ -34,6 +35,9 @@ _NUMPY_DTYPES = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+
+
+_WHOLE_DTYPES = {f"I{8 * size}": np.dtype(f"<i{size}") for size in (1, 2, 4, 8)}
 
 
 class _Shard:
@@ -227,14 +231,32 @@ class ModelFile:
         pair, where = self._factors[name], str(self.path)
         alpha = None
         if pair.alpha:
-            values = self.tensor(pair.alpha).ravel()
-            if len(values) != 1:
-                raise ProbexError(f"{where}: {quoted(pair.alpha)} is no single number")
-            alpha = float(values[0])
-        config = self.beside("adapter_config.json") if pair.dialect == "peft" else {}
+            alpha = self._number(pair.alpha)
+        config = self._adapter_config(name.partition(".")[0], pair.dialect)
         rank = self.layers[name].rank
         assert rank is not None
         return scale(name, pair.path, rank, alpha, config, where)
+
+    def _number(self, name: str) -> float:
+        """A tensor of one number; of whole ones, too, as some write alpha."""
+        tensor, shard = self.tensors[name], self._shard_of[name]
+        if math.prod(tensor.shape) != 1:
+            raise ProbexError(f"{self.path}: {quoted(name)} is no single number")
+        if tensor.dtype not in _WHOLE_DTYPES:
+            return float(self.tensor(name).ravel()[0])
+        data = shard.bytes.read(shard.data_begin + tensor.begin, shard.data_begin + tensor.end)
+        return float(data.view(_WHOLE_DTYPES[tensor.dtype])[0])
+
+    def _adapter_config(self, part: str, dialect: str) -> dict[str, Any]:
+        """What PEFT, or diffusers in the header, says of the adapter of a part of a pipeline."""
+        if dialect == "peft" and (found := self.beside("adapter_config.json")):
+            return found
+        text = self.metadata.get(ADAPTER_METADATA)
+        if text is None or dialect == "kohya":
+            return {}
+        about = json_object(text.encode(), f"{self.path}: metadata {ADAPTER_METADATA}")
+        prefix = part + "."
+        return {k.removeprefix(prefix): v for k, v in about.items() if k.startswith(prefix)}
 
     def _scaled(self, name: str, up: np.ndarray) -> np.ndarray:
         """A factor times the scale of its update."""

@@ -186,8 +186,8 @@ def test_alpha_of_peft_is_in_its_config(tmp_path, config, scale):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"lora_alpha": "4"}, "lora_alpha in adapter_config.json is '4'"),
-        ({"lora_alpha": float("nan")}, "lora_alpha in adapter_config.json is nan"),
+        ({"lora_alpha": "4"}, "lora_alpha of the adapter's config is '4'"),
+        ({"lora_alpha": float("nan")}, "lora_alpha of the adapter's config is nan"),
         ({"lora_alpha": 1e9}, "alpha is 1000000000.0, expected a number"),
         ({"lora_alpha": 1, "alpha_pattern": {"(a+)+$": 1}}, "is a regular expression"),
         ({"lora_alpha": 1, "alpha_pattern": [1]}, "alpha_pattern .* is no object"),
@@ -199,6 +199,32 @@ def test_a_config_that_says_no_number_is_one_line(tmp_path, config, message):
         pytest.raises(ProbexError, match=message),
     ):
         m.matrix("unet.conv_in")
+
+
+def test_diffusers_may_keep_alpha_in_the_header(tmp_path):
+    """And writes the names of attention in its own way, the others in PEFT's."""
+    up, down = np.ones((3, 2), "f4"), np.ones((2, 3), "f4")
+    attention = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    tensors = {
+        f"{attention}.lora.up.weight": up,
+        f"{attention}.lora.down.weight": down,
+        "unet.conv_in.lora_B.weight": up,
+        "unet.conv_in.lora_A.weight": down,
+        "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_B.weight": up,
+        "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight": down,
+    }
+    about = {"unet.r": 2, "unet.lora_alpha": 6, "unet.alpha_pattern": {"conv_in": 1}}
+    save_file(tensors, tmp_path / "a.safetensors", {"lora_adapter_metadata": json.dumps(about)})
+    with open_model(tmp_path / "a.safetensors") as m:
+        np.testing.assert_array_equal(m.matrix(attention).dense(), 3 * up @ down)
+        np.testing.assert_array_equal(m.matrix("unet.conv_in").dense(), 0.5 * up @ down)
+        assert m.unscaled == ("text_encoder.text_model.encoder.layers.0.mlp.fc1",)
+    save_file(tensors, tmp_path / "b.safetensors", {"lora_adapter_metadata": "{"})
+    with (
+        open_model(tmp_path / "b.safetensors") as m,
+        pytest.raises(ProbexError, match="metadata lora_adapter_metadata is not valid JSON"),
+    ):
+        m.matrix(attention)
 
 
 def test_two_adapters_of_one_layer_are_refused(tmp_path):
@@ -217,6 +243,19 @@ def test_a_dora_is_refused(tmp_path):
     name = "base_model.model.conv_in.lora_magnitude_vector.weight"
     with pytest.raises(ProbexError, match="a DoRA, which is not read"):
         open_model(peft(tmp_path, {}, **{name: np.ones(3, "f4")}))
+
+
+@pytest.mark.parametrize("dtype", ["f8", "f2", "i8", "i4", "i1"])
+def test_alpha_may_be_of_any_kind_of_number(tmp_path, dtype):
+    tensors = {
+        "lora_unet_conv_in.lora_up.weight": np.ones((3, 2), "f4"),
+        "lora_unet_conv_in.lora_down.weight": np.ones((2, 3), "f4"),
+        "lora_unet_conv_in.alpha": np.array([3], dtype),
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    with open_model(tmp_path / "a.safetensors") as m:
+        np.testing.assert_array_equal(m.matrix("unet.conv_in").dense(), np.full((3, 3), 3.0))
+        assert (m.left_out, m.unscaled) == ({}, ())
 
 
 def test_an_alpha_of_many_numbers_is_one_line(tmp_path):
