@@ -52,6 +52,11 @@ def pack(zoo: Path, store: Path, layers: str = "") -> PackSummary:
             on_models=bar.reset,
             on_model=lambda fault: _reported(bar, "skipped", fault),
         )
+    if summary.unscaled:
+        print(
+            f"{summary.unscaled} LoRAs say no alpha for some layers: their scale is taken to be 1",
+            file=sys.stderr,
+        )
     for name, reason in summary.left_out.items():
         print(cli.one_line(f"left out layer {name}: {reason}"), file=sys.stderr)
     return summary

@@ -50,12 +50,15 @@ class PackSummary:
       skipped: id of every model that this run could not pack, to the reason.
       left_out: layers that a new store does not hold since at most half of the models have them
         in one shape, to the reason.
+      unscaled: how many of the models that this run read are LoRAs in PEFT's or kohya's dialect for
+        some of whose layers nothing says alpha, so that their scale is taken to be 1.
     """
 
     store: LayerStore
     added: int
     skipped: Mapping[str, str]
     left_out: Mapping[str, str]
+    unscaled: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class _Header:
     labels: tuple[str, ...]
     fingerprint: str = ""
     base: str = ""
+    is_unscaled: bool = False
     fault: str = ""
 
 
@@ -135,14 +139,16 @@ def pack(
     if not packed.models:
         first = next(iter(packed.skipped.values()), "the zoo has no models")
         raise ProbexError(f"{path}: no model could be packed; the first: {first}")
-    return PackSummary(packed, len(packed.models) - len(known), packer.skipped, left_out)
+    added, unscaled = len(packed.models) - len(known), sum(h.is_unscaled for h in headers)
+    return PackSummary(packed, added, packer.skipped, left_out, unscaled)
 
 
 def _header(model: ZooModel) -> _Header:
     try:
         with open_model(model.path) as file:
             labels = model.labels_in(file)
-            return _Header(model, file.layers, labels, fingerprint(file), stated_base(file))
+            about = fingerprint(file), stated_base(file), bool(file.unscaled)
+            return _Header(model, file.layers, labels, *about)
     except ProbexError as error:
         return _Header(model, {}, (), fault=str(error))
 

@@ -249,14 +249,24 @@ class ModelFile:
 
     def _adapter_config(self, part: str, dialect: str) -> dict[str, Any]:
         """What PEFT, or diffusers in the header, says of the adapter of a part of a pipeline."""
-        if dialect == "peft" and (found := self.beside("adapter_config.json")):
-            return found
-        text = self.metadata.get(ADAPTER_METADATA)
-        if text is None or dialect == "kohya":
+        if dialect == "kohya":
             return {}
-        about = json_object(text.encode(), f"{self.path}: metadata {ADAPTER_METADATA}")
+        if dialect == "peft" and self._adapter_file:
+            return self._adapter_file
         prefix = part + "."
+        about = self._adapter_metadata
         return {k.removeprefix(prefix): v for k, v in about.items() if k.startswith(prefix)}
+
+    @cached_property
+    def _adapter_file(self) -> dict[str, Any]:
+        return self.beside("adapter_config.json")
+
+    @cached_property
+    def _adapter_metadata(self) -> dict[str, Any]:
+        if ADAPTER_METADATA not in self.metadata:
+            return {}
+        text = self.metadata[ADAPTER_METADATA]
+        return json_object(text.encode(), f"{self.path}: metadata {ADAPTER_METADATA}")
 
     def _scaled(self, name: str, up: np.ndarray) -> np.ndarray:
         """A factor times the scale of its update."""

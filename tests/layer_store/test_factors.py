@@ -167,3 +167,20 @@ def test_packing_in_two_runs_gives_the_same_numbers(zoo, tmp_path):
     shutil.move(tmp_path / "lora_0005", zoo / "train")
     parts = pack(zoo, tmp_path / "s").store
     assert parts.hash == whole.hash
+
+
+def test_loras_without_alpha_are_counted(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        path = "base_model.model.conv_in" if number else "unet.conv_in.lora"
+        up, down = ("lora_B", "lora_A") if number else ("up", "down")
+        tensors = {
+            f"{path}.{up}.weight": rng.normal(size=(4, 2)).astype("f4"),
+            f"{path}.{down}.weight": rng.normal(size=(2, 4)).astype("f4"),
+        }
+        folder = tmp_path / "Zoo" / "train" / f"m{number}"
+        folder.mkdir(parents=True)
+        save_file(tensors, folder / "adapter.safetensors", {"concept": "cat"})
+    (folder / "adapter_config.json").write_text('{"lora_alpha": 2}')
+    found = px.pack(px.scan(tmp_path / "Zoo"), tmp_path / "store")
+    assert (found.added, found.unscaled) == (3, 1)
