@@ -48,6 +48,7 @@ class Stated:
       parameters: how many.
       dtype: of most of them.
       layers: how many.
+      unscaled: layers of a LoRA in PEFT's or kohya's dialect for which nothing says alpha.
     """
 
     labels: tuple[str, ...]
@@ -60,6 +61,7 @@ class Stated:
     parameters: int
     dtype: str
     layers: int
+    unscaled: int = 0
 
 
 def stated(model: ModelFile) -> Stated:
@@ -87,7 +89,15 @@ def stated(model: ModelFile) -> Stated:
         parameters=sum(sizes.values()),
         dtype=sizes.most_common(1)[0][0] if sizes else "",
         layers=len(model.layers),
+        unscaled=_unscaled(model),
     )
+
+
+def _unscaled(model: ModelFile) -> int:
+    try:
+        return len(model.unscaled)
+    except ProbexError:
+        return 0  # what its config says is no number: reading the layer says so
 
 
 def _labels(model: ModelFile, config: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:

@@ -104,6 +104,8 @@ def _about(description: Description) -> str:
         facts.append(f"Fine-tuned from, as its files say: {_code(said.base)}")
     kind = "An update of another model (LoRA)" if said.is_lora else "A whole model"
     facts.append(f"{kind}: {said.parameters:,} parameters in {said.layers} layers, {said.dtype}")
+    if said.unscaled:
+        facts.append(f"Nothing says alpha for {said.unscaled} of its layers: scale 1 was assumed")
     return "".join(f"- {fact}\n" for fact in facts)
 
 

@@ -288,3 +288,19 @@ def test_names_of_models_come_from_their_paths(tmp_path, forest, monkeypatch):
         assert forest.describe(path).id == "models--me--ant"
     monkeypatch.chdir(tmp_path / "mine")
     assert forest.describe(".").id == "mine"
+
+
+def test_a_lora_without_alpha_is_said_to_be_one(tmp_path, forest):
+    from probex_jax.reports import model_card
+
+    rng = np.random.default_rng(0)
+    factors = {
+        f"base_model.model.conv_in.lora_{half}.weight": rng.normal(size=(4, 4)).astype("f4")
+        for half in "AB"
+    }
+    save_file(factors, tmp_path / "adapter_model.safetensors")
+    found = forest.describe(tmp_path)
+    assert (found.stated.unscaled, found.tree) == (1, "")
+    assert "Nothing says alpha for 1 of its layers" in model_card(found)
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 1}')
+    assert forest.describe(tmp_path).stated.unscaled == 0
