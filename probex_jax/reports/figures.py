@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from probex_jax.errors import ProbexError
 
@@ -9,6 +10,19 @@ from probex_jax.errors import ProbexError
 _STYLES = (("#0072B2", ""), ("#E69F00", "///"), ("#009E73", "..."), ("#CC79A7", "xxx"))
 
 _CHANCE = 0.5
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of so many inches, to be drawn on and saved.
+
+    Raises:
+      ProbexError: if matplotlib is missing (extra `commands`).
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ProbexError("figures need matplotlib: pip install matplotlib") from None
+    return Figure(figsize=(width, height), layout="constrained", dpi=150)
 
 
 def accuracy_by_layer(
@@ -24,13 +38,9 @@ def accuracy_by_layer(
     Raises:
       ProbexError: if matplotlib is missing (extra `commands`).
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ProbexError("figures need matplotlib: pip install matplotlib") from None
     n_bars = max(len(next(iter(methods.values()))) for methods in accuracies.values())
     size = (1.5 + 4.5 * len(accuracies), 1.2 + 0.42 * n_bars)
-    figure = Figure(figsize=size, layout="constrained", dpi=150)
+    figure = new_figure(*size)
     panels = figure.subplots(1, len(accuracies), squeeze=False)[0]
     for panel, (tree, methods) in zip(panels, accuracies.items(), strict=True):
         _panel(panel, tree, methods)

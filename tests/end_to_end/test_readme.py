@@ -24,6 +24,15 @@ def test_commands_need_no_scikit_learn_until_they_use_it():
 
 
 def test_the_library_needs_no_extra():
-    blocked = "sklearn", "tqdm", "matplotlib", "lancedb", "pyarrow", "tokenizers", "torch"
+    blocked = (
+        "sklearn",
+        "tqdm",
+        "matplotlib",
+        "lancedb",
+        "pyarrow",
+        "tokenizers",
+        "torch",
+        "huggingface_hub",
+    )
     code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import probex_jax"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from probex_jax.errors import ProbexError
 from probex_jax.experts import Score
+from probex_jax.reports.figures import new_figure
 
 # Okabe and Ito's palette, told apart by markers as well: of settings, and of trees.
 _SETTINGS = (("#0072B2", "o"), ("#009E73", "^"), ("#E69F00", "s"), ("white", "D"))
@@ -27,11 +27,7 @@ def draw(
     Raises:
       ProbexError: if matplotlib is missing (extra `commands`).
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ProbexError("figures need matplotlib: pip install matplotlib") from None
-    figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=150)
+    figure = new_figure(11, 4.2)
     left, right = figure.subplots(1, 2)
     _accuracies(left, scores)
     _changes(right, curves)
