@@ -135,9 +135,9 @@ def as_lora(layer: str, up: TensorInfo, down: TensorInfo, where: str) -> LayerIn
     """
     for tensor in (up, down):
         if tensor.dtype not in MATRIX_DTYPES:
-            return f"a LoRA of {tensor.dtype}, which is not read yet"
+            return f"a LoRA of {tensor.dtype}, which is not read"
         if len(tensor.shape) < 2:
-            return f"a {len(tensor.shape)}-dimensional LoRA, which is not read yet"
+            return f"a {len(tensor.shape)}-dimensional LoRA, which is not read"
         if 0 in tensor.shape:
             return "empty"
     if math.prod(up.shape[2:]) != 1:

@@ -33,6 +33,8 @@ _NUMPY_DTYPES = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
 
 
@@ -178,8 +180,8 @@ class ModelFile:
           float32 in the shape that is stored, contiguous, the caller's own.
 
         Raises:
-          ProbexError: if there is no such tensor, if it is not of F64, F32, F16 or BF16, or as
-            `matrix` does.
+          ProbexError: if there is no such tensor, if its dtype is not read, or as `matrix`
+            does.
           ValueError: if the model was closed.
         """
         if name not in self.tensors:
