@@ -110,8 +110,8 @@ def select_layers(
 def no_such_layer(names: Sequence[str], wanted: str) -> ProbexError:
     """The error for a name that no layer has, with what there is instead."""
     # Names are data: difflib takes quadratic time, so only short ones, and not a million of them.
-    candidates = [name for name in names[:5000] if len(name) <= 300]
-    close = difflib.get_close_matches(wanted, candidates, n=1) if len(wanted) <= 300 else []
+    candidates = [name for name in names[:1000] if len(name) <= 200]
+    close = difflib.get_close_matches(wanted, candidates, n=1) if len(wanted) <= 200 else []
     meant = f"did you mean {quoted(close[0])}? " if close else ""
     return ProbexError(f"no layer {quoted(wanted)}; {meant}{_available(names)}")
 

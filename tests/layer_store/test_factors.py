@@ -102,7 +102,10 @@ def test_a_store_changed_by_hand_does_not_cheat(zoo, tmp_path):
     ("change", "reason"),
     [
         ({"a.lora.up.weight": np.ones((12, 7), "f4")}, "its factors disagree in rank"),
-        ({"c.lora.up.weight": np.ones((12, 7), "f4")}, "LoRA 'c' has 'c.lora.up.weight', the up factor, without the down"),
+        (
+            {"c.lora.up.weight": np.ones((12, 7), "f4")},
+            "LoRA 'c' has 'c.lora.up.weight', the up factor, without the down",
+        ),
     ],
 )
 def test_damaged_loras_are_skipped_with_the_reason(zoo, tmp_path, change, reason):
