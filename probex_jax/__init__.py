@@ -8,7 +8,7 @@ from probex_jax.heads import ClassHead, TextHead
 from probex_jax.language import text_encoder
 from probex_jax.layer_store import LayerStore, pack
 from probex_jax.matrices import LowRank
-from probex_jax.model_files import LayerInfo, ModelFile, open_model, select_layers
+from probex_jax.model_files import LayerInfo, Limits, ModelFile, open_model, select_layers
 from probex_jax.search import Index, find_models
 from probex_jax.zoo import scan
 
@@ -25,6 +25,7 @@ __all__ = [  # noqa: RUF022
     "TextHead",
     # Model files.
     "LayerInfo",
+    "Limits",
     "ModelFile",
     "open_model",
     "select_layers",

@@ -5,16 +5,19 @@ is a layer and in which canonical form (`layers`; `lora` for updates kept as fac
 for their names), and reads single matrices (`model_file`). `architecture` tells which models may be
 of one tree.
 `select_layers` picks layers by name, number or pattern; `literal_strings` reads a list of class
-names out of metadata. All text of strangers passes through `untrusted_text`.
+names out of metadata. All text of strangers passes through `untrusted_text`; `limits` says how
+much of it there may be.
 """
 
 from probex_jax.model_files.architecture import fingerprint, stated_base
 from probex_jax.model_files.layers import LayerInfo, select_layers
+from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.model_file import ModelFile, open_model
 from probex_jax.model_files.untrusted_text import literal_strings
 
 __all__ = [
     "LayerInfo",
+    "Limits",
     "ModelFile",
     "fingerprint",
     "literal_strings",

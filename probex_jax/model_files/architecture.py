@@ -5,10 +5,8 @@ import json
 import re
 from collections.abc import Iterable
 from itertools import pairwise
-from pathlib import Path
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files.byte_ranges import read_small
 from probex_jax.model_files.layers import MATRIX_DTYPES
 from probex_jax.model_files.model_file import ModelFile
 
@@ -93,7 +91,7 @@ def stated_base(model: ModelFile) -> str:
     Returns:
       A hub id, a path or a word, as it stands there; "" where nothing says, or it is no name.
     """
-    readme = _base_in_readme(model.folder / "README.md")
+    readme = _base_in_readme(model)
     stated = (
         model.metadata.get(_BASE_KEYS[0]),
         _field(model, "adapter_config.json", "base_model_name_or_path"),
@@ -136,11 +134,9 @@ def _field(model: ModelFile, file: str, name: str) -> object:
         return None  # a damaged config says nothing; the weights can be read all the same
 
 
-def _base_in_readme(path: Path) -> object:
-    if not path.exists():
-        return None
+def _base_in_readme(model: ModelFile) -> object:
     try:
-        text = read_small(path, _MAX_README_BYTES).decode("utf-8", "replace")
+        text = (model.bytes_beside("README.md", _MAX_README_BYTES) or b"").decode(errors="replace")
     except ProbexError:
         return None
     # Line by line: patterns that look for the end of a stranger's text can take hours.

@@ -13,7 +13,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.model_files.safetensors_header import TensorInfo
 from probex_jax.model_files.untrusted_text import quoted
 
-MATRIX_DTYPES = ("F64", "F32", "F16", "BF16")
+MATRIX_DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 _OTHER_DTYPES = {"BOOL": "boolean", "C64": "complex", "I": "integer", "U": "integer"}
 
@@ -30,8 +30,8 @@ class LayerInfo:
 
     Args:
       shape: (H, W) of the canonical matrix: outputs and inputs.
-      dtype: the stored dtype's name in safetensors, one of F64, F32, F16, BF16.
-        Of the factor `up`, for a LoRA.
+      dtype: the stored dtype's name in safetensors, one of F64, F32, F16, BF16, F8_E4M3,
+        F8_E5M2. Of the factor `up`, for a LoRA.
       kind: "linear" ([out, in] as stored), "conv" (kernels [O, I, k...] as [O, I·k...]),
         "embedding" (positions [1, a, b] as [a, b]) or "lora" (factors of an update).
       rank: R of the factors of a LoRA; None for the others.
@@ -51,7 +51,7 @@ def as_layer(tensor: TensorInfo) -> LayerInfo | str:
     """The layer that a tensor is, or the reason why it is none."""
     if tensor.dtype not in MATRIX_DTYPES:
         reason = _OTHER_DTYPES.get(tensor.dtype) or _OTHER_DTYPES.get(tensor.dtype[0])
-        return reason or f"{tensor.dtype} is not read yet"
+        return reason or f"{tensor.dtype}, which is not read"
     if 0 in tensor.shape:
         return "empty"
     if sum(size > 1 for size in tensor.shape) < 2:
@@ -110,8 +110,8 @@ def select_layers(
 def no_such_layer(names: Sequence[str], wanted: str) -> ProbexError:
     """The error for a name that no layer has, with what there is instead."""
     # Names are data: difflib takes quadratic time, so only short ones, and not a million of them.
-    candidates = [name for name in names[:5000] if len(name) <= 300]
-    close = difflib.get_close_matches(wanted, candidates, n=1) if len(wanted) <= 300 else []
+    candidates = [name for name in names[:1000] if len(name) <= 200]
+    close = difflib.get_close_matches(wanted, candidates, n=1) if len(wanted) <= 200 else []
     meant = f"did you mean {quoted(close[0])}? " if close else ""
     return ProbexError(f"no layer {quoted(wanted)}; {meant}{_available(names)}")
 

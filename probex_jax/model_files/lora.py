@@ -14,7 +14,7 @@ PEFT's. Where nothing says alpha, the scale is 1.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from probex_jax.errors import ProbexError
@@ -39,7 +39,8 @@ _NO_LORA = re.compile(
 _ALPHA = ".alpha"
 # Metadata of diffusers: fields of PEFT's config, each after the part of the pipeline that it is of.
 ADAPTER_METADATA = "lora_adapter_metadata"
-_PLAIN_PATTERN = re.compile(r"[\w.]+")
+_MAX_PATTERN = 200
+_PLAIN_PATTERN = re.compile(rf"[\w.]{{1,{_MAX_PATTERN}}}")
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,9 @@ def as_lora(layer: str, up: TensorInfo, down: TensorInfo, where: str) -> LayerIn
     """
     for tensor in (up, down):
         if tensor.dtype not in MATRIX_DTYPES:
-            return f"a LoRA of {tensor.dtype}, which is not read yet"
+            return f"a LoRA of {tensor.dtype}, which is not read"
         if len(tensor.shape) < 2:
-            return f"a {len(tensor.shape)}-dimensional LoRA, which is not read yet"
+            return f"a {len(tensor.shape)}-dimensional LoRA, which is not read"
         if 0 in tensor.shape:
             return "empty"
     if math.prod(up.shape[2:]) != 1:
@@ -154,48 +155,77 @@ def as_lora(layer: str, up: TensorInfo, down: TensorInfo, where: str) -> LayerIn
     return LayerInfo((rows, math.prod(columns)), up.dtype, "lora", rank)
 
 
+@dataclass(frozen=True)
+class PeftScales:
+    """What PEFT's adapter_config.json says of scales; as it stands there, checked where it is used.
+
+    Args:
+      alpha: of all layers but those of `patterns`; None where it says nothing.
+      patterns: name of a module, or the end of it, to its place in the file and its alpha.
+      root: whether alpha is divided by the root of R.
+    """
+
+    alpha: object = None
+    patterns: Mapping[str, tuple[int, object]] = field(default_factory=dict)
+    root: bool = False
+
+    def of(self, path: str) -> object:
+        """Alpha of a module; the first pattern that fits counts, as in PEFT."""
+        # Only ends that are short enough: a stranger's path may be a million dots.
+        end = path[-_MAX_PATTERN - 1 :]
+        ends = [end[dot.end() :] for dot in re.finditer(r"\.", end)]
+        fitting = [self.patterns[e] for e in (path, *ends) if e in self.patterns]
+        return min(fitting, key=lambda found: found[0])[1] if fitting else self.alpha
+
+
+def peft_scales(config: Mapping[str, Any], where: str) -> PeftScales:
+    """Reads PEFT's config of an adapter, from adapter_config.json or from a header.
+
+    Raises:
+      ProbexError: if `alpha_pattern` is no object, or has a regular expression or a long name.
+    """
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise ProbexError(f"{where}: alpha_pattern of the adapter's config is no object")
+    for pattern in patterns:
+        if not _PLAIN_PATTERN.fullmatch(pattern):
+            raise ProbexError(
+                f"{where}: alpha_pattern {quoted(pattern)} of the adapter's config is a regular "
+                f"expression; only names of modules are read, of at most {_MAX_PATTERN} characters"
+            )
+    numbered = {name: (place, alpha) for place, (name, alpha) in enumerate(patterns.items())}
+    return PeftScales(config.get("lora_alpha"), numbered, config.get("use_rslora") is True)
+
+
 def scale(
-    layer: str, path: str, rank: int, alpha: float | None, config: Mapping[str, Any], where: str
+    layer: str, path: str, rank: int, alpha: float | None, peft: PeftScales, where: str
 ) -> float | None:
     """What an update is multiplied by; None where nothing says.
 
     Args:
       layer: canonical name.
-      path: the layer's own name in the file, for the patterns of `config`.
+      path: the layer's own name in the file, for the patterns of PEFT.
       rank: R.
       alpha: of a tensor beside the factors, where there is one.
-      config: fields of PEFT's adapter_config.json; {} where nothing says.
+      peft: what the config of the adapter says; `PeftScales()` where nothing does.
       where: the file's name, for errors.
 
     Raises:
-      ProbexError: if alpha is no number, or `alpha_pattern` has a regular expression.
+      ProbexError: if alpha is no number.
     """
-    root = False
-    if alpha is None and config:
-        alpha, root = _peft_alpha(path, config, where), config.get("use_rslora") is True
+    root = alpha is None and peft.root
     if alpha is None:
-        return None
-    if not 0 <= abs(alpha) <= _MAX_ALPHA:
-        raise ProbexError(f"{where}: LoRA {quoted(layer)}: alpha is {alpha}, expected a number")
-    return alpha / (math.sqrt(rank) if root else rank)
-
-
-def _peft_alpha(path: str, config: Mapping[str, Any], where: str) -> float | None:
-    value = config.get("lora_alpha")
-    patterns = config.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict):
-        raise ProbexError(f"{where}: alpha_pattern of the adapter's config is no object")
-    for pattern, own in patterns.items():
-        if not _PLAIN_PATTERN.fullmatch(pattern):
+        stated = peft.of(path)
+        if stated is None:
+            return None
+        if not (isinstance(stated, int | float) and not isinstance(stated, bool)):
             raise ProbexError(
-                f"{where}: alpha_pattern {quoted(pattern)} of the adapter's config is a regular "
-                "expression; only names of modules are read"
+                f"{where}: lora_alpha of the adapter's config is {quoted(stated)}, no number"
             )
-        if path == pattern or path.endswith("." + pattern):
-            value = own
-            break
-    if value is None:
-        return None
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise ProbexError(f"{where}: lora_alpha of the adapter's config is {quoted(value)}")
-    return float(value)
+        alpha = stated
+    if not abs(alpha) <= _MAX_ALPHA:
+        raise ProbexError(
+            f"{where}: LoRA {quoted(layer)}: alpha is {quoted(alpha)}, expected a number of at "
+            f"most {_MAX_ALPHA:g}"
+        )
+    return alpha / (math.sqrt(rank) if root else rank)

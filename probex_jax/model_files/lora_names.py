@@ -40,8 +40,9 @@ _SHORT = """
     mlp net norm op proj resnets upsamplers
 """
 # The longest that fits is taken: `to_k_ip` is not `to_k`.
-_WITH_UNDERSCORES = sorted(_LONG.split(), key=len, reverse=True)
-_WITHOUT = frozenset(_SHORT.split())
+_NAMES = "|".join(sorted([*_LONG.split(), *_SHORT.split()], key=len, reverse=True))
+_MODULE = re.compile(rf"({_NAMES}|[0-9]+)(?:_|\Z)")
+_MAX_CHARACTERS = 300
 
 
 def canonical(path: str) -> str | None:
@@ -71,15 +72,13 @@ def canonical(path: str) -> str | None:
 
 def _dotted(text: str) -> str | None:
     """Underscores that separate modules as dots; None where a part is no known module."""
-    parts = []
-    while text:
-        for name in _WITH_UNDERSCORES:
-            if text == name or text.startswith(name + "_"):
-                break
-        else:
-            name = text.partition("_")[0]
-            if not (name.isdecimal() or name in _WITHOUT):
-                return None
-        parts.append(name)
-        text = text[len(name) + 1 :]
+    if len(text) > _MAX_CHARACTERS:
+        return None
+    parts, at = [], 0
+    while at < len(text):
+        module = _MODULE.match(text, at)
+        if module is None:
+            return None
+        parts.append(module[1])
+        at = module.end()
     return ".".join(parts)

@@ -16,8 +16,16 @@ from probex_jax.errors import ProbexError
 from probex_jax.matrices import LowRank
 from probex_jax.model_files.byte_ranges import ByteRanges, read_small
 from probex_jax.model_files.layers import LayerInfo, as_layer, no_such_layer
-from probex_jax.model_files.locate import INDEX, Location, locate
-from probex_jax.model_files.lora import ADAPTER_METADATA, as_lora, pair_factors, scale
+from probex_jax.model_files.limits import Limits
+from probex_jax.model_files.locate import INDEX, Location, check_inside, locate
+from probex_jax.model_files.lora import (
+    ADAPTER_METADATA,
+    PeftScales,
+    as_lora,
+    pair_factors,
+    peft_scales,
+    scale,
+)
 from probex_jax.model_files.safetensors_header import (
     PREFIX_BYTES,
     Header,
@@ -27,6 +35,7 @@ from probex_jax.model_files.safetensors_header import (
 )
 from probex_jax.model_files.untrusted_text import json_object, quoted
 
+_DEFAULT_LIMITS = Limits()
 _MAX_CONFIG_BYTES = 16 * 1024 * 1024
 
 _NUMPY_DTYPES = {
@@ -34,6 +43,8 @@ _NUMPY_DTYPES = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
 
 
@@ -43,14 +54,14 @@ _WHOLE_DTYPES = {f"I{8 * size}": np.dtype(f"<i{size}") for size in (1, 2, 4, 8)}
 class _Shard:
     """One open safetensors file with its header."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, limits: Limits):
         self.bytes = ByteRanges(path)
         try:
             where, size = str(path), self.bytes.size
             prefix = self.bytes.read(0, min(PREFIX_BYTES, size)).tobytes()
-            self.data_begin = PREFIX_BYTES + header_size(prefix, size, where)
+            self.data_begin = PREFIX_BYTES + header_size(prefix, size, where, limits)
             header = self.bytes.read(PREFIX_BYTES, self.data_begin).tobytes()
-            self.header: Header = parse_header(header, size - self.data_begin, where)
+            self.header: Header = parse_header(header, size - self.data_begin, where, limits)
         except BaseException:
             self.bytes.close()
             raise
@@ -83,9 +94,10 @@ class ModelFile:
       >>> folder.cleanup()
     """
 
-    def __init__(self, path: Path, location: Location, shards: Sequence[_Shard]):
+    def __init__(self, path: Path, location: Location, shards: Sequence[_Shard], limits: Limits):
         self.path = path
         self.folder = location.folder
+        self._root, self._depth = location.root, limits.depth
         self._shards = tuple(shards)
         self._shard_of = _tensors_of(location, shards)
         self.metadata: Mapping[str, str] = MappingProxyType(_merged_metadata(shards))
@@ -137,12 +149,29 @@ class ModelFile:
           name: of the file, such as "adapter_config.json".
 
         Raises:
-          ProbexError: if the file is over 16 MiB or is no JSON object.
+          ProbexError: if the file is over 16 MiB, is no JSON object or is a link that leads out of
+            the model's own folder.
+        """
+        data = self.bytes_beside(name, _MAX_CONFIG_BYTES)
+        if data is None:
+            return {}
+        return json_object(data, str(self.folder / name), depth=self._depth)
+
+    def bytes_beside(self, name: str, limit: int) -> bytes | None:
+        """A file in the model's folder, or None where there is none.
+
+        Args:
+          name: of the file, such as "README.md".
+          limit: of its size in bytes.
+
+        Raises:
+          ProbexError: as `beside`.
         """
         path = self.folder / name
-        if not (path.exists() or path.is_symlink()):
-            return {}
-        return json_object(read_small(path, _MAX_CONFIG_BYTES), str(path))
+        if not os.path.lexists(path):
+            return None
+        check_inside(path, self._root)
+        return read_small(path, limit)
 
     def factors(self, name: str) -> tuple[str, str]:
         """Names of the tensors `up` and `down` of a layer of kind "lora"."""
@@ -182,8 +211,8 @@ class ModelFile:
           float32 in the shape that is stored, contiguous, the caller's own.
 
         Raises:
-          ProbexError: if there is no such tensor, if it is not of F64, F32, F16 or BF16, or as
-            `matrix` does.
+          ProbexError: if there is no such tensor, if its dtype is not read, or as `matrix`
+            does.
           ValueError: if the model was closed.
         """
         if name not in self.tensors:
@@ -232,10 +261,10 @@ class ModelFile:
         alpha = None
         if pair.alpha:
             alpha = self._number(pair.alpha)
-        config = self._adapter_config(name.partition(".")[0], pair.dialect)
+        peft = self._adapter_scales(name.partition(".")[0], pair.dialect)
         rank = self.layers[name].rank
         assert rank is not None
-        return scale(name, pair.path, rank, alpha, config, where)
+        return scale(name, pair.path, rank, alpha, peft, where)
 
     def _number(self, name: str) -> float:
         """A tensor of one number; of whole ones, too, as some write alpha."""
@@ -247,26 +276,29 @@ class ModelFile:
         data = shard.bytes.read(shard.data_begin + tensor.begin, shard.data_begin + tensor.end)
         return float(data.view(_WHOLE_DTYPES[tensor.dtype])[0])
 
-    def _adapter_config(self, part: str, dialect: str) -> dict[str, Any]:
+    def _adapter_scales(self, part: str, dialect: str) -> PeftScales:
         """What PEFT, or diffusers in the header, says of the adapter of a part of a pipeline."""
-        if dialect == "kohya":
-            return {}
-        if dialect == "peft" and self._adapter_file:
-            return self._adapter_file
-        prefix = part + "."
-        about = self._adapter_metadata
-        return {k.removeprefix(prefix): v for k, v in about.items() if k.startswith(prefix)}
+        if dialect == "peft" and self._in_its_folder is not None:
+            return self._in_its_folder
+        return PeftScales() if dialect == "kohya" else self._in_its_header.get(part, PeftScales())
 
     @cached_property
-    def _adapter_file(self) -> dict[str, Any]:
-        return self.beside("adapter_config.json")
+    def _in_its_folder(self) -> PeftScales | None:
+        config = self.beside("adapter_config.json")
+        return peft_scales(config, str(self.path)) if config else None
 
     @cached_property
-    def _adapter_metadata(self) -> dict[str, Any]:
+    def _in_its_header(self) -> dict[str, PeftScales]:
+        """By the part of the pipeline that each field begins with."""
         if ADAPTER_METADATA not in self.metadata:
             return {}
-        text = self.metadata[ADAPTER_METADATA]
-        return json_object(text.encode(), f"{self.path}: metadata {ADAPTER_METADATA}")
+        where = f"{self.path}: metadata {ADAPTER_METADATA}"
+        parts: dict[str, dict[str, Any]] = {}
+        text = self.metadata[ADAPTER_METADATA].encode()
+        for key, value in json_object(text, where, depth=self._depth).items():
+            part, _, field = key.partition(".")
+            parts.setdefault(part, {})[field] = value
+        return {part: peft_scales(config, where) for part, config in parts.items()}
 
     def _scaled(self, name: str, up: np.ndarray) -> np.ndarray:
         """A factor times the scale of its update."""
@@ -325,13 +357,15 @@ class ModelFile:
         self.close()
 
 
-def open_model(path: str | os.PathLike[str]) -> ModelFile:
+def open_model(path: str | os.PathLike[str], limits: Limits = _DEFAULT_LIMITS) -> ModelFile:
     """Opens a model without reading its weights.
 
     Args:
       path: a `.safetensors` file; a folder with `model.safetensors`, with
         `model.safetensors.index.json` and its shards, or with one other `.safetensors` file; or a
-        hub cache folder (`refs/main`, `snapshots/<revision>/`).
+        hub cache folder (`refs/main`, `snapshots/<revision>/`). What is named here may be a link;
+        of links that are found in a folder those are refused that lead out of it.
+      limits: how large headers may be.
 
     Returns:
       The open model, a context manager.
@@ -358,16 +392,31 @@ def open_model(path: str | os.PathLike[str]) -> ModelFile:
         raise ProbexError(f"{quoted(str(path))}: no such file or folder")
     with ExitStack() as on_error:
         try:
-            location = locate(path)
+            location = locate(path, limits)
             shards = []
             for file in location.files:
-                shards.append(_Shard(file))
+                shards.append(_Shard(file, limits))
                 on_error.callback(shards[-1].bytes.close)
-            model = ModelFile(path, location, shards)
+                _check_sums(shards, limits)
+            model = ModelFile(path, location, shards, limits)
         except OSError as error:
             raise ProbexError(f"{path}: cannot be read: {error.strerror}") from error
         on_error.pop_all()
     return model
+
+
+def _check_sums(shards: Sequence[_Shard], limits: Limits) -> None:
+    """The limits hold for all shards together."""
+    headers = [shard.header for shard in shards]
+    sums = {
+        "bytes of headers": (sum(shard.data_begin for shard in shards), limits.header_bytes),
+        "tensors": (sum(len(header.tensors) for header in headers), limits.tensors),
+    }
+    for what, (count, limit) in sums.items():
+        if len(shards) > 1 and count > limit:
+            raise ProbexError(
+                f"{shards[-1].path}: with the shards before it {count} {what}, the limit is {limit}"
+            )
 
 
 def _dtype(tensor: TensorInfo, name: str, path: Path) -> np.dtype:

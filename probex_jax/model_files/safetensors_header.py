@@ -12,12 +12,17 @@ from types import MappingProxyType
 from typing import Any
 
 from probex_jax.errors import ProbexError
+from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.untrusted_text import is_unicode, json_object, quoted
 
 PREFIX_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_AXES = 32
 MAX_INT = 2**63 - 1
+
+# Of a tensor in JSON: its object, two lists and their elements; few have more than five axes.
+_VALUES_A_TENSOR = 12
+_VALUES_OF_METADATA = 10_000
 
 # Bits of one element, for every dtype that the format knows.
 ITEM_BITS: Mapping[str, int] = MappingProxyType(
@@ -60,26 +65,31 @@ class Header:
     tensors: Mapping[str, TensorInfo]
 
 
-def header_size(prefix: bytes, file_size: int, where: str) -> int:
+def header_size(prefix: bytes, file_size: int, where: str, limits: Limits) -> int:
     """The length of the header in bytes, from the file's first 8 bytes.
 
     Args:
       prefix: the first 8 bytes (fewer if the file has no more).
       file_size: bytes of the whole file.
       where: the file's name, for errors.
+      limits: `header_bytes` counts.
 
     Raises:
-      ProbexError: if the length is more than the format allows or than the file has.
+      ProbexError: if the length is more than the limit, than the format allows or than the file
+        has.
     """
     if len(prefix) < PREFIX_BYTES:
         raise ProbexError(f"{where}: {file_size} bytes are too few for a safetensors file")
     size = int.from_bytes(prefix[:PREFIX_BYTES], "little")
     hint = next((f"; {hint}" for magic, hint in _OTHER_FORMATS if prefix.startswith(magic)), "")
+    limit = min(limits.header_bytes, MAX_HEADER_BYTES)
     if size > MAX_HEADER_BYTES:
         raise ProbexError(
             f"{where}: not a safetensors file, or damaged: the header would be {size} bytes long, "
-            f"the limit is {MAX_HEADER_BYTES}{hint}"
+            f"the limit is {limit}{hint}"
         )
+    if size > limit:
+        raise ProbexError(f"{where}: the header is {size} bytes long, the limit is {limit}{hint}")
     missing = PREFIX_BYTES + size - file_size
     if missing > 0:
         raise ProbexError(
@@ -88,21 +98,31 @@ def header_size(prefix: bytes, file_size: int, where: str) -> int:
     return size
 
 
-def parse_header(header: bytes, data_size: int, where: str) -> Header:
+def parse_header(header: bytes, data_size: int, where: str, limits: Limits) -> Header:
     """Parses and checks a header.
 
     Args:
       header: the bytes after the 8-byte length.
       data_size: bytes in the file after the header.
       where: the file's name, for errors.
+      limits: all but `header_bytes` count.
 
     Raises:
       ProbexError: if anything in the header is not as the format demands.
     """
     if not header.startswith(b"{"):
         raise ProbexError(f"{where}: header does not begin with '{{'; not a safetensors file")
-    entries = json_object(header, f"{where}: header")
+    values = _VALUES_A_TENSOR * limits.tensors + _VALUES_OF_METADATA
+    entries = json_object(header, f"{where}: header", depth=limits.depth, values=values)
     metadata = _metadata(entries.pop("__metadata__", {}), where)
+    characters = sum(len(key) + len(text) for key, text in metadata.items())
+    if characters > limits.metadata_characters:
+        raise ProbexError(
+            f"{where}: {characters} characters of metadata, the limit is "
+            f"{limits.metadata_characters}"
+        )
+    if len(entries) > limits.tensors:
+        raise ProbexError(f"{where}: {len(entries)} tensors, the limit is {limits.tensors}")
     if not entries:
         raise ProbexError(f"{where}: no tensors in the header")
     tensors = {name: _tensor(name, entry, where) for name, entry in entries.items()}

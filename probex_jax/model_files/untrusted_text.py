@@ -3,11 +3,17 @@
 import ast
 import json
 import re
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from probex_jax.errors import ProbexError
 
 MAX_LITERAL_CHARACTERS = 64 * 1024
+MAX_DEPTH = 64
+# In Python an empty object takes 64 bytes, one of a single field 200.
+MAX_VALUES = 2_000_000
 
 # What Python's repr writes for a list of strings, and nothing else: no nesting, no prefixes, no
 # other escapes. So the parser behind literal_eval never sees anything deep, or odd, or a call.
@@ -34,6 +40,11 @@ def quoted(text: object, limit: int = 100) -> str:
     return shown if len(shown) <= limit else shown[:limit] + "…"
 
 
+def shown(path: Path) -> str:
+    """A path as it may stand in a one-line message: names of files are strangers' text, too."""
+    return str(path) if str(path).isprintable() else quoted(str(path), 300)
+
+
 def is_unicode(text: str) -> bool:
     """False for lone surrogates, which JSON can spell and no file or terminal can take."""
     try:
@@ -43,13 +54,20 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def json_object(data: bytes, where: str) -> dict[str, Any]:
+def json_object(
+    data: bytes, where: str, *, depth: int = MAX_DEPTH, values: int = MAX_VALUES
+) -> dict[str, Any]:
     """Parses one JSON object; anything else, and a key that comes twice, is a ProbexError.
+
+    What would be nested too deeply or take too much memory is refused before it is parsed.
 
     Args:
       data: UTF-8 text.
       where: what the error calls it, for example `"model.safetensors: header"`.
+      depth: how many objects and lists may be inside each other.
+      values: how many objects, lists and their elements there may be.
     """
+    _check_structure(data, where, depth, values)
 
     def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
@@ -73,6 +91,21 @@ def json_object(data: bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ProbexError(f"{where} is a JSON {type(value).__name__}, expected an object")
     return value
+
+
+def _check_structure(data: bytes, where: str, depth: int, values: int) -> None:
+    """Counts brackets and commas outside of strings, without parsing."""
+    unescaped = data.replace(rb"\\", b"").replace(rb"\"", b"")
+    byte = np.frombuffer(unescaped, np.uint8)
+    byte = byte[~np.logical_xor.accumulate(byte == ord('"'))]
+    opens = (byte == ord("[")) | (byte == ord("{"))
+    count = np.count_nonzero(opens) + np.count_nonzero(byte == ord(","))
+    if count > values:
+        raise ProbexError(f"{where} holds {count} values, the limit is {values}")
+    closes = (byte == ord("]")) | (byte == ord("}"))
+    steps = (opens.astype(np.int8) - closes)[opens | closes]
+    if steps.size and np.cumsum(steps, dtype=np.int32).max() > depth:
+        raise ProbexError(f"{where} is nested too deeply, the limit is {depth}")
 
 
 def plain_name(text: str, where: str) -> str:

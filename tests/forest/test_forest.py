@@ -283,7 +283,9 @@ def test_names_of_models_come_from_their_paths(tmp_path, forest, monkeypatch):
         assert forest.describe(tmp_path / path).id == name
     snapshot = tmp_path / "models--me--ant" / "snapshots" / "0123abcd"
     snapshot.mkdir(parents=True)
-    (snapshot / "model.safetensors").symlink_to(tmp_path / "mine" / "v2.safetensors")
+    (tmp_path / "models--me--ant" / "blobs").mkdir()
+    shutil.copy(tmp_path / "mine" / "v2.safetensors", tmp_path / "models--me--ant" / "blobs" / "aa")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/aa")
     for path in (snapshot, snapshot / "model.safetensors"):
         assert forest.describe(path).id == "models--me--ant"
     monkeypatch.chdir(tmp_path / "mine")

@@ -16,6 +16,8 @@ from probex_jax.model_files.byte_ranges import ByteRanges
 
 BODY = {"body.0.weight": (8, 6), "body.0.bias": (8,), "body.1.weight": (4, 3, 3, 3)}
 
+FP8 = (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
+
 
 def write(path, shapes, dtype="f4", metadata=None, **others):
     rng = np.random.default_rng(0)
@@ -48,7 +50,7 @@ def test_a_replaced_head_does_not_change_the_fingerprint(tmp_path, other):
     assert found(first) == found(write(tmp_path / "b", other))
 
 
-@pytest.mark.parametrize("dtype", ["f2", "f8", ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", ["f2", "f8", ml_dtypes.bfloat16, *FP8])
 def test_the_dtype_does_not_change_the_fingerprint(tmp_path, dtype):
     first, second = write(tmp_path / "a", BODY), write(tmp_path / "b", BODY, dtype)
     assert found(first) == found(second)
@@ -223,7 +225,7 @@ def test_an_owner_and_a_path_do_not_count():
 ROWS = [5, 0, 3, 3]
 
 
-@pytest.mark.parametrize("dtype", ["f8", "f4", "f2", ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", ["f8", "f4", "f2", ml_dtypes.bfloat16, *FP8])
 @pytest.mark.parametrize("shape", [(6, 7), (6, 3, 2, 2), (1, 6, 5), (6, 2, 3)])
 def test_rows_are_those_of_the_canonical_matrix(tmp_path, shape, dtype):
     with open_model(write(tmp_path, {"w": shape}, dtype)) as model:
@@ -232,7 +234,7 @@ def test_rows_are_those_of_the_canonical_matrix(tmp_path, shape, dtype):
         assert model.rows("w", ROWS).dtype == np.float32
 
 
-@pytest.mark.parametrize("dtype", ["f4", "f2"])
+@pytest.mark.parametrize("dtype", ["f4", "f2", *FP8])
 def test_rows_of_a_lora_are_those_of_the_update(tmp_path, dtype):
     with open_model(write(tmp_path, lora(3), dtype)) as model:
         [name] = model.layers

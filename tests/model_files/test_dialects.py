@@ -187,7 +187,7 @@ def test_alpha_of_peft_is_in_its_config(tmp_path, config, scale):
     ("config", "message"),
     [
         ({"lora_alpha": "4"}, "lora_alpha of the adapter's config is '4'"),
-        ({"lora_alpha": float("nan")}, "lora_alpha of the adapter's config is nan"),
+        ({"lora_alpha": float("nan")}, "alpha is nan, expected a number"),
         ({"lora_alpha": 1e9}, "alpha is 1000000000.0, expected a number"),
         ({"lora_alpha": 1, "alpha_pattern": {"(a+)+$": 1}}, "is a regular expression"),
         ({"lora_alpha": 1, "alpha_pattern": [1]}, "alpha_pattern .* is no object"),

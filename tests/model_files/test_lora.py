@@ -1,5 +1,6 @@
 """LoRA files in diffusers' dialect: factors as layers, and what may be wrong with them."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -24,7 +25,15 @@ def write(folder, tensors):
     return folder
 
 
-@pytest.mark.parametrize(("rank", "dtype", "stored"), [(4, "f4", "F32"), (1, "f2", "F16")])
+@pytest.mark.parametrize(
+    ("rank", "dtype", "stored"),
+    [
+        (4, "f4", "F32"),
+        (1, "f2", "F16"),
+        (3, ml_dtypes.float8_e4m3fn, "F8_E4M3"),
+        (2, ml_dtypes.float8_e5m2, "F8_E5M2"),
+    ],
+)
 def test_factors_are_one_layer_and_stay_factors(tmp_path, rank, dtype, stored):
     tensors = factors(6, 5, rank, dtype=dtype)
     with open_model(write(tmp_path, tensors)) as m:
@@ -34,7 +43,8 @@ def test_factors_are_one_layer_and_stay_factors(tmp_path, rank, dtype, stored):
     assert isinstance(matrix, LowRank)
     for half, suffix in ((matrix.up, "up"), (matrix.down, "down")):
         assert half.dtype == np.float32
-        np.testing.assert_array_equal(half, tensors[f"{NAME}.lora.{suffix}.weight"])
+        stated = tensors[f"{NAME}.lora.{suffix}.weight"]
+        np.testing.assert_array_equal(half, stated.astype(np.float32))
 
 
 def test_layers_of_both_kinds_live_in_one_file(tmp_path):
@@ -91,8 +101,8 @@ def test_a_name_for_two_layers_is_refused(tmp_path):
     ("up", "reason"),
     [
         (np.ones((6, 4, 3, 3), "f4"), "a LoRA whose up factor is a convolution, which is not read"),
-        (np.ones(6, "f4"), "a 1-dimensional LoRA, which is not read yet"),
-        (np.ones((6, 4), "i4"), "a LoRA of I32, which is not read yet"),
+        (np.ones(6, "f4"), "a 1-dimensional LoRA, which is not read"),
+        (np.ones((6, 4), "i4"), "a LoRA of I32, which is not read"),
         (np.ones((0, 4), "f4"), "empty"),
     ],
 )

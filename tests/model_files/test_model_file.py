@@ -14,9 +14,17 @@ def random(shape, dtype="f4", seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "stored"), [("f8", "F64"), ("f4", "F32"), ("f2", "F16"), (ml_dtypes.bfloat16, "BF16")]
-)
+DTYPES = {
+    "F64": np.dtype("f8"),
+    "F32": np.dtype("f4"),
+    "F16": np.dtype("f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}
+
+
+@pytest.mark.parametrize(("stored", "dtype"), DTYPES.items())
 def test_float_dtypes_are_read_as_float32(tmp_path, dtype, stored):
     # A tensor of one byte first: with it, the others do not begin at a multiple of their size.
     weights = {"a": np.ones(1, "u1"), "w": random((5, 7), dtype), "x": random((3, 2), dtype)}
@@ -78,11 +86,49 @@ def test_every_tensor_is_a_layer_or_left_out_with_a_reason(tmp_path):
         }
 
 
-def test_fp8_is_reported(write_raw):
-    fp8 = {"dtype": "F8_E4M3", "shape": [2, 2], "data_offsets": [0, 4]}
-    with open_model(write_raw({"w": fp8}, b"\0" * 4)) as m:
-        assert m.left_out == {"w": "F8_E4M3 is not read yet"}
-        with pytest.raises(ProbexError, match="tensor 'w' is F8_E4M3 is not read yet"):
+@pytest.mark.parametrize("dtype", ["F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4", "F6_E2M3"])
+def test_dtypes_that_are_not_read_are_reported(write_raw, dtype):
+    size = {"F4": 2, "F6_E2M3": 3}.get(dtype, 4)
+    header = {"w": {"dtype": dtype, "shape": [2, 2], "data_offsets": [0, size]}}
+    with open_model(write_raw(header, b"\0" * size)) as m:
+        assert m.left_out == {"w": f"{dtype}, which is not read"}
+        with pytest.raises(ProbexError, match=f"tensor 'w' is {dtype}, which is not read"):
+            m.matrix("w")
+        with pytest.raises(ProbexError, match=f"'w' is of {dtype}, expected one of F64.*F8_E5M2"):
+            m.tensor("w")
+
+
+# Codes of the 256 that are no number, as the OCP's specification of 8-bit floats has them.
+NO_NUMBERS = {"F8_E4M3": [0x7F, 0xFF], "F8_E5M2": [*range(0x7C, 0x80), *range(0xFC, 0x100)]}
+
+
+def value_of(code, exponent_bits, mantissa_bits):
+    """An 8-bit float by its definition, in double precision."""
+    bias = 2 ** (exponent_bits - 1) - 1
+    exponent = code >> mantissa_bits & (2**exponent_bits - 1)
+    fraction = code % 2**mantissa_bits / 2**mantissa_bits
+    size = (exponent > 0) + fraction
+    return (-1.0) ** (code >> 7) * size * 2.0 ** (max(exponent, 1) - bias)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("F8_E4M3", (4, 3)), ("F8_E5M2", (5, 2))])
+def test_every_code_of_8_bits_is_its_number_or_refused(write_raw, dtype, bits):
+    numbers = [code for code in range(256) if code not in NO_NUMBERS[dtype]]
+    header = {"w": {"dtype": dtype, "shape": [2, 128], "data_offsets": [0, 256]}}
+    data = bytes(numbers).ljust(256, b"\0")
+    with open_model(write_raw(header, data)) as m:
+        expected = np.array([value_of(code, *bits) for code in data], "f4").reshape(2, 128)
+        np.testing.assert_array_equal(m.matrix("w"), expected)
+        np.testing.assert_array_equal(np.signbit(m.matrix("w")), np.signbit(expected))
+        np.testing.assert_array_equal(
+            m.matrix("w"), np.frombuffer(data, DTYPES[dtype]).astype("f4").reshape(2, 128)
+        )
+        np.testing.assert_array_equal(m.rows("w", [1, 0]), expected[[1, 0]])
+    for code in NO_NUMBERS[dtype]:
+        with (
+            open_model(write_raw(header, data[:-1] + bytes([code]))) as m,
+            pytest.raises(ProbexError, match="layer 'w': 1 of 256 values are NaN or infinite"),
+        ):
             m.matrix("w")
 
 

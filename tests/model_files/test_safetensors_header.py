@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files import open_model
+from probex_jax.model_files import Limits, open_model
 from probex_jax.model_files.safetensors_header import TensorInfo, header_size, parse_header
 
 
@@ -107,10 +107,11 @@ def test_broken_headers(write_raw, case):
         (b"\x03" + b"\0" * 7 + b"{}", "truncated in the header: 1 bytes are missing of 3"),
         (
             b"\xff" * 8,
-            "the header would be 18446744073709551615 bytes long, the limit is 100000000",
+            "the header would be 18446744073709551615 bytes long, the limit is 25000000",
         ),
         ((10**8 + 1).to_bytes(8, "little"), "the header would be 100000001 bytes long"),
-        ((10**8).to_bytes(8, "little"), "truncated in the header: 100000000 bytes are missing"),
+        ((10**8).to_bytes(8, "little"), "header is 100000000 bytes long, the limit is 25000000"),
+        ((10**7).to_bytes(8, "little"), "truncated in the header: 10000000 bytes are missing"),
         (b"GGUF" + b"\x03" * 20, "GGUF"),
         (b"PK\x03\x04" + b"\x08" * 20, "zip archive, perhaps a PyTorch pickle"),
         (b"\x80\x02}q\x00(X\x06", "may be a pickle"),
@@ -128,8 +129,8 @@ def test_files_that_do_not_begin_as_safetensors(tmp_path, content, fragment):
 def test_parses_what_the_format_s_own_writer_writes():
     weights = {"b": np.zeros((2, 3), "f4"), "a": np.zeros((4,), "i8"), "e": np.zeros((0, 5), "f2")}
     content = save(weights, {"k": "é"})
-    size = header_size(content[:8], len(content), "x")
-    header = parse_header(content[8 : 8 + size], len(content) - 8 - size, "x")
+    size = header_size(content[:8], len(content), "x", Limits())
+    header = parse_header(content[8 : 8 + size], len(content) - 8 - size, "x", Limits())
     assert header.metadata == {"k": "é"}
     assert {(name, t.dtype, t.shape) for name, t in header.tensors.items()} == {
         ("a", "I64", (4,)),
