@@ -521,3 +521,28 @@ def test_the_command_converts_both_ways(tmp_path):
         assert message in done.stderr
         assert done.stderr.count("\n") == 1
     assert not (tmp_path / "expert2").exists()
+
+
+def test_a_card_asks_for_no_more_than_the_form_has(tmp_path):
+    path = tmp_path / "expert.safetensors"
+    to_torch(make_expert("mvprobe", "class"), path)
+    rewritten(path, about=lambda about: about["card"]["encoder"].update(relu=False))
+    with pytest.raises(px.ProbexError, match="always has all four branches"):
+        from_torch(path)
+
+
+def test_a_centre_of_factors_outlives_its_metadata(tmp_path):
+    path = tmp_path / "expert.safetensors"
+    to_torch(make_expert("probex", "class", **TREES["factors"]), path)
+    rewritten(path, metadata=False)
+    expert = from_torch(path, **ABOUT)
+    assert expert.card["centre_rank"] == 2
+    check_agrees(expert, load_file(path), draw(1, 4, H, W))
+
+
+def test_two_members_of_one_number_are_refused(tmp_path, several):
+    to_torch(several, tmp_path / "several")
+    second = tmp_path / "several" / "member_001.safetensors"
+    rewritten(second, about=lambda about: about["member"].update(number=0))
+    with pytest.raises(px.ProbexError, match="3 members here, the committee has 3"):
+        from_torch(tmp_path / "several")
