@@ -8,6 +8,7 @@ from probex_jax.experts.evaluation import calibrated, evaluate, load_experts
 from probex_jax.experts.expert import Expert, versions
 from probex_jax.experts.metrics import Score, accuracy, mean_score, top_accuracy
 from probex_jax.experts.network import Network, build_network
+from probex_jax.experts.pytorch_format import from_torch, to_torch
 from probex_jax.experts.ridge import Ridge, fit_ridge
 from probex_jax.experts.sweeps import SweepResult, sweep
 from probex_jax.experts.training import Recipe, Split, State, fit
@@ -33,12 +34,14 @@ __all__ = [
     "evaluate",
     "fit",
     "fit_ridge",
+    "from_torch",
     "in_batches",
     "load_experts",
     "mean_score",
     "run_statnn",
     "statnn",
     "sweep",
+    "to_torch",
     "top_accuracy",
     "versions",
     "zero_shot",

@@ -13,7 +13,7 @@ from probex_jax.experts.training import right
 # What the members of a committee must have in common.
 _COMMON = ("tree", "classes", "head", "text", "store_hash")
 # What a member's part of the card keeps of its own.
-_OWN = ("layer", "shape", "encoder", "normalise", "centre_rank", "recipe", "metrics")
+_OWN = ("layer", "shape", "layout", "encoder", "normalise", "centre_rank", "recipe", "metrics")
 
 
 def committee(

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
-from probex_jax.experts.member import MEMBER_CARD, Member
+from probex_jax.experts.member import LAYOUTS, MEMBER_CARD, Member
 from probex_jax.language import TextEncoder, embed, text_encoder
 from probex_jax.matrices import Matrices
 from probex_jax.model_files import ModelFile
@@ -277,7 +277,19 @@ class Expert:
         path = Path(path)
         if (path / "expert").is_dir():
             path = path / "expert"
-        variables, card = checkpoints.load(path)
+        return cls.checked(path, *checkpoints.load(path))
+
+    @classmethod
+    def checked(cls, path: Path, variables: Any, card: dict[str, Any]) -> Expert:
+        """The expert of variables and a card that were read from a file.
+
+        Args:
+          path: the file, for messages.
+          variables, card: as of an `Expert`, whatever they hold.
+
+        Raises:
+          ProbexError: if the card lacks what makes an expert, or the variables are not its own.
+        """
         _check_card(path, card, _CARD, "")
         if card["head"] == "text":
             _check_card(path, card.get("text"), _TEXT, "text.")
@@ -335,6 +347,8 @@ def _check_member(path: Path, member: Any, where: str) -> None:
     shape = member["shape"]
     if len(shape) != 2 or not all(type(n) is int and n > 0 for n in shape):
         raise ProbexError(f"{path}: shape on the card is {shape}, expected rows, columns")
+    if (layout := member.get("layout", "canonical")) not in LAYOUTS:
+        raise ProbexError(f"{path}: layout on the card is {layout!r}: not {' or '.join(LAYOUTS)}")
     if where:
         _check_card(path, member, {"weight": float}, where)
         weight = member["weight"]

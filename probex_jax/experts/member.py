@@ -15,9 +15,13 @@ from probex_jax.experts.network import Network, build_network
 from probex_jax.experts.training import logits, representations
 from probex_jax.heads import unit
 from probex_jax.matrices import Centred, LowRank
+from probex_jax.model_files import reference_matrix
 
 # What the card of a member says, beside its weight; of an expert on one layer that is its own card.
 MEMBER_CARD = {"encoder": dict, "layer": str, "shape": list}
+
+# How a member reads its layer's matrices: as they are, or re-read by `reference_matrix`.
+LAYOUTS = ("canonical", "reference")
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Member:
     Args:
       variables: its Linen variables.
       about: the card of its expert: head, classes, text.
-      card: its own: encoder, layer, shape, normalise, centre_rank.
+      card: its own: encoder, layer, shape, layout, normalise, centre_rank.
       weight: of its logits among those of the other members; all add up to one.
     """
 
@@ -46,6 +50,11 @@ class Member:
         """(H, W) of the layer's matrices."""
         rows, columns = self.card["shape"]
         return rows, columns
+
+    @property
+    def layout(self) -> str:
+        """One of `LAYOUTS`."""
+        return self.card.get("layout", "canonical")
 
     @property
     def rep_dim(self) -> int:
@@ -71,7 +80,7 @@ class Member:
         Aligned with text they are trained by their direction, and their length is the root of the
         weight: the cosine of two such vectors side by side is the weighted mean of the members'.
         """
-        vectors_NT = _encode(self.network, self.variables, self.checked(x))
+        vectors_NT = _encode(self.network, self.variables, self._as_read(x))
         if self.about["head"] == "text":
             vectors_NT = unit(vectors_NT)
         return self.weight**0.5 * vectors_NT
@@ -82,7 +91,7 @@ class Member:
 
     def logits(self, x: Any, texts_YD: Any = None) -> jax.Array:
         """[N, Y] of [N, H, W], times the weight."""
-        return self.weight * _logits(self.network, self.variables, self.checked(x), texts_YD)
+        return self.weight * _logits(self.network, self.variables, self._as_read(x), texts_YD)
 
     def checked(self, x: Any) -> Any:
         """The matrices, if they are of the member's layer."""
@@ -95,15 +104,30 @@ class Member:
                 f"the expert of layer {self.layer} reads matrices of "
                 f"{self.shape[0]}x{self.shape[1]}, got shape {tuple(x.shape)}"
             )
+        if self.layout == "reference" and isinstance(x, LowRank | Centred):
+            raise ProbexError(
+                f"the expert of layer {self.layer} re-reads convolutions as the reference "
+                "implementation does, which no factors can be"
+            )
         return x
+
+    def _as_read(self, x: Any) -> Any:
+        """The matrices as the network reads them."""
+        x = self.checked(x)
+        return reference_matrix(x) if self.layout == "reference" else x
 
     def check_variables(self, path: Any) -> None:
         """Raises a ProbexError if the variables are not those of the network."""
-        x = jax.ShapeDtypeStruct((1, *self.shape), jnp.float32)
+        try:
+            network = self.network
+        except ProbexError as error:
+            raise ProbexError(f"{path}: {error}") from None
+        shape = self.shape[::-1] if self.layout == "reference" else self.shape
+        x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
         texts = None
         if self.about["head"] == "text":
             texts = jax.ShapeDtypeStruct((1, self.about["text"]["dim"]), jnp.float32)
-        expected = jax.eval_shape(self.network.init, jax.random.key(0), x, texts)
+        expected = jax.eval_shape(network.init, jax.random.key(0), x, texts)
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), expected)
         if jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), self.variables) != shapes:
             raise ProbexError(f"{path}: the parameters do not fit the encoder on the expert's card")

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +65,27 @@ def as_layer(tensor: TensorInfo) -> LayerInfo | str:
     if first == 1 and len(rest) == 1:
         return LayerInfo((second, rest[0]), tensor.dtype, "embedding")
     return LayerInfo((first, second * math.prod(rest)), tensor.dtype, "conv")
+
+
+def reference_matrix(matrix: Any) -> Any:
+    """Matrices of a convolution as the reference implementation of ProbeX reads them.
+
+    It re-reads the memory of a kernel [O, I, kh, kw] larger than 1x1 as [I·kh·kw, O], which is not
+    the transpose of the canonical [O, I·kh·kw]: it mixes channels. Needed by experts that were
+    trained there.
+
+    Args:
+      matrix: canonical matrices [..., O, I·kh·kw], NumPy's or JAX's.
+
+    Returns:
+      The same values in the same order, as [..., I·kh·kw, O].
+
+    Example:
+      >>> reference_matrix(np.arange(6).reshape(2, 3)).tolist()
+      [[0, 1], [2, 3], [4, 5]]
+    """
+    *models, rows, columns = matrix.shape
+    return matrix.reshape(*models, columns, rows)
 
 
 def select_layers(

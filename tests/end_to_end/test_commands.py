@@ -149,7 +149,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(made, command, arguments, message
 
 @pytest.mark.parametrize(
     "command",
-    ["build_zoo", "pack", "train", "evaluate", "index", "search", "demo"],
+    ["build_zoo", "pack", "train", "evaluate", "index", "search", "convert", "demo"],
 )
 def test_help_has_an_example(command):
     # No other test starts `build_zoo` as a user does.

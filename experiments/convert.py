@@ -1,0 +1,117 @@
+"""Converts experts of the PyTorch implementations of ProbeX and MVProbe, both ways.
+
+A state dict does not say what it was trained on: --layer, --tree and --classes do, and of an expert
+aligned with text --text_encoder, --template and --logit_scale. What this command wrote says it
+itself. A committee is a folder with one file a member.
+
+Example:
+  python -m experiments.convert --from_torch=theirs.safetensors --to=out/theirs \
+    --tree=SupViT --layer=classifier.weight --classes=cifar100.json
+  python -m experiments.convert --from_expert=out/mvprobe --to_torch=out/mvprobe_torch
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+import probex_jax as px
+from experiments import cli
+from probex_jax.experts import Alignment, from_torch, to_torch
+
+_FROM_TORCH = flags.DEFINE_string("from_torch", None, "State dict, or folder of a committee's.")
+_TO = flags.DEFINE_string("to", None, "Expert to be made of it.")
+_FROM_EXPERT = flags.DEFINE_string("from_expert", None, "Expert, or work directory of a training.")
+_TO_TORCH = flags.DEFINE_string(
+    "to_torch", None, "The .safetensors file to be made of it; of a committee a folder."
+)
+_LAYER = flags.DEFINE_string("layer", None, "Name of the layer that it was trained on.")
+_TREE = flags.DEFINE_string("tree", None, "Name of its tree.")
+_CLASSES = flags.DEFINE_string(
+    "classes",
+    None,
+    "Names of its classes, in the order of its outputs: a JSON file with a list, or with an object "
+    "of class to words for its text; or separated by commas.",
+)
+_LAYOUT = flags.DEFINE_string(
+    "layout", None, "reference: it was trained on convolutions as the reference re-reads them."
+)
+_ENCODER = flags.DEFINE_string("text_encoder", None, "Text encoder that it was aligned with.")
+_TEMPLATE = flags.DEFINE_string("template", None, "Sentence of a class; a photo of a {class}.")
+_SCALE = flags.DEFINE_float("logit_scale", None, "Scale of its cosines; 1, as the reference's.")
+
+
+def main() -> None:
+    flags_of = {"from_torch": _FROM_TORCH, "to": _TO, "from_expert": _FROM_EXPERT}
+    flags_of |= {"to_torch": _TO_TORCH}
+    paths = {name: Path(flag.value) for name, flag in flags_of.items() if flag.value}
+    if paths.keys() not in ({"from_torch", "to"}, {"from_expert", "to_torch"}):
+        raise px.ProbexError("give --from_torch and --to, or --from_expert and --to_torch")
+    about = _about()
+    if "to" in paths:
+        if paths["to"].exists():
+            raise px.ProbexError(f"{paths['to']}: is there already; choose another")
+        expert = from_torch(paths["from_torch"], **about)
+        expert.save(paths["to"])
+    elif about:
+        raise px.ProbexError(f"--{next(iter(about))}: the expert's card says so already")
+    else:
+        expert = px.Expert.load(paths["from_expert"])
+        to_torch(expert, paths["to_torch"])
+    print(cli.table([_row(expert, member) for member in expert.members]))
+
+
+def _about() -> dict[str, Any]:
+    """What is said of a state dict, as `from_torch` takes it."""
+    classes, texts = _classes(_CLASSES.value) if _CLASSES.value else (None, None)
+    about: dict[str, Any] = {
+        "layer": _LAYER.value,
+        "tree": _TREE.value,
+        "classes": classes,
+        "texts": texts,
+    }
+    about |= {"layout": _LAYOUT.value, "text": None}
+    if _ENCODER.value:
+        about["text"] = Alignment(
+            px.text_encoder(_ENCODER.value),
+            spec=_ENCODER.value,
+            template="a photo of a {class}" if _TEMPLATE.value is None else _TEMPLATE.value,
+            logit_scale=1.0 if _SCALE.value is None else _SCALE.value,
+        )
+    elif _TEMPLATE.value is not None or _SCALE.value is not None:
+        raise px.ProbexError("--template and --logit_scale belong to a --text_encoder")
+    return {name: value for name, value in about.items() if value is not None}
+
+
+def _classes(text: str) -> tuple[list[str], dict[str, str] | None]:
+    """Class names, and the words for them where a file has any."""
+    if not text.endswith(".json"):
+        return [name.strip() for name in text.split(",")], None
+    try:
+        value = json.loads(Path(text).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise px.ProbexError(f"{text}: not JSON: {error}") from None
+    names = [*value, *value.values()] if isinstance(value, dict) else value
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise px.ProbexError(f"{text}: expected a list of class names, or an object of such")
+    return list(value), value if isinstance(value, dict) else None
+
+
+def _row(expert: px.Expert, member: Any) -> dict[str, Any]:
+    rows, columns = member.shape
+    return {
+        "tree": expert.card["tree"],
+        "layer": member.layer,
+        "shape": f"{rows}x{columns}",
+        "layout": member.layout,
+        "encoder": member.card["encoder"]["name"],
+        "head": expert.card["head"],
+        "classes": len(expert.card["classes"]),
+        "normalise": member.card.get("normalise", "none"),
+        "weight": f"{member.weight:.3f}",
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main)
