@@ -309,7 +309,7 @@ DEEP = json.loads("[" * 200 + "]" * 200)
         (put("version", 2), "has version 2, expected 1"),
         (put("tree", "scale"), "has tree 'scale'"),
         (put("tree", [[]]), "has tree"),
-        (put("tree", DEEP), "has tree"),
+        (put("tree", DEEP), "is nested too deeply"),
         (put("card", [1]), "has no card"),
         (lambda a: a["card"].update(members=[]), "has no card"),
         (lambda a: a["card"].update(encoder={"name": "dense"}), "encoder dense"),
