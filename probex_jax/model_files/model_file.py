@@ -254,13 +254,19 @@ class ModelFile:
                 raise ProbexError(f"{where}: {quoted(pair.alpha)} is no single number")
             alpha = float(values[0])
         peft = self._peft if pair.dialect == "peft" else PeftScales()
+        if isinstance(peft, ProbexError):
+            raise ProbexError(str(peft))
         rank = self.layers[name].rank
         assert rank is not None
         return scale(name, pair.path, rank, alpha, peft, where)
 
     @cached_property
-    def _peft(self) -> PeftScales:
-        return peft_scales(self.beside("adapter_config.json"), str(self.path))
+    def _peft(self) -> PeftScales | ProbexError:
+        """Parsed once, and if it is damaged not again for each of a thousand layers."""
+        try:
+            return peft_scales(self.beside("adapter_config.json"), str(self.path))
+        except ProbexError as error:
+            return error
 
     def _scaled(self, name: str, up: np.ndarray) -> np.ndarray:
         """A factor times the scale of its update."""
