@@ -189,6 +189,13 @@ def test_a_folder_with_snapshots_is_its_own_whatever_it_is_called(hub_cache, tmp
     refused(tmp_path / "renamed" / "snapshots" / "0123abcd", "leads out of the model's folder")
 
 
+def test_only_snapshots_of_a_cache_reach_its_blobs(hub_cache):
+    folder = hub_cache / "mine" / "deep"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").symlink_to("../../blobs/ffee")
+    refused(folder, "leads out of the model's folder")
+
+
 @pytest.mark.parametrize("name", ["refs/main", "snapshots/0123abcd"])
 def test_a_cache_s_own_parts_are_no_links_that_lead_out(hub_cache, tmp_path, name):
     (hub_cache / name).rename(tmp_path / "outside")
