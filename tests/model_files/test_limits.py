@@ -72,7 +72,13 @@ def test_configs_are_not_nested_deeply_either(model):
 
 @pytest.mark.parametrize(
     "text",
-    [r'{"a": "[[[[{,,,,"}', r'{"a\"[[[,,,": "\\"}', r'{"\\\"[[[[": 1}', '{"é[[[": ",,,"}'],
+    [
+        r'{"a": "[[[[{,,,,"}',
+        r'{"a\"[[[,,,": "\\"}',
+        r'{"\\\"[[[[": 1}',
+        r'{"\\": "[[,,"}',
+        '{"é[[[": ",,,"}',
+    ],
 )
 def test_brackets_and_commas_in_strings_do_not_count(text):
     assert json_object(text.encode(), "x", depth=1, values=1) == json.loads(text)
