@@ -52,10 +52,8 @@ def locate(path: Path, limits: Limits = _DEFAULT) -> Location:
     followed within `Location.root`.
     """
     if path.is_dir():
-        snapshot = _snapshot(path)
         # A folder that holds snapshots is a model's own, whatever it is called.
-        root = _own_folder(path) if snapshot == path else _real(path)
-        return _in_folder(snapshot, root, limits)
+        return _in_folder(_snapshot(path), _own_folder(path), limits)
     _check_there(path)
     _refuse_other_formats(path)
     return Location((path,), path.parent, _own_folder(path.parent))

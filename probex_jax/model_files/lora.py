@@ -186,11 +186,11 @@ def peft_scales(config: Mapping[str, Any], where: str) -> PeftScales:
     """
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
-        raise ProbexError(f"{where}: alpha_pattern of the adapter's config is no object")
+        raise ProbexError(f"{where}: alpha_pattern is no object")
     for pattern in patterns:
         if not _PLAIN_PATTERN.fullmatch(pattern):
             raise ProbexError(
-                f"{where}: alpha_pattern {quoted(pattern)} of the adapter's config is a regular "
+                f"{where}: alpha_pattern {quoted(pattern)} is a regular "
                 f"expression; only names of modules are read, of at most {_MAX_PATTERN} characters"
             )
     numbered = {name: (place, alpha) for place, (name, alpha) in enumerate(patterns.items())}

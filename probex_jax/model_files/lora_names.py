@@ -42,7 +42,7 @@ _SHORT = """
 # The longest that fits is taken: `to_k_ip` is not `to_k`.
 _NAMES = "|".join(sorted([*_LONG.split(), *_SHORT.split()], key=len, reverse=True))
 _MODULE = re.compile(rf"({_NAMES}|[0-9]+)(?:_|\Z)")
-_MAX_CHARACTERS = 300
+_MAX_CHARACTERS = 200
 
 
 def canonical(path: str) -> str | None:

@@ -278,27 +278,37 @@ class ModelFile:
 
     def _adapter_scales(self, part: str, dialect: str) -> PeftScales:
         """What PEFT, or diffusers in the header, says of the adapter of a part of a pipeline."""
-        if dialect == "peft" and self._in_its_folder is not None:
-            return self._in_its_folder
-        return PeftScales() if dialect == "kohya" else self._in_its_header.get(part, PeftScales())
+        if dialect == "kohya":
+            return PeftScales()
+        said = self._in_its_folder if dialect == "peft" else None
+        found = self._in_its_header if said is None else {part: said}
+        # Parsed once, and if it is damaged not again for each of a thousand layers.
+        for error in (found, said):
+            if isinstance(error, ProbexError):
+                raise ProbexError(str(error))
+        return found.get(part, PeftScales())  # type: ignore[union-attr, return-value]
 
     @cached_property
-    def _in_its_folder(self) -> PeftScales | None:
-        config = self.beside("adapter_config.json")
-        return peft_scales(config, str(self.path)) if config else None
+    def _in_its_folder(self) -> PeftScales | ProbexError | None:
+        try:
+            config = self.beside("adapter_config.json")
+            return peft_scales(config, f"{self.folder / 'adapter_config.json'}") if config else None
+        except ProbexError as error:
+            return error
 
     @cached_property
-    def _in_its_header(self) -> dict[str, PeftScales]:
+    def _in_its_header(self) -> dict[str, PeftScales] | ProbexError:
         """By the part of the pipeline that each field begins with."""
-        if ADAPTER_METADATA not in self.metadata:
-            return {}
+        text = self.metadata.get(ADAPTER_METADATA, "{}").encode()
         where = f"{self.path}: metadata {ADAPTER_METADATA}"
         parts: dict[str, dict[str, Any]] = {}
-        text = self.metadata[ADAPTER_METADATA].encode()
-        for key, value in json_object(text, where, depth=self._depth).items():
-            part, _, field = key.partition(".")
-            parts.setdefault(part, {})[field] = value
-        return {part: peft_scales(config, where) for part, config in parts.items()}
+        try:
+            for key, value in json_object(text, where, depth=self._depth).items():
+                part, _, field = key.partition(".")
+                parts.setdefault(part, {})[field] = value
+            return {part: peft_scales(config, where) for part, config in parts.items()}
+        except ProbexError as error:
+            return error
 
     def _scaled(self, name: str, up: np.ndarray) -> np.ndarray:
         """A factor times the scale of its update."""

@@ -172,6 +172,9 @@ def _tensor(name: str, entry: Any, where: str) -> TensorInfo:
             f"{tensor}: {dtype} of shape {quoted(shape)} takes {bits} bits, "
             f"data_offsets give {8 * (end - begin)}"
         )
+    if math.prod(size or 1 for size in shape) > MAX_INT // 8:
+        # Without a value, but NumPy has no such array.
+        raise ProbexError(f"{tensor}: shape is {quoted(shape)}, which is too large")
     return TensorInfo(dtype, tuple(shape), begin, end)
 
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ _LIST_OF_STRINGS = re.compile(rf"\[\s*+(?:{_STRING}\s*+(?:,\s*+{_STRING}\s*+)*+(
 _PLAIN_NAME = re.compile(r"\w[\w.+ -]{0,199}")
 
 
+# Of a list of a million only the beginning is written out.
+_BRIEFLY = reprlib.Repr()
+_BRIEFLY.maxlevel = 4
+_BRIEFLY.maxlist = _BRIEFLY.maxtuple = _BRIEFLY.maxdict = 40
+_BRIEFLY.maxstring = _BRIEFLY.maxlong = _BRIEFLY.maxother = 200
+
+
 class _DuplicateKeyError(ValueError):
     pass
 
@@ -33,10 +41,7 @@ def quoted(text: object, limit: int = 100) -> str:
     """The text as it may stand in a one-line message: escaped, and cut where it is long."""
     if isinstance(text, str):
         return repr(text) if len(text) <= limit else repr(text[:limit]) + "…"
-    try:
-        shown = repr(text)
-    except RecursionError:
-        return f"a deeply nested {type(text).__name__}"
+    shown = _BRIEFLY.repr(text)
     return shown if len(shown) <= limit else shown[:limit] + "…"
 
 

@@ -72,7 +72,13 @@ def test_configs_are_not_nested_deeply_either(model):
 
 @pytest.mark.parametrize(
     "text",
-    [r'{"a": "[[[[{,,,,"}', r'{"a\"[[[,,,": "\\"}', r'{"\\\"[[[[": 1}', '{"é[[[": ",,,"}'],
+    [
+        r'{"a": "[[[[{,,,,"}',
+        r'{"a\"[[[,,,": "\\"}',
+        r'{"\\\"[[[[": 1}',
+        r'{"\\": "[[,,"}',
+        '{"é[[[": ",,,"}',
+    ],
 )
 def test_brackets_and_commas_in_strings_do_not_count(text):
     assert json_object(text.encode(), "x", depth=1, values=1) == json.loads(text)
@@ -187,6 +193,13 @@ def test_a_folder_with_snapshots_is_its_own_whatever_it_is_called(hub_cache, tmp
     open_model(tmp_path / "renamed").close()
     # Not so its snapshots: any folder may be called so.
     refused(tmp_path / "renamed" / "snapshots" / "0123abcd", "leads out of the model's folder")
+
+
+def test_only_snapshots_of_a_cache_reach_its_blobs(hub_cache):
+    folder = hub_cache / "mine" / "deep"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").symlink_to("../../blobs/ffee")
+    refused(folder, "leads out of the model's folder")
 
 
 @pytest.mark.parametrize("name", ["refs/main", "snapshots/0123abcd"])

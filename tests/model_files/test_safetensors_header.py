@@ -75,6 +75,8 @@ BROKEN = {
     "half a byte": ({"w": tensor(0, 2, "F4", (3,))}, b"\0" * 2, "takes 12 bits"),
     "sizes that wrap": (
         {"w": tensor(0, 0, shape=(2**62, 2**62))}, b"", "data_offsets give 0"),
+    "empty and too large": (
+        {"w": tensor(0, 0, shape=(2**62, 0, 2**62))}, b"", "4611686018427387904], which is too"),
     "overlap": ({"v": tensor(), "w": tensor(8, 24)}, b"\0" * 24, "'w' overlaps the one before"),
     "same bytes": ({"v": tensor(), "w": tensor()}, b"\0" * 16, "'w' overlaps the one before"),
     "hole": ({"v": tensor(), "w": tensor(20, 36)}, b"\0" * 36, "'w' leaves a hole: it begins"),
