@@ -266,6 +266,12 @@ def standardised_factors(x: LowRank) -> LowRank:
 
 
 def deviation(squares: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard deviation, plus 1e-8, of matrices of a shape [..., H, W].
+
+    Args:
+      squares: sums of their squared distances from their means.
+      shape: theirs.
+    """
     # The gradient of the root is infinite at 0: of a matrix that is constant it is taken as 0.
     constant = squares <= 0
     root = jnp.sqrt(jnp.where(constant, 1.0, squares) / max(shape[-2] * shape[-1] - 1, 1))

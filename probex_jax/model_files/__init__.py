@@ -2,8 +2,8 @@
 
 `open_model` finds the files (`locate`), reads their headers (`safetensors_header`), decides what
 is a layer and in which canonical form (`layers`; `lora` for updates kept as factors, `lora_names`
-for their names), and reads single matrices (`model_file`). `architecture` tells which models may be
-of one tree.
+for their names, `lora_scales` for their scales), and reads single matrices (`model_file`).
+`architecture` tells which models may be of one tree.
 `select_layers` picks layers by name, number or pattern; `reference_matrix` re-reads convolutions as
 the reference implementation does; `literal_strings` reads a list of class names out of metadata.
 All text of strangers passes through `untrusted_text`; `limits` says how much of it there may be.

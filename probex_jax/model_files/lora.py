@@ -1,4 +1,4 @@
-"""LoRA updates: which tensors are the two factors of one layer, and by what they are scaled.
+"""LoRA updates: which tensors are the two factors of one layer.
 
 Three dialects are read; the update is scale · up @ down.
 
@@ -6,24 +6,19 @@ Three dialects are read; the update is scale · up @ down.
     PEFT       base_model.model.<layer>.lora_B.weight, .lora_A.weight; or .lora_B.default.weight
     kohya      lora_unet_<layer>.lora_up.weight, .lora_down.weight, .alpha
 
-The scale is alpha / R. PEFT keeps alpha in adapter_config.json, and divides by the root of R where
-`use_rslora` says so; diffusers may keep the same fields in the header, and mixes its names with
-PEFT's. Where nothing says alpha, the scale is 1.
+diffusers mixes its names with PEFT's. `lora_scales` tells the scale.
 """
 
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.layers import MATRIX_DTYPES, LayerInfo
 from probex_jax.model_files.lora_names import canonical
 from probex_jax.model_files.safetensors_header import TensorInfo
 from probex_jax.model_files.untrusted_text import quoted
-
-_MAX_ALPHA = 1e6
 
 # The ending of a factor's name: which of the two it is, and in PEFT the adapter's name.
 _ENDINGS = (
@@ -37,10 +32,6 @@ _NO_LORA = re.compile(
     r".*\.(?:lora_magnitude_vector|dora_scale|lora_embedding_[AB]|hada_w|lokr_w|oft_|diff).*"
 )
 _ALPHA = ".alpha"
-# Metadata of diffusers: fields of PEFT's config, each after the part of the pipeline that it is of.
-ADAPTER_METADATA = "lora_adapter_metadata"
-_MAX_PATTERN = 200
-_PLAIN_PATTERN = re.compile(rf"[\w.]{{1,{_MAX_PATTERN}}}")
 
 
 @dataclass(frozen=True)
@@ -153,79 +144,3 @@ def as_lora(layer: str, up: TensorInfo, down: TensorInfo, where: str) -> LayerIn
             f"down is {rank_down}x{math.prod(columns)}"
         )
     return LayerInfo((rows, math.prod(columns)), up.dtype, "lora", rank)
-
-
-@dataclass(frozen=True)
-class PeftScales:
-    """What PEFT's adapter_config.json says of scales; as it stands there, checked where it is used.
-
-    Args:
-      alpha: of all layers but those of `patterns`; None where it says nothing.
-      patterns: name of a module, or the end of it, to its place in the file and its alpha.
-      root: whether alpha is divided by the root of R.
-    """
-
-    alpha: object = None
-    patterns: Mapping[str, tuple[int, object]] = field(default_factory=dict)
-    root: bool = False
-
-    def of(self, path: str) -> object:
-        """Alpha of a module; the first pattern that fits counts, as in PEFT."""
-        # Only ends that are short enough: a stranger's path may be a million dots.
-        end = path[-_MAX_PATTERN - 1 :]
-        ends = [end[dot.end() :] for dot in re.finditer(r"\.", end)]
-        fitting = [self.patterns[e] for e in (path, *ends) if e in self.patterns]
-        return min(fitting, key=lambda found: found[0])[1] if fitting else self.alpha
-
-
-def peft_scales(config: Mapping[str, Any], where: str) -> PeftScales:
-    """Reads PEFT's config of an adapter, from adapter_config.json or from a header.
-
-    Raises:
-      ProbexError: if `alpha_pattern` is no object, or has a regular expression or a long name.
-    """
-    patterns = config.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict):
-        raise ProbexError(f"{where}: alpha_pattern is no object")
-    for pattern in patterns:
-        if not _PLAIN_PATTERN.fullmatch(pattern):
-            raise ProbexError(
-                f"{where}: alpha_pattern {quoted(pattern)} is a regular "
-                f"expression; only names of modules are read, of at most {_MAX_PATTERN} characters"
-            )
-    numbered = {name: (place, alpha) for place, (name, alpha) in enumerate(patterns.items())}
-    return PeftScales(config.get("lora_alpha"), numbered, config.get("use_rslora") is True)
-
-
-def scale(
-    layer: str, path: str, rank: int, alpha: float | None, peft: PeftScales, where: str
-) -> float | None:
-    """What an update is multiplied by; None where nothing says.
-
-    Args:
-      layer: canonical name.
-      path: the layer's own name in the file, for the patterns of PEFT.
-      rank: R.
-      alpha: of a tensor beside the factors, where there is one.
-      peft: what the config of the adapter says; `PeftScales()` where nothing does.
-      where: the file's name, for errors.
-
-    Raises:
-      ProbexError: if alpha is no number.
-    """
-    root = alpha is None and peft.root
-    if alpha is None:
-        stated = peft.of(path)
-        if stated is None:
-            return None
-        if not (isinstance(stated, int | float) and not isinstance(stated, bool)):
-            raise ProbexError(
-                f"{where}: lora_alpha of the adapter's config is {quoted(stated)}, no number"
-            )
-        alpha = stated
-    if not abs(alpha) <= _MAX_ALPHA:
-        raise ProbexError(
-            f"{where}: LoRA {quoted(layer)}: alpha is {quoted(alpha)}, expected a number of at "
-            f"most {_MAX_ALPHA:g}"
-        )
-    return alpha / (math.sqrt(rank) if root else rank)

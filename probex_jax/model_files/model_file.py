@@ -18,14 +18,8 @@ from probex_jax.model_files.byte_ranges import ByteRanges, read_small
 from probex_jax.model_files.layers import LayerInfo, as_layer, no_such_layer
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.locate import INDEX, Location, check_inside, locate
-from probex_jax.model_files.lora import (
-    ADAPTER_METADATA,
-    PeftScales,
-    as_lora,
-    pair_factors,
-    peft_scales,
-    scale,
-)
+from probex_jax.model_files.lora import as_lora, pair_factors
+from probex_jax.model_files.lora_scales import Scales
 from probex_jax.model_files.safetensors_header import (
     PREFIX_BYTES,
     Header,
@@ -105,6 +99,7 @@ class ModelFile:
             {name: self._shard_of[name].header.tensors[name] for name in sorted(self._shard_of)}
         )
         self._factors, self._unread = pair_factors(self.tensors, str(path))
+        self._scales = Scales(self, self._factors, limits.depth)
         layers, left_out = self._sorted_out()
         self.layers: Mapping[str, LayerInfo] = MappingProxyType(layers)
         self.left_out: Mapping[str, str] = MappingProxyType(left_out)
@@ -120,7 +115,7 @@ class ModelFile:
             single.pop(pair.alpha, None)
             layer = as_lora(name, up, down, str(self.path))
             if isinstance(layer, str):
-                left_out |= dict.fromkeys((pair.up, pair.down), layer)
+                left_out |= dict.fromkeys(filter(None, (pair.up, pair.down, pair.alpha)), layer)
             elif name in single:
                 raise ProbexError(f"{self.path}: {quoted(name)} is a tensor and a LoRA as well")
             else:
@@ -254,20 +249,16 @@ class ModelFile:
     def unscaled(self) -> tuple[str, ...]:
         """LoRA layers of PEFT or kohya for which nothing says alpha: their scale is 1."""
         names = (name for name, pair in self._factors.items() if pair.dialect != "diffusers")
-        return tuple(name for name in names if name in self.layers and self._scale(name) is None)
+        return tuple(
+            name for name in names if name in self.layers and self._scales.of(name) is None
+        )
 
-    def _scale(self, name: str) -> float | None:
-        pair, where = self._factors[name], str(self.path)
-        alpha = None
-        if pair.alpha:
-            alpha = self._number(pair.alpha)
-        peft = self._adapter_scales(name.partition(".")[0], pair.dialect)
-        rank = self.layers[name].rank
-        assert rank is not None
-        return scale(name, pair.path, rank, alpha, peft, where)
+    def number(self, name: str) -> float:
+        """Reads a tensor of one number, which may be a whole one, as some write alpha.
 
-    def _number(self, name: str) -> float:
-        """A tensor of one number; of whole ones, too, as some write alpha."""
+        Raises:
+          ProbexError: as `tensor`, or if it has more or fewer numbers.
+        """
         tensor, shard = self.tensors[name], self._shard_of[name]
         if math.prod(tensor.shape) != 1:
             raise ProbexError(f"{self.path}: {quoted(name)} is no single number")
@@ -276,43 +267,9 @@ class ModelFile:
         data = shard.bytes.read(shard.data_begin + tensor.begin, shard.data_begin + tensor.end)
         return float(data.view(_WHOLE_DTYPES[tensor.dtype])[0])
 
-    def _adapter_scales(self, part: str, dialect: str) -> PeftScales:
-        """What PEFT, or diffusers in the header, says of the adapter of a part of a pipeline."""
-        if dialect == "kohya":
-            return PeftScales()
-        said = self._in_its_folder if dialect == "peft" else None
-        found = self._in_its_header if said is None else {part: said}
-        # Parsed once, and if it is damaged not again for each of a thousand layers.
-        for error in (found, said):
-            if isinstance(error, ProbexError):
-                raise ProbexError(str(error))
-        return found.get(part, PeftScales())  # type: ignore[union-attr, return-value]
-
-    @cached_property
-    def _in_its_folder(self) -> PeftScales | ProbexError | None:
-        try:
-            config = self.beside("adapter_config.json")
-            return peft_scales(config, f"{self.folder / 'adapter_config.json'}") if config else None
-        except ProbexError as error:
-            return error
-
-    @cached_property
-    def _in_its_header(self) -> dict[str, PeftScales] | ProbexError:
-        """By the part of the pipeline that each field begins with."""
-        text = self.metadata.get(ADAPTER_METADATA, "{}").encode()
-        where = f"{self.path}: metadata {ADAPTER_METADATA}"
-        parts: dict[str, dict[str, Any]] = {}
-        try:
-            for key, value in json_object(text, where, depth=self._depth).items():
-                part, _, field = key.partition(".")
-                parts.setdefault(part, {})[field] = value
-            return {part: peft_scales(config, where) for part, config in parts.items()}
-        except ProbexError as error:
-            return error
-
     def _scaled(self, name: str, up: np.ndarray) -> np.ndarray:
         """A factor times the scale of its update."""
-        factor = self._scale(name)
+        factor = self._scales.of(name)
         return up if factor in (None, 1.0) else up * np.float32(factor)
 
     def _rows(self, tensor: str, rows: Sequence[int], width: int) -> np.ndarray:

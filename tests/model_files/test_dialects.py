@@ -298,3 +298,15 @@ def test_an_alpha_of_many_numbers_is_one_line(tmp_path):
         pytest.raises(ProbexError, match="is no single number"),
     ):
         m.matrix("unet.conv_in")
+
+
+def test_of_a_layer_that_is_left_out_alpha_is_reported_too(tmp_path):
+    tensors = {
+        "lora_unet_conv_in.lora_up.weight": np.ones((3, 2, 3, 3), "f4"),
+        "lora_unet_conv_in.lora_down.weight": np.ones((2, 3), "f4"),
+        "lora_unet_conv_in.alpha": np.array(1, "f4"),
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    with open_model(tmp_path / "a.safetensors") as m:
+        reason = "a LoRA whose up factor is a convolution, which is not read"
+        assert (dict(m.layers), dict(m.left_out)) == ({}, dict.fromkeys(tensors, reason))
