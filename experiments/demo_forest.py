@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 import probex_jax as px
 from experiments import cli, forest_steps, steps
 from probex_jax.forest import Forest
-from probex_jax.model_files.locate import locate
+from probex_jax.model_files.locate import local_files
 from probex_jax.reports import HiddenModel, hidden_models
 from probex_jax.search import Index, find_models
 
@@ -80,7 +80,7 @@ def _hidden(
     for number, (source, truth) in enumerate(chosen, start=1):
         path = folder / f"hidden_{number:02d}.safetensors"
         if not path.exists():
-            [weights] = locate(Path(source)).files
+            [weights] = local_files(Path(source))
             partial = path.with_suffix(".partial")
             save_file(load_file(weights), partial)
             partial.rename(path)

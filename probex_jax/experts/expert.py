@@ -155,7 +155,7 @@ class Expert:
                     f"{model.path}: layer {layer} is {model.layers[layer].shape}, the expert "
                     f"reads {shape}"
                 )
-        return {layer: model.matrix(layer) for layer in self.layers}
+        return model.matrices(self.layers)
 
     def encode(self, x: Layers) -> jax.Array:
         """Representations [N, T] of N models.

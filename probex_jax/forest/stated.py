@@ -15,6 +15,7 @@ from probex_jax.zoo.model_j import stated_in_metadata
 
 # What transformers calls classes that nobody named.
 _NO_NAME = re.compile(r"(?:LABEL|label|class)_?\d+|\d+")
+_MAX_CONFIG_BYTES = 16 * 2**20
 _MAX_LABELS = 10_000
 _MAX_CHARACTERS = 200
 
@@ -118,11 +119,18 @@ def _labels(model: ModelFile, config: Mapping[str, Any]) -> tuple[tuple[str, ...
 
 
 def _library(model: ModelFile, config: Mapping[str, Any], architecture: str, is_lora: bool) -> str:
-    if (model.folder / "adapter_config.json").exists():
+    if _has_adapter_config(model):
         return "peft"
     if is_lora:
         return "diffusers"
     return "transformers" if architecture and _is_name(config.get("model_type")) else ""
+
+
+def _has_adapter_config(model: ModelFile) -> bool:
+    try:
+        return model.bytes_beside("adapter_config.json", _MAX_CONFIG_BYTES) is not None
+    except ProbexError:
+        return True
 
 
 def _is_name(value: object) -> bool:

@@ -13,7 +13,7 @@ from flax import traverse_util
 from probex_jax.errors import ProbexError
 from probex_jax.language.clip_tower import ACTIVATIONS, TextTower
 from probex_jax.model_files import ModelFile
-from probex_jax.model_files.locate import INDEX, SINGLE, locate
+from probex_jax.model_files.locate import INDEX, SINGLE, local_files
 from probex_jax.model_files.untrusted_text import quoted
 
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
@@ -57,7 +57,7 @@ def find_checkpoint(path_or_hub_id: str) -> Path:
     """The folder of a checkpoint: a local one, or where the hub's client keeps it."""
     path = Path(path_or_hub_id)
     if "\0" not in path_or_hub_id and path.exists():
-        return locate(path).folder
+        return local_files(path)[0].parent
     hub_id = _HUB_ID.fullmatch(path_or_hub_id)
     if not hub_id:
         raise ProbexError(

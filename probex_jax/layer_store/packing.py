@@ -296,7 +296,7 @@ class _Packer:
             with open_model(header.model.path) as file:
                 if layer_faults(file.layers, self._layers):
                     raise ProbexError(f"{header.model.path}: changed while it was packed")
-                matrices = {name: file.matrix(name) for name in self._layers}
+                matrices = file.matrices(self._layers)
                 file.check_unchanged()
                 return matrices
         except ProbexError as error:

@@ -10,6 +10,7 @@ All text of strangers passes through `untrusted_text`; `limits` says how much of
 """
 
 from probex_jax.model_files.architecture import fingerprint, stated_base
+from probex_jax.model_files.http_ranges import Remote
 from probex_jax.model_files.layers import LayerInfo, reference_matrix, select_layers
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.model_file import ModelFile, open_model
@@ -19,6 +20,7 @@ __all__ = [
     "LayerInfo",
     "Limits",
     "ModelFile",
+    "Remote",
     "fingerprint",
     "literal_strings",
     "open_model",

@@ -4,6 +4,7 @@ import os
 import stat
 import time
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -19,7 +20,7 @@ class ByteRanges:
     """One open regular file. Not mapped into memory: a file cut short meanwhile is an error."""
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.name = path, str(path)
         try:
             # Without O_NONBLOCK, a pipe that a stranger put there would hang us.
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -67,6 +68,12 @@ class ByteRanges:
         if self._sums is not None:
             self._sums.append((begin, end, zlib.crc32(data.data)))
         return data
+
+    def fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Nothing to do: ranges are read when they are asked for."""
+
+    def forget(self) -> None:
+        """Nothing to do."""
 
     def close(self) -> None:
         """Closes the file; a second time does nothing."""

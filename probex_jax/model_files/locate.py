@@ -2,12 +2,15 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files.byte_ranges import read_small
+from probex_jax.model_files.byte_ranges import ByteRanges, read_small
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.untrusted_text import json_object, plain_name, quoted, shown
 
@@ -27,36 +30,139 @@ _DEFAULT = Limits()
 _SHARD_OF_MANY = re.compile(r".*-\d+-of-0*(?!1\.)[1-9]\d*\.safetensors")
 
 
+class Bytes(Protocol):
+    """A file that is open for reading ranges of it."""
+
+    name: str
+    size: int
+
+    def read(self, begin: int, end: int) -> np.ndarray:
+        """The bytes `begin:end` as a new array of uint8."""
+
+    def fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Says which ranges will be read, so that a server is asked for them together."""
+
+    def forget(self) -> None:
+        """Says that what was fetched has been read."""
+
+    def check_unchanged(self) -> None:
+        """Raises a ProbexError if the file was written to since it was opened."""
+
+    def close(self) -> None:
+        """Closes the file."""
+
+
+class Folder(Protocol):
+    """Where the files of a model lie: on this machine or on a server."""
+
+    def path_of(self, name: str) -> str:
+        """A file in it, for messages."""
+
+    def names(self) -> list[str]:
+        """The files in it, as far as that is known."""
+
+    def open(self, name: str) -> Bytes:
+        """Opens a file in it, named as `names` does."""
+
+    def read_beside(self, name: str, limit: int) -> bytes | None:
+        """A small file in it, or None where there is none."""
+
+
 @dataclass(frozen=True)
 class Location:
     """The files of one model.
 
     Args:
-      files: the safetensors files, sorted by name.
       folder: where they and `config.json` lie.
-      root: the model's own folder, without links; no link in `folder` may lead out of it. In a hub
-        cache it is the `models--…` one, whose `blobs/` hold the files.
+      names: of the safetensors files, sorted.
       weight_map: tensor name to file name, as the index of shards says; None without an index.
     """
 
-    files: tuple[Path, ...]
-    folder: Path
-    root: Path
+    folder: Folder
+    names: tuple[str, ...]
     weight_map: Mapping[str, str] | None = None
+
+
+class LocalFolder:
+    """A folder on this machine.
+
+    Args:
+      path: of the folder.
+      root: the model's own folder, without links; no link in it may lead out of it. In a hub cache
+        it is the `models--…` one, whose `blobs/` hold the files.
+      named: a file that the user named, which may be a link to anywhere.
+    """
+
+    def __init__(self, path: Path, root: Path, named: str = ""):
+        self.path, self._root, self._named = path, root, named
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def path_of(self, name: str) -> str:
+        """A file in it, for messages."""
+        return str(self.path / name)
+
+    def names(self) -> list[str]:
+        """All that is in it, sorted; a dangling link counts: the error then says where it leads."""
+        return sorted(os.listdir(self.path))
+
+    def open(self, name: str) -> ByteRanges:
+        """Opens a file of weights."""
+        path = self.path / name
+        return ByteRanges(path if name == self._named else _file(path, self._root))
+
+    def read_beside(self, name: str, limit: int) -> bytes | None:
+        """A small file in it, or None where there is none."""
+        path = self.path / name
+        if not os.path.lexists(path):
+            return None
+        _check_there(path)
+        check_inside(path, self._root)
+        return read_small(path, limit)
 
 
 def locate(path: Path, limits: Limits = _DEFAULT) -> Location:
     """Finds the files of a model; raises a ProbexError that says what was looked for.
 
     What the user named is followed, wherever it leads; links that lie in the model's folder are
-    followed within `Location.root`.
+    followed within the folder's root.
     """
     if path.is_dir():
         # A folder that holds snapshots is a model's own, whatever it is called.
-        return _in_folder(_snapshot(path), _own_folder(path), limits)
+        return located_in(LocalFolder(_snapshot(path), _own_folder(path)), limits)
     _check_there(path)
-    _refuse_other_formats(path)
-    return Location((path,), path.parent, _own_folder(path.parent))
+    refuse_other_formats(path.name, str(path))
+    return Location(LocalFolder(path.parent, _own_folder(path.parent), path.name), (path.name,))
+
+
+def local_files(path: Path) -> tuple[Path, ...]:
+    """The safetensors files of the model at a path on this machine; a ProbexError as `locate`."""
+    location = locate(path)
+    return tuple(Path(location.folder.path_of(name)) for name in location.names)
+
+
+def located_in(folder: Folder, limits: Limits) -> Location:
+    """Finds the files of the model that a folder holds."""
+    names = folder.names()
+    if SINGLE in names:
+        return Location(folder, (SINGLE,))
+    if INDEX in names:
+        return _shards(folder, limits)
+    others = [name for name in names if Path(name).suffix == ".safetensors"]
+    if len(others) == 1 and not _SHARD_OF_MANY.fullmatch(others[0]):
+        return Location(folder, (others[0],))
+    if others:
+        some = ", ".join(map(quoted, others[:3]))
+        raise ProbexError(
+            f"{folder}: neither {SINGLE} nor {INDEX}, and which of its {len(others)} other files "
+            f"is the model? {some}{', …' if len(others) > 3 else ''}; shards need the index, "
+            "for one of several files give its path"
+        )
+    for name in names:
+        if Path(name).suffix.lower() in (*_PICKLES, ".gguf") and name.isprintable():
+            refuse_other_formats(name, folder.path_of(name))
+    raise ProbexError(f"{folder}: no model here; expected {SINGLE} or {INDEX}")
 
 
 def check_inside(path: Path, root: Path) -> None:
@@ -88,8 +194,9 @@ def _check_there(path: Path) -> None:
         raise ProbexError(f"{shown(path)}: no such file or folder{to}")
 
 
-def _refuse_other_formats(path: Path) -> None:
-    suffix = path.suffix.lower()
+def refuse_other_formats(name: str, path: str) -> None:
+    """Raises a ProbexError with the way out if the name of a file is not of safetensors."""
+    suffix = Path(name).suffix.lower()
     if suffix in _PICKLES:
         raise ProbexError(
             f"{path}: a pickle can run code when it is loaded, so it is not read; convert it where "
@@ -122,29 +229,6 @@ def _snapshot(folder: Path) -> Path:
     return snapshot
 
 
-def _in_folder(folder: Path, root: Path, limits: Limits) -> Location:
-    # A dangling link counts as present: the error then says where it leads.
-    if os.path.lexists(folder / SINGLE):
-        return Location((_file(folder / SINGLE, root),), folder, root)
-    if os.path.lexists(folder / INDEX):
-        return _shards(folder / INDEX, root, limits)
-    entries = sorted(folder.iterdir())
-    others = [entry for entry in entries if entry.suffix == ".safetensors"]
-    if len(others) == 1 and not _SHARD_OF_MANY.fullmatch(others[0].name):
-        return Location((_file(others[0], root),), folder, root)
-    if others:
-        names = ", ".join(quoted(entry.name) for entry in others[:3])
-        raise ProbexError(
-            f"{folder}: neither {SINGLE} nor {INDEX}, and which of its {len(others)} other files "
-            f"is the model? {names}{', …' if len(others) > 3 else ''}; shards need the index, "
-            "for one of several files give its path"
-        )
-    for entry in entries:
-        if entry.suffix.lower() in (*_PICKLES, ".gguf") and entry.name.isprintable():
-            _refuse_other_formats(entry)
-    raise ProbexError(f"{folder}: no model here; expected {SINGLE} or {INDEX}")
-
-
 def _file(path: Path, root: Path) -> Path:
     """A file of weights that was found, not named by the user."""
     if not path.name.isprintable():
@@ -153,16 +237,14 @@ def _file(path: Path, root: Path) -> Path:
     check_inside(path, root)
     if path.is_dir():
         raise ProbexError(f"{path}: is a folder, expected a file")
-    _refuse_other_formats(path)
+    refuse_other_formats(path.name, str(path))
     return path
 
 
-def _shards(index: Path, root: Path, limits: Limits) -> Location:
-    _check_there(index)
-    check_inside(index, root)
-    values = limits.tensors + _VALUES_BESIDE_TENSORS
-    data = read_small(index, _MAX_INDEX_BYTES)
-    content = json_object(data, str(index), depth=limits.depth, values=values)
+def _shards(folder: Folder, limits: Limits) -> Location:
+    index, values = folder.path_of(INDEX), limits.tensors + _VALUES_BESIDE_TENSORS
+    data = folder.read_beside(INDEX, _MAX_INDEX_BYTES) or b""
+    content = json_object(data, index, depth=limits.depth, values=values)
     unknown = [key for key in content if key not in ("metadata", "weight_map")]
     if unknown:
         raise ProbexError(
@@ -177,5 +259,6 @@ def _shards(index: Path, root: Path, limits: Limits) -> Location:
     shards = sorted({plain_name(name, f"{index}: shard") for name in weight_map.values()})
     if len(shards) > _MAX_SHARDS:
         raise ProbexError(f"{index}: {len(shards)} shards, the limit is {_MAX_SHARDS}")
-    files = tuple(_file(index.parent / name, root) for name in shards)
-    return Location(files, index.parent, root, weight_map)
+    for name in shards:
+        refuse_other_formats(name, folder.path_of(name))
+    return Location(folder, tuple(shards), weight_map)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _MAX_ALPHA = 1e6
 # Metadata of diffusers: fields of PEFT's config, each after the part of the pipeline that it is of.
+_PEFT = "adapter_config.json"
 _METADATA = "lora_adapter_metadata"
 _MAX_PATTERN = 200
 _PLAIN_PATTERN = re.compile(rf"[\w.]{{1,{_MAX_PATTERN}}}")
@@ -68,10 +69,9 @@ class Scales:
 
     @cached_property
     def _in_its_folder(self) -> PeftScales | ProbexError | None:
-        path = self._model.folder / "adapter_config.json"
         try:
-            config = self._model.beside(path.name)
-            return peft_scales(config, str(path)) if config else None
+            config = self._model.beside(_PEFT)
+            return peft_scales(config, self._model.path_beside(_PEFT)) if config else None
         except ProbexError as error:
             return error
 

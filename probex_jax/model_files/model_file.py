@@ -2,8 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -14,22 +13,18 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.matrices import LowRank
-from probex_jax.model_files.byte_ranges import ByteRanges, read_small
+from probex_jax.model_files.http_ranges import Remote
+from probex_jax.model_files.hub import locate_remote, remote_url
 from probex_jax.model_files.layers import LayerInfo, as_layer, no_such_layer
 from probex_jax.model_files.limits import Limits
-from probex_jax.model_files.locate import INDEX, Location, check_inside, locate
+from probex_jax.model_files.locate import Location, locate
 from probex_jax.model_files.lora import as_lora, pair_factors
 from probex_jax.model_files.lora_scales import Scales
-from probex_jax.model_files.safetensors_header import (
-    PREFIX_BYTES,
-    Header,
-    TensorInfo,
-    header_size,
-    parse_header,
-)
+from probex_jax.model_files.safetensors_header import TensorInfo
+from probex_jax.model_files.shards import Shard, merged_metadata, open_shards, shard_of_tensors
 from probex_jax.model_files.untrusted_text import json_object, quoted
 
-_DEFAULT_LIMITS = Limits()
+_DEFAULT_LIMITS, _DEFAULT_REMOTE = Limits(), Remote()
 _MAX_CONFIG_BYTES = 16 * 1024 * 1024
 
 _NUMPY_DTYPES = {
@@ -45,32 +40,11 @@ _NUMPY_DTYPES = {
 _WHOLE_DTYPES = {f"I{8 * size}": np.dtype(f"<i{size}") for size in (1, 2, 4, 8)}
 
 
-class _Shard:
-    """One open safetensors file with its header."""
-
-    def __init__(self, path: Path, limits: Limits):
-        self.bytes = ByteRanges(path)
-        try:
-            where, size = str(path), self.bytes.size
-            prefix = self.bytes.read(0, min(PREFIX_BYTES, size)).tobytes()
-            self.data_begin = PREFIX_BYTES + header_size(prefix, size, where, limits)
-            header = self.bytes.read(PREFIX_BYTES, self.data_begin).tobytes()
-            self.header: Header = parse_header(header, size - self.data_begin, where, limits)
-        except BaseException:
-            self.bytes.close()
-            raise
-
-    @property
-    def path(self) -> Path:
-        return self.bytes.path
-
-
 class ModelFile:
     """An open model; made by `open_model`, best used in a `with` statement.
 
     Attributes:
-      path: what was opened.
-      folder: where its files lie, and those that describe it.
+      path: what was opened; of a server an address, whose revision is a commit.
       layers: name to LayerInfo, the names sorted as text.
       left_out: name of every tensor that is in no layer, to the reason why.
       tensors: name of every tensor to its dtype and shape.
@@ -88,13 +62,14 @@ class ModelFile:
       >>> folder.cleanup()
     """
 
-    def __init__(self, path: Path, location: Location, shards: Sequence[_Shard], limits: Limits):
+    def __init__(
+        self, path: Path | str, location: Location, shards: Sequence[Shard], limits: Limits
+    ):
         self.path = path
-        self.folder = location.folder
-        self._root, self._depth = location.root, limits.depth
+        self._folder, self._depth = location.folder, limits.depth
         self._shards = tuple(shards)
-        self._shard_of = _tensors_of(location, shards)
-        self.metadata: Mapping[str, str] = MappingProxyType(_merged_metadata(shards))
+        self._shard_of = shard_of_tensors(location, shards)
+        self.metadata: Mapping[str, str] = MappingProxyType(merged_metadata(shards))
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
             {name: self._shard_of[name].header.tensors[name] for name in sorted(self._shard_of)}
         )
@@ -150,7 +125,7 @@ class ModelFile:
         data = self.bytes_beside(name, _MAX_CONFIG_BYTES)
         if data is None:
             return {}
-        return json_object(data, str(self.folder / name), depth=self._depth)
+        return json_object(data, self.path_beside(name), depth=self._depth)
 
     def bytes_beside(self, name: str, limit: int) -> bytes | None:
         """A file in the model's folder, or None where there is none.
@@ -162,11 +137,11 @@ class ModelFile:
         Raises:
           ProbexError: as `beside`.
         """
-        path = self.folder / name
-        if not os.path.lexists(path):
-            return None
-        check_inside(path, self._root)
-        return read_small(path, limit)
+        return self._folder.read_beside(name, limit)
+
+    def path_beside(self, name: str) -> str:
+        """Where a file in the model's folder is, or would be; for messages."""
+        return self._folder.path_of(name)
 
     def factors(self, name: str) -> tuple[str, str]:
         """Names of the tensors `up` and `down` of a layer of kind "lora"."""
@@ -195,6 +170,42 @@ class ModelFile:
             up, down = self.tensor(pair.up).reshape(height, -1), self.tensor(pair.down)
             return LowRank(up=self._scaled(name, up), down=down.reshape(-1, width))
         return self.tensor(name).reshape(self.layers[name].shape)
+
+    def matrices(self, names: Iterable[str]) -> dict[str, np.ndarray | LowRank]:
+        """Reads several layers; of a model on a server in few requests, several at a time.
+
+        Args:
+          names: of `layers`.
+
+        Returns:
+          Name to what `matrix` returns.
+
+        Raises:
+          ProbexError, ValueError: as `matrix`.
+        """
+        names = list(names)
+        ranges: dict[Shard, list[tuple[int, int]]] = {}
+        for name in names:
+            for tensor in self._tensors_of_layer(name):
+                shard, begin = self._place(tensor)
+                size = self.tensors[tensor].end - self.tensors[tensor].begin
+                ranges.setdefault(shard, []).append((begin, begin + size))
+        for shard, wanted in ranges.items():
+            shard.bytes.fetch(wanted)
+        matrices = {name: self.matrix(name) for name in names}
+        for shard in ranges:
+            shard.bytes.forget()
+        return matrices
+
+    def _tensors_of_layer(self, name: str) -> tuple[str, ...]:
+        if name not in self.layers:
+            raise self._no_layer(name)
+        return self.factors(name) if name in self._factors else (name,)
+
+    def _place(self, tensor: str) -> tuple[Shard, int]:
+        """The file that holds a tensor, and where in it the tensor begins."""
+        shard = self._shard_of[tensor]
+        return shard, shard.data_begin + self.tensors[tensor].begin
 
     def tensor(self, name: str) -> np.ndarray:
         """Reads one tensor, whether it is a layer or not, and no other bytes of the file.
@@ -259,12 +270,12 @@ class ModelFile:
         Raises:
           ProbexError: as `tensor`, or if it has more or fewer numbers.
         """
-        tensor, shard = self.tensors[name], self._shard_of[name]
+        tensor, (shard, begin) = self.tensors[name], self._place(name)
         if math.prod(tensor.shape) != 1:
             raise ProbexError(f"{self.path}: {quoted(name)} is no single number")
         if tensor.dtype not in _WHOLE_DTYPES:
             return float(self.tensor(name).ravel()[0])
-        data = shard.bytes.read(shard.data_begin + tensor.begin, shard.data_begin + tensor.end)
+        data = shard.bytes.read(begin, begin + tensor.end - tensor.begin)
         return float(data.view(_WHOLE_DTYPES[tensor.dtype])[0])
 
     def _scaled(self, name: str, up: np.ndarray) -> np.ndarray:
@@ -273,15 +284,16 @@ class ModelFile:
         return up if factor in (None, 1.0) else up * np.float32(factor)
 
     def _rows(self, tensor: str, rows: Sequence[int], width: int) -> np.ndarray:
-        size = width * _dtype(self.tensors[tensor], tensor, self.path).itemsize
+        size = width * _dtype(self.tensors[tensor], tensor, str(self.path)).itemsize
         parts = [(row * size, (row + 1) * size) for row in rows]
         return self._values(tensor, parts).reshape(len(rows), width)
 
     def _values(self, name: str, parts: Sequence[tuple[int, int]]) -> np.ndarray:
         """Ranges of bytes of a tensor as one vector of float32."""
-        tensor, shard = self.tensors[name], self._shard_of[name]
-        dtype = _dtype(tensor, name, shard.path)
-        begin = shard.data_begin + tensor.begin
+        shard, begin = self._place(name)
+        dtype = _dtype(self.tensors[name], name, shard.where)
+        if len(parts) > 1:
+            shard.bytes.fetch((begin + first, begin + last) for first, last in parts)
         read = [shard.bytes.read(begin + first, begin + last) for first, last in parts]
         data = read[0] if len(read) == 1 else np.concatenate(read)
         # Values too large for float32 become infinite here, and are found below.
@@ -292,7 +304,7 @@ class ModelFile:
         if not finite:
             bad = array.size - np.count_nonzero(np.isfinite(array))
             raise ProbexError(
-                f"{shard.path}: layer {quoted(name)}: {bad} of {array.size} values are NaN or "
+                f"{shard.where}: layer {quoted(name)}: {bad} of {array.size} values are NaN or "
                 "infinite in float32, expected finite weights"
             )
         return array
@@ -324,22 +336,30 @@ class ModelFile:
         self.close()
 
 
-def open_model(path: str | os.PathLike[str], limits: Limits = _DEFAULT_LIMITS) -> ModelFile:
+def open_model(
+    path: str | os.PathLike[str],
+    limits: Limits = _DEFAULT_LIMITS,
+    remote: Remote = _DEFAULT_REMOTE,
+) -> ModelFile:
     """Opens a model without reading its weights.
 
     Args:
       path: a `.safetensors` file; a folder with `model.safetensors`, with
         `model.safetensors.index.json` and its shards, or with one other `.safetensors` file; or a
         hub cache folder (`refs/main`, `snapshots/<revision>/`). What is named here may be a link;
-        of links that are found in a folder those are refused that lead out of it.
+        of links that are found in a folder those are refused that lead out of it. Or on a server
+        `hf://org/repo[@revision][/file or folder]`, or the `https://…` address of a
+        `.safetensors` file, of which only the ranges of bytes are read that are asked for.
       limits: how large headers may be.
+      remote: how a model on a server is read.
 
     Returns:
       The open model, a context manager.
 
     Raises:
       ProbexError: if there is no model, or a file is damaged, of another format or no regular
-        file. The message names the file, the tensor or field, and what was expected.
+        file; or the server does not answer, or not with what it was asked for. The message names
+        the file, the tensor or field, and what was expected.
 
     Example:
       >>> import tempfile, numpy as np
@@ -354,78 +374,30 @@ def open_model(path: str | os.PathLike[str], limits: Limits = _DEFAULT_LIMITS) -
     References:
       docs/formats.md, "Model files that are read".
     """
-    path = Path(path)
+    url = remote_url(path)
+    where: Path | str = url or Path(path)
     if "\0" in str(path):
         raise ProbexError(f"{quoted(str(path))}: no such file or folder")
-    with ExitStack() as on_error:
+    try:
+        if url:
+            location, where = locate_remote(url, limits, remote)
+        else:
+            location = locate(Path(path), limits)
+        shards = open_shards(location, limits)
         try:
-            location = locate(path, limits)
-            shards = []
-            for file in location.files:
-                shards.append(_Shard(file, limits))
-                on_error.callback(shards[-1].bytes.close)
-                _check_sums(shards, limits)
-            model = ModelFile(path, location, shards, limits)
-        except OSError as error:
-            raise ProbexError(f"{path}: cannot be read: {error.strerror}") from error
-        on_error.pop_all()
-    return model
+            return ModelFile(where, location, shards, limits)
+        except BaseException:
+            for shard in shards:
+                shard.bytes.close()
+            raise
+    except OSError as error:
+        raise ProbexError(f"{where}: cannot be read: {error.strerror}") from error
 
 
-def _check_sums(shards: Sequence[_Shard], limits: Limits) -> None:
-    """The limits hold for all shards together."""
-    headers = [shard.header for shard in shards]
-    sums = {
-        "bytes of headers": (sum(shard.data_begin for shard in shards), limits.header_bytes),
-        "tensors": (sum(len(header.tensors) for header in headers), limits.tensors),
-    }
-    for what, (count, limit) in sums.items():
-        if len(shards) > 1 and count > limit:
-            raise ProbexError(
-                f"{shards[-1].path}: with the shards before it {count} {what}, the limit is {limit}"
-            )
-
-
-def _dtype(tensor: TensorInfo, name: str, path: Path) -> np.dtype:
+def _dtype(tensor: TensorInfo, name: str, path: str) -> np.dtype:
     if tensor.dtype not in _NUMPY_DTYPES:
         raise ProbexError(
             f"{path}: tensor {quoted(name)} is of {tensor.dtype}, expected one of "
             f"{', '.join(_NUMPY_DTYPES)}"
         )
     return _NUMPY_DTYPES[tensor.dtype]
-
-
-def _tensors_of(location: Location, shards: Sequence[_Shard]) -> dict[str, _Shard]:
-    """Which file holds each tensor; the index of shards, if any, must say the same."""
-    found: dict[str, _Shard] = {}
-    for shard in shards:
-        for name in shard.header.tensors:
-            if name in found:
-                raise ProbexError(
-                    f"{shard.path}: tensor {quoted(name)} is also in {found[name].path.name}"
-                )
-            found[name] = shard
-    if location.weight_map is None:
-        return found
-    index = location.folder / INDEX
-    for name in sorted(location.weight_map.keys() | found.keys()):
-        indexed = location.weight_map.get(name)
-        actual = found[name].path.name if name in found else None
-        if indexed != actual:
-            raise ProbexError(
-                f"{index}: tensor {quoted(name)} should be in {indexed or 'no shard'}, it is in "
-                f"{actual or 'none of them'}"
-            )
-    return found
-
-
-def _merged_metadata(shards: Sequence[_Shard]) -> dict[str, str]:
-    merged: dict[str, str] = {}
-    for shard in shards:
-        for key, value in shard.header.metadata.items():
-            if merged.setdefault(key, value) != value:
-                raise ProbexError(
-                    f"{shard.path}: metadata {quoted(key)} is {quoted(value)}, another shard has "
-                    f"{quoted(merged[key])}"
-                )
-    return merged

@@ -113,6 +113,16 @@ def _check_structure(data: bytes, where: str, depth: int, values: int) -> None:
         raise ProbexError(f"{where} is nested too deeply, the limit is {depth}")
 
 
+def is_plain_path(text: str) -> bool:
+    """Whether the text is one or more plain path components with slashes between them.
+
+    Example:
+      >>> is_plain_path("unet/model.safetensors"), is_plain_path("../model.safetensors")
+      (True, False)
+    """
+    return all(_PLAIN_NAME.fullmatch(part) for part in text.split("/"))
+
+
 def plain_name(text: str, where: str) -> str:
     """Returns the text if it is one plain path component, else raises a ProbexError."""
     if not _PLAIN_NAME.fullmatch(text):

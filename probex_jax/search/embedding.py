@@ -13,7 +13,7 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, Read, batch_size, in_batches
 from probex_jax.model_files import ModelFile, open_model
-from probex_jax.model_files.locate import SINGLE, locate
+from probex_jax.model_files.locate import SINGLE, local_files
 from probex_jax.model_files.untrusted_text import is_unicode
 from probex_jax.search.folders import FoundModel, files_of, model_path
 from probex_jax.search.table import unit
@@ -128,7 +128,7 @@ def _read_weights(expert: Expert, path: Path, check: Check = lambda model: None)
 def _stamp(model: FoundModel) -> str:
     """Changes whenever the row or the vector of the model may."""
     try:
-        found = [(file, file.stat()) for file in locate(model.path).files]
+        found = [(file, file.stat()) for file in local_files(model.path)]
     except OSError as error:
         raise ProbexError(f"{model.path}: cannot be read: {error.strerror}") from error
     files = [[file.name, status.st_size, status.st_mtime_ns] for file, status in found]

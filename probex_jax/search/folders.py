@@ -8,7 +8,7 @@ from pathlib import Path
 
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors
-from probex_jax.model_files.locate import locate
+from probex_jax.model_files.locate import local_files
 from probex_jax.zoo import ZooModel, scan
 from probex_jax.zoo.model_j import SPLITS
 
@@ -81,7 +81,7 @@ def find_models(folder: str | Path, *, may_be_empty: bool = False) -> tuple[Foun
 def files_of(path: Path) -> tuple[Path, ...]:
     """The files of the model at a path; none where no model is."""
     try:
-        return locate(path).files
+        return local_files(path)
     except (ProbexError, OSError):
         return ()
 

@@ -1,0 +1,311 @@
+"""Requests for bytes of files on servers: every answer is checked, and what fails is tried again.
+
+The connection is that of huggingface_hub: its proxies and certificates, its token for the hub.
+"""
+
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from probex_jax.errors import ProbexError
+
+# Tries without progress before giving up: with the waits between them about a minute, unless the
+# server asks for longer ones.
+ATTEMPTS = 12
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 10.0
+_LONGEST_RETRY_AFTER_S = 600.0
+# What counts as progress, or a quarter of the rest: a server that sends a byte a try is not
+# followed for ever.
+_PROGRESS_BYTES = 64 * 1024
+_TIMEOUT_S = 30.0
+_SLOWEST_BYTES_A_SECOND = 4096
+_PASSING = {408, 425, 429, 500, 502, 503, 504}
+
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server said of a file when it sent bytes of it.
+
+    Args:
+      size: bytes of the whole file.
+      etag: what changes when the file does, or "" where the server says nothing of the kind.
+      content: hash of the whole file, where the hub says it: SHA-256, or Git's SHA-1; or "".
+      commit: of the hub's repository, or "".
+    """
+
+    size: int
+    etag: str = ""
+    content: str = ""
+    commit: str = ""
+
+
+class Passing(Exception):
+    """Something that may be gone at the next try.
+
+    Args:
+      problem: what it was.
+      wait_s: how long the server asks to wait, or None.
+    """
+
+    def __init__(self, problem: str, wait_s: float | None = None):
+        super().__init__(problem)
+        self.wait_s = wait_s
+
+
+class Url:
+    """A file on a server.
+
+    Args:
+      url: where it is.
+      name: for messages.
+      headers: to send along, to this address only: where the server redirects to another, they
+        are left out.
+    """
+
+    def __init__(self, url: str, name: str, headers: Mapping[str, str] | None = None):
+        self.name = name
+        self._url, self._headers = url, dict(headers or {})
+        self._direct: str | None = None  # where the last redirect led
+        self._lock = threading.Lock()
+        self._answer: Answer | None = None
+
+    def stream(self, begin: int, end: int, *, whole: bool = True) -> Iterator[bytes]:
+        """The bytes `begin:end` of the file, in pieces as they come; goes on where a try broke off.
+
+        Args:
+          begin, end: 0 <= begin < end.
+          whole: whether fewer bytes are an error; otherwise the file may end before.
+
+        Raises:
+          ProbexError: if the server does not send them, sends others, or the file has changed.
+        """
+        failures = 0
+        while begin < end:
+            progress = begin + min(_PROGRESS_BYTES, (end - begin) // 4 + 1)
+            try:
+                for piece in self._request(begin, end, whole):
+                    begin += len(piece)
+                    yield piece
+                if not whole and begin >= self.answer.size:
+                    return
+                if begin < end:
+                    raise Passing(f"{end - begin} bytes are missing of what was asked for")
+            except Passing as problem:
+                failures = 1 if begin >= progress else failures + 1
+                wait(failures, problem, self.name)
+
+    @property
+    def answer(self) -> Answer:
+        """What the server said of the file at the first request."""
+        if self._answer is None:
+            raise ValueError(f"{self.name}: nothing was read yet")
+        return self._answer
+
+    def _request(self, begin: int, end: int, whole: bool) -> Iterator[bytes]:
+        """One request; raises Passing where another may do better."""
+        direct = self._direct
+        headers = {
+            **(self._headers if direct is None else _for_another(self._headers, self._url, direct)),
+            "Range": f"bytes={begin}-{end - 1}",
+            "Accept-Encoding": "identity",
+        }
+        with opened(direct or self._url, headers, self.name) as response:
+            if direct is not None and 400 <= response.status_code < 500:
+                # The address was good for some time only; ask for another.
+                self._direct = None
+                if response.status_code not in _PASSING:
+                    raise Passing("the address that the server redirected to has expired", 0)
+            length = self._check(response, begin, end, whole)
+            if response.history:
+                self._direct = str(response.url)
+            yield from _body(response, length, self.name)
+
+    def _check(self, response: Any, begin: int, end: int, whole: bool) -> int:
+        """Whether an answer is the one that was asked for; how many bytes it should have."""
+        raise_for_status(response, self.name)
+        if (encoding := response.headers.get("content-encoding", "identity")) != "identity":
+            raise ProbexError(
+                f"{self.name}: the server sends it as {encoding[:40]!r}, not as it is"
+            )
+        answer, first, last = self._said(response, begin, end)
+        with self._lock:
+            known = self._answer = self._answer or answer
+        if (answer.size, answer.etag) != (known.size, known.etag):
+            raise ProbexError(
+                f"{self.name}: changed on the server while it was read "
+                f"({answer.size} bytes, ETag {answer.etag[:80]!r}; before {known.size} bytes, "
+                f"{known.etag[:80]!r}); try again"
+            )
+        expected = min(end, answer.size)
+        if (first, last) != (begin, expected) or (whole and expected < end):
+            raise ProbexError(
+                f"{self.name}: asked for bytes {begin} to {end - 1}, the server answers with "
+                f"{first} to {last - 1} of {answer.size}"
+            )
+        return last - first
+
+    def _said(self, response: Any, begin: int, end: int) -> tuple[Answer, int, int]:
+        headers = response.headers
+        linked = next(
+            (h for r in (*response.history, response) if (h := r.headers.get("x-linked-etag"))), ""
+        )
+        commit = next(
+            (h for r in (*response.history, response) if (h := r.headers.get("x-repo-commit"))), ""
+        )
+        # A weak one does not promise the same bytes.
+        etag = headers.get("etag", "")
+        etag = "" if etag.startswith("W/") else etag.strip('"')
+        content = (linked or etag).removeprefix("W/").strip('"')
+        if response.status_code == 200:
+            # A server may send a small file whole.
+            length = headers.get("content-length", "")
+            if begin or not length.isascii() or not length.isdigit() or int(length) > end:
+                raise ProbexError(
+                    f"{self.name}: the server sends whole files only, no byte ranges; download the "
+                    "file and open it from the disk"
+                )
+            return Answer(int(length), etag, content, commit), 0, int(length)
+        found = _CONTENT_RANGE.fullmatch(headers.get("content-range", "").strip())
+        if response.status_code != 206 or not found:
+            raise ProbexError(
+                f"{self.name}: expected a range of bytes, the server answers with HTTP "
+                f"{response.status_code}, Content-Range "
+                f"{headers.get('content-range', 'missing')[:80]!r}"
+            )
+        first, last, size = map(int, found.groups())
+        return Answer(size, etag, content, commit), first, last + 1
+
+
+def wait(failures: int, problem: Passing, name: str) -> None:
+    """Waits before the next try, longer each time; a ProbexError where there were too many."""
+    if failures >= ATTEMPTS:
+        raise ProbexError(f"{name}: {problem}; tried {failures} times") from problem
+    wait_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (failures - 1)) * random.uniform(0.5, 1)
+    time.sleep(wait_s if problem.wait_s is None else min(problem.wait_s, _LONGEST_RETRY_AFTER_S))
+
+
+def persistently(ask: Callable[[], _T], name: str) -> _T:
+    """The result of a call of the hub's client, tried again while what fails may pass.
+
+    Raises:
+      ProbexError: what the client says, in one line.
+    """
+    _, errors = _client(name)
+    for failures in range(1, ATTEMPTS + 1):
+        try:
+            return ask()
+        except errors as error:
+            response = getattr(error, "response", None)
+            status = getattr(response, "status_code", None)
+            if status is not None and status not in _PASSING:
+                raise ProbexError(f"{name}: the hub says: {_reason(error)}") from error
+            problem = Passing(_reason(error), None if response is None else _retry_after(response))
+        except (TypeError, KeyError, ValueError) as error:
+            # The body of an answer was cut short, or is no JSON.
+            if "Validation" in type(error).__name__:
+                raise ProbexError(f"{name}: {_reason(error)}") from error
+            problem = Passing(f"the hub's answer cannot be read: {_reason(error)}")
+        except OSError as error:
+            raise ProbexError(f"{name}: {_reason(error)}") from error
+        wait(failures, problem, name)
+    raise AssertionError("wait raises before")
+
+
+@contextmanager
+def opened(url: str, headers: Mapping[str, str], name: str) -> Iterator[Any]:
+    """A request whose body is still to be read; raises Passing where there is no connection."""
+    session, errors = _client(name)
+    try:
+        with session.stream(
+            "GET", url, headers=dict(headers), follow_redirects=True, timeout=_TIMEOUT_S
+        ) as response:
+            if urlsplit(url).scheme == "https" and response.url.scheme != "https":
+                raise ProbexError(f"{name}: the server redirects from https to {response.url}")
+            yield response
+    except errors as error:
+        if type(error).__name__ in ("TooManyRedirects", "UnsupportedProtocol", "InvalidURL"):
+            raise ProbexError(f"{name}: {_reason(error)}") from error
+        raise Passing(_reason(error)) from error
+    except OSError as error:  # offline mode
+        raise ProbexError(f"{name}: {_reason(error)}") from error
+
+
+def raise_for_status(response: Any, name: str) -> None:
+    """A ProbexError where the server refuses, Passing where it may not do so again."""
+    status = response.status_code
+    if status in _PASSING:
+        raise Passing(f"HTTP {status} {response.reason_phrase}", _retry_after(response))
+    if status in (401, 403):
+        code = response.headers.get("x-error-code", "")
+        raise ProbexError(
+            f"{name}: not allowed (HTTP {status}{f', {code[:40]}' if code else ''}); log in with "
+            "`hf auth login` or set HF_TOKEN, and accept the model's terms where it has some"
+        )
+    if status in (404, 410):
+        raise NotFound(f"{name}: no such file on the server (HTTP {status})")
+    if status == 416:
+        raise ProbexError(f"{name}: has no such bytes (HTTP 416); is it empty?")
+    if status >= 400:
+        raise ProbexError(f"{name}: the server refuses (HTTP {status} {response.reason_phrase})")
+
+
+class NotFound(ProbexError):
+    """The server has no such file."""
+
+
+def _body(response: Any, length: int, name: str) -> Iterator[bytes]:
+    """The body, no more than announced, and not slower than for ever."""
+    deadline = time.monotonic() + _TIMEOUT_S + length / _SLOWEST_BYTES_A_SECOND
+    for piece in response.iter_raw():
+        if len(piece) > length:
+            raise ProbexError(f"{name}: the server sends more bytes than were asked for")
+        length -= len(piece)
+        yield piece
+        if time.monotonic() > deadline and length:
+            raise Passing("the server sends too slowly")
+    if length:
+        raise Passing(f"the server broke off, {length} bytes are missing")
+
+
+def _retry_after(response: Any) -> float | None:
+    text = response.headers.get("retry-after", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _for_another(headers: Mapping[str, str], url: str, direct: str) -> dict[str, str]:
+    """Headers for where a server redirected to: another server is not told the token."""
+    same = urlsplit(url)[:2] == urlsplit(direct)[:2]
+    return {k: text for k, text in headers.items() if same or k.lower() != "authorization"}
+
+
+def _client(name: str) -> tuple[Any, type[Exception]]:
+    """The session of the hub's client, and what it raises when there is no answer."""
+    try:
+        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub.utils import get_session
+    except ImportError:
+        raise ProbexError(
+            f"{name}: reading from a server needs huggingface_hub: pip install probex_jax[hub]"
+        ) from None
+    # Of the HTTP library that this version of the client is built on.
+    errors = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
+    return get_session(), errors
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,294 @@
+"""Addresses of models on servers: `hf://org/repo[@revision][/file]` and `https://…` ones."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+from probex_jax.errors import ProbexError
+from probex_jax.files import write_json
+from probex_jax.model_files.http import NotFound, Url, persistently
+from probex_jax.model_files.http_ranges import HttpRanges, Remote
+from probex_jax.model_files.limits import Limits
+from probex_jax.model_files.locate import Location, located_in, refuse_other_formats
+from probex_jax.model_files.untrusted_text import is_plain_path, quoted
+
+_SCHEME = re.compile(r"(hf|https?):/{1,2}(?=[^/])")
+_ADDRESS = re.compile(
+    r"(?P<kind>datasets/)?(?P<id>[\w.-]+/[\w.-]+)"
+    r"(?:@(?P<revision>refs/(?:pr|convert)/\w+|[^/]+))?(?:/(?P<path>.+))?"
+)
+_PAGE = re.compile(
+    r"/(?P<kind>datasets/)?(?P<id>[\w.-]+/[\w.-]+)"
+    r"(?:/(?:resolve|blob|tree|raw)/(?P<revision>refs/(?:pr|convert)/\w+|[^/]+)(?:/(?P<path>.+))?)?/?"
+)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_MAX_LISTED = 200_000
+
+
+@dataclass(frozen=True)
+class HubAddress:
+    """A place on the hub.
+
+    Args:
+      id: "org/repo".
+      revision: a branch, tag or commit; "" for the main branch.
+      path: of a file or folder in the repository; "" for the repository.
+      kind: "model" or "dataset".
+    """
+
+    id: str
+    revision: str = ""
+    path: str = ""
+    kind: str = "model"
+
+    def __str__(self) -> str:
+        kind = "datasets/" if self.kind == "dataset" else ""
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"hf://{kind}{self.id}{revision}{f'/{self.path}' if self.path else ''}"
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file in a repository: its size in bytes and its hash, where the hub's list has them."""
+
+    size: int | None = None
+    content: str = ""
+
+
+@dataclass(frozen=True)
+class HubRepo:
+    """A repository at one commit.
+
+    Args:
+      id, kind: as of `HubAddress`.
+      commit: 40 hexadecimal digits; whatever is read is of this commit.
+      files: path in the repository to what the list says of it.
+    """
+
+    id: str
+    kind: str
+    commit: str
+    files: Mapping[str, HubFile]
+
+    def url(self, path: str) -> Url:
+        """A file of the repository; the token goes with requests for it."""
+        import huggingface_hub
+        from huggingface_hub.utils import build_hf_headers
+
+        address = huggingface_hub.hf_hub_url(
+            self.id, path, repo_type=self.kind, revision=self.commit, endpoint=endpoint()
+        )
+        name = str(HubAddress(self.id, self.commit[:12], path, self.kind))
+        return Url(address, name, build_hf_headers())
+
+    def open(self, path: str, remote: Remote) -> HttpRanges:
+        """A file of the repository, to be read by byte ranges."""
+        listed = self.files.get(path, HubFile())
+        content = listed.content or f"{self.kind} {self.id} {self.commit} {path}"
+        return HttpRanges(self.url(path), remote, content, listed.size)
+
+
+def remote_url(path: str | os.PathLike[str]) -> str:
+    """The address that a path stands for, "" where it is a path on this machine.
+
+    `pathlib.Path` makes one slash of two; this puts the second one back.
+
+    Example:
+      >>> remote_url(Path("hf://org/repo")), remote_url("https://host/a.safetensors")
+      ('hf://org/repo', 'https://host/a.safetensors')
+      >>> remote_url("model.safetensors")
+      ''
+    """
+    text = os.fspath(path)
+    found = _SCHEME.match(text)
+    return f"{found[1]}://{text[found.end() :]}" if found else ""
+
+
+def hub_address(url: str) -> HubAddress | None:
+    """Where on the hub a URL is, or None where it is somewhere else.
+
+    Raises:
+      ProbexError: if it begins with hf:// and is no such address.
+
+    Example:
+      >>> hub_address("hf://org/repo@v1/sub/a.safetensors")
+      HubAddress(id='org/repo', revision='v1', path='sub/a.safetensors', kind='model')
+      >>> hub_address("https://huggingface.co/org/repo/resolve/main/a.safetensors").path
+      'a.safetensors'
+    """
+    if url.startswith("hf://"):
+        found = _ADDRESS.fullmatch(url.removeprefix("hf://").rstrip("/"))
+        if not found:
+            raise ProbexError(f"{quoted(url)}: expected hf://org/repo, hf://org/repo@revision/file")
+    else:
+        parts, hub = urlsplit(url), urlsplit(endpoint())
+        if (parts.scheme, parts.netloc) != (hub.scheme, hub.netloc):
+            return None
+        found = _PAGE.fullmatch(unquote(parts.path.removeprefix(hub.path.rstrip("/"))))
+        if not found:
+            return None
+    path = found["path"] or ""
+    if path and not is_plain_path(path):
+        raise ProbexError(f"{quoted(url)}: {quoted(path)} is no plain path in a repository")
+    revision = unquote(found["revision"] or "")
+    return HubAddress(found["id"], revision, path, "dataset" if found["kind"] else "model")
+
+
+def endpoint() -> str:
+    """The hub's address, without a slash at the end: that of HF_ENDPOINT, if it is set."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def hub_repo(address: HubAddress, remote: Remote) -> HubRepo:
+    """Asks the hub for a repository's commit and files; once only of a commit, with a cache.
+
+    Raises:
+      ProbexError: if there is no such repository or revision, or the hub cannot be reached.
+    """
+    listing = None
+    if remote.cache is not None and _COMMIT.fullmatch(address.revision):
+        key = f"{endpoint()} {address.kind} {address.id} {address.revision}"
+        listing = remote.cache / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+        if (known := _read_listing(listing)) is not None:
+            return HubRepo(address.id, address.kind, address.revision, known)
+    repo = _asked(address)
+    if listing is not None:
+        listing.parent.mkdir(parents=True, exist_ok=True)
+        write_json(listing, {path: [f.size, f.content] for path, f in repo.files.items()})
+    return repo
+
+
+def _asked(address: HubAddress) -> HubRepo:
+    name = str(HubAddress(address.id, address.revision, kind=address.kind))
+
+    def ask() -> tuple[str, dict[str, HubFile]]:
+        import huggingface_hub
+
+        info: Any = huggingface_hub.HfApi(endpoint=endpoint()).repo_info(
+            address.id,
+            revision=address.revision or "main",
+            repo_type=address.kind,
+            files_metadata=True,
+            timeout=60,
+        )
+        commit = info.sha or ""
+        if not _COMMIT.fullmatch(commit):
+            raise ValueError(f"no commit but {quoted(commit)}")
+        listed = (info.siblings or [])[: _MAX_LISTED + 1]
+        return commit, {s.rfilename: HubFile(s.size, _hash(s)) for s in listed}
+
+    commit, files = persistently(ask, name)
+    if len(files) > _MAX_LISTED:
+        raise ProbexError(f"{name}: more than {_MAX_LISTED} files")
+    plain = {path: file for path, file in files.items() if is_plain_path(path)}
+    return HubRepo(address.id, address.kind, commit, plain)
+
+
+def _hash(listed: Any) -> str:
+    content = getattr(listed.lfs, "sha256", None) or listed.blob_id
+    return content if isinstance(content, str) else ""
+
+
+def _read_listing(path: Path) -> dict[str, HubFile] | None:
+    try:
+        return {name: HubFile(*listed) for name, listed in json.loads(path.read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+class HubFolder:
+    """A folder of a repository on the hub, at one commit, as `locate` and `ModelFile` read it."""
+
+    def __init__(self, repo: HubRepo, folder: str, remote: Remote):
+        self._repo, self._folder, self._remote = repo, folder, remote
+
+    def __str__(self) -> str:
+        return str(HubAddress(self._repo.id, self._repo.commit[:12], self._folder, self._repo.kind))
+
+    def path_of(self, name: str) -> str:
+        """A file in it, for messages."""
+        return f"{self}/{name}"
+
+    def names(self) -> list[str]:
+        """The files that lie in it."""
+        folder = f"{self._folder}/" if self._folder else ""
+        inside = [p.removeprefix(folder) for p in self._repo.files if p.startswith(folder)]
+        return sorted(name for name in inside if "/" not in name)
+
+    def open(self, name: str) -> HttpRanges:
+        """A file in it, to be read by byte ranges."""
+        path = f"{self._folder}/{name}" if self._folder else name
+        if self._repo.files and path not in self._repo.files:
+            raise NotFound(f"{self.path_of(name)}: no such file in the repository")
+        return self._repo.open(path, self._remote)
+
+    def read_beside(self, name: str, limit: int) -> bytes | None:
+        """A small file in it, or None where there is none."""
+        return None if name not in self.names() else read_whole(self.open(name), limit)
+
+
+class UrlFolder:
+    """What lies beside a file on any server; nothing lists it."""
+
+    def __init__(self, url: str, remote: Remote):
+        self._base, self._remote = url.partition("?")[0].rpartition("/")[0], remote
+
+    def __str__(self) -> str:
+        return self._base
+
+    def path_of(self, name: str) -> str:
+        """A file in it, for messages."""
+        return f"{self._base}/{name}"
+
+    def names(self) -> list[str]:
+        """Not known."""
+        return []
+
+    def open(self, name: str) -> HttpRanges:
+        """A file in it, to be read by byte ranges."""
+        url = self.path_of(quote(name))
+        return HttpRanges(Url(url, url), self._remote)
+
+    def read_beside(self, name: str, limit: int) -> bytes | None:
+        """A small file in it, or None where the server has none."""
+        try:
+            return read_whole(self.open(name), limit)
+        except NotFound:
+            return None
+
+
+def locate_remote(url: str, limits: Limits, remote: Remote) -> tuple[Location, str]:
+    """Finds the files of a model on a server, and its address with the commit for the revision.
+
+    Raises:
+      ProbexError: if there is no model, or the server does not answer.
+    """
+    address = hub_address(url)
+    if address is None:
+        folder = UrlFolder(url, remote)
+        name = unquote(urlsplit(url).path.rpartition("/")[2])
+        refuse_other_formats(name, url)
+        return Location(folder, (name,)), url
+    repo = hub_repo(address, remote)
+    where = str(HubAddress(repo.id, repo.commit, address.path, repo.kind))
+    if address.path in repo.files:
+        parent, _, name = address.path.rpartition("/")
+        refuse_other_formats(name, where)
+        return Location(HubFolder(repo, parent, remote), (name,)), where
+    hub_folder = HubFolder(repo, address.path, remote)
+    if address.path and not hub_folder.names():
+        raise NotFound(f"{url}: no such file or folder in the repository, at {repo.commit[:12]}")
+    return located_in(hub_folder, limits), where
+
+
+def read_whole(file: HttpRanges, limit: int) -> bytes:
+    """The whole of a file that should be small; more than `limit` bytes are a ProbexError."""
+    if file.size > limit:
+        raise ProbexError(f"{file.name}: {file.size} bytes, the limit is {limit}")
+    return file.read(0, file.size).tobytes()
