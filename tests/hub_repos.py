@@ -146,6 +146,35 @@ def _pointer(sha256, size):
     )
 
 
+def listed(entry):
+    """A line of a tree."""
+    if not isinstance(entry, File):
+        oid = hashlib.sha1(f"tree {entry}".encode()).hexdigest()
+        return {"type": "directory", "oid": oid, "size": 0, "path": entry}
+    line = {"type": "file", "oid": entry.oid, "size": entry.size, "path": entry.path}
+    if entry.sha256:
+        line["lfs"] = {
+            "oid": entry.sha256,
+            "size": entry.size,
+            "pointerSize": entry.pointer_size,
+        }
+    return line
+
+
+def sibling(file, blobs):
+    """A file of a repository's description."""
+    line = {"rfilename": file.path}
+    if blobs:
+        line |= {"size": file.size, "blobId": file.oid}
+        if file.sha256:
+            line["lfs"] = {
+                "sha256": file.sha256,
+                "size": file.size,
+                "pointerSize": file.pointer_size,
+            }
+    return line
+
+
 def front_matter(readme):
     """The YAML at the head of a README.md, as the hub shows it; None without."""
     text = readme.read_text() if readme.is_file() else ""
