@@ -25,7 +25,8 @@ _LONGEST_RETRY_AFTER_S = 600.0
 # followed for ever.
 _PROGRESS_BYTES = 64 * 1024
 _TIMEOUT_S = 30.0
-_SLOWEST_BYTES_A_SECOND = 4096
+_SLOWEST_BYTES_A_SECOND = 16 * 1024
+_TRIES_OF_A_SLOW_ONE = 4
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
@@ -55,11 +56,12 @@ class Passing(Exception):
     Args:
       problem: what it was.
       wait_s: how long the server asks to wait, or None.
+      tries: how many tries it counts for: one that took long counts for several.
     """
 
-    def __init__(self, problem: str, wait_s: float | None = None):
+    def __init__(self, problem: str, wait_s: float | None = None, tries: int = 1):
         super().__init__(problem)
-        self.wait_s = wait_s
+        self.wait_s, self.tries = wait_s, tries
 
 
 class Url:
@@ -101,7 +103,7 @@ class Url:
                 if begin < end:
                     raise Passing(f"{end - begin} bytes are missing of what was asked for")
             except Passing as problem:
-                failures = 1 if begin >= progress else failures + 1
+                failures = problem.tries + (0 if begin >= progress else failures)
                 wait(failures, problem, self.name)
 
     @property
@@ -189,7 +191,7 @@ class Url:
 def wait(failures: int, problem: Passing, name: str) -> None:
     """Waits before the next try, longer each time; a ProbexError where there were too many."""
     if failures >= ATTEMPTS:
-        raise ProbexError(f"{name}: {problem}; tried {failures} times") from problem
+        raise ProbexError(f"{name}: {problem}; tried many times, try again later") from problem
     wait_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (failures - 1)) * random.uniform(0.5, 1)
     time.sleep(wait_s if problem.wait_s is None else min(problem.wait_s, _LONGEST_RETRY_AFTER_S))
 
@@ -201,7 +203,8 @@ def persistently(ask: Callable[[], _T], name: str) -> _T:
       ProbexError: what the client says, in one line.
     """
     _, errors = _client(name)
-    for failures in range(1, ATTEMPTS + 1):
+    failures = 0
+    while True:
         try:
             return ask()
         except errors as error:
@@ -217,8 +220,8 @@ def persistently(ask: Callable[[], _T], name: str) -> _T:
             problem = Passing(f"the hub's answer cannot be read: {_reason(error)}")
         except OSError as error:
             raise ProbexError(f"{name}: {_reason(error)}") from error
+        failures += problem.tries
         wait(failures, problem, name)
-    raise AssertionError("wait raises before")
 
 
 @contextmanager
@@ -235,7 +238,8 @@ def opened(url: str, headers: Mapping[str, str], name: str) -> Iterator[Any]:
     except errors as error:
         if type(error).__name__ in ("TooManyRedirects", "UnsupportedProtocol", "InvalidURL"):
             raise ProbexError(f"{name}: {_reason(error)}") from error
-        raise Passing(_reason(error)) from error
+        slow = _TRIES_OF_A_SLOW_ONE if "Timeout" in type(error).__name__ else 1
+        raise Passing(_reason(error), tries=slow) from error
     except OSError as error:  # offline mode
         raise ProbexError(f"{name}: {_reason(error)}") from error
 
@@ -272,7 +276,7 @@ def _body(response: Any, length: int, name: str) -> Iterator[bytes]:
         length -= len(piece)
         yield piece
         if time.monotonic() > deadline and length:
-            raise Passing("the server sends too slowly")
+            raise Passing("the server sends too slowly", tries=_TRIES_OF_A_SLOW_ONE)
     if length:
         raise Passing(f"the server broke off, {length} bytes are missing")
 
