@@ -26,7 +26,6 @@ from probex_jax.matrices import LowRank, stack
 from probex_jax.model_files import (
     LayerInfo,
     fingerprint,
-    open_model,
     select_layers,
     stated_base,
 )
@@ -79,8 +78,10 @@ def pack(
     path: str | Path,
     layers: int | str | Sequence[int | str] | None = None,
     *,
+    workers: int = 2,
     on_models: Callable[[int], None] = lambda total: None,
     on_model: Callable[[str], None] = lambda reason: None,
+    on_packed: Callable[[Sequence[ZooModel]], None] = lambda models: None,
 ) -> PackSummary:
     """Packs the models of a zoo that a store does not hold yet.
 
@@ -94,8 +95,10 @@ def pack(
       zoo: the models.
       path: folder of the store; made if there is none, continued if there is one.
       layers: which layers, as `select_layers` takes them; None for all of them.
+      workers: how many models are read at a time.
       on_models: called once with the number of models to pack.
       on_model: called after each model with the reason why it was skipped, or "".
+      on_packed: called with models once they are in the store for good.
 
     Returns:
       The store, and what was added, skipped and left out.
@@ -123,7 +126,8 @@ def pack(
     known = {model.id: model for model in store.models} if store else {}
     todo = [model for model in zoo.models if model.id not in known]
     on_models(len(todo))
-    headers = [_header(model) for model in todo]
+    with ThreadPoolExecutor(workers) as pool:
+        headers = list(pool.map(_header, todo))
     packed_before = [(model.id, model.split, model.labels) for model in known.values()]
     new = [(header.model.id, header.model.split, header.labels) for header in headers]
     check_held_out(path, packed_before + new)
@@ -132,7 +136,7 @@ def pack(
         store, left_out = _create(path, zoo, headers, layers)
     else:
         _check_same(store, zoo, layers)
-    packer = _Packer(store)
+    packer = _Packer(store, workers, on_packed)
     for header, fault in packer.run(headers):
         on_model(f"{header.model.id}: {fault}" if fault else "")
     packed = LayerStore.open(path)
@@ -145,7 +149,7 @@ def pack(
 
 def _header(model: ZooModel) -> _Header:
     try:
-        with open_model(model.path) as file:
+        with model.open() as file:
             labels = model.labels_in(file)
             about = fingerprint(file), stated_base(file), bool(file.unscaled)
             return _Header(model, file.layers, labels, *about)
@@ -238,8 +242,10 @@ def _check_same(
 class _Packer:
     """Writes models block by block; a block counts once its lines are in models.jsonl."""
 
-    def __init__(self, store: LayerStore):
-        self._store = store
+    def __init__(
+        self, store: LayerStore, workers: int, on_packed: Callable[[Sequence[ZooModel]], None]
+    ):
+        self._store, self._workers, self._on_packed = store, workers, on_packed
         self._table = store.path / "models.jsonl"
         rows = max((model.row for model in store.models), default=-1) + 1
         self._next_row = -(-rows // store.block) * store.block
@@ -278,11 +284,11 @@ class _Packer:
         self, headers: Sequence[_Header]
     ) -> Iterator[tuple[_Header, dict[str, Matrix] | str]]:
         """Reads models ahead, a few at a time, in order."""
-        with ThreadPoolExecutor(max_workers=2) as pool:
+        with ThreadPoolExecutor(self._workers) as pool:
             waiting = []
             for header in headers:
                 waiting.append((header, pool.submit(self._matrices, header)))
-                if len(waiting) > 3:
+                if len(waiting) > self._workers + 1:
                     first, future = waiting.pop(0)
                     yield first, future.result()
             for first, future in waiting:
@@ -293,7 +299,7 @@ class _Packer:
         if fault:
             return fault
         try:
-            with open_model(header.model.path) as file:
+            with header.model.open() as file:
                 if layer_faults(file.layers, self._layers):
                     raise ProbexError(f"{header.model.path}: changed while it was packed")
                 matrices = file.matrices(self._layers)
@@ -362,6 +368,7 @@ class _Packer:
             table.write("".join(json.dumps(line) + "\n" for line in lines))
             table.flush()
             os.fsync(table.fileno())
+        self._on_packed([header.model for header, _ in block])
 
     def _drop_torn_line(self) -> None:
         """A kill may have cut the last line short."""

@@ -5,13 +5,13 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from probex_jax.errors import ProbexError
-from probex_jax.files import write_json
+from probex_jax.files import disk_errors, write_json
 from probex_jax.model_files.http import NotFound, Url, persistently
 from probex_jax.model_files.http_ranges import HttpRanges, Remote
 from probex_jax.model_files.limits import Limits
@@ -151,17 +151,30 @@ def hub_repo(address: HubAddress, remote: Remote) -> HubRepo:
     Raises:
       ProbexError: if there is no such repository or revision, or the hub cannot be reached.
     """
-    listing = None
-    if remote.cache is not None and _COMMIT.fullmatch(address.revision):
-        key = f"{endpoint()} {address.kind} {address.id} {address.revision}"
-        listing = remote.cache / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
-        if (known := _read_listing(listing)) is not None:
-            return HubRepo(address.id, address.kind, address.revision, known)
-    repo = _asked(address)
-    if listing is not None:
-        listing.parent.mkdir(parents=True, exist_ok=True)
-        write_json(listing, {path: [f.size, f.content] for path, f in repo.files.items()})
+    key, path = _listing(address, remote)
+    if key in remote.listings:
+        return remote.listings[key]
+    if path is not None and (known := _read_listing(path)) is not None:
+        repo = HubRepo(address.id, address.kind, address.revision, known)
+    else:
+        repo = _asked(address)
+        # Asked for a branch, the answer is good for its commit.
+        key, path = _listing(replace(address, revision=repo.commit), remote)
+        if path is not None:
+            with disk_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {name: [f.size, f.content] for name, f in repo.files.items()})
+    remote.listings[key] = repo
     return repo
+
+
+def _listing(address: HubAddress, remote: Remote) -> tuple[str, Path | None]:
+    """What a commit's list is known by, and its file in the cache; "" and None of a branch."""
+    if not _COMMIT.fullmatch(address.revision):
+        return "", None
+    key = f"{endpoint()} {address.kind} {address.id} {address.revision}"
+    file = f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+    return key, None if remote.cache is None else remote.cache / file
 
 
 def _asked(address: HubAddress) -> HubRepo:
@@ -224,8 +237,6 @@ class HubFolder:
     def open(self, name: str) -> HttpRanges:
         """A file in it, to be read by byte ranges."""
         path = f"{self._folder}/{name}" if self._folder else name
-        if self._repo.files and path not in self._repo.files:
-            raise NotFound(f"{self.path_of(name)}: no such file in the repository")
         return self._repo.open(path, self._remote)
 
     def read_beside(self, name: str, limit: int) -> bytes | None:
@@ -277,7 +288,8 @@ def locate_remote(url: str, limits: Limits, remote: Remote) -> tuple[Location, s
         return Location(folder, (name,)), url
     repo = hub_repo(address, remote)
     where = str(HubAddress(repo.id, repo.commit, address.path, repo.kind))
-    if address.path in repo.files:
+    # A long list may not be whole: what looks like a file is asked for.
+    if address.path in repo.files or address.path.endswith(".safetensors"):
         parent, _, name = address.path.rpartition("/")
         refuse_other_formats(name, where)
         return Location(HubFolder(repo, parent, remote), (name,)), where
