@@ -53,10 +53,11 @@ def pack_from_hub(
         raise ProbexError(f"{path}: holds whole models; choose another --out for a store of layers")
     store = LayerStore.open(path) if (path / "store.json").exists() else None
     packed = {model.id for model in store.models} if store else set()
-    with disk_errors(path):
-        (path / _FOLDER).mkdir(parents=True, exist_ok=True)
     missing = [model for model in table.models if model.id not in packed]
     on_models(len(missing))
+    if missing:
+        with disk_errors(path):
+            (path / _FOLDER).mkdir(parents=True, exist_ok=True)
     remotes = {model.id: replace(remote, cache=path / _FOLDER / model.id) for model in missing}
     commits = _commits(missing, path / _FOLDER / "commits.jsonl", remotes, jobs)
     models = tuple(
@@ -96,6 +97,8 @@ def _commits(
         whole = path.read_bytes().rfind(b"\n") + 1
         os.truncate(path, whole)  # a kill may have cut the last line short
         known = dict(map(json.loads, path.read_text().splitlines()))
+    if not models:
+        return known
     unknown = list(dict.fromkeys(m.repo for m in models if m.repo not in known))
     first = {model.repo: model for model in reversed(models)}
 

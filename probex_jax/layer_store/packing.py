@@ -189,12 +189,21 @@ def _create(
         "texts": {name: zoo.texts[name] for name in classes if name in zoo.texts},
         "layers": {name: common[name].shape for name in chosen},
         "ranks": {name: rank for name in chosen if (rank := common[name].rank) is not None},
+        "selection": _selection(layers),
         "block": max(1, min(_BLOCK_MODELS, _BLOCK_BYTES // (4 * sum(sizes)))),
     }
     with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     write_json(path / "store.json", about)
     return LayerStore.open(path), rarer if layers is None else {}
+
+
+def _selection(layers: int | str | Sequence[int | str] | None) -> list[str] | None:
+    """What was asked for, in one form however it was written."""
+    if layers is None:
+        return None
+    asked = [layers] if isinstance(layers, int | str) else layers
+    return sorted(part.strip() for each in asked for part in str(each).split(","))
 
 
 def _all_classes(headers: Iterable[_Header]) -> tuple[str, ...]:
@@ -226,7 +235,8 @@ def _check_same(
                 f"{store.path}: {model.id} was packed as {was.split} of {list(was.labels)}, the "
                 f"zoo now says {model.split} of {model.stated or 'the same'}; use another --store"
             )
-    if layers is None:
+    # The same words may mean other layers among those of a store: numbers do.
+    if layers is None or _selection(layers) == store.selection:
         return
     try:
         same = select_layers(store.layers, layers) == sorted(store.layers)
@@ -301,7 +311,7 @@ class _Packer:
         try:
             with header.model.open() as file:
                 if layer_faults(file.layers, self._layers):
-                    raise ProbexError(f"{header.model.path}: changed while it was packed")
+                    raise ProbexError(f"{header.model.where}: changed while it was packed")
                 matrices = file.matrices(self._layers)
                 file.check_unchanged()
                 return matrices
@@ -311,11 +321,11 @@ class _Packer:
     def _unfit(self, header: _Header) -> str:
         """Why a readable model does not fit the store, or ""."""
         for name, fault in layer_faults(header.layers, self._layers).items():
-            return f"{header.model.path}: layer {name}: {fault}"
+            return f"{header.model.where}: layer {name}: {fault}"
         unknown = [label for label in header.labels if label not in self._store.classes]
         if unknown:
             return (
-                f"{header.model.path}: label {unknown[0]!r} is not among the "
+                f"{header.model.where}: label {unknown[0]!r} is not among the "
                 f"{len(self._store.classes)} classes of the store"
             )
         return ""
@@ -349,7 +359,7 @@ class _Packer:
             "status": status,
             "tree": self._store.tree,
             "split": model.split,
-            "source": str(model.path),
+            "source": model.where,
         }
 
     def _commit(

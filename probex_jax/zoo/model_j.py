@@ -17,6 +17,7 @@ from typing import Any
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import ModelFile, Remote, literal_strings, open_model
 from probex_jax.model_files.byte_ranges import read_small
+from probex_jax.model_files.hub import remote_url
 from probex_jax.model_files.untrusted_text import is_unicode, json_object, quoted
 
 # The models of the held-out splits are of classes that no model of the others is of.
@@ -47,6 +48,11 @@ class ZooModel:
     path: Path
     stated: Any = None
     remote: Remote | None = None
+
+    @property
+    def where(self) -> str:
+        """The path, or the address on a server."""
+        return remote_url(self.path) or str(self.path)
 
     def open(self) -> ModelFile:
         """Opens the model, as `open_model` does."""
