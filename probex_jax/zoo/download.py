@@ -84,11 +84,11 @@ def download(
             raise ProbexError("interrupted")
         remote.on_bytes(count)
 
-    remote = Remote(on_bytes=on_bytes)
+    stoppable = Remote(on_bytes=on_bytes)
     added, failed = 0, {}
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            results = pool.map(lambda model: _model(model, folder, remote), table.models)
+            results = pool.map(lambda model: _model(model, folder, stoppable), table.models)
             for model, result in zip(table.models, results, strict=True):
                 added += result is None
                 if result:
