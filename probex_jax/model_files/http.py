@@ -211,7 +211,7 @@ def persistently(ask: Callable[[], _T], name: str) -> _T:
             response = getattr(error, "response", None)
             status = getattr(response, "status_code", None)
             if status is not None and status not in _PASSING:
-                raise ProbexError(f"{name}: the hub says: {_reason(error)}") from error
+                raise ProbexError(f"{name}: {_refused(error, status)}") from error
             problem = Passing(_reason(error), None if response is None else _retry_after(response))
         except (TypeError, KeyError, ValueError) as error:
             # The body of an answer was cut short, or is no JSON.
@@ -222,6 +222,19 @@ def persistently(ask: Callable[[], _T], name: str) -> _T:
             raise ProbexError(f"{name}: {_reason(error)}") from error
         failures += problem.tries
         wait(failures, problem, name)
+
+
+def _refused(error: Exception, status: int) -> str:
+    """What the hub's client says in a page, in a line."""
+    kind = type(error).__name__
+    if kind == "RevisionNotFoundError":
+        return f"no such revision on the hub (HTTP {status})"
+    if kind == "RepositoryNotFoundError" or status == 401:
+        return (
+            f"no such repository on the hub, or a private one (HTTP {status}): for those log in "
+            "with `hf auth login` or set HF_TOKEN"
+        )
+    return f"the hub says: {_reason(error)}"
 
 
 @contextmanager
