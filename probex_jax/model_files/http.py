@@ -251,8 +251,10 @@ def opened(url: str, headers: Mapping[str, str], name: str) -> Iterator[Any]:
     except errors as error:
         if type(error).__name__ in ("TooManyRedirects", "UnsupportedProtocol", "InvalidURL"):
             raise ProbexError(f"{name}: {_reason(error)}") from error
-        slow = _TRIES_OF_A_SLOW_ONE if "Timeout" in type(error).__name__ else 1
-        raise Passing(_reason(error), tries=slow) from error
+        tries = {"ConnectError": 2}.get(type(error).__name__, 1)
+        if "Timeout" in type(error).__name__:
+            tries = _TRIES_OF_A_SLOW_ONE
+        raise Passing(_reason(error), tries=tries) from error
     except OSError as error:  # offline mode
         raise ProbexError(f"{name}: {_reason(error)}") from error
 
