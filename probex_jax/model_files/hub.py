@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -28,6 +29,7 @@ _PAGE = re.compile(
     r"(?:/(?:resolve|blob|tree|raw)/(?P<revision>refs/(?:pr|convert)/\w+|[^/]+)(?:/(?P<path>.+))?)?/?"
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_HASH = re.compile(r"[0-9a-f]{7,64}")  # other servers than the hub's may have shorter ones
 _MAX_LISTED = 200_000
 
 
@@ -183,18 +185,18 @@ def _asked(address: HubAddress) -> HubRepo:
     def ask() -> tuple[str, dict[str, HubFile]]:
         import huggingface_hub
 
-        info: Any = huggingface_hub.HfApi(endpoint=endpoint()).repo_info(
+        api = huggingface_hub.HfApi(endpoint=endpoint())
+        info: Any = api.repo_info(
             address.id,
             revision=address.revision or "main",
             repo_type=address.kind,
             files_metadata=True,
             timeout=60,
         )
-        commit = info.sha or ""
-        if not _COMMIT.fullmatch(commit):
-            raise ValueError(f"no commit but {quoted(commit)}")
-        listed = (info.siblings or [])[: _MAX_LISTED + 1]
-        return commit, {s.rfilename: HubFile(s.size, _hash(s)) for s in listed}
+        if not _HASH.fullmatch(info.sha or ""):
+            raise ProbexError(f"{name}: the hub gives {quoted(info.sha)} for its commit")
+        listed = islice(info.siblings or [], _MAX_LISTED + 1)
+        return info.sha, {s.rfilename: HubFile(s.size, _hash(s)) for s in listed}
 
     commit, files = persistently(ask, name)
     if len(files) > _MAX_LISTED:

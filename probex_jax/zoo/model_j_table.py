@@ -84,36 +84,49 @@ def read_table(subset: str, splits: Sequence[str], remote: Remote, dataset: str 
       ProbexError: if the hub has no such table, subset or split, or a row names no model.
     """
     files, repo = _files_of_subset(subset, remote, dataset)
-    missing = [split for split in splits if split not in files]
-    if missing:
-        raise ProbexError(f"{subset}: no split {missing[0]!r}, it has {', '.join(files)}")
     models: dict[str, ListedModel] = {}
     rows: list[Mapping[str, Any]] = []
-    for split in splits or files:
-        for path in files[split]:
-            where = str(HubAddress(dataset, repo.commit[:12], path, "dataset"))
-            for row in _rows(read_whole(repo.open(path, remote), _MAX_TABLE_BYTES), path, where):
-                model = _listed(row, subset, split, where)
-                if models.setdefault(model.id, model) != model:
-                    raise ProbexError(f"{where}: the model {model.id} is there twice")
-                rows.append(row)
+    found: set[str] = set()
+    for split_of_file, path in files:
+        where = str(HubAddress(dataset, repo.commit[:12], path, "dataset"))
+        if splits and split_of_file and split_of_file not in splits:
+            found.add(split_of_file)
+            continue
+        for row in _rows(read_whole(repo.open(path, remote), _MAX_TABLE_BYTES), path, where):
+            split = split_of_file or _split(str(row.get("split")))
+            found.add(split)
+            if not split:
+                raise ProbexError(f"{where}: a row says no split, expected one of {SPLITS}")
+            if splits and split not in splits:
+                continue
+            model = _listed(row, subset, split, where)
+            if models.setdefault(model.id, model) != model:
+                raise ProbexError(f"{where}: the model {model.id} is there twice")
+            rows.append(row)
+    if missing := [split for split in splits if split not in found]:
+        there = ", ".join(split for split in SPLITS if split in found)
+        raise ProbexError(f"{subset}: no split {missing[0]!r}, it has {there}")
     if not models:
         raise ProbexError(f"{dataset}: lists no model of {subset}")
-    return Table(subset, tuple(models.values()), _words(rows))
+    ordered = sorted(models.values(), key=lambda model: SPLITS.index(model.split))
+    return Table(subset, tuple(ordered), _words(rows))
 
 
 def _files_of_subset(
     subset: str, remote: Remote, dataset: str
-) -> tuple[dict[str, list[str]], HubRepo]:
-    """The table's files by split, in the order of `SPLITS`, and the repository they are in."""
+) -> tuple[list[tuple[str, str]], HubRepo]:
+    """The splits and paths of the table's files, and the repository they are in.
+
+    A split is "" where only the rows can say it.
+    """
     repo = hub_repo(HubAddress(dataset, kind="dataset"), remote)
-    files = _by_split(_stated_files(repo, subset, remote) or _guessed_files(repo, subset))
+    files = _stated_files(repo, subset, remote) or _guessed_files(repo, subset)
     if not files:
         try:
             repo = hub_repo(HubAddress(dataset, _CONVERTED, kind="dataset"), remote)
-            files = _by_split(_guessed_files(repo, subset))
+            files = _guessed_files(repo, subset)
         except ProbexError:
-            files = {}
+            pass
     if not files:
         raise ProbexError(f"{dataset}: has no table of {subset}; the subsets: {', '.join(SUBSETS)}")
     return files, repo
@@ -132,48 +145,40 @@ def _stated_files(repo: HubRepo, subset: str, remote: Remote) -> list[tuple[str,
     configs = front.get("configs") if isinstance(front, dict) else None
     for config in configs if isinstance(configs, list) else ():
         if isinstance(config, dict) and config.get("config_name") == subset:
-            stated = config.get("data_files")
             return [
-                (str(one["split"]), path)
-                for one in (stated if isinstance(stated, list) else ())
-                if isinstance(one, dict) and "split" in one
-                for pattern in _as_list(one.get("path"))
+                (split or _split_in(path), path)
+                for split, pattern in _patterns(config.get("data_files"))
                 for path in sorted(repo.files)
-                if fnmatchcase(path, str(pattern)) and path.endswith(_READ)
+                if fnmatchcase(path, pattern) and path.endswith(_READ)
             ]
     return []
 
 
+def _patterns(stated: Any) -> Iterator[tuple[str, str]]:
+    """Splits, as far as they are said, and patterns of files."""
+    for one in stated if isinstance(stated, list) else [stated]:
+        split, paths = (one.get("split"), one.get("path")) if isinstance(one, dict) else ("", one)
+        for path in paths if isinstance(paths, list) else [paths]:
+            if isinstance(path, str):
+                yield _split(str(split)), path
+
+
 def _guessed_files(repo: HubRepo, subset: str) -> list[tuple[str, str]]:
     """Splits and files by their names: `SupViT/train-00000-of-00001.parquet`, `SupViT_val.csv`."""
-    found = []
-    for path in sorted(repo.files):
-        stem = path.removesuffix(f".{path.rpartition('.')[2]}")
-        begins = stem.partition("/")[0] == subset or re.match(rf"{re.escape(subset)}[-_.]", stem)
-        if not begins or not path.endswith(_READ):
-            continue
-        words = _WORD.findall(stem[len(subset) :].lower())
-        names = [name for word in words for name in (word.strip("_"),) if _split(name)]
-        if names:
-            found.append((names[-1], path))
-    return found
+    begins = re.compile(rf"(?:.*/)?{re.escape(subset)}(?=[-_./])(.*)\.\w+")
+    found = ((begins.fullmatch(path), path) for path in sorted(repo.files) if path.endswith(_READ))
+    return [(_split_in(match[1]), path) for match, path in found if match]
 
 
-def _by_split(files: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for name, path in files:
-        if split := _split(name):
-            found.setdefault(split, []).append(path)
-    return {split: found[split] for split in SPLITS if split in found}
+def _split_in(path: str) -> str:
+    """The last word of a path that names a split, or ""."""
+    names = [_split(word.strip("_")) for word in _WORD.findall(path.lower())]
+    return next((name for name in reversed(names) if name), "")
 
 
 def _split(name: str) -> str:
     name = _OTHER_NAMES.get(name, name)
     return name if name in SPLITS else ""
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _rows(data: bytes, path: str, where: str) -> Iterator[Mapping[str, Any]]:
