@@ -5,7 +5,6 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from tqdm import tqdm
 import probex_jax as px
 from experiments import cli
 from experiments.steps import Row
+from probex_jax.ahead import ahead
 from probex_jax.layer_store import pack_from_hub
 from probex_jax.model_files import Remote
 from probex_jax.model_files.untrusted_text import json_object
@@ -83,11 +83,9 @@ def planned_rows(table: Table, layers: str, jobs: int) -> list[Row]:
         sizes = {split: each * len(models) for split, models in counts.items()}
     else:
         remote, bar = Remote(), _Bar(len(table.models), "asking the hub")
-        with bar.bar, ThreadPoolExecutor(jobs) as pool:
-            of_model = {}
-            for model, count in zip(
-                table.models, pool.map(lambda m: bytes_of(m, remote), table.models), strict=True
-            ):
+        of_model = {}
+        with bar.bar:
+            for model, count in ahead(lambda m: bytes_of(m, remote), table.models, jobs):
                 of_model[model.id] = count
                 bar.model("")
         sizes = {s: sum(of_model[m.id] for m in models) for s, models in counts.items()}

@@ -4,10 +4,10 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors
 from probex_jax.layer_store.packing import PackSummary, pack
@@ -109,8 +109,8 @@ def _commits(
         except ProbexError:
             return ""  # opening the model says why
 
-    with disk_errors(path), path.open("a") as file, ThreadPoolExecutor(jobs) as pool:
-        for repo, found in zip(unknown, pool.map(commit, unknown), strict=True):
+    with disk_errors(path), path.open("a") as file:
+        for repo, found in ahead(commit, unknown, jobs):
             if found:
                 known[repo] = found
                 file.write(json.dumps([repo, found]) + "\n")

@@ -5,13 +5,13 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, layer_folder, write_json
 from probex_jax.layer_store.arrays import LayerArray, parts
@@ -126,8 +126,7 @@ def pack(
     known = {model.id: model for model in store.models} if store else {}
     todo = [model for model in zoo.models if model.id not in known]
     on_models(len(todo))
-    with ThreadPoolExecutor(workers) as pool:
-        headers = list(pool.map(_header, todo))
+    headers = [header for _, header in ahead(_header, todo, workers)]
     packed_before = [(model.id, model.split, model.labels) for model in known.values()]
     new = [(header.model.id, header.model.split, header.labels) for header in headers]
     check_held_out(path, packed_before + new)
@@ -276,7 +275,7 @@ class _Packer:
         self._drop_torn_line()
         block: list[tuple[_Header, dict[str, Matrix]]] = []
         lines: list[dict[str, Any]] = []
-        for header, matrices in self._read(headers):
+        for header, matrices in ahead(self._matrices, headers, self._workers):
             if isinstance(matrices, str):
                 self.skipped[header.model.id] = matrices
                 if self._store.skipped.get(header.model.id) != matrices:
@@ -289,20 +288,6 @@ class _Packer:
                 block, lines = [], []
             yield header, matrices if isinstance(matrices, str) else ""
         self._commit(block, lines)
-
-    def _read(
-        self, headers: Sequence[_Header]
-    ) -> Iterator[tuple[_Header, dict[str, Matrix] | str]]:
-        """Reads models ahead, a few at a time, in order."""
-        with ThreadPoolExecutor(self._workers) as pool:
-            waiting = []
-            for header in headers:
-                waiting.append((header, pool.submit(self._matrices, header)))
-                if len(waiting) > self._workers + 1:
-                    first, future = waiting.pop(0)
-                    yield first, future.result()
-            for first, future in waiting:
-                yield first, future.result()
 
     def _matrices(self, header: _Header) -> dict[str, Matrix] | str:
         fault = header.fault or self._unfit(header)

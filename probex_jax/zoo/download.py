@@ -11,12 +11,12 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, write_json, write_text
 from probex_jax.model_files.http_ranges import Remote
@@ -86,17 +86,16 @@ def download(
 
     stoppable = Remote(on_bytes=on_bytes)
     added, failed = 0, {}
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            results = pool.map(lambda model: _model(model, folder, stoppable), table.models)
-            for model, result in zip(table.models, results, strict=True):
-                added += result is None
-                if result:
-                    failed[model.id] = result
-                on_model(f"{model.id}: {result}" if result else "")
-        finally:
-            stopped.set()
-            pool.shutdown(cancel_futures=True)
+    results = ahead(lambda model: _model(model, folder, stoppable), table.models, jobs)
+    try:
+        for model, result in results:
+            added += result is None
+            if result:
+                failed[model.id] = result
+            on_model(f"{model.id}: {result}" if result else "")
+    finally:
+        stopped.set()
+        results.close()
     return DownloadSummary(folder, len(table.models), added, failed)
 
 
