@@ -29,9 +29,7 @@ def test_no_more_than_asked_for_at_a_time_and_none_far_ahead():
         with lock:
             running -= 1
 
-    taken = 0
-    for _ in ahead(work, range(30), 3):
-        taken += 1
+    for taken, _ in enumerate(ahead(work, range(30), 3), start=1):
         assert len(begun) <= taken + 4
     assert most == 3
 
