@@ -13,7 +13,7 @@ from typing import Any
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.limits import Limits
-from probex_jax.model_files.untrusted_text import is_unicode, json_object, quoted
+from probex_jax.model_files.untrusted_text import is_unicode, json_object, leads_out, quoted
 
 PREFIX_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -145,6 +145,8 @@ def _tensor(name: str, entry: Any, where: str) -> TensorInfo:
     tensor = f"{where}: tensor {quoted(name)}"
     if not is_unicode(name):
         raise ProbexError(f"{tensor}: the name is not valid Unicode")
+    if leads_out(name):
+        raise ProbexError(f"{tensor}: the name leads out of a folder")
     if not isinstance(entry, dict):
         raise ProbexError(f"{tensor} is {quoted(entry)}, expected an object")
     fields = ("dtype", "shape", "data_offsets")
