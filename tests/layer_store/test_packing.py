@@ -325,6 +325,29 @@ def test_malformed_tables_of_a_zoo_are_one_line(zoo, file, text, message):
         px.scan(zoo)
 
 
+@pytest.mark.parametrize("file", ["zoo.json", "labels.json"])
+def test_tables_of_a_zoo_are_no_links_that_lead_out(zoo, tmp_path, file):
+    (tmp_path / "secret").write_text("{}")
+    (zoo / file).symlink_to("../secret")
+    with pytest.raises(px.ProbexError, match=f"{file}: a link that leads out of the zoo's folder"):
+        px.scan(zoo)
+    (zoo / "mine").write_text("{}")
+    (zoo / file).unlink()
+    (zoo / file).symlink_to("mine")
+    (tmp_path / "link").symlink_to(zoo)
+    assert len(px.scan(tmp_path / "link").models) == 20
+
+
+def test_a_zoo_in_the_hub_s_cache_reaches_its_blobs(zoo, tmp_path):
+    root = tmp_path / "datasets--me--zoo"
+    (root / "snapshots").mkdir(parents=True)
+    (root / "blobs").mkdir()
+    (root / "blobs" / "ffee").write_text('{"tree": "Cached"}')
+    zoo = zoo.rename(root / "snapshots" / "0123abcd")
+    (zoo / "zoo.json").symlink_to("../../blobs/ffee")
+    assert px.scan(zoo).tree == "Cached"
+
+
 def test_a_malformed_entry_of_labels_json_is_that_models_fault(zoo, tmp_path):
     (zoo / "labels.json").write_text(json.dumps({"model_0000": "fox", "nobody": ["fox"]}))
     assert px.scan(zoo).unmatched == ("nobody",)
