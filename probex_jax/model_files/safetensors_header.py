@@ -47,7 +47,7 @@ _OTHER_FORMATS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One tensor: dtype name, shape, and its bytes `begin:end` counted from the data's start."""
 
@@ -125,7 +125,8 @@ def parse_header(header: bytes, data_size: int, where: str, limits: Limits) -> H
         raise ProbexError(f"{where}: {len(entries)} tensors, the limit is {limits.tensors}")
     if not entries:
         raise ProbexError(f"{where}: no tensors in the header")
-    tensors = {name: _tensor(name, entry, where) for name, entry in entries.items()}
+    # Each entry is freed when it is read: it takes several times what is kept of it.
+    tensors = {name: _tensor(name, entries.pop(name), where) for name in [*entries]}
     _check_coverage(tensors, data_size, where)
     return Header(MappingProxyType(metadata), MappingProxyType(tensors))
 
