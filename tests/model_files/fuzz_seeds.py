@@ -31,8 +31,9 @@ def kohya(path, alpha):
     }
 
 
-def diffusers(path, middle):
-    return {f"{path}{middle}.up.weight": ones(4, 2), f"{path}{middle}.down.weight": ones(2, 3)}
+def factors(path, up=(4, 2), down=(2, 3), dtype="f4", middle=".lora"):
+    shapes = {"up": up, "down": down}
+    return {f"{path}{middle}.{k}.weight": ones(*v, dtype=dtype) for k, v in shapes.items()}
 
 
 GOOD = {
@@ -53,9 +54,18 @@ GOOD = {
         **kohya("lora_unet_mid_block_attentions_0_proj_in", ones()),
         **kohya("lora_te1_text_model_encoder_layers_0_mlp_fc1", ones(1, dtype="i8")),
     },
-    "diffusers": diffusers("unet.mid_block.attentions.0.to_k", ".lora"),
-    "processors": diffusers("down_blocks.0.attentions.0.attn1", ".processor.to_out_lora"),
+    "diffusers": factors("unet.mid_block.attentions.0.to_k"),
+    "processors": factors("down_blocks.0.attentions.0.attn1", middle=".processor.to_out_lora"),
     "loha": {"x.hada_w1_a": ones(2, 2), "w": ones(2, 2)},
+    "unknown module": kohya("lora_unet_what_is_this", ones()),
+    "two adapters": {f"w.lora_A{name}.weight": ones(2, 2) for name in ("", ".one", ".two")},
+    "odd factors": {
+        **factors("integers", dtype="i4"),
+        **factors("vectors", (2,), (2,)),
+        **factors("empty", (0, 2), (2, 3)),
+        **factors("kernels", (3, 2, 3, 3), (2, 3, 1, 1)),
+    },
+    "six axes": {"w": ones(2, 1, 2, 1, 1, 2)},
 }
 TEXTS = {
     "index": json.dumps(
@@ -70,6 +80,7 @@ TEXTS = {
     "card list": "---\nbase_model: ['a/b', c]\n---\n",
     "labels": r"""['ant', "sea's \x41 \u00e9", 'bee',]""",
     "labels json": r'["ant", "\ud83d\ude00"]',
+    "revision": "0123abcd",
     "scales": '{"unet.r": 2, "unet.lora_alpha": 4, "unet.alpha_pattern": {"conv_in": 1}}',
 }
 

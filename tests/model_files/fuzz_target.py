@@ -20,9 +20,10 @@ from safetensors.numpy import save
 from probex_jax.errors import ProbexError
 from probex_jax.files import layer_folder
 from probex_jax.model_files import ModelFile, fingerprint, open_model, select_layers, stated_base
+from probex_jax.model_files.architecture import same_base
 from probex_jax.zoo.model_j import stated_in_metadata
 
-KINDS = ("file", "header", "index", "adapter", "config", "card", "labels", "scales")
+KINDS = ("file", "header", "index", "adapter", "config", "card", "labels", "scales", "revision")
 SECONDS, PEAK_BYTES = 1.0, 64_000_000
 CONTROL_BYTES = 4
 _MAX_BODY = 1_000_000
@@ -60,9 +61,9 @@ def with_metadata(tensors: dict[str, np.ndarray], *keys: str) -> Callable[[bytes
     header = json.loads(data[8 : 8 + size])
 
     def make(body: bytes) -> bytes:
-        text = body.decode(errors="replace")
+        text = body.decode(errors="ignore")
         entries = {"__metadata__": dict.fromkeys(keys, text), **header}
-        return wrapped(json.dumps(entries).encode())
+        return wrapped(json.dumps(entries, ensure_ascii=False).encode())
 
     return make
 
@@ -85,6 +86,7 @@ _MADE: dict[str, tuple[str, Callable[[bytes], bytes], dict[str, bytes]]] = {
         {},
     ),
     "scales": (_SINGLE, with_metadata(PEFT, "lora_adapter_metadata"), {}),
+    "revision": ("refs/main", _as_it_is, {f"snapshots/0123abcd/{_SINGLE}": GOOD}),
 }
 
 
@@ -97,10 +99,11 @@ class Target:
 
     def __init__(self, root: Path):
         self._root = root
-        for kind, (_, _, others) in _MADE.items():
-            (root / kind).mkdir()
-            for name, content in others.items():
-                (root / kind / name).write_bytes(content)
+        for kind, (made, _, others) in _MADE.items():
+            for name, content in {made: b"", **others}.items():
+                path = root / kind / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
 
     def write(self, data: bytes) -> Path:
         """Turns an input into a model; returns its folder."""
@@ -113,7 +116,7 @@ class Target:
 
 def kind_of(data: bytes) -> str:
     """What the body of an input is."""
-    return KINDS[data[0] % len(KINDS)] if data else KINDS[0]
+    return KINDS[(data[0] - ord("0")) % len(KINDS)] if data else KINDS[0]
 
 
 def _swollen(body: bytes, doublings: int, where: int, length: int) -> bytes:
@@ -152,10 +155,12 @@ def read_all(folder: Path) -> str:
             base = attempt(stated_base, model)
             assert len(base) <= 200, base
             assert base.isprintable(), base
+            assert same_base(base, base)
             attempt(stated_in_metadata, model)
             attempt(lambda: model.unscaled)
             attempt(lambda: model.config)
             attempt(select_layers, model.layers, 0)
+            attempt(select_layers, model.layers, [*model.layers][:2])
             attempt(model.matrix, "layer.0.wieght")
             attempt(model.check_unchanged)
     for message in refusals:
