@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= out/demo
+FUZZ_SECONDS ?= 3600
 
-.PHONY: demo test check parity format clean
+.PHONY: demo test check parity fuzz format clean
 
 demo: .venv/installed-demo
 	$(BIN)/python -m experiments.demo --workdir=$(WORKDIR)
@@ -19,6 +20,9 @@ check: .venv/installed-dev
 
 parity: .venv/installed-parity
 	$(BIN)/python -m pytest -q -m parity tests
+
+fuzz: .venv/installed-fuzz
+	$(BIN)/python -m tests.model_files.fuzz_atheris -max_total_time=$(FUZZ_SECONDS) out/fuzz/corpus
 
 format: .venv/installed-dev
 	$(BIN)/ruff format .

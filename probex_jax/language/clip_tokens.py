@@ -9,7 +9,7 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.language.clip_tower import TextTower
-from probex_jax.model_files.byte_ranges import read_small
+from probex_jax.model_files.locate import read_inside
 from probex_jax.model_files.untrusted_text import json_object
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -45,7 +45,7 @@ class ClipTokenizer:
                     f"{folder}: no {name}; a tokenizer is tokenizer.json, or vocab.json with "
                     "merges.txt"
                 )
-        where, files = str(folder / names[0]), [read_small(folder / n, _MAX_BYTES) for n in names]
+        where, files = str(folder / names[0]), [read_inside(folder / n, _MAX_BYTES) for n in names]
         self.digest = hashlib.sha256(b"".join(hashlib.sha256(f).digest() for f in files)).digest()
         self._tokenizer = _tokenizer(files, where)
         self._context = tower.context

@@ -165,14 +165,29 @@ def located_in(folder: Folder, limits: Limits) -> Location:
     raise ProbexError(f"{folder}: no model here; expected {SINGLE} or {INDEX}")
 
 
-def check_inside(path: Path, root: Path) -> None:
+def check_inside(path: Path, root: Path, whose: str = "model") -> None:
     """Raises a ProbexError if a path is or goes through a link that leads out of `root`."""
     real = _real(path)
     if not real.is_relative_to(root):
         raise ProbexError(
-            f"{shown(path)}: a link that leads out of the model's folder, to {shown(real)}; "
+            f"{shown(path)}: a link that leads out of the {whose}'s folder, to {shown(real)}; "
             "it is not followed"
         )
+
+
+def read_inside(path: Path, limit: int, whose: str = "model") -> bytes:
+    """Reads a small file in a folder of a stranger's, unless it is a link that leads out of it.
+
+    Args:
+      path: of the file.
+      limit: of its size in bytes.
+      whose: folder it is, for the error.
+
+    Raises:
+      ProbexError: if it is such a link, is larger or cannot be read.
+    """
+    check_inside(path, _own_folder(path.parent), whose)
+    return read_small(path, limit)
 
 
 def _own_folder(folder: Path) -> Path:

@@ -18,7 +18,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.model_files.layers import MATRIX_DTYPES, LayerInfo
 from probex_jax.model_files.lora_names import canonical
 from probex_jax.model_files.safetensors_header import TensorInfo
-from probex_jax.model_files.untrusted_text import quoted
+from probex_jax.model_files.untrusted_text import leads_out, quoted
 
 # The ending of a factor's name: which of the two it is, and in PEFT the adapter's name.
 _ENDINGS = (
@@ -101,6 +101,8 @@ def pair_factors(
             reason = "a LoRA of no known module"
             unread |= dict.fromkeys(filter(None, (*names.values(), alpha)), reason)
             continue
+        if leads_out(layer):
+            raise ProbexError(f"{where}: layer {quoted(layer)}: the name leads out of a folder")
         if layer in pairs:
             raise ProbexError(f"{where}: two LoRAs are of layer {quoted(layer)}")
         pairs[layer] = Factors(names["up"], names["down"], path, dialect, alpha)

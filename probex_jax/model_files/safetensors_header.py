@@ -13,7 +13,7 @@ from typing import Any
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.limits import Limits
-from probex_jax.model_files.untrusted_text import is_unicode, json_object, quoted
+from probex_jax.model_files.untrusted_text import is_unicode, json_object, leads_out, quoted
 
 PREFIX_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -47,7 +47,7 @@ _OTHER_FORMATS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One tensor: dtype name, shape, and its bytes `begin:end` counted from the data's start."""
 
@@ -125,7 +125,8 @@ def parse_header(header: bytes, data_size: int, where: str, limits: Limits) -> H
         raise ProbexError(f"{where}: {len(entries)} tensors, the limit is {limits.tensors}")
     if not entries:
         raise ProbexError(f"{where}: no tensors in the header")
-    tensors = {name: _tensor(name, entry, where) for name, entry in entries.items()}
+    # Each entry is freed when it is read: it takes several times what is kept of it.
+    tensors = {name: _tensor(name, entries.pop(name), where) for name in [*entries]}
     _check_coverage(tensors, data_size, where)
     return Header(MappingProxyType(metadata), MappingProxyType(tensors))
 
@@ -145,6 +146,8 @@ def _tensor(name: str, entry: Any, where: str) -> TensorInfo:
     tensor = f"{where}: tensor {quoted(name)}"
     if not is_unicode(name):
         raise ProbexError(f"{tensor}: the name is not valid Unicode")
+    if leads_out(name):
+        raise ProbexError(f"{tensor}: the name leads out of a folder")
     if not isinstance(entry, dict):
         raise ProbexError(f"{tensor} is {quoted(entry)}, expected an object")
     fields = ("dtype", "shape", "data_offsets")

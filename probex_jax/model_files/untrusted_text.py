@@ -25,6 +25,9 @@ _LIST_OF_STRINGS = re.compile(rf"\[\s*+(?:{_STRING}\s*+(?:,\s*+{_STRING}\s*+)*+(
 # One path component: no separator, no leading dot (so no `..`), no colon, no control character.
 _PLAIN_NAME = re.compile(r"\w[\w.+ -]{0,199}")
 
+# In a name that may be a path: `..` between separators, one at the beginning, or NUL.
+_LEADS_OUT = re.compile(r"\0|\A[/\\]|(?:\A|[/\\])\.\.(?:[/\\]|\Z)")
+
 
 # Of a list of a million only the beginning is written out.
 _BRIEFLY = reprlib.Repr()
@@ -131,6 +134,16 @@ def plain_name(text: str, where: str) -> str:
             "no separators, at most 200 characters)"
         )
     return text
+
+
+def leads_out(name: str) -> bool:
+    """Whether a name, taken as a path, may lead out of a folder; one with NUL is no path at all.
+
+    Example:
+      >>> [leads_out(name) for name in ("../a", "a/../b", "/a", "a/b..c", "a...b")]
+      [True, True, True, False, False]
+    """
+    return _LEADS_OUT.search(name) is not None
 
 
 def literal_strings(text: str, what: str) -> list[str]:

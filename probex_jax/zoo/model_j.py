@@ -16,8 +16,8 @@ from typing import Any
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import ModelFile, Remote, literal_strings, open_model
-from probex_jax.model_files.byte_ranges import read_small
 from probex_jax.model_files.hub import remote_url
+from probex_jax.model_files.locate import read_inside
 from probex_jax.model_files.untrusted_text import is_unicode, json_object, quoted
 
 # The models of the held-out splits are of classes that no model of the others is of.
@@ -195,6 +195,6 @@ def _table(path: Path) -> Mapping[str, Any]:
     if not (path.exists() or path.is_symlink()):
         return {}
     try:
-        return json_object(read_small(path, _MAX_TABLE_BYTES), str(path))
+        return json_object(read_inside(path, _MAX_TABLE_BYTES, "zoo"), str(path))
     except OSError as error:
         raise ProbexError(f"{path}: cannot be read: {error.strerror}") from error

@@ -62,3 +62,21 @@ def test_files_that_are_no_tokenizer(toy_clip, tmp_path, name, content, message)
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ProbexError, match=message):
         ClipTextEncoder.load(path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "vocab.json", "merges.txt"])
+def test_files_of_a_checkpoint_are_no_links_that_lead_out(toy_clip, tmp_path, name):
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    path = toy_clip.write(folder)
+    if name == "tokenizer.json":
+        toy_clip.write_tokenizer_json(folder)
+    encoder = ClipTextEncoder.load(path)
+    (folder / name).rename(folder / "inside")
+    (folder / name).symlink_to("inside")
+    assert ClipTextEncoder.load(path).name == encoder.name
+    (folder / "inside").rename(tmp_path / "outside")
+    (folder / name).unlink()
+    (folder / name).symlink_to("../outside")
+    with pytest.raises(ProbexError, match=f"{name}: a link that leads out of the model's folder"):
+        ClipTextEncoder.load(path)

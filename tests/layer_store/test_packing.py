@@ -286,7 +286,7 @@ def test_other_kinds_of_weight_files_are_not_passed_over(zoo, tmp_path):
 
 def test_odd_layer_names_stay_apart_and_inside_the_store(tmp_path):
     zoo = tmp_path / "Odd"
-    names = ["../x", "x", "a/b", "a%2Fb", "c d|\n"]
+    names = ["x", "..x", "a/b", "a%2Fb", "c d|\n"]
     for index in range(3):
         folder = zoo / "train" / f"m{index}"
         folder.mkdir(parents=True)
@@ -302,7 +302,7 @@ def test_a_layer_that_cannot_be_a_folder_is_refused(tmp_path):
     folder = tmp_path / "Odd" / "train" / "m"
     folder.mkdir(parents=True)
     labels = {"dataset_chosen_targets": "['x']"}
-    save_file({"..": np.ones((2, 2), np.float32)}, folder / "model.safetensors", labels)
+    save_file({"...": np.ones((2, 2), np.float32)}, folder / "model.safetensors", labels)
     with pytest.raises(px.ProbexError, match="dots alone"):
         pack(tmp_path / "Odd", tmp_path / "s")
     assert not (tmp_path / "s").exists()
@@ -323,6 +323,29 @@ def test_malformed_tables_of_a_zoo_are_one_line(zoo, file, text, message):
     (zoo / file).write_text(text)
     with pytest.raises(px.ProbexError, match=message):
         px.scan(zoo)
+
+
+@pytest.mark.parametrize("file", ["zoo.json", "labels.json"])
+def test_tables_of_a_zoo_are_no_links_that_lead_out(zoo, tmp_path, file):
+    (tmp_path / "secret").write_text("{}")
+    (zoo / file).symlink_to("../secret")
+    with pytest.raises(px.ProbexError, match=f"{file}: a link that leads out of the zoo's folder"):
+        px.scan(zoo)
+    (zoo / "mine").write_text("{}")
+    (zoo / file).unlink()
+    (zoo / file).symlink_to("mine")
+    (tmp_path / "link").symlink_to(zoo)
+    assert len(px.scan(tmp_path / "link").models) == 20
+
+
+def test_a_zoo_in_the_hub_s_cache_reaches_its_blobs(zoo, tmp_path):
+    root = tmp_path / "datasets--me--zoo"
+    (root / "snapshots").mkdir(parents=True)
+    (root / "blobs").mkdir()
+    (root / "blobs" / "ffee").write_text('{"tree": "Cached"}')
+    zoo = zoo.rename(root / "snapshots" / "0123abcd")
+    (zoo / "zoo.json").symlink_to("../../blobs/ffee")
+    assert px.scan(zoo).tree == "Cached"
 
 
 def test_a_malformed_entry_of_labels_json_is_that_models_fault(zoo, tmp_path):

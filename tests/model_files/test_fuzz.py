@@ -18,11 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from probex_jax.errors import ProbexError
-from probex_jax.model_files import fingerprint, literal_strings, open_model, stated_base
+from tests.model_files.fuzz_target import PEAK_BYTES, PEFT, SECONDS, ones, read_all
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))
-SECONDS, PEAK_BYTES = 1.0, 64_000_000
 profile = settings(
     max_examples=EXAMPLES or 120,
     derandomize=not EXAMPLES,
@@ -33,10 +31,6 @@ profile = settings(
 most = {"seconds": 0.0, "bytes": 0, "opened": 0, "refused": 0}
 
 
-def ones(*shape, dtype="f4"):
-    return np.ones(shape, dtype)
-
-
 def kohya(path, up, down):
     return {
         f"lora_unet_{path}.lora_up.weight": up,
@@ -45,10 +39,6 @@ def kohya(path, up, down):
     }
 
 
-PEFT = {
-    f"base_model.model.conv_in.lora_{half}.weight": ones(*shape)
-    for half, shape in {"A": (2, 3, 3, 3), "B": (4, 2, 1, 1)}.items()
-}
 PARTS = {"a": "m-1.safetensors", "b": "m-2.safetensors"}
 
 # A folder of files, by their names.
@@ -190,38 +180,6 @@ def folders(draw):
         at = int(draw(SOMEWHERE) * len(first))
         files["model.safetensors"] = first[:at] + second[at:]
     return files
-
-
-def read_all(folder: Path) -> str:
-    """Everything that the library reads of one model; each error is one line of a ProbexError."""
-    refusals = []
-
-    def attempt(read, *arguments):
-        try:
-            return read(*arguments)
-        except ProbexError as error:
-            refusals.append(str(error))
-
-    model = attempt(open_model, folder)
-    if model is not None:
-        with model:
-            for name, layer in model.layers.items():
-                matrix = attempt(model.matrix, name)
-                assert matrix is None or matrix.shape == layer.shape
-                attempt(model.rows, name, [0])
-            for name in model.tensors:
-                attempt(model.tensor, name)
-            attempt(fingerprint, model)
-            attempt(stated_base, model)
-            attempt(lambda: model.unscaled)
-            attempt(lambda: model.config)
-            if "dataset_chosen_targets" in model.metadata:
-                attempt(literal_strings, model.metadata["dataset_chosen_targets"], "targets")
-            attempt(model.matrix, "layer.0.wieght")
-    for message in refusals:
-        assert message.isprintable(), message
-        assert len(message) < 1500, message
-    return "refused" if model is None else "opened"
 
 
 @profile

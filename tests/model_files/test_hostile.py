@@ -139,6 +139,7 @@ HOSTILE = {
     "huge number": (weights(raw('{"w": ' + "9" * 5000 + "}")), "is not valid JSON: Exceeds the"),
     "tensor twice": (weights(raw('{"w": {}, "w": {}}')), "has the key 'w' twice"),
     "surrogate in a name": (weights(raw(r'{"\ud800": {}}')), "the name is not valid Unicode"),
+    "name above": (weights(save({"../w": NAN})), "tensor '../w': the name leads out of a folder"),
     # Tensors.
     "unknown dtype": (weights(raw({"w": of("F99")})), "unknown dtype 'F99'"),
     "negative shape": (weights(raw({"w": of(shape=(-2, -2))})), "shape is [-2, -2], expected"),
@@ -180,6 +181,9 @@ HOSTILE = {
     "LoRA and tensor": (lora(w=np.ones((2, 2), "f4")), "is a tensor and a LoRA as well"),
     "alpha no number": (lora(**{"w.alpha": np.ones(2, "f4")}), "is no single number"),
     "DoRA": (peft("{}", **{"x.lora_magnitude_vector": np.ones(3, "f4")}), "a DoRA, which is not"),
+    "LoRA above": (
+        lora(**{f"a/...lora.{half}.weight": np.ones((2, 2), "f4") for half in ("up", "down")}),
+        "layer 'a/..': the name leads out of a folder"),
     # Configs.
     "alpha text": (peft('{"lora_alpha": "4"}'), "lora_alpha of the adapter's config is '4'"),
     "alpha infinite": (peft('{"lora_alpha": 1e999}'), "alpha is inf, expected a number"),
