@@ -203,6 +203,8 @@ def small_body(url: str, headers: Mapping[str, str], name: str, limit: int) -> b
             with opened(url, headers, name) as response:
                 raise_for_status(response, name)
                 check_encoding(response, name)
+                if response.status_code != 200:
+                    raise ProbexError(f"{name}: the server answers with HTTP {response.status_code}")
                 return _small(response, name, limit)
         except Passing as problem:
             failures += problem.tries
@@ -217,8 +219,9 @@ def opened(url: str, headers: Mapping[str, str], name: str) -> Iterator[Any]:
     try:
         request = session.build_request("GET", url, headers=dict(headers), timeout=_TIMEOUT_S)
         while request is not None:
-            if history and (history[0].url.scheme, request.url.scheme) == ("https", "http"):
-                raise ProbexError(f"{name}: the server redirects from https to http")
+            first, now = (history[0] if history else request).url.scheme, request.url.scheme
+            if now != "https" and (first, now) != ("http", "http"):
+                raise ProbexError(f"{name}: the server redirects from {first} to {now[:20]}")
             if len(history) > _REDIRECTS:
                 raise ProbexError(f"{name}: the server redirects more than {_REDIRECTS} times")
             # Not by the session, which would read the body of each redirect, of any length.
@@ -229,7 +232,7 @@ def opened(url: str, headers: Mapping[str, str], name: str) -> Iterator[Any]:
                     yield response
             history.append(response)
     except errors as error:
-        if type(error).__name__ in ("UnsupportedProtocol", "InvalidURL"):
+        if type(error).__name__ == "InvalidURL":
             raise ProbexError(f"{name}: {_reason(error)}") from error
         slow = _TRIES_OF_A_SLOW_ONE if "Timeout" in type(error).__name__ else 1
         raise Passing(_reason(error), tries=slow) from error
