@@ -14,14 +14,13 @@ from probex_jax.reports import table
 __all__ = ["progress", "run", "table"]
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a command: 0 on success; 2, with one line and no traceback, on a user's mistake."""
+def run(main: Callable[[], int | None]) -> None:
+    """Runs a command: 2, with one line and no traceback, on a user's mistake; else what it says."""
 
     def without_arguments(rest: Sequence[str]) -> int:
         if rest:
             _exit(f"unexpected argument {rest[0]!r}; options are written --name=value")
-        main()
-        return 0
+        return main() or 0
 
     run_with_arguments(without_arguments)
 

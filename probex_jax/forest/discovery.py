@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.forest.clusters import WARD_MODELS, Clusters
 from probex_jax.forest.sketch import Sketch
@@ -17,7 +17,6 @@ from probex_jax.model_files import fingerprint, open_model, stated_base
 from probex_jax.model_files.architecture import base_key
 
 _READERS = 4
-_AHEAD = 64  # models that are read before they are needed
 
 
 @dataclass(frozen=True)
@@ -125,14 +124,8 @@ def _join_unnamed(groups: dict[tuple[str, str, bool], Clusters]) -> None:
 def _all_seen(paths: Iterable[str | Path]) -> Iterator[_Seen | ProbexError]:
     """What is read of each model, in order, a few models ahead."""
     sketches: dict[str, Sketch] = {}
-    waiting: deque[Future[_Seen | ProbexError]] = deque()
-    with ThreadPoolExecutor(_READERS) as readers:
-        for path in paths:
-            waiting.append(readers.submit(_see, Path(path), sketches))
-            if len(waiting) > _AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    seen = ahead(lambda path: _see(Path(path), sketches), paths, _READERS)
+    return (one for _, one in seen)
 
 
 def _see(path: Path, sketches: dict[str, Sketch]) -> _Seen | ProbexError:

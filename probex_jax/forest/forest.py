@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from probex_jax.forest.description import Description, ExpertFacts, Neighbour, P
 from probex_jax.forest.router import Route, TreeRouter, route
 from probex_jax.forest.stated import Stated, stated
 from probex_jax.model_files import ModelFile, open_model
+from probex_jax.model_files.hub import hub_address, remote_url
 
 FORMAT = "probex_jax forest"
 VERSION = 1
@@ -283,7 +285,7 @@ class Forest:
             elif isinstance(near, ProbexError):
                 yield near
             else:
-                about = Description(name, str(path), one.stated, one.route)
+                about = Description(name, remote_url(path) or str(path), one.stated, one.route)
                 yield about if not about.tree else self._of_tree(about, said, near)
 
     def _of_tree(
@@ -333,6 +335,9 @@ def _arrays(path: Path, sha256: str) -> dict[str, np.ndarray]:
 
 def model_name(path: Path) -> str:
     """What a model is called whose path is all that is known."""
+    if url := remote_url(path):
+        address = hub_address(url)
+        path = Path("/", *((address.id, address.path) if address else (urlsplit(url).path,)))
     path = Path(os.path.abspath(path))  # links of a hub cache lead to names that are hashes
     if path.name in ("model.safetensors", "pytorch_lora_weights.safetensors"):
         path = path.parent

@@ -13,7 +13,8 @@ models.jsonl, so that whatever a killed run left behind is overwritten by the ne
 one shard: adding models later rewrites no earlier file, and may leave rows unused at block ends.
 """
 
+from probex_jax.layer_store.from_hub import pack_from_hub
 from probex_jax.layer_store.packing import PackSummary, pack
 from probex_jax.layer_store.store import LayerStore, StoredModel
 
-__all__ = ["LayerStore", "PackSummary", "StoredModel", "pack"]
+__all__ = ["LayerStore", "PackSummary", "StoredModel", "pack", "pack_from_hub"]

@@ -5,13 +5,13 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, layer_folder, write_json
 from probex_jax.layer_store.arrays import LayerArray, parts
@@ -26,7 +26,6 @@ from probex_jax.matrices import LowRank, stack
 from probex_jax.model_files import (
     LayerInfo,
     fingerprint,
-    open_model,
     select_layers,
     stated_base,
 )
@@ -79,8 +78,10 @@ def pack(
     path: str | Path,
     layers: int | str | Sequence[int | str] | None = None,
     *,
+    workers: int = 2,
     on_models: Callable[[int], None] = lambda total: None,
     on_model: Callable[[str], None] = lambda reason: None,
+    on_packed: Callable[[Sequence[ZooModel]], None] = lambda models: None,
 ) -> PackSummary:
     """Packs the models of a zoo that a store does not hold yet.
 
@@ -94,8 +95,10 @@ def pack(
       zoo: the models.
       path: folder of the store; made if there is none, continued if there is one.
       layers: which layers, as `select_layers` takes them; None for all of them.
+      workers: how many models are read at a time.
       on_models: called once with the number of models to pack.
       on_model: called after each model with the reason why it was skipped, or "".
+      on_packed: called with models once they are in the store for good.
 
     Returns:
       The store, and what was added, skipped and left out.
@@ -123,7 +126,7 @@ def pack(
     known = {model.id: model for model in store.models} if store else {}
     todo = [model for model in zoo.models if model.id not in known]
     on_models(len(todo))
-    headers = [_header(model) for model in todo]
+    headers = [header for _, header in ahead(_header, todo, workers)]
     packed_before = [(model.id, model.split, model.labels) for model in known.values()]
     new = [(header.model.id, header.model.split, header.labels) for header in headers]
     check_held_out(path, packed_before + new)
@@ -132,7 +135,7 @@ def pack(
         store, left_out = _create(path, zoo, headers, layers)
     else:
         _check_same(store, zoo, layers)
-    packer = _Packer(store)
+    packer = _Packer(store, workers, on_packed)
     for header, fault in packer.run(headers):
         on_model(f"{header.model.id}: {fault}" if fault else "")
     packed = LayerStore.open(path)
@@ -145,7 +148,7 @@ def pack(
 
 def _header(model: ZooModel) -> _Header:
     try:
-        with open_model(model.path) as file:
+        with model.open() as file:
             labels = model.labels_in(file)
             about = fingerprint(file), stated_base(file), bool(file.unscaled)
             return _Header(model, file.layers, labels, *about)
@@ -185,12 +188,21 @@ def _create(
         "texts": {name: zoo.texts[name] for name in classes if name in zoo.texts},
         "layers": {name: common[name].shape for name in chosen},
         "ranks": {name: rank for name in chosen if (rank := common[name].rank) is not None},
+        "selection": _selection(layers),
         "block": max(1, min(_BLOCK_MODELS, _BLOCK_BYTES // (4 * sum(sizes)))),
     }
     with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     write_json(path / "store.json", about)
     return LayerStore.open(path), rarer if layers is None else {}
+
+
+def _selection(layers: int | str | Sequence[int | str] | None) -> list[str] | None:
+    """What was asked for, in one form however it was written."""
+    if layers is None:
+        return None
+    asked = [layers] if isinstance(layers, int | str) else layers
+    return sorted(part.strip() for each in asked for part in str(each).split(","))
 
 
 def _all_classes(headers: Iterable[_Header]) -> tuple[str, ...]:
@@ -222,7 +234,8 @@ def _check_same(
                 f"{store.path}: {model.id} was packed as {was.split} of {list(was.labels)}, the "
                 f"zoo now says {model.split} of {model.stated or 'the same'}; use another --store"
             )
-    if layers is None:
+    # The same words may mean other layers among those of a store: numbers do.
+    if layers is None or _selection(layers) == store.selection:
         return
     try:
         same = select_layers(store.layers, layers) == sorted(store.layers)
@@ -238,8 +251,10 @@ def _check_same(
 class _Packer:
     """Writes models block by block; a block counts once its lines are in models.jsonl."""
 
-    def __init__(self, store: LayerStore):
-        self._store = store
+    def __init__(
+        self, store: LayerStore, workers: int, on_packed: Callable[[Sequence[ZooModel]], None]
+    ):
+        self._store, self._workers, self._on_packed = store, workers, on_packed
         self._table = store.path / "models.jsonl"
         rows = max((model.row for model in store.models), default=-1) + 1
         self._next_row = -(-rows // store.block) * store.block
@@ -260,7 +275,7 @@ class _Packer:
         self._drop_torn_line()
         block: list[tuple[_Header, dict[str, Matrix]]] = []
         lines: list[dict[str, Any]] = []
-        for header, matrices in self._read(headers):
+        for header, matrices in ahead(self._matrices, headers, self._workers):
             if isinstance(matrices, str):
                 self.skipped[header.model.id] = matrices
                 if self._store.skipped.get(header.model.id) != matrices:
@@ -274,28 +289,14 @@ class _Packer:
             yield header, matrices if isinstance(matrices, str) else ""
         self._commit(block, lines)
 
-    def _read(
-        self, headers: Sequence[_Header]
-    ) -> Iterator[tuple[_Header, dict[str, Matrix] | str]]:
-        """Reads models ahead, a few at a time, in order."""
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            waiting = []
-            for header in headers:
-                waiting.append((header, pool.submit(self._matrices, header)))
-                if len(waiting) > 3:
-                    first, future = waiting.pop(0)
-                    yield first, future.result()
-            for first, future in waiting:
-                yield first, future.result()
-
     def _matrices(self, header: _Header) -> dict[str, Matrix] | str:
         fault = header.fault or self._unfit(header)
         if fault:
             return fault
         try:
-            with open_model(header.model.path) as file:
+            with header.model.open() as file:
                 if layer_faults(file.layers, self._layers):
-                    raise ProbexError(f"{header.model.path}: changed while it was packed")
+                    raise ProbexError(f"{header.model.where}: changed while it was packed")
                 matrices = file.matrices(self._layers)
                 file.check_unchanged()
                 return matrices
@@ -305,11 +306,11 @@ class _Packer:
     def _unfit(self, header: _Header) -> str:
         """Why a readable model does not fit the store, or ""."""
         for name, fault in layer_faults(header.layers, self._layers).items():
-            return f"{header.model.path}: layer {name}: {fault}"
+            return f"{header.model.where}: layer {name}: {fault}"
         unknown = [label for label in header.labels if label not in self._store.classes]
         if unknown:
             return (
-                f"{header.model.path}: label {unknown[0]!r} is not among the "
+                f"{header.model.where}: label {unknown[0]!r} is not among the "
                 f"{len(self._store.classes)} classes of the store"
             )
         return ""
@@ -343,7 +344,7 @@ class _Packer:
             "status": status,
             "tree": self._store.tree,
             "split": model.split,
-            "source": str(model.path),
+            "source": model.where,
         }
 
     def _commit(
@@ -362,6 +363,7 @@ class _Packer:
             table.write("".join(json.dumps(line) + "\n" for line in lines))
             table.flush()
             os.fsync(table.fileno())
+        self._on_packed([header.model for header, _ in block])
 
     def _drop_torn_line(self) -> None:
         """A kill may have cut the last line short."""

@@ -66,6 +66,7 @@ class LayerStore:
       texts: class to the words for it, where its name is none.
       layers: name to (H, W).
       ranks: name to R, for the layers that are kept as factors.
+      selection: how the layers were asked for, a list of texts; None for all, or where not known.
       models: the packed models, in the order of their rows.
       skipped: id of every model left out, to the reason.
 
@@ -92,6 +93,7 @@ class LayerStore:
         self.texts = {name: _of(str, text) for name, text in _of(dict, about["texts"]).items()}
         self.ranks = {name: _positive(rank) for name, rank in _of(dict, about["ranks"]).items()}
         self.block = _positive(about["block"])
+        self.selection = about.get("selection")
         packed: dict[str, StoredModel] = {}
         skipped: dict[str, str] = {}
         for line in lines:

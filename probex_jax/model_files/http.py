@@ -204,7 +204,9 @@ def small_body(url: str, headers: Mapping[str, str], name: str, limit: int) -> b
                 raise_for_status(response, name)
                 check_encoding(response, name)
                 if response.status_code != 200:
-                    raise ProbexError(f"{name}: the server answers with HTTP {response.status_code}")
+                    raise ProbexError(
+                        f"{name}: the server answers with HTTP {response.status_code}"
+                    )
                 return _small(response, name, limit)
         except Passing as problem:
             failures += problem.tries
@@ -234,8 +236,10 @@ def opened(url: str, headers: Mapping[str, str], name: str) -> Iterator[Any]:
     except errors as error:
         if type(error).__name__ == "InvalidURL":
             raise ProbexError(f"{name}: {_reason(error)}") from error
-        slow = _TRIES_OF_A_SLOW_ONE if "Timeout" in type(error).__name__ else 1
-        raise Passing(_reason(error), tries=slow) from error
+        tries = {"ConnectError": 2}.get(type(error).__name__, 1)
+        if "Timeout" in type(error).__name__:
+            tries = _TRIES_OF_A_SLOW_ONE
+        raise Passing(_reason(error), tries=tries) from error
     except OSError as error:  # offline mode
         raise ProbexError(f"{name}: {_reason(error)}") from error
 
@@ -247,7 +251,9 @@ def raise_for_status(response: Any, name: str) -> None:
         raise Passing(f"HTTP {status} {phrase}", _retry_after(response))
     code = response.headers.get("x-error-code", "")[:40]
     said = f"(HTTP {status}, {code})" if code else f"(HTTP {status})"
-    if status in (401, 403):
+    if code == "RevisionNotFound":
+        raise NotFound(f"{name}: no such revision on the hub {said}")
+    if status in (401, 403) or code == "RepoNotFound":
         raise ProbexError(
             f"{name}: not allowed, or nothing there {said}; log in with `hf auth login` or set "
             "HF_TOKEN, and accept the model's terms where it has some"

@@ -7,8 +7,9 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,9 @@ class Remote:
     Args:
       cache: a folder in which the ranges that were read are kept, by the content of their files,
         so that they are not read again; None for none.
-      on_bytes: called with the number of bytes that came from a server.
+      on_bytes: called with the number of bytes that came from a server, in any thread.
+      listings: what the hub said of commits, so that it is asked once; shared by all that is opened
+        with this object.
 
     Example:
       >>> Remote(cache=Path("ranges")).cache.name
@@ -44,6 +47,7 @@ class Remote:
 
     cache: Path | None = None
     on_bytes: Callable[[int], None] = lambda count: None
+    listings: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 class HttpRanges:

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, quote, unquote, urlsplit
@@ -28,6 +28,7 @@ _PAGE = re.compile(
     r"(?:/(?:resolve|blob|tree|raw)/(?P<revision>refs/(?:pr|convert)/\w+|[^/]+)(?:/(?P<path>.+))?)?/?"
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_HASH = re.compile(r"[0-9a-f]{7,64}")  # other servers than the hub's may have shorter ones
 _MAX_LISTED = 200_000
 _MAX_LISTING_BYTES = 64 * 2**20
 _VALUES_A_FILE = 16
@@ -164,17 +165,30 @@ def hub_repo(address: HubAddress, remote: Remote) -> HubRepo:
     Raises:
       ProbexError: if there is no such repository or revision, or the hub cannot be reached.
     """
-    listing = None
-    if remote.cache is not None and _COMMIT.fullmatch(address.revision):
-        key = f"{endpoint()} {address.kind} {address.id} {address.revision}"
-        listing = remote.cache / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
-        if (known := _read_listing(listing)) is not None:
-            return HubRepo(address.id, address.kind, address.revision, known)
-    repo = _asked(address)
-    if listing is not None:
-        files = {path: [file.size, file.content] for path, file in repo.files.items()}
-        write_kept(listing, json.dumps(files).encode())
+    key, path = _listing(address, remote)
+    if key in remote.listings:
+        return remote.listings[key]
+    if path is not None and (known := _read_listing(path)) is not None:
+        repo = HubRepo(address.id, address.kind, address.revision, known)
+    else:
+        repo = _asked(address)
+        # Asked for a branch, the answer is good for its commit.
+        key, path = _listing(replace(address, revision=repo.commit), remote)
+        if path is not None:
+            listed = {name: [file.size, file.content] for name, file in repo.files.items()}
+            write_kept(path, json.dumps(listed).encode())
+    if key:
+        remote.listings[key] = repo
     return repo
+
+
+def _listing(address: HubAddress, remote: Remote) -> tuple[str, Path | None]:
+    """What a commit's list is known by, and its file in the cache; "" and None of a branch."""
+    if not _COMMIT.fullmatch(address.revision):
+        return "", None
+    key = f"{endpoint()} {address.kind} {address.id} {address.revision}"
+    file = f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+    return key, None if remote.cache is None else remote.cache / file
 
 
 def _asked(address: HubAddress) -> HubRepo:
@@ -184,7 +198,7 @@ def _asked(address: HubAddress) -> HubRepo:
     data = small_body(url, _headers(name), name, _MAX_LISTING_BYTES)
     said = json_object(data, f"{name}: the hub's answer", values=_VALUES_A_FILE * _MAX_LISTED)
     commit, siblings = said.get("sha"), said.get("siblings")
-    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+    if not isinstance(commit, str) or not _HASH.fullmatch(commit):
         raise ProbexError(f"{name}: the hub names no commit, but {quoted(commit)}")
     if _COMMIT.fullmatch(address.revision) and commit != address.revision:
         raise ProbexError(f"{name}: the hub answers with another commit, {commit}")
@@ -252,8 +266,6 @@ class HubFolder:
     def open(self, name: str) -> HttpRanges:
         """A file in it, to be read by byte ranges."""
         path = f"{self._folder}/{name}" if self._folder else name
-        if self._repo.files and path not in self._repo.files:
-            raise NotFound(f"{self.path_of(name)}: no such file in the repository")
         return self._repo.open(path, self._remote)
 
     def read_beside(self, name: str, limit: int) -> bytes | None:
@@ -313,7 +325,8 @@ def locate_remote(url: str, limits: Limits, remote: Remote) -> tuple[Location, s
         return Location(folder, (folder.named,)), url
     repo = hub_repo(address, remote)
     where = str(HubAddress(repo.id, repo.commit, address.path, repo.kind))
-    if address.path in repo.files:
+    # A long list may not be whole: what looks like a file is asked for.
+    if address.path in repo.files or address.path.endswith(".safetensors"):
         parent, _, name = address.path.rpartition("/")
         refuse_other_formats(name, where)
         return Location(HubFolder(repo, parent, remote), (name,)), where

@@ -24,7 +24,7 @@ from probex_jax.model_files.safetensors_header import TensorInfo
 from probex_jax.model_files.shards import Shard, merged_metadata, open_shards, shard_of_tensors
 from probex_jax.model_files.untrusted_text import json_object, quoted
 
-_DEFAULT_LIMITS, _DEFAULT_REMOTE = Limits(), Remote()
+_DEFAULT_LIMITS = Limits()
 _MAX_CONFIG_BYTES = 16 * 1024 * 1024
 
 _NUMPY_DTYPES = {
@@ -186,7 +186,7 @@ class ModelFile:
         names = list(names)
         ranges: dict[Shard, list[tuple[int, int]]] = {}
         for name in names:
-            for tensor in self._tensors_of_layer(name):
+            for tensor in self.tensors_of(name):
                 shard, begin = self._place(tensor)
                 size = self.tensors[tensor].end - self.tensors[tensor].begin
                 ranges.setdefault(shard, []).append((begin, begin + size))
@@ -198,7 +198,12 @@ class ModelFile:
             for shard in ranges:
                 shard.bytes.forget()
 
-    def _tensors_of_layer(self, name: str) -> tuple[str, ...]:
+    def tensors_of(self, name: str) -> tuple[str, ...]:
+        """Names of the tensors that a layer is read from.
+
+        Raises:
+          ProbexError: if there is no such layer.
+        """
         if name not in self.layers:
             raise self._no_layer(name)
         if name not in self._factors:
@@ -345,7 +350,7 @@ class ModelFile:
 def open_model(
     path: str | os.PathLike[str],
     limits: Limits = _DEFAULT_LIMITS,
-    remote: Remote = _DEFAULT_REMOTE,
+    remote: Remote | None = None,
 ) -> ModelFile:
     """Opens a model without reading its weights.
 
@@ -357,7 +362,7 @@ def open_model(
         `hf://org/repo[@revision][/file or folder]`, or the `https://…` address of a
         `.safetensors` file, of which only the ranges of bytes are read that are asked for.
       limits: how large headers may be.
-      remote: how a model on a server is read.
+      remote: how a model on a server is read; None for without a cache.
 
     Returns:
       The open model, a context manager.
@@ -386,7 +391,7 @@ def open_model(
         raise ProbexError(f"{quoted(str(path))}: no such file or folder")
     try:
         if url:
-            location, where = locate_remote(url, limits, remote)
+            location, where = locate_remote(url, limits, remote or Remote())
         else:
             location = locate(Path(path), limits)
         shards = open_shards(location, limits)

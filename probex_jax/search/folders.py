@@ -128,7 +128,12 @@ def _of_zoo(folder: Path, root: Path) -> Iterator[FoundModel]:
     prefix = "" if folder == root else _id(folder, root) + "/"
     for model in zoo.models:
         yield FoundModel(
-            prefix + model.id, model.split, model.path, model.stated, zoo.tree, zoo.texts
+            prefix + model.id,
+            model.split,
+            model.path,
+            model.stated,
+            tree=zoo.tree,
+            texts=zoo.texts,
         )
 
 

@@ -1,5 +1,5 @@
 """Collections of models of one tree: Model-J's layout, and a miniature zoo trained here."""
 
-from probex_jax.zoo.model_j import Zoo, ZooModel, scan
+from probex_jax.zoo.model_j import SPLITS, Zoo, ZooModel, scan
 
-__all__ = ["Zoo", "ZooModel", "scan"]
+__all__ = ["SPLITS", "Zoo", "ZooModel", "scan"]

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files import ModelFile, literal_strings
+from probex_jax.model_files import ModelFile, Remote, literal_strings, open_model
 from probex_jax.model_files.byte_ranges import read_small
+from probex_jax.model_files.hub import remote_url
 from probex_jax.model_files.untrusted_text import is_unicode, json_object, quoted
 
 # The models of the held-out splits are of classes that no model of the others is of.
@@ -39,12 +40,23 @@ class ZooModel:
       split: "train", "val", "test", "val_holdout" or "test_holdout".
       path: where `open_model` finds it.
       stated: what `labels.json` says of its labels, unchecked; None where it says nothing.
+      remote: how it is read where it is on a server.
     """
 
     id: str
     split: str
     path: Path
     stated: Any = None
+    remote: Remote | None = None
+
+    @property
+    def where(self) -> str:
+        """The path, or the address on a server."""
+        return remote_url(self.path) or str(self.path)
+
+    def open(self) -> ModelFile:
+        """Opens the model, as `open_model` does."""
+        return open_model(self.path, remote=self.remote)
 
     def labels_in(self, model: ModelFile) -> tuple[str, ...]:
         """The classes that the model was trained on.

@@ -105,7 +105,7 @@ def test_loras_that_name_no_ancestor_are_of_the_only_one_that_is_named(tmp_path)
 
 def test_a_million_paths_are_read_as_they_come(models, monkeypatch):
     """Not all are opened before the first is told: memory is bounded."""
-    monkeypatch.setattr(discovery, "_AHEAD", 3)
+    monkeypatch.setattr(discovery, "_READERS", 2)
     asked, told = [], []
 
     def paths():

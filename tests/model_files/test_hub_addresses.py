@@ -173,15 +173,19 @@ def test_datasets(hub):
 
 def test_what_is_not_there(hub):
     model(hub, "there/model", files={"a.bin": b"x", "b/c.bin": b"x", "d/x.txt": b"x"})
-    refused("hf://there/other", r"^hf://there/other: nothing there .*\(HTTP 404, RepoNotFound\)")
+    refused("hf://there/other", r"^hf://there/other: .*nothing there \(HTTP 404, RepoNotFound\)")
     refused("hf://there/model@v9", r"^hf://there/model@v9: .*\(HTTP 404, RevisionNotFound\)")
-    refused("hf://there/model/x.safetensors", "x.safetensors: no such file or folder in the repo")
+    refused(
+        "hf://there/model/x.safetensors",
+        r"/x.safetensors: nothing there .*\(HTTP 404, EntryNotFound",
+    )
+    refused("hf://there/model/x", "/x: no such file or folder in the repository, at")
     refused("hf://there/model/b", "c.bin: a pickle can run code")
     refused("hf://there/model/a.bin", "a.bin: a pickle can run code")
     refused("hf://there/model/d", r"hf://there/model@\w{12}/d: no model here")
     sharded(hub, "there/shards")
     (hub.repositories.root / "models/there/shards/model-00002-of-00002.safetensors").unlink()
-    refused("hf://there/shards", "model-00002-of-00002.safetensors: no such file in the repository")
+    refused("hf://there/shards", "model-00002-of-00002.safetensors: nothing there on the server")
     refused(f"{hub.url}/there/model/commits/a.safetensors", r"nothing there .*\(HTTP 404\)")
 
 

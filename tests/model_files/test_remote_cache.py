@@ -167,6 +167,34 @@ def test_files_of_others_in_the_cache(hub, cache):
     assert not (folder / "0-4000000000").exists()
 
 
+def test_lists_are_asked_for_once_of_a_commit(hub):
+    """Also where a server's commits are shorter: branches are not taken for one another."""
+    model(hub, "lists/one", {"w": FAR["a"]})
+    model(hub, "lists/two", {"w": FAR["b"]})
+    remote = Remote()
+
+    def opened(address):
+        hub.log.clear()
+        with open_model(address, remote=remote) as m:
+            return m.path, len([r for r in hub.log if r.path.startswith("/api/")])
+
+    path, _ = opened("hf://lists/one")
+    assert opened("hf://lists/one") == (path, 1)
+    assert opened(path) == (path, 0)
+    assert opened("hf://lists/two")[1] == 1
+
+
+def test_branches_of_servers_with_short_commits(hub, monkeypatch):
+    monkeypatch.setattr(server._Handler, "_info", lambda handler, repo, *_: {
+        "sha": "abc1234", "siblings": [{"rfilename": f"{repo[-3:]}.safetensors", "size": 0}]
+    })  # fmt: skip
+    remote = Remote()
+    for repo in ("short/one", "short/two"):
+        model(hub, repo)
+        with pytest.raises(ProbexError, match=f"{repo}@abc1234/{repo[-3:]}.safetensors: 0 bytes"):
+            open_model(f"hf://{repo}", remote=remote)
+
+
 def test_a_list_of_files_is_of_its_hub(hub, cache, monkeypatch):
     model(hub, "cache/hubs")
     commit = read("hf://cache/hubs", cache)

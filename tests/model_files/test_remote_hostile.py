@@ -244,7 +244,7 @@ def test_more_about_lists(hub, listing):
         refused(lambda: m.config, r"config.json: (1000000000 bytes, the limit|nothing there)")
     listing.said = {"sha": COMMIT, "siblings": [right]}
     refused(lambda: open_model(f"hf://lists/model@{commit}"), "answers with another commit")
-    refused(lambda: open_model("hf://lists/model"), r"nothing there .*\(HTTP 404, Revision")
+    refused(lambda: open_model("hf://lists/model"), r"no such revision .*\(HTTP 404, Revision")
 
 
 def test_long_lists(listing, monkeypatch):

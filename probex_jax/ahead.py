@@ -1,0 +1,44 @@
+"""Work on items a few at a time, in threads, with the results in order."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def ahead(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], workers: int
+) -> Generator[tuple[_Item, _Result]]:
+    """Calls a function on items, so many at a time and a few ahead of whoever takes the results.
+
+    Unlike `ThreadPoolExecutor.map` it begins no more than it is asked for, so that an interrupted
+    run ends soon, and an endless iterable is no problem.
+
+    Args:
+      function: what is called, in threads.
+      items: on what.
+      workers: how many at a time.
+
+    Yields:
+      Each item with its result, in order.
+
+    Example:
+      >>> list(ahead(len, ["a", "bcd"], workers=2))
+      [('a', 1), ('bcd', 3)]
+    """
+    waiting: deque[tuple[_Item, Future[_Result]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(function, item)))
+                if len(waiting) > workers + 1:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

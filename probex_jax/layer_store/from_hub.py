@@ -1,0 +1,118 @@
+"""From the hub straight into a layer store: only the bytes of the layers that are asked for."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from probex_jax.ahead import ahead
+from probex_jax.errors import ProbexError
+from probex_jax.files import disk_errors
+from probex_jax.layer_store.packing import PackSummary, pack
+from probex_jax.layer_store.store import LayerStore
+from probex_jax.model_files.http_ranges import Remote
+from probex_jax.model_files.hub import hub_repo
+from probex_jax.zoo import Zoo, ZooModel
+from probex_jax.zoo.model_j_table import ListedModel, Table
+
+# In the store's folder while models are missing: commits, and ranges that are not packed yet.
+_FOLDER = ".download"
+
+
+def pack_from_hub(
+    table: Table,
+    out: str | Path,
+    layers: int | str | Sequence[int | str],
+    remote: Remote,
+    *,
+    jobs: int = 8,
+    on_models: Callable[[int], None] = lambda total: None,
+    on_model: Callable[[str], None] = lambda reason: None,
+) -> PackSummary:
+    """Packs layers of the models of a table that a store does not hold yet, as `pack` does.
+
+    What was read is kept in the store's folder until it is packed, so a run that was killed is
+    gone on with and nothing is read twice; a model is read at one commit, whenever that is.
+
+    Args:
+      table: the models.
+      out: the store's folder is `out/<subset>`.
+      layers: which layers, as `select_layers` takes them.
+      remote: how they are read; the cache is not used.
+      jobs: how many models at a time.
+      on_models: called with the number of models to pack, before any is.
+      on_model: called after each model with the reason why it was skipped, or "".
+
+    Raises:
+      ProbexError: as `pack` does, or if nothing can be written to the folder.
+    """
+    path = Path(out) / table.subset
+    if any((path / model.split).exists() for model in table.models):
+        raise ProbexError(f"{path}: holds whole models; choose another --out for a store of layers")
+    store = LayerStore.open(path) if (path / "store.json").exists() else None
+    packed = {model.id for model in store.models} if store else set()
+    missing = [model for model in table.models if model.id not in packed]
+    on_models(len(missing))
+    if missing:
+        with disk_errors(path):
+            (path / _FOLDER).mkdir(parents=True, exist_ok=True)
+    remotes = {model.id: replace(remote, cache=path / _FOLDER / model.id) for model in missing}
+    commits = _commits(missing, path / _FOLDER / "commits.jsonl", remotes, jobs)
+    models = tuple(
+        ZooModel(
+            model.id,
+            model.split,
+            Path(str(model.address(commits.get(model.repo, "")))),
+            remote=remotes.get(model.id),
+        )
+        for model in table.models
+    )
+    summary = pack(
+        Zoo(table.subset, models, None, table.texts),
+        path,
+        layers,
+        workers=jobs,
+        on_model=on_model,
+        on_packed=lambda models: _drop(models, path / _FOLDER),
+    )
+    if not summary.skipped:
+        shutil.rmtree(path / _FOLDER, ignore_errors=True)
+    return summary
+
+
+def _drop(models: Sequence[ZooModel], folder: Path) -> None:
+    """What is packed need not be kept."""
+    for model in models:
+        shutil.rmtree(folder / model.id, ignore_errors=True)
+
+
+def _commits(
+    models: Sequence[ListedModel], path: Path, remotes: Mapping[str, Remote], jobs: int
+) -> Mapping[str, str]:
+    """The commit of each repository, kept in a file; none of one that the hub does not give."""
+    known: dict[str, str] = {}
+    if path.exists():
+        whole = path.read_bytes().rfind(b"\n") + 1
+        os.truncate(path, whole)  # a kill may have cut the last line short
+        known = dict(map(json.loads, path.read_text().splitlines()))
+    if not models:
+        return known
+    unknown = list(dict.fromkeys(m.repo for m in models if m.repo not in known))
+    first = {model.repo: model for model in reversed(models)}
+
+    def commit(repo: str) -> str:
+        try:
+            address = replace(first[repo].address(), path="")
+            return hub_repo(address, remotes[first[repo].id]).commit
+        except ProbexError:
+            return ""  # opening the model says why
+
+    with disk_errors(path), path.open("a") as file:
+        for repo, found in ahead(commit, unknown, jobs):
+            if found:
+                known[repo] = found
+                file.write(json.dumps([repo, found]) + "\n")
+                file.flush()
+    return known

@@ -1,0 +1,238 @@
+"""Whole models from the hub, into the layout that the reference implementation downloads to.
+
+A repository becomes a folder of the hub client's cache, `<split>/models--<org>--<name>` with
+`blobs/`, `snapshots/<commit>/` and, written last, `refs/main`; a LoRA is one file,
+`<split>/<model>/pytorch_lora_weights.safetensors`. What a kill leaves is gone on with.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from probex_jax.ahead import ahead
+from probex_jax.errors import ProbexError
+from probex_jax.files import disk_errors, write_json, write_text
+from probex_jax.model_files.http_ranges import Remote
+from probex_jax.model_files.hub import HubAddress, HubFile, HubRepo, hub_repo
+from probex_jax.zoo.model_j_table import LORA_FILE, ListedModel, Table
+
+# Weights that are read, and what describes them: no pickles, no images, no code.
+_WANTED = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
+_WANTED_CARD = "README.md"
+_READ_BYTES = 2**20
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class DownloadSummary:
+    """What a run of `download` did.
+
+    Args:
+      folder: the zoo.
+      models: how many the table lists.
+      added: how many this run completed.
+      failed: id of every model that is not there, to the reason.
+    """
+
+    folder: Path
+    models: int
+    added: int
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+
+def download(
+    table: Table,
+    out: str | Path,
+    remote: Remote,
+    *,
+    jobs: int = 8,
+    on_model: Callable[[str], None] = lambda reason: None,
+) -> DownloadSummary:
+    """Downloads the models of a table that a folder does not hold yet.
+
+    Args:
+      table: the models.
+      out: the zoo's folder is `out/<subset>`.
+      remote: how they are read; the cache is not used.
+      jobs: how many models at a time.
+      on_model: called after each model with the reason why it failed, or "".
+
+    Returns:
+      What was added, and what failed.
+
+    Raises:
+      ProbexError: if nothing can be written to the folder.
+    """
+    folder = Path(out) / table.subset
+    if (folder / "store.json").exists():
+        raise ProbexError(f"{folder}: is a layer store; choose another --out for whole models")
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if table.texts:
+        write_json(folder / "zoo.json", {"tree": table.subset, "texts": dict(table.texts)})
+    stopped = threading.Event()
+
+    def on_bytes(count: int) -> None:
+        if stopped.is_set():
+            raise ProbexError("interrupted")
+        remote.on_bytes(count)
+
+    stoppable = Remote(on_bytes=on_bytes)
+    added, failed = 0, {}
+    results = ahead(lambda model: _model(model, folder, stoppable), table.models, jobs)
+    try:
+        for model, result in results:
+            added += result is None
+            if result:
+                failed[model.id] = result
+            on_model(f"{model.id}: {result}" if result else "")
+    finally:
+        stopped.set()
+        results.close()
+    return DownloadSummary(folder, len(table.models), added, failed)
+
+
+def bytes_of(model: ListedModel, remote: Remote) -> int:
+    """How many bytes `download` would move for a model, as far as the hub's list says."""
+    repo = hub_repo(model.address(), remote)
+    return sum(repo.files[path].size or 0 for path in _wanted(model, repo) if path in repo.files)
+
+
+def _model(model: ListedModel, folder: Path, remote: Remote) -> str | None:
+    """Downloads one model; "" where it was there, None where it is now, or why it is not."""
+    try:
+        with disk_errors(folder):
+            return (
+                _in_cache(model, folder, remote) if not model.path else _lora(model, folder, remote)
+            )
+    except ProbexError as error:
+        return str(error)
+
+
+def _in_cache(model: ListedModel, folder: Path, remote: Remote) -> str | None:
+    place = folder / model.split / model.id
+    reference = place / "refs" / "main"
+    if reference.exists():
+        return ""
+    place.mkdir(parents=True, exist_ok=True)
+    with _alone(place / ".lock"):
+        begun = [path.name for path in (place / "snapshots").glob("*")]
+        # What was begun of one commit is not ended with another.
+        repo = hub_repo(model.address(begun[0] if len(begun) == 1 else ""), remote)
+        snapshot = place / "snapshots" / repo.commit
+        snapshot.mkdir(parents=True, exist_ok=True)
+        (place / "blobs").mkdir(exist_ok=True)
+        for path in _wanted(model, repo):
+            link = snapshot / path
+            if link.exists():
+                continue
+            link.parent.mkdir(parents=True, exist_ok=True)
+            blob = _fetched(repo, path, place / "blobs", remote)
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(blob, link.parent))
+        reference.parent.mkdir(exist_ok=True)
+        write_text(reference, repo.commit)
+    (place / ".lock").unlink(missing_ok=True)
+    return None
+
+
+def _lora(model: ListedModel, folder: Path, remote: Remote) -> str | None:
+    repo = hub_repo(model.address(), remote)
+    [path] = _wanted(model, repo)
+    target = folder / model.split / model.id / path.rpartition("/")[2]
+    if target.exists():
+        return ""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(target.parent / ".lock"):
+        _fetched(repo, path, target.parent, remote).replace(target)
+    (target.parent / ".lock").unlink(missing_ok=True)
+    return None
+
+
+def _wanted(model: ListedModel, repo: HubRepo) -> list[str]:
+    """The files of a model, in its repository."""
+    if model.path:
+        return [model.path if model.path.endswith(".safetensors") else f"{model.path}/{LORA_FILE}"]
+    wanted = sorted(
+        path
+        for path in repo.files
+        if "/" not in path
+        and (path == _WANTED_CARD or any(fnmatchcase(path, pattern) for pattern in _WANTED))
+    )
+    if not any(path.endswith(".safetensors") for path in wanted):
+        raise ProbexError(f"{HubAddress(repo.id)}: no .safetensors file in the repository")
+    return wanted
+
+
+def _fetched(repo: HubRepo, path: str, folder: Path, remote: Remote) -> Path:
+    """A file of a repository, whole and with the hash that the hub says, named by that hash."""
+    url, listed = repo.url(path), repo.files.get(path, HubFile())
+    if listed.size is None or not listed.content:
+        for _ in url.stream(0, 1, whole=False):  # an answer, for what it says of the file
+            pass
+        said = url.answer
+        unnamed = hashlib.sha256(f"{url.name} {said.etag}".encode()).hexdigest()[:32]
+        listed = HubFile(said.size, said.content if _HASH.fullmatch(said.content) else unnamed)
+    done = folder / listed.content
+    if done.exists():
+        return done
+    partial = folder / f"{listed.content}.incomplete"
+    with partial.open("a+b") as file:
+        content = _Digest(listed)
+        file.seek(0)
+        while known := file.read(_READ_BYTES):
+            content.update(known)
+        begin = file.tell()
+        if begin < (listed.size or 0):
+            for piece in url.stream(begin, listed.size or 0):
+                file.write(piece)
+                content.update(piece)
+                remote.on_bytes(len(piece))
+        file.flush()
+        os.fsync(file.fileno())
+    if not content.is_right():
+        partial.unlink()
+        raise ProbexError(
+            f"{url.name}: what came has another hash than the hub says, {listed.content}; run the "
+            "same command again"
+        )
+    partial.replace(done)
+    return done
+
+
+class _Digest:
+    """The hash of a file as the hub has it: SHA-256 of large ones, Git's SHA-1 of others."""
+
+    def __init__(self, listed: HubFile):
+        self._listed, self._size = listed, 0
+        self._sha256 = hashlib.sha256()
+        self._git = hashlib.sha1(b"blob %d\0" % (listed.size or 0), usedforsecurity=False)
+
+    def update(self, data: bytes) -> None:
+        self._size += len(data)
+        (self._git if len(self._listed.content) == 40 else self._sha256).update(data)
+
+    def is_right(self) -> bool:
+        """Whether size and hash are right; of a name that is no hash the size is all there is."""
+        if self._size != self._listed.size:
+            return False
+        known = {40: self._git, 64: self._sha256}.get(len(self._listed.content))
+        return known is None or known.hexdigest() == self._listed.content
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Holds a lock file; the system lets go of it when the process ends, however it does."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ProbexError(f"{path.parent}: another process is downloading it") from None
+        yield

@@ -1,0 +1,262 @@
+"""Model-J's table of models, as the hub has it: which models a subset has, in which split.
+
+The table is a dataset on the hub with a configuration for each subset: Parquet, CSV or JSON lines,
+one row a model. `hf_model_id` names the model's repository; LoRAs lie together in one, at
+`hf_model_path`.
+"""
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from probex_jax.errors import ProbexError
+from probex_jax.model_files.http import NotFound
+from probex_jax.model_files.http_ranges import Remote
+from probex_jax.model_files.hub import HubAddress, HubRepo, hub_repo, read_whole
+from probex_jax.model_files.untrusted_text import is_plain_path, is_unicode, quoted
+from probex_jax.zoo.model_j import LABEL_KEYS, SPLITS
+
+DATASET = "ProbeX/Model-J"
+SUBSETS = ("SupViT", "DINO", "MAE", "ResNet", "SD_200", "SD_1k")
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+_MAX_TABLE_BYTES = 256 * 2**20
+_MAX_README_BYTES = 2**20
+_CONVERTED = "refs/convert/parquet"  # where the hub keeps every dataset as Parquet
+_READ = (".parquet", ".csv", ".jsonl", ".json")
+_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_OTHER_NAMES = {"validation": "val", "validation_holdout": "val_holdout"}
+_WORD = re.compile(r"[a-z]+(?:_[a-z]+)*")
+
+
+@dataclass(frozen=True)
+class ListedModel:
+    """A row of the table.
+
+    Args:
+      id: what the model is called on disk and in a store.
+      split: one of `SPLITS`.
+      repo: "org/repo" on the hub.
+      path: of the model in it; "" where the repository is the model.
+    """
+
+    id: str
+    split: str
+    repo: str
+    path: str = ""
+
+    def address(self, commit: str = "") -> HubAddress:
+        """Where it is on the hub."""
+        return HubAddress(self.repo, commit, self.path)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the table says of a subset.
+
+    Args:
+      subset: its name.
+      models: by split, then as the table has them.
+      texts: class to the words for it, for classes whose names are none.
+    """
+
+    subset: str
+    models: tuple[ListedModel, ...]
+    texts: Mapping[str, str]
+
+
+def read_table(subset: str, splits: Sequence[str], remote: Remote, dataset: str = DATASET) -> Table:
+    """Reads the table of a subset from the hub.
+
+    Args:
+      subset: the dataset's configuration, such as "SupViT".
+      splits: which of `SPLITS`; none for all that the subset has.
+      remote: how it is read.
+      dataset: "org/name" of the table.
+
+    Raises:
+      ProbexError: if the hub has no such table, subset or split, or a row names no model.
+    """
+    files, repo = _files_of_subset(subset, remote, dataset)
+    models: dict[str, ListedModel] = {}
+    rows: list[Mapping[str, Any]] = []
+    found: set[str] = set()
+    for split_of_file, path in files:
+        where = str(HubAddress(dataset, repo.commit[:12], path, "dataset"))
+        if splits and split_of_file and split_of_file not in splits:
+            found.add(split_of_file)
+            continue
+        for row in _rows(read_whole(repo.open(path, remote), _MAX_TABLE_BYTES), path, where):
+            split = split_of_file or _split(str(row.get("split")))
+            found.add(split)
+            if not split:
+                raise ProbexError(f"{where}: a row says no split, expected one of {SPLITS}")
+            if splits and split not in splits:
+                continue
+            model = _listed(row, subset, split, where)
+            if models.setdefault(model.id, model) != model:
+                raise ProbexError(f"{where}: the model {model.id} is there twice")
+            rows.append(row)
+    if missing := [split for split in splits if split not in found]:
+        there = ", ".join(split for split in SPLITS if split in found)
+        raise ProbexError(f"{subset}: no split {missing[0]!r}, it has {there}")
+    if not models:
+        raise ProbexError(f"{dataset}: lists no model of {subset}")
+    ordered = sorted(models.values(), key=lambda model: SPLITS.index(model.split))
+    return Table(subset, tuple(ordered), _words(rows))
+
+
+def _files_of_subset(
+    subset: str, remote: Remote, dataset: str
+) -> tuple[list[tuple[str, str]], HubRepo]:
+    """The splits and paths of the table's files, and the repository they are in.
+
+    A split is "" where only the rows can say it.
+    """
+    repo = hub_repo(HubAddress(dataset, kind="dataset"), remote)
+    files = _stated_files(repo, subset, remote) or _guessed_files(repo, subset)
+    if not files:
+        try:
+            repo = hub_repo(HubAddress(dataset, _CONVERTED, kind="dataset"), remote)
+            files = _guessed_files(repo, subset)
+        except ProbexError:
+            pass
+    if not files:
+        raise ProbexError(f"{dataset}: has no table of {subset}; the subsets: {', '.join(SUBSETS)}")
+    return files, repo
+
+
+def _stated_files(repo: HubRepo, subset: str, remote: Remote) -> list[tuple[str, str]]:
+    """Splits and files as the front matter of the dataset's README has them."""
+    import yaml
+
+    try:
+        text = read_whole(repo.open("README.md", remote), _MAX_README_BYTES).decode()
+        parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
+        front = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    except (NotFound, yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        return []
+    configs = front.get("configs") if isinstance(front, dict) else None
+    for config in configs if isinstance(configs, list) else ():
+        if isinstance(config, dict) and config.get("config_name") == subset:
+            return [
+                (split or _split_in(path), path)
+                for split, pattern in _patterns(config.get("data_files"))
+                for path in sorted(repo.files)
+                if fnmatchcase(path, pattern) and path.endswith(_READ)
+            ]
+    return []
+
+
+def _patterns(stated: Any) -> Iterator[tuple[str, str]]:
+    """Splits, as far as they are said, and patterns of files."""
+    for one in stated if isinstance(stated, list) else [stated]:
+        split, paths = (one.get("split"), one.get("path")) if isinstance(one, dict) else ("", one)
+        for path in paths if isinstance(paths, list) else [paths]:
+            if isinstance(path, str):
+                yield _split(str(split)), path
+
+
+def _guessed_files(repo: HubRepo, subset: str) -> list[tuple[str, str]]:
+    """Splits and files by their names: `SupViT/train-00000-of-00001.parquet`, `SupViT_val.csv`."""
+    begins = re.compile(rf"(?:.*/)?{re.escape(subset)}(?=[-_./])(.*)\.\w+")
+    found = ((begins.fullmatch(path), path) for path in sorted(repo.files) if path.endswith(_READ))
+    return [(_split_in(match[1]), path) for match, path in found if match]
+
+
+def _split_in(path: str) -> str:
+    """The last word of a path that names a split, or ""."""
+    names = [_split(word.strip("_")) for word in _WORD.findall(path.lower())]
+    return next((name for name in reversed(names) if name), "")
+
+
+def _split(name: str) -> str:
+    name = _OTHER_NAMES.get(name, name)
+    return name if name in SPLITS else ""
+
+
+def _rows(data: bytes, path: str, where: str) -> Iterator[Mapping[str, Any]]:
+    try:
+        if path.endswith(".parquet"):
+            yield from _parquet_rows(data, where)
+        elif path.endswith(".csv"):
+            yield from csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
+        else:
+            text = data.decode()
+            lines = (
+                json.loads(text)
+                if text.lstrip().startswith("[")
+                else map(json.loads, text.splitlines())
+            )
+            yield from (row for row in lines if isinstance(row, dict))
+    except (ValueError, RecursionError, csv.Error) as error:
+        raise ProbexError(f"{where}: cannot be read as a table: {error}") from error
+
+
+def _parquet_rows(data: bytes, where: str) -> list[Mapping[str, Any]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ProbexError(
+            f"{where}: reading it needs pyarrow: pip install probex_jax[hub]"
+        ) from None
+    try:
+        file = pyarrow.parquet.ParquetFile(io.BytesIO(data))
+        kinds = {field.name: field.type for field in file.schema_arrow}
+        flat = [name for name, kind in kinds.items() if not pyarrow.types.is_nested(kind)]
+        return file.read(columns=flat).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ProbexError(f"{where}: cannot be read as Parquet: {error}") from error
+
+
+def _listed(row: Mapping[str, Any], subset: str, split: str, where: str) -> ListedModel:
+    path, repo = row.get("hf_model_path") or "", row.get("hf_model_id") or ""
+    number = row.get("model_idx")
+    if not path and not repo:
+        if not str(number).isdigit():
+            raise ProbexError(
+                f"{where}: a row has neither hf_model_id, hf_model_path nor model_idx"
+            )
+        path = f"{split}/model_idx_{int(str(number)):04d}/{LORA_FILE}"
+    repo = repo or f"{DATASET}__{subset}"
+    if not (isinstance(repo, str) and _ID.fullmatch(repo)):
+        raise ProbexError(f"{where}: hf_model_id {quoted(repo)} is no id of a model on the hub")
+    if not path:
+        return ListedModel(f"models--{repo.replace('/', '--')}", split, repo)
+    if not (isinstance(path, str) and is_plain_path(path) and "/" in path):
+        raise ProbexError(f"{where}: hf_model_path {quoted(path)} is no path in a repository")
+    folder = path.rpartition("/")[0] if path.endswith(".safetensors") else path
+    return ListedModel(folder.rpartition("/")[2], split, repo, path)
+
+
+def _words(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
+    """Class to words, from a column of names whose text goes with the class's id."""
+    columns = {name for row in rows for name in row}
+    for key in LABEL_KEYS:
+        if key not in columns:
+            continue
+        others = sorted(
+            (name for name in columns - {key} if "class" in name.lower() or "name" in name.lower()),
+            key=lambda name: ("name" not in name.lower(), name),
+        )
+        for other in others:
+            pairs = {(row.get(key), row.get(other)) for row in rows}
+            ids, words = {pair[0] for pair in pairs}, Counter(pair[1] for pair in pairs)
+            if len(pairs) == len(ids) <= 1.1 * len(words) and all(map(_are_words, words)):
+                # Two classes may be called the same: a crane is a bird, and a machine.
+                return {
+                    str(name): f"{text} ({name})" if words[text] > 1 else str(text)
+                    for name, text in sorted(pairs)
+                }
+    return {}
+
+
+def _are_words(text: object) -> bool:
+    return isinstance(text, str) and any(map(str.isalpha, text)) and is_unicode(text)
