@@ -12,7 +12,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.model_files import Remote, http_ranges, open_model
 from probex_jax.model_files.http_ranges import FIRST_BYTES
 from tests import hub as server
-from tests.model_files.remote import FAR, SIZE, asked, model, served, sharded, weights_file
+from tests.model_files.remote import COMMON, FAR, SIZE, asked, model, served, sharded, weights_file
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_models_of_one_content_share_it(hub, cache, tmp_path):
     assert not asked(hub)
     # Another content of the same size is another one.
     new = tmp_path / "new" / "model.safetensors"
-    weights_file(new, FAR | {"d": FAR["a"]}, {"format": "pt", "author": "me"})
+    weights_file(new, FAR | {"d": FAR["a"]}, COMMON)
     assert new.stat().st_size == (folder / "model.safetensors").stat().st_size
     hub.move("cache/one", new.parent)
     read("hf://cache/one", cache, "d", {"d": FAR["a"]})
@@ -167,34 +167,6 @@ def test_files_of_others_in_the_cache(hub, cache):
     assert not (folder / "0-4000000000").exists()
 
 
-def test_lists_are_asked_for_once_of_a_commit(hub):
-    """Also where a server's commits are shorter: branches are not taken for one another."""
-    model(hub, "lists/one", {"w": FAR["a"]})
-    model(hub, "lists/two", {"w": FAR["b"]})
-    remote = Remote()
-
-    def opened(address):
-        hub.log.clear()
-        with open_model(address, remote=remote) as m:
-            return m.path, len([r for r in hub.log if r.path.startswith("/api/")])
-
-    path, _ = opened("hf://lists/one")
-    assert opened("hf://lists/one") == (path, 1)
-    assert opened(path) == (path, 0)
-    assert opened("hf://lists/two")[1] == 1
-
-
-def test_branches_of_servers_with_short_commits(hub, monkeypatch):
-    monkeypatch.setattr(server._Handler, "_info", lambda handler, repo, *_: {
-        "sha": "abc1234", "siblings": [{"rfilename": f"{repo[-3:]}.safetensors", "size": 0}]
-    })  # fmt: skip
-    remote = Remote()
-    for repo in ("short/one", "short/two"):
-        model(hub, repo)
-        with pytest.raises(ProbexError, match=f"{repo}@abc1234/{repo[-3:]}.safetensors: 0 bytes"):
-            open_model(f"hf://{repo}", remote=remote)
-
-
 def test_a_list_of_files_is_of_its_hub(hub, cache, monkeypatch):
     model(hub, "cache/hubs")
     commit = read("hf://cache/hubs", cache)
@@ -212,24 +184,34 @@ def test_any_server_with_an_etag(hub, cache):
     hub.log.clear()
     read(address, cache)
     assert asked(hub) == [(0, FIRST_BYTES - 1)]  # which says whether it is still the same
-    weights_file(folder / "model.safetensors", FAR | {"d": FAR["a"]}, {"format": "pt"})
+    size = (folder / "model.safetensors").stat().st_size
+    weights_file(folder / "model.safetensors", FAR | {"d": FAR["a"]}, COMMON)
+    assert (folder / "model.safetensors").stat().st_size == size
     read(address, cache, "d", {"d": FAR["a"]})
-    # Not taken for a file elsewhere, whatever its server says.
-    hub.log.clear()
-    read(address.replace("localhost", "127.0.0.1"), cache, "a")
-    assert hub.log
+
+
+def with_etag(monkeypatch, etag):
+    """Of all files of the hub."""
+    content = server._Handler._content
+
+    def changed(handler, file, headers):
+        answer = content(handler, file, headers)
+        answer.headers["ETag"] = etag
+        return answer
+
+    monkeypatch.setattr(server._Handler, "_content", changed)
+
+
+def test_an_etag_is_of_one_address(hub, cache, monkeypatch):
+    with_etag(monkeypatch, '"same"')
+    for name in "ab":
+        model(hub, f"etag/{name}", {"w": FAR[name]})
+        read(elsewhere(hub, f"etag/{name}"), cache, "w", {"w": FAR[name]})
 
 
 def test_a_server_without_a_lasting_etag(hub, cache, monkeypatch):
     model(hub, "cache/weak")
-    content = server._Handler._content
-
-    def weak(handler, file, headers):
-        answer = content(handler, file, headers)
-        answer.headers["ETag"] = f"W/{answer.headers['ETag']}"
-        return answer
-
-    monkeypatch.setattr(server._Handler, "_content", weak)
+    with_etag(monkeypatch, 'W/"weak"')
     for _ in range(2):
         read(elsewhere(hub, "cache/weak"), cache)
     assert not cache.exists()

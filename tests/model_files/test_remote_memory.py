@@ -1,4 +1,4 @@
-"""Models on servers: what is held in memory, and threads that read one model."""
+"""Models on servers: what is held in memory, also of lists; threads that read one model."""
 
 import json
 import os
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files import open_model
+from probex_jax.model_files import Remote, open_model
 from probex_jax.model_files.http_ranges import FIRST_BYTES
+from tests import hub as server
 from tests.model_files.remote import FAR, SIZE, model, same
 
 
@@ -97,3 +98,31 @@ def test_huge_tensors_take_no_memory_before_they_are_read(hub, monkeypatch):
                 read()
         assert not hub.log
         assert not m.rows("w", [2**19 - 1]).any()
+
+
+def test_lists_are_asked_for_once_of_a_commit(hub):
+    """Also where a server's commits are shorter: branches are not taken for one another."""
+    model(hub, "lists/one", {"w": FAR["a"]})
+    model(hub, "lists/two", {"w": FAR["b"]})
+    remote = Remote()
+
+    def opened(address):
+        hub.log.clear()
+        with open_model(address, remote=remote) as m:
+            return m.path, len([r for r in hub.log if r.path.startswith("/api/")])
+
+    path, _ = opened("hf://lists/one")
+    assert opened("hf://lists/one") == (path, 1)
+    assert opened(path) == (path, 0)
+    assert opened("hf://lists/two")[1] == 1
+
+
+def test_branches_of_servers_with_short_commits(hub, monkeypatch):
+    monkeypatch.setattr(server._Handler, "_info", lambda handler, repo, *_: {
+        "sha": "abc1234", "siblings": [{"rfilename": f"{repo[-3:]}.safetensors", "size": 0}]
+    })  # fmt: skip
+    remote = Remote()
+    for repo in ("short/one", "short/two"):
+        model(hub, repo)
+        with pytest.raises(ProbexError, match=f"{repo}@abc1234/{repo[-3:]}.safetensors: 0 bytes"):
+            open_model(f"hf://{repo}", remote=remote)
