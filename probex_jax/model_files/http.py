@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -226,12 +227,15 @@ def opened(url: str, headers: Mapping[str, str], name: str) -> Iterator[Any]:
                 raise ProbexError(f"{name}: the server redirects from {first} to {now[:20]}")
             if len(history) > _REDIRECTS:
                 raise ProbexError(f"{name}: the server redirects more than {_REDIRECTS} times")
-            # Not by the session, which would read the body of each redirect, of any length.
+            # Not by the session, which would read the body of each redirect, of any length. A short
+            # one is read, so that its connection is of use again.
             with closing(session.send(request, stream=True, follow_redirects=False)) as response:
                 request = response.next_request
                 if request is None:
                     response.history = history
                     yield response
+                elif len(response.headers.get("content-length", "many")) < 4:
+                    list(islice(response.iter_raw(), 3))
             history.append(response)
     except errors as error:
         if type(error).__name__ == "InvalidURL":
@@ -253,7 +257,12 @@ def raise_for_status(response: Any, name: str) -> None:
     said = f"(HTTP {status}, {code})" if code else f"(HTTP {status})"
     if code == "RevisionNotFound":
         raise NotFound(f"{name}: no such revision on the hub {said}")
-    if status in (401, 403) or code == "RepoNotFound":
+    if code == "RepoNotFound":
+        raise ProbexError(
+            f"{name}: no such repository on the hub, or a private one {said}; for those log in "
+            "with `hf auth login` or set HF_TOKEN"
+        )
+    if status in (401, 403):
         raise ProbexError(
             f"{name}: not allowed, or nothing there {said}; log in with `hf auth login` or set "
             "HF_TOKEN, and accept the model's terms where it has some"

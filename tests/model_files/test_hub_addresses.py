@@ -173,7 +173,7 @@ def test_datasets(hub):
 
 def test_what_is_not_there(hub):
     model(hub, "there/model", files={"a.bin": b"x", "b/c.bin": b"x", "d/x.txt": b"x"})
-    refused("hf://there/other", r"^hf://there/other: .*nothing there \(HTTP 404, RepoNotFound\)")
+    refused("hf://there/other", r"^hf://there/other: no such repo.*\(HTTP 404, RepoNotFound\)")
     refused("hf://there/model@v9", r"^hf://there/model@v9: .*\(HTTP 404, RevisionNotFound\)")
     refused(
         "hf://there/model/x.safetensors",

@@ -2,6 +2,7 @@
 
 import threading
 
+import huggingface_hub
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ import probex_jax as px
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import Limits, Remote, http_ranges, open_model
 from probex_jax.model_files.http_ranges import FIRST_BYTES, merged
+from tests import hub as server
 from tests.hub import Faults, write_repo
 from tests.model_files.remote import (
     FAR,
@@ -223,3 +225,17 @@ def test_the_end_of_a_file_is_asked_for_by_its_size(hub, url):
         open_model("hf://size/none")
     with pytest.raises(ProbexError, match=r"HTTP 416.*is it empty"):
         open_model(url("size/none"))
+
+
+def test_connections_are_used_again(hub, monkeypatch):
+    connections = []
+    process = server._Server.process_request
+    monkeypatch.setattr(
+        server._Server, "process_request", lambda *a: (connections.append(a), process(*a))
+    )
+    huggingface_hub.close_session()
+    hub.redirects = True
+    for number in range(4):
+        model(hub, f"again/model{number}", {"w": random((4, 4))})
+        open_model(f"hf://again/model{number}").close()
+    assert len(connections) == 2  # the hub's, and that of the links
