@@ -161,6 +161,20 @@ def test_a_model_is_of_one_commit(hub, tmp_path):
         assert list(m.layers) == [*"abcd"]
 
 
+def test_any_server_s_address_is_asked_for_as_it_is_written(hub):
+    model(hub, "plain/url", {"w": OLD}, {"config.json": '{"a": 1}'}, "a+b c.safetensors")
+    at = f"{hub.url.replace('127.0.0.1', 'localhost')}/plain/url/resolve/main"
+    for name in ("a+b%20c.safetensors", "a%2Bb%20c.safetensors?Expires=1&Sign=x%2Fy"):
+        hub.log.clear()
+        for address in (f"{at}/{name}", Path(f"{at}/{name}")):
+            with open_model(f"{address}") as m:
+                assert m.config == {"a": 1}
+                np.testing.assert_array_equal(m.matrix("w"), OLD)
+        paths = [r.path.removeprefix("/plain/url/resolve/main/") for r in hub.log]
+        assert paths == [name, "config.json"] * 2
+    refused(f"{at}/x.safetensors?Sign=secret", rf"^{at}/x.safetensors: nothing there")
+
+
 def test_datasets(hub):
     files = {"SupViT/train/model_1/config.json": "{}"}
     folder = write_repo(hub.repositories.root, "datasets", "org/zoo", files)
