@@ -100,6 +100,17 @@ def test_huge_tensors_take_no_memory_before_they_are_read(hub, monkeypatch):
         assert not m.rows("w", [2**19 - 1]).any()
 
 
+def test_a_config_that_is_too_long_is_not_read(hub):
+    model(hub, "memory/config", {"w": FAR["a"]}, {"config.json": 2**24 + 1})
+    with open_model("hf://memory/config") as m:
+        hub.log.clear()
+        with pytest.raises(
+            ProbexError, match=r"config.json: 16777217 bytes, the limit is 16777216"
+        ):
+            _ = m.config
+        assert hub.bytes_sent() == FIRST_BYTES
+
+
 def test_lists_are_asked_for_once_of_a_commit(hub):
     """Also where a server's commits are shorter: branches are not taken for one another."""
     model(hub, "lists/one", {"w": FAR["a"]})
