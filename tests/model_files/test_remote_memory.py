@@ -19,8 +19,8 @@ def test_memory_is_given_back_and_a_closed_model_reads_nothing(hub):
     with open_model("hf://memory/model") as m:
         file = m._shards[0].bytes
         m.matrix("b")
-        m.rows("c", [1, 255])
         m.matrices("bd")
+        m.rows("c", [1, 255])
         with pytest.raises(ProbexError, match="no layer"):
             m.matrices(["b", "x"])
         assert sum(len(data) for _, data in file._held) == FIRST_BYTES
