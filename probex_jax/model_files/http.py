@@ -5,13 +5,15 @@ The connection is that of huggingface_hub: its proxies and certificates, its tok
 
 import random
 import re
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from itertools import islice
+from typing import Any
 from urllib.parse import urlsplit
 
 from probex_jax.errors import ProbexError
@@ -27,10 +29,11 @@ _PROGRESS_BYTES = 64 * 1024
 _TIMEOUT_S = 30.0
 _SLOWEST_BYTES_A_SECOND = 16 * 1024
 _TRIES_OF_A_SLOW_ONE = 4
-_PASSING = {408, 425, 429, 500, 502, 503, 504}
+_REDIRECTS = 10
+_PASSING = {408, 425, 429}  # and whatever a server says of itself, 5xx
 
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
-_T = TypeVar("_T")
+_LENGTH = re.compile(r"[0-9]{1,18}")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ class Url:
                 if begin < end:
                     raise Passing(f"{end - begin} bytes are missing of what was asked for")
             except Passing as problem:
+                self._direct = None  # it may have been good for some time only
                 failures = problem.tries + (0 if begin >= progress else failures)
                 wait(failures, problem, self.name)
 
@@ -122,11 +126,9 @@ class Url:
             "Accept-Encoding": "identity",
         }
         with opened(direct or self._url, headers, self.name) as response:
-            if direct is not None and 400 <= response.status_code < 500:
-                # The address was good for some time only; ask for another.
-                self._direct = None
-                if response.status_code not in _PASSING:
-                    raise Passing("the address that the server redirected to has expired", 0)
+            status = response.status_code
+            if direct is not None and status >= 400 and not _passes(status):
+                raise Passing("the address that the server redirected to has expired", 0)
             length = self._check(response, begin, end, whole)
             if response.history:
                 self._direct = str(response.url)
@@ -135,10 +137,7 @@ class Url:
     def _check(self, response: Any, begin: int, end: int, whole: bool) -> int:
         """Whether an answer is the one that was asked for; how many bytes it should have."""
         raise_for_status(response, self.name)
-        if (encoding := response.headers.get("content-encoding", "identity")) != "identity":
-            raise ProbexError(
-                f"{self.name}: the server sends it as {encoding[:40]!r}, not as it is"
-            )
+        check_encoding(response, self.name)
         answer, first, last = self._said(response, begin, end)
         with self._lock:
             known = self._answer = self._answer or answer
@@ -171,7 +170,7 @@ class Url:
         if response.status_code == 200:
             # A server may send a small file whole.
             length = headers.get("content-length", "")
-            if begin or not length.isascii() or not length.isdigit() or int(length) > end:
+            if begin or not _LENGTH.fullmatch(length) or int(length) > end:
                 raise ProbexError(
                     f"{self.name}: the server sends whole files only, no byte ranges; download the "
                     "file and open it from the disk"
@@ -196,60 +195,50 @@ def wait(failures: int, problem: Passing, name: str) -> None:
     time.sleep(wait_s if problem.wait_s is None else min(problem.wait_s, _LONGEST_RETRY_AFTER_S))
 
 
-def persistently(ask: Callable[[], _T], name: str) -> _T:
-    """The result of a call of the hub's client, tried again while what fails may pass.
-
-    Raises:
-      ProbexError: what the client says, in one line.
-    """
-    _, errors = _client(name)
+def small_body(url: str, headers: Mapping[str, str], name: str, limit: int) -> bytes:
+    """The body of an answer that is no file; more than `limit` bytes are a ProbexError."""
+    headers = {**headers, "Accept-Encoding": "identity"}
     failures = 0
     while True:
         try:
-            return ask()
-        except errors as error:
-            response = getattr(error, "response", None)
-            status = getattr(response, "status_code", None)
-            if status is not None and status not in _PASSING:
-                raise ProbexError(f"{name}: {_refused(error, status)}") from error
-            problem = Passing(_reason(error), None if response is None else _retry_after(response))
-        except (TypeError, KeyError, ValueError) as error:
-            # The body of an answer was cut short, or is no JSON.
-            if "Validation" in type(error).__name__:
-                raise ProbexError(f"{name}: {_reason(error)}") from error
-            problem = Passing(f"the hub's answer cannot be read: {_reason(error)}")
-        except OSError as error:
-            raise ProbexError(f"{name}: {_reason(error)}") from error
-        failures += problem.tries
-        wait(failures, problem, name)
-
-
-def _refused(error: Exception, status: int) -> str:
-    """What the hub's client says in a page, in a line."""
-    kind = type(error).__name__
-    if kind == "RevisionNotFoundError":
-        return f"no such revision on the hub (HTTP {status})"
-    if kind == "RepositoryNotFoundError" or status == 401:
-        return (
-            f"no such repository on the hub, or a private one (HTTP {status}): for those log in "
-            "with `hf auth login` or set HF_TOKEN"
-        )
-    return f"the hub says: {_reason(error)}"
+            with opened(url, headers, name) as response:
+                raise_for_status(response, name)
+                check_encoding(response, name)
+                if response.status_code != 200:
+                    raise ProbexError(
+                        f"{name}: the server answers with HTTP {response.status_code}"
+                    )
+                return _small(response, name, limit)
+        except Passing as problem:
+            failures += problem.tries
+            wait(failures, problem, name)
 
 
 @contextmanager
 def opened(url: str, headers: Mapping[str, str], name: str) -> Iterator[Any]:
     """A request whose body is still to be read; raises Passing where there is no connection."""
     session, errors = _client(name)
+    history: list[Any] = []
     try:
-        with session.stream(
-            "GET", url, headers=dict(headers), follow_redirects=True, timeout=_TIMEOUT_S
-        ) as response:
-            if urlsplit(url).scheme == "https" and response.url.scheme != "https":
-                raise ProbexError(f"{name}: the server redirects from https to {response.url}")
-            yield response
+        request = session.build_request("GET", url, headers=dict(headers), timeout=_TIMEOUT_S)
+        while request is not None:
+            first, now = (history[0] if history else request).url.scheme, request.url.scheme
+            if now != "https" and (first, now) != ("http", "http"):
+                raise ProbexError(f"{name}: the server redirects from {first} to {now[:20]}")
+            if len(history) > _REDIRECTS:
+                raise ProbexError(f"{name}: the server redirects more than {_REDIRECTS} times")
+            # Not by the session, which would read the body of each redirect, of any length. A short
+            # one is read, so that its connection is of use again.
+            with closing(session.send(request, stream=True, follow_redirects=False)) as response:
+                request = response.next_request
+                if request is None:
+                    response.history = history
+                    yield response
+                elif len(response.headers.get("content-length", "many")) < 4:
+                    list(islice(response.iter_raw(), 3))
+            history.append(response)
     except errors as error:
-        if type(error).__name__ in ("TooManyRedirects", "UnsupportedProtocol", "InvalidURL"):
+        if type(error).__name__ == "InvalidURL":
             raise ProbexError(f"{name}: {_reason(error)}") from error
         tries = {"ConnectError": 2}.get(type(error).__name__, 1)
         if "Timeout" in type(error).__name__:
@@ -261,21 +250,36 @@ def opened(url: str, headers: Mapping[str, str], name: str) -> Iterator[Any]:
 
 def raise_for_status(response: Any, name: str) -> None:
     """A ProbexError where the server refuses, Passing where it may not do so again."""
-    status = response.status_code
-    if status in _PASSING:
-        raise Passing(f"HTTP {status} {response.reason_phrase}", _retry_after(response))
-    if status in (401, 403):
-        code = response.headers.get("x-error-code", "")
+    status, phrase = response.status_code, response.reason_phrase[:80]
+    if _passes(status):
+        raise Passing(f"HTTP {status} {phrase}", _retry_after(response))
+    code = response.headers.get("x-error-code", "")[:40]
+    said = f"(HTTP {status}, {code})" if code else f"(HTTP {status})"
+    if code == "RevisionNotFound":
+        raise NotFound(f"{name}: no such revision on the hub {said}")
+    if code == "RepoNotFound":
         raise ProbexError(
-            f"{name}: not allowed (HTTP {status}{f', {code[:40]}' if code else ''}); log in with "
-            "`hf auth login` or set HF_TOKEN, and accept the model's terms where it has some"
+            f"{name}: no such repository on the hub, or a private one {said}; for those log in "
+            "with `hf auth login` or set HF_TOKEN"
+        )
+    if status in (401, 403):
+        raise ProbexError(
+            f"{name}: not allowed, or nothing there {said}; log in with `hf auth login` or set "
+            "HF_TOKEN, and accept the model's terms where it has some"
         )
     if status in (404, 410):
-        raise NotFound(f"{name}: no such file on the server (HTTP {status})")
+        raise NotFound(f"{name}: nothing there on the server {said}")
     if status == 416:
         raise ProbexError(f"{name}: has no such bytes (HTTP 416); is it empty?")
     if status >= 400:
-        raise ProbexError(f"{name}: the server refuses (HTTP {status} {response.reason_phrase})")
+        raise ProbexError(f"{name}: the server refuses (HTTP {status} {phrase})")
+
+
+def check_encoding(response: Any, name: str) -> None:
+    """A ProbexError where a body is compressed: it could be of any size."""
+    encoding = response.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise ProbexError(f"{name}: the server sends it as {encoding[:40]!r}, not as it is")
 
 
 class NotFound(ProbexError):
@@ -296,13 +300,33 @@ def _body(response: Any, length: int, name: str) -> Iterator[bytes]:
         raise Passing(f"the server broke off, {length} bytes are missing")
 
 
+def _small(response: Any, name: str, limit: int) -> bytes:
+    """All of a body, whether its length is announced or not."""
+    length = response.headers.get("content-length", "")
+    if _LENGTH.fullmatch(length) and int(length) <= limit:
+        return b"".join(_body(response, int(length), name))
+    pieces, deadline = [], time.monotonic() + _TIMEOUT_S + limit / _SLOWEST_BYTES_A_SECOND
+    for piece in response.iter_raw():
+        pieces.append(piece)
+        limit -= len(piece)
+        if limit < 0:
+            raise ProbexError(f"{name}: the answer is too long")
+        if time.monotonic() > deadline:
+            raise Passing("the server sends too slowly", tries=_TRIES_OF_A_SLOW_ONE)
+    return b"".join(pieces)
+
+
+def _passes(status: int) -> bool:
+    return status in _PASSING or status >= 500
+
+
 def _retry_after(response: Any) -> float | None:
     text = response.headers.get("retry-after", "").strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -312,7 +336,12 @@ def _for_another(headers: Mapping[str, str], url: str, direct: str) -> dict[str,
     return {k: text for k, text in headers.items() if same or k.lower() != "authorization"}
 
 
-def _client(name: str) -> tuple[Any, type[Exception]]:
+def require_client(name: str) -> None:
+    """A ProbexError where the hub's client is not installed."""
+    _client(name)
+
+
+def _client(name: str) -> tuple[Any, tuple[type[Exception], ...]]:
     """The session of the hub's client, and what it raises when there is no answer."""
     try:
         from huggingface_hub.errors import HfHubHTTPError
@@ -322,9 +351,11 @@ def _client(name: str) -> tuple[Any, type[Exception]]:
             f"{name}: reading from a server needs huggingface_hub: pip install probex_jax[hub]"
         ) from None
     # Of the HTTP library that this version of the client is built on.
-    errors = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
-    return get_session(), errors
+    error = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
+    library = sys.modules[error.__module__.partition(".")[0]]
+    return get_session(), (error, library.InvalidURL)
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in text)

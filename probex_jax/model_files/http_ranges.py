@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +24,9 @@ _GAP_BYTES = 64 * 1024
 _REQUEST_BYTES = 8 * 2**20
 _IN_FLIGHT = 8
 _CRC_BYTES = 4
+_KEPT = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
+
+_Piece = tuple[int, np.ndarray]  # where in the file it begins, and its bytes
 
 
 @dataclass(frozen=True)
@@ -60,73 +64,72 @@ class HttpRanges:
         self.name = url.name
         self._url, self._remote = url, remote
         self._lock = threading.Lock()
-        self._held: list[tuple[int, np.ndarray]] = []
+        self._held: list[_Piece] | None = []
         self._content, self.size = content, -1 if size is None else size
         self._cache = _Kept(remote.cache, content) if remote.cache and content else None
         beginning = (0, FIRST_BYTES if size is None else min(size, FIRST_BYTES))
-        self._from_cache([beginning])
-        if self._gaps([beginning]):
-            self._fetched(*beginning, whole=False)
+        self._hold(self._kept([beginning]))
+        if _gaps(self._pieces(), [beginning]):
+            self._hold([self._fetched(*beginning, whole=False)])
 
     def fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Reads ranges that `read` will be asked for, close ones in one request, many at once."""
-        wanted = list(ranges)
-        self._from_cache(self._gaps(wanted))
-        requests = [
-            (begin, min(begin + _REQUEST_BYTES, end))
-            for first, end in merged(self._gaps(wanted))
-            for begin in range(first, end, _REQUEST_BYTES)
-        ]
-        with ThreadPoolExecutor(_IN_FLIGHT) as pool:
-            list(pool.map(lambda request: self._fetched(*request), requests))
+        self._hold(self._missing(self._pieces(), list(ranges)))
 
     def read(self, begin: int, end: int) -> np.ndarray:
         """The bytes `begin:end` as a new array of uint8."""
         if not 0 <= begin <= end <= self.size:
             raise ProbexError(f"{self.name}: no bytes {begin} to {end} in {self.size}")
-        self.fetch([(begin, end)])
-        data = np.empty(end - begin, np.uint8)
-        with self._lock:
-            for at, held in self._held:
-                first, last = max(at, begin), min(at + len(held), end)
-                if first < last:
-                    data[first - begin : last - begin] = held[first - at : last - at]
+        # Of this moment: what another thread forgets is not missing here.
+        pieces = self._pieces()
+        pieces += self._missing(pieces, [(begin, end)])
+        data = self._empty(end - begin)
+        for at, piece in pieces:
+            first, last = max(at, begin), min(at + len(piece), end)
+            if first < last:
+                data[first - begin : last - begin] = piece[first - at : last - at]
         return data
 
     def forget(self) -> None:
         """Drops from memory what was fetched, but for the beginning of the file."""
         with self._lock:
-            self._held = [(at, held) for at, held in self._held if at == 0]
+            self._held = self._held and [(at, piece) for at, piece in self._held if at == 0]
 
     def check_unchanged(self) -> None:
         """Nothing to do: every answer was compared with the first."""
 
     def close(self) -> None:
-        """Drops what was fetched."""
+        """Drops what was fetched; nothing is read any more."""
         with self._lock:
-            self._held = []
+            self._held = None
 
-    def _gaps(self, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """What of some ranges is not held."""
+    def _pieces(self) -> list[_Piece]:
         with self._lock:
-            held = sorted((at, at + len(data)) for at, data in self._held)
-        gaps = []
-        for begin, end in ranges:
-            for first, last in held:
-                if last > begin and first < end:
-                    if begin < first:
-                        gaps.append((begin, first))
-                    begin = last
-            if begin < end:
-                gaps.append((begin, end))
-        return gaps
+            if self._held is None:
+                raise ValueError(f"{self.name}: read after it was closed")
+            return [*self._held]
 
-    def _fetched(self, begin: int, end: int, whole: bool = True) -> None:
-        """Requests one range, and holds and keeps what comes."""
-        try:
-            data = np.empty(end - begin, np.uint8)
-        except MemoryError as error:
-            raise ProbexError(f"{self.name}: no memory for {end - begin} bytes of it") from error
+    def _hold(self, pieces: Sequence[_Piece]) -> None:
+        with self._lock:
+            if self._held is not None:
+                self._held += pieces
+
+    def _missing(self, pieces: Sequence[_Piece], ranges: Sequence[tuple[int, int]]) -> list[_Piece]:
+        """What of some ranges is in no piece: from the cache, else from the server."""
+        kept = self._kept(_gaps(pieces, ranges))
+        missing = merged(_gaps([*pieces, *kept], ranges))
+        self._empty(sum(end - begin for begin, end in missing))  # before the first is asked for
+        requests = [
+            (begin, min(begin + _REQUEST_BYTES, end))
+            for first, end in missing
+            for begin in range(first, end, _REQUEST_BYTES)
+        ]
+        with ThreadPoolExecutor(_IN_FLIGHT) as pool:
+            return kept + list(pool.map(lambda request: self._fetched(*request), requests))
+
+    def _fetched(self, begin: int, end: int, whole: bool = True) -> _Piece:
+        """Requests one range, and keeps what comes."""
+        data = self._empty(end - begin)
         done = 0
         for piece in self._url.stream(begin, end, whole=whole):
             data[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
@@ -136,8 +139,13 @@ class HttpRanges:
         data = data[:done]
         if self._cache is not None:
             self._cache.put(begin, data)
-        with self._lock:
-            self._held.append((begin, data))
+        return begin, data
+
+    def _empty(self, size: int) -> np.ndarray:
+        try:
+            return np.empty(size, np.uint8)
+        except MemoryError as error:
+            raise ProbexError(f"{self.name}: no memory for {size} bytes of it") from error
 
     def _check(self, answer: Answer) -> None:
         """What the server says of the file must be what the hub's list says."""
@@ -154,12 +162,26 @@ class HttpRanges:
             content = f"{self.name} {answer.etag} {answer.size}"
             self._cache = _Kept(self._remote.cache, content)
 
-    def _from_cache(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Holds what the cache has of some ranges."""
-        if self._cache is not None:
-            found = [kept for begin, end in ranges for kept in self._cache.get(begin, end)]
-            with self._lock:
-                self._held += found
+    def _kept(self, ranges: Iterable[tuple[int, int]]) -> list[_Piece]:
+        """What the cache has of some ranges."""
+        if self._cache is None:
+            return []
+        return [kept for begin, end in ranges for kept in self._cache.get(begin, end)]
+
+
+def _gaps(pieces: Iterable[_Piece], ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What of some ranges is in no piece."""
+    there = sorted((at, at + len(piece)) for at, piece in pieces)
+    gaps = []
+    for begin, end in ranges:
+        for first, last in there:
+            if last > begin and first < end:
+                if begin < first:
+                    gaps.append((begin, first))
+                begin = last
+        if begin < end:
+            gaps.append((begin, end))
+    return gaps
 
 
 def merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -176,6 +198,16 @@ def merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return list(zip(begins, ends, strict=True))
 
 
+def write_kept(path: Path, *parts: bytes | memoryview) -> None:
+    """Writes a file of the cache whole or not at all, whoever else writes it at the same time."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.writelines(parts)
+        partial.replace(path)
+
+
 class _Kept:
     """Ranges of one file in a folder, each a file `BEGIN-END` with its checksum at the end."""
 
@@ -185,29 +217,21 @@ class _Kept:
     def put(self, begin: int, data: np.ndarray) -> None:
         if not len(data):
             return
-        path = self._folder / f"{begin}-{begin + len(data)}"
-        partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
-        with disk_errors(path):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                file.write(data.data)
-                file.write(_sum(data))
-            partial.replace(path)
+        write_kept(self._folder / f"{begin}-{begin + len(data)}", data.data, _sum(data))
 
-    def get(self, begin: int, end: int) -> list[tuple[int, np.ndarray]]:
+    def get(self, begin: int, end: int) -> list[_Piece]:
         """What is kept of a range; damaged files are thrown away."""
         found = []
         for path in self._files():
-            first, _, last = path.name.partition("-")
-            if not (first.isdigit() and last.isdigit() and int(first) < end and begin < int(last)):
+            name = _KEPT.fullmatch(path.name)
+            if not name:
                 continue
-            with disk_errors(path):
-                content = path.read_bytes()
-            data = np.frombuffer(content, np.uint8)[:-_CRC_BYTES]
-            if len(data) == int(last) - int(first) and _sum(data) == content[-_CRC_BYTES:]:
-                found.append((int(first), data))
-            else:
-                path.unlink(missing_ok=True)
+            first, last = map(int, name.groups())
+            if not (first < end and begin < last):
+                continue
+            data = _checked(path, last - first)
+            if data is not None:
+                found.append((first, data))
         return found
 
     def _files(self) -> list[Path]:
@@ -215,6 +239,21 @@ class _Kept:
             return sorted(self._folder.iterdir())
         except OSError:
             return []
+
+
+def _checked(path: Path, size: int) -> np.ndarray | None:
+    """The content of a kept file; None where it is damaged, and then thrown away."""
+    with disk_errors(path):
+        try:
+            if path.stat().st_size == size + _CRC_BYTES:
+                content = path.read_bytes()
+                data = np.frombuffer(content, np.uint8)[:-_CRC_BYTES]
+                if len(data) == size and _sum(data) == content[-_CRC_BYTES:]:
+                    return data
+            path.unlink()
+        except FileNotFoundError:  # another thread threw it away
+            pass
+    return None
 
 
 def _sum(data: np.ndarray) -> bytes:

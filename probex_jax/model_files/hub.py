@@ -6,31 +6,33 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from probex_jax.errors import ProbexError
-from probex_jax.files import disk_errors, write_json
-from probex_jax.model_files.http import NotFound, Url, persistently
-from probex_jax.model_files.http_ranges import HttpRanges, Remote
+from probex_jax.model_files.http import NotFound, Url, require_client, small_body
+from probex_jax.model_files.http_ranges import HttpRanges, Remote, write_kept
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.locate import Location, located_in, refuse_other_formats
-from probex_jax.model_files.untrusted_text import is_plain_path, quoted
+from probex_jax.model_files.safetensors_header import MAX_INT
+from probex_jax.model_files.untrusted_text import is_plain_path, json_object, quoted
 
 _SCHEME = re.compile(r"(hf|https?):/{1,2}(?=[^/])")
 _ADDRESS = re.compile(
-    r"(?P<kind>datasets/)?(?P<id>[\w.-]+/[\w.-]+)"
+    r"(?P<kind>datasets/)?(?P<id>\w[\w.-]*/\w[\w.-]*)"
     r"(?:@(?P<revision>refs/(?:pr|convert)/\w+|[^/]+))?(?:/(?P<path>.+))?"
 )
 _PAGE = re.compile(
-    r"/(?P<kind>datasets/)?(?P<id>[\w.-]+/[\w.-]+)"
+    r"/(?P<kind>datasets/)?(?P<id>\w[\w.-]*/\w[\w.-]*)"
     r"(?:/(?:resolve|blob|tree|raw)/(?P<revision>refs/(?:pr|convert)/\w+|[^/]+)(?:/(?P<path>.+))?)?/?"
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HASH = re.compile(r"[0-9a-f]{7,64}")  # other servers than the hub's may have shorter ones
 _MAX_LISTED = 200_000
+_MAX_LISTING_BYTES = 64 * 2**20
+_VALUES_A_FILE = 16
+_MAX_HASH = 64
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,14 @@ class HubRepo:
 
     def url(self, path: str) -> Url:
         """A file of the repository; the token goes with requests for it."""
-        import huggingface_hub
-        from huggingface_hub.utils import build_hf_headers
+        name = str(HubAddress(self.id, self.commit[:12], path, self.kind))
+        headers = _headers(name)
+        from huggingface_hub import hf_hub_url
 
-        address = huggingface_hub.hf_hub_url(
+        address = hf_hub_url(
             self.id, path, repo_type=self.kind, revision=self.commit, endpoint=endpoint()
         )
-        name = str(HubAddress(self.id, self.commit[:12], path, self.kind))
-        return Url(address, name, build_hf_headers())
+        return Url(address, name, headers)
 
     def open(self, path: str, remote: Remote) -> HttpRanges:
         """A file of the repository, to be read by byte ranges."""
@@ -129,7 +131,7 @@ def hub_address(url: str) -> HubAddress | None:
         if not found:
             raise ProbexError(f"{quoted(url)}: expected hf://org/repo, hf://org/repo@revision/file")
     else:
-        parts, hub = urlsplit(url), urlsplit(endpoint())
+        parts, hub = _split(url), urlsplit(endpoint())
         if (parts.scheme, parts.netloc) != (hub.scheme, hub.netloc):
             return None
         found = _PAGE.fullmatch(unquote(parts.path.removeprefix(hub.path.rstrip("/"))))
@@ -140,6 +142,16 @@ def hub_address(url: str) -> HubAddress | None:
         raise ProbexError(f"{quoted(url)}: {quoted(path)} is no plain path in a repository")
     revision = unquote(found["revision"] or "")
     return HubAddress(found["id"], revision, path, "dataset" if found["kind"] else "model")
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        if parts.hostname and (parts.port is None or parts.port > 0):
+            return parts
+    except ValueError:
+        pass
+    raise ProbexError(f"{quoted(url)}: is no address of a file on a server")
 
 
 def endpoint() -> str:
@@ -163,10 +175,10 @@ def hub_repo(address: HubAddress, remote: Remote) -> HubRepo:
         # Asked for a branch, the answer is good for its commit.
         key, path = _listing(replace(address, revision=repo.commit), remote)
         if path is not None:
-            with disk_errors(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, {name: [f.size, f.content] for name, f in repo.files.items()})
-    remote.listings[key] = repo
+            listed = {name: [file.size, file.content] for name, file in repo.files.items()}
+            write_kept(path, json.dumps(listed).encode())
+    if key:
+        remote.listings[key] = repo
     return repo
 
 
@@ -181,40 +193,55 @@ def _listing(address: HubAddress, remote: Remote) -> tuple[str, Path | None]:
 
 def _asked(address: HubAddress) -> HubRepo:
     name = str(HubAddress(address.id, address.revision, kind=address.kind))
-
-    def ask() -> tuple[str, dict[str, HubFile]]:
-        import huggingface_hub
-
-        api = huggingface_hub.HfApi(endpoint=endpoint())
-        info: Any = api.repo_info(
-            address.id,
-            revision=address.revision or "main",
-            repo_type=address.kind,
-            files_metadata=True,
-            timeout=60,
-        )
-        if not _HASH.fullmatch(info.sha or ""):
-            raise ProbexError(f"{name}: the hub gives {quoted(info.sha)} for its commit")
-        listed = islice(info.siblings or [], _MAX_LISTED + 1)
-        return info.sha, {s.rfilename: HubFile(s.size, _hash(s)) for s in listed}
-
-    commit, files = persistently(ask, name)
-    if len(files) > _MAX_LISTED:
-        raise ProbexError(f"{name}: more than {_MAX_LISTED} files")
-    plain = {path: file for path, file in files.items() if is_plain_path(path)}
+    revision = quote(address.revision or "main", safe="")
+    url = f"{endpoint()}/api/{address.kind}s/{address.id}/revision/{revision}?blobs=true"
+    data = small_body(url, _headers(name), name, _MAX_LISTING_BYTES)
+    said = json_object(data, f"{name}: the hub's answer", values=_VALUES_A_FILE * _MAX_LISTED)
+    commit, siblings = said.get("sha"), said.get("siblings")
+    if not isinstance(commit, str) or not _HASH.fullmatch(commit):
+        raise ProbexError(f"{name}: the hub names no commit, but {quoted(commit)}")
+    if _COMMIT.fullmatch(address.revision) and commit != address.revision:
+        raise ProbexError(f"{name}: the hub answers with another commit, {commit}")
+    if not isinstance(siblings, list) or len(siblings) > _MAX_LISTED:
+        raise ProbexError(f"{name}: expected a list of files, at most {_MAX_LISTED}")
+    listed = (_listed(sibling, name) for sibling in siblings)
+    plain = {path: file for path, file in listed if is_plain_path(path)}
     return HubRepo(address.id, address.kind, commit, plain)
 
 
-def _hash(listed: Any) -> str:
-    content = getattr(listed.lfs, "sha256", None) or listed.blob_id
-    return content if isinstance(content, str) else ""
+def _listed(sibling: Any, name: str) -> tuple[str, HubFile]:
+    """A file of the hub's list."""
+    file = sibling if isinstance(sibling, dict) else {}
+    lfs = file.get("lfs")
+    content = (isinstance(lfs, dict) and lfs.get("sha256")) or file.get("blobId") or ""
+    return _checked(file.get("rfilename"), file.get("size"), content, name=name)
+
+
+def _checked(path: Any, size: Any, content: Any, *, name: str) -> tuple[str, HubFile]:
+    if not (
+        isinstance(path, str)
+        and (size is None or (type(size) is int and 0 <= size <= MAX_INT))
+        and isinstance(content, str)
+        and len(content) <= _MAX_HASH
+    ):
+        raise ProbexError(f"{name}: the hub lists {quoted(path)} with size {quoted(size)}")
+    return path, HubFile(size, content)
 
 
 def _read_listing(path: Path) -> dict[str, HubFile] | None:
     try:
-        return {name: HubFile(*listed) for name, listed in json.loads(path.read_bytes()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        listed = json_object(path.read_bytes(), str(path), values=_VALUES_A_FILE * _MAX_LISTED)
+        return dict(_checked(name, *file, name=str(path)) for name, file in listed.items())
+    except (OSError, TypeError, ProbexError):
         return None
+
+
+def _headers(name: str) -> dict[str, str]:
+    """The user's token for the hub, if there is one."""
+    require_client(name)
+    from huggingface_hub.utils import build_hf_headers
+
+    return build_hf_headers()
 
 
 class HubFolder:
@@ -247,10 +274,17 @@ class HubFolder:
 
 
 class UrlFolder:
-    """What lies beside a file on any server; nothing lists it."""
+    """What lies beside a file on any server; nothing lists it.
+
+    Args:
+      url: of the file.
+      remote: how it is read.
+    """
 
     def __init__(self, url: str, remote: Remote):
-        self._base, self._remote = url.partition("?")[0].rpartition("/")[0], remote
+        self._url, self._remote = url, remote
+        self._base = re.split(r"[?#]", url, maxsplit=1)[0].rpartition("/")[0]
+        self.named = unquote(urlsplit(url).path.rpartition("/")[2])
 
     def __str__(self) -> str:
         return self._base
@@ -265,8 +299,10 @@ class UrlFolder:
 
     def open(self, name: str) -> HttpRanges:
         """A file in it, to be read by byte ranges."""
-        url = self.path_of(quote(name))
-        return HttpRanges(Url(url, url), self._remote)
+        beside = self.path_of(quote(name))
+        # What the user named is asked for as it was written, with its query.
+        url = self._url if name == self.named else beside
+        return HttpRanges(Url(url, beside), self._remote)
 
     def read_beside(self, name: str, limit: int) -> bytes | None:
         """A small file in it, or None where the server has none."""
@@ -285,9 +321,8 @@ def locate_remote(url: str, limits: Limits, remote: Remote) -> tuple[Location, s
     address = hub_address(url)
     if address is None:
         folder = UrlFolder(url, remote)
-        name = unquote(urlsplit(url).path.rpartition("/")[2])
-        refuse_other_formats(name, url)
-        return Location(folder, (name,)), url
+        refuse_other_formats(folder.named, url)
+        return Location(folder, (folder.named,)), url
     repo = hub_repo(address, remote)
     where = str(HubAddress(repo.id, repo.commit, address.path, repo.kind))
     # A long list may not be whole: what looks like a file is asked for.

@@ -190,12 +190,13 @@ class ModelFile:
                 shard, begin = self._place(tensor)
                 size = self.tensors[tensor].end - self.tensors[tensor].begin
                 ranges.setdefault(shard, []).append((begin, begin + size))
-        for shard, wanted in ranges.items():
-            shard.bytes.fetch(wanted)
-        matrices = {name: self.matrix(name) for name in names}
-        for shard in ranges:
-            shard.bytes.forget()
-        return matrices
+        try:
+            for shard, wanted in ranges.items():
+                shard.bytes.fetch(wanted)
+            return {name: self.matrix(name) for name in names}
+        finally:
+            for shard in ranges:
+                shard.bytes.forget()
 
     def tensors_of(self, name: str) -> tuple[str, ...]:
         """Names of the tensors that a layer is read from.
@@ -205,7 +206,10 @@ class ModelFile:
         """
         if name not in self.layers:
             raise self._no_layer(name)
-        return self.factors(name) if name in self._factors else (name,)
+        if name not in self._factors:
+            return (name,)
+        alpha = self._factors[name].alpha
+        return (*self.factors(name), *([alpha] if alpha else []))
 
     def _place(self, tensor: str) -> tuple[Shard, int]:
         """The file that holds a tensor, and where in it the tensor begins."""
@@ -300,6 +304,8 @@ class ModelFile:
         if len(parts) > 1:
             shard.bytes.fetch((begin + first, begin + last) for first, last in parts)
         read = [shard.bytes.read(begin + first, begin + last) for first, last in parts]
+        if len(parts) > 1:
+            shard.bytes.forget()
         data = read[0] if len(read) == 1 else np.concatenate(read)
         # Values too large for float32 become infinite here, and are found below.
         with np.errstate(all="ignore"):

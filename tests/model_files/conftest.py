@@ -1,12 +1,16 @@
-"""Writers of safetensors files: broken ones byte by byte, hub caches with links."""
+"""Broken safetensors files byte by byte, hub caches with links, a hub on localhost."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+
+from probex_jax.model_files import http
+from tests.hub import Faults, Hub
 
 
 @pytest.fixture
@@ -38,3 +42,28 @@ def hub_cache(tmp_path: Path) -> Path:
     (snapshot / "model.safetensors").symlink_to("../../blobs/ffee")
     (snapshot / "config.json").symlink_to("../../blobs/aabb")
     return root
+
+
+@pytest.fixture(scope="module")
+def running_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """One server for a module; tests take `hub`."""
+    hub = Hub(tmp_path_factory.mktemp("hub"))
+    with hub.running():
+        yield hub
+    huggingface_hub.close_session()
+
+
+@pytest.fixture
+def hub(running_hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
+    """The hub that hf:// means, well-behaved again, with nobody logged in; waits are short."""
+    monkeypatch.setenv("HF_ENDPOINT", running_hub.url)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
+    monkeypatch.setattr(http, "_FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(http, "_LONGEST_WAIT_S", 0.002)
+    running_hub.faults, running_hub.misbehave = Faults(), {}
+    running_hub.redirects = running_hub.relative_links = False
+    running_hub.private, running_hub.token = set(), None
+    running_hub.log.clear()
+    return running_hub

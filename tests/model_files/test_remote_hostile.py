@@ -1,0 +1,271 @@
+"""Servers and hubs that lie: one clear line, soon, and no more memory than was asked for."""
+
+import json
+import socket
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from probex_jax.errors import ProbexError
+from probex_jax.model_files import http, open_model
+from probex_jax.model_files import hub as module
+from tests import hub as server
+from tests.hub_faults import MISBEHAVIOUR, OF_CONTENT, Answer, gzip_bomb
+from tests.model_files.remote import FAR, lora, model, sharded, weights_file
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+MESSAGES = {
+    "other_etag": r"changed on the server|its hash is 0+\w+, the hub's list says",
+    "html": "61 bytes, the hub's list says|looks like a web page|changed|whole files only",
+    "deep_json": "sends whole files only",
+    "huge_header": "tried many times",
+    "unavailable": "HTTP 503 Service Unavailable; tried many times",
+    "drop": "tried many times",
+    "hang": "timed out; tried many times",
+    "redirect_loop": "redirects more than 10 times",
+    "to_file": "redirects from http to file",
+    "to_other_host": None,
+    "wrong_range": r"asked for bytes \d+ to \d+, the server answers with",
+    "wrong_total": "bytes, the hub's list says|truncated|belong to no tensor|changed on the server",
+    "ignores_range": "sends whole files only",
+    "short_body": "the server broke off, .* bytes are missing; tried many",
+    "long_body": "sends more bytes than were asked for",
+    "endless": "sends more bytes than were asked for",
+    "corrupt": "the header would be|not a safetensors file|^$",
+    "gzip": "sends it as 'gzip'",
+    "slow": "timed out; tried many times",
+    "no_length": None,
+}
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(http, "_TIMEOUT_S", 0.15)
+    monkeypatch.setattr(http, "_SLOWEST_BYTES_A_SECOND", 2**24)
+    gzip_bomb()  # made once, which takes a while
+
+
+def free_port():
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return bound.getsockname()[1]
+
+
+def refused(read, message, megabytes=9):
+    begin = time.monotonic()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProbexError, match=message) as caught:
+            read()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    text = str(caught.value)
+    assert text.isprintable()
+    assert len(text) < 600
+    assert peak < megabytes * 2**20
+    assert time.monotonic() - begin < 4
+    return text
+
+
+def test_all_misbehaviour_is_tried():
+    assert MESSAGES.keys() == MISBEHAVIOUR.keys() | OF_CONTENT.keys()
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_when_it_is_opened(hub, kind):
+    model(hub, "lies/model")
+    hub.misbehave = {"lies/model/model.safetensors": kind}
+    addresses = ["hf://lies/model", f"{elsewhere(hub)}/lies/model/resolve/main/model.safetensors"]
+    for address in addresses:
+        if MESSAGES[kind] is None:
+            with open_model(address) as m:
+                np.testing.assert_array_equal(m.matrix("d"), FAR["d"])
+        elif kind == "other_etag" and address.startswith("http"):
+            pass  # told in the test below
+        else:
+            text = refused(lambda at=address: open_model(at), MESSAGES[kind])
+            assert "model.safetensors" in text
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_when_it_is_read(hub, kind):
+    model(hub, "lies/later")
+    url = f"{elsewhere(hub)}/lies/later/resolve/main/model.safetensors"
+    for address in ("hf://lies/later", url):
+        hub.misbehave = {}
+        with open_model(address) as m:
+            hub.misbehave = {"lies/later/model.safetensors": kind}
+            # Of bits that are wrong in the middle of a file nothing tells.
+            if MESSAGES[kind] is None or kind == "corrupt":
+                assert (m.matrix("d") == FAR["d"]).all() == (kind != "corrupt")
+                continue
+            text = refused(lambda m=m: m.matrices("bd"), MESSAGES[kind])
+            assert "model.safetensors" in text
+            hub.misbehave = {}
+            np.testing.assert_array_equal(m.matrix("d"), FAR["d"])
+
+
+def elsewhere(hub):
+    return hub.url.replace("127.0.0.1", "localhost")
+
+
+@pytest.mark.parametrize("kind", ["endless", "gzip", "deep_json", "slow", "huge_header", "html"])
+def test_small_files(hub, kind):
+    sharded(hub, "lies/shards")
+    lora(hub, "lies/lora")
+    files = {"model.safetensors.index.json": kind, "adapter_config.json": kind}
+    address = f"{elsewhere(hub)}/lies/lora/resolve/main/adapter_model.safetensors"
+    with open_model("hf://lies/lora") as m, open_model(address) as n:
+        hub.misbehave = files
+        message = f"{MESSAGES[kind]}|list says|not valid JSON"
+        text = refused(lambda: open_model("hf://lies/shards"), message)
+        assert "index.json" in text
+        for adapter in (m, n):
+            for _ in range(2):
+                text = refused(lambda a=adapter: a.matrices(a.layers), message)
+                assert "adapter_config.json" in text
+
+
+@pytest.mark.parametrize("kind", sorted(MESSAGES.keys() - {"other_etag", "wrong_range"}))
+def test_the_list_of_files(hub, kind):
+    model(hub, "lies/list")
+    hub.misbehave = {"/api/models/lies/list/revision/main": kind}
+    if MESSAGES[kind] is None or kind == "ignores_range":
+        open_model("hf://lies/list").close()
+        return
+    message = {
+        "html": "not valid JSON",
+        "wrong_total": "the server answers with HTTP 206",
+        "deep_json": "nested too deeply",
+        "endless": "too long|more bytes",
+        "short_body": "not valid JSON",
+        "long_body": "not valid JSON",
+        "corrupt": "not UTF-8 text|not valid JSON",
+    }.get(kind, MESSAGES[kind])
+    # Of a list 64 MiB are read.
+    text = refused(lambda: open_model("hf://lies/list"), message, megabytes=140)
+    assert text.startswith("hf://lies/list: ")
+
+
+def test_no_server(hub, monkeypatch):
+    at = f"http://127.0.0.1:{free_port()}"
+    address = f"{at}/a.safetensors"
+    refused(lambda: open_model(address), f"^{address}: .*refused; tried many times, try again")
+    monkeypatch.setenv("HF_ENDPOINT", at)
+    refused(lambda: open_model("hf://org/repo"), "^hf://org/repo: .*refused; tried many times")
+
+
+def test_a_file_that_changes_on_a_server(hub, tmp_path):
+    folder = model(hub, "lies/changes")
+    at = f"{elsewhere(hub)}/lies/changes/resolve/main/model.safetensors"
+    with open_model(at) as m:
+        weights_file(folder / "model.safetensors", FAR | {"d": FAR["a"]}, {"author": "you"})
+        text = refused(lambda: m.matrix("d"), "^.*changed on the server while it was read .*again$")
+        assert text.startswith(at)
+    with open_model(at) as m:
+        np.testing.assert_array_equal(m.matrix("d"), FAR["a"])
+
+
+class Listing:
+    """A hub that says of a repository what a test says."""
+
+    def __init__(self, monkeypatch):
+        self.said = None
+        monkeypatch.setattr(server._Handler, "_info", lambda handler, *_: self.said)
+
+
+@pytest.fixture
+def listing(hub, monkeypatch):
+    model(hub, "lists/model")
+    return Listing(monkeypatch)
+
+
+FILE = {"rfilename": "model.safetensors", "size": 1_049_152, "blobId": "0" * 40}
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ([], "is a JSON list, expected an object"),
+        ({}, "the hub names no commit, but None"),
+        ({"sha": 7, "siblings": []}, "the hub names no commit, but 7"),
+        ({"sha": "main", "siblings": []}, "the hub names no commit, but 'main'"),
+        ({"sha": "../../../x", "siblings": []}, "the hub names no commit"),
+        ({"sha": COMMIT.upper(), "siblings": []}, "the hub names no commit"),
+        ({"sha": COMMIT + "\n", "siblings": []}, "the hub names no commit"),
+        ({"sha": "\x1b[31m" * 1000, "siblings": []}, r"no commit, but '\\x1b"),
+        ({"sha": COMMIT}, "expected a list of files"),
+        ({"sha": COMMIT, "siblings": None}, "expected a list of files"),
+        ({"sha": COMMIT, "siblings": {"a": "b"}}, "expected a list of files"),
+        ({"sha": COMMIT, "siblings": []}, "no model here"),
+        ({"sha": COMMIT, "siblings": ["model.safetensors"]}, "the hub lists None"),
+        ({"sha": COMMIT, "siblings": [FILE | {"rfilename": 1}]}, "the hub lists 1"),
+        ({"sha": COMMIT, "siblings": [FILE | {"size": "12"}]}, "with size '12'"),
+        ({"sha": COMMIT, "siblings": [FILE | {"size": -1}]}, "with size -1"),
+        ({"sha": COMMIT, "siblings": [FILE | {"size": 1.5}]}, "with size 1.5"),
+        ({"sha": COMMIT, "siblings": [FILE | {"size": True}]}, "with size True"),
+        ({"sha": COMMIT, "siblings": [FILE | {"size": 2**70}]}, "with size 1180"),
+        ({"sha": COMMIT, "siblings": [FILE | {"blobId": 7}]}, "the hub lists 'model"),
+        ({"sha": COMMIT, "siblings": [FILE | {"blobId": "x" * 999}]}, "the hub lists 'model"),
+        ({"sha": COMMIT, "siblings": [FILE | {"lfs": {"sha256": [1]}}]}, "the hub lists 'model"),
+        *[
+            ({"sha": COMMIT, "siblings": [FILE | {"rfilename": name}]}, "no model here")
+            for name in ("../model.safetensors", "/model.safetensors", "a/../model.safetensors",
+                         "", ".safetensors", "\x1b[31m.safetensors", "a\\b.safetensors",
+                         "x" * 300 + ".safetensors", "?/model.safetensors", "%2e%2e/a.safetensors")
+        ],
+    ],
+)  # fmt: skip
+def test_lists_that_lie(listing, said, message):
+    listing.said = said
+    text = refused(lambda: open_model("hf://lists/model"), message)
+    assert text.startswith("hf://lists/model")
+
+
+def test_more_about_lists(hub, listing):
+    commit = hub.commit_of("lists/model")
+    path = hub.repositories.root / "models/lists/model/model.safetensors"
+    right = FILE | {"size": path.stat().st_size}
+    listing.said = {"sha": commit, "siblings": [right | {"blobId": None}]}
+    open_model("hf://lists/model").close()
+    listing.said["siblings"][0] = {"rfilename": "model.safetensors"}  # no more is known
+    open_model("hf://lists/model").close()
+    for size in (right["size"] - 1, right["size"] + 1, 10, 0, 2**62):
+        listing.said["siblings"][0] = right | {"size": size}
+        refused(lambda: open_model("hf://lists/model"), f"the hub's list says {size}|too few|lie")
+    listing.said["siblings"][0] = right | {"lfs": {"sha256": "f" * 64}}
+    refused(lambda: open_model("hf://lists/model"), "its hash is .*, the hub's list says f+$")
+    other = {"rfilename": "config.json", "size": 10**9}
+    listing.said["siblings"] = [FILE | {"size": right["size"], "blobId": None}, other]
+    with open_model("hf://lists/model") as m:
+        refused(lambda: m.config, r"config.json: (1000000000 bytes, the limit|nothing there)")
+    listing.said = {"sha": COMMIT, "siblings": [right]}
+    refused(lambda: open_model(f"hf://lists/model@{commit}"), "answers with another commit")
+    refused(lambda: open_model("hf://lists/model"), r"no such revision .*\(HTTP 404, Revision")
+
+
+def test_long_lists(listing, monkeypatch):
+    monkeypatch.setattr(http, "_TIMEOUT_S", 30)
+    files = [{"rfilename": f"{n}.txt"} for n in range(300_000)]
+    listing.said = {"sha": COMMIT, "siblings": files}
+    for limit, count in ((200_000, 300_000), (100, 101)):
+        monkeypatch.setattr(module, "_MAX_LISTED", limit)
+        listing.said["siblings"] = files[:count]
+        with pytest.raises(ProbexError, match=f"expected a list of files, at most {limit}$"):
+            open_model("hf://lists/model")
+    listing.said["siblings"] = files[:100]
+    with pytest.raises(ProbexError, match="no model here"):
+        open_model("hf://lists/model")
+
+
+def test_what_the_hub_says_is_printed_safely(hub, monkeypatch):
+    evil = "\x1b[31m" + "x" * 10_000
+    headers = {"X-Error-Code": "x" * 5000, "X-Error-Message": "y" * 5000}
+    for status in (400, 401, 403, 404, 418, 422):
+        answer = Answer.of(status, json.dumps({"error": evil}).encode(), **headers)
+        monkeypatch.setattr(server._Handler, "_route", lambda handler, a=answer: a)
+        text = refused(lambda: open_model("hf://org/repo"), f"^hf://org/repo: .*HTTP {status}")
+        assert len(text) < 300
