@@ -75,10 +75,13 @@ class Url:
       name: for messages.
       headers: to send along, to this address only: where the server redirects to another, they
         are left out.
+      commit: of the hub's repository that it must be of, where it is on the hub.
     """
 
-    def __init__(self, url: str, name: str, headers: Mapping[str, str] | None = None):
-        self.name = name
+    def __init__(
+        self, url: str, name: str, headers: Mapping[str, str] | None = None, commit: str = ""
+    ):
+        self.name, self._commit = name, commit
         self._url, self._headers = url, dict(headers or {})
         self._direct: str | None = None  # where the last redirect led
         self._lock = threading.Lock()
@@ -139,6 +142,10 @@ class Url:
         raise_for_status(response, self.name)
         check_encoding(response, self.name)
         answer, first, last = self._said(response, begin, end)
+        if answer.commit and self._commit and answer.commit != self._commit:
+            raise ProbexError(
+                f"{self.name}: the server sends it as of another commit, {answer.commit[:64]!r}"
+            )
         with self._lock:
             known = self._answer = self._answer or answer
         if (answer.size, answer.etag) != (known.size, known.etag):
@@ -195,8 +202,8 @@ def wait(failures: int, problem: Passing, name: str) -> None:
     time.sleep(wait_s if problem.wait_s is None else min(problem.wait_s, _LONGEST_RETRY_AFTER_S))
 
 
-def small_body(url: str, headers: Mapping[str, str], name: str, limit: int) -> bytes:
-    """The body of an answer that is no file; more than `limit` bytes are a ProbexError."""
+def json_body(url: str, headers: Mapping[str, str], name: str, limit: int) -> bytes:
+    """The body of an answer that is a JSON object; more than `limit` bytes are a ProbexError."""
     headers = {**headers, "Accept-Encoding": "identity"}
     failures = 0
     while True:
@@ -208,7 +215,10 @@ def small_body(url: str, headers: Mapping[str, str], name: str, limit: int) -> b
                     raise ProbexError(
                         f"{name}: the server answers with HTTP {response.status_code}"
                     )
-                return _small(response, name, limit)
+                body = _small(response, name, limit)
+                if body.startswith(b"{") and not body.rstrip().endswith(b"}"):
+                    raise Passing("the answer breaks off", tries=2)
+                return body
         except Passing as problem:
             failures += problem.tries
             wait(failures, problem, name)
@@ -263,7 +273,7 @@ def raise_for_status(response: Any, name: str) -> None:
             "with `hf auth login` or set HF_TOKEN"
         )
     if status in (401, 403):
-        raise ProbexError(
+        raise Refused(
             f"{name}: not allowed, or nothing there {said}; log in with `hf auth login` or set "
             "HF_TOKEN, and accept the model's terms where it has some"
         )
@@ -284,6 +294,10 @@ def check_encoding(response: Any, name: str) -> None:
 
 class NotFound(ProbexError):
     """The server has no such file."""
+
+
+class Refused(ProbexError):
+    """The server does not say whether it has such a file."""
 
 
 def _body(response: Any, length: int, name: str) -> Iterator[bytes]:

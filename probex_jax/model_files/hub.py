@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files.http import NotFound, Url, require_client, small_body
+from probex_jax.model_files.http import NotFound, Refused, Url, json_body, require_client
 from probex_jax.model_files.http_ranges import HttpRanges, Remote, write_kept
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.locate import Location, located_in, refuse_other_formats
@@ -89,7 +89,7 @@ class HubRepo:
         address = hf_hub_url(
             self.id, path, repo_type=self.kind, revision=self.commit, endpoint=endpoint()
         )
-        return Url(address, name, headers)
+        return Url(address, name, headers, self.commit)
 
     def open(self, path: str, remote: Remote) -> HttpRanges:
         """A file of the repository, to be read by byte ranges."""
@@ -193,9 +193,11 @@ def _listing(address: HubAddress, remote: Remote) -> tuple[str, Path | None]:
 
 def _asked(address: HubAddress) -> HubRepo:
     name = str(HubAddress(address.id, address.revision, kind=address.kind))
+    url = f"{endpoint()}/api/{address.kind}s/{address.id}"
     revision = quote(address.revision or "main", safe="")
-    url = f"{endpoint()}/api/{address.kind}s/{address.id}/revision/{revision}?blobs=true"
-    data = small_body(url, _headers(name), name, _MAX_LISTING_BYTES)
+    data = json_body(
+        f"{url}/revision/{revision}?blobs=true", _headers(name), name, _MAX_LISTING_BYTES
+    )
     said = json_object(data, f"{name}: the hub's answer", values=_VALUES_A_FILE * _MAX_LISTED)
     commit, siblings = said.get("sha"), said.get("siblings")
     if not isinstance(commit, str) or not _HASH.fullmatch(commit):
@@ -305,10 +307,10 @@ class UrlFolder:
         return HttpRanges(Url(url, beside), self._remote)
 
     def read_beside(self, name: str, limit: int) -> bytes | None:
-        """A small file in it, or None where the server has none."""
+        """A small file in it, or None where the server has none or does not say."""
         try:
             return read_whole(self.open(name), limit)
-        except NotFound:
+        except (NotFound, Refused):
             return None
 
 

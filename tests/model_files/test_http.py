@@ -6,7 +6,7 @@ import pytest
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import http
-from probex_jax.model_files.http import NotFound, Url, small_body
+from probex_jax.model_files.http import NotFound, Url, json_body
 from tests.model_files.scripted import FILE, Server, answer, endless, library, part, status
 
 
@@ -129,7 +129,7 @@ def test_does_not_try_again_what_is_refused(server, code, message):
     assert isinstance(error, NotFound) == (code in (404, 410))
     assert (len(server.requests), server.waits) == (1, [])
     with pytest.raises(ProbexError, match=f"^NAME: .*HTTP {code}"):
-        small_body("https://a.test/f", {}, "NAME", 1)
+        json_body("https://a.test/f", {}, "NAME", 1)
 
 
 def test_says_why_it_is_not_allowed(server):

@@ -4,7 +4,7 @@ import pytest
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import http
-from probex_jax.model_files.http import Url, small_body
+from probex_jax.model_files.http import Url, json_body
 from tests.model_files.scripted import FILE, Body, Server, answer, endless, library, status
 
 
@@ -14,7 +14,7 @@ def server(monkeypatch):
 
 
 def body(limit=10, url="https://a.test/f"):
-    return small_body(url, {"x": "y"}, "NAME", limit)
+    return json_body(url, {"x": "y"}, "NAME", limit)
 
 
 def plain(content=b"0123456789", **headers):
@@ -191,3 +191,19 @@ def test_invalid_addresses(server):
     server.answers = [to("https://host:port/")]
     with pytest.raises(ProbexError, match=r"^NAME: .*(tried many|HTTP 302)"):
         read(Url("https://a.test", "NAME"))
+
+
+def test_an_object_that_breaks_off_is_asked_for_again(server):
+    """As a proxy may send it, whose length is that of what is there."""
+    server.answers = [plain(b'{"a": ', content_length="6"), plain(b'{"a":1}\n', content_length="8")]
+    assert body() == b'{"a":1}\n'
+    server.answers = [plain(b'{"a": ', content_length="6")]
+    with pytest.raises(ProbexError, match="^NAME: the answer breaks off; tried many times"):
+        body()
+
+
+def test_a_file_of_another_commit(server):
+    server.answers = [answer(x_repo_commit="c")]
+    assert read(Url("https://a.test/f", "NAME", commit="c")) == FILE[:10]
+    with pytest.raises(ProbexError, match="^NAME: the server sends it as of another commit, 'c'"):
+        read(Url("https://a.test/f", "NAME", commit="d"))

@@ -141,8 +141,8 @@ def test_the_list_of_files(hub, kind):
         "wrong_total": "the server answers with HTTP 206",
         "deep_json": "nested too deeply",
         "endless": "too long|more bytes",
-        "short_body": "not valid JSON",
-        "long_body": "not valid JSON",
+        "short_body": "the answer breaks off; tried many",
+        "long_body": "not valid JSON|breaks off",
         "corrupt": "not UTF-8 text|not valid JSON",
     }.get(kind, MESSAGES[kind])
     # Of a list 64 MiB are read.
