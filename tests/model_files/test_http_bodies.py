@@ -198,12 +198,12 @@ def test_an_object_that_breaks_off_is_asked_for_again(server):
     server.answers = [plain(b'{"a": ', content_length="6"), plain(b'{"a":1}\n', content_length="8")]
     assert body() == b'{"a":1}\n'
     server.answers = [plain(b'{"a": ', content_length="6")]
-    with pytest.raises(ProbexError, match="^NAME: the answer breaks off; tried many times"):
+    with pytest.raises(ProbexError, match=r"^NAME: the answer breaks off; tried many times"):
         body()
 
 
 def test_a_file_of_another_commit(server):
     server.answers = [answer(x_repo_commit="c")]
     assert read(Url("https://a.test/f", "NAME", commit="c")) == FILE[:10]
-    with pytest.raises(ProbexError, match="^NAME: the server sends it as of another commit, 'c'"):
+    with pytest.raises(ProbexError, match=r"^NAME: the server sends it as of another commit, 'c'"):
         read(Url("https://a.test/f", "NAME", commit="d"))
