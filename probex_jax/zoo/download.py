@@ -84,11 +84,11 @@ def download(
             raise ProbexError("interrupted")
         remote.on_bytes(count)
 
-    stoppable = Remote(on_bytes=on_bytes)
+    lists = Lists(Remote(on_bytes=on_bytes))
     added, failed = 0, {}
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            results = pool.map(lambda model: _model(model, folder, stoppable), table.models)
+            results = pool.map(lambda model: _model(model, folder, lists), table.models)
             for model, result in zip(table.models, results, strict=True):
                 added += result is None
                 if result:
@@ -100,24 +100,52 @@ def download(
     return DownloadSummary(folder, len(table.models), added, failed)
 
 
-def bytes_of(model: ListedModel, remote: Remote) -> int:
-    """How many bytes `download` would move for a model, as far as the hub's list says."""
-    repo = hub_repo(model.address(), remote)
+class Lists:
+    """What the hub lists of repositories; of one that holds many models it is asked for once.
+
+    Args:
+      remote: how models are read.
+    """
+
+    def __init__(self, remote: Remote):
+        self.remote = remote
+        self._known: dict[str, HubRepo] = {}
+        self._lock = threading.Lock()
+
+    def of(self, model: ListedModel, commit: str = "") -> HubRepo:
+        """The repository of a model, at a commit or at the main branch's.
+
+        Raises:
+          ProbexError: if there is none, or the hub cannot be reached.
+        """
+        if not model.path:
+            return hub_repo(model.address(commit), self.remote)
+        with self._lock:
+            if model.repo not in self._known:
+                self._known[model.repo] = hub_repo(model.address(commit), self.remote)
+            return self._known[model.repo]
+
+
+def bytes_of(model: ListedModel, lists: Lists) -> int:
+    """How many bytes `download` would move for a model, as far as the hub's list says.
+
+    Raises:
+      ProbexError: if the hub has no such model.
+    """
+    repo = lists.of(model)
     return sum(repo.files[path].size or 0 for path in _wanted(model, repo) if path in repo.files)
 
 
-def _model(model: ListedModel, folder: Path, remote: Remote) -> str | None:
+def _model(model: ListedModel, folder: Path, lists: Lists) -> str | None:
     """Downloads one model; "" where it was there, None where it is now, or why it is not."""
     try:
         with disk_errors(folder):
-            return (
-                _in_cache(model, folder, remote) if not model.path else _lora(model, folder, remote)
-            )
+            return _lora(model, folder, lists) if model.path else _in_cache(model, folder, lists)
     except ProbexError as error:
         return str(error)
 
 
-def _in_cache(model: ListedModel, folder: Path, remote: Remote) -> str | None:
+def _in_cache(model: ListedModel, folder: Path, lists: Lists) -> str | None:
     place = folder / model.split / model.id
     reference = place / "refs" / "main"
     if reference.exists():
@@ -126,7 +154,7 @@ def _in_cache(model: ListedModel, folder: Path, remote: Remote) -> str | None:
     with _alone(place / ".lock"):
         begun = [path.name for path in (place / "snapshots").glob("*")]
         # What was begun of one commit is not ended with another.
-        repo = hub_repo(model.address(begun[0] if len(begun) == 1 else ""), remote)
+        repo = lists.of(model, begun[0] if len(begun) == 1 else "")
         snapshot = place / "snapshots" / repo.commit
         snapshot.mkdir(parents=True, exist_ok=True)
         (place / "blobs").mkdir(exist_ok=True)
@@ -135,7 +163,7 @@ def _in_cache(model: ListedModel, folder: Path, remote: Remote) -> str | None:
             if link.exists():
                 continue
             link.parent.mkdir(parents=True, exist_ok=True)
-            blob = _fetched(repo, path, place / "blobs", remote)
+            blob = _fetched(repo, path, place / "blobs", lists.remote)
             link.unlink(missing_ok=True)
             link.symlink_to(os.path.relpath(blob, link.parent))
         reference.parent.mkdir(exist_ok=True)
@@ -144,23 +172,27 @@ def _in_cache(model: ListedModel, folder: Path, remote: Remote) -> str | None:
     return None
 
 
-def _lora(model: ListedModel, folder: Path, remote: Remote) -> str | None:
-    repo = hub_repo(model.address(), remote)
-    [path] = _wanted(model, repo)
+def _lora(model: ListedModel, folder: Path, lists: Lists) -> str | None:
+    path = _path_of_lora(model)
     target = folder / model.split / model.id / path.rpartition("/")[2]
     if target.exists():
         return ""
+    repo = lists.of(model)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _alone(target.parent / ".lock"):
-        _fetched(repo, path, target.parent, remote).replace(target)
+        _fetched(repo, path, target.parent, lists.remote).replace(target)
     (target.parent / ".lock").unlink(missing_ok=True)
     return None
+
+
+def _path_of_lora(model: ListedModel) -> str:
+    return model.path if model.path.endswith(".safetensors") else f"{model.path}/{LORA_FILE}"
 
 
 def _wanted(model: ListedModel, repo: HubRepo) -> list[str]:
     """The files of a model, in its repository."""
     if model.path:
-        return [model.path if model.path.endswith(".safetensors") else f"{model.path}/{LORA_FILE}"]
+        return [_path_of_lora(model)]
     wanted = sorted(
         path
         for path in repo.files
