@@ -136,6 +136,9 @@ def download(table: Table, out: str, layers: str, jobs: int) -> tuple[Row, int]:
             where, added, failed = summary.store.path, summary.added, len(summary.skipped)
         else:
             whole = download_whole(table, out, remote, jobs=jobs, on_model=bar.model)
+            if len(whole.failed) == whole.models:
+                first = next(iter(whole.failed.values()))
+                raise px.ProbexError(f"{whole.folder}: no model could be had; the first: {first}")
             where, added, failed = whole.folder, whole.added, len(whole.failed)
     row: Row = {
         "subset": table.subset,

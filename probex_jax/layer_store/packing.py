@@ -235,13 +235,15 @@ def _check_same(
                 f"{store.path}: {model.id} was packed as {was.split} of {list(was.labels)}, the "
                 f"zoo now says {model.split} of {model.stated or 'the same'}; use another --store"
             )
-    # The same words may mean other layers among those of a store: numbers do.
     if layers is None or _selection(layers) == store.selection:
         return
-    try:
-        same = select_layers(store.layers, layers) == sorted(store.layers)
-    except ProbexError:
-        same = False
+    # A number or an expression means other layers among those of a store than among a model's.
+    same = _selection(layers) == sorted(store.layers)
+    if store.selection is None:
+        try:
+            same = select_layers(store.layers, layers) == sorted(store.layers)
+        except ProbexError:
+            same = False
     if not same:
         raise ProbexError(
             f"{store.path}: already holds {len(store.layers)} layers, not the ones asked for; "

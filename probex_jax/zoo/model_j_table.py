@@ -247,10 +247,10 @@ def _words(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
             key=lambda name: ("name" not in name.lower(), name),
         )
         for other in others:
-            stated = [(row.get(key), row.get(other)) for row in rows]
-            if not all(_are_words(text) for pair in stated for text in pair):
+            found = [(row.get(key), row.get(other)) for row in rows]
+            if not all(_are_words(text) for pair in found for text in pair):
                 continue
-            pairs = set(stated)
+            pairs: set[tuple[Any, Any]] = set(found)
             ids, words = {pair[0] for pair in pairs}, Counter(pair[1] for pair in pairs)
             if len(pairs) == len(ids) <= 1.1 * len(words):
                 # Two classes may be called the same: a crane is a bird, and a machine.
