@@ -16,11 +16,11 @@ from experiments.steps import Row
 from probex_jax.ahead import ahead
 from probex_jax.layer_store import pack_from_hub
 from probex_jax.model_files import Remote
-from probex_jax.model_files.untrusted_text import json_object
+from probex_jax.model_files.untrusted_text import is_unicode, json_object
 from probex_jax.zoo import SPLITS
-from probex_jax.zoo.download import bytes_of
+from probex_jax.zoo.download import Lists, bytes_of
 from probex_jax.zoo.download import download as download_whole
-from probex_jax.zoo.model_j_table import Table
+from probex_jax.zoo.model_j_table import ListedModel, Table
 from probex_jax.zoo.model_j_table import read_table as read_table_of
 
 _REFRESH_S = 0.2
@@ -34,17 +34,22 @@ def read_table(subset: str, splits: Sequence[str], class_names: str | None, data
 
 def _words_in(path: Path) -> Mapping[str, str]:
     """Class to words, of a JSON object or of lines with a class and its words."""
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise px.ProbexError(f"{path}: is not UTF-8 text (byte {error.start})") from error
     if not text.lstrip().startswith("{"):
-        pairs = [
-            re.split(r"[\s,]+", line, maxsplit=1) for line in text.splitlines() if line.strip()
-        ]
-        words = {pair[0]: pair[-1].strip() for pair in pairs if len(pair) == 2}
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        pairs = [re.split(r"[\s,]+", line, maxsplit=1) for line in lines]
+        words = {pair[0]: pair[-1] for pair in pairs if len(pair) == 2}
         is_whole = len(words) == len(pairs)
     else:
         words = json_object(text.encode(), str(path))
-        is_whole = all(isinstance(each, str) and each for each in words.values())
-    if not is_whole:
+        is_whole = True
+    are_words = (
+        isinstance(each, str) and each.strip() and is_unicode(each) for each in words.values()
+    )
+    if not (is_whole and words and all(are_words)):
         raise px.ProbexError(
             f'{path}: expected {{"n02111277": "Newfoundland dog", …}}, or lines with a class and '
             "its words, each class once"
@@ -82,12 +87,19 @@ def planned_rows(table: Table, layers: str, jobs: int) -> list[Row]:
         each = _bytes_of_layers(table, layers)
         sizes = {split: each * len(models) for split, models in counts.items()}
     else:
-        remote, bar = Remote(), _Bar(len(table.models), "asking the hub")
+        lists, bar = Lists(Remote()), _Bar(len(table.models), "asking the hub")
+
+        def count(model: ListedModel) -> tuple[int, str]:
+            try:
+                return bytes_of(model, lists), ""
+            except px.ProbexError as error:
+                return 0, f"{model.id}: {error}"
+
         of_model = {}
         with bar.bar:
-            for model, count in ahead(lambda m: bytes_of(m, remote), table.models, jobs):
-                of_model[model.id] = count
-                bar.model("")
+            for model, (found, fault) in ahead(count, table.models, jobs):
+                of_model[model.id] = found
+                bar.model(fault)
         sizes = {s: sum(of_model[m.id] for m in models) for s, models in counts.items()}
     counted = {split: (len(models), sizes[split]) for split, models in counts.items() if models}
     counted["all"] = (len(table.models), sum(sizes.values()))
@@ -122,6 +134,9 @@ def download(table: Table, out: str, layers: str, jobs: int) -> tuple[Row, int]:
             where, added, failed = summary.store.path, summary.added, len(summary.skipped)
         else:
             whole = download_whole(table, out, remote, jobs=jobs, on_model=bar.model)
+            if len(whole.failed) == whole.models:
+                first = next(iter(whole.failed.values()))
+                raise px.ProbexError(f"{whole.folder}: no model could be had; the first: {first}")
             where, added, failed = whole.folder, whole.added, len(whole.failed)
     row: Row = {
         "subset": table.subset,

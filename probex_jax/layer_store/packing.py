@@ -224,7 +224,7 @@ def _check_same(
     if store.texts != {name: zoo.texts[name] for name in store.classes if name in zoo.texts}:
         raise ProbexError(
             f"{store.path}: holds other texts for classes than {zoo.tree}'s zoo.json; use another "
-            "--store"
+            "folder for the store"
         )
     packed = {model.id: model for model in store.models}
     for model in zoo.models:
@@ -232,19 +232,22 @@ def _check_same(
         if was and (was.split != model.split or model.stated not in (None, list(was.labels))):
             raise ProbexError(
                 f"{store.path}: {model.id} was packed as {was.split} of {list(was.labels)}, the "
-                f"zoo now says {model.split} of {model.stated or 'the same'}; use another --store"
+                f"zoo now says {model.split} of {model.stated or 'the same'}; use another "
+                "folder for the store"
             )
-    # The same words may mean other layers among those of a store: numbers do.
     if layers is None or _selection(layers) == store.selection:
         return
-    try:
-        same = select_layers(store.layers, layers) == sorted(store.layers)
-    except ProbexError:
-        same = False
+    # A number or an expression means other layers among those of a store than among a model's.
+    same = _selection(layers) == sorted(store.layers)
+    if store.selection is None:
+        try:
+            same = select_layers(store.layers, layers) == sorted(store.layers)
+        except ProbexError:
+            same = False
     if not same:
         raise ProbexError(
             f"{store.path}: already holds {len(store.layers)} layers, not the ones asked for; "
-            "choose another --store"
+            "choose another folder for the store"
         )
 
 

@@ -227,7 +227,7 @@ def _checked(path: Any, size: Any, content: Any, *, name: str) -> tuple[str, Hub
         and len(content) <= _MAX_HASH
     ):
         raise ProbexError(f"{name}: the hub lists {quoted(path)} with size {quoted(size)}")
-    return path, HubFile(size, content)
+    return path, HubFile(size, content if _HASH.fullmatch(content) else "")
 
 
 def _read_listing(path: Path) -> dict[str, HubFile] | None:

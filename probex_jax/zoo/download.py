@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,14 +20,18 @@ from pathlib import Path
 from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, write_json, write_text
+from probex_jax.model_files.http import NotFound
 from probex_jax.model_files.http_ranges import Remote
 from probex_jax.model_files.hub import HubAddress, HubFile, HubRepo, hub_repo
+from probex_jax.model_files.locate import read_inside
+from probex_jax.model_files.untrusted_text import json_object
 from probex_jax.zoo.model_j_table import LORA_FILE, ListedModel, Table
 
 # Weights that are read, and what describes them: no pickles, no images, no code.
 _WANTED = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
 _WANTED_CARD = "README.md"
 _READ_BYTES = 2**20
+_MAX_ABOUT_BYTES = 2**24
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -76,7 +81,7 @@ def download(
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if table.texts:
-        write_json(folder / "zoo.json", {"tree": table.subset, "texts": dict(table.texts)})
+        _write_texts(folder / "zoo.json", table)
     stopped = threading.Event()
 
     def on_bytes(count: int) -> None:
@@ -84,9 +89,9 @@ def download(
             raise ProbexError("interrupted")
         remote.on_bytes(count)
 
-    stoppable = Remote(on_bytes=on_bytes)
+    lists = Lists(Remote(on_bytes=on_bytes))
     added, failed = 0, {}
-    results = ahead(lambda model: _model(model, folder, stoppable), table.models, jobs)
+    results = ahead(lambda model: _model(model, folder, lists), table.models, jobs)
     try:
         for model, result in results:
             added += result is None
@@ -99,33 +104,66 @@ def download(
     return DownloadSummary(folder, len(table.models), added, failed)
 
 
-def bytes_of(model: ListedModel, remote: Remote) -> int:
-    """How many bytes `download` would move for a model, as far as the hub's list says."""
-    repo = hub_repo(model.address(), remote)
+def _write_texts(path: Path, table: Table) -> None:
+    """Adds the words for classes to what a zoo.json says, if there is one."""
+    about = (
+        json_object(read_inside(path, _MAX_ABOUT_BYTES, "zoo"), str(path)) if path.exists() else {}
+    )
+    write_json(path, {"tree": table.subset, **about, "texts": dict(table.texts)})
+
+
+class Lists:
+    """What the hub lists of repositories; of one that holds many models it is asked for once.
+
+    Args:
+      remote: how models are read.
+    """
+
+    def __init__(self, remote: Remote):
+        self.remote = remote
+        self._known: dict[str, HubRepo] = {}
+        self._lock = threading.Lock()
+
+    def of(self, model: ListedModel, commit: str = "") -> HubRepo:
+        """The repository of a model, at a commit or at the main branch's.
+
+        Raises:
+          ProbexError: if there is none, or the hub cannot be reached.
+        """
+        if not model.path:
+            return hub_repo(model.address(commit), self.remote)
+        with self._lock:
+            if model.repo not in self._known:
+                self._known[model.repo] = hub_repo(model.address(commit), self.remote)
+            return self._known[model.repo]
+
+
+def bytes_of(model: ListedModel, lists: Lists) -> int:
+    """How many bytes `download` would move for a model, as far as the hub's list says.
+
+    Raises:
+      ProbexError: if the hub has no such model.
+    """
+    repo = lists.of(model)
     return sum(repo.files[path].size or 0 for path in _wanted(model, repo) if path in repo.files)
 
 
-def _model(model: ListedModel, folder: Path, remote: Remote) -> str | None:
+def _model(model: ListedModel, folder: Path, lists: Lists) -> str | None:
     """Downloads one model; "" where it was there, None where it is now, or why it is not."""
     try:
         with disk_errors(folder):
-            return (
-                _in_cache(model, folder, remote) if not model.path else _lora(model, folder, remote)
-            )
+            return _lora(model, folder, lists) if model.path else _in_cache(model, folder, lists)
     except ProbexError as error:
         return str(error)
 
 
-def _in_cache(model: ListedModel, folder: Path, remote: Remote) -> str | None:
+def _in_cache(model: ListedModel, folder: Path, lists: Lists) -> str | None:
     place = folder / model.split / model.id
     reference = place / "refs" / "main"
     if reference.exists():
         return ""
-    place.mkdir(parents=True, exist_ok=True)
-    with _alone(place / ".lock"):
-        begun = [path.name for path in (place / "snapshots").glob("*")]
-        # What was begun of one commit is not ended with another.
-        repo = hub_repo(model.address(begun[0] if len(begun) == 1 else ""), remote)
+    with _alone(folder, model):
+        repo = _at_commit(model, place / "snapshots", lists)
         snapshot = place / "snapshots" / repo.commit
         snapshot.mkdir(parents=True, exist_ok=True)
         (place / "blobs").mkdir(exist_ok=True)
@@ -134,32 +172,46 @@ def _in_cache(model: ListedModel, folder: Path, remote: Remote) -> str | None:
             if link.exists():
                 continue
             link.parent.mkdir(parents=True, exist_ok=True)
-            blob = _fetched(repo, path, place / "blobs", remote)
+            blob = _fetched(repo, path, place / "blobs", lists.remote)
             link.unlink(missing_ok=True)
             link.symlink_to(os.path.relpath(blob, link.parent))
         reference.parent.mkdir(exist_ok=True)
         write_text(reference, repo.commit)
-    (place / ".lock").unlink(missing_ok=True)
     return None
 
 
-def _lora(model: ListedModel, folder: Path, remote: Remote) -> str | None:
-    repo = hub_repo(model.address(), remote)
-    [path] = _wanted(model, repo)
+def _at_commit(model: ListedModel, snapshots: Path, lists: Lists) -> HubRepo:
+    """The repository; what was begun of one commit is not ended with another."""
+    begun = [path.name for path in snapshots.glob("*")]
+    try:
+        return lists.of(model, begun[0] if len(begun) == 1 else "")
+    except NotFound:
+        if not begun:
+            raise
+        shutil.rmtree(snapshots)  # of a commit that the hub has no more
+        return lists.of(model)
+
+
+def _lora(model: ListedModel, folder: Path, lists: Lists) -> str | None:
+    path = _path_of_lora(model)
     target = folder / model.split / model.id / path.rpartition("/")[2]
     if target.exists():
         return ""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(target.parent / ".lock"):
-        _fetched(repo, path, target.parent, remote).replace(target)
-    (target.parent / ".lock").unlink(missing_ok=True)
+    repo = lists.of(model)
+    with _alone(folder, model):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _fetched(repo, path, target.parent, lists.remote).replace(target)
     return None
+
+
+def _path_of_lora(model: ListedModel) -> str:
+    return model.path if model.path.endswith(".safetensors") else f"{model.path}/{LORA_FILE}"
 
 
 def _wanted(model: ListedModel, repo: HubRepo) -> list[str]:
     """The files of a model, in its repository."""
     if model.path:
-        return [model.path if model.path.endswith(".safetensors") else f"{model.path}/{LORA_FILE}"]
+        return [_path_of_lora(model)]
     wanted = sorted(
         path
         for path in repo.files
@@ -174,7 +226,7 @@ def _wanted(model: ListedModel, repo: HubRepo) -> list[str]:
 def _fetched(repo: HubRepo, path: str, folder: Path, remote: Remote) -> Path:
     """A file of a repository, whole and with the hash that the hub says, named by that hash."""
     url, listed = repo.url(path), repo.files.get(path, HubFile())
-    if listed.size is None or not listed.content:
+    if listed.size is None or not _HASH.fullmatch(listed.content):
         for _ in url.stream(0, 1, whole=False):  # an answer, for what it says of the file
             pass
         said = url.answer
@@ -228,11 +280,13 @@ class _Digest:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _alone(folder: Path, model: ListedModel) -> Iterator[None]:
     """Holds a lock file; the system lets go of it when the process ends, however it does."""
+    path = folder / ".locks" / model.id
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ProbexError(f"{path.parent}: another process is downloading it") from None
+            raise ProbexError(f"{folder}: another process downloads {model.id}") from None
         yield

@@ -32,6 +32,7 @@ _CONVERTED = "refs/convert/parquet"  # where the hub keeps every dataset as Parq
 _READ = (".parquet", ".csv", ".jsonl", ".json")
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 _OTHER_NAMES = {"validation": "val", "validation_holdout": "val_holdout"}
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _WORD = re.compile(r"[a-z]+(?:_[a-z]+)*")
 
 
@@ -62,7 +63,7 @@ class Table:
 
     Args:
       subset: its name.
-      models: by split, then as the table has them.
+      models: sorted by split, then by id, as those of a `Zoo` are.
       texts: class to the words for it, for classes whose names are none.
     """
 
@@ -108,8 +109,8 @@ def read_table(subset: str, splits: Sequence[str], remote: Remote, dataset: str 
         raise ProbexError(f"{subset}: no split {missing[0]!r}, it has {there}")
     if not models:
         raise ProbexError(f"{dataset}: lists no model of {subset}")
-    ordered = sorted(models.values(), key=lambda model: SPLITS.index(model.split))
-    return Table(subset, tuple(ordered), _words(rows))
+    listed = sorted(models.values(), key=lambda model: (SPLITS.index(model.split), model.id))
+    return Table(subset, tuple(listed), _words(rows))
 
 
 def _files_of_subset(
@@ -120,27 +121,35 @@ def _files_of_subset(
     A split is "" where only the rows can say it.
     """
     repo = hub_repo(HubAddress(dataset, kind="dataset"), remote)
-    files = _stated_files(repo, subset, remote) or _guessed_files(repo, subset)
-    if not files:
-        try:
-            repo = hub_repo(HubAddress(dataset, _CONVERTED, kind="dataset"), remote)
-            files = _guessed_files(repo, subset)
-        except ProbexError:
-            pass
+    stated, guessed = _stated_files(repo, subset, remote), _guessed_files(repo, subset)
+    for files in (_with_split(stated), _with_split(guessed), stated, guessed):
+        if files:
+            return files, repo
+    try:
+        repo = hub_repo(HubAddress(dataset, _CONVERTED, kind="dataset"), remote)
+        files = _guessed_files(repo, subset)
+    except ProbexError:
+        files = []
     if not files:
         raise ProbexError(f"{dataset}: has no table of {subset}; the subsets: {', '.join(SUBSETS)}")
     return files, repo
+
+
+def _with_split(files: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(split, path) for split, path in files if split]
 
 
 def _stated_files(repo: HubRepo, subset: str, remote: Remote) -> list[tuple[str, str]]:
     """Splits and files as the front matter of the dataset's README has them."""
     import yaml
 
+    # PyYAML passes on what Python's own constructors raise: of no date, of no number.
+    malformed = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
     try:
         text = read_whole(repo.open("README.md", remote), _MAX_README_BYTES).decode()
         parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
         front = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-    except (NotFound, yaml.YAMLError, UnicodeDecodeError, RecursionError):
+    except (NotFound, *malformed):
         return []
     configs = front.get("configs") if isinstance(front, dict) else None
     for config in configs if isinstance(configs, list) else ():
@@ -155,8 +164,10 @@ def _stated_files(repo: HubRepo, subset: str, remote: Remote) -> list[tuple[str,
 
 
 def _patterns(stated: Any) -> Iterator[tuple[str, str]]:
-    """Splits, as far as they are said, and patterns of files."""
-    for one in stated if isinstance(stated, list) else [stated]:
+    """Splits, as far as they are said, and patterns of files; where some say one, only those."""
+    entries = stated if isinstance(stated, list) else [stated]
+    saying = [one for one in entries if isinstance(one, dict) and "split" in one]
+    for one in saying or entries:
         split, paths = (one.get("split"), one.get("path")) if isinstance(one, dict) else ("", one)
         for path in paths if isinstance(paths, list) else [paths]:
             if isinstance(path, str):
@@ -192,7 +203,7 @@ def _rows(data: bytes, path: str, where: str) -> Iterator[Mapping[str, Any]]:
             lines = (
                 json.loads(text)
                 if text.lstrip().startswith("[")
-                else map(json.loads, text.splitlines())
+                else (json.loads(line) for line in text.split("\n") if line.strip())
             )
             yield from (row for row in lines if isinstance(row, dict))
     except (ValueError, RecursionError, csv.Error) as error:
@@ -220,7 +231,7 @@ def _listed(row: Mapping[str, Any], subset: str, split: str, where: str) -> List
     path, repo = row.get("hf_model_path") or "", row.get("hf_model_id") or ""
     number = row.get("model_idx")
     if not path and not repo:
-        if not str(number).isdigit():
+        if not _NUMBER.fullmatch(str(number)):
             raise ProbexError(
                 f"{where}: a row has neither hf_model_id, hf_model_path nor model_idx"
             )
@@ -238,7 +249,8 @@ def _listed(row: Mapping[str, Any], subset: str, split: str, where: str) -> List
 
 def _words(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
     """Class to words, from a column of names whose text goes with the class's id."""
-    columns = {name for row in rows for name in row}
+    # What a CSV has beyond its columns comes without a name.
+    columns = {name for row in rows for name in row if isinstance(name, str)}
     for key in LABEL_KEYS:
         if key not in columns:
             continue
@@ -247,12 +259,15 @@ def _words(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
             key=lambda name: ("name" not in name.lower(), name),
         )
         for other in others:
-            pairs = {(row.get(key), row.get(other)) for row in rows}
+            found = [(row.get(key), row.get(other)) for row in rows]
+            if not all(_are_words(text) for pair in found for text in pair):
+                continue
+            pairs: set[tuple[Any, Any]] = set(found)
             ids, words = {pair[0] for pair in pairs}, Counter(pair[1] for pair in pairs)
-            if len(pairs) == len(ids) <= 1.1 * len(words) and all(map(_are_words, words)):
+            if len(pairs) == len(ids) <= 1.1 * len(words):
                 # Two classes may be called the same: a crane is a bird, and a machine.
                 return {
-                    str(name): f"{text} ({name})" if words[text] > 1 else str(text)
+                    name: f"{text} ({name})" if words[text] > 1 else text
                     for name, text in sorted(pairs)
                 }
     return {}

@@ -18,11 +18,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def run(command, *arguments):
-    """Runs a command to its end, as `test_commands.run` does."""
+def run(command, *arguments, env=None):
+    """Runs a command to its end, as `test_commands.run` does; `env` is added to its own."""
     server = _server()
     argv = [f"experiments.{command}", *map(str, arguments)]
-    print(json.dumps(argv), file=server.stdin, flush=True)
+    print(json.dumps([argv, env or {}]), file=server.stdin, flush=True)
     return subprocess.CompletedProcess(argv, **json.loads(server.stdout.readline()))
 
 
@@ -43,13 +43,15 @@ def serve():
     """Runs the command of each line of standard input; answers with a line about its end."""
     import experiments.steps  # noqa: F401 (has no flags of its own)
 
+    # What the hub's client imports when it is first used.
+    importlib.import_module("huggingface_hub.hf_api")
     # Most of what LanceDB imports; itself it starts threads, which a fork does not survive.
     importlib.import_module("lance_namespace")
     for line in sys.stdin:
         with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
             child = os.fork()
             if not child:
-                _become(json.loads(line), stdout, stderr)
+                _become(*json.loads(line), stdout, stderr)
             _, status = os.waitpid(child, 0)
             ended = {"returncode": os.waitstatus_to_exitcode(status)}
             for name, file in (("stdout", stdout), ("stderr", stderr)):
@@ -58,7 +60,8 @@ def serve():
         print(json.dumps(ended), flush=True)
 
 
-def _become(argv, stdout, stderr):
+def _become(argv, env, stdout, stderr):
+    os.environ.update(env)
     with open(os.devnull) as nothing:
         for number, file in enumerate((nothing, stdout, stderr)):
             os.dup2(file.fileno(), number)
