@@ -29,7 +29,7 @@ _CLASS_NAMES = flags.DEFINE_string(
     None,
     'JSON file, {"n02111277": "Newfoundland dog", …}; or else the table\'s words.',
 )
-_JOBS = flags.DEFINE_integer("jobs", 8, "Models at a time.", lower_bound=1, upper_bound=64)
+_JOBS = flags.DEFINE_integer("jobs", 8, "Models at a time.", lower_bound=1, upper_bound=12)
 _DATASET = flags.DEFINE_string("dataset", DATASET, "The table of models, a dataset on the hub.")
 
 

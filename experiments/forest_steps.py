@@ -24,6 +24,7 @@ from probex_jax.forest import (
     grow,
 )
 from probex_jax.forest.forest import model_name
+from probex_jax.model_files.hub import shown_path
 from probex_jax.reports import model_card
 from probex_jax.search import FoundModel, Hit, Index, find_models
 
@@ -91,13 +92,16 @@ def found_models(paths: Sequence[str]) -> list[FoundModel]:
     """
     models: list[FoundModel] = []
     for path in map(Path, paths):
-        name = model_name(path) or str(path)
         try:
-            found = find_models(path) if path.is_dir() else [FoundModel(name, "", path)]
+            found = find_models(path) if path.is_dir() else [FoundModel(_name(path), "", path)]
         except ProbexError as error:
-            found = [FoundModel(name, "", path, fault=str(error))]
+            found = [FoundModel(path.name, "", path, fault=str(error))]
         models += found
     return _with_distinct_ids(models)
+
+
+def _name(path: Path) -> str:
+    return model_name(path) or shown_path(path)
 
 
 def _with_distinct_ids(models: Sequence[FoundModel]) -> list[FoundModel]:

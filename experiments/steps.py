@@ -57,6 +57,12 @@ def pack(zoo: Path, store: Path, layers: str = "") -> PackSummary:
             f"{summary.unscaled} LoRAs say no alpha for some layers: their scale is taken to be 1",
             file=sys.stderr,
         )
+    if summary.unread:
+        print(
+            f"{summary.unread} models have tensors of adapters that are not read, of unknown "
+            "modules or kinds; ModelFile.unread lists them",
+            file=sys.stderr,
+        )
     for name, reason in summary.left_out.items():
         print(cli.one_line(f"left out layer {name}: {reason}"), file=sys.stderr)
     return summary

@@ -10,7 +10,10 @@ _Result = TypeVar("_Result")
 
 
 def ahead(
-    function: Callable[[_Item], _Result], items: Iterable[_Item], workers: int
+    function: Callable[[_Item], _Result],
+    items: Iterable[_Item],
+    workers: int,
+    stop: Callable[[], object] | None = None,
 ) -> Generator[tuple[_Item, _Result]]:
     """Calls a function on items, so many at a time and a few ahead of whoever takes the results.
 
@@ -21,6 +24,8 @@ def ahead(
       function: what is called, in threads.
       items: on what.
       workers: how many at a time.
+      stop: tells the calls that are under way to end, when whoever takes the results stops; they
+        are then waited for. Without it they end in their own time.
 
     Yields:
       Each item with its result, in order.
@@ -30,15 +35,17 @@ def ahead(
       [('a', 1), ('bcd', 3)]
     """
     waiting: deque[tuple[_Item, Future[_Result]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                waiting.append((item, pool.submit(function, item)))
-                if len(waiting) > workers + 1:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(function, item)))
+            if len(waiting) > workers + 1:
                 first, future = waiting.popleft()
                 yield first, future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        if stop is not None:
+            stop()
+        pool.shutdown(wait=stop is not None, cancel_futures=True)

@@ -50,6 +50,19 @@ def test_an_error_comes_in_its_place_and_ends_the_rest():
     assert len(done) < 10
 
 
+def test_calls_that_are_told_to_end_are_waited_for():
+    stopped, ended = threading.Event(), []
+
+    def work(number):
+        stopped.wait(10 if number else 0)
+        ended.append(number)
+
+    results = ahead(work, range(3), 2, stop=stopped.set)
+    assert next(results) == (0, None)
+    results.close()
+    assert {0, 1} <= {*ended}
+
+
 def test_whoever_stops_taking_ends_it():
     begun = []
     results = ahead(begun.append, iter(range(1000)), 2)

@@ -31,7 +31,7 @@ from probex_jax.forest.description import Description, ExpertFacts, Neighbour, P
 from probex_jax.forest.router import Route, TreeRouter, route
 from probex_jax.forest.stated import Stated, stated
 from probex_jax.model_files import ModelFile, open_model
-from probex_jax.model_files.hub import hub_address, remote_url
+from probex_jax.model_files.hub import hub_address, remote_url, shown_path, shown_url
 
 FORMAT = "probex_jax forest"
 VERSION = 1
@@ -285,7 +285,7 @@ class Forest:
             elif isinstance(near, ProbexError):
                 yield near
             else:
-                about = Description(name, remote_url(path) or str(path), one.stated, one.route)
+                about = Description(name, shown_path(path), one.stated, one.route)
                 yield about if not about.tree else self._of_tree(about, said, near)
 
     def _of_tree(
@@ -336,8 +336,10 @@ def _arrays(path: Path, sha256: str) -> dict[str, np.ndarray]:
 def model_name(path: Path) -> str:
     """What a model is called whose path is all that is known."""
     if url := remote_url(path):
-        address = hub_address(url)
-        path = Path("/", *((address.id, address.path) if address else (urlsplit(url).path,)))
+        address, parts = hub_address(url), urlsplit(shown_url(url))
+        path = Path(
+            "/", *((address.id, address.path) if address else (parts.netloc, parts.path[1:]))
+        )
     path = Path(os.path.abspath(path))  # links of a hub cache lead to names that are hashes
     if path.name in ("model.safetensors", "pytorch_lora_weights.safetensors"):
         path = path.parent

@@ -50,6 +50,7 @@ class Stated:
       dtype: of most of them.
       layers: how many.
       unscaled: layers of a LoRA in PEFT's or kohya's dialect for which nothing says alpha.
+      unread: tensors of adapters that are in no layer (`ModelFile.unread`).
     """
 
     labels: tuple[str, ...]
@@ -63,6 +64,7 @@ class Stated:
     dtype: str
     layers: int
     unscaled: int = 0
+    unread: int = 0
 
 
 def stated(model: ModelFile) -> Stated:
@@ -91,6 +93,7 @@ def stated(model: ModelFile) -> Stated:
         dtype=sizes.most_common(1)[0][0] if sizes else "",
         layers=len(model.layers),
         unscaled=_unscaled(model),
+        unread=len(model.unread),
     )
 
 

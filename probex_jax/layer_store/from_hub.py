@@ -34,7 +34,8 @@ def pack_from_hub(
     """Packs layers of the models of a table that a store does not hold yet, as `pack` does.
 
     What was read is kept in the store's folder until it is packed, so a run that was killed is
-    gone on with and nothing is read twice; a model is read at one commit, whenever that is.
+    gone on with and nothing is read twice; a model is read at one commit. Give all splits in one
+    run: a store's classes are those of the models that it was made from.
 
     Args:
       table: the models.
@@ -52,13 +53,18 @@ def pack_from_hub(
     if any((path / model.split).exists() for model in table.models):
         raise ProbexError(f"{path}: holds whole models; choose another --out for a store of layers")
     store = LayerStore.open(path) if (path / "store.json").exists() else None
+    if store is None and not any(model.split == "train" for model in table.models):
+        raise ProbexError(
+            f"{path}: a new store takes its classes from training models; give the split train, too"
+        )
     packed = {model.id for model in store.models} if store else set()
     missing = [model for model in table.models if model.id not in packed]
     on_models(len(missing))
     if missing:
         with disk_errors(path):
             (path / _FOLDER).mkdir(parents=True, exist_ok=True)
-    remotes = {model.id: replace(remote, cache=path / _FOLDER / model.id) for model in missing}
+    reading = Remote(on_bytes=remote.on_bytes)
+    remotes = {model.id: replace(reading, cache=path / _FOLDER / model.id) for model in missing}
     commits = _commits(missing, path / _FOLDER / "commits.jsonl", remotes, jobs)
     models = tuple(
         ZooModel(
@@ -69,16 +75,19 @@ def pack_from_hub(
         )
         for model in table.models
     )
-    summary = pack(
-        Zoo(table.subset, models, None, table.texts),
-        path,
-        layers,
-        workers=jobs,
-        on_model=on_model,
-        on_packed=lambda models: _drop(models, path / _FOLDER),
-    )
-    if not summary.skipped:
-        shutil.rmtree(path / _FOLDER, ignore_errors=True)
+    try:
+        summary = pack(
+            Zoo(table.subset, models, None, table.texts),
+            path,
+            layers,
+            workers=jobs,
+            on_model=on_model,
+            on_packed=lambda models: _drop(models, path / _FOLDER),
+        )
+    finally:
+        reading.stopped.set()
+    # What could not be packed is looked at anew the next time: its author may have mended it.
+    shutil.rmtree(path / _FOLDER, ignore_errors=True)
     return summary
 
 

@@ -51,6 +51,7 @@ class PackSummary:
         in one shape, to the reason.
       unscaled: how many of the models that this run read are LoRAs in PEFT's or kohya's dialect for
         some of whose layers nothing says alpha, so that their scale is taken to be 1.
+      unread: how many of them have tensors of adapters that are in no layer (`ModelFile.unread`).
     """
 
     store: LayerStore
@@ -58,6 +59,7 @@ class PackSummary:
     skipped: Mapping[str, str]
     left_out: Mapping[str, str]
     unscaled: int = 0
+    unread: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class _Header:
     fingerprint: str = ""
     base: str = ""
     is_unscaled: bool = False
+    is_unread: bool = False
     fault: str = ""
 
 
@@ -142,16 +145,24 @@ def pack(
     if not packed.models:
         first = next(iter(packed.skipped.values()), "the zoo has no models")
         raise ProbexError(f"{path}: no model could be packed; the first: {first}")
-    added, unscaled = len(packed.models) - len(known), sum(h.is_unscaled for h in headers)
-    return PackSummary(packed, added, packer.skipped, left_out, unscaled)
+    return PackSummary(
+        packed,
+        added=len(packed.models) - len(known),
+        skipped=packer.skipped,
+        left_out=left_out,
+        unscaled=sum(header.is_unscaled for header in headers),
+        unread=sum(header.is_unread for header in headers),
+    )
 
 
 def _header(model: ZooModel) -> _Header:
     try:
         with model.open() as file:
             labels = model.labels_in(file)
-            about = fingerprint(file), stated_base(file), bool(file.unscaled)
-            return _Header(model, file.layers, labels, *about)
+            about = fingerprint(file), stated_base(file)
+            return _Header(
+                model, file.layers, labels, *about, bool(file.unscaled), bool(file.unread)
+            )
     except ProbexError as error:
         return _Header(model, {}, (), fault=str(error))
 
@@ -245,9 +256,10 @@ def _check_same(
         except ProbexError:
             same = False
     if not same:
+        some = ", ".join([*store.layers][:3]) + (", …" if len(store.layers) > 3 else "")
         raise ProbexError(
-            f"{store.path}: already holds {len(store.layers)} layers, not the ones asked for; "
-            "choose another folder for the store"
+            f"{store.path}: already holds {len(store.layers)} layers, {some}, not the ones asked "
+            "for; choose another folder for the store"
         )
 
 
@@ -314,7 +326,8 @@ class _Packer:
         if unknown:
             return (
                 f"{header.model.where}: label {unknown[0]!r} is not among the "
-                f"{len(self._store.classes)} classes of the store"
+                f"{len(self._store.classes)} classes of the store, which are those of the "
+                "models that it was made from"
             )
         return ""
 

@@ -3,6 +3,7 @@
 The connection is that of huggingface_hub: its proxies and certificates, its token for the hub.
 """
 
+import json
 import random
 import re
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from probex_jax.errors import ProbexError
+from probex_jax.model_files.untrusted_text import json_object
 
 # Tries without progress before giving up: with the waits between them about a minute, unless the
 # server asks for longer ones.
@@ -29,6 +31,7 @@ _PROGRESS_BYTES = 64 * 1024
 _TIMEOUT_S = 30.0
 _SLOWEST_BYTES_A_SECOND = 16 * 1024
 _TRIES_OF_A_SLOW_ONE = 4
+_TRIES_AT_ONCE = 2  # as a server may ask for with `Retry-After: 0`
 _REDIRECTS = 10
 _PASSING = {408, 425, 429}  # and whatever a server says of itself, 5xx
 
@@ -76,12 +79,19 @@ class Url:
       headers: to send along, to this address only: where the server redirects to another, they
         are left out.
       commit: of the hub's repository that it must be of, where it is on the hub.
+      stopped: set by whoever wants nothing any more.
     """
 
     def __init__(
-        self, url: str, name: str, headers: Mapping[str, str] | None = None, commit: str = ""
+        self,
+        url: str,
+        name: str,
+        headers: Mapping[str, str] | None = None,
+        commit: str = "",
+        stopped: threading.Event | None = None,
     ):
         self.name, self._commit = name, commit
+        self._stopped = stopped or threading.Event()
         self._url, self._headers = url, dict(headers or {})
         self._direct: str | None = None  # where the last redirect led
         self._lock = threading.Lock()
@@ -104,6 +114,8 @@ class Url:
                 for piece in self._request(begin, end, whole):
                     begin += len(piece)
                     yield piece
+                    if self._stopped.is_set():
+                        raise ProbexError(f"{self.name}: interrupted")
                 if not whole and begin >= self.answer.size:
                     return
                 if begin < end:
@@ -111,7 +123,7 @@ class Url:
             except Passing as problem:
                 self._direct = None  # it may have been good for some time only
                 failures = problem.tries + (0 if begin >= progress else failures)
-                wait(failures, problem, self.name)
+                wait(failures, problem, self.name, self._stopped)
 
     @property
     def answer(self) -> Answer:
@@ -173,7 +185,8 @@ class Url:
         # A weak one does not promise the same bytes.
         etag = headers.get("etag", "")
         etag = "" if etag.startswith("W/") else etag.strip('"')
-        content = (linked or etag).removeprefix("W/").strip('"')
+        # Other servers than the hub mean something else by their ETags.
+        content = (linked or (etag if commit else "")).removeprefix("W/").strip('"')
         if response.status_code == 200:
             # A server may send a small file whole.
             length = headers.get("content-length", "")
@@ -194,16 +207,35 @@ class Url:
         return Answer(size, etag, content, commit), first, last + 1
 
 
-def wait(failures: int, problem: Passing, name: str) -> None:
+def wait(
+    failures: int, problem: Passing, name: str, stopped: threading.Event | None = None
+) -> None:
     """Waits before the next try, longer each time; a ProbexError where there were too many."""
     if failures >= ATTEMPTS:
         raise ProbexError(f"{name}: {problem}; tried many times, try again later") from problem
     wait_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (failures - 1)) * random.uniform(0.5, 1)
-    time.sleep(wait_s if problem.wait_s is None else min(problem.wait_s, _LONGEST_RETRY_AFTER_S))
+    if problem.wait_s is not None:
+        # What the server asks for, but it may not be asked again and again without a pause.
+        least_s = wait_s if failures > _TRIES_AT_ONCE else 0.0
+        wait_s = max(least_s, min(problem.wait_s, _LONGEST_RETRY_AFTER_S))
+    if _pause(wait_s, stopped):
+        raise ProbexError(f"{name}: interrupted")
 
 
-def json_body(url: str, headers: Mapping[str, str], name: str, limit: int) -> bytes:
-    """The body of an answer that is a JSON object; more than `limit` bytes are a ProbexError."""
+def _pause(wait_s: float, stopped: threading.Event | None) -> bool:
+    """Waits, and says whether that was cut short."""
+    return (stopped or threading.Event()).wait(wait_s)
+
+
+def json_body(
+    url: str,
+    headers: Mapping[str, str],
+    name: str,
+    limit: int,
+    stopped: threading.Event | None = None,
+    **limits: int,
+) -> dict[str, Any]:
+    """The JSON object that an answer is; one of more than `limit` bytes is a ProbexError."""
     headers = {**headers, "Accept-Encoding": "identity"}
     failures = 0
     while True:
@@ -215,13 +247,22 @@ def json_body(url: str, headers: Mapping[str, str], name: str, limit: int) -> by
                     raise ProbexError(
                         f"{name}: the server answers with HTTP {response.status_code}"
                     )
-                body = _small(response, name, limit)
-                if body.startswith(b"{") and not body.rstrip().endswith(b"}"):
-                    raise Passing("the answer breaks off", tries=2)
-                return body
+                return _json(_small(response, name, limit), name, limits)
         except Passing as problem:
             failures += problem.tries
-            wait(failures, problem, name)
+            wait(failures, problem, name, stopped)
+
+
+def _json(body: bytes, name: str, limits: Mapping[str, int]) -> dict[str, Any]:
+    try:
+        return json_object(body, f"{name}: the hub's answer", **limits)
+    except ProbexError as error:
+        cause = error.__cause__
+        if isinstance(cause, json.JSONDecodeError) and (
+            cause.pos >= len(cause.doc.rstrip()) or cause.msg.startswith("Unterminated string")
+        ):
+            raise Passing("the answer breaks off", tries=2) from error
+        raise
 
 
 @contextmanager

@@ -24,7 +24,7 @@ _GAP_BYTES = 64 * 1024
 _REQUEST_BYTES = 8 * 2**20
 _IN_FLIGHT = 8
 _CRC_BYTES = 4
-_KEPT = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
+_KEPT = re.compile(r"([0-9]{1,18})-([0-9]{1,18})-([0-9]{1,18})")
 
 _Piece = tuple[int, np.ndarray]  # where in the file it begins, and its bytes
 
@@ -39,6 +39,7 @@ class Remote:
       on_bytes: called with the number of bytes that came from a server, in any thread.
       listings: what the hub said of commits, so that it is asked once; shared by all that is opened
         with this object.
+      stopped: once it is set, nothing is read any more: whoever waits for a server gives up.
 
     Example:
       >>> Remote(cache=Path("ranges")).cache.name
@@ -48,6 +49,7 @@ class Remote:
     cache: Path | None = None
     on_bytes: Callable[[int], None] = lambda count: None
     listings: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    stopped: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
 
 
 class HttpRanges:
@@ -65,8 +67,10 @@ class HttpRanges:
         self._url, self._remote = url, remote
         self._lock = threading.Lock()
         self._held: list[_Piece] | None = []
-        self._content, self.size = content, -1 if size is None else size
         self._cache = _Kept(remote.cache, content) if remote.cache and content else None
+        if size is None and self._cache is not None:
+            size = self._cache.size()
+        self._content, self.size = content, -1 if size is None else size
         beginning = (0, FIRST_BYTES if size is None else min(size, FIRST_BYTES))
         self._hold(self._kept([beginning]))
         if _gaps(self._pieces(), [beginning]):
@@ -138,7 +142,7 @@ class HttpRanges:
         self._check(self._url.answer)
         data = data[:done]
         if self._cache is not None:
-            self._cache.put(begin, data)
+            self._cache.put(begin, data, self.size)
         return begin, data
 
     def _empty(self, size: int) -> np.ndarray:
@@ -209,15 +213,20 @@ def write_kept(path: Path, *parts: bytes | memoryview) -> None:
 
 
 class _Kept:
-    """Ranges of one file in a folder, each a file `BEGIN-END` with its checksum at the end."""
+    """Ranges of one file in a folder, each a file `BEGIN-END-SIZE` with its checksum at the end."""
 
     def __init__(self, cache: Path, content: str):
         self._folder = cache / hashlib.sha256(content.encode()).hexdigest()
 
-    def put(self, begin: int, data: np.ndarray) -> None:
+    def put(self, begin: int, data: np.ndarray, size: int) -> None:
         if not len(data):
             return
-        write_kept(self._folder / f"{begin}-{begin + len(data)}", data.data, _sum(data))
+        write_kept(self._folder / f"{begin}-{begin + len(data)}-{size}", data.data, _sum(data))
+
+    def size(self) -> int | None:
+        """The size of the file, if anything of it is kept."""
+        names = (_KEPT.fullmatch(path.name) for path in self._files())
+        return next((int(name[3]) for name in names if name), None)
 
     def get(self, begin: int, end: int) -> list[_Piece]:
         """What is kept of a range; damaged files are thrown away."""
@@ -226,7 +235,7 @@ class _Kept:
             name = _KEPT.fullmatch(path.name)
             if not name:
                 continue
-            first, last = map(int, name.groups())
+            first, last, _ = map(int, name.groups())
             if not (first < end and begin < last):
                 continue
             data = _checked(path, last - first)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,7 +81,7 @@ class HubRepo:
     commit: str
     files: Mapping[str, HubFile]
 
-    def url(self, path: str) -> Url:
+    def url(self, path: str, stopped: threading.Event | None = None) -> Url:
         """A file of the repository; the token goes with requests for it."""
         name = str(HubAddress(self.id, self.commit[:12], path, self.kind))
         headers = _headers(name)
@@ -89,13 +90,13 @@ class HubRepo:
         address = hf_hub_url(
             self.id, path, repo_type=self.kind, revision=self.commit, endpoint=endpoint()
         )
-        return Url(address, name, headers, self.commit)
+        return Url(address, name, headers, self.commit, stopped)
 
     def open(self, path: str, remote: Remote) -> HttpRanges:
         """A file of the repository, to be read by byte ranges."""
         listed = self.files.get(path, HubFile())
         content = listed.content or f"{self.kind} {self.id} {self.commit} {path}"
-        return HttpRanges(self.url(path), remote, content, listed.size)
+        return HttpRanges(self.url(path, remote.stopped), remote, content, listed.size)
 
 
 def remote_url(path: str | os.PathLike[str]) -> str:
@@ -112,6 +113,28 @@ def remote_url(path: str | os.PathLike[str]) -> str:
     text = os.fspath(path)
     found = _SCHEME.match(text)
     return f"{found[1]}://{text[found.end() :]}" if found else ""
+
+
+def shown_url(url: str) -> str:
+    """An address as others may read it: without a password, or the signature in a query.
+
+    Example:
+      >>> shown_url("https://me:secret@host/a.safetensors?signature=secret")
+      'https://host/a.safetensors'
+    """
+    scheme, _, rest = _bare(url).partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2] if scheme != 'hf' else host}{slash}{path}"
+
+
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """A path on this machine, or an address as others may read it."""
+    url = remote_url(path)
+    return shown_url(url) if url else str(path)
+
+
+def _bare(url: str) -> str:
+    return re.split(r"[?#]", url, maxsplit=1)[0]
 
 
 def hub_address(url: str) -> HubAddress | None:
@@ -171,7 +194,7 @@ def hub_repo(address: HubAddress, remote: Remote) -> HubRepo:
     if path is not None and (known := _read_listing(path)) is not None:
         repo = HubRepo(address.id, address.kind, address.revision, known)
     else:
-        repo = _asked(address)
+        repo = _asked(address, remote.stopped)
         # Asked for a branch, the answer is good for its commit.
         key, path = _listing(replace(address, revision=repo.commit), remote)
         if path is not None:
@@ -191,14 +214,21 @@ def _listing(address: HubAddress, remote: Remote) -> tuple[str, Path | None]:
     return key, None if remote.cache is None else remote.cache / file
 
 
-def _asked(address: HubAddress) -> HubRepo:
+def _asked(address: HubAddress, stopped: threading.Event) -> HubRepo:
     name = str(HubAddress(address.id, address.revision, kind=address.kind))
     url = f"{endpoint()}/api/{address.kind}s/{address.id}"
     revision = quote(address.revision or "main", safe="")
-    data = json_body(
-        f"{url}/revision/{revision}?blobs=true", _headers(name), name, _MAX_LISTING_BYTES
-    )
-    said = json_object(data, f"{name}: the hub's answer", values=_VALUES_A_FILE * _MAX_LISTED)
+    headers, values = _headers(name), _VALUES_A_FILE * _MAX_LISTED
+
+    def said_at(url: str) -> dict[str, Any]:
+        return json_body(url, headers, name, _MAX_LISTING_BYTES, stopped, values=values)
+
+    try:
+        said = said_at(f"{url}/revision/{revision}?blobs=true")
+    except NotFound:
+        if address.revision:
+            raise
+        said = said_at(f"{url}?blobs=true")  # of servers that know no revisions
     commit, siblings = said.get("sha"), said.get("siblings")
     if not isinstance(commit, str) or not _HASH.fullmatch(commit):
         raise ProbexError(f"{name}: the hub names no commit, but {quoted(commit)}")
@@ -285,15 +315,15 @@ class UrlFolder:
 
     def __init__(self, url: str, remote: Remote):
         self._url, self._remote = url, remote
-        self._base = re.split(r"[?#]", url, maxsplit=1)[0].rpartition("/")[0]
+        self._base, self._shown = (each.rpartition("/")[0] for each in (_bare(url), shown_url(url)))
         self.named = unquote(urlsplit(url).path.rpartition("/")[2])
 
     def __str__(self) -> str:
-        return self._base
+        return self._shown
 
     def path_of(self, name: str) -> str:
         """A file in it, for messages."""
-        return f"{self._base}/{name}"
+        return f"{self._shown}/{name}"
 
     def names(self) -> list[str]:
         """Not known."""
@@ -301,10 +331,11 @@ class UrlFolder:
 
     def open(self, name: str) -> HttpRanges:
         """A file in it, to be read by byte ranges."""
-        beside = self.path_of(quote(name))
         # What the user named is asked for as it was written, with its query.
-        url = self._url if name == self.named else beside
-        return HttpRanges(Url(url, beside), self._remote)
+        url = self._url if name == self.named else f"{self._base}/{quote(name)}"
+        return HttpRanges(
+            Url(url, self.path_of(quote(name)), stopped=self._remote.stopped), self._remote
+        )
 
     def read_beside(self, name: str, limit: int) -> bytes | None:
         """A small file in it, or None where the server has none or does not say."""
@@ -323,8 +354,8 @@ def locate_remote(url: str, limits: Limits, remote: Remote) -> tuple[Location, s
     address = hub_address(url)
     if address is None:
         folder = UrlFolder(url, remote)
-        refuse_other_formats(folder.named, url)
-        return Location(folder, (folder.named,)), url
+        refuse_other_formats(folder.named, shown_url(url))
+        return Location(folder, (folder.named,)), shown_url(url)
     repo = hub_repo(address, remote)
     where = str(HubAddress(repo.id, repo.commit, address.path, repo.kind))
     # A long list may not be whole: what looks like a file is asked for.

@@ -24,7 +24,7 @@ from probex_jax.model_files.untrusted_text import leads_out, quoted
 _ENDINGS = (
     (re.compile(r"(.+)\.lora\.(up|down)\.weight"), "diffusers"),
     (re.compile(r"(.+)\.processor\.(to_(?:q|k|v|out))_lora\.(up|down)\.weight"), "diffusers"),
-    (re.compile(r"(.+)\.lora_(A|B)(?:\.\w+)?\.weight"), "peft"),
+    (re.compile(r"(.+)\.lora_(A|B)(?:\.[^.]+)?\.weight"), "peft"),
     (re.compile(r"(.+)\.lora_(up|down)\.weight"), "kohya"),
 )
 # What changes a layer in another way than by two factors.
@@ -32,6 +32,7 @@ _NO_LORA = re.compile(
     r".*\.(?:lora_magnitude_vector|dora_scale|lora_embedding_[AB]|hada_w|lokr_w|oft_|diff).*"
 )
 _ALPHA = ".alpha"
+_MIDDLE, _BESIDE_MIDDLE = ".lora_mid.weight", (".lora_up.weight", ".lora_down.weight")
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ def pair_factors(
         a DoRA, whose update is not the product of its factors.
     """
     halves: dict[tuple[str, str], dict[str, str]] = {}
-    unread = {}
-    for name in tensors:
+    # Of three factors: two beside the kernel's own axes.
+    unread = dict.fromkeys(_of_three(tensors), "of an adapter that is no LoRA of two factors")
+    for name in (each for each in tensors if each not in unread):
         if ".lora_magnitude_vector" in name or name.endswith(".dora_scale"):
             raise ProbexError(f"{where}: {quoted(name)}: a DoRA, which is not read; LoRAs are")
         found = _half(name)
@@ -107,6 +109,13 @@ def pair_factors(
             raise ProbexError(f"{where}: two LoRAs are of layer {quoted(layer)}")
         pairs[layer] = Factors(names["up"], names["down"], path, dialect, alpha)
     return pairs, unread
+
+
+def _of_three(tensors: Mapping[str, TensorInfo]) -> list[str]:
+    """The tensors of updates with a third factor in the middle, as LyCORIS has of kernels."""
+    paths = [name.removesuffix(_MIDDLE) for name in tensors if name.endswith(_MIDDLE)]
+    names = (path + end for path in paths for end in (*_BESIDE_MIDDLE, _MIDDLE, _ALPHA))
+    return [name for name in names if name in tensors]
 
 
 def _half(name: str) -> tuple[str, str, str] | None:

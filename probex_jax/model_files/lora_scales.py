@@ -28,7 +28,8 @@ _MAX_ALPHA = 1e6
 _PEFT = "adapter_config.json"
 _METADATA = "lora_adapter_metadata"
 _MAX_PATTERN = 200
-_PLAIN_PATTERN = re.compile(rf"[\w.]{{1,{_MAX_PATTERN}}}")
+_PLAIN_PATTERN = re.compile(rf"\^?[\w.]{{1,{_MAX_PATTERN}}}\$?")
+_ROOT = "base_model.model."
 
 
 class Scales:
@@ -102,7 +103,8 @@ class PeftScales:
 
     Args:
       alpha: of all layers but those of `patterns`; None where it says nothing.
-      patterns: name of a module, or the end of it, to its place in the file and its alpha.
+      patterns: name of a module, or the end of it, to its place in the file and its alpha; a whole
+        name after "^".
       root: whether alpha is divided by the root of R.
     """
 
@@ -115,7 +117,8 @@ class PeftScales:
         # Only ends that are short enough: a stranger's path may be a million dots.
         end = path[-_MAX_PATTERN - 1 :]
         ends = [end[dot.end() :] for dot in re.finditer(r"\.", end)]
-        fitting = [self.patterns[e] for e in (path, *ends) if e in self.patterns]
+        whole = (f"^{path}", f"^{path.removeprefix(_ROOT)}")
+        fitting = [self.patterns[e] for e in (path, *ends, *whole) if e in self.patterns]
         return min(fitting, key=lambda found: found[0])[1] if fitting else self.alpha
 
 
@@ -134,7 +137,10 @@ def peft_scales(config: Mapping[str, Any], where: str) -> PeftScales:
                 f"{where}: alpha_pattern {quoted(pattern)} is a regular "
                 f"expression; only names of modules are read, of at most {_MAX_PATTERN} characters"
             )
-    numbered = {name: (place, alpha) for place, (name, alpha) in enumerate(patterns.items())}
+    numbered = {
+        name.removesuffix("$"): (place, alpha)
+        for place, (name, alpha) in reversed([*enumerate(patterns.items())])
+    }
     return PeftScales(config.get("lora_alpha"), numbered, config.get("use_rslora") is True)
 
 

@@ -273,6 +273,11 @@ class ModelFile:
             name for name in names if name in self.layers and self._scales.of(name) is None
         )
 
+    @property
+    def unread(self) -> Mapping[str, str]:
+        """Tensors of adapters that are in no layer, to the reason: unknown modules, other kinds."""
+        return MappingProxyType(self._unread)
+
     def number(self, name: str) -> float:
         """Reads a tensor of one number, which may be a whole one, as some write alpha.
 

@@ -106,6 +106,8 @@ def _about(description: Description) -> str:
     facts.append(f"{kind}: {said.parameters:,} parameters in {said.layers} layers, {said.dtype}")
     if said.unscaled:
         facts.append(f"Nothing says alpha for {said.unscaled} of its layers: scale 1 was assumed")
+    if said.unread:
+        facts.append(f"Not read: {said.unread} tensors of adapters, of unknown modules or kinds")
     return "".join(f"- {fact}\n" for fact in facts)
 
 

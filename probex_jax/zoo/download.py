@@ -12,7 +12,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,7 +20,7 @@ from pathlib import Path
 from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, write_json, write_text
-from probex_jax.model_files.http import NotFound
+from probex_jax.model_files.http import Answer, NotFound, Url
 from probex_jax.model_files.http_ranges import Remote
 from probex_jax.model_files.hub import HubAddress, HubFile, HubRepo, hub_repo
 from probex_jax.model_files.locate import read_inside
@@ -82,25 +82,19 @@ def download(
         folder.mkdir(parents=True, exist_ok=True)
     if table.texts:
         _write_texts(folder / "zoo.json", table)
-    stopped = threading.Event()
-
-    def on_bytes(count: int) -> None:
-        if stopped.is_set():
-            raise ProbexError("interrupted")
-        remote.on_bytes(count)
-
-    lists = Lists(Remote(on_bytes=on_bytes))
+    reading = Remote(on_bytes=remote.on_bytes)
+    lists = Lists(reading)
     added, failed = 0, {}
-    results = ahead(lambda model: _model(model, folder, lists), table.models, jobs)
-    try:
+
+    def fetch(model: ListedModel) -> str | None:
+        return _model(model, folder, lists)
+
+    with closing(ahead(fetch, table.models, jobs, stop=reading.stopped.set)) as results:
         for model, result in results:
             added += result is None
             if result:
                 failed[model.id] = result
             on_model(f"{model.id}: {result}" if result else "")
-    finally:
-        stopped.set()
-        results.close()
     return DownloadSummary(folder, len(table.models), added, failed)
 
 
@@ -109,7 +103,9 @@ def _write_texts(path: Path, table: Table) -> None:
     about = (
         json_object(read_inside(path, _MAX_ABOUT_BYTES, "zoo"), str(path)) if path.exists() else {}
     )
-    write_json(path, {"tree": table.subset, **about, "texts": dict(table.texts)})
+    known = about.get("texts", {})
+    texts = {**known, **table.texts} if isinstance(known, dict) else dict(table.texts)
+    write_json(path, {"tree": table.subset, **about, "texts": texts})
 
 
 class Lists:
@@ -139,13 +135,25 @@ class Lists:
 
 
 def bytes_of(model: ListedModel, lists: Lists) -> int:
-    """How many bytes `download` would move for a model, as far as the hub's list says.
+    """How many bytes `download` would move for a model.
 
     Raises:
       ProbexError: if the hub has no such model.
     """
     repo = lists.of(model)
-    return sum(repo.files[path].size or 0 for path in _wanted(model, repo) if path in repo.files)
+    return sum(_size(repo, path) for path in _wanted(model, repo))
+
+
+def _size(repo: HubRepo, path: str) -> int:
+    """As the hub's list says, or else the server."""
+    listed = repo.files.get(path, HubFile())
+    return _said_of(repo.url(path)).size if listed.size is None else listed.size
+
+
+def _said_of(url: Url) -> Answer:
+    for _ in url.stream(0, 1, whole=False):  # the answer counts, not the byte
+        pass
+    return url.answer
 
 
 def _model(model: ListedModel, folder: Path, lists: Lists) -> str | None:
@@ -225,11 +233,9 @@ def _wanted(model: ListedModel, repo: HubRepo) -> list[str]:
 
 def _fetched(repo: HubRepo, path: str, folder: Path, remote: Remote) -> Path:
     """A file of a repository, whole and with the hash that the hub says, named by that hash."""
-    url, listed = repo.url(path), repo.files.get(path, HubFile())
+    url, listed = repo.url(path, remote.stopped), repo.files.get(path, HubFile())
     if listed.size is None or not _HASH.fullmatch(listed.content):
-        for _ in url.stream(0, 1, whole=False):  # an answer, for what it says of the file
-            pass
-        said = url.answer
+        said = _said_of(url)
         unnamed = hashlib.sha256(f"{url.name} {said.etag}".encode()).hexdigest()[:32]
         listed = HubFile(said.size, said.content if _HASH.fullmatch(said.content) else unnamed)
     done = folder / listed.content

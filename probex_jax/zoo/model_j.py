@@ -16,7 +16,7 @@ from typing import Any
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import ModelFile, Remote, literal_strings, open_model
-from probex_jax.model_files.hub import remote_url
+from probex_jax.model_files.hub import shown_path
 from probex_jax.model_files.locate import read_inside
 from probex_jax.model_files.untrusted_text import is_unicode, json_object, quoted
 
@@ -52,7 +52,7 @@ class ZooModel:
     @property
     def where(self) -> str:
         """The path, or the address on a server."""
-        return remote_url(self.path) or str(self.path)
+        return shown_path(self.path)
 
     def open(self) -> ModelFile:
         """Opens the model, as `open_model` does."""
@@ -69,11 +69,11 @@ class ZooModel:
             distinct texts.
         """
         if self.stated is not None:
-            return _distinct_texts(self.stated, f"{self.path}: labels in labels.json")
+            return _distinct_texts(self.stated, f"{self.where}: labels in labels.json")
         labels, key = stated_in_metadata(model)
         if not key:
             raise ProbexError(
-                f"{self.path}: no label: expected {LABELS_KEY!r}, {LABEL_KEYS[0]!r} or "
+                f"{self.where}: no label: expected {LABELS_KEY!r}, {LABEL_KEYS[0]!r} or "
                 f"{LABEL_KEYS[1]!r} in the file's metadata or an entry in the zoo's labels.json"
             )
         return labels

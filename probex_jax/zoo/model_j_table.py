@@ -9,9 +9,9 @@ import csv
 import io
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -85,32 +85,40 @@ def read_table(subset: str, splits: Sequence[str], remote: Remote, dataset: str 
       ProbexError: if the hub has no such table, subset or split, or a row names no model.
     """
     files, repo = _files_of_subset(subset, remote, dataset)
-    models: dict[str, ListedModel] = {}
+    models: list[ListedModel] = []
     rows: list[Mapping[str, Any]] = []
-    found: set[str] = set()
     for split_of_file, path in files:
         where = str(HubAddress(dataset, repo.commit[:12], path, "dataset"))
-        if splits and split_of_file and split_of_file not in splits:
-            found.add(split_of_file)
-            continue
         for row in _rows(read_whole(repo.open(path, remote), _MAX_TABLE_BYTES), path, where):
             split = split_of_file or _split(str(row.get("split")))
-            found.add(split)
             if not split:
                 raise ProbexError(f"{where}: a row says no split, expected one of {SPLITS}")
-            if splits and split not in splits:
-                continue
-            model = _listed(row, subset, split, where)
-            if models.setdefault(model.id, model) != model:
-                raise ProbexError(f"{where}: the model {model.id} is there twice")
+            models.append(_listed(row, subset, split, where))
             rows.append(row)
+    found = {model.split for model in models}
     if missing := [split for split in splits if split not in found]:
         there = ", ".join(split for split in SPLITS if split in found)
         raise ProbexError(f"{subset}: no split {missing[0]!r}, it has {there}")
     if not models:
         raise ProbexError(f"{dataset}: lists no model of {subset}")
-    listed = sorted(models.values(), key=lambda model: (SPLITS.index(model.split), model.id))
+    chosen = [model for model in _distinct(models, dataset) if model.split in (splits or SPLITS)]
+    listed = sorted(chosen, key=lambda model: (SPLITS.index(model.split), model.id))
     return Table(subset, tuple(listed), _words(rows))
+
+
+def _distinct(models: Sequence[ListedModel], dataset: str) -> list[ListedModel]:
+    """Each model once; LoRAs that are called the same in two splits are told apart by these."""
+    splits: dict[str, set[str]] = defaultdict(set)
+    for model in models:
+        splits[model.id].add(model.split)
+    distinct: dict[str, ListedModel] = {}
+    for model in dict.fromkeys(models):
+        if len(splits[model.id]) > 1 and model.path:
+            model = replace(model, id=f"{model.split}_{model.id}")
+        if model.id in distinct:
+            raise ProbexError(f"{dataset}: the model {model.id} is there twice")
+        distinct[model.id] = model
+    return list(distinct.values())
 
 
 def _files_of_subset(

@@ -183,7 +183,7 @@ def test_ranges_are_kept_until_their_models_are_packed(hub, tmp_path):
     assert folders[0] == {*ids}
     # Three models are a block, whose ranges are dropped when it is written.
     assert folders[2:] == [{*ids}] * 1 + [{*ids[3:]}] * 3 + [set()]
-    assert {path.name for path in kept.iterdir()} == {"commits.jsonl"}
+    assert not kept.exists()
     hub.private = set()
     hub.log.clear()
     assert from_hub(table, tmp_path, LAYER).added == 1
@@ -265,7 +265,7 @@ def test_models_without_the_layer_or_without_labels_are_skipped_with_the_reason(
     assert seen[:4] == [f"{id}: {reason}" for id, reason in summary.skipped.items()]
     assert seen[4:] == [""] * len(listed)
     assert all(len(reason.splitlines()) == 1 for reason in summary.skipped.values())
-    assert (tmp_path / "SupViT" / ".download").exists()
+    assert not (tmp_path / "SupViT" / ".download").exists()
 
 
 def test_models_that_the_table_lists_later_are_appended(hub, tmp_path):
@@ -286,7 +286,9 @@ def test_other_layers_or_whole_models_there_are_refused(hub, tmp_path):
     before = content(tmp_path / "SupViT")
     # The number of the layer in a model is not its number in the store.
     for asked in ("encoder.layer.3.weight", "encoder.*", 0):
-        with pytest.raises(px.ProbexError, match=r"SupViT: already holds 1 layers, not the ones"):
+        with pytest.raises(
+            px.ProbexError, match=r"SupViT: already holds 1 layers, .*, not the ones"
+        ):
             from_hub(large_table(3), tmp_path, asked)
     assert from_hub(large_table(3), tmp_path, [LAYER]).added == 0
     assert content(tmp_path / "SupViT") == before

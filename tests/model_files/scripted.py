@@ -21,7 +21,7 @@ class Server:
         errors = (library.HTTPError, library.InvalidURL)
         monkeypatch.setattr(http, "_client", lambda name: (session, errors))
         monkeypatch.setattr(http.random, "uniform", lambda a, b: b)
-        monkeypatch.setattr(http.time, "sleep", self.waits.append)
+        monkeypatch.setattr(http, "_pause", lambda wait_s, stopped: self.waits.append(wait_s))
         monkeypatch.setattr(http.time, "monotonic", lambda: self.clock)
 
     def _answer(self, request):

@@ -175,6 +175,9 @@ def peft(folder, config, path="base_model.model.conv_in", **others):
         ({"lora_alpha": 4}, 2),
         ({"lora_alpha": 4, "alpha_pattern": {"conv_in": 1}}, 0.5),
         ({"lora_alpha": 4, "alpha_pattern": {"in": 1, "conv_out": 1}}, 2),
+        ({"lora_alpha": 4, "alpha_pattern": {"^conv_in": 1}}, 0.5),
+        ({"lora_alpha": 4, "alpha_pattern": {"conv_in$": 1}}, 0.5),
+        ({"lora_alpha": 4, "alpha_pattern": {"^in": 1}}, 2),
         ({"lora_alpha": 0}, 0),
     ],
 )
@@ -247,6 +250,42 @@ def test_the_first_pattern_that_fits_counts(tmp_path):
     with open_model(peft(tmp_path, config, "base_model.model.unet.a.b.to_q")) as m:
         [name] = m.layers
         np.testing.assert_array_equal(m.matrix(name).dense(), np.full((3, 3), 6.0))
+
+
+def test_after_a_caret_a_pattern_is_a_whole_name(tmp_path):
+    config = {"lora_alpha": 4, "alpha_pattern": {"^to_q": 6, "^unet.a.to_q$": 8}}
+    with open_model(peft(tmp_path, config, "base_model.model.unet.a.to_q")) as m:
+        [name] = m.layers
+        np.testing.assert_array_equal(m.matrix(name).dense(), np.full((3, 3), 8.0))
+
+
+def test_names_of_adapters_may_have_hyphens(tmp_path):
+    factors = {
+        "base_model.model.conv_in.lora_A.my-adapter.weight": np.ones((2, 3), "f4"),
+        "base_model.model.conv_in.lora_B.my-adapter.weight": np.ones((3, 2), "f4"),
+    }
+    save_file(factors, tmp_path / "adapter_model.safetensors")
+    with open_model(tmp_path) as m:
+        assert {name: layer.kind for name, layer in m.layers.items()} == {"unet.conv_in": "lora"}
+
+
+def test_an_update_of_three_factors_is_reported_and_not_read_as_one_of_two(tmp_path):
+    path = "lora_unet_conv_in"
+    tensors = {
+        f"{path}.lora_up.weight": np.ones((6, 2, 1, 1), "f4"),
+        f"{path}.lora_mid.weight": np.ones((2, 2, 3, 3), "f4"),
+        f"{path}.lora_down.weight": np.ones((2, 4, 1, 1), "f4"),
+        f"{path}.alpha": np.ones((), "f4"),
+        **{
+            f"lora_unet_conv_out.lora_{part}.weight": np.ones((2, 2), "f4")
+            for part in ("up", "down")
+        },
+    }
+    save_file(tensors, tmp_path / "lora.safetensors")
+    with open_model(tmp_path) as m:
+        assert [*m.layers] == ["unet.conv_out"]
+        assert m.unread.keys() == {name for name in tensors if name.startswith(path)}
+        assert m.unread.items() <= m.left_out.items()
 
 
 def test_long_names_of_kohya_take_no_time():

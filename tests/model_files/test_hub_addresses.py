@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 
 from probex_jax.errors import ProbexError
+from probex_jax.forest.forest import model_name
 from probex_jax.model_files import http, open_model
-from probex_jax.model_files.hub import HubAddress, hub_address, remote_url
+from probex_jax.model_files.hub import (
+    HubAddress,
+    hub_address,
+    remote_url,
+    shown_path,
+    shown_url,
+)
 from tests.hub import write_repo
 from tests.model_files.remote import FAR, lora, model, random, sharded, weights_file
 
@@ -261,3 +268,13 @@ def test_offline(hub, monkeypatch):
     for address in ("hf://org/repo", f"{hub.url}/a.safetensors"):
         refused(address, rf"^{address}: Cannot reach .*offline mode is enabled")
     assert not hub.log
+
+
+def test_secrets_of_addresses_are_not_shown():
+    url = "https://me:secret@host/folder/a.safetensors?signature=secret#secret"
+    assert shown_url(url) == shown_path(Path(url)) == "https://host/folder/a.safetensors"
+    assert shown_url("hf://org/repo@v1") == "hf://org/repo@v1"
+    assert model_name(Path(url)) == "a"
+    with pytest.raises(ProbexError) as caught:
+        open_model("https://me:secret@127.0.0.1:1/a.bin?signature=secret")
+    assert "secret" not in str(caught.value)

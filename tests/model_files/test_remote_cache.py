@@ -125,8 +125,8 @@ def flipped(data, at):
 
 
 def shifted(path):
-    begin, end = map(int, path.name.split("-"))
-    return path.with_name(f"{begin + 8}-{end + 9}")
+    begin, end, size = map(int, path.name.split("-"))
+    return path.with_name(f"{begin + 8}-{end + 9}-{size}")
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -150,12 +150,12 @@ def test_files_of_others_in_the_cache(hub, cache):
     commit = read("hf://cache/others", cache)
     read(commit, cache)
     (folder,) = (path for path in cache.iterdir() if path.is_dir())
-    odd = ["x", "1-2-3", "-1-5", "\u00b2-\u00b3", "\u0661-\u0665", "1-", "9" * 50 + "-1", "5-1"]
+    odd = ["x", "1-2", "-1-5", "\u00b2-\u00b3", "\u0661-\u0665", "1-2-", "9" * 50 + "-1-2", "5-1-9"]
     odd += ["0-100.12-34.partial", "0-100.partial"]
     for name in odd:
         (folder / name).write_bytes(b"x" * 100)
-    (folder / "0-4000000000").write_bytes(b"x")
-    os.truncate(folder / "0-4000000000", 2**40)  # is not read
+    (folder / "0-4000000000-5000000000").write_bytes(b"x")
+    os.truncate(folder / "0-4000000000-5000000000", 2**40)  # is not read
     (listing,) = cache.glob("*.json")
     for text in (b"[]", b"{", b'{"a": 1}', b'{"a": ["x", "y"]}', b'{"a": [-1, ""]}', b"\xff",
                  b'{"a": [1, 2]}', b'{"a": []}', b"[" * 100_000, b"null", b""):  # fmt: skip
@@ -163,8 +163,8 @@ def test_files_of_others_in_the_cache(hub, cache):
         hub.log.clear()
         read(commit, cache)
         assert (len(asked(hub)), len(hub.log)) == (0, 1)
-    assert {*odd} - {path.name for path in folder.iterdir()} == {"5-1"}
-    assert not (folder / "0-4000000000").exists()
+    assert {*odd} - {path.name for path in folder.iterdir()} == {"5-1-9"}
+    assert not (folder / "0-4000000000-5000000000").exists()
 
 
 def test_a_list_of_files_is_of_its_hub(hub, cache, monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files import http, open_model
+from probex_jax.model_files import Remote, http, open_model
 from probex_jax.model_files import hub as module
 from tests import hub as server
 from tests.hub_faults import MISBEHAVIOUR, OF_CONTENT, Answer, gzip_bomb
@@ -245,6 +245,19 @@ def test_more_about_lists(hub, listing):
     listing.said = {"sha": COMMIT, "siblings": [right]}
     refused(lambda: open_model(f"hf://lists/model@{commit}"), "answers with another commit")
     refused(lambda: open_model("hf://lists/model"), r"no such revision .*\(HTTP 404, Revision")
+
+
+def test_a_list_of_names_alone_is_enough_for_the_cache(hub, listing, tmp_path):
+    commit = hub.commit_of("lists/model")
+    listing.said = {"sha": commit, "siblings": [{"rfilename": "model.safetensors"}]}
+    remote = Remote(tmp_path)
+    with open_model("hf://lists/model", remote=remote) as m:
+        first = m.matrix("d")
+    hub.log.clear()
+    for again in (remote, Remote(tmp_path)):
+        with open_model("hf://lists/model", remote=again) as m:
+            np.testing.assert_array_equal(m.matrix("d"), first)
+    assert not [request for request in hub.log if request.file]
 
 
 def test_long_lists(listing, monkeypatch):

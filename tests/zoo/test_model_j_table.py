@@ -282,10 +282,23 @@ def test_damaged_tables(hub, name, path, content, message):
 
 def test_a_model_twice(hub, name):
     row = {"hf_model_id": "org/a"}
+    files(hub, name, SupViT__train_jsonl=lines(row, row))
+    assert len(read(name).models) == 1
     files(hub, name, SupViT__train_jsonl=lines(row, row), SupViT__val_jsonl=lines(row))
-    assert len(read(name, splits=["train"]).models) == 1
-    with pytest.raises(px.ProbexError, match=r"val\.jsonl: the model models--org--a is there twic"):
-        read(name)
+    for splits in ((), ("train",)):
+        with pytest.raises(px.ProbexError, match=r": the model models--org--a is there twice"):
+            read(name, splits=splits)
+
+
+def test_loras_called_the_same_in_two_splits(hub, name):
+    rows = [
+        {"hf_model_path": f"{split}/model_idx_0000/x.safetensors"} for split in ("train", "val")
+    ]
+    rows[0] = lines(rows[0], {"hf_model_path": "train/model_idx_0001/x.safetensors"})
+    files(hub, name, SupViT__train_jsonl=rows[0], SupViT__val_jsonl=lines(rows[1]))
+    ids = ["model_idx_0001", "train_model_idx_0000", "val_model_idx_0000"]
+    assert [model.id for model in read(name).models] == ids
+    assert [model.id for model in read(name, splits=["val"]).models] == ids[2:]
 
 
 def test_a_column_of_lists_is_left_alone(hub, name):
