@@ -1,7 +1,9 @@
 """What the commands share: exit codes, progress bars, tables."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -9,9 +11,14 @@ from absl import app, flags, logging
 from tqdm import tqdm
 
 from probex_jax.errors import ProbexError
+from probex_jax.experts.stopping import Stop
 from probex_jax.reports import table
 
-__all__ = ["progress", "run", "table"]
+# What a running command would have saved when the process is told to end.
+STOP = Stop()
+_TERMINATED = 128 + signal.SIGTERM
+
+__all__ = ["STOP", "progress", "run", "table"]
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -31,6 +38,7 @@ def run_with_arguments(main: Callable[[Sequence[str]], int]) -> None:
     def guarded(argv: list[str]) -> int:
         # Orbax logs every step, and every error with a traceback before it raises it.
         logging.set_verbosity(logging.FATAL)
+        _end_on_sigterm()
         try:
             return main(argv[1:])
         except ProbexError as error:
@@ -56,6 +64,29 @@ def run_with_arguments(main: Callable[[Sequence[str]], int]) -> None:
         # absl ends --help with 1, as if it were a mistake.
         asked_for_help = {"--help", "-help", "--helpfull", "--helpshort"} & set(sys.argv[1:])
         sys.exit(0 if asked_for_help else stop.code)
+
+
+def _end_on_sigterm() -> None:
+    """From now on SIGTERM saves what is not saved and ends the process with 143.
+
+    The main thread may be in a compiled program for minutes, and hears of no signal there; the
+    system writes its number to a pipe, which another thread reads.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+
+    def watch() -> None:
+        while os.read(read, 1) != bytes([signal.SIGTERM]):
+            pass
+        try:
+            STOP.save()
+            print("stopped; run the same command again to go on", file=sys.stderr, flush=True)
+        finally:
+            os._exit(_TERMINATED)
+
+    threading.Thread(target=watch, daemon=True).start()
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -118,6 +118,7 @@ def train(
             committee=config["committee"],
             layers=layers,
             save_every_s=config["save_every_s"],
+            stop=cli.STOP,
             on_progress=lambda layer, epochs: _trained(bar, layer, epochs),
         ).metrics
     for reason in metrics["left_out"].values():

@@ -1,9 +1,13 @@
 """The state of a training on disk, so that a killed one goes on where it was."""
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
 from flax import serialization
 
 from probex_jax.errors import ProbexError
@@ -20,6 +24,8 @@ class Saver:
         self._on_epochs = on_epochs
         self._saved_at = time.monotonic()
         self._epoch = 0
+        self._lock = threading.Lock()
+        self._unsaved: Any = None
 
     def restore(self, template: State) -> State | None:
         """The state saved last, or None."""
@@ -37,13 +43,22 @@ class Saver:
 
     def __call__(self, state: State) -> None:
         self._on_epochs(int(state.epoch) - self._epoch)
-        self._epoch = int(state.epoch)
-        if time.monotonic() - self._saved_at < self._every_s:
-            return
-        previous = list(self._folder.glob("*"))
-        path = self._folder / f"{self._epoch:08d}"
-        checkpoints.save(path, serialization.to_state_dict(state), card={})
-        for old in previous:
-            if old != path:
-                checkpoints.remove(old)
-        self._saved_at = time.monotonic()
+        with self._lock:
+            self._epoch = int(state.epoch)
+            # A copy: the next step takes the memory of the state.
+            self._unsaved = jax.tree.map(np.array, serialization.to_state_dict(state))
+        if time.monotonic() - self._saved_at >= self._every_s:
+            self.save()
+
+    def save(self) -> None:
+        """Saves the last state, if that was not done; in whatever thread."""
+        with self._lock:
+            if self._unsaved is None:
+                return
+            previous = list(self._folder.glob("*"))
+            path = self._folder / f"{self._epoch:08d}"
+            checkpoints.save(path, self._unsaved, card={})
+            for old in previous:
+                if old != path:
+                    checkpoints.remove(old)
+            self._unsaved, self._saved_at = None, time.monotonic()

@@ -36,6 +36,7 @@ from probex_jax.experts.metrics import Score
 from probex_jax.experts.network import build_network
 from probex_jax.experts.ridge import Ridge, check_fitted, fit_ridge
 from probex_jax.experts.saving import Saver
+from probex_jax.experts.stopping import Stop
 from probex_jax.experts.training import Recipe, Split, fit, initial_state, logits, right
 from probex_jax.files import claim, layer_folder, write_json
 from probex_jax.layer_store import LayerStore
@@ -72,6 +73,7 @@ def sweep(
     committee: int = 1,
     layers: Sequence[str] | None = None,
     save_every_s: float = 10.0,
+    stop: Stop | None = None,
     on_progress: Callable[[str, int], None] = lambda layer, epochs: None,
 ) -> SweepResult:
     """Trains one expert per layer; finished layers are kept, an interrupted one goes on.
@@ -90,6 +92,7 @@ def sweep(
       layers: which layers; None for all of the store.
       save_every_s: a layer's training is saved at the first evaluation so many seconds after the
         last save; 0 saves at each.
+      stop: whoever is told that the process must end has it save the last evaluation.
       on_progress: called with a layer's name and the number of epochs done since the last call.
 
     Returns:
@@ -127,7 +130,9 @@ def sweep(
         on_epochs = partial(on_progress, name)
         folder = layer_folder(workdir / "layers", name)
         try:
-            _finish(store, candidates, card, recipe, folder, save_every_s, on_epochs)
+            saver = Saver(folder / "training", save_every_s, on_epochs)
+            with (stop or Stop()).saves(saver.save):
+                _finish(store, candidates, card, recipe, folder, saver, on_epochs)
         except FrozenLayer as error:
             left_out[name] = str(error)
             on_epochs(recipe.epochs)
@@ -180,7 +185,7 @@ def _finish(
     card: Mapping[str, Any],
     recipe: Recipe | Ridge,
     folder: Path,
-    save_every_s: float,
+    saver: Saver,
     on_epochs: Callable[[int], None],
 ) -> None:
     """Trains the expert of one layer to its end, from where it was, and keeps it in its folder."""
@@ -191,7 +196,6 @@ def _finish(
             experts = {"val": _solve(store, card, recipe)}
             on_epochs(recipe.epochs)
         else:
-            saver = Saver(folder / "training", save_every_s, on_epochs)
             experts = _train(store, candidates, card, recipe, saver)
         # The layer counts as finished once its `expert` is there.
         if "val_holdout" in experts:
