@@ -12,6 +12,8 @@ from safetensors.numpy import save_file
 from probex_jax.model_files import http
 from tests.hub import Faults, Hub
 
+collect_ignore = ["fuzz_atheris.py"]  # needs the extra `fuzz`
+
 
 @pytest.fixture
 def write_raw(tmp_path: Path) -> Callable[..., Path]:
