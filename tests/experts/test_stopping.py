@@ -55,9 +55,8 @@ def test_what_was_evaluated_last_is_saved_and_gone_on_with(tmp_path):
             stop.save()  # as another thread would
             raise Enough
 
-    with stop.saves(saver.save):
-        with pytest.raises(Enough):
-            fit(network, RECIPE, data, data, on_evaluation=twice)
+    with stop.saves(saver.save), pytest.raises(Enough):
+        fit(network, RECIPE, data, data, on_evaluation=twice)
     new = jax.eval_shape(lambda: initial_state(network, RECIPE, data))
     state = Saver(tmp_path / "training", 1e9, lambda epochs: None).restore(new)
     assert int(state.epoch) == 4
