@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from orbax.checkpoint import v1 as ocp
 from probex_jax.errors import ProbexError
 
 _HASH = "content_hash"
+# Orbax saves and loads in one thread at a time: two at once mix up their files.
+_ORBAX = threading.Lock()
 
 
 def save(path: Path, arrays: Any, card: Mapping[str, Any]) -> None:
@@ -33,7 +36,8 @@ def save(path: Path, arrays: Any, card: Mapping[str, Any]) -> None:
     # Orbax would remove what is there before it begins to write.
     beside = path.resolve().with_name(path.name + ".new")
     try:
-        ocp.save(beside, arrays, custom_metadata=metadata, overwrite=True)
+        with _ORBAX:
+            ocp.save(beside, arrays, custom_metadata=metadata, overwrite=True)
         if path.exists():
             shutil.rmtree(path)
         os.replace(beside, path)
@@ -55,9 +59,11 @@ def load(path: Path) -> tuple[Any, dict[str, Any]]:
       ProbexError: if there is no checkpoint, or what it holds is not what was saved.
     """
     try:
-        metadata = ocp.metadata(path.resolve())
-        template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata.metadata)
-        arrays = ocp.load(path.resolve(), template)
+        with _ORBAX:
+            metadata = ocp.metadata(path.resolve())
+            leaves = metadata.metadata
+            template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), leaves)
+            arrays = ocp.load(path.resolve(), template)
     except (OSError, ValueError, KeyError, TypeError, ocp.errors.InvalidLayoutError) as error:
         if not path.exists():
             raise ProbexError(f"{path}: no such expert or checkpoint") from None

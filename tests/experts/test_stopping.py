@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probex_jax.experts import build_network
+from probex_jax.ahead import ahead
+from probex_jax.experts import build_network, checkpoints
 from probex_jax.experts.saving import Saver
 from probex_jax.experts.stopping import Stop
 from probex_jax.experts.training import Recipe, Split, fit, initial_state
@@ -97,3 +98,16 @@ def test_a_busy_process_saves_and_ends_with_143(tmp_path):
     assert process.returncode == 143
     assert saved.read_text() == "saved"
     assert said == "stopped; run the same command again to go on\n"
+
+
+def test_two_threads_may_save_at_once(tmp_path):
+    """The one that hears of a signal, and the main one."""
+    arrays = [{"a": np.full((50, 50), n, "f4"), "b": {"c": np.arange(n + 1.0)}} for n in range(12)]
+
+    def kept(number):
+        checkpoints.save(tmp_path / str(number), arrays[number], {"number": number})
+        return checkpoints.load(tmp_path / str(number))
+
+    for number, (found, card) in ahead(kept, range(12), 4):
+        assert card["number"] == number
+        jax.tree.map(np.testing.assert_array_equal, found, arrays[number])
