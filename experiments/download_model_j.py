@@ -27,7 +27,7 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the models and their bytes
 _CLASS_NAMES = flags.DEFINE_string(
     "class_names",
     None,
-    'JSON file, {"n02111277": "Newfoundland dog", …}; or else the table\'s words.',
+    'JSON, {"n02111277": "a dog", …}, or lines of ids and words; or else the table\'s words.',
 )
 _JOBS = flags.DEFINE_integer("jobs", 8, "Models at a time.", lower_bound=1, upper_bound=12)
 _DATASET = flags.DEFINE_string("dataset", DATASET, "The table of models, a dataset on the hub.")

@@ -65,17 +65,17 @@ def pack_from_hub(
             (path / _FOLDER).mkdir(parents=True, exist_ok=True)
     reading = Remote(on_bytes=remote.on_bytes)
     remotes = {model.id: replace(reading, cache=path / _FOLDER / model.id) for model in missing}
-    commits = _commits(missing, path / _FOLDER / "commits.jsonl", remotes, jobs)
-    models = tuple(
-        ZooModel(
-            model.id,
-            model.split,
-            Path(str(model.address(commits.get(model.repo, "")))),
-            remote=remotes.get(model.id),
-        )
-        for model in table.models
-    )
     try:
+        commits = _commits(missing, path / _FOLDER / "commits.jsonl", remotes, jobs)
+        models = tuple(
+            ZooModel(
+                model.id,
+                model.split,
+                Path(str(model.address(commits.get(model.repo, "")))),
+                remote=remotes.get(model.id),
+            )
+            for model in table.models
+        )
         summary = pack(
             Zoo(table.subset, models, None, table.texts),
             path,

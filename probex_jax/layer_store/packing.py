@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +160,10 @@ def _header(model: ZooModel) -> _Header:
         with model.open() as file:
             labels = model.labels_in(file)
             about = fingerprint(file), stated_base(file)
+            # Of a server at the commit that was read, and no other.
+            pinned = replace(model, path=Path(file.path))
             return _Header(
-                model, file.layers, labels, *about, bool(file.unscaled), bool(file.unread)
+                pinned, file.layers, labels, *about, bool(file.unscaled), bool(file.unread)
             )
     except ProbexError as error:
         return _Header(model, {}, (), fault=str(error))

@@ -247,7 +247,7 @@ def json_body(
                     raise ProbexError(
                         f"{name}: the server answers with HTTP {response.status_code}"
                     )
-                return _json(_small(response, name, limit), name, limits)
+                return _json(_small(response, name, limit, stopped), name, limits)
         except Passing as problem:
             failures += problem.tries
             wait(failures, problem, name, stopped)
@@ -355,20 +355,30 @@ def _body(response: Any, length: int, name: str) -> Iterator[bytes]:
         raise Passing(f"the server broke off, {length} bytes are missing")
 
 
-def _small(response: Any, name: str, limit: int) -> bytes:
+def _small(response: Any, name: str, limit: int, stopped: threading.Event | None) -> bytes:
     """All of a body, whether its length is announced or not."""
     length = response.headers.get("content-length", "")
-    if _LENGTH.fullmatch(length) and int(length) <= limit:
-        return b"".join(_body(response, int(length), name))
-    pieces, deadline = [], time.monotonic() + _TIMEOUT_S + limit / _SLOWEST_BYTES_A_SECOND
-    for piece in response.iter_raw():
+    announced = _LENGTH.fullmatch(length) and int(length) <= limit
+    pieces = []
+    for piece in (
+        _body(response, int(length), name) if announced else _at_most(response, limit, name)
+    ):
+        if stopped is not None and stopped.is_set():
+            raise ProbexError(f"{name}: interrupted")
         pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _at_most(response: Any, limit: int, name: str) -> Iterator[bytes]:
+    """A body of unknown length, no more than a limit, and not slower than for ever."""
+    deadline = time.monotonic() + _TIMEOUT_S + limit / _SLOWEST_BYTES_A_SECOND
+    for piece in response.iter_raw():
         limit -= len(piece)
         if limit < 0:
             raise ProbexError(f"{name}: the answer is too long")
+        yield piece
         if time.monotonic() > deadline:
             raise Passing("the server sends too slowly", tries=_TRIES_OF_A_SLOW_ONE)
-    return b"".join(pieces)
 
 
 def _passes(status: int) -> bool:

@@ -68,6 +68,7 @@ class ModelFile:
         self.path = path
         self._folder, self._depth = location.folder, limits.depth
         self._shards = tuple(shards)
+        self._beside: dict[str, bytes | None] = {}
         self._shard_of = shard_of_tensors(location, shards)
         self.metadata: Mapping[str, str] = MappingProxyType(merged_metadata(shards))
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
@@ -128,7 +129,7 @@ class ModelFile:
         return json_object(data, self.path_beside(name), depth=self._depth)
 
     def bytes_beside(self, name: str, limit: int) -> bytes | None:
-        """A file in the model's folder, or None where there is none.
+        """A file in the model's folder, or None where there is none; read once.
 
         Args:
           name: of the file, such as "README.md".
@@ -137,7 +138,9 @@ class ModelFile:
         Raises:
           ProbexError: as `beside`.
         """
-        return self._folder.read_beside(name, limit)
+        if name not in self._beside:
+            self._beside[name] = self._folder.read_beside(name, limit)
+        return self._beside[name]
 
     def path_beside(self, name: str) -> str:
         """Where a file in the model's folder is, or would be; for messages."""

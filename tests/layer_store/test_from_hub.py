@@ -3,7 +3,11 @@
 import json
 import os
 import shutil
+import signal
 import struct
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,7 @@ import pytest
 import probex_jax as px
 from probex_jax.layer_store import pack_from_hub, packing
 from probex_jax.model_files import Remote, http
+from probex_jax.zoo import Zoo, ZooModel
 from probex_jax.zoo.model_j_table import ListedModel, Table, read_table
 from tests import model_j
 from tests.conftest import CLASSES, write_toy_model
@@ -367,3 +372,72 @@ def test_kill_9_at_ten_random_moments(hub, tmp_path, monkeypatch):
     check_same(summary.store, at_once)
     assert content(summary.store.path) == content(at_once.path)
     assert not (tmp_path / "SupViT" / ".download").exists()
+
+
+def test_a_model_is_packed_at_the_commit_of_its_header(hub, tmp_path, monkeypatch):
+    """Whatever was pushed in between, and though nobody named a commit."""
+    folder = write_repo(hub.repositories.root, "models", "moves/model", {"config.json": "{}"})
+    write_toy_model(folder, CLASSES[:1], np.random.default_rng(0))
+    first, create = hub.commit_of("moves/model"), packing._create
+    with px.open_model(folder) as file:
+        expected = file.matrix("a.weight")
+
+    def create_after_a_push(*arguments):
+        pushed = tmp_path / "pushed"
+        write_toy_model(pushed, CLASSES[:1], np.random.default_rng(1))
+        hub.move("moves/model", pushed)
+        return create(*arguments)
+
+    monkeypatch.setattr(packing, "_create", create_after_a_push)
+    zoo = Zoo("T", (ZooModel("m", "train", Path("hf://moves/model")),), None)
+    store = px.pack(zoo, tmp_path / "store", "a.weight").store
+    assert hub.commit_of("moves/model") != first
+    assert store.models[0].source == f"hf://moves/model@{first}"
+    np.testing.assert_array_equal(store.matrices("a.weight", "train")[0], expected)
+
+
+def test_small_files_beside_are_asked_for_once(hub):
+    with px.open_model(f"hf://{large_id(0)}") as model:
+        for _ in range(3):
+            assert model.config == model.beside("config.json") == {"model_type": "vit"}
+            assert model.bytes_beside("adapter_config.json", 10) is None
+    assert [r.file for r in hub.log if r.file.endswith(".json")] == [f"{large_id(0)}/config.json"]
+
+
+INTERRUPTED = """
+import sys
+from probex_jax.layer_store import pack_from_hub
+from probex_jax.model_files import Remote
+from probex_jax.zoo.model_j_table import ListedModel, Table
+
+table = Table("SupViT", (ListedModel("models--slow", "train", sys.argv[2]),), {})
+print("begun", flush=True)
+try:
+    pack_from_hub(table, sys.argv[1], 0, Remote())
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("slow", ["resolve", "revision"])
+def test_an_interrupt_is_heard_while_a_server_is_slow(hub, tmp_path, slow):
+    """Of weights, and of the lists of files."""
+    repo = large_id(0)
+    commit = hub.commit_of(repo)
+    path = f"{repo}/model.safetensors" if slow == "resolve" else f"/api/models/{repo}/revision/main"
+    hub.misbehave[path] = "slow"
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path), repo],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"HF_ENDPOINT": hub.url},
+    )
+    assert process.stdout.readline() == "begun\n"
+    while not any(request.fault for request in [*hub.log]):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    said, _ = process.communicate(timeout=60)
+    assert (said, process.returncode) == ("interrupted\n", 0)
+    assert time.monotonic() - began < 10
+    assert hub.commit_of(repo) == commit
