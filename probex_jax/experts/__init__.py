@@ -8,10 +8,12 @@ from probex_jax.experts.evaluation import calibrated, evaluate, load_experts
 from probex_jax.experts.expert import Expert, versions
 from probex_jax.experts.metrics import Score, accuracy, mean_score, top_accuracy
 from probex_jax.experts.network import Network, build_network
+from probex_jax.experts.objective import Split
 from probex_jax.experts.pytorch_format import from_torch, to_torch
+from probex_jax.experts.recipe import Recipe
 from probex_jax.experts.ridge import Ridge, fit_ridge
 from probex_jax.experts.sweeps import SweepResult, sweep
-from probex_jax.experts.training import Recipe, Split, State, fit
+from probex_jax.experts.training import State, fit
 
 __all__ = [
     "Alignment",

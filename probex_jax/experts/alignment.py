@@ -9,7 +9,7 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.experts.expert import Expert
 from probex_jax.experts.metrics import Score, top_accuracy
-from probex_jax.experts.training import Split
+from probex_jax.experts.objective import Split
 from probex_jax.language import TextEncoder, embed
 from probex_jax.layer_store import LayerStore
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS

@@ -8,7 +8,7 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.experts.calibration import best_factor, mean_loss
 from probex_jax.experts.expert import Expert
-from probex_jax.experts.training import right
+from probex_jax.experts.objective import right
 
 # What the members of a committee must have in common.
 _COMMON = ("tree", "classes", "head", "text", "store_hash")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts.network import Network, build_network
-from probex_jax.experts.training import logits, representations
+from probex_jax.experts.objective import logits, representations
 from probex_jax.heads import unit
 from probex_jax.matrices import Centred, LowRank
 from probex_jax.model_files import reference_matrix

@@ -21,7 +21,7 @@ from probex_jax.encoders import Dense
 from probex_jax.errors import ProbexError
 from probex_jax.experts.calibration import best_factor
 from probex_jax.experts.network import Network
-from probex_jax.experts.training import Split
+from probex_jax.experts.objective import Split
 from probex_jax.matrices import combination, gram
 
 _WRONG = 'recipe "ridge" fits the encoder dense to classes, with head "none"'

@@ -34,10 +34,12 @@ from probex_jax.experts.evaluation import HOLDOUT, answers, calibrated_by, score
 from probex_jax.experts.expert import Expert, versions
 from probex_jax.experts.metrics import Score
 from probex_jax.experts.network import build_network
+from probex_jax.experts.objective import Split, logits, right
+from probex_jax.experts.recipe import Recipe
 from probex_jax.experts.ridge import Ridge, check_fitted, fit_ridge
 from probex_jax.experts.saving import Saver
 from probex_jax.experts.stopping import Stop
-from probex_jax.experts.training import Recipe, Split, fit, initial_state, logits, right
+from probex_jax.experts.training import fit
 from probex_jax.files import claim, layer_folder, write_json
 from probex_jax.layer_store import LayerStore
 

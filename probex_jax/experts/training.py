@@ -1,11 +1,12 @@
-"""Fitting one expert on one layer: a compiled program from one evaluation to the next.
+"""Fitting experts: a compiled program from one evaluation to the next.
 
-The data of a layer is on the device once. `advance` runs any number of epochs and the evaluation
-after them as one program; it is compiled once per network, recipe and shape of the data, so layers
-of one shape share it. All that a resumed run needs is in `State`.
+The data of a layer is on the devices once. `advance` runs any number of epochs and the evaluation
+after them as one program; it is compiled once per network, schedule and shape of the data. Experts
+on several layers of one shape, and variants of the recipe, are trained side by side in it. All that
+a resumed run needs is in `State`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,74 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax.sharding import PartitionSpec as P
 
-from probex_jax.errors import ProbexError
+from probex_jax.experts.devices import AXIS, ONE, Batches, Devices, Width, specs, widths
 from probex_jax.experts.network import Network
-from probex_jax.matrices import Matrices, Squared
-
-# On a CPU the gradient of a batch is taken over micro-batches of about this many bytes of weights:
-# 16 matrices of 768x768. The intermediate products then stay in cache
-# (experiments/benchmarks/forms.py measures it); accelerators take the batch whole, and so does an
-# encoder that reads `Squared` matrices one after the other.
-_MICRO_BATCH_BYTES = 40e6
+from probex_jax.experts.objective import Split, loss_and_gradient, share_right
+from probex_jax.experts.recipe import Recipe
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How an expert is trained; the defaults are those of the ProbeX paper.
+class Rates(NamedTuple):
+    """What an optimiser is told: `Recipe.learning_rate` and `Recipe.l2`."""
 
-    Args:
-      learning_rate: of Adam.
-      l2: weight of the L2 term, added to the gradient (not decoupled).
-      batch_size: models a step; the last, short batch of an epoch is kept.
-      epochs: passes over the training split.
-      eval_every: epochs between two evaluations on the validation split; it is evaluated before
-        training, after every so many epochs, and at the end.
-      seed: of the initialisation and of the order of the models.
-
-    Raises:
-      ProbexError: if a field is of another type or out of its range.
-
-    Example:
-      >>> Recipe(epochs=100).n_evaluations
-      5
-    """
-
-    learning_rate: float = 1e-3
-    l2: float = 1e-5
-    batch_size: int = 128
-    epochs: int = 500
-    eval_every: int = 25
-    seed: int = 0
-
-    def __post_init__(self):
-        for name, least in (("batch_size", 1), ("epochs", 1), ("eval_every", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if not (type(value) is int and least <= value < 2**31):
-                raise ProbexError(f"recipe.{name}: {value!r} is not a whole number >= {least}")
-        for name in ("learning_rate", "l2"):
-            value = getattr(self, name)
-            if not (type(value) in (int, float) and 0 <= value < float("inf")):
-                raise ProbexError(f"recipe.{name}: {value!r} is not a number >= 0")
-
-    @property
-    def n_evaluations(self) -> int:
-        """Evaluations of a whole training, the one before it included."""
-        return 1 + -(-self.epochs // self.eval_every)
-
-
-class Split(NamedTuple):
-    """The models of one split.
-
-    Args:
-      x: [N, H, W] float, one layer's matrices; or `LowRank` or `Centred` of that shape.
-      y: [N, Y] of zeros and ones, which classes each model is of; or [N] int, which one of `texts`.
-      texts: [Y, D] float, embeddings of the candidate texts; None for classification.
-    """
-
-    x: Matrices
-    y: jax.Array
-    texts: jax.Array | None = None
+    learning_rate: Any
+    l2: Any
 
 
 class Best(struct.PyTreeNode):
@@ -104,6 +50,9 @@ class Best(struct.PyTreeNode):
 class State(struct.PyTreeNode):
     """Everything that training changes.
 
+    Of experts that are trained side by side all but `epoch` and `evaluation` have two more axes in
+    front, layers and variants of the recipe.
+
     Args:
       epoch: epochs done, int32.
       evaluation: evaluations done, int32.
@@ -119,6 +68,10 @@ class State(struct.PyTreeNode):
     opt_state: Any
     loss_E: jax.Array
     best: dict[str, Best]
+
+
+# Which leaves of a state are of one expert, and which of all that are trained together.
+_OF_EACH: Any = State(epoch=None, evaluation=None, params=0, opt_state=0, loss_E=0, best=0)
 
 
 def fit(
@@ -144,8 +97,7 @@ def fit(
         are best on it are kept as well.
       state: where to go on from; None starts anew. Whether training was interrupted or not, the
         result is the same to the bit on the same machine.
-      on_evaluation: called with the state after each evaluation; the next step reuses the memory
-        of that state, so whoever wants to keep it copies it. The same holds for `state`.
+      on_evaluation: called with the state after each evaluation.
 
     Returns:
       The final state.
@@ -161,57 +113,210 @@ def fit(
       1.0
     """
     evaluated = {"val": val} | ({} if val_holdout is None else {"val_holdout": val_holdout})
-    train, evaluated = jax.device_put((train, evaluated))
-    train = prepared(network, train)
-    if state is None:
-        state = initial_state(network, recipe, train, tuple(evaluated))
+    splits = {"train": train, **evaluated}
+    stacked = {
+        name: split._replace(x=jax.tree.map(lambda leaf: leaf[None], split.x))
+        for name, split in splits.items()
+    }
+    counts = {name: split.x.shape[0] for name, split in splits.items()}
+    together = Together(network, (recipe,), 1, counts)
+    state = fit_together(
+        together,
+        {name: together.devices.put(split, counts[name]) for name, split in stacked.items()},
+        state=None if state is None else _expanded(state),
+        on_evaluation=lambda state: on_evaluation(squeezed(state)),
+    )
+    return squeezed(state)
+
+
+def squeezed(state: State) -> State:
+    """The state of the one expert that was trained."""
+    return select(state, 0, 0)
+
+
+def select(state: State, layer: int, variant: int) -> State:
+    """The state of one of the experts that are trained side by side."""
+    whole = {name: getattr(state, name) for name in ("params", "opt_state", "loss_E", "best")}
+    return state.replace(**jax.tree.map(lambda leaf: leaf[layer, variant], whole))
+
+
+def _expanded(state: State) -> State:
+    whole = {name: getattr(state, name) for name in ("params", "opt_state", "loss_E", "best")}
+    return state.replace(**jax.tree.map(lambda leaf: jnp.asarray(leaf)[None, None], whole))
+
+
+@dataclass(frozen=True)
+class Together:
+    """Experts that are trained side by side: one program, whatever the values in their matrices.
+
+    Args:
+      network: of each.
+      recipes: variants, which differ in `recipe.VARIED` alone.
+      layers: how many layers, each with all variants.
+      counts: models of "train", and of each split that is evaluated.
+      devices: where.
+    """
+
+    network: Network
+    recipes: tuple[Recipe, ...]
+    layers: int
+    counts: Mapping[str, int]
+    devices: Devices = ONE
+
+    @property
+    def recipe(self) -> Recipe:
+        """What all variants have in common."""
+        return self.recipes[0].compiled
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """The splits that are evaluated."""
+        return tuple(name for name in self.counts if name != "train")
+
+    def rates(self) -> Rates:
+        """[variants] each."""
+        return Rates(
+            np.array([recipe.learning_rate for recipe in self.recipes], np.float32),
+            np.array([recipe.l2 for recipe in self.recipes], np.float32),
+        )
+
+    def orders(self, first_epoch: int, count: int) -> np.ndarray:
+        """Orders of the training models [S, epochs, N]; S is 1 where all variants have one seed."""
+        seeds = [recipe.seed for recipe in self.recipes]
+        if len(set(seeds)) == 1:
+            seeds = seeds[:1]
+        n_models = self.counts["train"]
+        each = [np.asarray(epoch_orders(seed, n_models, first_epoch, count)) for seed in seeds]
+        return np.stack(each)
+
+    def width(self) -> Width:
+        """Models of a batch that a device takes."""
+        if self.devices.count == 1:
+            return Width(0, 0)
+        n_models, parts = self.counts["train"], range(0, self.recipe.epochs, self.recipe.eval_every)
+        found = [
+            widths(self.orders(first, self._interval), self._batch, n_models, self.devices.count)
+            for first in parts
+        ]
+        return Width(max(w.full for w in found), max(w.rest for w in found))
+
+    def batches(self, first_epoch: int, width: Width) -> Batches:
+        """The batches of the epochs up to the next evaluation, on the devices."""
+        orders = self.orders(first_epoch, self._interval)
+        return self.devices.batches(orders, self._batch, self.counts["train"], width)
+
+    @property
+    def _interval(self) -> int:
+        return min(self.recipe.eval_every, self.recipe.epochs)
+
+    @property
+    def _batch(self) -> int:
+        return min(self.recipe.batch_size, self.counts["train"])
+
+    def initial(self, splits: Mapping[str, Split]) -> State:
+        """New networks, before their first evaluation.
+
+        Args:
+          splits: those of `counts`, used for their shapes alone.
+        """
+        seeds = np.array([recipe.seed for recipe in self.recipes], np.uint32)
+        one = one_model(splits["train"])
+        return initial_states(self.network, self.recipe, self.layers, self.evaluated, one, seeds)
+
+
+def fit_together(
+    together: Together,
+    splits: Mapping[str, Split],
+    *,
+    program: Callable[..., State] | None = None,
+    state: State | None = None,
+    on_evaluation: Callable[[State], None] = lambda state: None,
+) -> State:
+    """Trains several experts to the end of their recipes, each as `fit` would.
+
+    Args:
+      together: what is trained.
+      splits: those of `together.counts`, x [L, N, H, W], on the devices.
+      program: `compiled` of it; None to compile it now.
+      state: where to go on from; None starts anew.
+      on_evaluation: called with the state after each evaluation; the next step reuses its memory,
+        so whoever wants to keep it copies it. The same holds for `state`.
+
+    Returns:
+      The final state.
+    """
+    devices, recipe = together.devices, together.recipe
+    train = prepared(together, splits["train"])
+    evaluated = {name: splits[name] for name in together.evaluated}
+    state = devices.replicated(together.initial(splits) if state is None else state)
+    rates, width = devices.replicated(together.rates()), together.width()
+    if program is None:
+        program = partial(advance, together.network, recipe, devices)
     while int(state.evaluation) < recipe.n_evaluations:
+        epoch = int(state.epoch)
         until = min(int(state.evaluation) * recipe.eval_every, recipe.epochs)
-        orders_ExN = epoch_orders(recipe, train.x.shape[0], state.epoch)
-        n_epochs = until - int(state.epoch)
-        state = advance(network, recipe, state, train, evaluated, orders_ExN, n_epochs)
+        batches = together.batches(epoch, width)
+        n_epochs = devices.replicated(np.int32(until - epoch))
+        state = program(state, rates, train, evaluated, batches, n_epochs)
         on_evaluation(state)
     return state
 
 
-def prepared(network: Network, train: Split) -> Split:
-    """The training models as the encoder reads them fastest, again and again."""
-    if network.normalise != "none" or not hasattr(network.encoder, "prepare"):
-        return train
-    return train._replace(x=network.encoder.prepare(train.x))
+@dataclass(frozen=True)
+class OneModel:
+    """The shapes of one model's matrix and of the texts: what a network is initialised by."""
+
+    shapes: tuple[tuple[tuple[int, ...], Any], ...]
+    structure: Any
+
+    def arguments(self) -> Any:
+        """Matrices [1, H, W], and texts or None, without values."""
+        leaves = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in self.shapes]
+        return jax.tree.unflatten(self.structure, leaves)
 
 
-@partial(jax.jit, static_argnames=("network", "recipe", "evaluated"))
-def initial_state(
-    network: Network, recipe: Recipe, train: Split, evaluated: tuple[str, ...] = ("val",)
+def one_model(split: Split) -> OneModel:
+    """Of a split x [L, N, H, W]."""
+    x = jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[0], x)[:1], split.x)
+    leaves, structure = jax.tree.flatten((x, split.texts))
+    return OneModel(tuple(leaf.shape for leaf in leaves), structure)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def initial_states(
+    network: Network,
+    recipe: Recipe,
+    layers: int,
+    evaluated: tuple[str, ...],
+    one: OneModel,
+    seeds_V: jax.Array,
 ) -> State:
-    """A new network, before its first evaluation.
+    """New networks of so many layers, each with a variant a seed, before their first evaluation."""
 
-    Args:
-      train: used for its shapes alone.
-      evaluated: names of the splits to evaluate.
-    """
-    params = network.init(jax.random.key(recipe.seed), train.x[:1], train.texts)["params"]
-    history = jnp.zeros(recipe.n_evaluations)
-    best = Best(params, accuracy=jnp.float32(-1.0), epoch=jnp.int32(-1), accuracy_E=history)
-    return State(
-        epoch=jnp.int32(0),
-        evaluation=jnp.int32(0),
-        params=params,
-        opt_state=optimiser(recipe).init(params),
-        loss_E=history,
-        best=dict.fromkeys(evaluated, best),
-    )
+    def initial(seed):
+        params = network.lazy_init(jax.random.key(seed), *one.arguments())["params"]
+        history = jnp.zeros(recipe.n_evaluations)
+        best = Best(params, accuracy=jnp.float32(-1.0), epoch=jnp.int32(-1), accuracy_E=history)
+        each = {
+            "params": params,
+            "opt_state": optimiser(Rates(0.0, 0.0)).init(params),
+            "loss_E": history,
+            "best": dict.fromkeys(evaluated, best),
+        }
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (layers, *leaf.shape)), each)
+
+    each = jax.vmap(initial, out_axes=1)(seeds_V)
+    return State(epoch=jnp.int32(0), evaluation=jnp.int32(0), **each)
 
 
-def optimiser(recipe: Recipe) -> optax.GradientTransformation:
+def optimiser(rates: Rates) -> optax.GradientTransformation:
     """Adam with the L2 term in the gradient, as PyTorch's Adam has it."""
-    return optax.chain(optax.add_decayed_weights(recipe.l2), optax.adam(recipe.learning_rate))
+    return optax.chain(optax.add_decayed_weights(rates.l2), optax.adam(rates.learning_rate))
 
 
-@partial(jax.jit, static_argnames=("recipe", "n_models"))
-def epoch_orders(recipe: Recipe, n_models: int, first_epoch: jax.Array) -> jax.Array:
-    """The orders of the training models in the epochs up to the next evaluation, [E, N].
+@partial(jax.jit, static_argnums=(1, 3))
+def epoch_orders(seed: Any, n_models: int, first_epoch: Any, count: int) -> jax.Array:
+    """The orders of the training models in so many epochs, [E, N].
 
     A program of its own, so that drawing them is compiled once for all layers.
     """
@@ -219,26 +324,101 @@ def epoch_orders(recipe: Recipe, n_models: int, first_epoch: jax.Array) -> jax.A
     def order(epoch):
         return jax.random.permutation(jax.random.fold_in(key, epoch), n_models)
 
-    key = jax.random.fold_in(jax.random.key(recipe.seed), 1)
-    return jax.lax.map(order, first_epoch + jnp.arange(min(recipe.eval_every, recipe.epochs)))
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    return jax.lax.map(order, first_epoch + jnp.arange(count))
 
 
-@partial(jax.jit, static_argnames=("network", "recipe"), donate_argnames="state")
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 def advance(
     network: Network,
     recipe: Recipe,
+    devices: Devices,
     state: State,
+    rates: Rates,
     train: Split,
     evaluated: dict[str, Split],
-    orders_ExN: jax.Array,
-    n_epochs: int,
+    batches: Batches,
+    n_epochs: jax.Array,
 ) -> State:
-    """Trains for `n_epochs` (at most E), then evaluates."""
+    """Trains every expert for `n_epochs`, at most as many as there are batches of, then evaluates.
+
+    Args:
+      state: of L layers and V variants of each.
+      rates: [V] each.
+      train, evaluated: x [L, N, H, W].
+      batches: [D, S, E, ...] of D devices, of one alone [S, E, ...]; S is V or 1.
+    """
+
+    def part(state, rates, train, evaluated, batches, n_epochs):
+        """What one device does."""
+        if devices.mesh is not None:
+            batches = jax.tree.map(lambda leaf: leaf[0], batches)
+        n_layers, n_variants = state.loss_E.shape[:2]
+        of_seed = 0
+        if n_variants > len(batches.index):  # one seed for all of them
+            batches, of_seed = jax.tree.map(lambda leaf: leaf[0], batches), None
+        axis = None if devices.mesh is None else AXIS
+        one = partial(_advance, network, recipe, axis)
+        variants = _side_by_side(one, n_variants, (_OF_EACH, 0, None, None, of_seed, None))
+        split = Split(x=0, y=None, texts=None, weight=None)  # type: ignore[arg-type]
+        axes = (_OF_EACH, None, split, dict.fromkeys(evaluated, split), None, None)
+        layers = _side_by_side(variants, n_layers, axes)
+        return layers(state, rates, train, evaluated, batches, n_epochs)
+
+    if devices.mesh is None:
+        return part(state, rates, train, evaluated, batches, n_epochs)
+    on_devices = jax.shard_map(
+        part,
+        mesh=devices.mesh,
+        in_specs=(
+            P(),
+            P(),
+            specs(train),
+            {name: specs(split) for name, split in evaluated.items()},
+            P(AXIS),
+            P(),
+        ),
+        out_specs=P(),
+        # Sums over devices are written out below, of losses and gradients at once.
+        check_vma=False,
+    )
+    return on_devices(state, rates, train, evaluated, batches, n_epochs)
+
+
+def _side_by_side(function: Callable[..., State], size: int, axes: tuple) -> Callable[..., State]:
+    """Of one expert, a function of several; a single one has no axis more in its program."""
+    if size > 1:
+        return jax.vmap(function, in_axes=axes, out_axes=_OF_EACH)
+
+    def at(index, axis, part):
+        return part if axis is None else jax.tree.map(lambda leaf: leaf[index], part)
+
+    def only(*arguments):
+        inner = jax.tree.map(partial(at, 0), axes, arguments, is_leaf=lambda a: a is None)
+        result = function(*inner)
+        return jax.tree.map(partial(at, None), _OF_EACH, result, is_leaf=lambda a: a is None)
+
+    return only
+
+
+def _advance(
+    network: Network,
+    recipe: Recipe,
+    axis: str | None,
+    state: State,
+    rates: Rates,
+    train: Split,
+    evaluated: dict[str, Split],
+    batches: Batches,
+    n_epochs: jax.Array,
+) -> State:
+    """`advance` of one expert, on one device of the axis."""
 
     def epoch(index, carry):
         params, opt_state, total = carry
+        of_epoch = jax.tree.map(lambda leaf: leaf[index], batches)
         params, opt_state, loss = train_epoch(
-            network, recipe, params, opt_state, train, orders_ExN[index]
+            network, recipe, rates, params, opt_state, train, of_epoch, axis
         )
         return params, opt_state, total + loss
 
@@ -247,9 +427,8 @@ def advance(
     done = (state.epoch + n_epochs).astype(jnp.int32)
     best = {}
     for name, split in evaluated.items():
-        logits_NY = logits(network, {"params": params}, split.x, split.texts)
-        accuracy = jnp.mean(right(logits_NY, split.y))
-        best[name] = _updated(state.best[name], params, accuracy, done, state.evaluation)
+        told, of = _summed(share_right(network, params, split, recipe.compute), axis)
+        best[name] = updated(state.best[name], params, told / of, done, state.evaluation)
     return state.replace(
         epoch=done,
         evaluation=state.evaluation + 1,
@@ -260,7 +439,7 @@ def advance(
     )
 
 
-def _updated(best: Best, params: Any, accuracy: Any, epoch: Any, evaluation: Any) -> Best:
+def updated(best: Best, params: Any, accuracy: Any, epoch: Any, evaluation: Any) -> Best:
     """With one more evaluation; a tie does not replace an earlier one."""
     better = accuracy > best.accuracy
     return Best(
@@ -272,103 +451,65 @@ def _updated(best: Best, params: Any, accuracy: Any, epoch: Any, evaluation: Any
 
 
 def train_epoch(
-    network: Network, recipe: Recipe, params: Any, opt_state: Any, train: Split, order_N: jax.Array
+    network: Network,
+    recipe: Recipe,
+    rates: Rates,
+    params: Any,
+    opt_state: Any,
+    train: Split,
+    batches: Batches,
+    axis: str | None = None,
 ) -> tuple[Any, Any, jax.Array]:
-    """One pass over the training models in the order given.
+    """One pass over the training models in the batches given, those of one epoch.
+
+    Args:
+      axis: of the devices that share the batches; None for one device.
 
     Returns:
       params, opt_state, and the mean loss over the models.
     """
-    n_models = train.x.shape[0]
-    batch_size = min(recipe.batch_size, n_models)
-    n_full, rest = divmod(n_models, batch_size)
 
-    def step(carry, index_B):
+    def step(carry, batch, size):
         params, opt_state = carry
-        loss, gradient = loss_and_gradient(network, params, train, index_B)
-        updates, opt_state = optimiser(recipe).update(gradient, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), loss
+        found = loss_and_gradient(
+            network, params, train, *batch, n_models=size, compute=recipe.compute
+        )
+        loss, gradient = _summed(found, axis)
+        return stepped(rates, params, opt_state, gradient), loss
 
-    full = order_N[: n_full * batch_size].reshape(n_full, batch_size)
-    (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), full)
-    total = losses.sum() * batch_size
-    if rest:
-        (params, opt_state), loss = step((params, opt_state), order_N[-rest:])
-        total += loss * rest
-    return params, opt_state, total / n_models
-
-
-def loss_and_gradient(
-    network: Network, params: Any, split: Split, index_B: jax.Array
-) -> tuple[jax.Array, Any]:
-    """Mean loss of a batch, and its gradient.
-
-    Args:
-      index_B: [B] int, the models of the batch.
-    """
-    index_KxM, weight_KxM = micro_batches(index_B, split.x)
-
-    def micro_loss(params, index_M, weight_M):
-        logits_MY: Any = network.apply({"params": params}, split.x[index_M], split.texts)
-        return jnp.sum(weight_M * losses(logits_MY, split.y[index_M])) / len(index_B)
-
-    def add(total, micro):
-        return jax.tree.map(jnp.add, total, jax.value_and_grad(micro_loss)(params, *micro)), None
-
-    if len(index_KxM) == 1:
-        return jax.value_and_grad(micro_loss)(params, index_KxM[0], weight_KxM[0])
-    zero = (jnp.float32(0.0), jax.tree.map(jnp.zeros_like, params))
-    return jax.lax.scan(add, zero, (index_KxM, weight_KxM))[0]
+    carry, full = (params, opt_state), (batches.index, batches.weight)
+    n_full = len(batches.index)
+    total = jnp.float32(0.0)
+    if n_full:
+        carry, losses = jax.lax.scan(partial(step, size=batches.size), carry, full)
+        total += losses.sum() * batches.size
+    if batches.rest:
+        last = batches.rest_index, batches.rest_weight
+        carry, loss = step(carry, last, batches.rest)
+        total += loss * batches.rest
+    return *carry, total / (n_full * batches.size + batches.rest)
 
 
-def losses(logits_NY: jax.Array, y: jax.Array) -> jax.Array:
-    """The loss of each model [N]: see `Split` for what y may be."""
-    if y.ndim == 2:
-        return optax.sigmoid_binary_cross_entropy(logits_NY, y).mean(axis=1)
-    return optax.softmax_cross_entropy_with_integer_labels(logits_NY, y)
+def stepped(rates: Rates, params: Any, opt_state: Any, gradient: Any) -> tuple[Any, Any]:
+    """Parameters and the optimiser's state after a step."""
+    updates, opt_state = optimiser(rates).update(gradient, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
 
 
-def right(logits_NY: jax.Array, y: jax.Array) -> jax.Array:
-    """What was told rightly: entries [N, Y] at probability one half, or models [N]."""
-    if y.ndim == 2:
-        return (logits_NY > 0) == (y > 0.5)
-    return logits_NY.argmax(axis=1) == y
+def _summed(tree: Any, axis: str | None) -> Any:
+    """Over all devices."""
+    return tree if axis is None else jax.lax.psum(tree, axis)
 
 
-def logits(network: Network, variables: Any, x: Any, texts: jax.Array | None = None) -> jax.Array:
-    """Logits [N, Y] of any number of matrices [N, H, W], a micro-batch at a time."""
-    return _in_micro_batches(lambda x: network.apply(variables, x, texts), x)
-
-
-def representations(network: Network, variables: Any, x: Any) -> jax.Array:
-    """Representations [N, T] of any number of matrices [N, H, W], a micro-batch at a time."""
-    return _in_micro_batches(lambda x: network.apply(variables, x, method="encode"), x)
-
-
-def _in_micro_batches(function: Callable[[Any], Any], x: Any) -> jax.Array:
-    n_models = x.shape[0]
-    index_KxM, _ = micro_batches(jnp.arange(n_models), x)
-    results_KxMxY = jax.lax.map(lambda index: function(x[index]), index_KxM)
-    return results_KxMxY.reshape(-1, results_KxMxY.shape[-1])[:n_models]
-
-
-def micro_batches(index_B: jax.Array, x: Matrices) -> tuple[jax.Array, jax.Array]:
-    """Divides a batch into K micro-batches of M models, as equal as they get.
-
-    Args:
-      index_B: [B] int, the models of the batch.
-      x: [N, H, W], for the size of its matrices or factors.
-
-    Returns:
-      [K, M] indices, the last ones repeated to fill up; [K, M] float32 weights, 0 for those.
-    """
-    (size,) = index_B.shape
-    largest = size
-    if jax.default_backend() == "cpu" and not isinstance(x, Squared):
-        matrix_bytes = sum(leaf.nbytes // leaf.shape[0] for leaf in jax.tree.leaves(x))
-        largest = max(1, int(_MICRO_BATCH_BYTES // matrix_bytes))
-    count = -(-size // largest)
-    width = -(-size // count)
-    position = np.arange(count * width)
-    weight = (position < size).astype(np.float32).reshape(count, width)
-    return index_B[np.minimum(position, size - 1)].reshape(count, width), jnp.asarray(weight)
+def prepared(together: Together, train: Split) -> Split:
+    """The training models as the encoder reads them fastest, again and again."""
+    network, devices = together.network, together.devices
+    if network.normalise != "none" or not hasattr(network.encoder, "prepare"):
+        return train
+    prepare = jax.vmap(network.encoder.prepare)
+    if devices.mesh is not None:
+        divided = P(None, AXIS)
+        prepare = jax.shard_map(
+            prepare, mesh=devices.mesh, in_specs=divided, out_specs=divided, check_vma=False
+        )
+    return train._replace(x=prepare(train.x))

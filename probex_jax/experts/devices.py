@@ -1,0 +1,237 @@
+"""Which device has which models, and which of a batch each of them takes.
+
+The models of a split are divided into equal ranges, one a device, the last ones filled up with
+copies that count for nothing. Batches are drawn from all models as on one device; of each a device
+takes those that it has, filled up to the most that any device ever takes, so that shapes are
+stable. Every process holds, and reads, the ranges of its own devices alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import struct
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from probex_jax.experts.objective import Split
+from probex_jax.matrices import Centred
+
+AXIS = "models"
+
+
+class Batches(struct.PyTreeNode):
+    """The batches of some epochs, as one device or all of them take them.
+
+    Args:
+      index: [..., E, K, C] int32, of K whole batches of each epoch places among a device's models.
+      weight: of that shape, 0 for what only fills up; None where nothing does.
+      rest_index, rest_weight: [..., E, R], of the short batch at the end; None without one.
+      size, rest: models of a whole batch, of all devices, and of the short one.
+    """
+
+    index: Any
+    weight: Any
+    rest_index: Any
+    rest_weight: Any
+    size: int = struct.field(pytree_node=False)
+    rest: int = struct.field(pytree_node=False)
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The devices that train together.
+
+    Args:
+      mesh: all of them on one axis; None for the one default device.
+    """
+
+    mesh: Mesh | None = None
+
+    @classmethod
+    def of(cls, devices: Sequence[jax.Device]) -> "Devices":
+        """These devices; all processes that have some must run the same program."""
+        if len(devices) == 1 and jax.process_count() == 1:
+            return cls(None)
+        ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+        return cls(Mesh(np.array(ordered), (AXIS,)))
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return 1 if self.mesh is None else self.mesh.size
+
+    @property
+    def processes(self) -> int:
+        """How many processes have some of them."""
+        if self.mesh is None:
+            return 1
+        return len({device.process_index for device in self.mesh.devices.flat})
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes files."""
+        return self.processes == 1 or jax.process_index() == 0
+
+    def models(self, n_models: int) -> np.ndarray:
+        """[n] int, the models of a split that this process holds, copies included."""
+        if self.mesh is None:
+            return np.arange(n_models)
+        each = -(-n_models // self.count)
+        ours = [
+            np.arange(place * each, (place + 1) * each)
+            for place, device in enumerate(self.mesh.devices.flat)
+            if device.process_index == jax.process_index()
+        ]
+        return np.minimum(np.concatenate(ours), n_models - 1)
+
+    def put(self, split: Split, n_models: int) -> Split:
+        """A split on the devices.
+
+        Args:
+          split: of the models that this process holds (`models`): x [L, n, H, W] of L layers in
+            host memory, y [n, ...], texts of all.
+          n_models: models of the split, of all processes.
+
+        Returns:
+          x [L, N, H, W], y [N, ...] and a weight [N], N with the copies.
+        """
+        if self.mesh is None:
+            return jax.device_put(split)
+        each = -(-n_models // self.count)
+        numbers = np.concatenate(
+            [
+                np.arange(place * each, (place + 1) * each)
+                for place, device in enumerate(self.mesh.devices.flat)
+                if device.process_index == jax.process_index()
+            ]
+        )
+        weighted = split._replace(weight=(numbers < n_models).astype(np.float32))
+        return jax.tree.map(self._global, weighted, specs(weighted))
+
+    def replicated(self, tree: Any) -> Any:
+        """Arrays that are the same on all devices."""
+        if self.mesh is None:
+            return jax.device_put(tree)
+        return jax.tree.map(lambda leaf: self._global(np.asarray(leaf), P()), tree)
+
+    def batches(
+        self, orders: np.ndarray, batch_size: int, n_models: int, width: "Width"
+    ) -> Batches:
+        """The batches of some epochs, on the devices.
+
+        Args:
+          orders: [..., E, N] int32, the orders of the models.
+          batch_size: models of a whole batch.
+          n_models: N.
+          width: from `widths`.
+
+        Returns:
+          Leaves with a leading axis of devices, where there are several.
+        """
+        n_full, rest = divmod(n_models, batch_size)
+        full = orders[..., : n_full * batch_size]
+        full = full.reshape(*orders.shape[:-1], n_full, batch_size)
+        last = orders[..., n_full * batch_size :] if rest else None
+        if self.mesh is None:
+            return jax.device_put(Batches(full, None, last, None, batch_size, rest))
+        each = -(-n_models // self.count)
+        index, weight = _divided(full, self.count, each, width.full)
+        rest_index = rest_weight = None
+        if last is not None:
+            rest_index, rest_weight = _divided(last, self.count, each, width.rest)
+        found = Batches(index, weight, rest_index, rest_weight, batch_size, rest)
+        return jax.tree.map(lambda leaf: self._global(self._own(leaf), P(AXIS)), found)
+
+    def agree(self, values: Sequence[bool]) -> list[bool]:
+        """What the process that writes says of some questions, on all processes."""
+        if self.processes == 1:
+            return list(values)
+        said = multihost_utils.broadcast_one_to_all(np.array(values, bool))
+        return [bool(value) for value in np.asarray(said)]
+
+    def wait(self, what: str) -> None:
+        """Until all processes are here."""
+        if self.processes > 1:
+            multihost_utils.sync_global_devices(what)
+
+    def _own(self, leaf: np.ndarray) -> np.ndarray:
+        """The part of an array with a leading axis of devices that is this process's."""
+        assert self.mesh is not None
+        ours = [d.process_index == jax.process_index() for d in self.mesh.devices.flat]
+        return leaf[np.array(ours)]
+
+    def _global(self, local: Any, spec: P) -> jax.Array:
+        assert self.mesh is not None
+        return jax.make_array_from_process_local_data(NamedSharding(self.mesh, spec), local)
+
+
+ONE = Devices()
+
+
+class Width(NamedTuple):
+    """Models that a device takes of a batch, at most: of a whole one, and of the short last one."""
+
+    full: int
+    rest: int
+
+
+def widths(orders: np.ndarray, batch_size: int, n_models: int, count: int) -> Width:
+    """The most models of a batch that are one device's, over all epochs.
+
+    Args:
+      orders: [..., E, N] int32, the orders of all epochs.
+      batch_size: models of a whole batch.
+      n_models: N.
+      count: devices.
+    """
+    each, (n_full, _) = -(-n_models // count), divmod(n_models, batch_size)
+    owner = (orders // each).reshape(-1, n_models)
+    most = [0, 0]
+    for device in range(count):
+        mine = owner == device
+        full = mine[:, : n_full * batch_size].reshape(-1, batch_size).sum(axis=1)
+        rest = mine[:, n_full * batch_size :].sum(axis=1)
+        most = [max(most[0], *full, 0), max(most[1], *rest, 0)]
+    return Width(int(max(most[0], 1)), int(max(most[1], 1)))
+
+
+def specs(split: Split) -> Split:
+    """How the leaves of a split [L, N, ...] are divided among the devices."""
+    return Split(
+        x=_of_matrices(split.x),
+        y=P(AXIS),  # type: ignore[arg-type]
+        texts=None if split.texts is None else P(),  # type: ignore[arg-type]
+        weight=None if split.weight is None else P(AXIS),  # type: ignore[arg-type]
+    )
+
+
+def _of_matrices(x: Any) -> Any:
+    divided = jax.tree.map(lambda leaf: P(None, AXIS), x)
+    if isinstance(x, Centred):  # the centre is of all models
+        return Centred(divided.factors, jax.tree.map(lambda leaf: P(), x.centre))
+    return divided
+
+
+def _divided(
+    batches: np.ndarray, count: int, each: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Batches [..., B] as each device takes them: [D, ..., C] places among its own, and weights."""
+    owner, place = batches // each, (batches % each).astype(np.int32)
+    # Of each batch first the models of the first device, then those of the next.
+    order = np.argsort(owner, axis=-1, kind="stable")
+    owner = np.take_along_axis(owner, order, axis=-1)
+    place = np.take_along_axis(place, order, axis=-1)
+    index = np.zeros((count, *batches.shape[:-1], width), np.int32)
+    weight = np.zeros(index.shape, np.float32)
+    for device in range(count):
+        mine = owner == device
+        first = np.argmax(mine, axis=-1)[..., None]
+        takes = np.minimum(first + np.arange(width), batches.shape[-1] - 1)
+        filled = np.arange(width) < mine.sum(axis=-1)[..., None]
+        index[device] = np.where(filled, np.take_along_axis(place, takes, axis=-1), 0)
+        weight[device] = filled
+    return index, weight
