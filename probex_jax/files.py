@@ -1,5 +1,6 @@
 """Small files and folders that a kill cannot leave half-written or mixed up."""
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -56,6 +57,29 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise ProbexError(f"{error.filename or path}: {error.strerror or error}") from error
 
 
+@contextmanager
+def alone(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Holds a lock among processes, which the system takes back when the process ends.
+
+    Args:
+      path: a file, made where there is none; its folder must exist.
+      wait: whether to wait for whoever holds it.
+
+    Yields:
+      Whether this process holds it now; always true if it waited.
+
+    Raises:
+      ProbexError: if there can be no locks there.
+    """
+    with disk_errors(path), path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
 def layer_folder(root: Path, layer: str) -> Path:
     """The folder for what belongs to a layer, whatever the layer is called.
 
@@ -105,9 +129,10 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     ours = json.loads(json.dumps(settings))
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        write_json(path, ours)
-        return
+    with alone(folder / ".lock"):  # several processes may begin at once
+        if not path.exists():
+            write_json(path, ours)
+            return
     try:
         theirs = json.loads(path.read_text())
     except ValueError as error:

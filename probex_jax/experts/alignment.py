@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from probex_jax.errors import ProbexError
+from probex_jax.experts.answering import stored_logits
 from probex_jax.experts.expert import Expert
 from probex_jax.experts.metrics import Score, top_accuracy
 from probex_jax.experts.objective import Split
@@ -95,20 +96,22 @@ class Candidates:
     seen_YD: np.ndarray
     held_out_YD: np.ndarray
 
-    def split(self, layer: str, name: str) -> Split:
-        """The models of a split beside their candidates: the seen or the held-out classes."""
+    def targets(self, name: str) -> Split:
+        """The models of a split, without matrices, beside their candidates.
+
+        These are the seen or the held-out classes.
+        """
         store, held_out = self.store, name in HELD_OUT_SPLITS
         labels_N = store.class_indices(
             name, store.held_out_classes if held_out else store.seen_classes
         )
         texts_YD = self.held_out_YD if held_out else self.seen_YD
-        return Split(store.matrices(layer, name), labels_N, texts_YD)  # type: ignore[arg-type]
+        return Split(None, labels_N, texts_YD)  # type: ignore[arg-type]
 
-    def among_all(self, layer: str, name: str) -> Split:
+    def among_all(self, name: str) -> Split:
         """A held-out split with all classes as candidates, the held-out ones first."""
-        split = self.split(layer, name)
         texts_YD = np.concatenate([self.held_out_YD, self.seen_YD])
-        return split._replace(texts=texts_YD)  # type: ignore[arg-type]
+        return self.targets(name)._replace(texts=texts_YD)  # type: ignore[arg-type]
 
 
 def class_sentences(classes: Sequence[str], texts: Mapping[str, str], template: str) -> list[str]:
@@ -216,7 +219,7 @@ def text_logits(
       ProbexError: as `zero_shot`; or if two classes have the same words.
     """
     texts_YD = class_texts(expert, store, classes, encoder)
-    return np.asarray(expert.logits(store.by_layer(split), texts_YD))
+    return stored_logits(expert, store, split, texts_YD)
 
 
 def class_texts(

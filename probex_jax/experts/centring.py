@@ -3,13 +3,19 @@
 Both come from the training split alone, and are variables of the expert (collection `tree`).
 """
 
+import operator
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from probex_jax.errors import ProbexError
+from probex_jax.experts.devices import ONE, Devices
 from probex_jax.layer_store import LayerStore
+from probex_jax.layer_store.moments import Moments
 from probex_jax.matrices import LowRank, Matrices, centred
 
 Tree = Mapping[str, np.ndarray]
@@ -23,13 +29,14 @@ class FrozenLayer(ProbexError):
     """A layer that is the same in all training models: nothing can be told from it."""
 
 
-def tree_variables(store: LayerStore, layer: str, normalise: str) -> Tree:
+def tree_variables(store: LayerStore, layer: str, normalise: str, devices: Devices = ONE) -> Tree:
     """What a network of this `normalise` has in its collection `tree`.
 
     Args:
       store: the tree's matrices; the training ones are streamed.
       layer: one of its layers.
       normalise: "none", "scale" or "centre".
+      devices: where it is trained on; of several processes each reads its share.
 
     Returns:
       "scale" []: the standard deviation of the training matrices, of "centre" that of what is left
@@ -41,7 +48,7 @@ def tree_variables(store: LayerStore, layer: str, normalise: str) -> Tree:
     """
     if normalise == "none":
         return {}
-    moments = store.moments(layer, "train")
+    moments = _moments(store, layer, devices)
     scale = moments.centred_std if normalise == "centre" else moments.std
     with np.errstate(over="ignore", under="ignore"):
         tree: dict[str, Any] = {"scale": np.float32(scale)}
@@ -51,6 +58,21 @@ def tree_variables(store: LayerStore, layer: str, normalise: str) -> Tree:
     if normalise == "centre":
         tree |= _centre(moments.mean, factors=layer in store.ranks)
     return {name: np.asarray(value, np.float32) for name, value in tree.items()}
+
+
+def _moments(store: LayerStore, layer: str, devices: Devices) -> Moments:
+    n_models = len(store.split("train"))
+    if devices.processes == 1 or n_models < devices.processes:
+        return store.moments(layer, "train")
+    shares = np.array_split(np.arange(n_models), devices.processes)
+    ours = store.moments(layer, "train", shares[jax.process_index()])
+    # As bits, since JAX would make float32 of it.
+    packed = np.concatenate([[ours.n_models, ours.squares], ours.mean.ravel()]).view(np.uint32)
+    gathered = np.asarray(multihost_utils.process_allgather(packed))
+    parts = np.ascontiguousarray(gathered, np.uint32).view(np.float64)
+    shape = ours.mean.shape
+    each = [Moments(int(part[0]), part[2:].reshape(shape), float(part[1])) for part in parts]
+    return reduce(operator.add, each)
 
 
 def normalised(x: Matrices, tree: Tree) -> Any:

@@ -109,7 +109,8 @@ class Devices:
                 if device.process_index == jax.process_index()
             ]
         )
-        weighted = split._replace(weight=(numbers < n_models).astype(np.float32))
+        weight: Any = (numbers < n_models).astype(np.float32)
+        weighted = split._replace(weight=weight)
         return jax.tree.map(self._global, weighted, specs(weighted))
 
     def replicated(self, tree: Any) -> Any:

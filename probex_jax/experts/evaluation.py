@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from probex_jax.experts.alignment import class_texts
+from probex_jax.experts.answering import stored_logits
 from probex_jax.experts.calibration import best_temperature, calibration_error
 from probex_jax.experts.expert import Expert
 from probex_jax.experts.metrics import Score, accuracy, top_accuracy
@@ -41,7 +42,7 @@ def answers(
         expert.check_fits(store.tree, store.classes)
         targets, texts_YD = {split: store.targets(split) for split in splits}, None
     return {
-        split: Answers(np.asarray(expert.logits(store.by_layer(split), texts_YD)), y)
+        split: Answers(stored_logits(expert, store, split, texts_YD), y)
         for split, y in targets.items()
     }
 

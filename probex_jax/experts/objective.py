@@ -81,10 +81,9 @@ def loss_and_gradient(
     """
     n_models = len(index_B) if n_models is None else n_models
     position_KxM, weight_KxM = micro_batches(len(index_B), split.x)
-    index_KxM = index_B[position_KxM]
-    weight_KxM = jnp.asarray(weight_KxM)
+    index_KxM, counts_KxM = index_B[position_KxM], jnp.asarray(weight_KxM)
     if weight_B is not None:
-        weight_KxM *= weight_B[position_KxM]
+        counts_KxM *= weight_B[position_KxM]
 
     def micro_loss(params, index_M, weight_M):
         logits_MY = forward(network, params, split.x[index_M], split.texts, compute)
@@ -94,9 +93,9 @@ def loss_and_gradient(
         return jax.tree.map(jnp.add, total, jax.value_and_grad(micro_loss)(params, *micro)), None
 
     if len(index_KxM) == 1:
-        return jax.value_and_grad(micro_loss)(params, index_KxM[0], weight_KxM[0])
+        return jax.value_and_grad(micro_loss)(params, index_KxM[0], counts_KxM[0])
     zero = (jnp.float32(0.0), jax.tree.map(jnp.zeros_like, params))
-    return jax.lax.scan(add, zero, (index_KxM, weight_KxM))[0]
+    return jax.lax.scan(add, zero, (index_KxM, counts_KxM))[0]
 
 
 def losses(logits_NY: jax.Array, y: jax.Array) -> jax.Array:

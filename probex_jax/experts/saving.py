@@ -16,10 +16,24 @@ from probex_jax.experts.training import State
 
 
 class Saver:
-    """Keeps the state of a training on disk, and reports its progress."""
+    """Keeps the state of a training on disk, and reports its progress.
 
-    def __init__(self, folder: Path, every_s: float, on_epochs: Callable[[int], None]):
-        self._folder = folder
+    Args:
+      folder: where the state goes; nothing else is in it.
+      every_s: the least seconds between two times that it is saved.
+      on_epochs: called with the epochs done since the last call.
+      writes: whether this process writes; of several that train together one does.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        every_s: float,
+        on_epochs: Callable[[int], None],
+        *,
+        writes: bool = True,
+    ):
+        self._folder, self._writes = folder, writes
         self._every_s = every_s
         self._on_epochs = on_epochs
         self._saved_at = time.monotonic()
@@ -43,6 +57,9 @@ class Saver:
 
     def __call__(self, state: State) -> None:
         self._on_epochs(int(state.epoch) - self._epoch)
+        if not self._writes:
+            self._epoch = int(state.epoch)
+            return
         with self._lock:
             self._epoch = int(state.epoch)
             # A copy: the next step takes the memory of the state.

@@ -2,23 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from threading import Lock
 from typing import Any, NamedTuple
 
 import jax
-import ml_dtypes
 import numpy as np
 
-from probex_jax.errors import ProbexError
-from probex_jax.experts.alignment import Candidates
-from probex_jax.experts.centring import FrozenLayer, Tree, normalised, tree_variables
-from probex_jax.experts.devices import Batches, Devices
-from probex_jax.experts.network import Network
+from probex_jax.experts.centring import FrozenLayer, Tree
+from probex_jax.experts.devices import Batches
 from probex_jax.experts.objective import Split
 from probex_jax.experts.recipe import Recipe
 from probex_jax.experts.saving import Saver
+from probex_jax.experts.source import Source
+from probex_jax.experts.streaming import Stream, fit_streamed
 from probex_jax.experts.training import (
     Best,
     State,
@@ -28,57 +25,7 @@ from probex_jax.experts.training import (
     prepared,
 )
 from probex_jax.experts.units import Unit, memory
-from probex_jax.layer_store import LayerStore
 from probex_jax.matrices import Centred, LowRank, dense
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the data of a sweep comes from, and what is trained on it.
-
-    Args:
-      store: the tree's matrices and labels.
-      candidates: of experts aligned with text, the texts; else None.
-      normalise: as `sweep` takes it.
-      network: layer to what is trained on it.
-      devices: where.
-    """
-
-    store: LayerStore
-    candidates: Candidates | None
-    normalise: str
-    network: Callable[[str], Network]
-    devices: Devices
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """What is trained and evaluated on."""
-        held_out = self.candidates is not None and self.store.has("val_holdout")
-        return ("train", "val", "val_holdout") if held_out else ("train", "val")
-
-    def counts(self) -> dict[str, int]:
-        """Models of each split."""
-        return {name: len(self.store.split(name)) for name in self.splits}
-
-    def tree(self, layer: str) -> Tree:
-        """What is taken off a layer before an expert reads it."""
-        return tree_variables(self.store, layer, self.normalise, self.devices)
-
-    def targets(self, split: str) -> Split:
-        """What all models of a split are, and are compared with; without matrices."""
-        if self.candidates is None:
-            return Split(None, self.store.targets(split))  # type: ignore[arg-type]
-        return self.candidates.targets(split)
-
-    def matrices(
-        self, layer: str, tree: Tree, split: str, models: np.ndarray, storage: str
-    ) -> Any:
-        """Some matrices of a layer as they are trained on, in host memory."""
-        whole = len(models) == len(self.store.split(split)) and (np.diff(models) == 1).all()
-        x = normalised(self.store.matrices(layer, split, None if whole else models), tree)
-        if storage == "bfloat16":
-            return jax.tree.map(lambda leaf: np.asarray(leaf).astype(ml_dtypes.bfloat16), x)
-        return x
 
 
 class Ready(NamedTuple):
@@ -133,7 +80,7 @@ def read(source: Source, unit: Unit, programs: Programs) -> Ready:
             trees[layer] = source.tree(layer)
         except FrozenLayer as error:
             frozen[layer] = str(error)
-    if not trees:
+    if not trees or unit.streamed:
         return Ready(unit, trees, frozen, {}, None)
     # A layer that cannot be trained on is filled up with one that can.
     layers = [layer if layer in trees else next(iter(trees)) for layer in unit.layers]
@@ -169,9 +116,7 @@ def _stacked(matrices: Sequence[Any]) -> Any:
         elif isinstance(centres[0], LowRank):
             rank = max(centre.up.shape[-1] for centre in centres)
             centres = [_of_rank(centre, rank) for centre in centres]
-        matrices = [
-            Centred(x.factors, centre) for x, centre in zip(matrices, centres, strict=True)
-        ]
+        matrices = [Centred(x.factors, centre) for x, centre in zip(matrices, centres, strict=True)]
     if len(matrices) == 1:  # no copy
         return jax.tree.map(lambda leaf: np.asarray(leaf)[None], matrices[0])
     return jax.tree.map(lambda *leaves: np.stack(leaves), *matrices)
@@ -230,10 +175,17 @@ def train(source: Source, ready: Ready, saver: Saver) -> State:
     experts = together(source, ready.unit)
     counts = experts.counts
     splits = {name: source.devices.put(split, counts[name]) for name, split in ready.splits.items()}
+    program = ready.program or compiled(experts, splits)
     state = saver.restore(jax.eval_shape(partial(experts.initial, splits)))
-    return fit_together(
-        experts, splits, program=ready.program, state=state, on_evaluation=saver
-    )
+    return fit_together(experts, splits, program=program, state=state, on_evaluation=saver)
+
+
+def train_streamed(source: Source, ready: Ready, saver: Saver) -> State:
+    """As `train`, of a unit whose batches are read from the store."""
+    (layer,) = ready.unit.layers
+    stream = Stream(together(source, ready.unit), source, layer, ready.trees[layer])
+    state = saver.restore(jax.eval_shape(stream.initial))
+    return fit_streamed(stream, state=state, on_evaluation=saver)
 
 
 def figures(best: Mapping[str, Best], loss_E: Any) -> dict[str, Any]:

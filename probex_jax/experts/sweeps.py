@@ -2,21 +2,28 @@
 
 A work directory holds
 
-    config.json                 what is trained, and the hash of the store
-    layers/<layer>/training/    the state of a layer that is being trained
-    layers/<layer>/expert/      the finished expert of a layer, validation metrics on its card
-    expert/                     the chosen expert or committee, test metrics on its card
-    metrics.json                the table of layers, the choice, its test accuracy
+    config.json                     what is trained, and the hash of the store
+    training/<unit>/                the state of experts that are being trained together
+    layers/<layer>/expert/          the finished expert of a layer, validation metrics on its card
+    layers/<layer>/<variant>/...    the same, where several variants of the recipe are tried
+    layers/<layer>/left_out.json    why a layer has none
+    expert/                         the chosen expert or committee, test metrics on its card
+    metrics.json                    the table of layers, the choice, its test accuracy
 
 Where a store has held-out classes, an expert aligned with text is kept as it was best on models of
 seen classes (`expert`, on `val`), and as it was best on held-out ones (`expert_val_holdout`).
+
+Several processes may run the same sweep in the same work directory: what one of them is training it
+holds a lock on, which the system takes back when it dies, and the last one makes the table.
 """
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,43 +31,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
-from probex_jax.experts.alignment import Alignment, Candidates, ZeroShot, zero_shot
-from probex_jax.experts.centring import FrozenLayer, Tree, centre_rank, normalised, tree_variables
-from probex_jax.experts.committee import best_committee
-from probex_jax.experts.committee import committee as committee_of
-from probex_jax.experts.evaluation import HOLDOUT, answers, calibrated_by, score
+from probex_jax.experts.alignment import Alignment, Candidates
+from probex_jax.experts.centring import FrozenLayer, Tree, centre_rank
+from probex_jax.experts.choosing import SweepResult, choose, result
+from probex_jax.experts.devices import ONE, Devices
+from probex_jax.experts.evaluation import HOLDOUT
 from probex_jax.experts.expert import Expert, versions
-from probex_jax.experts.metrics import Score
-from probex_jax.experts.network import build_network
-from probex_jax.experts.objective import Split, logits, right
-from probex_jax.experts.recipe import Recipe
+from probex_jax.experts.network import Network, build_network
+from probex_jax.experts.objective import logits, right
+from probex_jax.experts.recipe import VARIED, Recipe, variants
 from probex_jax.experts.ridge import Ridge, check_fitted, fit_ridge
 from probex_jax.experts.saving import Saver
+from probex_jax.experts.side_by_side import (
+    Programs,
+    Ready,
+    Source,
+    TooLarge,
+    figures,
+    read,
+    train,
+    train_streamed,
+)
 from probex_jax.experts.stopping import Stop
-from probex_jax.experts.training import fit
-from probex_jax.files import claim, layer_folder, write_json
+from probex_jax.experts.training import State
+from probex_jax.experts.units import Unit, memory, plan
+from probex_jax.files import alone, claim, layer_folder, write_json
 from probex_jax.layer_store import LayerStore
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """What a sweep found.
-
-    Args:
-      layers: layer to validation accuracy.
-      expert: the best one, or the committee of the best ones.
-      test: its accuracy on the test split.
-      zero_shot: of an expert aligned with text, its accuracy on held-out classes, if there are any.
-      metrics: all of it, as written to metrics.json.
-    """
-
-    layers: Mapping[str, float]
-    expert: Expert
-    test: Score
-    zero_shot: ZeroShot | None
-    metrics: Mapping[str, Any]
 
 
 def sweep(
@@ -70,21 +69,30 @@ def sweep(
     encoder: Mapping[str, Any],
     head: str,
     recipe: Recipe | Ridge,
+    grid: Mapping[str, Sequence[Any]] | None = None,
     alignment: Alignment | None = None,
     normalise: str = "none",
     committee: int = 1,
     layers: Sequence[str] | None = None,
+    stream: bool = False,
+    devices: Devices = ONE,
+    share: tuple[int, int] = (0, 1),
     save_every_s: float = 10.0,
     stop: Stop | None = None,
     on_progress: Callable[[str, int], None] = lambda layer, epochs: None,
 ) -> SweepResult:
     """Trains one expert per layer; finished layers are kept, an interrupted one goes on.
 
+    Layers of one shape, and variants of the recipe, are trained side by side, as many as memory
+    allows (`units.plan`).
+
     Args:
       store: the tree's matrices and labels.
       workdir: where everything goes; must be new, or of the same settings and store.
       encoder, head: settings, as `build_network` takes them.
       recipe: how each expert is trained; `Ridge` for a dense one in closed form.
+      grid: values of some of the recipe's fields to try (`variants`); of each layer what is best on
+        validation is kept.
       alignment: of the head "text", what it is aligned with.
       normalise: "centre" to subtract from all matrices the mean of the training ones, and to divide
         by the standard deviation of what is left of these, which the expert keeps; "scale" to
@@ -92,7 +100,13 @@ def sweep(
       committee: the most layers whose experts answer together; how many do is chosen on validation
         (`best_committee`). 1 for the best layer alone.
       layers: which layers; None for all of the store.
-      save_every_s: a layer's training is saved at the first evaluation so many seconds after the
+      stream: whether the batches of all layers are read from the store as they are needed, and not
+        only of those that do not fit the devices.
+      devices: what every expert is trained on. Of several processes all run the same sweep at once,
+        see the same work directory, and train the same expert together.
+      share: (p, P): this is one of P processes that divide the layers among themselves; each begins
+        with its own and goes on with what others have left. Alone, one process does it all.
+      save_every_s: what is being trained is saved at the first evaluation so many seconds after the
         last save; 0 saves at each.
       stop: whoever is told that the process must end has it save the last evaluation.
       on_progress: called with a layer's name and the number of epochs done since the last call.
@@ -108,41 +122,48 @@ def sweep(
     """
     names = tuple(layers if layers is not None else store.layers)
     settings = _settings(store, encoder, head, recipe, alignment, normalise)
+    if grid and isinstance(recipe, Ridge):
+        raise ProbexError('grid: recipe "ridge" tries its penalties itself')
+    recipes = (recipe,) if isinstance(recipe, Ridge) else variants(recipe, grid or {})
     if type(committee) is not int or committee < 1:
         raise ProbexError(f"committee: {committee!r} is not a whole number >= 1")
     if not names:
         raise ProbexError("layers: none given; expected one or more")
     if type(save_every_s) not in (int, float) or not save_every_s >= 0:
         raise ProbexError(f"save_every_s: {save_every_s!r} is not a number of seconds >= 0")
+    if not 0 <= share[0] < share[1]:
+        raise ProbexError(f"process {share[0]} of {share[1]}: expected 0 to {share[1] - 1}")
     candidates = None if alignment is None else alignment.candidates(store)
-    claim(workdir, settings | {"layers": list(names), "committee": committee})
-    if (workdir / "metrics.json").exists():
+    config = settings | {"layers": list(names), "committee": committee}
+    if grid:
+        config["grid"] = {name: list(values) for name, values in grid.items()}
+    if devices.writes:
+        claim(workdir, config)
+    devices.wait("claimed")
+    job = _Sweep(
+        store=store,
+        workdir=workdir,
+        settings=settings,
+        recipes=recipes,
+        candidates=candidates,
+        devices=devices,
+        share=share,
+        save_every_s=save_every_s,
+        stop=stop or Stop(),
+        on_progress=on_progress,
+    )
+    (done,) = devices.agree([(workdir / "metrics.json").exists()])
+    if done:
         for name in names:
-            on_progress(name, recipe.epochs)
-        return _result(workdir)
-    left_out = {}
-    for name in names:
-        card = settings | {
-            "layer": name,
-            "shape": list(store.layers[name]),
-            "classes": list(store.classes if alignment is None else store.seen_classes),
-            "n_train": len(store.split("train")),
-            "versions": versions(),
-        }
-        on_epochs = partial(on_progress, name)
-        folder = layer_folder(workdir / "layers", name)
-        try:
-            saver = Saver(folder / "training", save_every_s, on_epochs)
-            with (stop or Stop()).saves(saver.save):
-                _finish(store, candidates, card, recipe, folder, saver, on_epochs)
-        except FrozenLayer as error:
-            left_out[name] = str(error)
-            on_epochs(recipe.epochs)
-    if len(left_out) == len(names):
-        raise ProbexError(f"no layer to train on; the first: {next(iter(left_out.values()))}")
-    names = tuple(name for name in names if name not in left_out)
-    _choose(store, workdir, names, candidates, committee, left_out)
-    return _result(workdir)
+            on_progress(name, job.epochs)
+        return result(workdir)
+    job.train_all(names, stream)
+    if devices.writes:
+        with alone(workdir / ".lock"):
+            if not (workdir / "metrics.json").exists():
+                job.choose(names, committee)
+    devices.wait("chosen")
+    return result(workdir)
 
 
 def _settings(
@@ -174,93 +195,230 @@ def _settings(
     }
 
 
-def _split(store: LayerStore, layer: str, candidates: Candidates | None, name: str) -> Split:
-    """What is trained or evaluated on, in host memory."""
-    if candidates is None:
-        return Split(store.matrices(layer, name), store.targets(name))  # type: ignore[arg-type]
-    return candidates.split(layer, name)
+@dataclass(frozen=True)
+class _Sweep:
+    """One process's part of a sweep; fields as the arguments of `sweep`."""
 
+    store: LayerStore
+    workdir: Path
+    settings: Mapping[str, Any]
+    recipes: tuple[Any, ...]
+    candidates: Candidates | None
+    devices: Devices
+    share: tuple[int, int]
+    save_every_s: float
+    stop: Stop
+    on_progress: Callable[[str, int], None]
+    programs: Programs = field(default_factory=Programs)
 
-def _finish(
-    store: LayerStore,
-    candidates: Candidates | None,
-    card: Mapping[str, Any],
-    recipe: Recipe | Ridge,
-    folder: Path,
-    saver: Saver,
-    on_epochs: Callable[[int], None],
-) -> None:
-    """Trains the expert of one layer to its end, from where it was, and keeps it in its folder."""
-    if (folder / "expert").exists():
-        on_epochs(recipe.epochs)
-    else:
-        if isinstance(recipe, Ridge):
-            experts = {"val": _solve(store, card, recipe)}
-            on_epochs(recipe.epochs)
-        else:
-            experts = _train(store, candidates, card, recipe, saver)
-        # The layer counts as finished once its `expert` is there.
-        if "val_holdout" in experts:
-            experts["val_holdout"].save(folder / HOLDOUT)
-        experts["val"].save(folder / "expert")
-    checkpoints.remove(folder / "training")
+    @property
+    def epochs(self) -> int:
+        """Of one layer, all variants."""
+        return sum(recipe.epochs for recipe in self.recipes)
 
+    @cached_property
+    def source(self) -> Source:
+        """The data."""
+        normalise = self.settings["normalise"]
+        return Source(self.store, self.candidates, normalise, self.network, self.devices)
 
-def _train(
-    store: LayerStore,
-    candidates: Candidates | None,
-    card: Mapping[str, Any],
-    recipe: Recipe,
-    saver: Saver,
-) -> dict[str, Expert]:
-    """Trains on one layer; returns the expert that was best on each split that was evaluated."""
-    layer = card["layer"]
-    tree = tree_variables(store, layer, card["normalise"])
-    names = ["train", "val"]
-    if candidates is not None and store.has("val_holdout"):
-        names.append("val_holdout")
-    splits = {name: _split(store, layer, candidates, name) for name in names}
-    # In host memory, and once; the network that is trained reads what is normalised already.
-    splits = {name: split._replace(x=normalised(split.x, tree)) for name, split in splits.items()}
-    splits = jax.device_put(splits)
-    logit_scale = card["text"]["logit_scale"] if "text" in card else 1.0
-    network = build_network(
-        card["encoder"], card["head"], len(card["classes"]), logit_scale=logit_scale
-    )
-    train = splits["train"]
-    evaluated = {name: split for name, split in splits.items() if name != "train"}
-    new = jax.eval_shape(lambda: initial_state(network, recipe, train, tuple(evaluated)))
-    state = saver.restore(new)
-    state = fit(network, recipe, train, **evaluated, state=state, on_evaluation=saver)
-    figures = {
-        f"{name}_{what}": value
-        for name, best in state.best.items()
-        for what, value in (
-            ("accuracy", float(best.accuracy)),
-            ("best_epoch", int(best.epoch)),
-            ("accuracies", np.asarray(best.accuracy_E).tolist()),
+    def network(self, layer: str) -> Network:
+        """What is trained on a layer, reading what is normalised already."""
+        text = self.settings.get("text")
+        scale = text["logit_scale"] if text else 1.0
+        card = self.card(layer, self.recipes[0])
+        return build_network(card["encoder"], card["head"], len(card["classes"]), logit_scale=scale)
+
+    def card(self, layer: str, recipe: Recipe | Ridge) -> dict[str, Any]:
+        """What the card of a layer's expert says before it is trained."""
+        seen = self.candidates is not None
+        return {
+            **self.settings,
+            "recipe": dataclasses.asdict(recipe),
+            "layer": layer,
+            "shape": list(self.store.layers[layer]),
+            "classes": list(self.store.seen_classes if seen else self.store.classes),
+            "n_train": len(self.store.split("train")),
+            "versions": versions(),
+        }
+
+    def folder(self, layer: str, recipe: Recipe | Ridge) -> Path:
+        """Where the expert of a layer goes."""
+        folder = layer_folder(self.workdir / "layers", layer)
+        if len(self.recipes) == 1:
+            return folder
+        differing = [name for name in VARIED if len({getattr(r, name) for r in self.recipes}) > 1]
+        return folder / ",".join(f"{name}={getattr(recipe, name)}" for name in differing)
+
+    def left_out(self, layer: str) -> Path:
+        """Where the reason why a layer has no expert goes."""
+        return layer_folder(self.workdir / "layers", layer) / "left_out.json"
+
+    def finished(self, unit: Unit) -> bool:
+        """Whether all experts of a unit are there."""
+        return all(
+            self.left_out(layer).exists() or (self.folder(layer, recipe) / "expert").exists()
+            for layer in unit.layers
+            for recipe in unit.recipes
         )
-    }
-    metrics = {**figures, "losses": np.asarray(state.loss_E).tolist()}
-    return {
-        name: _expert(best.params, tree, {**card, "selected_on": name, "metrics": metrics})
-        for name, best in state.best.items()
-    }
+
+    def train_all(self, names: Sequence[str], stream: bool) -> None:
+        """Trains what is not finished, here or in another process."""
+        if isinstance(self.recipes[0], Ridge):
+            return self._run([Unit((name,), self.recipes) for name in names], self._solve_units)
+        room = memory(self.devices)
+        while True:
+            units = plan(self.source, names, self.recipes, room, self.share[1], stream=stream)
+            try:
+                return self._run(units, self._train_units)
+            except TooLarge:
+                # What was computed from sizes alone was too little: fewer at a time.
+                room /= 2
+
+    def _run(self, units: Sequence[Unit], finish: Callable[[Iterator[Unit]], None]) -> None:
+        """Has the units finished that are not, each by one process."""
+        done = self.devices.agree([self.finished(unit) for unit in units])
+        for unit in itertools.compress(units, done):
+            self._count(unit)
+        todo = [unit for unit, is_done in zip(units, done, strict=True) if not is_done]
+        if self.devices.processes > 1:
+            return finish(iter(todo))
+        place, processes = self.share
+        first = place * len(todo) // processes
+        others: list[Unit] = []
+        with ExitStack() as held:
+            finish(self._free(todo[first:] + todo[:first], held, others))
+        for unit in others:  # whoever works on it finishes it, or dies
+            with alone(self._lock(unit)):
+                finish(self._unfinished(unit))
+
+    def _free(self, units: Sequence[Unit], held: ExitStack, others: list[Unit]) -> Generator[Unit]:
+        """The units that nobody else works on, locked; the others are listed."""
+        for unit in units:
+            if held.enter_context(alone(self._lock(unit), wait=False)):
+                yield from self._unfinished(unit)
+            else:
+                others.append(unit)
+
+    def _unfinished(self, unit: Unit) -> Iterator[Unit]:
+        """The unit, or nothing if it was finished by another process meanwhile."""
+        if self.finished(unit):
+            self._count(unit)
+        else:
+            yield unit
+
+    def _lock(self, unit: Unit) -> Path:
+        folder = self.workdir / "training"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{unit.key}.lock"
+
+    def _count(self, unit: Unit) -> None:
+        for layer in dict.fromkeys(unit.layers):
+            self._progress_of(unit, layer, self.recipes[0].epochs)
+
+    def _progress_of(self, unit: Unit, layer: str, epochs: int) -> None:
+        self.on_progress(layer, epochs * len(dict.fromkeys(unit.recipes)))
+
+    def _train_units(self, units: Iterator[Unit]) -> None:
+        """Trains units, reading and compiling for the next ones while one is trained."""
+        prepare = partial(read, self.source, programs=self.programs)
+        if self.share[1] > 1:  # what waits here another process could do
+            readied = ((unit, prepare(unit)) for unit in units)
+        else:
+            workers = 2 if jax.default_backend() == "cpu" else 1
+            readied = ahead(prepare, units, workers)
+        for unit, ready in readied:
+            self._train(unit, ready)
+
+    def _train(self, unit: Unit, ready: Ready) -> None:
+        """Trains a unit to its end, from where it was, and keeps its experts."""
+        for layer, reason in ready.frozen.items():
+            if self.devices.writes:
+                self._leave_out(layer, reason)
+            self._progress_of(unit, layer, self.recipes[0].epochs)
+        if not ready.trees:
+            return
+
+        def on_epochs(count: int) -> None:
+            for layer in ready.trees:
+                self._progress_of(unit, layer, count)
+
+        folder = self.workdir / "training" / unit.key
+        saver = Saver(folder, self.save_every_s, on_epochs, writes=self.devices.writes)
+        with self.stop.saves(saver.save):
+            state = (train_streamed if unit.streamed else train)(self.source, ready, saver)
+            if self.devices.writes:
+                self._keep(unit, ready, state)
+        if self.devices.writes:
+            checkpoints.remove(folder)
+
+    def _keep(self, unit: Unit, ready: Ready, state: State) -> None:
+        """Saves the experts of a unit; one counts as finished once its `expert` is there."""
+        best, loss_E = jax.tree.map(np.asarray, (state.best, state.loss_E))
+        for (place, layer), (number, recipe) in itertools.product(
+            enumerate(unit.layers), enumerate(unit.recipes)
+        ):
+            folder = self.folder(layer, recipe)
+            if layer not in ready.trees or (folder / "expert").exists():
+                continue
+            mine, losses = jax.tree.map(lambda leaf: leaf[place, number], (best, loss_E))  # noqa: B023
+            card = {**self.card(layer, recipe), "metrics": figures(mine, losses)}
+            for name in reversed(mine):  # "val" last
+                about = {**card, "selected_on": name}
+                expert = _expert(mine[name].params, ready.trees[layer], about)
+                expert.save(folder / ("expert" if name == "val" else HOLDOUT))
+
+    def _solve_units(self, units: Iterator[Unit]) -> None:
+        """Fits the experts of units in closed form."""
+        for unit in units:
+            (layer,), recipe = unit.layers, self.recipes[0]
+            try:
+                expert = _solve(self.source, layer, self.card(layer, recipe), recipe)
+                expert.save(self.folder(layer, recipe) / "expert")
+            except FrozenLayer as error:
+                self._leave_out(layer, str(error))
+            self._count(unit)
+
+    def _leave_out(self, layer: str, reason: str) -> None:
+        path = self.left_out(layer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, reason)
+
+    def choose(self, names: Sequence[str], committee: int) -> None:
+        """Chooses among the experts of all layers, whoever trained them."""
+        left_out = {
+            name: json.loads(self.left_out(name).read_text())
+            for name in names
+            if self.left_out(name).exists()
+        }
+        if len(left_out) == len(names):
+            raise ProbexError(f"no layer to train on; the first: {next(iter(left_out.values()))}")
+        folders = {
+            name: [self.folder(name, recipe) for recipe in self.recipes]
+            for name in names
+            if name not in left_out
+        }
+        choose(self.store, self.workdir, folders, self.candidates, committee, left_out)
+        checkpoints.remove(self.workdir / "training")
 
 
-def _solve(store: LayerStore, card: Mapping[str, Any], recipe: Ridge) -> Expert:
+def _expert(params: Any, tree: Tree, card: Mapping[str, Any]) -> Expert:
+    variables = {"params": params, "tree": dict(tree)} if tree else {"params": params}
+    return Expert(variables, {**card, "centre_rank": centre_rank(tree)})
+
+
+def _solve(source: Source, layer: str, card: Mapping[str, Any], recipe: Ridge) -> Expert:
     """Fits an expert on one layer in closed form."""
-    layer = card["layer"]
-    tree = tree_variables(store, layer, card["normalise"])
+    tree = source.tree(layer)
     train, val = (
-        split._replace(x=jax.device_put(normalised(split.x, tree)))
-        for split in (_split(store, layer, None, name) for name in ("train", "val"))
+        source.targets(name)._replace(x=jax.device_put(source.matrices(layer, tree, name)))
+        for name in ("train", "val")
     )
-    network = build_network(card["encoder"], card["head"], len(card["classes"]))
+    network = source.network(layer)
     try:
         found = fit_ridge(network, recipe, train, val)
     except ProbexError as error:
-        raise ProbexError(f"{store.path}: {layer}: {error}") from None
+        raise ProbexError(f"{source.store.path}: {layer}: {error}") from None
     told = right(logits(network, {"params": found.params}, val.x), val.y)
     metrics = {
         "val_accuracy": float(jnp.mean(told)),
@@ -269,94 +427,3 @@ def _solve(store: LayerStore, card: Mapping[str, Any], recipe: Ridge) -> Expert:
         "factor": found.factor,
     }
     return _expert(found.params, tree, {**card, "selected_on": "val", "metrics": metrics})
-
-
-def _expert(params: Any, tree: Tree, card: Mapping[str, Any]) -> Expert:
-    variables = {"params": params, "tree": dict(tree)} if tree else {"params": params}
-    return Expert(variables, {**card, "centre_rank": centre_rank(tree)})
-
-
-def _choose(
-    store: LayerStore,
-    workdir: Path,
-    names: Sequence[str],
-    candidates: Candidates | None,
-    most: int,
-    left_out: Mapping[str, str],
-) -> None:
-    """The best experts on validation; only their committee is tested, and only once.
-
-    What was best on models of held-out classes is chosen among these, too, the candidates being all
-    classes; the models tested are others.
-    """
-    folders = {name: layer_folder(workdir / "layers", name) for name in names}
-    paths = {name: folder / "expert" for name, folder in folders.items()}
-    splits = {name: partial(_split, store, name, candidates, "val") for name in names}
-    expert, by_layer = _best(paths, splits, most)
-    kept = {"expert": expert}
-    paths = {name: folder / HOLDOUT for name, folder in folders.items()}
-    if candidates is not None and all(path.exists() for path in paths.values()):
-        splits = {name: partial(candidates.among_all, name, "val_holdout") for name in names}
-        kept[HOLDOUT], _ = _best(paths, splits, most)
-    encoder = None if candidates is None else candidates.encoder
-    found = answers(kept["expert"], store, ("val", "test"), encoder)
-    kept["expert"] = calibrated_by(kept["expert"], found)
-    tested = {"test_accuracy": dataclasses.asdict(score(found["test"]))}
-    if candidates is not None and store.has("test_holdout"):
-        unseen = zero_shot(kept.get(HOLDOUT, kept["expert"]), store, encoder=encoder)
-        tested["zero_shot"] = dataclasses.asdict(unseen)
-    # The folder `expert` last: what it says of the other is there by then.
-    for name, expert in reversed(kept.items()):
-        metrics = expert.card["metrics"] | tested
-        Expert(expert.variables, {**expert.card, "metrics": metrics}).save(workdir / name)
-    card = kept["expert"].card
-    card = {**card, **card["members"][0]} if "members" in card else card
-    on_card = ("tree", "encoder", "head", "normalise", "recipe", "store_hash", "versions", "layer")
-    metrics = {
-        **{key: card[key] for key in on_card},
-        "layers": {name: list(expert.layers) for name, expert in kept.items()},
-        "n_models": {s: len(store.split(s)) for s in sorted({m.split for m in store.models})},
-        "val_accuracy_by_layer": by_layer,
-        "left_out": dict(left_out),
-        "committee_accuracy": kept["expert"].card["metrics"]["committee_accuracy"],
-        "calibration": kept["expert"].card["calibration"],
-        **tested,
-    }
-    write_json(workdir / "metrics.json", metrics)
-
-
-def _best(
-    paths: Mapping[str, Path], splits: Mapping[str, Callable[[], Split]], most: int
-) -> tuple[Expert, dict[str, float]]:
-    """The committee that answers best for validation models, and what `val` says of each layer.
-
-    Experts and models are given by layer, and are in memory one layer after the other.
-    """
-    answers, accuracies = {}, {}
-    for name, path in paths.items():
-        split, expert = splits[name](), Expert.load(path)
-        answers[name] = np.asarray(expert.logits(split.x, split.texts))
-        accuracies[name] = expert.card["metrics"]["val_accuracy"]
-    chosen = best_committee(answers, np.asarray(split.y), most)
-    together_NY = np.mean([answers[name] for name in chosen], axis=0)
-    figures = {"committee_accuracy": float(np.mean(right(together_NY, split.y)))}
-    expert = committee_of([Expert.load(paths[name]) for name in chosen])
-    metrics = expert.card.get("metrics", {}) | figures
-    return Expert(expert.variables, {**expert.card, "metrics": metrics}), accuracies
-
-
-def _result(workdir: Path) -> SweepResult:
-    """What a finished sweep found."""
-    path = workdir / "metrics.json"
-    try:
-        metrics = json.loads(path.read_text())
-        found = metrics.get("zero_shot")
-        return SweepResult(
-            layers=metrics["val_accuracy_by_layer"],
-            expert=Expert.load(workdir),
-            test=Score(**metrics["test_accuracy"]),
-            zero_shot=None if found is None else ZeroShot.from_json(found),
-            metrics=metrics,
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ProbexError(f"{path}: damaged ({error}); remove it to choose anew") from error

@@ -22,6 +22,7 @@ from probex_jax.experts.devices import AXIS, ONE, Batches, Devices, Width, specs
 from probex_jax.experts.network import Network
 from probex_jax.experts.objective import Split, loss_and_gradient, share_right
 from probex_jax.experts.recipe import Recipe
+from probex_jax.matrices import Centred, LowRank
 
 
 class Rates(NamedTuple):
@@ -71,7 +72,7 @@ class State(struct.PyTreeNode):
 
 
 # Which leaves of a state are of one expert, and which of all that are trained together.
-_OF_EACH: Any = State(epoch=None, evaluation=None, params=0, opt_state=0, loss_E=0, best=0)
+_OF_EACH: Any = State(*[None] * 2, *[0] * 4)  # type: ignore[arg-type]
 
 
 def fit(
@@ -123,7 +124,7 @@ def fit(
     state = fit_together(
         together,
         {name: together.devices.put(split, counts[name]) for name, split in stacked.items()},
-        state=None if state is None else _expanded(state),
+        state=None if state is None else expanded(state),
         on_evaluation=lambda state: on_evaluation(squeezed(state)),
     )
     return squeezed(state)
@@ -140,7 +141,8 @@ def select(state: State, layer: int, variant: int) -> State:
     return state.replace(**jax.tree.map(lambda leaf: leaf[layer, variant], whole))
 
 
-def _expanded(state: State) -> State:
+def expanded(state: State) -> State:
+    """The state of one expert, as that of experts that are trained side by side."""
     whole = {name: getattr(state, name) for name in ("params", "opt_state", "loss_E", "best")}
     return state.replace(**jax.tree.map(lambda leaf: jnp.asarray(leaf)[None, None], whole))
 
@@ -354,7 +356,7 @@ def advance(
         if devices.mesh is not None:
             batches = jax.tree.map(lambda leaf: leaf[0], batches)
         n_layers, n_variants = state.loss_E.shape[:2]
-        of_seed = 0
+        of_seed: int | None = 0
         if n_variants > len(batches.index):  # one seed for all of them
             batches, of_seed = jax.tree.map(lambda leaf: leaf[0], batches), None
         axis = None if devices.mesh is None else AXIS
@@ -427,7 +429,7 @@ def _advance(
     done = (state.epoch + n_epochs).astype(jnp.int32)
     best = {}
     for name, split in evaluated.items():
-        told, of = _summed(share_right(network, params, split, recipe.compute), axis)
+        told, of = summed(share_right(network, params, split, recipe.compute), axis)
         best[name] = updated(state.best[name], params, told / of, done, state.evaluation)
     return state.replace(
         epoch=done,
@@ -474,7 +476,7 @@ def train_epoch(
         found = loss_and_gradient(
             network, params, train, *batch, n_models=size, compute=recipe.compute
         )
-        loss, gradient = _summed(found, axis)
+        loss, gradient = summed(found, axis)
         return stepped(rates, params, opt_state, gradient), loss
 
     carry, full = (params, opt_state), (batches.index, batches.weight)
@@ -496,15 +498,15 @@ def stepped(rates: Rates, params: Any, opt_state: Any, gradient: Any) -> tuple[A
     return optax.apply_updates(params, updates), opt_state
 
 
-def _summed(tree: Any, axis: str | None) -> Any:
-    """Over all devices."""
+def summed(tree: Any, axis: str | None) -> Any:
+    """The sum over all devices of an axis."""
     return tree if axis is None else jax.lax.psum(tree, axis)
 
 
 def prepared(together: Together, train: Split) -> Split:
     """The training models as the encoder reads them fastest, again and again."""
     network, devices = together.network, together.devices
-    if network.normalise != "none" or not hasattr(network.encoder, "prepare"):
+    if not hasattr(network.encoder, "prepare") or isinstance(train.x, LowRank | Centred):
         return train
     prepare = jax.vmap(network.encoder.prepare)
     if devices.mesh is not None:

@@ -8,7 +8,7 @@ cache together, since more would be slower.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -21,6 +21,7 @@ from probex_jax.experts.devices import Devices
 from probex_jax.experts.network import Network
 from probex_jax.experts.objective import MICRO_BATCH_BYTES
 from probex_jax.experts.recipe import Recipe
+from probex_jax.experts.source import Source
 from probex_jax.heads import TextHead
 from probex_jax.layer_store import LayerStore
 from probex_jax.layer_store.arrays import parts
@@ -53,37 +54,36 @@ class Unit:
 
 
 def plan(
-    store: LayerStore,
+    source: Source,
     layers: Sequence[str],
     recipes: Sequence[Recipe],
-    networks: Callable[[str], Network],
-    devices: Devices,
-    *,
+    room: float,
     processes: int = 1,
-    stream: bool | None = None,
+    *,
+    stream: bool = False,
 ) -> list[Unit]:
     """Divides layers and variants of the recipe into units.
 
     Args:
-      store: where the layers are.
+      source: where the layers are.
       layers: their names.
       recipes: variants of one recipe.
-      networks: layer to what is trained on it.
-      devices: what each unit is trained on.
+      room: bytes that may be taken on each device.
       processes: among how many the units will be divided: of every shape there are as many, if
         there are as many layers.
-      stream: whether all layers are streamed; None for those that do not fit the devices.
+      stream: whether all layers are streamed, and not only those that do not fit the devices.
 
     Returns:
       The units; neighbours are of different shapes, where there are several.
     """
+    store = source.store
     by_shape: dict[Any, list[str]] = {}
     for name in layers:
         by_shape.setdefault((store.layers[name], store.ranks.get(name)), []).append(name)
     of_shapes = []
     for names in by_shape.values():
-        cost = cost_of(store, names[0], recipes[0], networks(names[0]), devices)
-        of_shapes.append(_of_one_shape(names, recipes, cost, memory(devices), processes, stream))
+        cost = cost_of(store, names[0], recipes[0], source.network(names[0]), source.devices)
+        of_shapes.append(_of_one_shape(names, recipes, cost, room, processes, stream))
     longest = max(map(len, of_shapes))
     return [units[n] for n in range(longest) for units in of_shapes if n < len(units)]
 
@@ -94,9 +94,9 @@ def _of_one_shape(
     cost: "Cost",
     room: float,
     processes: int,
-    stream: bool | None,
+    stream: bool,
 ) -> list[Unit]:
-    if stream or (stream is None and cost.layer + cost.expert > room):
+    if stream or cost.layer + cost.expert > room:
         return [Unit((name,), (recipe,), streamed=True) for name in names for recipe in recipes]
     # With one layer alone, and then with all variants of each.
     n_variants = min(len(recipes), cost.most(1, (room - cost.layer) / cost.expert))
@@ -182,7 +182,7 @@ def memory(devices: Devices) -> float:
         some = jax.local_devices()[:1]
     else:
         some = [d for d in devices.mesh.devices.flat if d.process_index == jax.process_index()]
-    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in some]
+    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in some]
     if all(limits):
         return _SHARE * min(limits)
     return _CPU_SHARE * _machine_bytes() / len(some)

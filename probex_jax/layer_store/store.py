@@ -54,6 +54,10 @@ class StoredModel:
     content_hash: str
 
 
+# Places of models in their split.
+Models = slice | Sequence[int] | np.ndarray
+
+
 class LayerStore:
     """The packed matrices of one tree's models; opened with `LayerStore.open`.
 
@@ -206,7 +210,7 @@ class LayerStore:
         return store
 
     def matrices(
-        self, layer: str, split: str = "train", models: slice | Sequence[int] | None = None
+        self, layer: str, split: str = "train", models: Models | None = None
     ) -> np.ndarray | LowRank:
         """One layer of the models of a split; may be called from several threads at once.
 
@@ -222,7 +226,10 @@ class LayerStore:
         Raises:
           ProbexError: if there is no such layer, split or model, or the store is damaged.
         """
-        rows = self._rows(split)
+        return self._read(self._arrays(layer), self._rows(split, models))
+
+    def _rows(self, split: str, models: Models | None = None) -> np.ndarray:
+        rows = np.array([model.row for model in self.split(split)], np.int64)
         if isinstance(models, slice):
             rows = rows[models]
         elif models is not None:
@@ -233,7 +240,7 @@ class LayerStore:
                     f"{self.path}: no model {wrong[0]} in split {split!r}, which has {len(rows)}"
                 )
             rows = rows[places]
-        return self._read(self._arrays(layer), rows)
+        return rows
 
     def _parts(self, layer: str) -> dict[str, tuple[int, int]]:
         return parts(self.layers[layer], self.ranks.get(layer))
@@ -248,35 +255,36 @@ class LayerStore:
             }
         return self._opened[layer]
 
-    def _rows(self, split: str) -> np.ndarray:
-        return np.array([model.row for model in self.split(split)], np.int64)
-
     def _read(self, arrays: Mapping[str, LayerArray], rows: np.ndarray) -> np.ndarray | LowRank:
         read = {part: array.read(rows) for part, array in arrays.items()}
         return read["matrices"] if "matrices" in read else LowRank(**read)
 
-    def blocks(self, layer: str, split: str = "train") -> Iterator[np.ndarray | LowRank]:
+    def blocks(
+        self, layer: str, split: str = "train", models: Models | None = None
+    ) -> Iterator[np.ndarray | LowRank]:
         """As `matrices`, a block of models after the other: memory does not grow with the models.
 
         Yields:
           [n, H, W] float32, or `LowRank` of it, in the order of the split; n of some 64 MB.
         """
-        arrays, rows = self._arrays(layer), self._rows(split)
+        arrays, rows = self._arrays(layer), self._rows(split, models)
         size = max(1, _BLOCK_BYTES // sum(4 * a * b for a, b in self._parts(layer).values()))
         for start in range(0, len(rows), size):
             yield self._read(arrays, rows[start : start + size])
 
-    def moments(self, layer: str, split: str = "train") -> Moments:
-        """Mean matrix and spread of a layer over the models of a split, read in one pass.
+    def moments(self, layer: str, split: str = "train", models: Models | None = None) -> Moments:
+        """Mean matrix and spread of a layer over models of a split, read in one pass.
 
         Raises:
           ProbexError: as `matrices`.
         """
-        return moments(self, layer, split)
+        return moments(self, layer, split, models)
 
-    def by_layer(self, split: str = "train") -> Mapping[str, np.ndarray | LowRank]:
-        """The matrices of a split by layer; each is read when it is asked for, and not kept."""
-        return _ByLayer(self, split)
+    def by_layer(
+        self, split: str = "train", models: Models | None = None
+    ) -> Mapping[str, np.ndarray | LowRank]:
+        """`matrices` by layer; each is read when it is asked for, and not kept."""
+        return _ByLayer(self, split, models)
 
     def targets(self, split: str = "train") -> np.ndarray:
         """Which classes each model of a split was trained on.
@@ -325,11 +333,11 @@ class LayerStore:
 
 
 class _ByLayer(Mapping[str, np.ndarray | LowRank]):
-    def __init__(self, store: LayerStore, split: str):
-        self._store, self._split = store, split
+    def __init__(self, store: LayerStore, split: str, models: Models | None = None):
+        self._store, self._split, self._models = store, split, models
 
     def __getitem__(self, layer: str) -> np.ndarray | LowRank:
-        return self._store.matrices(layer, self._split)
+        return self._store.matrices(layer, self._split, self._models)
 
     def __contains__(self, layer: object) -> bool:
         return layer in self._store.layers
