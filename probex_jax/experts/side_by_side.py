@@ -37,13 +37,15 @@ class Ready(NamedTuple):
       frozen: layer to the reason why not.
       splits: x [L, N, H, W] of this process's models.
       program: `training.advance`, compiled; None where that is done later.
+      state: what training begins with, in host memory; None likewise.
     """
 
     unit: Unit
     trees: Mapping[str, Tree]
     frozen: Mapping[str, str]
     splits: Mapping[str, Split]
-    program: Callable[..., State] | None
+    program: Callable[..., State] | None = None
+    state: State | None = None
 
 
 class Programs:
@@ -81,16 +83,17 @@ def read(source: Source, unit: Unit, programs: Programs) -> Ready:
         except FrozenLayer as error:
             frozen[layer] = str(error)
     if not trees or unit.streamed:
-        return Ready(unit, trees, frozen, {}, None)
+        return Ready(unit, trees, frozen, {})
     # A layer that cannot be trained on is filled up with one that can.
     layers = [layer if layer in trees else next(iter(trees)) for layer in unit.layers]
     splits = {name: _split(source, trees, layers, name, unit.recipes[0]) for name in source.splits}
-    program = None
     if source.devices.mesh is None:
         experts = together(source, unit)
         key = experts.network, experts.recipe, len(unit.recipes), _shapes(splits)
         program = programs.get(key, partial(compiled, experts, splits))
-    return Ready(unit, trees, frozen, splits, program)
+        state = jax.tree.map(np.asarray, experts.initial(splits))
+        return Ready(unit, trees, frozen, splits, program, state)
+    return Ready(unit, trees, frozen, splits)
 
 
 def _split(
@@ -145,9 +148,9 @@ def compiled(experts: Together, splits: Mapping[str, Any]) -> Callable[..., Stat
     Raises:
       TooLarge: if it needs more memory than the devices have.
     """
-    train = jax.eval_shape(partial(prepared, experts), splits["train"])
-    if experts.devices.mesh is not None:
-        train = prepared(experts, splits["train"])
+    prepare = partial(prepared, experts.network, devices=experts.devices)
+    train = splits["train"]
+    train = prepare(train) if experts.devices.mesh is not None else jax.eval_shape(prepare, train)
     state = jax.eval_shape(partial(experts.initial, splits))
     batches: Batches = experts.batches(0, experts.width())
     program = advance.lower(
@@ -177,6 +180,7 @@ def train(source: Source, ready: Ready, saver: Saver) -> State:
     splits = {name: source.devices.put(split, counts[name]) for name, split in ready.splits.items()}
     program = ready.program or compiled(experts, splits)
     state = saver.restore(jax.eval_shape(partial(experts.initial, splits)))
+    state = ready.state if state is None else state
     return fit_together(experts, splits, program=program, state=state, on_evaluation=saver)
 
 

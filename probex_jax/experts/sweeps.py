@@ -374,10 +374,12 @@ class _Sweep:
             (layer,), recipe = unit.layers, self.recipes[0]
             try:
                 expert = _solve(self.source, layer, self.card(layer, recipe), recipe)
-                expert.save(self.folder(layer, recipe) / "expert")
             except FrozenLayer as error:
                 self._leave_out(layer, str(error))
+                self._count(unit)
+                continue
             self._count(unit)
+            expert.save(self.folder(layer, recipe) / "expert")
 
     def _leave_out(self, layer: str, reason: str) -> None:
         path = self.left_out(layer)

@@ -115,19 +115,40 @@ def fit(
     """
     evaluated = {"val": val} | ({} if val_holdout is None else {"val_holdout": val_holdout})
     splits = {"train": train, **evaluated}
+    together, stacked = _alone(network, recipe, splits)
+    state = fit_together(
+        together,
+        jax.device_put(stacked),
+        state=None if state is None else expanded(state),
+        on_evaluation=lambda state: on_evaluation(squeezed(state)),
+    )
+    return squeezed(state)
+
+
+def initial_state(
+    network: Network, recipe: Recipe, train: Split, evaluated: tuple[str, ...] = ("val",)
+) -> State:
+    """What `fit` begins with.
+
+    Args:
+      network, recipe: as `fit` takes them.
+      train: used for its shapes alone.
+      evaluated: names of the splits that will be evaluated.
+    """
+    together, stacked = _alone(network, recipe, dict.fromkeys(("train", *evaluated), train))
+    return squeezed(together.initial(stacked))
+
+
+def _alone(
+    network: Network, recipe: Recipe, splits: Mapping[str, Split]
+) -> tuple["Together", dict[str, Split]]:
+    """One expert as those that are trained side by side."""
     stacked = {
         name: split._replace(x=jax.tree.map(lambda leaf: leaf[None], split.x))
         for name, split in splits.items()
     }
     counts = {name: split.x.shape[0] for name, split in splits.items()}
-    together = Together(network, (recipe,), 1, counts)
-    state = fit_together(
-        together,
-        {name: together.devices.put(split, counts[name]) for name, split in stacked.items()},
-        state=None if state is None else expanded(state),
-        on_evaluation=lambda state: on_evaluation(squeezed(state)),
-    )
-    return squeezed(state)
+    return Together(network, (recipe,), 1, counts), stacked
 
 
 def squeezed(state: State) -> State:
@@ -248,7 +269,7 @@ def fit_together(
       The final state.
     """
     devices, recipe = together.devices, together.recipe
-    train = prepared(together, splits["train"])
+    train = prepared(together.network, splits["train"], devices)
     evaluated = {name: splits[name] for name in together.evaluated}
     state = devices.replicated(together.initial(splits) if state is None else state)
     rates, width = devices.replicated(together.rates()), together.width()
@@ -503,10 +524,11 @@ def summed(tree: Any, axis: str | None) -> Any:
     return tree if axis is None else jax.lax.psum(tree, axis)
 
 
-def prepared(together: Together, train: Split) -> Split:
-    """The training models as the encoder reads them fastest, again and again."""
-    network, devices = together.network, together.devices
-    if not hasattr(network.encoder, "prepare") or isinstance(train.x, LowRank | Centred):
+def prepared(network: Network, train: Split, devices: Devices = ONE) -> Split:
+    """The training models x [L, N, H, W] as the encoder reads them fastest, again and again."""
+    if network.normalise != "none" or not hasattr(network.encoder, "prepare"):
+        return train
+    if isinstance(train.x, LowRank | Centred):  # they are small
         return train
     prepare = jax.vmap(network.encoder.prepare)
     if devices.mesh is not None:

@@ -33,7 +33,7 @@ def test_logits_and_ten_steps_agree_with_torch(name):
     assert error(network.apply({"params": start.params}, data.x), logits) <= 1e-5
 
     ours = pytorch.parameters(training.fit(network, recipe, data, data).params, torch.float64)
-    orders = np.asarray(training.epoch_orders(recipe, 38, jnp.int32(0)))
+    orders = np.asarray(training.epoch_orders(recipe.seed, 38, 0, recipe.epochs))
     batches = [batch for order in orders for batch in np.split(order, [8, 16, 24, 32])]
     pytorch.steps(theirs, x, y, batches, recipe.learning_rate, recipe.l2)()
     assert ours.keys() == theirs.keys()

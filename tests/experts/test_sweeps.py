@@ -69,7 +69,7 @@ def test_selection_does_not_see_the_test_split(swept, toy_zoo, tmp_path):
 
 def test_running_again_trains_nothing(swept, toy_store, monkeypatch):
     workdir, result = swept
-    monkeypatch.setattr("probex_jax.experts.sweeps.fit", None)
+    monkeypatch.setattr("probex_jax.experts.sweeps.train", None)
     assert run(toy_store, workdir).metrics == result.metrics
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import probex_jax as px
-from probex_jax.experts import Recipe, Split, build_network, training
+from probex_jax.experts import Recipe, Split, build_network, objective, training
 
 NETWORK = build_network({"name": "probex", "n_probes": 4, "proj_dim": 4, "rep_dim": 8}, "class", 3)
 
@@ -58,7 +58,7 @@ def reference_step(params, opt, x, y, recipe, network=NETWORK):
 @pytest.mark.parametrize("micro_batch_bytes", [1e9, 500])
 def test_training_follows_the_recipe_step_by_step(monkeypatch, micro_batch_bytes):
     """Every batch, the short last one too, against Adam written out; in micro-batches as well."""
-    monkeypatch.setattr(training, "_MICRO_BATCH_BYTES", micro_batch_bytes)
+    monkeypatch.setattr(objective, "MICRO_BATCH_BYTES", micro_batch_bytes)
     recipe = Recipe(
         batch_size=7,
         epochs=3,
@@ -74,7 +74,7 @@ def test_training_follows_the_recipe_step_by_step(monkeypatch, micro_batch_bytes
     zeros = jax.tree.map(np.zeros_like, params)
     opt = {"step": 0, "m": zeros, "v": zeros}
     losses = []
-    for order in np.asarray(training.epoch_orders(recipe, 17, jnp.int32(0))):
+    for order in np.asarray(training.epoch_orders(recipe.seed, 17, 0, recipe.epochs)):
         assert sorted(order) == list(range(17))
         for batch in (order[:7], order[7:14], order[14:]):
             as_float32 = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
@@ -197,9 +197,9 @@ def test_the_alignment_loss_is_a_softmax_over_cosines(low_rank):
     lengths = np.linalg.norm(e, axis=1)[:, None] * np.linalg.norm(t, axis=1)
     logits = 5.0 * e @ t.T / lengths
     expected = np.log(np.exp(logits).sum(1)) - logits[np.arange(7), data.y]
-    loss, _ = training.loss_and_gradient(ALIGNED, params, data, jnp.arange(7))
+    loss, _ = objective.loss_and_gradient(ALIGNED, params, data, jnp.arange(7))
     np.testing.assert_allclose(loss, expected.mean(), rtol=1e-5)
-    found = training.logits(ALIGNED, {"params": params}, data.x, data.texts)
+    found = objective.logits(ALIGNED, {"params": params}, data.x, data.texts)
     np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-5)
     assert np.abs(expected - np.log(3)).max() > 0.1, "nothing to tell: the test shows nothing"
 
@@ -254,9 +254,9 @@ def test_logits_of_many_models_come_in_order(monkeypatch):
     data = split(11)
     params = NETWORK.init(jax.random.key(0), data.x)["params"]
     whole = NETWORK.apply({"params": params}, data.x)
-    monkeypatch.setattr(training, "_MICRO_BATCH_BYTES", 4 * 30 * 4)
+    monkeypatch.setattr(objective, "MICRO_BATCH_BYTES", 4 * 30 * 4)
     np.testing.assert_allclose(
-        training.logits(NETWORK, {"params": params}, data.x), whole, rtol=1e-5, atol=1e-6
+        objective.logits(NETWORK, {"params": params}, data.x), whole, rtol=1e-5, atol=1e-6
     )
 
 

@@ -1,0 +1,37 @@
+"""What experts say of the models of a store, however many there are."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from probex_jax.experts.expert import Expert
+from probex_jax.layer_store import LayerStore
+
+# Matrices of one layer that are in memory at a time.
+_BLOCK_BYTES = 256 * 2**20
+
+
+def stored_logits(
+    expert: Expert, store: LayerStore, split: str, texts_YD: Any = None
+) -> np.ndarray:
+    """Logits [N, Y] of the models of a split, a block of models at a time.
+
+    Args:
+      expert: of the store's tree.
+      store: where the models are.
+      split: name of the split.
+      texts_YD: of an expert aligned with text, the candidates.
+
+    Raises:
+      ProbexError: as `LayerStore.matrices` and `Expert.logits`.
+    """
+    n_models = len(store.split(split))
+    largest = max(math.prod(shape) for shape in expert.layers.values())
+    size = min(n_models, max(1, _BLOCK_BYTES // (4 * largest)))
+    blocks = []
+    for start in range(0, n_models, size):
+        # The last block is filled up, so that there is one program.
+        models = np.minimum(np.arange(start, start + size), n_models - 1)
+        blocks.append(np.asarray(expert.logits(store.by_layer(split, models), texts_YD)))
+    return np.concatenate(blocks)[:n_models]
