@@ -45,6 +45,18 @@ def get_config(size: str = "paper") -> ml_collections.ConfigDict:
     config.recipe.eval_every = 25
     # Decides initialisation and order.
     config.recipe.seed = 0
+    # What products are computed in: "float32", "tensorfloat32" or "bfloat16".
+    config.recipe.compute = "float32"
+    # What the matrices are kept in on the device: "float32" or "bfloat16".
+    config.recipe.storage = "float32"
+    # Values of the recipe's fields to try, as (1e-3, 3e-3); empty for the recipe's own. Of each
+    # layer the variant that is best on validation is kept.
+    config.grid = ml_collections.ConfigDict()
+    config.grid.learning_rate = ()
+    config.grid.l2 = ()
+    config.grid.seed = ()
+    # Whether batches are read from the store as they are needed, even if a layer fits the device.
+    config.stream = False
     # A layer's training is saved at the first evaluation so many seconds after the last save.
     config.save_every_s = 10.0
     if size == "mini":

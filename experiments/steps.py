@@ -1,16 +1,18 @@
 """The steps that the commands and the demo share, with their progress bars and table rows."""
 
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from tqdm import tqdm
 
 import probex_jax as px
 from experiments import cli
-from probex_jax.experts import Alignment, Recipe, Ridge, ZeroShot, run_statnn, sweep
+from probex_jax.experts import Alignment, Devices, Recipe, Ridge, ZeroShot, run_statnn, sweep
 from probex_jax.language import CachedEncoder, default_cache, text_encoder
 from probex_jax.layer_store import PackSummary
 from probex_jax.search import FoundModel, Index, Measured, Subject, measure_all
@@ -87,14 +89,30 @@ def pack_row(summary: PackSummary) -> Row:
 
 
 def train(
-    config: Mapping[str, Any], workdir: Path, store: px.LayerStore | None = None
+    config: Mapping[str, Any],
+    workdir: Path,
+    store: px.LayerStore | None = None,
+    *,
+    devices: Devices | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Mapping[str, Any]:
-    """Trains what a config says, on the store given or the one it names; returns the metrics."""
+    """Trains what a config says, on the store given or the one it names; returns the metrics.
+
+    `devices` and `share` are as `sweep` takes them; without, it is done on all devices of this
+    process.
+    """
+    devices = devices or Devices.of(jax.local_devices())
     if store is None:
         if not config["store"]:
             raise px.ProbexError("config.store: give the folder of a layer store")
         store = px.LayerStore.open(config["store"])
     encoder = dict(config["encoder"])
+    by_steps = encoder["name"] != "statnn" and config["fit"] == "adam"
+    if devices.processes > 1 and not by_steps:
+        raise px.ProbexError(
+            "what is not trained by gradient descent one process fits: give --processes and "
+            "--process without --coordinator, and the layers are divided"
+        )
     if encoder["name"] == "statnn":
         seed = config["recipe"]["seed"]
         return run_statnn(store, workdir, n_trees=encoder["n_trees"], seed=seed)
@@ -106,7 +124,12 @@ def train(
         raise px.ProbexError(f"config.recipe: {error}") from None
     layers = px.select_layers(store.layers, config["layers"] or None)
     alignment = _alignment(config["text"]) if config["head"] == "text" else None
-    with cli.progress(recipe.epochs * len(layers), "training", "epoch") as bar:
+    settings: dict[str, Any] = {"grid": {}}
+    if by_steps:
+        grid = {field: list(values) for field, values in config["grid"].items() if values}
+        settings = {"grid": grid, "stream": config["stream"], "devices": devices}
+    tried = math.prod(map(len, settings["grid"].values()))
+    with cli.progress(recipe.epochs * tried * len(layers), "training", "epoch") as bar:
         metrics = sweep(
             store,
             workdir,
@@ -117,9 +140,11 @@ def train(
             normalise=config["normalise"],
             committee=config["committee"],
             layers=layers,
+            share=share,
             save_every_s=config["save_every_s"],
             stop=cli.STOP,
             on_progress=lambda layer, epochs: _trained(bar, layer, epochs),
+            **settings,
         ).metrics
     for reason in metrics["left_out"].values():
         print(f"left out {reason}", file=sys.stderr)

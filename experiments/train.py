@@ -11,14 +11,19 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli, steps
+from experiments import cli, processes, steps
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/default.py", "What to train.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results.", required=True)
 
 
 def main() -> None:
-    metrics = steps.train(_CONFIG.value.to_dict(), Path(_WORKDIR.value))
+    devices, share = processes.join()
+    metrics = steps.train(
+        _CONFIG.value.to_dict(), Path(_WORKDIR.value), devices=devices, share=share
+    )
+    if not devices.writes:
+        return
     rows = steps.layer_rows(metrics)
     if rows:
         print(cli.table(rows), end="\n\n")

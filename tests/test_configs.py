@@ -87,6 +87,9 @@ def test_a_config_is_locked_and_builds_what_it_says(name, size):
         alignment = Alignment(HashingEncoder(), text.pop("encoder"), **text)
         assert alignment.template == "a photo of a {class}"
     used = {"layers", "head", "normalise", "committee", "fit", "save_every_s"}
+    if made.__class__ is Recipe:
+        assert config.pop("grid") == {"learning_rate": (), "l2": (), "seed": ()}
+        assert config.pop("stream") is False
     assert config.keys() == used
     assert type(config["committee"]) is int
     assert config["committee"] >= 1
@@ -109,7 +112,7 @@ def layer_of(subset, layer):
     return layer if layer == LORA else select_layers(names, layer)[0]
 
 
-ADAM = {"batch_size": 128, "seed": 0}
+ADAM = {"batch_size": 128, "seed": 0, "compute": "float32", "storage": "float32"}
 CLASSES = {**ADAM, "l2": 1e-5, "epochs": 500, "eval_every": 25}
 TEXTS = {**ADAM, "l2": 0.0, "eval_every": 10}
 

@@ -4,6 +4,7 @@ from probex_jax.experts.alignment import Alignment, ZeroShot, zero_shot
 from probex_jax.experts.baseline import run_statnn, statnn
 from probex_jax.experts.batches import Read, batch_size, in_batches
 from probex_jax.experts.committee import best_committee, committee
+from probex_jax.experts.devices import Devices
 from probex_jax.experts.evaluation import calibrated, evaluate, load_experts
 from probex_jax.experts.expert import Expert, versions
 from probex_jax.experts.metrics import Score, accuracy, mean_score, top_accuracy
@@ -17,6 +18,7 @@ from probex_jax.experts.training import State, fit
 
 __all__ = [
     "Alignment",
+    "Devices",
     "Expert",
     "Network",
     "Read",

@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def save(path: Path, arrays: Any, card: Mapping[str, Any]) -> None:
     # Orbax would remove what is there before it begins to write.
     beside = path.resolve().with_name(path.name + ".new")
     try:
-        with _ORBAX:
+        with _ORBAX, _this_process():
             ocp.save(beside, arrays, custom_metadata=metadata, overwrite=True)
         if path.exists():
             shutil.rmtree(path)
@@ -59,7 +60,7 @@ def load(path: Path) -> tuple[Any, dict[str, Any]]:
       ProbexError: if there is no checkpoint, or what it holds is not what was saved.
     """
     try:
-        with _ORBAX:
+        with _ORBAX, _this_process():
             metadata = ocp.metadata(path.resolve())
             leaves = metadata.metadata
             template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), leaves)
@@ -73,6 +74,15 @@ def load(path: Path) -> tuple[Any, dict[str, Any]]:
     if card.pop(_HASH, None) != content_hash(arrays, card):
         raise ProbexError(f"{path}: damaged: its content does not match its hash")
     return arrays, card
+
+
+def _this_process() -> AbstractContextManager[Any]:
+    """Orbax would wait for all processes of a distributed run to save or load with this one."""
+    if jax.process_count() == 1:
+        return nullcontext()
+    index = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
+    return ocp.Context(multiprocessing_options=options)
 
 
 def remove(path: Path) -> None:

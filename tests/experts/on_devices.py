@@ -10,8 +10,6 @@ import json
 import jax
 import numpy as np
 
-jax.config.update("jax_num_cpu_devices", 8)
-
 from probex_jax.experts import Recipe, Split, build_network, training
 from probex_jax.experts.devices import Devices
 from probex_jax.experts.recipe import variants
@@ -75,6 +73,7 @@ def difference(a, b):
 
 
 def main():
+    jax.config.update("jax_num_cpu_devices", 8)
     found = {}
     # Batches of 7, 7 and 5 of 19 models: nothing divides by anything.
     recipe = Recipe(batch_size=7, epochs=3, eval_every=2, learning_rate=0.0, l2=0.0)

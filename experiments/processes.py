@@ -1,0 +1,47 @@
+"""Flags of a command that several processes run at once, on one machine or on several.
+
+Without --coordinator they divide the layers: each works on its own devices, and needs nothing of
+the others but the same --workdir. With it they train every expert together, each on its share of
+the models. docs/clusters.md has the commands for Slurm, GKE and plain hosts.
+"""
+
+import jax
+from absl import flags
+
+from probex_jax.errors import ProbexError
+from probex_jax.experts import Devices
+
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0; all processes then train every expert together."
+)
+_CLUSTER = flags.DEFINE_bool(
+    "cluster", False, "As --coordinator, found out from Slurm, GKE, a TPU pod or MPI."
+)
+_PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes run this command.")
+_PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is, from 0.")
+
+
+def join() -> tuple[Devices, tuple[int, int]]:
+    """Joins the other processes, if there are any.
+
+    Returns:
+      The devices that train an expert together, and this process's share of the layers: which of
+      how many processes that divide them.
+
+    Raises:
+      ProbexError: if the flags contradict each other, or the others are not there in time.
+    """
+    place, count = _PROCESS.value, _PROCESSES.value
+    if not 0 <= place < count:
+        raise ProbexError(f"--process={place} of --processes={count}: expected 0 to {count - 1}")
+    if not (_COORDINATOR.value or _CLUSTER.value):
+        return Devices.of(jax.local_devices()), (place, count)
+    try:
+        if _CLUSTER.value:
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(_COORDINATOR.value, count, place)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ProbexError(f"the other processes cannot be joined: {reason}") from None
+    return Devices.of(jax.devices()), (0, 1)

@@ -1,0 +1,141 @@
+"""Several processes at one training, real ones: together, or dividing the layers; killed, too."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import probex_jax as px
+
+pytestmark = pytest.mark.xdist_group("processes")
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "--config=configs/probex.py:mini",
+    "--config.encoder.n_probes=4",
+    "--config.encoder.proj_dim=4",
+    "--config.recipe.batch_size=16",
+    "--config.recipe.eval_every=5",
+    "--config.normalise=centre",
+    "--config.save_every_s=0",
+)
+
+
+def start(store, workdir, *arguments):
+    """A process that trains."""
+    command = [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", *SMALL]
+    return subprocess.Popen(
+        [*command, f"--config.store={store.path}", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def together(store, workdir, *arguments):
+    """Two processes that train every expert together."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    common = (f"--coordinator=localhost:{port}", "--processes=2", *arguments)
+    return [start(store, workdir, *common, f"--process={place}") for place in (0, 1)]
+
+
+def finished(processes):
+    """Waits for processes; what they printed."""
+    said = [process.communicate(timeout=300) for process in processes]
+    for process, (_, errors) in zip(processes, said, strict=True):
+        assert process.returncode == 0, errors
+    return [output for output, _ in said]
+
+
+def metrics(workdir):
+    return json.loads((workdir / "metrics.json").read_text())
+
+
+def wait_for(condition, processes=()):
+    """Until a condition holds."""
+    for _ in range(3000):
+        if condition():
+            return
+        assert all(process.poll() is None for process in processes), "it ended too early"
+        time.sleep(0.02)
+    raise AssertionError("it never came")
+
+
+def test_two_processes_train_as_one_and_go_on_when_killed(toy_store, tmp_path):
+    epochs = "--config.recipe.epochs=200"
+    finished([start(toy_store, tmp_path / "one", epochs)])
+    (said, silent) = finished(together(toy_store, tmp_path / "two", epochs))
+    assert "test accuracy" in said
+    assert silent == ""
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert one["layers"] == two["layers"]
+    for layer, accuracy in one["val_accuracy_by_layer"].items():
+        assert two["val_accuracy_by_layer"][layer] == pytest.approx(accuracy, abs=0.04)
+    assert one["test_accuracy"]["value"] == pytest.approx(two["test_accuracy"]["value"], abs=0.04)
+    for layer in one["val_accuracy_by_layer"]:
+        trees = [
+            px.Expert.load(tmp_path / name / "layers" / layer / "expert").variables["tree"]
+            for name in ("one", "two")
+        ]
+        np.testing.assert_allclose(*(tree["centre"] for tree in trees), rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(*(tree["scale"] for tree in trees), rtol=1e-6)
+
+    killed = together(toy_store, tmp_path / "killed", epochs)
+    training = tmp_path / "killed" / "training"
+    wait_for(lambda: len([*training.glob("*/000000[2-9]*")]) > 0, killed)
+    killed[1].kill()
+    time.sleep(0.2)
+    killed[0].kill()
+    for process in killed:
+        process.communicate()
+    assert not (tmp_path / "killed" / "metrics.json").exists()
+    finished(together(toy_store, tmp_path / "killed", epochs))
+    assert (tmp_path / "killed" / "metrics.json").read_text() == (
+        tmp_path / "two" / "metrics.json"
+    ).read_text()
+
+
+def test_processes_divide_the_layers_and_take_over_from_the_dead(toy_store, tmp_path):
+    epochs = "--config.recipe.epochs=3000"
+    workdir = tmp_path / "w"
+    first = start(toy_store, workdir, epochs, "--processes=2", "--process=0")
+    training = workdir / "training"
+    wait_for(lambda: len([*training.glob("*/0*")]) > 0, [first])
+    # The other begins with the other layer; this one dies in the middle of its own.
+    second = start(toy_store, workdir, epochs, "--processes=2", "--process=1")
+    wait_for(lambda: len([*training.glob("*/0*")]) > 1, [first, second])
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert len([*(workdir / "layers").glob("*/expert")]) == 0
+    finished([second])
+    assert len([*(workdir / "layers").glob("*/expert")]) == 2
+    # Whoever comes late finds the table.
+    (said,) = finished([start(toy_store, workdir, epochs, "--processes=2", "--process=0")])
+    assert "test accuracy" in said
+    finished([start(toy_store, tmp_path / "alone", epochs)])
+    assert (tmp_path / "alone" / "metrics.json").read_text() == (
+        workdir / "metrics.json"
+    ).read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--process=2", "--processes=2"), "--process=2 of --processes=2: expected 0 to 1"),
+        (("--process=-1",), "--process=-1 of --processes=1: expected 0 to 0"),
+    ],
+)
+def test_a_process_that_cannot_be_is_one_line(toy_store, tmp_path, arguments, message):
+    process = start(toy_store, tmp_path / "w", *arguments)
+    _, errors = process.communicate()
+    assert (process.returncode, errors) == (2, f"error: {message}\n")
