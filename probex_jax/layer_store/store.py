@@ -94,6 +94,7 @@ class LayerStore:
         self.ranks = {name: _positive(rank) for name, rank in _of(dict, about["ranks"]).items()}
         self.block = _positive(about["block"])
         self.selection = about.get("selection")
+        self._opened: dict[str, dict[str, LayerArray]] = {}
         packed: dict[str, StoredModel] = {}
         skipped: dict[str, str] = {}
         for line in lines:
@@ -204,21 +205,35 @@ class LayerStore:
         store.models = tuple(model for model in self.models if model not in left_out)
         return store
 
-    def matrices(self, layer: str, split: str = "train") -> np.ndarray | LowRank:
-        """One layer of every model of a split.
+    def matrices(
+        self, layer: str, split: str = "train", models: slice | Sequence[int] | None = None
+    ) -> np.ndarray | LowRank:
+        """One layer of the models of a split; may be called from several threads at once.
 
         Args:
           layer: one of `layers`.
           split: "train", "val", "test", "val_holdout" or "test_holdout".
+          models: places in the split of the models that are read, in this order; None for all.
 
         Returns:
           [N, H, W] float32; of a layer in `ranks` the factors, as `LowRank` of such arrays
           [N, H, R] and [N, R, W].
 
         Raises:
-          ProbexError: if there is no such layer or split, or the store is damaged.
+          ProbexError: if there is no such layer, split or model, or the store is damaged.
         """
-        return self._read(self._arrays(layer), self._rows(split))
+        rows = self._rows(split)
+        if isinstance(models, slice):
+            rows = rows[models]
+        elif models is not None:
+            places = np.asarray(models, np.int64)
+            wrong = places[(places < 0) | (places >= len(rows))]
+            if wrong.size:
+                raise ProbexError(
+                    f"{self.path}: no model {wrong[0]} in split {split!r}, which has {len(rows)}"
+                )
+            rows = rows[places]
+        return self._read(self._arrays(layer), rows)
 
     def _parts(self, layer: str) -> dict[str, tuple[int, int]]:
         return parts(self.layers[layer], self.ranks.get(layer))
@@ -226,13 +241,15 @@ class LayerStore:
     def _arrays(self, layer: str) -> dict[str, LayerArray]:
         if layer not in self.layers:
             raise ProbexError(f"{self.path}: no layer {layer!r}; it has {', '.join(self.layers)}")
-        return {
-            part: LayerArray.open(self.path, layer, part, shape)
-            for part, shape in self._parts(layer).items()
-        }
+        if layer not in self._opened:  # two threads may both open it, and nothing comes of it
+            self._opened[layer] = {
+                part: LayerArray.open(self.path, layer, part, shape)
+                for part, shape in self._parts(layer).items()
+            }
+        return self._opened[layer]
 
     def _rows(self, split: str) -> np.ndarray:
-        return np.array([model.row for model in self.split(split)])
+        return np.array([model.row for model in self.split(split)], np.int64)
 
     def _read(self, arrays: Mapping[str, LayerArray], rows: np.ndarray) -> np.ndarray | LowRank:
         read = {part: array.read(rows) for part, array in arrays.items()}
