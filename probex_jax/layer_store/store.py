@@ -41,7 +41,7 @@ class StoredModel:
       source: the path it was packed from.
       fingerprint: of its architecture (`model_files.fingerprint`).
       base: the model that it was fine-tuned from, as its file or folder says; or "".
-      content_hash: SHA-256 of its packed matrices.
+      content_hash: SHA-256 of names, shapes and CRC-32C checksums of its stored arrays.
     """
 
     id: str
