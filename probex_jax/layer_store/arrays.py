@@ -4,7 +4,7 @@ A layer is one array, `matrices` [rows, H, W]; a LoRA's is two, `up` [rows, H, R
 [rows, R, W].
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,12 +97,15 @@ class LayerArray:
         with _one_line_errors(path):
             return cls(path, ts.open(spec).result())
 
-    def end(self, rows: int) -> None:
-        """Ends the array with so many rows."""
-        with _one_line_errors(self._path):
-            self._array = self._array.resize(
-                exclusive_max=[rows, *self._array.shape[1:]], expand_only=True
-            ).result()
+    def ended(self, rows: int) -> Callable[[], None]:
+        """Begins to end the array with so many rows; what waits until it is done."""
+        future = self._array.resize(exclusive_max=[rows, None, None], expand_only=True)
+
+        def wait() -> None:
+            with _one_line_errors(self._path):
+                self._array = future.result()
+
+        return wait
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Reads rows [n] as [n, a, b] float32, in the order given."""

@@ -99,6 +99,7 @@ class Packer:
                     for part, array in _arrays(matrix, self._layers[name].rank).items():
                         checksum = self._writers[name, part].put(task.place, array)
                         content.update(json.dumps([name, part, array.shape]).encode() + checksum)
+                    del matrix, array  # the next one takes its place in the processor's cache
                 file.check_unchanged()
         except UnwritableError:
             raise
@@ -150,10 +151,12 @@ class Packer:
         lines: Sequence[Mapping[str, Any]],
         models: Sequence[ZooModel],
     ) -> None:
-        for writer in self._writers.values():
-            if places:
-                writer.finish(self._first, places)
-            else:
+        if places:
+            ends = [writer.finish(self._first, places) for writer in self._writers.values()]
+            for wait in ends:
+                wait()
+        else:
+            for writer in self._writers.values():
                 writer.drop(self._first)
         self._first += self._store.block
         with disk_errors(self._table), self._table.open("a") as table:

@@ -13,8 +13,7 @@ for them; here a matrix goes from the reader's buffer to its place in the file.
 import errno
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,25 +61,25 @@ class LayerWriter:
         data = np.ascontiguousarray(matrix, "<f4")
         checksum = _crc32c(data)
         number, index = divmod(place, self._block)
-        with self._opened(number) as descriptor:
-            _write(descriptor, [data, checksum], index * self._chunk_bytes)
+        self._write(number, [data, checksum], index * self._chunk_bytes)
         return checksum
 
-    def finish(self, first: int, places: Sequence[int]) -> None:
+    def finish(self, first: int, places: Sequence[int]) -> Callable[[], None]:
         """Ends a shard, and the array with its last row.
 
         Args:
           first: the first row of the shard.
           places: of the matrices that are the rows from `first` on; the others count for nothing.
+
+        Returns:
+          What waits until it is so.
         """
         index = np.full([self._block, 2], _NONE, "<u8")
         index[: len(places), 0] = (np.asarray(places) - first) * self._chunk_bytes
         index[: len(places), 1] = self._chunk_bytes
         begin = (max(places) + 1 - first) * self._chunk_bytes
-        with self._opened(first // self._block) as descriptor:
-            _write(descriptor, [index, _crc32c(index)], begin)
-            os.truncate(descriptor, begin + index.nbytes + _CRC_BYTES)
-        self._array.end(first + len(places))
+        self._write(first // self._block, [index, _crc32c(index)], begin, is_end=True)
+        return self._array.ended(first + len(places))
 
     def drop(self, first: int) -> None:
         """Removes a shard of no rows, of which matrices may have been written."""
@@ -100,20 +99,21 @@ class LayerWriter:
             raise ProbexError(f"{path}: cut short; remove the store and pack it again")
 
     def _file(self, number: int) -> Path:
-        return self._folder / str(number) / "0" / "0"
+        return Path(f"{self._folder}/{number}/0/0")
 
-    @contextmanager
-    def _opened(self, number: int) -> Iterator[int]:
+    def _write(self, number: int, parts: Sequence[Any], offset: int, is_end: bool = False) -> None:
         # Not kept open: a LoRA's hundreds of factors would be more files than a process may have.
-        path = self._file(number)
+        path, flags = f"{self._folder}/{number}/0/0", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
         try:
             try:
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                descriptor = os.open(path, flags, 0o666)
             except FileNotFoundError:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                descriptor = os.open(path, flags, 0o666)
             try:
-                yield descriptor
+                end = _write_all(descriptor, parts, offset)
+                if is_end:  # a killed run may have left more
+                    os.ftruncate(descriptor, end)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -125,8 +125,8 @@ def _crc32c(data: np.ndarray) -> bytes:
     return google_crc32c.value(data).to_bytes(_CRC_BYTES, "little")
 
 
-def _write(descriptor: int, parts: Sequence[Any], offset: int) -> None:
-    """Writes all of it: one call may write less, as on a disk that is nearly full."""
+def _write_all(descriptor: int, parts: Sequence[Any], offset: int) -> int:
+    """Writes all, where one call may write less, as on a disk that is nearly full; the end."""
     views = [memoryview(part).cast("B") for part in parts]
     while views:
         written = os.pwritev(descriptor, views, offset)
@@ -135,3 +135,4 @@ def _write(descriptor: int, parts: Sequence[Any], offset: int) -> None:
             written -= len(views.pop(0))
         if views:
             views[0] = views[0][written:]
+    return offset
