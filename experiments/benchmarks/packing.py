@@ -4,7 +4,8 @@ Each repeat copies the model files with two threads and packs them with two work
 other, onto the same file system. Neither flushes to the disk: both end in the page cache. A copy is
 taken in two ways. `shutil.copyfile` leaves it to the kernel, which moves pages without showing them
 to the program. The other reads 1 MiB at a time into a buffer and writes that, which is the least
-that a program does which looks at the bytes, as packing does for NaN and checksums. For one layer the limit is the rate of copying whole files.
+that a program does which looks at the bytes, as packing does for NaN and checksums. For one layer
+the limit is the rate of copying whole files.
 
 What was written is cut to nothing after each turn and removed at the end: ext4 is slow to make
 files where others were removed seconds before, and memory that a virtual machine never touched is
@@ -112,7 +113,8 @@ def write_models(
     }
     first: Path | None = None
     for number in range(n_models):
-        path = zoo / ("train" if number % 5 else "val") / f"{number:05d}.safetensors"
+        split = "train" if number % 5 else ("val", "test")[number % 2]
+        path = zoo / split / f"{number:05d}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         if is_linked and first is not None:
             os.link(first, path)
