@@ -47,11 +47,16 @@ class Packer:
         self._layers = {
             name: StoredLayer(shape, store.ranks.get(name)) for name, shape in store.layers.items()
         }
-        self._writers = {
-            (name, part): LayerWriter(store.path, name, part, shape, store.block)
+        shapes = {
+            (name, part): shape
             for name, layer in self._layers.items()
             for part, shape in parts(*layer).items()
         }
+        self._writers = {
+            key: LayerWriter(store.path, *key, shape, store.block) for key, shape in shapes.items()
+        }
+        # What the hash of a model says of each array before its checksum.
+        self._said = {key: json.dumps([*key, shape]).encode() for key, shape in shapes.items()}
         for number, count in Counter(model.row // store.block for model in store.models).items():
             for writer in self._writers.values():
                 writer.check(number * store.block, count)
@@ -98,7 +103,7 @@ class Packer:
                 for name, matrix in file.each_matrix(self._layers):
                     for part, array in _arrays(matrix, self._layers[name].rank).items():
                         checksum = self._writers[name, part].put(task.place, array)
-                        content.update(json.dumps([name, part, array.shape]).encode() + checksum)
+                        content.update(self._said[name, part] + checksum)
                     del matrix, array  # the next one takes its place in the processor's cache
                 file.check_unchanged()
         except UnwritableError:

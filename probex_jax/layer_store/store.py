@@ -137,7 +137,7 @@ class LayerStore:
             )
         try:
             # The last line is empty, or was cut short by a kill and is to be written again.
-            return cls(path, about, [json.loads(line) for line in lines[:-1]])
+            return cls(path, about, map(json.loads, lines[:-1]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ProbexError(
                 f"{path}: store.json or models.jsonl is damaged ({error}); pack it again"

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 import probex_jax as px
 from probex_jax.layer_store import packing
 from probex_jax.layer_store.arrays import LayerArray
+from probex_jax.layer_store.headers import Forms, read_header
 from probex_jax.layer_store.writing import LayerWriter
 from tests.conftest import CLASSES, write_toy_zoo
 from tests.layer_store.test_packing import folder_hash
@@ -141,3 +142,30 @@ def test_a_shard_cut_short_by_the_power_is_seen_when_packing_goes_on(zoo, tmp_pa
     shard.unlink()
     with pytest.raises(px.ProbexError, match="No such file"):
         px.pack(px.scan(zoo), tmp_path / "s")
+
+
+def test_models_of_one_form_share_what_is_known_of_their_layers(zoo):
+    forms: Forms = {}
+    headers = [read_header(model, forms) for model in px.scan(zoo).models]
+    assert len(forms) == 1
+    assert len({id(header.layers) for header in headers}) == 1
+
+
+def test_the_content_hash_tells_weights_and_shapes_apart(zoo, tmp_path):
+    stores = [px.pack(px.scan(zoo), tmp_path / str(n)).store for n in range(2)]
+    assert stores[0].hash == stores[1].hash
+    assert len({model.content_hash for model in stores[0].models}) == 20
+    file = zoo / "train" / "model_0003" / "model.safetensors"
+    weights = load_file(file)
+    weights["b.weight"][-1, -1, -1, -1] *= np.float32(1 + 2**-22)
+    with px.open_model(file) as model:
+        metadata = dict(model.metadata)
+    save_file(weights, file, metadata)
+    other = px.pack(px.scan(zoo), tmp_path / "other").store
+    changed = [
+        a.id
+        for a, b in zip(stores[0].models, other.models, strict=True)
+        if a.content_hash != b.content_hash
+    ]
+    assert changed == ["model_0003"]
+    assert other.hash != stores[0].hash
