@@ -5,7 +5,8 @@ other, onto the same file system. Neither flushes to the disk: both end in the p
 taken in two ways. `shutil.copyfile` leaves it to the kernel, which moves pages without showing them
 to the program. The other reads 1 MiB at a time into a buffer and writes that, which is the least
 that a program does which looks at the bytes, as packing does for NaN and checksums. For one layer
-the limit is the rate of copying whole files.
+the limit is the rate of copying whole files. The ratio of CPU times is what others on the machine
+disturb least.
 
 What was written is cut to nothing after each turn and removed at the end: ext4 is slow to make
 files where others were removed seconds before, and memory that a virtual machine never touched is
@@ -129,7 +130,7 @@ def _rates(zoo: Path, layers: str | None, repeats: int) -> dict[str, Any]:
     file_bytes = sum(path.stat().st_size for path in files)
     runs = zoo.parent / f"runs {zoo.name} {layers}"
     packed_bytes = 0
-    times: dict[str, list[float]] = {"kernel": [], "buffer": [], "pack": []}
+    times: dict[str, list[tuple[float, float]]] = {"kernel": [], "buffer": [], "pack": []}
     for repeat in range(repeats + 1):  # the first warms up
         runs.mkdir(exist_ok=True)
         for name, copy in (("kernel", shutil.copyfile), ("buffer", _copy_through_buffer)):
@@ -137,13 +138,18 @@ def _rates(zoo: Path, layers: str | None, repeats: int) -> dict[str, Any]:
             target.mkdir()
             times[name].append(_seconds(lambda: _copy_all(copy, files, target)))  # noqa: B023
             _empty(target)
-        start = time.perf_counter()
-        store = px.pack(px.scan(zoo), runs / f"pack {repeat}", layers, workers=THREADS).store
-        times["pack"].append(time.perf_counter() - start)
+        out = runs / f"pack {repeat}"
+        times["pack"].append(
+            _seconds(lambda: px.pack(px.scan(zoo), out, layers, workers=THREADS))  # noqa: B023
+        )
+        store = px.LayerStore.open(out)
         packed_bytes = 4 * len(store.models) * sum(h * w for h, w in store.layers.values())
         _empty(store.path)
     shutil.rmtree(runs)
-    median = {name: statistics.median(values[1:]) for name, values in times.items()}
+    median, cpu = (
+        {name: statistics.median(one[kind] for one in ones[1:]) for name, ones in times.items()}
+        for kind in (0, 1)
+    )
     rates = {
         name: (packed_bytes if name == "pack" else file_bytes) / seconds / 1e9
         for name, seconds in median.items()
@@ -155,13 +161,15 @@ def _rates(zoo: Path, layers: str | None, repeats: int) -> dict[str, Any]:
         "read and write, GB/s": rates["buffer"],
         "pack / copyfile": rates["pack"] / rates["kernel"],
         "pack / read and write": rates["pack"] / rates["buffer"],
+        "pack / copyfile, by CPU time": packed_bytes / file_bytes * cpu["kernel"] / cpu["pack"],
     }
 
 
-def _seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _seconds(function: Callable[[], object]) -> tuple[float, float]:
+    """Of the clock, and of all threads on the processors."""
+    start, cpu = time.perf_counter(), time.process_time()
     function()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu
 
 
 def _copy_all(copy: Callable[[Path, Path], object], files: Sequence[Path], target: Path) -> None:
