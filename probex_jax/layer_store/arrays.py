@@ -4,7 +4,7 @@ A layer is one array, `matrices` [rows, H, W]; a LoRA's is two, `up` [rows, H, R
 [rows, R, W].
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import tensorstore as ts
 
 from probex_jax.errors import ProbexError
 from probex_jax.files import layer_folder
+
+FULL = "no space left on the disk; free some and run the same command again"
 
 _CHECKED = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 
@@ -86,6 +88,7 @@ class LayerArray:
         spec = {
             "driver": "zarr3",
             "kvstore": {"driver": "file", "path": f"{path.resolve()}/{part}/"},
+            "context": {"file_io_sync": False},  # as all that `writing` writes
             # A missing chunk would otherwise read as zeros, and one of zeros not be written.
             "fill_missing_data_reads": False,
             "store_data_equal_to_fill_value": True,
@@ -94,14 +97,15 @@ class LayerArray:
         with _one_line_errors(path):
             return cls(path, ts.open(spec).result())
 
-    def write(self, first_row: int, matrices: np.ndarray) -> None:
-        """Writes a block of rows [n, a, b], and ends the array with it."""
-        end = first_row + len(matrices)
-        with _one_line_errors(self._path):
-            self._array = self._array.resize(
-                exclusive_max=[end, *self._array.shape[1:]], expand_only=True
-            ).result()
-            self._array[first_row:end].write(matrices).result()
+    def ended(self, rows: int) -> Callable[[], None]:
+        """Begins to end the array with so many rows; what waits until it is done."""
+        future = self._array.resize(exclusive_max=[rows, None, None], expand_only=True)
+
+        def wait() -> None:
+            with _one_line_errors(self._path):
+                self._array = future.result()
+
+        return wait
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Reads rows [n] as [n, a, b] float32, in the order given."""
@@ -119,7 +123,7 @@ def _one_line_errors(path: Path) -> Iterator[None]:
     except (ValueError, RuntimeError, IndexError, KeyError) as error:
         text = str(error)
         if "No space left" in text or "quota exceeded" in text.lower():
-            reason = "no space left on the disk; free some and run the same command again"
+            reason = FULL
         elif "NOT_FOUND" in text:
             reason = "a part of the store is missing; pack it again"
         elif "DATA_LOSS" in text or "CRC" in text or "FAILED_PRECONDITION" in text:

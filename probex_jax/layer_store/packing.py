@@ -1,42 +1,25 @@
 """Packing: model files into a layer store, resumable, each file's weights read once."""
 
-import hashlib
-import json
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, layer_folder, write_json
-from probex_jax.layer_store.arrays import LayerArray, parts
-from probex_jax.layer_store.common_layers import (
-    StoredLayer,
-    common_layers,
-    layer_faults,
-    rarer_layers,
-)
+from probex_jax.layer_store.arrays import parts
+from probex_jax.layer_store.common_layers import common_layers, rarer_layers
+from probex_jax.layer_store.headers import Forms, Header, read_header
+from probex_jax.layer_store.packer import Packer
 from probex_jax.layer_store.store import FORMAT, VERSION, LayerStore, check_held_out
-from probex_jax.matrices import LowRank, stack
-from probex_jax.model_files import (
-    LayerInfo,
-    fingerprint,
-    select_layers,
-    stated_base,
-)
+from probex_jax.model_files import select_layers
 from probex_jax.zoo import Zoo, ZooModel
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
-# A block is read into memory before it is written, and is one file a layer.
+# A block is one file a layer, and what a kill loses at most.
 _BLOCK_BYTES = 512 * 2**20
 _BLOCK_MODELS = 64
-
-Matrix = np.ndarray | LowRank
 
 
 @dataclass(frozen=True)
@@ -60,20 +43,6 @@ class PackSummary:
     left_out: Mapping[str, str]
     unscaled: int = 0
     unread: int = 0
-
-
-@dataclass(frozen=True)
-class _Header:
-    """What the headers of one model say, or why they could not be read."""
-
-    model: ZooModel
-    layers: Mapping[str, LayerInfo]
-    labels: tuple[str, ...]
-    fingerprint: str = ""
-    base: str = ""
-    is_unscaled: bool = False
-    is_unread: bool = False
-    fault: str = ""
 
 
 def pack(
@@ -129,7 +98,9 @@ def pack(
     known = {model.id: model for model in store.models} if store else {}
     todo = [model for model in zoo.models if model.id not in known]
     on_models(len(todo))
-    headers = [header for _, header in ahead(_header, todo, workers)]
+    forms: Forms = {}
+    read = ahead(lambda model: read_header(model, forms), todo, workers)
+    headers = [header for _, header in read]
     packed_before = [(model.id, model.split, model.labels) for model in known.values()]
     new = [(header.model.id, header.model.split, header.labels) for header in headers]
     check_held_out(path, packed_before + new)
@@ -138,7 +109,7 @@ def pack(
         store, left_out = _create(path, zoo, headers, layers)
     else:
         _check_same(store, zoo, layers)
-    packer = _Packer(store, workers, on_packed)
+    packer = Packer(store, workers, on_packed)
     for header, fault in packer.run(headers):
         on_model(f"{header.model.id}: {fault}" if fault else "")
     packed = LayerStore.open(path)
@@ -155,24 +126,10 @@ def pack(
     )
 
 
-def _header(model: ZooModel) -> _Header:
-    try:
-        with model.open() as file:
-            labels = model.labels_in(file)
-            about = fingerprint(file), stated_base(file)
-            # Of a server at the commit that was read, and no other.
-            pinned = replace(model, path=Path(file.path))
-            return _Header(
-                pinned, file.layers, labels, *about, bool(file.unscaled), bool(file.unread)
-            )
-    except ProbexError as error:
-        return _Header(model, {}, (), fault=str(error))
-
-
 def _create(
     path: Path,
     zoo: Zoo,
-    headers: Sequence[_Header],
+    headers: Sequence[Header],
     layers: int | str | Sequence[int | str] | None,
 ) -> tuple[LayerStore, Mapping[str, str]]:
     readable = {header.model.id: header for header in headers if not header.fault}
@@ -218,7 +175,7 @@ def _selection(layers: int | str | Sequence[int | str] | None) -> list[str] | No
     return sorted(part.strip() for each in asked for part in str(each).split(","))
 
 
-def _all_classes(headers: Iterable[_Header]) -> tuple[str, ...]:
+def _all_classes(headers: Iterable[Header]) -> tuple[str, ...]:
     """The classes of the training and the held-out models, sorted; none without training ones."""
     labels = {
         split: {name for h in headers if h.model.split == split for name in h.labels}
@@ -263,135 +220,3 @@ def _check_same(
             f"{store.path}: already holds {len(store.layers)} layers, {some}, not the ones asked "
             "for; choose another folder for the store"
         )
-
-
-class _Packer:
-    """Writes models block by block; a block counts once its lines are in models.jsonl."""
-
-    def __init__(
-        self, store: LayerStore, workers: int, on_packed: Callable[[Sequence[ZooModel]], None]
-    ):
-        self._store, self._workers, self._on_packed = store, workers, on_packed
-        self._table = store.path / "models.jsonl"
-        rows = max((model.row for model in store.models), default=-1) + 1
-        self._next_row = -(-rows // store.block) * store.block
-        self._layers = {
-            name: StoredLayer(shape, store.ranks.get(name)) for name, shape in store.layers.items()
-        }
-        self._arrays = {
-            name: {
-                part: LayerArray.create(store.path, name, part, shape, store.block)
-                for part, shape in parts(*layer).items()
-            }
-            for name, layer in self._layers.items()
-        }
-        self.skipped: dict[str, str] = {}
-
-    def run(self, headers: Sequence[_Header]) -> Iterator[tuple[_Header, str]]:
-        """Packs the models in order; yields each with the reason why it was skipped, or ""."""
-        self._drop_torn_line()
-        block: list[tuple[_Header, dict[str, Matrix]]] = []
-        lines: list[dict[str, Any]] = []
-        for header, matrices in ahead(self._matrices, headers, self._workers):
-            if isinstance(matrices, str):
-                self.skipped[header.model.id] = matrices
-                if self._store.skipped.get(header.model.id) != matrices:
-                    lines.append(self._skipped_line(header, matrices))
-            else:
-                lines.append(self._packed_line(header, matrices, self._next_row + len(block)))
-                block.append((header, matrices))
-            if len(block) == self._store.block:
-                self._commit(block, lines)
-                block, lines = [], []
-            yield header, matrices if isinstance(matrices, str) else ""
-        self._commit(block, lines)
-
-    def _matrices(self, header: _Header) -> dict[str, Matrix] | str:
-        fault = header.fault or self._unfit(header)
-        if fault:
-            return fault
-        try:
-            with header.model.open() as file:
-                if layer_faults(file.layers, self._layers):
-                    raise ProbexError(f"{header.model.where}: changed while it was packed")
-                matrices = file.matrices(self._layers)
-                file.check_unchanged()
-                return matrices
-        except ProbexError as error:
-            return str(error)
-
-    def _unfit(self, header: _Header) -> str:
-        """Why a readable model does not fit the store, or ""."""
-        for name, fault in layer_faults(header.layers, self._layers).items():
-            return f"{header.model.where}: layer {name}: {fault}"
-        unknown = [label for label in header.labels if label not in self._store.classes]
-        if unknown:
-            return (
-                f"{header.model.where}: label {unknown[0]!r} is not among the "
-                f"{len(self._store.classes)} classes of the store, which are those of the "
-                "models that it was made from"
-            )
-        return ""
-
-    def _packed_line(
-        self, header: _Header, matrices: Mapping[str, Matrix], row: int
-    ) -> dict[str, Any]:
-        content = hashlib.sha256()
-        for name, matrix in matrices.items():
-            for array in _arrays(matrix).values():
-                content.update(json.dumps([name, array.shape]).encode())
-                content.update(np.ascontiguousarray(array).data)
-        return {
-            **self._line(header, "packed"),
-            "row": row,
-            "labels": header.labels,
-            "fingerprint": header.fingerprint,
-            "base": header.base,
-            "content_hash": content.hexdigest(),
-            "layers": dict.fromkeys(matrices, "packed"),
-        }
-
-    def _skipped_line(self, header: _Header, reason: str) -> dict[str, Any]:
-        faults = {} if header.fault else layer_faults(header.layers, self._layers)
-        return {**self._line(header, "skipped"), "reason": reason, "layers": faults}
-
-    def _line(self, header: _Header, status: str) -> dict[str, Any]:
-        model = header.model
-        return {
-            "id": model.id,
-            "status": status,
-            "tree": self._store.tree,
-            "split": model.split,
-            "source": model.where,
-        }
-
-    def _commit(
-        self,
-        block: Sequence[tuple[_Header, Mapping[str, Matrix]]],
-        lines: Sequence[Mapping[str, Any]],
-    ) -> None:
-        if block:
-            for name, arrays in self._arrays.items():
-                rank = self._layers[name].rank
-                batch = _arrays(stack([matrices[name] for _, matrices in block], rank))
-                for part, array in arrays.items():
-                    array.write(self._next_row, batch[part])
-            self._next_row += self._store.block
-        with disk_errors(self._table), self._table.open("a") as table:
-            table.write("".join(json.dumps(line) + "\n" for line in lines))
-            table.flush()
-            os.fsync(table.fileno())
-        self._on_packed([header.model for header, _ in block])
-
-    def _drop_torn_line(self) -> None:
-        """A kill may have cut the last line short."""
-        if self._table.exists():
-            whole = self._table.read_bytes().rfind(b"\n") + 1
-            os.truncate(self._table, whole)
-
-
-def _arrays(matrix: Matrix) -> dict[str, np.ndarray]:
-    """A matrix, or a batch of them, as the arrays that hold it."""
-    if isinstance(matrix, LowRank):
-        return {"up": matrix.up, "down": matrix.down}
-    return {"matrices": matrix}

@@ -41,7 +41,7 @@ class StoredModel:
       source: the path it was packed from.
       fingerprint: of its architecture (`model_files.fingerprint`).
       base: the model that it was fine-tuned from, as its file or folder says; or "".
-      content_hash: SHA-256 of its packed matrices.
+      content_hash: SHA-256 of names, shapes and CRC-32C checksums of its stored arrays.
     """
 
     id: str
@@ -141,7 +141,7 @@ class LayerStore:
             )
         try:
             # The last line is empty, or was cut short by a kill and is to be written again.
-            return cls(path, about, [json.loads(line) for line in lines[:-1]])
+            return cls(path, about, map(json.loads, lines[:-1]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ProbexError(
                 f"{path}: store.json or models.jsonl is damaged ({error}); pack it again"

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -186,6 +186,10 @@ class ModelFile:
         Raises:
           ProbexError, ValueError: as `matrix`.
         """
+        return dict(self.each_matrix(names))
+
+    def each_matrix(self, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray | LowRank]]:
+        """As `matrices`, one layer after the other: of a local file no two are in memory."""
         names = list(names)
         ranges: dict[Shard, list[tuple[int, int]]] = {}
         for name in names:
@@ -196,7 +200,8 @@ class ModelFile:
         try:
             for shard, wanted in ranges.items():
                 shard.bytes.fetch(wanted)
-            return {name: self.matrix(name) for name in names}
+            for name in names:
+                yield name, self.matrix(name)
         finally:
             for shard in ranges:
                 shard.bytes.forget()

@@ -15,6 +15,7 @@ import pytest
 
 import probex_jax as px
 from probex_jax.layer_store import pack_from_hub, packing
+from probex_jax.layer_store.writing import LayerWriter
 from probex_jax.model_files import Remote, http
 from probex_jax.zoo import Zoo, ZooModel
 from probex_jax.zoo.model_j_table import ListedModel, Table, read_table
@@ -205,7 +206,7 @@ def test_what_was_read_before_an_error_is_not_read_again(hub, tmp_path, monkeypa
         raise px.ProbexError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(packing.LayerArray, "write", full)
+        patch.setattr(LayerWriter, "finish", full)
         with pytest.raises(px.ProbexError, match="No space left"):
             from_hub(table, tmp_path, LAYER)
     # A kill may have cut the last line short.
@@ -231,7 +232,7 @@ def test_what_was_read_before_an_error_is_not_read_again(hub, tmp_path, monkeypa
 def test_a_damaged_range_is_read_again(hub, tmp_path, monkeypatch):
     table, kept = large_table(3), tmp_path / "SupViT" / ".download"
     with monkeypatch.context() as patch:
-        patch.setattr(packing.LayerArray, "write", lambda *_: 1 / 0)
+        patch.setattr(LayerWriter, "finish", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             from_hub(table, tmp_path, LAYER)
     ranges = [path for path in kept.rglob("*-*") if path.is_file()]

@@ -89,33 +89,35 @@ def test_new_models_are_appended_without_rewriting(zoo, tmp_path):
 
 
 KILLED_PACK = """
-import os, signal, sys
+import os, signal
 import probex_jax as px
-
 from probex_jax.layer_store import packing
+from probex_jax.layer_store.writing import LayerWriter
+
 packing._BLOCK_MODELS = 6
-write, calls = packing.LayerArray.write, []
-def killed(self, first_row, matrices):
-    write(self, first_row, matrices)
-    calls.append(first_row)
-    if len(calls) == {kill}:
+real, calls = LayerWriter.{where}, []
+def killed(*arguments):
+    result = real(*arguments)
+    calls.append(0)
+    if len(calls) == {count}:
         os.kill(os.getpid(), signal.SIGKILL)
-packing.LayerArray.write = killed
+    return result
+LayerWriter.{where} = killed
 px.pack(px.scan({zoo!r}), {store!r})
 """
 
 
-def killed_pack(zoo, store, kill):
-    code = KILLED_PACK.format(zoo=str(zoo), store=str(store), kill=kill)
+def killed_pack(zoo, store, where, count):
+    code = KILLED_PACK.format(zoo=str(zoo), store=str(store), where=where, count=count)
     return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode
 
 
 def test_a_killed_pack_goes_on_to_the_same_bytes(zoo, tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "_BLOCK_MODELS", 6)
     pack(zoo, tmp_path / "whole")
-    # Killed in the second block, one of its two layers written; then in the block after that.
-    for kill in (3, 2):
-        assert killed_pack(zoo, tmp_path / "killed", kill) == -9
+    # In the first block; where one of the two layers of the second ends; in the third or fourth.
+    for where, count in (("put", 7), ("finish", 3), ("put", 21)):
+        assert killed_pack(zoo, tmp_path / "killed", where, count) == -9
     with (tmp_path / "killed" / "models.jsonl").open("a") as table:
         table.write('{"id": "torn')
     pack(zoo, tmp_path / "killed")

@@ -1,0 +1,195 @@
+"""Cost against size: time and memory of pack, train, discover and search, at up to 16 times models.
+
+Each is measured in a process of its own. Time is that of the work alone, once the process has done
+the same on other, few models or, where programs are compiled for the number of models, the same
+work once before; imports and compilation are in no time. Memory is the process's peak and has all
+in it; what it was when the modules were imported stands beside. Nothing is subtracted.
+
+An exponent is the slope of log cost on log models, by least squares; small sizes pull it down, for
+what costs the same at any size is a part of them. Where more than 1.1 is expected, `stated` says
+why.
+
+    pack      links to one file of half a megabyte
+    train     ProbeX with Adam on two layers of 128x128, so many epochs
+    ridge     the same layers in closed form
+    discover  files of five trees
+    index     vectors added and the ANN index built; queries: 200 against it
+
+Example:
+  python -m experiments.benchmarks.scaling
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from safetensors.numpy import save_file
+
+import probex_jax as px
+from experiments import cli
+from experiments.benchmarks import memory
+from experiments.benchmarks.packing import pack_once, write_models
+from probex_jax.experts import Recipe, Ridge, sweep
+from probex_jax.forest import discover
+from probex_jax.search import ModelTable
+
+_TIMES = flags.DEFINE_list("times", ["1", "4", "16"], "Sizes, times the smallest.")
+_ONLY = flags.DEFINE_list("only", [], "Which to measure; all if none is given.")
+
+MOST = 1.1
+_DIM = 128
+_EPOCHS = 50
+_QUERIES, _VECTOR_DIM, _CENTRES = 200, 256, 100
+
+
+def measure(times: Sequence[int] = (1, 4, 16), only: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Seconds, peaks of memory and their exponents.
+
+    Args:
+      times: sizes, times the smallest.
+      only: which of pack, train, ridge, discover and search; all if empty.
+
+    Returns:
+      A row for each, with the costs at each size and the fitted exponents.
+    """
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        for what, (smallest, prepare, work, stated) in _WORKS.items():
+            if only and what not in only:
+                continue
+            sizes = [smallest * factor for factor in times]
+            found = []
+            for size in sizes:
+                folder = Path(name) / f"{what} {size}"
+                folder.mkdir()
+                prepare(folder, size)
+                found.append(memory.fresh(work, str(folder), size))
+            for part in found[0]["result"]:
+                row = {"what": part, "models": " ".join(map(str, sizes))}
+                seconds = [one["result"][part] for one in found]
+                peaks = [one["peak_mib"] for one in found]
+                row |= {f"{t}x, s": s for t, s in zip(times, seconds, strict=True)}
+                row["time exponent"] = _exponent(sizes, seconds)
+                row |= {f"{t}x, MiB": round(p) for t, p in zip(times, peaks, strict=True)}
+                row["imports, MiB"] = round(found[0]["start_mib"])
+                row["memory exponent"] = _exponent(sizes, peaks)
+                rows.append(row | {"stated": stated})
+    return rows
+
+
+def _exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
+    return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0]) if len(sizes) > 1 else np.nan
+
+
+def _links(folder: Path, n_models: int) -> None:
+    write_models(folder / "few", 8, [(256, 256)] * 2, is_linked=True)
+    write_models(folder / "zoo", n_models, [(256, 256)] * 2, is_linked=True)
+
+
+def packing(folder: str, n_models: int) -> dict[str, float]:
+    """Packs models that are links."""
+    pack_once(f"{folder}/few", f"{folder}/few packed")
+    return {"pack": pack_once(f"{folder}/zoo", f"{folder}/packed")}
+
+
+def _store(folder: Path, n_models: int) -> None:
+    write_models(folder / "zoo", n_models, [(_DIM, _DIM)] * 2)
+    px.pack(px.scan(folder / "zoo"), folder / "store")
+
+
+def training(folder: str, n_models: int) -> dict[str, float]:
+    """Trains an expert of each layer with Adam, the second time."""
+    encoder = {"name": "probex", "n_probes": 64, "proj_dim": 64, "rep_dim": 64}
+    recipe = Recipe(epochs=_EPOCHS, eval_every=_EPOCHS, batch_size=16)
+    return {"train": _second_sweep(folder, encoder, "class", recipe)}
+
+
+def ridge(folder: str, n_models: int) -> dict[str, float]:
+    """Fits an expert of each layer in closed form, the second time."""
+    encoder = {"name": "dense", "standardise": True}
+    return {"ridge": _second_sweep(folder, encoder, "none", Ridge())}
+
+
+def _second_sweep(folder: str, encoder: Any, head: str, recipe: Recipe | Ridge) -> float:
+    store, start = px.LayerStore.open(f"{folder}/store"), 0.0
+    for turn in ("first", "second"):
+        start = time.perf_counter()
+        sweep(store, Path(folder) / turn, encoder=encoder, head=head, recipe=recipe)
+    return time.perf_counter() - start
+
+
+def _trees(folder: Path, n_models: int) -> None:
+    rng = np.random.default_rng(0)
+    roots = rng.standard_normal((5, 2, 64, 64), np.float32)
+    for number in range(n_models):
+        weights = roots[number % 5] + 0.1 * rng.standard_normal((2, 64, 64), np.float32)
+        layers = {f"layer.{index}.weight": w for index, w in enumerate(weights)}
+        save_file(layers, folder / f"{number:05d}.safetensors")
+
+
+def discovering(folder: str, n_models: int) -> dict[str, float]:
+    """Finds the trees of files."""
+    paths = sorted(Path(folder).glob("*.safetensors"))
+    discover(paths[:20])
+    start = time.perf_counter()
+    found = discover(paths)
+    assert not found.failed
+    return {"discover": time.perf_counter() - start}
+
+
+def _nothing(folder: Path, n_models: int) -> None:
+    pass
+
+
+def searching(folder: str, n_models: int) -> dict[str, float]:
+    """Builds the table of models with its ANN index, and asks it."""
+    _search(Path(folder) / "few", 500)
+    return _search(Path(folder) / "table", n_models)
+
+
+def _search(folder: Path, n_models: int) -> dict[str, float]:
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((_CENTRES, _VECTOR_DIM), np.float32)
+    noise = rng.standard_normal((n_models, _VECTOR_DIM), np.float32)
+    vectors = centres[rng.integers(_CENTRES, size=n_models)] + 0.7 * noise
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    start = time.perf_counter()
+    table = ModelTable(folder, _VECTOR_DIM, create=True)
+    for first in range(0, n_models, 10_000):
+        part = vectors[first : first + 10_000]
+        table.add([{"path": str(first + n)} for n in range(len(part))], part)
+    table.compact()
+    table.build_ann()
+    built = time.perf_counter()
+    for vector in vectors[rng.integers(n_models, size=_QUERIES)]:
+        table.nearest(vector, 10)
+    return {"index": built - start, "queries": time.perf_counter() - built}
+
+
+_Prepare = Callable[[Path, int], None]
+_Work = Callable[[str, int], dict[str, float]]
+# Name: smallest number of models, what writes them, what is measured, why more than MOST is due.
+_WORKS: dict[str, tuple[int, _Prepare, _Work, str]] = {
+    "pack": (125, _links, packing, ""),
+    "train": (60, _store, training, ""),
+    "ridge": (60, _store, ridge, "a Gram matrix of all models, N², and its eigenvectors, N³"),
+    "discover": (250, _trees, discovering, "Ward of up to 2,048 models at once, N²; then N"),
+    "search": (2_500, _nothing, searching, ""),
+}
+
+
+def main() -> None:
+    rows = measure([int(factor) for factor in _TIMES.value], _ONLY.value)
+    print(cli.table(rows))
+    for row in rows:
+        for cost in ("time", "memory"):
+            if row[f"{cost} exponent"] > MOST and not row["stated"]:
+                print(f"{row['what']}: {cost} grows with an exponent above {MOST}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,183 @@
+"""Writing models into a store, a few at a time, block by block."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from probex_jax.ahead import ahead
+from probex_jax.errors import ProbexError
+from probex_jax.files import disk_errors
+from probex_jax.layer_store.arrays import parts
+from probex_jax.layer_store.common_layers import StoredLayer, layer_faults
+from probex_jax.layer_store.headers import Header
+from probex_jax.layer_store.store import LayerStore
+from probex_jax.layer_store.writing import LayerWriter, UnwritableError
+from probex_jax.matrices import LowRank, stack
+from probex_jax.zoo import ZooModel
+
+
+class _Task(NamedTuple):
+    """A model to write, and its place; or why it is not to be."""
+
+    header: Header
+    place: int
+    fault: str
+
+
+class Packer:
+    """Writes models block by block; a block counts once its lines are in models.jsonl.
+
+    Every model that should fit gets a place, before its weights are read: threads write the next
+    ones, also of the next block, while those before are awaited. Where weights turn out to be
+    unfit, the rows after move up, the place is left empty, and so is the last row of the block.
+    """
+
+    def __init__(
+        self, store: LayerStore, workers: int, on_packed: Callable[[Sequence[ZooModel]], None]
+    ):
+        self._store, self._workers, self._on_packed = store, workers, on_packed
+        self._table = store.path / "models.jsonl"
+        rows = max((model.row for model in store.models), default=-1) + 1
+        self._first = -(-rows // store.block) * store.block
+        self._layers = {
+            name: StoredLayer(shape, store.ranks.get(name)) for name, shape in store.layers.items()
+        }
+        shapes = {
+            (name, part): shape
+            for name, layer in self._layers.items()
+            for part, shape in parts(*layer).items()
+        }
+        self._writers = {
+            key: LayerWriter(store.path, *key, shape, store.block) for key, shape in shapes.items()
+        }
+        # What the hash of a model says of each array before its checksum.
+        self._said = {key: json.dumps([*key, shape]).encode() for key, shape in shapes.items()}
+        for number, count in Counter(model.row // store.block for model in store.models).items():
+            for writer in self._writers.values():
+                writer.check(number * store.block, count)
+        self.skipped: dict[str, str] = {}
+
+    def run(self, headers: Sequence[Header]) -> Iterator[tuple[Header, str]]:
+        """Packs the models in order; yields each with the reason why it was skipped, or ""."""
+        self._drop_torn_line()
+        places: list[int] = []
+        packed: list[ZooModel] = []
+        lines: list[dict[str, Any]] = []
+        for task, (content, fault) in ahead(self._pack, self._tasks(headers), self._workers):
+            header = task.header
+            if fault:
+                self.skipped[header.model.id] = fault
+                if self._store.skipped.get(header.model.id) != fault:
+                    lines.append(self._skipped_line(header, fault))
+            else:
+                lines.append(self._packed_line(header, content, self._first + len(places)))
+                places.append(task.place)
+                packed.append(header.model)
+            if not task.fault and (task.place + 1) % self._store.block == 0:
+                self._commit(places, lines, packed)
+                places, lines, packed = [], [], []
+            yield header, fault
+        self._commit(places, lines, packed)
+
+    def _tasks(self, headers: Iterable[Header]) -> Iterator[_Task]:
+        place = self._first
+        for header in headers:
+            fault = header.fault or self._unfit(header)
+            yield _Task(header, place, fault)
+            place += not fault
+
+    def _pack(self, task: _Task) -> tuple[str, str]:
+        """Writes the matrices of a model to its place; their hash, or what is wrong with them."""
+        if task.fault:
+            return "", task.fault
+        model, content = task.header.model, hashlib.sha256()
+        try:
+            with model.open() as file:
+                if layer_faults(file.layers, self._layers):
+                    raise ProbexError(f"{model.where}: changed while it was packed")
+                for name, matrix in file.each_matrix(self._layers):
+                    for part, array in _arrays(matrix, self._layers[name].rank).items():
+                        checksum = self._writers[name, part].put(task.place, array)
+                        content.update(self._said[name, part] + checksum)
+                    del matrix, array  # the next one takes its place in the processor's cache
+                file.check_unchanged()
+        except UnwritableError:
+            raise
+        except ProbexError as error:
+            return "", str(error)
+        return content.hexdigest(), ""
+
+    def _unfit(self, header: Header) -> str:
+        """Why a readable model does not fit the store, or ""."""
+        for name, fault in layer_faults(header.layers, self._layers).items():
+            return f"{header.model.where}: layer {name}: {fault}"
+        unknown = [label for label in header.labels if label not in self._store.classes]
+        if unknown:
+            return (
+                f"{header.model.where}: label {unknown[0]!r} is not among the "
+                f"{len(self._store.classes)} classes of the store, which are those of the "
+                "models that it was made from"
+            )
+        return ""
+
+    def _packed_line(self, header: Header, content: str, row: int) -> dict[str, Any]:
+        return {
+            **self._line(header, "packed"),
+            "row": row,
+            "labels": header.labels,
+            "fingerprint": header.fingerprint,
+            "base": header.base,
+            "content_hash": content,
+            "layers": dict.fromkeys(self._layers, "packed"),
+        }
+
+    def _skipped_line(self, header: Header, reason: str) -> dict[str, Any]:
+        faults = {} if header.fault else layer_faults(header.layers, self._layers)
+        return {**self._line(header, "skipped"), "reason": reason, "layers": faults}
+
+    def _line(self, header: Header, status: str) -> dict[str, Any]:
+        model = header.model
+        return {
+            "id": model.id,
+            "status": status,
+            "tree": self._store.tree,
+            "split": model.split,
+            "source": model.where,
+        }
+
+    def _commit(
+        self,
+        places: Sequence[int],
+        lines: Sequence[Mapping[str, Any]],
+        models: Sequence[ZooModel],
+    ) -> None:
+        if places:
+            ends = [writer.finish(self._first, places) for writer in self._writers.values()]
+            for wait in ends:
+                wait()
+        else:
+            for writer in self._writers.values():
+                writer.drop(self._first)
+        self._first += self._store.block
+        with disk_errors(self._table), self._table.open("a") as table:
+            table.write("".join(json.dumps(line) + "\n" for line in lines))
+        self._on_packed(models)
+
+    def _drop_torn_line(self) -> None:
+        """A kill may have cut the last line short."""
+        if self._table.exists():
+            whole = self._table.read_bytes().rfind(b"\n") + 1
+            os.truncate(self._table, whole)
+
+
+def _arrays(matrix: np.ndarray | LowRank, rank: int | None) -> dict[str, np.ndarray]:
+    """The arrays that hold a matrix; of factors, filled up to a rank."""
+    if isinstance(matrix, LowRank):
+        filled = stack([matrix], rank)
+        return {"up": filled.up[0], "down": filled.down[0]}
+    return {"matrices": matrix}
