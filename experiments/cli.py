@@ -4,8 +4,9 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from tqdm import tqdm
@@ -17,6 +18,7 @@ from probex_jax.reports import table
 # What a running command would have saved when the process is told to end.
 STOP = Stop()
 _TERMINATED = 128 + signal.SIGTERM
+_OTHERS_WAIT = threading.Event()
 
 __all__ = ["STOP", "progress", "run", "table"]
 
@@ -61,9 +63,28 @@ def run_with_arguments(main: Callable[[Sequence[str]], int]) -> None:
     try:
         app.run(guarded, flags_parser=_parse)
     except SystemExit as stop:
+        if stop.code and _OTHERS_WAIT.is_set():
+            _end_at_once(stop.code)
         # absl ends --help with 1, as if it were a mistake.
         asked_for_help = {"--help", "-help", "--helpfull", "--helpshort"} & set(sys.argv[1:])
         sys.exit(0 if asked_for_help else stop.code)
+    except BaseException:
+        if _OTHERS_WAIT.is_set():
+            traceback.print_exc()
+            _end_at_once(1)
+        raise
+
+
+def others_wait() -> None:
+    """From now on this process ends at once if it fails, since others wait for it."""
+    _OTHERS_WAIT.set()
+
+
+def _end_at_once(code: Any) -> NoReturn:
+    """JAX would wait for the other processes at the end, and these wait for this one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
 
 
 def _end_on_sigterm() -> None:

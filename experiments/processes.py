@@ -8,8 +8,12 @@ the models. docs/clusters.md has the commands for Slurm, GKE and plain hosts.
 import jax
 from absl import flags
 
+from experiments import cli
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Devices
+
+# After so many seconds without a sign of life a process counts as dead, and the others end.
+_SILENT_S = 30
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0; all processes then train every expert together."
@@ -38,10 +42,13 @@ def join() -> tuple[Devices, tuple[int, int]]:
         return Devices.of(jax.local_devices()), (place, count)
     try:
         if _CLUSTER.value:
-            jax.distributed.initialize()
+            jax.distributed.initialize(heartbeat_timeout_seconds=_SILENT_S)
         else:
-            jax.distributed.initialize(_COORDINATOR.value, count, place)
+            jax.distributed.initialize(
+                _COORDINATOR.value, count, place, heartbeat_timeout_seconds=_SILENT_S
+            )
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ProbexError(f"the other processes cannot be joined: {reason}") from None
+    cli.others_wait()
     return Devices.of(jax.devices()), (0, 1)

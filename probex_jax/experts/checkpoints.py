@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as v0
 from orbax.checkpoint import v1 as ocp
 
 from probex_jax.errors import ProbexError
@@ -37,8 +38,11 @@ def save(path: Path, arrays: Any, card: Mapping[str, Any]) -> None:
     # Orbax would remove what is there before it begins to write.
     beside = path.resolve().with_name(path.name + ".new")
     try:
-        with _ORBAX, _this_process():
-            ocp.save(beside, arrays, custom_metadata=metadata, overwrite=True)
+        with _ORBAX:
+            if jax.process_count() == 1:
+                ocp.save(beside, arrays, custom_metadata=metadata, overwrite=True)
+            else:
+                _save_alone(beside, arrays, metadata)
         if path.exists():
             shutil.rmtree(path)
         os.replace(beside, path)
@@ -76,13 +80,29 @@ def load(path: Path) -> tuple[Any, dict[str, Any]]:
     return arrays, card
 
 
+def _save_alone(path: Path, arrays: Any, metadata: Mapping[str, Any]) -> None:
+    """As `ocp.save`, which in a distributed run waits for all processes to save with this one."""
+    index = jax.process_index()
+    ours = v0.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
+    )
+    handler = v0.CompositeCheckpointHandler(
+        composite_options=v0.CompositeOptions(multiprocessing_options=ours),
+        pytree=v0.PyTreeCheckpointHandler(multiprocessing_options=ours),
+    )
+    with v0.Checkpointer(handler, multiprocessing_options=ours) as checkpointer:
+        content = v0.args.Composite(pytree=v0.args.PyTreeSave(arrays))
+        checkpointer.save(path, args=content, custom_metadata=dict(metadata), force=True)
+
+
 def _this_process() -> AbstractContextManager[Any]:
-    """Orbax would wait for all processes of a distributed run to save or load with this one."""
+    """Loads what this process asks for, whatever others do."""
     if jax.process_count() == 1:
         return nullcontext()
-    index = jax.process_index()
-    options = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
-    return ocp.Context(multiprocessing_options=options)
+    context = ocp.Context()
+    context.multiprocessing.primary_host = jax.process_index()
+    context.multiprocessing.active_processes = {jax.process_index()}
+    return context
 
 
 def remove(path: Path) -> None:

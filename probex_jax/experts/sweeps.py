@@ -322,7 +322,8 @@ class _Sweep:
     def _train_units(self, units: Iterator[Unit]) -> None:
         """Trains units, reading and compiling for the next ones while one is trained."""
         prepare = partial(read, self.source, programs=self.programs)
-        if self.share[1] > 1:  # what waits here another process could do
+        if self.share[1] > 1 or self.devices.processes > 1:
+            # What waits here another process could do; or processes must do all in one order.
             readied = ((unit, prepare(unit)) for unit in units)
         else:
             workers = 2 if jax.default_backend() == "cpu" else 1

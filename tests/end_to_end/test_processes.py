@@ -1,7 +1,6 @@
 """Several processes at one training, real ones: together, or dividing the layers; killed, too."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -51,7 +50,7 @@ def together(store, workdir, *arguments):
 
 def finished(processes):
     """Waits for processes; what they printed."""
-    said = [process.communicate(timeout=300) for process in processes]
+    said = [process.communicate(timeout=100) for process in processes]
     for process, (_, errors) in zip(processes, said, strict=True):
         assert process.returncode == 0, errors
     return [output for output, _ in said]
@@ -76,7 +75,7 @@ def test_two_processes_train_as_one_and_go_on_when_killed(toy_store, tmp_path):
     finished([start(toy_store, tmp_path / "one", epochs)])
     (said, silent) = finished(together(toy_store, tmp_path / "two", epochs))
     assert "test accuracy" in said
-    assert silent == ""
+    assert "accuracy" not in silent, "one of them prints"
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert one["layers"] == two["layers"]
     for layer, accuracy in one["val_accuracy_by_layer"].items():
