@@ -13,7 +13,7 @@ import pytest
 
 import probex_jax as px
 
-pytestmark = pytest.mark.xdist_group("processes")
+pytestmark = pytest.mark.parity
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -71,7 +71,7 @@ def wait_for(condition, processes=()):
 
 
 def test_two_processes_train_as_one_and_go_on_when_killed(toy_store, tmp_path):
-    epochs = "--config.recipe.epochs=200"
+    epochs = "--config.recipe.epochs=100"
     finished([start(toy_store, tmp_path / "one", epochs)])
     (said, silent) = finished(together(toy_store, tmp_path / "two", epochs))
     assert "test accuracy" in said
@@ -105,7 +105,7 @@ def test_two_processes_train_as_one_and_go_on_when_killed(toy_store, tmp_path):
 
 
 def test_processes_divide_the_layers_and_take_over_from_the_dead(toy_store, tmp_path):
-    epochs = "--config.recipe.epochs=3000"
+    epochs = "--config.recipe.epochs=150"
     workdir = tmp_path / "w"
     first = start(toy_store, workdir, epochs, "--processes=2", "--process=0")
     training = workdir / "training"
