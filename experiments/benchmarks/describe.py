@@ -8,8 +8,6 @@ cache, since the files were written just before. PyTorch reads the files one aft
 asks linear experts of the same layers, with none of the checks; it tells no tree.
 """
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +19,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import probex_jax as px
-from experiments.benchmarks import timing
+from experiments.benchmarks import programs, timing
 from experiments.benchmarks.figures import PYTORCH, Figure, pytorch
 from probex_jax.experts import Ridge, sweep
 from probex_jax.forest import Forest, grow
@@ -59,13 +57,13 @@ def measure(sizes: Sizes, repeats: int) -> list[Figure]:
         unknown = [_unknown(folder, number) for number in range(sizes.models)]
         opened = Forest.load(forest)
         assert all(isinstance(one, px.Description) for one in opened.describe_all(unknown))
-        command = [sys.executable, "-m", "experiments.describe", f"--forest={forest}"]
+        describe = partial(programs.run, "-m", "experiments.describe", f"--forest={forest}")
         candidates: dict[str, Callable] = {
             "library": lambda: list(opened.describe_all(unknown)),
-            "command": partial(_run, [*command, "--json", str(folder / "unknown")]),
-            "cold start": partial(_run, [*command, str(unknown[0])]),
+            "command": partial(describe, "--json", str(folder / "unknown")),
+            "cold start": partial(describe, str(unknown[0])),
             "reading": partial(_read_all, unknown),
-            "importing JAX": partial(_run, [sys.executable, "-c", "import jax"]),
+            "importing JAX": partial(programs.run, "-c", "import jax"),
         }
         if torch := pytorch():
             candidates[PYTORCH] = torch.describing(unknown, layers)
@@ -128,10 +126,6 @@ def _forest(folder: Path, sizes: Sizes) -> tuple[Path, dict[str, tuple]]:
         for n in range(sizes.layers)
     }
     return folder / "forest", layers
-
-
-def _run(command: Sequence[str]) -> None:
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
 
 
 def _read_all(paths: Sequence[Path]) -> None:

@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -79,7 +80,7 @@ def record(suite: str, figures: Sequence[Figure], *, quick: bool) -> dict[str, A
         "suite": suite,
         "quick": quick,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": "python -m experiments.benchmark " + " ".join(sys.argv[1:]),
+        "command": "python -m experiments.benchmark " + shlex.join(sys.argv[1:]),
         "commit": _commit(),
         "machine": machine(),
         "versions": versions(),

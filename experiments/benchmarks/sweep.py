@@ -7,12 +7,9 @@ matrix product on the FLOPs of the training. PyTorch trains the layers one after
 process, reading the model files itself.
 """
 
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -23,14 +20,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import probex_jax as px
-from experiments.benchmarks import products, timing
+from experiments.benchmarks import products, programs, timing
 from experiments.benchmarks.figures import PYTORCH, Figure, pytorch
 from probex_jax.experts import Recipe, Split, build_network, training
 
 _CONFIG = "configs/probex.py:mini"
 # What that config trains.
 _ENCODER = {"name": "probex", "n_probes": 32, "proj_dim": 32, "rep_dim": 128}
-_REPOSITORY = Path(__file__).parents[2]
 _CLASSES = 10
 _SPLITS = ("train", "train", "train", "val", "test")
 
@@ -92,8 +88,8 @@ def measure(sizes: Sizes, repeats: int, product_size: int | None = None) -> list
         work = {"ours": layers, processes: float(sizes.alone)}
         candidates: dict[str, Callable] = {"ours": in_one_process, processes: alone}
         if pytorch():
-            command = [sys.executable, "-m", "experiments.benchmarks.pytorch"]
-            candidates[PYTORCH] = partial(_run, [*command, str(zoo), str(sizes.epochs)])
+            module = "experiments.benchmarks.pytorch"
+            candidates[PYTORCH] = partial(programs.run, "-m", module, str(zoo), str(sizes.epochs))
             work[PYTORCH] = layers
         work[limit] = layers * product_flops / _flops(store, sizes.epochs)
         seconds = timing.times({**candidates, limit: multiply}, repeats, warm_up=False)
@@ -133,17 +129,9 @@ def _write_zoo(folder: Path, sizes: Sizes) -> Path:
 
 
 def _train(store: Path, workdir: Path, epochs: int, *more: str) -> None:
-    command = [sys.executable, "-m", "experiments.train", f"--config={_CONFIG}", *more]
-    recipe = [f"--config.store={store}", f"--config.recipe.epochs={epochs}"]
-    _run([*command, *recipe, f"--workdir={workdir}"])
-
-
-def _run(command: Sequence[str]) -> None:
-    without = {"JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"}
-    env = {name: value for name, value in os.environ.items() if name not in without}
-    done = subprocess.run(command, cwd=_REPOSITORY, env=env, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
+    settings = {"": _CONFIG, ".store": store, ".recipe.epochs": epochs}
+    config = [f"--config{name}={value}" for name, value in settings.items()]
+    programs.run("-m", "experiments.train", f"--workdir={workdir}", *config, *more)
 
 
 def _flops(store: px.LayerStore, epochs: int) -> float:
