@@ -52,9 +52,13 @@ def project(x: Matrices, left: jax.Array, right: jax.Array) -> jax.Array:
     left_first = columns * n_left * (rows + n_right)
     if left_first < _LEFT_FIRST_RATE * right_first:
         return jnp.einsum("nhw,hv->nvw", x, left) @ right
-    # The transpose of the small intermediate lets both products run as one large matrix product
-    # each, which a CPU does faster than a contraction of the middle axis.
-    return _rows_times(_rows_times(x, right).mT, left).mT
+    # With the probes as the first axis both products, and those of the gradient, are one large
+    # product each of contiguous rows, and only the small result is transposed. A CPU is faster
+    # with that than with a contraction of the middle axis (experiments/benchmarks/forms.py); of
+    # arrays of three axes XLA would make such a one again.
+    response_UxNH = _columns_times(right, x.reshape(-1, columns))
+    projected_UNxV = _rows_times(response_UxNH.reshape(-1, rows), left)
+    return jnp.moveaxis(projected_UNxV.reshape(n_right, -1, n_left), 0, 2)
 
 
 def factor_order(shape: tuple[int, int], rank: int, n_left: int, n_right: int) -> str:
@@ -101,6 +105,13 @@ def _rows_times(x: jax.Array, weight: jax.Array) -> jax.Array:
     """
     rows = jax.lax.optimization_barrier(weight.T)
     return jax.lax.dot_general(x, rows, (((x.ndim - 1,), (1,)), ((), ())))
+
+
+def _columns_times(weight: jax.Array, rows: jax.Array) -> jax.Array:
+    """weightᵀ rowsᵀ, [K, U] and [N, K] -> [U, N]; see `_rows_times`."""
+    return jax.lax.dot_general(
+        jax.lax.optimization_barrier(weight.T), rows, (((1,), (1,)), ((), ()))
+    )
 
 
 def inner(x: Matrices, weight: jax.Array) -> jax.Array:
