@@ -11,6 +11,7 @@ import numpy as np
 
 from probex_jax.matrices.centred import Centred, dense
 from probex_jax.matrices.low_rank import LowRank
+from probex_jax.matrices.squared import Picked
 
 Matrices = jax.Array | LowRank | Centred
 
@@ -146,7 +147,7 @@ def for_each(function: Callable[[Any], jax.Array], x: Any) -> jax.Array:
 
     Args:
       function: [..., H, W] of the kind of x -> array of the same leading shape.
-      x: [N, H, W] float, dense, `LowRank`, `Centred` or `Squared`.
+      x: [N, H, W] float, dense, `LowRank`, `Centred`, `Squared` or some of it.
 
     Returns:
       The results, with a leading axis N.
@@ -157,9 +158,13 @@ def for_each(function: Callable[[Any], jax.Array], x: Any) -> jax.Array:
       Array([12., 12.], dtype=float32)
     """
     if isinstance(x, LowRank | Centred) or jax.default_backend() != "cpu":
-        return function(x)
-    keep_products = jax.checkpoint_policies.dots_saveable
-    return jax.lax.map(jax.checkpoint(function, policy=keep_products, prevent_cse=False), x)
+        return function(x.read() if isinstance(x, Picked) else x)
+
+    def one(x_or_place):
+        return function(x.read(x_or_place) if isinstance(x, Picked) else x_or_place)
+
+    one = jax.checkpoint(one, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
+    return jax.lax.map(one, jnp.arange(x.shape[0]) if isinstance(x, Picked) else x)
 
 
 def respond(x: Matrices, *probes: jax.Array) -> list[Matrices]:
