@@ -11,20 +11,29 @@ import jax.numpy as jnp
 PRODUCT_SIZE = 2048
 
 
-def seconds(candidates: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median wall-clock seconds of each candidate, after one run of each to compile."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for repeat in range(repeats + 1):
+def times(
+    candidates: Mapping[str, Callable[[], Any]], repeats: int, *, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """Wall-clock seconds of every run of each candidate, after one run of each to compile."""
+    found: dict[str, list[float]] = {name: [] for name in candidates}
+    for repeat in range(not warm_up, repeats + 1):
         for name, function in candidates.items():
             start = time.perf_counter()
             jax.block_until_ready(function())
             if repeat:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+                found[name].append(time.perf_counter() - start)
+    return found
 
 
-def product() -> tuple[Callable[[], jax.Array], float]:
-    """A float32 matrix product of 2048³, the limit that rates are compared with, and its FLOPs."""
-    a = jax.random.normal(jax.random.key(0), [PRODUCT_SIZE, PRODUCT_SIZE])
+def seconds(candidates: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median wall-clock seconds of each candidate."""
+    return {name: statistics.median(runs) for name, runs in times(candidates, repeats).items()}
+
+
+def product(
+    size: int = PRODUCT_SIZE, dtype: Any = jnp.float32
+) -> tuple[Callable[[], jax.Array], float]:
+    """A matrix product of size³, the limit that rates are compared with, and its FLOPs."""
+    a = jax.random.normal(jax.random.key(0), [size, size], dtype)
     multiply = jax.jit(jnp.matmul)
-    return lambda: multiply(a, a), 2.0 * PRODUCT_SIZE**3
+    return lambda: multiply(a, a), 2.0 * size**3

@@ -11,6 +11,7 @@ from probex_jax.matrices import (
     Centred,
     LowRank,
     Matrices,
+    Picked,
     Squared,
     contract,
     for_each,
@@ -60,7 +61,7 @@ class MVProbe(nn.Module):
     relu: bool = True
 
     @nn.compact
-    def __call__(self, x: Matrices | Squared) -> jax.Array:
+    def __call__(self, x: Matrices | Squared | Picked) -> jax.Array:
         """[N, H, W] weight matrices -> [N, T] representations."""
         rows, columns = x.shape[-2:]
         sides = {"xu": (columns, rows), "xxtu": (rows, rows)}

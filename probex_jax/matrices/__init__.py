@@ -17,12 +17,13 @@ from probex_jax.matrices.products import (
     respond,
     respond_again,
 )
-from probex_jax.matrices.squared import Squared, squared
+from probex_jax.matrices.squared import Picked, Squared, squared
 
 __all__ = [
     "Centred",
     "LowRank",
     "Matrices",
+    "Picked",
     "Squared",
     "centred",
     "combination",

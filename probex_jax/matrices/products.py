@@ -11,6 +11,7 @@ import numpy as np
 
 from probex_jax.matrices.centred import Centred, dense
 from probex_jax.matrices.low_rank import LowRank
+from probex_jax.matrices.squared import Picked
 
 Matrices = jax.Array | LowRank | Centred
 
@@ -52,9 +53,13 @@ def project(x: Matrices, left: jax.Array, right: jax.Array) -> jax.Array:
     left_first = columns * n_left * (rows + n_right)
     if left_first < _LEFT_FIRST_RATE * right_first:
         return jnp.einsum("nhw,hv->nvw", x, left) @ right
-    # The transpose of the small intermediate lets both products run as one large matrix product
-    # each, which a CPU does faster than a contraction of the middle axis.
-    return _rows_times(_rows_times(x, right).mT, left).mT
+    # With the probes as the first axis both products, and those of the gradient, are one large
+    # product each of contiguous rows, and only the small result is transposed. A CPU is faster
+    # with that than with a contraction of the middle axis (experiments/benchmarks/forms.py); of
+    # arrays of three axes XLA would make such a one again.
+    response_UxNH = _columns_times(right, x.reshape(-1, columns))
+    projected_UNxV = _rows_times(response_UxNH.reshape(-1, rows), left)
+    return jnp.moveaxis(projected_UNxV.reshape(n_right, -1, n_left), 0, 2)
 
 
 def factor_order(shape: tuple[int, int], rank: int, n_left: int, n_right: int) -> str:
@@ -103,6 +108,13 @@ def _rows_times(x: jax.Array, weight: jax.Array) -> jax.Array:
     return jax.lax.dot_general(x, rows, (((x.ndim - 1,), (1,)), ((), ())))
 
 
+def _columns_times(weight: jax.Array, rows: jax.Array) -> jax.Array:
+    """weightᵀ rowsᵀ, [K, U] and [N, K] -> [U, N]; see `_rows_times`."""
+    return jax.lax.dot_general(
+        jax.lax.optimization_barrier(weight.T), rows, (((1,), (1,)), ((), ()))
+    )
+
+
 def inner(x: Matrices, weight: jax.Array) -> jax.Array:
     """Inner products of every matrix with every slice of a weight tensor.
 
@@ -135,7 +147,7 @@ def for_each(function: Callable[[Any], jax.Array], x: Any) -> jax.Array:
 
     Args:
       function: [..., H, W] of the kind of x -> array of the same leading shape.
-      x: [N, H, W] float, dense, `LowRank`, `Centred` or `Squared`.
+      x: [N, H, W] float, dense, `LowRank`, `Centred`, `Squared` or some of it.
 
     Returns:
       The results, with a leading axis N.
@@ -146,9 +158,13 @@ def for_each(function: Callable[[Any], jax.Array], x: Any) -> jax.Array:
       Array([12., 12.], dtype=float32)
     """
     if isinstance(x, LowRank | Centred) or jax.default_backend() != "cpu":
-        return function(x)
-    keep_products = jax.checkpoint_policies.dots_saveable
-    return jax.lax.map(jax.checkpoint(function, policy=keep_products, prevent_cse=False), x)
+        return function(x.read() if isinstance(x, Picked) else x)
+
+    def one(x_or_place):
+        return function(x.read(x_or_place) if isinstance(x, Picked) else x_or_place)
+
+    one = jax.checkpoint(one, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
+    return jax.lax.map(one, jnp.arange(x.shape[0]) if isinstance(x, Picked) else x)
 
 
 def respond(x: Matrices, *probes: jax.Array) -> list[Matrices]:
@@ -175,7 +191,8 @@ def respond(x: Matrices, *probes: jax.Array) -> list[Matrices]:
     if isinstance(x, LowRank):
         parts = jnp.split(_rows_times(x.down, together).mT, ends, axis=-2)
         return [LowRank(part, x.up.mT) for part in parts]
-    return list(jnp.split(together.T @ x.mT, ends, axis=-2))
+    rows = jax.lax.optimization_barrier(together.T)
+    return list(jnp.split(rows @ x.mT, ends, axis=-2))
 
 
 def respond_again(x: Matrices, response: Matrices) -> Matrices:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 # Bytes of products that are kept for one batch, which may be all training models of a layer.
 _MOST_BYTES = 4e9
@@ -31,9 +32,34 @@ class Squared:
         """Shape of the matrices, [..., H, W]."""
         return self.matrices.shape
 
-    def __getitem__(self, index: Any) -> Squared:
-        """Some of the models: indexes the leading axis."""
-        return jax.tree.map(lambda leaf: leaf[index], self)
+    def __getitem__(self, index: Any) -> Picked:
+        """Some of the models: indexes the leading axis, and copies nothing yet."""
+        return Picked(self, jnp.arange(self.shape[0])[index])
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Picked:
+    """Some models of a batch, copied one by one when `for_each` works them off.
+
+    A copy of all of them is a fifth of the time of training.
+
+    Args:
+      everything: the batch, [N, H, W].
+      index: [M] int, which of them.
+    """
+
+    everything: Squared
+    index: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the picked matrices, [M, H, W]."""
+        return (*self.index.shape, *self.everything.shape[1:])
+
+    def read(self, index: Any = slice(None)) -> Squared:
+        """The picked models, or some of them, as a batch of their own; of an int that one alone."""
+        return jax.tree.map(lambda leaf: leaf[self.index[index]], self.everything)
 
 
 def squared(x: jax.Array, *, of_rows: bool = True, of_columns: bool = True) -> jax.Array | Squared:

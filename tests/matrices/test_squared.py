@@ -43,8 +43,23 @@ def test_what_spares_work_is_kept(shape):
     if columns:
         assert error(found.columns, wide.swapaxes(1, 2) @ wide) <= 1e-6
     some = found[np.array([2, 0])]
-    for part, whole in zip(jax.tree.leaves(some), jax.tree.leaves(found), strict=True):
+    assert some.shape == (2, h, w)
+    for part, whole in zip(jax.tree.leaves(some.read()), jax.tree.leaves(found), strict=True):
         np.testing.assert_array_equal(part, whole[np.array([2, 0])])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_picked_matrices_have_the_values_and_gradients_of_copies(backend, monkeypatch):
+    x, encoder, index = draw(0, N, 7, 7), MVProbe(**SMALL), np.array([2, 0, 2])
+    params, kept = start(encoder, x), squared(x)
+    expected, expected_gradient = value_and_gradient(encoder, params, kept[index].read())
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    value, gradient = value_and_gradient(encoder, params, kept[index])
+    assert error(value, expected) <= 1e-6
+    for leaf, wanted in zip(
+        jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True
+    ):
+        assert error(leaf, wanted) <= 1e-5
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""Measures the speed of everything, each figure against a limit and PyTorch in the same run.
+
+A suite prints rates, more being better: as a fraction of a limit that is measured in turns with
+them, and as a ratio to a plain version in PyTorch where that is installed. Suites: encoder, train,
+sweep, pack, describe, search; what each does stands in experiments/benchmarks/NAME.py.
+
+Example:
+  python -m experiments.benchmark --suite=train,search
+  python -m experiments.benchmark --results=results/speed
+"""
+
+from importlib import import_module
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli
+from experiments.benchmarks import figures, report
+from probex_jax.errors import ProbexError
+
+SUITES = ("encoder", "train", "sweep", "pack", "describe", "search")
+
+_SUITE = flags.DEFINE_list("suite", list(SUITES), "Which suites.")
+_OUT = flags.DEFINE_string("out", None, "File for all that was measured, as JSON.")
+_RESULTS = flags.DEFINE_string(
+    "results", None, "Folder that keeps a file a suite and device; FOLDER.md is written anew."
+)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs; rates are those of the median.", 1)
+_QUICK = flags.DEFINE_bool("quick", False, "Smaller sizes: an impression, not a result.")
+
+
+def main() -> None:
+    if unknown := set(_SUITE.value) - set(SUITES):
+        raise ProbexError(f"--suite: {', '.join(sorted(unknown))} not among {', '.join(SUITES)}")
+    records = []
+    for name in _SUITE.value:
+        suite = import_module(f"experiments.benchmarks.{name}")
+        sizes = suite.QUICK if _QUICK.value else suite.DEFAULT
+        found = figures.record(name, suite.measure(sizes, _REPEATS.value), quick=_QUICK.value)
+        print(f"{name}:\n\n{figures.summary(found['figures'])}\n", flush=True)
+        records.append(found)
+        if _OUT.value:
+            figures.save(Path(_OUT.value), records)
+        if _RESULTS.value:
+            report.keep(found, Path(_RESULTS.value))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,148 @@
+"""The suites of `benchmark` at tiny sizes: what they record, and what they count."""
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.benchmarks import (
+    describe,
+    encoder,
+    figures,
+    pack,
+    products,
+    programs,
+    report,
+    search,
+    sweep,
+    timing,
+    train,
+)
+from experiments.benchmarks.figures import Figure
+from experiments.benchmarks.inputs import Case
+from probex_jax.experts import Recipe, training
+from tests.end_to_end import warm
+
+DENSE = [
+    Case("probex", dim=8, rank=0, models=4, rep_dim=5, units=3),
+    Case("mvprobe", dim=8, rank=0, models=4, rep_dim=5, units=3),
+]
+FACTORS = [
+    Case("probex", dim=8, rank=2, models=4, rep_dim=5, units=3),
+    Case("mvprobe", dim=8, rank=2, models=4, rep_dim=5, units=3),
+]
+SMALL_SWEEP = sweep.Sizes(models=20, blocks=1, width=4, epochs=2, alone=1)
+SMALL_SEARCH = search.Sizes(models=600, dim=8, centres=20, queries=10, per_run=2)
+SUITES = {
+    "encoder": lambda: encoder.measure([*DENSE, *FACTORS], 2, product_size=32),
+    "train": lambda: train.measure([*DENSE, *FACTORS], 2, product_size=32),
+    "sweep": lambda: sweep.measure(SMALL_SWEEP, 1, product_size=32),
+    "describe": lambda: describe.measure(describe.Sizes(models=3, size=8, layers=2), 1),
+    "search": lambda: search.measure(SMALL_SEARCH, 2),
+}
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Programs that need not import the libraries; "-c" is not asked for what it does."""
+
+    def run(option, module, *arguments):
+        if option == "-m":
+            ended = warm.run(module.removeprefix("experiments."), *arguments)
+            assert ended.returncode == 0, ended.stderr
+
+    monkeypatch.setattr(programs, "run", run)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_suite_records_rates_against_a_limit(suite, forked, monkeypatch, tmp_path):
+    monkeypatch.setattr(figures, "pytorch", lambda: None)
+    for module in (encoder, train, sweep, describe, search, products):
+        monkeypatch.setattr(module, "pytorch", lambda: None)
+    found = figures.record(suite, SUITES[suite](), quick=False)
+    assert found["suite"] == suite
+    assert found["figures"]
+    assert found["command"].startswith("python -m experiments.benchmark ")
+    assert {"cpu", "cores", "backend", "device", "load"} <= found["machine"].keys()
+    assert {"python", "jax", "jaxlib", "flax", "numpy"} <= found["versions"].keys()
+    for figure in found["figures"]:
+        assert figure["name"]
+        assert figure["unit"].endswith("/s")
+        assert figure["limit_is"]
+        assert figure["value"] > 0
+        assert figure["limit"] > 0
+        assert figure["fraction"] == pytest.approx(figure["value"] / figure["limit"])
+        assert figure["torch"] is None
+        assert figure["torch_ratio"] is None
+        assert all(len(runs) == figure["repeats"] for runs in figure["seconds"].values())
+    report.keep(found, tmp_path / "speed")
+    assert json.loads((tmp_path / "speed" / f"cpu-{suite}.json").read_text()) == [found]
+    page = (tmp_path / "speed.md").read_text()
+    assert all(figure["name"] in page for figure in found["figures"])
+
+
+def test_a_figure_is_the_median_against_limit_torch_and_others():
+    seconds = {"ours": [1.0, 9.0, 2.0], "limit": [1.0] * 3, "PyTorch": [4.0] * 3, "slow": [6.0] * 3}
+    work = {"ours": 10.0, "limit": 20.0, "PyTorch": 10.0, "slow": 15.0}
+    figure = Figure("it", "models/s", work, seconds, "limit", "a limit", {"recall": 1.0}).as_json()
+    assert (figure["value"], figure["limit"], figure["fraction"]) == (5.0, 20.0, 0.25)
+    assert (figure["torch"], figure["torch_ratio"]) == (2.5, 2.0)
+    assert (figure["others"], figure["other_ratios"]) == ({"slow": 2.5}, {"slow": 2.0})
+    assert "2x slow; recall 1" in figures.summary([figure])
+
+
+def test_candidates_take_turns_and_the_first_turn_is_not_timed():
+    turns = []
+    candidates = {name: partial(turns.append, name) for name in ("a", "b")}
+    found = timing.times(candidates, 2)
+    assert turns == ["a", "b"] * 3
+    assert [len(runs) for runs in found.values()] == [2, 2]
+    assert len(timing.times(candidates, 2, warm_up=False)["a"]) == 2
+    assert turns == ["a", "b"] * 5
+
+
+@pytest.mark.parametrize(("name", "branches"), [("probex", 1), ("mvprobe", 4)])
+def test_flops_of_an_epoch_are_those_of_the_equations(name, branches):
+    case = Case(name, dim=16, rank=0, models=8, rep_dim=5, units=3)
+    network, recipe = case.network(), Recipe(batch_size=4)
+    data = case.split(with_text=False)
+    given = training.prepared(network, data)
+    state = training.initial_state(network, recipe, data)
+    epoch = partial(training.train_epoch, network, recipe)
+    flops = products.flops(epoch, state.params, state.opt_state, given, jnp.arange(8))
+    n, d, u, t, y = 8, 16, 3, 5, 100
+    # A product, and its gradient for the probes; two gradients of what is projected and encoded.
+    expected = n * branches * (4 * d * d * u + 6 * u * d * u + 6 * u * u * t) + n * 6 * t * y
+    assert flops == pytest.approx(expected)
+
+
+def test_flops_of_loops_are_counted_as_often_as_they_run():
+    def function(x):
+        return jax.lax.scan(lambda carry, _: (carry @ x, None), x, length=7)[0]
+
+    assert products.flops(function, jnp.ones([3, 3])) == 7 * 2 * 3**3
+
+
+def test_pack_waits_for_its_module(monkeypatch):
+    monkeypatch.setattr(pack, "_MODULE", "experiments.benchmarks.no_such_module")
+    assert pack.measure(pack.QUICK, 1) == []
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("case", [*DENSE, *FACTORS])
+def test_torch_does_the_same_work(case):
+    from experiments.benchmarks import pytorch
+
+    network, recipe = case.network("text"), Recipe(batch_size=2, epochs=1, l2=1e-2)
+    data = case.split(with_text=True)
+    start = training.initial_state(network, recipe, data)
+    theirs = pytorch.parameters(start.params, "float64")
+    order = training.epoch_orders(recipe, case.models, jnp.int32(0))[0]
+    ours, _, _ = training.train_epoch(network, recipe, start.params, start.opt_state, data, order)
+    batches = [order[:2], order[2:]]
+    pytorch.steps(theirs, data.x, data.y, batches, recipe.learning_rate, recipe.l2, data.texts)()
+    for name, expected in pytorch.parameters(ours, "float64").items():
+        np.testing.assert_allclose(theirs[name].detach(), expected.detach(), atol=2e-5)
