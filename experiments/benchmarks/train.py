@@ -41,7 +41,7 @@ def _figure(case: Case, mode: products.Mode, repeats: int, product_size: int | N
     data = case.split(with_text=bool(case.rank))
     given = training.prepared(network, data)
     state = training.initial_state(network, recipe, data)
-    order_N = training.epoch_orders(recipe, case.models, jnp.int32(0))[0]
+    order_N = training.epoch_orders(recipe.seed, case.models, 0, 1)[0]
     start = state.params, state.opt_state
     epoch = jax.jit(partial(training.train_epoch, network, recipe))
     candidates = {"ours": lambda: epoch(*start, given, order_N)}

@@ -53,11 +53,20 @@ def forward(
     network: Network, params: Any, x: Matrices, texts: Any = None, compute: str = "float32"
 ) -> jax.Array:
     """Logits [N, Y] float32 of a batch of matrices [N, H, W] of any float, in training."""
-    dtype = jnp.bfloat16 if compute == "bfloat16" else jnp.float32
-    params = {**params, "encoder": jax.tree.map(lambda p: p.astype(dtype), params["encoder"])}
-    x = jax.tree.map(lambda leaf: leaf.astype(dtype), x)
+    params = {**params, "encoder": as_read(params["encoder"], compute)}
     with products(compute):
-        return network.apply({"params": params}, x, texts).astype(jnp.float32)  # type: ignore[union-attr]
+        answer: Any = network.apply({"params": params}, as_read(x, compute), texts)
+    return answer.astype(jnp.float32)
+
+
+def as_read(tree: Any, compute: str) -> Any:
+    """Arrays as the encoder's products take them; what is no number of any precision stays."""
+    dtype = jnp.bfloat16 if compute == "bfloat16" else jnp.float32
+
+    def cast(leaf):
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(cast, tree)
 
 
 def loss_and_gradient(

@@ -21,8 +21,8 @@ from probex_jax.experts.training import (
     State,
     Together,
     advance,
+    all_prepared,
     fit_together,
-    prepared,
 )
 from probex_jax.experts.units import Unit, memory
 from probex_jax.matrices import Centred, LowRank, dense
@@ -148,7 +148,7 @@ def compiled(experts: Together, splits: Mapping[str, Any]) -> Callable[..., Stat
     Raises:
       TooLarge: if it needs more memory than the devices have.
     """
-    prepare = partial(prepared, experts.network, devices=experts.devices)
+    prepare = partial(all_prepared, experts.network, experts.recipe, experts.devices)
     train = splits["train"]
     train = prepare(train) if experts.devices.mesh is not None else jax.eval_shape(prepare, train)
     state = jax.eval_shape(partial(experts.initial, splits))

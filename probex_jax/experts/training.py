@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from probex_jax.experts.devices import AXIS, ONE, Batches, Devices, Width, specs, widths
 from probex_jax.experts.network import Network
-from probex_jax.experts.objective import Split, loss_and_gradient, share_right
+from probex_jax.experts.objective import Split, as_read, loss_and_gradient, share_right
 from probex_jax.experts.recipe import Recipe
 from probex_jax.matrices import Centred, LowRank
 
@@ -269,7 +269,7 @@ def fit_together(
       The final state.
     """
     devices, recipe = together.devices, together.recipe
-    train = prepared(together.network, splits["train"], devices)
+    train = all_prepared(together.network, recipe, devices, splits["train"])
     evaluated = {name: splits[name] for name in together.evaluated}
     state = devices.replicated(together.initial(splits) if state is None else state)
     rates, width = devices.replicated(together.rates()), together.width()
@@ -440,8 +440,8 @@ def _advance(
     def epoch(index, carry):
         params, opt_state, total = carry
         of_epoch = jax.tree.map(lambda leaf: leaf[index], batches)
-        params, opt_state, loss = train_epoch(
-            network, recipe, rates, params, opt_state, train, of_epoch, axis
+        params, opt_state, loss = _epoch(
+            network, recipe, rates, axis, params, opt_state, train, of_epoch
         )
         return params, opt_state, total + loss
 
@@ -474,23 +474,32 @@ def updated(best: Best, params: Any, accuracy: Any, epoch: Any, evaluation: Any)
 
 
 def train_epoch(
-    network: Network,
-    recipe: Recipe,
-    rates: Rates,
-    params: Any,
-    opt_state: Any,
-    train: Split,
-    batches: Batches,
-    axis: str | None = None,
+    network: Network, recipe: Recipe, params: Any, opt_state: Any, train: Split, order_N: jax.Array
 ) -> tuple[Any, Any, jax.Array]:
-    """One pass over the training models in the batches given, those of one epoch.
-
-    Args:
-      axis: of the devices that share the batches; None for one device.
+    """One pass over the training models of one expert, in the order given, on one device.
 
     Returns:
       params, opt_state, and the mean loss over the models.
     """
+    size = min(recipe.batch_size, len(order_N))
+    n_full, rest = divmod(len(order_N), size)
+    full, last = order_N[: n_full * size].reshape(n_full, size), order_N[n_full * size :]
+    batches = Batches(full, None, last if rest else None, None, size, rest)
+    rates = Rates(recipe.learning_rate, recipe.l2)
+    return _epoch(network, recipe, rates, None, params, opt_state, train, batches)
+
+
+def _epoch(
+    network: Network,
+    recipe: Recipe,
+    rates: Rates,
+    axis: str | None,
+    params: Any,
+    opt_state: Any,
+    train: Split,
+    batches: Batches,
+) -> tuple[Any, Any, jax.Array]:
+    """One pass over the training models, in the batches of one epoch."""
 
     def step(carry, batch, size):
         params, opt_state = carry
@@ -524,16 +533,28 @@ def summed(tree: Any, axis: str | None) -> Any:
     return tree if axis is None else jax.lax.psum(tree, axis)
 
 
-def prepared(network: Network, train: Split, devices: Devices = ONE) -> Split:
-    """The training models x [L, N, H, W] as the encoder reads them fastest, again and again."""
+def prepared(network: Network, train: Split) -> Split:
+    """The training models of one layer as the encoder reads them fastest, again and again."""
     if network.normalise != "none" or not hasattr(network.encoder, "prepare"):
         return train
-    if isinstance(train.x, LowRank | Centred):  # they are small
-        return train
-    prepare = jax.vmap(network.encoder.prepare)
+    return train._replace(x=network.encoder.prepare(train.x))
+
+
+def all_prepared(network: Network, recipe: Recipe, devices: Devices, train: Split) -> Split:
+    """`prepared` of several layers; in bfloat16 now, not in each step, if that computes."""
+
+    def prepare(x):
+        if not isinstance(x, LowRank | Centred):  # these are small
+            x = jax.vmap(lambda x: prepared(network, train._replace(x=x)).x)(x)
+        return as_read(x, recipe.compute) if recipe.compute == "bfloat16" else x
+
     if devices.mesh is not None:
-        divided = P(None, AXIS)
+        of_x = specs(train).x
         prepare = jax.shard_map(
-            prepare, mesh=devices.mesh, in_specs=divided, out_specs=divided, check_vma=False
+            prepare,
+            mesh=devices.mesh,
+            in_specs=(of_x,),
+            out_specs=of_x if isinstance(train.x, LowRank | Centred) else P(None, AXIS),
+            check_vma=False,
         )
     return train._replace(x=prepare(train.x))

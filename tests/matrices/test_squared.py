@@ -141,7 +141,7 @@ def test_factors_and_centred_factors_are_not_squared():
 
 
 def test_training_prepares_mvprobe_alone():
-    train = Split(draw(0, N, 7, 7)[None], jnp.ones([N, 2]))
+    train = Split(draw(0, N, 7, 7), jnp.ones([N, 2]))
     networks = {
         "mvprobe": build_network({"name": "mvprobe", **SMALL}, "class", 2),
         "probex": build_network({"name": "probex", **SMALL}, "class", 2),
