@@ -38,5 +38,5 @@ def get_config() -> ml_collections.ConfigDict:
     # L2 penalties that are tried, relative to the mean inner product of a matrix with itself.
     config.recipe.penalties = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
     # A layer's training is saved at the first evaluation so many seconds after the last save.
-    config.save_every_s = 10.0
+    config.save_every_s = 1.0
     return config.lock()

@@ -58,7 +58,7 @@ def get_config(size: str = "paper") -> ml_collections.ConfigDict:
     # Whether batches are read from the store as they are needed, even if a layer fits the device.
     config.stream = False
     # A layer's training is saved at the first evaluation so many seconds after the last save.
-    config.save_every_s = 10.0
+    config.save_every_s = 1.0
     if size == "mini":
         config.encoder.n_probes = 32
         config.encoder.proj_dim = 32

@@ -77,7 +77,7 @@ def sweep(
     stream: bool = False,
     devices: Devices = ONE,
     share: tuple[int, int] = (0, 1),
-    save_every_s: float = 10.0,
+    save_every_s: float = 1.0,
     stop: Stop | None = None,
     on_progress: Callable[[str, int], None] = lambda layer, epochs: None,
 ) -> SweepResult:
@@ -348,6 +348,7 @@ class _Sweep:
         saver = Saver(folder, self.save_every_s, on_epochs, writes=self.devices.writes)
         with self.stop.saves(saver.save):
             state = (train_streamed if unit.streamed else train)(self.source, ready, saver)
+            saver.wait()
             if self.devices.writes:
                 self._keep(unit, ready, state)
         if self.devices.writes:
