@@ -40,6 +40,8 @@ def join() -> tuple[Devices, tuple[int, int]]:
         raise ProbexError(f"--process={place} of --processes={count}: expected 0 to {count - 1}")
     if not (_COORDINATOR.value or _CLUSTER.value):
         return Devices.of(jax.local_devices()), (place, count)
+    # JAX would catch SIGTERM itself, and go on.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         if _CLUSTER.value:
             jax.distributed.initialize(heartbeat_timeout_seconds=_SILENT_S)

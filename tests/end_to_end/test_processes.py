@@ -89,9 +89,18 @@ def test_two_processes_train_as_one_and_go_on_when_killed(toy_store, tmp_path):
         np.testing.assert_allclose(*(tree["centre"] for tree in trees), rtol=1e-6, atol=1e-7)
         np.testing.assert_allclose(*(tree["scale"] for tree in trees), rtol=1e-6)
 
-    killed = together(toy_store, tmp_path / "killed", epochs)
     training = tmp_path / "killed" / "training"
-    wait_for(lambda: len([*training.glob("*/000000[2-9]*")]) > 0, killed)
+    killed = together(toy_store, tmp_path / "killed", epochs)
+    wait_for(lambda: len([*training.glob("*/000000[1-9]*")]) > 0, killed)
+    for process in reversed(killed):
+        process.terminate()
+    for process in killed:
+        process.communicate(timeout=20)
+    assert killed[0].returncode == 143
+    assert len([*training.glob("*/000000[1-9]*")]) == 1
+
+    killed = together(toy_store, tmp_path / "killed", epochs)
+    wait_for(lambda: len([*training.glob("*/000000[4-9]*")]) > 0, killed)
     killed[1].kill()
     time.sleep(0.2)
     killed[0].kill()
