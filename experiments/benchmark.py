@@ -37,6 +37,9 @@ def main() -> None:
         suite = import_module(f"experiments.benchmarks.{name}")
         sizes = suite.QUICK if _QUICK.value else suite.DEFAULT
         found = figures.record(name, suite.measure(sizes, _REPEATS.value), quick=_QUICK.value)
+        if not found["figures"]:
+            print(f"{name}: nothing to measure here\n", flush=True)
+            continue
         print(f"{name}:\n\n{figures.summary(found['figures'])}\n", flush=True)
         records.append(found)
         if _OUT.value:

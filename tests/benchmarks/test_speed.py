@@ -131,6 +131,32 @@ def test_pack_waits_for_its_module(monkeypatch):
     assert pack.measure(pack.QUICK, 1) == []
 
 
+def test_pack_reads_the_rows_of_its_module(monkeypatch, tmp_path):
+    rate = {
+        "what": "rate",
+        "models": "large",
+        "MB": 500.0,
+        "pack, GB/s": 0.6,
+        "copyfile, GB/s": 0.8,
+    }
+    rate |= {"read and write, GB/s": 0.5, "pack / copyfile, by CPU time": 0.7}
+    memory = {"what": "memory", "models": 200, "GB": 0.1, "models/s": 50.0}
+    memory |= {"imports, MiB": 100.0, "peak, MiB": 120.0}
+    (tmp_path / "rows_of_packing.py").write_text(
+        f"def measure(repeats):\n    return [{rate}, {memory}][:repeats]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(pack, "_MODULE", "rows_of_packing")
+    speed, weight = (figure.as_json() for figure in pack.measure(pack.DEFAULT, 2))
+    assert speed["value"] == pytest.approx(0.6)
+    assert speed["fraction"] == pytest.approx(0.75)
+    assert speed["other_ratios"]["read and write"] == pytest.approx(1.2)
+    assert weight["value"] == pytest.approx(50.0)
+    assert weight["fraction"] is None
+    assert weight["notes"]["peak, MiB"] == 120.0
+    assert "0.75" in figures.summary([speed, weight])
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("case", [*DENSE, *FACTORS])
 def test_torch_does_the_same_work(case):
