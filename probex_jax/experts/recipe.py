@@ -69,11 +69,6 @@ class Recipe:
         """Evaluations of a whole training, the one before it included."""
         return 1 + -(-self.epochs // self.eval_every)
 
-    @property
-    def compiled(self) -> "Recipe":
-        """The recipe without what may differ between experts of one compiled program."""
-        return dataclasses.replace(self, learning_rate=0.0, l2=0.0, seed=0)
-
 
 def variants(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> tuple[Recipe, ...]:
     """A recipe with every combination of some values of some of its fields.

@@ -59,8 +59,8 @@ def fit_streamed(
     state = stream.initial() if state is None else state
     state = select(devices.replicated(state), 0, 0)
     rates = devices.replicated(Rates(*(rate[0] for rate in experts.rates())))
-    step = partial(_step, experts.network, recipe.compiled, devices)
-    told = partial(_told, experts.network, recipe.compiled, devices)
+    step = partial(_step, experts.network, experts.recipe, devices)
+    told = partial(_told, experts.network, experts.recipe, devices)
     while int(state.evaluation) < recipe.n_evaluations:
         epoch = int(state.epoch)
         until = min(int(state.evaluation) * recipe.eval_every, recipe.epochs)
@@ -204,7 +204,7 @@ def _step(
             compute=recipe.compute,
         )
         loss, gradient = summed(found, axis)
-        return *stepped(rates, params, opt_state, gradient), loss
+        return *stepped(recipe, rates, params, opt_state, gradient), loss
 
     return _on_devices(part, devices, batch, params, opt_state, rates)
 

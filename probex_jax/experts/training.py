@@ -6,6 +6,7 @@ on several layers of one shape, and variants of the recipe, are trained side by 
 a resumed run needs is in `State`.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -188,8 +189,9 @@ class Together:
 
     @property
     def recipe(self) -> Recipe:
-        """What all variants have in common."""
-        return self.recipes[0].compiled
+        """What all variants have in common; `l2` says whether one of them has any."""
+        any_l2 = float(any(recipe.l2 > 0 for recipe in self.recipes))
+        return dataclasses.replace(self.recipes[0], learning_rate=0.0, l2=any_l2, seed=0)
 
     @property
     def evaluated(self) -> tuple[str, ...]:
@@ -332,9 +334,15 @@ def initial_states(
     return State(epoch=jnp.int32(0), evaluation=jnp.int32(0), **each)
 
 
-def optimiser(rates: Rates) -> optax.GradientTransformation:
-    """Adam with the L2 term in the gradient, as PyTorch's Adam has it."""
-    return optax.chain(optax.add_decayed_weights(rates.l2), optax.adam(rates.learning_rate))
+def optimiser(rates: Rates | Recipe, *, decays: bool = True) -> optax.GradientTransformation:
+    """Adam with the L2 term in the gradient, as PyTorch's Adam has it.
+
+    Args:
+      rates: values, which may be traced.
+      decays: whether there is an L2 term at all; without, parameters are read less often.
+    """
+    l2 = optax.add_decayed_weights(rates.l2) if decays else optax.identity()
+    return optax.chain(l2, optax.adam(rates.learning_rate))
 
 
 @partial(jax.jit, static_argnums=(1, 3))
@@ -507,7 +515,7 @@ def _epoch(
             network, params, train, *batch, n_models=size, compute=recipe.compute
         )
         loss, gradient = summed(found, axis)
-        return stepped(rates, params, opt_state, gradient), loss
+        return stepped(recipe, rates, params, opt_state, gradient), loss
 
     carry, full = (params, opt_state), (batches.index, batches.weight)
     n_full = len(batches.index)
@@ -522,9 +530,12 @@ def _epoch(
     return *carry, total / (n_full * batches.size + batches.rest)
 
 
-def stepped(rates: Rates, params: Any, opt_state: Any, gradient: Any) -> tuple[Any, Any]:
+def stepped(
+    recipe: Recipe, rates: Rates, params: Any, opt_state: Any, gradient: Any
+) -> tuple[Any, Any]:
     """Parameters and the optimiser's state after a step."""
-    updates, opt_state = optimiser(rates).update(gradient, opt_state, params)
+    adam = optimiser(rates, decays=recipe.l2 > 0)
+    updates, opt_state = adam.update(gradient, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
 
