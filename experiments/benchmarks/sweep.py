@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 import probex_jax as px
 from experiments.benchmarks import products, programs, timing
 from experiments.benchmarks.figures import PYTORCH, Figure, pytorch
-from probex_jax.experts import Recipe, Split, build_network, training
+from probex_jax.experts import Recipe, Split, advancing, build_network, training
 
 _CONFIG = "configs/probex.py:mini"
 # What that config trains.
@@ -143,6 +143,6 @@ def _flops(store: px.LayerStore, epochs: int) -> float:
     for shape in store.layers.values():
         train = Split(jnp.zeros([len(y), *shape]), y)
         state = training.initial_state(network, recipe, train)
-        epoch = partial(training.train_epoch, network, recipe)
+        epoch = partial(advancing.train_epoch, network, recipe)
         total += epochs * products.flops(epoch, state.params, state.opt_state, train, order_N)
     return total

@@ -18,7 +18,7 @@ import optax
 from experiments.benchmarks import products
 from experiments.benchmarks.figures import PYTORCH, Figure, pytorch
 from experiments.benchmarks.inputs import Case
-from probex_jax.experts import Recipe, Split, training
+from probex_jax.experts import Recipe, Split, advancing, objective, optimising, training
 
 DEFAULT = (
     Case("probex", dim=768, rank=0, models=256, rep_dim=128),
@@ -39,11 +39,11 @@ def _figure(case: Case, mode: products.Mode, repeats: int, product_size: int | N
     recipe = Recipe(2e-3, l2=0.0) if case.rank else Recipe()
     network = case.network("text" if case.rank else "class")
     data = case.split(with_text=bool(case.rank))
-    given = training.prepared(network, data)
+    given = advancing.prepared(network, data)
     state = training.initial_state(network, recipe, data)
-    order_N = training.epoch_orders(recipe.seed, case.models, 0, 1)[0]
+    order_N = advancing.epoch_orders(recipe.seed, case.models, 0, 1)[0]
     start = state.params, state.opt_state
-    epoch = jax.jit(partial(training.train_epoch, network, recipe))
+    epoch = jax.jit(partial(advancing.train_epoch, network, recipe))
     candidates = {"ours": lambda: epoch(*start, given, order_N)}
     if case.rank:
         out = jax.jit(partial(_multiplied_out, network, recipe))
@@ -66,13 +66,13 @@ def _figure(case: Case, mode: products.Mode, repeats: int, product_size: int | N
 
 
 def _multiplied_out(network, recipe, params, opt_state, train, order_N):
-    """`training.train_epoch`, of updates that are multiplied out batch by batch."""
+    """`advancing.train_epoch`, of updates that are multiplied out batch by batch."""
 
     def step(carry, index_B):
         params, opt_state = carry
         batch = Split(train.x[index_B].dense(), train.y[index_B], train.texts)
-        loss, grads = training.loss_and_gradient(network, params, batch, jnp.arange(len(batch.y)))
-        updates, opt_state = training.optimiser(recipe).update(grads, opt_state, params)
+        loss, grads = objective.loss_and_gradient(network, params, batch, jnp.arange(len(batch.y)))
+        updates, opt_state = optimising.optimiser(recipe).update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), loss
 
     batches = order_N.reshape(-1, min(recipe.batch_size, len(order_N)))

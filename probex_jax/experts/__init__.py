@@ -13,8 +13,9 @@ from probex_jax.experts.objective import Split
 from probex_jax.experts.pytorch_format import from_torch, to_torch
 from probex_jax.experts.recipe import Recipe
 from probex_jax.experts.ridge import Ridge, fit_ridge
+from probex_jax.experts.state import State
 from probex_jax.experts.sweeps import SweepResult, sweep
-from probex_jax.experts.training import State, fit
+from probex_jax.experts.training import fit
 
 __all__ = [
     "Alignment",

@@ -13,7 +13,7 @@ from flax import serialization
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
-from probex_jax.experts.training import State
+from probex_jax.experts.state import State
 
 # Of the time between two evaluations, what saving may take before it goes on in a thread.
 _LONG = 0.1

@@ -9,21 +9,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from probex_jax.experts.advancing import advance, all_prepared
 from probex_jax.experts.centring import FrozenLayer, Tree
 from probex_jax.experts.devices import Batches
 from probex_jax.experts.objective import Split
 from probex_jax.experts.recipe import Recipe
 from probex_jax.experts.saving import Saver
 from probex_jax.experts.source import Source
+from probex_jax.experts.state import Best, State
 from probex_jax.experts.streaming import Stream, fit_streamed
-from probex_jax.experts.training import (
-    Best,
-    State,
-    Together,
-    advance,
-    all_prepared,
-    fit_together,
-)
+from probex_jax.experts.training import Together, fit_together
 from probex_jax.experts.units import Unit, memory
 from probex_jax.matrices import Centred, LowRank, dense
 

@@ -14,22 +14,16 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from probex_jax.errors import ProbexError
+from probex_jax.experts.advancing import summed, updated
 from probex_jax.experts.centring import Tree
 from probex_jax.experts.devices import AXIS, Devices, specs
 from probex_jax.experts.network import Network
 from probex_jax.experts.objective import Split, loss_and_gradient, share_right
+from probex_jax.experts.optimising import Rates, stepped
 from probex_jax.experts.recipe import Recipe
 from probex_jax.experts.source import Source
-from probex_jax.experts.training import (
-    Rates,
-    State,
-    Together,
-    expanded,
-    select,
-    stepped,
-    summed,
-    updated,
-)
+from probex_jax.experts.state import State, expanded, select
+from probex_jax.experts.training import Together
 
 # Batches that are read at a time, and wait for their turn.
 _THREADS = 2

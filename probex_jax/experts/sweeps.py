@@ -55,8 +55,8 @@ from probex_jax.experts.side_by_side import (
     train,
     train_streamed,
 )
+from probex_jax.experts.state import State
 from probex_jax.experts.stopping import Stop
-from probex_jax.experts.training import State
 from probex_jax.experts.units import Unit, memory, plan
 from probex_jax.files import alone, claim, layer_folder, write_json
 from probex_jax.layer_store import LayerStore

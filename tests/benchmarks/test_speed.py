@@ -23,7 +23,7 @@ from experiments.benchmarks import (
 )
 from experiments.benchmarks.figures import Figure
 from experiments.benchmarks.inputs import Case
-from probex_jax.experts import Recipe, training
+from probex_jax.experts import Recipe, advancing, training
 from tests.end_to_end import warm
 
 DENSE = [
@@ -109,9 +109,9 @@ def test_flops_of_an_epoch_are_those_of_the_equations(name, branches):
     case = Case(name, dim=16, rank=0, models=8, rep_dim=5, units=3)
     network, recipe = case.network(), Recipe(batch_size=4)
     data = case.split(with_text=False)
-    given = training.prepared(network, data)
+    given = advancing.prepared(network, data)
     state = training.initial_state(network, recipe, data)
-    epoch = partial(training.train_epoch, network, recipe)
+    epoch = partial(advancing.train_epoch, network, recipe)
     flops = products.flops(epoch, state.params, state.opt_state, given, jnp.arange(8))
     n, d, u, t, y = 8, 16, 3, 5, 100
     # A product, and its gradient for the probes; two gradients of what is projected and encoded.
@@ -166,8 +166,8 @@ def test_torch_does_the_same_work(case):
     data = case.split(with_text=True)
     start = training.initial_state(network, recipe, data)
     theirs = pytorch.parameters(start.params, "float64")
-    order = training.epoch_orders(recipe, case.models, jnp.int32(0))[0]
-    ours, _, _ = training.train_epoch(network, recipe, start.params, start.opt_state, data, order)
+    order = advancing.epoch_orders(recipe.seed, case.models, 0, 1)[0]
+    ours, _, _ = advancing.train_epoch(network, recipe, start.params, start.opt_state, data, order)
     batches = [order[:2], order[2:]]
     pytorch.steps(theirs, data.x, data.y, batches, recipe.learning_rate, recipe.l2, data.texts)()
     for name, expected in pytorch.parameters(ours, "float64").items():

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probex_jax.experts import Recipe, Split, build_network, training
+from probex_jax.experts import Recipe, Split, advancing, build_network, training
 
 pytestmark = pytest.mark.parity
 
@@ -33,7 +33,7 @@ def test_logits_and_ten_steps_agree_with_torch(name):
     assert error(network.apply({"params": start.params}, data.x), logits) <= 1e-5
 
     ours = pytorch.parameters(training.fit(network, recipe, data, data).params, torch.float64)
-    orders = np.asarray(training.epoch_orders(recipe.seed, 38, 0, recipe.epochs))
+    orders = np.asarray(advancing.epoch_orders(recipe.seed, 38, 0, recipe.epochs))
     batches = [batch for order in orders for batch in np.split(order, [8, 16, 24, 32])]
     pytorch.steps(theirs, x, y, batches, recipe.learning_rate, recipe.l2)()
     assert ours.keys() == theirs.keys()

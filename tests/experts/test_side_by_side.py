@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import probex_jax as px
-from probex_jax.experts import Recipe, sweep, training, units
+from probex_jax.experts import Recipe, advancing, sweep, units
 from probex_jax.experts.recipe import variants
 from probex_jax.experts.units import Cost, Unit
 
@@ -81,7 +81,7 @@ def test_a_frozen_layer_is_left_out_of_its_unit(swept):
 
 def test_programs_are_as_many_as_shapes(tree, tmp_path, monkeypatch):
     made = []
-    lower = training.advance.lower
+    lower = advancing.advance.lower
     monkeypatch.setattr(
         "probex_jax.experts.side_by_side.advance",
         type("Counted", (), {"lower": lambda *args: made.append(1) or lower(*args)}),

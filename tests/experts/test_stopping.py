@@ -13,9 +13,11 @@ import pytest
 
 from probex_jax.ahead import ahead
 from probex_jax.experts import build_network, checkpoints
+from probex_jax.experts.objective import Split
+from probex_jax.experts.recipe import Recipe
 from probex_jax.experts.saving import Saver
 from probex_jax.experts.stopping import Stop
-from probex_jax.experts.training import Recipe, Split, fit, initial_state
+from probex_jax.experts.training import fit, initial_state
 
 ROOT = Path(__file__).parents[2]
 RECIPE = Recipe(learning_rate=0.1, batch_size=4, epochs=9, eval_every=2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import probex_jax as px
-from probex_jax.experts import Recipe, Split, build_network, objective, training
+from probex_jax.experts import Recipe, Split, advancing, build_network, objective, training
 
 NETWORK = build_network({"name": "probex", "n_probes": 4, "proj_dim": 4, "rep_dim": 8}, "class", 3)
 
@@ -74,7 +74,7 @@ def test_training_follows_the_recipe_step_by_step(monkeypatch, micro_batch_bytes
     zeros = jax.tree.map(np.zeros_like, params)
     opt = {"step": 0, "m": zeros, "v": zeros}
     losses = []
-    for order in np.asarray(training.epoch_orders(recipe.seed, 17, 0, recipe.epochs)):
+    for order in np.asarray(advancing.epoch_orders(recipe.seed, 17, 0, recipe.epochs)):
         assert sorted(order) == list(range(17))
         for batch in (order[:7], order[7:14], order[14:]):
             as_float32 = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
@@ -148,12 +148,12 @@ def test_going_on_from_any_evaluation_gives_the_same_bits():
 
 def test_layers_of_one_shape_share_one_compilation():
     recipe = Recipe(epochs=9, eval_every=2, seed=123)
-    before = training.advance._cache_size()
+    before = advancing.advance._cache_size()
     for layer in range(3):
         training.fit(NETWORK, recipe, split(12, layer), split(5, layer + 9))
-    assert training.advance._cache_size() == before + 1
+    assert advancing.advance._cache_size() == before + 1
     training.fit(NETWORK, recipe, split(12, shape=(4, 4)), split(5, shape=(4, 4)))
-    assert training.advance._cache_size() == before + 2
+    assert advancing.advance._cache_size() == before + 2
 
 
 def test_the_seed_decides_everything():

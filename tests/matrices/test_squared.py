@@ -10,7 +10,7 @@ import pytest
 from probex_jax.encoders import MVProbe
 from probex_jax.encoders.mvprobe import BRANCHES
 from probex_jax.experts import Split, build_network
-from probex_jax.experts.training import prepared
+from probex_jax.experts.advancing import prepared
 from probex_jax.matrices import LowRank, Squared, centred, squared
 from tests.numeric import draw, error, start, value_and_gradient
 
