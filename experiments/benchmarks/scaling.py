@@ -12,6 +12,7 @@ why.
     pack      links to one file of half a megabyte
     train     ProbeX with Adam on two layers of 128x128, so many epochs
     ridge     the same layers in closed form
+    stream    two epochs of one layer of 256x256, batches read from the store
     discover  files of five trees
     index     vectors added and the ANN index built; queries: 200 against it
 
@@ -34,13 +35,21 @@ from experiments import cli
 from experiments.benchmarks import memory
 from experiments.benchmarks.packing import pack_once, write_models
 from probex_jax.experts import Recipe, Ridge, sweep
+from probex_jax.files import write_text
 from probex_jax.forest import discover
 from probex_jax.search import ModelTable
 
 _TIMES = flags.DEFINE_list("times", ["1", "4", "16"], "Sizes, times the smallest.")
 _ONLY = flags.DEFINE_list("only", [], "Which to measure; all if none is given.")
+_RESULTS = flags.DEFINE_string("results", None, "File that keeps the table, as Markdown.")
 
 MOST = 1.1
+_ABOUT = """# Cost against size
+
+Written by `python -m experiments.benchmarks.scaling --results=results/scaling.md`; that module says
+what each line does. Times are of the work alone; peaks of memory are of the whole process, beside
+what it has once the modules are imported. An exponent is the slope of log cost on log models.
+"""
 _DIM = 128
 _EPOCHS = 50
 _QUERIES, _VECTOR_DIM, _CENTRES = 200, 256, 100
@@ -108,17 +117,32 @@ def training(folder: str, n_models: int) -> dict[str, float]:
     return {"train": _second_sweep(folder, encoder, "class", recipe)}
 
 
+def _large_store(folder: Path, n_models: int) -> None:
+    write_models(folder / "zoo", n_models, [(256, 256)], is_linked=True)
+    px.pack(px.scan(folder / "zoo"), folder / "store")
+
+
+def streaming(folder: str, n_models: int) -> dict[str, float]:
+    """Trains an expert whose batches are read from the store, the second time."""
+    encoder = {"name": "probex", "n_probes": 16, "proj_dim": 16, "rep_dim": 16}
+    recipe = Recipe(epochs=2, eval_every=2, batch_size=32)
+    return {"stream": _second_sweep(folder, encoder, "class", recipe, stream=True)}
+
+
 def ridge(folder: str, n_models: int) -> dict[str, float]:
     """Fits an expert of each layer in closed form, the second time."""
     encoder = {"name": "dense", "standardise": True}
     return {"ridge": _second_sweep(folder, encoder, "none", Ridge())}
 
 
-def _second_sweep(folder: str, encoder: Any, head: str, recipe: Recipe | Ridge) -> float:
+def _second_sweep(
+    folder: str, encoder: Any, head: str, recipe: Recipe | Ridge, *, stream: bool = False
+) -> float:
     store, start = px.LayerStore.open(f"{folder}/store"), 0.0
     for turn in ("first", "second"):
         start = time.perf_counter()
-        sweep(store, Path(folder) / turn, encoder=encoder, head=head, recipe=recipe)
+        workdir = Path(folder) / turn
+        sweep(store, workdir, encoder=encoder, head=head, recipe=recipe, stream=stream)
     return time.perf_counter() - start
 
 
@@ -176,6 +200,7 @@ _Work = Callable[[str, int], dict[str, float]]
 _WORKS: dict[str, tuple[int, _Prepare, _Work, str]] = {
     "pack": (125, _links, packing, ""),
     "train": (60, _store, training, ""),
+    "stream": (125, _large_store, streaming, ""),
     "ridge": (60, _store, ridge, "a Gram matrix of all models, N², and its eigenvectors, N³"),
     "discover": (250, _trees, discovering, "Ward of up to 2,048 models at once, N²; then N"),
     "search": (2_500, _nothing, searching, ""),
@@ -185,6 +210,8 @@ _WORKS: dict[str, tuple[int, _Prepare, _Work, str]] = {
 def main() -> None:
     rows = measure([int(factor) for factor in _TIMES.value], _ONLY.value)
     print(cli.table(rows))
+    if _RESULTS.value:
+        write_text(Path(_RESULTS.value), f"{_ABOUT}\n{cli.table(rows)}\n")
     for row in rows:
         for cost in ("time", "memory"):
             if row[f"{cost} exponent"] > MOST and not row["stated"]:

@@ -32,6 +32,7 @@ def test_the_library_needs_no_extra():
         "pyarrow",
         "tokenizers",
         "torch",
+        "grain",
         "huggingface_hub",
     )
     code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import probex_jax"
