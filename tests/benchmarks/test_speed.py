@@ -57,7 +57,14 @@ def forked(monkeypatch):
     monkeypatch.setattr(programs, "run", run)
 
 
-@pytest.mark.parametrize("suite", SUITES)
+# Those that start whole programs take their time.
+SLOW = ("sweep", "describe", "search")
+
+
+@pytest.mark.parametrize(
+    "suite",
+    [pytest.param(suite, marks=[pytest.mark.parity] * (suite in SLOW)) for suite in SUITES],
+)
 def test_a_suite_records_rates_against_a_limit(suite, forked, monkeypatch, tmp_path):
     monkeypatch.setattr(figures, "pytorch", lambda: None)
     for module in (encoder, train, sweep, describe, search, products):

@@ -6,6 +6,7 @@ gradient near zero is no part of it.
 """
 
 import json
+import sys
 
 import jax
 import numpy as np
@@ -16,9 +17,12 @@ from probex_jax.experts.recipe import variants
 from probex_jax.matrices import Centred, LowRank
 
 N, N_VAL, LAYERS = 19, 6, 2
+# Encoder, matrices, head, and numbers of devices.
+QUICK = (("probex", "dense", "class", (8,)),)
 CASES = (
-    ("probex", "dense", "class", (2, 8)),
+    ("probex", "dense", "class", (2, 3)),
     ("mvprobe", "dense", "class", (8,)),
+    ("probex", "factors", "class", (8,)),
     ("probex", "centred", "text", (8,)),
 )
 SMALL = {"n_probes": 4, "proj_dim": 3, "rep_dim": 5}
@@ -72,13 +76,13 @@ def difference(a, b):
     )
 
 
-def main():
+def main(cases):
     jax.config.update("jax_num_cpu_devices", 8)
     found = {}
     # Batches of 7, 7 and 5 of 19 models: nothing divides by anything.
     recipe = Recipe(batch_size=7, epochs=3, eval_every=2, learning_rate=0.0, l2=0.0)
     recipes = variants(recipe, {"seed": [0, 1]})
-    for encoder, kind, head, counts in CASES:
+    for encoder, kind, head, counts in cases:
         network = build_network({"name": encoder, **SMALL}, head, 3, logit_scale=5.0)
         splits = {"train": data(kind, head, N, 0), "val": data(kind, head, N_VAL, 1)}
         one = trained(network, recipes, splits, 1)
@@ -99,4 +103,4 @@ def moments(state):
 
 
 if __name__ == "__main__":
-    main()
+    main({"quick": QUICK, "slow": CASES}[sys.argv[1]])

@@ -13,11 +13,14 @@ from probex_jax.experts.devices import _divided, widths
 ROOT = Path(__file__).parents[2]
 
 
-def test_gradients_on_several_devices_are_those_of_one():
-    program = [sys.executable, "-W", "error", "-m", "tests.experts.on_devices"]
+@pytest.mark.parametrize(
+    ("which", "count"), [("quick", 1), pytest.param("slow", 5, marks=pytest.mark.parity)]
+)
+def test_gradients_on_several_devices_are_those_of_one(which, count):
+    program = [sys.executable, "-W", "error", "-m", "tests.experts.on_devices", which]
     done = subprocess.run(program, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True)
     found = json.loads(done.stdout)
-    assert len(found) == 4
+    assert len(found) == count
     for name, differences in found.items():
         assert differences["gradients"] <= 1e-6, name
         assert differences["losses"] <= 1e-6, name

@@ -64,7 +64,7 @@ def assert_close(a, b, rtol=1e-4, atol=1e-5):
         np.testing.assert_allclose(left, right, rtol=rtol, atol=atol, err_msg=str(path))
 
 
-@pytest.mark.parametrize("layer", ["a.weight", "d.weight", "e.weight"])
+@pytest.mark.parametrize("layer", ["d.weight", "e.weight"])
 def test_a_layer_among_others_is_trained_as_alone(swept, tree, tmp_path, layer):
     workdir, result = swept
     alone = run(tree, tmp_path / "w", layers=[layer])
@@ -138,11 +138,9 @@ def test_a_grid_keeps_the_best_variant_of_each_layer(tree, tmp_path):
         found = [t["val_accuracy"] for t in tried]
         assert len(set(found)) > 1, "nothing to choose from: the test shows nothing"
         assert result.layers[layer] == max(found)
-        for number, recipe in enumerate(variants(RECIPE, grid)):
-            alone = run(tree, tmp_path / f"{layer}{number}", recipe=recipe, layers=[layer])
-            assert alone.layers[layer] == pytest.approx(found[number], abs=1e-6)
-            if layer == "b.weight":
-                break
+    fourth = run(tree, tmp_path / "alone", recipe=variants(RECIPE, grid)[3], layers=["a.weight"])
+    found = result.metrics["variants"]["a.weight"][3]["val_accuracy"]
+    assert fourth.layers["a.weight"] == pytest.approx(found, abs=1e-6)
     best = result.expert.card
     assert best["recipe"]["learning_rate"] == 1e-2
     assert best["metrics"]["val_accuracy"] == max(result.layers.values())

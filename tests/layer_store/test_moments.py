@@ -109,7 +109,7 @@ def test_by_layer_reads_what_is_asked_for_when_it_is(toy_store, monkeypatch):
     monkeypatch.setattr(
         px.LayerStore,
         "matrices",
-        lambda self, layer, split: read.append((layer, split)) or real(self, layer, split),
+        lambda self, *asked: read.append(asked[:2]) or real(self, *asked),
     )
     found = toy_store.by_layer("val")
     assert isinstance(found, Mapping)
@@ -120,6 +120,8 @@ def test_by_layer_reads_what_is_asked_for_when_it_is(toy_store, monkeypatch):
     np.testing.assert_array_equal(found["a.weight"], real(toy_store, "a.weight", "val"))
     assert read == [("a.weight", "val")]
     assert toy_store.by_layer()["b.weight"].shape == (70, 6, 18)
+    some = toy_store.by_layer("train", [5, 2])["a.weight"]
+    np.testing.assert_array_equal(some, real(toy_store, "a.weight")[[5, 2]])
     with pytest.raises(px.ProbexError, match=r"no layer 'c\.weight'; it has a\.weight, b\.weight"):
         found["c.weight"]
 
