@@ -13,7 +13,8 @@ for them; here a matrix goes from the reader's buffer to its place in the file.
 import errno
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +53,31 @@ class LayerWriter:
         self._block = block
         self._chunk_bytes = 4 * math.prod(shape) + _CRC_BYTES
 
-    def put(self, place: int, matrix: np.ndarray) -> bytes:
+    def offset(self, place: int) -> int:
+        """Where in a file a matrix lies."""
+        return place % self._block * self._chunk_bytes
+
+    def put(self, place: int, pieces: Iterable[np.ndarray]) -> bytes:
         """Writes a matrix to a place, in any order and from any thread.
+
+        Args:
+          place: where.
+          pieces: its values one after the other, contiguous float32; each piece may take the
+            memory of the one before.
 
         Returns:
           Its CRC-32C.
         """
-        data = np.ascontiguousarray(matrix, "<f4")
-        checksum = _crc32c(data)
-        number, index = divmod(place, self._block)
-        self._write(number, [data, checksum], index * self._chunk_bytes)
-        return checksum
+        offset = self.offset(place)
+        end = offset + self._chunk_bytes - _CRC_BYTES
+        checksum = 0
+        with self._opened(place // self._block) as descriptor:
+            for piece in pieces:
+                checksum = google_crc32c.extend(checksum, piece)
+                is_last = offset + piece.nbytes == end
+                parts = [piece, _as_bytes(checksum)] if is_last else [piece]
+                offset = _write_all(descriptor, parts, offset)
+        return _as_bytes(checksum)
 
     def finish(self, first: int, places: Sequence[int]) -> Callable[[], None]:
         """Ends a shard, and the array with its last row.
@@ -78,7 +93,10 @@ class LayerWriter:
         index[: len(places), 0] = (np.asarray(places) - first) * self._chunk_bytes
         index[: len(places), 1] = self._chunk_bytes
         begin = (max(places) + 1 - first) * self._chunk_bytes
-        self._write(first // self._block, [index, _crc32c(index)], begin, is_end=True)
+        with self._opened(first // self._block) as descriptor:
+            checksum = _as_bytes(google_crc32c.value(index))
+            # A killed run may have left more.
+            os.ftruncate(descriptor, _write_all(descriptor, [index, checksum], begin))
         return self._array.ended(first + len(places))
 
     def drop(self, first: int) -> None:
@@ -101,7 +119,8 @@ class LayerWriter:
     def _file(self, number: int) -> Path:
         return Path(f"{self._folder}/{number}/0/0")
 
-    def _write(self, number: int, parts: Sequence[Any], offset: int, is_end: bool = False) -> None:
+    @contextmanager
+    def _opened(self, number: int) -> Iterator[int]:
         # Not kept open: a LoRA's hundreds of factors would be more files than a process may have.
         path, flags = f"{self._folder}/{number}/0/0", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
         try:
@@ -111,9 +130,7 @@ class LayerWriter:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 descriptor = os.open(path, flags, 0o666)
             try:
-                end = _write_all(descriptor, parts, offset)
-                if is_end:  # a killed run may have left more
-                    os.ftruncate(descriptor, end)
+                yield descriptor
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -121,8 +138,8 @@ class LayerWriter:
             raise UnwritableError(f"{path}: {FULL if full else error.strerror}") from error
 
 
-def _crc32c(data: np.ndarray) -> bytes:
-    return google_crc32c.value(data).to_bytes(_CRC_BYTES, "little")
+def _as_bytes(checksum: int) -> bytes:
+    return checksum.to_bytes(_CRC_BYTES, "little")
 
 
 def _write_all(descriptor: int, parts: Sequence[Any], offset: int) -> int:

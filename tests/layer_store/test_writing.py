@@ -29,7 +29,7 @@ def written(folder, places, n_rows):
     matrices = np.random.default_rng(0).normal(size=(len(places), *SHAPE)).astype(np.float32)
     writer = LayerWriter(folder, "l", "matrices", SHAPE, BLOCK)
     for place, matrix in zip(places, matrices, strict=True):
-        writer.put(place, matrix)
+        writer.put(place, [matrix])
     for first in range(0, n_rows, BLOCK):
         writer.finish(first, [p for p in places if first <= p < first + BLOCK])()
     return matrices
@@ -57,7 +57,7 @@ def test_the_rest_of_a_longer_file_is_cut_off(tmp_path):
     written(tmp_path / "once", range(2), 2)
     writer = LayerWriter(tmp_path / "twice", "l", "matrices", SHAPE, BLOCK)
     for place in range(BLOCK):
-        writer.put(place, np.full(SHAPE, 7, np.float32))
+        writer.put(place, [np.full(SHAPE, 7, np.float32)])
     written(tmp_path / "twice", range(2), 2)
     assert folder_hash(tmp_path / "once") == folder_hash(tmp_path / "twice")
 
