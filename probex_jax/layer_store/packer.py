@@ -181,9 +181,8 @@ class Packer:
         models: Sequence[ZooModel],
     ) -> None:
         if places:
-            ends = [writer.finish(self._first, places) for writer in self._writers.values()]
-            for wait in ends:
-                wait()
+            for writer in self._writers.values():
+                writer.finish(self._first, places)
         else:
             for writer in self._writers.values():
                 writer.drop(self._first)

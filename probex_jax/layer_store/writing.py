@@ -13,7 +13,7 @@ for them; here a matrix goes from the reader's buffer to its place in the file.
 import errno
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, layer_folder
-from probex_jax.layer_store.arrays import FULL, LayerArray
+from probex_jax.layer_store.arrays import FULL, LayerArray, described
 
 _CRC_BYTES = 4
 _NONE = 2**64 - 1
@@ -48,9 +48,11 @@ class LayerWriter:
     """
 
     def __init__(self, store: Path, layer: str, part: str, shape: tuple[int, int], block: int):
-        self._array = LayerArray.create(store, layer, part, shape, block)
-        self._folder = layer_folder(store / "layers", layer) / part / "c"
-        self._block = block
+        folder = layer_folder(store / "layers", layer) / part
+        self._description, self._shape, self._block = folder / "zarr.json", shape, block
+        self._folder = folder / "c"
+        is_there = self._description.exists()
+        self._rows = LayerArray.open(store, layer, part, shape).rows if is_there else 0
         self._chunk_bytes = 4 * math.prod(shape) + _CRC_BYTES
 
     def offset(self, place: int) -> int:
@@ -79,15 +81,12 @@ class LayerWriter:
                 offset = _write_all(descriptor, parts, offset)
         return _as_bytes(checksum)
 
-    def finish(self, first: int, places: Sequence[int]) -> Callable[[], None]:
+    def finish(self, first: int, places: Sequence[int]) -> None:
         """Ends a shard, and the array with its last row.
 
         Args:
           first: the first row of the shard.
           places: of the matrices that are the rows from `first` on; the others count for nothing.
-
-        Returns:
-          What waits until it is so.
         """
         index = np.full([self._block, 2], _NONE, "<u8")
         index[: len(places), 0] = (np.asarray(places) - first) * self._chunk_bytes
@@ -95,9 +94,11 @@ class LayerWriter:
         begin = (max(places) + 1 - first) * self._chunk_bytes
         with self._opened(first // self._block) as descriptor:
             checksum = _as_bytes(google_crc32c.value(index))
-            # A killed run may have left more.
-            os.ftruncate(descriptor, _write_all(descriptor, [index, checksum], begin))
-        return self._array.ended(first + len(places))
+            end = _write_all(descriptor, [index, checksum], begin)
+            if os.fstat(descriptor).st_size > end:  # a killed run left more
+                os.ftruncate(descriptor, end)
+        self._rows = max(self._rows, first + len(places))
+        self._describe()
 
     def drop(self, first: int) -> None:
         """Removes a shard of no rows, of which matrices may have been written."""
@@ -119,11 +120,20 @@ class LayerWriter:
     def _file(self, number: int) -> Path:
         return Path(f"{self._folder}/{number}/0/0")
 
+    def _describe(self) -> None:
+        """Writes how many rows there are: whole or not at all."""
+        path = str(self._description)
+        with _disk(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(f"{path}.partial", "w") as file:
+                file.write(described(self._shape, self._block, self._rows))
+            os.replace(f"{path}.partial", path)
+
     @contextmanager
     def _opened(self, number: int) -> Iterator[int]:
         # Not kept open: a LoRA's hundreds of factors would be more files than a process may have.
         path, flags = f"{self._folder}/{number}/0/0", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
-        try:
+        with _disk(path):
             try:
                 descriptor = os.open(path, flags, 0o666)
             except FileNotFoundError:
@@ -133,9 +143,15 @@ class LayerWriter:
                 yield descriptor
             finally:
                 os.close(descriptor)
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise UnwritableError(f"{path}: {FULL if full else error.strerror}") from error
+
+
+@contextmanager
+def _disk(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise UnwritableError(f"{path}: {FULL if full else error.strerror}") from error
 
 
 def _as_bytes(checksum: int) -> bytes:

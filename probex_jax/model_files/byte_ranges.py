@@ -71,7 +71,8 @@ class ByteRanges:
         try:
             while done < len(data):
                 # One call reads 2 GiB at most.
-                count = os.preadv(self._descriptor, [data[done:].data], begin + done)
+                rest = data[done:] if done else data
+                count = os.preadv(self._descriptor, [rest.data], begin + done)
                 if count == 0:
                     raise ProbexError(
                         f"{self.path}: became shorter while it was open: {len(data) - done} bytes "

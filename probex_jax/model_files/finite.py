@@ -1,5 +1,7 @@
 """Whether weights are numbers: NaN and infinite ones are refused."""
 
+import math
+
 import numpy as np
 
 from probex_jax.errors import ProbexError
@@ -25,10 +27,12 @@ def count_unfit(values: np.ndarray) -> int:
       0
     """
     whole = len(values) // _ROW * _ROW
-    rows, rest = values[:whole].reshape(-1, _ROW), values[whole:]
+    rows = values[:whole].reshape(-1, _ROW)
     with np.errstate(all="ignore"):
-        sums = np.vecdot(rows, rows).sum() + np.vecdot(rest, rest)
-    return 0 if np.isfinite(sums) else len(values) - int(np.count_nonzero(np.isfinite(values)))
+        total = float(np.vecdot(rows, rows).sum())
+        if whole < len(values):
+            total += float(np.vecdot(values[whole:], values[whole:]))
+    return 0 if math.isfinite(total) else len(values) - int(np.count_nonzero(np.isfinite(values)))
 
 
 def unfit(where: str, name: str, bad: int, size: int) -> ProbexError:

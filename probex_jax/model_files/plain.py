@@ -132,10 +132,9 @@ class Buffer:
           target: where in a file they go.
           size: how many.
         """
-        begins = (-(-(source % _PAGE + shift) // 4) * 4 for shift in (0, _CLOSE, 2 * _CLOSE))
-        begin = next(
-            begin
-            for begin in begins
-            if not any(0 < d % _PAGE < _CLOSE for d in (begin - source, target - begin))
-        )
+        begin = source % _PAGE
+        if begin % 4 or 0 < (target - begin) % _PAGE < _CLOSE:
+            begin += _CLOSE + -begin % 4
+            if (target - begin) % _PAGE < _CLOSE:
+                begin += _CLOSE
         return self._bytes[begin : begin + size]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorstore as ts
 from safetensors.numpy import load_file, save_file
 
 import probex_jax as px
@@ -31,17 +32,31 @@ def written(folder, places, n_rows):
     for place, matrix in zip(places, matrices, strict=True):
         writer.put(place, [matrix])
     for first in range(0, n_rows, BLOCK):
-        writer.finish(first, [p for p in places if first <= p < first + BLOCK])()
+        writer.finish(first, [p for p in places if first <= p < first + BLOCK])
     return matrices
+
+
+def tensorstore_array(path):
+    checked = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    shards = {"chunk_shape": [1, *SHAPE], "codecs": checked, "index_codecs": checked}
+    metadata = {
+        "shape": [0, *SHAPE],
+        "data_type": "float32",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [BLOCK, *SHAPE]}},
+        "codecs": [{"name": "sharding_indexed", "configuration": shards}],
+    }
+    kvstore = {"driver": "file", "path": f"{path}/"}
+    spec = {"driver": "zarr3", "kvstore": kvstore, "metadata": metadata}
+    return ts.open({**spec, "create": True, "store_data_equal_to_fill_value": True}).result()
 
 
 def test_the_files_are_those_of_tensorstore(tmp_path):
     matrices = written(tmp_path / "ours", range(6), 6)
-    array = LayerArray.create(tmp_path / "theirs", "l", "matrices", SHAPE, BLOCK)
+    array = tensorstore_array(tmp_path / "theirs" / "layers" / "l" / "matrices")
     for first in range(0, 6, BLOCK):  # as `pack` wrote them first
         part = matrices[first : first + BLOCK]
-        array.ended(first + len(part))()
-        array._array[first : first + len(part)].write(part).result()
+        array = array.resize(exclusive_max=[first + len(part), None, None]).result()
+        array[first : first + len(part)].write(part).result()
     assert folder_hash(tmp_path / "ours") == folder_hash(tmp_path / "theirs")
 
 
