@@ -13,8 +13,7 @@ for them; here a matrix goes from the reader's buffer to its place in the file.
 import errno
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +72,18 @@ class LayerWriter:
         offset = self.offset(place)
         end = offset + self._chunk_bytes - _CRC_BYTES
         checksum = 0
-        with self._opened(place // self._block) as descriptor:
-            for piece in pieces:
-                checksum = google_crc32c.extend(checksum, piece)
-                is_last = offset + piece.nbytes == end
-                parts = [piece, _as_bytes(checksum)] if is_last else [piece]
-                offset = _write_all(descriptor, parts, offset)
+        try:
+            descriptor = self._open(place // self._block)
+            try:
+                for piece in pieces:
+                    checksum = google_crc32c.extend(checksum, piece)
+                    is_last = offset + piece.nbytes == end
+                    parts = [piece, _as_bytes(checksum)] if is_last else [piece]
+                    offset = _write_all(descriptor, parts, offset)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._unwritable(place // self._block, error) from error
         return _as_bytes(checksum)
 
     def finish(self, first: int, places: Sequence[int]) -> None:
@@ -92,13 +97,19 @@ class LayerWriter:
         index[: len(places), 0] = (np.asarray(places) - first) * self._chunk_bytes
         index[: len(places), 1] = self._chunk_bytes
         begin = (max(places) + 1 - first) * self._chunk_bytes
-        with self._opened(first // self._block) as descriptor:
-            checksum = _as_bytes(google_crc32c.value(index))
-            end = _write_all(descriptor, [index, checksum], begin)
-            if os.fstat(descriptor).st_size > end:  # a killed run left more
-                os.ftruncate(descriptor, end)
-        self._rows = max(self._rows, first + len(places))
-        self._describe()
+        checksum = _as_bytes(google_crc32c.value(index))
+        try:
+            descriptor = self._open(first // self._block)
+            try:
+                end = _write_all(descriptor, [index, checksum], begin)
+                if os.fstat(descriptor).st_size > end:  # a killed run left more
+                    os.ftruncate(descriptor, end)
+            finally:
+                os.close(descriptor)
+            self._rows = max(self._rows, first + len(places))
+            self._describe()
+        except OSError as error:
+            raise self._unwritable(first // self._block, error) from error
 
     def drop(self, first: int) -> None:
         """Removes a shard of no rows, of which matrices may have been written."""
@@ -123,35 +134,22 @@ class LayerWriter:
     def _describe(self) -> None:
         """Writes how many rows there are: whole or not at all."""
         path = str(self._description)
-        with _disk(path):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(f"{path}.partial", "w") as file:
-                file.write(described(self._shape, self._block, self._rows))
-            os.replace(f"{path}.partial", path)
+        with open(f"{path}.partial", "w") as file:
+            file.write(described(self._shape, self._block, self._rows))
+        os.replace(f"{path}.partial", path)
 
-    @contextmanager
-    def _opened(self, number: int) -> Iterator[int]:
+    def _open(self, number: int) -> int:
         # Not kept open: a LoRA's hundreds of factors would be more files than a process may have.
         path, flags = f"{self._folder}/{number}/0/0", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
-        with _disk(path):
-            try:
-                descriptor = os.open(path, flags, 0o666)
-            except FileNotFoundError:
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                descriptor = os.open(path, flags, 0o666)
-            try:
-                yield descriptor
-            finally:
-                os.close(descriptor)
+        try:
+            return os.open(path, flags, 0o666)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            return os.open(path, flags, 0o666)
 
-
-@contextmanager
-def _disk(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
+    def _unwritable(self, number: int, error: OSError) -> UnwritableError:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise UnwritableError(f"{path}: {FULL if full else error.strerror}") from error
+        return UnwritableError(f"{self._file(number)}: {FULL if full else error.strerror}")
 
 
 def _as_bytes(checksum: int) -> bytes:
