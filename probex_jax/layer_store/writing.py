@@ -64,7 +64,7 @@ class LayerWriter:
         Args:
           place: where.
           pieces: its values one after the other, contiguous float32; each piece may take the
-            memory of the one before.
+            memory of the one before. A ProbexError of theirs leaves zeros in the place.
 
         Returns:
           Its CRC-32C.
@@ -80,6 +80,10 @@ class LayerWriter:
                     is_last = offset + piece.nbytes == end
                     parts = [piece, _as_bytes(checksum)] if is_last else [piece]
                     offset = _write_all(descriptor, parts, offset)
+            except ProbexError:  # the values are unfit: the place is to be as if never written
+                begin = self.offset(place)
+                _write_all(descriptor, [bytes(offset - begin)], begin)
+                raise
             finally:
                 os.close(descriptor)
         except OSError as error:

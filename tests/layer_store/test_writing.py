@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from probex_jax.layer_store import packing
 from probex_jax.layer_store.arrays import LayerArray
 from probex_jax.layer_store.headers import Forms, read_header
 from probex_jax.layer_store.writing import LayerWriter
+from probex_jax.model_files.plain import Plain
 from tests.conftest import CLASSES, write_toy_zoo
 from tests.layer_store.test_packing import folder_hash
 
@@ -184,3 +186,39 @@ def test_the_content_hash_tells_weights_and_shapes_apart(zoo, tmp_path):
     ]
     assert changed == ["model_0003"]
     assert other.hash != stores[0].hash
+
+
+def test_copying_out_and_reading_write_the_same_bits(zoo, tmp_path, monkeypatch):
+    spoil(zoo / "train" / "model_0002")
+    time.sleep(0.06)  # what was written just now is read, not copied out
+    opened = []
+    real = Plain.open
+    monkeypatch.setattr(Plain, "open", lambda plain: opened.append(plain) or real(plain))
+    copied = px.pack(px.scan(zoo), tmp_path / "copied")
+    assert len(opened) == 20
+    with monkeypatch.context() as patch:
+        patch.setattr(Plain, "open", lambda plain: None)
+        read = px.pack(px.scan(zoo), tmp_path / "read")
+    assert copied.skipped == read.skipped
+    assert [*copied.skipped] == ["model_0002"]
+    assert folder_hash(tmp_path / "copied") == folder_hash(tmp_path / "read")
+
+
+def test_a_model_that_changed_after_its_header_was_read_is_read_anew(zoo, tmp_path, monkeypatch):
+    time.sleep(0.06)
+    file = zoo / "train" / "model_0003" / "model.safetensors"
+    with px.open_model(file) as model:
+        metadata = dict(model.metadata)
+    weights = {"before": np.ones((7, 9), np.float32), **load_file(file)}
+    weights["b.weight"] *= 2
+    real = packing._create
+
+    def create(*arguments):
+        save_file(weights, file, metadata)
+        return real(*arguments)
+
+    monkeypatch.setattr(packing, "_create", create)
+    store = px.pack(px.scan(zoo), tmp_path / "s").store
+    [row] = [n for n, model in enumerate(store.split("train")) if model.id == "model_0003"]
+    expected = weights["b.weight"].reshape(store.layers["b.weight"])
+    np.testing.assert_array_equal(store.matrices("b.weight", "train")[row], expected)
