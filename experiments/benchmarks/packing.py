@@ -25,6 +25,7 @@ import os
 import shutil
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,7 @@ _KINDS: dict[str, tuple[int, Sequence[tuple[int, int]], str | None]] = {
 }
 _MEMORY_LAYERS = [(256, 256)] * 2
 _BUFFER_BYTES = 2**20
+_OF_THREAD = threading.local()
 
 
 def measure(
@@ -198,7 +200,9 @@ def _copy_all(copy: Callable[[Path, Path], object], files: Sequence[Path], targe
 
 
 def _copy_through_buffer(source: Path, target: Path) -> None:
-    buffer = memoryview(mmap.mmap(-1, _BUFFER_BYTES))
+    if not hasattr(_OF_THREAD, "buffer"):
+        _OF_THREAD.buffer = memoryview(mmap.mmap(-1, _BUFFER_BYTES))
+    buffer = _OF_THREAD.buffer
     with source.open("rb", buffering=0) as read, target.open("wb", buffering=0) as write:
         while count := read.readinto(buffer):
             write.write(buffer[:count])
