@@ -75,9 +75,10 @@ class LayerArray:
             "kvstore": {"driver": "file", "path": f"{folder.resolve()}/{part}/"},
             # A missing chunk would otherwise read as zeros.
             "fill_missing_data_reads": False,
+            "open": True,
         }
         with _one_line_errors(folder):
-            array = ts.open(spec, open=True).result()
+            array = ts.open(spec).result()
         if array.shape[1:] != shape or array.dtype.name != "float32":
             raise ProbexError(f"{folder}: not the matrices that store.json says")
         return cls(folder, array)
