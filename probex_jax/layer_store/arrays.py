@@ -4,7 +4,8 @@ A layer is one array, `matrices` [rows, H, W]; a LoRA's is two, `up` [rows, H, R
 [rows, R, W].
 """
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,32 @@ from probex_jax.files import layer_folder
 FULL = "no space left on the disk; free some and run the same command again"
 
 _CHECKED = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+
+
+def described(shape: tuple[int, int], block: int, rows: int) -> str:
+    """The description of an array, `zarr.json`, as TensorStore would write it.
+
+    Args:
+      shape: of a row.
+      block: rows of one shard, which is one file.
+      rows: how many there are.
+    """
+    shards = {
+        "chunk_shape": [1, *shape],
+        "codecs": _CHECKED,
+        "index_codecs": _CHECKED,
+    }
+    metadata = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [rows, *shape],
+        "data_type": "float32",
+        "fill_value": 0.0,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [block, *shape]}},
+        "chunk_key_encoding": {"name": "default"},
+        "codecs": [{"name": "sharding_indexed", "configuration": shards}],
+    }
+    return json.dumps(metadata, sort_keys=True, separators=(",", ":"))
 
 
 def parts(shape: tuple[int, int], rank: int | None) -> dict[str, tuple[int, int]]:
@@ -40,72 +67,26 @@ class LayerArray:
         self._array = array
 
     @classmethod
-    def create(
-        cls, store: Path, layer: str, part: str, shape: tuple[int, int], block: int
-    ) -> "LayerArray":
-        """Opens an array for writing, making it where there is none.
-
-        Args:
-          store: the store's folder.
-          layer: name of the layer.
-          part: which of its `parts`.
-          shape: of a row.
-          block: rows of one shard, which is one file.
-        """
-        metadata = {
-            "shape": [0, *shape],
-            "data_type": "float32",
-            "chunk_grid": {
-                "name": "regular",
-                "configuration": {"chunk_shape": [block, *shape]},
-            },
-            "codecs": [
-                {
-                    "name": "sharding_indexed",
-                    "configuration": {
-                        "chunk_shape": [1, *shape],
-                        "codecs": _CHECKED,
-                        "index_codecs": _CHECKED,
-                    },
-                }
-            ],
-        }
-        if (layer_folder(store / "layers", layer) / part / "zarr.json").exists():
-            return cls.open(store, layer, part, shape)
-        return cls._open(store, layer, part, {"metadata": metadata, "create": True})
-
-    @classmethod
     def open(cls, store: Path, layer: str, part: str, shape: tuple[int, int]) -> "LayerArray":
         """Opens an array, whose rows must be of the shape given."""
-        opened = cls._open(store, layer, part, {"open": True})
-        if opened._array.shape[1:] != shape or opened._array.dtype.name != "float32":
-            raise ProbexError(f"{opened._path}: not the matrices that store.json says")
-        return opened
-
-    @classmethod
-    def _open(cls, store: Path, layer: str, part: str, options: dict[str, Any]) -> "LayerArray":
-        path = layer_folder(store / "layers", layer)
+        folder = layer_folder(store / "layers", layer)
         spec = {
             "driver": "zarr3",
-            "kvstore": {"driver": "file", "path": f"{path.resolve()}/{part}/"},
-            "context": {"file_io_sync": False},  # as all that `writing` writes
-            # A missing chunk would otherwise read as zeros, and one of zeros not be written.
+            "kvstore": {"driver": "file", "path": f"{folder.resolve()}/{part}/"},
+            # A missing chunk would otherwise read as zeros.
             "fill_missing_data_reads": False,
-            "store_data_equal_to_fill_value": True,
-            **options,
+            "open": True,
         }
-        with _one_line_errors(path):
-            return cls(path, ts.open(spec).result())
+        with _one_line_errors(folder):
+            array = ts.open(spec).result()
+        if array.shape[1:] != shape or array.dtype.name != "float32":
+            raise ProbexError(f"{folder}: not the matrices that store.json says")
+        return cls(folder, array)
 
-    def ended(self, rows: int) -> Callable[[], None]:
-        """Begins to end the array with so many rows; what waits until it is done."""
-        future = self._array.resize(exclusive_max=[rows, None, None], expand_only=True)
-
-        def wait() -> None:
-            with _one_line_errors(self._path):
-                self._array = future.result()
-
-        return wait
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return int(self._array.shape[0])
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Reads rows [n] as [n, a, b] float32, in the order given."""

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import LayerInfo, fingerprint, stated_base
+from probex_jax.model_files.plain import Places, Plain
 from probex_jax.zoo import ZooModel
 
 # Models of the same layers share one table of them: thousands of models are in memory at once.
-Forms = dict[tuple[tuple[str, LayerInfo], ...], Mapping[str, LayerInfo]]
+Forms = dict[tuple[object, object], tuple[Mapping[str, LayerInfo], Places]]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Header:
     is_unscaled: bool = False
     is_unread: bool = False
     fault: str = ""
+    plain: Plain | None = None
 
 
 def read_header(model: ZooModel, forms: Forms) -> Header:
@@ -34,7 +36,19 @@ def read_header(model: ZooModel, forms: Forms) -> Header:
             about = fingerprint(file), stated_base(file)
             # Of a server at the commit that was read, and no other.
             pinned = replace(model, path=Path(file.path))
-            layers = forms.setdefault(tuple(file.layers.items()), file.layers)
-            return Header(pinned, layers, labels, *about, bool(file.unscaled), bool(file.unread))
+            plain = file.plain()
+            form = file.layers, plain.places if plain else {}
+            layers, places = forms.setdefault(
+                (tuple(form[0].items()), tuple(form[1].items())), form
+            )
+            return Header(
+                pinned,
+                layers,
+                labels,
+                *about,
+                bool(file.unscaled),
+                bool(file.unread),
+                plain=plain and replace(plain, places=places),
+            )
     except ProbexError as error:
         return Header(model, {}, (), fault=str(error))

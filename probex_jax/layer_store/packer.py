@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from probex_jax.layer_store.headers import Header
 from probex_jax.layer_store.store import LayerStore
 from probex_jax.layer_store.writing import LayerWriter, UnwritableError
 from probex_jax.matrices import LowRank, stack
+from probex_jax.model_files.plain import Buffer
 from probex_jax.zoo import ZooModel
 
 
@@ -61,6 +63,7 @@ class Packer:
             for writer in self._writers.values():
                 writer.check(number * store.block, count)
         self.skipped: dict[str, str] = {}
+        self._of_thread = threading.local()
 
     def run(self, headers: Sequence[Header]) -> Iterator[tuple[Header, str]]:
         """Packs the models in order; yields each with the reason why it was skipped, or ""."""
@@ -95,22 +98,43 @@ class Packer:
         """Writes the matrices of a model to its place; their hash, or what is wrong with them."""
         if task.fault:
             return "", task.fault
-        model, content = task.header.model, hashlib.sha256()
+        content = hashlib.sha256()
         try:
-            with model.open() as file:
-                if layer_faults(file.layers, self._layers):
-                    raise ProbexError(f"{model.where}: changed while it was packed")
-                for name, matrix in file.each_matrix(self._layers):
-                    for part, array in _arrays(matrix, self._layers[name].rank).items():
-                        checksum = self._writers[name, part].put(task.place, array)
-                        content.update(self._said[name, part] + checksum)
-                    del matrix, array  # the next one takes its place in the processor's cache
-                file.check_unchanged()
+            for key, checksum in self._written(task):
+                content.update(self._said[key] + checksum)
         except UnwritableError:
             raise
         except ProbexError as error:
             return "", str(error)
         return content.hexdigest(), ""
+
+    def _written(self, task: _Task) -> Iterator[tuple[tuple[str, str], bytes]]:
+        """Writes the arrays of a model; yields each with its checksum."""
+        plain, model = task.header.plain, task.header.model
+        if plain and self._layers.keys() <= plain.places.keys() and (copied := plain.open()):
+            with copied:
+                for name in self._layers:
+                    writer = self._writers[name, "matrices"]
+                    target = writer.offset(task.place)
+                    pieces = copied.pieces(name, target, self._buffer())
+                    yield (name, "matrices"), writer.put(task.place, pieces)
+                copied.check_unchanged()
+            return
+        with model.open() as file:
+            if layer_faults(file.layers, self._layers):
+                raise ProbexError(f"{model.where}: changed while it was packed")
+            for name, matrix in file.each_matrix(self._layers):
+                for part, array in _arrays(matrix, self._layers[name].rank).items():
+                    data = np.ascontiguousarray(array, "<f4")
+                    yield (name, part), self._writers[name, part].put(task.place, [data])
+                del matrix, array, data  # the next one takes its place in the processor's cache
+            file.check_unchanged()
+
+    def _buffer(self) -> Buffer:
+        """The one of this thread."""
+        if not hasattr(self._of_thread, "buffer"):
+            self._of_thread.buffer = Buffer()
+        return self._of_thread.buffer
 
     def _unfit(self, header: Header) -> str:
         """Why a readable model does not fit the store, or ""."""
@@ -157,9 +181,8 @@ class Packer:
         models: Sequence[ZooModel],
     ) -> None:
         if places:
-            ends = [writer.finish(self._first, places) for writer in self._writers.values()]
-            for wait in ends:
-                wait()
+            for writer in self._writers.values():
+                writer.finish(self._first, places)
         else:
             for writer in self._writers.values():
                 writer.drop(self._first)

@@ -193,7 +193,7 @@ def read_inside(path: Path, limit: int, whose: str = "model") -> bytes:
 def _own_folder(folder: Path) -> Path:
     """The real folder, or the `models--…` folder that it is a snapshot in."""
     real = _real(folder)
-    for above in real.parents:
+    for above in real.parents if "snapshots" in real.parts else ():
         if above.name == "snapshots" and above.parent.name.startswith(_CACHED):
             return above.parent
     return real

@@ -13,6 +13,8 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.matrices import LowRank
+from probex_jax.model_files.byte_ranges import ByteRanges
+from probex_jax.model_files.finite import count_unfit, unfit
 from probex_jax.model_files.http_ranges import Remote
 from probex_jax.model_files.hub import locate_remote, remote_url
 from probex_jax.model_files.layers import LayerInfo, as_layer, no_such_layer
@@ -20,6 +22,7 @@ from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.locate import Location, locate
 from probex_jax.model_files.lora import as_lora, pair_factors
 from probex_jax.model_files.lora_scales import Scales
+from probex_jax.model_files.plain import Plain, PlainFile
 from probex_jax.model_files.safetensors_header import TensorInfo
 from probex_jax.model_files.shards import Shard, merged_metadata, open_shards, shard_of_tensors
 from probex_jax.model_files.untrusted_text import json_object, quoted
@@ -206,6 +209,24 @@ class ModelFile:
             for shard in ranges:
                 shard.bytes.forget()
 
+    def plain(self) -> Plain | None:
+        """Where the layers lie that can be copied out as they are; None of files on a server.
+
+        Those that were written to just now do not count either: they may be again, unnoticed.
+        """
+        files = []
+        for shard in self._shards:
+            if not (isinstance(shard.bytes, ByteRanges) and shard.bytes.is_settled):
+                return None
+            files.append(PlainFile(shard.bytes.path, shard.bytes.identity, shard.data_begin))
+        number = {shard: index for index, shard in enumerate(self._shards)}
+        places = {
+            name: (number[self._shard_of[name]], self.tensors[name].begin, self.tensors[name].end)
+            for name, layer in self.layers.items()
+            if layer.dtype == "F32" and layer.rank is None
+        }
+        return Plain(tuple(files), places)
+
     def tensors_of(self, name: str) -> tuple[str, ...]:
         """Names of the tensors that a layer is read from.
 
@@ -323,14 +344,8 @@ class ModelFile:
         # Values too large for float32 become infinite here, and are found below.
         with np.errstate(all="ignore"):
             array = data.view(dtype).astype(np.float32, copy=False)
-            # NaN goes through min and max; two passes without a temporary array.
-            finite = not array.size or (np.isfinite(array.min()) and np.isfinite(array.max()))
-        if not finite:
-            bad = array.size - np.count_nonzero(np.isfinite(array))
-            raise ProbexError(
-                f"{shard.where}: layer {quoted(name)}: {bad} of {array.size} values are NaN or "
-                "infinite in float32, expected finite weights"
-            )
+        if bad := count_unfit(array):
+            raise unfit(shard.where, name, bad, array.size)
         return array
 
     def check_unchanged(self) -> None:

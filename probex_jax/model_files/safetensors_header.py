@@ -37,6 +37,8 @@ ITEM_BITS: Mapping[str, int] = MappingProxyType(
     }
 )
 
+_FIELDS = dict.fromkeys(("dtype", "shape", "data_offsets"))
+
 # What people rename to .safetensors, by its first bytes.
 _OTHER_FORMATS = (
     (b"version ", "it is a Git LFS pointer: fetch the weights with `git lfs pull`"),
@@ -143,42 +145,51 @@ def _metadata(value: Any, where: str) -> dict[str, str]:
 
 
 def _tensor(name: str, entry: Any, where: str) -> TensorInfo:
-    tensor = f"{where}: tensor {quoted(name)}"
     if not is_unicode(name):
-        raise ProbexError(f"{tensor}: the name is not valid Unicode")
+        raise _refusal(where, name, ": the name is not valid Unicode")
     if leads_out(name):
-        raise ProbexError(f"{tensor}: the name leads out of a folder")
+        raise _refusal(where, name, ": the name leads out of a folder")
     if not isinstance(entry, dict):
-        raise ProbexError(f"{tensor} is {quoted(entry)}, expected an object")
-    fields = ("dtype", "shape", "data_offsets")
-    for field in (*fields, *entry):
-        if field not in entry:
-            raise ProbexError(f"{tensor}: {field} is missing")
-        if field not in fields:
-            raise ProbexError(f"{tensor}: unknown field {quoted(field)}, expected {fields}")
-    dtype, shape, offsets = (entry[field] for field in fields)
+        raise _refusal(where, name, f" is {quoted(entry)}, expected an object")
+    if entry.keys() != _FIELDS.keys():
+        for field in (*_FIELDS, *entry):
+            if field not in entry:
+                raise _refusal(where, name, f": {field} is missing")
+            if field not in _FIELDS:
+                expected = tuple(_FIELDS)
+                raise _refusal(where, name, f": unknown field {quoted(field)}, expected {expected}")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BITS:
-        raise ProbexError(f"{tensor}: unknown dtype {quoted(dtype)}, expected {[*ITEM_BITS]}")
+        raise _refusal(where, name, f": unknown dtype {quoted(dtype)}, expected {[*ITEM_BITS]}")
     if not _are_sizes(shape, MAX_AXES):
-        raise ProbexError(
-            f"{tensor}: shape is {quoted(shape)}, expected at most {MAX_AXES} integers >= 0"
+        raise _refusal(
+            where,
+            name,
+            f": shape is {quoted(shape)}, expected at most {MAX_AXES} integers >= 0",
         )
     if not (_are_sizes(offsets, 2) and len(offsets) == 2 and offsets[0] <= offsets[1]):
-        raise ProbexError(
-            f"{tensor}: data_offsets are {quoted(offsets)}, expected [begin, end] "
-            "with 0 <= begin <= end"
+        raise _refusal(
+            where,
+            name,
+            f": data_offsets are {quoted(offsets)}, expected [begin, end] with 0 <= begin <= end",
         )
     begin, end = offsets
     bits = math.prod(shape) * ITEM_BITS[dtype]
     if bits != 8 * (end - begin):
-        raise ProbexError(
-            f"{tensor}: {dtype} of shape {quoted(shape)} takes {bits} bits, "
-            f"data_offsets give {8 * (end - begin)}"
+        raise _refusal(
+            where,
+            name,
+            f": {dtype} of shape {quoted(shape)} takes {bits} bits, "
+            f"data_offsets give {8 * (end - begin)}",
         )
-    if math.prod(size or 1 for size in shape) > MAX_INT // 8:
+    if math.prod([size or 1 for size in shape]) > MAX_INT // 8:
         # Without a value, but NumPy has no such array.
-        raise ProbexError(f"{tensor}: shape is {quoted(shape)}, which is too large")
+        raise _refusal(where, name, f": shape is {quoted(shape)}, which is too large")
     return TensorInfo(dtype, tuple(shape), begin, end)
+
+
+def _refusal(where: str, name: str, reason: str) -> ProbexError:
+    return ProbexError(f"{where}: tensor {quoted(name)}{reason}")
 
 
 def _are_sizes(value: Any, limit: int) -> bool:

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorstore as ts
 from safetensors.numpy import load_file, save_file
 
 import probex_jax as px
@@ -13,6 +15,7 @@ from probex_jax.layer_store import packing
 from probex_jax.layer_store.arrays import LayerArray
 from probex_jax.layer_store.headers import Forms, read_header
 from probex_jax.layer_store.writing import LayerWriter
+from probex_jax.model_files.plain import Plain
 from tests.conftest import CLASSES, write_toy_zoo
 from tests.layer_store.test_packing import folder_hash
 
@@ -29,19 +32,33 @@ def written(folder, places, n_rows):
     matrices = np.random.default_rng(0).normal(size=(len(places), *SHAPE)).astype(np.float32)
     writer = LayerWriter(folder, "l", "matrices", SHAPE, BLOCK)
     for place, matrix in zip(places, matrices, strict=True):
-        writer.put(place, matrix)
+        writer.put(place, [matrix])
     for first in range(0, n_rows, BLOCK):
-        writer.finish(first, [p for p in places if first <= p < first + BLOCK])()
+        writer.finish(first, [p for p in places if first <= p < first + BLOCK])
     return matrices
+
+
+def tensorstore_array(path):
+    checked = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    shards = {"chunk_shape": [1, *SHAPE], "codecs": checked, "index_codecs": checked}
+    metadata = {
+        "shape": [0, *SHAPE],
+        "data_type": "float32",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [BLOCK, *SHAPE]}},
+        "codecs": [{"name": "sharding_indexed", "configuration": shards}],
+    }
+    kvstore = {"driver": "file", "path": f"{path}/"}
+    spec = {"driver": "zarr3", "kvstore": kvstore, "metadata": metadata}
+    return ts.open({**spec, "create": True, "store_data_equal_to_fill_value": True}).result()
 
 
 def test_the_files_are_those_of_tensorstore(tmp_path):
     matrices = written(tmp_path / "ours", range(6), 6)
-    array = LayerArray.create(tmp_path / "theirs", "l", "matrices", SHAPE, BLOCK)
+    array = tensorstore_array(tmp_path / "theirs" / "layers" / "l" / "matrices")
     for first in range(0, 6, BLOCK):  # as `pack` wrote them first
         part = matrices[first : first + BLOCK]
-        array.ended(first + len(part))()
-        array._array[first : first + len(part)].write(part).result()
+        array = array.resize(exclusive_max=[first + len(part), None, None]).result()
+        array[first : first + len(part)].write(part).result()
     assert folder_hash(tmp_path / "ours") == folder_hash(tmp_path / "theirs")
 
 
@@ -57,7 +74,7 @@ def test_the_rest_of_a_longer_file_is_cut_off(tmp_path):
     written(tmp_path / "once", range(2), 2)
     writer = LayerWriter(tmp_path / "twice", "l", "matrices", SHAPE, BLOCK)
     for place in range(BLOCK):
-        writer.put(place, np.full(SHAPE, 7, np.float32))
+        writer.put(place, [np.full(SHAPE, 7, np.float32)])
     written(tmp_path / "twice", range(2), 2)
     assert folder_hash(tmp_path / "once") == folder_hash(tmp_path / "twice")
 
@@ -169,3 +186,39 @@ def test_the_content_hash_tells_weights_and_shapes_apart(zoo, tmp_path):
     ]
     assert changed == ["model_0003"]
     assert other.hash != stores[0].hash
+
+
+def test_copying_out_and_reading_write_the_same_bits(zoo, tmp_path, monkeypatch):
+    spoil(zoo / "train" / "model_0002")
+    time.sleep(0.06)  # what was written just now is read, not copied out
+    opened = []
+    real = Plain.open
+    monkeypatch.setattr(Plain, "open", lambda plain: opened.append(plain) or real(plain))
+    copied = px.pack(px.scan(zoo), tmp_path / "copied")
+    assert len(opened) == 20
+    with monkeypatch.context() as patch:
+        patch.setattr(Plain, "open", lambda plain: None)
+        read = px.pack(px.scan(zoo), tmp_path / "read")
+    assert copied.skipped == read.skipped
+    assert [*copied.skipped] == ["model_0002"]
+    assert folder_hash(tmp_path / "copied") == folder_hash(tmp_path / "read")
+
+
+def test_a_model_that_changed_after_its_header_was_read_is_read_anew(zoo, tmp_path, monkeypatch):
+    time.sleep(0.06)
+    file = zoo / "train" / "model_0003" / "model.safetensors"
+    with px.open_model(file) as model:
+        metadata = dict(model.metadata)
+    weights = {"before": np.ones((7, 9), np.float32), **load_file(file)}
+    weights["b.weight"] *= 2
+    real = packing._create
+
+    def create(*arguments):
+        save_file(weights, file, metadata)
+        return real(*arguments)
+
+    monkeypatch.setattr(packing, "_create", create)
+    store = px.pack(px.scan(zoo), tmp_path / "s").store
+    [row] = [n for n, model in enumerate(store.split("train")) if model.id == "model_0003"]
+    expected = weights["b.weight"].reshape(store.layers["b.weight"])
+    np.testing.assert_array_equal(store.matrices("b.weight", "train")[row], expected)
