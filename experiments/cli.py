@@ -102,6 +102,8 @@ def _end_on_sigterm() -> None:
         try:
             STOP.save()
             print("stopped; run the same command again to go on", file=sys.stderr, flush=True)
+        except ProbexError as error:
+            print(f"error: not saved: {one_line(str(error))}", file=sys.stderr, flush=True)
         finally:
             os._exit(_TERMINATED)
 

@@ -36,6 +36,10 @@ def join() -> tuple[Devices, tuple[int, int]]:
       ProbexError: if the flags contradict each other, or the others are not there in time.
     """
     place, count = _PROCESS.value, _PROCESSES.value
+    if _CLUSTER.value and (_COORDINATOR.value or count > 1 or place):
+        raise ProbexError("--cluster finds out --coordinator, --processes and --process by itself")
+    if _COORDINATOR.value and count < 2:
+        raise ProbexError("--coordinator needs --processes, two or more, and --process")
     if not 0 <= place < count:
         raise ProbexError(f"--process={place} of --processes={count}: expected 0 to {count - 1}")
     if not (_COORDINATOR.value or _CLUSTER.value):

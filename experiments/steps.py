@@ -128,6 +128,8 @@ def train(
     if by_steps:
         grid = {field: list(values) for field, values in config["grid"].items() if values}
         settings = {"grid": grid, "stream": config["stream"], "devices": devices}
+    elif config["fit"] == "ridge" and any(config.get("grid", {}).values()):
+        raise px.ProbexError("config.grid: the closed form tries its penalties itself")
     tried = math.prod(map(len, settings["grid"].values()))
     with cli.progress(recipe.epochs * tried * len(layers), "training", "epoch") as bar:
         metrics = sweep(

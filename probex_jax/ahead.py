@@ -13,6 +13,7 @@ def ahead(
     function: Callable[[_Item], _Result],
     items: Iterable[_Item],
     workers: int,
+    beyond: int | None = None,
     stop: Callable[[], object] | None = None,
 ) -> Generator[tuple[_Item, _Result]]:
     """Calls a function on items, so many at a time and a few ahead of whoever takes the results.
@@ -24,6 +25,8 @@ def ahead(
       function: what is called, in threads.
       items: on what.
       workers: how many at a time.
+      beyond: how many are begun, or wait, beside the one whose result is taken; None for one more
+        than there are workers.
       stop: tells the calls that are under way to end, when whoever takes the results stops; they
         are then waited for. Without it they end in their own time.
 
@@ -39,7 +42,7 @@ def ahead(
     try:
         for item in items:
             waiting.append((item, pool.submit(function, item)))
-            if len(waiting) > workers + 1:
+            if len(waiting) > (workers + 1 if beyond is None else beyond):
                 first, future = waiting.popleft()
                 yield first, future.result()
         while waiting:

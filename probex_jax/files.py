@@ -1,5 +1,6 @@
 """Small files and folders that a kill cannot leave half-written or mixed up."""
 
+import errno
 import fcntl
 import json
 import os
@@ -10,6 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 from probex_jax.errors import ProbexError
+
+# What file systems say that know no locks.
+_NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -58,25 +62,34 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def alone(path: Path, *, wait: bool = True) -> Iterator[bool]:
+def alone(path: Path, *, wait: bool = True, needed: bool = True) -> Iterator[bool]:
     """Holds a lock among processes, which the system takes back when the process ends.
 
     Args:
-      path: a file, made where there is none; its folder must exist.
+      path: a file, made where there is none; its folder must exist. All processes must see it on a
+        file system whose `flock` is heard on all hosts.
       wait: whether to wait for whoever holds it.
+      needed: whether there are other processes; if not, a file system without locks will do.
 
     Yields:
       Whether this process holds it now; always true if it waited.
 
     Raises:
-      ProbexError: if there can be no locks there.
+      ProbexError: if the file cannot be made, or there can be no locks there.
     """
-    with disk_errors(path), path.open("w") as file:
+    with disk_errors(path):
+        file = path.open("w")
+    with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
+            with disk_errors(path):
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ProbexError as error:
+            cause = error.__cause__
+            if isinstance(cause, BlockingIOError):
+                yield False
+                return
+            if needed or not (isinstance(cause, OSError) and cause.errno in _NO_LOCKS):
+                raise
         yield True
 
 
@@ -129,10 +142,11 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     ours = json.loads(json.dumps(settings))
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with alone(folder / ".lock"):  # several processes may begin at once
-        if not path.exists():
-            write_json(path, ours)
-            return
+    if not path.exists():
+        with alone(folder / ".lock", needed=False):  # several processes may begin at once
+            if not path.exists():
+                write_json(path, ours)
+                return
     try:
         theirs = json.loads(path.read_text())
     except ValueError as error:

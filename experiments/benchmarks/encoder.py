@@ -38,7 +38,7 @@ def _figure(case: Case, mode: products.Mode, repeats: int, product_size: int | N
     params = jax.tree.map(lambda leaf: leaf.astype(mode.dtype), params)
 
     def encode(params, x):
-        return objective.representations(network, {"params": params}, x)
+        return objective.representations(network, {"params": params}, x, mode.compute)
 
     encoded = jax.jit(encode)
     candidates = {"ours": lambda: encoded(params, x)}

@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.benchmarks import timing
 from experiments.benchmarks.figures import Figure, pytorch
+from probex_jax.experts import objective
 
 
 @dataclass(frozen=True)
@@ -19,19 +20,22 @@ class Mode:
 
     Args:
       name: of the figures.
-      precision: JAX's name of the precision of float32 products.
-      dtype: of arrays and parameters.
+      compute: as `Recipe.compute`.
     """
 
     name: str
-    precision: str
-    dtype: Any = jnp.float32
+    compute: str
+
+    @property
+    def dtype(self) -> Any:
+        """Of the arrays that are multiplied."""
+        return jnp.bfloat16 if self.compute == "bfloat16" else jnp.float32
 
     def applied(self, function: Callable[[], Any]) -> Callable[[], Any]:
         """The function, its float32 products being of this precision."""
 
         def run() -> Any:
-            with jax.default_matmul_precision(self.precision):
+            with objective.products(self.compute):
                 return function()
 
         return run
@@ -39,15 +43,10 @@ class Mode:
 
 def modes() -> list[Mode]:
     """What this device multiplies in: float32 alone on a CPU."""
-    float32 = Mode("float32", "highest")
+    float32 = Mode("float32", "float32")
     if jax.default_backend() == "cpu":
         return [float32]
-    return [float32, Mode("TF32", "tensorfloat32"), Mode("bfloat16", "default", jnp.bfloat16)]
-
-
-def limit_size() -> int:
-    """Rows of the matrices of the limit: what an accelerator needs to be busy."""
-    return timing.PRODUCT_SIZE if jax.default_backend() == "cpu" else 8192
+    return [float32, Mode("TF32", "tensorfloat32"), Mode("bfloat16", "bfloat16")]
 
 
 def figure(
@@ -77,8 +76,7 @@ def figure(
         multiply, product_flops = timing.product(size, other.dtype)
         products[limit] = other.applied(multiply)
         work[limit] = models * product_flops / flops
-    ours = {key: mode.applied(function) for key, function in candidates.items()}
-    seconds = timing.times(ours | products, repeats)
+    seconds = timing.times({**candidates, **products}, repeats)
     limit = f"{mode.name} product"
     rate = product_flops / statistics.median(seconds[limit])
     done = flops / statistics.median(seconds[next(iter(candidates))])

@@ -60,7 +60,7 @@ def measure(times: Sequence[int] = (1, 4, 16), only: Sequence[str] = ()) -> list
 
     Args:
       times: sizes, times the smallest.
-      only: which of pack, train, ridge, discover and search; all if empty.
+      only: which of `_WORKS`; all if empty.
 
     Returns:
       A row for each, with the costs at each size and the fitted exponents.

@@ -30,16 +30,19 @@ QUICK = tuple(Case(c.encoder, c.dim, c.rank, 128, c.rep_dim) for c in DEFAULT if
 
 def measure(cases: Sequence[Case], repeats: int, product_size: int | None = None) -> list[Figure]:
     """The figures of the suite."""
-    # Parameters are float32: of the precisions of a device those of float32 arrays.
-    modes = [mode for mode in products.modes() if mode.dtype == jnp.float32]
-    return [_figure(case, mode, repeats, product_size) for case in cases for mode in modes]
+    return [
+        _figure(case, mode, repeats, product_size) for case in cases for mode in products.modes()
+    ]
 
 
 def _figure(case: Case, mode: products.Mode, repeats: int, product_size: int | None) -> Figure:
-    recipe = Recipe(2e-3, l2=0.0) if case.rank else Recipe()
+    recipe = Recipe(2e-3, l2=0.0, compute=mode.compute)
+    if not case.rank:
+        recipe = Recipe(compute=mode.compute)
     network = case.network("text" if case.rank else "class")
     data = case.split(with_text=bool(case.rank))
     given = advancing.prepared(network, data)
+    given = given._replace(x=objective.as_read(given.x, mode.compute))
     state = training.initial_state(network, recipe, data)
     order_N = advancing.epoch_orders(recipe.seed, case.models, 0, 1)[0]
     start = state.params, state.opt_state
@@ -71,7 +74,9 @@ def _multiplied_out(network, recipe, params, opt_state, train, order_N):
     def step(carry, index_B):
         params, opt_state = carry
         batch = Split(train.x[index_B].dense(), train.y[index_B], train.texts)
-        loss, grads = objective.loss_and_gradient(network, params, batch, jnp.arange(len(batch.y)))
+        loss, grads = objective.loss_and_gradient(
+            network, params, batch, jnp.arange(len(batch.y)), compute=recipe.compute
+        )
         updates, opt_state = optimising.optimiser(recipe).update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), loss
 

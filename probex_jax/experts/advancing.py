@@ -14,7 +14,13 @@ from jax.sharding import PartitionSpec as P
 
 from probex_jax.experts.devices import AXIS, Batches, Devices, specs
 from probex_jax.experts.network import Network
-from probex_jax.experts.objective import Split, as_read, loss_and_gradient, share_right
+from probex_jax.experts.objective import (
+    Split,
+    as_read,
+    loss_and_gradient,
+    products,
+    share_right,
+)
 from probex_jax.experts.optimising import Rates, stepped
 from probex_jax.experts.recipe import Recipe
 from probex_jax.experts.state import OF_EACH, Best, State
@@ -213,26 +219,40 @@ def epoch_orders(seed: Any, n_models: int, first_epoch: Any, count: int) -> jax.
 
 def prepared(network: Network, train: Split) -> Split:
     """The training models of one layer as the encoder reads them fastest, again and again."""
-    if network.normalise != "none" or not hasattr(network.encoder, "prepare"):
-        return train
-    return train._replace(x=network.encoder.prepare(train.x))
+    with products("float32"):
+        return train._replace(x=network.encoder.prepare(train.x)) if _prepares(network) else train
+
+
+def _prepares(network: Network) -> bool:
+    # What the network itself takes a centre off is not yet what the encoder reads.
+    return network.normalise == "none" and hasattr(network.encoder, "prepare")
 
 
 def all_prepared(network: Network, recipe: Recipe, devices: Devices, train: Split) -> Split:
     """`prepared` of several layers; in bfloat16 now, not in each step, if that computes."""
+    x: Any = train.x
+    if _prepares(network) and not isinstance(x, LowRank | Centred):  # these are small
+        x = _all_prepared(network, devices, x)
+    if recipe.compute == "bfloat16":
+        x = _cast(x, recipe.compute)
+    return train._replace(x=x)
 
-    def prepare(x):
-        if not isinstance(x, LowRank | Centred):  # these are small
-            x = jax.vmap(lambda x: prepared(network, train._replace(x=x)).x)(x)
-        return as_read(x, recipe.compute) if recipe.compute == "bfloat16" else x
 
-    if devices.mesh is not None:
-        of_x = specs(train).x
-        prepare = jax.shard_map(
-            prepare,
-            mesh=devices.mesh,
-            in_specs=(of_x,),
-            out_specs=of_x if isinstance(train.x, LowRank | Centred) else P(None, AXIS),
-            check_vma=False,
-        )
-    return train._replace(x=prepare(train.x))
+def _all_prepared(network: Network, devices: Devices, x: Any) -> Any:
+    with products("float32"):
+        if devices.mesh is None:  # not in one program, whose results would hold a copy of x
+            return jax.vmap(network.encoder.prepare)(x)
+        return _prepared_on_devices(network, devices, x)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _prepared_on_devices(network: Network, devices: Devices, x: Any) -> Any:
+    prepare, divided = jax.vmap(network.encoder.prepare), P(None, AXIS)
+    return jax.shard_map(
+        prepare, mesh=devices.mesh, in_specs=divided, out_specs=divided, check_vma=False
+    )(x)
+
+
+@partial(jax.jit, static_argnums=1)
+def _cast(x: Any, compute: str) -> Any:
+    return as_read(x, compute)

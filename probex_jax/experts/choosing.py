@@ -73,9 +73,7 @@ def choose(
         targets = candidates.targets("val")
     expert, by_layer = _best(found_best, store, "val", targets, most)
     kept = {"expert": expert}
-    if candidates is not None and all(
-        (f / HOLDOUT).exists() for all in folders.values() for f in all
-    ):
+    if candidates is not None and _all_have(HOLDOUT, folders):
         held_out, _ = best_variants(folders, HOLDOUT, "val_holdout_accuracy")
         targets = candidates.among_all("val_holdout")
         kept[HOLDOUT], _ = _best(held_out, store, "val_holdout", targets, most)

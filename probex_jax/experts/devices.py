@@ -3,7 +3,8 @@
 The models of a split are divided into equal ranges, one a device, the last ones filled up with
 copies that count for nothing. Batches are drawn from all models as on one device; of each a device
 takes those that it has, filled up to the most that any device ever takes, so that shapes are
-stable. Every process holds, and reads, the ranges of its own devices alone.
+stable: of batches of 128 models eight devices take 32 each, where half would do. Every process
+holds, and reads, the ranges of its own devices alone.
 """
 
 from collections.abc import Sequence
@@ -80,13 +81,18 @@ class Devices:
         """[n] int, the models of a split that this process holds, copies included."""
         if self.mesh is None:
             return np.arange(n_models)
+        return np.minimum(self._numbers(n_models), n_models - 1)
+
+    def _numbers(self, n_models: int) -> np.ndarray:
+        """[n] int, the models of this process's devices; those from `n_models` on are copies."""
+        assert self.mesh is not None
         each = -(-n_models // self.count)
         ours = [
             np.arange(place * each, (place + 1) * each)
             for place, device in enumerate(self.mesh.devices.flat)
             if device.process_index == jax.process_index()
         ]
-        return np.minimum(np.concatenate(ours), n_models - 1)
+        return np.concatenate(ours)
 
     def put(self, split: Split, n_models: int) -> Split:
         """A split on the devices.
@@ -101,15 +107,7 @@ class Devices:
         """
         if self.mesh is None:
             return jax.device_put(split)
-        each = -(-n_models // self.count)
-        numbers = np.concatenate(
-            [
-                np.arange(place * each, (place + 1) * each)
-                for place, device in enumerate(self.mesh.devices.flat)
-                if device.process_index == jax.process_index()
-            ]
-        )
-        weight: Any = (numbers < n_models).astype(np.float32)
+        weight: Any = (self._numbers(n_models) < n_models).astype(np.float32)
         weighted = split._replace(weight=weight)
         return jax.tree.map(self._global, weighted, specs(weighted))
 
@@ -146,6 +144,18 @@ class Devices:
             rest_index, rest_weight = _divided(last, self.count, each, width.rest)
         found = Batches(index, weight, rest_index, rest_weight, batch_size, rest)
         return jax.tree.map(lambda leaf: self._global(self._own(leaf), P(AXIS)), found)
+
+    def least(self, value: float) -> float:
+        """The least of what the processes say."""
+        if self.processes == 1:
+            return value
+        return float(np.min(multihost_utils.process_allgather(np.float32(value))))
+
+    def shared(self, tree: Any) -> Any:
+        """What the process that writes has; the others give anything of the same shapes."""
+        if self.processes == 1:
+            return tree
+        return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
 
     def agree(self, values: Sequence[bool]) -> list[bool]:
         """What the process that writes says of some questions, on all processes."""

@@ -141,9 +141,11 @@ def logits(network: Network, variables: Any, x: Any, texts: jax.Array | None = N
         return in_micro_batches(lambda x: network.apply(variables, x, texts), x)
 
 
-def representations(network: Network, variables: Any, x: Any) -> jax.Array:
+def representations(
+    network: Network, variables: Any, x: Any, compute: str = "float32"
+) -> jax.Array:
     """Representations [N, T] of any number of matrices [N, H, W], a micro-batch at a time."""
-    with products("float32"):
+    with products(compute):
         return in_micro_batches(lambda x: network.apply(variables, x, method="encode"), x)
 
 

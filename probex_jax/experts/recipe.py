@@ -28,8 +28,8 @@ class Recipe:
       eval_every: epochs between two evaluations on the validation split; it is evaluated before
         training, after every so many epochs, and at the end.
       seed: of the initialisation and of the order of the models.
-      compute: what the encoder's products are computed in: "float32", "tensorfloat32" (the same
-        where the hardware has no such products) or "bfloat16". Parameters, their gradients' sums,
+      compute: what the encoder's products are computed in: "float32", "tensorfloat32" (faster on
+        NVIDIA GPUs, on a CPU the same as float32) or "bfloat16". Parameters, their gradients' sums,
         the head and the loss are float32 in any case.
       storage: what the training matrices are kept in: "float32" or "bfloat16", which halves them.
 

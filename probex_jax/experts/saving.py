@@ -65,6 +65,10 @@ class Saver:
         self._epoch = int(state.epoch)
         return state
 
+    def begin(self, epoch: int) -> None:
+        """From here on epochs are counted."""
+        self._epoch = epoch
+
     def __call__(self, state: State) -> None:
         self._on_epochs(int(state.epoch) - self._epoch)
         if not self._writes:
@@ -88,6 +92,11 @@ class Saver:
         """Until what is being saved is saved."""
         if self._saving:
             self._saving.result()
+
+    def close(self) -> None:
+        """As `wait`; afterwards nothing is saved in a thread."""
+        self.wait()
+        self._thread.shutdown()
 
     def save(self) -> None:
         """Saves the last state, if that was not done; in whatever thread."""

@@ -1,7 +1,8 @@
 """Training the experts of one unit: its data read, its program compiled, its state on disk."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from threading import Lock
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 
 from probex_jax.experts.advancing import advance, all_prepared
 from probex_jax.experts.centring import FrozenLayer, Tree
-from probex_jax.experts.devices import Batches
+from probex_jax.experts.devices import Devices
 from probex_jax.experts.objective import Split
 from probex_jax.experts.recipe import Recipe
 from probex_jax.experts.saving import Saver
@@ -30,15 +31,15 @@ class Ready(NamedTuple):
       unit: which.
       trees: layer to its tree variables; a layer that cannot be trained on is not there.
       frozen: layer to the reason why not.
-      splits: x [L, N, H, W] of this process's models.
-      program: `training.advance`, compiled; None where that is done later.
+      splits: x [L, N, H, W] of this process's models; none left once they are on the devices.
+      program: `advancing.advance`, compiled; None where that is done later.
       state: what training begins with, in host memory; None likewise.
     """
 
     unit: Unit
     trees: Mapping[str, Tree]
     frozen: Mapping[str, str]
-    splits: Mapping[str, Split]
+    splits: dict[str, Split]
     program: Callable[..., State] | None = None
     state: State | None = None
 
@@ -66,7 +67,14 @@ class Programs:
 def together(source: Source, unit: Unit) -> Together:
     """The experts of a unit."""
     network = source.network(unit.layers[0])
-    return Together(network, unit.recipes, len(unit.layers), source.counts(), source.devices)
+    return Together(
+        network,
+        unit.recipes,
+        len(unit.layers),
+        source.counts(),
+        source.devices,
+        one_order=unit.one_order,
+    )
 
 
 def read(source: Source, unit: Unit, programs: Programs) -> Ready:
@@ -85,7 +93,10 @@ def read(source: Source, unit: Unit, programs: Programs) -> Ready:
     if source.devices.mesh is None:
         experts = together(source, unit)
         key = experts.network, experts.recipe, len(unit.recipes), _shapes(splits)
-        program = programs.get(key, partial(compiled, experts, splits))
+        evaluated = {split: splits[split] for split in experts.evaluated}
+        prepare = partial(all_prepared, experts.network, experts.recipe, experts.devices)
+        given = jax.eval_shape(prepare, splits["train"])
+        program = programs.get(key, partial(compiled, experts, given, evaluated))
         state = jax.tree.map(np.asarray, experts.initial(splits))
         return Ready(unit, trees, frozen, splits, program, state)
     return Ready(unit, trees, frozen, splits)
@@ -94,30 +105,44 @@ def read(source: Source, unit: Unit, programs: Programs) -> Ready:
 def _split(
     source: Source, trees: Mapping[str, Tree], layers: Sequence[str], name: str, recipe: Recipe
 ) -> Split:
-    """The models of a split that this process holds, of all layers of a unit."""
+    """The models of a split that this process holds, x [L, n, H, W] of all layers of a unit."""
     models = source.devices.models(len(source.store.split(name)))
-    each = {
-        layer: source.matrices(layer, trees[layer], name, models, recipe.storage)
-        for layer in dict.fromkeys(layers)
-    }
     targets = source.targets(name)
-    x = _stacked([each[layer] for layer in layers])
+    stacks: list[np.ndarray] = []
+    centres: list[Any] = []
+    structure: Any = None
+    for place, layer in enumerate(layers):
+        if layer in layers[:place]:  # it fills up
+            for stack in stacks:
+                stack[place] = stack[layers.index(layer)]
+            centres += centres and [centres[layers.index(layer)]]
+            continue
+        x = source.matrices(layer, trees[layer], name, models, recipe.storage)
+        if isinstance(x, Centred):
+            centres.append(x.centre)
+            x = x.factors
+        leaves, structure = jax.tree.flatten(x)
+        if len(layers) == 1:  # no copy
+            stacks = [np.asarray(leaf)[None] for leaf in leaves]
+            break
+        # Into its place one after the other, so that no layer is in memory twice.
+        stacks = stacks or [np.empty((len(layers), *leaf.shape), leaf.dtype) for leaf in leaves]
+        for stack, leaf in zip(stacks, leaves, strict=True):
+            stack[place] = leaf
+    x = jax.tree.unflatten(structure, stacks)
+    if centres:
+        x = Centred(x, jax.tree.map(lambda *each: np.stack(each), *_alike(centres)))
     return targets._replace(x=x, y=targets.y[models])
 
 
-def _stacked(matrices: Sequence[Any]) -> Any:
-    """[N, H, W] of several layers as [L, N, H, W]."""
-    if isinstance(matrices[0], Centred):
-        centres = [x.centre for x in matrices]
-        if len({jax.tree.structure(centre) for centre in centres}) > 1:
-            centres = [np.asarray(dense(centre)) for centre in centres]
-        elif isinstance(centres[0], LowRank):
-            rank = max(centre.up.shape[-1] for centre in centres)
-            centres = [_of_rank(centre, rank) for centre in centres]
-        matrices = [Centred(x.factors, centre) for x, centre in zip(matrices, centres, strict=True)]
-    if len(matrices) == 1:  # no copy
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[None], matrices[0])
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *matrices)
+def _alike(centres: Sequence[Any]) -> Sequence[Any]:
+    """The centres of several layers in one form."""
+    if len({jax.tree.structure(centre) for centre in centres}) > 1:
+        return [np.asarray(dense(centre)) for centre in centres]
+    if isinstance(centres[0], LowRank):
+        rank = max(centre.up.shape[-1] for centre in centres)
+        return [_of_rank(centre, rank) for centre in centres]
+    return centres
 
 
 def _of_rank(factors: LowRank, rank: int) -> LowRank:
@@ -134,56 +159,96 @@ def _shapes(tree: Any) -> Any:
 
 
 class TooLarge(Exception):
-    """A compiled program needs more memory than there is."""
+    """A program needs more memory than there is."""
 
 
-def compiled(experts: Together, splits: Mapping[str, Any]) -> Callable[..., State]:
-    """`training.advance` for data of these shapes, on the devices or, for one device, not yet.
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise TooLarge from error
+        raise
+
+
+def compiled(
+    experts: Together, train: Split, evaluated: Mapping[str, Split]
+) -> Callable[..., State]:
+    """`advancing.advance` for data of these shapes.
+
+    Args:
+      experts: what is trained.
+      train: from `all_prepared`; on one device its shapes will do.
+      evaluated: the other splits; likewise.
 
     Raises:
       TooLarge: if it needs more memory than the devices have.
     """
-    prepare = partial(all_prepared, experts.network, experts.recipe, experts.devices)
-    train = splits["train"]
-    train = prepare(train) if experts.devices.mesh is not None else jax.eval_shape(prepare, train)
-    state = jax.eval_shape(partial(experts.initial, splits))
-    batches: Batches = experts.batches(0, experts.width())
-    program = advance.lower(
-        experts.network,
-        experts.recipe,
-        experts.devices,
-        state,
-        experts.rates(),
-        train,
-        {name: splits[name] for name in experts.evaluated},
-        batches,
-        np.int32(0),
-    ).compile()
-    needed = program.memory_analysis()
-    if needed is not None:
-        total = needed.argument_size_in_bytes + needed.output_size_in_bytes
-        total += needed.temp_size_in_bytes - needed.alias_size_in_bytes
-        if total > memory(experts.devices):
-            raise TooLarge
+    devices, left = experts.devices, -1.0
+    with suppress(TooLarge) if devices.processes > 1 else nullcontext(), _memory_errors():
+        program = advance.lower(
+            experts.network,
+            experts.recipe,
+            devices,
+            jax.eval_shape(partial(experts.initial, {"train": train})),
+            experts.rates(),
+            train,
+            evaluated,
+            experts.batches(0),
+            np.int32(0),
+        ).compile()
+        left = memory(devices) - _needed(program)
+    if devices.least(left) < 0:
+        raise TooLarge
     return program
+
+
+def _needed(program: Any) -> float:
+    """Bytes that a compiled program takes on a device."""
+    sizes = program.memory_analysis()
+    if sizes is None:
+        return 0.0
+    total = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+    return total + sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
 
 
 def train(source: Source, ready: Ready, saver: Saver) -> State:
     """Trains the experts of a unit, from where they were, to the end of their recipes."""
     experts = together(source, ready.unit)
-    counts = experts.counts
-    splits = {name: source.devices.put(split, counts[name]) for name, split in ready.splits.items()}
-    program = ready.program or compiled(experts, splits)
-    state = saver.restore(jax.eval_shape(partial(experts.initial, splits)))
-    state = ready.state if state is None else state
-    return fit_together(experts, splits, program=program, state=state, on_evaluation=saver)
+    devices, counts = source.devices, experts.counts
+    with _memory_errors():
+        splits = {name: devices.put(ready.splits[name], counts[name]) for name in counts}
+        ready.splits.clear()
+        # What it is made from is given back.
+        given = all_prepared(experts.network, experts.recipe, devices, splits.pop("train"))
+        program = ready.program or compiled(experts, given, splits)
+        state = restored(saver, devices, partial(experts.initial, {"train": given}))
+        state = ready.state if state is None else state
+        return fit_together(
+            experts, {"train": given, **splits}, program=program, state=state, on_evaluation=saver
+        )
+
+
+def restored(saver: Saver, devices: Devices, initial: Callable[[], State]) -> State | None:
+    """The state that was saved last, the same in all processes, or None."""
+    new = jax.eval_shape(initial)
+    state = saver.restore(new) if devices.writes else None
+    (found,) = devices.agree([state is not None])
+    if not found:
+        return None
+    if state is None:
+        state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), new)
+    state = devices.shared(state)
+    saver.begin(int(state.epoch))
+    return state
 
 
 def train_streamed(source: Source, ready: Ready, saver: Saver) -> State:
     """As `train`, of a unit whose batches are read from the store."""
     (layer,) = ready.unit.layers
     stream = Stream(together(source, ready.unit), source, layer, ready.trees[layer])
-    state = saver.restore(jax.eval_shape(stream.initial))
+    state = restored(saver, source.devices, stream.initial)
     return fit_streamed(stream, state=state, on_evaluation=saver)
 
 

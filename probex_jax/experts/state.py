@@ -1,5 +1,6 @@
 """All that training changes: of one expert, or of several that are trained side by side."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -64,14 +65,19 @@ def squeezed(state: State) -> State:
 
 def select(state: State, layer: int, variant: int) -> State:
     """The state of one of the experts that are trained side by side."""
-    whole = {name: getattr(state, name) for name in ("params", "opt_state", "loss_E", "best")}
-    return state.replace(**jax.tree.map(lambda leaf: leaf[layer, variant], whole))
+    return _changed(state, lambda leaf: leaf[layer, variant])
 
 
 def expanded(state: State) -> State:
     """The state of one expert, as that of experts that are trained side by side."""
-    whole = {name: getattr(state, name) for name in ("params", "opt_state", "loss_E", "best")}
-    return state.replace(**jax.tree.map(lambda leaf: jnp.asarray(leaf)[None, None], whole))
+    return _changed(state, lambda leaf: jnp.asarray(leaf)[None, None])
+
+
+def _changed(state: State, change: Callable[[Any], Any]) -> State:
+    """A state of its own: no step that takes the memory of the other takes this one's."""
+    common: Any = {"epoch": jnp.array(state.epoch), "evaluation": jnp.array(state.evaluation)}
+    names = ("params", "opt_state", "loss_E", "best")
+    return State(**common, **{n: jax.tree.map(change, getattr(state, n)) for n in names})
 
 
 @dataclass(frozen=True)

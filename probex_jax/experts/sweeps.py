@@ -20,8 +20,7 @@ holds a lock on, which the system takes back when it dies, and the last one make
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -57,7 +56,7 @@ from probex_jax.experts.side_by_side import (
 )
 from probex_jax.experts.state import State
 from probex_jax.experts.stopping import Stop
-from probex_jax.experts.units import Unit, memory, plan
+from probex_jax.experts.units import IN_FLIGHT, Room, Unit, plan
 from probex_jax.files import alone, claim, layer_folder, write_json
 from probex_jax.layer_store import LayerStore
 
@@ -159,7 +158,7 @@ def sweep(
         return result(workdir)
     job.train_all(names, stream)
     if devices.writes:
-        with alone(workdir / ".lock"):
+        with alone(workdir / ".lock", needed=share[1] > 1):
             if not (workdir / "metrics.json").exists():
                 job.choose(names, committee)
     devices.wait("chosen")
@@ -266,14 +265,14 @@ class _Sweep:
         """Trains what is not finished, here or in another process."""
         if isinstance(self.recipes[0], Ridge):
             return self._run([Unit((name,), self.recipes) for name in names], self._solve_units)
-        room = memory(self.devices)
+        room = Room.here(self.devices)
         while True:
             units = plan(self.source, names, self.recipes, room, self.share[1], stream=stream)
             try:
                 return self._run(units, self._train_units)
             except TooLarge:
                 # What was computed from sizes alone was too little: fewer at a time.
-                room /= 2
+                room = room.half()
 
     def _run(self, units: Sequence[Unit], finish: Callable[[Iterator[Unit]], None]) -> None:
         """Has the units finished that are not, each by one process."""
@@ -286,19 +285,22 @@ class _Sweep:
         place, processes = self.share
         first = place * len(todo) // processes
         others: list[Unit] = []
-        with ExitStack() as held:
-            finish(self._free(todo[first:] + todo[:first], held, others))
+        finish(self._free(todo[first:] + todo[:first], others))
         for unit in others:  # whoever works on it finishes it, or dies
-            with alone(self._lock(unit)):
-                finish(self._unfinished(unit))
-
-    def _free(self, units: Sequence[Unit], held: ExitStack, others: list[Unit]) -> Generator[Unit]:
-        """The units that nobody else works on, locked; the others are listed."""
-        for unit in units:
-            if held.enter_context(alone(self._lock(unit), wait=False)):
-                yield from self._unfinished(unit)
+            if self.finished(unit):
+                self._count(unit)
             else:
-                others.append(unit)
+                with alone(self._lock(unit)):
+                    finish(self._unfinished(unit))
+
+    def _free(self, units: Sequence[Unit], others: list[Unit]) -> Iterator[Unit]:
+        """The units that nobody else works on, each locked until the next; others are listed."""
+        for unit in units:
+            with alone(self._lock(unit), wait=False, needed=self.share[1] > 1) as ours:
+                if ours:
+                    yield from self._unfinished(unit)
+                else:
+                    others.append(unit)
 
     def _unfinished(self, unit: Unit) -> Iterator[Unit]:
         """The unit, or nothing if it was finished by another process meanwhile."""
@@ -313,6 +315,7 @@ class _Sweep:
         return folder / f"{unit.key}.lock"
 
     def _count(self, unit: Unit) -> None:
+        """All epochs of a unit that is finished."""
         for layer in dict.fromkeys(unit.layers):
             self._progress_of(unit, layer, self.recipes[0].epochs)
 
@@ -326,8 +329,7 @@ class _Sweep:
             # What waits here another process could do; or processes must do all in one order.
             readied = ((unit, prepare(unit)) for unit in units)
         else:
-            workers = 2 if jax.default_backend() == "cpu" else 1
-            readied = ahead(prepare, units, workers)
+            readied = ahead(prepare, units, workers=IN_FLIGHT - 1, beyond=IN_FLIGHT - 1)
         for unit, ready in readied:
             self._train(unit, ready)
 
@@ -348,7 +350,7 @@ class _Sweep:
         saver = Saver(folder, self.save_every_s, on_epochs, writes=self.devices.writes)
         with self.stop.saves(saver.save):
             state = (train_streamed if unit.streamed else train)(self.source, ready, saver)
-            saver.wait()
+            saver.close()
             if self.devices.writes:
                 self._keep(unit, ready, state)
         if self.devices.writes:

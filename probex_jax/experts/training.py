@@ -9,7 +9,7 @@ a resumed run needs is in `State`.
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import jax
 import numpy as np
@@ -64,9 +64,11 @@ def fit(
     evaluated = {"val": val} | ({} if val_holdout is None else {"val_holdout": val_holdout})
     splits = {"train": train, **evaluated}
     together, stacked = _alone(network, recipe, splits)
+    stacked = jax.device_put(stacked)
+    stacked["train"] = all_prepared(network, together.recipe, ONE, stacked["train"])
     state = fit_together(
         together,
-        jax.device_put(stacked),
+        stacked,
         state=None if state is None else expanded(state),
         on_evaluation=lambda state: on_evaluation(squeezed(state)),
     )
@@ -109,6 +111,7 @@ class Together:
       layers: how many layers, each with all variants.
       counts: models of "train", and of each split that is evaluated.
       devices: where.
+      one_order: whether all variants see the models in one order, having one seed.
     """
 
     network: Network
@@ -116,6 +119,7 @@ class Together:
     layers: int
     counts: Mapping[str, int]
     devices: Devices = ONE
+    one_order: bool = True
 
     @property
     def recipe(self) -> Recipe:
@@ -136,14 +140,15 @@ class Together:
         )
 
     def orders(self, first_epoch: int, count: int) -> np.ndarray:
-        """Orders of the training models [S, epochs, N]; S is 1 where all variants have one seed."""
+        """Orders of the training models [S, epochs, N]: one, or one for each variant."""
         seeds = [recipe.seed for recipe in self.recipes]
-        if len(set(seeds)) == 1:
+        if self.one_order:
             seeds = seeds[:1]
         n_models = self.counts["train"]
         each = [np.asarray(epoch_orders(seed, n_models, first_epoch, count)) for seed in seeds]
         return np.stack(each)
 
+    @cached_property
     def width(self) -> Width:
         """Models of a batch that a device takes."""
         if self.devices.count == 1:
@@ -155,10 +160,10 @@ class Together:
         ]
         return Width(max(w.full for w in found), max(w.rest for w in found))
 
-    def batches(self, first_epoch: int, width: Width) -> Batches:
+    def batches(self, first_epoch: int) -> Batches:
         """The batches of the epochs up to the next evaluation, on the devices."""
         orders = self.orders(first_epoch, self._interval)
-        return self.devices.batches(orders, self._batch, self.counts["train"], width)
+        return self.devices.batches(orders, self._batch, self.counts["train"], self.width)
 
     @property
     def _interval(self) -> int:
@@ -191,7 +196,8 @@ def fit_together(
 
     Args:
       together: what is trained.
-      splits: those of `together.counts`, x [L, N, H, W], on the devices.
+      splits: those of `together.counts`, x [L, N, H, W], on the devices; "train" from
+        `all_prepared`.
       program: `compiled` of it; None to compile it now.
       state: where to go on from; None starts anew.
       on_evaluation: called with the state after each evaluation; the next step reuses its memory,
@@ -201,16 +207,15 @@ def fit_together(
       The final state.
     """
     devices, recipe = together.devices, together.recipe
-    train = all_prepared(together.network, recipe, devices, splits["train"])
-    evaluated = {name: splits[name] for name in together.evaluated}
+    train, evaluated = splits["train"], {name: splits[name] for name in together.evaluated}
     state = devices.replicated(together.initial(splits) if state is None else state)
-    rates, width = devices.replicated(together.rates()), together.width()
+    rates = devices.replicated(together.rates())
     if program is None:
         program = partial(advance, together.network, recipe, devices)
     while int(state.evaluation) < recipe.n_evaluations:
         epoch = int(state.epoch)
         until = min(int(state.evaluation) * recipe.eval_every, recipe.epochs)
-        batches = together.batches(epoch, width)
+        batches = together.batches(epoch)
         n_epochs = devices.replicated(np.int32(until - epoch))
         state = program(state, rates, train, evaluated, batches, n_epochs)
         on_evaluation(state)

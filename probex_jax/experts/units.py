@@ -29,6 +29,10 @@ from probex_jax.matrices import LowRank
 
 # Of the memory of a device, what trainings may fill; a CPU has a layer twice while it is read.
 _SHARE, _CPU_SHARE = 0.8, 0.4
+# Units whose data is in memory at a time: one that is trained, one that waits, one that is read.
+IN_FLIGHT = 3
+# Of the memory of the machine, what they may take.
+_HOST_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,13 @@ class Unit:
         program of its own.
       recipes: of each; the same holds for them.
       streamed: whether batches are read from the store as they are needed.
+      one_order: whether all variants, of all units, see the models in one order.
     """
 
     layers: tuple[str, ...]
     recipes: tuple[Recipe, ...]
     streamed: bool = False
+    one_order: bool = True
 
     @property
     def key(self) -> str:
@@ -57,7 +63,7 @@ def plan(
     source: Source,
     layers: Sequence[str],
     recipes: Sequence[Recipe],
-    room: float,
+    room: "Room",
     processes: int = 1,
     *,
     stream: bool = False,
@@ -68,7 +74,7 @@ def plan(
       source: where the layers are.
       layers: their names.
       recipes: variants of one recipe.
-      room: bytes that may be taken on each device.
+      room: bytes that may be taken on each device, and in the memory of the machine.
       processes: among how many the units will be divided: of every shape there are as many, if
         there are as many layers.
       stream: whether all layers are streamed, and not only those that do not fit the devices.
@@ -92,18 +98,20 @@ def _of_one_shape(
     names: Sequence[str],
     recipes: Sequence[Recipe],
     cost: "Cost",
-    room: float,
+    room: "Room",
     processes: int,
     stream: bool,
 ) -> list[Unit]:
-    if stream or cost.layer + cost.expert > room:
+    if stream or cost.layer + cost.expert > room.device or cost.read > room.host:
         return [Unit((name,), (recipe,), streamed=True) for name in names for recipe in recipes]
     # With one layer alone, and then with all variants of each.
-    n_variants = min(len(recipes), cost.most(1, (room - cost.layer) / cost.expert))
+    n_variants = min(len(recipes), cost.most(1, (room.device - cost.layer) / cost.expert))
     each = cost.layer + n_variants * cost.expert
-    n_layers = min(cost.most(n_variants, room / each), -(-len(names) // processes))
+    fitting = min(room.device / each, room.host / cost.read)
+    n_layers = min(cost.most(n_variants, fitting), -(-len(names) // processes))
+    one_order = len({recipe.seed for recipe in recipes}) == 1
     return [
-        Unit(some, variants)
+        Unit(some, variants, one_order=one_order)
         for some in _divided(names, n_layers)
         for variants in _divided(recipes, n_variants)
     ]
@@ -120,18 +128,43 @@ def _divided(items: Sequence[Any], most: int) -> list[tuple[Any, ...]]:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Bytes that training takes on each device.
+class Room:
+    """Bytes that trainings may take.
 
     Args:
-      layer: the matrices of a layer.
-      expert: parameters, the state of their optimiser, and what a step computes.
-      batch: the matrices of one batch.
+      device: on each device.
+      host: of the data of one unit in the memory of this machine, where some are waiting.
+    """
+
+    device: float
+    host: float
+
+    @classmethod
+    def here(cls, devices: Devices) -> "Room":
+        """What there is; of several processes, what the one has that has least."""
+        host = _HOST_SHARE * _machine_bytes() / (IN_FLIGHT + 1)
+        return cls(devices.least(memory(devices)), devices.least(host))
+
+    def half(self) -> "Room":
+        """Less, where what was computed from sizes alone was too little."""
+        return Room(self.device / 2, self.host)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes that training takes.
+
+    Args:
+      layer: on each device, the matrices of a layer.
+      expert: there, parameters, the state of their optimiser, and what a step computes.
+      batch: there, the matrices of one batch.
+      read: in this process, the matrices of a layer as they are read.
     """
 
     layer: float
     expert: float
     batch: float
+    read: float
 
     def most(self, together: int, fitting: float) -> int:
         """How many of so many that fit the memory are faster together than one after the other."""
@@ -158,14 +191,18 @@ def cost_of(
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), jnp.float32), x)
     variables = jax.eval_shape(network.init, jax.random.key(0), one, texts)
     params = sum(leaf.size * 4 for leaf in jax.tree.leaves(variables["params"]))
-    kept = 0
+    kept = 0.0
     if hasattr(network.encoder, "prepare"):
-        read = jax.tree.leaves(jax.eval_shape(network.encoder.prepare, x))
-        kept = sum(leaf.size * leaf.dtype.itemsize for leaf in read) - train * matrix
+        leaves = jax.tree.leaves(jax.eval_shape(network.encoder.prepare, x))
+        kept = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) - train * matrix
+    if recipe.compute != recipe.storage and recipe.compute == "bfloat16":
+        kept += train * matrix / 2  # beside what it is made from
     batch = min(recipe.batch_size, train) * matrix
+    ours = devices.count / devices.processes
+    read = held * ours * sum(map(prod, shapes.values())) * 4
     # Parameters, two moments, the gradient, what is best on val and on val_holdout; a batch, what
     # is computed from it, and the gradients of that.
-    return Cost(held * matrix + kept, 6 * params + 4 * batch, batch)
+    return Cost(held * matrix + kept, 6 * params + 4 * batch, batch, read)
 
 
 def _struct(shapes: Mapping[str, tuple[int, int]], n_models: int, dtype: str) -> Any:

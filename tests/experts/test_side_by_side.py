@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 import probex_jax as px
 from probex_jax.experts import Recipe, advancing, sweep, units
 from probex_jax.experts.recipe import variants
-from probex_jax.experts.units import Cost, Unit
+from probex_jax.experts.units import Cost, Room, Unit
 
 ENCODER = {"name": "probex", "n_probes": 4, "proj_dim": 4, "rep_dim": 8}
 RECIPE = Recipe(epochs=12, eval_every=5, batch_size=9, learning_rate=3e-3)
@@ -87,9 +87,9 @@ def test_programs_are_as_many_as_shapes(tree, tmp_path, monkeypatch):
         type("Counted", (), {"lower": lambda *args: made.append(1) or lower(*args)}),
     )
     # So little memory that three of the layers of one shape do not fit at once.
-    cost = Cost(layer=1.0, expert=1.0, batch=1.0)
+    cost = Cost(layer=1.0, expert=1.0, batch=1.0, read=1.0)
     monkeypatch.setattr(units, "cost_of", lambda *args: cost)
-    monkeypatch.setattr("probex_jax.experts.sweeps.memory", lambda devices: 4.0)
+    monkeypatch.setattr(Room, "here", lambda devices: Room(4.0, 1e9))
     run(tree, tmp_path / "w", layers=[f"{letter}.weight" for letter in "abcdef"])
     assert len(made) == 2
 
@@ -97,18 +97,30 @@ def test_programs_are_as_many_as_shapes(tree, tmp_path, monkeypatch):
 def test_units_are_of_one_size_and_fit():
     names, recipes = list("abcdefg"), variants(Recipe(), {"seed": list(range(5))})
     # Each layer 10, each expert 4, of 60: five variants of a layer take 30.
-    found = units._of_one_shape(names, recipes, Cost(10.0, 4.0, 1.0), 60.0, 1, False)
+    found = units._of_one_shape(
+        names, recipes, Cost(10.0, 4.0, 1.0, 10.0), Room(60.0, 1e9), 1, False
+    )
     assert [unit.layers for unit in found] == [("a", "b"), ("c", "d"), ("e", "f"), ("g", "g")]
     assert {unit.recipes for unit in found} == {recipes}
     # Three variants at most, hence two times three of five.
-    found = units._of_one_shape(names[:1], recipes, Cost(10.0, 4.0, 1.0), 24.0, 1, False)
+    found = units._of_one_shape(
+        names[:1], recipes, Cost(10.0, 4.0, 1.0, 10.0), Room(24.0, 1e9), 1, False
+    )
     assert [len(unit.recipes) for unit in found] == [3, 3]
     assert {recipe for unit in found for recipe in unit.recipes} == set(recipes)
     # Among four processes no unit is so large that one of them has nothing to do.
-    found = units._of_one_shape(names, recipes[:1], Cost(1.0, 1.0, 1.0), 1e9, 4, False)
+    found = units._of_one_shape(
+        names, recipes[:1], Cost(1.0, 1.0, 1.0, 1.0), Room(1e9, 1e9), 4, False
+    )
     assert [unit.layers for unit in found] == [("a", "b"), ("c", "d"), ("e", "f"), ("g", "g")]
+    # Nor so large that several of them do not fit the memory of the machine.
+    host = Room(60.0, 10.0)
+    found = units._of_one_shape(names, recipes[:1], Cost(10.0, 4.0, 1.0, 10.0), host, 1, False)
+    assert [len(unit.layers) for unit in found] == [1] * 7
     # What does not fit at all is streamed.
-    found = units._of_one_shape(names, recipes[:1], Cost(10.0, 4.0, 1.0), 13.0, 1, False)
+    found = units._of_one_shape(
+        names, recipes[:1], Cost(10.0, 4.0, 1.0, 10.0), Room(13.0, 1e9), 1, False
+    )
     assert found == [Unit((name,), recipes[:1], streamed=True) for name in names]
 
 
@@ -119,8 +131,8 @@ def test_too_large_a_program_is_made_smaller(tree, tmp_path, monkeypatch, swept)
         "probex_jax.experts.side_by_side.memory",
         lambda devices: tried.append(1) or (0.0 if len(tried) < 4 else 1e12),
     )
-    monkeypatch.setattr(units, "cost_of", lambda *args: Cost(1.0, 1.0, 1.0))
-    monkeypatch.setattr("probex_jax.experts.sweeps.memory", lambda devices: 24.0)
+    monkeypatch.setattr(units, "cost_of", lambda *args: Cost(1.0, 1.0, 1.0, 1.0))
+    monkeypatch.setattr(Room, "here", lambda devices: Room(24.0, 1e9))
     result = run(tree, tmp_path / "w")
     assert len(tried) > 4
     assert dict(result.layers) == pytest.approx(dict(swept[1].layers), abs=1e-6)
@@ -144,6 +156,23 @@ def test_a_grid_keeps_the_best_variant_of_each_layer(tree, tmp_path):
     best = result.expert.card
     assert best["recipe"]["learning_rate"] == 1e-2
     assert best["metrics"]["val_accuracy"] == max(result.layers.values())
+
+
+def test_variants_that_need_two_programs_runs_share_the_program(tree, tmp_path, monkeypatch):
+    """Three seeds, two at a time: the second unit has one seed twice."""
+    monkeypatch.setattr(units, "cost_of", lambda *args: Cost(1.0, 1.0, 1.0, 1.0))
+    monkeypatch.setattr(Room, "here", lambda devices: Room(3.5, 1e9))
+    grid, layers = {"seed": [0, 1, 2]}, ["a.weight"]
+    divided = run(tree, tmp_path / "two", grid=grid, layers=layers)
+    monkeypatch.undo()
+    together = run(tree, tmp_path / "one", grid=grid, layers=layers)
+    assert len(divided.metrics["variants"]["a.weight"]) == 3
+    for one, other in zip(
+        divided.metrics["variants"]["a.weight"],
+        together.metrics["variants"]["a.weight"],
+        strict=True,
+    ):
+        assert one["val_accuracy"] == pytest.approx(other["val_accuracy"], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +205,7 @@ def test_streaming_takes_the_same_batches(tree, tmp_path, swept):
         ]
         np.testing.assert_allclose(cards[0]["losses"], cards[1]["losses"], rtol=1e-5)
         np.testing.assert_allclose(*(card["val_accuracies"] for card in cards), rtol=1e-6)
+        assert any(card["val_best_epoch"] > 0 for card in cards), "only what it began with"
     assert resident.test == streamed.test
 
 

@@ -123,6 +123,17 @@ def test_the_best_evaluation_is_kept():
     assert_same_bits(state.best["val"].params, seen[best][1])
 
 
+def test_states_that_are_kept_stay_what_they_were():
+    """The next step takes the memory of its own state, not of what was given or handed out."""
+    recipe, train, val = Recipe(epochs=4, eval_every=2), split(12), split(5, 1)
+    seen = []
+    training.fit(NETWORK, recipe, train, val, on_evaluation=seen.append)
+    assert [int(state.epoch) for state in seen] == [0, 2, 4]
+    before = jax.tree.map(np.array, seen[0])
+    training.fit(NETWORK, recipe, train, val, state=seen[0])
+    assert_same_bits(seen[0], before)
+
+
 def test_of_equally_good_evaluations_the_first_is_kept():
     standstill = Recipe(epochs=6, eval_every=2, learning_rate=0.0)
     state = training.fit(NETWORK, standstill, split(12), split(5, 1))
