@@ -13,6 +13,7 @@ from probex_jax.experts.network import Network
 from probex_jax.experts.objective import Split
 from probex_jax.experts.optimising import Rates, optimiser
 from probex_jax.experts.recipe import Recipe
+from probex_jax.matrices import Squared
 
 
 class Best(struct.PyTreeNode):
@@ -84,7 +85,7 @@ def _changed(state: State, change: Callable[[Any], Any]) -> State:
 class OneModel:
     """The shapes of one model's matrix and of the texts: what a network is initialised by."""
 
-    shapes: tuple[tuple[tuple[int, ...], Any], ...]
+    shapes: tuple[tuple[int, ...], ...]
     structure: Any
 
     def arguments(self) -> Any:
@@ -95,7 +96,8 @@ class OneModel:
 
 def one_model(split: Split) -> OneModel:
     """Of a split x [L, N, H, W]."""
-    x = jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[0], x)[:1], split.x)
+    matrices: Any = split.x.matrices if isinstance(split.x, Squared) else split.x
+    x = jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[0], x)[:1], matrices)
     leaves, structure = jax.tree.flatten((x, split.texts))
     return OneModel(tuple(leaf.shape for leaf in leaves), structure)
 

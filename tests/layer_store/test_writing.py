@@ -15,6 +15,7 @@ from probex_jax.layer_store import packing
 from probex_jax.layer_store.arrays import LayerArray
 from probex_jax.layer_store.headers import Forms, read_header
 from probex_jax.layer_store.writing import LayerWriter
+from probex_jax.model_files.byte_ranges import _CLOCK_TICK_NS
 from probex_jax.model_files.plain import Plain
 from tests.conftest import CLASSES, write_toy_zoo
 from tests.layer_store.test_packing import folder_hash
@@ -162,6 +163,7 @@ def test_a_shard_cut_short_by_the_power_is_seen_when_packing_goes_on(zoo, tmp_pa
 
 
 def test_models_of_one_form_share_what_is_known_of_their_layers(zoo):
+    time.sleep(3 * _CLOCK_TICK_NS / 1e9)  # files that were written just now are read with more care
     forms: Forms = {}
     headers = [read_header(model, forms) for model in px.scan(zoo).models]
     assert len(forms) == 1
