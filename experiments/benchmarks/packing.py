@@ -16,8 +16,7 @@ slow to come.
 
 Memory is the peak of a process that packs so many models, which are links to one file.
 
-Example:
-  python -m experiments.benchmarks.packing
+Suite `pack` of `experiments.benchmark` prints it.
 """
 
 import mmap
@@ -33,15 +32,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
 from safetensors.numpy import save_file
 
 import probex_jax as px
-from experiments import cli
 from experiments.benchmarks import memory
-
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed turns of each; the median is printed.")
-_MODELS = flags.DEFINE_list("memory_models", ["200", "2000"], "Models whose packing is weighed.")
 
 THREADS = 2
 # Name: number of models, shapes of their layers, and which layers are packed.
@@ -212,14 +206,3 @@ def _empty(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             os.truncate(path, 0)
-
-
-def main() -> None:
-    rows = measure(_REPEATS.value, [int(number) for number in _MODELS.value])
-    for what in ("rate", "memory"):
-        some = [{k: v for k, v in row.items() if k != "what"} for row in rows]
-        print(cli.table([s for s, row in zip(some, rows, strict=True) if row["what"] == what]))
-
-
-if __name__ == "__main__":
-    cli.run(main)

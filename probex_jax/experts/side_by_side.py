@@ -97,7 +97,7 @@ def read(source: Source, unit: Unit, programs: Programs) -> Ready:
         prepare = partial(all_prepared, experts.network, experts.recipe, experts.devices)
         given = jax.eval_shape(prepare, splits["train"])
         program = programs.get(key, partial(compiled, experts, given, evaluated))
-        state = jax.tree.map(np.asarray, experts.initial(splits))
+        state = experts.initial(splits["train"])
         return Ready(unit, trees, frozen, splits, program, state)
     return Ready(unit, trees, frozen, splits)
 
@@ -191,7 +191,7 @@ def compiled(
             experts.network,
             experts.recipe,
             devices,
-            jax.eval_shape(partial(experts.initial, {"train": train})),
+            experts.template(train),
             experts.rates(),
             train,
             evaluated,
@@ -223,16 +223,19 @@ def train(source: Source, ready: Ready, saver: Saver) -> State:
         # What it is made from is given back.
         given = all_prepared(experts.network, experts.recipe, devices, splits.pop("train"))
         program = ready.program or compiled(experts, given, splits)
-        state = restored(saver, devices, partial(experts.initial, {"train": given}))
+        state = restored(saver, devices, experts.template(given))
         state = ready.state if state is None else state
         return fit_together(
             experts, {"train": given, **splits}, program=program, state=state, on_evaluation=saver
         )
 
 
-def restored(saver: Saver, devices: Devices, initial: Callable[[], State]) -> State | None:
-    """The state that was saved last, the same in all processes, or None."""
-    new = jax.eval_shape(initial)
+def restored(saver: Saver, devices: Devices, new: State) -> State | None:
+    """The state that was saved last, the same in all processes, or None.
+
+    Args:
+      new: `Together.template`.
+    """
     state = saver.restore(new) if devices.writes else None
     (found,) = devices.agree([state is not None])
     if not found:
@@ -248,7 +251,7 @@ def train_streamed(source: Source, ready: Ready, saver: Saver) -> State:
     """As `train`, of a unit whose batches are read from the store."""
     (layer,) = ready.unit.layers
     stream = Stream(together(source, ready.unit), source, layer, ready.trees[layer])
-    state = restored(saver, source.devices, stream.initial)
+    state = restored(saver, source.devices, stream.template())
     return fit_streamed(stream, state=state, on_evaluation=saver)
 
 

@@ -1,12 +1,12 @@
 """All that training changes: of one expert, or of several that are trained side by side."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from probex_jax.experts.network import Network
@@ -102,28 +102,58 @@ def one_model(split: Split) -> OneModel:
     return OneModel(tuple(leaf.shape for leaf in leaves), structure)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def initial_states(
     network: Network,
     recipe: Recipe,
     layers: int,
     evaluated: tuple[str, ...],
     one: OneModel,
-    seeds_V: jax.Array,
+    seeds: Sequence[int],
 ) -> State:
-    """New networks of so many layers, each with a variant a seed, before their first evaluation."""
+    """New networks of so many layers, each with a variant a seed, in host memory.
 
-    def initial(seed):
-        params = network.lazy_init(jax.random.key(seed), *one.arguments())["params"]
-        history = jnp.zeros(recipe.n_evaluations)
-        best = Best(params, accuracy=jnp.float32(-1.0), epoch=jnp.int32(-1), accuracy_E=history)
-        each = {
-            "params": params,
-            "opt_state": optimiser(Rates(0.0, 0.0)).init(params),
-            "loss_E": history,
-            "best": dict.fromkeys(evaluated, best),
-        }
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (layers, *leaf.shape)), each)
+    Not one compiled program: what draws parameters is compiled once for each of their shapes, and
+    layers of different shapes have most of these in common.
+    """
+    each = [_initial(network, recipe, evaluated, one, seed) for seed in seeds]
 
-    each = jax.vmap(initial, out_axes=1)(seeds_V)
-    return State(epoch=jnp.int32(0), evaluation=jnp.int32(0), **each)
+    def stacked(*leaves: Any) -> np.ndarray:
+        leaf = np.stack([np.asarray(leaf) for leaf in leaves])
+        return np.broadcast_to(leaf, (layers, *leaf.shape))
+
+    return _counting(np.int32(0), jax.tree.map(stacked, *each))
+
+
+def template(
+    network: Network,
+    recipe: Recipe,
+    layers: int,
+    evaluated: tuple[str, ...],
+    one: OneModel,
+    variants: int,
+) -> State:
+    """`initial_states` without values."""
+    each = jax.eval_shape(lambda: _initial(network, recipe, evaluated, one, 0))
+
+    def stacked(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((layers, variants, *leaf.shape), leaf.dtype)
+
+    return _counting(jax.ShapeDtypeStruct((), jnp.int32), jax.tree.map(stacked, each))
+
+
+def _initial(
+    network: Network, recipe: Recipe, evaluated: tuple[str, ...], one: OneModel, seed: int
+) -> dict[str, Any]:
+    params = network.lazy_init(jax.random.key(seed), *one.arguments())["params"]
+    history = np.zeros(recipe.n_evaluations, np.float32)
+    best = Best(params, accuracy=np.float32(-1.0), epoch=np.int32(-1), accuracy_E=history)  # type: ignore[arg-type]
+    return {
+        "params": params,
+        "opt_state": optimiser(Rates(0.0, 0.0)).init(params),
+        "loss_E": history,
+        "best": dict.fromkeys(evaluated, best),
+    }
+
+
+def _counting(zero: Any, each: Mapping[str, Any]) -> State:
+    return State(epoch=zero, evaluation=zero, **each)

@@ -97,7 +97,11 @@ class Stream:
 
     def initial(self) -> State:
         """As `Together.initial`."""
-        return self.experts.initial({"train": self._read("train", np.arange(1))})
+        return self.experts.initial(self._read("train", np.arange(1)))
+
+    def template(self) -> State:
+        """As `Together.template`."""
+        return self.experts.template(self._read("train", np.arange(1)))
 
     def training(self, epoch: int, until: int) -> Iterator[tuple[Split, int]]:
         """The batches of some epochs, in order, each with the number of its models."""

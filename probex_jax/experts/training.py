@@ -20,7 +20,7 @@ from probex_jax.experts.network import Network
 from probex_jax.experts.objective import Split
 from probex_jax.experts.optimising import Rates
 from probex_jax.experts.recipe import Recipe
-from probex_jax.experts.state import State, expanded, initial_states, one_model, squeezed
+from probex_jax.experts.state import State, expanded, initial_states, one_model, squeezed, template
 
 
 def fit(
@@ -86,7 +86,7 @@ def initial_state(
       evaluated: names of the splits that will be evaluated.
     """
     together, stacked = _alone(network, recipe, dict.fromkeys(("train", *evaluated), train))
-    return squeezed(together.initial(stacked))
+    return squeezed(together.initial(stacked["train"]))
 
 
 def _alone(
@@ -173,15 +173,27 @@ class Together:
     def _batch(self) -> int:
         return min(self.recipe.batch_size, self.counts["train"])
 
-    def initial(self, splits: Mapping[str, Split]) -> State:
-        """New networks, before their first evaluation.
+    def initial(self, train: Split) -> State:
+        """New networks, before their first evaluation, in host memory.
 
         Args:
-          splits: those of `counts`, used for their shapes alone.
+          train: used for its shapes alone.
         """
-        seeds = np.array([recipe.seed for recipe in self.recipes], np.uint32)
-        one = one_model(splits["train"])
-        return initial_states(self.network, self.recipe, self.layers, self.evaluated, one, seeds)
+        seeds = [recipe.seed for recipe in self.recipes]
+        return initial_states(
+            self.network, self.recipe, self.layers, self.evaluated, one_model(train), seeds
+        )
+
+    def template(self, train: Split) -> State:
+        """`initial` without values."""
+        return template(
+            self.network,
+            self.recipe,
+            self.layers,
+            self.evaluated,
+            one_model(train),
+            len(self.recipes),
+        )
 
 
 def fit_together(
@@ -208,7 +220,7 @@ def fit_together(
     """
     devices, recipe = together.devices, together.recipe
     train, evaluated = splits["train"], {name: splits[name] for name in together.evaluated}
-    state = devices.replicated(together.initial(splits) if state is None else state)
+    state = devices.replicated(together.initial(train) if state is None else state)
     rates = devices.replicated(together.rates())
     if program is None:
         program = partial(advance, together.network, recipe, devices)
