@@ -70,7 +70,7 @@ def test_what_takes_long_is_saved_in_a_thread_and_the_newest_goes_last(tmp_path,
     assert saved(tmp_path / "t") == [f"{int(fourth.epoch):08d}"]
     network, data = toy()
     restored = Saver(tmp_path / "t", 1.0, lambda epochs: None).restore(
-        jax.eval_shape(lambda: initial_state(network, RECIPE, data))
+        initial_state(network, RECIPE, data)
     )
     jax.tree.map(np.testing.assert_array_equal, restored, fourth)
 

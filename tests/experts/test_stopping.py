@@ -60,7 +60,7 @@ def test_what_was_evaluated_last_is_saved_and_gone_on_with(tmp_path):
 
     with stop.saves(saver.save), pytest.raises(Enough):
         fit(network, RECIPE, data, data, on_evaluation=twice)
-    new = jax.eval_shape(lambda: initial_state(network, RECIPE, data))
+    new = initial_state(network, RECIPE, data)
     state = Saver(tmp_path / "training", 1e9, lambda epochs: None).restore(new)
     assert int(state.epoch) == 4
     resumed = fit(network, RECIPE, data, data, state=state)
