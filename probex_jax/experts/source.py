@@ -1,6 +1,6 @@
 """Where the data of a sweep comes from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,9 @@ import ml_dtypes
 import numpy as np
 
 from probex_jax.experts.alignment import Candidates
-from probex_jax.experts.centring import Tree, normalised, tree_variables
+from probex_jax.experts.centring import Tree, centre_rank, normalised, tree_variables
 from probex_jax.experts.devices import Devices
+from probex_jax.experts.expert import Expert
 from probex_jax.experts.network import Network
 from probex_jax.experts.objective import Split
 from probex_jax.layer_store import LayerStore
@@ -67,3 +68,9 @@ class Source:
         if storage == "bfloat16":
             return jax.tree.map(lambda leaf: np.asarray(leaf).astype(ml_dtypes.bfloat16), x)
         return x
+
+
+def expert_of(params: Any, tree: Tree, card: Mapping[str, Any]) -> Expert:
+    """What was trained on matrices that were normalised by a tree: it reads them as they are."""
+    variables = {"params": params, "tree": dict(tree)} if tree else {"params": params}
+    return Expert(variables, {**card, "centre_rank": centre_rank(tree)})

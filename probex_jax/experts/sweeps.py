@@ -27,33 +27,32 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
 from probex_jax.experts.alignment import Alignment, Candidates
-from probex_jax.experts.centring import FrozenLayer, Tree, centre_rank
+from probex_jax.experts.centring import FrozenLayer
 from probex_jax.experts.choosing import SweepResult, choose, result
+from probex_jax.experts.closed_form import solve
 from probex_jax.experts.devices import ONE, Devices
 from probex_jax.experts.evaluation import HOLDOUT
-from probex_jax.experts.expert import Expert, versions
+from probex_jax.experts.expert import versions
 from probex_jax.experts.network import Network, build_network
-from probex_jax.experts.objective import logits, right
 from probex_jax.experts.recipe import VARIED, Recipe, variants
-from probex_jax.experts.ridge import Ridge, check_fitted, fit_ridge
+from probex_jax.experts.ridge import Ridge, check_fitted
 from probex_jax.experts.saving import Saver
 from probex_jax.experts.side_by_side import (
     Programs,
     Ready,
-    Source,
     TooLarge,
     figures,
     read,
     train,
     train_streamed,
 )
+from probex_jax.experts.source import Source, expert_of
 from probex_jax.experts.state import State
 from probex_jax.experts.stopping import Stop
 from probex_jax.experts.units import IN_FLIGHT, Room, Unit, plan
@@ -369,7 +368,7 @@ class _Sweep:
             card = {**self.card(layer, recipe), "metrics": figures(mine, losses)}
             for name in reversed(mine):  # "val" last
                 about = {**card, "selected_on": name}
-                expert = _expert(mine[name].params, ready.trees[layer], about)
+                expert = expert_of(mine[name].params, ready.trees[layer], about)
                 expert.save(folder / ("expert" if name == "val" else HOLDOUT))
 
     def _solve_units(self, units: Iterator[Unit]) -> None:
@@ -377,7 +376,7 @@ class _Sweep:
         for unit in units:
             (layer,), recipe = unit.layers, self.recipes[0]
             try:
-                expert = _solve(self.source, layer, self.card(layer, recipe), recipe)
+                expert = solve(self.source, layer, self.card(layer, recipe), recipe)
             except FrozenLayer as error:
                 self._leave_out(layer, str(error))
                 self._count(unit)
@@ -406,30 +405,3 @@ class _Sweep:
         }
         choose(self.store, self.workdir, folders, self.candidates, committee, left_out)
         checkpoints.remove(self.workdir / "training")
-
-
-def _expert(params: Any, tree: Tree, card: Mapping[str, Any]) -> Expert:
-    variables = {"params": params, "tree": dict(tree)} if tree else {"params": params}
-    return Expert(variables, {**card, "centre_rank": centre_rank(tree)})
-
-
-def _solve(source: Source, layer: str, card: Mapping[str, Any], recipe: Ridge) -> Expert:
-    """Fits an expert on one layer in closed form."""
-    tree = source.tree(layer)
-    train, val = (
-        source.targets(name)._replace(x=jax.device_put(source.matrices(layer, tree, name)))
-        for name in ("train", "val")
-    )
-    network = source.network(layer)
-    try:
-        found = fit_ridge(network, recipe, train, val)
-    except ProbexError as error:
-        raise ProbexError(f"{source.store.path}: {layer}: {error}") from None
-    told = right(logits(network, {"params": found.params}, val.x), val.y)
-    metrics = {
-        "val_accuracy": float(jnp.mean(told)),
-        "val_loss": found.loss,
-        "penalty": found.penalty,
-        "factor": found.factor,
-    }
-    return _expert(found.params, tree, {**card, "selected_on": "val", "metrics": metrics})

@@ -565,7 +565,7 @@ def test_a_choice_that_was_interrupted_is_made_again(swept, tree, tmp_path, monk
     workdir, result = swept
     shutil.copytree(workdir, tmp_path / "w")
     (tmp_path / "w" / "metrics.json").unlink()
-    monkeypatch.setattr("probex_jax.experts.sweeps.fit_ridge", None)
+    monkeypatch.setattr("probex_jax.experts.sweeps.solve", None)
     again = sweep(tree, tmp_path / "w", committee=3, **RIDGE)
     assert again.metrics == result.metrics
     assert again.expert.hash == result.expert.hash
