@@ -12,17 +12,21 @@ from probex_jax.search.neighbours import (
     one_class,
     retrieval,
 )
+from probex_jax.search.snapshot import EVERY, Filter, Snapshot
 from probex_jax.search.table import ModelTable
 
 __all__ = [
+    "EVERY",
     "TASKS",
     "AddSummary",
+    "Filter",
     "FoundModel",
     "Hit",
     "Index",
     "Measured",
     "ModelTable",
     "Retrieval",
+    "Snapshot",
     "Subject",
     "auc",
     "distances",

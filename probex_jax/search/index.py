@@ -26,6 +26,7 @@ from probex_jax.language import TextEncoder
 from probex_jax.model_files import ModelFile
 from probex_jax.search.embedding import embedded, is_there, key, represented
 from probex_jax.search.folders import FoundModel
+from probex_jax.search.identity import identity, is_whole, named
 from probex_jax.search.table import ModelTable
 
 FORMAT = "probex_jax index"
@@ -118,13 +119,13 @@ class Index:
           ProbexError: if lancedb is missing, the index there is of another expert, or the folder
             holds other things.
         """
-        path, ours = Path(path), _identity(expert)
+        path, ours = Path(path), identity(expert)
         if (path / "index.json").exists():
             index = cls.open(path)
             if index.about["expert"] != ours:
                 raise ProbexError(
-                    f"{path}: index of the expert of {_named(index.about['expert'])}; given is "
-                    f"that of {_named(ours)}; give that expert or choose another folder"
+                    f"{path}: index of the expert of {named(index.about['expert'])}; given is "
+                    f"that of {named(ours)}; give that expert or choose another folder"
                 )
             return index
         with disk_errors(path):
@@ -161,7 +162,7 @@ class Index:
                 f"{path / 'index.json'}: index of version {version!r}, expected {VERSION}; index "
                 "again into another folder"
             )
-        if not _is_whole(about):
+        if not is_whole(about):
             raise ProbexError(f"{path / 'index.json'}: damaged; index again into another folder")
         return cls(path, about)
 
@@ -169,10 +170,10 @@ class Index:
     def expert(self) -> Expert:
         """The expert whose representations these are."""
         expert = Expert.load(self.path / "expert")
-        if _identity(expert) != self.about["expert"]:
+        if identity(expert) != self.about["expert"]:
             raise ProbexError(
-                f"{self.path}: holds the expert of {_named(_identity(expert))}, its vectors are "
-                f"of {_named(self.about['expert'])}; index again into another folder"
+                f"{self.path}: holds the expert of {named(identity(expert))}, its vectors are "
+                f"of {named(self.about['expert'])}; index again into another folder"
             )
         return expert
 
@@ -263,7 +264,7 @@ class Index:
         if not 1 <= k <= MAX_K:
             raise ProbexError(f"k is {k}: expected 1 to {MAX_K}")
         if query is not None:
-            return self._hits(self._placed(query, encoder), k, where)
+            return self.near(self.place(query, encoder), k, where)
         assert like is not None
         [found] = self.alike([like], k=k, where=where)
         if isinstance(found, ProbexError):
@@ -289,13 +290,36 @@ class Index:
         def nearest(path: Path, vector_T: np.ndarray | ProbexError) -> list[Hit] | ProbexError:
             if isinstance(vector_T, ProbexError):
                 return vector_T
-            own, hits = key(path), self._hits(vector_T, k + 1, where)
+            own, hits = key(path), self.near(vector_T, k + 1, where)
             return [hit for hit in hits if hit.path != own][:k]
 
         models = list(map(Path, paths))
         vectors = represented(self.expert, models)
         with ThreadPoolExecutor(_SEARCHERS) as searchers:
             return list(searchers.map(nearest, models, vectors))
+
+    def near(self, vector: np.ndarray, k: int = 10, where: str | None = None) -> list[Hit]:
+        """The models whose representations are most similar to a vector [T], as `search` lists."""
+        fields = Hit.__dataclass_fields__
+        found = self._table.nearest(vector, k, where)
+        hits = ({name: row[name] for name in fields} for row in found)
+        return [Hit(**row | {"labels": tuple(row["labels"])}) for row in hits]
+
+    def place(self, query: str, encoder: TextEncoder | None = None) -> np.ndarray:
+        """Where a text stands among the representations: [T] float32; errors as of `search`."""
+        if not query.strip():
+            raise ProbexError("the query is empty; give a text such as 'an inverted three'")
+        if self.expert.card["head"] != "text":
+            raise ProbexError(
+                f"{self.path}: its expert, of {named(self.about['expert'])}, knows classes and no "
+                "texts; search by example (like), or index with an expert aligned with text"
+            )
+        return np.asarray(self.expert.place([query], encoder))[0]
+
+    def everything(self) -> tuple[list[dict[str, Any]], np.ndarray]:
+        """All models: the fields of `Hit` of each, less the similarity; unit vectors [N, T]."""
+        fields = [name for name in Hit.__dataclass_fields__ if name != "similarity"]
+        return self._table.everything(fields)
 
     def prune(self) -> int:
         """Removes the models whose path holds no model any more; returns how many."""
@@ -343,47 +367,7 @@ class Index:
         self.about = {**self.about, "ann": ann}
         write_json(self.path / "index.json", self.about)
 
-    def _hits(self, vector_T: np.ndarray, k: int, where: str | None) -> list[Hit]:
-        fields = Hit.__dataclass_fields__
-        found = self._table.nearest(vector_T, k, where)
-        hits = ({name: row[name] for name in fields} for row in found)
-        return [Hit(**row | {"labels": tuple(row["labels"])}) for row in hits]
-
-    def _placed(self, query: str, encoder: TextEncoder | None) -> np.ndarray:
-        if not query.strip():
-            raise ProbexError("the query is empty; give a text such as 'an inverted three'")
-        if self.expert.card["head"] != "text":
-            raise ProbexError(
-                f"{self.path}: its expert, of {_named(self.about['expert'])}, knows classes and no "
-                "texts; search by example (like), or index with an expert aligned with text"
-            )
-        return np.asarray(self.expert.place([query], encoder))[0]
-
 
 # What may lie in the folder of an index whose making was interrupted.
 _BEGUN = {"expert", "models.lance", "index.json.partial"}
 _BEGUN_EXPERT = "expert.new"  # to which Orbax adds an ending
-
-
-def _identity(expert: Expert) -> dict[str, Any]:
-    return {
-        "tree": expert.card["tree"],
-        "layer": expert.reading,
-        "hash": expert.hash,
-        "rep_dim": expert.rep_dim,
-        "text_encoder": expert.text["name"] if expert.card["head"] == "text" else None,
-    }
-
-
-def _named(identity: dict[str, Any]) -> str:
-    return f"tree {identity['tree']}, layer {identity['layer']} (hash {identity['hash'][:12]})"
-
-
-def _is_whole(about: dict[str, Any]) -> bool:
-    try:
-        expert, ann = about["expert"], about["ann"]
-        texts = all(isinstance(expert[name], str) for name in ("tree", "layer", "hash"))
-        figures = ann is None or (type(ann["models"]) is int and 0 <= ann["recall_at_10"] <= 1)
-        return texts and figures and type(expert["rep_dim"]) is int
-    except (KeyError, TypeError):
-        return False

@@ -225,6 +225,13 @@ class ModelTable:
             found += sum(hit["similarity"] >= tenth - 1e-6 for hit in hits[:k])
         return float(found / (k * len(queries_QT)))
 
+    def everything(self, fields: Sequence[str]) -> tuple[list[dict[str, Any]], np.ndarray]:
+        """Some fields of every model, and the unit vectors of all: [N, dim] float32."""
+        with self._damage():
+            found = self._table.search().select([*fields, "vector"]).to_arrow()
+        vectors_NT = _vectors(found["vector"].combine_chunks())
+        return found.select(list(fields)).to_pylist(), vectors_NT
+
     def _all_vectors(self) -> Iterator[np.ndarray]:
         with self._damage():
             for batch in self._table.search().select(["vector"]).to_batches(8192):

@@ -34,7 +34,7 @@ def made(tmp_path, models, expert):
 
 def contents(index, where=None):
     """Everything that stands in an index, by id."""
-    hits = index._hits(np.ones(8), 10_000, where)
+    hits = index.near(np.ones(8), 10_000, where)
     assert len({hit.path for hit in hits}) == len(hits)
     return {hit.id: hit for hit in hits}
 

@@ -1,0 +1,29 @@
+"""Whose representations an index holds: what its `index.json` says of the expert."""
+
+from typing import Any
+
+from probex_jax.experts import Expert
+
+
+def identity(expert: Expert) -> dict[str, Any]:
+    return {
+        "tree": expert.card["tree"],
+        "layer": expert.reading,
+        "hash": expert.hash,
+        "rep_dim": expert.rep_dim,
+        "text_encoder": expert.text["name"] if expert.card["head"] == "text" else None,
+    }
+
+
+def named(expert: dict[str, Any]) -> str:
+    return f"tree {expert['tree']}, layer {expert['layer']} (hash {expert['hash'][:12]})"
+
+
+def is_whole(about: dict[str, Any]) -> bool:
+    try:
+        expert, ann = about["expert"], about["ann"]
+        texts = all(isinstance(expert[name], str) for name in ("tree", "layer", "hash"))
+        figures = ann is None or (type(ann["models"]) is int and 0 <= ann["recall_at_10"] <= 1)
+        return texts and figures and type(expert["rep_dim"]) is int
+    except (KeyError, TypeError):
+        return False

@@ -1,0 +1,6 @@
+"""The web page: describe a model, search for models, look at the forest."""
+
+from probex_jax.web.catalogue import Catalogue
+from probex_jax.web.server import application
+
+__all__ = ["Catalogue", "application"]

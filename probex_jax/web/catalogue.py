@@ -1,0 +1,279 @@
+"""What the page knows and can be asked: a forest, and indexes of documented models."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probex_jax.errors import ProbexError
+from probex_jax.forest import Description, Forest, Neighbour
+from probex_jax.model_files import open_model
+from probex_jax.reports.interactive_map import MapPoint, interactive_map
+from probex_jax.reports.layout import in_the_plane, placed_beside
+from probex_jax.search import EVERY, Filter, Hit, Index, Snapshot
+from probex_jax.search.embedding import represented
+from probex_jax.web.models import Model
+from probex_jax.zoo.model_j import HELD_OUT_SPLITS
+
+MAX_K = 100
+MAX_QUERY = 1000  # characters
+_NEIGHBOURS = 5
+# Models that a map shows; of more a sample.
+_ON_A_MAP = 1000
+_DIRECTORIES = re.compile(r"(?<![\w:/.])/(?:[^/\s:'\"]+/)+")
+
+
+@dataclass(frozen=True)
+class Described:
+    """What was found out about a model that somebody sent.
+
+    Args:
+      name: of the model.
+      description: what is said of it; None where it cannot be read.
+      error: why it cannot be read; "" where it can.
+      tree: of the index that `vector_T` is a vector of.
+      vector_T: where it stands among documented models; None without an index of its tree.
+    """
+
+    name: str
+    description: Description | None
+    error: str = ""
+    tree: str = ""
+    vector_T: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Some models of an index in the plane."""
+
+    models: Sequence[Hit]
+    vectors_NT: np.ndarray
+    points_N2: np.ndarray
+
+
+class Catalogue:
+    """A forest and indexes, loaded once, that many ask at the same time.
+
+    No answer holds a path of this machine.
+
+    Args:
+      forest: the trees and their experts.
+      indexes: of documented models, at most one a tree.
+
+    Attributes:
+      forest: as given.
+      snapshots: tree to its index, held in memory.
+
+    Raises:
+      ProbexError: if two indexes are of one tree.
+    """
+
+    def __init__(self, forest: Forest, indexes: Sequence[Index] = ()):
+        self.forest = forest
+        found = [Snapshot(index) for index in indexes]
+        self.snapshots: Mapping[str, Snapshot] = {one.tree: one for one in found}
+        if len(self.snapshots) < len(found):
+            raise ProbexError("two indexes are of the same tree; give one of each")
+        self._drawing = ThreadPoolExecutor(1)
+        self._layouts: dict[str, Future[Layout]] = {
+            tree: self._drawing.submit(_laid_out, one) for tree, one in self.snapshots.items()
+        }
+        roots = [forest.path, *(index.path for index in indexes)]
+        self._roots = {str(path) for given in roots for path in (given, given.resolve())}
+
+    def close(self) -> None:
+        """Waits for the maps that are being laid out."""
+        self._drawing.shutdown(cancel_futures=True)
+
+    def warm_up(self) -> None:
+        """Compiles what the first search would wait for."""
+        for snapshot in self.snapshots.values():
+            if snapshot.knows_texts:
+                snapshot.place("a model")
+
+    def describe(self, models: Sequence[Model]) -> list[Described]:
+        """What can be said of each model, in their order."""
+        vectors: dict[Path, tuple[str, np.ndarray]] = {}
+
+        def nearest(tree: str, paths: Sequence[Path]) -> list[Sequence[Neighbour] | ProbexError]:
+            snapshot = self.snapshots.get(tree)
+            if snapshot is None:
+                return [() for _ in paths]
+            found: list[Sequence[Neighbour] | ProbexError] = []
+            for path, vector_T in zip(
+                paths, represented(snapshot.index.expert, paths), strict=True
+            ):
+                if isinstance(vector_T, ProbexError):
+                    found.append(vector_T)
+                    continue
+                vectors[path] = (tree, vector_T)
+                found.append([_neighbour(hit) for hit in snapshot.near(vector_T, _NEIGHBOURS)])
+            return found
+
+        paths, names = [model.path for model in models], [model.name for model in models]
+        near = nearest if self.snapshots else None
+        described = self.forest.describe_all(paths, names, nearest=near)
+        return [
+            self._described(model, found, *vectors.get(model.path, ("", None)))
+            for model, found in zip(models, described, strict=True)
+        ]
+
+    def _described(
+        self, model: Model, found: Description | ProbexError, tree: str, vector_T: Any
+    ) -> Described:
+        if isinstance(found, ProbexError):
+            return Described(model.name, None, self.shown(found, model))
+        route = replace(found.route, reason=self.shown(found.route.reason, model))
+        return Described(
+            model.name, replace(found, path=model.name, route=route), "", tree, vector_T
+        )
+
+    def vector_of(self, model: Model, tree: str = "") -> tuple[str, np.ndarray]:
+        """Where a model stands among those of the index of its tree.
+
+        Args:
+          model: an example to search by.
+          tree: of the index; "" for that of the model's own tree.
+
+        Returns:
+          The tree, and the vector [T].
+
+        Raises:
+          ProbexError: if it cannot be read, or there is no index for it.
+        """
+        try:
+            if not tree:
+                with open_model(model.path) as file:
+                    route = self.forest.route(file)
+                if not route.tree:
+                    raise ProbexError(f"{model.name}: of no known tree: {route.reason}")
+                tree = route.tree
+            [vector_T] = represented(self.snapshot(tree).index.expert, [model.path])
+            if isinstance(vector_T, ProbexError):
+                raise vector_T
+        except ProbexError as error:
+            raise ProbexError(self.shown(error, model)) from None
+        return tree, vector_T
+
+    def snapshot(self, tree: str = "", *, for_texts: bool = False) -> Snapshot:
+        """The index of a tree; "" for the first, of those that know texts if that is asked for."""
+        fitting = [s for s in self.snapshots.values() if s.knows_texts or not for_texts]
+        if tree and tree not in self.snapshots:
+            raise ProbexError(f"there is no index of tree {tree!r} here")
+        if not tree and not fitting:
+            what = "that knows texts; search by example" if self.snapshots else "of models"
+            raise ProbexError(f"there is no index {what} here")
+        return self.snapshots[tree] if tree else fitting[0]
+
+    def search(
+        self, query: str, tree: str = "", k: int = 10, where: Filter = EVERY
+    ) -> tuple[str, list[Hit]]:
+        """The models that a text is about.
+
+        Returns:
+          The tree of the index, and the models found, the most similar first.
+
+        Raises:
+          ProbexError: if the text is empty or too long, k is out of range, or there is no index
+            that knows texts.
+        """
+        if len(query) > MAX_QUERY:
+            raise ProbexError(f"the query has {len(query)} characters: at most {MAX_QUERY}")
+        snapshot = self.snapshot(tree, for_texts=True)
+        if not snapshot.knows_texts:
+            raise ProbexError(f"the index of {tree} knows no texts; search by example")
+        return snapshot.tree, snapshot.near(snapshot.place(query), _checked(k), where)
+
+    def like(
+        self, tree: str, vector_T: np.ndarray, k: int = 10, where: Filter = EVERY, but: str = ""
+    ) -> list[Hit]:
+        """The models like one that stands at a vector [T] of the index of a tree."""
+        return self.snapshot(tree).near(vector_T, _checked(k), where, but=but)
+
+    def like_id(
+        self, tree: str, id: str, k: int = 10, where: Filter = EVERY
+    ) -> tuple[str, list[Hit]]:
+        """The models like one of the index itself, which is left out; returns as `search`."""
+        snapshot = self.snapshot(tree)
+        place = snapshot.place_of(id)
+        but = snapshot.models[place].path
+        return snapshot.tree, snapshot.near(snapshot.vectors_NT[place], _checked(k), where, but=but)
+
+    def map(self, tree: str, *, starred: str = "", vector_T: np.ndarray | None = None) -> str:
+        """The map of the models of an index, as HTML; with a star where another one belongs.
+
+        Args:
+          tree: of the index.
+          starred: name of the other one.
+          vector_T: its vector [T].
+        """
+        layout = self._layouts[tree].result()
+        points = [
+            MapPoint(float(x), float(y), _title(hit), hit.text or "no text", _emphasis(hit))
+            for hit, (x, y) in zip(layout.models, layout.points_N2, strict=True)
+        ]
+        emphasised = {}
+        if any(point.emphasis for point in points):
+            emphasised["ring"] = "held out from training"
+        if vector_T is not None:
+            x, y = placed_beside(layout.points_N2, layout.vectors_NT, vector_T)
+            points.append(MapPoint(x, y, starred, "this model", "star"))
+            emphasised["star"] = "this model"
+        held, shown = len(self.snapshots[tree]), len(layout.models)
+        some = f"{shown:,} of {held:,}" if shown < held else f"{held:,}"
+        caption = f"{some} models of {tree}; near ones are represented alike."
+        return interactive_map(points, caption=caption, emphasised=emphasised)
+
+    def shown(self, error: object, model: Model | None = None) -> str:
+        """An error or reason without the paths of this machine."""
+        text = str(error)
+        if model is not None:
+            text = text.replace(str(model.path), model.name)
+        for root in sorted(self._roots, key=len, reverse=True):
+            text = text.replace(root, Path(root).name)
+        return _DIRECTORIES.sub("", text)
+
+
+def _laid_out(snapshot: Snapshot) -> Layout:
+    chosen = np.arange(len(snapshot))
+    if len(snapshot) > _ON_A_MAP:
+        chosen = np.sort(np.random.default_rng(0).choice(chosen, _ON_A_MAP, replace=False))
+    vectors_NT = snapshot.vectors_NT[chosen]
+    models = [snapshot.models[place] for place in chosen]
+    return Layout(models, vectors_NT, in_the_plane(vectors_NT))
+
+
+def as_json(described: Described, card: str) -> dict[str, Any]:
+    """A description for programs, without paths of this machine."""
+    if described.description is None:
+        return {"id": described.name, "error": described.error}
+    found = described.description.as_json()
+    for neighbour in found["neighbours"] or ():
+        del neighbour["path"]
+    del found["path"]
+    return json.loads(json.dumps({**found, "card": card}))
+
+
+def _checked(k: int) -> int:
+    if not 1 <= k <= MAX_K:
+        raise ProbexError(f"k is {k}: expected 1 to {MAX_K}")
+    return k
+
+
+def _neighbour(hit: Hit) -> Neighbour:
+    return Neighbour(hit.id, hit.similarity, hit.text, hit.path)
+
+
+def _title(hit: Hit) -> str:
+    return f"{hit.id}: {hit.text}" if hit.text else hit.id
+
+
+def _emphasis(hit: Hit) -> str:
+    return "ring" if hit.split in HELD_OUT_SPLITS else ""

@@ -1,0 +1,85 @@
+"""The models that somebody sent, or named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from probex_jax.errors import ProbexError
+from probex_jax.model_files.hub import hub_address
+from probex_jax.model_files.locate import SINGLE
+
+# What makes the files that came with it one model.
+_BESIDE = ".json"
+_MAX_FILES = 64
+_LONGEST_NAME = 120
+_NO_NAME = re.compile(r"[^\w. +@()\[\]-]+")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that somebody sent.
+
+    Args:
+      name: as the sender calls it.
+      path: where it lies, or its address on the hub.
+    """
+
+    name: str
+    path: Path
+
+
+def plain_name(name: str) -> str:
+    """A file's name as it may be shown and written: no folders, nothing that is not printed.
+
+    Example:
+      >>> plain_name("../a/b<c>.safetensors")
+      'b_c_.safetensors'
+    """
+    last = _NO_NAME.sub("_", name.replace("\\", "/").rpartition("/")[2])
+    return last.strip(". ")[-_LONGEST_NAME:] or "model"
+
+
+def sent(files: Sequence[Path], folder: Path) -> list[Model]:
+    """The models that files are which came together.
+
+    With a JSON file among them they are one model, its shards and configuration; else each is one.
+
+    Args:
+      files: as they were received.
+      folder: an empty one, where the files of one model are put together.
+
+    Raises:
+      ProbexError: if they are too many, or two of one model have the same name.
+    """
+    if len(files) > _MAX_FILES:
+        raise ProbexError(f"{len(files)} files at once: at most {_MAX_FILES}")
+    if not any(file.suffix == _BESIDE for file in files):
+        return [Model(plain_name(file.name).removesuffix(".safetensors"), file) for file in files]
+    weights = [file for file in files if file.suffix != _BESIDE]
+    if not weights:
+        raise ProbexError("no safetensors file among them; drop the weights and the JSON together")
+    if len({file.name for file in files}) < len(files):
+        raise ProbexError("two of the files have the same name; drop one model at a time")
+    for file in files:
+        file.rename(folder / file.name)
+    name = plain_name(weights[0].name).removesuffix(".safetensors")
+    is_whole = len(weights) == 1 and not (folder / SINGLE).exists()
+    return [Model(name, folder / weights[0].name if is_whole else folder)]
+
+
+def of_hub(address: str, *, allowed: bool) -> Model:
+    """A model by its hub id: `org/name`, with a revision and a file if need be.
+
+    Raises:
+      ProbexError: if that is not allowed here, or the address is no model's on the hub.
+    """
+    if not allowed:
+        raise ProbexError("this server reads no models of the hub; send the file")
+    url = "hf://" + address.strip().removeprefix("hf://")
+    found = hub_address(url)
+    if found is None or found.kind != "model":
+        raise ProbexError(f"{address!r}: expected a model of the hub, as org/name")
+    return Model(found.id, Path(str(found)))

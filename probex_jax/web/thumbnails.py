@@ -1,0 +1,76 @@
+"""Small pictures of models, from images that lie beside their weights: files of strangers."""
+
+from __future__ import annotations
+
+import base64
+import io
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+from probex_jax.errors import ProbexError
+from probex_jax.model_files.locate import read_inside
+
+_SIDE = 160  # pixels
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_FORMATS = ("PNG", "JPEG", "WEBP")
+_MAX_BYTES = 8 * 2**20
+_MAX_PIXELS = 30_000_000
+_MAX_LISTED = 1000
+_KEPT = 4096
+# Of several images the one that is meant to be seen.
+_FIRST = ("preview", "thumbnail", "cover", "sample", "image")
+
+
+@lru_cache(_KEPT)
+def thumbnail(model: str) -> str:
+    """A picture of a model as a `data:` address, "" where there is none.
+
+    Of a folder it is an image in it, of a file one of its name beside it (`x.png`, `x.preview.png`
+    for `x.safetensors`), or an image beside the only weights of a folder. Links that lead out of
+    the folder are not followed.
+
+    Args:
+      model: path of the model, as an index holds it.
+    """
+    try:
+        picture = _picture(Path(model))
+        return "" if picture is None else _small(read_inside(picture, _MAX_BYTES))
+    # Whatever a decoder finds wrong with a stranger's image.
+    except (ProbexError, OSError, ValueError, SyntaxError, ArithmeticError, MemoryError, Warning):
+        return ""
+
+
+def _picture(model: Path) -> Path | None:
+    folder = model if model.is_dir() else model.parent
+    names = sorted(entry.name for entry in islice(folder.iterdir(), _MAX_LISTED))
+    images = [name for name in names if name.lower().endswith(_SUFFIXES)]
+    weights = [name for name in names if name.endswith(".safetensors")]
+    if model != folder and len(weights) > 1:
+        stems = (model.stem, f"{model.stem}.preview")
+        images = [name for name in images if Path(name).stem in stems]
+    return folder / min(images, key=_order) if images else None
+
+
+def _order(name: str) -> tuple[int, str]:
+    known = [place for place, word in enumerate(_FIRST) if word in name.lower()]
+    return min(known, default=len(_FIRST)), name
+
+
+def _small(data: bytes) -> str:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        if image.width * image.height > _MAX_PIXELS:
+            return ""
+        image.draft("RGB", (_SIDE, _SIDE))
+        picture = image.convert("RGB")
+    # Small pictures are mostly pixels that are meant to be seen as such.
+    factor = _SIDE // max(picture.size)
+    if factor > 1:
+        size = (picture.width * factor, picture.height * factor)
+        picture = picture.resize(size, Image.Resampling.NEAREST)
+    picture.thumbnail((_SIDE, _SIDE))
+    out = io.BytesIO()
+    picture.save(out, "WEBP", quality=85)
+    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()

@@ -1,0 +1,267 @@
+"""What is found, as HTML for the page. All text but our own is escaped."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+from urllib.parse import urlencode
+
+from probex_jax.forest import Description, Prediction, Tree
+from probex_jax.reports import model_card
+from probex_jax.reports.html import page
+from probex_jax.search import Hit
+from probex_jax.web.catalogue import Described, as_json
+from probex_jax.web.thumbnails import thumbnail
+
+_MOST_BARS = 24
+_SHOWN_CLASSES = 200
+
+
+def error(message: object) -> str:
+    """What went wrong, in a box that screen readers announce."""
+    return f'<p class="px-error" role="alert">{escape(str(message))}</p>'
+
+
+def note(message: str) -> str:
+    """Something to know."""
+    return f'<p class="px-note" role="status">{escape(message)}</p>'
+
+
+def described(found: Described, map_html: str = "") -> str:
+    """A model that somebody sent: what is said of it, and its card to download.
+
+    Args:
+      found: what was found out.
+      map_html: the map on which it stands; "" for none.
+    """
+    name = escape(found.name)
+    if found.description is None:
+        return (
+            f'<article class="px-model"><h3>{name}</h3>{error(found.error)}'
+            '<p class="px-quiet">Safetensors files are read: whole models, their shards with the '
+            "index, and LoRAs.</p></article>"
+        )
+    said = found.description
+    card = model_card(said)
+    parts = [
+        f"<h3>{name}</h3>",
+        _tree_line(said),
+        _predictions(said),
+        _stated(said),
+        _nearest(said),
+        framed(map_html, f"Map on which {found.name} has a star") if map_html else "",
+        _downloads(found, card),
+    ]
+    return f'<article class="px-model">{"".join(parts)}</article>'
+
+
+def framed(fragment: str, title: str) -> str:
+    """A piece with a script of its own, in a frame that can do nothing else."""
+    document = escape(page(title, fragment), quote=True)
+    return (
+        f'<iframe class="px-map" sandbox="allow-scripts" title="{escape(title)}" '
+        f'srcdoc="{document}"></iframe>'
+    )
+
+
+def _tree_line(said: Description) -> str:
+    route, facts = said.route, said.stated
+    kind = "LoRA" if facts.is_lora else "Model"
+    size = f"{kind} of {facts.parameters:,} parameters in {facts.layers} layers, {facts.dtype}"
+    if not route.tree:
+        tree = f"<strong>Unknown tree</strong>: {escape(route.reason)}"
+    else:
+        tree = f"Model Tree <strong>{escape(route.tree)}</strong>"
+        if root := said.root or said.stated_root:
+            tree += f", which descends from {escape(root)}"
+        if route.distance is not None and route.radius is not None:
+            tree += (
+                f" <span class='px-quiet'>({route.distance:.3g} from its centre, where its models "
+                f"reach to {route.radius:.3g})</span>"
+            )
+    return f'<p>{tree}</p><p class="px-quiet">{escape(size)}</p>'
+
+
+def _predictions(said: Description) -> str:
+    title = "<h4>What it was trained on: predicted from the weights</h4>"
+    if not said.tree:
+        return f"{title}<p>Nothing is predicted, since its tree is unknown.</p>"
+    if said.expert is None:
+        return f"{title}<p>Nothing is predicted, since there is no expert of its tree.</p>"
+    one, known = said.expert.chosen == "one", len(said.predictions)
+    about = (
+        f"One of {known} classes; the probabilities add up to one."
+        if one
+        else f"Any of {known} classes, each for itself; those above a half count as predicted."
+    )
+    shown = said.predictions[: 5 if one else _MOST_BARS]
+    wrong = said.expert.accuracy
+    trust = ""
+    if wrong is not None:
+        trust = (
+            f" On {wrong['n_models']} test models its expert was right on {wrong['value']:.1%} "
+            f"(95 % interval {wrong['low']:.1%} to {wrong['high']:.1%})."
+        )
+    return (
+        f'{title}<p class="px-quiet">{about}{trust} A class that it does not know it cannot name.'
+        f"</p>{_bars([(p.text, p.probability) for p in shown], 'class', 'probability')}"
+        + (f"<p class='px-quiet'>and {known - len(shown)} less likely</p>" if not one else "")
+        * (known > len(shown))
+    )
+
+
+def _bars(rows: Sequence[tuple[str, float]], what: str, figure: str, least: float = 0.0) -> str:
+    """A table of values between `least` and 1 with a bar each."""
+    lines = [
+        f'<tr><th scope="row">{escape(text)}</th><td><span class="px-bar" style="width:'
+        f'{max(0.0, (value - least) / (1 - least)):.1%}"></span></td><td>{_number(value)}</td></tr>'
+        for text, value in rows
+    ]
+    head = f'<thead><tr><th>{what}</th><td></td><th class="px-number">{figure}</th></tr></thead>'
+    return f'<table class="px-bars">{head}<tbody>{"".join(lines)}</tbody></table>'
+
+
+def _number(value: float) -> str:
+    return "&gt; 0.999" if value >= 0.9995 else "&lt; 0.001" if value < 0.0005 else f"{value:.3f}"
+
+
+def _stated(said: Description) -> str:
+    title = "<h4>What its own files say</h4>"
+    if not said.stated.labels:
+        return f"{title}<p>Nothing about what it was trained on.</p>"
+    labels = ", ".join(map(escape, said.stated.labels[:_SHOWN_CLASSES]))
+    line = f"<p>{escape(said.stated.source)}: {labels}</p>"
+    compared = said.comparison
+    if compared is None or not compared.n_known:
+        return title + line + "<p>None of these is a class that the expert knows.</p>"
+    verdict = "Prediction and files agree."
+    if compared.missed or compared.extra:
+        parts = [
+            f"not predicted: {_listed(compared.missed)}" if compared.missed else "",
+            f"predicted, not stated: {_listed(compared.extra)}" if compared.extra else "",
+        ]
+        verdict = f"They differ; {'; '.join(part for part in parts if part)}."
+    return f"{title}{line}<p>{verdict}</p>"
+
+
+def _listed(predictions: Sequence[Prediction]) -> str:
+    return ", ".join(f"{escape(p.text)} ({_number(p.probability)})" for p in predictions)
+
+
+def _nearest(said: Description) -> str:
+    if not said.neighbours:
+        return ""
+    hits = [Hit(n.similarity, n.id, n.path, "", "", (), n.text) for n in said.neighbours]
+    return f"<h4>Nearest documented models</h4>{gallery(hits, said.tree)}"
+
+
+def _downloads(found: Described, card: str) -> str:
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in found.name)
+    facts = json.dumps(as_json(found, card), indent=2)
+    return (
+        '<p class="px-downloads">'
+        f"{_download(card, 'text/markdown', f'{name}.md', 'Download the card')}"
+        f"{_download(facts, 'application/json', f'{name}.json', 'Download as JSON')}</p>"
+    )
+
+
+def _download(text: str, kind: str, name: str, label: str) -> str:
+    data = base64.b64encode(text.encode("utf-8", "replace")).decode()
+    return f'<a class="px-button" download="{name}" href="data:{kind};base64,{data}">{label}</a>'
+
+
+def results(title: str, hits: Sequence[Hit], tree: str) -> str:
+    """What a search found, under what was sought; arguments as `gallery` takes them."""
+    count = f"{len(hits)} model{'s' if len(hits) != 1 else ''} of {escape(tree)}"
+    return f'<h3 role="status">{escape(title)}: {count}</h3>{gallery(hits, tree)}'
+
+
+def gallery(hits: Sequence[Hit], tree: str) -> str:
+    """Models that a search found, the most similar first.
+
+    Args:
+      hits: the models.
+      tree: of the index that they are in.
+    """
+    if not hits:
+        return note("No model found.")
+    return f'<ol class="px-gallery">{"".join(_card(hit, tree) for hit in hits)}</ol>'
+
+
+def _card(hit: Hit, tree: str) -> str:
+    picture = thumbnail(hit.path)
+    shown = (
+        f'<img src="{picture}" alt="A picture that lies beside {escape(hit.id)}">'
+        if picture
+        else '<span class="px-no-picture" aria-hidden="true">no picture</span>'
+    )
+    tags = "".join(f"<span>{escape(tag)}</span>" for tag in (hit.tree, hit.split) if tag)
+    link = escape("?" + urlencode({"like": hit.id, "index": tree}))
+    return (
+        f'<li>{shown}<p class="px-text">{escape(hit.text) or "no text"}</p>'
+        f'<p class="px-id">{escape(hit.id)}</p>'
+        f'<p class="px-tags"><span title="cosine similarity">{hit.similarity:.3f}</span>{tags}</p>'
+        f'<a href="{link}">more like this</a></li>'
+    )
+
+
+def forest(trees: Mapping[str, Tree], indexed: Mapping[str, int]) -> str:
+    """The trees of a forest, and what each one's expert can say.
+
+    Args:
+      trees: by name.
+      indexed: how many models each tree's index holds, of those that have one.
+    """
+    return "".join(_tree(tree, indexed.get(name)) for name, tree in trees.items())
+
+
+def _tree(tree: Tree, n_indexed: int | None) -> str:
+    router, expert = tree.router, tree.expert
+    root = router.root or router.stated_root
+    lines = [
+        f"{'LoRAs' if router.is_lora else 'Models'}; its centre was learnt from "
+        f"{router.n_models:,} of them",
+        f"Descends from {escape(root)}" if root else "Its root is not known",
+    ]
+    if n_indexed is not None:
+        lines.append(f"{n_indexed:,} documented models in the index")
+    more = ""
+    if expert is None:
+        lines.append("No expert: the tree is told from others, no more")
+    else:
+        facts, card = tree.facts(), expert.card
+        lines.append(f"Its expert reads {escape(expert.reading)}")
+        if (found := facts.accuracy) is not None:
+            lines.append(
+                f"Test accuracy {found['value']:.3f} (95 % interval {found['low']:.3f} to "
+                f"{found['high']:.3f}, {found['n_models']} models)"
+            )
+        classes = [_words(card, label) for label in card["classes"]]
+        listed = ", ".join(map(escape, classes[:_SHOWN_CLASSES]))
+        rest = len(classes) - _SHOWN_CLASSES
+        listed += f" and {rest:,} more" if rest > 0 else ""
+        one = facts.chosen == "one"
+        can_say = f"Can say {'which one' if one else 'which'} of {len(classes):,} classes"
+        more = f"<details><summary>{can_say}</summary><p>{listed}</p></details>"
+        more += _by_layer(card.get("metrics", {}).get("val_accuracy_by_layer"))
+    items = "".join(f"<li>{line}</li>" for line in lines)
+    return (
+        f'<section class="px-model"><h3>{escape(router.tree)}</h3><ul>{items}</ul>{more}</section>'
+    )
+
+
+def _words(card: Mapping[str, Any], label: str) -> str:
+    return card.get("text", {}).get("texts", {}).get(label, label)
+
+
+def _by_layer(accuracies: Mapping[str, float] | None) -> str:
+    if not accuracies:
+        return ""
+    bars = _bars(list(accuracies.items()), "layer", "accuracy")
+    return (
+        "<details><summary>Accuracy by layer</summary><p class='px-quiet'>Of an expert on each "
+        f"layer alone, on validation models.</p>{bars}</details>"
+    )
