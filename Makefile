@@ -4,7 +4,7 @@ BIN := .venv/bin
 WORKDIR ?= out/demo
 FUZZ_SECONDS ?= 3600
 
-.PHONY: demo test check parity fuzz format clean
+.PHONY: demo test check parity browser fuzz format clean
 
 demo: .venv/installed-demo
 	$(BIN)/python -m experiments.demo --workdir=$(WORKDIR)
@@ -20,6 +20,9 @@ check: .venv/installed-dev
 
 parity: .venv/installed-parity
 	$(BIN)/python -m pytest -q -m parity tests
+
+browser: .venv/installed-browser
+	$(BIN)/python -m pytest -q -m browser tests
 
 fuzz: .venv/installed-fuzz
 	$(BIN)/python -m tests.model_files.fuzz_atheris -max_total_time=$(FUZZ_SECONDS) out/fuzz/corpus

@@ -78,8 +78,10 @@ def of_hub(address: str, *, allowed: bool) -> Model:
     """
     if not allowed:
         raise ProbexError("this server reads no models of the hub; send the file")
-    url = "hf://" + address.strip().removeprefix("hf://")
-    found = hub_address(url)
+    try:
+        found = hub_address("hf://" + address.strip().removeprefix("hf://"))
+    except ProbexError:
+        found = None
     if found is None or found.kind != "model":
         raise ProbexError(f"{address!r}: expected a model of the hub, as org/name")
     return Model(found.id, Path(str(found)))

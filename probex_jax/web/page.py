@@ -71,8 +71,8 @@ class Page:
         limit = self._uploads.file_bytes / 2**20
         gr.Markdown(
             f"Safetensors files of at most {limit:,.0f} MiB each: whole models or LoRAs. Files "
-            "dropped together with a `config.json`, `adapter_config.json` or an index of shards are "
-            "one model. They are removed as soon as they have been read."
+            "dropped together with a `config.json`, `adapter_config.json` or an index of shards "
+            "are one model. They are removed as soon as they have been read."
         )
         files = _files(
             file_count="multiple",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import socket
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +12,60 @@ from probex_jax.errors import ProbexError
 from probex_jax.web.catalogue import Catalogue
 from probex_jax.web.uploads import Uploads
 
-_LOCAL = ("localhost", "127.0.0.1", "[::1]")
+_LOCAL = ("localhost", "127.0.0.1")
 _ASSETS = Path(__file__).parent
+_LAST_REQUESTS_S = 5
 
 
-@contextmanager
-def application(
+def serve(
     catalogue: Catalogue,
+    listening: socket.socket,
     *,
     file_bytes: int = 2**30,
     hub: bool = False,
-    hosts: Sequence[str] = _LOCAL,
-) -> Iterator[Any]:
-    """The ASGI application of a catalogue; what was sent to it is removed in the end.
+    on_ready: Callable[[str], None] = lambda address: None,
+) -> None:
+    """Serves the page of a catalogue until the process is told to end.
 
     Args:
-      catalogue: what is asked.
-      file_bytes: the most that a file may have that somebody sends.
+      catalogue: what is asked; closed in the end.
+      listening: a bound socket. One that only this machine reaches is answered by no other name
+        than `localhost`.
+      file_bytes: the most that a file may have which somebody sends.
       hub: whether models of the hub are read.
-      hosts: names by which it may be asked; none for all.
+      on_ready: called with the address as soon as requests are answered.
 
     Raises:
       ProbexError: if gradio is missing (extra `app`).
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    host, port = listening.getsockname()[:2]
+    is_local = host.startswith("127.")
     uploads = Uploads(file_bytes)
-    os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)
     try:
-        yield _assembled(catalogue, uploads, hub=hub, hosts=hosts)
+        app = _application(catalogue, uploads, hub=hub, hosts=_LOCAL if is_local else ())
+        catalogue.warm_up()
+        _run(app, listening, lambda: on_ready(f"http://{'localhost' if is_local else host}:{port}"))
     finally:
         uploads.close()
+        catalogue.close()
 
 
-def _assembled(catalogue: Catalogue, uploads: Uploads, *, hub: bool, hosts: Sequence[str]) -> Any:
+def _run(app: Any, listening: socket.socket, on_ready: Callable[[], None]) -> None:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            on_ready()
+
+    Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=_LAST_REQUESTS_S)).run(
+        [listening]
+    )
+
+
+def _application(catalogue: Catalogue, uploads: Uploads, *, hub: bool, hosts: Sequence[str]) -> Any:
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)
     try:
         import gradio as gr
         from fastapi import FastAPI

@@ -176,7 +176,8 @@ def _download(text: str, kind: str, name: str, label: str) -> str:
 def results(title: str, hits: Sequence[Hit], tree: str) -> str:
     """What a search found, under what was sought; arguments as `gallery` takes them."""
     count = f"{len(hits)} model{'s' if len(hits) != 1 else ''} of {escape(tree)}"
-    return f'<h3 role="status">{escape(title)}: {count}</h3>{gallery(hits, tree)}'
+    title = f'<div role="status"><h3>{escape(title)}: {count}</h3></div>'
+    return title + gallery(hits, tree)
 
 
 def gallery(hits: Sequence[Hit], tree: str) -> str:
@@ -188,23 +189,28 @@ def gallery(hits: Sequence[Hit], tree: str) -> str:
     """
     if not hits:
         return note("No model found.")
-    return f'<ol class="px-gallery">{"".join(_card(hit, tree) for hit in hits)}</ol>'
+    pictures = [thumbnail(hit.path) for hit in hits]
+    if not any(pictures):
+        shown = [""] * len(hits)
+    else:
+        shown = [
+            f'<img src="{picture}" alt="A picture that lies beside {escape(hit.id)}">'
+            if picture
+            else '<span class="px-no-picture" aria-hidden="true">no picture</span>'
+            for hit, picture in zip(hits, pictures, strict=True)
+        ]
+    cards = (_card(hit, tree, picture) for hit, picture in zip(hits, shown, strict=True))
+    return f'<ol class="px-gallery">{"".join(cards)}</ol>'
 
 
-def _card(hit: Hit, tree: str) -> str:
-    picture = thumbnail(hit.path)
-    shown = (
-        f'<img src="{picture}" alt="A picture that lies beside {escape(hit.id)}">'
-        if picture
-        else '<span class="px-no-picture" aria-hidden="true">no picture</span>'
-    )
+def _card(hit: Hit, tree: str, picture: str) -> str:
     tags = "".join(f"<span>{escape(tag)}</span>" for tag in (hit.tree, hit.split) if tag)
     link = escape("?" + urlencode({"like": hit.id, "index": tree}))
     return (
-        f'<li>{shown}<p class="px-text">{escape(hit.text) or "no text"}</p>'
+        f'<li>{picture}<p class="px-text">{escape(hit.text) or "no text"}</p>'
         f'<p class="px-id">{escape(hit.id)}</p>'
         f'<p class="px-tags"><span title="cosine similarity">{hit.similarity:.3f}</span>{tags}</p>'
-        f'<a href="{link}">more like this</a></li>'
+        f'<p><a href="{link}">more like this</a></p></li>'
     )
 
 

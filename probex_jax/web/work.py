@@ -10,8 +10,7 @@ from anyio import CapacityLimiter, to_thread
 _T = TypeVar("_T")
 
 # Models that are read at the same time, and searches.
-_READERS = 2
-_SEARCHERS = 4
+_READERS, _SEARCHERS = 2, 2
 
 
 class Work:

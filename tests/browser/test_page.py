@@ -1,0 +1,201 @@
+"""The web page, in a real browser."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.browser.conftest import PHONE, visited
+from tests.forest.conftest import labels_of, write_member
+from tests.web.conftest import LIMIT
+
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+
+DESCRIBED = "#px-described article"
+FILES, EXAMPLE = "#px-files input[type=file]", "#px-example input[type=file]"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Files to send: a model, a hostile one, one of no known tree, one that is too large."""
+    folder = tmp_path_factory.mktemp("models")
+    bare = {"dataset_chosen_targets": "[]"}
+    for name, of in (("mine", 1), ("stranger", 3)):
+        model = write_member(folder / name, 5, labels_of(5), of=of, metadata=bare)
+        (model / "model.safetensors").rename(folder / f"{name}.safetensors")
+    (folder / "evil<img src=x onerror=alert(1)>.safetensors").write_bytes(b"\xff" * 4096)
+    (folder / "large.safetensors").write_bytes(b"\0" * (LIMIT + 1))
+    return folder
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Opens the page."""
+    return lambda link="/", viewport=None: visited(browser, address, viewport, link=link)
+
+
+def sent(page, where, *files):
+    page.locator(where).set_input_files([str(file) for file in files])
+
+
+def searched(page, text):
+    page.get_by_role("tab", name="Search").click()
+    page.get_by_label("What the model was trained on").fill(text)
+    page.keyboard.press("Enter")
+    page.locator("#px-found li").first.wait_for()
+    return page.locator("#px-found .px-text").all_inner_texts()
+
+
+def test_describe_a_file(visit, models, shot):
+    with visit() as page:
+        sent(page, FILES, models / "mine.safetensors")
+        page.locator(DESCRIBED).wait_for()
+        text = page.locator(DESCRIBED).inner_text()
+        assert "Model Tree Ant" in text
+        assert "me/ant-root" in text
+        bars = page.locator(f"{DESCRIBED} tbody tr")
+        shown = [bars.nth(place).inner_text().split() for place in range(bars.count())]
+        likely = {name for name, p in shown if float(p.strip("<>")) > 0.5}
+        assert likely == set(labels_of(5))
+        assert page.locator(f"{DESCRIBED} .px-gallery li").count() == 5
+        map_ = page.frame_locator(f"{DESCRIBED} iframe")
+        assert "this model" in map_.locator("body").inner_text()
+        shot(page, "describe")
+
+
+def test_download_the_card(visit, models):
+    with visit() as page:
+        sent(page, FILES, models / "mine.safetensors")
+        with page.expect_download() as card:
+            page.get_by_text("Download the card").click()
+        assert card.value.suggested_filename == "mine.md"
+        text = Path(card.value.path()).read_text()
+        assert text.startswith("---\n")
+        assert "model-tree:Ant" in text
+        with page.expect_download() as facts:
+            page.get_by_text("Download as JSON").click()
+        assert json.loads(Path(facts.value.path()).read_text())["tree"] == "Ant"
+
+
+def test_several_files_and_what_is_wrong_with_one(visit, models, shot):
+    evil = next(models.glob("evil*"))
+    with visit() as page:
+        dialogs = []
+        page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+        sent(page, FILES, models / "mine.safetensors", evil, models / "stranger.safetensors")
+        page.locator(DESCRIBED).nth(2).wait_for()
+        mine, hostile, stranger = page.locator(DESCRIBED).all_inner_texts()
+        assert "Model Tree Ant" in mine
+        assert "not a safetensors file" in hostile
+        assert "Unknown tree" in stranger
+        assert page.locator(f"{DESCRIBED} img[src=x]").count() == 0
+        assert dialogs == []
+        assert "/tmp" not in page.content()
+        shot(page, "describe_hostile")
+
+
+def test_a_file_that_is_too_large(visit, models, shot):
+    with visit() as page:
+        sent(page, FILES, models / "large.safetensors")
+        page.get_by_text("exceed the maximum allowed size").wait_for()
+        shot(page, "describe_too_large")
+        assert page.locator(DESCRIBED).count() == 0
+
+
+def test_search_by_sentence_and_filter(visit, shot):
+    with visit() as page:
+        assert len(searched(page, "a red ant")) == 12
+        shot(page, "search")
+        page.get_by_label("Its text holds").fill("blue")
+        page.keyboard.press("Enter")
+        page.locator("#px-found .px-text").filter(has_text="red").first.wait_for(state="detached")
+        texts = page.locator("#px-found .px-text").all_inner_texts()
+        assert texts
+        assert all("blue" in text for text in texts)
+        page.get_by_label("Split").click()
+        page.get_by_role("option", name="test", exact=True).click()
+        page.locator("#px-found .px-tags").filter(has_text="train").first.wait_for(state="detached")
+        tags = page.locator("#px-found .px-tags").all_inner_texts()
+        assert tags
+        assert all("test" in tag for tag in tags)
+
+
+def test_search_by_example(visit, models):
+    with visit() as page:
+        page.get_by_role("tab", name="Search").click()
+        sent(page, EXAMPLE, models / "mine.safetensors")
+        page.get_by_role("heading", name="Like mine").wait_for()
+        assert "of Ant" in page.locator("#px-found h3").inner_text()
+        assert page.locator("#px-found li").count() == 12
+
+
+def test_search_by_an_example_that_cannot_be_read(visit, models):
+    with visit() as page:
+        page.get_by_role("tab", name="Search").click()
+        sent(page, EXAMPLE, models / "stranger.safetensors")
+        page.locator("#px-found [role=alert]").wait_for()
+        assert "no known tree" in page.locator("#px-found").inner_text()
+
+
+def test_more_like_this_is_a_link(visit):
+    with visit() as page:
+        searched(page, "a red ant")
+        first = page.locator("#px-found .px-id").first.inner_text()
+        page.get_by_text("more like this").first.click()
+        page.get_by_role("heading", name=f"Like {first}").wait_for()
+        assert first not in page.locator("#px-found .px-id").all_inner_texts()
+
+
+def test_a_link_to_a_search_opens_it(visit):
+    with visit("/?query=a+blue+dog") as page:
+        page.get_by_role("heading", name="a blue dog").wait_for()
+        assert page.get_by_label("What the model was trained on").input_value() == "a blue dog"
+
+
+def test_forest_and_its_map(visit, shot):
+    with visit() as page:
+        page.get_by_role("tab", name="Forest").click()
+        text = page.locator("#px-forest").inner_text()
+        assert all(tree in text for tree in ("Ant", "Bee", "ToyLoRA", "me/ant-root"))
+        page.locator("#px-forest summary").first.click()
+        page.locator("#px-forest-map iframe").scroll_into_view_if_needed()
+        body = page.frame_locator("#px-forest-map iframe").locator("body")
+        assert "near ones are represented alike" in body.inner_text()
+        shot(page, "forest")
+
+
+def test_by_keyboard_alone(visit):
+    with visit() as page:
+        page.get_by_role("tab", name="Describe").focus()
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("Enter")
+        page.get_by_label("What the model was trained on").wait_for()
+        for _ in range(30):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.placeholder") == "an inverted three":
+                break
+        page.keyboard.type("a red ant")
+        page.keyboard.press("Enter")
+        page.locator("#px-found li").first.wait_for()
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(visit, models, shot):
+    with visit(viewport=PHONE) as page:
+        sent(page, FILES, models / "mine.safetensors")
+        page.locator(DESCRIBED).wait_for()
+        shot(page, "phone_describe")
+        searched(page, "a red ant")
+        shot(page, "phone_search")
+        width = page.evaluate("document.documentElement.scrollWidth")
+        assert width <= PHONE["width"]
+
+
+def test_two_users_at_once(browser, address, models):
+    with visited(browser, address) as one, visited(browser, address) as other:
+        sent(one, FILES, models / "mine.safetensors")
+        found = searched(other, "a red ant")
+        one.locator(DESCRIBED).wait_for()
+        assert "mine" in one.locator(DESCRIBED).inner_text()
+        assert len(found) == 12
+        assert other.locator(DESCRIBED).count() == 0
+        assert one.locator("#px-found li").count() == 0

@@ -1,0 +1,74 @@
+"""The page of a small forest, served on localhost by the command."""
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from probex_jax.search import Index, find_models
+from tests.forest.conftest import class_expert, forest_path, text_expert, trees
+
+__all__ = ["forest_path", "trees"]
+
+LIMIT = 2**20
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that runs: its address, its folder for temporary files, its process."""
+
+    address: str
+    temporary: Path
+    process: subprocess.Popen
+
+    def uploads(self):
+        """The files that somebody sent and that are still there."""
+        return [path for path in self.temporary.rglob("*") if path.is_file()]
+
+
+@contextmanager
+def served(forest, indexes, temporary, *flags):
+    """The command `serve`, while this lasts; ended as a service is."""
+    command = [sys.executable, "-m", "experiments.serve", f"--forest={forest}", "--port=0"]
+    given = [f"--index={','.join(str(index.path) for index in indexes)}", "--max_mb=1", *flags]
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    with subprocess.Popen([*command, *given], stdout=subprocess.PIPE, env=environment) as process:
+        try:
+            address = process.stdout.readline().decode().partition(" ")[0]
+            assert address.startswith("http"), "the server did not start"
+            yield Served(address, temporary, process)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def indexes(trees, toy_lora_zoo, toy_lora_store, tmp_path_factory):
+    """Indexes of toy LoRAs, which texts find, and of the models of Ant, which do not."""
+    folder = tmp_path_factory.mktemp("indexes")
+    experts = {"ToyLoRA": text_expert(toy_lora_store), "Ant": class_expert("Ant", 1)}
+    zoos = {"ToyLoRA": toy_lora_zoo, "Ant": trees[0] / "Ant"}
+    made = []
+    for name, expert in experts.items():
+        index = Index.create_or_open(folder / name, expert)
+        index.add_models(find_models(zoos[name]))
+        made.append(index)
+    return made
+
+
+@pytest.fixture(scope="session")
+def server(forest_path, indexes, tmp_path_factory):
+    """The page of the forest and its indexes."""
+    with served(forest_path, indexes, tmp_path_factory.mktemp("temporary")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def address(server):
+    """Address of the page."""
+    return server.address

@@ -1,0 +1,207 @@
+"""The server as programs meet it: `/api`, limits, strangers."""
+
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from probex_jax.forest import Forest
+from tests.forest.conftest import labels_of, write_member
+from tests.web.conftest import LIMIT, served
+
+pytestmark = pytest.mark.xdist_group("web")
+
+
+@pytest.fixture(scope="module")
+def client(address):
+    with httpx.Client(base_url=address, timeout=120) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def hidden(tmp_path_factory):
+    """A model of Ant that says nothing of itself, and its classes."""
+    path = write_member(tmp_path_factory.mktemp("hidden") / "m", 5, labels_of(5), of=1, metadata={})
+    bare = {"dataset_chosen_targets": "[]"}
+    return write_member(path.parent / "bare", 5, labels_of(5), of=1, metadata=bare), labels_of(5)
+
+
+def body(model):
+    return (model / "model.safetensors").read_bytes()
+
+
+def test_forest_lists_trees_experts_and_indexes(client):
+    trees = {tree["tree"]: tree for tree in client.get("/api/forest").json()["trees"]}
+    assert set(trees) == {"Ant", "Bee", "ToyLoRA"}
+    assert trees["Ant"]["root"] == "me/ant-root"
+    assert trees["Bee"]["index"] is None
+    assert trees["ToyLoRA"]["index"]["texts"]
+
+
+def test_search_by_text_finds_what_the_index_finds(client, indexes):
+    found = client.get("/api/search", params={"query": "a red ant", "k": 7, "split": "test"})
+    hits = indexes[0].search(query="a red ant", k=7, where="split = 'test'")
+    assert [hit["id"] for hit in found.json()["hits"]] == [hit.id for hit in hits]
+    assert found.json()["index"] == "ToyLoRA"
+
+
+def test_search_by_text_filters_by_words(client):
+    params = {"query": "a red ant", "text": "BLUE", "k": 50}
+    texts = {hit["text"] for hit in client.get("/api/search", params=params).json()["hits"]}
+    assert texts
+    assert all("blue" in text for text in texts)
+
+
+def test_search_like_a_model_of_the_index_leaves_it_out(client):
+    of = client.get("/api/search", params={"query": "x", "k": 1}).json()["hits"][0]["id"]
+    hits = client.get("/api/search", params={"like": of, "index": "ToyLoRA"}).json()["hits"]
+    assert len(hits) == 10
+    assert of not in {hit["id"] for hit in hits}
+
+
+def test_search_by_example_finds_the_models_tree(client, indexes, trees):
+    model = trees[0] / "Ant" / "test" / "m17"
+    found = client.post("/api/search", content=body(model), params={"k": 3}).json()
+    assert found["index"] == "Ant"
+    assert found["hits"][0]["id"] == "m17"
+    assert found["hits"][0]["similarity"] == pytest.approx(1, abs=1e-5)
+
+
+def test_describe_says_what_the_forest_says(client, forest_path, hidden):
+    model, labels = hidden
+    found = client.post("/api/describe?name=mine.safetensors", content=body(model)).json()
+    expected = Forest.load(forest_path).describe(model)
+    assert (found["tree"], found["predicted"]) == ("Ant", [p.label for p in expected.predicted])
+    assert set(found["predicted"]) == set(labels)
+    assert "# `mine.safetensors`" in found["card"]
+    assert len(found["neighbours"]) == 5
+
+
+def test_no_answer_holds_a_path(client, hidden, tmp_path, forest_path, trees):
+    answers = [
+        client.post("/api/describe", content=body(hidden[0])).text,
+        client.post("/api/describe", content=b"nothing").text,
+        client.post("/api/search", content=b"nothing").text,
+        client.get("/api/search?query=x&index=Ant").text,
+        client.get("/api/search?query=x&index=Zebra").text,
+        client.get("/api/describe?model=a/b").text,
+        client.get("/api/forest").text,
+    ]
+    for answer in answers:
+        assert "/tmp" not in answer
+        assert str(forest_path) not in answer
+        assert str(trees[0]) not in answer
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "says"),
+    [
+        ({"method": "POST", "url": "/api/describe", "content": b"\xff" * 64}, 422, "safetensors"),
+        ({"method": "POST", "url": "/api/describe", "content": b""}, 422, "safetensors"),
+        ({"method": "PUT", "url": "/api/describe", "content": b"x" * (LIMIT + 1)}, 413, "larger"),
+        ({"method": "GET", "url": "/api/search"}, 422, "query or like"),
+        ({"method": "GET", "url": "/api/search?query=x&k=0"}, 422, "expected 1"),
+        ({"method": "GET", "url": "/api/search?query=x&like=y"}, 422, "query or like"),
+        ({"method": "GET", "url": f"/api/search?query={'x' * 1001}"}, 422, "at most"),
+        ({"method": "GET", "url": "/api/search?query=x&index=Ant"}, 422, "knows no texts"),
+        ({"method": "GET", "url": "/api/search?like=nobody&index=Ant"}, 422, "no model 'nobody'"),
+        ({"method": "GET", "url": "/api/describe?model=a/b"}, 422, "no models of the hub"),
+    ],
+)
+def test_mistakes_are_one_line(client, request_, status, says):
+    answer = client.request(**request_)
+    assert answer.status_code == status
+    [line] = answer.json()["error"].splitlines()
+    assert says in line
+
+
+def test_a_body_that_hides_its_length_is_cut_off(client, server):
+    def chunks():
+        for _ in range(LIMIT // 10_000 + 10):
+            yield b"x" * 10_000
+
+    assert client.post("/api/describe", content=chunks()).status_code == 413
+    assert server.uploads() == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file=setup.cfg",
+        "/file=/etc/passwd",
+        "/file/etc/passwd",
+        "/gradio_api/proxy=http://localhost/",
+        "/gradio_api/openapi.json",
+        "/monitoring",
+        "/docs",
+    ],
+)
+def test_no_file_of_the_machine_is_there(client, path):
+    answer = client.get(path)
+    assert answer.status_code == 404
+    assert "root:" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "path", ["/assets/../../../../etc/passwd", "/static/%2e%2e/%2e%2e/blocks.py"]
+)
+def test_no_way_up_from_assets(address, path):
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as raw:
+        raw.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: raw.recv(65536), b""))
+    assert answer.split()[1] in (b"403", b"404")
+
+
+def test_another_name_is_refused(client):
+    assert client.get("/api", headers={"host": "evil.example"}).status_code == 421
+    assert client.get("/api", headers={"host": "localhost:1234"}).status_code == 200
+
+
+def test_who_leaves_in_the_middle_leaves_nothing(client, server, address):
+    host, port = address.removeprefix("http://").split(":")
+    form = "multipart/form-data; boundary=b"
+    part = '--b\r\nContent-Disposition: form-data; name="files"; filename="a.safetensors"\r\n\r\n'
+    for path in ("/api/describe", "/gradio_api/upload"):
+        with socket.create_connection((host, int(port))) as raw:
+            head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {form}\r\n"
+            raw.sendall(f"{head}Content-Length: 900000\r\n\r\n{part}".encode() + b"x" * 500_000)
+            time.sleep(0.2)
+    deadline = time.time() + 10
+    while server.uploads() and time.time() < deadline:
+        time.sleep(0.05)
+    assert server.uploads() == []
+    assert client.get("/api").status_code == 200
+
+
+def test_fifty_searches_and_twenty_descriptions_at_once(address, hidden):
+    data = body(hidden[0])
+
+    def search(number):
+        params = {"query": f"a red ant {number}"}
+        return httpx.get(f"{address}/api/search", params=params, timeout=120).json()["hits"]
+
+    def describe(number):
+        url = f"{address}/api/describe?name={number}.safetensors"
+        return httpx.post(url, content=data, timeout=120).json()
+
+    with ThreadPoolExecutor(50) as people:
+        hits = people.map(search, range(50))
+        described = people.map(describe, range(20))
+        assert all(len(found) == 10 for found in hits)
+        assert [found["id"] for found in described] == [f"{n}.safetensors" for n in range(20)]
+
+
+def test_what_was_sent_is_gone_with_the_server(forest_path, tmp_path, hidden):
+    with served(forest_path, [], tmp_path, "--hub") as server:
+        httpx.post(f"{server.address}/api/describe", content=body(hidden[0]), timeout=120)
+        assert server.uploads() == []
+        assert list(tmp_path.glob("probex_jax-uploads-*"))
+        for name in ("https://host/a.safetensors", "datasets/a/b", "/etc/passwd", "../x"):
+            answer = httpx.get(f"{server.address}/api/describe", params={"model": name})
+            assert "expected a model of the hub" in answer.json()["error"]
+    assert server.process.returncode == 0
+    assert not list(tmp_path.glob("probex_jax-uploads-*"))
