@@ -1,0 +1,99 @@
+"""What the page shows: text of strangers is text."""
+
+from html.parser import HTMLParser
+
+import pytest
+
+from probex_jax.forest import Description, Forest, Neighbour, Prediction, Route
+from probex_jax.forest.description import ExpertFacts
+from probex_jax.forest.stated import Stated
+from probex_jax.search import Hit
+from probex_jax.web import views
+from probex_jax.web.catalogue import Catalogue, Described
+from probex_jax.web.models import Model
+
+HOSTILE = "</p><script>alert(1)</script><img src=x onerror='alert(2)'>\" onload=\"alert(3)"
+
+
+class Tags(HTMLParser):
+    """The tags and attributes of a piece of HTML."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.names, self.attributes = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.names.append(tag)
+        self.attributes += [name for name, _ in attrs]
+
+
+def described(text, chosen="several"):
+    said = Stated(
+        (text,), text, text, text, "", "", is_lora=False, parameters=9, dtype=text, layers=1
+    )
+    expert = ExpertFacts(
+        "h" * 64,
+        (text,),
+        text,
+        9,
+        {"value": 0.5, "low": 0.4, "high": 0.6, "n_models": 3},
+        {},
+        chosen,
+    )
+    predictions = (Prediction(text, text, 0.9), Prediction("b", "b", 0.1))
+    near = (Neighbour(text, 0.5, text, "/nowhere"),)
+    route = Route(text, text, 1.0, 2.0)
+    found = Description(text, text, said, route, text, predictions, expert, near)
+    return Described(text, found)
+
+
+@pytest.mark.parametrize("chosen", ["one", "several"])
+def test_nothing_hostile_becomes_a_tag(chosen):
+    hit = Hit(0.5, HOSTILE, "/nowhere", HOSTILE, HOSTILE, (HOSTILE,), HOSTILE)
+    for text in (
+        views.described(described(HOSTILE, chosen)),
+        views.described(Described(HOSTILE, None, HOSTILE)),
+        views.results(HOSTILE, [hit], HOSTILE),
+        views.error(HOSTILE),
+        views.framed("<p>a map</p>", HOSTILE),
+    ):
+        tags = Tags(text)
+        assert "script" not in tags.names
+        assert not [name for name in tags.attributes if name.startswith("on")]
+        assert "img" not in tags.names
+
+
+def test_bars_are_as_long_as_probabilities():
+    text = views.described(described("a"))
+    assert 'style="width:90.0%"' in text
+    assert 'style="width:10.0%"' in text
+
+
+def test_neighbours_link_to_their_own_search():
+    text = views.described(described("a&b"))
+    assert "?like=a%26b&amp;index=a%26b" in text
+
+
+def test_unknown_trees_say_why():
+    found = described("a").description
+    stranger = Description("m", "m", found.stated, Route("", reason="too <far> away"))
+    text = views.described(Described("m", stranger))
+    assert "too &lt;far&gt; away" in text
+    assert "Nothing is predicted" in text
+
+
+def test_forest_view_lists_what_experts_can_say(forest_path):
+    text = views.forest(Forest.load(forest_path).trees, {"Ant": 22})
+    assert "22 documented models" in text
+    assert "Can say which of 6 classes" in text
+    assert "Can say which one of 13 classes" in text
+
+
+def test_errors_hold_no_path(forest_path, tmp_path):
+    catalogue = Catalogue(Forest.load(forest_path))
+    model = Model("mine", tmp_path / "model.safetensors")
+    error = f"{model.path}: like {forest_path}/trees/Ant/expert and /etc/x y/z.json, see a/b"
+    shown = catalogue.shown(error, model)
+    assert shown == "mine: like forest/trees/Ant/expert and x y/z.json, see a/b"
+    catalogue.close()
