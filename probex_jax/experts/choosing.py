@@ -86,7 +86,7 @@ def choose(
         tested["zero_shot"] = dataclasses.asdict(unseen)
     # The folder `expert` last: what it says of the other is there by then.
     for name, expert in reversed(kept.items()):
-        metrics = expert.card["metrics"] | tested
+        metrics = expert.card["metrics"] | tested | {"val_accuracy_by_layer": by_layer}
         Expert(expert.variables, {**expert.card, "metrics": metrics}).save(workdir / name)
     card = kept["expert"].card
     card = {**card, **card["members"][0]} if "members" in card else card

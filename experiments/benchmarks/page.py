@@ -1,0 +1,200 @@
+"""The web page under many users: searches and descriptions at once, none of which may fail.
+
+Fills an index up to so many models with vectors in random directions, serves it with `serve` in a
+process of its own, and asks: `/api`, and the page itself as browsers do, in sessions that are open
+by then. Latency is that of each request, from when all are sent; memory is the server's.
+
+Example:
+  python -m experiments.benchmarks.page --forest=out/demo/forest --index=out/demo/index \
+      --models=out/demo/hidden
+"""
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from absl import flags
+
+from experiments import cli
+from experiments.steps import Row
+from probex_jax.errors import ProbexError
+from probex_jax.search import Index, ModelTable, find_models
+
+_FOREST = flags.DEFINE_string("forest", None, "Folder of the forest.", required=True)
+_INDEX = flags.DEFINE_string("index", None, "An index that texts can search.", required=True)
+_MODELS = flags.DEFINE_string("models", None, "Folder of models to describe.", required=True)
+_INDEXED = flags.DEFINE_integer("indexed", 10_000, "Models in the index.", lower_bound=1)
+_SEARCHES = flags.DEFINE_integer("searches", 50, "Searches at once.", lower_bound=1)
+_DESCRIBED = flags.DEFINE_integer("described", 20, "Descriptions at once.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "How often all are sent.", lower_bound=1)
+_RESULTS = flags.DEFINE_string("results", None, "File for the table, in Markdown.")
+
+_TIMEOUT_S = 120
+_PER_COMMIT = 5000
+# What the page sends with a text and an index: tree, split, words, how many.
+_FILTERS = ["", "", "", 12]
+
+Ask = Callable[[httpx.AsyncClient, int], Awaitable[None]]
+
+
+def filled(index: Path, folder: Path, n_models: int) -> Path:
+    """A copy of an index with vectors in random directions to fill it up; returns its path."""
+    path = folder / "index"
+    shutil.copytree(index, path)
+    about, rng = Index.open(path).about, np.random.default_rng(0)
+    dim = about["expert"]["rep_dim"]
+    table = ModelTable(path, dim)
+    while (missing := n_models - len(table)) > 0:
+        names = [f"filler_{len(table) + n:06d}" for n in range(min(missing, _PER_COMMIT))]
+        rows = [
+            {"id": name, "path": f"/{name}", "split": "train", "labels": ["x"], "text": "a filler"}
+            for name in names
+        ]
+        table.add(rows, rng.normal(size=(len(rows), dim)))
+    table.compact()
+    return path
+
+
+@contextmanager
+def served(forest: str, index: Path) -> Iterator[tuple[str, int]]:
+    """The address and process number of `serve`, while this lasts."""
+    command = [sys.executable, "-m", "experiments.serve", "--port=0"]
+    given = [f"--forest={forest}", f"--index={index}"]
+    with subprocess.Popen([*command, *given], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().partition(" ")[0]
+        if not address:
+            raise ProbexError("the server did not start; what it says stands above")
+        try:
+            yield address, process.pid
+        finally:
+            process.terminate()
+
+
+async def _search(client: httpx.AsyncClient, number: int) -> None:
+    answer = await client.get("/api/search", params={"query": f"an inverted three {number}"})
+    if len(answer.json()["hits"]) != 10:
+        raise ProbexError(answer.text)
+
+
+def _describing(files: Sequence[bytes]) -> Ask:
+    async def describe(client: httpx.AsyncClient, number: int) -> None:
+        answer = await client.post("/api/describe", content=files[number % len(files)])
+        if "tree" not in answer.json():
+            raise ProbexError(answer.text)
+
+    return describe
+
+
+class Sessions:
+    """Browsers that have the page open, as far as the server can tell.
+
+    Args:
+      client: of the server.
+      n: how many.
+      tree: of the index that they search.
+    """
+
+    def __init__(self, client: httpx.AsyncClient, n: int, tree: str):
+        self._tree = tree
+        self._client, self._names = client, [f"session{number}" for number in range(n)]
+        self._functions: dict[str, int] = {}
+
+    async def open(self) -> None:
+        """What a browser asks when it opens the page."""
+        config = (await self._client.get("/config")).json()
+        for function in config["dependencies"]:
+            kind = "load" if function["targets"][0][1] == "load" else len(function["inputs"])
+            self._functions.setdefault(str(kind), function["id"])
+        await asyncio.gather(*(self._event(name, "load", []) for name in self._names))
+
+    async def search(self, client: httpx.AsyncClient, number: int) -> None:
+        """A search by a text, in one of the sessions."""
+        data = [f"an inverted three {number}", self._tree, *_FILTERS]
+        said = await self._event(self._names[number], str(len(data)), data)
+        if "px-gallery" not in said:
+            raise ProbexError(said)
+
+    async def _event(self, session: str, kind: str, data: list[Any]) -> str:
+        event = {"data": data, "fn_index": self._functions[kind], "session_hash": session}
+        joined = await self._client.post("/gradio_api/queue/join", json=event)
+        joined.raise_for_status()
+        where, asked = "/gradio_api/queue/data", {"session_hash": session}
+        async with self._client.stream("GET", where, params=asked) as stream:
+            async for line in stream.aiter_lines():
+                said = json.loads(line.removeprefix("data:")) if line else {}
+                if said.get("msg") == "process_completed":
+                    return json.dumps(said["output"])
+        raise ProbexError("the server ended the session")
+
+
+async def _measured(what: str, client: httpx.AsyncClient, ask: Ask, n: int, rounds: int) -> Row:
+    """Sends n at once, some times; one before, so that what is compiled is compiled."""
+    await ask(client, 0)
+
+    async def timed(number: int) -> float:
+        start = time.perf_counter()
+        await ask(client, number)
+        return time.perf_counter() - start
+
+    seconds, failed = [], 0
+    for _ in range(rounds):
+        answers = await asyncio.gather(*map(timed, range(n)), return_exceptions=True)
+        failed += sum(isinstance(answer, BaseException) for answer in answers)
+        seconds += [answer for answer in answers if isinstance(answer, float)]
+    p50, p95 = np.percentile(seconds, [50, 95]) if seconds else (np.nan, np.nan)
+    figures = {"median, s": float(p50), "p95, s": float(p95), "longest, s": max(seconds, default=0)}
+    return {"what": what, "at once": n, "rounds": rounds, "failed": failed, **figures}
+
+
+async def _all(address: str, pid: int, tree: str) -> list[Row]:
+    files = [find.path.read_bytes() for find in find_models(_MODELS.value)]
+    n, rounds = _SEARCHES.value, _ROUNDS.value
+    limits = httpx.Limits(max_connections=2 * n + _DESCRIBED.value)
+    async with httpx.AsyncClient(base_url=address, timeout=_TIMEOUT_S, limits=limits) as client:
+        sessions = Sessions(client, n, tree)
+        await sessions.open()
+        rows = []
+        for what, ask, at_once in (
+            ("search, /api", _search, 1),
+            ("search, /api", _search, n),
+            ("search, page", sessions.search, 1),
+            ("search, page", sessions.search, n),
+            ("describe, /api", _describing(files), 1),
+            ("describe, /api", _describing(files), _DESCRIBED.value),
+        ):
+            row = await _measured(what, client, ask, at_once, rounds)
+            rows.append({**row, "server, MiB": _peak_mib(pid)})
+    return rows
+
+
+def _peak_mib(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    [line] = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) // 1024
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        index = filled(Path(_INDEX.value), Path(folder), _INDEXED.value)
+        with served(_FOREST.value, index) as (address, pid):
+            tree = Index.open(index).about["expert"]["tree"]
+            rows = asyncio.run(_all(address, pid, tree))
+    found = cli.table(rows)
+    print(found)
+    if _RESULTS.value:
+        Path(_RESULTS.value).write_text(f"{found}\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)
