@@ -6,8 +6,10 @@ Example:
   python -m experiments.serve --forest=out/demo/forest --index=out/demo/index
 """
 
+import contextlib
 import signal
 import socket
+import sys
 
 from absl import flags
 
@@ -30,6 +32,7 @@ _HUB = flags.DEFINE_bool("hub", False, "Also read models of the Hugging Face hub
 
 
 def main() -> None:
+    print("loading the forest and its experts", file=sys.stderr)
     forest, indexes = Forest.load(_FOREST.value), [Index.open(path) for path in _INDEX.value]
     try:
         listening = socket.create_server((_HOST.value, _PORT.value), backlog=512)
@@ -38,7 +41,7 @@ def main() -> None:
         raise px.ProbexError(f"{where}: cannot listen there: {error.strerror}") from None
     # The server ends by itself on SIGTERM, and removes what was sent to it.
     signal.set_wakeup_fd(-1)
-    with listening:
+    with listening, contextlib.suppress(KeyboardInterrupt):
         serve(
             Catalogue(forest, indexes),
             listening,

@@ -129,13 +129,13 @@ class Sessions:
         event = {"data": data, "fn_index": self._functions[kind], "session_hash": session}
         joined = await self._client.post("/gradio_api/queue/join", json=event)
         joined.raise_for_status()
-        where, asked = "/gradio_api/queue/data", {"session_hash": session}
+        where, asked, output = "/gradio_api/queue/data", {"session_hash": session}, ""
         async with self._client.stream("GET", where, params=asked) as stream:
             async for line in stream.aiter_lines():
                 said = json.loads(line.removeprefix("data:")) if line else {}
                 if said.get("msg") == "process_completed":
-                    return json.dumps(said["output"])
-        raise ProbexError("the server ended the session")
+                    output = json.dumps(said["output"])
+        return output
 
 
 async def _measured(what: str, client: httpx.AsyncClient, ask: Ask, n: int, rounds: int) -> Row:
@@ -147,14 +147,17 @@ async def _measured(what: str, client: httpx.AsyncClient, ask: Ask, n: int, roun
         await ask(client, number)
         return time.perf_counter() - start
 
-    seconds, failed = [], 0
+    seconds: list[float] = []
+    failures: list[BaseException] = []
     for _ in range(rounds):
         answers = await asyncio.gather(*map(timed, range(n)), return_exceptions=True)
-        failed += sum(isinstance(answer, BaseException) for answer in answers)
+        failures += [answer for answer in answers if isinstance(answer, BaseException)]
         seconds += [answer for answer in answers if isinstance(answer, float)]
+    if failures:
+        print(cli.one_line(f"{what}: {failures[0]!r}"), file=sys.stderr)
     p50, p95 = np.percentile(seconds, [50, 95]) if seconds else (np.nan, np.nan)
     figures = {"median, s": float(p50), "p95, s": float(p95), "longest, s": max(seconds, default=0)}
-    return {"what": what, "at once": n, "rounds": rounds, "failed": failed, **figures}
+    return {"what": what, "at once": n, "rounds": rounds, "failed": len(failures), **figures}
 
 
 async def _all(address: str, pid: int, tree: str) -> list[Row]:
