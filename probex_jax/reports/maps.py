@@ -7,14 +7,10 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors
+from probex_jax.reports.layout import in_the_plane
+from probex_jax.reports.map_styles import MUTED, first_and_last
 
-# Paul Tol's muted scheme, told apart by the shape of the points as well.
-_COLOURS = (
-    *("#332288", "#88CCEE", "#44AA99", "#117733", "#999933"),
-    *("#DDCC77", "#CC6677", "#882255", "#AA4499", "#777777"),
-)
 _SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
-_MOST_PERPLEXITY = 15
 
 
 def map_of_models(
@@ -38,14 +34,11 @@ def map_of_models(
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
-        from sklearn.manifold import TSNE
     except ImportError as error:
-        raise ProbexError(f"maps need {error.name}: pip install matplotlib scikit-learn") from None
+        raise ProbexError(f"maps need {error.name}: pip install matplotlib") from None
     if len(vectors) < 4:
         raise ProbexError(f"a map of {len(vectors)} models: expected four or more")
-    units_NT = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    perplexity = min(_MOST_PERPLEXITY, (len(vectors) - 1) / 3)
-    points_N2 = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(units_NT)
+    points_N2 = in_the_plane(vectors)
     # Labels are text of strangers: a dollar sign in them begins no formula.
     with rc_context({"text.parse_math": False}), disk_errors(path):
         figure = Figure(figsize=(11, 8.5), layout="constrained", dpi=130)
@@ -56,9 +49,9 @@ def map_of_models(
 def _draw(figure, points_N2: np.ndarray, labels: Sequence[str], ringed: Collection[str]) -> None:
     from matplotlib.patheffects import withStroke
 
-    words = {label: _first_and_last(label) for label in dict.fromkeys(labels)}
+    words = {label: first_and_last(label) for label in dict.fromkeys(labels)}
     shapes = _styles([first for first, _ in words.values()], _SHAPES)
-    colours = _styles([last for _, last in words.values()], _COLOURS)
+    colours = _styles([last for _, last in words.values()], MUTED)
     panel = figure.subplots()
     for label, (first, last) in words.items():
         places = points_N2[[index for index, other in enumerate(labels) if other == label]]
@@ -83,12 +76,6 @@ def _draw(figure, points_N2: np.ndarray, labels: Sequence[str], ringed: Collecti
     legend = figure.legend(loc="outside right center", frameon=False, fontsize=8)
     legend.set_title("colour: last word\nshape: words before", {"size": 8})
     panel.set_axis_off()
-
-
-def _first_and_last(label: str) -> tuple[str, str]:
-    """The words before the last, and the last."""
-    first, _, last = label.strip().rpartition(" ")
-    return first.strip(), last
 
 
 def _styles(words: Sequence[str], styles: Sequence[str]) -> dict[str, str]:

@@ -1,0 +1,89 @@
+"""Whole HTML documents that need nothing else, and text of strangers in them."""
+
+import html
+
+# Nothing is fetched from anywhere: style and script stand in the document, pictures in data URIs.
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
+
+_MAX_CHARACTERS = 200
+
+_STYLE = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 62rem; padding: 1rem 1rem 3rem; color: #1a1a1a; background: #fff;
+  font: 16px/1.5 system-ui, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.2; }
+h2 { font-size: 1.3rem; margin: 2.4rem 0 .6rem; border-bottom: 2px solid #1a1a1a; }
+h3 { font-size: 1.05rem; margin: 1.6rem 0 .4rem; }
+p { max-width: 46rem; }
+code { font: .88em/1.4 ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .88rem; }
+caption { text-align: left; font-weight: 600; padding: .3rem 0; }
+th, td { text-align: left; vertical-align: top; padding: .25rem .7rem .25rem 0;
+  border-bottom: 1px solid #ccc; }
+th { border-bottom: 1.5px solid #1a1a1a; white-space: nowrap; }
+tbody th { border-bottom: 1px solid #ccc; font-weight: 400; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+figure { margin: 1rem 0; }
+figcaption { font-size: .88rem; max-width: 46rem; }
+nav ul { columns: 14rem; padding-left: 1.2rem; }
+.side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr));
+  gap: 0 2rem; }
+svg { max-width: 100%; height: auto; }
+@media print {
+  body { max-width: none; padding: 0; font-size: 10pt; }
+  figure, tr, .model { break-inside: avoid; }
+  h2, h3 { break-after: avoid; }
+  nav { display: none; }
+  .wide { overflow: visible; }
+}
+"""
+
+
+def page(title: str, body: str) -> str:
+    """A whole HTML document, which asks the network for nothing.
+
+    Args:
+      title: plain text, that of the window.
+      body: HTML that is trusted: text of strangers in it is `escaped`.
+
+    Returns:
+      The document. Its content security policy forbids whatever does not stand in it.
+
+    Example:
+      >>> "<title>&lt;i&gt;</title>" in page("<i>", "<p>Hello</p>")
+      True
+    """
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<link rel="icon" href="data:,">\n'
+        f"<title>{escaped(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def escaped(text: str) -> str:
+    """Text of a stranger, as HTML that shows it and does nothing else.
+
+    Characters that nobody can see become spaces, and what is very long is cut.
+
+    Args:
+      text: any text.
+
+    Returns:
+      What may stand between tags and in quoted attributes.
+
+    Example:
+      >>> escaped("a <b> & 'c'\\x00")
+      'a &lt;b&gt; &amp; &#x27;c&#x27;'
+    """
+    shown = "".join(c if c.isprintable() else " " for c in text).strip()
+    if len(shown) > _MAX_CHARACTERS:
+        shown = shown[: _MAX_CHARACTERS - 1] + "…"
+    return html.escape(shown)

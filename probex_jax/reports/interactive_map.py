@@ -1,0 +1,200 @@
+"""A map of models to move about in: one piece of HTML, with its own style and script."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from probex_jax.errors import ProbexError
+from probex_jax.reports.html import escaped
+from probex_jax.reports.map_script import SCRIPT, STYLE
+from probex_jax.reports.map_styles import COLOURS, SHAPES, STAR, Styles, styles_of
+
+_WIDTH = 1000.0
+_MARGIN = 45.0
+# Of height to width; what is narrower or wider has room beside it.
+_FLATTEST, _STEEPEST = 0.62, 1.0
+_EMPHASES = ("", "ring", "star")
+# More names than these would hide the points.
+_MOST_NAMES = 120
+_HINT = (
+    "Drag or arrow keys move, wheel, pinch or + and &minus; zoom, 0 shows all; point at a model or "
+    "tap it to read what it is, N and P go from one to the next."
+)
+
+
+@dataclass(frozen=True)
+class MapPoint:
+    """A model on a map.
+
+    Args:
+      x, y: its place, of any scale; y points up.
+      title: what is shown of it when it is pointed at.
+      group: what gives it colour and shape; may be empty.
+      emphasis: "ring" for a black ring around it, "star" for the model in question, or nothing.
+    """
+
+    x: float
+    y: float
+    title: str
+    group: str
+    emphasis: str = ""
+
+
+def interactive_map(
+    points: Sequence[MapPoint], *, caption: str, emphasised: Mapping[str, str] | None = None
+) -> str:
+    """A map of models with a legend: pan and zoom it, point at a model to read its title.
+
+    Up to eight groups have a colour and a shape each. Of more, the last word of a group gives the
+    colour and the words before it the shape, and the group's name stands over the middle of its
+    models. It works by mouse, by touch and from the keyboard; printed, or where no script runs, it
+    is a picture. Titles, groups, meanings and the caption may be text of strangers.
+
+    Args:
+      points: the models; a few thousand at most.
+      caption: a sentence under the map.
+      emphasised: what "ring" and "star" mean, for the legend.
+
+    Returns:
+      A piece of HTML, which may stand several times in one page.
+
+    Raises:
+      ProbexError: if a place is not finite, or an emphasis or a meaning is not one of those.
+
+    Example:
+      >>> text = interactive_map([MapPoint(0, 0, "model <7>", "MiniMAE")], caption="One model.")
+      >>> "model &lt;7&gt;" in text
+      True
+    """
+    emphasised = dict(emphasised or {})
+    for point in points:
+        if not (math.isfinite(point.x) and math.isfinite(point.y)):
+            raise ProbexError(f"map: {point.title[:100]!r} has no finite place")
+    for kind in {*emphasised, *(point.emphasis for point in points)}:
+        if kind not in _EMPHASES:
+            raise ProbexError(f"map: emphasis {kind!r} is not one of ring, star")
+    styles = styles_of([point.group for point in points if point.emphasis != "star"])
+    places, height = _in_the_frame(points)
+    # Later ones lie above earlier ones: the model in question is hidden by none.
+    drawn = sorted(range(len(points)), key=lambda index: _EMPHASES.index(points[index].emphasis))
+    marks = "\n".join(_mark(points[index], places[index], styles) for index in drawn)
+    names = _names(points, places, styles)
+    about = f"{escaped(caption)} {len(points)} models."
+    return (
+        f'<figure class="px-map"><style>{STYLE}</style>\n<div class="px-view">\n'
+        f'<svg viewBox="0 0 {_WIDTH:.0f} {height:.0f}" tabindex="0" role="application" '
+        f'aria-roledescription="map" aria-label="{about}">\n<g>{marks}</g>\n<g>{names}</g>\n</svg>'
+        '<output aria-live="polite"></output>\n<div class="px-zoom">'
+        '<button type="button" data-zoom="1.6" aria-label="zoom in">+</button>'
+        '<button type="button" data-zoom="0.625" aria-label="zoom out">&minus;</button>'
+        '<button type="button" data-zoom="0" aria-label="show all">⤢</button></div></div>\n'
+        f"{_legend(points, styles, emphasised)}\n<figcaption>{escaped(caption)} "
+        f'<span class="px-hint">{_HINT}</span>'
+        f"</figcaption>\n<script>{SCRIPT}</script></figure>"
+    )
+
+
+def _in_the_frame(points: Sequence[MapPoint]) -> tuple[list[tuple[float, float]], float]:
+    """Places in the picture, of one scale in both directions, and the picture's height."""
+    if not points:
+        return [], _WIDTH * _FLATTEST
+    left, right = min(p.x for p in points), max(p.x for p in points)
+    low, high = min(p.y for p in points), max(p.y for p in points)
+    wide, tall = right - left, high - low
+    ratio = tall / wide if wide else _STEEPEST if tall else _FLATTEST
+    height = _WIDTH * min(max(ratio, _FLATTEST), _STEEPEST)
+    room = [
+        (size - 2 * _MARGIN) / extent
+        for size, extent in ((_WIDTH, wide), (height, tall))
+        if extent > 0
+    ]
+    scale = min(room, default=0.0)
+    x0, y0 = (left + right) / 2, (low + high) / 2
+    return [
+        (_WIDTH / 2 + (p.x - x0) * scale, height / 2 - (p.y - y0) * scale) for p in points
+    ], height
+
+
+def _mark(point: MapPoint, place: tuple[float, float], styles: Styles) -> str:
+    title = f"<title>{escaped(point.title)}</title>"
+    at = f'class="px-mark" transform="translate({place[0]:.1f} {place[1]:.1f})"'
+    if point.emphasis == "star":
+        return f'<g {at}><path class="px-star" d="{STAR}"/>{title}</g>'
+    colour, shape = styles.of[point.group]
+    keys = f'data-c="{colour}" data-s="{shape}"'
+    ring = '<circle class="px-ring" r="8.5"/>' if point.emphasis == "ring" else ""
+    drawn = f'<path d="{SHAPES[shape]}" fill="{COLOURS[colour]}"/>'
+    return f"<g {at} {keys}>{ring}{drawn}{title}</g>"
+
+
+def _names(
+    points: Sequence[MapPoint], places: Sequence[tuple[float, float]], styles: Styles
+) -> str:
+    """The groups' names, each over the middle of its points."""
+    members: dict[str, list[tuple[float, float]]] = {}
+    for point, place in zip(points, places, strict=True):
+        if point.emphasis != "star" and point.group:
+            members.setdefault(point.group, []).append(place)
+    if not styles.by_words or len(members) > _MOST_NAMES:
+        return ""
+    texts = []
+    for group, its in members.items():
+        x, y = (sorted(axis)[len(its) // 2] for axis in zip(*its, strict=True))
+        colour, shape = styles.of[group]
+        texts.append(
+            f'<g class="px-mark px-name" transform="translate({x:.1f} {y:.1f})" data-c="{colour}" '
+            f'data-s="{shape}"><text y="-9">{escaped(group)}</text></g>'
+        )
+    return "\n".join(texts)
+
+
+def _legend(points: Sequence[MapPoint], styles: Styles, emphasised: Mapping[str, str]) -> str:
+    """Entries that can be pressed, and then the others fade."""
+    rows = []
+    if styles.by_words:
+        colours = [_entry(word, c, 0, f'data-c="{c}"') for word, c in styles.colours.items()]
+        shapes = [
+            _entry(word or "(one word)", None, s, f'data-s="{s}"')
+            for word, s in styles.shapes.items()
+        ]
+        rows = [("colour: last word", colours), ("shape: words before it", shapes)]
+    else:
+        both = [
+            _entry(group, c, s, f'data-c="{c}" data-s="{s}"')
+            for group, (c, s) in styles.of.items()
+            if group
+        ]
+        rows = [("", both)]
+    used = {point.emphasis for point in points}
+    meant = [_meaning(kind, text) for kind, text in emphasised.items() if kind in used]
+    return (
+        '<div class="px-legend">'
+        + "".join(
+            f"<div>{f'<span>{title}</span>' if title else ''}{''.join(entries)}</div>"
+            for title, entries in [("", meant), *rows]
+            if entries
+        )
+        + "</div>"
+    )
+
+
+def _entry(word: str, colour: int | None, shape: int, keys: str) -> str:
+    fill = "#1a1a1a" if colour is None else COLOURS[colour]
+    picture = f'<path d="{SHAPES[shape]}" fill="{fill}"/>'
+    return (
+        f'<button type="button" aria-pressed="false" {keys}>{_picture(picture)}'
+        f"{escaped(word)}</button>"
+    )
+
+
+def _meaning(kind: str, text: str) -> str:
+    drawn = (
+        f'<path class="px-star" d="{STAR}"/>'
+        if kind == "star"
+        else '<circle class="px-ring" r="8.5"/>'
+    )
+    return f"<span>{_picture(drawn)}{escaped(text)}</span>"
+
+
+def _picture(drawn: str) -> str:
+    return f'<svg viewBox="-11 -11 22 22" aria-hidden="true">{drawn}</svg>'

@@ -1,0 +1,213 @@
+"""What an interactive map looks like and does, in CSS and JavaScript without any library.
+
+The script finds its map as its own parent, so that several maps may stand in one page. Texts are in
+the page already, escaped; the script writes them as text alone.
+"""
+
+STYLE = """
+.px-map { margin: 1rem 0; font: 14px/1.4 system-ui, "Segoe UI", Roboto, sans-serif; }
+.px-view { position: relative; border: 1px solid #767676; background: #fff; overflow: hidden; }
+.px-view > svg { display: block; width: 100%; height: auto; max-height: 80vh; cursor: grab;
+  touch-action: pan-y; user-select: none; -webkit-user-select: none; }
+.px-view > svg:focus-visible { outline: 3px solid #0072b2; outline-offset: -3px; }
+.px-mark { transition: opacity .15s; }
+.px-mark path { stroke: #fff; stroke-width: .7px; }
+.px-map .px-ring { fill: none; stroke: #000; stroke-width: 1.5px; }
+.px-map .px-star { fill: #000; stroke: #fff; stroke-width: 1.5px; }
+.px-mark.px-faded { opacity: .1; }
+.px-mark.px-shown path { stroke: #000; stroke-width: 2px; }
+.px-name text { font-size: 10.5px; text-anchor: middle; pointer-events: none; fill: #000;
+  stroke: #fff; stroke-width: 2.5px; paint-order: stroke; }
+.px-view output { position: absolute; left: 0; top: 0; max-width: min(20rem, 85%); display: none;
+  padding: .2rem .5rem; background: #000; color: #fff; border-radius: 3px; pointer-events: none;
+  overflow-wrap: anywhere; }
+.px-view output.px-shown { display: block; }
+.px-zoom { position: absolute; right: .4rem; top: .4rem; display: grid; gap: .3rem; }
+.px-zoom button { width: 2.4rem; height: 2.4rem; font-size: 1.2rem; line-height: 1; color: #000;
+  background: #fff; border: 1px solid #000; border-radius: 4px; cursor: pointer; }
+.px-legend { max-height: 11rem; overflow-y: auto; margin: .4rem 0; }
+.px-legend > div { margin: .15rem 0; }
+.px-legend span, .px-legend button { display: inline-flex; align-items: center; gap: .25rem;
+  margin: .1rem .5rem .1rem 0; }
+.px-legend button { font: inherit; color: inherit; background: none; border: 1px solid transparent;
+  border-radius: 3px; padding: .1rem .3rem .1rem 0; cursor: pointer; }
+.px-legend button[aria-pressed=true] { border-color: #000; font-weight: 600; }
+.px-legend svg { width: 20px; height: 20px; flex: none; }
+.px-hint { color: #555; }
+@media (max-width: 40rem) { .px-view:not(.px-near) .px-name { display: none; } }
+@media (prefers-reduced-motion: reduce) { .px-mark { transition: none; } }
+@media print { .px-zoom, .px-hint, .px-view output { display: none !important; }
+  .px-legend { max-height: none; } .px-view > svg { max-height: 17cm; } }
+"""
+
+SCRIPT = r"""
+(() => {
+  const root = document.currentScript.parentElement;
+  const view = root.querySelector(".px-view"), svg = view.querySelector("svg");
+  const tip = view.querySelector("output");
+  const W = svg.viewBox.baseVal.width, H = svg.viewBox.baseVal.height;
+  const CLOSEST = 60, NEAR = 14, NEAR_FINGER = 26, STILL = 6;
+  const marks = [...svg.querySelectorAll(".px-mark")].map(node => {
+    const place = node.transform.baseVal.getItem(0).matrix;
+    return {node, x: place.e, y: place.f, c: node.dataset.c, s: node.dataset.s, faded: false};
+  });
+  const models = marks.filter(mark => mark.node.querySelector("title"));
+  for (const model of models) {  // the browser's own hint would come on top of ours
+    const title = model.node.querySelector("title");
+    model.title = title.textContent;
+    title.remove();
+  }
+  const inOrder = [...models].sort((a, b) => a.x - b.x);
+  let x = 0, y = 0, zoom = 1, size = 0, shown = null, asked = false;
+
+  // SVG units of a CSS pixel; the picture may have empty stripes beside it.
+  const unit = () =>
+    Math.max(W / (svg.clientWidth || W), H / (svg.clientHeight || H)) / zoom;
+  const draw = () => {
+    asked = false;
+    x = Math.min(Math.max(x, -W / zoom / 2), W - W / zoom / 2);
+    y = Math.min(Math.max(y, -H / zoom / 2), H - H / zoom / 2);
+    svg.setAttribute("viewBox", `${x} ${y} ${W / zoom} ${H / zoom}`);
+    svg.style.touchAction = zoom > 1 ? "none" : "pan-y";
+    view.classList.toggle("px-near", zoom > 2);
+    const now = unit();
+    if (now !== size) {
+      size = now;
+      for (const mark of marks)
+        mark.node.setAttribute("transform", `translate(${mark.x} ${mark.y}) scale(${size})`);
+    }
+    place();
+  };
+  const redraw = () => { if (!asked) { asked = true; requestAnimationFrame(draw); } };
+  const zoomBy = (factor, clientX, clientY) => {
+    const box = svg.getBoundingClientRect(), before = unit();
+    const dx = (clientX ?? box.x + box.width / 2) - box.x - box.width / 2;
+    const dy = (clientY ?? box.y + box.height / 2) - box.y - box.height / 2;
+    const centreX = x + W / zoom / 2, centreY = y + H / zoom / 2;
+    zoom = factor ? Math.min(Math.max(zoom * factor, 1), CLOSEST) : 1;
+    const after = unit();
+    x = factor ? centreX + dx * (before - after) - W / zoom / 2 : 0;
+    y = factor ? centreY + dy * (before - after) - H / zoom / 2 : 0;
+    redraw();
+  };
+  const panBy = (dx, dy) => { x -= dx * unit(); y -= dy * unit(); redraw(); };
+
+  const place = () => {  // the hint stays inside the map, above its model if there is room
+    if (!shown) return;
+    const at = shown.node.getBoundingClientRect(), box = view.getBoundingClientRect();
+    const middle = at.x + at.width / 2 - box.x, above = at.y - box.y - tip.offsetHeight - 4;
+    const left = Math.min(Math.max(middle - tip.offsetWidth / 2, 2),
+      Math.max(box.width - tip.offsetWidth - 4, 2));
+    const top = above >= 0 ? above : at.y + at.height - box.y + 4;
+    tip.style.transform = `translate(${left}px, ${top}px)`;
+  };
+  const show = model => {
+    if (shown === model) return;
+    if (shown) shown.node.classList.remove("px-shown");
+    shown = model;
+    tip.classList.toggle("px-shown", !!model);
+    tip.textContent = model ? model.title : "";
+    if (!model) return;
+    model.node.classList.add("px-shown");
+    place();
+  };
+  const nearest = (clientX, clientY, reach) => {
+    const matrix = svg.getScreenCTM().inverse();
+    const at = new DOMPoint(clientX, clientY).matrixTransform(matrix);
+    let best = null, least = (reach * unit()) ** 2;
+    for (const model of models) {
+      const gap = (model.x - at.x) ** 2 + (model.y - at.y) ** 2;
+      if (!model.faded && gap <= least) { best = model; least = gap; }
+    }
+    return best;
+  };
+
+  const pointers = new Map();
+  let moved = 0;
+  svg.addEventListener("pointerdown", event => {
+    if (event.button) return;
+    svg.setPointerCapture(event.pointerId);
+    if (!pointers.size) moved = 0;
+    pointers.set(event.pointerId, [event.clientX, event.clientY]);
+  });
+  svg.addEventListener("pointermove", event => {
+    const before = pointers.get(event.pointerId);
+    if (!before) {
+      if (event.pointerType === "mouse") show(nearest(event.clientX, event.clientY, NEAR));
+      return;
+    }
+    const now = [event.clientX, event.clientY];
+    const others = [...pointers].filter(([id]) => id !== event.pointerId).map(([, at]) => at);
+    pointers.set(event.pointerId, now);
+    const dx = now[0] - before[0], dy = now[1] - before[1];
+    moved += Math.abs(dx) + Math.abs(dy);
+    if (!others.length) return panBy(dx, dy);
+    const [other] = others;
+    const apart = at => Math.hypot(at[0] - other[0], at[1] - other[1]) || 1;
+    panBy(dx / 2, dy / 2);
+    zoomBy(apart(now) / apart(before), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
+  });
+  const released = event => {
+    if (!pointers.delete(event.pointerId) || event.type !== "pointerup") return;
+    const reach = event.pointerType === "mouse" ? NEAR : NEAR_FINGER;
+    if (moved < STILL) show(nearest(event.clientX, event.clientY, reach));
+  };
+  svg.addEventListener("pointerup", released);
+  svg.addEventListener("pointercancel", released);
+  svg.addEventListener("pointerleave", event => {
+    if (event.pointerType === "mouse" && !pointers.size) show(null);
+  });
+  svg.addEventListener("wheel", event => {
+    // What cannot be zoomed further leaves the wheel to the page.
+    if (event.deltaY > 0 ? zoom <= 1 : zoom >= CLOSEST) return;
+    event.preventDefault();
+    const pixels = event.deltaY * [1, 30, 300][event.deltaMode];
+    zoomBy(Math.exp(-Math.min(Math.max(pixels, -300), 300) / 400), event.clientX, event.clientY);
+  }, {passive: false});
+
+  const step = by => {
+    const those = inOrder.filter(model => !model.faded);
+    if (!those.length) return;
+    const at = those.indexOf(shown);
+    const next = at < 0 ? (by > 0 ? 0 : those.length - 1) : (at + by + those.length) % those.length;
+    const model = those[next], w = W / zoom, h = H / zoom;
+    if (model.x < x || model.x > x + w || model.y < y || model.y > y + h) {
+      x = model.x - w / 2;
+      y = model.y - h / 2;
+    }
+    draw();
+    show(model);
+  };
+  const keys = {
+    ArrowLeft: () => panBy(60, 0), ArrowRight: () => panBy(-60, 0),
+    ArrowUp: () => panBy(0, 60), ArrowDown: () => panBy(0, -60),
+    "+": () => zoomBy(1.6), "=": () => zoomBy(1.6), "-": () => zoomBy(0.625),
+    "0": () => zoomBy(0), n: () => step(1), p: () => step(-1), Escape: () => show(null),
+  };
+  svg.addEventListener("keydown", event => {
+    const act = keys[event.key] || keys[event.key.toLowerCase()];
+    if (!act || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    act();
+  });
+  for (const button of view.querySelectorAll("[data-zoom]"))
+    button.addEventListener("click", () => zoomBy(Number(button.dataset.zoom)));
+
+  const entries = [...root.querySelectorAll(".px-legend button")];
+  for (const entry of entries) entry.addEventListener("click", () => {
+    entry.setAttribute("aria-pressed", entry.getAttribute("aria-pressed") !== "true");
+    const pressed = entries.filter(one => one.getAttribute("aria-pressed") === "true");
+    const wanted = key => new Set(pressed.map(one => one.dataset[key]).filter(Boolean));
+    const c = wanted("c"), s = wanted("s");
+    for (const mark of marks) {
+      mark.faded = !!mark.c && ((c.size > 0 && !c.has(mark.c)) || (s.size > 0 && !s.has(mark.s)));
+      mark.node.classList.toggle("px-faded", mark.faded);
+    }
+    if (shown?.faded) show(null);
+  });
+
+  new ResizeObserver(redraw).observe(svg);
+  window.addEventListener("beforeprint", draw);
+  draw();
+})();
+"""

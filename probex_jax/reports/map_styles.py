@@ -1,0 +1,96 @@
+"""Colours and shapes of groups of models: one of each, or made of their words."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+# Both are told apart by colour-blind readers: Okabe and Ito's palette, with grey for its black, since
+# black is for what is emphasised; Paul Tol's muted scheme.
+OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#777777")
+MUTED = (
+    *("#332288", "#88CCEE", "#44AA99", "#117733", "#999933"),
+    *("#DDCC77", "#CC6677", "#882255", "#AA4499", "#777777"),
+)
+COLOURS = OKABE_ITO + MUTED
+
+
+def _polygon(*points: tuple[float, float]) -> str:
+    return "M" + "L".join(f"{x:.3g} {y:.3g}" for x, y in points) + "Z"
+
+
+def _regular(corners: int, radius: float, first: float = -90, inner: float = 1.0) -> str:
+    """A regular polygon; with `inner`, a star whose notches lie at that share of the radius."""
+    count = corners if inner == 1.0 else 2 * corners
+    angles = [math.radians(first + 360 * index / count) for index in range(count)]
+    radii = [radius * (inner if index % 2 else 1.0) for index in range(count)]
+    return _polygon(
+        *((r * math.cos(a), r * math.sin(a)) for r, a in zip(radii, angles, strict=True))
+    )
+
+
+# In CSS pixels around (0, 0), of about the same area.
+SHAPES = (
+    "M-5 0A5 5 0 1 1 5 0A5 5 0 1 1-5 0Z",
+    _regular(4, 6.2, 45),
+    _regular(3, 6.8),
+    _regular(4, 6.6),
+    _regular(3, 6.8, 90),
+    "M-2-6H2V-2H6V2H2V6H-2V2H-6V-2H-2Z",
+    _regular(4, 7.5, 45, 0.35),
+    _regular(6, 5.8),
+    _regular(3, 6.8, 180),
+    _regular(3, 6.8, 0),
+    "M-5.5-5.5H5.5L-5.5 5.5H5.5Z",
+    "M-7-3H7V3H-7Z",
+)
+STAR = _regular(5, 12, inner=0.42)
+
+
+@dataclass(frozen=True)
+class Styles:
+    """How groups look.
+
+    Args:
+      of: group to its places in `COLOURS` and `SHAPES`.
+      by_words: whether words make them; else each group has a colour and a shape of its own.
+      colours, shapes: then, last word to place in `COLOURS`, words before it to place in `SHAPES`.
+    """
+
+    of: Mapping[str, tuple[int, int]]
+    by_words: bool
+    colours: Mapping[str, int]
+    shapes: Mapping[str, int]
+
+
+def styles_of(groups: Sequence[str]) -> Styles:
+    """Styles for the distinct ones of some groups; where words are too many, styles come again.
+
+    Example:
+      >>> styles_of(["cat", "dog", "cat"]).of
+      {'cat': (0, 0), 'dog': (1, 1)}
+    """
+    distinct = list(dict.fromkeys(groups))
+    if len(distinct) <= len(OKABE_ITO):
+        return Styles({group: (n, n) for n, group in enumerate(distinct)}, False, {}, {})
+    words = {group: first_and_last(group) for group in distinct}
+    colours = {
+        word: len(OKABE_ITO) + number % len(MUTED)
+        for number, word in enumerate(dict.fromkeys(last for _, last in words.values()))
+    }
+    shapes = {
+        word: number % len(SHAPES)
+        for number, word in enumerate(dict.fromkeys(first for first, _ in words.values()))
+    }
+    of = {group: (colours[last], shapes[first]) for group, (first, last) in words.items()}
+    return Styles(of, True, colours, shapes)
+
+
+def first_and_last(label: str) -> tuple[str, str]:
+    """The words before the last, and the last.
+
+    Example:
+      >>> first_and_last("an inverted three")
+      ('an inverted', 'three')
+    """
+    first, _, last = label.strip().rpartition(" ")
+    return first.strip(), last

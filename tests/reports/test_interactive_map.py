@@ -1,0 +1,88 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from probex_jax.errors import ProbexError
+from probex_jax.reports import MapPoint, interactive_map, page
+
+HOSTILE = "</script><img src=x onerror=alert(1)>'\"\x00"
+
+
+class Tags(HTMLParser):
+    """Every tag of a text, with its attributes, and every end tag."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.starts, self.ends = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.starts.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        self.ends.append(tag)
+
+
+def points(groups, **more):
+    return [MapPoint(n, n % 3, f"m{n}", group, **more) for n, group in enumerate(groups)]
+
+
+def styles(text):
+    """Title to what is drawn of it."""
+    found = re.findall(r'(<path d="[^"]*" fill="[^"]*"/>)<title>([^<]*)', text)
+    return {title: drawn for drawn, title in found}
+
+
+def test_text_of_strangers_is_shown_and_does_nothing():
+    said = [MapPoint(0, 0, HOSTILE, HOSTILE, "ring"), MapPoint(1, 1, HOSTILE, HOSTILE, "star")]
+    text = interactive_map(said, caption=HOSTILE, emphasised={"ring": HOSTILE, "star": HOSTILE})
+    tags = Tags(page(HOSTILE, text))
+    assert not [tag for tag, _ in tags.starts if tag == "img"]
+    assert not [at for _, at in tags.starts if any(name.startswith("on") for name in at)]
+    assert [tag for tag, _ in tags.starts].count("script") == tags.ends.count("script") == 1
+    assert "\x00" not in text and text.count("&lt;/script&gt;") >= 6
+
+
+def test_few_groups_have_a_colour_and_a_shape_each():
+    drawn = styles(interactive_map(points("abcabc"), caption="x"))
+    assert len(set(drawn.values())) == 3 and drawn["m0"] == drawn["m3"]
+
+
+def test_words_of_many_groups_make_colour_and_shape():
+    groups = [f"{a} {b}" for a in ("", "bold", "faint") for b in "abcdef"]
+    text = interactive_map(points(groups), caption="x")
+    drawn = styles(text)
+    assert len(set(drawn.values())) == 18
+    fills = [re.search(r'fill="([^"]*)"', drawn[f"m{n}"])[1] for n in (0, 6, 1)]
+    assert fills[0] == fills[1] != fills[2]
+    assert text.count('aria-pressed="false"') == 6 + 3
+    assert text.count('class="px-mark px-name"') == 18
+
+
+def test_all_models_lie_in_the_picture_and_y_points_up():
+    said = [MapPoint(-7, 1e4, "top", ""), MapPoint(3, -1e4, "bottom", "")]
+    text = interactive_map(said, caption="x")
+    width, height = map(float, re.search(r'viewBox="0 0 (\S+) (\S+)"', text).groups())
+    places = [tuple(map(float, at)) for at in re.findall(r"translate\((\S+) (\S+)\)", text)]
+    assert all(0 < x < width and 0 < y < height for x, y in places)
+    assert places[0][1] < places[1][1]
+
+
+def test_the_model_in_question_lies_above_all():
+    text = interactive_map(
+        [MapPoint(0, 0, "this", "", "star"), *points("ab")], caption="x", emphasised={"star": "it"}
+    )
+    assert text.index("<title>m1") < text.index("<title>this")
+
+
+@pytest.mark.parametrize("n_points", [0, 1])
+def test_maps_of_next_to_nothing(n_points):
+    assert f"{n_points} models." in interactive_map(points("a" * n_points), caption="x")
+
+
+def test_what_cannot_be_drawn_is_refused():
+    with pytest.raises(ProbexError, match="'m0' has no finite place"):
+        interactive_map([MapPoint(float("nan"), 0, "m0", "")], caption="x")
+    with pytest.raises(ProbexError, match="emphasis 'bold' is not one of ring, star"):
+        interactive_map(points("a", emphasis="bold"), caption="x")
