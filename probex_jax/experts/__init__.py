@@ -15,6 +15,7 @@ from probex_jax.experts.recipe import Recipe
 from probex_jax.experts.ridge import Ridge, fit_ridge
 from probex_jax.experts.state import State
 from probex_jax.experts.sweeps import SweepResult, sweep
+from probex_jax.experts.tested import Tested
 from probex_jax.experts.training import fit
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Split",
     "State",
     "SweepResult",
+    "Tested",
     "ZeroShot",
     "accuracy",
     "batch_size",

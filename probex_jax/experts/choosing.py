@@ -20,6 +20,7 @@ from probex_jax.experts.expert import Expert
 from probex_jax.experts.metrics import Score
 from probex_jax.experts.objective import Split, right
 from probex_jax.experts.recipe import VARIED
+from probex_jax.experts.tested import Tested
 from probex_jax.files import write_json
 from probex_jax.layer_store import LayerStore
 
@@ -80,9 +81,12 @@ def choose(
     encoder = None if candidates is None else candidates.encoder
     found = answers(kept["expert"], store, ("val", "test"), encoder)
     kept["expert"] = calibrated_by(kept["expert"], found)
+    represented_by = kept.get(HOLDOUT, kept["expert"])
+    classes = kept["expert"].card["classes"]
+    Tested.of(store, classes, found["test"], represented_by).write(workdir)
     tested = {"test_accuracy": dataclasses.asdict(score(found["test"]))}
     if candidates is not None and store.has("test_holdout"):
-        unseen = zero_shot(kept.get(HOLDOUT, kept["expert"]), store, encoder=encoder)
+        unseen = zero_shot(represented_by, store, encoder=encoder)
         tested["zero_shot"] = dataclasses.asdict(unseen)
     # The folder `expert` last: what it says of the other is there by then.
     for name, expert in reversed(kept.items()):

@@ -1,6 +1,8 @@
 """Whole HTML documents that need nothing else, and text of strangers in them."""
 
 import html
+import re
+from collections.abc import Mapping, Sequence
 
 # Nothing is fetched from anywhere: style and script stand in the document, pictures in data URIs.
 _POLICY = (
@@ -9,6 +11,7 @@ _POLICY = (
 )
 
 _MAX_CHARACTERS = 200
+_NUMBER = re.compile(r"[-\d.]*")
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -34,11 +37,16 @@ nav ul { columns: 14rem; padding-left: 1.2rem; }
 .side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr));
   gap: 0 2rem; }
 svg { max-width: 100%; height: auto; }
+.matrix td, .matrix th { padding: .15rem .35rem; border: 1px solid #ddd; }
+th.up { vertical-align: bottom; }
+th.up span { writing-mode: vertical-rl; transform: rotate(180deg); }
+td, rect { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
   figure, tr, .model { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
   nav { display: none; }
+  details::details-content { content-visibility: visible; block-size: auto; }
   .wide { overflow: visible; }
 }
 """
@@ -87,3 +95,49 @@ def escaped(text: str) -> str:
     if len(shown) > _MAX_CHARACTERS:
         shown = shown[: _MAX_CHARACTERS - 1] + "…"
     return html.escape(shown)
+
+
+class Html(str):
+    """Text that is HTML already, for a cell of a table."""
+
+    __slots__ = ()
+
+
+def html_table(rows: Sequence[Mapping[str, str]], caption: str = "") -> str:
+    """Rows of equal keys as a table; the first column names the row, numbers stand to the right.
+
+    Args:
+      rows: one mapping a row, the keys being the header; text is escaped, `Html` is not.
+      caption: plain text over it.
+
+    Example:
+      >>> print(html_table([{"class": "<i>", "models": "7"}]))
+      <div class="wide" tabindex="0"><table><thead><tr><th scope="col">class</th><th scope="col"
+      class="n">models</th></tr></thead><tbody><tr><th scope="row">&lt;i&gt;</th><td
+      class="n">7</td></tr></tbody></table></div>
+    """
+    if not rows:
+        return ""
+    numeric = {name: all(_NUMBER.fullmatch(row[name]) for row in rows) for name in rows[0]}
+    right = {name: ' class="n"' if number else "" for name, number in numeric.items()}
+    head = "".join(f'<th scope="col"{right[name]}>{escaped(name)}</th>' for name in rows[0])
+    body = "".join(f"<tr>{''.join(_cells(row, right))}</tr>" for row in rows)
+    title = f"<caption>{escaped(caption)}</caption>" if caption else ""
+    return (
+        f'<div class="wide" tabindex="0"><table>{title}<thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cells(row: Mapping[str, str], right: Mapping[str, str]) -> list[str]:
+    shown = [value if isinstance(value, Html) else escaped(value) for value in row.values()]
+    first, *others = zip(shown, right.values(), strict=True)
+    return [
+        f'<th scope="row"{first[1]}>{first[0]}</th>',
+        *(f"<td{at}>{text}</td>" for text, at in others),
+    ]
+
+
+def figure(drawn: str, caption: str) -> str:
+    """A picture, which is HTML, with a caption, which is plain text."""
+    return f"<figure>{drawn}<figcaption>{escaped(caption)}</figcaption></figure>"

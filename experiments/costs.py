@@ -1,0 +1,98 @@
+"""What the steps of a run cost, kept from the run that did them."""
+
+import json
+import os
+import platform
+import resource
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from probex_jax.errors import ProbexError
+from probex_jax.files import alone, write_json
+from probex_jax.reports import Cost
+
+_NAME = "costs.json"
+
+
+class Costs:
+    """The record of a work directory: its command and machine, and the cost of each step.
+
+    What stands in it stays: a run that finds a step done adds nothing.
+    """
+
+    def __init__(self, workdir: Path, writes: bool = True):
+        """`writes`: whether this process does, of several at one command."""
+        self._workdir, self._writes = workdir, writes
+
+    @contextmanager
+    def step(self, name: str, made: Path | None = None) -> Iterator[None]:
+        """Measures what is inside; nothing is kept of what fails.
+
+        Args:
+          name: of the step.
+          made: what the step makes; if it is there before, an earlier run began the step.
+        """
+        begun_before = made is not None and made.exists()
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        if not self._writes:
+            return
+        cost = {
+            "step": name,
+            "seconds": seconds,
+            "peak_bytes": _peak_bytes(),
+            "resumed": begun_before,
+        }
+        with alone(self._workdir / ".lock", needed=False):
+            record = self._read()
+            if name not in (one["step"] for one in record["steps"]):
+                record["steps"].append(cost)
+                write_json(self._workdir / _NAME, record)
+
+    @property
+    def steps(self) -> list[Cost]:
+        """Of all steps that were measured."""
+        return [Cost(**one) for one in self._read()["steps"]]
+
+    @property
+    def about(self) -> dict[str, str]:
+        """The command and the machine of the run that ended the first step."""
+        return self._read()["about"]
+
+    def _read(self) -> dict[str, Any]:
+        path = self._workdir / _NAME
+        try:
+            found = json.loads(path.read_text()) if path.exists() else {}
+            return {"about": _about(), "steps": [], **found}
+        except (ValueError, TypeError) as error:
+            raise ProbexError(f"{path}: damaged ({error}); remove it") from error
+
+
+def _about() -> dict[str, str]:
+    devices = jax.local_devices()
+    return {
+        "command": shlex.join(
+            ["python", "-m", f"experiments.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+        ),
+        "ended first": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "machine": f"{platform.system()} {platform.machine()}, {_cores()} CPU cores, "
+        f"{len(devices)} JAX devices: {devices[0].device_kind}",
+        "Python": platform.python_version(),
+    }
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _peak_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
