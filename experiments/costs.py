@@ -64,8 +64,9 @@ class Costs:
 
     @property
     def about(self) -> dict[str, str]:
-        """The command and the machine of the run that ended the first step."""
-        return self._read()["about"]
+        """The command and the machine of the first run, and when it ended its first step."""
+        about = self._read()["about"]
+        return {name: about[name] for name in ("command", "first step ended", "machine", "Python")}
 
     def _read(self) -> dict[str, Any]:
         path = self._workdir / _NAME
@@ -82,7 +83,7 @@ def _about() -> dict[str, str]:
         "command": shlex.join(
             ["python", "-m", f"experiments.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
         ),
-        "ended first": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "first step ended": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "machine": f"{platform.system()} {platform.machine()}, {_cores()} CPU cores, "
         f"{len(devices)} JAX devices: {devices[0].device_kind}",
         "Python": platform.python_version(),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.costs import Costs
-from probex_jax.experts import Tested
+from probex_jax.experts import Answered
 from probex_jax.files import write_text
 from probex_jax.reports import HiddenModel, Run, Training, report
 from probex_jax.search import Measured
@@ -17,7 +17,7 @@ NAME = "report.html"
 def training(method: str, workdir: Path, metrics: Mapping[str, Any]) -> Training:
     """What is in the work directory of a training, for a report."""
     settings = json.loads((workdir / "config.json").read_text())
-    return Training(method, metrics, Tested.read(workdir), settings)
+    return Training(method, metrics, Answered.read(workdir), settings)
 
 
 def write_report(

@@ -1,6 +1,7 @@
 """Tree Experts: fit one on a layer, sweep the layers of a tree, save and load."""
 
 from probex_jax.experts.alignment import Alignment, ZeroShot, zero_shot
+from probex_jax.experts.answered import Answered
 from probex_jax.experts.baseline import run_statnn, statnn
 from probex_jax.experts.batches import Read, batch_size, in_batches
 from probex_jax.experts.committee import best_committee, committee
@@ -15,11 +16,11 @@ from probex_jax.experts.recipe import Recipe
 from probex_jax.experts.ridge import Ridge, fit_ridge
 from probex_jax.experts.state import State
 from probex_jax.experts.sweeps import SweepResult, sweep
-from probex_jax.experts.tested import Tested
 from probex_jax.experts.training import fit
 
 __all__ = [
     "Alignment",
+    "Answered",
     "Devices",
     "Expert",
     "Network",
@@ -30,7 +31,6 @@ __all__ = [
     "Split",
     "State",
     "SweepResult",
-    "Tested",
     "ZeroShot",
     "accuracy",
     "batch_size",

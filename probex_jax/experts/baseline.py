@@ -10,9 +10,9 @@ import numpy as np
 
 from probex_jax.encoders import statistics
 from probex_jax.errors import ProbexError
+from probex_jax.experts.answered import Answered
 from probex_jax.experts.expert import versions
 from probex_jax.experts.metrics import Score, accuracy
-from probex_jax.experts.tested import Tested
 from probex_jax.files import claim, write_json
 from probex_jax.layer_store import LayerStore
 
@@ -85,7 +85,7 @@ def run_statnn(
     path = workdir / "metrics.json"
     if not path.exists():
         logits_NY, y = statnn_answers(store, n_trees=n_trees, seed=seed), store.targets("test")
-        Tested.of(store, store.classes, (logits_NY, y)).write(workdir)
+        Answered.of(store, store.classes, (logits_NY, y)).write(workdir)
         score = accuracy(logits_NY, y)
         figures = {
             "n_models": {split: len(store.split(split)) for split in ("train", "test")},

@@ -12,6 +12,7 @@ import numpy as np
 from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.experts.alignment import Candidates, ZeroShot, zero_shot
+from probex_jax.experts.answered import Answered
 from probex_jax.experts.answering import stored_logits
 from probex_jax.experts.committee import best_committee
 from probex_jax.experts.committee import committee as committee_of
@@ -20,7 +21,6 @@ from probex_jax.experts.expert import Expert
 from probex_jax.experts.metrics import Score
 from probex_jax.experts.objective import Split, right
 from probex_jax.experts.recipe import VARIED
-from probex_jax.experts.tested import Tested
 from probex_jax.files import write_json
 from probex_jax.layer_store import LayerStore
 
@@ -83,7 +83,7 @@ def choose(
     kept["expert"] = calibrated_by(kept["expert"], found)
     represented_by = kept.get(HOLDOUT, kept["expert"])
     classes = kept["expert"].card["classes"]
-    Tested.of(store, classes, found["test"], represented_by).write(workdir)
+    Answered.of(store, classes, found["test"], represented_by).write(workdir)
     tested = {"test_accuracy": dataclasses.asdict(score(found["test"]))}
     if candidates is not None and store.has("test_holdout"):
         unseen = zero_shot(represented_by, store, encoder=encoder)

@@ -71,10 +71,11 @@ def bars_by_layer(
                 y += 11
         y += 3
     if chance is not None:
-        x = chance * room
-        parts.append(
+        x, at = chance * room, min(max(chance * room, 34), _WIDTH - 34)
+        parts.insert(
+            0,
             f'<path d="M{x:.1f} {top}V{y + 2}" stroke="#000" stroke-dasharray="4 3"/>'
-            f'<text x="{x:.1f}" y="{y + 14}" text-anchor="middle">chance {chance:.3f}</text>'
+            f'<text x="{at:.1f}" y="{y + 14}" text-anchor="middle">chance {chance:.3f}</text>',
         )
     return chart(_WIDTH, y + 18, title, "".join(parts))
 
@@ -83,7 +84,7 @@ def _bar(y: float, number: int, value: float, room: float) -> str:
     length = room * min(max(value, 0.0), 1.0)
     return (
         f'<rect x="0" y="{y}" width="{length:.1f}" height="9" fill="{fill(number)}"/>'
-        f'<text x="{length + 4:.1f}" y="{y + 8.5}">{value:.3f}</text>'
+        f'<text class="halo" x="{length + 4:.1f}" y="{y + 8.5}">{value:.3f}</text>'
     )
 
 

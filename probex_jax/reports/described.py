@@ -70,5 +70,6 @@ def _listed(predictions: Iterable[Prediction | str], wrong: Iterable[str] | None
             shown.append(escaped(p))
             continue
         mark = "" if wrong is None else "✗ " if p.label in wrong else "✓ "
-        shown.append(f"{mark}{escaped(p.text)}&nbsp;{p.probability:.2f}")
+        probability = f"{p.probability:.2f}"
+        shown.append(f'<span class="nb">{mark}{escaped(p.text)} {probability}</span>')
     return ", ".join(shown)

@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"[-\d.]*")
 _STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 62rem; padding: 1rem 1rem 3rem; color: #1a1a1a; background: #fff;
+body { margin: 0 auto; max-width: 68rem; padding: 1rem 1rem 3rem; color: #1a1a1a; background: #fff;
   font: 16px/1.5 system-ui, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; }
 h2 { font-size: 1.3rem; margin: 2.4rem 0 .6rem; border-bottom: 2px solid #1a1a1a; }
@@ -36,7 +36,10 @@ figcaption { font-size: .88rem; max-width: 46rem; }
 nav ul { columns: 14rem; padding-left: 1.2rem; }
 .side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr));
   gap: 0 2rem; }
-svg { max-width: 100%; height: auto; }
+.side figure svg { width: 100%; max-width: 26rem; height: auto; }
+.halo { stroke: #fff; stroke-width: 2.5px; paint-order: stroke; }
+.nb { display: inline-block; max-width: 100%; }
+.model td, h3, figcaption { overflow-wrap: anywhere; }
 .matrix td, .matrix th { padding: .15rem .35rem; border: 1px solid #ddd; }
 th.up { vertical-align: bottom; }
 th.up span { writing-mode: vertical-rl; transform: rotate(180deg); }
@@ -107,7 +110,8 @@ def html_table(rows: Sequence[Mapping[str, str]], caption: str = "") -> str:
     """Rows of equal keys as a table; the first column names the row, numbers stand to the right.
 
     Args:
-      rows: one mapping a row, the keys being the header; text is escaped, `Html` is not.
+      rows: one mapping a row, the keys being the header, which is left out where all are blank;
+        text is escaped, `Html` is not.
       caption: plain text over it.
 
     Example:
@@ -120,7 +124,8 @@ def html_table(rows: Sequence[Mapping[str, str]], caption: str = "") -> str:
         return ""
     numeric = {name: all(_NUMBER.fullmatch(row[name]) for row in rows) for name in rows[0]}
     right = {name: ' class="n"' if number else "" for name, number in numeric.items()}
-    head = "".join(f'<th scope="col"{right[name]}>{escaped(name)}</th>' for name in rows[0])
+    names = [f'<th scope="col"{right[name]}>{escaped(name)}</th>' for name in rows[0]]
+    head = f"<thead><tr>{''.join(names)}</tr></thead>" if any(map(str.strip, rows[0])) else ""
     body = "".join(f"<tr>{''.join(_cells(row, right))}</tr>" for row in rows)
     title = f"<caption>{escaped(caption)}</caption>" if caption else ""
     return (

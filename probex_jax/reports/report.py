@@ -10,6 +10,7 @@ from probex_jax.experts import ZeroShot
 from probex_jax.reports import training as of
 from probex_jax.reports.charts import PATTERNS, bars_by_layer, fill, interval
 from probex_jax.reports.described import described_models
+from probex_jax.reports.figures import short_name
 from probex_jax.reports.hidden import HiddenModel
 from probex_jax.reports.html import Html, escaped, figure, html_table, page
 from probex_jax.reports.training import Training
@@ -99,11 +100,10 @@ def report(run: Run) -> str:
 
 def _about(run: Run) -> str:
     rows = [
-        {"": name, "what": Html(f"<code>{escaped(text)}</code>")}
-        for name, text in run.about.items()
+        {"": name, " ": Html(f"<code>{escaped(text)}</code>")} for name, text in run.about.items()
     ]
     versions: Mapping[str, str] = next((t.metrics["versions"] for t in run.trainings), {})
-    rows += [{"": "versions", "what": ", ".join(f"{k} {v}" for k, v in versions.items())}]
+    rows += [{"": "versions", " ": ", ".join(f"{k} {v}" for k, v in versions.items())}]
     parts = [html_table(rows), html_table(of.split_rows(run.trainings), caption="Models by split")]
     for training in run.trainings:
         settings = [{"setting": name, "value": value} for name, value in _flat(training.settings)]
@@ -145,9 +145,9 @@ def _results(run: Run) -> str:
 def _result_rows(training: Training) -> Iterator[dict[str, Any]]:
     metrics = training.metrics
     layers = metrics.get("layers", {}).get("expert", ())
-    reads = layers[0] if len(layers) == 1 else f"{len(layers) or 'all'} layers"
+    reads = short_name(layers[0]) if len(layers) == 1 else f"{len(layers) or 'all'} layers"
     about = {"tree": metrics["tree"], "method": training.method, "reads": reads}
-    chance = None if training.tested is None else training.tested.chance
+    chance = None if training.answered is None else training.answered.chance
     yield {**about, "figure": "accuracy", **_score(metrics["test_accuracy"], chance)}
     if "zero_shot" in metrics:
         found = ZeroShot.from_json(metrics["zero_shot"])
@@ -174,7 +174,7 @@ def _by_layer(trainings: Sequence[Training]) -> str:
     for tree in dict.fromkeys(t.metrics["tree"] for t in trainings):
         those = [t for t in trainings if t.metrics["tree"] == tree and key in t.metrics]
         if those:
-            chance = next((t.tested.chance for t in those if t.tested is not None), None)
+            chance = next((t.answered.chance for t in those if t.answered is not None), None)
             methods = {t.method: t.metrics[key] for t in those}
             drawn = bars_by_layer(f"Accuracy by layer, {tree}", methods, chance)
             left_out = sum(len(t.metrics["left_out"]) for t in those)

@@ -11,12 +11,13 @@ import numpy as np
 from scipy.special import expit, softmax
 
 from probex_jax.errors import ProbexError
-from probex_jax.experts import Tested
+from probex_jax.experts import Answered
 from probex_jax.experts.calibration import reliability
 from probex_jax.reports.charts import calibration_curve
-from probex_jax.reports.html import escaped, figure, html_table
+from probex_jax.reports.html import Html, escaped, figure, html_table
 from probex_jax.reports.interactive_map import MapPoint, interactive_map
 from probex_jax.reports.layout import in_the_plane
+from probex_jax.zoo.model_j import SPLITS
 
 # The most classes that a matrix is legible with, and the most lines of a table.
 _MOST_IN_A_MATRIX = 24
@@ -34,13 +35,13 @@ class Training:
     Args:
       method: what it is called beside others of its tree.
       metrics: as `sweep` or `run_statnn` return them.
-      tested: what it kept of the test; None if that is gone.
+      answered: what it kept of the test; None if that is gone.
       settings: its config, as nested dicts.
     """
 
     method: str
     metrics: Mapping[str, Any]
-    tested: Tested | None
+    answered: Answered | None
     settings: Mapping[str, Any]
 
     @property
@@ -56,10 +57,10 @@ def calibration(training: Training) -> str:
             "<p>This method gives no calibrated probabilities: it has no temperature, and none of "
             "its answers are said to be probable so and so much.</p>"
         )
-    tested, about = training.tested, training.metrics["calibration"]
-    if tested is None:
+    answered, about = training.answered, training.metrics["calibration"]
+    if answered is None:
         return _NOT_KEPT
-    before, after = (_reliability(tested, t) for t in (1.0, about["temperature"]))
+    before, after = (_reliability(answered, t) for t in (1.0, about["temperature"]))
     errors = [about[when]["test"] for when in ("before", "after")]
     said = (
         f"Temperature {about['temperature']:.3f}, chosen on validation. Expected calibration error "
@@ -68,7 +69,7 @@ def calibration(training: Training) -> str:
     drawn = calibration_curve(f"Calibration of {training.name}", {"before": before, "after": after})
     what = (
         "probability that a model is of a class"
-        if tested.several
+        if answered.several
         else "probability of the likeliest class"
     )
     rows = [
@@ -84,72 +85,72 @@ def calibration(training: Training) -> str:
     return f"<p>{said}</p>{figure(drawn, 'Dashed: as promised.')}{numbers}"
 
 
-def _reliability(tested: Tested, temperature: float) -> np.ndarray:
-    scaled_NY = tested.logits / temperature
-    p_NY = expit(scaled_NY) if tested.several else softmax(scaled_NY, axis=1)
-    return reliability(p_NY, tested.y)
+def _reliability(answered: Answered, temperature: float) -> np.ndarray:
+    scaled_NY = answered.logits / temperature
+    p_NY = expit(scaled_NY) if answered.several else softmax(scaled_NY, axis=1)
+    return reliability(p_NY, answered.y)
 
 
 def confusion(training: Training) -> str:
     """Which classes were told rightly, and which not."""
-    tested = training.tested
-    if tested is None:
+    answered = training.answered
+    if answered is None:
         return _NOT_KEPT
-    return _of_several(tested) if tested.several else _of_one(tested)
+    return _of_several(answered) if answered.several else _of_one(answered)
 
 
-def _of_several(tested: Tested) -> str:
-    said_NY, so_NY = tested.logits > 0, tested.y > 0
+def _of_several(answered: Answered) -> str:
+    said_NY, so_NY = answered.logits > 0, answered.y > 0
     counts = {
         "models of it": so_NY.sum(0),
         "found": (said_NY & so_NY).sum(0),
         "missed": (~said_NY & so_NY).sum(0),
-        "others": (~so_NY).sum(0),
-        "wrongly said of others": (said_NY & ~so_NY).sum(0),
+        "other models": (~so_NY).sum(0),
+        "wrongly said": (said_NY & ~so_NY).sum(0),
     }
-    wrong_Y = counts["missed"] + counts["wrongly said of others"]
+    wrong_Y = counts["missed"] + counts["wrongly said"]
     worst = np.argsort(-wrong_Y, kind="stable")[:_MOST_LINES]
     rows = [
-        {"class": tested.classes[y]}
+        {"class": answered.classes[y]}
         | {name: str(count[y]) for name, count in counts.items()}
-        | {"right": f"{1 - wrong_Y[y] / len(tested.y):.3f}"}
+        | {"right": f"{1 - wrong_Y[y] / len(answered.y):.3f}"}
         for y in worst
     ]
-    left_out = len(tested.classes) - len(worst)
+    left_out = len(answered.classes) - len(worst)
     return html_table(
         rows,
-        caption=f"Each class, of {len(tested.y)} test models; the most mistaken first"
+        caption=f"Each class, of {len(answered.y)} test models; the most mistaken first"
         + (f", {left_out} more left out" if left_out else ""),
     )
 
 
-def _of_one(tested: Tested) -> str:
-    said_N = tested.logits.argmax(axis=1)
-    n_right, n_models = int((said_N == tested.y).sum()), len(tested.y)
+def _of_one(answered: Answered) -> str:
+    said_N = answered.logits.argmax(axis=1)
+    n_right, n_models = int((said_N == answered.y).sum()), len(answered.y)
     said = f"<p>{n_right} of {n_models} test models were given their class.</p>"
-    if len(tested.classes) <= _MOST_IN_A_MATRIX:
-        return said + _matrix(tested, said_N)
-    wrong = Counter((int(y), int(s)) for y, s in zip(tested.y, said_N, strict=True) if y != s)
+    if len(answered.classes) <= _MOST_IN_A_MATRIX:
+        return said + _matrix(answered, said_N)
+    wrong = Counter((int(y), int(s)) for y, s in zip(answered.y, said_N, strict=True) if y != s)
     rows = [
         {
-            "class": tested.classes[y],
-            "taken for": tested.classes[s],
+            "class": answered.classes[y],
+            "taken for": answered.classes[s],
             "models": str(count),
-            "of": str(int((tested.y == y).sum())),
+            "of": str(int((answered.y == y).sum())),
         }
         for (y, s), count in wrong.most_common(_MOST_LINES)
     ]
     if not rows:
-        return f"{said}<p>None of the {len(tested.classes)} classes was taken for another.</p>"
+        return f"{said}<p>None of the {len(answered.classes)} classes was taken for another.</p>"
     left_out = len(wrong) - len(rows)
     more = f"; {left_out} more left out" if left_out else ""
     return said + html_table(rows, caption=f"What was taken for what{more}")
 
 
-def _matrix(tested: Tested, said_N: np.ndarray) -> str:
+def _matrix(answered: Answered, said_N: np.ndarray) -> str:
     """Numbers, darker where there are more; what is right is on the diagonal, in bold."""
-    count = len(tested.classes)
-    counts_YY = np.bincount(tested.y * count + said_N, minlength=count**2).reshape(count, count)
+    count = len(answered.classes)
+    counts_YY = np.bincount(answered.y * count + said_N, minlength=count**2).reshape(count, count)
     most = max(int(counts_YY.max()), 1)
 
     def cell(row: int, column: int) -> str:
@@ -160,12 +161,12 @@ def _matrix(tested: Tested, said_N: np.ndarray) -> str:
         return f'<td class="n" style="{style}">{f"<b>{shown}</b>" if row == column else shown}</td>'
 
     head = "".join(
-        f'<th scope="col" class="up"><span>{escaped(name)}</span></th>' for name in tested.classes
+        f'<th scope="col" class="up"><span>{escaped(name)}</span></th>' for name in answered.classes
     )
     body = "".join(
         f'<tr><th scope="row">{escaped(name)}</th>'
         f"{''.join(cell(row, column) for column in range(count))}</tr>"
-        for row, name in enumerate(tested.classes)
+        for row, name in enumerate(answered.classes)
     )
     return (
         '<div class="wide" tabindex="0"><table class="matrix"><caption>Rows: what the models are. '
@@ -176,20 +177,22 @@ def _matrix(tested: Tested, said_N: np.ndarray) -> str:
 
 def embeddings(training: Training) -> str:
     """The map of the test models."""
-    tested = training.tested
-    if tested is None:
+    answered = training.answered
+    if answered is None:
         return _NOT_KEPT
-    if not len(tested.vectors):
+    if not len(answered.vectors):
         return "<p>This method represents no models.</p>"
     try:
-        points_M2 = in_the_plane(tested.vectors)
+        points_M2 = in_the_plane(answered.vectors)
     except ProbexError as error:
         return f"<p>There is none: {escaped(str(error))}.</p>"
     points = [
         MapPoint(float(x), float(y), *about)
-        for (x, y), about in zip(points_M2, _about(tested), strict=True)
+        for (x, y), about in zip(points_M2, _about(answered), strict=True)
     ]
-    colours = "How many classes were told wrongly" if tested.several else "Classes"
+    if answered.several:
+        points.sort(key=lambda point: point.group)
+    colours = "How many classes were told wrongly" if answered.several else "Classes"
     return interactive_map(
         points,
         caption=f"Test models of {training.name}, near where their weights are represented alike. "
@@ -198,33 +201,36 @@ def embeddings(training: Training) -> str:
     )
 
 
-def _about(tested: Tested) -> Iterator[tuple[str, str, str]]:
+def _about(answered: Answered) -> Iterator[tuple[str, str, str]]:
     """Title, group and emphasis of each model."""
-    seen = set(tested.classes)
-    for number, (name, labels) in enumerate(zip(tested.ids, tested.labels, strict=True)):
-        if tested.several:
-            wrong = (tested.logits[number] > 0) != (tested.y[number] > 0)
-            which = ", ".join(tested.classes[y] for y in np.flatnonzero(wrong)[:4])
+    seen = set(answered.classes)
+    for number, (name, labels) in enumerate(zip(answered.ids, answered.labels, strict=True)):
+        if answered.several:
+            wrong = (answered.logits[number] > 0) != (answered.y[number] > 0)
+            which = ", ".join(answered.classes[y] for y in np.flatnonzero(wrong)[:4])
             n_wrong = int(wrong.sum())
             group = f"{min(n_wrong, 3)} wrong" if n_wrong < 3 else "3 wrong or more"
             yield f"{name}: {n_wrong} wrong{f' ({which})' if which else ''}", group, ""
             continue
         truth = " ".join(labels)
-        if number >= len(tested.y):
+        if number >= len(answered.y):
             yield f"{name}: {truth}", truth, "" if seen & set(labels) else "ring"
             continue
-        said = tested.classes[int(tested.logits[number].argmax())]
+        said = answered.classes[int(answered.logits[number].argmax())]
         verdict = "told rightly" if said in labels else f"taken for {said}"
         yield f"{name}: {truth}, {verdict}", truth, ""
 
 
 def split_rows(trainings: Sequence[Training]) -> list[dict[str, str]]:
     """How many models of each tree were for what; a row a tree."""
-    by_tree = {t.metrics["tree"]: t.metrics for t in trainings if "n_models" in t.metrics}
-    splits = list(dict.fromkeys(split for found in by_tree.values() for split in found["n_models"]))
+    by_tree: dict[str, Mapping[str, Any]] = {}
+    for training in trainings:
+        if "n_models" in training.metrics:
+            by_tree.setdefault(training.metrics["tree"], training.metrics)
+    splits = [s for s in SPLITS if any(s in found["n_models"] for found in by_tree.values())]
     return [
         {"tree": tree}
         | {split: str(found["n_models"].get(split, 0)) for split in splits}
-        | {"store": found["store_hash"]}
+        | {"hash of the store": Html(f"<code>{escaped(found['store_hash'])}</code>")}
         for tree, found in by_tree.items()
     ]

@@ -1,27 +1,10 @@
 import re
-from html.parser import HTMLParser
 
 import pytest
 
 from probex_jax.errors import ProbexError
 from probex_jax.reports import MapPoint, interactive_map, page
-
-HOSTILE = "</script><img src=x onerror=alert(1)>'\"\x00"
-
-
-class Tags(HTMLParser):
-    """Every tag of a text, with its attributes, and every end tag."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.starts, self.ends = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.starts.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        self.ends.append(tag)
+from tests.reports.pages import HOSTILE, check_harmless
 
 
 def points(groups, **more):
@@ -37,11 +20,8 @@ def styles(text):
 def test_text_of_strangers_is_shown_and_does_nothing():
     said = [MapPoint(0, 0, HOSTILE, HOSTILE, "ring"), MapPoint(1, 1, HOSTILE, HOSTILE, "star")]
     text = interactive_map(said, caption=HOSTILE, emphasised={"ring": HOSTILE, "star": HOSTILE})
-    tags = Tags(page(HOSTILE, text))
-    assert not [tag for tag, _ in tags.starts if tag == "img"]
-    assert not [at for _, at in tags.starts if any(name.startswith("on") for name in at)]
-    assert [tag for tag, _ in tags.starts].count("script") == tags.ends.count("script") == 1
-    assert "\x00" not in text
+    tags = check_harmless(page(HOSTILE, text))
+    assert [tag for tag, _ in tags.starts].count("script") == 1
     assert text.count("&lt;/script&gt;") >= 6
 
 

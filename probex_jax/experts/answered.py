@@ -21,11 +21,11 @@ from probex_jax.experts.expert import Expert
 from probex_jax.files import write_bytes
 from probex_jax.layer_store import LayerStore
 
-_NAME = "tested.safetensors"
+_NAME = "answered.safetensors"
 
 
 @dataclass(frozen=True)
-class Tested:
+class Answered:
     """An expert's answers for the models of `test`, and how it represents them.
 
     Args:
@@ -53,7 +53,7 @@ class Tested:
         classes: Sequence[str],
         answers: tuple[np.ndarray, np.ndarray],
         expert: Expert | None = None,
-    ) -> Tested:
+    ) -> Answered:
         """Answers for the models of a store.
 
         Args:
@@ -94,7 +94,7 @@ class Tested:
         write_bytes(workdir / _NAME, save(arrays, {"about": json.dumps(about)}))
 
     @classmethod
-    def read(cls, workdir: Path) -> Tested | None:
+    def read(cls, workdir: Path) -> Answered | None:
         """What a training kept; None where there is nothing, as of earlier versions.
 
         Raises:
