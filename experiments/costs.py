@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -45,35 +44,32 @@ class Costs:
         seconds = time.perf_counter() - start
         if not self._writes:
             return
-        cost = {
-            "step": name,
-            "seconds": seconds,
-            "peak_bytes": _peak_bytes(),
-            "resumed": begun_before,
-        }
         with alone(self._workdir / ".lock", needed=False):
-            record = self._read()
-            if name not in (one["step"] for one in record["steps"]):
-                record["steps"].append(cost)
+            about, costs = self._read()
+            if name not in (cost.step for cost in costs):
+                costs.append(Cost(name, seconds, _peak_bytes(), resumed=begun_before))
+                record = {"about": about, "steps": [vars(cost) for cost in costs]}
                 write_json(self._workdir / _NAME, record)
 
     @property
     def steps(self) -> list[Cost]:
         """Of all steps that were measured."""
-        return [Cost(**one) for one in self._read()["steps"]]
+        return self._read()[1]
 
     @property
     def about(self) -> dict[str, str]:
         """The command and the machine of the first run, and when it ended its first step."""
-        about = self._read()["about"]
-        return {name: about[name] for name in ("command", "first step ended", "machine", "Python")}
+        return self._read()[0]
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> tuple[dict[str, str], list[Cost]]:
         path = self._workdir / _NAME
+        if not path.exists():
+            return _about(), []
         try:
-            found = json.loads(path.read_text()) if path.exists() else {}
-            return {"about": _about(), "steps": [], **found}
-        except (ValueError, TypeError) as error:
+            found = json.loads(path.read_text())
+            about = {name: found["about"][name] for name in _about()}
+            return about, [Cost(**one) for one in found["steps"]]
+        except (ValueError, TypeError, KeyError) as error:
             raise ProbexError(f"{path}: damaged ({error}); remove it") from error
 
 

@@ -79,13 +79,14 @@ def page(title: str, body: str) -> str:
     )
 
 
-def escaped(text: str) -> str:
+def escaped(text: str, most: int = _MAX_CHARACTERS) -> str:
     """Text of a stranger, as HTML that shows it and does nothing else.
 
     Characters that nobody can see become spaces, and what is very long is cut.
 
     Args:
       text: any text.
+      most: the most characters of it that are shown.
 
     Returns:
       What may stand between tags and in quoted attributes.
@@ -95,8 +96,8 @@ def escaped(text: str) -> str:
       'a &lt;b&gt; &amp; &#x27;c&#x27;'
     """
     shown = "".join(c if c.isprintable() else " " for c in text).strip()
-    if len(shown) > _MAX_CHARACTERS:
-        shown = shown[: _MAX_CHARACTERS - 1] + "…"
+    if len(shown) > most:
+        shown = shown[: most - 1] + "…"
     return html.escape(shown)
 
 

@@ -16,6 +16,9 @@ from probex_jax.reports.html import Html, escaped, figure, html_table, page
 from probex_jax.reports.training import Training
 from probex_jax.search import Measured
 
+# Characters of a command that are shown.
+_LONGEST = 4000
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -100,7 +103,8 @@ def report(run: Run) -> str:
 
 def _about(run: Run) -> str:
     rows = [
-        {"": name, " ": Html(f"<code>{escaped(text)}</code>")} for name, text in run.about.items()
+        {"": name, " ": Html(f"<code>{escaped(text, _LONGEST)}</code>")}
+        for name, text in run.about.items()
     ]
     versions: Mapping[str, str] = next((t.metrics["versions"] for t in run.trainings), {})
     rows += [{"": "versions", " ": ", ".join(f"{k} {v}" for k, v in versions.items())}]
