@@ -15,7 +15,8 @@ from typing import Any
 from absl import flags
 
 from configs import default, probex, statnn, zoo_miniature
-from experiments import cli, demo_forest, demo_language, steps
+from experiments import cli, demo_forest, demo_language, report_steps, steps
+from experiments.costs import Costs
 from probex_jax.files import write_json
 from probex_jax.reports import accuracy_by_layer
 
@@ -24,6 +25,7 @@ _SIZE = flags.DEFINE_enum("size", "demo", ["demo", "tiny"], "Size of the zoo.")
 
 TREES = ("MiniSupViT", "MiniMAE")
 OURS = "default"
+TITLE = "Demo: what hidden models were trained on, told from their weights"
 METHODS = {
     OURS: default.get_config,
     "ProbeX": lambda: probex.get_config("mini"),
@@ -35,30 +37,49 @@ TINY_LAYERS = r"vit\.encoder\.layer\.0\.(intermediate|output)\.dense\.weight"
 
 def demo(workdir: Path, size: str) -> str:
     """Runs every step; returns the report, which is also in `workdir`."""
+    costs = Costs(workdir)
     print("1. Fine-tuning small models on handwritten digits", flush=True)
     config = zoo_miniature.get_config(size).to_dict() | {"trees": (*TREES, demo_language.TREE)}
-    steps.build_zoo(config, workdir / "zoo")
+    with costs.step("fine-tuning small models", workdir / "zoo"):
+        steps.build_zoo(config, workdir / "zoo")
     print("2. Packing their weights, layer by layer", flush=True)
-    packed = [steps.pack(workdir / "zoo" / tree, workdir / "stores" / tree) for tree in TREES]
+    with costs.step(f"packing {' and '.join(TREES)}", workdir / "stores"):
+        packed = [steps.pack(workdir / "zoo" / tree, workdir / "stores" / tree) for tree in TREES]
     print("3. Training an expert on each layer", flush=True)
     metrics = {
         tree: {
-            name: _train(method(), workdir, tree, name, size) for name, method in METHODS.items()
+            name: _train(method(), workdir, tree, name, size, costs)
+            for name, method in METHODS.items()
         }
         for tree in TREES
     }
     write_json(workdir / "metrics.json", metrics)
     accuracy_by_layer(_by_layer(metrics), workdir / "accuracy_by_layer.png")
-    on_language = demo_language.language_half(workdir, size)
+    words = demo_language.language_half(workdir, size, costs)
     experts = {tree: workdir / "experts" / tree / OURS for tree in TREES}
     experts |= {demo_language.TREE: demo_language.experts_of(workdir)}
-    on_forest = demo_forest.forest_part(workdir, config, experts)
-    report = _report(packed, metrics, [*on_language, *on_forest])
+    forest = demo_forest.forest_part(workdir, config, experts, costs)
+    report = _report(packed, metrics, [*words.lines, *forest.lines])
     (workdir / "report.md").write_text(report)
+    trainings = [
+        report_steps.training(name, workdir / "experts" / tree / name, found)
+        for tree, methods in metrics.items()
+        for name, found in methods.items()
+    ]
+    aligned = report_steps.training("aligned", experts[demo_language.TREE], words.metrics)
+    report_steps.write_report(
+        workdir,
+        TITLE,
+        [*trainings, aligned],
+        measured={demo_language.TREE: words.measured},
+        hidden=forest.hidden,
+    )
     return report
 
 
-def _train(config: Any, workdir: Path, tree: str, method: str, size: str) -> Mapping[str, Any]:
+def _train(
+    config: Any, workdir: Path, tree: str, method: str, size: str, costs: Costs
+) -> Mapping[str, Any]:
     print(f"   {tree}: {method}", flush=True)
     config = config.to_dict() | {"store": str(workdir / "stores" / tree)}
     if size == "tiny":
@@ -66,7 +87,9 @@ def _train(config: Any, workdir: Path, tree: str, method: str, size: str) -> Map
             config["layers"] = TINY_LAYERS
         else:
             config["encoder"] = {**config["encoder"], "n_trees": 20}
-    return steps.train(config, workdir / "experts" / tree / method)
+    folder = workdir / "experts" / tree / method
+    with costs.step(f"training on {tree}: {method}", folder):
+        return steps.train(config, folder)
 
 
 def _by_layer(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -85,7 +108,7 @@ def _report(
     results = [steps.train_row(found) for methods in metrics.values() for found in methods.values()]
     return "\n".join(
         [
-            "# Demo: what hidden models were trained on, told from their weights\n",
+            f"# {TITLE}\n",
             "## The models\n",
             cli.table([steps.pack_row(summary) for summary in packed]),
             "\n## Accuracy on test models (chance 0.500)\n",
@@ -101,6 +124,7 @@ def main() -> None:
     print(demo(workdir, _SIZE.value))
     pictures = f"{workdir / 'accuracy_by_layer.png'}, {workdir / demo_language.MAP}"
     print(f"report: {workdir / 'report.md'}; pictures: {pictures}")
+    print(f"open in a browser: {workdir / report_steps.NAME}")
 
 
 if __name__ == "__main__":

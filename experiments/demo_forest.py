@@ -3,12 +3,13 @@
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.numpy import load_file, save_file
 
 import probex_jax as px
 from experiments import cli, forest_steps, steps
+from experiments.costs import Costs
 from probex_jax.forest import Forest
 from probex_jax.model_files.locate import local_files
 from probex_jax.reports import HiddenModel, hidden_models
@@ -20,36 +21,44 @@ N_HIDDEN = (4, 3, 3)
 STRANGER = {"trees": ("MiniSupViT",), "seed": 1, "models": 8}
 
 
+class Described(NamedTuple):
+    """What came of it.
+
+    Args:
+      lines: of the report.
+      hidden: the models that were described, with the truth.
+    """
+
+    lines: list[str]
+    hidden: list[HiddenModel]
+
+
 def forest_part(
-    workdir: Path, zoo_config: Mapping[str, Any], experts: Mapping[str, Path]
-) -> list[str]:
-    """Grows a forest of the trees and describes hidden models; returns the report's lines.
+    workdir: Path, zoo_config: Mapping[str, Any], experts: Mapping[str, Path], costs: Costs
+) -> Described:
+    """Grows a forest of the trees and describes hidden models.
 
     Args:
       workdir: of the demo, with its zoo, stores and experts.
       zoo_config: what the zoo was built with.
       experts: tree to the work directory of its training.
+      costs: what is told what the steps cost.
     """
     print("7. Growing a forest of the trees and their experts", flush=True)
     forest = workdir / "forest"
     stores = [px.LayerStore.open(workdir / "stores" / tree) for tree in experts]
-    grown = forest_steps.grow_forest(
-        forest, stores, [px.Expert.load(path) for path in experts.values()], {}
-    )
+    with costs.step("growing the forest", forest):
+        loaded = [px.Expert.load(path) for path in experts.values()]
+        grown = forest_steps.grow_forest(forest, stores, loaded, {})
     print("8. Describing models whose labels are hidden", flush=True)
-    steps.build_zoo({**zoo_config, **STRANGER}, workdir / "zoo_outside")
-    truths = dict(_hidden(workdir, stores, workdir / "zoo_outside/MiniSupViT"))
-    models = [model for model in find_models(workdir / "hidden") if model.path in truths]
-    documented = forest_steps.nearest_in([Index.open(workdir / "index")], "split = 'train'")
-    hidden = []
-    for model, description in forest_steps.describe(
-        Forest.load(forest), models, documented, workdir / "cards"
-    ):
-        if isinstance(description, px.ProbexError):
-            raise description
-        hidden.append(HiddenModel(description, *truths[model.path]))
+    outside = workdir / "zoo_outside"
+    with costs.step("fine-tuning models of no tree of the forest", outside):
+        steps.build_zoo({**zoo_config, **STRANGER}, outside)
+    truths = dict(_hidden(workdir, stores, outside / "MiniSupViT"))
+    with costs.step("describing hidden models", workdir / "cards"):
+        hidden = list(_described(workdir, forest, truths))
     n_right = sum(model.description.tree == model.tree for model in hidden)
-    return [
+    lines = [
         "## A forest\n",
         cli.table([{name: row[name] for name in row if name != "this run"} for row in grown]),
         f"\n## {len(hidden)} models whose labels were hidden\n",
@@ -60,6 +69,21 @@ def forest_part(
         hidden_models(hidden),
         "```\n",
     ]
+    return Described(lines, hidden)
+
+
+def _described(
+    workdir: Path, forest: Path, truths: Mapping[Path, tuple[str, tuple[str, ...]]]
+) -> Iterator[HiddenModel]:
+    """Each hidden model as the forest describes it, with its tree and labels."""
+    models = [model for model in find_models(workdir / "hidden") if model.path in truths]
+    documented = forest_steps.nearest_in([Index.open(workdir / "index")], "split = 'train'")
+    for model, description in forest_steps.describe(
+        Forest.load(forest), models, documented, workdir / "cards"
+    ):
+        if isinstance(description, px.ProbexError):
+            raise description
+        yield HiddenModel(description, *truths[model.path])
 
 
 def _hidden(

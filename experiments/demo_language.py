@@ -1,15 +1,18 @@
 """The demo's second half: LoRAs aligned with text, told and found by words alone."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import probex_jax as px
 from configs import align
 from experiments import cli, steps
+from experiments.costs import Costs
 from probex_jax.experts import load_experts
 from probex_jax.reports import map_of_models
-from probex_jax.search import TASKS, Hit, Index, Subject, find_models
+from probex_jax.search import TASKS, Hit, Index, Measured, Subject, find_models
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
 TREE = "MiniLoRA"
@@ -20,24 +23,42 @@ MAP = "map_of_loras.png"
 TINY_LAYERS = r"transformer\.transformer_blocks\.0\.attn1\.to_[kq]"
 
 
-def language_half(workdir: Path, size: str) -> list[str]:
-    """Runs every step on the LoRAs that are there; returns the lines of its report."""
+class Words(NamedTuple):
+    """What came of it.
+
+    Args:
+      lines: of the report.
+      metrics: of the training.
+      measured: the figures of all tasks.
+    """
+
+    lines: list[str]
+    metrics: Mapping[str, Any]
+    measured: list[Measured]
+
+
+def language_half(workdir: Path, size: str, costs: Costs) -> Words:
+    """Runs every step on the LoRAs that are there."""
     print("4. Packing LoRAs, kept as factors", flush=True)
-    store = steps.pack(workdir / "zoo" / TREE, workdir / "stores" / TREE).store
+    stored = workdir / "stores" / TREE
+    with costs.step(f"packing {TREE}", stored):
+        store = steps.pack(workdir / "zoo" / TREE, stored).store
     print("5. Aligning their weights with text", flush=True)
     config = align.get_config("mini").to_dict() | {"store": str(store.path)}
     if size == "tiny":
         config |= {"layers": TINY_LAYERS, "recipe": {**config["recipe"], "epochs": 20}}
     experts = experts_of(workdir)
-    metrics = steps.train(config, experts)
+    with costs.step(f"aligning {TREE} with text", experts):
+        metrics = steps.train(config, experts)
     subject = Subject(load_experts(experts), store)
-    measured = steps.evaluate(subject, tuple(TASKS), experts / "evaluation")
+    with costs.step(f"measuring tasks on {TREE}", experts / "evaluation"):
+        measured = steps.evaluate(subject, tuple(TASKS), experts / "evaluation")
     print("6. Indexing them and searching by words", flush=True)
-    index = steps.index(
-        subject.experts["val_holdout"], find_models(workdir / "zoo" / TREE), workdir / "index"
-    )[0]
+    with costs.step(f"indexing {TREE}", workdir / "index"):
+        models = find_models(workdir / "zoo" / TREE)
+        index = steps.index(subject.experts["val_holdout"], models, workdir / "index")[0]
     _draw_map(subject.experts["val_holdout"], store, workdir / MAP)
-    return [
+    lines = [
         f"## LoRAs and words: {TREE}\n",
         f"{len(store.seen_classes)} concepts were trained on, {len(store.held_out_classes)} were "
         f"held out: their words were never seen together. "
@@ -48,6 +69,7 @@ def language_half(workdir: Path, size: str) -> list[str]:
         "\n## Three searches among LoRAs that were not trained on\n",
         *(_search(index, query) for query in QUERIES),
     ]
+    return Words(lines, metrics, measured)
 
 
 def experts_of(workdir: Path) -> Path:

@@ -233,7 +233,7 @@ def train_row(metrics: Mapping[str, Any]) -> Row:
     test = metrics["test_accuracy"]
     row: Row = {
         "tree": metrics["tree"],
-        "method": _method(metrics),
+        "method": method(metrics),
         "layer": _reading(metrics),
         "test accuracy": f"{test['value']:.3f}",
         "95 % interval": f"{test['low']:.3f} to {test['high']:.3f}",
@@ -254,7 +254,7 @@ def _calibration_error(metrics: Mapping[str, Any]) -> str:
     return " → ".join(f"{metrics['calibration'][when]['test']:.3f}" for when in ("before", "after"))
 
 
-def _method(metrics: Mapping[str, Any]) -> str:
+def method(metrics: Mapping[str, Any]) -> str:
     """The encoder, with what else tells methods apart."""
     name = metrics["encoder"]["name"]
     by_ridge = ", ridge" if "penalties" in metrics["recipe"] else ""

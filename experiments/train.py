@@ -1,5 +1,7 @@
 """Trains one expert per layer, chooses the best on validation and tests them once; resumes.
 
+What was found is in WORKDIR/report.html, a page to be opened in a browser.
+
 Without --config it is configs/default.py: centred ridge regression, the best layers together.
 
 Example:
@@ -11,7 +13,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli, processes, steps
+from experiments import cli, processes, report_steps, steps
+from experiments.costs import Costs
+from probex_jax.files import alone
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/default.py", "What to train.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results.", required=True)
@@ -19,15 +23,22 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results.", requir
 
 def main() -> None:
     devices, share = processes.join()
-    metrics = steps.train(
-        _CONFIG.value.to_dict(), Path(_WORKDIR.value), devices=devices, share=share
-    )
+    workdir = Path(_WORKDIR.value)
+    step = "training, choosing and testing"
+    if share[1] > 1:
+        step += f", process {share[0]} of {share[1]}"
+    with Costs(workdir, devices.writes).step(step, workdir / "config.json"):
+        metrics = steps.train(_CONFIG.value.to_dict(), workdir, devices=devices, share=share)
     if not devices.writes:
         return
     rows = steps.layer_rows(metrics)
     if rows:
         print(cli.table(rows), end="\n\n")
     print(cli.table([steps.train_row(metrics)]))
+    with alone(workdir / ".lock", needed=share[1] > 1):
+        found = report_steps.training(steps.method(metrics), workdir, metrics)
+        path = report_steps.write_report(workdir, f"Training on {metrics['tree']}", [found])
+    print(f"report: {path}")
 
 
 if __name__ == "__main__":

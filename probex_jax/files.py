@@ -39,10 +39,23 @@ def write_text(path: Path, text: str) -> None:
     Raises:
       ProbexError: if the file cannot be written.
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all.
+
+    Args:
+      path: the file; its folder must exist.
+      data: its content.
+
+    Raises:
+      ProbexError: if the file cannot be written.
+    """
     partial = path.with_name(path.name + ".partial")
     with disk_errors(path):
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

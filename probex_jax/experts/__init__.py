@@ -1,6 +1,7 @@
 """Tree Experts: fit one on a layer, sweep the layers of a tree, save and load."""
 
 from probex_jax.experts.alignment import Alignment, ZeroShot, zero_shot
+from probex_jax.experts.answered import Answered
 from probex_jax.experts.baseline import run_statnn, statnn
 from probex_jax.experts.batches import Read, batch_size, in_batches
 from probex_jax.experts.committee import best_committee, committee
@@ -19,6 +20,7 @@ from probex_jax.experts.training import fit
 
 __all__ = [
     "Alignment",
+    "Answered",
     "Devices",
     "Expert",
     "Network",

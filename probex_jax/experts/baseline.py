@@ -10,6 +10,7 @@ import numpy as np
 
 from probex_jax.encoders import statistics
 from probex_jax.errors import ProbexError
+from probex_jax.experts.answered import Answered
 from probex_jax.experts.expert import versions
 from probex_jax.experts.metrics import Score, accuracy
 from probex_jax.files import claim, write_json
@@ -83,8 +84,14 @@ def run_statnn(
     claim(workdir, settings)
     path = workdir / "metrics.json"
     if not path.exists():
-        score = statnn(store, n_trees=n_trees, seed=seed)
-        figures = {"test_accuracy": dataclasses.asdict(score), "versions": versions()}
+        logits_NY, y = statnn_answers(store, n_trees=n_trees, seed=seed), store.targets("test")
+        Answered.of(store, store.classes, (logits_NY, y)).write(workdir)
+        score = accuracy(logits_NY, y)
+        figures = {
+            "n_models": {split: len(store.split(split)) for split in ("train", "test")},
+            "test_accuracy": dataclasses.asdict(score),
+            "versions": versions(),
+        }
         write_json(path, settings | figures)
     return json.loads(path.read_text())
 

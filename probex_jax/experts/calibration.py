@@ -124,11 +124,30 @@ def calibration_error(probabilities: np.ndarray, y: np.ndarray) -> float:
       Naeini, Cooper, Hauskrecht: Obtaining Well Calibrated Probabilities Using Bayesian Binning,
       AAAI 2015.
     """
+    counts, promised, held = reliability(probabilities, y)
+    return float(np.sum(np.abs(held - promised)) / np.sum(counts))
+
+
+def reliability(probabilities: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """What the calibration error is made of: promises and what became of them, bin by bin.
+
+    Args:
+      probabilities, y: as `calibration_error` takes them.
+
+    Returns:
+      [3, 15]: of each bin the number of entries, the sum of their probabilities, and how many of
+      them are so.
+
+    Example:
+      >>> counts, promised, held = reliability(np.array([[0.9, 0.2]]), np.array([[1, 0]]))
+      >>> np.flatnonzero(counts), held[[3, 13]]
+      (array([ 3, 13]), array([0., 1.]))
+    """
     p_NY, y = np.asarray(probabilities, np.float64), np.asarray(y)
     if y.ndim == 2:
         promised, held = p_NY.ravel(), np.asarray(y, np.float64).ravel()
     else:
         promised, held = p_NY.max(axis=1), (np.argmax(p_NY, axis=1) == y).astype(np.float64)
     places = np.minimum((promised * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(places, held - promised, minlength=_BINS)
-    return float(np.sum(np.abs(gaps)) / len(promised))
+    sums = [np.bincount(places, weights, minlength=_BINS) for weights in (None, promised, held)]
+    return np.stack([np.asarray(each, np.float64) for each in sums])

@@ -12,6 +12,7 @@ import numpy as np
 from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.experts.alignment import Candidates, ZeroShot, zero_shot
+from probex_jax.experts.answered import Answered
 from probex_jax.experts.answering import stored_logits
 from probex_jax.experts.committee import best_committee
 from probex_jax.experts.committee import committee as committee_of
@@ -80,9 +81,12 @@ def choose(
     encoder = None if candidates is None else candidates.encoder
     found = answers(kept["expert"], store, ("val", "test"), encoder)
     kept["expert"] = calibrated_by(kept["expert"], found)
+    represented_by = kept.get(HOLDOUT, kept["expert"])
+    classes = kept["expert"].card["classes"]
+    Answered.of(store, classes, found["test"], represented_by).write(workdir)
     tested = {"test_accuracy": dataclasses.asdict(score(found["test"]))}
     if candidates is not None and store.has("test_holdout"):
-        unseen = zero_shot(kept.get(HOLDOUT, kept["expert"]), store, encoder=encoder)
+        unseen = zero_shot(represented_by, store, encoder=encoder)
         tested["zero_shot"] = dataclasses.asdict(unseen)
     # The folder `expert` last: what it says of the other is there by then.
     for name, expert in reversed(kept.items()):

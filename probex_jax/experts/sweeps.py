@@ -8,6 +8,7 @@ A work directory holds
     layers/<layer>/<variant>/...    the same, where several variants of the recipe are tried
     layers/<layer>/left_out.json    why a layer has none
     expert/                         the chosen expert or committee, test metrics on its card
+    answered.safetensors              its answers for the test models (`Answered`)
     metrics.json                    the table of layers, the choice, its test accuracy
 
 Where a store has held-out classes, an expert aligned with text is kept as it was best on models of

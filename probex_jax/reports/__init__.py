@@ -7,11 +7,16 @@ from probex_jax.reports.html import escaped, page
 from probex_jax.reports.interactive_map import MapPoint, interactive_map
 from probex_jax.reports.layout import in_the_plane, placed_beside
 from probex_jax.reports.maps import map_of_models
+from probex_jax.reports.report import Cost, Run, report
 from probex_jax.reports.tables import table
+from probex_jax.reports.training import Training
 
 __all__ = [
+    "Cost",
     "HiddenModel",
     "MapPoint",
+    "Run",
+    "Training",
     "accuracy_by_layer",
     "escaped",
     "hidden_models",
@@ -21,5 +26,6 @@ __all__ = [
     "model_card",
     "page",
     "placed_beside",
+    "report",
     "table",
 ]

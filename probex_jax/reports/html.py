@@ -1,6 +1,8 @@
 """Whole HTML documents that need nothing else, and text of strangers in them."""
 
 import html
+import re
+from collections.abc import Mapping, Sequence
 
 # Nothing is fetched from anywhere: style and script stand in the document, pictures in data URIs.
 _POLICY = (
@@ -9,11 +11,12 @@ _POLICY = (
 )
 
 _MAX_CHARACTERS = 200
+_NUMBER = re.compile(r"[-\d.]*")
 
 _STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 62rem; padding: 1rem 1rem 3rem; color: #1a1a1a; background: #fff;
+body { margin: 0 auto; max-width: 68rem; padding: 1rem 1rem 3rem; color: #1a1a1a; background: #fff;
   font: 16px/1.5 system-ui, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; }
 h2 { font-size: 1.3rem; margin: 2.4rem 0 .6rem; border-bottom: 2px solid #1a1a1a; }
@@ -33,12 +36,20 @@ figcaption { font-size: .88rem; max-width: 46rem; }
 nav ul { columns: 14rem; padding-left: 1.2rem; }
 .side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr));
   gap: 0 2rem; }
-svg { max-width: 100%; height: auto; }
+.side figure svg { width: 100%; max-width: 26rem; height: auto; }
+.halo { stroke: #fff; stroke-width: 2.5px; paint-order: stroke; }
+.nb { display: inline-block; max-width: 100%; }
+.model td, h3, figcaption { overflow-wrap: anywhere; }
+.matrix td, .matrix th { padding: .15rem .35rem; border: 1px solid #ddd; }
+th.up { vertical-align: bottom; }
+th.up span { writing-mode: vertical-rl; transform: rotate(180deg); }
+td, rect { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
   figure, tr, .model { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
   nav { display: none; }
+  details::details-content { content-visibility: visible; block-size: auto; }
   .wide { overflow: visible; }
 }
 """
@@ -68,13 +79,14 @@ def page(title: str, body: str) -> str:
     )
 
 
-def escaped(text: str) -> str:
+def escaped(text: str, most: int = _MAX_CHARACTERS) -> str:
     """Text of a stranger, as HTML that shows it and does nothing else.
 
     Characters that nobody can see become spaces, and what is very long is cut.
 
     Args:
       text: any text.
+      most: the most characters of it that are shown.
 
     Returns:
       What may stand between tags and in quoted attributes.
@@ -84,6 +96,54 @@ def escaped(text: str) -> str:
       'a &lt;b&gt; &amp; &#x27;c&#x27;'
     """
     shown = "".join(c if c.isprintable() else " " for c in text).strip()
-    if len(shown) > _MAX_CHARACTERS:
-        shown = shown[: _MAX_CHARACTERS - 1] + "…"
+    if len(shown) > most:
+        shown = shown[: most - 1] + "…"
     return html.escape(shown)
+
+
+class Html(str):
+    """Text that is HTML already, for a cell of a table."""
+
+    __slots__ = ()
+
+
+def html_table(rows: Sequence[Mapping[str, str]], caption: str = "") -> str:
+    """Rows of equal keys as a table; the first column names the row, numbers stand to the right.
+
+    Args:
+      rows: one mapping a row, the keys being the header, which is left out where all are blank;
+        text is escaped, `Html` is not.
+      caption: plain text over it.
+
+    Example:
+      >>> print(html_table([{"class": "<i>", "models": "7"}]))
+      <div class="wide" tabindex="0"><table><thead><tr><th scope="col">class</th><th scope="col"
+      class="n">models</th></tr></thead><tbody><tr><th scope="row">&lt;i&gt;</th><td
+      class="n">7</td></tr></tbody></table></div>
+    """
+    if not rows:
+        return ""
+    numeric = {name: all(_NUMBER.fullmatch(row[name]) for row in rows) for name in rows[0]}
+    right = {name: ' class="n"' if number else "" for name, number in numeric.items()}
+    names = [f'<th scope="col"{right[name]}>{escaped(name)}</th>' for name in rows[0]]
+    head = f"<thead><tr>{''.join(names)}</tr></thead>" if any(map(str.strip, rows[0])) else ""
+    body = "".join(f"<tr>{''.join(_cells(row, right))}</tr>" for row in rows)
+    title = f"<caption>{escaped(caption)}</caption>" if caption else ""
+    return (
+        f'<div class="wide" tabindex="0"><table>{title}<thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cells(row: Mapping[str, str], right: Mapping[str, str]) -> list[str]:
+    shown = [value if isinstance(value, Html) else escaped(value) for value in row.values()]
+    first, *others = zip(shown, right.values(), strict=True)
+    return [
+        f'<th scope="row"{first[1]}>{first[0]}</th>',
+        *(f"<td{at}>{text}</td>" for text, at in others),
+    ]
+
+
+def figure(drawn: str, caption: str) -> str:
+    """A picture, which is HTML, with a caption, which is plain text."""
+    return f"<figure>{drawn}<figcaption>{escaped(caption)}</figcaption></figure>"

@@ -50,11 +50,14 @@ def in_the_plane(vectors: np.ndarray) -> np.ndarray:
 def _by_tsne(units_NT: np.ndarray) -> np.ndarray:
     try:
         from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits
     except ImportError:
         raise ProbexError("maps need scikit-learn: pip install scikit-learn") from None
     perplexity = min(_MOST_PERPLEXITY, (len(units_NT) - 1) / 3)
     tsne = TSNE(init="pca", perplexity=perplexity, random_state=0)
-    return tsne.fit_transform(units_NT.astype(np.float32)).astype(np.float64)
+    # On cores that others use its threads wait for one another at each of a thousand small steps.
+    with threadpool_limits(1):
+        return tsne.fit_transform(units_NT.astype(np.float32)).astype(np.float64)
 
 
 def placed_beside(

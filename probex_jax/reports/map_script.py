@@ -26,9 +26,9 @@ STYLE = """
 .px-zoom button { width: 2.4rem; height: 2.4rem; font-size: 1.2rem; line-height: 1; color: #000;
   background: #fff; border: 1px solid #000; border-radius: 4px; cursor: pointer; }
 .px-legend { max-height: 11rem; overflow-y: auto; margin: .4rem 0; }
-.px-legend > div { margin: .15rem 0; }
+.px-legend > div { display: flex; flex-wrap: wrap; align-items: center; }
 .px-legend span, .px-legend button { display: inline-flex; align-items: center; gap: .25rem;
-  margin: .1rem .5rem .1rem 0; }
+  margin: .05rem .5rem .05rem 0; }
 .px-legend button { font: inherit; color: inherit; background: none; border: 1px solid transparent;
   border-radius: 3px; padding: .1rem .3rem .1rem 0; cursor: pointer; }
 .px-legend button[aria-pressed=true] { border-color: #000; font-weight: 600; }

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-# Both are told apart by colour-blind readers: Okabe and Ito's palette, with grey for its black, since
-# black is for what is emphasised; Paul Tol's muted scheme.
+# Both are told apart by colour-blind readers: Okabe and Ito's palette, with grey for its black,
+# since black is for what is emphasised; Paul Tol's muted scheme.
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#777777")
 MUTED = (
     *("#332288", "#88CCEE", "#44AA99", "#117733", "#999933"),

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import CLASSES, write_toy_zoo
 from tests.end_to_end import warm
+from tests.reports.pages import check_harmless
 
 ROOT = Path(__file__).parents[2]
 # One worker runs them all, and makes what they share once.
@@ -89,6 +90,32 @@ def test_train_and_evaluate_agree(made):
     for name in ("train", "evaluate"):
         assert f"{trained['test_accuracy']['value']:.3f}" in outputs[name].stdout
         assert outputs[name].stderr == ""
+
+
+def test_the_report_has_the_figures_of_the_metrics_and_resuming_writes_it_again(made):
+    folder, outputs = made
+    path = folder / "w" / "report.html"
+    metrics = json.loads((folder / "w" / "metrics.json").read_text())
+    assert outputs["train"].stdout.endswith(f"report: {path}\n")
+    text = path.read_text()
+    check_harmless(text)
+    value, low, high = (metrics["test_accuracy"][name] for name in ("value", "low", "high"))
+    assert f">{value:.3f}</td><td>{low:.3f} to {high:.3f}<" in text
+    for when in ("before", "after"):
+        assert f"{metrics['calibration'][when]['test']:.3f} {when}" in text
+    for layer, accuracy in metrics["val_accuracy_by_layer"].items():
+        assert f"<title>{layer}</title>" in text
+        assert f">{accuracy:.3f}</text>" in text
+    assert f"--workdir={folder}/w</code>" in text
+    assert metrics["store_hash"] in text
+
+    cost = json.loads((folder / "w" / "costs.json").read_text())
+    assert [step["resumed"] for step in cost["steps"]] == [False]
+    path.unlink()
+    resumed = warm.run("train", *SMALL, f"--config.store={folder}/store", f"--workdir={folder}/w")
+    assert resumed.returncode == 0, resumed.stderr
+    assert path.read_text() == text
+    assert json.loads((folder / "w" / "costs.json").read_text()) == cost
 
 
 def test_a_task_that_cannot_be_measured_does_not_stop_the_others(made):

@@ -1,10 +1,13 @@
 """The demo on the tiny zoo: complete, and taken up again without doing anything twice."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.reports.pages import check_harmless
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,6 +44,19 @@ def test_the_demo_tells_of_hidden_models_and_resumes(tmp_path):
     )
     assert (tmp_path / "accuracy_by_layer.png").read_bytes().startswith(b"\x89PNG")
 
+    page = (tmp_path / "report.html").read_text()
+    assert f"open in a browser: {tmp_path / 'report.html'}" in first.stdout
+    check_harmless(page)
+    assert len(page.encode()) < 3_000_000
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    for found in (found for methods in metrics.values() for found in methods.values()):
+        score = found["test_accuracy"]
+        assert f">{score['value']:.3f}</td><td>{score['low']:.3f} to {score['high']:.3f}<" in page
+    for card in cards:
+        assert f"<h3>{card}</h3>" in page
+    for step in ("fine-tuning small models", "training on MiniMAE: StatNN", "growing the forest"):
+        assert f'<th scope="row">{step}</th>' in page
+
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert len(made) >= 24
     experts = {
@@ -49,6 +65,8 @@ def test_the_demo_tells_of_hidden_models_and_resumes(tmp_path):
     second = run_demo(tmp_path)
     assert second.returncode == 0, second.stderr
     assert all(path.stat().st_mtime_ns == time for path, time in (made | experts).items())
+
+    assert (tmp_path / "report.html").read_text() == page
 
     def without_counts(text):
         return text.split("## Accuracy")[1]

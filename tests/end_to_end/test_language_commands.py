@@ -11,6 +11,7 @@ from probex_jax.language import HashingEncoder, save_embeddings
 from tests.conftest import CONCEPTS, HELD_OUT, write_toy_lora
 from tests.end_to_end import warm
 from tests.end_to_end.test_commands import run
+from tests.reports.pages import check_harmless
 
 pytestmark = pytest.mark.xdist_group("language commands")
 
@@ -72,6 +73,21 @@ def test_training_shows_both_zero_shot_figures(made):
     assert row["zero-shot among 3"].startswith(f"{found['among_held_out']['value']:.3f} [")
     assert row["among all 16"].startswith(f"{found['among_all']['value']:.3f} [")
     assert found["among_held_out"]["value"] > 0.6
+
+
+def test_the_report_maps_held_out_concepts_too(made, toy_lora_zoo):
+    folder, _ = made
+    text = (folder / "w" / "report.html").read_text()
+    drawn = check_harmless(text).starts
+    n_models = sum(len([*(toy_lora_zoo / split).iterdir()]) for split in ("test", "test_holdout"))
+    marks = [at for tag, at in drawn if tag == "g" and at.get("class") == "px-mark"]
+    rings = [at for tag, at in drawn if tag == "circle" and at.get("class") == "px-ring"]
+    assert len(marks) == n_models
+    assert len(rings) == len([*(toy_lora_zoo / "test_holdout").iterdir()]) + 1, (
+        "one is the legend's"
+    )
+    found = json.loads((folder / "w" / "metrics.json").read_text())["zero_shot"]
+    assert f">{found['among_held_out']['value']:.3f}</td>" in text
 
 
 def test_evaluate_agrees_with_training(made):

@@ -1,27 +1,10 @@
 import re
-from html.parser import HTMLParser
 
 import pytest
 
 from probex_jax.errors import ProbexError
 from probex_jax.reports import MapPoint, interactive_map, page
-
-HOSTILE = "</script><img src=x onerror=alert(1)>'\"\x00"
-
-
-class Tags(HTMLParser):
-    """Every tag of a text, with its attributes, and every end tag."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.starts, self.ends = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.starts.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        self.ends.append(tag)
+from tests.reports.pages import HOSTILE, check_harmless
 
 
 def points(groups, **more):
@@ -37,16 +20,15 @@ def styles(text):
 def test_text_of_strangers_is_shown_and_does_nothing():
     said = [MapPoint(0, 0, HOSTILE, HOSTILE, "ring"), MapPoint(1, 1, HOSTILE, HOSTILE, "star")]
     text = interactive_map(said, caption=HOSTILE, emphasised={"ring": HOSTILE, "star": HOSTILE})
-    tags = Tags(page(HOSTILE, text))
-    assert not [tag for tag, _ in tags.starts if tag == "img"]
-    assert not [at for _, at in tags.starts if any(name.startswith("on") for name in at)]
-    assert [tag for tag, _ in tags.starts].count("script") == tags.ends.count("script") == 1
-    assert "\x00" not in text and text.count("&lt;/script&gt;") >= 6
+    tags = check_harmless(page(HOSTILE, text))
+    assert [tag for tag, _ in tags.starts].count("script") == 1
+    assert text.count("&lt;/script&gt;") >= 6
 
 
 def test_few_groups_have_a_colour_and_a_shape_each():
     drawn = styles(interactive_map(points("abcabc"), caption="x"))
-    assert len(set(drawn.values())) == 3 and drawn["m0"] == drawn["m3"]
+    assert len(set(drawn.values())) == 3
+    assert drawn["m0"] == drawn["m3"]
 
 
 def test_words_of_many_groups_make_colour_and_shape():
@@ -64,7 +46,7 @@ def test_all_models_lie_in_the_picture_and_y_points_up():
     said = [MapPoint(-7, 1e4, "top", ""), MapPoint(3, -1e4, "bottom", "")]
     text = interactive_map(said, caption="x")
     width, height = map(float, re.search(r'viewBox="0 0 (\S+) (\S+)"', text).groups())
-    places = [tuple(map(float, at)) for at in re.findall(r"translate\((\S+) (\S+)\)", text)]
+    places = [tuple(map(float, at)) for at in re.findall(r"translate\(([-\d.]+) ([-\d.]+)\)", text)]
     assert all(0 < x < width and 0 < y < height for x, y in places)
     assert places[0][1] < places[1][1]
 

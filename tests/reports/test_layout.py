@@ -16,7 +16,8 @@ def test_like_models_are_laid_out_near_one_another():
     vectors, which = clusters(30)
     points = in_the_plane(vectors)
     gaps = np.linalg.norm(points[:, None] - points, axis=-1) + 1e9 * np.eye(30)
-    assert points.shape == (30, 2) and np.array_equal(which[gaps.argmin(axis=1)], which)
+    assert points.shape == (30, 2)
+    assert np.array_equal(which[gaps.argmin(axis=1)], which)
     np.testing.assert_array_equal(points, in_the_plane(vectors))
 
 

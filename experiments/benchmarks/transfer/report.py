@@ -118,7 +118,7 @@ def _text(found: Found) -> str:
             "## Models of a second tree in the training set",
             "",
             "So many models of a tree are trained on; then as many of another join as the column "
-            "says. Tested and validated on the first tree alone. Column 0 is the accuracy, the "
+            "says. Answered and validated on the first tree alone. Column 0 is the accuracy, the "
             "others the change against it, paired, mean over the draws, with a 95 % bootstrap "
             "interval over the test models; the spread between draws is not in it.",
             "",

@@ -1,0 +1,35 @@
+"""Writing the report of a run, as `train` and `demo` do."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.costs import Costs
+from probex_jax.experts import Answered
+from probex_jax.files import write_text
+from probex_jax.reports import HiddenModel, Run, Training, report
+from probex_jax.search import Measured
+
+NAME = "report.html"
+
+
+def training(method: str, workdir: Path, metrics: Mapping[str, Any]) -> Training:
+    """What is in the work directory of a training, for a report."""
+    settings = json.loads((workdir / "config.json").read_text())
+    return Training(method, metrics, Answered.read(workdir), settings)
+
+
+def write_report(
+    workdir: Path,
+    title: str,
+    trainings: Sequence[Training],
+    *,
+    measured: Mapping[str, Sequence[Measured]] | None = None,
+    hidden: Sequence[HiddenModel] = (),
+) -> Path:
+    """Writes `report.html`; what the steps cost is on record in the work directory."""
+    costs = Costs(workdir)
+    run = Run(title, costs.about, trainings, measured or {}, hidden, costs.steps)
+    write_text(workdir / NAME, report(run))
+    return workdir / NAME

@@ -1,0 +1,224 @@
+"""The report of a run: one HTML file that tells what was done and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from probex_jax.experts import ZeroShot
+from probex_jax.reports import training as of
+from probex_jax.reports.charts import PATTERNS, bars_by_layer, fill, interval
+from probex_jax.reports.described import described_models
+from probex_jax.reports.figures import short_name
+from probex_jax.reports.hidden import HiddenModel
+from probex_jax.reports.html import Html, escaped, figure, html_table, page
+from probex_jax.reports.training import Training
+from probex_jax.search import Measured
+
+# Characters of a command that are shown.
+_LONGEST = 4000
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step of a run cost.
+
+    Args:
+      step: its name.
+      seconds: by the wall clock.
+      peak_bytes: the most memory that the process had held by its end; 0 where not known.
+      resumed: whether an earlier run began it, whose cost is not in these figures.
+    """
+
+    step: str
+    seconds: float
+    peak_bytes: int
+    resumed: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a report tells.
+
+    Args:
+      title: of the report.
+      about: what was run, such as the command and the machine: name to text.
+      trainings: what was trained; the first one of a tree is drawn in detail.
+      measured: figures of further tasks, by tree.
+      hidden: models that were described without their labels.
+      costs: of each step.
+    """
+
+    title: str
+    about: Mapping[str, str]
+    trainings: Sequence[Training]
+    measured: Mapping[str, Sequence[Measured]]
+    hidden: Sequence[HiddenModel]
+    costs: Sequence[Cost]
+
+
+def report(run: Run) -> str:
+    """A whole HTML document, to be kept, printed or sent: it needs nothing else.
+
+    Args:
+      run: what to tell; names in it may be text of strangers.
+
+    Returns:
+      The document.
+
+    Raises:
+      ProbexError: if scikit-learn is missing (extra `search`), which lays out the maps.
+
+    Example:
+      >>> text = report(Run("Nothing", {"command": "<none>"}, (), {}, (), (Cost("all", 2.0, 0),)))
+      >>> "&lt;none&gt;" in text, "http://" in text
+      (True, False)
+    """
+    first = list({t.metrics["tree"]: t for t in reversed(run.trainings)}.values())[::-1]
+    sections = {
+        "What was run": _about(run),
+        "Results": _results(run),
+        "Accuracy by layer": _by_layer(run.trainings),
+        "Calibration": _each(first, of.calibration, side_by_side=True),
+        "Confusion by class": _each(first, of.confusion),
+        "Map of embeddings": _each(first, of.embeddings),
+        "Described models beside the truth": described_models(run.hidden) if run.hidden else "",
+        "Cost of each step": _costs(run.costs),
+    }
+    told = {heading: text for heading, text in sections.items() if text}
+    contents = "".join(
+        f'<li><a href="#s{number}">{heading}</a></li>' for number, heading in enumerate(told)
+    )
+    body = "".join(
+        f'<section id="s{number}"><h2>{heading}</h2>{text}</section>\n'
+        for number, (heading, text) in enumerate(told.items())
+    )
+    return page(
+        run.title,
+        f"{PATTERNS}<main><h1>{escaped(run.title)}</h1>\n"
+        f'<nav aria-label="Contents"><ul>{contents}</ul></nav>\n{body}</main>',
+    )
+
+
+def _about(run: Run) -> str:
+    rows = [
+        {"": name, " ": Html(f"<code>{escaped(text, _LONGEST)}</code>")}
+        for name, text in run.about.items()
+    ]
+    versions: Mapping[str, str] = next((t.metrics["versions"] for t in run.trainings), {})
+    rows += [{"": "versions", " ": ", ".join(f"{k} {v}" for k, v in versions.items())}]
+    parts = [html_table(rows), html_table(of.split_rows(run.trainings), caption="Models by split")]
+    for training in run.trainings:
+        settings = [{"setting": name, "value": value} for name, value in _flat(training.settings)]
+        parts.append(
+            f"<details><summary>Settings of {escaped(training.name)}</summary>"
+            f"{html_table(settings)}</details>"
+        )
+    return "".join(parts)
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values of nested settings."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        yield name, ", ".join(map(str, value)) if len(value) < 8 else f"{len(value)} of them"
+    else:
+        yield name, str(value)
+
+
+def _results(run: Run) -> str:
+    rows = [row for training in run.trainings for row in _result_rows(training)]
+    further = [
+        {"task": m.task, "figure": m.what, "classes": f"{m.n_classes} {m.classes}"}
+        | _score(vars(m.score), m.chance)
+        for m in (m for figures in run.measured.values() for m in figures)
+    ]
+    about = (
+        "<p>On test models, which no choice has seen; 95 % intervals by bootstrap over the models. "
+        "The line runs from 0 to 1, the dashes on it are chance.</p>"
+    )
+    tables = html_table(rows) + (
+        html_table(further, caption=f"Further tasks: {', '.join(run.measured)}") if further else ""
+    )
+    return about + tables if rows else ""
+
+
+def _result_rows(training: Training) -> Iterator[dict[str, Any]]:
+    metrics = training.metrics
+    layers = metrics.get("layers", {}).get("expert", ())
+    reads = short_name(layers[0]) if len(layers) == 1 else f"{len(layers) or 'all'} layers"
+    about = {"tree": metrics["tree"], "method": training.method, "reads": reads}
+    chance = None if training.answered is None else training.answered.chance
+    yield {**about, "figure": "accuracy", **_score(metrics["test_accuracy"], chance)}
+    if "zero_shot" in metrics:
+        found = ZeroShot.from_json(metrics["zero_shot"])
+        for what, score, count in (
+            (f"zero-shot among {found.n_held_out}", found.among_held_out, found.n_held_out),
+            (f"zero-shot among all {found.n_all}", found.among_all, found.n_all),
+        ):
+            yield {**about, "figure": what, **_score(vars(score), 1 / count)}
+
+
+def _score(score: Mapping[str, Any], chance: float | None) -> dict[str, Any]:
+    value, low, high = score["value"], score["low"], score["high"]
+    return {
+        "value": f"{value:.3f}",
+        "95 % interval": f"{low:.3f} to {high:.3f}",
+        "on a line": Html(interval(value, low, high, chance)),
+        "chance": "" if chance is None else f"{chance:.3f}",
+        "models": str(score["n_models"]),
+    }
+
+
+def _by_layer(trainings: Sequence[Training]) -> str:
+    key, panels = "val_accuracy_by_layer", []
+    for tree in dict.fromkeys(t.metrics["tree"] for t in trainings):
+        those = [t for t in trainings if t.metrics["tree"] == tree and key in t.metrics]
+        if those:
+            chance = next((t.answered.chance for t in those if t.answered is not None), None)
+            methods = {t.method: t.metrics[key] for t in those}
+            drawn = bars_by_layer(f"Accuracy by layer, {tree}", methods, chance)
+            left_out = sum(len(t.metrics["left_out"]) for t in those)
+            said = f"{tree}. " + (f"{left_out} layers were left out." if left_out else "")
+            panels.append(figure(drawn, said))
+    about = (
+        "<p>Validation accuracy of an expert on each layer alone; the choice of layers was made by "
+        "it. Methods that read all layers at once have no bars.</p>"
+    )
+    return f'{about}<div class="side">{"".join(panels)}</div>' if panels else ""
+
+
+def _each(trainings: Sequence[Training], section: Any, *, side_by_side: bool = False) -> str:
+    """A section's part of each tree."""
+    parts = "".join(
+        f"<div><h3>{escaped(training.name)}</h3>{section(training)}</div>" for training in trainings
+    )
+    return f'<div class="side">{parts}</div>' if side_by_side and parts else parts
+
+
+def _costs(costs: Sequence[Cost]) -> str:
+    if not costs:
+        return ""
+    longest = max(cost.seconds for cost in costs) or 1.0
+    rows = [
+        {
+            "step": cost.step,
+            "seconds": f"{cost.seconds:.1f}",
+            "of the longest": Html(
+                f'<svg viewBox="0 0 120 10" width="120" aria-hidden="true"><rect height="10" '
+                f'width="{120 * cost.seconds / longest:.1f}" fill="{fill(0)}"/></svg>'
+            ),
+            "peak memory, MiB": f"{cost.peak_bytes / 2**20:.0f}" if cost.peak_bytes else "",
+            "": "resumed" if cost.resumed else "",
+        }
+        for cost in costs
+    ]
+    total = sum(cost.seconds for cost in costs)
+    return (
+        f"<p>{total:.0f} seconds together, by the wall clock. Memory is the most that the process "
+        "had held by the end of the step. Of a step that was resumed, what an earlier run "
+        f"spent on it is not counted.</p>{html_table(rows)}"
+    )

@@ -1,0 +1,208 @@
+"""The report: every number is that of the metrics, and text of strangers does nothing."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+from scipy.special import expit, softmax
+
+from probex_jax.experts import Answered
+from probex_jax.experts.calibration import calibration_error
+from probex_jax.experts.evaluation import Answers, score
+from probex_jax.reports import Cost, HiddenModel, Run, Training, report
+from tests.reports.pages import HOSTILE, Tags, check_harmless
+from tests.reports.test_card import described
+
+CLASSES = ("ant", "bee", HOSTILE, "dog")
+
+
+def answered(*, several=True, n_models=12, classes=CLASSES, vectors=5):
+    rng = np.random.default_rng(0)
+    y = rng.integers(2, size=(n_models, len(classes)))
+    if not several:
+        y = np.arange(n_models) % len(classes)
+    target = y if several else np.eye(len(classes))[y]
+    logits = (2 * target - 1) + 1.5 * rng.normal(size=(n_models, len(classes)))
+    labels = [tuple(classes[c] for c in np.flatnonzero(row)) for row in target]
+    return Answered(
+        tuple(classes),
+        tuple(f"model {number} {HOSTILE}" for number in range(n_models)),
+        tuple(labels),
+        logits.astype(np.float32),
+        y.astype(np.int32),
+        rng.normal(size=(n_models, vectors)) if vectors else np.zeros([0, 0]),
+        chance=0.5 if several else 1 / len(classes),
+    )
+
+
+def training(found, method="default", **metrics):
+    probabilities = expit(found.logits) if found.several else softmax(found.logits, axis=1)
+    error = calibration_error(probabilities, found.y)
+    known = {
+        "tree": "Toy",
+        "layers": {"expert": [f"a.weight {HOSTILE}"]},
+        "n_models": {"train": 70, "val": 10, "test": len(found.y)},
+        "store_hash": "f" * 64,
+        "versions": {"jax": "0.10"},
+        "val_accuracy_by_layer": {f"a.weight {HOSTILE}": 0.8125, "b.weight": 0.5625},
+        "left_out": {},
+        "calibration": {"temperature": 1.0, "before": {"test": error}, "after": {"test": error}},
+        "test_accuracy": dataclasses.asdict(score(Answers(found.logits, found.y))),
+    }
+    return Training(method, known | metrics, found, {"recipe": {"seed": 31}, "layers": ["x"] * 9})
+
+
+def written(*trainings, hidden=()):
+    about = {"command": f"python -m experiments.train {HOSTILE}"}
+    costs = [Cost("training", 12.34, 512 * 2**20), Cost("packing", 0.5, 0, resumed=True)]
+    return report(Run(f"Report {HOSTILE}", about, trainings, {}, hidden, costs))
+
+
+def tables(text):
+    """The rows of all tables, each a tuple of texts."""
+    rows, cells = [], None
+    for piece in text.replace("<tr>", "\0<tr>").split("\0")[1:]:
+        cells = piece.split("</tr>")[0].replace("</th>", "</td>").split("</td>")[:-1]
+        rows.append(tuple("".join(Tags(cell).texts).strip() for cell in cells))
+    return rows
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_text_of_strangers_does_nothing_and_nothing_is_fetched(several):
+    said = described({HOSTILE: 0.9, "bee": 0.2})
+    right = dataclasses.replace(said, id=HOSTILE)
+    hidden = [HiddenModel(right, HOSTILE, (HOSTILE, "unheard of"))]
+    text = written(training(answered(several=several), HOSTILE), hidden=hidden)
+    tags = check_harmless(text)
+    assert [tag for tag, _ in tags.starts].count("script") == 1
+    policy = next(at["content"] for tag, at in tags.starts if "http-equiv" in at)
+    assert policy.startswith("default-src 'none';")
+    shown = "".join(tags.texts)
+    assert shown.count("</script><img src=x onerror=alert(1)>") > 10
+
+
+def test_every_section_is_there_and_every_picture_has_a_title():
+    text = written(training(answered()), hidden=[HiddenModel(described(), "Ant", ("ant",))])
+    tags = Tags(text)
+    headings = list(text.split("<h2>")[1:])
+    assert [heading.split("</h2>")[0] for heading in headings] == [
+        "What was run",
+        "Results",
+        "Accuracy by layer",
+        "Calibration",
+        "Confusion by class",
+        "Map of embeddings",
+        "Described models beside the truth",
+        "Cost of each step",
+    ]
+    ids = {at["id"] for tag, at in tags.starts if tag == "section"}
+    assert ids == {at["href"].removeprefix("#") for tag, at in tags.starts if tag == "a"}
+    pictures = [at for tag, at in tags.starts if tag == "svg" and at.get("aria-hidden") != "true"]
+    assert all(at["role"] == "img" or at["aria-label"] for at in pictures)
+    assert len(re.findall(r'<svg [^>]*role="img"[^>]*><title>[^<]', text)) == len(pictures) - 1 == 3
+
+
+def test_results_calibration_and_settings_are_those_of_the_metrics():
+    found = answered()
+    text = written(training(found))
+    rows = tables(text)
+    of_test = score(Answers(found.logits, found.y))
+    line = next(row for row in rows if row[:2] == ("Toy", "default"))
+    assert line[4:6] == (f"{of_test.value:.3f}", f"{of_test.low:.3f} to {of_test.high:.3f}")
+    assert line[-2:] == ("0.500", "12")
+    error = calibration_error(expit(found.logits), found.y)
+    assert f"{error:.3f} before, {error:.3f} after" in text
+    bins = [row for row in rows if len(row) == 4 and " to " in row[0]]
+    counts = np.array([float(row[1]) for row in bins])
+    gaps = np.array([float(row[3]) - float(row[2]) for row in bins])
+    assert counts.sum() == found.y.size
+    assert np.sum(counts * abs(gaps)) / found.y.size == pytest.approx(error, abs=1e-3)
+    for row in (
+        ("recipe.seed", "31"),
+        ("layers", "9 of them"),
+        ("Toy", "70", "10", "12", "f" * 64),
+    ):
+        assert row in rows
+    assert ("training", "12.3", "", "512", "") in rows
+    assert ("packing", "0.5", "", "", "resumed") in rows
+    for value in ("0.812", "0.562"):
+        assert f">{value}</text>" in text
+
+
+def test_confusion_counts_each_class():
+    found = answered()
+    rows = {row[0]: row[1:] for row in tables(written(training(found))) if len(row) == 7}
+    for place, name in enumerate(("ant", "bee")):
+        said, so = found.logits[:, place] > 0, found.y[:, place] == 1
+        counts = [so, said & so, ~said & so, ~so, said & ~so]
+        assert rows[name] == (
+            *(str(int(count.sum())) for count in counts),
+            f"{np.mean(said == so):.3f}",
+        )
+
+
+def test_confusion_of_one_class_among_a_few_is_a_matrix():
+    found = answered(several=False)
+    rows = [row for row in tables(written(training(found))) if len(row) == 5 and row[0] in CLASSES]
+    said = found.logits.argmax(axis=1)
+    for row in rows:
+        place = CLASSES.index(row[0])
+        counts = [int(((found.y == place) & (said == other)).sum()) for other in range(4)]
+        assert [0 if cell == "·" else int(cell) for cell in row[1:]] == counts
+    assert len(rows) == 3
+
+
+def test_confusion_of_one_class_among_many_lists_the_most_frequent():
+    names = [f"class {number}" for number in range(30)]
+    found = answered(several=False, classes=names, n_models=90)
+    text = written(training(found))
+    said = found.logits.argmax(axis=1)
+    n_right = int((said == found.y).sum())
+    assert f"{n_right} of 90 test models were given their class" in text
+    rows = [row for row in tables(text) if len(row) == 4 and row[0].startswith("class ")]
+    first = rows[0]
+    pairs = (said == names.index(first[1])) & (found.y == names.index(first[0]))
+    assert first[2:] == (str(int(pairs.sum())), "3")
+    counts = [int(row[2]) for row in rows]
+    assert counts == sorted(counts, reverse=True)
+
+
+def test_what_a_method_does_not_give_is_said():
+    statnn = training(answered(vectors=0), "StatNN")
+    lacking = {"calibration", "val_accuracy_by_layer", "left_out", "layers"}
+    metrics = {name: value for name, value in statnn.metrics.items() if name not in lacking}
+    text = written(dataclasses.replace(statnn, metrics=metrics))
+    assert "gives no calibrated probabilities" in text
+    assert "represents no models" in text
+    assert "<h2>Accuracy by layer" not in text
+    gone = written(dataclasses.replace(training(answered()), answered=None))
+    assert gone.count("kept no answers") == 3
+
+
+def test_held_out_models_are_ringed_on_the_map():
+    found = answered(several=False)
+    more = dataclasses.replace(
+        found,
+        ids=(*found.ids, "h1", "h2"),
+        labels=(*found.labels, ("unseen eel",), ("bee",)),
+        vectors=np.concatenate([found.vectors, found.vectors[:2] + 1]),
+    )
+    text = written(training(more))
+    assert "<title>h1: unseen eel</title>" in text
+    drawn = text.split('class="px-legend"')[0]
+    assert drawn.count('<circle class="px-ring"') == 1
+
+
+def test_hidden_models_stand_beside_the_truth():
+    said = described({"ant": 0.97, "bee": 0.6, "cat": 0.2})
+    text = written(training(answered()), hidden=[HiddenModel(said, "Ant", ("ant", "cat"))])
+    shown = "".join(Tags(text.split("<h2>Described")[1]).texts)
+    assert "✓ Ant" in shown
+    assert "✓ ant 0.97" in shown
+    assert "✗ bee 0.60" in shown
+    assert "missedcat 0.20" in shown
+    assert "2 of 3 classes" not in shown
+    assert "1 of 3 classes" in shown
+    wrong = written(training(answered()), hidden=[HiddenModel(said, "Bee", ("ant",))])
+    assert "✗ Ant; it is Bee" in wrong
