@@ -2,7 +2,6 @@
 
 import functools
 import re
-import shlex
 from pathlib import Path
 
 import ml_collections
@@ -46,8 +45,7 @@ def lines_of(text):
 
 def faults(line):
     """What a command would not understand of a line; paths and values are not looked at."""
-    words = shlex.split(line.split("  #")[0].replace("'\"'\"'", "'"))
-    name = words[2].removeprefix("experiments.")
+    name = line.split()[2].removeprefix("experiments.")
     if name == "NAME":
         return
     if name not in names():
@@ -55,10 +53,7 @@ def faults(line):
         return
     taken, booleans = flags_of(name)
     place = _default_config(name)
-    for word in words[3:]:
-        if not (found := re.fullmatch(r"--([\w.]+)(=.*)?", word, re.DOTALL)):
-            continue
-        flag, value = found[1], (found[2] or "")[1:]
+    for flag, value in re.findall(r"(?<![\w-])--([\w.]+)(?:=([^\s'\"]*))?", line.split("  #")[0]):
         if flag == "config":
             place = value
             yield from _config_faults(place)
