@@ -56,3 +56,8 @@ def snippets(text):
     """Code within lines, and code in blocks, each as it stands."""
     inline = [code for _, code in _INLINE.findall(_FENCED.sub("", text))]
     return [*inline, *(code for _, code in blocks(text))]
+
+
+def files(text):
+    """Files that a page has its reader write, by path: blocks with a title."""
+    return dict(re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```', text, re.MULTILINE | re.DOTALL))

@@ -52,8 +52,9 @@ def test_commands_are_understood(page):
 
 
 def misunderstood(text):
+    made = markdown.files(text)
     for line in commands.lines_of(text):
-        yield from (f"{line}: {fault}" for fault in commands.faults(line))
+        yield from (f"{line}: {fault}" for fault in commands.faults(line, made))
     for code in markdown.snippets(text):
         for module in re.findall(r"python -m ([\w.]+)", code):
             if not module.startswith("experiments.") and find_spec(module) is None:
@@ -107,9 +108,11 @@ def _fields(section, name=""):
 @pytest.mark.parametrize("page", PAGES)
 def test_python_compiles_and_what_it_imports_is_there(page):
     text = (ROOT / page).read_text()
+    made = {name.removesuffix(".py").replace("/", ".") for name in markdown.files(text)}
     for language, code in markdown.blocks(text):
         if language == "python":
-            assert not list(missing_imports(compile(code, page, "exec", ast.PyCF_ONLY_AST)))
+            missing = missing_imports(compile(code, page, "exec", ast.PyCF_ONLY_AST))
+            assert set(missing) <= made
     for code in markdown.snippets(text):
         for name in re.findall(r"\bpx\.(\w+)", code):
             assert hasattr(px, name), f"px.{name}"

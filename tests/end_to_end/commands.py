@@ -43,8 +43,11 @@ def lines_of(text):
     return [found.strip() for found in re.findall(r"python -m experiments\.[^\n`|>]*", text)]
 
 
-def faults(line):
-    """What a command would not understand of a line; paths and values are not looked at."""
+def faults(line, made=()):
+    """What a command would not understand of a line; paths and values are not looked at.
+
+    `made` are configs that are not in the repository, but made by who reads the line's page.
+    """
     name = line.split()[2].removeprefix("experiments.")
     if name == "NAME":
         return
@@ -54,7 +57,9 @@ def faults(line):
     taken, booleans = flags_of(name)
     place = _default_config(name)
     for flag, value in re.findall(r"(?<![\w-])--([\w.]+)(?:=([^\s'\"]*))?", line.split("  #")[0]):
-        if flag == "config":
+        if flag == "config" and value.split(":")[0] in made:
+            place = _default_config(name)
+        elif flag == "config":
             place = value
             yield from _config_faults(place)
         elif flag.startswith("config.") and "config" in taken:
