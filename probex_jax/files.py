@@ -52,6 +52,12 @@ def write_text(path: Path, text: str) -> None:
 def disk_errors(path: Path) -> Iterator[None]:
     """Turns what the operating system says of a file into one line that names it.
 
+    Args:
+      path: the file, where the system does not name one itself.
+
+    Yields:
+      Nothing: what is to be done with the file stands in the `with` block.
+
     Raises:
       ProbexError: for every OSError inside.
     """
@@ -101,6 +107,9 @@ def layer_folder(root: Path, layer: str) -> Path:
     Args:
       root: folder of all layers.
       layer: name of the layer.
+
+    Returns:
+      A folder in `root`, which may not be there yet.
 
     Raises:
       ProbexError: if the name cannot be the name of a folder.
