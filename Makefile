@@ -4,7 +4,7 @@ BIN := .venv/bin
 WORKDIR ?= out/demo
 FUZZ_SECONDS ?= 3600
 
-.PHONY: demo test check parity browser fuzz format clean
+.PHONY: demo test check parity browser fuzz docs format clean
 
 demo: .venv/installed-demo
 	$(BIN)/python -m experiments.demo --workdir=$(WORKDIR)
@@ -26,6 +26,9 @@ browser: .venv/installed-browser
 
 fuzz: .venv/installed-fuzz
 	$(BIN)/python -m tests.model_files.fuzz_atheris -max_total_time=$(FUZZ_SECONDS) out/fuzz/corpus
+
+docs: .venv/installed-docs
+	$(BIN)/python docs/site/build.py
 
 format: .venv/installed-dev
 	$(BIN)/ruff format .

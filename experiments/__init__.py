@@ -1,1 +1,18 @@
 """The commands: one thin absl binary per verb, run as `python -m experiments.NAME`."""
+
+import sys
+from importlib.util import find_spec
+
+# Here and not in a command: these cannot be imported where something is missing.
+_NEEDED = ("absl", "jax", "flax", "ml_collections", "tqdm")
+
+if sys.version_info < (3, 11):  # noqa: UP036 (whoever has not installed it can run this)
+    print("error: probex_jax needs Python 3.11 or newer", file=sys.stderr)
+    sys.exit(2)
+if _missing := [name for name in _NEEDED if find_spec(name) is None]:
+    print(
+        f"error: {', '.join(_missing)} not installed here; in the repository's folder run "
+        "pip install -e '.[demo]', or make demo",
+        file=sys.stderr,
+    )
+    sys.exit(2)

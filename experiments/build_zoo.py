@@ -7,15 +7,12 @@ Example:
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import cli, steps
 from probex_jax.files import write_json
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    "configs/zoo_miniature.py",
-    "The zoo's config; append :default, :demo or :tiny for a size.",
+_CONFIG = cli.config(
+    "configs/zoo_miniature.py", "The zoo's config; append :default, :demo or :tiny for a size."
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to build in.", required=True)
 

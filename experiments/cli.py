@@ -1,5 +1,6 @@
 """What the commands share: exit codes, progress bars, tables."""
 
+import errno
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from tqdm import tqdm
 
+from experiments import options
 from probex_jax.errors import ProbexError
 from probex_jax.experts.stopping import Stop
 from probex_jax.reports import table
@@ -20,7 +22,7 @@ STOP = Stop()
 _TERMINATED = 128 + signal.SIGTERM
 _OTHERS_WAIT = threading.Event()
 
-__all__ = ["STOP", "progress", "run", "table"]
+__all__ = ["STOP", "config", "progress", "run", "table"]
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -52,22 +54,24 @@ def run_with_arguments(main: Callable[[Sequence[str]], int]) -> None:
         except OSError as error:
             if error.filename is not None:
                 _exit(f"{error.filename}: {str(error.strerror).lower()}")
-            if "Configuration is not available" not in str(error):
+            if error.errno != errno.ENOSPC:
                 raise
-            _exit(_first_and_last_line(error))
+            _exit("no space left on the disk; free some and run the same command again")
         except KeyboardInterrupt:
             print("interrupted; run the same command again to go on", file=sys.stderr)
             sys.exit(130)
 
+    if options.is_asked_for_help(sys.argv[1:]):
+        print(options.screen(sys.modules["__main__"].__doc__ or ""))
+        sys.exit(0)
     flags.FLAGS.set_gnu_getopt(True)  # flags may follow arguments
     try:
         app.run(guarded, flags_parser=_parse)
     except SystemExit as stop:
         if stop.code and _OTHERS_WAIT.is_set():
             _end_at_once(stop.code)
-        # absl ends --help with 1, as if it were a mistake.
-        asked_for_help = {"--help", "-help", "--helpfull", "--helpshort"} & set(sys.argv[1:])
-        sys.exit(0 if asked_for_help else stop.code)
+        # absl ends --helpfull with 1, as if it were a mistake.
+        sys.exit(0 if {"--helpfull", "-helpfull"} & set(sys.argv[1:]) else stop.code)
     except BaseException:
         if _OTHERS_WAIT.is_set():
             traceback.print_exc()
@@ -115,15 +119,16 @@ def _end_on_sigterm() -> None:
 def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
-    # Config files are Python: a wrong field, value or size shows as any of these.
-    except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-        _exit(_first_and_last_line(error))
+    except options.MISTAKES as error:
+        _exit(options.in_one_line(error))
 
 
-def _first_and_last_line(error: Exception) -> str:
-    """What is wrong, without the traceback that ml_collections puts between."""
-    lines = str(error.args[0] if isinstance(error, KeyError) else error).strip().splitlines()
-    return " ".join(line.strip() for line in dict.fromkeys([lines[0], lines[-1]]))
+def config(default: str, help_text: str) -> flags.FlagHolder[Any]:
+    """`options.config`; a mistake in it is found when it is defined, and ends the command."""
+    try:
+        return options.config(default, help_text)
+    except options.MISTAKES as error:
+        _exit(options.in_one_line(error))
 
 
 def _exit(message: str) -> NoReturn:

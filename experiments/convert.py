@@ -1,4 +1,4 @@
-"""Converts experts of the PyTorch implementations of ProbeX and MVProbe, both ways.
+r"""Converts experts of the PyTorch implementations of ProbeX and MVProbe, both ways.
 
 A state dict does not say what it was trained on: --layer, --tree and --classes do, and of an expert
 aligned with text --text_encoder, --template and --logit_scale. What this command wrote says it

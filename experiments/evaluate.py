@@ -1,4 +1,4 @@
-"""Evaluates a trained expert on the models of a store, each task with a 95 % interval.
+r"""Evaluates a trained expert on the models of a store, each task with a 95 % interval.
 
 classify: which classes a model was trained on. zero_shot: the same for classes never seen in
 training, by their texts alone. knn, occ (one-class classification) and retrieval: on the

@@ -1,4 +1,4 @@
-"""Grows a forest: what tells the trees of some stores apart, and the expert of each.
+r"""Grows a forest: what tells the trees of some stores apart, and the expert of each.
 
 A tree is a folder of its own in the forest: growing it by another later touches no other. An expert
 that was never calibrated is, on the validation split of its tree's store.

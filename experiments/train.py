@@ -11,13 +11,12 @@ Example:
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import cli, processes, report_steps, steps
 from experiments.costs import Costs
 from probex_jax.files import alone
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/default.py", "What to train.")
+_CONFIG = cli.config("configs/default.py", "What to train, and how.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results.", required=True)
 
 

@@ -65,6 +65,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 def disk_errors(path: Path) -> Iterator[None]:
     """Turns what the operating system says of a file into one line that names it.
 
+    Args:
+      path: the file, where the system does not name one itself.
+
+    Yields:
+      Nothing: what is to be done with the file stands in the `with` block.
+
     Raises:
       ProbexError: for every OSError inside.
     """
@@ -114,6 +120,9 @@ def layer_folder(root: Path, layer: str) -> Path:
     Args:
       root: folder of all layers.
       layer: name of the layer.
+
+    Returns:
+      A folder in `root`, which may not be there yet.
 
     Raises:
       ProbexError: if the name cannot be the name of a folder.

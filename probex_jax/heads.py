@@ -67,6 +67,13 @@ class TextHead(nn.Module):
 
 
 def unit(vectors: jax.Array) -> jax.Array:
-    """Vectors [..., T] at length one; those shorter than 1e-8 stay near zero."""
+    """Vectors at length one; those shorter than 1e-8 stay near zero.
+
+    Args:
+      vectors: [..., T] float.
+
+    Returns:
+      [..., T] float.
+    """
     squares = jnp.sum(vectors**2, axis=-1, keepdims=True)
     return vectors * jax.lax.rsqrt(jnp.maximum(squares, 1e-16))

@@ -1,4 +1,4 @@
-"""Whether models find their trees: test models of a forest's zoos, and all models of others.
+r"""Whether models find their trees: test models of a forest's zoos, and all models of others.
 
 Example:
   python -m experiments.benchmarks.routing --forest=out/forest \

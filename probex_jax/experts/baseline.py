@@ -65,6 +65,11 @@ def run_statnn(
 ) -> dict[str, Any]:
     """`statnn` with its metrics kept in a work directory, as those of a sweep are.
 
+    Args:
+      store: the models.
+      workdir: made where it is missing.
+      n_trees, seed: as `statnn` takes them.
+
     Returns:
       The metrics; read from `workdir` where they are there already.
 

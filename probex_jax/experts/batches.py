@@ -17,11 +17,14 @@ Read = Mapping[str, np.ndarray | LowRank]
 
 
 def batch_size(layers: Mapping[str, tuple[int, int]], models: int) -> int:
-    """How many models a call should take, of so many that there are: a power of two.
+    """How many models a call should take, of so many that there are.
 
     Args:
       layers: what is read of each: names to (H, W).
       models: how many there are.
+
+    Returns:
+      A power of two.
     """
     model_bytes = sum(4 * height * width for height, width in layers.values())
     most = max(1, min(_MODELS, _BYTES // model_bytes))

@@ -72,6 +72,8 @@ def load(path: Path) -> tuple[Any, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, ocp.errors.InvalidLayoutError) as error:
         if not path.exists():
             raise ProbexError(f"{path}: no such expert or checkpoint") from None
+        if path.is_dir() and not (path / "_CHECKPOINT_METADATA").exists():
+            raise ProbexError(f"{path}: no expert here; experiments.train makes one") from None
         reason = " ".join(str(error).split())[:200]
         raise ProbexError(f"{path}: not a whole checkpoint ({reason})") from error
     card = dict(metadata.custom_metadata or {})

@@ -357,7 +357,11 @@ def _check_member(path: Path, member: Any, where: str) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what shaped a result, for cards and metrics."""
+    """Versions of what shaped a result, for cards and metrics.
+
+    Returns:
+      Names of packages to versions.
+    """
     found = {}
     for package in ("probex_jax", "jax", "flax", "optax", "numpy"):
         try:

@@ -49,6 +49,9 @@ def top_accuracy(logits: np.ndarray, labels: np.ndarray) -> Score:
       logits: [N, Y] float.
       labels: [N] int, places of the models' classes.
 
+    Returns:
+      The share with its interval.
+
     Example:
       >>> import numpy as np
       >>> top_accuracy(np.array([[2.0, -1.0], [3.0, 1.0]]), np.array([0, 1])).value
@@ -63,6 +66,9 @@ def mean_score(values: np.ndarray, *, seed: int = 0) -> Score:
     Args:
       values: [N], one figure a model.
       seed: of the bootstrap.
+
+    Returns:
+      The mean with its interval.
 
     Example:
       >>> print(mean_score(np.array([0.0, 1.0, 1.0, 1.0])))

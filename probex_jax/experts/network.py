@@ -88,6 +88,9 @@ def build_network(
       logit_scale: scale of a text head's cosines.
       normalise, centre_rank: as `Network` takes them.
 
+    Returns:
+      The network, with no variables yet.
+
     Raises:
       ProbexError: if a name or a field is unknown or of a wrong type.
 

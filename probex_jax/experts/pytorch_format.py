@@ -62,6 +62,9 @@ def from_torch(
       layout: "reference" for one that was trained on convolutions larger than 1x1 as the reference
         implementation reads them (`model_files.reference_matrix`); "canonical" otherwise.
 
+    Returns:
+      The expert, ready to be saved.
+
     Raises:
       ProbexError: if a file is no such state dict, is damaged, or something is missing, too much
         or does not fit; the message names the file and the tensor or argument.

@@ -111,6 +111,15 @@ class Description:
       neighbours: the nearest documented models; None where no index was given.
       stated_root: what files of the tree's training models agree on as their ancestor; "" where
         they do not, or do not say.
+
+    Example:
+      >>> from probex_jax.forest import Prediction, Route
+      >>> from probex_jax.forest.stated import Stated
+      >>> said = Stated((), "", "", "", "", "", is_lora=False, parameters=9, dtype="F32", layers=1)
+      >>> likely = (Prediction("cat", "cat", 0.9), Prediction("dog", "dog", 0.2))
+      >>> found = Description("mine", "mine.safetensors", said, Route("cats"), "", likely)
+      >>> found.tree, [prediction.text for prediction in found.predicted]
+      ('cats', ['cat'])
     """
 
     id: str

@@ -39,6 +39,23 @@ def grow(
     Raises:
       ProbexError: if the expert is of another tree, the tree's models could not be told from
         those of another, the folder holds other things, or the disk is full.
+
+    Example:
+      >>> import pathlib, tempfile, numpy as np
+      >>> from safetensors.numpy import save_file
+      >>> from probex_jax import pack, scan
+      >>> folder, rng = pathlib.Path(tempfile.mkdtemp()), np.random.default_rng(0)
+      >>> (folder / "cats" / "train").mkdir(parents=True)
+      >>> for number in range(3):
+      ...     save_file({"body.weight": (1 + 0.1 * rng.normal(size=(8, 8))).astype("f4")},
+      ...               folder / "cats" / "train" / f"{number}.safetensors",
+      ...               {"dataset_chosen_targets": "['cat']"})
+      >>> store = pack(scan(folder / "cats"), folder / "store").store
+      >>> tree, done = grow(folder / "forest", store, root="me/cats")
+      >>> tree.router.tree, tree.router.root, done
+      ('cats', 'me/cats', 'added')
+      >>> grow(folder / "forest", store, root="me/cats")[1]
+      'unchanged'
     """
     path = Path(path)
     folder = layer_folder(path / "trees", store.tree)

@@ -29,6 +29,9 @@ def text_encoder(spec: str) -> TextEncoder:
       spec: "hashing" or "hashing:DIM"; "clip:FOLDER" or "clip:HUB_ID", see
         `ClipTextEncoder.load`; "file:PATH" of precomputed embeddings, see `PrecomputedEncoder`.
 
+    Returns:
+      An encoder whose `name` stands for its weights.
+
     Raises:
       ProbexError: if the specification is none of these, or the encoder cannot be made.
 
@@ -129,6 +132,9 @@ class CachedEncoder:
 
 def default_cache() -> Path:
     """The user's cache of embeddings: `probex_jax/text_embeddings` in $XDG_CACHE_HOME or ~/.cache.
+
+    Returns:
+      The folder, which may not be there yet.
 
     Example:
       >>> default_cache().parts[-2:]

@@ -46,6 +46,9 @@ def pack_from_hub(
       on_models: called with the number of models to pack, before any is.
       on_model: called after each model with the reason why it was skipped, or "".
 
+    Returns:
+      As `pack` does.
+
     Raises:
       ProbexError: as `pack` does, or if nothing can be written to the folder.
     """

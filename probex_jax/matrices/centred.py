@@ -76,7 +76,14 @@ class Centred:
 
 
 def dense(x: jax.Array | LowRank | Centred) -> jax.Array:
-    """Matrices multiplied out, if they are not yet."""
+    """Matrices multiplied out, if they are not yet.
+
+    Args:
+      x: [..., H, W] float, dense, `LowRank` or `Centred`.
+
+    Returns:
+      An array [..., H, W].
+    """
     return x.dense() if isinstance(x, LowRank | Centred) else x
 
 

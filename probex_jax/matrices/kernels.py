@@ -82,6 +82,9 @@ def combination(x: Matrices, weight: jax.Array) -> jax.Array:
       x: [N, H, W] float, dense, `LowRank` or `Centred`.
       weight: [N, T] float.
 
+    Returns:
+      [H, W, T] float.
+
     Example:
       >>> import jax.numpy as jnp
       >>> combination(jnp.ones([2, 3, 4]), jnp.ones([2, 1])).shape

@@ -51,6 +51,9 @@ def fingerprint(model: ModelFile) -> str:
     since fine-tuning exchanges it. A LoRA counts by the layers that it changes, whatever its rank.
     The dtype does not count.
 
+    Args:
+      model: the model, open.
+
     Returns:
       16 hexadecimal digits.
 
@@ -87,6 +90,9 @@ def stated_base(model: ModelFile) -> str:
     In this order: `base_model` in the file's metadata, `base_model_name_or_path` in
     `adapter_config.json`, `_name_or_path` in `config.json`, `base_model` in the front matter of
     `README.md`, and what kohya's scripts write into metadata.
+
+    Args:
+      model: the model, open.
 
     Returns:
       A hub id, a path or a word, as it stands there; "" where nothing says, or it is no name.

@@ -22,6 +22,9 @@ _LEAST_SHOWN = 0.005
 def model_card(description: Description) -> str:
     """The card of a described model.
 
+    Args:
+      description: what `Forest.describe` found out.
+
     Returns:
       Markdown that begins with front matter.
 

@@ -23,7 +23,13 @@ class HiddenModel:
 
 
 def hidden_models(models: Sequence[HiddenModel]) -> str:
-    """What was said of each model, how surely, and where that is wrong, as text.
+    """What was said of each model, how surely, and where that is wrong.
+
+    Args:
+      models: descriptions, each with the truth.
+
+    Returns:
+      Lines of text, some for each model.
 
     Example:
       >>> from probex_jax.forest import Prediction, Route

@@ -133,6 +133,9 @@ def measure_all(
       workdir: made where it is missing.
       on_task: called after each task with the reason why it could not be measured, or "".
 
+    Returns:
+      What could be measured, in the order of the tasks.
+
     Raises:
       ProbexError: if there is no such task, or none could be measured.
     """

@@ -154,9 +154,7 @@ def scan(root: str | Path) -> Zoo:
                 raise ProbexError(f"{root}: {name} is in both {models[name].split}/ and {split}/")
             models[name] = ZooModel(name, split, path, labels.get(name))
     if not models:
-        raise ProbexError(
-            f"{root}: no models; expected a folder or .safetensors file each in train/, val/, test/"
-        )
+        raise ProbexError(f"{root}: no models; {_instead(root)}")
     classes, tree = about.get("classes"), about.get("tree", root.resolve().name)
     if classes is not None:
         classes = _distinct_texts(classes, f"{root / 'zoo.json'}: classes")
@@ -165,6 +163,13 @@ def scan(root: str | Path) -> Zoo:
     unmatched = tuple(name for name in labels if name not in models)
     texts = _texts(about.get("texts", {}), f"{root / 'zoo.json'}: texts")
     return Zoo(tree, tuple(models.values()), classes, texts, unmatched)
+
+
+def _instead(root: Path) -> str:
+    """What to give where somebody gave the folder of several zoos, or of something else."""
+    if zoos := sorted(path.name for path in root.iterdir() if (path / "train").is_dir()):
+        return f"give one of the zoos in it, such as {quoted(zoos[0])}"
+    return "expected a folder or .safetensors file each in train/, val/, test/"
 
 
 def _texts(value: Any, where: str) -> Mapping[str, str]:

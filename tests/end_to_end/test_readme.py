@@ -10,11 +10,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_readme_s_code_runs_on_a_model(toy_zoo, tmp_path, monkeypatch):
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     shutil.copy(next(toy_zoo.glob("test/*/model.safetensors")), tmp_path)
     monkeypatch.chdir(tmp_path)
     names = {}
-    exec(code, names)
+    for code in blocks:
+        exec(code, names)
     assert names["represent"](names["variables"], names["x"]).shape == (1, 512)
 
 

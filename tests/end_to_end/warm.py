@@ -13,6 +13,8 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +67,17 @@ def _become(argv, env, stdout, stderr):
     with open(os.devnull) as nothing:
         for number, file in enumerate((nothing, stdout, stderr)):
             os.dup2(file.fileno(), number)
-    sys.argv = argv
-    runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
-    sys.exit()
+    sys.argv, code = argv, 0
+    try:
+        runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        code = stop.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # All of an exit but taking the interpreter apart, which is most of the time of a short run.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

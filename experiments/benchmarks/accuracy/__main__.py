@@ -1,4 +1,4 @@
-"""Trains every method on every tree and writes the results: a table, a figure, and all figures.
+r"""Trains every method on every tree and writes the results: a table, a figure, and all figures.
 
 It is resumed where it was killed. Two can be run side by side, with other `--trees`; whoever is
 last, or runs it again, writes the results.

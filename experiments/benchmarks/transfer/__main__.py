@@ -1,4 +1,4 @@
-"""What a linear classifier of weights loses from tree to tree, on trees of one architecture.
+r"""What a linear classifier of weights loses from tree to tree, on trees of one architecture.
 
 One and the same ridge regression on the entries of one layer is trained within a tree, on all trees
 together, and on other trees than the tested one; and models of a second tree join those of a first.

@@ -70,7 +70,14 @@ def build(
 
 
 def count(settings: Settings) -> int:
-    """Number of models of the zoo."""
+    """Number of models of the zoo.
+
+    Args:
+      settings: of the zoo.
+
+    Returns:
+      That of all its trees together.
+    """
     return sum(len(TREES[name].recipes(settings, name)) for name in settings.trees)
 
 

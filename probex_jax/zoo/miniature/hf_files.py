@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from probex_jax.files import disk_errors
 from probex_jax.zoo.miniature.resnet import ResNet
 from probex_jax.zoo.miniature.vit import ViT
 
@@ -40,15 +41,19 @@ def write(tree_folder: Path, folder: Path, files: Mapping[str, bytes]) -> None:
       tree_folder: where a folder `.partial-…` stays behind if the process is killed.
       folder: the model's, in `tree_folder`.
       files: contents by path.
+
+    Raises:
+      ProbexError: if the folder cannot be written.
     """
     partial = tree_folder / f".partial-{folder.name}"
     shutil.rmtree(partial, ignore_errors=True)
-    for name, contents in files.items():
-        (partial / name).parent.mkdir(parents=True, exist_ok=True)
-        (partial / name).write_bytes(contents)
-    folder.parent.mkdir(exist_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    with disk_errors(folder):
+        for name, contents in files.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_bytes(contents)
+        folder.parent.mkdir(exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
 
 
 def config_json(model: ViT | ResNet, class_names: Sequence[str]) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 import ast
 import dataclasses
+import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -288,3 +290,12 @@ def test_files_of_strided_arrays_hold_their_values(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(hf_files.serialise({"w": strided}, {}))
     np.testing.assert_array_equal(hf_files.load(path)["w"], strided)
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    def full(self, contents):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ProbexError, match=r"a/config\.json: No space left on device$"):
+        hf_files.write(tmp_path, tmp_path / "a", {"config.json": b"{}"})

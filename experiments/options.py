@@ -1,0 +1,184 @@
+"""The options of the commands: configs, `--help` on one screen, a line about what is wrong."""
+
+import difflib
+import inspect
+import re
+import runpy
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from probex_jax.errors import ProbexError
+
+flags.disclaim_key_flags()  # a config is the flag of the command that asks for it
+
+# What ends a command's parsing: config files are Python, and a wrong value shows as any of these.
+MISTAKES = (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError, ProbexError)
+
+_HELP = {"--help", "-help", "-h", "--helpshort", "-helpshort", "-?"}
+_WIDTH = 100
+_INDENT = 28
+
+
+def config(default: str, help_text: str) -> flags.FlagHolder[Any]:
+    """The flag --config: a file, any field of which is a flag, too, as --config.recipe.seed=1.
+
+    Args:
+      default: the file unless another is given.
+      help_text: what the config says.
+
+    Returns:
+      The flag, whose value is the locked config.
+    """
+    _check_fields(sys.argv[1:], default)
+    return config_flags.DEFINE_config_file("config", default, help_text)
+
+
+def _check_fields(argv: Sequence[str], default: str) -> None:
+    """ml_collections says of a field that is not there nothing but its name, and with a traceback.
+
+    Raises:
+      ProbexError: if there is no such config, size of it, or field.
+    """
+    place = _place(argv, default)
+    loaded = load(place)
+    for argument in argv:
+        if named := re.match(r"--?(?:no)?config\.([^=]+)", argument):
+            check_field(loaded, place, named[1])
+
+
+def _place(argv: Sequence[str], default: str) -> str:
+    given = re.findall(r"^--?config[=\n](.*)$", "\n".join(argv), re.MULTILINE)
+    return given[-1] if given else default
+
+
+def load(place: str) -> ConfigDict:
+    path, _, size = place.partition(":")
+    if not Path(path).is_file():
+        known = [found.stem for found in Path("configs").glob("*.py")]
+        close = difflib.get_close_matches(Path(path).stem, known, n=1)
+        hint = f"did you mean configs/{close[0]}.py?" if close else "configs/ has what there is"
+        raise ProbexError(f"--config={place}: no such file; {hint}")
+    get_config = runpy.run_path(path)["get_config"]
+    if size and not inspect.signature(get_config).parameters:
+        raise ProbexError(f"--config={place}: {path} has one size only; leave out :{size}")
+    try:
+        return get_config(*([size] if size else []))
+    except ValueError as error:
+        raise ProbexError(f"--config={place}: {error}") from None
+
+
+def check_field(loaded: ConfigDict, place: str, field: str) -> None:
+    inside, section = loaded, "config"
+    for part in field.split("."):
+        if not isinstance(inside, ConfigDict):
+            raise ProbexError(f"{place}: {section} is a value, {inside!r}, and has no fields")
+        if part not in inside:
+            close = difflib.get_close_matches(part, inside, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(inside)}"
+            raise ProbexError(f"{place}: {section} has no field {part!r}; {hint}")
+        inside, section = inside[part], f"{section}.{part}"
+
+
+def is_asked_for_help(argv: Sequence[str]) -> bool:
+    """Whether help is among the arguments; absl's own flags it shows with --helpfull alone."""
+    return bool(_HELP & set(argv))
+
+
+def screen(about: str) -> str:
+    """What --help prints: what the command does, an example, and its own options.
+
+    Args:
+      about: the docstring of the command.
+
+    Returns:
+      Lines of at most 100 columns.
+    """
+    own = sorted(_own_flags(), key=lambda flag: not _is_required(flag))
+    lines = [about.strip(), "", "Options:"]
+    for flag in own:
+        lines += _described(flag)
+    for flag in own:
+        if flag.name == "config":
+            fields = ", ".join(_fields(load(_place(sys.argv[1:], _default(flag)))))
+            lines += ["", "Fields of that config, each given as --config.FIELD=VALUE:"]
+            lines += _wrapped(fields, "  ", "  ")
+    return "\n".join(lines)
+
+
+def _own_flags() -> list[flags.Flag]:
+    """Those of this project, the command's own first: not absl's, nor fields of configs."""
+    by_module = flags.FLAGS.flags_by_module_dict()
+    modules = [name for name in by_module if name.startswith("experiments.")]
+    own = [flag for name in (sys.argv[0], *modules) for flag in by_module.get(name, ())]
+    return [flag for flag in own if "." not in flag.name]
+
+
+def _default(flag: flags.Flag) -> str:
+    return (flag.default_as_str or "").strip("'").replace("None", "")
+
+
+def _is_required(flag: flags.Flag) -> bool:
+    return any("other than None" in validator.message for validator in flag.validators)
+
+
+def _described(flag: flags.Flag) -> list[str]:
+    choices = "|".join(getattr(flag.parser, "enum_values", ()))
+    # absl puts the choices before what is said, and behind it that a flag may be repeated.
+    told = flag.help.removeprefix(f"<{choices}>: ").split(";\n")[0].strip()
+    if _is_required(flag):
+        told += " Must be given."
+    elif _default(flag) and not flag.boolean:
+        told += f" Default: {_default(flag)}."
+    named = f"[no]{flag.name}" if flag.boolean else f"{flag.name}={choices or _kind(flag)}"
+    return _wrapped(told, f"  --{named} ".ljust(_INDENT), " " * _INDENT)
+
+
+def _kind(flag: flags.Flag) -> str:
+    return {"ListParser": "A,B,…", "IntegerParser": "N"}.get(type(flag.parser).__name__, "VALUE")
+
+
+def _wrapped(text: str, first: str, rest: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_on_hyphens=False,
+    )
+
+
+def _fields(inside: ConfigDict, section: str = "") -> Iterator[str]:
+    for name, value in inside.items():
+        if isinstance(value, ConfigDict):
+            yield from _fields(value, f"{section}{name}.")
+        else:
+            yield f"{section}{name}"
+
+
+def in_one_line(error: Exception) -> str:
+    """What is wrong, in the words of whoever typed the command."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        names = [flag.name for flag in _own_flags()]
+        close = difflib.get_close_matches(error.flagname, names, n=1)
+        meant = f"did you mean --{close[0]}?" if close else "--help lists what there is"
+        return f"no option --{error.flagname}; {meant}"
+    missing = [f"--{flag.name}" for flag in _own_flags() if _is_missing(flag)]
+    if missing and isinstance(error, flags.IllegalFlagValueError) and "than None" in str(error):
+        return f"give {' and '.join(missing)}; --help says what for, with an example"
+    return first_and_last_line(error)
+
+
+def _is_missing(flag: flags.Flag) -> bool:
+    return _is_required(flag) and flag.value is None
+
+
+def first_and_last_line(error: Exception) -> str:
+    """What is wrong, without the traceback that ml_collections puts between."""
+    lines = str(error.args[0] if isinstance(error, KeyError) else error).strip().splitlines()
+    return " ".join(line.strip() for line in dict.fromkeys([lines[0], lines[-1]]))
