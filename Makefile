@@ -4,7 +4,7 @@ BIN := .venv/bin
 WORKDIR ?= out/demo
 FUZZ_SECONDS ?= 3600
 
-.PHONY: demo test check parity fuzz format clean
+.PHONY: demo test check parity notebooks fuzz format clean
 
 demo: .venv/installed-demo
 	$(BIN)/python -m experiments.demo --workdir=$(WORKDIR)
@@ -20,6 +20,9 @@ check: .venv/installed-dev
 
 parity: .venv/installed-parity
 	$(BIN)/python -m pytest -q -m parity tests
+
+notebooks: .venv/installed-notebooks
+	$(BIN)/python -m pytest -q -m notebook tests/colab
 
 fuzz: .venv/installed-fuzz
 	$(BIN)/python -m tests.model_files.fuzz_atheris -max_total_time=$(FUZZ_SECONDS) out/fuzz/corpus
