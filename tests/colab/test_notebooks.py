@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -121,9 +122,9 @@ def executed(name, folder, monkeypatch, **parameters):
         on_cell_execute=begun,
         on_cell_executed=ended,
     )
-    start = time.monotonic()
+    start, cpu = time.monotonic(), cpu_of_children()
     client.execute()
-    note(name, time.monotonic() - start, took)
+    note(name, time.monotonic() - start, cpu_of_children() - cpu, took)
     return {cell.id: printed(cell) for cell in notebook.cells if cell.cell_type == "code"}
 
 
@@ -145,22 +146,28 @@ def printed(cell):
     return text["stdout"]
 
 
-def note(name, seconds, took):
+def cpu_of_children():
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def note(name, seconds, cpu_seconds, took):
     path = ROOT / "out" / "notebooks.json"
     path.parent.mkdir(exist_ok=True)
     known = json.loads(path.read_text()) if path.exists() else {}
     known[name] = {
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu_seconds, 1),
         "cells": {id: round(value, 1) for id, value in took.items()},
     }
     path.write_text(json.dumps(known, indent=2) + "\n")
-    print(f"{name}: {seconds:.0f} s")
+    print(f"{name}: {seconds:.0f} s, {cpu_seconds:.0f} s of processors")
 
 
 @pytest.mark.notebook
 def test_first_steps(tmp_path, monkeypatch):
     work = str(tmp_path / "work")
-    parameters = {"SOURCE": "", "WORK": work, "MODELS": 150, "OTHERS": 40}
+    parameters = {"SOURCE": "", "WORK": work, "MODELS": 120, "OTHERS": 30}
     for name, value in parameters.items():
         if name != "WORK":
             assert f"{name} = {json.dumps(value)}" in cell("first_steps", "parameters")
