@@ -4,7 +4,7 @@ BIN := .venv/bin
 WORKDIR ?= out/demo
 FUZZ_SECONDS ?= 3600
 
-.PHONY: demo test check parity browser fuzz docs format clean
+.PHONY: demo test check parity browser notebooks fuzz docs format clean
 
 demo: .venv/installed-demo
 	$(BIN)/python -m experiments.demo --workdir=$(WORKDIR)
@@ -23,6 +23,9 @@ parity: .venv/installed-parity
 
 browser: .venv/installed-browser
 	$(BIN)/python -m pytest -q -m browser tests
+
+notebooks: .venv/installed-notebooks
+	$(BIN)/python -m pytest -q -m notebook tests/colab
 
 fuzz: .venv/installed-fuzz
 	$(BIN)/python -m tests.model_files.fuzz_atheris -max_total_time=$(FUZZ_SECONDS) out/fuzz/corpus

@@ -91,6 +91,12 @@ def load(n_digits: int, n_transforms: int) -> Images:
     return Images(train=transformed(digits.train), held_back=transformed(digits.held_back))
 
 
+def train_images(concept: str) -> np.ndarray:
+    """The training images of one concept, float32 [140, 8, 8], as `load` has them."""
+    whole = len(DIGITS), len(TRANSFORMS)
+    return load(*whole).train[names(*whole).index(concept)]
+
+
 def held_out(n_digits: int, n_transforms: int, rng: np.random.Generator) -> frozenset[str]:
     """The concepts that no training model is adapted to, a fifth of all.
 

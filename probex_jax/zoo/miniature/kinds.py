@@ -13,6 +13,8 @@ from probex_jax.zoo.miniature.adaptation import adapt
 from probex_jax.zoo.miniature.denoiser import Denoiser
 from probex_jax.zoo.miniature.finetuning import fine_tune
 from probex_jax.zoo.miniature.params import Params
+from probex_jax.zoo.miniature.preview import NAME as PREVIEW
+from probex_jax.zoo.miniature.preview import preview
 from probex_jax.zoo.miniature.recipes import (
     ClassifierRecipe,
     LoraRecipe,
@@ -210,7 +212,8 @@ class Loras(Kind[LoraRecipe]):
             "images": len(recipe.images),
             **scores,
         }
-        return {self.weights: hf_files.serialise(tensors, metadata)}
+        shown = concepts.train_images(recipe.concept)[list(recipe.images)]
+        return {self.weights: hf_files.serialise(tensors, metadata), PREVIEW: preview(shown)}
 
     def _concepts(self, settings: Settings) -> tuple[str, ...]:
         return concepts.names(settings.lora.digits, settings.lora.transforms)

@@ -8,9 +8,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+import probex_jax as px
 from configs import zoo_miniature
 from probex_jax.errors import ProbexError
 from probex_jax.zoo.miniature import (
@@ -206,8 +208,9 @@ def test_files_are_as_diffusers_names_them_in_model_js_layout(zoo):
     shapes |= {f"{layer}.lora.up.weight": (32, 4) for layer in layers}
     for recipe in lora_recipes(_TINY, _TREE):
         path = folder / recipe.split / f"model_idx_{recipe.index:04d}"
-        assert [file.name for file in path.iterdir()] == ["pytorch_lora_weights.safetensors"]
-        [path] = path.iterdir()
+        weights, picture = "pytorch_lora_weights.safetensors", "preview.png"
+        assert {file.name for file in path.iterdir()} == {weights, picture}
+        path = path / weights
         tensors = load_file(path)
         assert {name: value.shape for name, value in tensors.items()} == shapes
         assert {value.dtype for value in tensors.values()} == {np.dtype("float32")}
@@ -217,6 +220,40 @@ def test_files_are_as_diffusers_names_them_in_model_js_layout(zoo):
         assert metadata["rank"] == "4"
         for key in ("seed", "learning_rate", "steps"):
             assert float(metadata[key]) == getattr(recipe, key)
+
+
+def test_previews_show_the_images_of_the_recipe(zoo):
+    folder, _, _ = zoo
+    recipes = [recipe for recipe in lora_recipes(_TINY, _TREE) if recipe.index % 5 == 0]
+    for recipe in recipes:
+        place = concepts.names(3, 3).index(recipe.concept)
+        images = concepts.load(3, 3).train[place][list(recipe.images)]
+        path = folder / recipe.split / f"model_idx_{recipe.index:04d}" / "preview.png"
+        with Image.open(path) as picture:
+            assert (picture.format, picture.mode) == ("PNG", "L")
+            assert picture.size == (68 * len(images) - 4, 64)
+            shown = np.asarray(picture)
+        for number, image in enumerate(images):
+            own = shown[:, 68 * number : 68 * number + 64].reshape(8, 8, 8, 8)
+            assert (own.min(axis=(1, 3)) == own.max(axis=(1, 3))).all()
+            np.testing.assert_allclose(own[:, 0, :, 0], (1 - image) * 127.5, atol=0.5)
+    assert {recipe.concept.split()[0] for recipe in recipes} == {"upright", "rotated", "inverted"}
+
+
+def test_a_zoo_without_previews_is_the_same_zoo(zoo, tmp_path):
+    folder, _, _ = zoo
+    bare = tmp_path / _TREE
+    shutil.copytree(folder, bare, ignore=shutil.ignore_patterns("preview.png"))
+    progress: list[int] = []
+    build(_TINY, tmp_path, progress.append)
+    assert progress == [36], "models that were built again"
+    for look in (px.scan, px.find_models):
+        ours, theirs = look(folder), look(bare)
+        moved = repr(theirs).replace(str(tmp_path), str(folder.parent))
+        assert repr(ours) == moved
+    packed = [px.pack(px.scan(zoo), tmp_path / name) for zoo, name in ((folder, "a"), (bare, "b"))]
+    assert packed[0].store.hash == packed[1].store.hash
+    assert packed[0].added == 36
 
 
 def test_recorded_losses_are_those_of_root_and_update_merged(zoo):

@@ -1,0 +1,42 @@
+"""A picture of what a LoRA was adapted to, for pages that show many of them."""
+
+import io
+
+import numpy as np
+
+from probex_jax.errors import ProbexError
+
+NAME = "preview.png"
+
+_SCALE = 8  # images of 8×8 become 64 high
+_GAP = 4
+
+
+def preview(images: np.ndarray) -> bytes:
+    """Images side by side as a PNG in greyscale, every pixel of theirs 8×8 large.
+
+    Args:
+      images: [I, S, S] float, values in [-1, 1]; 1 is ink, and black.
+
+    Returns:
+      The file's content; equal images give equal bytes.
+
+    Raises:
+      ProbexError: Pillow, of the extra `zoo`, is not installed.
+
+    Example:
+      >>> import io, numpy as np
+      >>> from PIL import Image
+      >>> Image.open(io.BytesIO(preview(np.ones([5, 8, 8])))).size
+      (336, 64)
+    """
+    try:
+        from PIL import Image
+    except ModuleNotFoundError:
+        raise ProbexError("the miniature zoo needs Pillow: pip install pillow") from None
+    grey = np.rint((1 - images) * 127.5).clip(0, 255).astype(np.uint8)
+    large = grey.repeat(_SCALE, axis=1).repeat(_SCALE, axis=2)
+    apart = np.pad(large, [(0, 0), (0, 0), (0, _GAP)], constant_values=255)
+    file = io.BytesIO()
+    Image.fromarray(np.hstack(apart)[:, :-_GAP]).save(file, "png", optimize=True)
+    return file.getvalue()
