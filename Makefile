@@ -4,10 +4,13 @@ BIN := .venv/bin
 WORKDIR ?= out/demo
 FUZZ_SECONDS ?= 3600
 
-.PHONY: demo test check parity browser notebooks fuzz docs format clean
+.PHONY: demo page test check parity browser notebooks fuzz docs format clean
 
 demo: .venv/installed-demo
 	$(BIN)/python -m experiments.demo --workdir=$(WORKDIR)
+
+page: .venv/installed-page
+	$(BIN)/python -m experiments.serve --forest=$(WORKDIR)/forest --index=$(WORKDIR)/indexes
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist=loadgroup -q

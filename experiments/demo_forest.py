@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from safetensors.numpy import load_file, save_file
 
 import probex_jax as px
-from experiments import cli, forest_steps, steps
+from experiments import cli, demo_language, forest_steps, steps
 from experiments.costs import Costs
 from probex_jax.forest import Forest
 from probex_jax.model_files.locate import local_files
@@ -50,13 +50,14 @@ def forest_part(
     with costs.step("growing the forest", forest):
         loaded = [px.Expert.load(path) for path in experts.values()]
         grown = forest_steps.grow_forest(forest, stores, loaded, {})
+    indexes = [_indexed(workdir, expert, costs) for expert in loaded]
     print("8. Describing models whose labels are hidden", flush=True)
     outside = workdir / "zoo_outside"
     with costs.step("fine-tuning models of no tree of the forest", outside):
         steps.build_zoo({**zoo_config, **STRANGER}, outside)
     truths = dict(_hidden(workdir, stores, outside / "MiniSupViT"))
     with costs.step("describing hidden models", workdir / "cards"):
-        hidden = list(_described(workdir, forest, truths))
+        hidden = list(_described(workdir, forest, indexes, truths))
     n_right = sum(model.description.tree == model.tree for model in hidden)
     lines = [
         "## A forest\n",
@@ -72,12 +73,26 @@ def forest_part(
     return Described(lines, hidden)
 
 
+def _indexed(workdir: Path, expert: px.Expert, costs: Costs) -> Index:
+    """The index of a tree's documented models: of its training models, where there is none yet."""
+    tree = expert.card["tree"]
+    path = demo_language.index_of(workdir, tree)
+    if tree == demo_language.TREE:
+        return Index.open(path)
+    models = find_models(workdir / "zoo" / tree)
+    with costs.step(f"indexing {tree}", path):
+        return steps.index(expert, [m for m in models if m.split == "train"], path)[0]
+
+
 def _described(
-    workdir: Path, forest: Path, truths: Mapping[Path, tuple[str, tuple[str, ...]]]
+    workdir: Path,
+    forest: Path,
+    indexes: Sequence[Index],
+    truths: Mapping[Path, tuple[str, tuple[str, ...]]],
 ) -> Iterator[HiddenModel]:
     """Each hidden model as the forest describes it, with its tree and labels."""
     models = [model for model in find_models(workdir / "hidden") if model.path in truths]
-    documented = forest_steps.nearest_in([Index.open(workdir / "index")], "split = 'train'")
+    documented = forest_steps.nearest_in(indexes, "split = 'train'")
     for model, description in forest_steps.describe(
         Forest.load(forest), models, documented, workdir / "cards"
     ):

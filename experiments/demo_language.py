@@ -54,9 +54,10 @@ def language_half(workdir: Path, size: str, costs: Costs) -> Words:
     with costs.step(f"measuring tasks on {TREE}", experts / "evaluation"):
         measured = steps.evaluate(subject, tuple(TASKS), experts / "evaluation")
     print("6. Indexing them and searching by words", flush=True)
-    with costs.step(f"indexing {TREE}", workdir / "index"):
+    indexed = index_of(workdir, TREE)
+    with costs.step(f"indexing {TREE}", indexed):
         models = find_models(workdir / "zoo" / TREE)
-        index = steps.index(subject.experts["val_holdout"], models, workdir / "index")[0]
+        index = steps.index(subject.experts["val_holdout"], models, indexed)[0]
     _draw_map(subject.experts["val_holdout"], store, workdir / MAP)
     lines = [
         f"## LoRAs and words: {TREE}\n",
@@ -75,6 +76,11 @@ def language_half(workdir: Path, size: str, costs: Costs) -> Words:
 def experts_of(workdir: Path) -> Path:
     """Where the experts aligned with text are."""
     return workdir / "experts" / TREE / "aligned"
+
+
+def index_of(workdir: Path, tree: str) -> Path:
+    """Where the index of a tree's models is."""
+    return workdir / "indexes" / tree
 
 
 def _search(index: Index, query: str) -> str:

@@ -3,13 +3,15 @@
 For programs there is /api. The page is for this machine alone unless --host says otherwise.
 
 Example:
-  python -m experiments.serve --forest=out/demo/forest --index=out/demo/index
+  python -m experiments.serve --forest=out/demo/forest --index=out/demo/indexes
 """
 
 import contextlib
 import signal
 import socket
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 
 from absl import flags
 
@@ -20,7 +22,9 @@ from probex_jax.search import Index
 from probex_jax.web import Catalogue, serve
 
 _FOREST = flags.DEFINE_string("forest", None, "Folder of the forest.", required=True)
-_INDEX = flags.DEFINE_list("index", [], "Indexes of documented models, at most one a tree.")
+_INDEX = flags.DEFINE_list(
+    "index", [], "Indexes of documented models, at most one a tree, or a folder of such."
+)
 _HOST = flags.DEFINE_string("host", "localhost", "Address to listen at; 0.0.0.0 for everyone.")
 _PORT = flags.DEFINE_integer(
     "port", 7860, "Port to listen at; 0 for a free one.", lower_bound=0, upper_bound=65535
@@ -31,9 +35,18 @@ _MAX_MB = flags.DEFINE_integer(
 _HUB = flags.DEFINE_bool("hub", False, "Also read models of the Hugging Face hub, by their ids.")
 
 
+def _indexes(paths: Iterable[Path]) -> list[Index]:
+    """The indexes at the paths, or in the folders that these are."""
+    found = []
+    for path in paths:
+        inside = sorted(path.glob("*/index.json")) if not (path / "index.json").exists() else []
+        found += [Index.open(index.parent) for index in inside] or [Index.open(path)]
+    return found
+
+
 def main() -> None:
     print("loading the forest and its experts", file=sys.stderr)
-    forest, indexes = Forest.load(_FOREST.value), [Index.open(path) for path in _INDEX.value]
+    forest, indexes = Forest.load(_FOREST.value), _indexes(map(Path, _INDEX.value))
     try:
         listening = socket.create_server((_HOST.value, _PORT.value), backlog=512)
     except OSError as error:

@@ -5,8 +5,7 @@ process of its own, and asks: `/api`, and the page itself as browsers do, in ses
 by then. Latency is that of each request, from when all are sent; memory is the server's.
 
 Example:
-  python -m experiments.benchmarks.page --forest=out/demo/forest --index=out/demo/index \
-      --models=out/demo/hidden
+  python -m experiments.benchmarks.page --demo=out/demo
 """
 
 import asyncio
@@ -26,13 +25,12 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
+from experiments.demo_language import TREE
 from experiments.steps import Row
 from probex_jax.errors import ProbexError
 from probex_jax.search import Index, ModelTable, find_models
 
-_FOREST = flags.DEFINE_string("forest", None, "Folder of the forest.", required=True)
-_INDEX = flags.DEFINE_string("index", None, "An index that texts can search.", required=True)
-_MODELS = flags.DEFINE_string("models", None, "Folder of models to describe.", required=True)
+_DEMO = flags.DEFINE_string("demo", None, "Folder of a demo that was run.", required=True)
 _INDEXED = flags.DEFINE_integer("indexed", 10_000, "Models in the index.", lower_bound=1)
 _SEARCHES = flags.DEFINE_integer("searches", 50, "Searches at once.", lower_bound=1)
 _DESCRIBED = flags.DEFINE_integer("described", 20, "Descriptions at once.", lower_bound=1)
@@ -66,7 +64,7 @@ def filled(index: Path, folder: Path, n_models: int) -> Path:
 
 
 @contextmanager
-def served(forest: str, index: Path) -> Iterator[tuple[str, int]]:
+def served(forest: Path, index: Path) -> Iterator[tuple[str, int]]:
     """The address and process number of `serve`, while this lasts."""
     command = [sys.executable, "-m", "experiments.serve", "--port=0"]
     given = [f"--forest={forest}", f"--index={index}"]
@@ -102,11 +100,9 @@ class Sessions:
     Args:
       client: of the server.
       n: how many.
-      tree: of the index that they search.
     """
 
-    def __init__(self, client: httpx.AsyncClient, n: int, tree: str):
-        self._tree = tree
+    def __init__(self, client: httpx.AsyncClient, n: int):
         self._client, self._names = client, [f"session{number}" for number in range(n)]
         self._functions: dict[str, int] = {}
 
@@ -120,7 +116,7 @@ class Sessions:
 
     async def search(self, client: httpx.AsyncClient, number: int) -> None:
         """A search by a text, in one of the sessions."""
-        data = [f"an inverted three {number}", self._tree, *_FILTERS]
+        data = [f"an inverted three {number}", TREE, *_FILTERS]
         said = await self._event(self._names[number], str(len(data)), data)
         if "px-gallery" not in said:
             raise ProbexError(said)
@@ -160,12 +156,13 @@ async def _measured(what: str, client: httpx.AsyncClient, ask: Ask, n: int, roun
     return {"what": what, "at once": n, "rounds": rounds, "failed": len(failures), **figures}
 
 
-async def _all(address: str, pid: int, tree: str) -> list[Row]:
-    files = [find.path.read_bytes() for find in find_models(_MODELS.value)]
+async def _all(address: str, pid: int) -> list[Row]:
+    models = find_models(Path(_DEMO.value) / "hidden")
+    files = [model.path.read_bytes() for model in models]
     n, rounds = _SEARCHES.value, _ROUNDS.value
     limits = httpx.Limits(max_connections=2 * n + _DESCRIBED.value)
     async with httpx.AsyncClient(base_url=address, timeout=_TIMEOUT_S, limits=limits) as client:
-        sessions = Sessions(client, n, tree)
+        sessions = Sessions(client, n)
         await sessions.open()
         rows = []
         for what, ask, at_once in (
@@ -189,10 +186,10 @@ def _peak_mib(pid: int) -> int:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        index = filled(Path(_INDEX.value), Path(folder), _INDEXED.value)
-        with served(_FOREST.value, index) as (address, pid):
-            tree = Index.open(index).about["expert"]["tree"]
-            rows = asyncio.run(_all(address, pid, tree))
+        demo = Path(_DEMO.value)
+        index = filled(demo / "indexes" / TREE, Path(folder), _INDEXED.value)
+        with served(demo / "forest", index) as (address, pid):
+            rows = asyncio.run(_all(address, pid))
     found = cli.table(rows)
     print(found)
     if _RESULTS.value:

@@ -67,7 +67,8 @@ def _lines(model: HiddenModel) -> Iterator[str]:
         predicted = [_shown(p) + (" (wrong)" if p in found.extra else "") for p in said.predicted]
         yield _wrapped("predicted", predicted)
         yield _wrapped("missed", [*map(_shown, found.missed), *found.unknown])
-    if said.neighbours:
+    # Of models of many classes each the list would be longer than all else.
+    if said.neighbours and said.expert is not None and said.expert.chosen == "one":
         nearest = [f"{near.text} {near.similarity:.2f}" for near in said.neighbours[:3]]
         yield _wrapped("nearest", nearest)
 
