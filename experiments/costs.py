@@ -81,7 +81,7 @@ def _about() -> dict[str, str]:
         ),
         "first step ended": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "machine": f"{platform.system()} {platform.machine()}, {_cores()} CPU cores, "
-        f"{len(devices)} JAX devices: {devices[0].device_kind}",
+        f"JAX devices: {len(devices)} ({devices[0].device_kind})",
         "Python": platform.python_version(),
     }
 

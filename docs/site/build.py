@@ -29,6 +29,7 @@ READ = {
     "Method": "docs/method.md",
     "Formats": "docs/formats.md",
     "Clusters": "docs/clusters.md",
+    "The web page": "docs/page.md",
     "Adding an encoder": "docs/encoders.md",
 }
 LOOKED_UP = {"Changes": "CHANGELOG.md", "Workspace": "WORKSPACE.md"}

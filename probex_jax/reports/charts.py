@@ -11,6 +11,9 @@ _WIDTH = 340
 # Beside the plot of promised against came true.
 _LEFT, _TOP, _SIDE, _FOOT = 44, 26, 260, 62
 
+# Points of fewer answers are drawn small.
+FEW = 10
+
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 _LINES = ("", "M0 6L6 0", "M3 0V6", "M0 3H6M3 0V6")
 
@@ -63,7 +66,8 @@ def bars_by_layer(
     top, room = y, _WIDTH - 34
     for layer in layers:
         y += 12
-        parts.append(f'<text x="0" y="{y}">{_short(layer)}<title>{escaped(layer)}</title></text>')
+        name = f"{_short(layer)}<title>{escaped(layer)}</title>"
+        parts.append(f'<text class="halo" x="0" y="{y}">{name}</text>')
         y += 3
         for number, found in enumerate(methods.values()):
             if layer in found:
@@ -71,7 +75,7 @@ def bars_by_layer(
                 y += 11
         y += 3
     if chance is not None:
-        x, at = chance * room, min(max(chance * room, 34), _WIDTH - 34)
+        x, at = chance * room, min(max(chance * room, 40), _WIDTH - 40)
         parts.insert(
             0,
             f'<path d="M{x:.1f} {top}V{y + 2}" stroke="#000" stroke-dasharray="4 3"/>'
@@ -161,19 +165,23 @@ def _curve(number: int, bins: np.ndarray) -> str:
     places = [(_x(x), _y(y)) for x, y in zip(promised / counts, held / counts, strict=True)]
     line = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
     dashes = "" if number else ' stroke-dasharray="2 3"'
-    points = "".join(_point(x, y, number) for x, y in places)
+    sizes = [4 if count >= FEW else 2.5 for count in counts]
+    points = "".join(_point(*at, number, size) for at, size in zip(places, sizes, strict=True))
     colour = _COLOURS[(1, 0)[number]]
     return f'<path d="{line}" fill="none" stroke="{colour}" stroke-width="1.5"{dashes}/>{points}'
 
 
-def _point(x: float, y: float, number: int) -> str:
+def _point(x: float, y: float, number: int, size: float = 4) -> str:
     """Of the first curve a hollow circle, of the second a full square."""
     if number == 0:
         return (
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#fff" stroke="#B87300" '
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" fill="#fff" stroke="#B87300" '
             'stroke-width="2"/>'
         )
-    return f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" fill="{_COLOURS[0]}"/>'
+    return (
+        f'<rect x="{x - size:.1f}" y="{y - size:.1f}" width="{2 * size}" height="{2 * size}" '
+        f'fill="{_COLOURS[0]}"/>'
+    )
 
 
 def _counts(counts: Sequence[float], top: float) -> str:

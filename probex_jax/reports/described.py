@@ -70,6 +70,9 @@ def _listed(predictions: Iterable[Prediction | str], wrong: Iterable[str] | None
             shown.append(escaped(p))
             continue
         mark = "" if wrong is None else "✗ " if p.label in wrong else "✓ "
-        probability = f"{p.probability:.2f}"
-        shown.append(f'<span class="nb">{mark}{escaped(p.text)} {probability}</span>')
-    return ", ".join(shown)
+        shown.append(f"{mark}{escaped(p.text)} {p.probability:.2f}")
+    return " ".join(f'<span class="nb">{text}</span>' for text in _with_commas(shown))
+
+
+def _with_commas(items: Sequence[str]) -> list[str]:
+    return [*(f"{item}," for item in items[:-1]), *items[-1:]]

@@ -29,12 +29,13 @@ caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .7rem .25rem 0;
   border-bottom: 1px solid #ccc; }
 th { border-bottom: 1.5px solid #1a1a1a; white-space: nowrap; }
-tbody th { border-bottom: 1px solid #ccc; font-weight: 400; }
+tbody th { border-bottom: 1px solid #ccc; font-weight: 400; white-space: normal; }
+td code { display: inline-block; min-width: 12rem; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 figure { margin: 1rem 0; }
 figcaption { font-size: .88rem; max-width: 46rem; }
 nav ul { columns: 14rem; padding-left: 1.2rem; }
-.side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr));
+.side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr));
   gap: 0 2rem; }
 .side figure svg { width: 100%; max-width: 26rem; height: auto; }
 .halo { stroke: #fff; stroke-width: 2.5px; paint-order: stroke; }

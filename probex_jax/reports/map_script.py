@@ -34,8 +34,10 @@ STYLE = """
 .px-legend button[aria-pressed=true] { border-color: #000; font-weight: 600; }
 .px-legend svg { width: 20px; height: 20px; flex: none; }
 .px-hint { color: #555; }
-@media (max-width: 40rem) { .px-view:not(.px-near) .px-name { display: none; } }
+.px-name.px-crowded { display: none; }
 @media (prefers-reduced-motion: reduce) { .px-mark { transition: none; } }
+@media (max-width: 40rem) {
+  .px-zoom { position: static; display: flex; justify-content: flex-end; padding: .3rem; } }
 @media print { .px-zoom, .px-hint, .px-view output { display: none !important; }
   .px-legend { max-height: none; } .px-view > svg { max-height: 17cm; } }
 """
@@ -69,14 +71,26 @@ SCRIPT = r"""
     y = Math.min(Math.max(y, -H / zoom / 2), H - H / zoom / 2);
     svg.setAttribute("viewBox", `${x} ${y} ${W / zoom} ${H / zoom}`);
     svg.style.touchAction = zoom > 1 ? "none" : "pan-y";
-    view.classList.toggle("px-near", zoom > 2);
     const now = unit();
     if (now !== size) {
       size = now;
       for (const mark of marks)
         mark.node.setAttribute("transform", `translate(${mark.x} ${mark.y}) scale(${size})`);
+      thinOut();
     }
     place();
+  };
+  // Of names that would lie on one another the first is shown; nearer by, there is room for more.
+  const names = marks.filter(mark => !mark.title)
+    .map(mark => ({...mark, wide: 3.4 * mark.node.textContent.length + 4}));
+  const thinOut = () => {
+    const kept = [];
+    for (const name of names) {
+      const crowded = kept.some(other => Math.abs(other.y - name.y) < 13 * size &&
+        Math.abs(other.x - name.x) < (other.wide + name.wide) * size);
+      name.node.classList.toggle("px-crowded", crowded);
+      if (!crowded) kept.push(name);
+    }
   };
   const redraw = () => { if (!asked) { asked = true; requestAnimationFrame(draw); } };
   const zoomBy = (factor, clientX, clientY) => {

@@ -132,7 +132,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 def _results(run: Run) -> str:
     rows = [row for training in run.trainings for row in _result_rows(training)]
     further = [
-        {"task": m.task, "figure": m.what, "classes": f"{m.n_classes} {m.classes}"}
+        {"figure": f"{m.task}: {m.what}, {m.n_classes} {m.classes}"}
         | _score(vars(m.score), m.chance)
         for m in (m for figures in run.measured.values() for m in figures)
     ]
@@ -150,16 +150,17 @@ def _result_rows(training: Training) -> Iterator[dict[str, Any]]:
     metrics = training.metrics
     layers = metrics.get("layers", {}).get("expert", ())
     reads = short_name(layers[0]) if len(layers) == 1 else f"{len(layers) or 'all'} layers"
-    about = {"tree": metrics["tree"], "method": training.method, "reads": reads}
     chance = None if training.answered is None else training.answered.chance
-    yield {**about, "figure": "accuracy", **_score(metrics["test_accuracy"], chance)}
+    accuracy = _score(metrics["test_accuracy"], chance)
+    yield {"figure": f"{training.name}: accuracy", **accuracy, "reads": reads}
     if "zero_shot" in metrics:
         found = ZeroShot.from_json(metrics["zero_shot"])
         for what, score, count in (
             (f"zero-shot among {found.n_held_out}", found.among_held_out, found.n_held_out),
             (f"zero-shot among all {found.n_all}", found.among_all, found.n_all),
         ):
-            yield {**about, "figure": what, **_score(vars(score), 1 / count)}
+            figures = _score(vars(score), 1 / count)
+            yield {"figure": f"{training.name}: {what}", **figures, "reads": reads}
 
 
 def _score(score: Mapping[str, Any], chance: float | None) -> dict[str, Any]:
@@ -207,11 +208,11 @@ def _costs(costs: Sequence[Cost]) -> str:
         {
             "step": cost.step,
             "seconds": f"{cost.seconds:.1f}",
+            "peak memory, MiB": f"{cost.peak_bytes / 2**20:.0f}" if cost.peak_bytes else "",
             "of the longest": Html(
                 f'<svg viewBox="0 0 120 10" width="120" aria-hidden="true"><rect height="10" '
                 f'width="{120 * cost.seconds / longest:.1f}" fill="{fill(0)}"/></svg>'
             ),
-            "peak memory, MiB": f"{cost.peak_bytes / 2**20:.0f}" if cost.peak_bytes else "",
             "": "resumed" if cost.resumed else "",
         }
         for cost in costs

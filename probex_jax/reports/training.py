@@ -13,7 +13,7 @@ from scipy.special import expit, softmax
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Answered
 from probex_jax.experts.calibration import reliability
-from probex_jax.reports.charts import calibration_curve
+from probex_jax.reports.charts import FEW, calibration_curve
 from probex_jax.reports.html import Html, escaped, figure, html_table
 from probex_jax.reports.interactive_map import MapPoint, interactive_map
 from probex_jax.reports.layout import in_the_plane
@@ -67,6 +67,7 @@ def calibration(training: Training) -> str:
         f"on test models: {errors[0]:.3f} before, {errors[1]:.3f} after."
     )
     drawn = calibration_curve(f"Calibration of {training.name}", {"before": before, "after": after})
+    shown = f"Dashed: as promised. Small points: fewer than {FEW} answers."
     what = (
         "probability that a model is of a class"
         if answered.several
@@ -82,7 +83,7 @@ def calibration(training: Training) -> str:
         for number in np.flatnonzero(after[0])
     ]
     numbers = html_table(rows, caption=f"After calibration: {what}")
-    return f"<p>{said}</p>{figure(drawn, 'Dashed: as promised.')}{numbers}"
+    return f"<p>{said}</p>{figure(drawn, shown)}{numbers}"
 
 
 def _reliability(answered: Answered, temperature: float) -> np.ndarray:

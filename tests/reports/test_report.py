@@ -108,9 +108,9 @@ def test_results_calibration_and_settings_are_those_of_the_metrics():
     text = written(training(found))
     rows = tables(text)
     of_test = score(Answers(found.logits, found.y))
-    line = next(row for row in rows if row[:2] == ("Toy", "default"))
-    assert line[4:6] == (f"{of_test.value:.3f}", f"{of_test.low:.3f} to {of_test.high:.3f}")
-    assert line[-2:] == ("0.500", "12")
+    line = next(row for row in rows if row[0] == "Toy, default: accuracy")
+    assert line[1:3] == (f"{of_test.value:.3f}", f"{of_test.low:.3f} to {of_test.high:.3f}")
+    assert line[4:6] == ("0.500", "12")
     error = calibration_error(expit(found.logits), found.y)
     assert f"{error:.3f} before, {error:.3f} after" in text
     bins = [row for row in rows if len(row) == 4 and " to " in row[0]]
@@ -124,7 +124,7 @@ def test_results_calibration_and_settings_are_those_of_the_metrics():
         ("Toy", "70", "10", "12", "f" * 64),
     ):
         assert row in rows
-    assert ("training", "12.3", "", "512", "") in rows
+    assert ("training", "12.3", "512", "", "") in rows
     assert ("packing", "0.5", "", "", "resumed") in rows
     for value in ("0.812", "0.562"):
         assert f">{value}</text>" in text
