@@ -9,6 +9,9 @@ _NEEDED = ("absl", "jax", "flax", "ml_collections", "tqdm")
 if sys.version_info < (3, 11):  # noqa: UP036 (whoever has not installed it can run this)
     print("error: probex_jax needs Python 3.11 or newer", file=sys.stderr)
     sys.exit(2)
+if find_spec("fcntl") is None:
+    print("error: probex_jax runs on Linux and macOS; on Windows use WSL", file=sys.stderr)
+    sys.exit(2)
 if _missing := [name for name in _NEEDED if find_spec(name) is None]:
     print(
         f"error: {', '.join(_missing)} not installed here; in the repository's folder run "

@@ -118,6 +118,13 @@ def test_the_report_has_the_figures_of_the_metrics_and_resuming_writes_it_again(
     assert json.loads((folder / "w" / "costs.json").read_text()) == cost
 
 
+@pytest.mark.parametrize("metrics", ["metrics.json", "evaluation/metrics.json"])
+def test_docs_name_all_that_was_measured(made, metrics):
+    told = (ROOT / "docs" / "formats.md").read_text().split("## What was measured")[1]
+    for field in json.loads((made[0] / "w" / metrics).read_text()).keys() - {"classify"}:
+        assert f"`{field}`" in told, field
+
+
 def test_a_task_that_cannot_be_measured_does_not_stop_the_others(made):
     folder, _ = made
     done = warm.run(

@@ -67,6 +67,7 @@ def test_a_command_that_is_not_understood_is_noticed(line, fault):
     ("lacking", "message"),
     [
         ("sys.modules['tqdm'] = None", "error: tqdm not installed here; in the repository's"),
+        ("sys.modules['fcntl'] = None", "error: probex_jax runs on Linux and macOS"),
         ("sys.version_info = (3, 10, 13)", "error: probex_jax needs Python 3.11 or newer"),
     ],
 )
