@@ -38,5 +38,5 @@ def preview(images: np.ndarray) -> bytes:
     large = grey.repeat(_SCALE, axis=1).repeat(_SCALE, axis=2)
     apart = np.pad(large, [(0, 0), (0, 0), (0, _GAP)], constant_values=255)
     file = io.BytesIO()
-    Image.fromarray(np.hstack(list(apart))[:, :-_GAP]).save(file, "png", optimize=True)
+    Image.fromarray(np.hstack([*apart])[:, :-_GAP]).save(file, "png", optimize=True)
     return file.getvalue()
