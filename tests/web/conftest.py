@@ -35,7 +35,7 @@ class Served:
 def served(forest, indexes, temporary, *flags):
     """The command `serve`, while this lasts; ended as a service is."""
     command = [sys.executable, "-m", "experiments.serve", f"--forest={forest}", "--port=0"]
-    given = [f"--index={','.join(str(index.path) for index in indexes)}", "--max_mb=1", *flags]
+    given = [f"--index={','.join(map(str, indexes))}", "--max_mb=1", *flags]
     environment = os.environ | {"TMPDIR": str(temporary)}
     with subprocess.Popen([*command, *given], stdout=subprocess.PIPE, env=environment) as process:
         try:
@@ -45,6 +45,11 @@ def served(forest, indexes, temporary, *flags):
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(30)
+
+
+def served_demo(folder, temporary):
+    """As `make page` serves what a demo made."""
+    return served(folder / "forest", [folder / "indexes"], temporary)
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +69,8 @@ def indexes(trees, toy_lora_zoo, toy_lora_store, tmp_path_factory):
 @pytest.fixture(scope="session")
 def server(forest_path, indexes, tmp_path_factory):
     """The page of the forest and its indexes."""
-    with served(forest_path, indexes, tmp_path_factory.mktemp("temporary")) as made:
+    paths = [index.path for index in indexes]
+    with served(forest_path, paths, tmp_path_factory.mktemp("temporary")) as made:
         yield made
 
 

@@ -1,0 +1,48 @@
+"""What `make demo` and `make page` show, at the size of a tiny zoo."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.browser.conftest import visited
+from tests.web.conftest import served_demo
+
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The folder of a demo that was run."""
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    command = [sys.executable, "-m", "experiments.demo", f"--workdir={folder}", "--size=tiny"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
+    return folder
+
+
+def test_its_report_opens_in_silence_and_is_small(browser, demo, shot):
+    report = demo / "report.html"
+    assert report.stat().st_size < 3_000_000
+    with visited(browser, report.as_uri(), link="") as page:
+        page.get_by_role("heading", level=1).wait_for()
+        headings = page.get_by_role("heading", level=2).all_inner_texts()
+        assert len(headings) == 8
+        assert "hidden_08" in page.locator("body").inner_text()
+        shot(page, "report")
+
+
+def test_its_page_describes_hidden_models_and_shows_pictures(browser, demo, tmp_path, shot):
+    with served_demo(demo, tmp_path) as server, visited(browser, server.address) as page:
+        hidden = [str(path) for path in sorted((demo / "hidden").iterdir())]
+        page.locator("#px-files input[type=file]").set_input_files(hidden)
+        page.locator("#px-described article").nth(len(hidden) - 1).wait_for()
+        said = page.locator("#px-described article").all_inner_texts()
+        trees = ("MiniSupViT", "MiniMAE", "MiniLoRA")
+        assert all(any(f"Model Tree {tree}" in text for text in said) for tree in trees)
+        assert sum("Unknown tree" in text for text in said) == 1
+        assert page.locator("#px-described img[src^='data:image']").count() >= 5
+        page.get_by_role("tab", name="Forest").click()
+        page.get_by_text("Accuracy by layer").first.click()
+        page.locator("#px-forest .px-bar").first.wait_for()
+        shot(page, "demo_forest")
