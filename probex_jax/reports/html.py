@@ -130,10 +130,7 @@ def html_table(rows: Sequence[Mapping[str, str]], caption: str = "") -> str:
     head = f"<thead><tr>{''.join(names)}</tr></thead>" if any(map(str.strip, rows[0])) else ""
     body = "".join(f"<tr>{''.join(_cells(row, right))}</tr>" for row in rows)
     title = f"<caption>{escaped(caption)}</caption>" if caption else ""
-    return (
-        f'<div class="wide" tabindex="0"><table>{title}<thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    return f'<div class="wide" tabindex="0"><table>{title}{head}<tbody>{body}</tbody></table></div>'
 
 
 def _cells(row: Mapping[str, str], right: Mapping[str, str]) -> list[str]:

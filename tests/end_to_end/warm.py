@@ -47,6 +47,8 @@ def serve():
 
     # What the hub's client imports when it is first used.
     importlib.import_module("huggingface_hub.hf_api")
+    # What lays out the maps of reports.
+    importlib.import_module("sklearn.manifold")
     # Most of what LanceDB imports; itself it starts threads, which a fork does not survive.
     importlib.import_module("lance_namespace")
     for line in sys.stdin:
