@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from probex_jax.web.uploads import Full, Uploads
 
@@ -43,8 +44,11 @@ class Guard:
         self._app, self._uploads, self._hosts = app, uploads, frozenset(hosts)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # nobody here speaks over a WebSocket
+            await send({"type": "websocket.close"})
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
         if fault := self._fault(scope, headers):
@@ -60,10 +64,7 @@ class Guard:
 
     def _fault(self, scope: Any, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         """Why a request is refused: a status, and a line."""
-        host = headers.get(b"host", b"").decode("latin-1").rpartition(":")[0] or headers.get(
-            b"host", b""
-        ).decode("latin-1")
-        if self._hosts and host not in self._hosts:
+        if self._hosts and _hostname(headers.get(b"host", b"")) not in self._hosts:
             return 421, "asked by a name that is not this server's"
         if not _PAGE.fullmatch(scope["path"]):
             return 404, "there is no such page"
@@ -81,6 +82,13 @@ class Guard:
             self._uploads.check_room()
         except Full as error:
             return 503, str(error)
+        return None
+
+
+def _hostname(host: bytes) -> str | None:
+    try:
+        return urlsplit(f"//{host.decode('latin-1')}").hostname
+    except ValueError:  # brackets that do not close
         return None
 
 

@@ -32,11 +32,11 @@ class Served:
 
 
 @contextmanager
-def served(forest, indexes, temporary, *flags):
+def served(forest, indexes, temporary, *flags, **environment):
     """The command `serve`, while this lasts; ended as a service is."""
     command = [sys.executable, "-m", "experiments.serve", f"--forest={forest}", "--port=0"]
     given = [f"--index={','.join(map(str, indexes))}", "--max_mb=1", *flags]
-    environment = os.environ | {"TMPDIR": str(temporary)}
+    environment = os.environ | {"TMPDIR": str(temporary)} | environment
     with subprocess.Popen([*command, *given], stdout=subprocess.PIPE, env=environment) as process:
         try:
             address = process.stdout.readline().decode().partition(" ")[0]

@@ -9,6 +9,7 @@ import pytest
 
 from probex_jax.forest import Forest
 from tests.forest.conftest import labels_of, write_member
+from tests.hub import Hub, write_repo
 from tests.web.conftest import LIMIT, served
 
 pytestmark = pytest.mark.xdist_group("web")
@@ -158,6 +159,7 @@ def test_no_way_up_from_assets(address, path):
 
 def test_another_name_is_refused(client):
     assert client.get("/api", headers={"host": "evil.example"}).status_code == 421
+    assert client.get("/api", headers={"host": "[::1"}).status_code == 421
     assert client.get("/api", headers={"host": "localhost:1234"}).status_code == 200
 
 
@@ -195,13 +197,27 @@ def test_fifty_searches_and_twenty_descriptions_at_once(address, hidden):
         assert [found["id"] for found in described] == [f"{n}.safetensors" for n in range(20)]
 
 
-def test_what_was_sent_is_gone_with_the_server(forest_path, tmp_path, hidden):
-    with served(forest_path, [], tmp_path, "--hub") as server:
-        httpx.post(f"{server.address}/api/describe", content=body(hidden[0]), timeout=120)
-        assert server.uploads() == []
-        assert list(tmp_path.glob("probex_jax-uploads-*"))
+def test_models_of_the_hub_where_that_is_allowed(forest_path, tmp_path, hidden):
+    files = {"model.safetensors": body(hidden[0])}
+    write_repo(tmp_path / "hub", "models", "me/mine", files)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with (
+        Hub(tmp_path / "hub").running() as hub,
+        served(forest_path, [], temporary, "--hub", HF_ENDPOINT=hub) as server,
+        httpx.Client(base_url=server.address, timeout=120) as client,
+    ):
+        found = client.get("/api/describe", params={"model": "me/mine"}).json()
+        assert (found["id"], found["tree"]) == ("me/mine", "Ant")
+        assert set(found["predicted"]) == set(hidden[1])
+        lost = client.get("/api/describe", params={"model": "me/none"})
+        assert lost.status_code == 422
+        assert "me/none" in lost.json()["error"]
         for name in ("https://host/a.safetensors", "datasets/a/b", "/etc/passwd", "../x"):
-            answer = httpx.get(f"{server.address}/api/describe", params={"model": name})
+            answer = client.get("/api/describe", params={"model": name})
             assert "expected a model of the hub" in answer.json()["error"]
+        client.post("/api/describe", content=body(hidden[0]))
+        [uploads] = (tmp_path / "temporary").glob("probex_jax-uploads-*")
+        assert server.uploads() == []
     assert server.process.returncode == 0
-    assert not list(tmp_path.glob("probex_jax-uploads-*"))
+    assert not uploads.exists()
