@@ -216,7 +216,7 @@ class Catalogue:
         """
         layout = self._layouts[tree].result()
         points = [
-            MapPoint(float(x), float(y), _title(hit), hit.text or "no text", _emphasis(hit))
+            MapPoint(float(x), float(y), _title(hit), _group(hit), _emphasis(hit))
             for hit, (x, y) in zip(layout.models, layout.points_N2, strict=True)
         ]
         emphasised = {}
@@ -273,6 +273,11 @@ def _neighbour(hit: Hit) -> Neighbour:
 
 def _title(hit: Hit) -> str:
     return f"{hit.id}: {hit.text}" if hit.text else hit.id
+
+
+def _group(hit: Hit) -> str:
+    """What gives a point its colour: of models of several classes hardly two are of the same."""
+    return hit.text or "no text" if len(hit.labels) <= 1 else "several classes"
 
 
 def _emphasis(hit: Hit) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import gradio as gr
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.search import Filter, Hit
+from probex_jax.search import Filter, Hit, Snapshot
 from probex_jax.web import views
 from probex_jax.web.catalogue import MAX_K, MAX_QUERY, Catalogue
 from probex_jax.web.models import Model, of_hub, plain_name, sent
@@ -126,12 +126,8 @@ class Page:
                 visible=len(snapshots) > 1,
                 min_width=120,
             )
-            tree = gr.Dropdown(
-                _choices(snapshots.values(), "tree"), value=_ANY, label="Tree", min_width=120
-            )
-            split = gr.Dropdown(
-                _choices(snapshots.values(), "split"), value=_ANY, label="Split", min_width=120
-            )
+            tree = _choice("Tree", snapshots.values(), "tree")
+            split = _choice("Split", snapshots.values(), "split")
             words = gr.Textbox(label="Its text holds", placeholder="any", min_width=120)
             k = gr.Slider(1, MAX_K, 12, step=1, label="How many", min_width=120)
         found = gr.HTML(elem_id="px-found")
@@ -259,9 +255,17 @@ class Page:
         return [path for path in map(Path, files or ()) if self._uploads.holds(path)]
 
 
-def _choices(snapshots: Any, field: str) -> list[tuple[str, str]]:
-    values = sorted({value for one in snapshots for value in one.values(field)})
-    return [("any", _ANY), *((value, value) for value in values)]
+def _choice(label: str, snapshots: Iterable[Snapshot], field: str) -> gr.Dropdown:
+    """A filter by one of the values of a field, where an index has several."""
+    found = [one.values(field) for one in snapshots]
+    values = sorted({value for some in found for value in some})
+    return gr.Dropdown(
+        [("any", _ANY), *((value, value) for value in values)],
+        value=_ANY,
+        label=label,
+        visible=any(len(some) > 1 for some in found),
+        min_width=120,
+    )
 
 
 def _files(**settings: Any) -> gr.File:

@@ -124,6 +124,7 @@ def test_a_body_that_hides_its_length_is_cut_off(client, server):
             yield b"x" * 10_000
 
     assert client.post("/api/describe", content=chunks()).status_code == 413
+    assert client.post("/gradio_api/upload", content=chunks()).status_code == 411
     assert server.uploads() == []
 
 
@@ -155,6 +156,12 @@ def test_no_way_up_from_assets(address, path):
         raw.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         answer = b"".join(iter(lambda: raw.recv(65536), b""))
     assert answer.split()[1] in (b"403", b"404")
+
+
+def test_more_than_the_page_takes_is_refused_before_it_comes(client):
+    many = {"content-length": str(20 * LIMIT)}
+    answer = client.post("/gradio_api/upload", content=b"", headers=many)
+    assert answer.status_code == 413
 
 
 def test_another_name_is_refused(client):
