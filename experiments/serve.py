@@ -7,6 +7,7 @@ Example:
 """
 
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -32,6 +33,9 @@ _PORT = flags.DEFINE_integer(
 _MAX_MB = flags.DEFINE_integer(
     "max_mb", 1024, "The most MiB that a file may have which somebody sends.", lower_bound=1
 )
+_NAMES = flags.DEFINE_list(
+    "names", [], "Names by which it may be asked, as behind a proxy; all, if others can reach it."
+)
 _HUB = flags.DEFINE_bool("hub", False, "Also read models of the Hugging Face hub, by their ids.")
 
 
@@ -44,6 +48,11 @@ def _indexes(paths: Iterable[Path]) -> list[Index]:
     return found
 
 
+def _hand_over_signals() -> None:
+    """The server ends by itself on SIGTERM, and removes what was sent to it."""
+    signal.set_wakeup_fd(-1)
+
+
 def main() -> None:
     print("loading the forest and its experts", file=sys.stderr)
     forest, indexes = Forest.load(_FOREST.value), _indexes(map(Path, _INDEX.value))
@@ -52,15 +61,18 @@ def main() -> None:
     except OSError as error:
         where = f"{_HOST.value}:{_PORT.value}"
         raise px.ProbexError(f"{where}: cannot listen there: {error.strerror}") from None
-    # The server ends by itself on SIGTERM, and removes what was sent to it.
-    signal.set_wakeup_fd(-1)
+    host = socket.gethostname() if _HOST.value in ("0.0.0.0", "") else _HOST.value
+    # Models of the hub are read as a stranger: whoever asks is one.
+    os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
     with listening, contextlib.suppress(KeyboardInterrupt):
         serve(
             Catalogue(forest, indexes),
             listening,
+            names=_NAMES.value,
             file_bytes=_MAX_MB.value * 2**20,
             hub=_HUB.value,
-            on_ready=lambda address: print(f"{address}  (Ctrl-C ends it)", flush=True),
+            on_start=_hand_over_signals,
+            on_ready=lambda port: print(f"http://{host}:{port}  (Ctrl-C ends it)", flush=True),
         )
 
 

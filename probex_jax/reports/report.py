@@ -132,17 +132,16 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 def _results(run: Run) -> str:
     rows = [row for training in run.trainings for row in _result_rows(training)]
     further = [
-        {"figure": f"{m.task}: {m.what}, {m.n_classes} {m.classes}"}
+        {"figure": f"{tree}: {m.task}: {m.what}, {m.n_classes} {m.classes}"}
         | _score(vars(m.score), m.chance)
-        for m in (m for figures in run.measured.values() for m in figures)
+        for tree, figures in run.measured.items()
+        for m in figures
     ]
     about = (
         "<p>On test models, which no choice has seen; 95 % intervals by bootstrap over the models. "
         "The line runs from 0 to 1, the dashes on it are chance.</p>"
     )
-    tables = html_table(rows) + (
-        html_table(further, caption=f"Further tasks: {', '.join(run.measured)}") if further else ""
-    )
+    tables = html_table(rows) + (html_table(further, caption="Further tasks") if further else "")
     return about + tables if rows else ""
 
 

@@ -73,9 +73,10 @@ def calibration(training: Training) -> str:
         if answered.several
         else "probability of the likeliest class"
     )
+    n_bins = after.shape[1]
     rows = [
         {
-            "bin": f"{number / 15:.2f} to {(number + 1) / 15:.2f}",
+            "bin": f"{number / n_bins:.2f} to {(number + 1) / n_bins:.2f}",
             "answers": f"{after[0, number]:.0f}",
             "promised": f"{after[1, number] / after[0, number]:.3f}",
             "came true": f"{after[2, number] / after[0, number]:.3f}",
@@ -206,20 +207,20 @@ def _about(answered: Answered) -> Iterator[tuple[str, str, str]]:
     """Title, group and emphasis of each model."""
     seen = set(answered.classes)
     for number, (name, labels) in enumerate(zip(answered.ids, answered.labels, strict=True)):
-        if answered.several:
+        truth = ", ".join(labels)
+        if number >= len(answered.y):
+            group = "held out" if answered.several else truth
+            yield f"{name}: {truth}", group, "" if seen & set(labels) else "ring"
+        elif answered.several:
             wrong = (answered.logits[number] > 0) != (answered.y[number] > 0)
             which = ", ".join(answered.classes[y] for y in np.flatnonzero(wrong)[:4])
             n_wrong = int(wrong.sum())
-            group = f"{min(n_wrong, 3)} wrong" if n_wrong < 3 else "3 wrong or more"
+            group = f"{n_wrong} wrong" if n_wrong < 3 else "3 wrong or more"
             yield f"{name}: {n_wrong} wrong{f' ({which})' if which else ''}", group, ""
-            continue
-        truth = " ".join(labels)
-        if number >= len(answered.y):
-            yield f"{name}: {truth}", truth, "" if seen & set(labels) else "ring"
-            continue
-        said = answered.classes[int(answered.logits[number].argmax())]
-        verdict = "told rightly" if said in labels else f"taken for {said}"
-        yield f"{name}: {truth}, {verdict}", truth, ""
+        else:
+            said = answered.classes[int(answered.logits[number].argmax())]
+            verdict = "told rightly" if said in labels else f"taken for {said}"
+            yield f"{name}: {truth}, {verdict}", truth, ""
 
 
 def split_rows(trainings: Sequence[Training]) -> list[dict[str, str]]:

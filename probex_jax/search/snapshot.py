@@ -32,14 +32,6 @@ class Filter:
     def __bool__(self) -> bool:
         return bool(self.tree or self.split or self.text)
 
-    def takes(self, hit: Hit) -> bool:
-        """Whether it is about a model."""
-        return (
-            self.tree in ("", hit.tree)
-            and self.split in ("", hit.split)
-            and self.text.lower() in hit.text.lower()
-        )
-
     def sql(self) -> str | None:
         """The same as a condition for `Index.search`.
 
@@ -78,6 +70,7 @@ class Snapshot:
         self.models = [
             Hit(**row | {"similarity": 0.0, "labels": tuple(row["labels"])}) for row in rows
         ]
+        self._texts = [hit.text.lower() for hit in self.models]
         self._place = lru_cache(_PLACES)(index.place)
         self._by_id = {hit.id: place for place, hit in enumerate(self.models)}
         self._masks = lru_cache(64)(self._mask)
@@ -133,14 +126,22 @@ class Snapshot:
         return [hit for hit in hits if hit.path != but][:k]
 
     def _mask(self, where: Filter) -> np.ndarray:
-        return np.flatnonzero([where.takes(hit) for hit in self.models])
+        said = where.text.lower()
+        return np.flatnonzero(
+            [
+                where.tree in ("", hit.tree) and where.split in ("", hit.split) and said in text
+                for hit, text in zip(self.models, self._texts, strict=True)
+            ]
+        )
 
 
 def _largest(values_N: np.ndarray, places: np.ndarray, k: int) -> np.ndarray:
     """The places of the largest values, in their order; of equal ones the first."""
+    values = values_N[places]
     if len(places) > k:
-        places = places[np.argpartition(-values_N[places], k)[:k]]
-    return places[np.lexsort((places, -values_N[places]))]
+        candidates = values >= -np.partition(-values, k - 1)[k - 1]
+        places, values = places[candidates], values[candidates]
+    return places[np.argsort(-values, kind="stable")][:k]
 
 
 def _quoted(text: str) -> str:

@@ -102,29 +102,31 @@ def routes(catalogue: Catalogue, uploads: Uploads, work: Work, *, hub: bool) -> 
         request: Request, name: str, found: Callable[[Model], dict[str, Any]]
     ) -> JSONResponse:
         name = plain_name(name)
+        length = request.headers.get("content-length", "")
         try:
-            if int(request.headers.get("content-length") or 0) > uploads.file_bytes:
-                raise uploads.too_large(name)
+            size = int(length) if length.isdigit() else uploads.file_bytes
+            uploads.check_size(size, name)
             with uploads.place() as folder:
                 path = folder / "model.safetensors"
-                await uploads.receive(request.stream(), path, name)
+                with uploads.coming(size):
+                    await uploads.receive(request.stream(), path, name)
                 return await _answer(work.read, lambda: found(Model(name, path)))
-        except TooLarge as error:
-            return _error(413, error)
-        except Full as error:
-            return _error(503, error)
         except ClientDisconnect:
             return _error(400, "gone before the file was whole")
+        except ProbexError as error:
+            status = {TooLarge: 413, Full: 503}.get(type(error), 507)
+            return _error(status, catalogue.shown(error))
+
+    async def _answer(
+        work: Callable[..., Any], found: Callable[[], dict[str, Any]]
+    ) -> JSONResponse:
+        try:
+            answer = await work(found)
+        except ProbexError as error:
+            return _error(422, catalogue.shown(error))
+        return JSONResponse(answer, 422 if "error" in answer else 200)
 
     return router
-
-
-async def _answer(work: Callable[..., Any], found: Callable[[], dict[str, Any]]) -> JSONResponse:
-    try:
-        answer = await work(found)
-    except ProbexError as error:
-        return _error(422, error)
-    return JSONResponse(answer, 422 if "error" in answer else 200)
 
 
 def _error(status: int, error: object) -> JSONResponse:

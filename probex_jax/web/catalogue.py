@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,8 +88,11 @@ class Catalogue:
         self._layouts: dict[str, Future[Layout]] = {
             tree: self._drawing.submit(_laid_out, one) for tree, one in self.snapshots.items()
         }
-        roots = [forest.path, *(index.path for index in indexes)]
-        self._roots = {str(path) for given in roots for path in (given, given.resolve())}
+        roots = [forest.path, *(index.path for index in indexes), Path.cwd(), Path.home()]
+        roots.append(Path(tempfile.gettempdir()))
+        found_roots = {str(path) for given in roots for path in (given, given.resolve())}
+        # The longest first: one may lie in another.
+        self._roots = sorted(found_roots - {"/", "."}, key=len, reverse=True)
 
     def close(self) -> None:
         """Waits for the maps that are being laid out."""
@@ -96,7 +102,8 @@ class Catalogue:
         """Compiles what the first search would wait for."""
         for snapshot in self.snapshots.values():
             if snapshot.knows_texts:
-                snapshot.place("a model")
+                with suppress(ProbexError):  # embeddings from a file have no other texts
+                    snapshot.place("a model")
 
     def describe(self, models: Sequence[Model]) -> list[Described]:
         """What can be said of each model, in their order."""
@@ -184,18 +191,17 @@ class Catalogue:
           ProbexError: if the text is empty or too long, k is out of range, or there is no index
             that knows texts.
         """
-        if len(query) > MAX_QUERY:
-            raise ProbexError(f"the query has {len(query)} characters: at most {MAX_QUERY}")
+        _check_length(query)
         snapshot = self.snapshot(tree, for_texts=True)
         if not snapshot.knows_texts:
             raise ProbexError(f"the index of {tree} knows no texts; search by example")
-        return snapshot.tree, snapshot.near(snapshot.place(query), _checked(k), where)
+        return snapshot.tree, snapshot.near(snapshot.place(query), _checked(k, where), where)
 
     def like(
         self, tree: str, vector_T: np.ndarray, k: int = 10, where: Filter = EVERY, but: str = ""
     ) -> list[Hit]:
         """The models like one that stands at a vector [T] of the index of a tree."""
-        return self.snapshot(tree).near(vector_T, _checked(k), where, but=but)
+        return self.snapshot(tree).near(vector_T, _checked(k, where), where, but=but)
 
     def like_id(
         self, tree: str, id: str, k: int = 10, where: Filter = EVERY
@@ -204,7 +210,14 @@ class Catalogue:
         snapshot = self.snapshot(tree)
         place = snapshot.place_of(id)
         but = snapshot.models[place].path
-        return snapshot.tree, snapshot.near(snapshot.vectors_NT[place], _checked(k), where, but=but)
+        return snapshot.tree, snapshot.near(
+            snapshot.vectors_NT[place], _checked(k, where), where, but=but
+        )
+
+    async def drawn(self, tree: str) -> None:
+        """Waits until the models of an index are laid out, without holding up others."""
+        if tree in self._layouts:
+            await asyncio.wait([asyncio.wrap_future(self._layouts[tree])])
 
     def map(self, tree: str, *, starred: str = "", vector_T: np.ndarray | None = None) -> str:
         """The map of the models of an index, as HTML; with a star where another one belongs.
@@ -213,7 +226,16 @@ class Catalogue:
           tree: of the index.
           starred: name of the other one.
           vector_T: its vector [T].
+
+        Returns:
+          The map; "" where the models cannot be laid out.
+
+        Raises:
+          ProbexError: if there is no index of the tree.
         """
+        self.snapshot(tree)
+        if self._layouts[tree].exception() is not None:
+            return ""
         layout = self._layouts[tree].result()
         points = [
             MapPoint(float(x), float(y), _title(hit), _group(hit), _emphasis(hit))
@@ -236,7 +258,7 @@ class Catalogue:
         text = str(error)
         if model is not None:
             text = text.replace(str(model.path), model.name)
-        for root in sorted(self._roots, key=len, reverse=True):
+        for root in self._roots:
             text = text.replace(root, Path(root).name)
         return _DIRECTORIES.sub("", text)
 
@@ -261,7 +283,14 @@ def as_json(described: Described, card: str) -> dict[str, Any]:
     return json.loads(json.dumps({**found, "card": card}))
 
 
-def _checked(k: int) -> int:
+def _check_length(text: str) -> None:
+    if len(text) > MAX_QUERY:
+        raise ProbexError(f"a text of {len(text)} characters: at most {MAX_QUERY}")
+
+
+def _checked(k: int, where: Filter) -> int:
+    for text in (where.tree, where.split, where.text):
+        _check_length(text)
     if not 1 <= k <= MAX_K:
         raise ProbexError(f"k is {k}: expected 1 to {MAX_K}")
     return k

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from probex_jax.web.uploads import Full, Uploads
+from probex_jax.errors import ProbexError
+from probex_jax.web.uploads import Uploads
 
 # All that the page itself asks for. What Gradio has beyond that, such as files by their path on
 # this machine, is not there.
-_PAGE = re.compile(
-    r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|assets/.*|static/.*|svelte/.*)"
-    r"|/gradio_api/(queue/(join|data)|upload|upload_progress|heartbeat/\w+|startup-events|info/?"
-    r"|cancel|reset/?|call/(v2/)?\w+(/\w+)?|theme\.css|app_id/?)"
-    r"|/api(/\w+)?"
+_READ = re.compile(
+    r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|assets/.*|static/.*)"
+    r"|/gradio_api/(queue/data|upload_progress|heartbeat/\w+|startup-events)"
+    r"|/api(/(forest|search|describe))?"
 )
-# Beside the files, what a form has around them.
-_FORM_BYTES = 2**20
-_FILES_AT_ONCE = 8
+_EVENT = "/gradio_api/queue/join"
+# Whose bodies are files.
+_FILES = ("/api/search", "/api/describe", "/gradio_api/upload")
+_EVENT_BYTES = 2**18
+_ADDRESS_BYTES = 2**14
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' "
     "'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; frame-src 'self' data: "
@@ -35,7 +38,7 @@ class Guard:
 
     Args:
       app: what is guarded.
-      uploads: whose limits bodies keep.
+      uploads: the only files that an event may be about.
       hosts: names by which this server may be asked, so that no other site's name, led here by its
         DNS, is taken for it; none to take every name.
     """
@@ -50,10 +53,15 @@ class Guard:
         if scope["type"] != "http":  # nobody here speaks over a WebSocket
             await send({"type": "websocket.close"})
             return
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        if fault := self._fault(scope, headers):
+        if fault := self._fault(scope):
             await _refuse(send, *fault)
             return
+        if scope["path"] == _EVENT:
+            try:
+                receive = _replayed(self._event(await _body(receive)), receive)
+            except ProbexError as error:
+                await _refuse(send, 400, str(error))
+                return
 
         async def with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -62,27 +70,70 @@ class Guard:
 
         await self._app(scope, receive, with_policy)
 
-    def _fault(self, scope: Any, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
+    def _fault(self, scope: Any) -> tuple[int, str] | None:
         """Why a request is refused: a status, and a line."""
-        if self._hosts and _hostname(headers.get(b"host", b"")) not in self._hosts:
+        host = next((value for name, value in scope["headers"] if name == b"host"), b"")
+        if self._hosts and _hostname(host) not in self._hosts:
             return 421, "asked by a name that is not this server's"
-        if not _PAGE.fullmatch(scope["path"]):
-            return 404, "there is no such page"
-        if scope["path"] == "/gradio_api/upload":
-            return self._upload_fault(headers)
-        return None
+        if len(scope["query_string"]) + len(scope["path"]) > _ADDRESS_BYTES:
+            return 414, "the address is too long"
+        method, path = scope["method"], scope["path"]
+        if method in ("GET", "HEAD"):
+            known = _READ.fullmatch(path) is not None
+        else:
+            known = method in ("POST", "PUT") and path in (*_FILES, _EVENT)
+        return None if known else (404, "there is no such page")
 
-    def _upload_fault(self, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
-        length = headers.get(b"content-length", b"")
-        if not length.isdigit():
-            return 411, "an upload has to say its length"
-        if int(length) > _FILES_AT_ONCE * self._uploads.file_bytes + _FORM_BYTES:
-            return 413, "more than is taken at once"
+    def _event(self, body: bytes) -> bytes:
+        """An event of the page, in which files are named by their paths on this machine.
+
+        A component of Gradio takes whatever looks like a file for one, reads it or fetches it. So
+        nothing else passes that has a path or an address than what was sent here.
+        """
         try:
-            self._uploads.check_room()
-        except Full as error:
-            return 503, str(error)
-        return None
+            event = json.loads(body)
+        except (ValueError, RecursionError):
+            raise ProbexError("an event is JSON") from None
+        return json.dumps(self._with_files(event)).encode()
+
+    def _with_files(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._with_files(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if not value.keys() & {"path", "url", "meta", "is_stream"}:
+            return {name: self._with_files(item) for name, item in value.items()}
+        path = self._uploads.held(str(value.get("path")))
+        if path is None:
+            raise ProbexError("the file is not here any more; send it again")
+        return {
+            "path": str(path),
+            "orig_name": path.name,
+            "meta": {"_type": "gradio.FileData"},
+        }
+
+
+async def _body(receive: Any) -> bytes:
+    parts, more = bytearray(), True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ProbexError("gone before it was said")
+        parts += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(parts) > _EVENT_BYTES:
+            raise ProbexError("an event is too long")
+    return bytes(parts)
+
+
+def _replayed(body: bytes, receive: Any) -> Any:
+    """Gives the body, and then what comes after it."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replayed
 
 
 def _hostname(host: bytes) -> str | None:

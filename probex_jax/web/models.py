@@ -13,7 +13,6 @@ from probex_jax.model_files.locate import SINGLE
 
 # What makes the files that came with it one model.
 _BESIDE = ".json"
-_MAX_FILES = 64
 _LONGEST_NAME = 120
 _NO_NAME = re.compile(r"[^\w. +@()\[\]-]+")
 
@@ -52,10 +51,10 @@ def sent(files: Sequence[Path], folder: Path) -> list[Model]:
       folder: an empty one, where the files of one model are put together.
 
     Raises:
-      ProbexError: if they are too many, or two of one model have the same name.
+      ProbexError: if one is gone, there are no weights, or two of one model have the same name.
     """
-    if len(files) > _MAX_FILES:
-        raise ProbexError(f"{len(files)} files at once: at most {_MAX_FILES}")
+    if not files or not all(file.exists() for file in files):
+        raise ProbexError("the file is not here any more; send it again")
     if not any(file.suffix == _BESIDE for file in files):
         return [Model(plain_name(file.name).removesuffix(".safetensors"), file) for file in files]
     weights = [file for file in files if file.suffix != _BESIDE]

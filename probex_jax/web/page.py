@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.search import Filter, Hit, Snapshot
 from probex_jax.web import views
-from probex_jax.web.catalogue import MAX_K, MAX_QUERY, Catalogue
-from probex_jax.web.models import Model, of_hub, plain_name, sent
+from probex_jax.web.catalogue import MAX_K, MAX_QUERY, Catalogue, Described
+from probex_jax.web.models import of_hub, sent
 from probex_jax.web.uploads import Uploads
 from probex_jax.web.work import Work
 
@@ -128,7 +128,9 @@ class Page:
             )
             tree = _choice("Tree", snapshots.values(), "tree")
             split = _choice("Split", snapshots.values(), "split")
-            words = gr.Textbox(label="Its text holds", placeholder="any", min_width=120)
+            words = gr.Textbox(
+                label="Its text holds", placeholder="any", max_length=MAX_QUERY, min_width=120
+            )
             k = gr.Slider(1, MAX_K, 12, step=1, label="How many", min_width=120)
         found = gr.HTML(elem_id="px-found")
         filters = [tree, split, words, k]
@@ -159,32 +161,43 @@ class Page:
             drawn = gr.HTML(elem_id="px-forest-map")
             gr.on([tab.select, tree.input], self._map, tree, drawn, **_PRIVATE)
 
-    async def _describe(self, files: Sequence[str] | None) -> tuple[None, str]:
-        paths = self._sent(files)
+    async def _describe(self, files: Sequence[str]) -> tuple[None, str]:
+        paths = [Path(file) for file in files]
+        self._uploads.touch(paths)
 
-        def found() -> str:
+        def found() -> list[Described]:
             with self._uploads.place() as folder:
-                return self._described(sent(paths, folder))
+                return self._catalogue.describe(sent(paths, folder))
 
         try:
-            return None, await self._answered(self._work.read, found)
+            return None, await self._described(found)
         finally:
             self._uploads.remove(paths)
 
     async def _describe_of_hub(self, address: str) -> str:
-        return await self._answered(
-            self._work.read, lambda: self._described([of_hub(address, allowed=self._hub)])
-        )
+        def found() -> list[Described]:
+            return self._catalogue.describe([of_hub(address, allowed=self._hub)])
 
-    def _described(self, models: Sequence[Model]) -> str:
+        return await self._described(found)
+
+    async def _described(self, describe: Callable[[], list[Described]]) -> str:
+        try:
+            described = await self._work.read(describe)
+            on_maps = [one.tree if one.vector_T is not None else "" for one in described[:_MAPS]]
+            for tree in filter(None, on_maps):
+                await self._catalogue.drawn(tree)
+            return await self._work.search(self._shown, described)
+        except ProbexError as error:
+            return views.error(self._catalogue.shown(error))
+
+    def _shown(self, described: Sequence[Described]) -> str:
         parts: list[str] = []
-        for found in self._catalogue.describe(models):
-            has_map = found.vector_T is not None and len(parts) < _MAPS
-            on_map = (
-                self._catalogue.map(found.tree, starred=found.name, vector_T=found.vector_T)
-                if has_map
-                else ""
-            )
+        for found in described:
+            on_map = ""
+            if found.vector_T is not None and len(parts) < _MAPS:
+                on_map = self._catalogue.map(
+                    found.tree, starred=found.name, vector_T=found.vector_T
+                )
             parts.append(views.described(found, on_map))
         return "".join(parts)
 
@@ -192,24 +205,26 @@ class Page:
         sought = _Sought(query=query or "", tree=index or "")
         return sought, await self._found(sought, *filters)
 
-    async def _search_by_example(self, file: str | None, *filters: Any) -> tuple[Any, ...]:
-        paths = self._sent([file] if file else [])
-        if not paths:
-            return None, _Sought(), gr.skip(), ""
-        [path] = paths
-        name = plain_name(path.name)
+    async def _search_by_example(self, files: Sequence[str], *filters: Any) -> tuple[Any, ...]:
+        paths = [Path(file) for file in files[:1]]
+        self._uploads.touch(paths)
         try:
-            tree, vector_T = await self._work.read(self._catalogue.vector_of, Model(name, path))
+            [model] = sent(paths, self._uploads.folder)
+            tree, vector_T = await self._work.read(self._catalogue.vector_of, model)
         except ProbexError as error:
-            return None, _Sought(), gr.skip(), views.error(error)
+            shown = views.error(self._catalogue.shown(error))
+            return None, _Sought(), gr.skip(), shown
         finally:
             self._uploads.remove(paths)
-        sought = _Sought(tree=tree, vector_T=vector_T, name=name)
+        sought = _Sought(tree=tree, vector_T=vector_T, name=model.name)
         return None, sought, tree, await self._found(sought, *filters)
 
     async def _found(self, sought: _Sought, tree: str, split: str, words: str, k: int) -> str:
         where = Filter(tree or "", split or "", (words or "").strip())
-        return await self._answered(self._work.search, lambda: self._gallery(sought, where, int(k)))
+        try:
+            return await self._work.search(self._gallery, sought, where, int(k))
+        except ProbexError as error:
+            return views.error(self._catalogue.shown(error))
 
     def _gallery(self, sought: _Sought, where: Filter, k: int) -> str:
         hits: list[Hit]
@@ -228,8 +243,12 @@ class Page:
         return views.results(title, hits, tree)
 
     async def _map(self, tree: str) -> str:
-        drawn = await self._answered(self._work.search, lambda: self._catalogue.map(tree))
-        return views.framed(drawn, f"Map of the models of {tree}")
+        try:
+            await self._catalogue.drawn(tree)
+            drawn = await self._work.search(self._catalogue.map, tree)
+        except ProbexError as error:
+            return views.error(self._catalogue.shown(error))
+        return views.framed(drawn, f"Map of the models of {tree}") if drawn else ""
 
     async def _opened(self, request: gr.Request) -> tuple[Any, ...]:
         """A link to a search: ?query=… or ?like=…&index=…"""
@@ -243,16 +262,6 @@ class Page:
         found = await self._found(sought, "", "", "", 12)
         shown = tree or gr.skip()
         return gr.Tabs(selected="search"), asked["query"], shown, sought, found
-
-    async def _answered(self, work: Any, found: Any) -> str:
-        try:
-            return await work(found)
-        except ProbexError as error:
-            return views.error(self._catalogue.shown(error))
-
-    def _sent(self, files: Sequence[str] | None) -> list[Path]:
-        """The files of an event that are ours to read."""
-        return [path for path in map(Path, files or ()) if self._uploads.holds(path)]
 
 
 def _choice(label: str, snapshots: Iterable[Snapshot], field: str) -> gr.Dropdown:
@@ -269,14 +278,13 @@ def _choice(label: str, snapshots: Iterable[Snapshot], field: str) -> gr.Dropdow
 
 
 def _files(**settings: Any) -> gr.File:
-    """Where files are dropped. Gradio would also fetch what a client gives the address of."""
+    """Where files are dropped; the guard has seen to it that they were sent here."""
     component = gr.File(**settings)
-    kept = component.async_move_resource_to_block_cache
 
-    async def only_what_was_sent(path: Any) -> str | None:
-        if "://" in str(path):
-            raise gr.Error("send the file itself", print_exception=False)
-        return await kept(path)
+    def paths(payload: Any) -> list[str]:
+        files = getattr(payload, "root", payload) or []
+        return [file.path for file in (files if isinstance(files, list) else [files])]
 
-    setattr(component, kept.__name__, only_what_was_sent)
+    # Gradio's own leaves an empty file behind for each.
+    setattr(component, "preprocess", paths)  # noqa: B010
     return component

@@ -15,36 +15,43 @@ from probex_jax.web.uploads import Uploads
 _LOCAL = ("localhost", "127.0.0.1")
 _ASSETS = Path(__file__).parent
 _LAST_REQUESTS_S = 5
+_MOST_WAITING = 1000
 
 
 def serve(
     catalogue: Catalogue,
     listening: socket.socket,
     *,
+    names: Sequence[str] = (),
     file_bytes: int = 2**30,
     hub: bool = False,
-    on_ready: Callable[[str], None] = lambda address: None,
+    on_start: Callable[[], None] = lambda: None,
+    on_ready: Callable[[int], None] = lambda port: None,
 ) -> None:
     """Serves the page of a catalogue until the process is told to end.
 
     Args:
       catalogue: what is asked; closed in the end.
-      listening: a bound socket. One that only this machine reaches is answered by no other name
-        than `localhost`.
+      listening: a bound socket.
+      names: by which the server may be asked. One that only this machine reaches is asked by
+        `localhost` as well, and by no others; one that others reach by all, if none is given.
       file_bytes: the most that a file may have which somebody sends.
       hub: whether models of the hub are read.
-      on_ready: called with the address as soon as requests are answered.
+      on_start: called just before signals are the server's.
+      on_ready: called with the port as soon as requests are answered.
 
     Raises:
       ProbexError: if gradio is missing (extra `app`).
     """
     host, port = listening.getsockname()[:2]
-    is_local = host.startswith("127.")
+    if host.startswith("127."):
+        names = (*_LOCAL, host, *names)
     uploads = Uploads(file_bytes)
     try:
-        app = _application(catalogue, uploads, hub=hub, hosts=_LOCAL if is_local else ())
+        app = _application(catalogue, uploads, hub=hub, hosts=names)
         catalogue.warm_up()
-        _run(app, listening, lambda: on_ready(f"http://{'localhost' if is_local else host}:{port}"))
+        on_start()
+        _run(app, listening, lambda: on_ready(port))
     finally:
         uploads.close()
         catalogue.close()
@@ -58,9 +65,11 @@ def _run(app: Any, listening: socket.socket, on_ready: Callable[[], None]) -> No
             await super().startup(sockets)
             on_ready()
 
-    Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=_LAST_REQUESTS_S)).run(
-        [listening]
+    # Of the parsers of HTTP that uvicorn knows, h11 has a limit for headers.
+    config = uvicorn.Config(
+        app, http="h11", log_level="error", timeout_graceful_shutdown=_LAST_REQUESTS_S
     )
+    Server(config).run([listening])
 
 
 def _application(catalogue: Catalogue, uploads: Uploads, *, hub: bool, hosts: Sequence[str]) -> Any:
@@ -74,6 +83,7 @@ def _application(catalogue: Catalogue, uploads: Uploads, *, hub: bool, hosts: Se
             "the page needs gradio: pip install 'gradio>=6.0' (extra `app`)"
         ) from None
     from probex_jax.web.api import routes
+    from probex_jax.web.forms import form_routes
     from probex_jax.web.guard import Guard
     from probex_jax.web.page import Page
     from probex_jax.web.work import Work
@@ -81,13 +91,18 @@ def _application(catalogue: Catalogue, uploads: Uploads, *, hub: bool, hosts: Se
     work = Work()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(routes(catalogue, uploads, work, hub=hub))
+    app.include_router(form_routes(uploads))
+    blocks = Page(catalogue, uploads, work, hub=hub).blocks
+    blocks.queue(max_size=_MOST_WAITING)
+    # As if it had started it itself: only then Gradio checks by itself whose files it reads.
+    blocks.has_launched = True
     # The fonts of the theme would be fetched from a server.
     theme = gr.themes.Base(
         font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
     gr.mount_gradio_app(
         app,
-        Page(catalogue, uploads, work, hub=hub).blocks,
+        blocks,
         "/",
         footer_links=[],
         run_history=False,

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors
 
-# What was not asked for again since so long is removed, also halves of files that never came whole.
+# What was not asked for again since so long is removed.
 _KEPT_S = 600.0
 _SWEEP_S = 30.0
-# All that may lie there at a time, in files of the largest size.
+# All that may lie there or be on its way at a time, in files of the largest size.
 _FILES = 16
 _DISK_RESERVE = 2**30
 
@@ -51,23 +52,44 @@ class Uploads:
         self.file_bytes = file_bytes
         self._owned = tempfile.TemporaryDirectory(prefix="probex_jax-uploads-")
         self.folder = Path(self._owned.name).resolve()
+        self._lock, self._coming = threading.Lock(), 0
         self._ended = threading.Event()
         self._sweeper = threading.Thread(target=self._keep_sweeping, daemon=True)
         self._sweeper.start()
 
     @contextmanager
     def place(self) -> Iterator[Path]:
-        """A new folder for the files of one request, removed after it.
+        """A new folder for the files of one request, removed after it."""
+        folder = self.new_folder()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def new_folder(self) -> Path:
+        """A new folder, whose name nobody guesses."""
+        with disk_errors(self.folder):
+            return Path(tempfile.mkdtemp(dir=self.folder))
+
+    @contextmanager
+    def coming(self, n_bytes: int) -> Iterator[None]:
+        """While this lasts, there is room for so many bytes that are on their way.
 
         Raises:
-          Full: if too much lies here already, or on the disk.
+          Full: if there is not.
         """
-        self.check_room()
-        with (
-            disk_errors(self.folder),
-            tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True) as path,
-        ):
-            yield Path(path)
+        with self._lock:
+            held = self._coming + sum(size for _, size, _ in _files(self.folder))
+            if held + n_bytes > _FILES * self.file_bytes:
+                raise Full("too many files are being read at this moment; try again in a minute")
+            if shutil.disk_usage(self.folder).free < self._coming + n_bytes + _DISK_RESERVE:
+                raise Full("the disk of the server is too full for this file")
+            self._coming += n_bytes
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._coming -= n_bytes
 
     async def receive(self, chunks: AsyncIterator[bytes], path: Path, name: str) -> None:
         """Writes a body as it comes.
@@ -81,64 +103,69 @@ class Uploads:
           TooLarge: as soon as it is over the limit.
         """
         received = 0
-        with path.open("wb") as file:
+        with disk_errors(path), path.open("wb") as file:
             async for chunk in chunks:
                 received += len(chunk)
-                if received > self.file_bytes:
-                    raise self.too_large(name)
+                self.check_size(received, name)
                 file.write(chunk)
 
-    def too_large(self, name: str) -> TooLarge:
-        """What is said of a file over the limit."""
-        return TooLarge(f"{name}: larger than the {self.file_bytes / 2**20:,.0f} MiB taken here")
+    def check_size(self, n_bytes: int, name: str) -> None:
+        """Raises `TooLarge` for a file of more bytes than are taken."""
+        if n_bytes > self.file_bytes:
+            limit = self.file_bytes / 2**20
+            raise TooLarge(f"{name}: larger than the {limit:,.0f} MiB taken here")
 
-    def check_room(self) -> None:
-        """Raises `Full` where another file might not fit."""
-        held = sum(file.stat().st_size for file in _files(self.folder))
-        free = shutil.disk_usage(self.folder).free - _DISK_RESERVE
-        if held > (_FILES - 1) * self.file_bytes or free < self.file_bytes:
-            raise Full("too many files are being read at this moment; try again in a minute")
+    def held(self, path: str) -> Path | None:
+        """The file at a path in the folder; None where that is none, or leads out of it."""
+        with suppress(OSError, ValueError):
+            real = (self.folder / path).resolve()
+            if real.is_relative_to(self.folder) and real.is_file():
+                return real
+        return None
 
     def remove(self, paths: list[Path]) -> None:
-        """Removes files of the folder."""
+        """Removes files of the folder, and their own folders."""
         for path in paths:
-            if self.holds(path):
-                path.unlink(missing_ok=True)
+            if (real := self.held(str(path))) is not None:
+                real.unlink(missing_ok=True)
+                with suppress(OSError):  # another file is in it
+                    real.parent.rmdir()
 
-    def holds(self, path: Path) -> bool:
-        """Whether a path is of a file in the folder."""
-        return path.resolve().is_relative_to(self.folder) and path.is_file()
+    def touch(self, paths: list[Path]) -> None:
+        """From now on these files are waited for."""
+        for path in paths:
+            with suppress(OSError):
+                os.utime(path)
 
     def sweep(self, older_than_s: float = _KEPT_S) -> None:
-        """Removes files that nobody touched for so long."""
-        for file in _files(self.folder):
-            try:
-                if time.time() - file.stat().st_mtime >= older_than_s:
-                    file.unlink()
-            except OSError:
-                continue  # whose owner was faster
-        for folder in sorted(self.folder.rglob("*"), reverse=True):
-            try:
-                if folder.is_dir() and time.time() - folder.stat().st_mtime >= older_than_s:
-                    folder.rmdir()
-            except OSError:
-                continue
+        """Removes files that nobody touched for so long, and folders with nothing in them."""
+        for path, _, touched in _files(self.folder):
+            if time.time() - touched >= older_than_s:
+                with suppress(OSError):  # whose owner was faster
+                    os.unlink(path)
+        for folder, _, _ in os.walk(self.folder, topdown=False):
+            with suppress(OSError):  # something is in it
+                if time.time() - os.stat(folder).st_mtime >= older_than_s:
+                    os.rmdir(folder)
 
     def close(self) -> None:
         """Removes the folder and all in it."""
         self._ended.set()
         self._sweeper.join()
+        shutil.rmtree(self.folder, ignore_errors=True)
         self._owned.cleanup()
 
     def _keep_sweeping(self) -> None:
         while not self._ended.wait(_SWEEP_S):
             self.sweep()
+            self.folder.mkdir(exist_ok=True)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        try:
-            if path.is_file():
-                yield path
-        except OSError:
-            continue
+def _files(folder: Path) -> Iterator[tuple[str, int, float]]:
+    """Path, size and time of every file that is still there."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                path = os.path.join(parent, name)
+                status = os.lstat(path)
+                yield path, status.st_size, status.st_mtime

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from probex_jax.forest import Description, Prediction, Tree
+from probex_jax.forest.description import ExpertFacts
 from probex_jax.reports import model_card
 from probex_jax.reports.html import page
 from probex_jax.search import Hit
@@ -98,26 +99,30 @@ def _predictions(said: Description) -> str:
         else f"Any of {known} classes, each for itself; those above a half count as predicted."
     )
     shown = said.predictions[: 5 if one else _MOST_BARS]
-    wrong = said.expert.accuracy
-    trust = ""
-    if wrong is not None:
-        trust = (
-            f" On {wrong['n_models']} test models its expert was right on {wrong['value']:.1%} "
-            f"(95 % interval {wrong['low']:.1%} to {wrong['high']:.1%})."
-        )
+    rest = "" if one or known == len(shown) else f"<p>and {known - len(shown)} less likely</p>"
+    bars = _bars([(p.text, p.probability) for p in shown], "class", "probability")
     return (
-        f'{title}<p class="px-quiet">{about}{trust} A class that it does not know it cannot name.'
-        f"</p>{_bars([(p.text, p.probability) for p in shown], 'class', 'probability')}"
-        + (f"<p class='px-quiet'>and {known - len(shown)} less likely</p>" if not one else "")
-        * (known > len(shown))
+        f'{title}<p class="px-quiet">{about} {_tested(said.expert)} A class that it does not know '
+        f"it cannot name.</p>{bars}{rest}"
     )
 
 
-def _bars(rows: Sequence[tuple[str, float]], what: str, figure: str, least: float = 0.0) -> str:
-    """A table of values between `least` and 1 with a bar each."""
+def _tested(expert: ExpertFacts) -> str:
+    found = expert.accuracy
+    if found is None:
+        return ""
+    what = "" if expert.chosen == "one" else "the classes of "
+    return (
+        f"Its expert was right on {found['value']:.1%} of {what}{found['n_models']} test models "
+        f"(95 % interval {found['low']:.1%} to {found['high']:.1%})."
+    )
+
+
+def _bars(rows: Sequence[tuple[str, float]], what: str, figure: str) -> str:
+    """A table of values between 0 and 1 with a bar each."""
     lines = [
         f'<tr><th scope="row">{escape(text)}</th><td><span class="px-bar" style="width:'
-        f'{max(0.0, (value - least) / (1 - least)):.1%}"></span></td><td>{_number(value)}</td></tr>'
+        f'{value:.1%}"></span></td><td>{_number(value)}</td></tr>'
         for text, value in rows
     ]
     head = f'<thead><tr><th>{what}</th><td></td><th class="px-number">{figure}</th></tr></thead>'

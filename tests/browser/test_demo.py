@@ -46,3 +46,20 @@ def test_its_page_describes_hidden_models_and_shows_pictures(browser, demo, tmp_
         page.get_by_text("Accuracy by layer").first.click()
         page.locator("#px-forest .px-bar").first.wait_for()
         shot(page, "demo_forest")
+
+
+def test_none_of_fifty_searches_and_twenty_descriptions_fails(demo, tmp_path):
+    """How long they take is for quiet machines: `python -m experiments.benchmarks.page`."""
+    command = [sys.executable, "-m", "experiments.benchmarks.page", f"--demo={demo}", "--rounds=2"]
+    done = subprocess.run(
+        [*command, f"--results={tmp_path / 'page.md'}"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    header, _, *rows = (tmp_path / "page.md").read_text().splitlines()
+    memory = [int(row.split("|")[-2]) for row in rows]
+    assert "server, MiB" in header
+    assert len(rows) == 6
+    assert memory[-1] - memory[0] < 500

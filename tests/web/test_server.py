@@ -158,10 +158,84 @@ def test_no_way_up_from_assets(address, path):
     assert answer.split()[1] in (b"403", b"404")
 
 
-def test_more_than_the_page_takes_is_refused_before_it_comes(client):
-    many = {"content-length": str(20 * LIMIT)}
-    answer = client.post("/gradio_api/upload", content=b"", headers=many)
-    assert answer.status_code == 413
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/gradio_api/upload", {"content-type": "text/plain"}, 400),
+        ("/gradio_api/queue/join", {}, 400),
+        ("/gradio_api/cancel", {}, 404),
+        ("/config", {}, 404),
+        (f"/api/describe?name={'x' * 20_000}", {}, 414),
+    ],
+)
+def test_bodies_that_nobody_asked_for(client, path, headers, status):
+    assert client.post(path, content=b"", headers=headers).status_code == status
+
+
+def test_a_form_of_more_than_is_taken_is_refused_before_it_comes(address):
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as raw:
+        head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {host}\r\nContent-Length: {20 * LIMIT}"
+        raw.sendall(f"{head}\r\n\r\n".encode())
+        assert raw.recv(4096).split()[1] == b"413"
+
+
+@pytest.fixture(scope="module")
+def event(client):
+    """Sends an event of the page, whichever has so many inputs."""
+    functions = client.get("/config").json()["dependencies"]
+
+    def send(*data, session="s"):
+        [function] = [f["id"] for f in functions if len(f["inputs"]) == len(data)][:1]
+        said = {"data": data, "fn_index": function, "session_hash": session}
+        return client.post("/gradio_api/queue/join", json=said)
+
+    return send
+
+
+@pytest.fixture
+def outside(tmp_path, trees):
+    """A model of the server's that nobody sent."""
+    private = tmp_path / "private.safetensors"
+    private.write_bytes(body(trees[0] / "Ant" / "test" / "m17"))
+    return private
+
+
+def named(path, **more):
+    return {"path": str(path), "meta": {"_type": "gradio.FileData"}, **more}
+
+
+def test_no_event_names_a_file_that_was_not_sent(event, outside, forest_path):
+    for path in (
+        outside,
+        "/etc/passwd",
+        "/dev/zero",
+        "../../../etc/passwd",
+        f"{forest_path}/forest.json",
+        "http://localhost/x.safetensors",
+        "https://example.org/1TB.bin",
+    ):
+        for data in ([[named(path)]], [[named(path, is_stream=True)]], [[{"url": str(path)}]]):
+            assert event(*data).status_code == 400
+        # Gradio takes what looks like a file for one wherever it stands.
+        assert event(named(path), "ToyLoRA", "", "", "", 12).status_code == 400
+        assert event("x", "ToyLoRA", "", {"a": [named(path)]}, "", 12).status_code == 400
+
+
+def test_long_events_are_refused(event):
+    assert event("x" * 300_000, "ToyLoRA", "", "", "", 12).status_code == 400
+
+
+def test_files_are_named_by_what_nobody_guesses(client, server, hidden):
+    files = [("files", (f"../{n}.safetensors", body(hidden[0]))) for n in range(2)]
+    names = client.post("/gradio_api/upload", files=files).json()
+    assert len(set(names)) == 2
+    assert all(name.count("/") == 1 and len(name.split("/")[0]) >= 8 for name in names)
+    assert sorted(path.name for path in server.uploads()) == ["0.safetensors", "1.safetensors"]
+    again = client.post("/gradio_api/upload", files=files).json()
+    assert not set(again) & set(names)
+    for path in server.uploads():
+        path.unlink()
 
 
 def test_another_name_is_refused(client):
@@ -178,7 +252,10 @@ def test_who_leaves_in_the_middle_leaves_nothing(client, server, address):
         with socket.create_connection((host, int(port))) as raw:
             head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {form}\r\n"
             raw.sendall(f"{head}Content-Length: 900000\r\n\r\n{part}".encode() + b"x" * 500_000)
-            time.sleep(0.2)
+            deadline = time.time() + 10
+            while not server.uploads() and time.time() < deadline:
+                time.sleep(0.01)
+            assert server.uploads()
     deadline = time.time() + 10
     while server.uploads() and time.time() < deadline:
         time.sleep(0.05)

@@ -1,0 +1,177 @@
+"""Files that a browser sends: the form is written as it comes, each file in a folder of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
+
+from probex_jax.errors import ProbexError
+from probex_jax.web.models import plain_name
+from probex_jax.web.uploads import Full, TooLarge, Uploads
+
+# Of one form, and what it has beside the files.
+MAX_FILES = 64
+_FORM_BYTES = 2**20
+# In files of the largest size.
+_AT_ONCE = 8
+# Uploads whose progress is told, and messages of each that wait to be.
+_TOLD, _WAITING = 256, 1000
+_PROGRESS_S = 60
+_STATUS: dict[type[Exception], int] = {TooLarge: 413, Full: 503}
+
+
+class Form:
+    """The files of a form.
+
+    Args:
+      content_type: what the request says of itself.
+      uploads: where files go.
+      tell: called with a file's name and how many bytes of it came.
+
+    Attributes:
+      paths: of the files that came.
+    """
+
+    def __init__(self, content_type: str, uploads: Uploads, tell: Callable[[str, int], None]):
+        kind, options = parse_options_header(content_type)
+        if kind != b"multipart/form-data" or b"boundary" not in options:
+            raise ProbexError("expected a form with files")
+        self.paths: list[Path] = []
+        self._uploads, self._tell = uploads, tell
+        self._file: BinaryIO | None = None
+        self._header, self._value, self._name, self._size = b"", b"", "", 0
+        self._parser = MultipartParser(
+            options[b"boundary"],
+            {
+                "on_header_field": self._on_header,
+                "on_header_value": self._on_value,
+                "on_header_end": self._on_header_end,
+                "on_part_data": self._on_data,
+                "on_part_end": self.close,
+            },
+        )
+
+    async def read(self, chunks: AsyncIterator[bytes]) -> None:
+        """Reads the body.
+
+        Raises:
+          ProbexError: if it is no form, or has too many files; `TooLarge` for a file.
+        """
+        try:
+            async for chunk in chunks:
+                self._parser.write(chunk)
+            self._parser.finalize()
+        except FormParserError:
+            raise ProbexError("the form is damaged, or not whole") from None
+
+    def close(self) -> None:
+        """Ends the file that is being written, if there is one."""
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+
+    def _on_header(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _on_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _on_header_end(self) -> None:
+        header, value, self._header, self._value = self._header.lower(), self._value, b"", b""
+        if header != b"content-disposition":
+            return
+        name = parse_options_header(value)[1].get(b"filename")
+        if name is None:
+            return
+        if len(self.paths) == MAX_FILES:
+            raise ProbexError(f"more than {MAX_FILES} files at once")
+        self._name, self._size = plain_name(name.decode("utf-8", "replace")), 0
+        self.paths.append(self._uploads.new_folder() / self._name)
+        self._file = self.paths[-1].open("wb")
+
+    def _on_data(self, data: bytes, start: int, end: int) -> None:
+        if self._file is None:
+            return
+        self._size += end - start
+        self._uploads.check_size(self._size, self._name)
+        self._file.write(data[start:end])
+        self._tell(self._name, end - start)
+
+
+class _Progress:
+    """What came of each upload, for the browser that asks meanwhile."""
+
+    def __init__(self) -> None:
+        self._queues: OrderedDict[str, asyncio.Queue[dict[str, object]]] = OrderedDict()
+
+    def of(self, upload: str) -> asyncio.Queue[dict[str, object]]:
+        if upload not in self._queues:
+            self._queues[upload] = asyncio.Queue(_WAITING)
+        while len(self._queues) > _TOLD:
+            self._queues.popitem(last=False)
+        return self._queues[upload]
+
+    def tell(self, upload: str, message: dict[str, object]) -> None:
+        queue = self.of(upload)
+        if queue.full():
+            queue.get_nowait()
+        queue.put_nowait(message)
+
+    async def told(self, upload: str) -> AsyncIterator[str]:
+        message: dict[str, object] = {}
+        while message.get("msg") != "done":
+            try:
+                message = await asyncio.wait_for(self.of(upload).get(), _PROGRESS_S)
+            except TimeoutError:
+                message = {"msg": "done"}
+            yield f"data: {json.dumps(message)}\n\n"
+        self._queues.pop(upload, None)
+
+
+def form_routes(uploads: Uploads) -> APIRouter:
+    """In the place of Gradio's own routes, which know no limit for all files together."""
+    router, progress = APIRouter(prefix="/gradio_api"), _Progress()
+
+    @router.post("/upload")
+    async def upload(request: Request, upload_id: str = "") -> Response:
+        length = request.headers.get("content-length", "")
+        if not length.isdigit():
+            return PlainTextResponse("an upload has to say its length", 411)
+        if int(length) > _AT_ONCE * uploads.file_bytes + _FORM_BYTES:
+            return PlainTextResponse("more than is taken at once", 413)
+
+        def tell(name: str, size: int) -> None:
+            progress.tell(upload_id, {"msg": "update", "orig_name": name, "chunk_size": size})
+
+        paths: list[Path] = []
+        try:
+            form = Form(request.headers.get("content-type", ""), uploads, tell)
+            paths = form.paths
+            with uploads.coming(int(length)):
+                try:
+                    await form.read(request.stream())
+                finally:
+                    form.close()
+            kept, paths = paths, []
+            return JSONResponse([str(path.relative_to(uploads.folder)) for path in kept])
+        except (ProbexError, ClientDisconnect) as error:
+            return PlainTextResponse(str(error), _STATUS.get(type(error), 400))
+        finally:
+            uploads.remove(paths)
+            progress.tell(upload_id, {"msg": "done"})
+
+    @router.get("/upload_progress")
+    async def upload_progress(upload_id: str = "") -> StreamingResponse:
+        return StreamingResponse(progress.told(upload_id), media_type="text/event-stream")
+
+    return router
