@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
+from probex_jax.web.guard import _EVENT, _FILES, _READ
 from tests.browser.conftest import PHONE, visited
 from tests.forest.conftest import labels_of, write_member
 from tests.web.conftest import LIMIT
@@ -204,3 +206,28 @@ def test_two_users_at_once(browser, address, models):
         assert len(found) == 12
         assert other.locator(DESCRIBED).count() == 0
         assert one.locator("#px-found li").count() == 0
+
+
+def test_two_users_send_the_same_file(browser, address, models):
+    with visited(browser, address) as one, visited(browser, address) as other:
+        for page in (one, other):
+            sent(page, FILES, models / "mine.safetensors")
+        for page in (one, other):
+            page.locator(DESCRIBED).wait_for()
+            assert "Model Tree Ant" in page.locator(DESCRIBED).inner_text()
+
+
+def test_the_page_asks_for_no_more_than_the_guard_lets_through(browser, address, models):
+    asked = set()
+    with visited(browser, address) as page:
+        page.on("request", lambda request: asked.add(urlsplit(request.url).path))
+        page.reload()
+        sent(page, FILES, models / "mine.safetensors")
+        page.locator(DESCRIBED).wait_for()
+        searched(page, "a red ant")
+        page.get_by_role("tab", name="Forest").click()
+        page.locator("#px-forest-map iframe").wait_for()
+    ours = {path for path in asked if not path.startswith(("/assets/", "/static/"))}
+    assert {"/", "/gradio_api/upload", "/gradio_api/queue/join"} <= ours
+    known = {path for path in ours if _READ.fullmatch(path) or path in (*_FILES, _EVENT)}
+    assert ours - {""} == known

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.end_to_end import warm
 from tests.reports.pages import check_harmless
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +63,7 @@ def test_the_demo_tells_of_hidden_models_and_resumes(tmp_path):
     experts = {
         path: path.stat().st_mtime_ns for path in tmp_path.glob("experts/*/*/layers/*/expert")
     }
-    second = run_demo(tmp_path)
+    second = warm.run("demo", f"--workdir={tmp_path}", "--size=tiny")
     assert second.returncode == 0, second.stderr
     assert all(path.stat().st_mtime_ns == time for path, time in (made | experts).items())
 

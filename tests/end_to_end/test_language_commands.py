@@ -37,8 +37,8 @@ def made(toy_lora_zoo, tmp_path_factory):
     outputs = {
         "pack": run("pack", f"--zoo={toy_lora_zoo}", f"--store={store}"),
         "train": run("train", *SMALL, f"--config.store={store}", f"--workdir={workdir}"),
-        "evaluate": run("evaluate", f"--experts={workdir}", f"--store={store}", TASKS),
-        "index": run("index", f"--models={toy_lora_zoo}", *of_index),
+        "evaluate": warm.run("evaluate", f"--experts={workdir}", f"--store={store}", TASKS),
+        "index": warm.run("index", f"--models={toy_lora_zoo}", *of_index),
         "index again": warm.run("index", f"--models={toy_lora_zoo}", *of_index, "--prune"),
         "search": run(
             "search",

@@ -206,3 +206,16 @@ def test_hidden_models_stand_beside_the_truth():
     assert "1 of 3 classes" in shown
     wrong = written(training(answered()), hidden=[HiddenModel(said, "Bee", ("ant",))])
     assert "✗ Ant; it is Bee" in wrong
+
+
+def test_models_of_held_out_classes_are_on_the_map_of_an_expert_of_several():
+    found = answered(n_models=12)
+    held_out = dataclasses.replace(
+        found,
+        ids=(*found.ids, "stranger"),
+        labels=(*found.labels, ("zebra",)),
+        vectors=np.concatenate([found.vectors, found.vectors[:1] + 1]),
+    )
+    text = written(training(held_out))
+    assert "stranger: zebra" in text
+    assert "of a class that was held out" in text

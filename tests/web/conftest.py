@@ -12,6 +12,7 @@ import pytest
 
 from probex_jax.search import Index, find_models
 from tests.forest.conftest import class_expert, forest_path, text_expert, trees
+from tests.hub import Hub
 
 __all__ = ["forest_path", "trees"]
 
@@ -67,11 +68,23 @@ def indexes(trees, toy_lora_zoo, toy_lora_store, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def server(forest_path, indexes, tmp_path_factory):
-    """The page of the forest and its indexes."""
-    paths = [index.path for index in indexes]
-    with served(forest_path, paths, tmp_path_factory.mktemp("temporary")) as made:
+def hub_root(tmp_path_factory):
+    """Folder of the hub whose models the page reads."""
+    return tmp_path_factory.mktemp("hub")
+
+
+@pytest.fixture(scope="session")
+def server(forest_path, indexes, hub_root, tmp_path_factory):
+    """The page of the forest and its indexes; it ends well, and leaves nothing."""
+    paths, temporary = [index.path for index in indexes], tmp_path_factory.mktemp("temporary")
+    with (
+        Hub(hub_root).running() as hub,
+        served(forest_path, paths, temporary, "--hub", HF_ENDPOINT=hub) as made,
+    ):
         yield made
+        assert list(temporary.glob("probex_jax-uploads-*"))
+    assert made.process.returncode == 0
+    assert not list(temporary.glob("probex_jax-uploads-*"))
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ import pytest
 
 from probex_jax.forest import Forest
 from tests.forest.conftest import labels_of, write_member
-from tests.hub import Hub, write_repo
-from tests.web.conftest import LIMIT, served
+from tests.hub import write_repo
+from tests.web.conftest import LIMIT
 
 pytestmark = pytest.mark.xdist_group("web")
 
@@ -88,6 +88,7 @@ def test_no_answer_holds_a_path(client, hidden, tmp_path, forest_path, trees):
         client.get("/api/search?query=x&index=Ant").text,
         client.get("/api/search?query=x&index=Zebra").text,
         client.get("/api/describe?model=a/b").text,
+        client.get("/api/search?query=x&text=%00").text,
         client.get("/api/forest").text,
     ]
     for answer in answers:
@@ -108,7 +109,6 @@ def test_no_answer_holds_a_path(client, hidden, tmp_path, forest_path, trees):
         ({"method": "GET", "url": f"/api/search?query={'x' * 1001}"}, 422, "at most"),
         ({"method": "GET", "url": "/api/search?query=x&index=Ant"}, 422, "knows no texts"),
         ({"method": "GET", "url": "/api/search?like=nobody&index=Ant"}, 422, "no model 'nobody'"),
-        ({"method": "GET", "url": "/api/describe?model=a/b"}, 422, "no models of the hub"),
     ],
 )
 def test_mistakes_are_one_line(client, request_, status, says):
@@ -281,27 +281,19 @@ def test_fifty_searches_and_twenty_descriptions_at_once(address, hidden):
         assert [found["id"] for found in described] == [f"{n}.safetensors" for n in range(20)]
 
 
-def test_models_of_the_hub_where_that_is_allowed(forest_path, tmp_path, hidden):
-    files = {"model.safetensors": body(hidden[0])}
-    write_repo(tmp_path / "hub", "models", "me/mine", files)
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    with (
-        Hub(tmp_path / "hub").running() as hub,
-        served(forest_path, [], temporary, "--hub", HF_ENDPOINT=hub) as server,
-        httpx.Client(base_url=server.address, timeout=120) as client,
-    ):
-        found = client.get("/api/describe", params={"model": "me/mine"}).json()
-        assert (found["id"], found["tree"]) == ("me/mine", "Ant")
-        assert set(found["predicted"]) == set(hidden[1])
-        lost = client.get("/api/describe", params={"model": "me/none"})
-        assert lost.status_code == 422
-        assert "me/none" in lost.json()["error"]
-        for name in ("https://host/a.safetensors", "datasets/a/b", "/etc/passwd", "../x"):
-            answer = client.get("/api/describe", params={"model": name})
-            assert "expected a model of the hub" in answer.json()["error"]
-        client.post("/api/describe", content=body(hidden[0]))
-        [uploads] = (tmp_path / "temporary").glob("probex_jax-uploads-*")
-        assert server.uploads() == []
-    assert server.process.returncode == 0
-    assert not uploads.exists()
+def test_models_of_the_hub(client, hub_root, hidden):
+    write_repo(hub_root, "models", "me/mine", {"model.safetensors": body(hidden[0])})
+    found = client.get("/api/describe", params={"model": "me/mine"}).json()
+    assert (found["id"], found["tree"]) == ("me/mine", "Ant")
+    assert set(found["predicted"]) == set(hidden[1])
+    lost = client.get("/api/describe", params={"model": "me/none"})
+    assert lost.status_code == 422
+    assert "me/none" in lost.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "name", ["https://host/a.safetensors", "datasets/a/b", "/etc/passwd", "../x", ""]
+)
+def test_no_address_but_a_model_s_of_the_hub(client, name):
+    answer = client.get("/api/describe", params={"model": name})
+    assert "expected a model of the hub" in answer.json()["error"]
