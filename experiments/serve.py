@@ -54,7 +54,7 @@ def _hand_over_signals() -> None:
 
 
 def main() -> None:
-    print("loading the forest and its experts", file=sys.stderr)
+    print("loading the forest, its experts and maps", file=sys.stderr)
     forest, indexes = Forest.load(_FOREST.value), _indexes(map(Path, _INDEX.value))
     try:
         listening = socket.create_server((_HOST.value, _PORT.value), backlog=512)

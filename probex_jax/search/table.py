@@ -229,8 +229,8 @@ class ModelTable:
         """Some fields of every model, and the unit vectors of all: [N, dim] float32."""
         with self._damage():
             found = self._table.search().select([*fields, "vector"]).to_arrow()
-        vectors_NT = _vectors(found["vector"].combine_chunks())
-        return found.select(list(fields)).to_pylist(), vectors_NT
+        flat = found["vector"].combine_chunks().flatten().to_numpy()
+        return found.select(list(fields)).to_pylist(), flat.reshape(-1, self._dim)
 
     def _all_vectors(self) -> Iterator[np.ndarray]:
         with self._damage():

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,17 +17,16 @@ from probex_jax.errors import ProbexError
 from probex_jax.forest import Description, Forest, Neighbour
 from probex_jax.model_files import open_model
 from probex_jax.reports.interactive_map import MapPoint, interactive_map
-from probex_jax.reports.layout import in_the_plane, placed_beside
+from probex_jax.reports.layout import placed_beside
 from probex_jax.search import EVERY, Filter, Hit, Index, Snapshot
 from probex_jax.search.embedding import represented
 from probex_jax.web.models import Model
+from probex_jax.web.plane import laid_out
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
 MAX_K = 100
 MAX_QUERY = 1000  # characters
 _NEIGHBOURS = 5
-# Models that a map shows; of more a sample.
-_ON_A_MAP = 1000
 _DIRECTORIES = re.compile(r"(?<![\w:/.])/(?:[^/\s:'\"]+/)+")
 
 
@@ -50,15 +47,6 @@ class Described:
     error: str = ""
     tree: str = ""
     vector_T: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Some models of an index in the plane."""
-
-    models: Sequence[Hit]
-    vectors_NT: np.ndarray
-    points_N2: np.ndarray
 
 
 class Catalogue:
@@ -84,19 +72,12 @@ class Catalogue:
         self.snapshots: Mapping[str, Snapshot] = {one.tree: one for one in found}
         if len(self.snapshots) < len(found):
             raise ProbexError("two indexes are of the same tree; give one of each")
-        self._drawing = ThreadPoolExecutor(1)
-        self._layouts: dict[str, Future[Layout]] = {
-            tree: self._drawing.submit(_laid_out, one) for tree, one in self.snapshots.items()
-        }
+        self._layouts = {tree: laid_out(one) for tree, one in self.snapshots.items()}
         roots = [forest.path, *(index.path for index in indexes), Path.cwd(), Path.home()]
         roots.append(Path(tempfile.gettempdir()))
         found_roots = {str(path) for given in roots for path in (given, given.resolve())}
         # The longest first: one may lie in another.
         self._roots = sorted(found_roots - {"/", "."}, key=len, reverse=True)
-
-    def close(self) -> None:
-        """Waits for the maps that are being laid out."""
-        self._drawing.shutdown(cancel_futures=True)
 
     def warm_up(self) -> None:
         """Compiles what the first search would wait for."""
@@ -214,11 +195,6 @@ class Catalogue:
             snapshot.vectors_NT[place], _checked(k, where), where, but=but
         )
 
-    async def drawn(self, tree: str) -> None:
-        """Waits until the models of an index are laid out, without holding up others."""
-        if tree in self._layouts:
-            await asyncio.wait([asyncio.wrap_future(self._layouts[tree])])
-
     def map(self, tree: str, *, starred: str = "", vector_T: np.ndarray | None = None) -> str:
         """The map of the models of an index, as HTML; with a star where another one belongs.
 
@@ -234,18 +210,18 @@ class Catalogue:
           ProbexError: if there is no index of the tree.
         """
         self.snapshot(tree)
-        if self._layouts[tree].exception() is not None:
+        layout = self._layouts[tree]
+        if layout is None:
             return ""
-        layout = self._layouts[tree].result()
         points = [
             MapPoint(float(x), float(y), _title(hit), _group(hit), _emphasis(hit))
-            for hit, (x, y) in zip(layout.models, layout.points_N2, strict=True)
+            for hit, (x, y) in zip(layout.models, layout.points, strict=True)
         ]
         emphasised = {}
         if any(point.emphasis for point in points):
             emphasised["ring"] = "held out from training"
         if vector_T is not None:
-            x, y = placed_beside(layout.points_N2, layout.vectors_NT, vector_T)
+            x, y = placed_beside(layout.points, layout.vectors, vector_T)
             points.append(MapPoint(x, y, starred, "this model", "star"))
             emphasised["star"] = "this model"
         held, shown = len(self.snapshots[tree]), len(layout.models)
@@ -261,15 +237,6 @@ class Catalogue:
         for root in self._roots:
             text = text.replace(root, Path(root).name)
         return _DIRECTORIES.sub("", text)
-
-
-def _laid_out(snapshot: Snapshot) -> Layout:
-    chosen = np.arange(len(snapshot))
-    if len(snapshot) > _ON_A_MAP:
-        chosen = np.sort(np.random.default_rng(0).choice(chosen, _ON_A_MAP, replace=False))
-    vectors_NT = snapshot.vectors_NT[chosen]
-    models = [snapshot.models[place] for place in chosen]
-    return Layout(models, vectors_NT, in_the_plane(vectors_NT))
 
 
 def as_json(described: Described, card: str) -> dict[str, Any]:

@@ -183,9 +183,6 @@ class Page:
     async def _described(self, describe: Callable[[], list[Described]]) -> str:
         try:
             described = await self._work.read(describe)
-            on_maps = [one.tree if one.vector_T is not None else "" for one in described[:_MAPS]]
-            for tree in filter(None, on_maps):
-                await self._catalogue.drawn(tree)
             return await self._work.search(self._shown, described)
         except ProbexError as error:
             return views.error(self._catalogue.shown(error))
@@ -244,7 +241,6 @@ class Page:
 
     async def _map(self, tree: str) -> str:
         try:
-            await self._catalogue.drawn(tree)
             drawn = await self._work.search(self._catalogue.map, tree)
         except ProbexError as error:
             return views.error(self._catalogue.shown(error))

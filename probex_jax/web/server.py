@@ -14,7 +14,7 @@ from probex_jax.web.uploads import Uploads
 
 _LOCAL = ("localhost", "127.0.0.1")
 _ASSETS = Path(__file__).parent
-_LAST_REQUESTS_S = 5
+_LAST_REQUESTS_S, _IDLE_S = 5, 75
 _MOST_WAITING = 1000
 
 
@@ -31,7 +31,7 @@ def serve(
     """Serves the page of a catalogue until the process is told to end.
 
     Args:
-      catalogue: what is asked; closed in the end.
+      catalogue: what is asked.
       listening: a bound socket.
       names: by which the server may be asked. One that only this machine reaches is asked by
         `localhost` as well, and by no others; one that others reach by all, if none is given.
@@ -54,7 +54,6 @@ def serve(
         _run(app, listening, lambda: on_ready(port))
     finally:
         uploads.close()
-        catalogue.close()
 
 
 def _run(app: Any, listening: socket.socket, on_ready: Callable[[], None]) -> None:
@@ -67,7 +66,12 @@ def _run(app: Any, listening: socket.socket, on_ready: Callable[[], None]) -> No
 
     # Of the parsers of HTTP that uvicorn knows, h11 has a limit for headers.
     config = uvicorn.Config(
-        app, http="h11", log_level="error", timeout_graceful_shutdown=_LAST_REQUESTS_S
+        app,
+        http="h11",
+        log_level="error",
+        # Longer than clients keep a connection: one that is closed as it is used again fails.
+        timeout_keep_alive=_IDLE_S,
+        timeout_graceful_shutdown=_LAST_REQUESTS_S,
     )
     Server(config).run([listening])
 

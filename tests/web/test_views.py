@@ -96,4 +96,3 @@ def test_errors_hold_no_path(forest_path, tmp_path):
     error = f"{model.path}: like {forest_path}/trees/Ant/expert and /etc/x y/z.json, see a/b"
     shown = catalogue.shown(error, model)
     assert shown == "mine: like forest/trees/Ant/expert and x y/z.json, see a/b"
-    catalogue.close()

@@ -1,0 +1,62 @@
+"""Where the models of an index stand in the plane; laid out once, and kept beside the index."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+from safetensors.numpy import save
+
+from probex_jax.errors import ProbexError
+from probex_jax.files import write_bytes
+from probex_jax.model_files import open_model
+from probex_jax.reports.layout import in_the_plane
+from probex_jax.search import Hit, Snapshot
+
+# Models that a map shows; of more a sample.
+_SHOWN = 1000
+_FILE = "map.safetensors"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Some models of an index in the plane.
+
+    Args:
+      models: N of them.
+      vectors: [N, T] float32 unit vectors.
+      points: [N, 2] float32, where each one stands.
+    """
+
+    models: Sequence[Hit]
+    vectors: np.ndarray
+    points: np.ndarray
+
+
+def laid_out(snapshot: Snapshot) -> Layout | None:
+    """The layout of an index; None where scikit-learn is missing.
+
+    A thousand models take a quarter of a minute, so the points are kept in the index's folder,
+    where that can be written to, with the hash of what they are of.
+    """
+    chosen = np.arange(len(snapshot))
+    if len(snapshot) > _SHOWN:
+        chosen = np.sort(np.random.default_rng(0).choice(chosen, _SHOWN, replace=False))
+    vectors_NT = snapshot.vectors_NT[chosen]
+    models = [snapshot.models[place] for place in chosen]
+    path = snapshot.index.path / _FILE
+    content = hashlib.sha256(np.ascontiguousarray(vectors_NT).tobytes()).hexdigest()
+    with suppress(ProbexError), open_model(path) as kept:
+        points_N2 = kept.tensor("points")
+        if kept.metadata.get("of") == content and points_N2.shape == (len(models), 2):
+            return Layout(models, vectors_NT, points_N2)
+    try:
+        points_N2 = np.asarray(in_the_plane(vectors_NT), np.float32)
+    except ProbexError:
+        return None
+    with suppress(ProbexError):
+        write_bytes(path, save({"points": np.ascontiguousarray(points_N2)}, {"of": content}))
+    return Layout(models, vectors_NT, points_N2)

@@ -1,0 +1,51 @@
+"""Layouts of indexes: kept, and made anew where what they are of has changed."""
+
+import numpy as np
+import pytest
+
+from probex_jax.search import Index, Snapshot, find_models
+from probex_jax.web import plane
+from tests.search.conftest import make_expert, write_model
+
+
+@pytest.fixture
+def index(tmp_path):
+    """Eight models."""
+    for seed in range(8):
+        write_model(tmp_path / "models" / f"m{seed}.safetensors", seed)
+    made = Index.create_or_open(tmp_path / "index", make_expert())
+    made.add_models(find_models(tmp_path / "models"))
+    return made
+
+
+def test_a_layout_is_kept(index, monkeypatch):
+    first = plane.laid_out(Snapshot(index))
+    monkeypatch.setattr(plane, "in_the_plane", None)
+    again = plane.laid_out(Snapshot(index))
+    np.testing.assert_array_equal(first.points, again.points)
+    assert [hit.id for hit in again.models] == [f"m{seed}" for seed in range(8)]
+
+
+@pytest.mark.parametrize("change", ["damaged", "other models"])
+def test_it_is_made_anew(index, tmp_path, change):
+    plane.laid_out(Snapshot(index))
+    if change == "damaged":
+        (index.path / "map.safetensors").write_bytes(b"x")
+    else:
+        write_model(tmp_path / "models" / "m8.safetensors", 8)
+        index.add_models(find_models(tmp_path / "models"))
+    found = plane.laid_out(Snapshot(index))
+    assert found.points.shape == (8 + (change == "other models"), 2)
+    assert np.isfinite(found.points).all()
+
+
+def test_of_many_models_a_sample(index, monkeypatch):
+    monkeypatch.setattr(plane, "_SHOWN", 5)
+    found = plane.laid_out(Snapshot(index))
+    assert len(found.models) == len(found.points) == len(found.vectors) == 5
+
+
+def test_an_index_without_models_has_an_empty_map(tmp_path):
+    snapshot = Snapshot(Index.create_or_open(tmp_path / "index", make_expert()))
+    assert plane.laid_out(snapshot).points.shape == (0, 2)
+    assert snapshot.near(np.ones(8)) == []
