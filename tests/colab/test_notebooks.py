@@ -139,6 +139,7 @@ def executed(name, folder, monkeypatch, *, kernel=None, **parameters):
         on_cell_execute=begun,
         on_cell_executed=ended,
     )
+    client.owns_km = True  # who ends the kernel with the notebook
     start, cpu = time.monotonic(), cpu_of_children()
     client.execute()
     note(name, time.monotonic() - start, cpu_of_children() - cpu, took)
