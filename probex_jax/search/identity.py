@@ -6,6 +6,7 @@ from probex_jax.experts import Expert
 
 
 def identity(expert: Expert) -> dict[str, Any]:
+    """What tells an expert from others."""
     return {
         "tree": expert.card["tree"],
         "layer": expert.reading,
@@ -16,10 +17,12 @@ def identity(expert: Expert) -> dict[str, Any]:
 
 
 def named(expert: dict[str, Any]) -> str:
+    """An identity in a line, for errors."""
     return f"tree {expert['tree']}, layer {expert['layer']} (hash {expert['hash'][:12]})"
 
 
 def is_whole(about: dict[str, Any]) -> bool:
+    """Whether an `index.json` says all that it has to."""
     try:
         expert, ann = about["expert"], about["ann"]
         texts = all(isinstance(expert[name], str) for name in ("tree", "layer", "hash"))

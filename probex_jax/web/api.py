@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
@@ -29,6 +31,24 @@ _ABOUT = {
 }
 
 
+@dataclass(frozen=True)
+class _Narrowed:
+    """What every search may say beside what it is for."""
+
+    index: str = ""
+    k: int = 10
+    tree: str = ""
+    split: str = ""
+    text: str = ""
+
+    @property
+    def where(self) -> Filter:
+        return Filter(self.tree, self.split, self.text)
+
+
+_Narrowing = Annotated[_Narrowed, Depends()]
+
+
 def routes(catalogue: Catalogue, uploads: Uploads, work: Work, *, hub: bool) -> APIRouter:
     """The routes of `/api`.
 
@@ -38,7 +58,7 @@ def routes(catalogue: Catalogue, uploads: Uploads, work: Work, *, hub: bool) -> 
       work: who does it.
       hub: whether models of the hub are read.
     """
-    router = APIRouter(prefix="/api")
+    router, answers = APIRouter(prefix="/api"), _Answers(catalogue, uploads, work)
 
     @router.get("")
     async def about() -> dict[str, str]:
@@ -46,62 +66,62 @@ def routes(catalogue: Catalogue, uploads: Uploads, work: Work, *, hub: bool) -> 
 
     @router.get("/forest")
     async def forest() -> JSONResponse:
-        return JSONResponse(await work.search(_forest, catalogue))
+        return await answers.of(work.search, lambda: _forest(catalogue))
 
     @router.get("/search")
-    async def search(
-        query: str = "",
-        like: str = "",
-        index: str = "",
-        k: int = 10,
-        tree: str = "",
-        split: str = "",
-        text: str = "",
-    ) -> JSONResponse:
-        where = Filter(tree, split, text)
-
+    async def search(narrowed: _Narrowing, query: str = "", like: str = "") -> JSONResponse:
         def found() -> dict[str, Any]:
             if bool(query.strip()) == bool(like):
                 raise ProbexError("give query or like, one of the two")
             if like:
-                return _hits(*catalogue.like_id(index, like, k, where))
-            return _hits(*catalogue.search(query, index, k, where))
+                return _hits(*catalogue.like_id(narrowed.index, like, narrowed.k, narrowed.where))
+            return _hits(*catalogue.search(query, narrowed.index, narrowed.k, narrowed.where))
 
-        return await _answer(work.search, found)
+        return await answers.of(work.search, found)
 
     @router.post("/search")
     async def search_by_example(
-        request: Request,
-        name: str = "model.safetensors",
-        index: str = "",
-        k: int = 10,
-        tree: str = "",
-        split: str = "",
-        text: str = "",
+        request: Request, narrowed: _Narrowing, name: str = "model.safetensors"
     ) -> JSONResponse:
-        where = Filter(tree, split, text)
-
         def found(model: Model) -> dict[str, Any]:
-            of, vector_T = catalogue.vector_of(model, index)
-            return _hits(of, catalogue.like(of, vector_T, k, where))
+            tree, vector_T = catalogue.vector_of(model, narrowed.index)
+            return _hits(tree, catalogue.like(tree, vector_T, narrowed.k, narrowed.where))
 
-        return await _received(request, name, found)
+        return await answers.about_a_file(request, name, found)
 
     @router.api_route("/describe", methods=["POST", "PUT"])
     async def describe(request: Request, name: str = "model.safetensors") -> JSONResponse:
-        return await _received(request, name, lambda model: _described(catalogue, model))
+        return await answers.about_a_file(request, name, lambda m: _described(catalogue, m))
 
     @router.get("/describe")
     async def describe_of_hub(model: str = "") -> JSONResponse:
-        def found() -> dict[str, Any]:
-            return _described(catalogue, of_hub(model, allowed=hub))
+        return await answers.of(
+            work.read, lambda: _described(catalogue, of_hub(model, allowed=hub))
+        )
 
-        return await _answer(work.read, found)
+    return router
 
-    async def _received(
-        request: Request, name: str, found: Callable[[Model], dict[str, Any]]
+
+class _Answers:
+    """How questions are answered: a mistake is one line, and holds no path of this machine."""
+
+    def __init__(self, catalogue: Catalogue, uploads: Uploads, work: Work):
+        self._catalogue, self._uploads, self._work = catalogue, uploads, work
+
+    async def of(
+        self, work: Callable[..., Any], found: Callable[[], dict[str, Any]]
     ) -> JSONResponse:
-        name = plain_name(name)
+        try:
+            answer = await work(found)
+        except ProbexError as error:
+            return _error(422, self._catalogue.shown(error))
+        return JSONResponse(answer, 422 if "error" in answer else 200)
+
+    async def about_a_file(
+        self, request: Request, name: str, found: Callable[[Model], dict[str, Any]]
+    ) -> JSONResponse:
+        """The answer about the file that is the body of a request."""
+        name, uploads = plain_name(name), self._uploads
         length = request.headers.get("content-length", "")
         try:
             size = int(length) if length.isdigit() else uploads.file_bytes
@@ -110,23 +130,19 @@ def routes(catalogue: Catalogue, uploads: Uploads, work: Work, *, hub: bool) -> 
                 path = folder / "model.safetensors"
                 with uploads.coming(size):
                     await uploads.receive(request.stream(), path, name)
-                return await _answer(work.read, lambda: found(Model(name, path)))
+                return await self.of(self._work.read, lambda: found(Model(name, path)))
         except ClientDisconnect:
             return _error(400, "gone before the file was whole")
         except ProbexError as error:
             status = {TooLarge: 413, Full: 503}.get(type(error), 507)
-            return _error(status, catalogue.shown(error))
+            return _error(status, self._catalogue.shown(error))
 
-    async def _answer(
-        work: Callable[..., Any], found: Callable[[], dict[str, Any]]
-    ) -> JSONResponse:
-        try:
-            answer = await work(found)
-        except ProbexError as error:
-            return _error(422, catalogue.shown(error))
-        return JSONResponse(answer, 422 if "error" in answer else 200)
 
-    return router
+async def no_value(request: Request, error: Exception) -> JSONResponse:
+    """The answer to a field whose value is none, such as k=many."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    return _error(422, f"{first['loc'][-1]}: {first['msg'].lower()}")
 
 
 def _error(status: int, error: object) -> JSONResponse:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -247,7 +246,7 @@ def as_json(described: Described, card: str) -> dict[str, Any]:
     for neighbour in found["neighbours"] or ():
         del neighbour["path"]
     del found["path"]
-    return json.loads(json.dumps({**found, "card": card}))
+    return {**found, "card": card}
 
 
 def _check_length(text: str) -> None:

@@ -86,7 +86,9 @@ def _application(catalogue: Catalogue, uploads: Uploads, *, hub: bool, hosts: Se
         raise ProbexError(
             "the page needs gradio: pip install 'gradio>=6.0' (extra `app`)"
         ) from None
-    from probex_jax.web.api import routes
+    from fastapi.exceptions import RequestValidationError
+
+    from probex_jax.web.api import no_value, routes
     from probex_jax.web.forms import form_routes
     from probex_jax.web.guard import Guard
     from probex_jax.web.page import Page
@@ -94,6 +96,7 @@ def _application(catalogue: Catalogue, uploads: Uploads, *, hub: bool, hosts: Se
 
     work = Work()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_exception_handler(RequestValidationError, no_value)
     app.include_router(routes(catalogue, uploads, work, hub=hub))
     app.include_router(form_routes(uploads))
     blocks = Page(catalogue, uploads, work, hub=hub).blocks

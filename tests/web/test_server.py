@@ -106,6 +106,7 @@ def test_no_answer_holds_a_path(client, hidden, tmp_path, forest_path, trees):
         ({"method": "GET", "url": "/api/search"}, 422, "query or like"),
         ({"method": "GET", "url": "/api/search?query=x&k=0"}, 422, "expected 1"),
         ({"method": "GET", "url": "/api/search?query=x&like=y"}, 422, "query or like"),
+        ({"method": "GET", "url": "/api/search?query=x&k=many"}, 422, "k: "),
         ({"method": "GET", "url": f"/api/search?query={'x' * 1001}"}, 422, "at most"),
         ({"method": "GET", "url": "/api/search?query=x&index=Ant"}, 422, "knows no texts"),
         ({"method": "GET", "url": "/api/search?like=nobody&index=Ant"}, 422, "no model 'nobody'"),
