@@ -26,17 +26,22 @@ def test_a_layout_is_kept(index, monkeypatch):
     assert [hit.id for hit in again.models] == [f"m{seed}" for seed in range(8)]
 
 
-@pytest.mark.parametrize("change", ["damaged", "other models"])
-def test_it_is_made_anew(index, tmp_path, change):
+@pytest.mark.parametrize("change", ["damaged", "one more", "another one"])
+def test_it_is_made_anew(index, tmp_path, monkeypatch, change):
     plane.laid_out(Snapshot(index))
+    models = tmp_path / "models"
     if change == "damaged":
         (index.path / "map.safetensors").write_bytes(b"x")
     else:
-        write_model(tmp_path / "models" / "m8.safetensors", 8)
-        index.add_models(find_models(tmp_path / "models"))
+        write_model(models / "m8.safetensors", 8)
+    if change == "another one":
+        (models / "m0.safetensors").unlink()
+        index.prune()
+    index.add_models(find_models(models))
+    placed = np.arange(18, dtype=np.float32).reshape(9, 2)
+    monkeypatch.setattr(plane, "in_the_plane", lambda vectors_NT: placed[: len(vectors_NT)])
     found = plane.laid_out(Snapshot(index))
-    assert found.points.shape == (8 + (change == "other models"), 2)
-    assert np.isfinite(found.points).all()
+    np.testing.assert_array_equal(found.points, placed[: 9 if change == "one more" else 8])
 
 
 def test_of_many_models_a_sample(index, monkeypatch):

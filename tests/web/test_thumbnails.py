@@ -86,6 +86,12 @@ def bomb(side):
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
+def test_a_small_file_of_many_pixels_is_no_picture(model):
+    Image.new("1", (6000, 6000)).save(model / "a.png")
+    assert (model / "a.png").stat().st_size < 10_000
+    assert thumbnail(str(model)) == ""
+
+
 @pytest.mark.parametrize(
     "data",
     [
