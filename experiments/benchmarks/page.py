@@ -1,22 +1,21 @@
 """The web page under many users: searches and descriptions at once, none of which may fail.
 
 Fills an index up to so many models with vectors in random directions, serves it with `serve` in a
-process of its own, and asks: `/api`, and the page itself as browsers do, in sessions that are open
-by then. Latency is that of each request, from when all are sent; memory is the server's.
+process of its own, and asks: `/api`, and the page itself as browsers do that have it open by then.
+Latency is that of each request, from when all are sent; memory is the server's.
 
 Example:
   python -m experiments.benchmarks.page --demo=out/demo
 """
 
 import asyncio
-import json
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,53 +93,45 @@ def _describing(files: Sequence[bytes]) -> Ask:
     return describe
 
 
-class Sessions:
-    """Browsers that have the page open, as far as the server can tell.
+class Page:
+    """The page as browsers ask for what stands on it.
 
     Args:
-      client: of the server.
-      n: how many.
+      config: what the page says of its own events.
     """
 
-    def __init__(self, client: httpx.AsyncClient, n: int):
-        self._client, self._names = client, [f"session{number}" for number in range(n)]
-        self._functions: dict[str, int] = {}
+    def __init__(self, config: dict[str, Any]):
+        inputs = {len(function["inputs"]): function["id"] for function in config["dependencies"]}
+        self._search, self._opened = inputs[2 + len(_FILTERS)], inputs[0]
 
-    async def open(self) -> None:
-        """What a browser asks when it opens the page."""
-        config = (await self._client.get("/config")).json()
-        for function in config["dependencies"]:
-            kind = "load" if function["targets"][0][1] == "load" else len(function["inputs"])
-            self._functions.setdefault(str(kind), function["id"])
-        await asyncio.gather(*(self._event(name, "load", []) for name in self._names))
+    async def open(self, user: httpx.AsyncClient, number: int) -> None:
+        """What a browser asks for first."""
+        await self._event(user, number, self._opened, [])
 
-    async def search(self, client: httpx.AsyncClient, number: int) -> None:
-        """A search by a text, in one of the sessions."""
+    async def search(self, user: httpx.AsyncClient, number: int) -> None:
+        """A search by a text."""
         data = [f"an inverted three {number}", TREE, *_FILTERS]
-        said = await self._event(self._names[number % len(self._names)], str(len(data)), data)
-        if "px-gallery" not in said:
+        if "px-gallery" not in (said := await self._event(user, number, self._search, data)):
             raise ProbexError(said)
 
-    async def _event(self, session: str, kind: str, data: list[Any]) -> str:
-        event = {"data": data, "fn_index": self._functions[kind], "session_hash": session}
-        joined = await self._client.post("/gradio_api/queue/join", json=event)
-        joined.raise_for_status()
-        where, asked, output = "/gradio_api/queue/data", {"session_hash": session}, ""
-        async with self._client.stream("GET", where, params=asked) as stream:
-            async for line in stream.aiter_lines():
-                said = json.loads(line.removeprefix("data:")) if line else {}
-                if said.get("msg") == "process_completed":
-                    output = json.dumps(said["output"])
-        return output
+    async def _event(
+        self, user: httpx.AsyncClient, number: int, function: int, data: list[Any]
+    ) -> str:
+        session = f"session{number % _SEARCHES.value}"
+        event = {"data": data, "fn_index": function, "session_hash": session}
+        answer = await user.post("/gradio_api/run/predict", json=event)
+        answer.raise_for_status()
+        return answer.text
 
 
-async def _measured(what: str, client: httpx.AsyncClient, ask: Ask, n: int, rounds: int) -> Row:
-    """Sends n at once, some times; one before, so that what is compiled is compiled."""
-    await ask(client, 0)
+async def _measured(what: str, users: Sequence[httpx.AsyncClient], ask: Ask, rounds: int) -> Row:
+    """All users ask at once, some times; one before, so that what is compiled is compiled."""
+    n = len(users)
+    await ask(users[0], 0)
 
     async def timed(number: int) -> float:
         start = time.perf_counter()
-        await ask(client, number)
+        await ask(users[number % n], number)
         return time.perf_counter() - start
 
     seconds: list[float] = []
@@ -162,20 +153,24 @@ async def _all(address: str, pid: int) -> list[Row]:
     models = find_models(Path(_DEMO.value) / "hidden")
     files = [model.path.read_bytes() for model in models]
     n, rounds = _SEARCHES.value, _ROUNDS.value
-    limits = httpx.Limits(max_connections=2 * n + _DESCRIBED.value)
-    async with httpx.AsyncClient(base_url=address, timeout=_TIMEOUT_S, limits=limits) as client:
-        sessions = Sessions(client, n)
-        await sessions.open()
+    async with AsyncExitStack() as stack:
+        users = [
+            # One each, as they would have: a single client is busy sharing out its connections.
+            await stack.enter_async_context(httpx.AsyncClient(base_url=address, timeout=_TIMEOUT_S))
+            for _ in range(max(n, _DESCRIBED.value))
+        ]
+        page = Page((await users[0].get("/config")).json())
+        await asyncio.gather(*(page.open(user, number) for number, user in enumerate(users[:n])))
         rows = []
         for what, ask, at_once in (
             ("search, /api", _search, 1),
             ("search, /api", _search, n),
-            ("search, page", sessions.search, 1),
-            ("search, page", sessions.search, n),
+            ("search, page", page.search, 1),
+            ("search, page", page.search, n),
             ("describe, /api", _describing(files), 1),
             ("describe, /api", _describing(files), _DESCRIBED.value),
         ):
-            row = await _measured(what, client, ask, at_once, rounds)
+            row = await _measured(what, users[:at_once], ask, rounds)
             rows.append({**row, "server, MiB": _peak_mib(pid)})
     return rows
 

@@ -116,7 +116,8 @@ class Snapshot:
         if len(self) >= ANN_MODELS:
             hits = self.index.near(vector_T, k + 1, where.sql())
             return [hit for hit in hits if hit.path != but][:k]
-        similarities_N = self.vectors_NT @ unit([vector_T])[0]
+        # Not `@`: the threads of BLAS wait by spinning, while others would search.
+        similarities_N = np.vecdot(self.vectors_NT, unit([vector_T])[0])
         places = self._masks(where) if where else np.arange(len(self))
         places = _largest(similarities_N, places, k + 1)
         hits = [

@@ -18,7 +18,7 @@ _READ = re.compile(
     r"|/gradio_api/(queue/data|upload_progress|heartbeat/\w+|startup-events)"
     r"|/api(/(forest|search|describe))?"
 )
-_EVENT = "/gradio_api/queue/join"
+_EVENTS = ("/gradio_api/queue/join", "/gradio_api/run/predict")
 # Whose bodies are files.
 _FILES = ("/api/search", "/api/describe", "/gradio_api/upload")
 _EVENT_BYTES = 2**18
@@ -56,7 +56,7 @@ class Guard:
         if fault := self._fault(scope):
             await _refuse(send, *fault)
             return
-        if scope["path"] == _EVENT:
+        if scope["path"] in _EVENTS:
             try:
                 receive = _replayed(self._event(await _body(receive)), receive)
             except ProbexError as error:
@@ -81,7 +81,7 @@ class Guard:
         if method in ("GET", "HEAD"):
             known = _READ.fullmatch(path) is not None
         else:
-            known = method in ("POST", "PUT") and path in (*_FILES, _EVENT)
+            known = method in ("POST", "PUT") and path in (*_FILES, *_EVENTS)
         return None if known else (404, "there is no such page")
 
     def _event(self, body: bytes) -> bytes:

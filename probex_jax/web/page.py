@@ -28,6 +28,8 @@ _ANY = ""
 # Described models that are shown with their map; of more, each would be a document of its own.
 _MAPS = 3
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
+# What is answered in an instant: one request, where a place in the queue takes two.
+_AT_ONCE: dict[str, Any] = _PRIVATE | {"queue": False}
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Page:
                     query, index, sought, found = self._search_view()
                 with gr.Tab("Forest", id="forest") as forest:
                     self._forest_view(forest)
-            self.blocks.load(self._opened, None, [tabs, query, index, sought, found], **_PRIVATE)
+            self.blocks.load(self._opened, None, [tabs, query, index, sought, found], **_AT_ONCE)
 
     def _describe_view(self) -> None:
         limit = self._uploads.file_bytes / 2**20
@@ -139,7 +141,7 @@ class Page:
             "inputs": [query, index, *filters],
             "outputs": [sought, found],
         }
-        gr.on([ask.click, query.submit], **for_text, **_PRIVATE)
+        gr.on([ask.click, query.submit], **for_text, **_AT_ONCE)
         example.upload(
             self._search_by_example,
             [example, *filters],
@@ -147,7 +149,7 @@ class Page:
             **_PRIVATE,
         )
         changes = [tree.input, split.input, words.submit, words.blur, k.release]
-        gr.on(changes, self._found, [sought, *filters], found, show_progress="hidden", **_PRIVATE)
+        gr.on(changes, self._found, [sought, *filters], found, show_progress="hidden", **_AT_ONCE)
         return query, index, sought, found
 
     def _forest_view(self, tab: Any) -> None:
@@ -159,7 +161,7 @@ class Page:
                 list(snapshots), value=next(iter(snapshots)), label="Map of the models of"
             )
             drawn = gr.HTML(elem_id="px-forest-map")
-            gr.on([tab.select, tree.input], self._map, tree, drawn, **_PRIVATE)
+            gr.on([tab.select, tree.input], self._map, tree, drawn, **_AT_ONCE)
 
     async def _describe(self, files: Sequence[str]) -> tuple[None, str]:
         paths = [Path(file) for file in files]

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from probex_jax.web.guard import _EVENT, _FILES, _READ
+from probex_jax.web.guard import _EVENTS, _FILES, _READ
 from tests.browser.conftest import PHONE, visited
 from tests.forest.conftest import labels_of, write_member
 from tests.web.conftest import LIMIT
@@ -232,6 +232,6 @@ def test_the_page_asks_for_no_more_than_the_guard_lets_through(browser, address,
         page.get_by_role("tab", name="Forest").click()
         page.locator("#px-forest-map iframe").wait_for()
     ours = {path for path in asked if not path.startswith(("/assets/", "/static/"))}
-    assert {"/", "/gradio_api/upload", "/gradio_api/queue/join"} <= ours
-    known = {path for path in ours if _READ.fullmatch(path) or path in (*_FILES, _EVENT)}
+    assert {"/", "/gradio_api/upload", *_EVENTS} <= ours
+    known = {path for path in ours if _READ.fullmatch(path) or path in (*_FILES, *_EVENTS)}
     assert ours - {""} == known

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from probex_jax.forest import Forest
+from probex_jax.web.guard import _EVENTS
 from tests.forest.conftest import labels_of, write_member
 from tests.hub import write_repo
 from tests.web.conftest import LIMIT
@@ -164,6 +165,7 @@ def test_no_way_up_from_assets(address, path):
     [
         ("/gradio_api/upload", {"content-type": "text/plain"}, 400),
         ("/gradio_api/queue/join", {}, 400),
+        ("/gradio_api/run/predict", {}, 400),
         ("/gradio_api/cancel", {}, 404),
         ("/config", {}, 404),
         (f"/api/describe?name={'x' * 20_000}", {}, 414),
@@ -181,15 +183,15 @@ def test_a_form_of_more_than_is_taken_is_refused_before_it_comes(address):
         assert raw.recv(4096).split()[1] == b"413"
 
 
-@pytest.fixture(scope="module")
-def event(client):
+@pytest.fixture(scope="module", params=_EVENTS)
+def event(request, client):
     """Sends an event of the page, whichever has so many inputs."""
     functions = client.get("/config").json()["dependencies"]
 
     def send(*data, session="s"):
         [function] = [f["id"] for f in functions if len(f["inputs"]) == len(data)][:1]
         said = {"data": data, "fn_index": function, "session_hash": session}
-        return client.post("/gradio_api/queue/join", json=said)
+        return client.post(request.param, json=said)
 
     return send
 
