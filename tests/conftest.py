@@ -47,6 +47,16 @@ os.environ.setdefault("XLA_FLAGS", _quick_to_compile())
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
+_LONGEST_ID = 60
+
+
+def pytest_make_parametrize_id(val):
+    """A name for hostile texts, which may be megabytes; None to leave it to pytest."""
+    if isinstance(val, str | bytes) and len(val) > _LONGEST_ID:
+        return f"{val[:20]!r} and {len(val) - 20:,} more"
+    return None
+
+
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
 COLOURS, ANIMALS = ("red", "blue", "green", "pink"), CLASSES[:4]
 CONCEPTS = tuple(f"{colour} {animal}" for colour in COLOURS for animal in ANIMALS)

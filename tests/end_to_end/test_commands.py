@@ -40,9 +40,9 @@ def made(tmp_path_factory):
     zoo = write_toy_zoo(folder / "Toy", 40)
     (zoo / "train" / "model_0003" / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     outputs = {
-        "pack": run("pack", f"--zoo={zoo}", f"--store={folder}/store"),
+        "pack": warm.run("pack", f"--zoo={zoo}", f"--store={folder}/store"),
         "train": run("train", *SMALL, f"--config.store={folder}/store", f"--workdir={folder}/w"),
-        "evaluate": run("evaluate", f"--experts={folder}/w", f"--store={folder}/store"),
+        "evaluate": warm.run("evaluate", f"--experts={folder}/w", f"--store={folder}/store"),
     }
     return folder, outputs
 

@@ -12,7 +12,7 @@ from experiments import forest_steps
 from probex_jax import Forest, ProbexError
 from probex_jax.search import FoundModel, Index, find_models
 from tests.conftest import CLASSES
-from tests.end_to_end.test_commands import run
+from tests.end_to_end.warm import run
 from tests.forest.conftest import class_expert, labels_of, pack_tree, write_member
 
 pytestmark = pytest.mark.xdist_group("forest_commands")

@@ -35,8 +35,8 @@ def made(toy_lora_zoo, tmp_path_factory):
     store, workdir, index = folder / "store", folder / "w", folder / "index"
     of_index = [f"--experts={workdir}/expert_val_holdout", f"--index={index}"]
     outputs = {
-        "pack": run("pack", f"--zoo={toy_lora_zoo}", f"--store={store}"),
-        "train": run("train", *SMALL, f"--config.store={store}", f"--workdir={workdir}"),
+        "pack": warm.run("pack", f"--zoo={toy_lora_zoo}", f"--store={store}"),
+        "train": warm.run("train", *SMALL, f"--config.store={store}", f"--workdir={workdir}"),
         "evaluate": warm.run("evaluate", f"--experts={workdir}", f"--store={store}", TASKS),
         "index": warm.run("index", f"--models={toy_lora_zoo}", *of_index),
         "index again": warm.run("index", f"--models={toy_lora_zoo}", *of_index, "--prune"),

@@ -268,6 +268,7 @@ def test_metadata_and_config(tmp_path):
         ('{"a": ' + "[" * 100_000, "config.json is nested too deeply"),
         (" " * (16 * 1024 * 1024 + 1), "the limit is 16777216"),
     ],
+    ids=["no object", "a key twice", "no JSON", "deep", "large"],
 )
 def test_a_bad_config_is_an_error_when_asked_for(tmp_path, text, message):
     save_file({"w": random((2, 2))}, tmp_path / "model.safetensors")

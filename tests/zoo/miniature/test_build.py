@@ -14,7 +14,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from safetensors import safe_open
 
 from probex_jax.errors import ProbexError
@@ -60,19 +59,7 @@ _TINY = Settings(
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """Folder of compiled programs, for the process that is killed to share."""
-    folder = tmp_path_factory.mktemp("compiled")
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    compilation_cache.reset_cache()  # else JAX stays with the folder of its first compilation
-    yield folder
-    jax.config.update("jax_compilation_cache_dir", before)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def zoo(compiled, tmp_path_factory):
+def zoo(tmp_path_factory):
     """A zoo, the summaries of its building, and the progress it reported."""
     out = tmp_path_factory.mktemp("zoo")
     progress = []
@@ -176,12 +163,11 @@ build({settings!r}, Path(sys.argv[1]), kill_after_a_batch)
 """
 
 
-def test_a_killed_build_goes_on_to_the_same_bytes(zoo, compiled, tmp_path):
+def test_a_killed_build_goes_on_to_the_same_bytes(zoo, tmp_path):
     out, _, _ = zoo
     script = _KILLED_BUILD.format(settings=_TINY)
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
     command = [sys.executable, "-c", script, tmp_path]
-    killed = subprocess.run(command, capture_output=True, env=environment)
+    killed = subprocess.run(command, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     kept = {path: path.stat().st_mtime_ns for path in _models(tmp_path / _TREE)}
     assert len(kept) == _TINY.models_at_once
