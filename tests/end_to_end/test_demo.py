@@ -1,26 +1,17 @@
 """The demo on the tiny zoo: complete, and taken up again without doing anything twice."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from tests.end_to_end import warm
 from tests.reports.pages import check_harmless
 
-ROOT = Path(__file__).parents[2]
-
-
-def run_demo(workdir):
-    command = [sys.executable, "-m", "experiments.demo", f"--workdir={workdir}", "--size=tiny"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
 
 @pytest.mark.xdist_group("demo")
 def test_the_demo_tells_of_hidden_models_and_resumes(tmp_path):
-    first = run_demo(tmp_path)
+    demo = ("demo", f"--workdir={tmp_path}", "--size=tiny")
+    first = warm.run(*demo)
     assert first.returncode == 0, first.stderr
     report = (tmp_path / "report.md").read_text()
     assert report in first.stdout
@@ -63,7 +54,7 @@ def test_the_demo_tells_of_hidden_models_and_resumes(tmp_path):
     experts = {
         path: path.stat().st_mtime_ns for path in tmp_path.glob("experts/*/*/layers/*/expert")
     }
-    second = warm.run("demo", f"--workdir={tmp_path}", "--size=tiny")
+    second = warm.run(*demo)
     assert second.returncode == 0, second.stderr
     assert all(path.stat().st_mtime_ns == time for path, time in (made | experts).items())
 

@@ -348,6 +348,7 @@ def work(on_bytes):
 """
 
 
+@pytest.mark.parity
 def test_kill_9_at_ten_random_moments(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "_BLOCK_MODELS", 4)
     root = hub.repositories.root

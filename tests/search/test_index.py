@@ -459,6 +459,7 @@ def start(script, *arguments):
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.parity
 def test_several_processes_read_while_one_writes(made):
     rng = np.random.default_rng(0)
     readers = [start(READER, made.path) for _ in range(2)]

@@ -391,6 +391,7 @@ def work(on_bytes):
 """
 
 
+@pytest.mark.parity
 def test_kill_9_at_ten_random_moments(hub, tmp_path):
     rng = np.random.default_rng(1)
     contents = {f"org/killed{n}": rng.bytes(3 * 2**20) for n in range(6)}
