@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -39,12 +39,16 @@ class Guard:
     Args:
       app: what is guarded.
       uploads: the only files that an event may be about.
+      events: number of each event that the page has, to how many values it says.
       hosts: names by which this server may be asked, so that no other site's name, led here by its
         DNS, is taken for it; none to take every name.
     """
 
-    def __init__(self, app: App, uploads: Uploads, hosts: Sequence[str] = ()):
-        self._app, self._uploads, self._hosts = app, uploads, frozenset(hosts)
+    def __init__(
+        self, app: App, uploads: Uploads, events: Mapping[int, int], hosts: Sequence[str] = ()
+    ):
+        self._app, self._uploads, self._events = app, uploads, events
+        self._hosts = frozenset(hosts)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -94,7 +98,19 @@ class Guard:
             event = json.loads(body)
         except (ValueError, RecursionError):
             raise ProbexError("an event is JSON") from None
+        if not self._is_of_the_page(event):
+            raise ProbexError("the page has no such event; load it again")
         return json.dumps(self._with_files(event)).encode()
+
+    def _is_of_the_page(self, event: Any) -> bool:
+        if not isinstance(event, dict):
+            return False
+        number, data = event.get("fn_index"), event.get("data")
+        return (
+            isinstance(number, int)
+            and isinstance(data, list)
+            and self._events.get(number) == len(data)
+        )
 
     def _with_files(self, value: Any) -> Any:
         if isinstance(value, list):

@@ -100,7 +100,7 @@ def _application(catalogue: Catalogue, uploads: Uploads, *, hub: bool, hosts: Se
     app.include_router(routes(catalogue, uploads, work, hub=hub))
     app.include_router(form_routes(uploads))
     blocks = Page(catalogue, uploads, work, hub=hub).blocks
-    blocks.queue(max_size=_MOST_WAITING)
+    blocks.queue(max_size=_MOST_WAITING, api_open=False)
     # As if it had started it itself: only then Gradio checks by itself whose files it reads.
     blocks.has_launched = True
     # The fonts of the theme would be fetched from a server.
@@ -119,4 +119,5 @@ def _application(catalogue: Catalogue, uploads: Uploads, *, hub: bool, hosts: Se
         theme=theme,
         css_paths=[_ASSETS / "page.css"],
     )
-    return Guard(app, uploads, hosts)
+    events = {number: len(event.inputs) for number, event in blocks.fns.items()}
+    return Guard(app, uploads, events, hosts)

@@ -225,6 +225,28 @@ def test_no_event_names_a_file_that_was_not_sent(event, outside, forest_path):
         assert event("x", "ToyLoRA", "", {"a": [named(path)]}, "", 12).status_code == 400
 
 
+@pytest.mark.parametrize("path", _EVENTS)
+@pytest.mark.parametrize(
+    "said",
+    [
+        [],
+        {},
+        {"fn_index": 999, "data": []},
+        {"fn_index": "1", "data": [""] * 6},
+        {"fn_index": None, "data": []},
+        {"fn_index": [1], "data": [""] * 6},
+        {"fn_index": 1, "data": [""] * 5},
+        {"fn_index": 1, "data": {"a": 1}},
+        {"fn_index": 1},
+    ],
+)
+def test_events_that_the_page_does_not_have(client, path, said):
+    if isinstance(said, dict):
+        said = said | {"session_hash": "s"}
+    answer = client.post(path, json=said)
+    assert (answer.status_code, answer.text.count("\n")) == (400, 1)
+
+
 def test_long_events_are_refused(event):
     assert event("x" * 300_000, "ToyLoRA", "", "", "", 12).status_code == 400
 
