@@ -29,7 +29,9 @@ class Served:
 
     def uploads(self):
         """The files that somebody sent and that are still there."""
-        return [path for path in self.temporary.rglob("*") if path.is_file()]
+        # Of folders that are removed meanwhile `rglob` complains.
+        found = (Path(at) / name for at, _, names in os.walk(self.temporary) for name in names)
+        return [path for path in found if path.is_file()]
 
 
 @contextmanager
