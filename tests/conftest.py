@@ -19,7 +19,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 _CACHE = tempfile.TemporaryDirectory(prefix="probex-jax-cache-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
-# Tests start many processes that compile the same programs: those of one worker share them.
+# Tests start many processes that compile the same programs: all of a run share them.
 _COMPILED = tempfile.TemporaryDirectory(prefix="probex-jax-compiled-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _COMPILED.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

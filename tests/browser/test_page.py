@@ -188,6 +188,7 @@ def test_by_keyboard_alone(visit):
         page.keyboard.type("a red ant")
         page.keyboard.press("Enter")
         page.locator("#px-found li").first.wait_for()
+        assert "a red ant" in page.locator("#px-found h3").inner_text()
 
 
 def test_on_a_phone_nothing_is_wider_than_the_screen(visit, models, shot):

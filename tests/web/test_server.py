@@ -247,6 +247,16 @@ def test_events_that_the_page_does_not_have(client, path, said):
     assert (answer.status_code, answer.text.count("\n")) == (400, 1)
 
 
+def test_what_waits_in_the_queue_does_not_go_past_it(client):
+    functions = client.get("/config").json()["dependencies"]
+    queued = [function for function in functions if function["queue"]]
+    assert queued, "nothing waits: the test shows nothing"
+    for function in queued:
+        said = {"data": [None] * len(function["inputs"]), "fn_index": function["id"]}
+        said["session_hash"] = "s"
+        assert client.post("/gradio_api/run/predict", json=said).status_code == 404
+
+
 def test_long_events_are_refused(event):
     assert event("x" * 300_000, "ToyLoRA", "", "", "", 12).status_code == 400
 
