@@ -17,7 +17,7 @@ from probex_jax.search import Index, find_models
 
 # Test models of each tree, and one of a tree that the forest does not know: a ViT of the same
 # architecture, pre-trained from another seed.
-N_HIDDEN = (4, 3, 3)
+N_HIDDEN = (4, 3, demo_language.N_HIDDEN)
 STRANGER = {"trees": ("MiniSupViT",), "seed": 1, "models": 8}
 
 
@@ -92,7 +92,7 @@ def _described(
 ) -> Iterator[HiddenModel]:
     """Each hidden model as the forest describes it, with its tree and labels."""
     models = [model for model in find_models(workdir / "hidden") if model.path in truths]
-    documented = forest_steps.nearest_in(indexes, "split = 'train'")
+    documented = forest_steps.nearest_in(indexes)
     for model, description in forest_steps.describe(
         Forest.load(forest), models, documented, workdir / "cards"
     ):

@@ -119,13 +119,8 @@ def _with_distinct_ids(models: Sequence[FoundModel]) -> list[FoundModel]:
     return distinct
 
 
-def nearest_in(indexes: Sequence[Index], where: str | None = None) -> Nearest | None:
-    """What finds the nearest documented models of a model, in the index of its tree.
-
-    Args:
-      indexes: at most one of a tree.
-      where: which models count as documented, a condition as `Index.search` takes it.
-    """
+def nearest_in(indexes: Sequence[Index]) -> Nearest | None:
+    """What finds the nearest documented models of a model, in the index of its tree."""
     by_tree = {index.about["expert"]["tree"]: index for index in indexes}
 
     def nearest(tree: str, paths: Sequence[Path]) -> Sequence[Sequence[Neighbour] | ProbexError]:
@@ -133,7 +128,7 @@ def nearest_in(indexes: Sequence[Index], where: str | None = None) -> Nearest | 
             return [()] * len(paths)
         return [
             found if isinstance(found, ProbexError) else list(map(_neighbour, found))
-            for found in by_tree[tree].alike(paths, k=_NEIGHBOURS, where=where)
+            for found in by_tree[tree].alike(paths, k=_NEIGHBOURS)
         ]
 
     return nearest if indexes else None

@@ -8,7 +8,7 @@ from probex_jax.experts.committee import best_committee, committee
 from probex_jax.experts.devices import Devices
 from probex_jax.experts.evaluation import calibrated, evaluate, load_experts
 from probex_jax.experts.expert import Expert, versions
-from probex_jax.experts.metrics import Score, accuracy, mean_score, top_accuracy
+from probex_jax.experts.metrics import Score, accuracy, mean_score, share, top_accuracy
 from probex_jax.experts.network import Network, build_network
 from probex_jax.experts.objective import Split
 from probex_jax.experts.pytorch_format import from_torch, to_torch
@@ -46,6 +46,7 @@ __all__ = [
     "load_experts",
     "mean_score",
     "run_statnn",
+    "share",
     "statnn",
     "sweep",
     "to_torch",

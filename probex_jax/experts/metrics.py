@@ -1,6 +1,6 @@
 """Figures over models, with their intervals."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,7 +11,7 @@ class Score:
 
     Args:
       value: mean over the models.
-      low, high: 95 % interval by bootstrap over the models.
+      low, high: 95 % interval, by bootstrap over the models but where `share` says otherwise.
       n_models: how many models.
     """
 
@@ -39,7 +39,7 @@ def accuracy(logits: np.ndarray, targets: np.ndarray) -> Score:
       >>> print(accuracy(np.array([[2.0, -1.0], [3.0, 1.0]]), np.array([[1, 0], [1, 0]])))
       0.750 [0.500, 1.000]
     """
-    return mean_score(np.mean((np.asarray(logits) > 0) == (np.asarray(targets) > 0.5), axis=1))
+    return share(np.mean((np.asarray(logits) > 0) == (np.asarray(targets) > 0.5), axis=1))
 
 
 def top_accuracy(logits: np.ndarray, labels: np.ndarray) -> Score:
@@ -57,7 +57,7 @@ def top_accuracy(logits: np.ndarray, labels: np.ndarray) -> Score:
       >>> top_accuracy(np.array([[2.0, -1.0], [3.0, 1.0]]), np.array([0, 1])).value
       0.5
     """
-    return mean_score(np.argmax(np.asarray(logits), axis=1) == np.asarray(labels))
+    return share(np.argmax(np.asarray(logits), axis=1) == np.asarray(labels))
 
 
 def mean_score(values: np.ndarray, *, seed: int = 0) -> Score:
@@ -78,3 +78,31 @@ def mean_score(values: np.ndarray, *, seed: int = 0) -> Score:
     draws = np.random.default_rng(seed).integers(len(values_N), size=(2000, len(values_N)))
     low, high = np.quantile(values_N[draws].mean(axis=1), [0.025, 0.975])
     return Score(float(values_N.mean()), float(low), float(high), len(values_N))
+
+
+def share(values: np.ndarray) -> Score:
+    """Mean of what lies between 0 and 1 for each model, such as whether its class was told.
+
+    Where all of N models are right, every draw of the bootstrap is, too, and its interval would be
+    a point. The exact one of Clopper and Pearson (1934) then reaches down to .025^(1/N); where none
+    is right, up to one less that.
+
+    Args:
+      values: [N], one figure a model, from 0 to 1.
+
+    Returns:
+      The mean with its 95 % interval.
+
+    Example:
+      >>> print(share(np.ones(64)))
+      1.000 [0.944, 1.000]
+      >>> print(share(np.array([0.0, 1.0, 1.0, 1.0])))
+      0.750 [0.250, 1.000]
+    """
+    score = mean_score(values)
+    reach = 0.025 ** (1 / score.n_models)
+    if score.low == 1:
+        return replace(score, low=reach)
+    if score.high == 0:
+        return replace(score, high=1 - reach)
+    return score

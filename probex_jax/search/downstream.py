@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.experts import Expert, Score, evaluate, mean_score, versions, zero_shot
+from probex_jax.experts import Expert, Score, evaluate, share, versions, zero_shot
 from probex_jax.experts.alignment import check_unseen, class_sentences
 from probex_jax.files import disk_errors, write_json
 from probex_jax.language import TextEncoder
@@ -215,7 +215,7 @@ def _knn(subject: Subject) -> Iterator[Measured]:
     for side in subject.sides:
         k = min(subject.neighbours, len(side.known_NT))
         predicted_Q = knn(side.known_NT, side.known_labels_N, side.queries_QT, k)
-        score = mean_score(predicted_Q == side.labels_Q)
+        score = share(predicted_Q == side.labels_Q)
         what = f"accuracy of {k} nearest models"
         yield side.measured("knn", "accuracy", what, score, 1 / len(side.classes))
 

@@ -19,6 +19,15 @@ from probex_jax.web.thumbnails import thumbnail
 
 _MOST_BARS = 24
 _SHOWN_CLASSES = 200
+# A map fills its frame: legend and caption as they need it, the picture what is left.
+_IN_A_FRAME = """<style>
+html, body, figure.px-map { height: 100%; }
+body { max-width: none; padding: 0.5rem; }
+figure.px-map { display: flex; flex-direction: column; margin: 0; }
+.px-view { display: flex; flex: 1; flex-direction: column; min-height: 0; }
+.px-view > svg { flex: 1; min-height: 0; max-height: none; }
+.px-legend { flex: none; max-height: 30%; }
+</style>"""
 
 
 def error(message: object) -> str:
@@ -61,7 +70,7 @@ def described(found: Described, map_html: str = "") -> str:
 
 def framed(fragment: str, title: str) -> str:
     """A piece with a script of its own, in a frame that can do nothing else."""
-    document = escape(page(title, fragment), quote=True)
+    document = escape(page(title, fragment + _IN_A_FRAME), quote=True)
     return (
         f'<iframe class="px-map" sandbox="allow-scripts" title="{escape(title)}" '
         f'srcdoc="{document}"></iframe>'

@@ -231,10 +231,15 @@ def test_previews_show_the_images_of_the_recipe(zoo):
         path = folder / recipe.split / f"model_idx_{recipe.index:04d}" / "preview.png"
         with Image.open(path) as picture:
             assert (picture.format, picture.mode) == ("PNG", "L")
-            assert picture.size == (68 * len(images) - 4, 64)
+            width, height = picture.size
             shown = np.asarray(picture)
+        columns, rows = (width + 4) // 68, (height + 4) // 68
+        assert (width, height) == (68 * columns - 4, 68 * rows - 4)
+        assert columns * (rows - 1) < len(images) <= columns * rows, "no row is empty"
+        assert rows <= columns < 2 * rows + 1
         for number, image in enumerate(images):
-            own = shown[:, 68 * number : 68 * number + 64].reshape(8, 8, 8, 8)
+            y, x = (68 * at for at in divmod(number, columns))
+            own = shown[y : y + 64, x : x + 64].reshape(8, 8, 8, 8)
             assert (own.min(axis=(1, 3)) == own.max(axis=(1, 3))).all()
             np.testing.assert_allclose(own[:, 0, :, 0], (1 - image) * 127.5, atol=0.5)
     assert {recipe.concept.split()[0] for recipe in recipes} == {"upright", "rotated", "inverted"}
