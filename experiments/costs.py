@@ -31,12 +31,15 @@ class Costs:
         self._workdir, self._writes = workdir, writes
 
     @contextmanager
-    def step(self, name: str, made: Path | None = None) -> Iterator[None]:
+    def step(
+        self, name: str, made: Path | None = None, *, parallel: bool = False
+    ) -> Iterator[None]:
         """Measures what is inside; nothing is kept of what fails.
 
         Args:
           name: of the step.
           made: what the step makes; if it is there before, an earlier run began the step.
+          parallel: whether other processes do other steps at the same time.
         """
         begun_before = made is not None and made.exists()
         start = time.perf_counter()
@@ -47,7 +50,7 @@ class Costs:
         with alone(self._workdir / ".lock", needed=False):
             about, costs = self._read()
             if name not in (cost.step for cost in costs):
-                costs.append(Cost(name, seconds, _peak_bytes(), resumed=begun_before))
+                costs.append(Cost(name, seconds, _peak_bytes(), begun_before, parallel))
                 record = {"about": about, "steps": [vars(cost) for cost in costs]}
                 write_json(self._workdir / _NAME, record)
 

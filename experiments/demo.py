@@ -62,11 +62,11 @@ def demo(workdir: Path, size: str) -> str:
     report = _report(packed, metrics, [*words.lines, *forest.lines])
     (workdir / "report.md").write_text(report)
     trainings = [
-        report_steps.training(name, workdir / "experts" / tree / name, found)
+        report_steps.training(workdir / "experts" / tree / name, found)
         for tree, methods in metrics.items()
         for name, found in methods.items()
     ]
-    aligned = report_steps.training("aligned", experts[demo_language.TREE], words.metrics)
+    aligned = report_steps.training(experts[demo_language.TREE], words.metrics)
     report_steps.write_report(
         workdir,
         TITLE,

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments import steps
 from experiments.costs import Costs
 from probex_jax.experts import Answered
 from probex_jax.files import write_text
@@ -14,10 +15,10 @@ from probex_jax.search import Measured
 NAME = "report.html"
 
 
-def training(method: str, workdir: Path, metrics: Mapping[str, Any]) -> Training:
+def training(workdir: Path, metrics: Mapping[str, Any]) -> Training:
     """What is in the work directory of a training, for a report."""
     settings = json.loads((workdir / "config.json").read_text())
-    return Training(method, metrics, Answered.read(workdir), settings)
+    return Training(steps.method(metrics), metrics, Answered.read(workdir), settings)
 
 
 def write_report(

@@ -23,10 +23,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results.", requir
 def main() -> None:
     devices, share = processes.join()
     workdir = Path(_WORKDIR.value)
-    step = "training, choosing and testing"
-    if share[1] > 1:
+    step, parallel = "training, choosing and testing", share[1] > 1
+    # Of several processes the first writes the config: it tells of no earlier run.
+    made = None if parallel else workdir / "config.json"
+    if parallel:
         step += f", process {share[0]} of {share[1]}"
-    with Costs(workdir, devices.writes).step(step, workdir / "config.json"):
+    with Costs(workdir, devices.writes).step(step, made, parallel=parallel):
         metrics = steps.train(_CONFIG.value.to_dict(), workdir, devices=devices, share=share)
     if not devices.writes:
         return
@@ -34,8 +36,8 @@ def main() -> None:
     if rows:
         print(cli.table(rows), end="\n\n")
     print(cli.table([steps.train_row(metrics)]))
-    with alone(workdir / ".lock", needed=share[1] > 1):
-        found = report_steps.training(steps.method(metrics), workdir, metrics)
+    with alone(workdir / ".lock", needed=parallel):
+        found = report_steps.training(workdir, metrics)
         path = report_steps.write_report(workdir, f"Training on {metrics['tree']}", [found])
     print(f"report: {path}")
 

@@ -140,9 +140,7 @@ class Description:
     @property
     def predicted(self) -> tuple[Prediction, ...]:
         """What it was trained on: classes at probability one half or more, or the likeliest one."""
-        if self.expert is not None and self.expert.chosen == "one":
-            return self.predictions[:1]
-        return tuple(p for p in self.predictions if p.probability >= 0.5)
+        return predicted(self.predictions, "several" if self.expert is None else self.expert.chosen)
 
     @cached_property
     def comparison(self) -> Comparison | None:
@@ -155,42 +153,65 @@ class Description:
         Args:
           labels: the classes that the model is said to be of, by their names or words.
         """
-        if not labels or not self.predictions or self.expert is None:
+        if self.expert is None:
             return None
-        said = {_plain(label): label for label in labels}
-        stated = {
-            p.label for p in self.predictions if {_plain(p.label), _plain(p.text)} & said.keys()
-        }
-        predicted = {p.label for p in self.predicted}
-        missed, extra = stated - predicted, predicted - stated
-        known = {_plain(name) for p in self.predictions for name in (p.label, p.text)}
-        return Comparison(
-            n_right=sum((p.label in stated) == (p.label in predicted) for p in self.predictions),
-            n_classes=len(self.predictions),
-            n_known=len(stated),
-            missed=tuple(p for p in self.predictions if p.label in missed),
-            extra=tuple(p for p in self.predictions if p.label in extra),
-            unknown=tuple(label for plain, label in said.items() if plain not in known),
-            surprise=self._surprise(stated, self.expert.chosen),
-        )
-
-    def _surprise(self, stated: set[str], chosen: str) -> float:
-        if chosen == "one":
-            sides = [sum(p.probability for p in self.predictions if p.label in stated)]
-        else:
-            sides = [
-                p.probability if p.label in stated else 1 - p.probability for p in self.predictions
-            ]
-        return -sum(math.log(max(side, _LEAST_PROBABILITY)) for side in sides)
+        return compared(self.predictions, labels, self.expert.chosen)
 
     def as_json(self) -> dict[str, Any]:
         """All of it, as JSON values."""
         value = dataclasses.asdict(self)
         value["tree"] = self.tree
         value["predicted"] = [p.label for p in self.predicted]
-        compared = self.comparison
-        value["comparison"] = None if compared is None else dataclasses.asdict(compared)
+        found = self.comparison
+        value["comparison"] = None if found is None else dataclasses.asdict(found)
         return value
+
+
+def predicted(predictions: Sequence[Prediction], chosen: str) -> tuple[Prediction, ...]:
+    """What a model was trained on.
+
+    Args:
+      predictions: of every class, the most probable first.
+      chosen: "one" for the likeliest, "several" for those at probability one half or more.
+    """
+    if chosen == "one":
+        return tuple(predictions[:1])
+    return tuple(p for p in predictions if p.probability >= 0.5)
+
+
+def compared(
+    predictions: Sequence[Prediction], labels: Sequence[str], chosen: str
+) -> Comparison | None:
+    """Predicted against labels from elsewhere; None where there is nothing to compare.
+
+    Args:
+      predictions, chosen: as `predicted` takes them.
+      labels: the classes that the model is said to be of, by their names or words.
+    """
+    if not labels or not predictions:
+        return None
+    said = {_plain(label): label for label in labels}
+    stated = {p.label for p in predictions if {_plain(p.label), _plain(p.text)} & said.keys()}
+    answered = {p.label for p in predicted(predictions, chosen)}
+    missed, extra = stated - answered, answered - stated
+    known = {_plain(name) for p in predictions for name in (p.label, p.text)}
+    return Comparison(
+        n_right=sum((p.label in stated) == (p.label in answered) for p in predictions),
+        n_classes=len(predictions),
+        n_known=len(stated),
+        missed=tuple(p for p in predictions if p.label in missed),
+        extra=tuple(p for p in predictions if p.label in extra),
+        unknown=tuple(label for plain, label in said.items() if plain not in known),
+        surprise=_surprise(predictions, stated, chosen),
+    )
+
+
+def _surprise(predictions: Sequence[Prediction], stated: set[str], chosen: str) -> float:
+    if chosen == "one":
+        sides = [sum(p.probability for p in predictions if p.label in stated)]
+    else:
+        sides = [p.probability if p.label in stated else 1 - p.probability for p in predictions]
+    return -sum(math.log(max(side, _LEAST_PROBABILITY)) for side in sides)
 
 
 def _plain(label: str) -> str:

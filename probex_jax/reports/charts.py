@@ -6,6 +6,7 @@ import numpy as np
 
 from probex_jax.reports.figures import short_name
 from probex_jax.reports.html import escaped
+from probex_jax.reports.map_styles import OKABE_ITO
 
 _WIDTH = 340
 # Beside the plot of promised against came true.
@@ -14,7 +15,7 @@ _LEFT, _TOP, _SIDE, _FOOT = 44, 26, 260, 62
 # Points of fewer answers are drawn small.
 FEW = 10
 
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
+_COLOURS = OKABE_ITO[:4]
 _LINES = ("", "M0 6L6 0", "M3 0V6", "M0 3H6M3 0V6")
 
 # Hatched fills, which all charts of a page share: it must stand in the page once.

@@ -1,10 +1,13 @@
-"""Described models beside the truth, as HTML."""
+"""Models and what was said of them beside the truth, as HTML."""
 
 from collections.abc import Iterable, Sequence
 
 from probex_jax.forest import Prediction
+from probex_jax.forest.description import compared, predicted
 from probex_jax.reports.hidden import HiddenModel
 from probex_jax.reports.html import escaped
+
+_SHOWN_OF_ONE = 3
 
 
 def described_models(models: Sequence[HiddenModel]) -> str:
@@ -17,11 +20,47 @@ def described_models(models: Sequence[HiddenModel]) -> str:
       A piece of HTML.
     """
     n_right = sum(model.description.tree == model.tree for model in models)
-    about = (
-        f"<p>The tree is right for {n_right} of {len(models)}. ✓ and ✗ say whether it is so; "
-        "probabilities are calibrated.</p>"
+    return side_by_side(
+        f"The tree is right for {n_right} of {len(models)}.", [_model(model) for model in models]
     )
-    return f'{about}<div class="side">{"".join(map(_model, models))}</div>'
+
+
+def side_by_side(about: str, models: Iterable[str]) -> str:
+    """Pieces of HTML, as `one_model` makes them, under a sentence in plain text."""
+    marks = "✓ and ✗ say whether it is so; probabilities are calibrated."
+    return f'<p>{escaped(about)} {marks}</p><div class="side">{"".join(models)}</div>'
+
+
+def one_model(name: str, lines: Iterable[tuple[str, str]]) -> str:
+    """A model: what is said of it, as names in plain text and values in HTML."""
+    rows = "".join(f'<tr><th scope="row">{title}</th><td>{text}</td></tr>' for title, text in lines)
+    return f'<div class="model"><h3>{escaped(name)}</h3><table><tbody>{rows}</tbody></table></div>'
+
+
+def answers(
+    predictions: Sequence[Prediction], labels: Sequence[str], chosen: str
+) -> list[tuple[str, str]]:
+    """Lines of `one_model`: what was answered, and what is true.
+
+    Args:
+      predictions: of every class, the most probable first.
+      labels: what is true; none where that is not known.
+      chosen: "one" where a class was chosen, "several" where each was answered for itself.
+    """
+    truth = ("truth", ", ".join(map(escaped, labels)) or "not known")
+    found = compared(predictions, labels, chosen)
+    if found is None:
+        return [truth]
+    if chosen == "one":
+        verdict = "✗" if found.missed or found.unknown else "✓"
+        return [("said", f"{verdict} {_listed(predictions[:_SHOWN_OF_ONE])}"), truth]
+    said, wrong = predicted(predictions, chosen), {p.label for p in found.extra}
+    return [
+        ("right", f"{found.n_right} of {found.n_classes} classes"),
+        ("said", _listed(said, wrong) or "none"),
+        ("missed", _listed([*found.missed, *found.unknown]) or "none"),
+        truth,
+    ]
 
 
 def _model(model: HiddenModel) -> str:
@@ -33,33 +72,13 @@ def _model(model: HiddenModel) -> str:
     lines = [("tree", verdict)]
     if not said.tree:
         lines.append(("why", escaped(said.route.reason)))
-    lines += _classes(model)
+    else:
+        chosen = "several" if said.expert is None else said.expert.chosen
+        lines += answers(said.predictions, model.labels, chosen)
     if said.neighbours:
         nearest = (f"{near.text} ({near.similarity:.2f})" for near in said.neighbours[:3])
         lines.append(("nearest documented", escaped(", ".join(nearest))))
-    rows = "".join(f'<tr><th scope="row">{name}</th><td>{text}</td></tr>' for name, text in lines)
-    return (
-        f'<div class="model"><h3>{escaped(said.id)}</h3><table><tbody>{rows}</tbody></table></div>'
-    )
-
-
-def _classes(model: HiddenModel) -> list[tuple[str, str]]:
-    said = model.description
-    found = said.compared_with(model.labels)
-    truth = ("truth", ", ".join(map(escaped, model.labels)) or "not known")
-    if found is None:
-        return [truth] if said.tree else []
-    if said.expert is not None and said.expert.chosen == "one":
-        missed = {p.label for p in found.missed} | set(found.unknown)
-        verdict = "✗" if missed else "✓"
-        return [("said", f"{verdict} {_listed(said.predictions[:3])}"), truth]
-    wrong = {p.label for p in found.extra}
-    return [
-        ("right", f"{found.n_right} of {found.n_classes} classes"),
-        ("said", _listed(said.predicted, wrong)),
-        ("missed", _listed([*found.missed, *found.unknown]) or "none"),
-        truth,
-    ]
+    return one_model(said.id, lines)
 
 
 def _listed(predictions: Iterable[Prediction | str], wrong: Iterable[str] | None = None) -> str:

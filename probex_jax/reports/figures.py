@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from probex_jax.errors import ProbexError
+from probex_jax.reports.map_styles import OKABE_ITO
 
-# Okabe and Ito's palette, told apart by hatching as well.
-_STYLES = (("#0072B2", ""), ("#E69F00", "///"), ("#009E73", "..."), ("#CC79A7", "xxx"))
+# Colours are told apart by hatching as well.
+_STYLES = tuple(zip(OKABE_ITO, ("", "///", "...", "xxx"), strict=False))
 
 _CHANCE = 0.5
 

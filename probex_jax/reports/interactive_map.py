@@ -3,19 +3,20 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from probex_jax.errors import ProbexError
 from probex_jax.reports.html import escaped
 from probex_jax.reports.map_script import SCRIPT, STYLE
-from probex_jax.reports.map_styles import COLOURS, SHAPES, STAR, Styles, styles_of
+from probex_jax.reports.map_styles import COLOURS, OKABE_ITO, SHAPES, STAR, Styles, styles_of
 
 _WIDTH = 1000.0
 _MARGIN = 45.0
 # Of height to width; what is narrower or wider has room beside it.
 _FLATTEST, _STEEPEST = 0.62, 1.0
 _EMPHASES = ("", "ring", "star")
-# More names than these would hide the points.
-_MOST_NAMES = 120
+# The legend is enough for fewer groups; names of more would hide the points.
+_FEWEST_NAMED, _MOST_NAMES = len(OKABE_ITO) + 1, 120
 _HINT = (
     "Drag or arrow keys move, wheel, pinch or + and &minus; zoom, 0 shows all; point at a model or "
     "tap it to read what it is, N and P go from one to the next."
@@ -45,10 +46,10 @@ def interactive_map(
 ) -> str:
     """A map of models with a legend: pan and zoom it, point at a model to read its title.
 
-    Up to eight groups have a colour and a shape each. Of more, the last word of a group gives the
-    colour and the words before it the shape, and the group's name stands over the middle of its
-    models. It works by mouse, by touch and from the keyboard; printed, or where no script runs, it
-    is a picture. Titles, groups, meanings and the caption may be text of strangers.
+    Groups have colours and shapes as `map_styles.styles_of` gives them; of more than eight, each
+    one's name stands over the middle of its models. It works by mouse, by touch and from the
+    keyboard; printed, or where no script runs, it is a picture. Titles, groups, meanings and the
+    caption may be text of strangers.
 
     Args:
       points: the models; a few thousand at most.
@@ -135,7 +136,7 @@ def _names(
     for point, place in zip(points, places, strict=True):
         if point.emphasis != "star" and point.group:
             members.setdefault(point.group, []).append(place)
-    if not styles.by_words or len(members) > _MOST_NAMES:
+    if not _FEWEST_NAMED <= len(members) <= _MOST_NAMES:
         return ""
     texts = []
     for group, its in members.items():
@@ -161,9 +162,11 @@ def _legend(points: Sequence[MapPoint], styles: Styles, emphasised: Mapping[str,
     else:
         both = [
             _entry(group, c, s, f'data-c="{c}" data-s="{s}"')
-            for group, (c, s) in styles.of.items()
+            for group, (c, s) in islice(styles.of.items(), _MOST_NAMES)
             if group
         ]
+        if len(styles.of) > _MOST_NAMES:
+            both.append(f"<span>and {len(styles.of) - _MOST_NAMES:,} more</span>")
         rows = [("", both)]
     used = {point.emphasis for point in points}
     meant = [_meaning(kind, text) for kind, text in emphasised.items() if kind in used]

@@ -4,6 +4,8 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 
+# Models that one map shows: more take long to lay out, and hide one another.
+MOST_SHOWN = 1000
 _MOST_PERPLEXITY = 15
 # How many laid-out models say where a new one belongs.
 _NEAREST = 5
@@ -11,11 +13,29 @@ _NEAREST = 5
 _SAME = 1e-6
 
 
+def shown_on_a_map(n_models: int) -> np.ndarray:
+    """Which models a map shows: all, or of more than a thousand a sample, always the same.
+
+    Args:
+      n_models: how many there are.
+
+    Returns:
+      [M] int, their places, in order; M is at most `MOST_SHOWN`.
+
+    Example:
+      >>> shown_on_a_map(3), len(shown_on_a_map(5000))
+      (array([0, 1, 2]), 1000)
+    """
+    if n_models <= MOST_SHOWN:
+        return np.arange(n_models)
+    return np.sort(np.random.default_rng(0).choice(n_models, MOST_SHOWN, replace=False))
+
+
 def in_the_plane(vectors: np.ndarray) -> np.ndarray:
     """Lays models out in the plane by the directions of their representations.
 
-    Four models or more are laid out by t-SNE, the same way at each call; of three or fewer, whose
-    directions lie in a plane anyway, the true distances are kept.
+    They are laid out by t-SNE, the same way at each call; three models or fewer, or directions of
+    two numbers or fewer, lie in a plane anyway, and keep their true distances.
 
     Args:
       vectors: [N, T] float representations, N any number.
@@ -39,7 +59,7 @@ def in_the_plane(vectors: np.ndarray) -> np.ndarray:
     centred_NT = units_NT - units_NT.mean(axis=0)
     if np.max(np.sum(centred_NT**2, axis=1)) < _SAME:
         return np.zeros([len(units_NT), 2])
-    if len(units_NT) > 3:
+    if len(units_NT) > 3 and units_NT.shape[1] > 2:
         points_N2 = _by_tsne(units_NT)
         return points_N2 - points_N2.mean(axis=0)
     left, sizes, _ = np.linalg.svd(centred_NT, full_matrices=False)

@@ -211,10 +211,14 @@ SCRIPT = r"""
   for (const entry of entries) entry.addEventListener("click", () => {
     entry.setAttribute("aria-pressed", entry.getAttribute("aria-pressed") !== "true");
     const pressed = entries.filter(one => one.getAttribute("aria-pressed") === "true");
+    const whole = pressed.filter(one => one.dataset.c && one.dataset.s);
     const wanted = key => new Set(pressed.map(one => one.dataset[key]).filter(Boolean));
     const c = wanted("c"), s = wanted("s");
+    const fits = mark => whole.length
+      ? whole.some(one => one.dataset.c === mark.c && one.dataset.s === mark.s)
+      : (!c.size || c.has(mark.c)) && (!s.size || s.has(mark.s));
     for (const mark of marks) {
-      mark.faded = !!mark.c && ((c.size > 0 && !c.has(mark.c)) || (s.size > 0 && !s.has(mark.s)));
+      mark.faded = !!mark.c && !fits(mark);
       mark.node.classList.toggle("px-faded", mark.faded);
     }
     if (shown?.faded) show(null);

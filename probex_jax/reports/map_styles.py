@@ -52,18 +52,26 @@ class Styles:
 
     Args:
       of: group to its places in `COLOURS` and `SHAPES`.
-      by_words: whether words make them; else each group has a colour and a shape of its own.
-      colours, shapes: then, last word to place in `COLOURS`, words before it to place in `SHAPES`.
+      colours, shapes: where words make them, last word to place in `COLOURS`, words before it to
+        place in `SHAPES`; else empty, and each group has a pair of its own.
     """
 
     of: Mapping[str, tuple[int, int]]
-    by_words: bool
     colours: Mapping[str, int]
     shapes: Mapping[str, int]
 
+    @property
+    def by_words(self) -> bool:
+        """Whether words make them."""
+        return bool(self.colours)
+
 
 def styles_of(groups: Sequence[str]) -> Styles:
-    """Styles for the distinct ones of some groups; where words are too many, styles come again.
+    """Styles for the distinct ones of some groups.
+
+    Up to eight have a colour and a shape each. Of more, words make them where there are as few of
+    them as colours and shapes; else each has a pair of colour and shape of its own, of which there
+    are 120, and then they come again.
 
     Example:
       >>> styles_of(["cat", "dog", "cat"]).of
@@ -71,18 +79,20 @@ def styles_of(groups: Sequence[str]) -> Styles:
     """
     distinct = list(dict.fromkeys(groups))
     if len(distinct) <= len(OKABE_ITO):
-        return Styles({group: (n, n) for n, group in enumerate(distinct)}, False, {}, {})
-    words = {group: first_and_last(group) for group in distinct}
-    colours = {
-        word: len(OKABE_ITO) + number % len(MUTED)
-        for number, word in enumerate(dict.fromkeys(last for _, last in words.values()))
-    }
-    shapes = {
-        word: number % len(SHAPES)
-        for number, word in enumerate(dict.fromkeys(first for first, _ in words.values()))
-    }
-    of = {group: (colours[last], shapes[first]) for group, (first, last) in words.items()}
-    return Styles(of, True, colours, shapes)
+        return Styles({group: (n, n) for n, group in enumerate(distinct)}, {}, {})
+    words = [first_and_last(group) for group in distinct]
+    firsts, lasts = (list(dict.fromkeys(of_all)) for of_all in zip(*words, strict=True))
+    if 1 < len(firsts) <= len(SHAPES) and len(lasts) <= len(MUTED):
+        colours = {word: len(OKABE_ITO) + number for number, word in enumerate(lasts)}
+        shapes = {word: number for number, word in enumerate(firsts)}
+        of = {
+            group: (colours[last], shapes[first])
+            for group, (first, last) in zip(distinct, words, strict=True)
+        }
+        return Styles(of, colours, shapes)
+    pairs = ((n % len(MUTED), n // len(MUTED) % len(SHAPES)) for n in range(len(distinct)))
+    of = {group: (len(OKABE_ITO) + c, s) for group, (c, s) in zip(distinct, pairs, strict=True)}
+    return Styles(of, {}, {})
 
 
 def first_and_last(label: str) -> tuple[str, str]:

@@ -8,18 +8,19 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors
 from probex_jax.reports.layout import in_the_plane
-from probex_jax.reports.map_styles import MUTED, first_and_last
+from probex_jax.reports.map_styles import COLOURS, styles_of
 
+# In the order of `map_styles.SHAPES`.
 _SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
 
 
 def map_of_models(
     vectors: np.ndarray, labels: Sequence[str], path: Path, *, ringed: Collection[str] = ()
 ) -> None:
-    """Draws models as points, by t-SNE of their directions, with a legend of their labels' words.
+    """Draws models as points, by t-SNE of their directions.
 
-    The last word of a label gives the colour, the words before it the shape; the label itself
-    stands over the middle of its points.
+    Labels have colours and shapes as on an interactive map, and stand over the middle of their
+    points.
 
     Args:
       vectors: [N, T] float representations.
@@ -49,17 +50,15 @@ def map_of_models(
 def _draw(figure, points_N2: np.ndarray, labels: Sequence[str], ringed: Collection[str]) -> None:
     from matplotlib.patheffects import withStroke
 
-    words = {label: first_and_last(label) for label in dict.fromkeys(labels)}
-    shapes = _styles([first for first, _ in words.values()], _SHAPES)
-    colours = _styles([last for _, last in words.values()], MUTED)
+    styles = styles_of(labels)
     panel = figure.subplots()
-    for label, (first, last) in words.items():
+    for label, (colour, shape) in styles.of.items():
         places = points_N2[[index for index, other in enumerate(labels) if other == label]]
         panel.scatter(
             *places.T,
             s=46,
-            color=colours[last],
-            marker=shapes[first],
+            color=COLOURS[colour],
+            marker=_SHAPES[shape],
             edgecolors="black" if label in ringed else "white",
             linewidths=1.1 if label in ringed else 0.4,
         )
@@ -67,17 +66,13 @@ def _draw(figure, points_N2: np.ndarray, labels: Sequence[str], ringed: Collecti
             label, np.median(places, axis=0), (0, 6), textcoords="offset points", ha="center"
         )
         name.set(fontsize=6.5, path_effects=[withStroke(linewidth=1.8, foreground="white")])
-    for name, colour in colours.items():
-        panel.scatter([], [], color=colour, marker="o", label=name)
-    for name, shape in shapes.items():
-        panel.scatter([], [], color="black", marker=shape, label=name or "(one word)")
+    for name, colour in styles.colours.items():
+        panel.scatter([], [], color=COLOURS[colour], marker="o", label=name)
+    for name, shape in styles.shapes.items():
+        panel.scatter([], [], color="black", marker=_SHAPES[shape], label=name or "(one word)")
     if ringed:
         panel.scatter([], [], color="white", edgecolors="black", marker="o", label="held out")
     legend = figure.legend(loc="outside right center", frameon=False, fontsize=8)
-    legend.set_title("colour: last word\nshape: words before", {"size": 8})
+    if styles.by_words:
+        legend.set_title("colour: last word\nshape: words before", {"size": 8})
     panel.set_axis_off()
-
-
-def _styles(words: Sequence[str], styles: Sequence[str]) -> dict[str, str]:
-    """A style for each distinct word, over again where there are more words than styles."""
-    return {word: styles[number % len(styles)] for number, word in enumerate(dict.fromkeys(words))}

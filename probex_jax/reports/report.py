@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from probex_jax.experts import ZeroShot
-from probex_jax.reports import training as of
-from probex_jax.reports.charts import PATTERNS, bars_by_layer, fill, interval
+from probex_jax.reports.charts import PATTERNS, fill, interval
 from probex_jax.reports.described import described_models
 from probex_jax.reports.figures import short_name
 from probex_jax.reports.hidden import HiddenModel
-from probex_jax.reports.html import Html, escaped, figure, html_table, page
-from probex_jax.reports.training import Training
+from probex_jax.reports.html import Html, escaped, html_table, page
+from probex_jax.reports.layers import by_layer
+from probex_jax.reports.training import (
+    Training,
+    beside_the_truth,
+    calibration,
+    confusion,
+    embeddings,
+    split_rows,
+)
 from probex_jax.search import Measured
 
 # Characters of a command that are shown.
 _LONGEST = 4000
+# Items of a setting that is a list.
+_LISTED = 40
 
 
 @dataclass(frozen=True)
@@ -29,12 +38,14 @@ class Cost:
       seconds: by the wall clock.
       peak_bytes: the most memory that the process had held by its end; 0 where not known.
       resumed: whether an earlier run began it, whose cost is not in these figures.
+      parallel: whether it ran beside the other steps that say so.
     """
 
     step: str
     seconds: float
     peak_bytes: int
     resumed: bool = False
+    parallel: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,8 @@ class Run:
       about: what was run, such as the command and the machine: name to text.
       trainings: what was trained; the first one of a tree is drawn in detail.
       measured: figures of further tasks, by tree.
-      hidden: models that were described without their labels.
+      hidden: models that were described without their labels; where there are none, the first test
+        models of each tree are shown beside the truth.
       costs: of each step.
     """
 
@@ -67,9 +79,6 @@ def report(run: Run) -> str:
     Returns:
       The document.
 
-    Raises:
-      ProbexError: if scikit-learn is missing (extra `search`), which lays out the maps.
-
     Example:
       >>> text = report(Run("Nothing", {"command": "<none>"}, (), {}, (), (Cost("all", 2.0, 0),)))
       >>> "&lt;none&gt;" in text, "http://" in text
@@ -79,11 +88,13 @@ def report(run: Run) -> str:
     sections = {
         "What was run": _about(run),
         "Results": _results(run),
-        "Accuracy by layer": _by_layer(run.trainings),
-        "Calibration": _each(first, of.calibration, side_by_side=True),
-        "Confusion by class": _each(first, of.confusion),
-        "Map of embeddings": _each(first, of.embeddings),
-        "Described models beside the truth": described_models(run.hidden) if run.hidden else "",
+        "Accuracy by layer": by_layer(run.trainings),
+        "Calibration": _each(first, calibration, side_by_side=True),
+        "Confusion by class": _each(first, confusion),
+        "Map of embeddings": _each(first, embeddings),
+        "Described models beside the truth": (
+            described_models(run.hidden) if run.hidden else _each(first, beside_the_truth)
+        ),
         "Cost of each step": _costs(run.costs),
     }
     told = {heading: text for heading, text in sections.items() if text}
@@ -108,7 +119,7 @@ def _about(run: Run) -> str:
     ]
     versions: Mapping[str, str] = next((t.metrics["versions"] for t in run.trainings), {})
     rows += [{"": "versions", " ": ", ".join(f"{k} {v}" for k, v in versions.items())}]
-    parts = [html_table(rows), html_table(of.split_rows(run.trainings), caption="Models by split")]
+    parts = [html_table(rows), html_table(split_rows(run.trainings), caption="Models by split")]
     for training in run.trainings:
         settings = [{"setting": name, "value": value} for name, value in _flat(training.settings)]
         parts.append(
@@ -124,7 +135,9 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         for key, item in value.items():
             yield from _flat(item, f"{name}.{key}" if name else str(key))
     elif isinstance(value, Sequence) and not isinstance(value, str):
-        yield name, ", ".join(map(str, value)) if len(value) < 8 else f"{len(value)} of them"
+        shown = ", ".join(map(str, value[:_LISTED]))
+        rest = len(value) - _LISTED
+        yield name, f"{shown} and {rest} more" if rest > 0 else shown
     else:
         yield name, str(value)
 
@@ -138,8 +151,9 @@ def _results(run: Run) -> str:
         for m in figures
     ]
     about = (
-        "<p>On test models, which no choice has seen; 95 % intervals by bootstrap over the models. "
-        "The line runs from 0 to 1, the dashes on it are chance.</p>"
+        "<p>On test models, which no choice has seen. Intervals are 95 % bootstrap intervals over "
+        "the models, or over the classes where classes are what is asked; where all are right, "
+        "exact ones. The line runs from 0 to 1, the dashes on it are chance.</p>"
     )
     tables = html_table(rows) + (html_table(further, caption="Further tasks") if further else "")
     return about + tables if rows else ""
@@ -173,29 +187,12 @@ def _score(score: Mapping[str, Any], chance: float | None) -> dict[str, Any]:
     }
 
 
-def _by_layer(trainings: Sequence[Training]) -> str:
-    key, panels = "val_accuracy_by_layer", []
-    for tree in dict.fromkeys(t.metrics["tree"] for t in trainings):
-        those = [t for t in trainings if t.metrics["tree"] == tree and key in t.metrics]
-        if those:
-            chance = next((t.answered.chance for t in those if t.answered is not None), None)
-            methods = {t.method: t.metrics[key] for t in those}
-            drawn = bars_by_layer(f"Accuracy by layer, {tree}", methods, chance)
-            left_out = sum(len(t.metrics["left_out"]) for t in those)
-            said = f"{tree}. " + (f"{left_out} layers were left out." if left_out else "")
-            panels.append(figure(drawn, said))
-    about = (
-        "<p>Validation accuracy of an expert on each layer alone; the choice of layers was made by "
-        "it. Methods that read all layers at once have no bars.</p>"
-    )
-    return f'{about}<div class="side">{"".join(panels)}</div>' if panels else ""
-
-
-def _each(trainings: Sequence[Training], section: Any, *, side_by_side: bool = False) -> str:
-    """A section's part of each tree."""
-    parts = "".join(
-        f"<div><h3>{escaped(training.name)}</h3>{section(training)}</div>" for training in trainings
-    )
+def _each(
+    trainings: Sequence[Training], section: Callable[[Training], str], *, side_by_side: bool = False
+) -> str:
+    """A section's part of each tree that has one."""
+    found = ((training.name, section(training)) for training in trainings)
+    parts = "".join(f"<div><h3>{escaped(name)}</h3>{part}</div>" for name, part in found if part)
     return f'<div class="side">{parts}</div>' if side_by_side and parts else parts
 
 
@@ -216,7 +213,8 @@ def _costs(costs: Sequence[Cost]) -> str:
         }
         for cost in costs
     ]
-    total = sum(cost.seconds for cost in costs)
+    total = sum(cost.seconds for cost in costs if not cost.parallel)
+    total += max((cost.seconds for cost in costs if cost.parallel), default=0)
     return (
         f"<p>{total:.0f} seconds together, by the wall clock. Memory is the most that the process "
         "had held by the end of the step. Of a step that was resumed, what an earlier run "

@@ -13,12 +13,16 @@ from scipy.special import expit, softmax
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Answered
 from probex_jax.experts.calibration import reliability
+from probex_jax.forest import Prediction
 from probex_jax.reports.charts import FEW, calibration_curve
+from probex_jax.reports.described import answers, one_model, side_by_side
 from probex_jax.reports.html import Html, escaped, figure, html_table
 from probex_jax.reports.interactive_map import MapPoint, interactive_map
-from probex_jax.reports.layout import in_the_plane
+from probex_jax.reports.layout import in_the_plane, shown_on_a_map
 from probex_jax.zoo.model_j import SPLITS
 
+# Test models that are shown beside the truth.
+_TOLD = 10
 # The most classes that a matrix is legible with, and the most lines of a table.
 _MOST_IN_A_MATRIX = 24
 _MOST_LINES = 40
@@ -88,9 +92,12 @@ def calibration(training: Training) -> str:
 
 
 def _reliability(answered: Answered, temperature: float) -> np.ndarray:
+    return reliability(_probabilities(answered, temperature), answered.y)
+
+
+def _probabilities(answered: Answered, temperature: float) -> np.ndarray:
     scaled_NY = answered.logits / temperature
-    p_NY = expit(scaled_NY) if answered.several else softmax(scaled_NY, axis=1)
-    return reliability(p_NY, answered.y)
+    return expit(scaled_NY) if answered.several else softmax(scaled_NY, axis=1)
 
 
 def confusion(training: Training) -> str:
@@ -177,6 +184,31 @@ def _matrix(answered: Answered, said_N: np.ndarray) -> str:
     )
 
 
+def beside_the_truth(training: Training) -> str:
+    """The first ten test models: what was answered, and what is true."""
+    answered = training.answered
+    if answered is None:
+        return _NOT_KEPT
+    if "calibration" not in training.metrics:
+        return ""
+    p_NY = _probabilities(answered, training.metrics["calibration"]["temperature"])
+    chosen = "several" if answered.several else "one"
+    models = [
+        one_model(name, answers(_likeliest_first(answered.classes, p_Y), labels, chosen))
+        for name, labels, p_Y in zip(
+            answered.ids[:_TOLD], answered.labels[:_TOLD], p_NY[:_TOLD], strict=False
+        )
+    ]
+    first = f"The first {len(models)} of {len(p_NY)}" if len(models) < len(p_NY) else "The"
+    return side_by_side(f"{first} test models of {training.name}.", models)
+
+
+def _likeliest_first(classes: Sequence[str], p_Y: np.ndarray) -> list[Prediction]:
+    return [
+        Prediction(classes[y], classes[y], float(p_Y[y])) for y in np.argsort(-p_Y, kind="stable")
+    ]
+
+
 def embeddings(training: Training) -> str:
     """The map of the test models."""
     answered = training.answered
@@ -184,21 +216,24 @@ def embeddings(training: Training) -> str:
         return _NOT_KEPT
     if not len(answered.vectors):
         return "<p>This method represents no models.</p>"
+    shown = shown_on_a_map(len(answered.vectors))
     try:
-        points_M2 = in_the_plane(answered.vectors)
+        points_M2 = in_the_plane(answered.vectors[shown])
     except ProbexError as error:
         return f"<p>There is none: {escaped(str(error))}.</p>"
+    about = list(_about(answered))
     points = [
-        MapPoint(float(x), float(y), *about)
-        for (x, y), about in zip(points_M2, _about(answered), strict=True)
+        MapPoint(float(x), float(y), *about[place])
+        for (x, y), place in zip(points_M2, shown, strict=True)
     ]
     if answered.several:
         points.sort(key=lambda point: point.group)
     colours = "How many classes were told wrongly" if answered.several else "Classes"
+    some = f"A sample of {len(shown):,} of the" if len(shown) < len(about) else "The"
     return interactive_map(
         points,
-        caption=f"Test models of {training.name}, near where their weights are represented alike. "
-        f"{colours} give colour and shape.",
+        caption=f"{some} {len(about):,} test models of {training.name}, near where their weights "
+        f"are represented alike. {colours} give colour and shape.",
         emphasised={"ring": "of a class that was held out"},
     )
 

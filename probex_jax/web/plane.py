@@ -13,11 +13,9 @@ from safetensors.numpy import save
 from probex_jax.errors import ProbexError
 from probex_jax.files import write_bytes
 from probex_jax.model_files import open_model
-from probex_jax.reports.layout import in_the_plane
+from probex_jax.reports.layout import in_the_plane, shown_on_a_map
 from probex_jax.search import Hit, Snapshot
 
-# Models that a map shows; of more a sample.
-_SHOWN = 1000
 _FILE = "map.safetensors"
 
 
@@ -42,9 +40,7 @@ def laid_out(snapshot: Snapshot) -> Layout | None:
     A thousand models take a quarter of a minute, so the points are kept in the index's folder,
     where that can be written to, with the hash of what they are of.
     """
-    chosen = np.arange(len(snapshot))
-    if len(snapshot) > _SHOWN:
-        chosen = np.sort(np.random.default_rng(0).choice(chosen, _SHOWN, replace=False))
+    chosen = shown_on_a_map(len(snapshot))
     vectors_NT = snapshot.vectors_NT[chosen]
     models = [snapshot.models[place] for place in chosen]
     path = snapshot.index.path / _FILE

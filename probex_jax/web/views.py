@@ -27,6 +27,7 @@ figure.px-map { display: flex; flex-direction: column; margin: 0; }
 .px-view { display: flex; flex: 1; flex-direction: column; min-height: 0; }
 .px-view > svg { flex: 1; min-height: 0; max-height: none; }
 .px-legend { flex: none; max-height: 30%; }
+@media (max-width: 40rem) { body { padding: 0.3rem; } .px-hint { display: none; } }
 </style>"""
 
 
@@ -123,7 +124,7 @@ def _tested(expert: ExpertFacts) -> str:
     what = "" if expert.chosen == "one" else "the classes of "
     return (
         f"Its expert was right on {found['value']:.1%} of {what}{found['n_models']} test models "
-        f"(95 % interval {found['low']:.1%} to {found['high']:.1%})."
+        f"(95% interval {found['low']:.1%} to {found['high']:.1%})."
     )
 
 
@@ -256,7 +257,7 @@ def _tree(tree: Tree, n_indexed: int | None) -> str:
         lines.append(f"Its expert reads {escape(expert.reading)}")
         if (found := facts.accuracy) is not None:
             lines.append(
-                f"Test accuracy {found['value']:.3f} (95 % interval {found['low']:.3f} to "
+                f"Test accuracy {found['value']:.3f} (95% interval {found['low']:.3f} to "
                 f"{found['high']:.3f}, {found['n_models']} models)"
             )
         classes = [_words(card, label) for label in card["classes"]]

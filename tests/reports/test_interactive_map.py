@@ -42,6 +42,25 @@ def test_words_of_many_groups_make_colour_and_shape():
     assert text.count('class="px-mark px-name"') == 18
 
 
+@pytest.mark.parametrize(
+    "groups", [[f"n{n:08}" for n in range(100)], [f"a b{n}" for n in range(60)]]
+)
+def test_many_groups_of_one_word_have_a_colour_and_a_shape_each(groups):
+    text = interactive_map(points(groups), caption="x")
+    drawn = styles(text)
+    assert len(set(drawn.values())) == len(groups)
+    assert len({re.search(r'd="([^"]*)"', one)[1] for one in drawn.values()}) >= len(groups) / 10
+    assert text.count('class="px-mark px-name"') == len(groups)
+    assert text.count('aria-pressed="false"') == len(groups)
+
+
+def test_a_legend_of_very_many_groups_ends():
+    text = interactive_map(points([f"n{n}" for n in range(130)]), caption="x")
+    assert text.count('aria-pressed="false"') == 120
+    assert "and 10 more" in text
+    assert 'class="px-mark px-name"' not in text
+
+
 def test_all_models_lie_in_the_picture_and_y_points_up():
     said = [MapPoint(-7, 1e4, "top", ""), MapPoint(3, -1e4, "bottom", "")]
     text = interactive_map(said, caption="x")

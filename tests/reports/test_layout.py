@@ -38,6 +38,15 @@ def test_few_models_keep_their_distances(n_models):
     np.testing.assert_allclose(*gaps, atol=1e-12)
 
 
+@pytest.mark.parametrize("dim", [1, 2])
+def test_directions_of_two_numbers_keep_their_distances(dim):
+    vectors = np.random.default_rng(0).normal(size=(9, dim))
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    points = in_the_plane(vectors)
+    gaps = [np.linalg.norm(x[:, None] - x, axis=-1) for x in (points, units)]
+    np.testing.assert_allclose(*gaps, atol=1e-12)
+
+
 @pytest.mark.parametrize("vectors", [np.ones([6, 4]), np.zeros([6, 4])])
 def test_models_that_are_the_same_stand_in_one_place(vectors):
     np.testing.assert_array_equal(in_the_plane(vectors), np.zeros([6, 2]))

@@ -120,7 +120,7 @@ def test_results_calibration_and_settings_are_those_of_the_metrics():
     assert np.sum(counts * abs(gaps)) / found.y.size == pytest.approx(error, abs=1e-3)
     for row in (
         ("recipe.seed", "31"),
-        ("layers", "9 of them"),
+        ("layers", ", ".join(["x"] * 9)),
         ("Toy", "70", "10", "12", "f" * 64),
     ):
         assert row in rows
@@ -177,7 +177,7 @@ def test_what_a_method_does_not_give_is_said():
     assert "represents no models" in text
     assert "<h2>Accuracy by layer" not in text
     gone = written(dataclasses.replace(training(answered()), answered=None))
-    assert gone.count("kept no answers") == 3
+    assert gone.count("kept no answers") == 4
 
 
 def test_held_out_models_are_ringed_on_the_map():
@@ -206,6 +206,73 @@ def test_hidden_models_stand_beside_the_truth():
     assert "1 of 3 classes" in shown
     wrong = written(training(answered()), hidden=[HiddenModel(said, "Bee", ("ant",))])
     assert "✗ Ant; it is Bee" in wrong
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_test_models_stand_beside_the_truth_where_none_were_hidden(several):
+    names = ("ant", "bee", "cat", "dog")
+    found = answered(several=several, classes=names)
+    known = training(found)
+    known.metrics["calibration"]["temperature"] = 2.0
+    shown = written(known).split("<h2>Described")[1].split("<h2>Cost")[0]
+    p_NY = expit(found.logits / 2) if several else softmax(found.logits / 2, axis=1)
+    models = shown.split('<div class="model">')[1:]
+    assert len(models) == 10
+    assert "The first 10 of 12 test models" in shown
+    for model, p_Y, y in zip(models, p_NY, found.y, strict=False):
+        rows = dict(tables(model))
+        truth = [names[place] for place in (np.flatnonzero(y) if several else [y])]
+        assert rows["truth"] == ", ".join(truth) or not truth
+        if several and truth:
+            assert rows["right"] == f"{np.sum((p_Y > 0.5) == (y > 0))} of 4 classes"
+            said = [(names[c], p_Y[c], y[c]) for c in np.argsort(-p_Y) if p_Y[c] > 0.5]
+            marked = [f"{'✓' if right else '✗'} {name} {p:.2f}" for name, p, right in said]
+            assert rows["said"] == (", ".join(marked) or "none")
+        elif not several:
+            likeliest = [f"{names[c]} {p_Y[c]:.2f}" for c in np.argsort(-p_Y)[:3]]
+            assert rows["said"] == f"{'✓' if p_Y.argmax() == y else '✗'} {', '.join(likeliest)}"
+
+
+def test_layers_that_were_left_out_are_told_once():
+    out = {"left_out": {"c.weight": "c.weight: the same in all", "d.weight": f"d {HOSTILE}"}}
+    found = answered()
+    text = written(training(found, "one", **out), training(found, "other", **out))
+    assert text.count("2 layers were left out") == 1
+    assert "<li>c.weight: the same in all</li>" in text
+
+
+def test_of_many_layers_the_best_are_drawn_and_all_are_listed():
+    figures = {f"layer {number}": (number * 7 % 100) / 100 for number in range(100)}
+    text = written(training(answered(), val_accuracy_by_layer=figures))
+    panel = text.split("<h2>Accuracy by layer")[1].split("<h2>")[0]
+    drawn = re.findall(r"<title>(layer \d+)</title>", panel)
+    best = sorted(figures, key=figures.get, reverse=True)[:40]
+    assert drawn == [layer for layer in figures if layer in best]
+    assert "The best 40 of 100 layers" in panel
+    assert {row[0]: row[1] for row in tables(panel) if len(row) == 2} == {"layer": "default"} | {
+        layer: f"{value:.3f}" for layer, value in figures.items()
+    }
+
+
+def test_of_many_test_models_a_sample_is_on_the_map():
+    found = answered(n_models=1100, vectors=2)
+    text = written(training(found))
+    assert "A sample of 1,000 of the 1,100 test models" in text
+    assert text.count('class="px-mark"') == 1000
+    titles = re.findall(r"<title>model (\d+) ", text)
+    assert len(set(titles)) == 1000
+    places = {int(title) for title in titles}
+    for number in places:
+        n_wrong = int(((found.logits[number] > 0) != (found.y[number] > 0)).sum())
+        assert re.search(rf"<title>model {number} .*: {n_wrong} wrong", text)
+
+
+def test_steps_at_the_same_time_are_counted_once():
+    costs = [
+        Cost("first", 5.0, 0),
+        *(Cost(f"process {n}", 30.0 + n, 0, parallel=True) for n in (0, 1)),
+    ]
+    assert "36 seconds together" in report(Run("x", {}, (), {}, (), costs))
 
 
 def test_models_of_held_out_classes_are_on_the_map_of_an_expert_of_several():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from probex_jax.reports import layout
 from probex_jax.search import Index, Snapshot, find_models
 from probex_jax.web import plane
 from tests.search.conftest import make_expert, write_model
@@ -45,7 +46,7 @@ def test_it_is_made_anew(index, tmp_path, monkeypatch, change):
 
 
 def test_of_many_models_a_sample(index, monkeypatch):
-    monkeypatch.setattr(plane, "_SHOWN", 5)
+    monkeypatch.setattr(layout, "MOST_SHOWN", 5)
     found = plane.laid_out(Snapshot(index))
     assert len(found.models) == len(found.points) == len(found.vectors) == 5
 
