@@ -26,6 +26,7 @@ PAGES = ("README.md", "WORKSPACE.md", "CHANGELOG.md", "LICENSE", "docs", "result
 PUBLIC = "public.md"
 READ = {
     "Overview": "README.md",
+    "Your own models": "docs/models.md",
     "Method": "docs/method.md",
     "Formats": "docs/formats.md",
     "Clusters": "docs/clusters.md",
