@@ -8,6 +8,7 @@ from probex_jax.reports.hidden import HiddenModel
 from probex_jax.reports.html import escaped
 
 _SHOWN_OF_ONE = 3
+_SHOWN_NEAR = 3
 
 
 def described_models(models: Sequence[HiddenModel]) -> str:
@@ -76,7 +77,12 @@ def _model(model: HiddenModel) -> str:
         chosen = "several" if said.expert is None else said.expert.chosen
         lines += answers(said.predictions, model.labels, chosen)
     if said.neighbours:
-        nearest = (f"{near.text} ({near.similarity:.2f})" for near in said.neighbours[:3])
+        # Of models of many classes each, the words would be longer than all else.
+        of_one = said.expert is not None and said.expert.chosen == "one"
+        nearest = (
+            f"{near.text if of_one else near.id} ({near.similarity:.2f})"
+            for near in said.neighbours[:_SHOWN_NEAR]
+        )
         lines.append(("nearest documented", escaped(", ".join(nearest))))
     return one_model(said.id, lines)
 

@@ -36,7 +36,7 @@ class Cost:
     Args:
       step: its name.
       seconds: by the wall clock.
-      peak_bytes: the most memory that the process had held by its end; 0 where not known.
+      peak_bytes: the most memory that the process held during it; 0 where not known.
       resumed: whether an earlier run began it, whose cost is not in these figures.
       parallel: whether it ran beside the other steps that say so.
     """
@@ -217,6 +217,6 @@ def _costs(costs: Sequence[Cost]) -> str:
     total += max((cost.seconds for cost in costs if cost.parallel), default=0)
     return (
         f"<p>{total:.0f} seconds together, by the wall clock. Memory is the most that the process "
-        "had held by the end of the step. Of a step that was resumed, what an earlier run "
-        f"spent on it is not counted.</p>{html_table(rows)}"
+        "held during the step (where the system is not Linux, by its end). Of a step that was "
+        f"resumed, what an earlier run spent on it is not counted.</p>{html_table(rows)}"
     )

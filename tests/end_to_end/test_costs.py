@@ -1,8 +1,11 @@
 """What steps cost stays as the run that did them measured it."""
 
 import json
+import os
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments.costs import Costs
@@ -24,6 +27,19 @@ def test_a_step_is_measured_and_its_cost_stays(tmp_path):
     assert again.steps == [cost]
     assert again.about == costs.about
     assert costs.about["command"].startswith("python -m experiments.")
+
+
+def test_memory_is_that_of_the_step(tmp_path):
+    costs, peaks = Costs(tmp_path), Path("/proc/self/clear_refs")
+    if not (peaks.exists() and os.access(peaks, os.W_OK)):
+        pytest.skip("this system cannot forget a peak")
+    with costs.step("much"):
+        block = np.ones(300 * 2**17)
+        del block
+    with costs.step("little"):
+        pass
+    much, little = (cost.peak_bytes for cost in costs.steps)
+    assert much - little > 200 * 2**20
 
 
 def test_a_step_that_fails_is_not_kept_and_one_gone_on_with_says_so(tmp_path):
