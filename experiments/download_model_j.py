@@ -15,7 +15,7 @@ from absl import flags
 
 import probex_jax as px
 from experiments import cli, download_steps
-from probex_jax.zoo.model_j_table import DATASET, SUBSETS
+from probex_jax.zoo.model_j_table import DATASET, SUBSETS, Table
 
 _SUBSET = flags.DEFINE_string("subset", None, f"One of {', '.join(SUBSETS)}.", required=True)
 _SPLITS = flags.DEFINE_list(
@@ -42,17 +42,20 @@ _DATASET = flags.DEFINE_string("dataset", DATASET, "Dataset on the hub that list
 
 
 def main() -> int:
-    if _OUT.value is None and not _DRY_RUN.value:
-        raise px.ProbexError("give --out, the folder to download to")
-    table = download_steps.read_table(
-        _SUBSET.value, _SPLITS.value, _CLASS_NAMES.value, _DATASET.value
-    )
     if _DRY_RUN.value:
-        print(cli.table(download_steps.planned_rows(table, _LAYERS.value, _JOBS.value)))
+        print(cli.table(download_steps.planned_rows(_table(), _LAYERS.value, _JOBS.value)))
         return 0
-    row, failed = download_steps.download(table, _OUT.value, _LAYERS.value, _JOBS.value)
+    if _OUT.value is None:
+        raise px.ProbexError("give --out, the folder to download to")
+    row, failed = download_steps.download(_table(), _OUT.value, _LAYERS.value, _JOBS.value)
     print(cli.table([row]))
     return 1 if failed else 0
+
+
+def _table() -> Table:
+    return download_steps.read_table(
+        _SUBSET.value, _SPLITS.value, _CLASS_NAMES.value, _DATASET.value
+    )
 
 
 if __name__ == "__main__":

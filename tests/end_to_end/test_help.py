@@ -1,5 +1,6 @@
 """`--help` of every command: one screen, what it does, an example that works, no noise."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -59,6 +60,16 @@ def test_help_in_a_process_of_its_own(monkeypatch):
     done = test_commands.run("build_zoo", "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == commands.screen("build_zoo")
+
+
+def test_help_that_nobody_reads_to_its_end_leaves_no_traceback():
+    """As in `--help | head`."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "experiments.pack", "--help"]
+    done = subprocess.run(command, cwd=commands.ROOT, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 @pytest.mark.parametrize(
