@@ -9,8 +9,11 @@ FUZZ_SECONDS ?= 3600
 demo: .venv/installed-demo
 	$(BIN)/python -m experiments.demo --workdir=$(WORKDIR)
 
-page: .venv/installed-page
+page: | $(WORKDIR)/forest .venv/installed-page
 	$(BIN)/python -m experiments.serve --forest=$(WORKDIR)/forest --index=$(WORKDIR)/indexes
+
+$(WORKDIR)/forest:
+	$(error $(WORKDIR) has no forest yet: run make demo first)
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist=loadgroup -q

@@ -1,8 +1,8 @@
-"""Measures the speed of everything, each figure against a limit and PyTorch in the same run.
+"""Measures the speed of everything, against a limit and PyTorch in the same run.
 
-A suite prints rates, more being better: as a fraction of a limit that is measured in turns with
-them, and as a ratio to a plain version in PyTorch where that is installed. Suites: encoder, train,
-sweep, pack, describe, search; what each does stands in experiments/benchmarks/NAME.py.
+Each suite prints rates (more is better) as a fraction of a limit measured in the same run, and as a
+ratio to plain PyTorch if that is installed. What a suite does is told in
+experiments/benchmarks/SUITE.py.
 
 Example:
   python -m experiments.benchmark --suite=train,search
@@ -20,13 +20,15 @@ from probex_jax.errors import ProbexError
 
 SUITES = ("encoder", "train", "sweep", "pack", "describe", "search")
 
-_SUITE = flags.DEFINE_list("suite", list(SUITES), "Which suites.")
-_OUT = flags.DEFINE_string("out", None, "File for all that was measured, as JSON.")
+_SUITE = flags.DEFINE_list("suite", list(SUITES), "Suites to run.")
+_OUT = flags.DEFINE_string("out", None, "JSON file to write: all that was measured.")
 _RESULTS = flags.DEFINE_string(
-    "results", None, "Folder that keeps a file a suite and device; FOLDER.md is written anew."
+    "results",
+    None,
+    "Folder of all results, a file for each suite and device; FOLDER.md is made of them.",
 )
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs; rates are those of the median.", 1)
-_QUICK = flags.DEFINE_bool("quick", False, "Smaller sizes: an impression, not a result.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs; the median counts.", 1)
+_QUICK = flags.DEFINE_bool("quick", False, "Smaller sizes, for an impression.")
 
 
 def main() -> None:

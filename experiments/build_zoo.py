@@ -1,7 +1,10 @@
-"""Fine-tunes the miniature trees and writes them in Model-J's layout; run again to resume.
+r"""Fine-tunes the miniature zoo: trees of small models with known classes.
+
+They are written as Model-J lies on disk, ready for pack. Run the same command again to resume.
 
 Example:
-  python -m experiments.build_zoo --config=configs/zoo_miniature.py:demo --out=out/zoo
+  python -m experiments.build_zoo --config=configs/zoo_miniature.py:demo \
+    --out=out/zoo
 """
 
 from pathlib import Path
@@ -12,9 +15,9 @@ from experiments import cli, steps
 from probex_jax.files import write_json
 
 _CONFIG = cli.config(
-    "configs/zoo_miniature.py", "The zoo's config; append :default, :demo or :tiny for a size."
+    "configs/zoo_miniature.py", "Config of the zoo. Append a size, :default, :demo or :tiny."
 )
-_OUT = flags.DEFINE_string("out", None, "Folder to build in.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Folder of the zoo, made if absent.", required=True)
 
 
 def main() -> None:

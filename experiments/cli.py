@@ -48,9 +48,7 @@ def run_with_arguments(main: Callable[[Sequence[str]], int]) -> None:
         except ProbexError as error:
             _exit(str(error))
         except BrokenPipeError:
-            # Whoever read our output has seen enough; nothing may be flushed to it at the end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
+            return _no_reader()
         except OSError as error:
             if error.filename is not None:
                 _exit(f"{error.filename}: {str(error.strerror).lower()}")
@@ -62,7 +60,10 @@ def run_with_arguments(main: Callable[[Sequence[str]], int]) -> None:
             sys.exit(130)
 
     if options.is_asked_for_help(sys.argv[1:]):
-        print(options.screen(sys.modules["__main__"].__doc__ or ""))
+        try:
+            print(options.screen(sys.modules["__main__"].__doc__ or ""), flush=True)
+        except BrokenPipeError:
+            sys.exit(_no_reader())
         sys.exit(0)
     flags.FLAGS.set_gnu_getopt(True)  # flags may follow arguments
     try:
@@ -77,6 +78,12 @@ def run_with_arguments(main: Callable[[Sequence[str]], int]) -> None:
             traceback.print_exc()
             _end_at_once(1)
         raise
+
+
+def _no_reader() -> int:
+    """Whoever read our output has seen enough; nothing may be flushed to it at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def others_wait() -> None:

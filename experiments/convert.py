@@ -1,13 +1,15 @@
-r"""Converts experts of the PyTorch implementations of ProbeX and MVProbe, both ways.
+r"""Converts experts of ProbeX's and MVProbe's PyTorch code, both ways.
 
-A state dict does not say what it was trained on: --layer, --tree and --classes do, and of an expert
-aligned with text --text_encoder, --template and --logit_scale. What this command wrote says it
-itself. A committee is a folder with one file a member.
+A PyTorch state dict does not say what it was trained on: give --layer, --tree and --classes, and
+for an expert aligned with text --text_encoder too. Files that this command wrote say it themselves.
+A committee is a folder with one file for each member.
 
 Example:
-  python -m experiments.convert --from_torch=theirs.safetensors --to=out/theirs \
-    --tree=SupViT --layer=classifier.weight --classes=cifar100.json
-  python -m experiments.convert --from_expert=out/mvprobe --to_torch=out/mvprobe_torch
+  python -m experiments.convert --from_torch=theirs.safetensors \
+    --to=out/theirs --classes=cifar100.json --tree=SupViT \
+    --layer=classifier.weight
+  python -m experiments.convert --from_expert=out/mvprobe \
+    --to_torch=out/mvprobe.safetensors
 """
 
 import json
@@ -20,26 +22,37 @@ import probex_jax as px
 from experiments import cli
 from probex_jax.experts import Alignment, from_torch, to_torch
 
-_FROM_TORCH = flags.DEFINE_string("from_torch", None, "State dict, or folder of a committee's.")
-_TO = flags.DEFINE_string("to", None, "Expert to be made of it.")
-_FROM_EXPERT = flags.DEFINE_string("from_expert", None, "Expert, or work directory of a training.")
-_TO_TORCH = flags.DEFINE_string(
-    "to_torch", None, "The .safetensors file to be made of it; of a committee a folder."
+_FROM_TORCH = flags.DEFINE_string(
+    "from_torch", None, "State dict to read (.safetensors), or a committee's folder."
 )
-_LAYER = flags.DEFINE_string("layer", None, "Name of the layer that it was trained on.")
-_TREE = flags.DEFINE_string("tree", None, "Name of its tree.")
+_TO = flags.DEFINE_string("to", None, "Folder of the expert to write.")
+_FROM_EXPERT = flags.DEFINE_string("from_expert", None, "Expert to read, or a --workdir of train.")
+_TO_TORCH = flags.DEFINE_string(
+    "to_torch", None, "State dict to write (.safetensors); for a committee, a folder."
+)
+_LAYER = flags.DEFINE_string("layer", None, "Name of the layer it was trained on.")
+_TREE = flags.DEFINE_string("tree", None, "Name of the tree it was trained on.")
 _CLASSES = flags.DEFINE_string(
     "classes",
     None,
-    "Names of its classes, in the order of its outputs: a JSON file with a list, or with an object "
-    "of class to words for its text; or separated by commas.",
+    "Its classes, in the order of its outputs: separated by commas, or a JSON file that holds a "
+    "list, or an object of classes and their words.",
 )
 _LAYOUT = flags.DEFINE_string(
-    "layout", None, "reference: it was trained on convolutions as the reference re-reads them."
+    "layout",
+    None,
+    "Give reference if the layer is a convolution larger than 1x1 and the PyTorch implementation "
+    "trained the expert: it orders such kernels otherwise.",
 )
-_ENCODER = flags.DEFINE_string("text_encoder", None, "Text encoder that it was aligned with.")
-_TEMPLATE = flags.DEFINE_string("template", None, "Sentence of a class; a photo of a {class}.")
-_SCALE = flags.DEFINE_float("logit_scale", None, "Scale of its cosines; 1, as the reference's.")
+_ENCODER = flags.DEFINE_string(
+    "text_encoder",
+    None,
+    "Text encoder it was aligned with, such as clip:openai/clip-vit-large-patch14.",
+)
+_TEMPLATE = flags.DEFINE_string(
+    "template", None, "Sentence for a class. Default: a photo of a {class}."
+)
+_SCALE = flags.DEFINE_float("logit_scale", None, "Cosine scale it was trained with. Default: 1.")
 
 
 def main() -> None:

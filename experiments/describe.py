@@ -1,12 +1,12 @@
-"""Describes models that nobody described: their tree, what they were trained on, how sure that is.
+"""Describes undocumented models: their tree, and what they were trained on.
 
-MODEL is a file, a model's folder, or a folder of models at any depth. One model's card is printed;
-of several a line each, and --out writes the cards (Markdown) and JSON. A model that cannot be read
-is reported in its place, and the others go on; the exit code is then 1, or 2 where none could be.
+MODEL is a file, a model's folder, a folder of models, hf://ORG/NAME or an https:// address. One
+model's card is printed; several models get a line each, and --out writes their cards. A model that
+cannot be read is reported and the others go on; the exit code is then 1, or 2 if none was read.
 
 Example:
-  python -m experiments.describe --forest=out/forest --index=out/index model.safetensors
-  python -m experiments.describe --forest=out/forest --out=out/cards --compare my_models
+  python -m experiments.describe --forest=out/demo/forest model.safetensors
+  python -m experiments.describe --forest=out/demo/forest --out=cards my_models
 """
 
 import json
@@ -21,14 +21,21 @@ from probex_jax.forest import Forest
 from probex_jax.reports import model_card
 from probex_jax.search import Index
 
-_FOREST = flags.DEFINE_string("forest", None, "Folder of the forest.", required=True)
-_INDEX = flags.DEFINE_list("index", [], "Indexes of documented models, at most one a tree.")
-_OUT = flags.DEFINE_string("out", None, "Folder for a card and a JSON file a model.")
-_JSON = flags.DEFINE_bool("json", False, "Print a line of JSON a model instead.")
+_FOREST = flags.DEFINE_string("forest", None, "Forest made by grow_forest.", required=True)
+_INDEX = flags.DEFINE_list(
+    "index",
+    [],
+    "Indexes made by index, at most one for each tree: cards then name the nearest models.",
+)
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder for the cards, a Markdown and a JSON file for each model."
+)
+_JSON = flags.DEFINE_bool("json", False, "Print a line of JSON for each model instead.")
 _COMPARE = flags.DEFINE_bool(
     "compare",
     False,
-    "Print predicted against stated, the most surprising first: to find mislabelled models.",
+    "Compare with what the models' own files say, most surprising first: this finds mislabelled "
+    "models.",
 )
 
 

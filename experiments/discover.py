@@ -1,6 +1,7 @@
-"""Finds the Model Trees among a folder of anyone's models: which descend from one ancestor.
+"""Finds the Model Trees in a folder of models: which descend from one ancestor.
 
-A model that cannot be read is reported and the others go on; the exit code is then 1.
+No expert is needed. A model that cannot be read is reported and the others go on; the exit code is
+then 1.
 
 Example:
   python -m experiments.discover --models=downloads --out=out/trees.json
@@ -19,8 +20,8 @@ from probex_jax.forest import discover
 from probex_jax.search import find_models
 
 _MODELS = flags.DEFINE_string("models", None, "Folder of models, at any depth.", required=True)
-_OUT = flags.DEFINE_string("out", None, "JSON file for the models of each tree.")
-_MOST = flags.DEFINE_integer("most", 20, "Trees to list, those of the most models.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "JSON file to write: the models of each tree.")
+_MOST = flags.DEFINE_integer("most", 20, "Trees to list, the largest first.", lower_bound=1)
 
 
 def main(rest: Sequence[str]) -> int:

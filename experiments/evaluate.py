@@ -1,12 +1,11 @@
-r"""Evaluates a trained expert on the models of a store, each task with a 95 % interval.
+r"""Evaluates a trained expert on a store; each figure has a 95 % interval.
 
-classify: which classes a model was trained on. zero_shot: the same for classes never seen in
-training, by their texts alone. knn, occ (one-class classification) and retrieval: on the
-representations, without text.
+Tasks: classify, which classes a model was trained on; zero_shot, the same for classes never seen in
+training, by their texts; knn, occ (one-class classification) and retrieval, on the representations.
 
 Example:
-  python -m experiments.evaluate --experts=out/align --store=out/stores/MiniLoRA \
-    --tasks=classify,zero_shot,knn,occ,retrieval
+  python -m experiments.evaluate --experts=out/align \
+    --store=out/stores/MiniLoRA --tasks=classify,zero_shot,knn,occ,retrieval
 """
 
 from pathlib import Path
@@ -19,17 +18,19 @@ from probex_jax.experts import load_experts
 from probex_jax.search import Subject
 
 _EXPERTS = flags.DEFINE_string(
-    "experts", None, "Work directory of a training, or one expert.", required=True
+    "experts", None, "A --workdir of train, or one expert in it.", required=True
 )
-_STORE = flags.DEFINE_string("store", None, "Layer store to evaluate on.", required=True)
-_SPLIT = flags.DEFINE_string("split", "test", "Split of the store, for seen classes.")
-_TASKS = flags.DEFINE_list(
-    "tasks", ["classify"], "What to measure: classify, zero_shot, knn, occ, retrieval."
+_STORE = flags.DEFINE_string("store", None, "Layer store made by pack.", required=True)
+_SPLIT = flags.DEFINE_string(
+    "split", "test", "Split to evaluate on. Held-out classes have splits of their own."
 )
+_TASKS = flags.DEFINE_list("tasks", ["classify"], "What to measure.")
 _NEIGHBOURS = flags.DEFINE_integer(
-    "neighbours", 5, "Neighbours that vote in knn and are looked at in retrieval.", lower_bound=1
+    "neighbours", 5, "Neighbours that knn and retrieval look at.", lower_bound=1
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where metrics.json goes; EXPERTS/evaluation.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for metrics.json. Default: EXPERTS/evaluation."
+)
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
-r"""Grows a forest: what tells the trees of some stores apart, and the expert of each.
+r"""Grows a forest: what tells some trees apart, and the expert of each.
 
-A tree is a folder of its own in the forest: growing it by another later touches no other. An expert
-that was never calibrated is, on the validation split of its tree's store.
+describe, serve and index use it. Each tree has its own folder in the forest, so a tree can be added
+later without touching the others. Experts without calibration are calibrated on validation models.
 
 Example:
-  python -m experiments.grow_forest --stores=out/stores/MiniSupViT,out/stores/MiniLoRA \
-    --experts=out/trained,out/align --forest=out/forest --roots=MiniLoRA=me/denoiser
+  python -m experiments.grow_forest --forest=out/forest \
+    --stores=out/stores/MiniSupViT,out/stores/MiniLoRA \
+    --experts=out/trained,out/align --roots=MiniLoRA=me/denoiser
 """
 
 from pathlib import Path
@@ -15,18 +16,20 @@ from absl import flags
 import probex_jax as px
 from experiments import cli, forest_steps
 
-_STORES = flags.DEFINE_list("stores", None, "Layer stores, one a tree.", required=True)
+_STORES = flags.DEFINE_list(
+    "stores", None, "Layer stores made by pack, one for each tree.", required=True
+)
 _EXPERTS = flags.DEFINE_list(
     "experts",
     [],
-    "Experts, or work directories of trainings; at most one a tree. Models of a tree without one "
-    "are told from others, no more.",
+    "A --workdir of train for each tree. Models of a tree without one are recognised, but not "
+    "described.",
 )
 _FOREST = flags.DEFINE_string(
     "forest", None, "Folder of the forest, made if absent.", required=True
 )
 _ROOTS = flags.DEFINE_list(
-    "roots", [], "TREE=NAME: the model that a tree was fine-tuned from, best its id on the hub."
+    "roots", [], "TREE=NAME: the model that a tree was fine-tuned from, best by its id on the hub."
 )
 
 

@@ -1,11 +1,13 @@
-"""Embeds a folder of models with an expert and keeps them in an index, to be searched.
+r"""Makes an index of a folder of models, which search looks through.
 
-Running again embeds what is new or has changed; --prune removes what is gone. With --forest models
-of other trees are refused.
+Each model is embedded by an expert. Run the same command again to add new and changed models;
+--prune removes those that are gone. With --forest, models of other trees are refused.
 
 Example:
-  python -m experiments.index --experts=out/align --models=out/zoo/MiniLoRA --index=out/index
-  python -m experiments.index --forest=out/forest --tree=MiniLoRA --models=my_loras --index=out/mine
+  python -m experiments.index --experts=out/align --models=out/zoo/MiniLoRA \
+    --index=out/index
+  python -m experiments.index --forest=out/forest --tree=MiniLoRA \
+    --models=my_loras --index=out/mine
 """
 
 from pathlib import Path
@@ -21,18 +23,14 @@ from probex_jax.search import find_models
 _EXPERTS = flags.DEFINE_string(
     "experts",
     None,
-    "One expert, or the work directory of a training: of its experts the one that was best on "
-    "held-out classes, where there is one. None to take the forest's.",
+    "A --workdir of train, or one expert in it. Give this, --forest or both. If the training kept "
+    "two experts, the one for held-out classes is used.",
 )
-_MODELS = flags.DEFINE_string(
-    "models", None, "Folder of models, at any depth: a zoo, several, or anyone's.", required=True
-)
-_FOREST = flags.DEFINE_string("forest", None, "A forest: models of other trees are refused.")
-_TREE = flags.DEFINE_string(
-    "tree", None, "Tree of the forest whose expert embeds, if it has several."
-)
+_MODELS = flags.DEFINE_string("models", None, "Folder of models, at any depth.", required=True)
+_FOREST = flags.DEFINE_string("forest", None, "Forest whose expert embeds the models.")
+_TREE = flags.DEFINE_string("tree", None, "Tree of the forest to index, if it has several.")
 _INDEX = flags.DEFINE_string("index", None, "Folder of the index, made if absent.", required=True)
-_PRUNE = flags.DEFINE_bool("prune", False, "Remove indexed models whose files are gone.")
+_PRUNE = flags.DEFINE_bool("prune", False, "Remove models from the index whose files are gone.")
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import difflib
 import inspect
 import re
 import runpy
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -21,8 +22,8 @@ flags.disclaim_key_flags()  # a config is the flag of the command that asks for 
 MISTAKES = (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError, ProbexError)
 
 _HELP = {"--help", "-help", "-h", "--helpshort", "-helpshort", "-?"}
-_WIDTH = 100
-_INDENT = 28
+_WIDEST = 100
+_INDENT = 24
 
 
 def config(default: str, help_text: str) -> flags.FlagHolder[Any]:
@@ -43,10 +44,12 @@ def _check_fields(argv: Sequence[str], default: str) -> None:
     """ml_collections says of a field that is not there nothing but its name, and with a traceback.
 
     Raises:
-      ProbexError: if there is no such config, size of it, or field.
+      ProbexError: if there is no such config, size of it, or field, or it is of another command.
     """
     place = _place(argv, default)
     loaded = load(place)
+    if not set(loaded) & set(load(default)):
+        raise ProbexError(f"--config={place}: not a config of this command; its own is {default}")
     for argument in argv:
         if named := re.match(r"--?(?:no)?config\.([^=]+)", argument):
             check_field(loaded, place, named[1])
@@ -60,17 +63,34 @@ def _place(argv: Sequence[str], default: str) -> str:
 def load(place: str) -> ConfigDict:
     path, _, size = place.partition(":")
     if not Path(path).is_file():
-        known = [found.stem for found in Path("configs").glob("*.py")]
-        close = difflib.get_close_matches(Path(path).stem, known, n=1)
-        hint = f"did you mean configs/{close[0]}.py?" if close else "configs/ has what there is"
+        close = difflib.get_close_matches(Path(path).stem, _known(), n=1)
+        hint = f"did you mean configs/{close[0]}.py?" if close else _choice()
         raise ProbexError(f"--config={place}: no such file; {hint}")
-    get_config = runpy.run_path(path)["get_config"]
+    try:
+        names = runpy.run_path(path)
+    except SyntaxError as error:
+        raise ProbexError(f"--config={place}: not Python, in line {error.lineno}") from None
+    if "get_config" not in names:
+        is_shared = Path(path).resolve().parent == Path("configs").resolve()
+        why = "other configs share it, it trains nothing" if is_shared else "it has no get_config()"
+        raise ProbexError(f"--config={place}: not a config: {why}; {_choice()}")
+    get_config = names["get_config"]
     if size and not inspect.signature(get_config).parameters:
         raise ProbexError(f"--config={place}: {path} has one size only; leave out :{size}")
     try:
         return get_config(*([size] if size else []))
     except ValueError as error:
         raise ProbexError(f"--config={place}: {error}") from None
+
+
+def _known() -> list[str]:
+    """The configs of the repository, without what they share."""
+    found = sorted(Path("configs").glob("*.py"))
+    return [path.stem for path in found if "\ndef get_config(" in path.read_text()]
+
+
+def _choice() -> str:
+    return f"choose configs/NAME.py, NAME being one of {', '.join(_known())}"
 
 
 def check_field(loaded: ConfigDict, place: str, field: str) -> None:
@@ -97,18 +117,29 @@ def screen(about: str) -> str:
       about: the docstring of the command.
 
     Returns:
-      Lines of at most 100 columns.
+      Lines as wide as the terminal, at most 100 columns.
     """
     own = sorted(_own_flags(), key=lambda flag: not _is_required(flag))
-    lines = [about.strip(), "", "Options:"]
+    lines = [_filled(about), "", "Options:"]
     for flag in own:
         lines += _described(flag)
     for flag in own:
         if flag.name == "config":
-            fields = ", ".join(_fields(load(_place(sys.argv[1:], _default(flag)))))
-            lines += ["", "Fields of that config, each given as --config.FIELD=VALUE:"]
-            lines += _wrapped(fields, "  ", "  ")
+            place = _place(sys.argv[1:], _default(flag))
+            path = place.partition(":")[0]
+            also = " and what it imports" if "from configs import" in Path(path).read_text() else ""
+            told = f"Fields, explained in {path}{also}, each given as --config.FIELD=VALUE:"
+            lines += ["", *_wrapped(told, "", "")]
+            lines += _wrapped(", ".join(_fields(load(place))), "  ", "  ")
     return "\n".join(lines)
+
+
+def _filled(about: str) -> str:
+    """A docstring for this terminal; lists and examples, which are indented, stay as they are."""
+    paragraphs = about.strip().split("\n\n")
+    return "\n\n".join(
+        part if "\n  " in f"\n{part}" else "\n".join(_wrapped(part, "", "")) for part in paragraphs
+    )
 
 
 def _own_flags() -> list[flags.Flag]:
@@ -146,7 +177,7 @@ def _kind(flag: flags.Flag) -> str:
 def _wrapped(text: str, first: str, rest: str) -> list[str]:
     return textwrap.wrap(
         text,
-        _WIDTH,
+        max(60, min(_WIDEST, shutil.get_terminal_size((_WIDEST, 0)).columns)),
         initial_indent=first,
         subsequent_indent=rest,
         break_on_hyphens=False,
@@ -164,14 +195,54 @@ def _fields(inside: ConfigDict, section: str = "") -> Iterator[str]:
 def in_one_line(error: Exception) -> str:
     """What is wrong, in the words of whoever typed the command."""
     if isinstance(error, flags.UnrecognizedFlagError):
-        names = [flag.name for flag in _own_flags()]
+        names = {name.removeprefix("config."): name for name in _names()}
         close = difflib.get_close_matches(error.flagname, names, n=1)
-        meant = f"did you mean --{close[0]}?" if close else "--help lists what there is"
+        meant = f"did you mean --{names[close[0]]}?" if close else "--help lists what there is"
         return f"no option --{error.flagname}; {meant}"
     missing = [f"--{flag.name}" for flag in _own_flags() if _is_missing(flag)]
     if missing and isinstance(error, flags.IllegalFlagValueError) and "than None" in str(error):
-        return f"give {' and '.join(missing)}; --help says what for, with an example"
+        return f"give {_listed(missing, 'and')}; --help says what for, with an example"
+    if isinstance(error, flags.IllegalFlagValueError) and (told := _expected(str(error))):
+        return told
+    if named := re.fullmatch(r"Missing value for flag (--\S+)", str(error)):
+        return f"{named[1]} needs a value: {named[1]}=VALUE"
     return first_and_last_line(error)
+
+
+def _names() -> Iterator[str]:
+    """Of the command's options, fields of its config included."""
+    for flag in _own_flags():
+        yield flag.name
+        if flag.name == "config":
+            fields = _fields(load(_place(sys.argv[1:], _default(flag))))
+            yield from (f"config.{field}" for field in fields)
+
+
+def _listed(names: Sequence[str], last: str) -> str:
+    return f" {last} ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _expected(message: str) -> str:
+    """Of a value that absl cannot take: what it should be; "" of what only absl knows."""
+    found = re.match(r"flag --([\w.]+)=(.*?): ", message, re.DOTALL)
+    if found is None or found[1] not in flags.FLAGS:
+        return ""
+    parser = flags.FLAGS[found[1]].parser
+    if isinstance(parser, flags.EnumParser):
+        wanted = _listed(parser.enum_values, "or")
+    elif isinstance(parser, flags.BooleanParser):
+        wanted = "true or false"
+    elif isinstance(parser, flags.IntegerParser | flags.FloatParser):
+        wanted = "a whole number" if isinstance(parser, flags.IntegerParser) else "a number"
+        if parser.lower_bound is not None:
+            most = parser.upper_bound
+            wanted += f", {parser.lower_bound} or more" if most is None else ""
+            wanted += f" from {parser.lower_bound} to {most}" if most is not None else ""
+    elif type(parser).__name__ == "_ConfigDictParser":
+        wanted = f"one of its fields, as --{found[1]}.FIELD=VALUE"
+    else:
+        return ""
+    return f"--{found[1]}={found[2]}: expected {wanted}"
 
 
 def _is_missing(flag: flags.Flag) -> bool:

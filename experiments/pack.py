@@ -1,7 +1,10 @@
-"""Packs the model files of a zoo into a layer store; run again to resume or to add models.
+r"""Packs the model files of a zoo into a layer store, which train reads.
+
+Run it again to resume, or to add models. A model that cannot be read is listed and skipped.
 
 Example:
-  python -m experiments.pack --zoo=out/zoo/MiniSupViT --store=out/stores/MiniSupViT
+  python -m experiments.pack --zoo=out/zoo/MiniSupViT \
+    --store=out/stores/MiniSupViT
 """
 
 from pathlib import Path
@@ -10,10 +13,14 @@ from absl import flags
 
 from experiments import cli, steps
 
-_ZOO = flags.DEFINE_string("zoo", None, "Folder with train/, val/, test/.", required=True)
-_STORE = flags.DEFINE_string("store", None, "Folder of the store.", required=True)
+_ZOO = flags.DEFINE_string(
+    "zoo", None, "Folder of models in train/, val/ and test/.", required=True
+)
+_STORE = flags.DEFINE_string("store", None, "Folder of the store, made if absent.", required=True)
 _LAYERS = flags.DEFINE_string(
-    "layers", "", "Names, numbers or regular expressions, separated by commas; empty for all."
+    "layers",
+    "",
+    "Layers to pack: names, numbers or regular expressions, separated by commas. Default: all.",
 )
 
 

@@ -16,13 +16,18 @@ from probex_jax.experts import Devices
 _SILENT_S = 30
 
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0; all processes then train every expert together."
+    "coordinator",
+    None,
+    "HOST:PORT of process 0. With it, processes train each expert together; without, they divide "
+    "the layers.",
 )
 _CLUSTER = flags.DEFINE_bool(
-    "cluster", False, "As --coordinator, found out from Slurm, GKE, a TPU pod or MPI."
+    "cluster", False, "Train together; Slurm, GKE, a TPU pod or MPI say how many and where."
 )
-_PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes run this command.")
-_PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is, from 0.")
+_PROCESSES = flags.DEFINE_integer(
+    "processes", 1, "How many processes run this command, on one or several machines."
+)
+_PROCESS = flags.DEFINE_integer("process", 0, "Number of this process, from 0.")
 
 
 def join() -> tuple[Devices, tuple[int, int]]:

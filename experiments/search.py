@@ -1,8 +1,12 @@
-"""Searches an index of models by text or by example.
+r"""Searches an index of models by a sentence or by an example.
+
+Give --query or --like. Sentences need an index made by an expert that was aligned with text
+(configs/align.py).
 
 Example:
-  python -m experiments.search --index=out/index --query="an inverted three" --k=5
-  python -m experiments.search --index=out/index --like=model.safetensors --filter="split = 'test'"
+  python -m experiments.search --index=out/index --query="an inverted three"
+  python -m experiments.search --index=out/index --like=model.safetensors \
+    --filter="split = 'test'"
 """
 
 import dataclasses
@@ -15,14 +19,16 @@ from experiments import cli
 from probex_jax.search import Index
 from probex_jax.search.index import MAX_K
 
-_INDEX = flags.DEFINE_string("index", None, "Folder of the index.", required=True)
+_INDEX = flags.DEFINE_string("index", None, "Index made by index.", required=True)
 _QUERY = flags.DEFINE_string("query", None, "What to look for, in words.")
-_LIKE = flags.DEFINE_string("like", None, "A model to look for others like it.")
+_LIKE = flags.DEFINE_string(
+    "like", None, "A model to find others like it: a file, folder or address."
+)
 _K = flags.DEFINE_integer("k", 10, "How many models to list.", lower_bound=1, upper_bound=MAX_K)
 _FILTER = flags.DEFINE_string(
     "filter",
     None,
-    "SQL condition on id, path, tree, split, labels or text, such as array_has(labels, 'cat').",
+    "SQL condition on id, path, tree, split, labels or text, such as \"array_has(labels, 'cat')\".",
 )
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON document instead of a table.")
 

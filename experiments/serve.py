@@ -1,6 +1,6 @@
 """Serves the web page: describe a model, search for models, look at the forest.
 
-For programs there is /api. The page is for this machine alone unless --host says otherwise.
+Programs use its /api (docs/page.md). Only this machine can reach it unless --host says otherwise.
 
 Example:
   python -m experiments.serve --forest=out/demo/forest --index=out/demo/indexes
@@ -22,21 +22,19 @@ from probex_jax.forest import Forest
 from probex_jax.search import Index
 from probex_jax.web import Catalogue, serve
 
-_FOREST = flags.DEFINE_string("forest", None, "Folder of the forest.", required=True)
+_FOREST = flags.DEFINE_string("forest", None, "Forest made by grow_forest.", required=True)
 _INDEX = flags.DEFINE_list(
-    "index", [], "Indexes of documented models, at most one a tree, or a folder of such."
+    "index", [], "Indexes made by index, at most one for each tree, or a folder of them."
 )
-_HOST = flags.DEFINE_string("host", "localhost", "Address to listen at; 0.0.0.0 for everyone.")
+_HOST = flags.DEFINE_string("host", "localhost", "Address to listen on; 0.0.0.0 lets everyone in.")
 _PORT = flags.DEFINE_integer(
-    "port", 7860, "Port to listen at; 0 for a free one.", lower_bound=0, upper_bound=65535
+    "port", 7860, "Port to listen on; 0 for any free one.", lower_bound=0, upper_bound=65535
 )
-_MAX_MB = flags.DEFINE_integer(
-    "max_mb", 1024, "The most MiB that a file may have which somebody sends.", lower_bound=1
+_MAX_MB = flags.DEFINE_integer("max_mb", 1024, "Largest upload, in MiB.", lower_bound=1)
+_NAMES = flags.DEFINE_list("names", [], "Host names by which a proxy asks for the page.")
+_HUB = flags.DEFINE_bool(
+    "hub", False, "Also describe models of the Hugging Face hub, by their ids."
 )
-_NAMES = flags.DEFINE_list(
-    "names", [], "Names by which it may be asked, as behind a proxy; all, if others can reach it."
-)
-_HUB = flags.DEFINE_bool("hub", False, "Also read models of the Hugging Face hub, by their ids.")
 
 
 def _indexes(paths: Iterable[Path]) -> list[Index]:

@@ -104,7 +104,7 @@ def train(
     devices = devices or Devices.of(jax.local_devices())
     if store is None:
         if not config["store"]:
-            raise px.ProbexError("config.store: give the folder of a layer store")
+            raise px.ProbexError("give --config.store, a layer store; experiments.pack makes one")
         store = px.LayerStore.open(config["store"])
     encoder = dict(config["encoder"])
     by_steps = encoder["name"] != "statnn" and config["fit"] == "adam"

@@ -1,11 +1,13 @@
-"""Trains one expert per layer, chooses the best on validation and tests them once; resumes.
+r"""Trains an expert on every layer, and tests the best of them.
 
-What was found is in WORKDIR/report.html, a page to be opened in a browser.
+The layer, or the few layers together, that do best on the validation models are tested once. Run
+the same command again to resume. WORKDIR/report.html shows what was found; open it in a browser.
 
-Without --config it is configs/default.py: centred ridge regression, the best layers together.
+Without --config it is configs/default.py: ridge regression on centred matrices, in closed form.
 
 Example:
-  python -m experiments.train --workdir=out/trained --config.store=out/stores/MiniSupViT
+  python -m experiments.train --workdir=out/trained \
+    --config.store=out/stores/MiniSupViT
 """
 
 from pathlib import Path
@@ -16,7 +18,11 @@ from experiments import cli, processes, report_steps, steps
 from experiments.costs import Costs
 from probex_jax.files import alone
 
-_CONFIG = cli.config("configs/default.py", "What to train, and how.")
+_CONFIG = cli.config(
+    "configs/default.py",
+    "What to train, and how; other methods are in configs/. --config.store, the layer store, must "
+    "be given.",
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results.", required=True)
 
 

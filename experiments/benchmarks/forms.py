@@ -1,4 +1,4 @@
-"""How the forms of ProbeX's products were chosen: the same gradient, computed in several ways.
+"""Times several ways to compute the gradient of ProbeX's products.
 
 Example:
   python -m experiments.benchmarks.forms
@@ -14,7 +14,7 @@ from experiments import cli
 from experiments.benchmarks import timing
 from probex_jax.matrices import project
 
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs; the median is printed.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs; the median counts.")
 
 BATCH, DIM, UNITS = 128, 768, 128
 

@@ -1,8 +1,8 @@
-"""The web page under many users: searches and descriptions at once, none of which may fail.
+"""Times the web page under many users: searches and descriptions at once.
 
-Fills an index up to so many models with vectors in random directions, serves it with `serve` in a
-process of its own, and asks: `/api`, and the page itself as browsers do that have it open by then.
-Latency is that of each request, from when all are sent; memory is the server's.
+An index is filled up with random vectors and served by another process. Then all requests are sent
+at once, to /api and as browsers send them that have the page open. None may fail. Latency is that
+of each request; memory is the server's.
 
 Example:
   python -m experiments.benchmarks.page --demo=out/demo
@@ -29,12 +29,12 @@ from experiments.steps import Row
 from probex_jax.errors import ProbexError
 from probex_jax.search import Index, ModelTable, find_models
 
-_DEMO = flags.DEFINE_string("demo", None, "Folder of a demo that was run.", required=True)
+_DEMO = flags.DEFINE_string("demo", None, "Workdir of a demo that was run.", required=True)
 _INDEXED = flags.DEFINE_integer("indexed", 10_000, "Models in the index.", lower_bound=1)
 _SEARCHES = flags.DEFINE_integer("searches", 50, "Searches at once.", lower_bound=1)
 _DESCRIBED = flags.DEFINE_integer("described", 20, "Descriptions at once.", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "How often all are sent.", lower_bound=1)
-_RESULTS = flags.DEFINE_string("results", None, "File for the table, in Markdown.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "How often all of them are sent.", lower_bound=1)
+_RESULTS = flags.DEFINE_string("results", None, "Markdown file to write: the table.")
 
 _TIMEOUT_S = 120
 _PER_COMMIT = 5000
@@ -182,8 +182,10 @@ def _peak_mib(pid: int) -> int:
 
 
 def main() -> int:
+    demo = Path(_DEMO.value)
+    if not (demo / "indexes" / TREE).is_dir():
+        raise ProbexError(f"{demo}: no demo was run here; experiments.demo makes one")
     with tempfile.TemporaryDirectory() as folder:
-        demo = Path(_DEMO.value)
         index = filled(demo / "indexes" / TREE, Path(folder), _INDEXED.value)
         with served(demo / "forest", index) as (address, pid):
             rows = asyncio.run(_all(address, pid))

@@ -1,4 +1,4 @@
-r"""Whether models find their trees: test models of a forest's zoos, and all models of others.
+r"""Counts how many models a forest routes to their trees, and strangers to none.
 
 Example:
   python -m experiments.benchmarks.routing --forest=out/forest \
@@ -14,11 +14,11 @@ import probex_jax as px
 from experiments import cli
 from probex_jax.forest import Forest, Route
 
-_FOREST = flags.DEFINE_string("forest", None, "The forest.", required=True)
+_FOREST = flags.DEFINE_string("forest", None, "Forest made by grow_forest.", required=True)
 _ZOOS = flags.DEFINE_list(
-    "zoos", None, "Zoos of its trees; their test splits count.", required=True
+    "zoos", None, "Zoos of its trees; their test models count.", required=True
 )
-_OUTSIDE = flags.DEFINE_list("outside", [], "Zoos of other trees; all of their models count.")
+_OUTSIDE = flags.DEFINE_list("outside", [], "Zoos of other trees; all their models count.")
 
 
 def main() -> None:

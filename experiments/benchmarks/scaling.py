@@ -1,25 +1,21 @@
-"""Cost against size: time and memory of pack, train, discover and search, at up to 16 times models.
+"""Measures how time and memory grow with the number of models.
 
-Each is measured in a process of its own. Time is that of the work alone, once the process has done
-the same on other, few models or, where programs are compiled for the number of models, the same
-work once before; imports and compilation are in no time. Memory is the process's peak and has all
-in it; what it was when the modules were imported stands beside. Nothing is subtracted.
+Each is measured in its own process. Time leaves out imports and compilation; memory is the peak of
+the process. An exponent is the slope of log cost on log models; where more than 1.1 is expected,
+the column "stated" says why.
 
-An exponent is the slope of log cost on log models, by least squares; small sizes pull it down, for
-what costs the same at any size is a part of them. Where more than 1.1 is expected, `stated` says
-why.
-
-    pack      links to one file of half a megabyte
-    train     ProbeX with Adam on two layers of 128x128, so many epochs
-    ridge     the same layers in closed form
-    stream    two epochs of one layer of 256x256, batches read from the store
-    discover  files of five trees
-    index     vectors added and the ANN index built; queries: 200 against it
+  pack      links to one file of half a megabyte
+  train     ProbeX with Adam on two layers of 128x128
+  ridge     the same layers in closed form
+  stream    two epochs of one layer of 256x256, batches read from the store
+  discover  files of five trees
+  search    an index is built ("index"), then asked 200 times ("queries")
 
 Example:
   python -m experiments.benchmarks.scaling
 """
 
+import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -39,9 +35,11 @@ from probex_jax.files import write_text
 from probex_jax.forest import discover
 from probex_jax.search import ModelTable
 
-_TIMES = flags.DEFINE_list("times", ["1", "4", "16"], "Sizes, times the smallest.")
-_ONLY = flags.DEFINE_list("only", [], "Which to measure; all if none is given.")
-_RESULTS = flags.DEFINE_string("results", None, "File that keeps the table, as Markdown.")
+_TIMES = flags.DEFINE_list(
+    "times", ["1", "4", "16"], "Numbers of models, as multiples of the smallest."
+)
+_ONLY = flags.DEFINE_list("only", [], "What to measure. Default: all.")
+_RESULTS = flags.DEFINE_string("results", None, "Markdown file to write: the table.")
 
 MOST = 1.1
 _ABOUT = """# Cost against size
@@ -208,6 +206,10 @@ _WORKS: dict[str, tuple[int, _Prepare, _Work, str]] = {
 
 
 def main() -> None:
+    if unknown := set(_ONLY.value) - set(_WORKS):
+        raise px.ProbexError(f"--only: {', '.join(sorted(unknown))} not among {', '.join(_WORKS)}")
+    if not (_TIMES.value and all(re.fullmatch("[1-9][0-9]*", factor) for factor in _TIMES.value)):
+        raise px.ProbexError("--times: expected whole numbers, such as 1,4,16")
     rows = measure([int(factor) for factor in _TIMES.value], _ONLY.value)
     print(cli.table(rows))
     if _RESULTS.value:

@@ -71,7 +71,9 @@ def load(path: Path) -> tuple[Any, dict[str, Any]]:
             arrays = ocp.load(path.resolve(), template)
     except (OSError, ValueError, KeyError, TypeError, ocp.errors.InvalidLayoutError) as error:
         if not path.exists():
-            raise ProbexError(f"{path}: no such expert or checkpoint") from None
+            raise ProbexError(
+                f"{path}: no such expert or checkpoint; experiments.train makes one"
+            ) from None
         if path.is_dir() and not (path / "_CHECKPOINT_METADATA").exists():
             raise ProbexError(f"{path}: no expert here; experiments.train makes one") from None
         reason = " ".join(str(error).split())[:200]

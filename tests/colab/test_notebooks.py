@@ -10,6 +10,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -20,9 +21,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests import model_j
+from tests.end_to_end import commands
 from tests.hub import tables
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.xdist_group("commands")
 FOLDER = ROOT / "experiments" / "colab"
 NAMES = ("first_steps", "model_j", "encoders")
 # What the notebook for beginners may take, on two cores that others may use, too.
@@ -60,13 +63,27 @@ def test_what_is_in_git_holds_no_outputs_and_keeps_its_ids(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_they_name_is_there(name):
-    text = "".join("".join(cell["source"]) for cell in read(name)["cells"])
-    for module in re.findall(r"python -m (experiments\.\w+)", text):
-        assert importlib.util.find_spec(module), module
+    text = "\n".join("".join(cell["source"]) for cell in read(name)["cells"])
+    assert not [fault for line in commands.lines_of(text) for fault in commands.faults(line)]
     for path in re.findall(r"configs/\w+\.py", text):
         assert (ROOT / path).exists(), path
     for other in re.findall(r"`(\w+)\.ipynb`", text):
         assert other in NAMES
+
+
+@pytest.mark.parametrize("name", ["model_j", "encoders"])
+@pytest.mark.parametrize("gpu", [None, "/usr/bin/nvidia-smi"])
+def test_a_machine_with_a_gpu_gets_cuda(name, gpu, tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: gpu)
+    monkeypatch.setattr(subprocess, "run", lambda command, check: done.append(command))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    Path("probex_jax_checkout").mkdir()
+    exec(cell(name, "install"), {"SOURCE": "https://example.org/code.git"})
+    [install] = done
+    assert ("cuda12" in install[-1]) == bool(gpu)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -17,6 +17,16 @@ from tests.end_to_end import commands
 ROOT = markdown.ROOT
 PAGES = markdown.pages()
 pytestmark = pytest.mark.xdist_group("commands")
+# Where links lead beside the repository; CI reaches none of them, and a typing error is a new one.
+HOSTS = {
+    "arxiv.org",
+    "colab.research.google.com",
+    "docs.jax.dev",
+    "github.com",
+    "huggingface.co",
+    "keepachangelog.com",
+    "openaccess.thecvf.com",
+}
 # Flags of other programs that are spoken of.
 OTHERS = {"ntasks", "ntasks-per-node", "gpus-per-task", "extra", "no-deps"}
 
@@ -37,6 +47,8 @@ def broken_links(text, page):
         if parts.scheme or parts.netloc:
             if parts.scheme != "https" or "." not in parts.netloc:
                 yield f"{link}: no address"
+            elif parts.netloc not in HOSTS:
+                yield f"{link}: {parts.netloc} is not among HOSTS of this test"
             continue
         target = page if not parts.path else page.parent / unquote(parts.path)
         if not target.exists() or not target.resolve().is_relative_to(ROOT):
@@ -139,6 +151,7 @@ def missing_imports(tree):
         ("see [this](docs/method.md#trainin)", "no such heading"),
         ("see [this](#nowhere)", "no such heading"),
         ("[the paper](https:/arxiv.org/abs/1)", "no address"),
+        ("[the paper](https://arxive.org/abs/1)", "arxive.org is not among HOSTS"),
         ('<img src="docs/no.png" width="300">', "not there"),
     ],
 )
@@ -153,6 +166,8 @@ def test_a_broken_link_is_noticed(text, fault):
         ("`python -m experiments.trian`", "no command trian"),
         ("    python -m experiments.pack \\\n        --zo=Z --store=S\n", "pack has no --zo"),
         ("| `python -m experiments.pack --stor=S` | x |", "pack has no --stor"),
+        ("| `python -m experiments.pack --zoo=Z` | x |", "pack lacks --store"),
+        ("All of it is printed by: `python -m experiments.pack`.", "pack lacks --store, --zoo"),
         ("`python -m tests.hubs ROOT`", "no module tests.hubs"),
         ("`make tea`", "no target tea"),
         ("    make tea   # with milk\n", "no target tea"),
@@ -162,8 +177,7 @@ def test_a_broken_link_is_noticed(text, fault):
     ],
 )
 def test_a_wrong_command_is_noticed(text, fault):
-    (found,) = misunderstood(text)
-    assert fault in found
+    assert any(fault in found for found in misunderstood(text))
 
 
 def test_a_wrong_import_is_noticed():

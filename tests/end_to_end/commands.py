@@ -23,9 +23,9 @@ def names():
 
 
 @functools.cache
-def screen(name):
-    """What `--help` prints."""
-    done = warm.run(name, "--help")
+def screen(name, columns=100):
+    """What `--help` prints on a terminal of so many columns."""
+    done = warm.run(name, "--help", env={"COLUMNS": str(columns)})
     assert (done.returncode, done.stderr) == (0, ""), name
     return done.stdout
 
@@ -37,16 +37,35 @@ def flags_of(name):
     return {flag for _, flag in found}, {flag for no, flag in found if no}
 
 
+def required_of(name):
+    """What must be given: flags, and fields of its config."""
+    options = re.split(r"^  --", screen(name), flags=re.MULTILINE)[1:]
+    told = {re.search(r"\w+(?==| )", option)[0]: " ".join(option.split()) for option in options}
+    found = {flag for flag, text in told.items() if text.endswith("Must be given.")}
+    return found | set(re.findall(r"--(config\.\w+), [^.;]*must be given", told.get("config", "")))
+
+
 def lines_of(text):
-    """Commands in a text of shell or a screen of help: `python -m experiments.…`, each one line."""
+    """Commands in a text of shell or a screen of help: `python -m experiments.…`, each one line.
+
+    The bare name of a command in a sentence mentions it, and gets an ellipsis for what is left out;
+    but behind a colon or a bracket it is what the reader shall run.
+    """
     text = re.sub(r"\\\n\s*", " ", text)
+    text = re.sub(r"`(python -m experiments\.[^`]*)`", lambda m: " ".join(m[0].split()), text)
+    text = re.sub(
+        r"([:(]\s*)?`(python -m experiments\.[\w.]+)`",
+        lambda m: m[0] if m[1] else f"`{m[2]} …`",
+        text,
+    )
     return [found.strip() for found in re.findall(r"python -m experiments\.[^\n`|>]*", text)]
 
 
 def faults(line, made=()):
     """What a command would not understand of a line; paths and values are not looked at.
 
-    `made` are configs that are not in the repository, but made by who reads the line's page.
+    `made` are configs that are not in the repository, but made by who reads the line's page. A word
+    that is an ellipsis stands for flags that are left out.
     """
     name = line.split()[2].removeprefix("experiments.")
     if name == "NAME":
@@ -56,7 +75,12 @@ def faults(line, made=()):
         return
     taken, booleans = flags_of(name)
     place = _default_config(name)
-    for flag, value in re.findall(r"(?<![\w-])--([\w.]+)(?:=([^\s'\"]*))?", line.split("  #")[0]):
+    line = line.split("  #")[0]
+    given = re.findall(r"(?<![\w-])--([\w.]+)(?:=([^\s'\"]*))?", line)
+    missing = required_of(name) - {flag for flag, _ in given}
+    if missing and "…" not in line.split() and not HIDDEN & {flag for flag, _ in given}:
+        yield f"{name} lacks --{', --'.join(sorted(missing))}"
+    for flag, value in given:
         if flag == "config" and value.split(":")[0] in made:
             place = _default_config(name)
         elif flag == "config":

@@ -1,11 +1,11 @@
-r"""Trains every method on every tree and writes the results: a table, a figure, and all figures.
+r"""Trains every method on every tree: the tables and figures of results/.
 
-It is resumed where it was killed. Two can be run side by side, with other `--trees`; whoever is
-last, or runs it again, writes the results.
+It takes hours. Run the same command again to resume. To use two machines, give each other --trees;
+the last one to end, or a further run, writes the results.
 
 Example:
-  python -m experiments.benchmarks.accuracy --stores=out/stores --workdir=out/accuracy \
-    --results=results
+  python -m experiments.benchmarks.accuracy --stores=out/stores \
+    --workdir=out/accuracy --results=results
 """
 
 import json
@@ -25,9 +25,11 @@ from probex_jax.experts.alignment import text_logits
 from probex_jax.experts.baseline import statnn_answers
 from probex_jax.files import write_json
 
-_STORES = flags.DEFINE_string("stores", None, "Folder of the stores of the trees.", required=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the experts go.", required=True)
-_RESULTS = flags.DEFINE_string("results", None, "Folder of the results.", required=True)
+_STORES = flags.DEFINE_string(
+    "stores", None, "Folder with a layer store for each tree.", required=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the experts.", required=True)
+_RESULTS = flags.DEFINE_string("results", None, "Folder for tables and figures.", required=True)
 _TREES = flags.DEFINE_list("trees", list(plan.TREES), "Trees to train on now.")
 
 

@@ -1,11 +1,13 @@
-r"""What a linear classifier of weights loses from tree to tree, on trees of one architecture.
+r"""Compares a linear classifier of weights within a tree and across trees.
 
-One and the same ridge regression on the entries of one layer is trained within a tree, on all trees
-together, and on other trees than the tested one; and models of a second tree join those of a first.
+The same ridge regression on the entries of one layer is trained within a tree, on all trees
+together, and on trees other than the tested one. Then models of a second tree join the training
+set of a first. All trees must have one architecture.
 
 Example:
-  python -m experiments.benchmarks.transfer --stores=out/stores/MiniSupViT,out/stores/MiniMAE \
-    --test_store=out/stores/MiniSupViT-seed1 --results=results
+  python -m experiments.benchmarks.transfer --results=results \
+    --stores=out/stores/MiniSupViT,out/stores/MiniMAE \
+    --test_store=out/stores/MiniSupViT-seed1
 """
 
 import time
@@ -19,12 +21,18 @@ from experiments import cli
 from experiments.benchmarks.transfer import measure, report
 from probex_jax.errors import ProbexError
 
-_STORES = flags.DEFINE_list("stores", None, "Stores of the forest, two or more.", required=True)
-_TEST_STORE = flags.DEFINE_string("test_store", None, "Store of one more tree.", required=True)
-_RESULTS = flags.DEFINE_string("results", None, "Folder of the results.", required=True)
-_OWN = flags.DEFINE_multi_integer("own", [50, 420], "Models of a tree that others join.")
-_JOINING = flags.DEFINE_multi_integer("joining", [0, 50, 100, 200, 420], "Models that join.")
-_DRAWS = flags.DEFINE_integer("draws", 5, "Draws of these models.")
+_STORES = flags.DEFINE_list("stores", None, "Layer stores of two trees or more.", required=True)
+_TEST_STORE = flags.DEFINE_string(
+    "test_store", None, "Layer store of one more tree, for tests only.", required=True
+)
+_RESULTS = flags.DEFINE_string("results", None, "Folder for tables and figures.", required=True)
+_OWN = flags.DEFINE_multi_integer(
+    "own", [50, 420], "Training models of the first tree; may be repeated."
+)
+_JOINING = flags.DEFINE_multi_integer(
+    "joining", [0, 50, 100, 200, 420], "Models of the second tree that join; may be repeated."
+)
+_DRAWS = flags.DEFINE_integer("draws", 5, "Random draws of these models.")
 
 
 def main() -> None:
