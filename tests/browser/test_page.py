@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from probex_jax.web.guard import _EVENTS, _FILES, _READ
+from probex_jax.web.guard import _EVENT, _FILES, _READ
 from tests.browser.conftest import PHONE, visited
 from tests.forest.conftest import labels_of, write_member
 from tests.web.conftest import LIMIT
@@ -63,7 +63,7 @@ def test_describe_a_file(visit, models, shot):
         assert likely == set(labels_of(5))
         assert page.locator(f"{DESCRIBED} .px-gallery li").count() == 5
         map_ = page.frame_locator(f"{DESCRIBED} iframe")
-        assert "this model" in map_.locator("body").inner_text()
+        map_.get_by_text("this model").first.wait_for()
         shot(page, "describe")
 
 
@@ -163,8 +163,8 @@ def test_forest_and_its_map(visit, shot):
         assert all(tree in text for tree in ("Ant", "Bee", "ToyLoRA", "me/ant-root"))
         page.locator("#px-forest summary").first.click()
         page.locator("#px-forest-map iframe").scroll_into_view_if_needed()
-        body = page.frame_locator("#px-forest-map iframe").locator("body")
-        assert "near ones are represented alike" in body.inner_text()
+        map_ = page.frame_locator("#px-forest-map iframe")
+        map_.get_by_text("near ones are represented alike").first.wait_for()
         shot(page, "forest")
 
 
@@ -233,6 +233,6 @@ def test_the_page_asks_for_no_more_than_the_guard_lets_through(browser, address,
         page.get_by_role("tab", name="Forest").click()
         page.locator("#px-forest-map iframe").wait_for()
     ours = {path for path in asked if not path.startswith(("/assets/", "/static/"))}
-    assert {"/", "/gradio_api/upload", *_EVENTS} <= ours
-    known = {path for path in ours if _READ.fullmatch(path) or path in (*_FILES, *_EVENTS)}
+    assert {"/", "/gradio_api/upload", _EVENT} <= ours
+    known = {path for path in ours if _READ.fullmatch(path) or path in (*_FILES, _EVENT)}
     assert ours - {""} == known

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.hub import Hub
 
 __all__ = ["forest_path", "trees"]
 
-LIMIT = 2**20
+LIMIT, START_S = 2**20, 120
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,15 @@ def served(forest, indexes, temporary, *flags, **environment):
     given = [f"--index={','.join(map(str, indexes))}", "--max_mb=1", *flags]
     environment = os.environ | {"TMPDIR": str(temporary)} | environment
     with subprocess.Popen([*command, *given], stdout=subprocess.PIPE, env=environment) as process:
+        hangs = threading.Timer(START_S, process.kill)
+        hangs.start()
         try:
             address = process.stdout.readline().decode().partition(" ")[0]
+            hangs.cancel()
             assert address.startswith("http"), "the server did not start"
             yield Served(address, temporary, process)
         finally:
+            hangs.cancel()
             process.send_signal(signal.SIGTERM)
             process.wait(30)
 
