@@ -1,6 +1,7 @@
 """The web page, in a real browser."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -131,6 +132,83 @@ def test_search_by_example(visit, models):
         page.get_by_role("heading", name="Like mine").wait_for()
         assert "of Ant" in page.locator("#px-found h3").inner_text()
         assert page.locator("#px-found li").count() == 12
+
+
+def test_a_text_after_an_example_is_searched_where_texts_are_known(visit, models):
+    with visit() as page:
+        page.get_by_role("tab", name="Search").click()
+        sent(page, EXAMPLE, models / "mine.safetensors")
+        page.get_by_role("heading", name="Like mine: 12 models of Ant").wait_for()
+        searched(page, "a red ant")
+        page.get_by_role("heading", name="a red ant: 12 models of ToyLoRA").wait_for()
+        index = page.get_by_label("Index")
+        assert index.input_value().startswith("ToyLoRA")
+        # One that knows no texts cannot be had for a text.
+        index.click()
+        page.get_by_role("option", name="Ant").click()
+        page.wait_for_function("document.querySelector('[aria-label=Index]').value[0] == 'T'")
+        # An example goes before the text that was there.
+        sent(page, EXAMPLE, models / "mine.safetensors")
+        page.get_by_role("heading", name="Like mine: 12 models of Ant").wait_for()
+        assert page.get_by_label("What the model was trained on").input_value() == ""
+        assert index.input_value().startswith("Ant")
+
+
+@contextmanager
+def answers_held_back(page):
+    """What is asked meanwhile is answered after it."""
+    routes, holding = [], True
+    page.route("**/run/predict", lambda at: routes.append(at) if holding else at.continue_())
+    yield
+    holding = False
+    for route in routes:
+        route.continue_()
+
+
+def test_the_newest_controls_win(visit):
+    with visit() as page:
+        searched(page, "a red ant")
+        with answers_held_back(page):
+            page.get_by_label("What the model was trained on").fill("a blue dog")
+            page.keyboard.press("Enter")
+            page.get_by_label("Its text holds").fill("blue")
+            page.keyboard.press("Enter")
+            page.get_by_label("Split").click()
+            page.get_by_role("option", name="test", exact=True).click()
+            page.get_by_label("range slider").press("ArrowRight")
+            page.get_by_label("What the model was trained on").fill("a red dog")
+            page.keyboard.press("Enter")
+        page.get_by_role("heading", name="a red dog").wait_for()
+        assert all("blue" in text for text in page.locator(".px-text").all_inner_texts())
+        assert all("test" in text for text in page.locator(".px-tags").all_inner_texts())
+
+
+def test_how_many_by_keyboard_and_by_number(visit, address):
+    with visit() as page:
+        every = page.request.get(f"{address}/api/search?query=x&k=100").json()["hits"]
+        searched(page, "a red ant")
+        page.get_by_label("range slider").press("ArrowLeft")
+        page.get_by_role("heading", name="a red ant: 11 models").wait_for()
+        box = page.get_by_label("number input")
+        for typed, count in (("3", 3), ("", 12), ("0", 1), ("5", 5), ("500", len(every))):
+            box.fill(typed)
+            page.get_by_role("heading", name=f"a red ant: {count} model").wait_for()
+        box.press("Tab")
+        page.wait_for_function("document.querySelector('input[type=range]').value == 100")
+        assert page.get_by_test_id("toast-body").count() == 0
+
+
+def test_what_did_not_change_is_not_announced_again(visit):
+    with visit() as page:
+        searched(page, "a red ant")
+        page.evaluate("document.querySelector('#px-found h3').id = 'same'")
+        page.get_by_label("Its text holds").focus()
+        with page.expect_response("**/run/predict"):
+            page.keyboard.press("Tab")
+        page.get_by_label("Its text holds").fill("blue")
+        assert page.locator("#same").count() == 1
+        page.keyboard.press("Tab")
+        page.locator("#same").wait_for(state="detached")
 
 
 def test_search_by_an_example_that_cannot_be_read(visit, models):
