@@ -99,6 +99,20 @@ def test_several_files_and_what_is_wrong_with_one(visit, models, shot):
         shot(page, "describe_hostile")
 
 
+def test_of_several_files_the_first_have_maps(visit, models, tmp_path):
+    data = (models / "mine.safetensors").read_bytes()
+    files = [tmp_path / f"m{number}.safetensors" for number in range(4)]
+    for file in files:
+        file.write_bytes(data)
+    with visit() as page:
+        sent(page, FILES, models / "stranger.safetensors", *files)
+        page.locator(DESCRIBED).nth(4).wait_for()
+        maps = page.locator(f"{DESCRIBED}:has(iframe) h3").all_inner_texts()
+        assert maps == ["m0", "m1", "m2"]
+        without = page.locator(DESCRIBED).filter(has_text="Without its map")
+        assert without.locator("h3").all_inner_texts() == ["m3"]
+
+
 def test_a_file_that_is_too_large(visit, models, shot):
     with visit() as page:
         sent(page, FILES, models / "large.safetensors")

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from probex_jax.search import Index, find_models
-from tests.forest.conftest import class_expert, forest_path, text_expert, trees
+from tests.forest.conftest import class_expert, forest, forest_path, text_expert, trees
 from tests.hub import Hub
 
-__all__ = ["forest_path", "trees"]
+__all__ = ["forest", "forest_path", "trees"]
 
 LIMIT, START_S = 2**20, 120
 

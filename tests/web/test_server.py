@@ -93,9 +93,15 @@ def test_no_answer_holds_a_path(client, hidden, tmp_path, forest_path, trees):
         client.get("/api/describe?model=a/b").text,
         client.get("/api/search?query=x&text=%00").text,
         client.get("/api/forest").text,
+        client.get("/").text,
+        client.get("/config").text,
+        client.post("/gradio_api/upload", content=b"x").text,
+        client.post("/gradio_api/upload", files=[("files", ("a", b"x" * (LIMIT + 1)))]).text,
+        client.post(_EVENT, content=b"x").text,
     ]
     for answer in answers:
         assert "/tmp" not in answer
+        assert str(Path.cwd()) not in answer
         assert str(forest_path) not in answer
         assert str(trees[0]) not in answer
 
