@@ -72,7 +72,9 @@ class Snapshot:
         ]
         self._texts = [hit.text.lower() for hit in self.models]
         self._place = lru_cache(_PLACES)(index.place)
-        self._by_id = {hit.id: place for place, hit in enumerate(self.models)}
+        self._by_id: dict[str, list[int]] = {}
+        for place, hit in enumerate(self.models):
+            self._by_id.setdefault(hit.id, []).append(place)
         self._masks = lru_cache(64)(self._mask)
 
     def __len__(self) -> int:
@@ -96,11 +98,18 @@ class Snapshot:
         """As `Index.place`; texts that were asked for lately are remembered."""
         return self._place(query)
 
+    def holds(self, id: str) -> bool:
+        """Whether there is a model of this id."""
+        return id in self._by_id
+
     def place_of(self, id: str) -> int:
-        """Where a model stands in `models`; a ProbexError where there is no such."""
-        if id not in self._by_id:
+        """Where a model stands in `models`; a ProbexError where there is no such, or several."""
+        if not self.holds(id):
             raise ProbexError(f"the index holds no model {id!r}")
-        return self._by_id[id]
+        place, *others = self._by_id[id]
+        if others:
+            raise ProbexError(f"the index holds {len(others) + 1} models {id!r}; send the file")
+        return place
 
     def near(
         self, vector_T: np.ndarray, k: int = 10, where: Filter = EVERY, *, but: str = ""

@@ -16,7 +16,7 @@ from probex_jax.reports import model_card
 from probex_jax.search import Filter, Hit
 from probex_jax.web.catalogue import Catalogue, as_json
 from probex_jax.web.models import Model, of_hub, plain_name
-from probex_jax.web.uploads import Full, TooLarge, Uploads
+from probex_jax.web.uploads import Refused, Uploads
 from probex_jax.web.work import Work
 
 _ABOUT = {
@@ -87,7 +87,10 @@ def routes(catalogue: Catalogue, uploads: Uploads, work: Work, *, hub: bool) -> 
             tree, vector_T = catalogue.vector_of(model, narrowed.index)
             return _hits(tree, catalogue.like(tree, vector_T, narrowed.k, narrowed.where))
 
-        return await answers.about_a_file(request, name, found)
+        def check() -> None:
+            catalogue.check(narrowed.index, narrowed.k, narrowed.where)
+
+        return await answers.about_a_file(request, name, found, check)
 
     @router.api_route("/describe", methods=["POST", "PUT"])
     async def describe(request: Request, name: str = "model.safetensors") -> JSONResponse:
@@ -96,7 +99,7 @@ def routes(catalogue: Catalogue, uploads: Uploads, work: Work, *, hub: bool) -> 
     @router.get("/describe")
     async def describe_of_hub(model: str = "") -> JSONResponse:
         return await answers.of(
-            work.read, lambda: _described(catalogue, of_hub(model, allowed=hub))
+            work.fetch, lambda: _described(catalogue, of_hub(model, allowed=hub))
         )
 
     return router
@@ -114,28 +117,35 @@ class _Answers:
         try:
             answer = await work(found)
         except ProbexError as error:
-            return _error(422, self._catalogue.shown(error))
+            return self._mistake(error)
         return JSONResponse(answer, 422 if "error" in answer else 200)
 
     async def about_a_file(
-        self, request: Request, name: str, found: Callable[[Model], dict[str, Any]]
+        self,
+        request: Request,
+        name: str,
+        found: Callable[[Model], dict[str, Any]],
+        check: Callable[[], None] = lambda: None,
     ) -> JSONResponse:
-        """The answer about the file that is the body of a request."""
+        """The answer about the file that is the body of a request; `check` comes before that."""
         name, uploads = plain_name(name), self._uploads
         length = request.headers.get("content-length", "")
         try:
+            check()
             size = int(length) if length.isdigit() else uploads.file_bytes
             uploads.check_size(size, name)
-            with uploads.place() as folder:
-                path = folder / "model.safetensors"
-                with uploads.coming(size):
-                    await uploads.receive(request.stream(), path, name)
-                return await self.of(self._work.read, lambda: found(Model(name, path)))
+            with uploads.coming(size) as arrival:
+                path = await arrival.receive(request.stream(), name, "model.safetensors")
         except ClientDisconnect:
             return _error(400, "gone before the file was whole")
         except ProbexError as error:
-            status = {TooLarge: 413, Full: 503}.get(type(error), 507)
-            return _error(status, self._catalogue.shown(error))
+            return self._mistake(error)
+        with uploads.used([path]):
+            return await self.of(self._work.read, lambda: found(Model(name, path)))
+
+    def _mistake(self, error: ProbexError) -> JSONResponse:
+        status = error.status if isinstance(error, Refused) else 422
+        return _error(status, self._catalogue.shown(error))
 
 
 async def no_value(request: Request, error: Exception) -> JSONResponse:

@@ -79,8 +79,14 @@ class Catalogue:
         self._roots = sorted(found_roots - {"/", "."}, key=len, reverse=True)
 
     def warm_up(self) -> None:
-        """Compiles what the first search would wait for."""
+        """Reads and compiles what the first search would wait for.
+
+        Raises:
+          ProbexError: if the expert of an index cannot be read.
+        """
         for snapshot in self.snapshots.values():
+            # One that cannot be read is to be known of now, not by who asks first.
+            _ = snapshot.index.expert
             if snapshot.knows_texts:
                 with suppress(ProbexError):  # embeddings from a file have no other texts
                     snapshot.place("a model")
@@ -186,13 +192,23 @@ class Catalogue:
     def like_id(
         self, tree: str, id: str, k: int = 10, where: Filter = EVERY
     ) -> tuple[str, list[Hit]]:
-        """The models like one of the index itself, which is left out; returns as `search`."""
-        snapshot = self.snapshot(tree)
+        """The models like one of the index itself, which is left out; returns as `search`.
+
+        Without a tree it is the first index that holds the model.
+        """
+        holding = [one for one in self.snapshots.values() if not tree and one.holds(id)]
+        snapshot = holding[0] if holding else self.snapshot(tree)
         place = snapshot.place_of(id)
         but = snapshot.models[place].path
         return snapshot.tree, snapshot.near(
             snapshot.vectors_NT[place], _checked(k, where), where, but=but
         )
+
+    def check(self, tree: str, k: int, where: Filter) -> None:
+        """Raises a ProbexError for what no search may ask for; a tree may be ""."""
+        if tree:
+            self.snapshot(tree)
+        _checked(k, where)
 
     def map(self, tree: str, *, starred: str = "", vector_T: np.ndarray | None = None) -> str:
         """The map of the models of an index, as HTML; with a star where another one belongs.
@@ -203,14 +219,14 @@ class Catalogue:
           vector_T: its vector [T].
 
         Returns:
-          The map; "" where the models cannot be laid out.
+          The map; "" where there are no models, or they cannot be laid out.
 
         Raises:
           ProbexError: if there is no index of the tree.
         """
         self.snapshot(tree)
         layout = self._layouts[tree]
-        if layout is None:
+        if layout is None or not layout.models:
             return ""
         points = [
             MapPoint(float(x), float(y), _title(hit), _group(hit), _emphasis(hit))
@@ -234,7 +250,9 @@ class Catalogue:
         if model is not None:
             text = text.replace(str(model.path), model.name)
         for root in self._roots:
-            text = text.replace(root, Path(root).name)
+            # Whole names: /app is not in org/app-model.
+            whole = rf"(?<![\w.-]){re.escape(root)}(?!\.?[\w-])"
+            text = re.sub(whole, Path(root).name.replace("\\", r"\\"), text)
         return _DIRECTORIES.sub("", text)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -17,17 +16,15 @@ from starlette.requests import ClientDisconnect
 
 from probex_jax.errors import ProbexError
 from probex_jax.web.models import plain_name
-from probex_jax.web.uploads import Full, TooLarge, Uploads
+from probex_jax.web.uploads import MAX_FILES, Arrival, Refused, Uploads
 
-# Of one form, and what it has beside the files.
-MAX_FILES = 64
+# What a form has beside the files.
 _FORM_BYTES = 2**20
 # In files of the largest size.
 _AT_ONCE = 8
 # Uploads whose progress is told, and messages of each that wait to be.
 _TOLD, _WAITING = 256, 1000
 _PROGRESS_S = 60
-_STATUS: dict[type[Exception], int] = {TooLarge: 413, Full: 503}
 
 
 class Form:
@@ -35,50 +32,41 @@ class Form:
 
     Args:
       content_type: what the request says of itself.
-      uploads: where files go.
+      arrival: where files go.
       tell: called with a file's name and how many bytes of it came.
 
-    Attributes:
-      paths: of the files that came.
+    Raises:
+      ProbexError: if it is no form.
     """
 
-    def __init__(self, content_type: str, uploads: Uploads, tell: Callable[[str, int], None]):
+    def __init__(self, content_type: str, arrival: Arrival, tell: Callable[[str, int], None]):
         kind, options = parse_options_header(content_type)
         if kind != b"multipart/form-data" or b"boundary" not in options:
             raise ProbexError("expected a form with files")
-        self.paths: list[Path] = []
-        self._uploads, self._tell = uploads, tell
-        self._file: BinaryIO | None = None
-        self._header, self._value, self._name, self._size = b"", b"", "", 0
-        self._parser = MultipartParser(
-            options[b"boundary"],
-            {
-                "on_header_field": self._on_header,
-                "on_header_value": self._on_value,
-                "on_header_end": self._on_header_end,
-                "on_part_data": self._on_data,
-                "on_part_end": self.close,
-            },
-        )
+        self._arrival, self._tell = arrival, tell
+        self._header, self._value, self._name = b"", b"", ""
+        with _damage():
+            self._parser = MultipartParser(
+                options[b"boundary"],
+                {
+                    "on_header_field": self._on_header,
+                    "on_header_value": self._on_value,
+                    "on_header_end": self._on_header_end,
+                    "on_part_data": self._on_data,
+                    "on_part_end": self._on_end,
+                },
+            )
 
     async def read(self, chunks: AsyncIterator[bytes]) -> None:
         """Reads the body.
 
         Raises:
-          ProbexError: if it is no form, or has too many files; `TooLarge` for a file.
+          ProbexError: if it is no form, or has too many files; a `Refused` for a file.
         """
-        try:
+        with _damage():
             async for chunk in chunks:
                 self._parser.write(chunk)
             self._parser.finalize()
-        except FormParserError:
-            raise ProbexError("the form is damaged, or not whole") from None
-
-    def close(self) -> None:
-        """Ends the file that is being written, if there is one."""
-        if self._file is not None:
-            self._file.close()
-        self._file = None
 
     def _on_header(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]
@@ -93,19 +81,27 @@ class Form:
         name = parse_options_header(value)[1].get(b"filename")
         if name is None:
             return
-        if len(self.paths) == MAX_FILES:
+        if len(self._arrival.paths) == MAX_FILES:
             raise ProbexError(f"more than {MAX_FILES} files at once")
-        self._name, self._size = plain_name(name.decode("utf-8", "replace")), 0
-        self.paths.append(self._uploads.new_folder() / self._name)
-        self._file = self.paths[-1].open("wb")
+        self._name = plain_name(name.decode("utf-8", "replace"))
+        self._arrival.begin(self._name)
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
-        if self._file is None:
-            return
-        self._size += end - start
-        self._uploads.check_size(self._size, self._name)
-        self._file.write(data[start:end])
-        self._tell(self._name, end - start)
+        if self._name:
+            self._arrival.write(data[start:end])
+            self._tell(self._name, end - start)
+
+    def _on_end(self) -> None:
+        self._arrival.end()
+        self._name = ""
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    try:
+        yield
+    except FormParserError:
+        raise ProbexError("the form is damaged, or not whole") from None
 
 
 class _Progress:
@@ -138,8 +134,13 @@ class _Progress:
         self._queues.pop(upload, None)
 
 
-def form_routes(uploads: Uploads) -> APIRouter:
-    """In the place of Gradio's own routes, which know no limit for all files together."""
+def form_routes(uploads: Uploads, shown: Callable[[object], str]) -> APIRouter:
+    """In the place of Gradio's own routes, which know no limit for all files together.
+
+    Args:
+      uploads: where files go.
+      shown: an error without paths of this machine.
+    """
     router, progress = APIRouter(prefix="/gradio_api"), _Progress()
 
     @router.post("/upload")
@@ -153,21 +154,15 @@ def form_routes(uploads: Uploads) -> APIRouter:
         def tell(name: str, size: int) -> None:
             progress.tell(upload_id, {"msg": "update", "orig_name": name, "chunk_size": size})
 
-        paths: list[Path] = []
         try:
-            form = Form(request.headers.get("content-type", ""), uploads, tell)
-            paths = form.paths
-            with uploads.coming(int(length)):
-                try:
-                    await form.read(request.stream())
-                finally:
-                    form.close()
-            kept, paths = paths, []
-            return JSONResponse([str(path.relative_to(uploads.folder)) for path in kept])
+            with uploads.coming(int(length)) as arrival:
+                form = Form(request.headers.get("content-type", ""), arrival, tell)
+                await form.read(request.stream())
+            return JSONResponse([str(path.relative_to(uploads.folder)) for path in arrival.paths])
         except (ProbexError, ClientDisconnect) as error:
-            return PlainTextResponse(str(error), _STATUS.get(type(error), 400))
+            status = error.status if isinstance(error, Refused) else 400
+            return PlainTextResponse(shown(error), status)
         finally:
-            uploads.remove(paths)
             progress.tell(upload_id, {"msg": "done"})
 
     @router.get("/upload_progress")

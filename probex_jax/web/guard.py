@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from probex_jax.errors import ProbexError
-from probex_jax.web.uploads import Uploads
+from probex_jax.web.uploads import Refused, Uploads
 
 # All that the page itself asks for. What Gradio has beyond that, such as files by their path on
 # this machine, is not there.
 _READ = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|assets/.*|static/.*)"
-    r"|/gradio_api/(queue/data|upload_progress|heartbeat/\w+|startup-events)"
+    r"|/gradio_api/(upload_progress|heartbeat/\w+|startup-events)"
     r"|/api(/(forest|search|describe))?"
 )
-_EVENTS = ("/gradio_api/queue/join", "/gradio_api/run/predict")
+_EVENT = "/gradio_api/run/predict"
 # Whose bodies are files.
 _FILES = ("/api/search", "/api/describe", "/gradio_api/upload")
 _EVENT_BYTES = 2**18
 _ADDRESS_BYTES = 2**14
+_SESSION_CHARACTERS = 100
+# Bodies are waited for no longer than this, and not for those that come more slowly than 8 KiB/s.
+_SILENCE_S, _SLOWEST = 60.0, 2**13
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' "
     "'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; frame-src 'self' data: "
@@ -33,19 +36,29 @@ Message = dict[str, Any]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
+class Silent(Refused):
+    """The rest of a body does not come."""
+
+    status = 408
+
+
 class Guard:
     """ASGI middleware: refuses what the page does not need, and says what browsers may do with it.
 
     Args:
       app: what is guarded.
       uploads: the only files that an event may be about.
-      events: number of each event that the page has, to how many values it says.
+      events: number of each event that the page has, to how many files each of its values may be.
       hosts: names by which this server may be asked, so that no other site's name, led here by its
         DNS, is taken for it; none to take every name.
     """
 
     def __init__(
-        self, app: App, uploads: Uploads, events: Mapping[int, int], hosts: Sequence[str] = ()
+        self,
+        app: App,
+        uploads: Uploads,
+        events: Mapping[int, Sequence[int]],
+        hosts: Sequence[str] = (),
     ):
         self._app, self._uploads, self._events = app, uploads, events
         self._hosts = frozenset(hosts)
@@ -60,11 +73,13 @@ class Guard:
         if fault := self._fault(scope):
             await _refuse(send, *fault)
             return
-        if scope["path"] in _EVENTS:
+        if scope["method"] not in ("GET", "HEAD"):
+            receive = _patiently(receive)
+        if scope["path"] == _EVENT:
             try:
                 receive = _replayed(self._event(await _body(receive)), receive)
-            except ProbexError as error:
-                await _refuse(send, 400, str(error))
+            except Refused as error:
+                await _refuse(send, error.status, str(error))
                 return
 
         async def with_policy(message: Message) -> None:
@@ -85,43 +100,48 @@ class Guard:
         if method in ("GET", "HEAD"):
             known = _READ.fullmatch(path) is not None
         else:
-            known = method in ("POST", "PUT") and path in (*_FILES, *_EVENTS)
+            known = method in ("POST", "PUT") and path in (*_FILES, _EVENT)
         return None if known else (404, "there is no such page")
 
     def _event(self, body: bytes) -> bytes:
         """An event of the page, in which files are named by their paths on this machine.
 
         A component of Gradio takes whatever looks like a file for one, reads it or fetches it. So
-        nothing else passes that has a path or an address than what was sent here.
+        there are files where the page has files, sent here, and plain values elsewhere.
         """
         try:
             event = json.loads(body)
         except (ValueError, RecursionError):
-            raise ProbexError("an event is JSON") from None
-        if not self._is_of_the_page(event):
-            raise ProbexError("the page has no such event; load it again")
-        return json.dumps(self._with_files(event)).encode()
+            raise Refused("an event is JSON") from None
+        files = self._values(event)
+        if files is None:
+            raise Refused("the page has no such event; load it again")
+        values = zip(event["data"], files, strict=True)
+        data = [self._files(value, most) if most else _plain(value) for value, most in values]
+        known = {"data": data, "fn_index": event["fn_index"]}
+        return json.dumps(known | {"session_hash": _session(event)}).encode()
 
-    def _is_of_the_page(self, event: Any) -> bool:
+    def _values(self, event: Any) -> Sequence[int] | None:
+        """How many files each value of an event may be; None where the page has no such event."""
         if not isinstance(event, dict):
-            return False
+            return None
         number, data = event.get("fn_index"), event.get("data")
-        return (
-            isinstance(number, int)
-            and isinstance(data, list)
-            and self._events.get(number) == len(data)
-        )
+        if not isinstance(number, int) or not isinstance(data, list):
+            return None
+        files = self._events.get(number)
+        return files if files is not None and len(files) == len(data) else None
 
-    def _with_files(self, value: Any) -> Any:
-        if isinstance(value, list):
-            return [self._with_files(item) for item in value]
-        if not isinstance(value, dict):
-            return value
-        if not value.keys() & {"path", "url", "meta", "is_stream"}:
-            return {name: self._with_files(item) for name, item in value.items()}
-        path = self._uploads.held(str(value.get("path")))
+    def _files(self, value: Any, most: int) -> Message | list[Message]:
+        if most == 1:
+            return self._file(value)
+        if not isinstance(value, list) or len(value) > most:
+            raise Refused(f"expected a list of at most {most} files")
+        return [self._file(file) for file in value]
+
+    def _file(self, value: Any) -> Message:
+        path = self._uploads.held(str(value.get("path"))) if isinstance(value, dict) else None
         if path is None:
-            raise ProbexError("the file is not here any more; send it again")
+            raise Refused("the file is not here any more; send it again")
         return {
             "path": str(path),
             "orig_name": path.name,
@@ -129,17 +149,53 @@ class Guard:
         }
 
 
+def _plain(value: Any) -> str | float | None:
+    if value is not None and not isinstance(value, str | int | float):
+        raise Refused("a value of an event is a text or a number")
+    return value
+
+
+def _session(event: Message) -> str:
+    """The browser's name for its visit: without one Gradio would make up a visit each time."""
+    name = event.get("session_hash")
+    if not isinstance(name, str) or not 0 < len(name) <= _SESSION_CHARACTERS:
+        raise Refused("an event names its session")
+    return name
+
+
 async def _body(receive: Any) -> bytes:
     parts, more = bytearray(), True
     while more:
         message = await receive()
         if message["type"] != "http.request":
-            raise ProbexError("gone before it was said")
+            raise Refused("gone before it was said")
         parts += message.get("body", b"")
         more = message.get("more_body", False)
         if len(parts) > _EVENT_BYTES:
-            raise ProbexError("an event is too long")
+            raise Refused("an event is too long")
     return bytes(parts)
+
+
+def _patiently(receive: Any) -> Any:
+    """Waits for the parts of a body, but not for ever; for what comes after it, it does."""
+    loop = asyncio.get_running_loop()
+    deadline, more = loop.time() + _SILENCE_S, True
+
+    async def patiently() -> Message:
+        nonlocal deadline, more
+        if not more:
+            return await receive()
+        try:
+            # What is there already is taken, however late we ask for it.
+            async with asyncio.timeout_at(min(deadline, loop.time() + _SILENCE_S)):
+                message = await receive()
+        except TimeoutError:
+            raise Silent("the rest did not come in time") from None
+        deadline += len(message.get("body", b"")) / _SLOWEST
+        more = message.get("more_body", False)
+        return message
+
+    return patiently
 
 
 def _replayed(body: bytes, receive: Any) -> Any:

@@ -13,7 +13,9 @@ from probex_jax.model_files.locate import SINGLE
 
 # What makes the files that came with it one model.
 _BESIDE = ".json"
+# In bytes, of which a file system takes 255.
 _LONGEST_NAME = 120
+_GONE = "the file is not here any more; send it again"
 _NO_NAME = re.compile(r"[^\w. +@()\[\]-]+")
 
 
@@ -38,7 +40,8 @@ def plain_name(name: str) -> str:
       'b_c_.safetensors'
     """
     last = _NO_NAME.sub("_", name.replace("\\", "/").rpartition("/")[2])
-    return last.strip(". ")[-_LONGEST_NAME:] or "model"
+    end = last.strip(". ").encode()[-_LONGEST_NAME:].decode(errors="ignore")
+    return end.lstrip(". ") or "model"
 
 
 def sent(files: Sequence[Path], folder: Path) -> list[Model]:
@@ -54,7 +57,7 @@ def sent(files: Sequence[Path], folder: Path) -> list[Model]:
       ProbexError: if one is gone, there are no weights, or two of one model have the same name.
     """
     if not files or not all(file.exists() for file in files):
-        raise ProbexError("the file is not here any more; send it again")
+        raise ProbexError(_GONE)
     if not any(file.suffix == _BESIDE for file in files):
         return [Model(plain_name(file.name).removesuffix(".safetensors"), file) for file in files]
     weights = [file for file in files if file.suffix != _BESIDE]
@@ -62,8 +65,11 @@ def sent(files: Sequence[Path], folder: Path) -> list[Model]:
         raise ProbexError("no safetensors file among them; drop the weights and the JSON together")
     if len({file.name for file in files}) < len(files):
         raise ProbexError("two of the files have the same name; drop one model at a time")
-    for file in files:
-        file.rename(folder / file.name)
+    try:
+        for file in files:
+            file.rename(folder / file.name)
+    except OSError:  # somebody sent the same event twice
+        raise ProbexError(_GONE) from None
     name = plain_name(weights[0].name).removesuffix(".safetensors")
     is_whole = len(weights) == 1 and not (folder / SINGLE).exists()
     return [Model(name, folder / weights[0].name if is_whole else folder)]

@@ -15,7 +15,7 @@ from probex_jax.search import Filter, Hit, Snapshot
 from probex_jax.web import views
 from probex_jax.web.catalogue import MAX_K, MAX_QUERY, Catalogue, Described
 from probex_jax.web.models import of_hub, sent
-from probex_jax.web.uploads import Uploads
+from probex_jax.web.uploads import MAX_FILES, Uploads
 from probex_jax.web.work import Work
 
 TITLE = "What is this model?"
@@ -25,22 +25,33 @@ trained on; or find models by a sentence. Told from the weights alone, by
 [probex_jax](https://arxiv.org/abs/2410.13569)."""
 _TYPES = [".safetensors", ".json"]
 _ANY = ""
+_HOW_MANY = 12
 # Described models that are shown with their map; of more, each would be a document of its own.
 _MAPS = 3
-_PRIVATE: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
-# What is answered in an instant: one request, where a place in the queue takes two.
-_AT_ONCE: dict[str, Any] = _PRIVATE | {"queue": False}
+_NO_MAP = f"Without its map: the first {_MAPS} have theirs; send this one alone."
+# Gradio's own reading of values raises for what no browser sends, and copies files; its queue keeps
+# what nobody fetches.
+_EVENT: dict[str, Any] = {
+    "api_visibility": "private",
+    "concurrency_limit": None,
+    "preprocess": False,
+    "queue": False,
+}
+# Whoever asks again while an answer is on its way gets the last one that was asked for.
+_LAST: dict[str, Any] = _EVENT | {"trigger_mode": "always_last"}
+# Files are answered each.
+_EACH: dict[str, Any] = _EVENT | {"trigger_mode": "multiple"}
 
 
-@dataclass(frozen=True)
-class _Sought:
-    """What a search is for: a text, a model of the index or one that was sent."""
+@dataclass(frozen=True, eq=False)
+class _Example:
+    """What a search is for where there is no text: a model of an index, or one that was sent."""
 
-    query: str = ""
     id: str = ""
     tree: str = ""
     vector_T: np.ndarray | None = None
     name: str = ""
+    fault: str = ""
 
 
 class Page:
@@ -54,20 +65,27 @@ class Page:
 
     Attributes:
       blocks: what Gradio serves.
+      events: number of each event, to how many files each of its values may be.
     """
 
     def __init__(self, catalogue: Catalogue, uploads: Uploads, work: Work, *, hub: bool):
         self._catalogue, self._uploads, self._work, self._hub = catalogue, uploads, work, hub
+        self._files: list[gr.File] = []
         with gr.Blocks(title=TITLE, analytics_enabled=False) as self.blocks:
             gr.Markdown(_ABOUT, elem_classes="px-about")
             with gr.Tabs() as tabs:
                 with gr.Tab("Describe", id="describe"):
                     self._describe_view()
                 with gr.Tab("Search", id="search"):
-                    query, index, sought, found = self._search_view()
+                    opened = self._search_view()
                 with gr.Tab("Forest", id="forest") as forest:
                     self._forest_view(forest)
-            self.blocks.load(self._opened, None, [tabs, query, index, sought, found], **_AT_ONCE)
+            self.blocks.load(self._opened, None, [tabs, *opened], **_EVENT)
+        most = {id(one): MAX_FILES if one.file_count == "multiple" else 1 for one in self._files}
+        self.events = {
+            number: [most.get(id(component), 0) for component in event.inputs]
+            for number, event in self.blocks.fns.items()
+        }
 
     def _describe_view(self) -> None:
         limit = self._uploads.file_bytes / 2**20
@@ -76,7 +94,7 @@ class Page:
             "dropped together with a `config.json`, `adapter_config.json` or an index of shards "
             "are one model. They are removed as soon as they have been read."
         )
-        files = _files(
+        files = self._dropped(
             file_count="multiple",
             file_types=_TYPES,
             label="Models to describe",
@@ -90,16 +108,14 @@ class Page:
                 )
                 ask = gr.Button("Describe", scale=1)
         described = gr.HTML(elem_id="px-described")
-        files.upload(self._describe, files, [files, described], **_PRIVATE)
+        files.upload(self._describe, files, [files, described], **_EACH)
         if self._hub:
-            gr.on(
-                [ask.click, address.submit], self._describe_of_hub, address, described, **_PRIVATE
-            )
+            gr.on([ask.click, address.submit], self._describe_of_hub, address, described, **_LAST)
 
     def _search_view(self) -> tuple[Any, ...]:
         snapshots = self._catalogue.snapshots
         texts = [one for one in snapshots.values() if one.knows_texts]
-        sought = gr.State(_Sought())
+        sought, asked = gr.State(_Example()), gr.State()
         if not snapshots:
             gr.Markdown("This server has no index of models: start it with `--index`.")
         shown = bool(snapshots)
@@ -113,7 +129,7 @@ class Page:
                 elem_id="px-query",
             )
             ask = gr.Button("Search", variant="primary", scale=1)
-        example = _files(
+        example = self._dropped(
             file_types=[".safetensors"],
             label="Or an example: a model to find others like it",
             height=140,
@@ -133,24 +149,30 @@ class Page:
             words = gr.Textbox(
                 label="Its text holds", placeholder="any", max_length=MAX_QUERY, min_width=120
             )
-            k = gr.Slider(1, MAX_K, 12, step=1, label="How many", min_width=120)
+            k = gr.Slider(1, MAX_K, _HOW_MANY, step=1, label="How many", min_width=120)
         found = gr.HTML(elem_id="px-found")
-        filters = [tree, split, words, k]
-        for_text = {
-            "fn": self._search,
-            "inputs": [query, index, *filters],
-            "outputs": [sought, found],
-        }
-        gr.on([ask.click, query.submit], **for_text, **_AT_ONCE)
-        example.upload(
-            self._search_by_example,
-            [example, *filters],
-            [example, sought, index, found],
-            **_PRIVATE,
+        # One event for all of them, which reads all of them: so it is always the newest that count.
+        # What is gone through without a change, such as by Tab, is not asked for again.
+        changes = [index.input, tree.input, split.input, words.submit, words.blur, k.change]
+        gr.on(
+            [ask.click, query.submit, example.change, *changes],
+            self._search,
+            [query, index, sought, asked, tree, split, words, k],
+            [asked, index, found],
+            show_progress="minimal",
+            show_progress_on=found,
+            **_LAST,
         )
-        changes = [tree.input, split.input, words.submit, words.blur, k.release]
-        gr.on(changes, self._found, [sought, *filters], found, show_progress="hidden", **_AT_ONCE)
-        return query, index, sought, found
+        # A text goes before an example: so it has to go, at once, that a newer one may come. When
+        # the example has been read, it is gone from where it was dropped, and is searched for.
+        example.upload(self._no_text, None, query, show_progress="hidden", **_EVENT)
+        example.upload(self._read_example, example, [example, sought, index], **_EACH)
+        return query, index, sought, asked, found
+
+    def _dropped(self, **settings: Any) -> gr.File:
+        """Where files are dropped; the guard sees to it that they were sent here."""
+        self._files.append(gr.File(**settings))
+        return self._files[-1]
 
     def _forest_view(self, tab: Any) -> None:
         snapshots = self._catalogue.snapshots
@@ -161,89 +183,107 @@ class Page:
                 list(snapshots), value=next(iter(snapshots)), label="Map of the models of"
             )
             drawn = gr.HTML(elem_id="px-forest-map")
-            gr.on([tab.select, tree.input], self._map, tree, drawn, **_AT_ONCE)
+            gr.on([tab.select, tree.input], self._map, tree, drawn, **_LAST)
 
-    async def _describe(self, files: Sequence[str]) -> tuple[None, str]:
-        paths = [Path(file) for file in files]
-        self._uploads.touch(paths)
+    async def _describe(self, files: Any) -> tuple[None, str]:
+        paths = _paths(files)
 
         def found() -> list[Described]:
             with self._uploads.place() as folder:
                 return self._catalogue.describe(sent(paths, folder))
 
-        try:
-            return None, await self._described(found)
-        finally:
-            self._uploads.remove(paths)
+        with self._uploads.used(paths):
+            return None, await self._described(self._work.read, found)
 
-    async def _describe_of_hub(self, address: str) -> str:
+    async def _describe_of_hub(self, address: Any) -> str:
         def found() -> list[Described]:
-            return self._catalogue.describe([of_hub(address, allowed=self._hub)])
+            return self._catalogue.describe([of_hub(_text(address), allowed=self._hub)])
 
-        return await self._described(found)
+        return await self._described(self._work.fetch, found)
 
-    async def _described(self, describe: Callable[[], list[Described]]) -> str:
+    async def _described(
+        self, work: Callable[..., Any], describe: Callable[[], list[Described]]
+    ) -> str:
         try:
-            described = await self._work.read(describe)
-            return await self._work.search(self._shown, described)
+            return await self._work.draw(self._shown, await work(describe))
         except ProbexError as error:
             return views.error(self._catalogue.shown(error))
 
     def _shown(self, described: Sequence[Described]) -> str:
-        parts: list[str] = []
+        parts, n_maps = [], 0
         for found in described:
-            on_map = ""
-            if found.vector_T is not None and len(parts) < _MAPS:
-                on_map = self._catalogue.map(
-                    found.tree, starred=found.name, vector_T=found.vector_T
-                )
-            parts.append(views.described(found, on_map))
+            on_map, more = "", n_maps == _MAPS and found.vector_T is not None
+            if found.vector_T is not None and not more:
+                on_map = self._on_map(found)
+                n_maps += bool(on_map)
+            parts.append(views.described(found, on_map, _NO_MAP if more else ""))
         return "".join(parts)
 
-    async def _search(self, query: str, index: str, *filters: Any) -> tuple[_Sought, str]:
-        sought = _Sought(query=query or "", tree=index or "")
-        return sought, await self._found(sought, *filters)
-
-    async def _search_by_example(self, files: Sequence[str], *filters: Any) -> tuple[Any, ...]:
-        paths = [Path(file) for file in files[:1]]
-        self._uploads.touch(paths)
+    def _on_map(self, found: Described) -> str:
         try:
-            [model] = sent(paths, self._uploads.folder)
-            tree, vector_T = await self._work.read(self._catalogue.vector_of, model)
-        except ProbexError as error:
-            shown = views.error(self._catalogue.shown(error))
-            return None, _Sought(), gr.skip(), shown
-        finally:
-            self._uploads.remove(paths)
-        sought = _Sought(tree=tree, vector_T=vector_T, name=model.name)
-        return None, sought, tree, await self._found(sought, *filters)
-
-    async def _found(self, sought: _Sought, tree: str, split: str, words: str, k: int) -> str:
-        where = Filter(tree or "", split or "", (words or "").strip())
-        try:
-            return await self._work.search(self._gallery, sought, where, int(k))
-        except ProbexError as error:
-            return views.error(self._catalogue.shown(error))
-
-    def _gallery(self, sought: _Sought, where: Filter, k: int) -> str:
-        hits: list[Hit]
-        tree = sought.tree
-        if sought.vector_T is not None:
-            hits = self._catalogue.like(tree, sought.vector_T, k, where)
-            title = f"Like {sought.name}"
-        elif sought.id:
-            tree, hits = self._catalogue.like_id(tree, sought.id, k, where)
-            title = f"Like {sought.id}"
-        elif sought.query.strip():
-            tree, hits = self._catalogue.search(sought.query, tree, k, where)
-            title = sought.query
-        else:
+            return self._catalogue.map(found.tree, starred=found.name, vector_T=found.vector_T)
+        except ProbexError:  # what else is known of it is worth showing
             return ""
-        return views.results(title, hits, tree)
 
-    async def _map(self, tree: str) -> str:
+    async def _no_text(self) -> str:
+        return ""
+
+    async def _read_example(self, file: Any) -> tuple[Any, ...]:
+        paths = _paths(file)
+        with self._uploads.used(paths):
+            try:
+                [model] = sent(paths, self._uploads.folder)
+                tree, vector_T = await self._work.read(self._catalogue.vector_of, model)
+            except ProbexError as error:
+                return None, _Example(fault=self._catalogue.shown(error)), gr.skip()
+        return None, _Example(tree=tree, vector_T=vector_T, name=model.name), tree
+
+    async def _search(
+        self, query: Any, index: Any, sought: _Example, asked: Any, *filters: Any
+    ) -> tuple[Any, ...]:
+        """What the controls ask for: the question, the index that was searched, and the answer."""
+        text, index = _text(query), _text(index)
+        where, k = Filter(*map(_text, filters[:3])), _how_many(filters[3])
         try:
-            drawn = await self._work.search(self._catalogue.map, tree)
+            tree = self._index_for(text, index) if text else sought.tree
+            question = (text, tree, sought, where, k)
+            answer = gr.skip()
+            if question != asked:
+                tree, answer = await self._found(text, tree, sought, where, k)
+        except ProbexError as error:
+            return None, gr.skip(), views.error(self._catalogue.shown(error))
+        return question, tree if tree not in ("", index) else gr.skip(), answer
+
+    def _index_for(self, text: str, index: str) -> str:
+        """The tree of the index that is searched for a text: the chosen one, if it knows texts."""
+        chosen = self._catalogue.snapshot(index)
+        return (chosen if chosen.knows_texts else self._catalogue.snapshot(for_texts=True)).tree
+
+    async def _found(
+        self, text: str, tree: str, sought: _Example, where: Filter, k: int
+    ) -> tuple[str, str]:
+        """The tree of the index that was searched, and what was found, as HTML."""
+        if sought.fault and not text:
+            raise ProbexError(sought.fault)
+        if not text and not sought.id and sought.vector_T is None:
+            return "", ""
+        tree, hits = await self._work.search(self._hits, text, tree, sought, where, k)
+        title = text or f"Like {sought.id or sought.name}"
+        return tree, await self._work.draw(views.results, title, hits, tree)
+
+    def _hits(
+        self, text: str, tree: str, sought: _Example, where: Filter, k: int
+    ) -> tuple[str, list[Hit]]:
+        if text:
+            return self._catalogue.search(text, tree, k, where)
+        if sought.vector_T is not None:
+            return tree, self._catalogue.like(tree, sought.vector_T, k, where)
+        return self._catalogue.like_id(tree, sought.id, k, where)
+
+    async def _map(self, tree: Any) -> str:
+        tree = _text(tree)
+        try:
+            drawn = await self._work.draw(self._catalogue.map, tree)
         except ProbexError as error:
             return views.error(self._catalogue.shown(error))
         return views.framed(drawn, f"Map of the models of {tree}") if drawn else ""
@@ -254,12 +294,14 @@ class Page:
             name: str(request.query_params.get(name, "")) for name in ("query", "like", "index")
         }
         if not (asked["query"] or asked["like"]):
-            return (gr.skip(),) * 5
+            return (gr.skip(),) * 6
         tree = asked["index"] if asked["index"] in self._catalogue.snapshots else ""
-        sought = _Sought(asked["query"], asked["like"], tree)
-        found = await self._found(sought, "", "", "", 12)
-        shown = tree or gr.skip()
-        return gr.Tabs(selected="search"), asked["query"], shown, sought, found
+        sought = _Example(id=asked["like"], tree=tree)
+        query = "" if sought.id else asked["query"]
+        answer = await self._search(query, tree, sought, None, "", "", "", _HOW_MANY)
+        question, shown, found = answer
+        shown = tree or gr.skip() if shown == gr.skip() else shown
+        return gr.Tabs(selected="search"), query, shown, sought, question, found
 
 
 def _choice(label: str, snapshots: Iterable[Snapshot], field: str) -> gr.Dropdown:
@@ -275,14 +317,16 @@ def _choice(label: str, snapshots: Iterable[Snapshot], field: str) -> gr.Dropdow
     )
 
 
-def _files(**settings: Any) -> gr.File:
-    """Where files are dropped; the guard has seen to it that they were sent here."""
-    component = gr.File(**settings)
+def _paths(files: Any) -> list[Path]:
+    return [Path(file["path"]) for file in (files if isinstance(files, list) else [files])]
 
-    def paths(payload: Any) -> list[str]:
-        files = getattr(payload, "root", payload) or []
-        return [file.path for file in (files if isinstance(files, list) else [files])]
 
-    # Gradio's own leaves an empty file behind for each.
-    setattr(component, "preprocess", paths)  # noqa: B010
-    return component
+def _text(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _how_many(value: Any) -> int:
+    """What the slider says; its box for a number may be empty, or hold any."""
+    if not isinstance(value, int | float) or value != value:
+        return _HOW_MANY
+    return int(min(max(value, 1), MAX_K))

@@ -15,7 +15,7 @@ from probex_jax.web.uploads import Uploads
 _LOCAL = ("localhost", "127.0.0.1")
 _ASSETS = Path(__file__).parent
 _LAST_REQUESTS_S, _IDLE_S = 5, 75
-_MOST_WAITING = 1000
+_VISITS = 1000
 
 
 def serve(
@@ -82,6 +82,7 @@ def _application(catalogue: Catalogue, uploads: Uploads, *, hub: bool, hosts: Se
     try:
         import gradio as gr
         from fastapi import FastAPI
+        from gradio.state_holder import SessionState
     except ImportError:
         raise ProbexError(
             "the page needs gradio: pip install 'gradio>=6.0' (extra `app`)"
@@ -98,9 +99,13 @@ def _application(catalogue: Catalogue, uploads: Uploads, *, hub: bool, hosts: Se
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(RequestValidationError, no_value)
     app.include_router(routes(catalogue, uploads, work, hub=hub))
-    app.include_router(form_routes(uploads))
-    blocks = Page(catalogue, uploads, work, hub=hub).blocks
-    blocks.queue(max_size=_MOST_WAITING, api_open=False)
+    app.include_router(form_routes(uploads, catalogue.shown))
+    page = Page(catalogue, uploads, work, hub=hub)
+    blocks = page.blocks
+    # Of each visit Gradio keeps 50 KB, what it was asked, and what it answered: maps, pictures. The
+    # last two are for links to visits, which this page has not.
+    blocks.state_session_capacity = _VISITS
+    SessionState._update_value_in_config = lambda *_: None  # type: ignore[method-assign]
     # As if it had started it itself: only then Gradio checks by itself whose files it reads.
     blocks.has_launched = True
     # The fonts of the theme would be fetched from a server.
@@ -119,5 +124,4 @@ def _application(catalogue: Catalogue, uploads: Uploads, *, hub: bool, hosts: Se
         theme=theme,
         css_paths=[_ASSETS / "page.css"],
     )
-    events = {number: len(event.inputs) for number, event in blocks.fns.items()}
-    return Guard(app, uploads, events, hosts)
+    return Guard(app, uploads, page.events, hosts)

@@ -14,7 +14,8 @@ _SIDE = 160  # pixels
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _MAX_BYTES = 8 * 2**20
-_MAX_PIXELS = 30_000_000
+# Of the file, and of what is decoded of it: of a JPEG a fraction, of others all.
+_MAX_PIXELS, _MAX_DECODED = 30_000_000, 2048 * 2048
 _MAX_LISTED = 1000
 _KEPT = 4096
 # Of several images the one that is meant to be seen.
@@ -45,7 +46,7 @@ def _picture(model: Path) -> Path | None:
     names = sorted(entry.name for entry in islice(folder.iterdir(), _MAX_LISTED))
     images = [name for name in names if name.lower().endswith(_SUFFIXES)]
     weights = [name for name in names if name.endswith(".safetensors")]
-    if model != folder and len(weights) > 1:
+    if model != folder and weights != [model.name]:
         stems = (model.stem, f"{model.stem}.preview")
         images = [name for name in images if Path(name).stem in stems]
     return folder / min(images, key=_order) if images else None
@@ -63,6 +64,8 @@ def _small(data: bytes) -> str:
         if image.width * image.height > _MAX_PIXELS:
             return ""
         image.draft("RGB", (_SIDE, _SIDE))
+        if image.width * image.height > _MAX_DECODED:
+            return ""
         picture = image.convert("RGB")
     # Small pictures are mostly pixels that are meant to be seen as such.
     factor = _SIDE // max(picture.size)

@@ -2,32 +2,64 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors
 
+# That come together.
+MAX_FILES = 64
 # What was not asked for again since so long is removed.
 _KEPT_S = 600.0
 _SWEEP_S = 30.0
-# All that may lie there or be on its way at a time, in files of the largest size.
-_FILES = 16
+# All that may lie there or be on its way at a time, in files of the largest size, and how many.
+_FILES, _FOLDERS = 16, 10_000
 _DISK_RESERVE = 2**30
 
 
-class TooLarge(ProbexError):
+class Refused(ProbexError):
+    """What somebody sends is not taken.
+
+    Attributes:
+      status: of the answer.
+    """
+
+    status = 400
+
+
+class TooLarge(Refused):
     """A file is over the limit."""
 
+    status = 413
 
-class Full(ProbexError):
+
+class Full(Refused):
     """There is no room for another file now."""
+
+    status = 503
+
+
+class NotWritten(Refused):
+    """The disk does not take it."""
+
+    status = 507
+
+
+@dataclass
+class _Folder:
+    """Who uses a folder: it is not swept before they are done."""
+
+    users: int = 1
+    n_bytes: int = 0
+    unused_since: float = 0.0
 
 
 class Uploads:
@@ -41,8 +73,12 @@ class Uploads:
 
     Example:
       >>> uploads = Uploads(1000)
-      >>> with uploads.place() as folder:
-      ...     _ = (folder / "model.safetensors").write_bytes(b"x")
+      >>> with uploads.coming(1) as arrival:
+      ...     arrival.begin("mine")
+      ...     arrival.write(b"x")
+      >>> with uploads.used(arrival.paths):
+      ...     arrival.paths[0].read_bytes()
+      b'x'
       >>> list(uploads.folder.iterdir())
       []
       >>> uploads.close()
@@ -52,62 +88,62 @@ class Uploads:
         self.file_bytes = file_bytes
         self._owned = tempfile.TemporaryDirectory(prefix="probex_jax-uploads-")
         self.folder = Path(self._owned.name).resolve()
-        self._lock, self._coming = threading.Lock(), 0
+        self._lock = threading.Lock()
+        self._folders: dict[Path, _Folder] = {}
+        # Bytes that are on their way, and bytes that lie here.
+        self._coming, self._held = 0, 0
         self._ended = threading.Event()
         self._sweeper = threading.Thread(target=self._keep_sweeping, daemon=True)
         self._sweeper.start()
 
     @contextmanager
-    def place(self) -> Iterator[Path]:
-        """A new folder for the files of one request, removed after it."""
-        folder = self.new_folder()
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def new_folder(self) -> Path:
-        """A new folder, whose name nobody guesses."""
-        with disk_errors(self.folder):
-            return Path(tempfile.mkdtemp(dir=self.folder))
-
-    @contextmanager
-    def coming(self, n_bytes: int) -> Iterator[None]:
+    def coming(self, n_bytes: int) -> Iterator[Arrival]:
         """While this lasts, there is room for so many bytes that are on their way.
 
+        Yields:
+          Where they are written. The files stay after it, but for an error: then they are removed.
+
         Raises:
-          Full: if there is not.
+          Full: if there is no room.
         """
         with self._lock:
-            held = self._coming + sum(size for _, size, _ in _files(self.folder))
-            if held + n_bytes > _FILES * self.file_bytes:
+            if self._coming + self._held + n_bytes > _FILES * self.file_bytes:
                 raise Full("too many files are being read at this moment; try again in a minute")
             if shutil.disk_usage(self.folder).free < self._coming + n_bytes + _DISK_RESERVE:
                 raise Full("the disk of the server is too full for this file")
             self._coming += n_bytes
+        arrival, whole = Arrival(self, n_bytes), False
+        try:
+            yield arrival
+            arrival.end()
+            whole = True
+        finally:
+            with suppress(NotWritten):
+                arrival.end()
+            with self._lock:
+                self._coming -= arrival.missing
+            self._release([path.parent for path in arrival.paths], keep=whole)
+
+    @contextmanager
+    def place(self) -> Iterator[Path]:
+        """A new folder for the files of one request, removed after it."""
+        folder = self._new_folder()
+        try:
+            yield folder
+        finally:
+            self._release([folder])
+
+    @contextmanager
+    def used(self, paths: Iterable[Path]) -> Iterator[None]:
+        """While this lasts, these files stay; then they are removed, unless others use them."""
+        with self._lock:
+            folders = [folder for folder in {p.parent for p in paths} if folder in self._folders]
+            for folder in folders:
+                self._folders[folder].users += 1
         try:
             yield
         finally:
-            with self._lock:
-                self._coming -= n_bytes
-
-    async def receive(self, chunks: AsyncIterator[bytes], path: Path, name: str) -> None:
-        """Writes a body as it comes.
-
-        Args:
-          chunks: the body.
-          path: where to.
-          name: what the sender calls it.
-
-        Raises:
-          TooLarge: as soon as it is over the limit.
-        """
-        received = 0
-        with disk_errors(path), path.open("wb") as file:
-            async for chunk in chunks:
-                received += len(chunk)
-                self.check_size(received, name)
-                file.write(chunk)
+            self._release(folders)
 
     def check_size(self, n_bytes: int, name: str) -> None:
         """Raises `TooLarge` for a file of more bytes than are taken."""
@@ -123,30 +159,14 @@ class Uploads:
                 return real
         return None
 
-    def remove(self, paths: list[Path]) -> None:
-        """Removes files of the folder, and their own folders."""
-        for path in paths:
-            if (real := self.held(str(path))) is not None:
-                real.unlink(missing_ok=True)
-                with suppress(OSError):  # another file is in it
-                    real.parent.rmdir()
-
-    def touch(self, paths: list[Path]) -> None:
-        """From now on these files are waited for."""
-        for path in paths:
-            with suppress(OSError):
-                os.utime(path)
-
     def sweep(self, older_than_s: float = _KEPT_S) -> None:
-        """Removes files that nobody touched for so long, and folders with nothing in them."""
-        for path, _, touched in _files(self.folder):
-            if time.time() - touched >= older_than_s:
-                with suppress(OSError):  # whose owner was faster
-                    os.unlink(path)
-        for folder, _, _ in os.walk(self.folder, topdown=False):
-            with suppress(OSError):  # something is in it
-                if time.time() - os.stat(folder).st_mtime >= older_than_s:
-                    os.rmdir(folder)
+        """Removes files that nobody has used for so long."""
+        before = time.monotonic() - older_than_s
+        with self._lock:
+            known = list(self._folders.items())
+            old = [path for path, it in known if not it.users and it.unused_since <= before]
+            self._forget(old)
+        _remove(old)
 
     def close(self) -> None:
         """Removes the folder and all in it."""
@@ -155,17 +175,115 @@ class Uploads:
         shutil.rmtree(self.folder, ignore_errors=True)
         self._owned.cleanup()
 
+    def _new_folder(self) -> Path:
+        """A new folder, whose name nobody guesses."""
+        with self._lock:
+            if len(self._folders) >= _FOLDERS:
+                raise Full("too many files lie here at this moment; try again in a minute")
+            with _written("a folder for uploads"):
+                folder = Path(tempfile.mkdtemp(dir=self.folder))
+            self._folders[folder] = _Folder()
+        return folder
+
+    def _wrote(self, folder: Path, n_bytes: int) -> None:
+        """What was on its way lies here now."""
+        with self._lock:
+            self._coming -= n_bytes
+            self._held += n_bytes
+            self._folders[folder].n_bytes += n_bytes
+
+    def _release(self, folders: Iterable[Path], *, keep: bool = False) -> None:
+        """One user less of each folder; the last one removes it, or leaves it to be swept."""
+        with self._lock:
+            for folder in folders:
+                self._folders[folder].users -= 1
+                self._folders[folder].unused_since = time.monotonic()
+            unused = [folder for folder in folders if not keep and not self._folders[folder].users]
+            self._forget(unused)
+        _remove(unused)
+
+    def _forget(self, folders: Iterable[Path]) -> None:
+        for folder in folders:
+            self._held -= self._folders.pop(folder).n_bytes
+
     def _keep_sweeping(self) -> None:
         while not self._ended.wait(_SWEEP_S):
             self.sweep()
-            self.folder.mkdir(exist_ok=True)
 
 
-def _files(folder: Path) -> Iterator[tuple[str, int, float]]:
-    """Path, size and time of every file that is still there."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                path = os.path.join(parent, name)
-                status = os.lstat(path)
-                yield path, status.st_size, status.st_mtime
+class Arrival:
+    """Files that come in one request, one after the other, each in a folder of its own.
+
+    Args:
+      uploads: where they go.
+      n_bytes: how many were announced.
+
+    Attributes:
+      paths: of those that came.
+      missing: how many bytes of the announced ones did not come.
+    """
+
+    def __init__(self, uploads: Uploads, n_bytes: int):
+        self.paths: list[Path] = []
+        self.missing = n_bytes
+        self._file: BinaryIO | None = None
+        self._uploads, self._name, self._size = uploads, "", 0
+
+    def begin(self, name: str, file_name: str = "") -> None:
+        """Begins a file.
+
+        Args:
+          name: what the sender calls it.
+          file_name: what it is called here, if not the same.
+        """
+        self.end()
+        self._name, self._size = name, 0
+        self.paths.append(self._uploads._new_folder() / (file_name or name))
+        with _written(name):
+            self._file = self.paths[-1].open("wb")
+
+    def write(self, data: bytes) -> None:
+        """Adds to the file that was begun.
+
+        Raises:
+          TooLarge: as soon as it is over the limit.
+          NotWritten: if the disk does not take it.
+        """
+        if self._file is None:
+            raise ProbexError("no file was begun")
+        self._size += len(data)
+        self._uploads.check_size(self._size, self._name)
+        with _written(self._name):
+            self._file.write(data)
+        self.missing -= len(data)
+        self._uploads._wrote(self.paths[-1].parent, len(data))
+
+    async def receive(self, chunks: AsyncIterator[bytes], name: str, file_name: str) -> Path:
+        """Writes a file as it comes; arguments and errors as above. Returns its path."""
+        self.begin(name, file_name)
+        async for chunk in chunks:
+            self.write(chunk)
+        self.end()
+        return self.paths[-1]
+
+    def end(self) -> None:
+        """Ends the file that is being written, if there is one."""
+        file, self._file = self._file, None
+        if file is not None:
+            with _written(self._name):
+                file.close()
+
+
+@contextmanager
+def _written(name: str) -> Iterator[None]:
+    """What the operating system says of a disk, as a line about a file."""
+    try:
+        with disk_errors(Path(name)):
+            yield
+    except ProbexError as error:
+        raise NotWritten(str(error)) from error
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)

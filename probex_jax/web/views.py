@@ -41,29 +41,31 @@ def note(message: str) -> str:
     return f'<p class="px-note" role="status">{escape(message)}</p>'
 
 
-def described(found: Described, map_html: str = "") -> str:
+def described(found: Described, map_html: str = "", no_map: str = "") -> str:
     """A model that somebody sent: what is said of it, and its card to download.
 
     Args:
       found: what was found out.
       map_html: the map on which it stands; "" for none.
+      no_map: why there is none, where that has to be said.
     """
-    name = escape(found.name)
+    heading = f'<div role="status"><h3>{escape(found.name)}</h3></div>'
     if found.description is None:
         return (
-            f'<article class="px-model"><h3>{name}</h3>{error(found.error)}'
+            f'<article class="px-model">{heading}{error(found.error)}'
             '<p class="px-quiet">Safetensors files are read: whole models, their shards with the '
             "index, and LoRAs.</p></article>"
         )
     said = found.description
     card = model_card(said)
     parts = [
-        f"<h3>{name}</h3>",
+        heading,
         _tree_line(said),
         _predictions(said),
         _stated(said),
         _nearest(said),
         framed(map_html, f"Map on which {found.name} has a star") if map_html else "",
+        f'<p class="px-quiet">{escape(no_map)}</p>' if no_map else "",
         _downloads(found, card),
     ]
     return f'<article class="px-model">{"".join(parts)}</article>'

@@ -7,22 +7,40 @@ from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
+from probex_jax.web.uploads import Full
+
 _T = TypeVar("_T")
 
-# Models that are read at the same time, and searches.
-_READERS, _SEARCHERS = 2, 2
+# At the same time: models that are read here, models of the hub, searches, answers that are drawn.
+_READERS, _FETCHERS, _SEARCHERS, _DRAWERS = 2, 2, 2, 2
+_MOST_WAITING = 1000
 
 
 class Work:
     """Runs blocking functions in threads, one kind not waiting for the other."""
 
     def __init__(self) -> None:
-        self._readers, self._searchers = CapacityLimiter(_READERS), CapacityLimiter(_SEARCHERS)
+        self._readers, self._fetchers = CapacityLimiter(_READERS), CapacityLimiter(_FETCHERS)
+        self._searchers, self._drawers = CapacityLimiter(_SEARCHERS), CapacityLimiter(_DRAWERS)
 
     async def read(self, function: Callable[..., _T], *arguments: Any) -> _T:
-        """What reads models."""
-        return await to_thread.run_sync(function, *arguments, limiter=self._readers)
+        """What reads models that lie here."""
+        return await _run(self._readers, function, *arguments)
+
+    async def fetch(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """What reads models of a server, which may be slow."""
+        return await _run(self._fetchers, function, *arguments)
 
     async def search(self, function: Callable[..., _T], *arguments: Any) -> _T:
         """What reads no model."""
-        return await to_thread.run_sync(function, *arguments, limiter=self._searchers)
+        return await _run(self._searchers, function, *arguments)
+
+    async def draw(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """What makes pictures and maps."""
+        return await _run(self._drawers, function, *arguments)
+
+
+async def _run(limiter: CapacityLimiter, function: Callable[..., _T], *arguments: Any) -> _T:
+    if limiter.statistics().tasks_waiting >= _MOST_WAITING:
+        raise Full("too many wait at this moment; try again in a minute")
+    return await to_thread.run_sync(function, *arguments, limiter=limiter)

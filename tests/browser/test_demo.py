@@ -49,7 +49,10 @@ def test_its_page_describes_hidden_models_and_shows_pictures(browser, demo, tmp_
 
 
 def test_none_of_fifty_searches_and_twenty_descriptions_fails(demo, tmp_path):
-    """How long they take is for quiet machines: `python -m experiments.benchmarks.page`."""
+    """How long they take is for quiet machines: `python -m experiments.benchmarks.page`.
+
+    That two are read at a time, so that memory is bounded, `tests/web/test_limits.py` shows.
+    """
     command = [sys.executable, "-m", "experiments.benchmarks.page", f"--demo={demo}", "--rounds=2"]
     done = subprocess.run(
         [*command, f"--results={tmp_path / 'page.md'}"],
@@ -59,7 +62,5 @@ def test_none_of_fifty_searches_and_twenty_descriptions_fails(demo, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     header, _, *rows = (tmp_path / "page.md").read_text().splitlines()
-    memory = [int(row.split("|")[-2]) for row in rows]
     assert "server, MiB" in header
     assert len(rows) == 6
-    assert memory[-1] - memory[0] < 500

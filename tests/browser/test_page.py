@@ -1,12 +1,13 @@
 """The web page, in a real browser."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from probex_jax.web.guard import _EVENTS, _FILES, _READ
+from probex_jax.web.guard import _EVENT, _FILES, _READ
 from tests.browser.conftest import PHONE, visited
 from tests.forest.conftest import labels_of, write_member
 from tests.web.conftest import LIMIT
@@ -63,7 +64,7 @@ def test_describe_a_file(visit, models, shot):
         assert likely == set(labels_of(5))
         assert page.locator(f"{DESCRIBED} .px-gallery li").count() == 5
         map_ = page.frame_locator(f"{DESCRIBED} iframe")
-        assert "this model" in map_.locator("body").inner_text()
+        map_.get_by_text("this model").first.wait_for()
         shot(page, "describe")
 
 
@@ -96,6 +97,20 @@ def test_several_files_and_what_is_wrong_with_one(visit, models, shot):
         assert dialogs == []
         assert "/tmp" not in page.content()
         shot(page, "describe_hostile")
+
+
+def test_of_several_files_the_first_have_maps(visit, models, tmp_path):
+    data = (models / "mine.safetensors").read_bytes()
+    files = [tmp_path / f"m{number}.safetensors" for number in range(4)]
+    for file in files:
+        file.write_bytes(data)
+    with visit() as page:
+        sent(page, FILES, models / "stranger.safetensors", *files)
+        page.locator(DESCRIBED).nth(4).wait_for()
+        maps = page.locator(f"{DESCRIBED}:has(iframe) h3").all_inner_texts()
+        assert maps == ["m0", "m1", "m2"]
+        without = page.locator(DESCRIBED).filter(has_text="Without its map")
+        assert without.locator("h3").all_inner_texts() == ["m3"]
 
 
 def test_a_file_that_is_too_large(visit, models, shot):
@@ -133,6 +148,83 @@ def test_search_by_example(visit, models):
         assert page.locator("#px-found li").count() == 12
 
 
+def test_a_text_after_an_example_is_searched_where_texts_are_known(visit, models):
+    with visit() as page:
+        page.get_by_role("tab", name="Search").click()
+        sent(page, EXAMPLE, models / "mine.safetensors")
+        page.get_by_role("heading", name="Like mine: 12 models of Ant").wait_for()
+        searched(page, "a red ant")
+        page.get_by_role("heading", name="a red ant: 12 models of ToyLoRA").wait_for()
+        index = page.get_by_label("Index")
+        assert index.input_value().startswith("ToyLoRA")
+        # One that knows no texts cannot be had for a text.
+        index.click()
+        page.get_by_role("option", name="Ant").click()
+        page.wait_for_function("document.querySelector('[aria-label=Index]').value[0] == 'T'")
+        # An example goes before the text that was there.
+        sent(page, EXAMPLE, models / "mine.safetensors")
+        page.get_by_role("heading", name="Like mine: 12 models of Ant").wait_for()
+        assert page.get_by_label("What the model was trained on").input_value() == ""
+        assert index.input_value().startswith("Ant")
+
+
+@contextmanager
+def answers_held_back(page):
+    """What is asked meanwhile is answered after it."""
+    routes, holding = [], True
+    page.route("**/run/predict", lambda at: routes.append(at) if holding else at.continue_())
+    yield
+    holding = False
+    for route in routes:
+        route.continue_()
+
+
+def test_the_newest_controls_win(visit):
+    with visit() as page:
+        searched(page, "a red ant")
+        with answers_held_back(page):
+            page.get_by_label("What the model was trained on").fill("a blue dog")
+            page.keyboard.press("Enter")
+            page.get_by_label("Its text holds").fill("blue")
+            page.keyboard.press("Enter")
+            page.get_by_label("Split").click()
+            page.get_by_role("option", name="test", exact=True).click()
+            page.get_by_label("range slider").press("ArrowRight")
+            page.get_by_label("What the model was trained on").fill("a red dog")
+            page.keyboard.press("Enter")
+        page.get_by_role("heading", name="a red dog").wait_for()
+        assert all("blue" in text for text in page.locator(".px-text").all_inner_texts())
+        assert all("test" in text for text in page.locator(".px-tags").all_inner_texts())
+
+
+def test_how_many_by_keyboard_and_by_number(visit, address):
+    with visit() as page:
+        every = page.request.get(f"{address}/api/search?query=x&k=100").json()["hits"]
+        searched(page, "a red ant")
+        page.get_by_label("range slider").press("ArrowLeft")
+        page.get_by_role("heading", name="a red ant: 11 models").wait_for()
+        box = page.get_by_label("number input")
+        for typed, count in (("3", 3), ("", 12), ("0", 1), ("5", 5), ("500", len(every))):
+            box.fill(typed)
+            page.get_by_role("heading", name=f"a red ant: {count} model").wait_for()
+        box.press("Tab")
+        page.wait_for_function("document.querySelector('input[type=range]').value == 100")
+        assert page.get_by_test_id("toast-body").count() == 0
+
+
+def test_what_did_not_change_is_not_announced_again(visit):
+    with visit() as page:
+        searched(page, "a red ant")
+        page.evaluate("document.querySelector('#px-found h3').id = 'same'")
+        page.get_by_label("Its text holds").focus()
+        with page.expect_response("**/run/predict"):
+            page.keyboard.press("Tab")
+        page.get_by_label("Its text holds").fill("blue")
+        assert page.locator("#same").count() == 1
+        page.keyboard.press("Tab")
+        page.locator("#same").wait_for(state="detached")
+
+
 def test_search_by_an_example_that_cannot_be_read(visit, models):
     with visit() as page:
         page.get_by_role("tab", name="Search").click()
@@ -163,8 +255,8 @@ def test_forest_and_its_map(visit, shot):
         assert all(tree in text for tree in ("Ant", "Bee", "ToyLoRA", "me/ant-root"))
         page.locator("#px-forest summary").first.click()
         page.locator("#px-forest-map iframe").scroll_into_view_if_needed()
-        body = page.frame_locator("#px-forest-map iframe").locator("body")
-        assert "near ones are represented alike" in body.inner_text()
+        map_ = page.frame_locator("#px-forest-map iframe")
+        map_.get_by_text("near ones are represented alike").first.wait_for()
         shot(page, "forest")
 
 
@@ -233,6 +325,6 @@ def test_the_page_asks_for_no_more_than_the_guard_lets_through(browser, address,
         page.get_by_role("tab", name="Forest").click()
         page.locator("#px-forest-map iframe").wait_for()
     ours = {path for path in asked if not path.startswith(("/assets/", "/static/"))}
-    assert {"/", "/gradio_api/upload", *_EVENTS} <= ours
-    known = {path for path in ours if _READ.fullmatch(path) or path in (*_FILES, *_EVENTS)}
+    assert {"/", "/gradio_api/upload", _EVENT} <= ours
+    known = {path for path in ours if _READ.fullmatch(path) or path in (*_FILES, _EVENT)}
     assert ours - {""} == known

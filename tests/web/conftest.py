@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from probex_jax.search import Index, find_models
-from tests.forest.conftest import class_expert, forest_path, text_expert, trees
+from tests.forest.conftest import class_expert, forest, forest_path, text_expert, trees
 from tests.hub import Hub
 
-__all__ = ["forest_path", "trees"]
+__all__ = ["forest", "forest_path", "trees"]
 
-LIMIT = 2**20
+LIMIT, START_S = 2**20, 120
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,29 @@ def served(forest, indexes, temporary, *flags, **environment):
     command = [sys.executable, "-m", "experiments.serve", f"--forest={forest}", "--port=0"]
     given = [f"--index={','.join(map(str, indexes))}", "--max_mb=1", *flags]
     environment = os.environ | {"TMPDIR": str(temporary)} | environment
-    with subprocess.Popen([*command, *given], stdout=subprocess.PIPE, env=environment) as process:
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(
+            [*command, *given], stdout=subprocess.PIPE, stderr=said, env=environment
+        ) as process,
+    ):
+        hangs = threading.Timer(START_S, process.kill)
+        hangs.start()
         try:
             address = process.stdout.readline().decode().partition(" ")[0]
-            assert address.startswith("http"), "the server did not start"
+            hangs.cancel()
+            assert address.startswith("http"), f"the server did not start: {_read(said)}"
             yield Served(address, temporary, process)
         finally:
+            hangs.cancel()
             process.send_signal(signal.SIGTERM)
             process.wait(30)
+        assert "Traceback" not in (log := _read(said)), log
+
+
+def _read(file):
+    file.seek(0)
+    return file.read().decode()
 
 
 def served_demo(folder, temporary):

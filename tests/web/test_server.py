@@ -1,14 +1,16 @@
 """The server as programs meet it: `/api`, limits, strangers."""
 
+import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
 
 from probex_jax.forest import Forest
-from probex_jax.web.guard import _EVENTS
+from probex_jax.web.guard import _EVENT
 from tests.forest.conftest import labels_of, write_member
 from tests.hub import write_repo
 from tests.web.conftest import LIMIT
@@ -91,9 +93,15 @@ def test_no_answer_holds_a_path(client, hidden, tmp_path, forest_path, trees):
         client.get("/api/describe?model=a/b").text,
         client.get("/api/search?query=x&text=%00").text,
         client.get("/api/forest").text,
+        client.get("/").text,
+        client.get("/config").text,
+        client.post("/gradio_api/upload", content=b"x").text,
+        client.post("/gradio_api/upload", files=[("files", ("a", b"x" * (LIMIT + 1)))]).text,
+        client.post(_EVENT, content=b"x").text,
     ]
     for answer in answers:
         assert "/tmp" not in answer
+        assert str(Path.cwd()) not in answer
         assert str(forest_path) not in answer
         assert str(trees[0]) not in answer
 
@@ -164,7 +172,7 @@ def test_no_way_up_from_assets(address, path):
     ("path", "headers", "status"),
     [
         ("/gradio_api/upload", {"content-type": "text/plain"}, 400),
-        ("/gradio_api/queue/join", {}, 400),
+        ("/gradio_api/queue/join", {}, 404),
         ("/gradio_api/run/predict", {}, 400),
         ("/gradio_api/cancel", {}, 404),
         ("/config", {}, 404),
@@ -183,17 +191,24 @@ def test_a_form_of_more_than_is_taken_is_refused_before_it_comes(address):
         assert raw.recv(4096).split()[1] == b"413"
 
 
-@pytest.fixture(scope="module", params=_EVENTS)
-def event(request, client):
+@pytest.fixture(scope="module")
+def event(client):
     """Sends an event of the page, whichever has so many inputs."""
     functions = client.get("/config").json()["dependencies"]
 
     def send(*data, session="s"):
         [function] = [f["id"] for f in functions if len(f["inputs"]) == len(data)][:1]
         said = {"data": data, "fn_index": function, "session_hash": session}
-        return client.post(request.param, json=said)
+        # As httpx does not: with numbers that are none in JSON.
+        kind = {"content-type": "application/json"}
+        return client.post(_EVENT, content=json.dumps(said), headers=kind)
 
     return send
+
+
+def searching(query="x", index="ToyLoRA", tree="", split="", words="", k=12):
+    """What a search reads."""
+    return query, index, None, None, tree, split, words, k
 
 
 @pytest.fixture
@@ -221,44 +236,82 @@ def test_no_event_names_a_file_that_was_not_sent(event, outside, forest_path):
         for data in ([[named(path)]], [[named(path, is_stream=True)]], [[{"url": str(path)}]]):
             assert event(*data).status_code == 400
         # Gradio takes what looks like a file for one wherever it stands.
-        assert event(named(path), "ToyLoRA", "", "", "", 12).status_code == 400
-        assert event("x", "ToyLoRA", "", {"a": [named(path)]}, "", 12).status_code == 400
+        assert event(*searching(named(path))).status_code == 400
+        assert event(*searching(split={"a": [named(path)]})).status_code == 400
 
 
-@pytest.mark.parametrize("path", _EVENTS)
 @pytest.mark.parametrize(
     "said",
     [
         [],
         {},
         {"fn_index": 999, "data": []},
-        {"fn_index": "1", "data": [""] * 6},
+        {"fn_index": "1", "data": [""] * 8},
         {"fn_index": None, "data": []},
-        {"fn_index": [1], "data": [""] * 6},
-        {"fn_index": 1, "data": [""] * 5},
+        {"fn_index": [1], "data": [""] * 8},
+        {"fn_index": 1, "data": [""] * 7},
         {"fn_index": 1, "data": {"a": 1}},
         {"fn_index": 1},
     ],
 )
-def test_events_that_the_page_does_not_have(client, path, said):
+def test_events_that_the_page_does_not_have(client, said):
     if isinstance(said, dict):
         said = said | {"session_hash": "s"}
-    answer = client.post(path, json=said)
+    answer = client.post(_EVENT, json=said)
     assert (answer.status_code, answer.text.count("\n")) == (400, 1)
 
 
-def test_what_waits_in_the_queue_does_not_go_past_it(client):
-    functions = client.get("/config").json()["dependencies"]
-    queued = [function for function in functions if function["queue"]]
-    assert queued, "nothing waits: the test shows nothing"
-    for function in queued:
-        said = {"data": [None] * len(function["inputs"]), "fn_index": function["id"]}
-        said["session_hash"] = "s"
-        assert client.post("/gradio_api/run/predict", json=said).status_code == 404
+@pytest.mark.parametrize("session", [None, 7, "", "x" * 101])
+def test_events_of_no_session(event, session):
+    assert event(*searching(), session=session).status_code == 400
 
 
 def test_long_events_are_refused(event):
-    assert event("x" * 300_000, "ToyLoRA", "", "", "", 12).status_code == 400
+    assert event(*searching("x" * 300_000)).status_code == 400
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [nested(0), nested(600), {"a": 1}, [1], {"path": "a"}],
+    ids=lambda value: str(value)[:9],
+)
+def test_values_of_the_wrong_kind_are_refused(event, wrong):
+    for answer in (event(*searching(wrong)), event(*searching(k=wrong)), event([wrong])):
+        assert (answer.status_code, answer.text.count("\n")) == (400, 1)
+    for answer in (event(wrong), event("x"), event(None)):
+        assert answer.status_code in (200, 400)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [None, 7, True, float("nan"), 1e400, -(10**400), "zebra"],
+    ids=lambda value: str(value)[:9],
+)
+def test_odd_values_are_answered(event, wrong):
+    for field in ("query", "index", "tree", "split", "words", "k"):
+        assert event(*searching(**{field: wrong})).status_code == 200
+
+
+def test_gradio_keeps_nothing_of_what_it_is_told(event, server):
+    """200 KB an event and visit would be twenty MB, the visits themselves are five."""
+    event(*searching(words="x" * 200_000))
+
+    def resident():
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        [line] = [line for line in status.splitlines() if line.startswith("VmRSS")]
+        return int(line.split()[1]) / 1024
+
+    before = resident()
+    for number in range(100):
+        event(*searching(words="x" * 200_000), session=f"visit{number}")
+    assert resident() - before < 12
 
 
 def test_files_are_named_by_what_nobody_guesses(client, server, hidden):

@@ -27,6 +27,7 @@ def picture(path, colour=RED, size=(8, 8), kind="PNG"):
 
 
 def shown(path):
+    thumbnail.cache_clear()
     kind, _, data = thumbnail(str(path)).partition(";base64,")
     assert kind == "data:image/webp"
     return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
@@ -68,6 +69,14 @@ def test_of_several_models_in_a_folder_each_has_its_own(model):
     assert thumbnail(str(model / "model.safetensors")) == ""
 
 
+def test_a_picture_of_another_model_is_not_of_one_that_is_gone(model):
+    picture(model / "other.png")
+    (model / "model.safetensors").rename(model / "other.safetensors")
+    assert thumbnail(str(model / "model.safetensors")) == ""
+    picture(model / "model.png")
+    assert is_red(shown(model / "model.safetensors"))
+
+
 def test_no_link_that_leads_out_is_followed(model, tmp_path):
     picture(tmp_path / "secret.png")
     (model / "a.png").symlink_to(tmp_path / "secret.png")
@@ -84,6 +93,14 @@ def bomb(side):
     rows = zlib.compress(b"\0" * 10_000)
     parts = chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def test_of_large_pictures_only_those_that_are_decoded_in_part(model):
+    picture(model / "a.png", size=(2100, 2100))
+    assert thumbnail(str(model)) == ""
+    (model / "a.png").unlink()
+    picture(model / "a.jpg", size=(2100, 2100), kind="JPEG")
+    assert is_red(shown(model))
 
 
 def test_a_small_file_of_many_pixels_is_no_picture(model):

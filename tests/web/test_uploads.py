@@ -1,15 +1,13 @@
 """What strangers send: limits, and what is left of it."""
 
 import asyncio
-import os
-import time
 
 import pytest
 
 from probex_jax.errors import ProbexError
 from probex_jax.web import uploads as module
 from probex_jax.web.models import Model, of_hub, plain_name, sent
-from probex_jax.web.uploads import Full, TooLarge, Uploads
+from probex_jax.web.uploads import Full, NotWritten, TooLarge, Uploads
 
 
 @pytest.fixture
@@ -20,30 +18,35 @@ def uploads():
     made.close()
 
 
-def received(uploads, path, *chunks):
+def arrived(uploads, *chunks, name="mine"):
+    """The path of a file that came."""
+
     async def body():
         for chunk in chunks:
             yield chunk
 
-    asyncio.run(uploads.receive(body(), path, "mine"))
+    with uploads.coming(sum(map(len, chunks))) as arrival:
+        return asyncio.run(arrival.receive(body(), name, ""))
 
 
-def test_a_file_up_to_the_limit_is_written(uploads):
-    with uploads.place() as folder:
-        received(uploads, folder / "a", b"x" * 60, b"y" * 40)
-        assert (folder / "a").read_bytes() == b"x" * 60 + b"y" * 40
-    assert not folder.exists()
+def test_a_file_up_to_the_limit_is_written_and_removed_after_use(uploads):
+    path = arrived(uploads, b"x" * 60, b"y" * 40)
+    with uploads.used([path]):
+        assert path.read_bytes() == b"x" * 60 + b"y" * 40
+    assert list(uploads.folder.iterdir()) == []
 
 
 def test_a_larger_one_is_refused_as_soon_as_it_is(uploads):
-    with uploads.place() as folder:
-        with pytest.raises(TooLarge, match="mine: larger than"):
-            received(uploads, folder / "a", b"x" * 60, b"y" * 41, *[b"z"] * 1000)
-        assert (folder / "a").stat().st_size <= 100
+    with pytest.raises(TooLarge, match="mine: larger than"):  # noqa: PT012, SIM117
+        with uploads.coming(1000) as arrival:
+            arrival.begin("mine")
+            arrival.write(b"x" * 60)
+            arrival.write(b"y" * 41)
+    assert list(uploads.folder.iterdir()) == []
 
 
 def test_what_is_on_its_way_counts_before_it_is_there(uploads):
-    (uploads.folder / "held").write_bytes(b"x" * 100)
+    arrived(uploads, b"x" * 100)
     with (
         uploads.coming(1000),
         uploads.coming(500),
@@ -55,22 +58,45 @@ def test_what_is_on_its_way_counts_before_it_is_there(uploads):
         pass
 
 
+def test_what_has_come_counts_once(uploads):
+    with uploads.coming(800) as arrival:
+        for _ in range(7):
+            arrival.begin("mine")
+            arrival.write(b"x" * 100)
+        # Of 1,600 bytes 700 lie here, 100 are on their way.
+        with uploads.coming(800):
+            pass
+        with pytest.raises(Full), uploads.coming(801):
+            pass
+    with uploads.coming(900):
+        pass
+    with uploads.used(arrival.paths):
+        pass
+    with uploads.coming(1600):
+        pass
+
+
 def test_a_full_disk_is_told(uploads, monkeypatch):
     monkeypatch.setattr(module, "_DISK_RESERVE", 2**60)
     with pytest.raises(Full, match="disk"), uploads.coming(1):
         pass
 
 
-def test_sweeping_outlives_files_that_vanish(uploads, monkeypatch):
-    (uploads.folder / "a").mkdir()
-    (uploads.folder / "a" / "x").write_bytes(b"x")
+def test_no_more_files_than_so_many_lie_there(uploads, monkeypatch):
+    monkeypatch.setattr(module, "_FOLDERS", 2)
+    first, _ = arrived(uploads), arrived(uploads)
+    with pytest.raises(Full, match="too many files"):
+        arrived(uploads)
+    with uploads.used([first]):
+        pass
+    arrived(uploads)
 
-    def vanished(path):
-        raise FileNotFoundError(path)
 
-    monkeypatch.setattr(module.os, "lstat", vanished)
-    uploads.sweep(0)
-    with uploads.coming(100):
+def test_what_the_disk_does_not_take_is_one_line_and_leaves_nothing(uploads):
+    with pytest.raises(NotWritten, match="too long"):
+        arrived(uploads, b"x", name="x" * 300)
+    assert list(uploads.folder.iterdir()) == []
+    with uploads.coming(1600):
         pass
 
 
@@ -83,25 +109,37 @@ def test_nothing_else_is_held(uploads, tmp_path, path):
     assert uploads.held(path) is None
 
 
-def test_what_nobody_asked_for_again_is_swept(uploads):
-    (uploads.folder / "a").mkdir()
-    old, new = uploads.folder / "a" / "old", uploads.folder / "new"
-    for file in (old, new):
-        file.write_bytes(b"x")
-    past = time.time() - 3600
-    for path in (old, old.parent):
-        os.utime(path, (past, past))
+def test_what_nobody_uses_is_swept(uploads):
+    old, used = arrived(uploads, b"x"), arrived(uploads, b"x")
     uploads.sweep()
-    os.utime(old.parent, (past, past))
-    uploads.sweep()
-    assert list(uploads.folder.rglob("*")) == [new]
+    with uploads.coming(200) as arrival, uploads.used([used]), uploads.place() as place:
+        arrival.begin("a")
+        arrival.write(b"x")
+        arrival.begin("b")
+        uploads.sweep(0)
+        assert not old.exists()
+        assert all(path.exists() for path in [*arrival.paths, used, place])
+        assert uploads.folder.stat().st_mode & 0o777 == 0o700
+    uploads.sweep(0)
+    assert list(uploads.folder.iterdir()) == []
+
+
+def test_the_last_one_who_uses_a_file_removes_it(uploads):
+    path = arrived(uploads, b"x")
+    with uploads.used([path]):
+        with uploads.used([path]):
+            pass
+        assert path.exists()
+    assert not path.exists()
 
 
 def test_only_its_own_files_are_removed(uploads, tmp_path):
     (tmp_path / "mine").write_text("x")
     (uploads.folder / "link").symlink_to(tmp_path / "mine")
-    uploads.remove([tmp_path / "mine", uploads.folder / ".." / "x", uploads.folder / "link"])
+    with uploads.used([tmp_path / "mine", uploads.folder / ".." / "x", uploads.folder / "link"]):
+        pass
     assert (tmp_path / "mine").exists()
+    assert uploads.folder.exists()
 
 
 def files(folder, *names):
@@ -148,10 +186,21 @@ def test_what_is_no_model_is_refused(tmp_path, names, says):
 
 @pytest.mark.parametrize(
     ("name", "plain"),
-    [("a.safetensors", "a.safetensors"), ("..", "model"), ("a\\b", "b"), ("a\nb\0c", "a_b_c")],
+    [
+        ("\u6a21" * 110, "\u6a21" * 40),
+        ("a.safetensors", "a.safetensors"),
+        ("..", "model"),
+        ("a\\b", "b"),
+        ("a\nb\0c", "a_b_c"),
+    ],
 )
 def test_plain_names(name, plain):
     assert plain_name(name) == plain
+
+
+def test_files_that_are_taken_meanwhile_are_gone(tmp_path):
+    with pytest.raises(ProbexError, match="send it again"):
+        sent(files(tmp_path, "a.safetensors", "config.json"), tmp_path / "none")
 
 
 def test_hub_addresses():

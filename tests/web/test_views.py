@@ -1,6 +1,7 @@
 """What the page shows: text of strangers is text."""
 
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -96,3 +97,19 @@ def test_errors_hold_no_path(forest_path, tmp_path):
     error = f"{model.path}: like {forest_path}/trees/Ant/expert and /etc/x y/z.json, see a/b"
     shown = catalogue.shown(error, model)
     assert shown == "mine: like forest/trees/Ant/expert and x y/z.json, see a/b"
+
+
+def test_only_whole_paths_are_left_out(forest_path, monkeypatch):
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/app"))
+    catalogue = Catalogue(Forest.load(forest_path))
+    for said, shown in (
+        ("org/app-model", "org/app-model"),
+        ("/app/m: no such file", "app/m: no such file"),
+        ("it is /app.", "it is app."),
+        ("/apple is no root", "/apple is no root"),
+    ):
+        assert catalogue.shown(said) == shown
+
+
+def test_why_there_is_no_map_is_said():
+    assert "the first &lt;3&gt;" in views.described(described("a"), no_map="the first <3>")

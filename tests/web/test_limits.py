@@ -1,0 +1,243 @@
+"""What is sent over HTTP, at limits that are small: without Gradio, in a thread."""
+
+import errno
+import os
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from probex_jax.errors import ProbexError
+from probex_jax.web import guard, uploads
+from probex_jax.web.api import routes
+from probex_jax.web.catalogue import Catalogue, Described
+from probex_jax.web.forms import form_routes
+from probex_jax.web.uploads import MAX_FILES
+from probex_jax.web.work import Work
+
+FILE_BYTES = 4 * 2**20
+UPLOAD, DESCRIBE = "/gradio_api/upload", "/api/describe"
+SHORT_S = 0.5
+
+
+class Known:
+    """A catalogue that knows nothing, and counts who is read at the same time."""
+
+    def __init__(self):
+        self.reading, self.most, self.read = 0, 0, []
+        self.lock, self.hub_answers = threading.Lock(), threading.Event()
+
+    def describe(self, models):
+        with self.lock:
+            self.reading += 1
+            self.most = max(self.most, self.reading)
+        [model] = models
+        if str(model.path).startswith("hf:"):
+            self.hub_answers.wait(60)
+        else:
+            self.read.append(model.path.stat().st_size)
+            time.sleep(0.05)
+        with self.lock:
+            self.reading -= 1
+        return [Described(model.name, None, "nothing is known")]
+
+    def check(self, tree, k, where):
+        if k < 1:
+            raise ProbexError(f"k is {k}")
+
+    def shown(self, error):
+        return Catalogue.shown(SimpleNamespace(_roots=[]), error)
+
+
+@pytest.fixture
+def known():
+    return Known()
+
+
+@pytest.fixture
+def held():
+    made = uploads.Uploads(FILE_BYTES)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def address(known, held):
+    app = FastAPI()
+    app.include_router(routes(known, held, Work(), hub=True))
+    app.include_router(form_routes(held, known.shown))
+    listening = socket.create_server(("127.0.0.1", 0), backlog=128)
+    config = uvicorn.Config(guard.Guard(app, held, {1: [1]}), http="h11", log_level="error")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield "http://{}:{}".format(*listening.getsockname())
+    known.hub_answers.set()
+    server.should_exit = True
+    thread.join(30)
+    listening.close()
+
+
+@pytest.fixture
+def client(address):
+    with httpx.Client(base_url=address, timeout=60) as made:
+        yield made
+
+
+def form(*sizes, name="a.safetensors"):
+    return [("files", (name, b"x" * size)) for size in sizes]
+
+
+def opened(address, path, announced, sent=b"", method="POST"):
+    """A connection on which so many bytes were announced and some were sent."""
+    host, port = address.removeprefix("http://").split(":")
+    raw = socket.create_connection((host, int(port)), timeout=30)
+    head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {announced}\r\n"
+    kind = "multipart/form-data; boundary=b"
+    raw.sendall(f"{head}Content-Type: {kind}\r\n\r\n".encode() + sent)
+    return raw
+
+
+def status(raw):
+    return int(raw.recv(4096).split()[1])
+
+
+PART = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\nxxx'
+
+
+@pytest.mark.parametrize(
+    ("path", "announced"),
+    [(UPLOAD, 8 * FILE_BYTES), (DESCRIBE, FILE_BYTES), ("/gradio_api/run/predict", 1000)],
+)
+def test_who_falls_silent_is_not_waited_for(address, held, monkeypatch, path, announced):
+    monkeypatch.setattr(guard, "_SILENCE_S", SHORT_S)
+    with opened(address, path, announced, PART) as raw:
+        assert status(raw) == 408
+    assert list(held.folder.iterdir()) == []
+
+
+def test_silence_does_not_lock_others_out(address, client, monkeypatch):
+    monkeypatch.setattr(guard, "_SILENCE_S", SHORT_S)
+    silent = [opened(address, UPLOAD, 8 * FILE_BYTES, PART) for _ in range(2)]
+    assert client.post(UPLOAD, files=form(FILE_BYTES)).status_code == 503
+    for raw in silent:
+        with raw:
+            assert status(raw) == 408
+    assert client.post(UPLOAD, files=form(FILE_BYTES)).status_code == 200
+
+
+def test_drops_do_not_hold_a_place(address, monkeypatch):
+    monkeypatch.setattr(guard, "_SILENCE_S", SHORT_S)
+    with opened(address, DESCRIBE, FILE_BYTES) as raw:
+        raw.settimeout(SHORT_S / 10)
+        start = time.monotonic()
+        while time.monotonic() - start < 20 * SHORT_S:
+            raw.sendall(b"x")
+            try:
+                assert status(raw) == 408
+                break
+            except TimeoutError:
+                continue
+        else:
+            pytest.fail("it is still waited for")
+
+
+def test_an_answer_may_take_longer_than_silence(client, known, monkeypatch):
+    monkeypatch.setattr(guard, "_SILENCE_S", 0.02)
+    assert client.post(DESCRIBE, content=b"x").json()["error"] == "nothing is known"
+
+
+def test_what_is_wrong_with_a_search_is_told_before_its_file_comes(address):
+    with opened(address, "/api/search?k=0", FILE_BYTES) as raw:
+        assert status(raw) == 422
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (form(10, FILE_BYTES + 1), (413, "a.safetensors: larger than the 4 MiB")),
+        (form(*[1] * (MAX_FILES + 1)), (400, "more than 64 files")),
+    ],
+)
+def test_forms_of_more_than_is_taken(client, held, files, says):
+    answer = client.post(UPLOAD, files=files)
+    assert (answer.status_code, answer.text[: len(says[1])]) == says
+    assert list(held.folder.iterdir()) == []
+
+
+def test_a_form_near_its_end_leaves_room_for_another(address, client):
+    with opened(address, UPLOAD, 8 * FILE_BYTES, PART) as raw:
+        for number in range(8):
+            raw.sendall((b"\r\n" + PART if number else b"") + b"x" * (FILE_BYTES - 1000))
+        assert client.post(UPLOAD, files=form(*[FILE_BYTES - 1000] * 7)).status_code == 200
+        assert client.post(UPLOAD, files=form(FILE_BYTES)).status_code == 200
+        assert client.post(UPLOAD, files=form(FILE_BYTES)).status_code == 503
+
+
+def test_a_disk_without_room(client, monkeypatch):
+    monkeypatch.setattr(uploads, "_DISK_RESERVE", 2**60)
+    for answer in (client.post(UPLOAD, files=form(1)), client.post(DESCRIBE, content=b"x")):
+        assert answer.status_code == 503
+        assert "disk" in answer.text
+
+
+@pytest.mark.parametrize("path", [UPLOAD, DESCRIBE])
+def test_what_a_disk_says_names_no_path(client, held, monkeypatch, path):
+    def full(dir):
+        raise OSError(errno.ENOSPC, "No space left on device", str(dir / "tmp123"))
+
+    monkeypatch.setattr(uploads.tempfile, "mkdtemp", full)
+    sent = {"files": form(1)} if path == UPLOAD else {"content": b"x"}
+    answer = client.post(path, **sent)
+    assert answer.status_code == 507
+    assert "No space left" in answer.text
+    assert os.path.dirname(held.folder) not in answer.text
+
+
+def test_long_names_are_cut(client, held):
+    name = "\u6a21" * 110 + ".safetensors"
+    [path] = client.post(UPLOAD, files=form(1, name=name)).json()
+    assert (held.folder / path).read_bytes() == b"x"
+    assert path.endswith("\u6a21.safetensors")
+
+
+@pytest.mark.parametrize("boundary", ["b" * 300, "b"])
+def test_damaged_forms(client, boundary):
+    kind = {"content-type": f"multipart/form-data; boundary={boundary}"}
+    answer = client.post(UPLOAD, content=b"no form", headers=kind)
+    assert (answer.status_code, answer.text) == (400, "the form is damaged, or not whole")
+
+
+def test_two_models_are_read_at_a_time(address, known):
+    data = b"x" * (3 * 2**20)
+
+    def described(number):
+        url = f"{address}{DESCRIBE}?name={number}"
+        return httpx.post(url, content=data, timeout=60).json()["id"]
+
+    with ThreadPoolExecutor(20) as people:
+        assert list(people.map(described, range(20))) == [str(number) for number in range(20)]
+    assert known.read == [len(data)] * 20
+    assert known.most == 2
+
+
+def test_a_slow_hub_does_not_hold_up_files(address, client, known):
+    def asked(number):
+        return httpx.get(f"{address}{DESCRIBE}?model=me/m{number}", timeout=60)
+
+    with ThreadPoolExecutor(3) as people:
+        slow = [people.submit(asked, number) for number in range(3)]
+        while known.reading < 2:
+            time.sleep(0.01)
+        assert client.post(DESCRIBE, content=b"x").json()["error"] == "nothing is known"
+        assert not any(answer.done() for answer in slow)
+        known.hub_answers.set()
+        assert all(answer.result().json()["error"] == "nothing is known" for answer in slow)
