@@ -200,6 +200,7 @@ def _costs(costs: Sequence[Cost]) -> str:
     if not costs:
         return ""
     longest = max(cost.seconds for cost in costs) or 1.0
+    is_resumed = any(cost.resumed for cost in costs)
     rows = [
         {
             "step": cost.step,
@@ -209,8 +210,8 @@ def _costs(costs: Sequence[Cost]) -> str:
                 f'<svg viewBox="0 0 120 10" width="120" aria-hidden="true"><rect height="10" '
                 f'width="{120 * cost.seconds / longest:.1f}" fill="{fill(0)}"/></svg>'
             ),
-            "": "resumed" if cost.resumed else "",
         }
+        | ({"begun": "by an earlier run" if cost.resumed else ""} if is_resumed else {})
         for cost in costs
     ]
     total = sum(cost.seconds for cost in costs if not cost.parallel)

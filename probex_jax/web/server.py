@@ -16,6 +16,8 @@ _LOCAL = ("localhost", "127.0.0.1")
 _ASSETS = Path(__file__).parent
 _LAST_REQUESTS_S, _IDLE_S = 5, 75
 _VISITS = 1000
+# As in the reports' figures.
+_BLUE, _DARKER = "#0072b2", "#005c91"
 
 
 def serve(
@@ -108,9 +110,14 @@ def _application(catalogue: Catalogue, uploads: Uploads, *, hub: bool, hosts: Se
     SessionState._update_value_in_config = lambda *_: None  # type: ignore[method-assign]
     # As if it had started it itself: only then Gradio checks by itself whose files it reads.
     blocks.has_launched = True
-    # The fonts of the theme would be fetched from a server.
+    # The fonts of the theme would be fetched from a server, and its blue is too pale to read.
     theme = gr.themes.Base(
         font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    ).set(
+        color_accent=_BLUE,
+        slider_color=_BLUE,
+        button_primary_background_fill=_BLUE,
+        button_primary_background_fill_hover=_DARKER,
     )
     gr.mount_gradio_app(
         app,

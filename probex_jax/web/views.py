@@ -49,7 +49,7 @@ def described(found: Described, map_html: str = "", no_map: str = "") -> str:
       map_html: the map on which it stands; "" for none.
       no_map: why there is none, where that has to be said.
     """
-    heading = f'<div role="status"><h3>{escape(found.name)}</h3></div>'
+    heading = f'<div role="status"><h2>{escape(found.name)}</h2></div>'
     if found.description is None:
         return (
             f'<article class="px-model">{heading}{error(found.error)}'
@@ -99,7 +99,7 @@ def _tree_line(said: Description) -> str:
 
 
 def _predictions(said: Description) -> str:
-    title = "<h4>What it was trained on: predicted from the weights</h4>"
+    title = "<h3>What it was trained on: predicted from the weights</h3>"
     if not said.tree:
         return f"{title}<p>Nothing is predicted, since its tree is unknown.</p>"
     if said.expert is None:
@@ -146,7 +146,7 @@ def _number(value: float) -> str:
 
 
 def _stated(said: Description) -> str:
-    title = "<h4>What its own files say</h4>"
+    title = "<h3>What its own files say</h3>"
     if not said.stated.labels:
         return f"{title}<p>Nothing about what it was trained on.</p>"
     labels = ", ".join(map(escape, said.stated.labels[:_SHOWN_CLASSES]))
@@ -172,7 +172,7 @@ def _nearest(said: Description) -> str:
     if not said.neighbours:
         return ""
     hits = [Hit(n.similarity, n.id, n.path, "", "", (), n.text) for n in said.neighbours]
-    return f"<h4>Nearest documented models</h4>{gallery(hits, said.tree)}"
+    return f"<h3>Nearest documented models</h3>{gallery(hits, said.tree)}"
 
 
 def _downloads(found: Described, card: str) -> str:
@@ -193,7 +193,7 @@ def _download(text: str, kind: str, name: str, label: str) -> str:
 def results(title: str, hits: Sequence[Hit], tree: str) -> str:
     """What a search found, under what was sought; arguments as `gallery` takes them."""
     count = f"{len(hits)} model{'s' if len(hits) != 1 else ''} of {escape(tree)}"
-    title = f'<div role="status"><h3>{escape(title)}: {count}</h3></div>'
+    title = f'<div role="status"><h2>{escape(title)}: {count}</h2></div>'
     return title + gallery(hits, tree)
 
 
@@ -272,7 +272,7 @@ def _tree(tree: Tree, n_indexed: int | None) -> str:
         more += _by_layer(card.get("metrics", {}).get("val_accuracy_by_layer"))
     items = "".join(f"<li>{line}</li>" for line in lines)
     return (
-        f'<section class="px-model"><h3>{escape(router.tree)}</h3><ul>{items}</ul>{more}</section>'
+        f'<section class="px-model"><h2>{escape(router.tree)}</h2><ul>{items}</ul>{more}</section>'
     )
 
 

@@ -107,10 +107,10 @@ def test_of_several_files_the_first_have_maps(visit, models, tmp_path):
     with visit() as page:
         sent(page, FILES, models / "stranger.safetensors", *files)
         page.locator(DESCRIBED).nth(4).wait_for()
-        maps = page.locator(f"{DESCRIBED}:has(iframe) h3").all_inner_texts()
+        maps = page.locator(f"{DESCRIBED}:has(iframe) h2").all_inner_texts()
         assert maps == ["m0", "m1", "m2"]
         without = page.locator(DESCRIBED).filter(has_text="Without its map")
-        assert without.locator("h3").all_inner_texts() == ["m3"]
+        assert without.locator("h2").all_inner_texts() == ["m3"]
 
 
 def test_a_file_that_is_too_large(visit, models, shot):
@@ -144,7 +144,7 @@ def test_search_by_example(visit, models):
         page.get_by_role("tab", name="Search").click()
         sent(page, EXAMPLE, models / "mine.safetensors")
         page.get_by_role("heading", name="Like mine").wait_for()
-        assert "of Ant" in page.locator("#px-found h3").inner_text()
+        assert "of Ant" in page.locator("#px-found h2").inner_text()
         assert page.locator("#px-found li").count() == 12
 
 
@@ -215,7 +215,7 @@ def test_how_many_by_keyboard_and_by_number(visit, address):
 def test_what_did_not_change_is_not_announced_again(visit):
     with visit() as page:
         searched(page, "a red ant")
-        page.evaluate("document.querySelector('#px-found h3').id = 'same'")
+        page.evaluate("document.querySelector('#px-found h2').id = 'same'")
         page.get_by_label("Its text holds").focus()
         with page.expect_response("**/run/predict"):
             page.keyboard.press("Tab")
@@ -280,7 +280,7 @@ def test_by_keyboard_alone(visit):
         page.keyboard.type("a red ant")
         page.keyboard.press("Enter")
         page.locator("#px-found li").first.wait_for()
-        assert "a red ant" in page.locator("#px-found h3").inner_text()
+        assert "a red ant" in page.locator("#px-found h2").inner_text()
 
 
 def test_on_a_phone_nothing_is_wider_than_the_screen(visit, models, shot):

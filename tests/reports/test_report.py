@@ -125,7 +125,7 @@ def test_results_calibration_and_settings_are_those_of_the_metrics():
     ):
         assert row in rows
     assert ("training", "12.3", "512", "", "") in rows
-    assert ("packing", "0.5", "", "", "resumed") in rows
+    assert ("packing", "0.5", "", "", "by an earlier run") in rows
     for value in ("0.812", "0.562"):
         assert f">{value}</text>" in text
 
