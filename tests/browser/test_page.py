@@ -68,6 +68,20 @@ def test_describe_a_file(visit, models, shot):
         shot(page, "describe")
 
 
+def test_nothing_is_left_of_what_was_sent(visit, models, server):
+    with visit() as page:
+        (folder,) = server.temporary.glob("probex_jax-uploads-*")
+        before = set(folder.iterdir())  # a folder of Gradio's own
+        config = models / "config.json"
+        config.write_text("{}")
+        sent(page, FILES, models / "mine.safetensors", config)
+        page.locator(DESCRIBED).wait_for()
+        page.get_by_role("tab", name="Search").click()
+        sent(page, EXAMPLE, models / "mine.safetensors")
+        page.get_by_role("heading", name="Like mine").wait_for()
+        assert set(folder.iterdir()) == before
+
+
 def test_download_the_card(visit, models):
     with visit() as page:
         sent(page, FILES, models / "mine.safetensors")
