@@ -76,15 +76,22 @@ def interactive_map(
             raise ProbexError(f"map: emphasis {kind!r} is not one of ring, star")
     styles = styles_of([point.group for point in points if point.emphasis != "star"])
     places, height = _in_the_frame(points)
-    # Later ones lie above earlier ones: the model in question is hidden by none.
-    drawn = sorted(range(len(points)), key=lambda index: _EMPHASES.index(points[index].emphasis))
-    marks = "\n".join(_mark(points[index], places[index], styles) for index in drawn)
-    names = _names(points, places, styles)
+    # Later ones lie above earlier ones: the model in question is hidden by none, nor by a name.
+    layers = [
+        "\n".join(
+            _mark(point, place, styles)
+            for point, place in zip(points, places, strict=True)
+            if point.emphasis == emphasis
+        )
+        for emphasis in _EMPHASES
+    ]
+    layers.insert(-1, _names(points, places, styles))
+    drawn = "\n".join(f"<g>{layer}</g>" for layer in layers)
     about = f"{escaped(caption)} {len(points)} models."
     return (
         f'<figure class="px-map"><style>{STYLE}</style>\n<div class="px-view">\n'
         f'<svg viewBox="0 0 {_WIDTH:.0f} {height:.0f}" tabindex="0" role="application" '
-        f'aria-roledescription="map" aria-label="{about}">\n<g>{marks}</g>\n<g>{names}</g>\n</svg>'
+        f'aria-roledescription="map" aria-label="{about}">\n{drawn}\n</svg>'
         '<output aria-live="polite"></output>\n<div class="px-zoom">'
         '<button type="button" data-zoom="1.6" aria-label="zoom in">+</button>'
         '<button type="button" data-zoom="0.625" aria-label="zoom out">&minus;</button>'

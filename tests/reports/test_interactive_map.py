@@ -72,9 +72,13 @@ def test_all_models_lie_in_the_picture_and_y_points_up():
 
 def test_the_model_in_question_lies_above_all():
     text = interactive_map(
-        [MapPoint(0, 0, "this", "", "star"), *points("ab")], caption="x", emphasised={"star": "it"}
+        [MapPoint(0, 0, "this", "", "star"), *points("abcdefghi")],
+        caption="x",
+        emphasised={"star": "it"},
     )
-    assert text.index("<title>m1") < text.index("<title>this")
+    this = text.index("<title>this")
+    assert text.index("<title>m1") < this
+    assert 0 < text.rindex("px-name") < this
 
 
 @pytest.mark.parametrize("n_points", [0, 1])
