@@ -211,7 +211,7 @@ def _how(description: Description) -> str:
         found = expert.accuracy
         what = "them" if expert.chosen == "one" else "their classes"
         lines.append(
-            f"Answered on {found['n_models']} other models of the tree, it was right on "
+            f"Tested on {found['n_models']} other models of the tree, it was right on "
             f"{found['value']:.3f} of {what} (95 % interval {found['low']:.3f} to "
             f"{found['high']:.3f})."
         )

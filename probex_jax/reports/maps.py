@@ -1,7 +1,9 @@
 """A map of models: their representations in the plane, near ones near."""
 
 from collections.abc import Collection, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +15,8 @@ from probex_jax.reports.map_styles import COLOURS, styles_of
 # In the order of `map_styles.SHAPES`.
 _SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
 
+_MOST_IN_LEGEND = 40
+
 
 def map_of_models(
     vectors: np.ndarray, labels: Sequence[str], path: Path, *, ringed: Collection[str] = ()
@@ -20,7 +24,7 @@ def map_of_models(
     """Draws models as points, by t-SNE of their directions.
 
     Labels have colours and shapes as on an interactive map, and stand over the middle of their
-    points.
+    points, where there is room.
 
     Args:
       vectors: [N, T] float representations.
@@ -51,7 +55,7 @@ def _draw(figure, points_N2: np.ndarray, labels: Sequence[str], ringed: Collecti
     from matplotlib.patheffects import withStroke
 
     styles = styles_of(labels)
-    panel = figure.subplots()
+    panel, names = figure.subplots(), []
     for label, (colour, shape) in styles.of.items():
         places = points_N2[[index for index, other in enumerate(labels) if other == label]]
         panel.scatter(
@@ -66,6 +70,10 @@ def _draw(figure, points_N2: np.ndarray, labels: Sequence[str], ringed: Collecti
             label, np.median(places, axis=0), (0, 6), textcoords="offset points", ha="center"
         )
         name.set(fontsize=6.5, path_effects=[withStroke(linewidth=1.8, foreground="white")])
+        names.append(name)
+    if not styles.by_words:
+        for label, (colour, shape) in islice(styles.of.items(), _MOST_IN_LEGEND):
+            panel.scatter([], [], color=COLOURS[colour], marker=_SHAPES[shape], label=label)
     for name, colour in styles.colours.items():
         panel.scatter([], [], color=COLOURS[colour], marker="o", label=name)
     for name, shape in styles.shapes.items():
@@ -76,3 +84,15 @@ def _draw(figure, points_N2: np.ndarray, labels: Sequence[str], ringed: Collecti
     if styles.by_words:
         legend.set_title("colour: last word\nshape: words before", {"size": 8})
     panel.set_axis_off()
+    figure.draw_without_rendering()
+    _thin_out(names)
+
+
+def _thin_out(names: Sequence[Any]) -> None:
+    """Of names that would lie on one another the first is shown, as on an interactive map."""
+    kept: list[Any] = []
+    for name in names:
+        box = name.get_window_extent()
+        name.set_visible(not any(box.overlaps(other) for other in kept))
+        if name.get_visible():
+            kept.append(box)

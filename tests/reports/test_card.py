@@ -178,7 +178,7 @@ def test_an_expert_that_was_never_tested_claims_nothing():
     bare = ExpertFacts(**vars(EXPERT) | {"accuracy": None, "calibration_error": {}})
     card = model_card(described(expert=bare))
     assert SECTIONS[3] in card
-    assert "Answered on" not in card
+    assert "Tested on" not in card
     assert "calibrated" not in card
 
 
