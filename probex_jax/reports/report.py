@@ -153,7 +153,7 @@ def _results(run: Run) -> str:
     about = (
         "<p>On test models, which no choice has seen. Intervals are 95 % bootstrap intervals over "
         "the models, or over the classes where classes are what is asked; where all are right, "
-        "exact ones. The line runs from 0 to 1, the dashes on it are chance.</p>"
+        "exact ones (but for AUC). The line runs from 0 to 1, the dashes on it are chance.</p>"
     )
     tables = html_table(rows) + (html_table(further, caption="Further tasks") if further else "")
     return about + tables if rows else ""

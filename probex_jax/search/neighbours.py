@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Score
-from probex_jax.experts.metrics import mean_score
+from probex_jax.experts.metrics import share
 
 # Distances of so many bytes are held at once; queries beyond are worked off in turn.
 _BYTES = 256 * 2**20
@@ -252,7 +252,7 @@ def retrieval(
     has_answer_Q = n_relevant_Q > 0
     if not has_answer_Q.any():
         raise ProbexError("retrieval: no query has a model of its class in the gallery")
-    return Retrieval(mean_score(precision_Q[has_answer_Q]), mean_score(average_Q[has_answer_Q]))
+    return Retrieval(share(precision_Q[has_answer_Q]), share(average_Q[has_answer_Q]))
 
 
 def _checked(

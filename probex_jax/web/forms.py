@@ -20,6 +20,7 @@ from probex_jax.web.uploads import MAX_FILES, Arrival, Refused, Uploads
 
 # What a form has beside the files.
 _FORM_BYTES = 2**20
+_HEADER_BYTES = 2**13
 # In files of the largest size.
 _AT_ONCE = 8
 # Uploads whose progress is told, and messages of each that wait to be.
@@ -69,10 +70,10 @@ class Form:
             self._parser.finalize()
 
     def _on_header(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
+        self._header = _short(self._header + data[start:end])
 
     def _on_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
+        self._value = _short(self._value + data[start:end])
 
     def _on_header_end(self) -> None:
         header, value, self._header, self._value = self._header.lower(), self._value, b"", b""
@@ -94,6 +95,12 @@ class Form:
     def _on_end(self) -> None:
         self._arrival.end()
         self._name = ""
+
+
+def _short(header: bytes) -> bytes:
+    if len(header) > _HEADER_BYTES:
+        raise ProbexError("a header of the form is too long")
+    return header
 
 
 @contextmanager

@@ -26,6 +26,8 @@ _ADDRESS_BYTES = 2**14
 _SESSION_CHARACTERS = 100
 # Bodies are waited for no longer than this, and not for those that come more slowly than 8 KiB/s.
 _SILENCE_S, _SLOWEST = 60.0, 2**13
+# Answers that do not wait for the end of a body: what is left of it is not the next request.
+_EARLY = (400, 408, 411, 413, 422, 503, 507)
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' "
     "'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; frame-src 'self' data: "
@@ -85,6 +87,8 @@ class Guard:
         async def with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), *_HEADERS]
+                if scope["method"] not in ("GET", "HEAD") and message["status"] in _EARLY:
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         await self._app(scope, receive, with_policy)
@@ -94,6 +98,8 @@ class Guard:
         host = next((value for name, value in scope["headers"] if name == b"host"), b"")
         if self._hosts and _hostname(host) not in self._hosts:
             return 421, "asked by a name that is not this server's"
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+            return 400, "two lengths of one body"
         if len(scope["query_string"]) + len(scope["path"]) > _ADDRESS_BYTES:
             return 414, "the address is too long"
         method, path = scope["method"], scope["path"]
@@ -118,8 +124,10 @@ class Guard:
             raise Refused("the page has no such event; load it again")
         values = zip(event["data"], files, strict=True)
         data = [self._files(value, most) if most else _plain(value) for value, most in values]
-        known = {"data": data, "fn_index": event["fn_index"]}
-        return json.dumps(known | {"session_hash": _session(event)}).encode()
+        known = {"data": data, "fn_index": event["fn_index"], "session_hash": _session(event)}
+        if isinstance(trigger := event.get("trigger_id"), int):
+            known["trigger_id"] = trigger
+        return json.dumps(known).encode()
 
     def _values(self, event: Any) -> Sequence[int] | None:
         """How many files each value of an event may be; None where the page has no such event."""

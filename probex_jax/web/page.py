@@ -151,8 +151,8 @@ class Page:
             )
             k = gr.Slider(1, MAX_K, _HOW_MANY, step=1, label="How many", min_width=120)
         found = gr.HTML(elem_id="px-found")
+        self._gone_through = {words._id, k._id}
         # One event for all of them, which reads all of them: so it is always the newest that count.
-        # What is gone through without a change, such as by Tab, is not asked for again.
         changes = [index.input, tree.input, split.input, words.submit, words.blur, k.change]
         gr.on(
             [ask.click, query.submit, example.change, *changes],
@@ -239,9 +239,30 @@ class Page:
         return None, _Example(tree=tree, vector_T=vector_T, name=model.name), tree
 
     async def _search(
+        self,
+        query: Any,
+        index: Any,
+        sought: _Example,
+        asked: Any,
+        tree: Any,
+        split: Any,
+        words: Any,
+        k: Any,
+        event: gr.EventData,
+    ) -> tuple[Any, ...]:
+        """The same, of an event: controls that were gone through, as by Tab, ask for no answer."""
+        if getattr(event.target, "_id", None) not in self._gone_through:
+            asked = None  # whoever asks again, perhaps since no answer came, gets one
+        return await self._answer(query, index, sought, asked, tree, split, words, k)
+
+    async def _answer(
         self, query: Any, index: Any, sought: _Example, asked: Any, *filters: Any
     ) -> tuple[Any, ...]:
-        """What the controls ask for: the question, the index that was searched, and the answer."""
+        """What the controls ask for, if that was not asked before.
+
+        Returns:
+          The question, the index that was searched, and the answer.
+        """
         text, index = _text(query), _text(index)
         where, k = Filter(*map(_text, filters[:3])), _how_many(filters[3])
         try:
@@ -298,7 +319,7 @@ class Page:
         tree = asked["index"] if asked["index"] in self._catalogue.snapshots else ""
         sought = _Example(id=asked["like"], tree=tree)
         query = "" if sought.id else asked["query"]
-        answer = await self._search(query, tree, sought, None, "", "", "", _HOW_MANY)
+        answer = await self._answer(query, tree, sought, None, "", "", "", _HOW_MANY)
         question, shown, found = answer
         shown = tree or gr.skip() if shown == gr.skip() else shown
         return gr.Tabs(selected="search"), query, shown, sought, question, found

@@ -37,7 +37,7 @@ class Layout:
 def laid_out(snapshot: Snapshot) -> Layout | None:
     """The layout of an index; None where scikit-learn is missing.
 
-    A thousand models take a quarter of a minute, so the points are kept in the index's folder,
+    A thousand models take seconds, so the points are kept in the index's folder,
     where that can be written to, with the hash of what they are of.
     """
     chosen = shown_on_a_map(len(snapshot))

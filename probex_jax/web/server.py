@@ -87,7 +87,7 @@ def _application(catalogue: Catalogue, uploads: Uploads, *, hub: bool, hosts: Se
         from gradio.state_holder import SessionState
     except ImportError:
         raise ProbexError(
-            "the page needs gradio: pip install 'gradio>=6.0' (extra `app`)"
+            "the page needs gradio: pip install 'gradio>=6.31' (extra `app`)"
         ) from None
     from fastapi.exceptions import RequestValidationError
 

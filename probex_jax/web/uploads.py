@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,11 @@ MAX_FILES = 64
 # What was not asked for again since so long is removed.
 _KEPT_S = 600.0
 _SWEEP_S = 30.0
-# All that may lie there or be on its way at a time, in files of the largest size, and how many.
-_FILES, _FOLDERS = 16, 10_000
+# All that may lie there at a time, in files of the largest size, and how many; and a few more for
+# what has been sent and is to be read.
+_FILES, _FOLDERS, _SPARE = 16, 10_000, 100
+# What nobody uses is waited for so long, also where room is short.
+_GRACE_S = 30.0
 _DISK_RESERVE = 2**30
 
 
@@ -90,28 +94,29 @@ class Uploads:
         self.folder = Path(self._owned.name).resolve()
         self._lock = threading.Lock()
         self._folders: dict[Path, _Folder] = {}
-        # Bytes that are on their way, and bytes that lie here.
-        self._coming, self._held = 0, 0
+        self._held = 0  # bytes
         self._ended = threading.Event()
         self._sweeper = threading.Thread(target=self._keep_sweeping, daemon=True)
         self._sweeper.start()
 
     @contextmanager
     def coming(self, n_bytes: int) -> Iterator[Arrival]:
-        """While this lasts, there is room for so many bytes that are on their way.
+        """Where the files of one request are written.
+
+        There has to be room for all that was announced, but it is taken only as bytes come: who
+        sends slowly, or not at all, takes none from others.
+
+        Args:
+          n_bytes: how many were announced.
 
         Yields:
           Where they are written. The files stay after it, but for an error: then they are removed.
 
         Raises:
-          Full: if there is no room.
+          Full: if there is no room, now or later.
         """
         with self._lock:
-            if self._coming + self._held + n_bytes > _FILES * self.file_bytes:
-                raise Full("too many files are being read at this moment; try again in a minute")
-            if shutil.disk_usage(self.folder).free < self._coming + n_bytes + _DISK_RESERVE:
-                raise Full("the disk of the server is too full for this file")
-            self._coming += n_bytes
+            self._make_room(n_bytes)
         arrival, whole = Arrival(self, n_bytes), False
         try:
             yield arrival
@@ -120,14 +125,12 @@ class Uploads:
         finally:
             with suppress(NotWritten):
                 arrival.end()
-            with self._lock:
-                self._coming -= arrival.missing
             self._release([path.parent for path in arrival.paths], keep=whole)
 
     @contextmanager
     def place(self) -> Iterator[Path]:
         """A new folder for the files of one request, removed after it."""
-        folder = self._new_folder()
+        folder = self._new_folder(spare=_SPARE)
         try:
             yield folder
         finally:
@@ -175,24 +178,50 @@ class Uploads:
         shutil.rmtree(self.folder, ignore_errors=True)
         self._owned.cleanup()
 
-    def _new_folder(self) -> Path:
+    def _new_folder(self, spare: int = 0) -> Path:
         """A new folder, whose name nobody guesses."""
         with self._lock:
-            if len(self._folders) >= _FOLDERS:
+            for old in self._left_behind():
+                if len(self._folders) < _FOLDERS + spare:
+                    break
+                self._forget([old])
+                _remove([old])
+            if len(self._folders) >= _FOLDERS + spare:
                 raise Full("too many files lie here at this moment; try again in a minute")
             with _written("a folder for uploads"):
                 folder = Path(tempfile.mkdtemp(dir=self.folder))
             self._folders[folder] = _Folder()
         return folder
 
-    def _wrote(self, folder: Path, n_bytes: int) -> None:
-        """What was on its way lies here now."""
+    def _take(self, folder: Path, n_bytes: int) -> None:
+        """Room for bytes that have come."""
         with self._lock:
-            self._coming -= n_bytes
+            self._make_room(n_bytes)
             self._held += n_bytes
             self._folders[folder].n_bytes += n_bytes
 
-    def _release(self, folders: Iterable[Path], *, keep: bool = False) -> None:
+    def _make_room(self, n_bytes: int) -> None:
+        """Where room is short, removes what was left behind; to be called with the lock."""
+        most = _FILES * self.file_bytes - n_bytes
+        for old in self._left_behind() if self._held > most else ():
+            if self._held <= most:
+                break
+            self._forget([old])
+            _remove([old])
+        if self._held > most:
+            raise Full("too many files are being read at this moment; try again in a minute")
+        with _written("a file"):
+            free = shutil.disk_usage(self.folder).free
+        if free < n_bytes + _DISK_RESERVE:
+            raise Full("the disk of the server is too full for this file")
+
+    def _left_behind(self) -> list[Path]:
+        """What nobody uses, and was not asked for soon after it came; the oldest first."""
+        before = time.monotonic() - _GRACE_S
+        unused = [(it.unused_since, path) for path, it in self._folders.items() if not it.users]
+        return [path for since, path in sorted(unused) if since <= before]
+
+    def _release(self, folders: Sequence[Path], *, keep: bool = False) -> None:
         """One user less of each folder; the last one removes it, or leaves it to be swept."""
         with self._lock:
             for folder in folders:
@@ -209,6 +238,8 @@ class Uploads:
     def _keep_sweeping(self) -> None:
         while not self._ended.wait(_SWEEP_S):
             self.sweep()
+            with suppress(OSError):  # those who clean /tmp go by age
+                os.utime(self.folder)
 
 
 class Arrival:
@@ -220,12 +251,11 @@ class Arrival:
 
     Attributes:
       paths: of those that came.
-      missing: how many bytes of the announced ones did not come.
     """
 
     def __init__(self, uploads: Uploads, n_bytes: int):
         self.paths: list[Path] = []
-        self.missing = n_bytes
+        self._missing = n_bytes
         self._file: BinaryIO | None = None
         self._uploads, self._name, self._size = uploads, "", 0
 
@@ -247,16 +277,19 @@ class Arrival:
 
         Raises:
           TooLarge: as soon as it is over the limit.
+          Full: if there is no room any more.
           NotWritten: if the disk does not take it.
         """
         if self._file is None:
             raise ProbexError("no file was begun")
         self._size += len(data)
         self._uploads.check_size(self._size, self._name)
+        self._missing -= len(data)
+        if self._missing < 0:
+            raise Refused(f"{self._name}: more comes than was announced")
+        self._uploads._take(self.paths[-1].parent, len(data))
         with _written(self._name):
             self._file.write(data)
-        self.missing -= len(data)
-        self._uploads._wrote(self.paths[-1].parent, len(data))
 
     async def receive(self, chunks: AsyncIterator[bytes], name: str, file_name: str) -> Path:
         """Writes a file as it comes; arguments and errors as above. Returns its path."""

@@ -207,8 +207,10 @@ def test_the_newest_controls_win(visit):
             page.get_by_label("What the model was trained on").fill("a red dog")
             page.keyboard.press("Enter")
         page.get_by_role("heading", name="a red dog").wait_for()
-        assert all("blue" in text for text in page.locator(".px-text").all_inner_texts())
-        assert all("test" in text for text in page.locator(".px-tags").all_inner_texts())
+        texts = page.locator("#px-found .px-text").all_inner_texts()
+        assert texts
+        assert all("blue" in text for text in texts)
+        assert all("test" in text for text in page.locator("#px-found .px-tags").all_inner_texts())
 
 
 def test_how_many_by_keyboard_and_by_number(visit, address):
@@ -231,12 +233,21 @@ def test_what_did_not_change_is_not_announced_again(visit):
         searched(page, "a red ant")
         page.evaluate("document.querySelector('#px-found h2').id = 'same'")
         page.get_by_label("Its text holds").focus()
-        with page.expect_response("**/run/predict"):
+        with page.expect_response("**/run/predict") as answer:
             page.keyboard.press("Tab")
+        assert "px-gallery" not in answer.value.text()
         page.get_by_label("Its text holds").fill("blue")
         assert page.locator("#same").count() == 1
         page.keyboard.press("Tab")
         page.locator("#same").wait_for(state="detached")
+
+
+def test_who_asks_again_is_answered_again(visit):
+    with visit() as page:
+        searched(page, "a red ant")
+        with page.expect_response("**/run/predict") as answer:
+            page.get_by_role("button", name="Search", exact=True).click()
+        assert "px-gallery" in answer.value.text()
 
 
 def test_search_by_an_example_that_cannot_be_read(visit, models):

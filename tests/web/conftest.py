@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,14 @@ from tests.hub import Hub
 __all__ = ["forest", "forest_path", "trees"]
 
 LIMIT, START_S = 2**20, 120
+
+
+def waited_for(condition, timeout_s=60):
+    """Whether it holds within that time."""
+    deadline = time.monotonic() + timeout_s
+    while not (held := condition()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return held
 
 
 @dataclass(frozen=True)

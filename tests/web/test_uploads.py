@@ -7,7 +7,7 @@ import pytest
 from probex_jax.errors import ProbexError
 from probex_jax.web import uploads as module
 from probex_jax.web.models import Model, of_hub, plain_name, sent
-from probex_jax.web.uploads import Full, NotWritten, TooLarge, Uploads
+from probex_jax.web.uploads import Full, NotWritten, Refused, TooLarge, Uploads
 
 
 @pytest.fixture
@@ -45,35 +45,50 @@ def test_a_larger_one_is_refused_as_soon_as_it_is(uploads):
     assert list(uploads.folder.iterdir()) == []
 
 
-def test_what_is_on_its_way_counts_before_it_is_there(uploads):
-    arrived(uploads, b"x" * 100)
-    with (
-        uploads.coming(1000),
-        uploads.coming(500),
-        pytest.raises(Full, match="in a minute"),
-        uploads.coming(1),
-    ):
+def test_there_has_to_be_room_for_what_is_announced(uploads):
+    kept = arrived(uploads, b"x" * 100)
+    with pytest.raises(Full, match="in a minute"), uploads.coming(1501):
         pass
     with uploads.coming(1500):
         pass
-
-
-def test_what_has_come_counts_once(uploads):
-    with uploads.coming(800) as arrival:
-        for _ in range(7):
-            arrival.begin("mine")
-            arrival.write(b"x" * 100)
-        # Of 1,600 bytes 700 lie here, 100 are on their way.
-        with uploads.coming(800):
-            pass
-        with pytest.raises(Full), uploads.coming(801):
-            pass
-    with uploads.coming(900):
-        pass
-    with uploads.used(arrival.paths):
+    with uploads.used([kept]), uploads.coming(1500):
         pass
     with uploads.coming(1600):
         pass
+
+
+def test_who_announces_much_takes_nothing_from_others(uploads):
+    with uploads.coming(1600) as slow, uploads.coming(1600) as other:
+        for _ in range(15):
+            other.begin("other")
+            other.write(b"x" * 100)
+        slow.begin("slow")
+        slow.write(b"x" * 60)
+        other.begin("last")
+        with pytest.raises(Full):
+            other.write(b"x" * 41)
+
+
+def test_no_more_comes_than_was_announced(uploads):
+    with pytest.raises(Refused, match="mine: more comes than"):  # noqa: PT012, SIM117
+        with uploads.coming(2) as arrival:
+            arrival.begin("mine")
+            arrival.write(b"xx")
+            arrival.write(b"x")
+    assert list(uploads.folder.iterdir()) == []
+
+
+def test_what_was_left_behind_makes_room(uploads, monkeypatch):
+    old, used, new = (arrived(uploads, b"x" * 100) for _ in range(3))
+    with uploads.used([used]):
+        with pytest.raises(Full), uploads.coming(1301):
+            pass
+        monkeypatch.setattr(module, "_GRACE_S", 0)
+        with uploads.coming(1400):
+            assert [path.exists() for path in (old, used, new)] == [False, True, True]
+        with pytest.raises(Full), uploads.coming(1501):
+            pass
+        assert not new.exists()
 
 
 def test_a_full_disk_is_told(uploads, monkeypatch):
@@ -84,12 +99,20 @@ def test_a_full_disk_is_told(uploads, monkeypatch):
 
 def test_no_more_files_than_so_many_lie_there(uploads, monkeypatch):
     monkeypatch.setattr(module, "_FOLDERS", 2)
-    first, _ = arrived(uploads), arrived(uploads)
+    first, second = arrived(uploads), arrived(uploads)
     with pytest.raises(Full, match="too many files"):
         arrived(uploads)
-    with uploads.used([first]):
+    with uploads.place():
         pass
-    arrived(uploads)
+    monkeypatch.setattr(module, "_GRACE_S", 0)
+    third = arrived(uploads)
+    assert [path.exists() for path in (first, second, third)] == [False, True, True]
+
+
+def test_a_folder_that_is_gone_is_one_line(uploads):
+    uploads.folder.rmdir()
+    with pytest.raises(NotWritten), uploads.coming(1):
+        pass
 
 
 def test_what_the_disk_does_not_take_is_one_line_and_leaves_nothing(uploads):
