@@ -250,7 +250,7 @@ class Page:
         k: Any,
         event: gr.EventData,
     ) -> tuple[Any, ...]:
-        """The same, of an event: controls that were gone through, as by Tab, ask for no answer."""
+        """The answer to an event; to controls that were gone through, as by Tab, only a new one."""
         if getattr(event.target, "_id", None) not in self._gone_through:
             asked = None  # whoever asks again, perhaps since no answer came, gets one
         return await self._answer(query, index, sought, asked, tree, split, words, k)
