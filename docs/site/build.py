@@ -22,7 +22,15 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "out" / "docs-source"
 CONFIG = ROOT / "out" / "docs.yml"
 # What pages show or link to, in the folders that they lie in.
-PAGES = ("README.md", "WORKSPACE.md", "CHANGELOG.md", "LICENSE", "docs", "results")
+PAGES = (
+    "README.md",
+    "WORKSPACE.md",
+    "CHANGELOG.md",
+    "LICENSE",
+    "docs",
+    "results",
+    "experiments/colab",
+)
 PUBLIC = "public.md"
 READ = {
     "Overview": "README.md",

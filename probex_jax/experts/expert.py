@@ -60,12 +60,17 @@ class Expert:
       >>> expert = Expert(network.init(jax.random.key(0), x), {
       ...     "encoder": encoder, "head": "class", "layer": "fc.weight", "shape": [6, 5],
       ...     "tree": "Mini", "classes": ["one", "two", "three"]})
+      >>> expert
+      Expert(tree='Mini', reading='fc.weight')
       >>> expert.encode(x).shape, expert.logits(x).shape
       ((2, 8), (2, 3))
     """
 
     variables: Mapping[str, Any]
     card: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Expert(tree={self.card['tree']!r}, reading={self.reading!r})"
 
     @cached_property
     def members(self) -> tuple[Member, ...]:

@@ -160,6 +160,9 @@ class Forest:
     def __init__(self, path: Path, trees: Mapping[str, Tree]):
         self.path, self.trees = path, trees
 
+    def __repr__(self) -> str:
+        return f"Forest({str(self.path)!r}: {', '.join(self.trees)})"
+
     @classmethod
     def load(cls, path: str | Path) -> Forest:
         """Opens a forest; experts are read when the first model of their tree comes.

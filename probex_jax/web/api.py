@@ -132,6 +132,8 @@ class _Answers:
         length = request.headers.get("content-length", "")
         try:
             check()
+            if request.headers.get("content-type", "").startswith("multipart/"):
+                raise ProbexError("send the file itself as the body, as curl -T does; not a form")
             size = int(length) if length.isdigit() else uploads.file_bytes
             uploads.check_size(size, name)
             with uploads.coming(size) as arrival:

@@ -111,7 +111,7 @@ def _predictions(said: Description) -> str:
         else f"Any of {known} classes, each for itself; those above a half count as predicted."
     )
     shown = said.predictions[: 5 if one else _MOST_BARS]
-    rest = "" if one or known == len(shown) else f"<p>and {known - len(shown)} less likely</p>"
+    rest = "" if known == len(shown) else f"<p>and {known - len(shown)} less likely</p>"
     bars = _bars([(p.text, p.probability) for p in shown], "class", "probability")
     return (
         f'{title}<p class="px-quiet">{about} {_tested(said.expert)} A class that it does not know '
@@ -147,6 +147,8 @@ def _number(value: float) -> str:
 
 def _stated(said: Description) -> str:
     title = "<h3>What its own files say</h3>"
+    if said.stated.base:
+        title += f"<p>Fine-tuned from {escape(said.stated.base)}.</p>"
     if not said.stated.labels:
         return f"{title}<p>Nothing about what it was trained on.</p>"
     labels = ", ".join(map(escape, said.stated.labels[:_SHOWN_CLASSES]))

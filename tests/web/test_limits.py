@@ -109,7 +109,7 @@ def opened(address, path, announced, sent=b"", method="POST"):
     host, port = address.removeprefix("http://").split(":")
     raw = socket.create_connection((host, int(port)), timeout=30)
     head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {announced}\r\n"
-    kind = "multipart/form-data; boundary=b"
+    kind = "multipart/form-data; boundary=b" if path == UPLOAD else "application/octet-stream"
     raw.sendall(f"{head}Content-Type: {kind}\r\n\r\n".encode() + sent)
     return raw
 
@@ -228,6 +228,11 @@ def test_what_a_disk_says_names_no_path(client, held, monkeypatch, path):
     assert answer.status_code == 507
     assert "No space left" in answer.text
     assert os.path.dirname(held.folder) not in answer.text
+
+
+def test_a_form_where_a_file_is_meant_is_told(client):
+    answer = client.post(DESCRIBE, files={"file": b"x"})
+    assert (answer.status_code, "not a form" in answer.json()["error"]) == (422, True)
 
 
 def test_long_names_are_cut(client, held):

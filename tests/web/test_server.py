@@ -334,7 +334,7 @@ def test_another_name_is_refused(client):
 @pytest.mark.parametrize("path", ["/api/describe", "/gradio_api/upload"])
 def test_who_leaves_in_the_middle_leaves_nothing(client, server, address, path):
     host, port = address.removeprefix("http://").split(":")
-    form = "multipart/form-data; boundary=b"
+    form = "multipart/form-data; boundary=b" if "upload" in path else "application/octet-stream"
     part = '--b\r\nContent-Disposition: form-data; name="files"; filename="a.safetensors"\r\n\r\n'
     assert server.uploads() == []
     with socket.create_connection((host, int(port))) as raw:

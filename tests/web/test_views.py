@@ -1,5 +1,6 @@
 """What the page shows: text of strangers is text."""
 
+import dataclasses
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -113,3 +114,13 @@ def test_only_whole_paths_are_left_out(forest_path, monkeypatch):
 
 def test_why_there_is_no_map_is_said():
     assert "the first &lt;3&gt;" in views.described(described("a"), no_map="the first <3>")
+
+
+def test_the_base_that_files_name_and_what_is_not_listed_are_said():
+    found = described("a", "one")
+    predictions = tuple(Prediction(f"c{n}", f"c{n}", 0.1) for n in range(9))
+    stated = dataclasses.replace(found.description.stated, base="me/root")
+    said = dataclasses.replace(found.description, stated=stated, predictions=predictions)
+    text = views.described(dataclasses.replace(found, description=said))
+    assert "Fine-tuned from me/root." in text
+    assert "and 4 less likely" in text
