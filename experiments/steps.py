@@ -61,8 +61,8 @@ def pack(zoo: Path, store: Path, layers: str = "") -> PackSummary:
         )
     if summary.unread:
         print(
-            f"{summary.unread} models have tensors of adapters that are not read, of unknown "
-            "modules or kinds; ModelFile.unread lists them",
+            f"{summary.unread} models have tensors of adapters that are not read; "
+            "ModelFile.unread lists them with the reason",
             file=sys.stderr,
         )
     for name, reason in summary.left_out.items():

@@ -132,8 +132,7 @@ def _see(path: Path, sketches: dict[str, Sketch]) -> _Seen | ProbexError:
     """Reads one model; `sketches` has that of each architecture."""
     try:
         with open_model(path) as model:
-            if not model.layers:
-                raise ProbexError(f"{path}: no layer to tell it by")
+            model.check_has_layers()
             architecture = fingerprint(model)
             layers = {name: layer.shape for name, layer in model.layers.items()}
             # Equal for all of an architecture, whichever thread comes first.

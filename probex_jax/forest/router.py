@@ -195,6 +195,8 @@ def route(model: ModelFile, trees: Sequence[TreeRouter], base: str | None = None
     Raises:
       ProbexError: if a layer cannot be read, or is of another shape than in the tree's models.
     """
+    if model.without_layers:
+        return Route("", reason=model.without_layers)
     architecture, base = fingerprint(model), stated_base(model) if base is None else base
     alike = [tree for tree in trees if architecture in tree.fingerprints]
     if not alike:

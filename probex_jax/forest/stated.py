@@ -18,6 +18,7 @@ _NO_NAME = re.compile(r"(?:LABEL|label|class)_?\d+|\d+")
 _MAX_CONFIG_BYTES = 16 * 2**20
 _MAX_LABELS = 10_000
 _MAX_CHARACTERS = 200
+_MAX_REASONS = 3
 
 # What a model is for, by the ending of its class in transformers.
 _PIPELINES = {
@@ -51,6 +52,7 @@ class Stated:
       layers: how many.
       unscaled: layers of a LoRA in PEFT's or kohya's dialect for which nothing says alpha.
       unread: tensors of adapters that are in no layer (`ModelFile.unread`).
+      unread_reasons: why, the first few.
     """
 
     labels: tuple[str, ...]
@@ -65,6 +67,16 @@ class Stated:
     layers: int
     unscaled: int = 0
     unread: int = 0
+    unread_reasons: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """What the file holds, in words."""
+        if self.is_lora:
+            return "an update of another model (LoRA)"
+        if 0 < self.unread >= self.layers:
+            return "an adapter that could not be read"
+        return "a whole model"
 
 
 def stated(model: ModelFile) -> Stated:
@@ -94,6 +106,7 @@ def stated(model: ModelFile) -> Stated:
         layers=len(model.layers),
         unscaled=_unscaled(model),
         unread=len(model.unread),
+        unread_reasons=tuple(dict.fromkeys(model.unread.values()))[:_MAX_REASONS],
     )
 
 

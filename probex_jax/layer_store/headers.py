@@ -32,6 +32,7 @@ def read_header(model: ZooModel, forms: Forms) -> Header:
     """Opens a model and reads no weights; what is wrong with it is its `fault`."""
     try:
         with model.open() as file:
+            file.check_has_layers()
             labels = model.labels_in(file)
             about = fingerprint(file), stated_base(file)
             # Of a server at the commit that was read, and no other.

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files.layers import MATRIX_DTYPES
 from probex_jax.model_files.model_file import ModelFile
 
 # What is put on top of a backbone, and exchanged for another task: by the names that transformers,
@@ -49,7 +48,8 @@ def fingerprint(model: ModelFile) -> str:
 
     Of tensors of the dtypes that are read and of one or more axes, the classifier head left out,
     since fine-tuning exchanges it. A LoRA counts by the layers that it changes, whatever its rank.
-    The dtype does not count.
+    The dtype does not count, nor do a quantiser's scales and what wrappers put before names
+    (`_orig_mod.` of torch.compile, `module.` of DistributedDataParallel).
 
     Args:
       model: the model, open.
@@ -73,11 +73,8 @@ def fingerprint(model: ModelFile) -> str:
       (True, 16)
     """
     loras = {name: layer for name, layer in model.layers.items() if layer.kind == "lora"}
-    factors = {name for layer in loras for name in model.factors(layer)}
     shapes: dict[str, list[object]] = {
-        name: list(tensor.shape)
-        for name, tensor in model.tensors.items()
-        if tensor.dtype in MATRIX_DTYPES and tensor.shape and name not in factors
+        name: list(shape) for name, shape in model.architecture_shapes.items()
     }
     shapes |= {name: ["lora", *layer.shape] for name, layer in loras.items()}
     kept = [[name, shapes[name]] for name in sorted(backbone(shapes))]

@@ -27,10 +27,9 @@ _ENDINGS = (
     (re.compile(r"(.+)\.lora_(A|B)(?:\.[^.]+)?\.weight"), "peft"),
     (re.compile(r"(.+)\.lora_(up|down)\.weight"), "kohya"),
 )
-# What changes a layer in another way than by two factors.
-_NO_LORA = re.compile(
-    r".*\.(?:lora_magnitude_vector|dora_scale|lora_embedding_[AB]|hada_w|lokr_w|oft_|diff).*"
-)
+# Of AdaLoRA, whose update has a diagonal between its factors.
+_DIAGONAL = (".lora_E", ".lora_E.default")
+_UNKNOWN_MODULE = "a LoRA of no known module"
 _ALPHA = ".alpha"
 _MIDDLE, _BESIDE_MIDDLE = ".lora_mid.weight", (".lora_up.weight", ".lora_down.weight")
 
@@ -67,15 +66,12 @@ def pair_factors(
       of adapters that are not read, to the reason.
 
     Raises:
-      ProbexError: if a factor is without the other, two pairs are of one layer, or the adapter is
-        a DoRA, whose update is not the product of its factors.
+      ProbexError: if a factor is without the other, or two pairs are of one layer.
     """
     halves: dict[tuple[str, str], dict[str, str]] = {}
     # Of three factors: two beside the kernel's own axes.
     unread = dict.fromkeys(_of_three(tensors), "of an adapter that is no LoRA of two factors")
     for name in (each for each in tensors if each not in unread):
-        if ".lora_magnitude_vector" in name or name.endswith(".dora_scale"):
-            raise ProbexError(f"{where}: {quoted(name)}: a DoRA, which is not read; LoRAs are")
         found = _half(name)
         if found is not None:
             path, half, dialect = found
@@ -86,8 +82,6 @@ def pair_factors(
                     f"and {quoted(name)}; one adapter a file is read"
                 )
             names[half] = name
-        elif _NO_LORA.fullmatch(name):
-            unread[name] = "of an adapter that is no LoRA of two factors"
     pairs: dict[str, Factors] = {}
     for (path, dialect), names in halves.items():
         if len(names) < 2:
@@ -99,8 +93,9 @@ def pair_factors(
             )
         alpha = path + _ALPHA if path + _ALPHA in tensors else ""
         layer = canonical(path)
-        if layer is None:
-            reason = "a LoRA of no known module"
+        has_diagonal = any(path + end in tensors for end in _DIAGONAL)
+        if layer is None or has_diagonal:
+            reason = "of an AdaLoRA, which is not read" if has_diagonal else _UNKNOWN_MODULE
             unread |= dict.fromkeys(filter(None, (*names.values(), alpha)), reason)
             continue
         if leads_out(layer):

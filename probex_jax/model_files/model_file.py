@@ -14,15 +14,16 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.matrices import LowRank
 from probex_jax.model_files.byte_ranges import ByteRanges
+from probex_jax.model_files.contents import find_contents
 from probex_jax.model_files.finite import count_unfit, unfit
 from probex_jax.model_files.http_ranges import Remote
 from probex_jax.model_files.hub import locate_remote, remote_url
-from probex_jax.model_files.layers import LayerInfo, as_layer, no_such_layer
+from probex_jax.model_files.layers import MATRIX_DTYPES, LayerInfo, no_such_layer
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.locate import Location, locate
-from probex_jax.model_files.lora import as_lora, pair_factors
 from probex_jax.model_files.lora_scales import Scales
 from probex_jax.model_files.plain import Plain, PlainFile
+from probex_jax.model_files.quantised import scaled
 from probex_jax.model_files.safetensors_header import TensorInfo
 from probex_jax.model_files.shards import Shard, merged_metadata, open_shards, shard_of_tensors
 from probex_jax.model_files.untrusted_text import json_object, quoted
@@ -77,35 +78,11 @@ class ModelFile:
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
             {name: self._shard_of[name].header.tensors[name] for name in sorted(self._shard_of)}
         )
-        self._factors, self._unread = pair_factors(self.tensors, str(path))
+        self._contents = find_contents(self.tensors, str(path))
+        self._factors, self._sources = self._contents.factors, self._contents.sources
         self._scales = Scales(self, self._factors, limits.depth)
-        layers, left_out = self._sorted_out()
-        self.layers: Mapping[str, LayerInfo] = MappingProxyType(layers)
-        self.left_out: Mapping[str, str] = MappingProxyType(left_out)
-
-    def _sorted_out(self) -> tuple[dict[str, LayerInfo], dict[str, str]]:
-        """The layers, and the tensors that are in none with the reason."""
-        layers: dict[str, LayerInfo] = {}
-        left_out: dict[str, str] = {}
-        single = {name: info for name, info in self.tensors.items() if name not in self._unread}
-        left_out |= self._unread
-        for name, pair in self._factors.items():
-            up, down = single.pop(pair.up), single.pop(pair.down)
-            single.pop(pair.alpha, None)
-            layer = as_lora(name, up, down, str(self.path))
-            if isinstance(layer, str):
-                left_out |= dict.fromkeys(filter(None, (pair.up, pair.down, pair.alpha)), layer)
-            elif name in single:
-                raise ProbexError(f"{self.path}: {quoted(name)} is a tensor and a LoRA as well")
-            else:
-                layers[name] = layer
-        for name, tensor in single.items():
-            layer = as_layer(tensor)
-            if isinstance(layer, str):
-                left_out[name] = layer
-            else:
-                layers[name] = layer
-        return dict(sorted(layers.items())), dict(sorted(left_out.items()))
+        self.layers: Mapping[str, LayerInfo] = MappingProxyType(self._contents.layers)
+        self.left_out: Mapping[str, str] = MappingProxyType(self._contents.left_out)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -175,7 +152,11 @@ class ModelFile:
             pair, (height, width) = self._factors[name], self.layers[name].shape
             up, down = self.tensor(pair.up).reshape(height, -1), self.tensor(pair.down)
             return LowRank(up=self._scaled(name, up), down=down.reshape(-1, width))
-        return self.tensor(name).reshape(self.layers[name].shape)
+        source = self._sources[name]
+        values = self.tensor(source.tensor)
+        if source.axes is not None:
+            values = np.ascontiguousarray(values.transpose(source.axes))
+        return self._dequantised(name, values.reshape(self.layers[name].shape))
 
     def matrices(self, names: Iterable[str]) -> dict[str, np.ndarray | LowRank]:
         """Reads several layers; of a model on a server in few requests, several at a time.
@@ -220,10 +201,15 @@ class ModelFile:
                 return None
             files.append(PlainFile(shard.bytes.path, shard.bytes.identity, shard.data_begin))
         number = {shard: index for index, shard in enumerate(self._shards)}
+
+        def place(tensor: str) -> tuple[int, int, int]:
+            info = self.tensors[tensor]
+            return number[self._shard_of[tensor]], info.begin, info.end
+
         places = {
-            name: (number[self._shard_of[name]], self.tensors[name].begin, self.tensors[name].end)
+            name: place(self._sources[name].tensor)
             for name, layer in self.layers.items()
-            if layer.dtype == "F32" and layer.rank is None
+            if layer.dtype == "F32" and layer.rank is None and self._sources[name].is_plain
         }
         return Plain(tuple(files), places)
 
@@ -236,7 +222,8 @@ class ModelFile:
         if name not in self.layers:
             raise self._no_layer(name)
         if name not in self._factors:
-            return (name,)
+            source = self._sources[name]
+            return (source.tensor, *([source.scale] if source.scale else []))
         alpha = self._factors[name].alpha
         return (*self.factors(name), *([alpha] if alpha else []))
 
@@ -284,7 +271,12 @@ class ModelFile:
         if not all(0 <= row < height for row in rows):
             raise ValueError(f"{name}: rows {rows} of {height}")
         if name not in self._factors:
-            return self._rows(name, rows, width)
+            source = self._sources[name]
+            if not source.is_plain:
+                matrix = self.matrix(name)
+                assert isinstance(matrix, np.ndarray)
+                return matrix[list(rows)]
+            return self._rows(source.tensor, rows, width)
         pair = self._factors[name]
         rank = self.tensors[pair.up].shape[1]
         with np.errstate(all="ignore"):
@@ -305,7 +297,38 @@ class ModelFile:
     @property
     def unread(self) -> Mapping[str, str]:
         """Tensors of adapters that are in no layer, to the reason: unknown modules, other kinds."""
-        return MappingProxyType(self._unread)
+        return MappingProxyType(self._contents.unread)
+
+    @property
+    def without_layers(self) -> str:
+        """Why no tensor is read as a layer; "" where some are."""
+        if self.layers:
+            return ""
+        if self.unread:
+            return f"an adapter that could not be read: {next(iter(self.unread.values()))}"
+        return f"it has no layer; of its first tensor: {next(iter(self.left_out.values()))}"
+
+    def check_has_layers(self) -> None:
+        """Raises a ProbexError where no tensor is read as a layer."""
+        if self.without_layers:
+            raise ProbexError(f"{self.path}: {self.without_layers}")
+
+    @property
+    def architecture_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the tensors that tell architectures apart, by names without wrappers.
+
+        Of the dtypes that are read and of one or more axes; factors of LoRAs and what is a
+        quantiser's own are none of them.
+        """
+        factors = {name for pair in self._factors.values() for name in (pair.up, pair.down)}
+        return {
+            self._contents.names[name]: tensor.shape
+            for name, tensor in self.tensors.items()
+            if tensor.dtype in MATRIX_DTYPES
+            and tensor.shape
+            and name not in factors
+            and name not in self._contents.quantiser
+        }
 
     def number(self, name: str) -> float:
         """Reads a tensor of one number, which may be a whole one, as some write alpha.
@@ -325,6 +348,16 @@ class ModelFile:
         """A factor times the scale of its update."""
         factor = self._scales.of(name)
         return up if factor in (None, 1.0) else up * np.float32(factor)
+
+    def _dequantised(self, name: str, matrix: np.ndarray) -> np.ndarray:
+        """The values of a layer times the scales that are kept beside it."""
+        scale = self._sources[name].scale
+        if not scale:
+            return matrix
+        matrix = scaled(matrix, self.tensor(scale))
+        if bad := count_unfit(matrix.ravel()):
+            raise unfit(str(self.path), name, bad, matrix.size)
+        return matrix
 
     def _rows(self, tensor: str, rows: Sequence[int], width: int) -> np.ndarray:
         size = width * _dtype(self.tensors[tensor], tensor, str(self.path)).itemsize
@@ -356,6 +389,8 @@ class ModelFile:
     def _no_layer(self, name: str) -> ProbexError:
         if name in self.left_out:
             return ProbexError(f"{self.path}: tensor {quoted(name)} is {self.left_out[name]}")
+        if not self.layers and self.unread:
+            return ProbexError(f"{self.path}: {self.without_layers}")
         return ProbexError(f"{self.path}: {no_such_layer([*self.layers], name)}")
 
     def close(self) -> None:

@@ -116,7 +116,7 @@ def parse_header(header: bytes, data_size: int, where: str, limits: Limits) -> H
         raise ProbexError(f"{where}: header does not begin with '{{'; not a safetensors file")
     values = _VALUES_A_TENSOR * limits.tensors + _VALUES_OF_METADATA
     entries = json_object(header, f"{where}: header", depth=limits.depth, values=values)
-    metadata = _metadata(entries.pop("__metadata__", {}), where)
+    metadata = _metadata(entries.pop("__metadata__", None), where)
     characters = sum(len(key) + len(text) for key, text in metadata.items())
     if characters > limits.metadata_characters:
         raise ProbexError(
@@ -134,6 +134,8 @@ def parse_header(header: bytes, data_size: int, where: str, limits: Limits) -> H
 
 
 def _metadata(value: Any, where: str) -> dict[str, str]:
+    if value is None:  # the reference's reader takes null for none, too
+        return {}
     if not isinstance(value, dict):
         raise ProbexError(f"{where}: __metadata__ is {quoted(value)}, expected an object")
     for key, text in value.items():

@@ -105,12 +105,13 @@ def _about(description: Description) -> str:
         facts.append(f"Architecture, as its config says: {_code(said.architecture)}")
     if said.base:
         facts.append(f"Fine-tuned from, as its files say: {_code(said.base)}")
-    kind = "An update of another model (LoRA)" if said.is_lora else "A whole model"
+    kind = said.kind[0].upper() + said.kind[1:]
     facts.append(f"{kind}: {said.parameters:,} parameters in {said.layers} layers, {said.dtype}")
     if said.unscaled:
         facts.append(f"Nothing says alpha for {said.unscaled} of its layers: scale 1 was assumed")
     if said.unread:
-        facts.append(f"Not read: {said.unread} tensors of adapters, of unknown modules or kinds")
+        reasons = "; ".join(map(_escaped, said.unread_reasons))
+        facts.append(f"In no layer: {said.unread} tensors of adapters, such as {reasons}")
     return "".join(f"- {fact}\n" for fact in facts)
 
 

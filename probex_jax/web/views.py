@@ -82,8 +82,8 @@ def framed(fragment: str, title: str) -> str:
 
 def _tree_line(said: Description) -> str:
     route, facts = said.route, said.stated
-    kind = "LoRA" if facts.is_lora else "Model"
-    size = f"{kind} of {facts.parameters:,} parameters in {facts.layers} layers, {facts.dtype}"
+    kind = facts.kind[0].upper() + facts.kind[1:]
+    size = f"{kind}: {facts.parameters:,} parameters in {facts.layers} layers, {facts.dtype}"
     if not route.tree:
         tree = f"<strong>Unknown tree</strong>: {escape(route.reason)}"
     else:

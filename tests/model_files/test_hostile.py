@@ -180,7 +180,6 @@ HOSTILE = {
     "ranks disagree": (lora(up=np.ones((3, 4), "f4")), "its factors disagree in rank"),
     "LoRA and tensor": (lora(w=np.ones((2, 2), "f4")), "is a tensor and a LoRA as well"),
     "alpha no number": (lora(**{"w.alpha": np.ones(2, "f4")}), "is no single number"),
-    "DoRA": (peft("{}", **{"x.lora_magnitude_vector": np.ones(3, "f4")}), "a DoRA, which is not"),
     "LoRA above": (
         lora(**{f"a/...lora.{half}.weight": np.ones((2, 2), "f4") for half in ("up", "down")}),
         "layer 'a/..': the name leads out of a folder"),

@@ -1,0 +1,123 @@
+"""Tensors of adapters that are not read, told by how they are spelt.
+
+An adapter's factors are no layers of a model: their products are, or something that is computed
+from them in another way. `lora` reads what it can pair; whatever else is part of an adapter is
+named here, so that it is reported and never taken for a layer.
+"""
+
+import re
+from collections.abc import Iterable
+
+from probex_jax.model_files.untrusted_text import quoted
+
+_DORA = "DoRA"
+# How the parameters of a method begin, in PEFT and LyCORIS, wherever in a name they stand.
+_PREFIXES = {
+    "dora_scale": _DORA,
+    "lora_magnitude_vector": _DORA,
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "oft_": "OFT",
+    "boft_": "BOFT",
+    "ia3_": "(IA)³",
+    "vera_": "VeRA",
+    "randlora_": "RandLoRA",
+    "vblora_": "VB-LoRA",
+    "lora_E": "AdaLoRA",
+    "fourierft_": "FourierFT",
+    "waveft_": "WaveFT",
+    "c3a_kernel": "C3A",
+    "hra_u": "HRA",
+    "hra_theta": "HRA",
+    "shira_weight": "SHiRA",
+    "bone_block": "MiSS",
+    "miss_block": "MiSS",
+    "road_theta": "RoAd",
+    "road_alpha": "RoAd",
+    "gralora_": "GraLoRA",
+    "delora_": "DeLoRA",
+    "xlora_": "X-LoRA",
+    "trainable_tokens_": "trainable tokens",
+    "adaption_prompt": "adaption prompt",
+    "adaption_gate": "adaption prompt",
+    "prompt_embeddings": "prompt tuning",
+    "prompt_encoder": "prompt tuning",
+}
+# Only at the end of a name.
+_LAST = {
+    "magnitude": _DORA,
+    "on_input": "(IA)³",
+    "ranknum": "AdaLoRA",
+    "diff": "delta",
+    "diff_b": "delta",
+}
+# As a word, at the beginning or after an underscore: `qkv_lora1`, `lora_a`, `lycoris_…`.
+_LORA = re.compile(r"(?:\A|_)(?:lora|lycoris)(?![a-z])", re.IGNORECASE)
+# cloneofsimo/lora numbers the layers and does not name them: `unet:0:up`.
+_NUMBERED = re.compile(r"\w+:[0-9]+:(?:up|down)")
+# LyCORIS's GLoRA: layers have such names, too, but not all four side by side.
+_GLORA = frozenset(f"{side}{number}.weight" for side in "ab" for number in (1, 2))
+_ALPHA = "alpha"
+
+
+def unread_parts(names: Iterable[str]) -> dict[str, str]:
+    """Which tensors are parts of adapters, by their names alone.
+
+    Args:
+      names: of all tensors of a file that are of no LoRA that is read.
+
+    Returns:
+      Name to the reason why it is in no layer, with the spelling, and the method where it is known.
+
+    Example:
+      >>> unread_parts(["a.hada_w1_a", "a.diff", "a.weight"])
+      {'a.hada_w1_a': "part of an adapter ('….hada_w1_a', LoHa), which is not read",
+       'a.diff': "part of an adapter ('….diff', delta), which is not read"}
+    """
+    names = list(names)
+    methods: dict[str, str | None] = {}  # of parts of names, of which a file has few
+    found: dict[str, str] = {}
+    numbered: dict[str, set[str]] = {}
+    alphas = []
+    for name in names:
+        parts = re.split("[.:/]", name) if ":" in name or "/" in name else name.split(".")
+        for place, part in enumerate(parts):
+            if part not in methods:
+                methods[part] = _method(part)
+            if (method := methods[part]) is not None:
+                # The spelling of the method, before that of a script that prefixes all names.
+                known = next((m for p in parts if (m := methods.get(p) or _method(p))), method)
+                spelling = ".".join(parts[place or min(1, len(parts) - 1) :])
+                found[name] = _reason(spelling, known)
+                break
+        else:
+            if parts[-1] in _LAST:
+                found[name] = _reason(parts[-1], _LAST[parts[-1]])
+            elif ":" in name and _NUMBERED.fullmatch(name):
+                found[name] = _reason(parts[-1], "", ":")
+            elif parts[-1] == "weight" and len(parts) > 1 and f"{parts[-2]}.weight" in _GLORA:
+                numbered.setdefault(".".join(parts[:-2]), set()).add(name)
+            elif parts[-1] == _ALPHA:
+                alphas.append(name)
+    for of_layer in numbered.values():
+        if len(of_layer) == len(_GLORA):
+            found |= {name: _reason(".".join(name.split(".")[-2:]), "GLoRA") for name in of_layer}
+    # Alpha scales what is not read.
+    paths = {name.rpartition(".")[0] for name in found} if alphas else set()
+    paths |= {path.rpartition(".")[0] for path in paths}
+    return found | {name: _reason(_ALPHA) for name in alphas if name.rpartition(".")[0] in paths}
+
+
+def _method(part: str) -> str | None:
+    """The method that a part of a name is of; "" of one that it does not tell, None of none."""
+    for prefix, method in _PREFIXES.items():
+        if part.startswith(prefix):
+            return method
+    return "" if _LORA.search(part) else None
+
+
+def _reason(spelling: str, method: str = "", separator: str = ".") -> str:
+    spelt = quoted(f"…{separator}{spelling}")
+    if method == _DORA:  # its two factors are read
+        return f"the magnitude of a DoRA ({spelt}), which is not applied"
+    return f"part of an adapter ({spelt}{method and ', '}{method}), which is not read"

@@ -1,0 +1,146 @@
+"""What the tensors of a file are: layers, each read from some of them, and what is in none."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from probex_jax.errors import ProbexError
+from probex_jax.model_files.adapters import unread_parts
+from probex_jax.model_files.layers import LayerInfo, as_layer
+from probex_jax.model_files.lora import Factors, as_lora, pair_factors
+from probex_jax.model_files.orientation import axes_of
+from probex_jax.model_files.quantised import Quantised, quantised
+from probex_jax.model_files.safetensors_header import TensorInfo
+from probex_jax.model_files.untrusted_text import leads_out, quoted
+
+# What torch.compile and DistributedDataParallel put before the names of a model's own modules.
+_COMPILED = re.compile(r"(?:\A|(?<=\.))_orig_mod\.")
+_PARALLEL = "module."
+
+
+class Source(NamedTuple):
+    """What a layer that is no LoRA is read from.
+
+    Args:
+      tensor: its name.
+      axes: the order of axes that makes it [out, in, k...]; None where it is stored so.
+      scale: name of the tensor that its values are multiplied by; "" where there is none.
+    """
+
+    tensor: str
+    axes: tuple[int, ...] | None = None
+    scale: str = ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the tensor's bytes are the matrix's."""
+        return self.axes is None and not self.scale
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The layers of a file, and the rest.
+
+    Args:
+      layers: name to LayerInfo, the names sorted as text.
+      sources: of the layers that are no LoRAs.
+      factors: of those that are.
+      left_out: name of every tensor that is in no layer, to the reason.
+      unread: those of them that are parts of adapters.
+      names: name of every tensor, to what it is called without its wrappers.
+      quantiser: names of the tensors that are a quantiser's own.
+    """
+
+    layers: Mapping[str, LayerInfo]
+    sources: Mapping[str, Source]
+    factors: Mapping[str, Factors]
+    left_out: Mapping[str, str]
+    unread: Mapping[str, str]
+    names: Mapping[str, str]
+    quantiser: frozenset[str]
+
+
+def find_contents(tensors: Mapping[str, TensorInfo], where: str) -> Contents:
+    """Sorts out the tensors of a file.
+
+    Args:
+      tensors: all of them, by name.
+      where: the file's name, for errors.
+
+    Raises:
+      ProbexError: as `pair_factors` and `as_lora`; or if a layer is there twice.
+
+    Example:
+      >>> weight, factor = TensorInfo("F32", (4, 4), 0, 64), TensorInfo("F32", (4, 1), 64, 80)
+      >>> found = find_contents({"_orig_mod.a.weight": weight, "b.lora_a": factor}, "a file")
+      >>> [*found.layers], dict(found.left_out)
+      (['a.weight'], {'b.lora_a': "part of an adapter ('….lora_a'), which is not read"})
+    """
+    packed = quantised(tensors)
+    names = _unwrapped(tensors)
+    taken = {*packed.left_out, *packed.scales.values()}
+    rest = {name: info for name, info in tensors.items() if name not in taken}
+    factors, unread = pair_factors(rest, where)
+    layers: dict[str, LayerInfo] = {}
+    left_out = dict(packed.left_out)
+    for layer, pair in factors.items():
+        found = as_lora(layer, tensors[pair.up], tensors[pair.down], where)
+        if packed.scales.keys() & {pair.up, pair.down}:
+            found = "a LoRA of quantised factors, which is not read"
+        for name in filter(None, (pair.up, pair.down, pair.alpha)):
+            rest.pop(name, None)
+            if isinstance(found, str):
+                unread[name] = found
+        if isinstance(found, LayerInfo):
+            layers[layer] = found
+    factors = {layer: pair for layer, pair in factors.items() if layer in layers}
+    unread |= unread_parts(name for name in rest if name not in unread)
+    left_out |= unread
+    sources: dict[str, Source] = {}
+    whole = {name: info for name, info in rest.items() if name not in unread}
+    for name, info, source in _sources(whole, packed):
+        layer = names[name]
+        if isinstance(info, str):
+            left_out[name] = info
+        elif layer in layers:
+            raise ProbexError(f"{where}: {quoted(layer)} is a tensor and a LoRA as well")
+        else:
+            layers[layer], sources[layer] = info, source
+    return Contents(
+        dict(sorted(layers.items())),
+        sources,
+        factors,
+        dict(sorted(left_out.items())),
+        dict(sorted(unread.items())),
+        names,
+        packed.parts,
+    )
+
+
+def _sources(
+    tensors: Mapping[str, TensorInfo], packed: Quantised
+) -> Iterable[tuple[str, LayerInfo | str, Source]]:
+    """Each tensor with the layer that it is, or the reason why it is none, and how it is read."""
+    axes = axes_of(tensors)
+    for name, tensor in tensors.items():
+        order, info = axes.get(name), as_layer(tensor)
+        scale = packed.scales.get(name, "")
+        if order is None or isinstance(info, str):
+            yield name, info, Source(name, None, scale)
+        elif isinstance(order, str):
+            yield name, order, Source(name)
+        else:
+            shape = tuple(tensor.shape[axis] for axis in order)
+            yield name, as_layer(replace(tensor, shape=shape)), Source(name, order, scale)
+
+
+def _unwrapped(tensors: Iterable[str]) -> dict[str, str]:
+    """Names without what wrappers put before them; as they are where two would become one."""
+    names = {name: name for name in tensors}
+    short = {n: _COMPILED.sub("", n) if "_orig_mod." in n else n for n in names}
+    if all(name.startswith(_PARALLEL) for name in short.values()):
+        short = {name: rest.removeprefix(_PARALLEL) for name, rest in short.items()}
+    if short == names or len({*short.values()}) < len(names):
+        return names
+    return names if any(not rest or leads_out(rest) for rest in short.values()) else short

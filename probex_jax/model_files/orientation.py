@@ -1,0 +1,97 @@
+"""How a tensor that is stored in another order of axes becomes [out, in, k...].
+
+PyTorch's layers are stored in that order. Flax calls its weights `kernel`, [in, out] or
+[k..., in, out]. transformers' Conv1D, in GPT-2 and its kin, has [in, out] under names that others
+use for [out, in]: the shapes tell.
+"""
+
+import re
+from collections.abc import Mapping
+
+from probex_jax.model_files.safetensors_header import TensorInfo
+
+_KERNEL = re.compile(r"(?:\A|[./])kernel(?::0)?\Z")
+_KERNEL_ENDS = ("kernel", "kernel:0")
+# Of a query, key, value or output of several heads: axes that are no kernel's.
+_HEADS = re.compile(r"(?:query|key|value|out|[qkvo](?:_proj)?)[./]kernel(?::0)?\Z")
+_MAX_WINDOW = 64
+_CONV1D = ("c_attn", "c_fc", "c_proj", "q_attn")
+_CONV1D_ENDS = tuple(f"{module}.weight" for module in _CONV1D)
+_EXPERTS = re.compile(r"(?:\A|[._])(?:experts?|moe)(?:[._]|\Z)", re.IGNORECASE)
+
+_UNKNOWN_KERNEL = "a Flax kernel whose order of axes is not known"
+
+
+def axes_of(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...] | str]:
+    """The tensors that are not stored as [out, in, k...].
+
+    Args:
+      tensors: those that may be layers, by name.
+
+    Returns:
+      Name to the order in which to take the axes, or to the reason why it is not known.
+
+    Example:
+      >>> kernels = {"Conv_0.kernel": TensorInfo("F32", (3, 3, 4, 8), 0, 1152)}
+      >>> axes_of(kernels | {"fc.weight": TensorInfo("F32", (8, 4), 1152, 1280)})
+      {'Conv_0.kernel': (3, 2, 0, 1)}
+    """
+    conv1d = _models_of_conv1d(tensors)
+    found: dict[str, tuple[int, ...] | str] = {}
+    for name, tensor in tensors.items():
+        shape = tensor.shape
+        if name.endswith(_KERNEL_ENDS) and _KERNEL.search(name):
+            found[name] = _of_kernel(name, shape)
+        elif len(shape) == 3 and shape[0] > 1 and _EXPERTS.search(name):
+            found[name] = "the stacked matrices of several experts, which are not read"
+        elif len(shape) == 2 and (module := _conv1d(name)):
+            turned = _is_turned(module, name, shape)
+            turned = conv1d.get(_model(name)) if turned is None else turned
+            if turned is None:
+                found[name] = "a Conv1D or a linear layer, of which its shape does not tell"
+            elif turned:
+                found[name] = (1, 0)
+    return found
+
+
+def _of_kernel(name: str, shape: tuple[int, ...]) -> tuple[int, ...] | str:
+    if len(shape) == 2:
+        return (1, 0)
+    *window, inputs, outputs = range(len(shape))
+    is_window = len(shape) in (4, 5) and max(shape[:-2]) <= _MAX_WINDOW
+    return (outputs, inputs, *window) if is_window and not _HEADS.search(name) else _UNKNOWN_KERNEL
+
+
+def _conv1d(name: str) -> str:
+    """The module of a weight that may be a Conv1D's; "" of others."""
+    if not name.endswith(_CONV1D_ENDS):
+        return ""
+    module = name.split(".")[-2]
+    return module if module in _CONV1D else ""
+
+
+def _model(name: str) -> str:
+    """What stands before the number of a block."""
+    number = re.search(r"\d", name)
+    return name[: number.start()] if number else ""
+
+
+def _is_turned(module: str, name: str, shape: tuple[int, ...]) -> bool | None:
+    """Whether a weight is [in, out], by its own shape; None where that does not tell."""
+    rows, columns = shape
+    if rows != columns and module in ("c_attn", "c_fc"):  # which widen
+        return rows < columns
+    if rows != columns and name.endswith("mlp.c_proj.weight"):  # which narrows
+        return rows > columns
+    return None
+
+
+def _models_of_conv1d(tensors: Mapping[str, TensorInfo]) -> dict[str, bool]:
+    """Whether a model's weights are [in, out], where all of its shapes that tell agree."""
+    said: dict[str, set[bool]] = {}
+    for name, tensor in tensors.items():
+        if len(tensor.shape) == 2 and (module := _conv1d(name)):
+            turned = _is_turned(module, name, tensor.shape)
+            if turned is not None:
+                said.setdefault(_model(name), set()).add(turned)
+    return {model: turned.pop() for model, turned in said.items() if len(turned) == 1}

@@ -1,0 +1,197 @@
+"""Weights that a quantiser packed or scaled: which are read, and which tensors are its own.
+
+8-bit floats are read, times the scale beside them: one for the tensor, one for each row, or one for
+each block of 128x128. Packed integers are not read. Scales, zeros and codebooks are never layers.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from probex_jax.model_files.layers import MATRIX_DTYPES
+from probex_jax.model_files.safetensors_header import TensorInfo
+from probex_jax.model_files.untrusted_text import quoted
+
+BLOCK = 128
+_SCALE = "a quantiser's scale or zero"
+_FLOAT8 = ("F8_E4M3", "F8_E5M2")
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+# The tensor of a module that holds packed weights, what must stand beside it, and the method.
+_METHODS = (
+    ("qweight", "", "GPTQ, AWQ or SVDQuant"),
+    ("q_weight", "", "EXL2"),
+    ("trellis", "", "EXL3"),
+    ("W_q", "", "HQQ"),
+    ("codes", "codebooks", "AQLM"),
+    ("Qidxs", "", "QuIP#"),
+    ("weight_packed", "", "compressed-tensors"),
+    ("weight._data", "", "quanto"),
+    ("_weight_qdata", "", "torchao"),
+    ("weight:qdata", "", "torchao"),
+    ("weight", "weight.absmax", "bitsandbytes"),
+    ("weight", "SCB", "bitsandbytes"),
+    ("weight", "biases", "MLX"),
+    ("weight", "weight_scale_2", "NVFP4"),
+    ("weight", "weight_scales", "EETQ"),
+    *(
+        ("weight", end, "integers with scales")
+        for end in ("weight_scale", "weight_scale_inv", "scale_weight", "scales", "scale")
+    ),
+)
+# Scales that are multiplied in: called after the tensor, or standing beside a `weight`.
+_AFTER = ("_scale", "_scale_inv")
+_BESIDE = ("scale_weight", "scale")
+# Scales of what goes through a layer, not of its weights.
+_ACTIVATIONS = re.compile(r"input|output|activation|act_|\b[kqv]_|prob|scale_in|scale_out")
+# The last part of names that are a quantiser's, whatever stands beside them.
+_OWN = re.compile(
+    r"(?:\A|\.)(?:weight_scales?(?:_inv|_2)?|scale_weight|(?:input|output|activation|[kqv])_scale|"
+    r"scale_(?:input|output)|(?:weight|input)_zero_point|(?:weight|input)_global_scale|qzeros|"
+    r"(?:nested_)?(?:absmax|quant_map)|bitsandbytes__\w+|scaled_fp8|comfy_quant|"
+    r"\w+_(?:proj|weight)_scales?(?:_inv)?)\Z"
+)
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """What quantisers left in a file.
+
+    Args:
+      scales: name of each tensor that is read times a scale, to that of its scale.
+      left_out: name of each other tensor that is no layer, to the reason.
+      parts: the scales, and those left out that are a quantiser's own and no weights.
+    """
+
+    scales: Mapping[str, str]
+    left_out: Mapping[str, str]
+    parts: frozenset[str]
+
+
+def quantised(tensors: Mapping[str, TensorInfo]) -> Quantised:
+    """Sorts out what quantisers left in a file.
+
+    Args:
+      tensors: all tensors, by name.
+
+    Example:
+      >>> weight = TensorInfo("F8_E4M3", (4, 2), 0, 8)
+      >>> scale, packed = TensorInfo("F32", (1,), 8, 12), TensorInfo("I32", (4, 2), 12, 44)
+      >>> tensors = {"a.weight": weight, "a.weight_scale": scale, "b.qweight": packed,
+      ...            "b.scales": TensorInfo("F16", (2, 2), 44, 52)}
+      >>> found = quantised(tensors)
+      >>> dict(found.scales)
+      {'a.weight': 'a.weight_scale'}
+      >>> for name, reason in found.left_out.items():
+      ...     print(f"{name}: {reason}")
+      b.qweight: quantised (GPTQ, AWQ or SVDQuant), which is not read
+      b.scales: part of a quantised layer (GPTQ, AWQ or SVDQuant)
+    """
+    scales: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    parts: set[str] = set()
+    for names in _modules(tensors).values():
+        weight, method = _packed(names, tensors)
+        if method:
+            left_out |= dict.fromkeys(names.values(), f"part of a quantised layer ({method})")
+            left_out[weight] = f"quantised ({method}), which is not read"
+            if "bias" in names:
+                del left_out[names["bias"]]
+            parts |= {name for name in names.values() if name in left_out and name != weight}
+            continue
+        own = {last: name for last, name in names.items() if "scale" in last or _OWN.search(last)}
+        if not own:
+            continue
+        for last, name in names.items():
+            scale, reason = _scale_of(last, names, tensors, own)
+            if reason:
+                left_out[name] = reason
+            elif scale:
+                scales[name] = scale
+            if scale:
+                parts.add(scale)
+        parts |= {name for last, name in own.items() if _OWN.search(last)}
+    left_out |= dict.fromkeys(parts - left_out.keys() - {*scales.values()}, _SCALE)
+    return Quantised(scales, left_out, frozenset(parts))
+
+
+def scaled(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Values of a matrix times the scales beside it.
+
+    Args:
+      values: [H, W] float32.
+      scale: float32 of one value, of H values, or a value for each block of 128x128.
+
+    Example:
+      >>> scaled(np.ones([2, 3], np.float32), np.array([2.0, 4.0], np.float32))[:, 0]
+      array([2., 4.], dtype=float32)
+    """
+    height, width = values.shape
+    if scale.size == 1:
+        spread = scale.reshape(1, 1)
+    elif scale.size == height:
+        spread = scale.reshape(height, 1)
+    else:
+        blocks = scale.repeat(BLOCK, axis=0)[:height]
+        spread = blocks.repeat(BLOCK, axis=1)[:, :width]
+    with np.errstate(all="ignore"):
+        return values * spread
+
+
+def _modules(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, str]]:
+    """The tensors of each module: its path to their last names, `weight.absmax` among them."""
+    modules: dict[str, dict[str, str]] = defaultdict(dict)
+    for name in tensors:
+        path, _, last = name.rpartition(".")
+        # What belongs to a weight is called after it.
+        if ".weight." in name:
+            path, _, last = name.partition(".weight.")
+            last = f"weight.{last}"
+        elif name.startswith("weight."):
+            path, last = "", name
+        modules[path][last] = name
+    return modules
+
+
+def _packed(names: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> tuple[str, str]:
+    """The tensor of a module that holds packed weights, and by which method; "" for none."""
+    for packed, beside, method in _METHODS:
+        if packed in names and (not beside or beside in names):
+            dtype = tensors[names[packed]].dtype
+            # 8-bit floats that are called `weight` are values, and read.
+            if dtype not in _FLOATS and not (packed == "weight" and dtype in _FLOAT8):
+                return names[packed], method
+    return "", ""
+
+
+def _scale_of(
+    last: str, names: Mapping[str, str], tensors: Mapping[str, TensorInfo], own: Iterable[str]
+) -> tuple[str, str]:
+    """The tensor that scales another one of its module, "" for none, and why it cannot be read."""
+    tensor = tensors[names[last]]
+    is_weight, is_float8 = last == "weight", tensor.dtype in _FLOAT8
+    if last in own or not (is_weight or is_float8) or tensor.dtype not in MATRIX_DTYPES:
+        return "", ""
+    # `scale` alone may be a parameter like any other, but beside 8-bit floats it is theirs.
+    known = [last + end for end in _AFTER]
+    known += _BESIDE if is_float8 else _BESIDE[:1] if is_weight else ()
+    scale = next((names[end] for end in known if end in names), "")
+    if scale and is_float8 and _fits(tensors[scale], tensor):
+        return scale, ""
+    if not scale and is_float8:
+        unknown = (names[end] for end in own if "scale" in end and not _ACTIVATIONS.search(end))
+        scale = next(unknown, "")
+    spelt = quoted(scale.rpartition(".")[2])
+    return scale, scale and f"{tensor.dtype} with scales of an unknown quantiser, {spelt}"
+
+
+def _fits(scale: TensorInfo, tensor: TensorInfo) -> bool:
+    """Whether `scaled` knows what a scale means."""
+    if scale.dtype not in MATRIX_DTYPES or scale.dtype in _FLOAT8 or len(tensor.shape) != 2:
+        return False
+    height, width = tensor.shape
+    blocks = (-(-height // BLOCK), -(-width // BLOCK))
+    return scale.shape in ((), (1,), (1, 1), (height,), (height, 1), blocks)

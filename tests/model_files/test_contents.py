@@ -1,0 +1,340 @@
+"""What tensors are: layers in canonical form, or left out with the reason; never something else."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from probex_jax.errors import ProbexError
+from probex_jax.model_files import fingerprint, open_model
+
+FLOAT8 = ml_dtypes.float8_e4m3fn
+LAYER = "model.layers.0.self_attn.q_proj"
+
+
+def drawn(*shape, dtype="f4", seed=0):
+    return np.asarray(np.random.default_rng(seed).normal(size=shape)).astype(dtype)
+
+
+def integers(*shape, dtype="i4"):
+    return np.random.default_rng(0).integers(0, 100, shape).astype(dtype)
+
+
+def opened(folder, tensors, name="model.safetensors"):
+    save_file(tensors, folder / name)
+    return open_model(folder / name)
+
+
+def test_a_single_file_checkpoint_keeps_its_diffusion_model(tmp_path):
+    unet = "model.diffusion_model.input_blocks.1.1.proj_in.weight"
+    tensors = {unet: drawn(8, 4, 1, 1), "model.diffusion_model.out.bias": drawn(8)}
+    tensors |= {"cond_stage_model.a.weight": drawn(4, 4), "diffusion_model.diff": drawn(4, 4)}
+    tensors |= {"x.diff_b": drawn(4)}
+    with opened(tmp_path, tensors) as m:
+        assert set(m.layers) == {unet, "cond_stage_model.a.weight"}
+        assert set(m.unread) == {"diffusion_model.diff", "x.diff_b"}
+        np.testing.assert_array_equal(m.matrix(unet), tensors[unet][..., 0, 0])
+
+
+# Two factors each, of the shapes that their writers give them; rank 1 below as well.
+SPELLINGS = {
+    "early diffusers": ("{}.lora_linear_layer.up.weight", "{}.lora_linear_layer.down.weight"),
+    "XLabs": (
+        "double_blocks.0.processor.qkv_lora1.up.weight",
+        "double_blocks.0.processor.qkv_lora1.down.weight",
+    ),
+    "MLX": ("{}.lora_a", "{}.lora_b"),
+    "loralib": ("{}.lora_B", "{}.lora_A"),
+    "cloneofsimo": ("unet:0:up", "unet:0:down"),
+    "cloneofsimo, text": ("text_encoder:11:up", "text_encoder:11:down"),
+    "VeRA": ("base_model.vera_B.weight", "base_model.vera_A.weight"),
+    "VeRA, shared": ("{}.vera_B", "{}.vera_A"),
+    "LoHa": ("lycoris_blocks_0_to_q.hada_w1_a", "lycoris_blocks_0_to_q.hada_w1_b"),
+    "LoKr": ("lycoris_blocks_0_to_q.lokr_w1", "lycoris_blocks_0_to_q.lokr_w2"),
+    "OFT": ("{}.oft_blocks", "{}.oft_diag"),
+    "(IA)3": ("{}.ia3_l", "lora_unet_mid_block.weight"),
+    "LoRA of an embedding": ("{}.lora_embedding_B", "{}.lora_embedding_A"),
+    "prompt tuning": ("prompt_embeddings", "prompt_encoder.embedding.weight"),
+    "with slashes": ("text/lora_up", "text/lora_down"),
+}
+
+
+@pytest.mark.parametrize("rank", [4, 1])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_factors_in_a_spelling_that_is_not_read_are_no_layers(tmp_path, spelling, rank):
+    up, down = (name.format(LAYER) for name in SPELLINGS[spelling])
+    with opened(tmp_path, {up: drawn(16, rank), down: drawn(rank, 8)}) as m:
+        assert dict(m.layers) == {}
+        assert set(m.unread) == set(m.left_out) == {up, down}
+        for name in (up, down):
+            end = name.replace("/", ".").replace(":", ".").split(".")[-1]
+            assert end in m.unread[name]
+        with pytest.raises(ProbexError, match="adapter"):
+            m.matrix(f"{LAYER}.weight")
+
+
+@pytest.mark.parametrize("path", ["lora_unet_mid_block_to_q", "transformer.blocks.0.to_q"])
+def test_glora_is_told_by_its_four_factors(tmp_path, path):
+    names = [f"{path}.{end}" for end in ("a1.weight", "a2.weight", "b1.weight", "b2.weight")]
+    tensors = {name: drawn(4, 4) for name in names} | {f"{path}.alpha": drawn()}
+    with opened(tmp_path, tensors) as m:
+        assert set(m.unread) == set(tensors)
+
+
+def test_words_that_look_like_those_of_adapters_are_layers(tmp_path):
+    names = ["flora.weight", "a1.weight", "a2.weight", "backbone_block.weight", "difference.weight"]
+    names += ["soft_max.weight", "loraine.weight", "diffuser.up.weight", "diffuser.down.weight"]
+    with opened(tmp_path, {name: drawn(4, 4) for name in names}) as m:
+        assert set(m.layers) == set(names)
+        assert m.left_out == {}
+
+
+def test_parts_beside_a_lora_that_is_read_are_reported(tmp_path):
+    path = "double_blocks.0.img_attn.qkv"
+    tensors = {
+        f"{path}.lora_A.weight": drawn(4, 8),
+        f"{path}.lora_B.weight": drawn(24, 4),
+        f"{path}.lora_B.bias": drawn(24),
+    }
+    with opened(tmp_path, tensors) as m:
+        assert [*m.layers] == [path]
+        assert [*m.unread] == [f"{path}.lora_B.bias"]
+
+
+@pytest.mark.parametrize("end", ["lora_magnitude_vector.weight", "dora_scale", "magnitude"])
+def test_of_a_dora_the_factors_are_read_and_the_magnitude_is_reported(tmp_path, end):
+    path = "base_model.model.conv_in"
+    up, down = drawn(6, 2), drawn(2, 5)
+    tensors = {f"{path}.lora_B.weight": up, f"{path}.lora_A.weight": down}
+    tensors[f"{path}.{end}"] = drawn(6, 1)
+    with opened(tmp_path, tensors) as m:
+        np.testing.assert_array_equal(m.matrix("unet.conv_in").dense(), up @ down)
+        assert [*m.unread] == [f"{path}.{end}"]
+        assert "DoRA" in m.unread[f"{path}.{end}"]
+
+
+def test_an_adalora_is_no_lora_of_two_factors(tmp_path):
+    path = "base_model.model.conv_in"
+    tensors = {f"{path}.lora_B.weight": drawn(6, 2), f"{path}.lora_A.weight": drawn(2, 5)}
+    tensors |= {f"{path}.lora_E": drawn(2, 1), "conv_in.ranknum": drawn(1)}
+    with opened(tmp_path, tensors) as m:
+        assert dict(m.layers) == {}
+        assert set(m.unread) == set(tensors)
+
+
+# Of a weight [H, W] = [256, 200], stored as 8-bit floats: the scale, and what it is spread over.
+SCALES = {
+    "one, ComfyUI": ("scale_weight", ()),
+    "one of one axis": ("weight_scale", (1,)),
+    "a row each": ("weight_scale", (256,)),
+    "a row each, two axes": ("weight_scale", (256, 1)),
+    "blocks of 128x128": ("weight_scale_inv", (2, 2)),
+    "called scale": ("scale", ()),
+}
+
+
+@pytest.mark.parametrize("case", SCALES)
+def test_8_bit_floats_are_read_times_their_scale(tmp_path, case):
+    end, shape = SCALES[case]
+    stored, scale = (
+        drawn(256, 200, dtype=FLOAT8),
+        np.asarray(np.abs(drawn(*shape, seed=1)) + 0.5, "f4"),
+    )
+    expected = np.float64(stored.astype("f4"))
+    for row in range(256):
+        for block in range(2):
+            columns = slice(128 * block, 128 * (block + 1))
+            of = scale.reshape(-1) if shape != (2, 2) else scale[row // 128, block : block + 1]
+            expected[row, columns] *= of[row % of.size] if of.size > 1 else of[0]
+    tensors = {"q.weight": stored, f"q.{end}": scale, "q.input_scale": drawn(1)}
+    with opened(tmp_path, tensors) as m:
+        assert [*m.layers] == ["q.weight"]
+        assert [*m.left_out] == ["q.input_scale"]
+        np.testing.assert_allclose(m.matrix("q.weight"), expected, rtol=1e-6)
+        np.testing.assert_allclose(m.rows("q.weight", [3, 200]), expected[[3, 200]], rtol=1e-6)
+        assert set(m.tensors_of("q.weight")) == {"q.weight", f"q.{end}"}
+        quantised = fingerprint(m)
+    with opened(tmp_path, {"q.weight": expected.astype("f2")}) as m:
+        assert fingerprint(m) == quantised
+
+
+def test_a_scale_that_makes_values_infinite_is_one_line(tmp_path):
+    scale = np.array(3e38, "f4")
+    with (
+        opened(
+            tmp_path, {"q.weight": drawn(8, 8, dtype=FLOAT8) * 100, "q.weight_scale": scale}
+        ) as m,
+        pytest.raises(ProbexError, match=r"q\.weight"),
+    ):
+        m.matrix("q.weight")
+
+
+# Tensors of one quantised layer, and a part of the method's name.
+QUANTISED = {
+    "GPTQ": {
+        "qweight": integers(64, 64),
+        "qzeros": integers(4, 8),
+        "scales": drawn(4, 64, dtype="f2"),
+        "g_idx": integers(512),
+    },
+    "AWQ": {"qweight": integers(64, 8), "qzeros": integers(4, 8), "scales": drawn(4, 64)},
+    "EXL2": {"q_weight": integers(8, 8), "q_scale": integers(4, 4), "q_groups": drawn(4, 2)},
+    "HQQ": {"W_q": integers(8, 8, dtype="u1"), "scale": drawn(8, 8), "zero": drawn(8, 8)},
+    "AQLM": {"codes": integers(8, 8, 1, dtype="i2"), "codebooks": drawn(1, 4, 1, 8)},
+    "compressed-tensors": {
+        "weight_packed": integers(8, 8),
+        "weight_scale": drawn(8, 4),
+        "weight_zero_point": integers(2, 4),
+    },
+    "bitsandbytes": {
+        "weight": integers(256, 1, dtype="u1"),
+        "weight.absmax": drawn(8, 2),
+        "weight.quant_map": drawn(16),
+        "weight.quant_state.bitsandbytes__nf4": integers(80, dtype="u1"),
+    },
+    "bitsandbytes, 8 bits": {"weight": integers(8, 8, dtype="i1"), "SCB": drawn(8, 2)},
+    "MLX": {
+        "weight": integers(32, 8, dtype="u4"),
+        "scales": drawn(32, 4, dtype="f2"),
+        "biases": drawn(32, 4, dtype="f2"),
+    },
+    "NVFP4": {
+        "weight": integers(32, 8, dtype="u1"),
+        "weight_scale": drawn(32, 4, dtype=FLOAT8),
+        "weight_scale_2": drawn(),
+    },
+    "quanto": {"weight._data": integers(8, 8, dtype="i1"), "weight._scale": drawn(8, 1)},
+    "quanto, 8-bit floats": {
+        "weight._data": drawn(8, 8, dtype=FLOAT8),
+        "weight._scale": drawn(8, 2),
+    },
+    "SVDQuant": {
+        "qweight": integers(8, 8, dtype="i1"),
+        "wscales": drawn(2, 8),
+        "proj_down": drawn(8, 4),
+        "lora_up": drawn(8, 4),
+    },
+    "integers": {"weight": integers(8, 8, dtype="i1"), "weight_scale": drawn(8, 2)},
+    "an unknown quantiser": {"weight": drawn(8, 8, dtype=FLOAT8), "weight_scale": drawn(8, 4)},
+    "an unknown quantiser, by name": {"weight": drawn(8, 8, dtype=FLOAT8), "qscale": drawn(1)},
+    "an unknown quantiser, of halves": {
+        "weight": drawn(8, 8, dtype="f2"),
+        "weight_scale": drawn(8, 4),
+    },
+}
+
+
+@pytest.mark.parametrize("method", QUANTISED)
+@pytest.mark.parametrize("path", [f"{LAYER}.", ""])
+def test_what_a_quantiser_left_is_no_layer(tmp_path, method, path):
+    parts = {f"{path}{name}": value for name, value in QUANTISED[method].items()}
+    others = {"other.weight": drawn(4, 4), "other.bias": drawn(4)}
+    with opened(tmp_path, parts | others) as m:
+        assert [*m.layers] == ["other.weight"]
+        assert m.left_out.keys() >= parts.keys()
+        assert any(method.split(",")[0] in m.left_out[name] for name in parts)
+
+
+def test_scales_of_a_model_s_own_are_layers(tmp_path):
+    """Parameters may be called so beside floats; integers may stand beside parameters."""
+    tensors = {
+        "norm.weight": drawn(4, 4),
+        "norm.scale": drawn(4, 4),
+        "splats.scales": drawn(9, 3),
+        "attn.relative_position_index": integers(9, 9),
+        "attn.relative_position_bias_table": drawn(9, 4),
+        "embeddings.position_ids": integers(1, 9),
+        "embeddings.position_embeddings": drawn(1, 9, 4),
+    }
+    with opened(tmp_path, tensors) as m:
+        assert m.layers.keys() == {n for n in tensors if tensors[n].dtype == np.float32}
+
+
+def test_flax_kernels_become_outputs_by_inputs(tmp_path):
+    dense, conv = drawn(16, 8), drawn(3, 2, 5, 8)
+    tensors = {
+        "params.Dense_0.kernel": dense,
+        "params/Conv_0/kernel": conv,
+        "Embed_0.embedding": drawn(7, 3),
+        "params.attn.query.kernel": drawn(16, 4, 4),
+        "params.Conv_1.kernel": drawn(3, 5, 8),
+    }
+    with opened(tmp_path, tensors) as m:
+        np.testing.assert_array_equal(m.matrix("params.Dense_0.kernel"), dense.T)
+        np.testing.assert_array_equal(m.rows("params.Dense_0.kernel", [7, 1]), dense.T[[7, 1]])
+        expected = np.einsum("hwio->oihw", conv).reshape(8, -1)
+        np.testing.assert_array_equal(m.matrix("params/Conv_0/kernel"), expected)
+        assert m.matrix("params/Conv_0/kernel").flags.c_contiguous
+        assert m.layers["params/Conv_0/kernel"].kind == "conv"
+        assert set(m.left_out) == {"params.attn.query.kernel", "params.Conv_1.kernel"}
+        # What is turned is not copied as it lies in the file.
+        plain = m.plain()
+        assert plain is None or set(plain.places) <= {"Embed_0.embedding"}
+
+
+def gpt(turned, square="transformer.h.0.attn.c_proj.weight"):
+    weights = {
+        "transformer.h.0.attn.c_attn.weight": drawn(72, 24),
+        "transformer.h.0.mlp.c_fc.weight": drawn(96, 24, seed=1),
+        "transformer.h.0.mlp.c_proj.weight": drawn(24, 96, seed=2),
+        square: drawn(24, 24, seed=3),
+    }
+    return weights, {n: np.ascontiguousarray(w.T) if turned else w for n, w in weights.items()}
+
+
+@pytest.mark.parametrize("turned", [True, False])
+def test_conv1d_is_told_from_a_linear_layer_by_its_shapes(tmp_path, turned):
+    canonical, stored = gpt(turned)
+    with opened(tmp_path, stored) as m:
+        assert m.left_out == {}
+        for name, matrix in canonical.items():
+            np.testing.assert_array_equal(m.matrix(name), matrix)
+
+
+def test_where_nothing_tells_a_conv1d_is_left_out(tmp_path):
+    name = "transformer.h.0.attn.c_proj.weight"
+    with opened(tmp_path, {name: drawn(8, 8), "transformer.wte.weight": drawn(8, 4)}) as m:
+        assert [*m.layers] == ["transformer.wte.weight"]
+        assert name in m.left_out
+
+
+def test_stacked_experts_are_no_convolution(tmp_path):
+    tensors = {
+        "model.layers.0.mlp.experts.gate_up_proj": drawn(8, 16, 4),
+        "model.layers.0.block_sparse_moe.input_linear.weight": drawn(8, 16, 4),
+        "encoder.conv1.weight": drawn(8, 16, 3),
+        "experts.0.fc.weight": drawn(8, 4),
+    }
+    with opened(tmp_path, tensors) as m:
+        assert set(m.layers) == {"encoder.conv1.weight", "experts.0.fc.weight"}
+        assert all("experts" in reason for reason in m.left_out.values())
+
+
+@pytest.mark.parametrize(
+    "wrapper", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."]
+)
+def test_wrappers_of_names_do_not_count(tmp_path, wrapper):
+    names = ["model.layers.0.q_proj.weight", "model.layers.1.q_proj.weight"]
+    with opened(tmp_path, {name: drawn(4, 3) for name in names}) as m:
+        expected = fingerprint(m)
+    with opened(tmp_path, {wrapper + name: drawn(4, 3) for name in names}) as m:
+        assert [*m.layers] == names
+        assert fingerprint(m) == expected
+        assert m.matrix(names[0]).shape == (4, 3)
+        assert m.tensors_of(names[1]) == (wrapper + names[1],)
+
+
+@pytest.mark.parametrize(
+    "names", [("a.weight", "_orig_mod.a.weight"), ("module.", "module.a"), ("_orig_mod./a", "b")]
+)
+def test_wrappers_stay_where_names_would_become_one_or_lead_out(tmp_path, names):
+    with opened(tmp_path, {name: drawn(4, 3) for name in names}) as m:
+        assert set(m.layers) == set(names)
+
+
+def test_metadata_may_be_null(tmp_path):
+    header = b'{"__metadata__":null,"w":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}'
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with open_model(path) as m:
+        assert (dict(m.metadata), [*m.layers]) == ({}, ["w"])
