@@ -54,6 +54,15 @@ def described(probabilities=None, stated=None, *, expert=EXPERT, tree="Ant", **c
     return Description("m1", "m1.safetensors", stated or said(), route, **fields)
 
 
+def test_the_card_of_an_adapter_that_was_not_read_says_so():
+    reason = "part of an adapter ('….lora_a'), which is not read"
+    facts = said(layers=0, unread=2, unread_reasons=(reason,))
+    card = model_card(described({}, facts, tree=""))
+    assert "n adapter that could not be read" in card
+    assert "lora\\_a" in card
+    assert "whole model" not in card
+
+
 def split(card):
     """Front matter as YAML reads it, and the lines of the body."""
     first, matter, body = re.split(r"^---$", card, flags=re.MULTILINE)
