@@ -37,11 +37,10 @@ _METHODS = (
     ("weight", "biases", "MLX"),
     ("weight", "weight_scale_2", "NVFP4"),
     ("weight", "weight_scales", "EETQ"),
-    *(
-        ("weight", end, "integers with scales")
-        for end in ("weight_scale", "weight_scale_inv", "scale_weight", "scales", "scale")
-    ),
 )
+# Of other methods: what integers are packed in, and what stands beside them.
+_INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "F4")
+_BESIDE_INTEGERS = re.compile(r"scale|zero|absmax|codebook|quant")
 # Scales that are multiplied in: called after the tensor, or standing beside a `weight`.
 _AFTER = ("_scale", "_scale_inv")
 _BESIDE = ("scale_weight", "scale")
@@ -87,8 +86,8 @@ def quantised(tensors: Mapping[str, TensorInfo]) -> Quantised:
       {'a.weight': 'a.weight_scale'}
       >>> for name, reason in found.left_out.items():
       ...     print(f"{name}: {reason}")
-      b.qweight: quantised (GPTQ, AWQ or SVDQuant), which is not read
       b.scales: part of a quantised layer (GPTQ, AWQ or SVDQuant)
+      b.qweight: quantised (GPTQ, AWQ or SVDQuant), which is not read
     """
     scales: dict[str, str] = {}
     left_out: dict[str, str] = {}
@@ -96,15 +95,16 @@ def quantised(tensors: Mapping[str, TensorInfo]) -> Quantised:
     for names in _modules(tensors).values():
         weight, method = _packed(names, tensors)
         if method:
-            left_out |= dict.fromkeys(names.values(), f"part of a quantised layer ({method})")
+            theirs = {n for last, n in names.items() if last != "bias" and n != weight}
+            left_out |= dict.fromkeys(theirs, f"part of a quantised layer ({method})")
             left_out[weight] = f"quantised ({method}), which is not read"
-            if "bias" in names:
-                del left_out[names["bias"]]
-            parts |= {name for name in names.values() if name in left_out and name != weight}
+            parts |= theirs
             continue
         own = {last: name for last, name in names.items() if "scale" in last or _OWN.search(last)}
         if not own:
             continue
+        if any(_is_integers(tensors[name]) for name in names.values()):
+            parts |= {n for last, n in names.items() if _BESIDE_INTEGERS.search(last)}
         for last, name in names.items():
             scale, reason = _scale_of(last, names, tensors, own)
             if reason:
@@ -123,7 +123,7 @@ def scaled(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
     Args:
       values: [H, W] float32.
-      scale: float32 of one value, of H values, or a value for each block of 128x128.
+      scale: float32 of one value; [H] or [H, 1]; or a value for each block of 128x128.
 
     Example:
       >>> scaled(np.ones([2, 3], np.float32), np.array([2.0, 4.0], np.float32))[:, 0]
@@ -132,7 +132,7 @@ def scaled(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
     height, width = values.shape
     if scale.size == 1:
         spread = scale.reshape(1, 1)
-    elif scale.size == height:
+    elif scale.shape in ((height,), (height, 1)):
         spread = scale.reshape(height, 1)
     else:
         blocks = scale.repeat(BLOCK, axis=0)[:height]
@@ -154,6 +154,10 @@ def _modules(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, str]]:
             path, last = "", name
         modules[path][last] = name
     return modules
+
+
+def _is_integers(tensor: TensorInfo) -> bool:
+    return tensor.dtype in _INTEGERS and len(tensor.shape) > 1
 
 
 def _packed(names: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> tuple[str, str]:

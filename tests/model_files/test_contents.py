@@ -122,36 +122,42 @@ def test_an_adalora_is_no_lora_of_two_factors(tmp_path):
         assert set(m.unread) == set(tensors)
 
 
-# Of a weight [H, W] = [256, 200], stored as 8-bit floats: the scale, and what it is spread over.
+# Of a weight [H, W], stored as 8-bit floats: the scale, and what it is spread over.
 SCALES = {
-    "one, ComfyUI": ("scale_weight", ()),
-    "one of one axis": ("weight_scale", (1,)),
-    "a row each": ("weight_scale", (256,)),
-    "a row each, two axes": ("weight_scale", (256, 1)),
-    "blocks of 128x128": ("weight_scale_inv", (2, 2)),
-    "called scale": ("scale", ()),
+    "one, ComfyUI": ("scale_weight", (256, 200), ()),
+    "one of one axis": ("weight_scale", (256, 200), (1,)),
+    "a row each": ("weight_scale", (256, 200), (256,)),
+    "a row each, two axes": ("weight_scale", (256, 200), (256, 1)),
+    "blocks of 128x128": ("weight_scale_inv", (256, 200), (2, 2)),
+    "as many blocks as rows": ("weight_scale_inv", (130, 8300), (2, 65)),
+    "blocks above each other": ("weight_scale_inv", (300, 100), (3, 1)),
+    "called scale": ("scale", (256, 200), ()),
 }
 
 
 @pytest.mark.parametrize("case", SCALES)
 def test_8_bit_floats_are_read_times_their_scale(tmp_path, case):
-    end, shape = SCALES[case]
-    stored, scale = (
-        drawn(256, 200, dtype=FLOAT8),
-        np.asarray(np.abs(drawn(*shape, seed=1)) + 0.5, "f4"),
-    )
+    end, (height, width), shape = SCALES[case]
+    stored = drawn(height, width, dtype=FLOAT8)
+    scale = np.asarray(np.abs(drawn(*shape, seed=1)) + 0.5, "f4")
+    by_row = shape in ((height,), (height, 1))
     expected = np.float64(stored.astype("f4"))
-    for row in range(256):
-        for block in range(2):
-            columns = slice(128 * block, 128 * (block + 1))
-            of = scale.reshape(-1) if shape != (2, 2) else scale[row // 128, block : block + 1]
-            expected[row, columns] *= of[row % of.size] if of.size > 1 else of[0]
+    for row in range(height):
+        for column in range(width):
+            block = (row // 128, column // 128)
+            expected[row, column] *= (
+                scale.ravel()[row]
+                if by_row
+                else scale[block]
+                if scale.size > 1
+                else scale.ravel()[0]
+            )
     tensors = {"q.weight": stored, f"q.{end}": scale, "q.input_scale": drawn(1)}
     with opened(tmp_path, tensors) as m:
         assert [*m.layers] == ["q.weight"]
         assert [*m.left_out] == ["q.input_scale"]
         np.testing.assert_allclose(m.matrix("q.weight"), expected, rtol=1e-6)
-        np.testing.assert_allclose(m.rows("q.weight", [3, 200]), expected[[3, 200]], rtol=1e-6)
+        np.testing.assert_allclose(m.rows("q.weight", [3, 129]), expected[[3, 129]], rtol=1e-6)
         assert set(m.tensors_of("q.weight")) == {"q.weight", f"q.{end}"}
         quantised = fingerprint(m)
     with opened(tmp_path, {"q.weight": expected.astype("f2")}) as m:
@@ -214,7 +220,13 @@ QUANTISED = {
         "proj_down": drawn(8, 4),
         "lora_up": drawn(8, 4),
     },
-    "integers": {"weight": integers(8, 8, dtype="i1"), "weight_scale": drawn(8, 2)},
+    "integer": {"weight": integers(8, 8, dtype="i1"), "weight_scale": drawn(8, 2)},
+    "integer, of others": {"w": integers(8, 8, dtype="u1"), "scales": drawn(8, 2)},
+    "integer, beside a zero": {
+        "weight": integers(8, 8, dtype="i1"),
+        "weight.scale": drawn(8, 2),
+        "weight.zero_point": drawn(8, 2),
+    },
     "an unknown quantiser": {"weight": drawn(8, 8, dtype=FLOAT8), "weight_scale": drawn(8, 4)},
     "an unknown quantiser, by name": {"weight": drawn(8, 8, dtype=FLOAT8), "qscale": drawn(1)},
     "an unknown quantiser, of halves": {
