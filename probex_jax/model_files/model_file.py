@@ -1,6 +1,5 @@
 """One model: its layers, read one by one from the safetensors files that hold it."""
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -8,12 +7,10 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.matrices import LowRank
-from probex_jax.model_files.byte_ranges import ByteRanges
 from probex_jax.model_files.contents import find_contents
 from probex_jax.model_files.finite import count_unfit, unfit
 from probex_jax.model_files.http_ranges import Remote
@@ -22,26 +19,15 @@ from probex_jax.model_files.layers import MATRIX_DTYPES, LayerInfo, no_such_laye
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.locate import Location, locate
 from probex_jax.model_files.lora_scales import Scales
-from probex_jax.model_files.plain import Plain, PlainFile
+from probex_jax.model_files.plain import Plain
 from probex_jax.model_files.quantised import scaled
 from probex_jax.model_files.safetensors_header import TensorInfo
-from probex_jax.model_files.shards import Shard, merged_metadata, open_shards, shard_of_tensors
+from probex_jax.model_files.shards import Shard, merged_metadata, open_shards
+from probex_jax.model_files.stored_tensors import StoredTensors
 from probex_jax.model_files.untrusted_text import json_object, quoted
 
 _DEFAULT_LIMITS = Limits()
 _MAX_CONFIG_BYTES = 16 * 1024 * 1024
-
-_NUMPY_DTYPES = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-}
-
-
-_WHOLE_DTYPES = {f"I{8 * size}": np.dtype(f"<i{size}") for size in (1, 2, 4, 8)}
 
 
 class ModelFile:
@@ -71,13 +57,10 @@ class ModelFile:
     ):
         self.path = path
         self._folder, self._depth = location.folder, limits.depth
-        self._shards = tuple(shards)
         self._beside: dict[str, bytes | None] = {}
-        self._shard_of = shard_of_tensors(location, shards)
+        self._stored = StoredTensors(location, shards)
         self.metadata: Mapping[str, str] = MappingProxyType(merged_metadata(shards))
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
-            {name: self._shard_of[name].header.tensors[name] for name in sorted(self._shard_of)}
-        )
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._stored.infos)
         self._contents = find_contents(self.tensors, str(path))
         self._factors, self._sources = self._contents.factors, self._contents.sources
         self._scales = Scales(self, self._factors, limits.depth)
@@ -175,43 +158,22 @@ class ModelFile:
     def each_matrix(self, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray | LowRank]]:
         """As `matrices`, one layer after the other: of a local file no two are in memory."""
         names = list(names)
-        ranges: dict[Shard, list[tuple[int, int]]] = {}
-        for name in names:
-            for tensor in self.tensors_of(name):
-                shard, begin = self._place(tensor)
-                size = self.tensors[tensor].end - self.tensors[tensor].begin
-                ranges.setdefault(shard, []).append((begin, begin + size))
-        try:
-            for shard, wanted in ranges.items():
-                shard.bytes.fetch(wanted)
+        with self._stored.fetched([tensor for name in names for tensor in self.tensors_of(name)]):
             for name in names:
                 yield name, self.matrix(name)
-        finally:
-            for shard in ranges:
-                shard.bytes.forget()
 
     def plain(self) -> Plain | None:
         """Where the layers lie that can be copied out as they are; None of files on a server.
 
         Those that were written to just now do not count either: they may be again, unnoticed.
         """
-        files = []
-        for shard in self._shards:
-            if not (isinstance(shard.bytes, ByteRanges) and shard.bytes.is_settled):
-                return None
-            files.append(PlainFile(shard.bytes.path, shard.bytes.identity, shard.data_begin))
-        number = {shard: index for index, shard in enumerate(self._shards)}
-
-        def place(tensor: str) -> tuple[int, int, int]:
-            info = self.tensors[tensor]
-            return number[self._shard_of[tensor]], info.begin, info.end
-
-        places = {
-            name: place(self._sources[name].tensor)
-            for name, layer in self.layers.items()
-            if layer.dtype == "F32" and layer.rank is None and self._sources[name].is_plain
-        }
-        return Plain(tuple(files), places)
+        return self._stored.plain(
+            {
+                name: self._sources[name].tensor
+                for name, layer in self.layers.items()
+                if layer.dtype == "F32" and layer.rank is None and self._sources[name].is_plain
+            }
+        )
 
     def tensors_of(self, name: str) -> tuple[str, ...]:
         """Names of the tensors that a layer is read from.
@@ -226,11 +188,6 @@ class ModelFile:
             return (source.tensor, *([source.scale] if source.scale else []))
         alpha = self._factors[name].alpha
         return (*self.factors(name), *([alpha] if alpha else []))
-
-    def _place(self, tensor: str) -> tuple[Shard, int]:
-        """The file that holds a tensor, and where in it the tensor begins."""
-        shard = self._shard_of[tensor]
-        return shard, shard.data_begin + self.tensors[tensor].begin
 
     def tensor(self, name: str) -> np.ndarray:
         """Reads one tensor, whether it is a layer or not, and no other bytes of the file.
@@ -248,8 +205,7 @@ class ModelFile:
         """
         if name not in self.tensors:
             raise ProbexError(f"{self.path}: no tensor {quoted(name)}")
-        tensor = self.tensors[name]
-        return self._values(name, [(0, tensor.end - tensor.begin)]).reshape(tensor.shape)
+        return self._stored.read(name)
 
     def rows(self, name: str, rows: Sequence[int]) -> np.ndarray:
         """Reads some rows of one layer, and no other bytes of its tensor.
@@ -276,11 +232,11 @@ class ModelFile:
                 matrix = self.matrix(name)
                 assert isinstance(matrix, np.ndarray)
                 return matrix[list(rows)]
-            return self._rows(source.tensor, rows, width)
+            return self._stored.rows(source.tensor, rows, width)
         pair = self._factors[name]
         rank = self.tensors[pair.up].shape[1]
         with np.errstate(all="ignore"):
-            up = self._scaled(name, self._rows(pair.up, rows, rank))
+            up = self._scaled(name, self._stored.rows(pair.up, rows, rank))
             product = up @ self.tensor(pair.down).reshape(rank, width)
         if not np.isfinite(product).all():
             raise ProbexError(f"{self.path}: layer {quoted(name)}: an update too large for float32")
@@ -336,13 +292,7 @@ class ModelFile:
         Raises:
           ProbexError: as `tensor`, or if it has more or fewer numbers.
         """
-        tensor, (shard, begin) = self.tensors[name], self._place(name)
-        if math.prod(tensor.shape) != 1:
-            raise ProbexError(f"{self.path}: {quoted(name)} is no single number")
-        if tensor.dtype not in _WHOLE_DTYPES:
-            return float(self.tensor(name).ravel()[0])
-        data = shard.bytes.read(begin, begin + tensor.end - tensor.begin)
-        return float(data.view(_WHOLE_DTYPES[tensor.dtype])[0])
+        return self._stored.number(name)
 
     def _scaled(self, name: str, up: np.ndarray) -> np.ndarray:
         """A factor times the scale of its update."""
@@ -359,32 +309,9 @@ class ModelFile:
             raise unfit(str(self.path), name, bad, matrix.size)
         return matrix
 
-    def _rows(self, tensor: str, rows: Sequence[int], width: int) -> np.ndarray:
-        size = width * _dtype(self.tensors[tensor], tensor, str(self.path)).itemsize
-        parts = [(row * size, (row + 1) * size) for row in rows]
-        return self._values(tensor, parts).reshape(len(rows), width)
-
-    def _values(self, name: str, parts: Sequence[tuple[int, int]]) -> np.ndarray:
-        """Ranges of bytes of a tensor as one vector of float32."""
-        shard, begin = self._place(name)
-        dtype = _dtype(self.tensors[name], name, shard.where)
-        if len(parts) > 1:
-            shard.bytes.fetch((begin + first, begin + last) for first, last in parts)
-        read = [shard.bytes.read(begin + first, begin + last) for first, last in parts]
-        if len(parts) > 1:
-            shard.bytes.forget()
-        data = read[0] if len(read) == 1 else np.concatenate(read)
-        # Values too large for float32 become infinite here, and are found below.
-        with np.errstate(all="ignore"):
-            array = data.view(dtype).astype(np.float32, copy=False)
-        if bad := count_unfit(array):
-            raise unfit(shard.where, name, bad, array.size)
-        return array
-
     def check_unchanged(self) -> None:
         """Raises a ProbexError if a file was written to since the model was opened."""
-        for shard in self._shards:
-            shard.bytes.check_unchanged()
+        self._stored.check_unchanged()
 
     def _no_layer(self, name: str) -> ProbexError:
         if name in self.left_out:
@@ -395,8 +322,7 @@ class ModelFile:
 
     def close(self) -> None:
         """Closes the files; what was read stays valid."""
-        for shard in self._shards:
-            shard.bytes.close()
+        self._stored.close()
 
     def __enter__(self) -> "ModelFile":
         return self
@@ -466,12 +392,3 @@ def open_model(
             raise
     except OSError as error:
         raise ProbexError(f"{where}: cannot be read: {error.strerror}") from error
-
-
-def _dtype(tensor: TensorInfo, name: str, path: str) -> np.dtype:
-    if tensor.dtype not in _NUMPY_DTYPES:
-        raise ProbexError(
-            f"{path}: tensor {quoted(name)} is of {tensor.dtype}, expected one of "
-            f"{', '.join(_NUMPY_DTYPES)}"
-        )
-    return _NUMPY_DTYPES[tensor.dtype]

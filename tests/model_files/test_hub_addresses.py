@@ -227,7 +227,7 @@ def test_the_token_goes_to_the_hub_alone(hub, monkeypatch, tmp_path, place):
         for _ in range(2):
             assert len(m.matrices(m.layers)) == 1
             hub.expire_links()
-            m._shards[0].bytes.forget()
+            m._stored._shards[0].bytes.forget()
     bearer = "Bearer hf_secret"
     assert tokens(hub) == {
         ("127.0.0.1", "api"): bearer,

@@ -65,7 +65,7 @@ def test_one_request_opens_a_model_and_one_reads_a_matrix(hub, url):
         assert asked(hub) == [(0, FIRST_BYTES - 1)]
         hub.log.clear()
         same(m.matrix("d"), FAR["d"])
-        begin = m._place("d")[1]
+        begin = m._stored.place("d")[1]
         assert asked(hub) == [(begin, begin + SIZE - 1)]
         assert hub.bytes_sent() == SIZE
     hub.log.clear()
@@ -101,7 +101,7 @@ def test_close_ranges_are_one_request_and_far_ones_are_not(hub, monkeypatch):
         read = m.matrices(["e", "b", "c", "b"])
         for name in "bce":
             same(read[name], tensors[name])
-        of = {name: m._place(name)[1] for name in "bce"}
+        of = {name: m._stored.place(name)[1] for name in "bce"}
         assert sorted(asked(hub)) == [(of["b"], of["c"] + 25599), (of["e"], of["e"] + 25599)]
         assert sum(moved) == hub.bytes_sent() == 3 * 64 * 100 * 4
         hub.log.clear()
@@ -131,9 +131,9 @@ def test_large_ranges_are_several_requests_at_once(hub, monkeypatch):
             together.wait()
 
     with open_model("hf://large/model") as m:
-        begin = m._place("d")[1]
+        begin = m._stored.place("d")[1]
         hub.log.clear()
-        m._shards[0].bytes._remote = Remote(on_bytes=on_bytes)
+        m._stored._shards[0].bytes._remote = Remote(on_bytes=on_bytes)
         same(m.matrix("d"), FAR["d"])
     assert len(set(waited)) == 3
     assert sorted(asked(hub)) == [

@@ -73,7 +73,7 @@ def test_on_bytes_counts_what_came_from_the_server(hub, cache):
 def test_ranges_that_are_kept_in_part(hub, cache):
     model(hub, "cache/part")
     with open_model("hf://cache/part", remote=Remote(cache)) as m:
-        begin = m._place("d")[1]
+        begin = m._stored.place("d")[1]
         m.rows("d", range(100, 200))
     hub.log.clear()
     read("hf://cache/part", cache, "d")

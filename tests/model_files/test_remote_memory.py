@@ -17,7 +17,7 @@ from tests.model_files.remote import FAR, SIZE, model, same
 def test_memory_is_given_back_and_a_closed_model_reads_nothing(hub):
     model(hub, "memory/model")
     with open_model("hf://memory/model") as m:
-        file = m._shards[0].bytes
+        file = m._stored._shards[0].bytes
         m.matrix("b")
         m.matrices("bd")
         m.rows("c", [1, 255])
@@ -38,7 +38,7 @@ def test_an_error_while_reading_gives_memory_back(hub):
     with open_model("hf://memory/nan") as m:
         with pytest.raises(ProbexError, match=r"nan@\w{12}/model.safetensors: layer 'b': 65536"):
             m.matrices("bd")
-        assert sum(len(data) for _, data in m._shards[0].bytes._held) == FIRST_BYTES
+        assert sum(len(data) for _, data in m._stored._shards[0].bytes._held) == FIRST_BYTES
 
 
 def test_threads_read_one_model(hub):
@@ -62,7 +62,7 @@ def test_threads_read_one_model(hub):
 def test_what_another_thread_forgets_is_there_all_the_same(hub, monkeypatch):
     model(hub, "forget/model")
     with open_model("hf://forget/model") as m:
-        file = m._shards[0].bytes
+        file = m._stored._shards[0].bytes
         missing = file._missing
 
         def forgotten(*arguments):
@@ -72,7 +72,7 @@ def test_what_another_thread_forgets_is_there_all_the_same(hub, monkeypatch):
 
         monkeypatch.setattr(file, "_missing", forgotten)
         same(m.matrix("d"), FAR["d"])
-        file.fetch([m._place("c")[1] + np.array([0, SIZE])])
+        file.fetch([m._stored.place("c")[1] + np.array([0, SIZE])])
         same(m.matrix("c"), FAR["c"])
 
 
