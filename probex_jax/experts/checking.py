@@ -105,7 +105,7 @@ def _check_matrices(what: str, x: Any) -> None:
 def _check_texts(name: str, split: Split, train: Split) -> None:
     if split.texts is None:
         raise ProbexError(f"{name}: texts are missing, expected [Y, D] for a text head")
-    texts_YD, dims = np.asarray(split.texts), np.shape(train.texts)
+    texts_YD, dims = np.asarray(split.texts), np.asarray(train.texts).shape
     if texts_YD.ndim != 2 or 0 in texts_YD.shape or texts_YD.shape[1:] != dims[1:]:
         of_train = "" if name == "train" else f" and D as in train, {dims[-1]}"
         raise ProbexError(
@@ -118,7 +118,7 @@ def _check_texts(name: str, split: Split, train: Split) -> None:
 
 
 def _check_indices(name: str, split: Split) -> None:
-    y, n_models, n_texts = np.asarray(split.y), split.x.shape[0], np.shape(split.texts)[0]
+    y, n_models, n_texts = np.asarray(split.y), split.x.shape[0], len(np.asarray(split.texts))
     if y.shape != (n_models,) or not np.issubdtype(y.dtype, np.integer):
         raise ProbexError(
             f"{name}: y has shape {y.shape} of {y.dtype}, expected one whole number for each "
