@@ -45,7 +45,7 @@ def pack(zoo: Path, store: Path, layers: str = "") -> PackSummary:
     """Packs a zoo; what is skipped goes to standard error, a line each."""
     found = px.scan(zoo)
     for name in found.unmatched:
-        print(f"labels.json: no model {name!r} in {zoo}", file=sys.stderr)
+        print(cli.one_line(f"labels.json: no model {name!r} in {zoo}"), file=sys.stderr)
     with cli.progress(0, "packing", "model") as bar:
         summary = px.pack(
             found,
