@@ -1,6 +1,6 @@
 """Figures over models, with their intervals."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,15 +15,19 @@ class Score:
       value: mean over the models.
       low, high: 95 % interval, by bootstrap over the models but where `share` says otherwise.
       n_models: how many models.
+      chance: of an accuracy, what always giving the commonest answer has (`chance`); None where
+        nobody has worked it out.
     """
 
     value: float
     low: float
     high: float
     n_models: int
+    chance: float | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        beside = "" if self.chance is None else f", chance {self.chance:.3f}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]{beside}"
 
 
 def accuracy(logits: np.ndarray, targets: np.ndarray) -> Score:
