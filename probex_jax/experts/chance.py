@@ -63,7 +63,9 @@ def commonest_share(known: np.ndarray, asked: np.ndarray) -> float:
 def chance_of(accuracy: Mapping[str, Any]) -> float | None:
     """The chance that stands beside an accuracy on a card; None on one of an earlier version."""
     found = accuracy.get("chance")
-    return float(found) if isinstance(found, int | float) else None
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        return None
+    return float(found)
 
 
 def shortfall(accuracy: Mapping[str, Any]) -> str:

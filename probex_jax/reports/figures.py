@@ -27,7 +27,7 @@ def new_figure(width: float, height: float) -> Any:
 def accuracy_by_layer(
     accuracies: Mapping[str, Mapping[str, Mapping[str, float]]],
     path: Path,
-    chance: Mapping[str, float | None],
+    chance: Mapping[str, float | None] | None = None,
 ) -> None:
     """Bar chart of validation accuracy by layer, a panel per tree.
 
@@ -36,7 +36,7 @@ def accuracy_by_layer(
         another has no bar where it has none.
       path: the PNG file to write.
       chance: tree to what always giving the commonest answer has; bars begin there, or at zero
-        where it is None or missing.
+        where it is not known.
 
     Raises:
       ProbexError: if matplotlib is missing (extra `commands`).
@@ -46,7 +46,7 @@ def accuracy_by_layer(
     figure = new_figure(*size)
     panels = figure.subplots(1, len(accuracies), squeeze=False)[0]
     for panel, (tree, methods) in zip(panels, accuracies.items(), strict=True):
-        _panel(panel, tree, methods, chance.get(tree))
+        _panel(panel, tree, methods, (chance or {}).get(tree))
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.savefig(path)
