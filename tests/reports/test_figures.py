@@ -21,8 +21,9 @@ def test_bars_begin_at_chance(tmp_path):
 
     pictures = []
     for name, chance in (("half", {"Tree": 0.5}), ("most", {"Tree": 0.85}), ("unknown", {})):
-        accuracy_by_layer({"Tree": {"ProbeX": {"a.weight": 0.9}}}, tmp_path / name, chance)
-        pixels = imread(tmp_path / name)[..., :3]
+        path = tmp_path / f"{name}.png"
+        accuracy_by_layer({"Tree": {"ProbeX": {"a.weight": 0.9}}}, path, chance)
+        pixels = imread(path)[..., :3]
         blue = np.abs(pixels - np.array([0, 0x72, 0xB2]) / 255).max(-1) < 0.02
         pictures.append(blue.any(axis=0).sum() / blue.shape[1])
     assert pictures[1] < pictures[0] < pictures[2]
