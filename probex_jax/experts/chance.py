@@ -7,6 +7,9 @@ import numpy as np
 
 from probex_jax.layer_store import LayerStore
 
+# Of means of the same numbers in another order.
+_ROUNDING = 1e-9
+
 
 def chance(store: LayerStore, split: str, classes: Sequence[str] | None = None) -> float:
     """The accuracy on a split of always giving the commonest answer of the training models.
@@ -84,9 +87,9 @@ def shortfall(accuracy: Mapping[str, Any]) -> str:
       ''
     """
     found = chance_of(accuracy)
-    if found is None or accuracy["low"] > found:
+    if found is None or accuracy["low"] > found + _ROUNDING:
         return ""
-    return "not above" if accuracy["value"] <= found else "not clearly above"
+    return "not above" if accuracy["value"] <= found + _ROUNDING else "not clearly above"
 
 
 def _known(store: LayerStore, split: str) -> str:

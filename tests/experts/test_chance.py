@@ -107,6 +107,7 @@ def test_a_training_of_an_earlier_version_says_nothing(toy_store, tmp_path):
     [
         (0.871, 0.84, 0.875, "not above"),
         (0.875, 0.875, 0.875, "not above"),
+        (0.1 + 0.2, 0.1 + 0.2, 0.3, "not above"),
         (0.88, 0.86, 0.875, "not clearly above"),
         (0.9, 0.875, 0.875, "not clearly above"),
         (0.9, 0.88, 0.875, ""),
