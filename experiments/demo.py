@@ -54,7 +54,8 @@ def demo(workdir: Path, size: str) -> str:
         for tree in TREES
     }
     write_json(workdir / "metrics.json", metrics)
-    accuracy_by_layer(_by_layer(metrics), workdir / "accuracy_by_layer.png")
+    chance = {tree: methods[OURS].get("val_chance") for tree, methods in metrics.items()}
+    accuracy_by_layer(_by_layer(metrics), workdir / "accuracy_by_layer.png", chance)
     words = demo_language.language_half(workdir, size, costs)
     experts = {tree: workdir / "experts" / tree / OURS for tree in TREES}
     experts |= {demo_language.TREE: demo_language.experts_of(workdir)}
@@ -105,14 +106,21 @@ def _report(
     metrics: Mapping[str, Any],
     others: Sequence[str],
 ) -> str:
-    results = [steps.train_row(found) for methods in metrics.values() for found in methods.values()]
+    trained = [found for methods in metrics.values() for found in methods.values()]
+    results = [steps.train_row(found) for found in trained]
+    short = [
+        f"\n{found['tree']}, {steps.method(found)}: {line}."
+        for found in trained
+        for line in steps.not_above_chance(found)
+    ]
     return "\n".join(
         [
             f"# {TITLE}\n",
             "## The models\n",
             cli.table([steps.pack_row(summary) for summary in packed]),
-            "\n## Accuracy on test models (chance 0.500)\n",
+            "\n## Accuracy on test models\n",
             cli.table(results),
+            *short,
             "\n![validation accuracy by layer](accuracy_by_layer.png)\n",
             *others,
         ]

@@ -68,6 +68,7 @@ def language_half(workdir: Path, size: str, costs: Costs) -> Words:
         f"held out: their words were never seen together. "
         f"{len(metrics['layers']['expert'])} layers answer together.\n",
         cli.table([steps.measured_row(figure) for figure in measured]),
+        *(f"\n{line}." for line in steps.measured_not_above_chance(measured)),
         f"\n![map of LoRAs]({MAP})\n",
         "Test LoRAs, near where their weights are represented alike; rings mark held-out concepts.",
         "\n## Three searches among LoRAs that were not trained on\n",

@@ -43,10 +43,12 @@ def main() -> None:
     workdir = Path(_WORKDIR.value or f"{_EXPERTS.value}/evaluation")
     measured = steps.evaluate(subject, _TASKS.value, workdir)
     for figure in measured:
-        rows = [{"class": name, "accuracy": value} for name, value in figure.by_class.items()]
+        rows = steps.class_rows(figure)
         if rows:
             print(cli.table(rows), end="\n\n")
     print(cli.table([steps.measured_row(figure) for figure in measured]))
+    for line in steps.measured_not_above_chance(measured):
+        print(line)
 
 
 if __name__ == "__main__":

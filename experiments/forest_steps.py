@@ -155,7 +155,7 @@ def describe(
         for model in models:
             description = ProbexError(model.fault) if model.fault else next(found)
             if isinstance(description, Description):
-                description = _written(_with_labels(description, model), out)
+                description = _written(description, model, out)
             if isinstance(description, ProbexError):
                 bar.write(cli.one_line(f"failed {model.id}: {description}"), file=sys.stderr)
             bar.update()
@@ -164,15 +164,18 @@ def describe(
 
 def _with_labels(description: Description, model: FoundModel) -> Description:
     """What a zoo's labels.json says of a model counts as stated, before what the file says."""
-    labels = model.stated
-    if not (isinstance(labels, list) and labels and all(isinstance(x, str) for x in labels)):
+    labels = model.stated_labels()
+    if not labels:
         return description
-    said = dataclasses.replace(description.stated, labels=tuple(labels), source="labels.json")
+    said = dataclasses.replace(description.stated, labels=labels, source="labels.json")
     return dataclasses.replace(description, stated=said)
 
 
-def _written(description: Description, out: Path | None) -> Description | ProbexError:
+def _written(
+    description: Description, model: FoundModel, out: Path | None
+) -> Description | ProbexError:
     try:
+        description = _with_labels(description, model)
         if out is not None:
             write_card(description, out)
     except ProbexError as error:

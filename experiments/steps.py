@@ -13,6 +13,7 @@ from tqdm import tqdm
 import probex_jax as px
 from experiments import cli
 from probex_jax.experts import Alignment, Devices, Recipe, Ridge, ZeroShot, run_statnn, sweep
+from probex_jax.experts.chance import chance_of, shortfall
 from probex_jax.language import CachedEncoder, default_cache, text_encoder
 from probex_jax.layer_store import PackSummary
 from probex_jax.search import FoundModel, Index, Measured, Subject, measure_all
@@ -20,6 +21,7 @@ from probex_jax.zoo import miniature
 from probex_jax.zoo.model_j import SPLITS
 
 Row = dict[str, object]
+_COMMONEST, _GUESSING = "what always giving the commonest answer has", "what guessing has"
 
 
 def build_zoo(config: Mapping[str, Any], out: Path) -> list[miniature.TreeSummary]:
@@ -45,7 +47,7 @@ def pack(zoo: Path, store: Path, layers: str = "") -> PackSummary:
     """Packs a zoo; what is skipped goes to standard error, a line each."""
     found = px.scan(zoo)
     for name in found.unmatched:
-        print(f"labels.json: no model {name!r} in {zoo}", file=sys.stderr)
+        print(cli.one_line(f"labels.json: no model {name!r} in {zoo}"), file=sys.stderr)
     with cli.progress(0, "packing", "model") as bar:
         summary = px.pack(
             found,
@@ -228,6 +230,16 @@ def measured_row(figure: Measured) -> Row:
     }
 
 
+def class_rows(figure: Measured) -> Sequence[Row]:
+    """A figure by class; none where there is none."""
+    if not figure.chance_by_class:  # always giving one answer finds all of a class and none else
+        return [{"class": name, "found": value} for name, value in figure.by_class.items()]
+    return [
+        {"class": name, "accuracy": value, "chance": figure.chance_by_class[name]}
+        for name, value in figure.by_class.items()
+    ]
+
+
 def train_row(metrics: Mapping[str, Any]) -> Row:
     """The result of a training."""
     test = metrics["test_accuracy"]
@@ -237,6 +249,7 @@ def train_row(metrics: Mapping[str, Any]) -> Row:
         "layer": _reading(metrics),
         "test accuracy": f"{test['value']:.3f}",
         "95 % interval": f"{test['low']:.3f} to {test['high']:.3f}",
+        "chance": "" if (chance := chance_of(test)) is None else f"{chance:.3f}",
         "models": test["n_models"],
         "calibration error": _calibration_error(metrics),
     }
@@ -245,6 +258,37 @@ def train_row(metrics: Mapping[str, Any]) -> Row:
         row[f"zero-shot among {found.n_held_out}"] = str(found.among_held_out)
         row[f"among all {found.n_all}"] = str(found.among_all)
     return row
+
+
+def not_above_chance(metrics: Mapping[str, Any]) -> list[str]:
+    """A line for each accuracy of a training that is not above chance."""
+    lines = [_short("test accuracy", metrics["test_accuracy"], _COMMONEST)]
+    if "zero_shot" in metrics:
+        found = ZeroShot.from_json(metrics["zero_shot"])
+        among, every = f"zero-shot among {found.n_held_out}", f"among all {found.n_all}"
+        lines += [
+            _short(f"accuracy {among}", vars(found.among_held_out), _COMMONEST),
+            _short(f"accuracy {every}", vars(found.among_all), _GUESSING),
+        ]
+    return [line for line in lines if line]
+
+
+def measured_not_above_chance(figures: Sequence[Measured]) -> list[str]:
+    """A line for each figure that is not above chance."""
+    lines = [
+        _short(
+            f"{figure.task}: {figure.what} ({figure.n_classes} {figure.classes})",
+            {**vars(figure.score), "chance": figure.chance},
+            _COMMONEST if figure.is_accuracy and figure.classes != "in all" else _GUESSING,
+        )
+        for figure in figures
+    ]
+    return [line for line in lines if line]
+
+
+def _short(what: str, score: Mapping[str, Any], has: str) -> str:
+    short = shortfall(score)
+    return short and f"{what} {score['value']:.3f} is {short} {score['chance']:.3f}, {has}"
 
 
 def _calibration_error(metrics: Mapping[str, Any]) -> str:
@@ -269,4 +313,8 @@ def _reading(metrics: Mapping[str, Any]) -> str:
 def layer_rows(metrics: Mapping[str, Any]) -> Sequence[Row]:
     """Validation accuracy of each layer; none where a method has no layers."""
     accuracies = metrics.get("val_accuracy_by_layer", {})
-    return [{"layer": name, "validation accuracy": value} for name, value in accuracies.items()]
+    beside = {"chance": metrics["val_chance"]} if "val_chance" in metrics else {}
+    return [
+        {"layer": name, "validation accuracy": value, **beside}
+        for name, value in accuracies.items()
+    ]

@@ -42,6 +42,8 @@ def main() -> None:
     if rows:
         print(cli.table(rows), end="\n\n")
     print(cli.table([steps.train_row(metrics)]))
+    for line in steps.not_above_chance(metrics):
+        print(line)
     with alone(workdir / ".lock", needed=parallel):
         found = report_steps.training(workdir, metrics)
         path = report_steps.write_report(workdir, f"Training on {metrics['tree']}", [found])

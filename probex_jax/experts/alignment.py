@@ -1,13 +1,14 @@
 """Aligning weights with text: which words stand for the classes, and which are candidates."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts.answering import stored_logits
+from probex_jax.experts.chance import commonest_share
 from probex_jax.experts.expert import Expert
 from probex_jax.experts.metrics import Score, top_accuracy
 from probex_jax.experts.objective import Split
@@ -136,7 +137,11 @@ class ZeroShot:
     Args:
       among_held_out: the candidates being the held-out classes of the store.
       among_all: the candidates being these and the classes of the expert.
-      n_held_out, n_all: numbers of candidates; chance is one of so many.
+      n_held_out, n_all: numbers of candidates.
+
+    No model of a held-out class is trained on, so there is no commonest answer to learn. The chance
+    of `among_held_out` is the share of the commonest class of the models, which no one answer can
+    exceed; that of `among_all` is that of guessing, one of `n_all`.
     """
 
     among_held_out: Score
@@ -184,9 +189,11 @@ def zero_shot(
     candidates = (*held_out, *expert.card["classes"])
     logits_NY = text_logits(expert, store, split, candidates, encoder)
     n_held_out = len(held_out)
+    among_held_out = top_accuracy(logits_NY[:, :n_held_out], labels_N)
+    among_all = top_accuracy(logits_NY, labels_N)
     return ZeroShot(
-        among_held_out=top_accuracy(logits_NY[:, :n_held_out], labels_N),
-        among_all=top_accuracy(logits_NY, labels_N),
+        among_held_out=replace(among_held_out, chance=commonest_share(labels_N, labels_N)),
+        among_all=replace(among_all, chance=1 / len(candidates)),
         n_held_out=n_held_out,
         n_all=len(candidates),
     )

@@ -17,11 +17,13 @@ from safetensors.numpy import save
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts.answering import stored_vectors
+from probex_jax.experts.chance import chance, chance_by_class
 from probex_jax.experts.expert import Expert
 from probex_jax.files import write_bytes
 from probex_jax.layer_store import LayerStore
 
 _NAME = "answered.safetensors"
+_ABOUT = ("classes", "ids", "labels", "chance", "chance_by_class")
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class Answered:
       logits: [N, Y] float.
       y: as `Split.y`: [N, Y] of zeros and ones, or [N] where one class is chosen.
       vectors: [M, T] representations; [0, 0] of what makes none.
-      chance: what guessing gives: of one class among Y a Y-th; of several the share of answers that
-        are right if every model is told what most training models are.
+      chance: the accuracy of always giving the commonest answer (`chance.chance`).
+      chance_by_class: where each class is answered for itself, that of each; none as of earlier
+        versions.
     """
 
     classes: tuple[str, ...]
@@ -45,6 +48,7 @@ class Answered:
     y: np.ndarray
     vectors: np.ndarray
     chance: float
+    chance_by_class: tuple[float, ...] = ()
 
     @classmethod
     def of(
@@ -75,7 +79,7 @@ class Answered:
             np.asarray(logits_NY, np.float32),
             np.asarray(y, np.int32),
             np.asarray(vectors, np.float32),
-            _chance(store, np.asarray(y), len(classes)),
+            *_chances(store, classes, several=np.ndim(y) == 2),
         )
 
     @property
@@ -89,7 +93,7 @@ class Answered:
         Raises:
           ProbexError: if it cannot be written.
         """
-        about = {name: getattr(self, name) for name in ("classes", "ids", "labels", "chance")}
+        about = {name: getattr(self, name) for name in _ABOUT}
         arrays = {"logits": self.logits, "y": self.y, "vectors": self.vectors}
         write_bytes(workdir / _NAME, save(arrays, {"about": json.dumps(about)}))
 
@@ -114,13 +118,15 @@ class Answered:
                 labels,
                 **arrays,
                 chance=about["chance"],
+                chance_by_class=tuple(about.get("chance_by_class", ())),
             )
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise ProbexError(f"{path}: damaged ({error})") from error
 
 
-def _chance(store: LayerStore, y: np.ndarray, n_classes: int) -> float:
-    if y.ndim == 1:
-        return 1 / n_classes
-    usual_Y = store.targets("train").mean(axis=0) > 0.5
-    return float(np.mean(y == usual_Y))
+def _chances(
+    store: LayerStore, classes: Sequence[str], *, several: bool
+) -> tuple[float, tuple[float, ...]]:
+    if not several:
+        return chance(store, "test", classes), ()
+    return chance(store, "test"), tuple(map(float, chance_by_class(store, "test")))

@@ -11,6 +11,7 @@ import numpy as np
 from probex_jax.encoders import statistics
 from probex_jax.errors import ProbexError
 from probex_jax.experts.answered import Answered
+from probex_jax.experts.chance import chance
 from probex_jax.experts.expert import versions
 from probex_jax.experts.metrics import Score, accuracy
 from probex_jax.files import claim, write_json
@@ -38,7 +39,12 @@ def statnn(store: LayerStore, *, n_trees: int = 500, seed: int = 0) -> Score:
       Unterthiner et al., arXiv 2002.11448.
     """
     answers_NY = statnn_answers(store, n_trees=n_trees, seed=seed)
-    return accuracy(answers_NY, store.targets("test"))
+    return _score(answers_NY, store)
+
+
+def _score(logits_NY: np.ndarray, store: LayerStore) -> Score:
+    score = accuracy(logits_NY, store.targets("test"))
+    return dataclasses.replace(score, chance=chance(store, "test"))
 
 
 def statnn_answers(store: LayerStore, *, n_trees: int = 500, seed: int = 0) -> np.ndarray:
@@ -91,7 +97,7 @@ def run_statnn(
     if not path.exists():
         logits_NY, y = statnn_answers(store, n_trees=n_trees, seed=seed), store.targets("test")
         Answered.of(store, store.classes, (logits_NY, y)).write(workdir)
-        score = accuracy(logits_NY, y)
+        score = _score(logits_NY, store)
         figures = {
             "n_models": {split: len(store.split(split)) for split in ("train", "test")},
             "test_accuracy": dataclasses.asdict(score),

@@ -16,7 +16,7 @@ from probex_jax.experts.answered import Answered
 from probex_jax.experts.answering import stored_logits
 from probex_jax.experts.committee import best_committee
 from probex_jax.experts.committee import committee as committee_of
-from probex_jax.experts.evaluation import HOLDOUT, answers, calibrated_by, score
+from probex_jax.experts.evaluation import HOLDOUT, answers, calibrated_by, chance_for, score
 from probex_jax.experts.expert import Expert
 from probex_jax.experts.metrics import Score
 from probex_jax.experts.objective import Split, right
@@ -84,13 +84,20 @@ def choose(
     represented_by = kept.get(HOLDOUT, kept["expert"])
     classes = kept["expert"].card["classes"]
     Answered.of(store, classes, found["test"], represented_by).write(workdir)
-    tested = {"test_accuracy": dataclasses.asdict(score(found["test"]))}
+    test = dataclasses.replace(
+        score(found["test"]), chance=chance_for(kept["expert"], store, "test")
+    )
+    tested: dict[str, Any] = {"test_accuracy": dataclasses.asdict(test)}
     if candidates is not None and store.has("test_holdout"):
         unseen = zero_shot(represented_by, store, encoder=encoder)
         tested["zero_shot"] = dataclasses.asdict(unseen)
+    of_layers = {
+        "val_accuracy_by_layer": by_layer,
+        "val_chance": chance_for(kept["expert"], store, "val"),
+    }
     # The folder `expert` last: what it says of the other is there by then.
     for name, expert in reversed(kept.items()):
-        metrics = expert.card["metrics"] | tested | {"val_accuracy_by_layer": by_layer}
+        metrics = expert.card["metrics"] | tested | of_layers
         Expert(expert.variables, {**expert.card, "metrics": metrics}).save(workdir / name)
     card = kept["expert"].card
     card = {**card, **card["members"][0]} if "members" in card else card
@@ -99,7 +106,7 @@ def choose(
         **{key: card[key] for key in on_card},
         "layers": {name: list(expert.layers) for name, expert in kept.items()},
         "n_models": {s: len(store.split(s)) for s in sorted({m.split for m in store.models})},
-        "val_accuracy_by_layer": by_layer,
+        **of_layers,
         "left_out": dict(left_out),
         **({"variants": by_variant} if by_variant else {}),
         "committee_accuracy": kept["expert"].card["metrics"]["committee_accuracy"],

@@ -1,6 +1,7 @@
 """How well an expert answers for the models of a store, and how far it may be believed."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 from probex_jax.experts.alignment import class_texts
 from probex_jax.experts.answering import stored_logits
 from probex_jax.experts.calibration import best_temperature, calibration_error
+from probex_jax.experts.chance import chance
 from probex_jax.experts.expert import Expert
 from probex_jax.experts.metrics import Score, accuracy, top_accuracy
 from probex_jax.language import TextEncoder
@@ -52,6 +54,12 @@ def score(found: Answers) -> Score:
     return (top_accuracy if found.y.ndim == 1 else accuracy)(*found)
 
 
+def chance_for(expert: Expert, store: LayerStore, split: str) -> float:
+    """`chance` on a split of a store, of the kind of answers that an expert gives."""
+    is_text = expert.card["head"] == "text"
+    return chance(store, split, expert.card["classes"] if is_text else None)
+
+
 def evaluate(
     expert: Expert, store: LayerStore, split: str = "test", encoder: TextEncoder | None = None
 ) -> tuple[Score, np.ndarray]:
@@ -64,16 +72,16 @@ def evaluate(
       encoder: of an expert aligned with text, its text encoder; None to find it by its card.
 
     Returns:
-      The accuracy, and the logits [N, Y] of the models in the order of the split. Of an expert
-      aligned with text it is the share of models given to their class, the candidates being the
-      texts of the classes that it was trained on.
+      The accuracy beside chance, and the logits [N, Y] of the models in the order of the split. Of
+      an expert aligned with text it is the share of models given to their class, the candidates
+      being the texts of the classes that it was trained on.
 
     Raises:
       ProbexError: if the store is of another tree or has other classes than the expert, no such
         layer, or no such split.
     """
     found = answers(expert, store, (split,), encoder)[split]
-    return score(found), found.logits
+    return replace(score(found), chance=chance_for(expert, store, split)), found.logits
 
 
 def load_experts(path: Path) -> dict[str, Expert]:

@@ -1,8 +1,10 @@
 """Figures over models, with their intervals."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+
+from probex_jax.errors import ProbexError
 
 
 @dataclass(frozen=True)
@@ -13,15 +15,19 @@ class Score:
       value: mean over the models.
       low, high: 95 % interval, by bootstrap over the models but where `share` says otherwise.
       n_models: how many models.
+      chance: of an accuracy, what always giving the commonest answer has (`chance`); None where
+        nobody has worked it out.
     """
 
     value: float
     low: float
     high: float
     n_models: int
+    chance: float | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        beside = "" if self.chance is None else f", chance {self.chance:.3f}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]{beside}"
 
 
 def accuracy(logits: np.ndarray, targets: np.ndarray) -> Score:
@@ -34,12 +40,19 @@ def accuracy(logits: np.ndarray, targets: np.ndarray) -> Score:
     Returns:
       The share, and its interval.
 
+    Raises:
+      ProbexError: if their shapes differ, there are none, or values are not such.
+
     Example:
       >>> import numpy as np
       >>> print(accuracy(np.array([[2.0, -1.0], [3.0, 1.0]]), np.array([[1, 0], [1, 0]])))
       0.750 [0.500, 1.000]
     """
-    return share(np.mean((np.asarray(logits) > 0) == (np.asarray(targets) > 0.5), axis=1))
+    logits_NY, targets_NY = np.asarray(logits), np.asarray(targets)
+    _check(logits_NY, targets_NY, logits_NY.shape)
+    if not np.isin(targets_NY, (0, 1)).all():
+        raise ProbexError(f"targets of shape {targets_NY.shape} hold other values than 0 and 1")
+    return share(np.mean((logits_NY > 0) == (targets_NY > 0.5), axis=1))
 
 
 def top_accuracy(logits: np.ndarray, labels: np.ndarray) -> Score:
@@ -52,12 +65,31 @@ def top_accuracy(logits: np.ndarray, labels: np.ndarray) -> Score:
     Returns:
       The share with its interval.
 
+    Raises:
+      ProbexError: as `accuracy`.
+
     Example:
       >>> import numpy as np
       >>> top_accuracy(np.array([[2.0, -1.0], [3.0, 1.0]]), np.array([0, 1])).value
       0.5
     """
-    return share(np.argmax(np.asarray(logits), axis=1) == np.asarray(labels))
+    logits_NY, labels_N = np.asarray(logits), np.asarray(labels)
+    _check(logits_NY, labels_N, logits_NY.shape[:1])
+    if not np.isin(labels_N, np.arange(logits_NY.shape[1])).all():
+        raise ProbexError(
+            f"labels of shape {labels_N.shape} are not all places of {logits_NY.shape[1]} classes"
+        )
+    return share(np.argmax(logits_NY, axis=1) == labels_N)
+
+
+def _check(logits_NY: np.ndarray, y: np.ndarray, expected: tuple[int, ...]) -> None:
+    if logits_NY.ndim != 2 or 0 in logits_NY.shape or y.shape != expected:
+        raise ProbexError(
+            f"logits of shape {logits_NY.shape} and targets of shape {y.shape} do not belong "
+            "together"
+        )
+    if np.isnan(logits_NY).any():
+        raise ProbexError(f"logits of shape {logits_NY.shape} hold NaN: nothing is told by them")
 
 
 def mean_score(values: np.ndarray, *, seed: int = 0) -> Score:

@@ -20,6 +20,7 @@ import numpy as np
 from probex_jax.encoders import Dense
 from probex_jax.errors import ProbexError
 from probex_jax.experts.calibration import best_factor
+from probex_jax.experts.checking import check_splits
 from probex_jax.experts.network import Network
 from probex_jax.experts.objective import Split
 from probex_jax.matrices import combination, gram
@@ -83,8 +84,8 @@ def fit_ridge(network: Network, recipe: Ridge, train: Split, val: Split) -> Fitt
       Its parameters, and what was chosen on `val`.
 
     Raises:
-      ProbexError: if the network is another, the training matrices are all zero, or some matrices
-        are not finite.
+      ProbexError: if the network is another, an array does not fit the others, labels are not zeros
+        and ones, the training matrices are all zero, or some matrices are not finite.
 
     Example:
       >>> import jax.numpy as jnp
@@ -97,8 +98,9 @@ def fit_ridge(network: Network, recipe: Ridge, train: Split, val: Split) -> Fitt
       True
     """
     encoder = check_fitted(network)
-    if train.y.ndim != 2:
+    if np.ndim(train.y) == 1:
         raise ProbexError(_WRONG)
+    check_splits(network, {"train": train, "val": val})
     x, x_val = (encoder.read(split.x) for split in (train, val))
     size = x.shape[-2] * x.shape[-1]
     kernel_NN = np.asarray(gram(x, x), np.float64) / size

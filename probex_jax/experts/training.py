@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from probex_jax.experts.advancing import advance, all_prepared, epoch_orders
+from probex_jax.experts.checking import check_finite, check_splits, check_together
 from probex_jax.experts.devices import ONE, Batches, Devices, Width, widths
 from probex_jax.experts.network import Network
 from probex_jax.experts.objective import Split
@@ -51,6 +52,10 @@ def fit(
     Returns:
       The final state.
 
+    Raises:
+      ProbexError: if an array does not fit the others or the network, matrices are not finite, or
+        labels are not zeros and ones (aligned with text: places in `texts`).
+
     Example:
       >>> import jax.numpy as jnp
       >>> from probex_jax.experts import build_network
@@ -63,8 +68,11 @@ def fit(
     """
     evaluated = {"val": val} | ({} if val_holdout is None else {"val_holdout": val_holdout})
     splits = {"train": train, **evaluated}
+    check_splits(network, splits)
     together, stacked = _alone(network, recipe, splits)
-    stacked = jax.device_put(stacked)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused next
+        stacked = jax.device_put(stacked)
+    check_finite(stacked)
     stacked["train"] = all_prepared(network, together.recipe, ONE, stacked["train"])
     state = fit_together(
         together,
@@ -217,7 +225,11 @@ def fit_together(
 
     Returns:
       The final state.
+
+    Raises:
+      ProbexError: if a split is of other layers, or has other numbers of matrices and labels.
     """
+    check_together(together.layers, {name: splits[name] for name in together.counts})
     devices, recipe = together.devices, together.recipe
     train, evaluated = splits["train"], {name: splits[name] for name in together.evaluated}
     state = devices.replicated(together.initial(train) if state is None else state)

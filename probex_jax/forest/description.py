@@ -56,7 +56,8 @@ class ExpertFacts:
       layers: what it read.
       encoder: its name.
       n_train: models it was trained on; None where its card does not say.
-      accuracy: on test models, as {"value", "low", "high", "n_models"}; None where not measured.
+      accuracy: on test models, as {"value", "low", "high", "n_models", "chance"}, without the last
+        of an expert of an earlier version; None where not measured.
       calibration_error: after calibration, by split.
       chosen: "several" where it gives a probability to each class for itself, "one" where it
         chooses among them.

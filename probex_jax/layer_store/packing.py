@@ -14,6 +14,7 @@ from probex_jax.layer_store.headers import Forms, Header, read_header
 from probex_jax.layer_store.packer import Packer
 from probex_jax.layer_store.store import FORMAT, VERSION, LayerStore, check_held_out
 from probex_jax.model_files import select_layers
+from probex_jax.model_files.untrusted_text import quoted
 from probex_jax.zoo import Zoo, ZooModel
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
@@ -200,9 +201,10 @@ def _check_same(
     for model in zoo.models:
         was = packed.get(model.id)
         if was and (was.split != model.split or model.stated not in (None, list(was.labels))):
+            now = quoted(model.stated) if model.stated else "the same"
             raise ProbexError(
                 f"{store.path}: {model.id} was packed as {was.split} of {list(was.labels)}, the "
-                f"zoo now says {model.split} of {model.stated or 'the same'}; use another "
+                f"zoo now says {model.split} of {now}; use another "
                 "folder for the store"
             )
     if layers is None or _selection(layers) == store.selection:

@@ -29,6 +29,9 @@ _PLAIN_NAME = re.compile(r"\w[\w.+ -]{0,199}")
 _LEADS_OUT = re.compile(r"\0|\A[/\\]|(?:\A|[/\\])\.\.(?:[/\\]|\Z)")
 
 
+# NUL, what terminals obey, and the rest of the control characters but tabs and ends of lines.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
 # Of a list of a million only the beginning is written out.
 _BRIEFLY = reprlib.Repr()
 _BRIEFLY.maxlevel = 4
@@ -62,6 +65,16 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def is_text(value: object) -> bool:
+    r"""Whether it is a text that files, terminals and tables can take as a name.
+
+    Example:
+      >>> [is_text(value) for value in ("Größe 模", "", "\ud800", "a\0", "a\nb", "\x1b[2J", 7)]
+      [True, True, False, False, True, False, False]
+    """
+    return isinstance(value, str) and is_unicode(value) and not _CONTROL.search(value)
+
+
 def json_object(
     data: bytes, where: str, *, depth: int = MAX_DEPTH, values: int = MAX_VALUES
 ) -> dict[str, Any]:
@@ -75,6 +88,15 @@ def json_object(
       depth: how many objects and lists may be inside each other.
       values: how many objects, lists and their elements there may be.
     """
+    return _parsed(data, where, dict, "an object", depth, values)
+
+
+def json_list(data: bytes, where: str) -> list[Any]:
+    """Parses one JSON list, as `json_object` does an object."""
+    return _parsed(data, where, list, "a list", MAX_DEPTH, MAX_VALUES)
+
+
+def _parsed(data: bytes, where: str, kind: type, expected: str, depth: int, values: int) -> Any:
     _check_structure(data, where, depth, values)
 
     def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -96,8 +118,8 @@ def json_object(
     except ValueError as error:
         # Also a number of thousands of digits, which int refuses.
         raise ProbexError(f"{where} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ProbexError(f"{where} is a JSON {type(value).__name__}, expected an object")
+    if not isinstance(value, kind):
+        raise ProbexError(f"{where} is a JSON {type(value).__name__}, expected {expected}")
     return value
 
 

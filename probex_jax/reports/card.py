@@ -6,10 +6,11 @@ stands in code spans, where nothing is a link, a heading or HTML.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from probex_jax.errors import ProbexError
+from probex_jax.experts.chance import chance_of, shortfall
 from probex_jax.forest import Comparison, Description, Prediction
 from probex_jax.reports.tables import table
 
@@ -214,7 +215,7 @@ def _how(description: Description) -> str:
         lines.append(
             f"Tested on {found['n_models']} other models of the tree, it was right on "
             f"{found['value']:.3f} of {what} (95 % interval {found['low']:.3f} to "
-            f"{found['high']:.3f})."
+            f"{found['high']:.3f}).{_beside_chance(found)}"
         )
     for split in ("test", "val"):
         if split in expert.calibration_error:
@@ -225,6 +226,15 @@ def _how(description: Description) -> str:
             )
             break
     return "\n".join(lines) + "\n"
+
+
+def _beside_chance(accuracy: Mapping[str, Any]) -> str:
+    """What a constant answer has; nothing of an expert of an earlier version."""
+    chance, short = chance_of(accuracy), shortfall(accuracy)
+    if chance is None:
+        return ""
+    said = f" Always giving the commonest answer is right on {chance:.3f}."
+    return f"{said} **The expert is {short} that.**" if short else said
 
 
 def _reading(layers: Sequence[str]) -> str:

@@ -29,7 +29,8 @@ def by_layer(trainings: Sequence[Training]) -> str:
 
 
 def _panel(tree: str, trainings: Sequence[Training]) -> str:
-    chance = next((t.answered.chance for t in trainings if t.answered is not None), None)
+    known = (t.metrics["val_chance"] for t in trainings if "val_chance" in t.metrics)
+    chance = next(known, None)
     methods = {t.method: t.metrics[_KEY] for t in trainings}
     layers = list(dict.fromkeys(layer for found in methods.values() for layer in found))
     drawn = bars_by_layer(f"Accuracy by layer, {tree}", _best(methods, layers), chance)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from probex_jax.experts import ZeroShot
+from probex_jax.experts.chance import chance_of, shortfall
 from probex_jax.reports.charts import PATTERNS, fill, interval
 from probex_jax.reports.described import described_models
 from probex_jax.reports.figures import short_name
@@ -153,7 +154,9 @@ def _results(run: Run) -> str:
     about = (
         "<p>On test models, which no choice has seen. Intervals are 95 % bootstrap intervals over "
         "the models, or over the classes where classes are what is asked; where all are right, "
-        "exact ones (but for AUC). The line runs from 0 to 1, the dashes on it are chance.</p>"
+        "exact ones (but for AUC). The line runs from 0 to 1, the dashes on it are chance: of an "
+        "accuracy, what always giving the commonest answer has. A figure whose interval reaches "
+        "down to chance is not clearly above it.</p>"
     )
     tables = html_table(rows) + (html_table(further, caption="Further tasks") if further else "")
     return about + tables if rows else ""
@@ -163,7 +166,9 @@ def _result_rows(training: Training) -> Iterator[dict[str, Any]]:
     metrics = training.metrics
     layers = metrics.get("layers", {}).get("expert", ())
     reads = short_name(layers[0]) if len(layers) == 1 else f"{len(layers) or 'all'} layers"
-    chance = None if training.answered is None else training.answered.chance
+    chance = chance_of(metrics["test_accuracy"])
+    if chance is None and training.answered is not None:
+        chance = training.answered.chance
     accuracy = _score(metrics["test_accuracy"], chance)
     yield {"figure": f"{training.name}: accuracy", **accuracy, "reads": reads}
     if "zero_shot" in metrics:
@@ -172,7 +177,7 @@ def _result_rows(training: Training) -> Iterator[dict[str, Any]]:
             (f"zero-shot among {found.n_held_out}", found.among_held_out, found.n_held_out),
             (f"zero-shot among all {found.n_all}", found.among_all, found.n_all),
         ):
-            figures = _score(vars(score), 1 / count)
+            figures = _score(vars(score), score.chance or 1 / count)
             yield {"figure": f"{training.name}: {what}", **figures, "reads": reads}
 
 
@@ -182,9 +187,16 @@ def _score(score: Mapping[str, Any], chance: float | None) -> dict[str, Any]:
         "value": f"{value:.3f}",
         "95 % interval": f"{low:.3f} to {high:.3f}",
         "on a line": Html(interval(value, low, high, chance)),
-        "chance": "" if chance is None else f"{chance:.3f}",
+        "chance": _beside(score, chance),
         "models": str(score["n_models"]),
     }
+
+
+def _beside(score: Mapping[str, Any], chance: float | None) -> str:
+    if chance is None:
+        return ""
+    short = shortfall({**score, "chance": chance})
+    return f"{chance:.3f} ({short} it)" if short else f"{chance:.3f}"
 
 
 def _each(

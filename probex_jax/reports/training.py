@@ -123,6 +123,7 @@ def _of_several(answered: Answered) -> str:
         {"class": answered.classes[y]}
         | {name: str(count[y]) for name, count in counts.items()}
         | {"right": f"{1 - wrong_Y[y] / len(answered.y):.3f}"}
+        | ({"chance": f"{answered.chance_by_class[y]:.3f}"} if answered.chance_by_class else {})
         for y in worst
     ]
     left_out = len(answered.classes) - len(worst)

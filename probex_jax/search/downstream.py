@@ -16,6 +16,7 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, Score, evaluate, share, versions, zero_shot
 from probex_jax.experts.alignment import check_unseen, class_sentences
+from probex_jax.experts.chance import chance_by_class, commonest_share
 from probex_jax.files import disk_errors, write_json
 from probex_jax.language import TextEncoder
 from probex_jax.layer_store import LayerStore
@@ -36,8 +37,9 @@ class Measured:
       classes: "seen", "held out", or "in all".
       n_classes: number of candidates.
       score: the figure with its interval.
-      chance: what guessing gives.
+      chance: of an accuracy, what always giving the commonest answer has; else what guessing has.
       by_class: the figure of each class, where there is one.
+      chance_by_class: the chance of each of these, where each class is answered for itself.
     """
 
     task: str
@@ -48,11 +50,18 @@ class Measured:
     score: Score
     chance: float
     by_class: Mapping[str, float] = field(default_factory=dict)
+    chance_by_class: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_accuracy(self) -> bool:
+        """Whether it is the share of models, or of their classes, that were told rightly."""
+        return self.what.startswith("accuracy")
 
     def as_json(self) -> dict[str, Any]:
         """What a file of metrics says of it."""
         about = {"chance": self.chance, "classes": self.classes, "n_classes": self.n_classes}
-        by_class = {"by_class": dict(self.by_class)} if self.by_class else {}
+        of_classes = {"by_class": self.by_class, "chance_by_class": self.chance_by_class}
+        by_class = {name: dict(figures) for name, figures in of_classes.items() if figures}
         return {**asdict(self.score), **about, **by_class}
 
 
@@ -183,16 +192,19 @@ def _classify(subject: Subject) -> Iterator[Measured]:
         labels_N = store.class_indices(split, classes)
         right_N = logits_NY.argmax(axis=1) == labels_N
         by_class = {classes[y]: right_N[labels_N == y].mean() for y in np.unique(labels_N)}
-        chance = 1 / len(classes)
+        chances = {}
     else:
         right_NY = (logits_NY > 0) == (store.targets(split) > 0.5)
         by_class = dict(zip(classes, right_NY.mean(axis=0), strict=True))
-        # Saying of each class what most models are, of the training ones where there are any.
-        usual_Y = store.targets("train" if store.has("train") else split).mean(axis=0) > 0.5
-        chance = float(np.mean(store.targets(split) == usual_Y))
+        chances = dict(zip(classes, map(float, chance_by_class(store, split)), strict=True))
     by_class = {name: float(share) for name, share in by_class.items()}
-    what = "seen", len(classes), score, chance, by_class
+    what = "seen", len(classes), score, _chance(score), by_class, chances
     yield Measured("classify", "accuracy", "accuracy", *what)
+
+
+def _chance(score: Score) -> float:
+    assert score.chance is not None
+    return score.chance
 
 
 def _zero_shot(subject: Subject) -> Iterator[Measured]:
@@ -208,7 +220,7 @@ def _zero_shot(subject: Subject) -> Iterator[Measured]:
         ),
         ("among_all", "accuracy among all classes", found.among_all, "in all", found.n_all),
     ):
-        yield Measured("zero_shot", key, what, classes, count, score, 1 / count)
+        yield Measured("zero_shot", key, what, classes, count, score, _chance(score))
 
 
 def _knn(subject: Subject) -> Iterator[Measured]:
@@ -217,7 +229,8 @@ def _knn(subject: Subject) -> Iterator[Measured]:
         predicted_Q = knn(side.known_NT, side.known_labels_N, side.queries_QT, k)
         score = share(predicted_Q == side.labels_Q)
         what = f"accuracy of {k} nearest models"
-        yield side.measured("knn", "accuracy", what, score, 1 / len(side.classes))
+        chance = commonest_share(side.known_labels_N, side.labels_Q)
+        yield side.measured("knn", "accuracy", what, score, chance)
 
 
 def _occ(subject: Subject) -> Iterator[Measured]:

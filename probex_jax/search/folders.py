@@ -10,7 +10,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors
 from probex_jax.model_files.locate import local_files
 from probex_jax.zoo import ZooModel, scan
-from probex_jax.zoo.model_j import SPLITS
+from probex_jax.zoo.model_j import SPLITS, checked_id
 
 _WEIGHTS = ".safetensors"
 # What makes a folder one model, whatever else lies in it.
@@ -26,12 +26,10 @@ class FoundModel(ZooModel):
     Args:
       tree: the tree that the zoo names, "" outside of one.
       texts: class to the words for it, where its name is none.
-      fault: why what is at the path is no model; "" where it may be one.
     """
 
     tree: str = ""
     texts: Mapping[str, str] = field(default_factory=dict)
-    fault: str = ""
 
 
 def find_models(folder: str | Path, *, may_be_empty: bool = False) -> tuple[FoundModel, ...]:
@@ -75,7 +73,12 @@ def find_models(folder: str | Path, *, may_be_empty: bool = False) -> tuple[Foun
             models[id] = model
     if not models and not may_be_empty:
         raise ProbexError(f"{root}: no models in it; expected folders or .safetensors files")
-    return tuple(dataclasses.replace(model, id=id) for id, model in models.items())
+    return tuple(_named(model, id) for id, model in models.items())
+
+
+def _named(model: FoundModel, id: str) -> FoundModel:
+    id, fault = checked_id(id, model.path)
+    return dataclasses.replace(model, id=id, fault=model.fault or fault)
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
@@ -132,6 +135,7 @@ def _of_zoo(folder: Path, root: Path) -> Iterator[FoundModel]:
             model.split,
             model.path,
             model.stated,
+            fault=model.fault,
             tree=zoo.tree,
             texts=zoo.texts,
         )

@@ -28,6 +28,7 @@ _SESSION_CHARACTERS = 100
 _SILENCE_S, _SLOWEST = 60.0, 2**13
 # Answers that do not wait for the end of a body: what is left of it is not the next request.
 _EARLY = (400, 408, 411, 413, 422, 503, 507)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' "
     "'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; frame-src 'self' data: "
@@ -53,6 +54,8 @@ class Guard:
       events: number of each event that the page has, to how many files each of its values may be.
       hosts: names by which this server may be asked, so that no other site's name, led here by its
         DNS, is taken for it; none to take every name.
+      proxies: names of proxies in front, whose pages are this server's even if the proxy does not
+        pass its name on.
     """
 
     def __init__(
@@ -61,9 +64,11 @@ class Guard:
         uploads: Uploads,
         events: Mapping[int, Sequence[int]],
         hosts: Sequence[str] = (),
+        proxies: Sequence[str] = (),
     ):
         self._app, self._uploads, self._events = app, uploads, events
-        self._hosts = frozenset(hosts)
+        self._hosts = frozenset(map(str.lower, hosts))
+        self._proxies = frozenset(map(str.lower, proxies))
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -103,11 +108,34 @@ class Guard:
         if len(scope["query_string"]) + len(scope["path"]) > _ADDRESS_BYTES:
             return 414, "the address is too long"
         method, path = scope["method"], scope["path"]
+        if method not in ("GET", "HEAD") and self._cross_site(scope["headers"], host):
+            return 403, "pages of other sites may not send anything to this server"
         if method in ("GET", "HEAD"):
             known = _READ.fullmatch(path) is not None
         else:
             known = method in ("POST", "PUT") and path in (*_FILES, _EVENT)
         return None if known else (404, "there is no such page")
+
+    def _cross_site(self, headers: Sequence[tuple[bytes, bytes]], host: bytes) -> bool:
+        """Whether a browser says that a page of another site sends this; programs say nothing."""
+        sites = {value for name, value in headers if name == b"sec-fetch-site"}
+        origins = [value for name, value in headers if name == b"origin"]
+        return not (
+            sites <= {b"same-origin", b"none"}
+            and all(self._is_own(origin.decode("latin-1"), host) for origin in origins)
+        )
+
+    def _is_own(self, origin: str, host: bytes) -> bool:
+        """Whether an origin has the host and port that this server is asked by, or is a proxy."""
+        scheme, _, authority = origin.partition("://")
+        default = _DEFAULT_PORTS.get(scheme.lower())
+        if default is None:  # also the origin "null", of sandboxed frames
+            return False
+        page = _host_and_port(authority, default)
+        own = _host_and_port(host.decode("latin-1"), default)
+        if page is None or not page[0]:
+            return False
+        return page == own or (page[0] in self._proxies and page[1] == default)
 
     def _event(self, body: bytes) -> bytes:
         """An event of the page, in which files are named by their paths on this machine.
@@ -217,9 +245,15 @@ def _replayed(body: bytes, receive: Any) -> Any:
 
 
 def _hostname(host: bytes) -> str | None:
+    found = _host_and_port(host.decode("latin-1"), 0)
+    return None if found is None else found[0]
+
+
+def _host_and_port(authority: str, default: int) -> tuple[str | None, int] | None:
     try:
-        return urlsplit(f"//{host.decode('latin-1')}").hostname
-    except ValueError:  # brackets that do not close
+        parts = urlsplit(f"//{authority}")
+        return parts.hostname, default if parts.port is None else parts.port
+    except ValueError:  # brackets that do not close, or a port that is none
         return None
 
 

@@ -46,11 +46,10 @@ def serve(
       ProbexError: if gradio is missing (extra `app`).
     """
     host, port = listening.getsockname()[:2]
-    if host.startswith("127."):
-        names = (*_LOCAL, host, *names)
+    hosts = (*_LOCAL, host, *names) if host.startswith("127.") else names
     uploads = Uploads(file_bytes)
     try:
-        app = _application(catalogue, uploads, hub=hub, hosts=names)
+        app = _application(catalogue, uploads, hub=hub, hosts=hosts, proxies=names)
         catalogue.warm_up()
         on_start()
         _run(app, listening, lambda: on_ready(port))
@@ -78,7 +77,14 @@ def _run(app: Any, listening: socket.socket, on_ready: Callable[[], None]) -> No
     Server(config).run([listening])
 
 
-def _application(catalogue: Catalogue, uploads: Uploads, *, hub: bool, hosts: Sequence[str]) -> Any:
+def _application(
+    catalogue: Catalogue,
+    uploads: Uploads,
+    *,
+    hub: bool,
+    hosts: Sequence[str],
+    proxies: Sequence[str],
+) -> Any:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)
     try:
@@ -131,4 +137,4 @@ def _application(catalogue: Catalogue, uploads: Uploads, *, hub: bool, hosts: Se
         theme=theme,
         css_paths=[_ASSETS / "page.css"],
     )
-    return Guard(app, uploads, page.events, hosts)
+    return Guard(app, uploads, page.events, hosts, proxies)

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 from urllib.parse import urlencode
 
+from probex_jax.experts.chance import chance_of, shortfall
 from probex_jax.forest import Description, Prediction, Tree
 from probex_jax.forest.description import ExpertFacts
 from probex_jax.reports import model_card
@@ -126,8 +127,16 @@ def _tested(expert: ExpertFacts) -> str:
     what = "" if expert.chosen == "one" else "the classes of "
     return (
         f"Its expert was right on {found['value']:.1%} of {what}{found['n_models']} test models "
-        f"(95% interval {found['low']:.1%} to {found['high']:.1%})."
+        f"(95% interval {found['low']:.1%} to {found['high']:.1%}).{_beside_chance(found)}"
     )
+
+
+def _beside_chance(accuracy: Mapping[str, Any]) -> str:
+    chance, short = chance_of(accuracy), shortfall(accuracy)
+    if chance is None:
+        return ""
+    said = f" Always giving the commonest answer is right on {chance:.1%}"
+    return f"{said}: <b>the expert is {short} that</b>." if short else f"{said}."
 
 
 def _bars(rows: Sequence[tuple[str, float]], what: str, figure: str) -> str:
@@ -262,7 +271,7 @@ def _tree(tree: Tree, n_indexed: int | None) -> str:
         if (found := facts.accuracy) is not None:
             lines.append(
                 f"Test accuracy {found['value']:.3f} (95% interval {found['low']:.3f} to "
-                f"{found['high']:.3f}, {found['n_models']} models)"
+                f"{found['high']:.3f}, {found['n_models']} models).{_beside_chance(found)}"
             )
         classes = [_words(card, label) for label in card["classes"]]
         listed = ", ".join(map(escape, classes[:_SHOWN_CLASSES]))
@@ -271,7 +280,7 @@ def _tree(tree: Tree, n_indexed: int | None) -> str:
         one = facts.chosen == "one"
         can_say = f"Can say {'which one' if one else 'which'} of {len(classes):,} classes"
         more = f"<details><summary>{can_say}</summary><p>{listed}</p></details>"
-        more += _by_layer(card.get("metrics", {}).get("val_accuracy_by_layer"))
+        more += _by_layer(card.get("metrics", {}))
     items = "".join(f"<li>{line}</li>" for line in lines)
     return (
         f'<section class="px-model"><h2>{escape(router.tree)}</h2><ul>{items}</ul>{more}</section>'
@@ -282,11 +291,14 @@ def _words(card: Mapping[str, Any], label: str) -> str:
     return card.get("text", {}).get("texts", {}).get(label, label)
 
 
-def _by_layer(accuracies: Mapping[str, float] | None) -> str:
+def _by_layer(metrics: Mapping[str, Any]) -> str:
+    accuracies = metrics.get("val_accuracy_by_layer")
     if not accuracies:
         return ""
     bars = _bars(list(accuracies.items()), "layer", "accuracy")
+    chance = metrics.get("val_chance")
+    beside = "" if chance is None else f" Always giving the commonest answer: {_number(chance)}."
     return (
         "<details><summary>Accuracy by layer</summary><p class='px-quiet'>Of an expert on each "
-        f"layer alone, on validation models.</p>{bars}</details>"
+        f"layer alone, on validation models.{beside}</p>{bars}</details>"
     )

@@ -18,7 +18,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.model_files import ModelFile, Remote, literal_strings, open_model
 from probex_jax.model_files.hub import shown_path
 from probex_jax.model_files.locate import read_inside
-from probex_jax.model_files.untrusted_text import is_unicode, json_object, quoted
+from probex_jax.model_files.untrusted_text import is_text, json_object, quoted, shown
 
 # The models of the held-out splits are of classes that no model of the others is of.
 HELD_OUT_SPLITS = ("val_holdout", "test_holdout")
@@ -41,6 +41,7 @@ class ZooModel:
       path: where `open_model` finds it.
       stated: what `labels.json` says of its labels, unchecked; None where it says nothing.
       remote: how it is read where it is on a server.
+      fault: why what is at the path is no model; "" where it may be one.
     """
 
     id: str
@@ -48,6 +49,7 @@ class ZooModel:
     path: Path
     stated: Any = None
     remote: Remote | None = None
+    fault: str = ""
 
     @property
     def where(self) -> str:
@@ -55,7 +57,13 @@ class ZooModel:
         return shown_path(self.path)
 
     def open(self) -> ModelFile:
-        """Opens the model, as `open_model` does."""
+        """Opens the model, as `open_model` does.
+
+        Raises:
+          ProbexError: also if it has a `fault`.
+        """
+        if self.fault:
+            raise ProbexError(self.fault)
         return open_model(self.path, remote=self.remote)
 
     def labels_in(self, model: ModelFile) -> tuple[str, ...]:
@@ -69,7 +77,7 @@ class ZooModel:
             distinct texts.
         """
         if self.stated is not None:
-            return _distinct_texts(self.stated, f"{self.where}: labels in labels.json")
+            return self.stated_labels()
         labels, key = stated_in_metadata(model)
         if not key:
             raise ProbexError(
@@ -77,6 +85,16 @@ class ZooModel:
                 f"{LABEL_KEYS[1]!r} in the file's metadata or an entry in the zoo's labels.json"
             )
         return labels
+
+    def stated_labels(self) -> tuple[str, ...]:
+        """What `labels.json` says of its labels; none where it says nothing.
+
+        Raises:
+          ProbexError: if that is no list of distinct texts.
+        """
+        if self.stated is None:
+            return ()
+        return _distinct_texts(self.stated, f"{self.where}: labels in labels.json")
 
 
 def stated_in_metadata(model: ModelFile) -> tuple[tuple[str, ...], str]:
@@ -152,17 +170,28 @@ def scan(root: str | Path) -> Zoo:
             name = path.name.removesuffix(".safetensors")
             if name in models:
                 raise ProbexError(f"{root}: {name} is in both {models[name].split}/ and {split}/")
-            models[name] = ZooModel(name, split, path, labels.get(name))
+            id, fault = checked_id(name, path)
+            models[name] = ZooModel(id, split, path, labels.get(name), fault=fault)
     if not models:
         raise ProbexError(f"{root}: no models; {_instead(root)}")
     classes, tree = about.get("classes"), about.get("tree", root.resolve().name)
     if classes is not None:
-        classes = _distinct_texts(classes, f"{root / 'zoo.json'}: classes")
-    if not isinstance(tree, str) or not tree:
-        raise ProbexError(f"{root / 'zoo.json'}: tree: expected a text, found {quoted(tree)}")
+        classes = _distinct_texts(classes, f"{shown(root / 'zoo.json')}: classes")
+    if not (tree and is_text(tree)):
+        raise ProbexError(
+            f"{shown(root / 'zoo.json')}: tree: expected a text, found {quoted(tree)}"
+        )
     unmatched = tuple(name for name in labels if name not in models)
-    texts = _texts(about.get("texts", {}), f"{root / 'zoo.json'}: texts")
+    texts = _texts(about.get("texts", {}), f"{shown(root / 'zoo.json')}: texts")
     return Zoo(tree, tuple(models.values()), classes, texts, unmatched)
+
+
+def checked_id(id: str, path: Path) -> tuple[str, str]:
+    """A model's id, escaped where it is no text, and what is wrong with it; "" where nothing is."""
+    if is_text(id):
+        return id, ""
+    fault = f"{shown(path)}: its name is no Unicode text, or has control characters; rename it"
+    return repr(id)[1:-1], fault
 
 
 def _instead(root: Path) -> str:
@@ -176,7 +205,9 @@ def _texts(value: Any, where: str) -> Mapping[str, str]:
     if not isinstance(value, dict):
         raise ProbexError(f"{where}: expected an object, class to words, found {quoted(value)}")
     for name, words in value.items():
-        if not isinstance(words, str) or not words.strip() or not is_unicode(words):
+        if not is_text(name):
+            raise ProbexError(f"{where}: {quoted(name)} is no name of a class")
+        if not is_text(words) or not words.strip():
             raise ProbexError(f"{where}: {quoted(name)}: expected words, found {quoted(words)}")
     return value
 
@@ -191,6 +222,8 @@ def _distinct_texts(value: Any, where: str) -> tuple[str, ...]:
     texts = value if isinstance(value, list) else [None]
     if not texts or not all(isinstance(item, str) and item for item in texts):
         raise ProbexError(f"{where}: expected a list of class names, found {quoted(value)}")
+    if odd := [text for text in texts if not is_text(text)]:
+        raise ProbexError(f"{where}: {quoted(odd[0])} is no name of a class")
     if len(set(texts)) != len(texts):
         raise ProbexError(f"{where}: a class stands there twice: {quoted(value)}")
     return tuple(texts)

@@ -7,7 +7,6 @@ one row a model. `hf_model_id` names the model's repository; LoRAs lie together 
 
 import csv
 import io
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,13 @@ from probex_jax.errors import ProbexError
 from probex_jax.model_files.http import NotFound
 from probex_jax.model_files.http_ranges import Remote
 from probex_jax.model_files.hub import HubAddress, HubRepo, hub_repo, read_whole
-from probex_jax.model_files.untrusted_text import is_plain_path, is_unicode, quoted
+from probex_jax.model_files.untrusted_text import (
+    is_plain_path,
+    is_text,
+    json_list,
+    json_object,
+    quoted,
+)
 from probex_jax.zoo.model_j import LABEL_KEYS, SPLITS
 
 DATASET = "ProbeX/Model-J"
@@ -201,21 +206,31 @@ def _split(name: str) -> str:
 
 
 def _rows(data: bytes, path: str, where: str) -> Iterator[Mapping[str, Any]]:
+    unread = f"{where}: cannot be read as a table"
     try:
         if path.endswith(".parquet"):
             yield from _parquet_rows(data, where)
         elif path.endswith(".csv"):
-            yield from csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
+            yield from _csv_rows(data.decode("utf-8-sig"), unread)
+        elif data.lstrip().startswith(b"["):
+            for number, row in enumerate(json_list(data, f"{unread}: it"), 1):
+                if not isinstance(row, dict):
+                    raise ProbexError(f"{unread}: row {number} is no object, but {quoted(row)}")
+                yield row
         else:
-            text = data.decode()
-            lines = (
-                json.loads(text)
-                if text.lstrip().startswith("[")
-                else (json.loads(line) for line in text.split("\n") if line.strip())
-            )
-            yield from (row for row in lines if isinstance(row, dict))
-    except (ValueError, RecursionError, csv.Error) as error:
-        raise ProbexError(f"{where}: cannot be read as a table: {error}") from error
+            for number, line in enumerate(data.split(b"\n"), 1):
+                if line.strip():
+                    yield json_object(line, f"{unread}: line {number}")
+    except (ValueError, csv.Error) as error:
+        raise ProbexError(f"{unread}: {error}") from error
+
+
+def _csv_rows(text: str, unread: str) -> Iterator[Mapping[str, Any]]:
+    rows = csv.DictReader(io.StringIO(text))
+    names = rows.fieldnames or ()
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise ProbexError(f"{unread}: the column {quoted(twice[0])} is there twice")
+    yield from rows
 
 
 def _parquet_rows(data: bytes, where: str) -> list[Mapping[str, Any]]:
@@ -282,4 +297,4 @@ def _words(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
 
 
 def _are_words(text: object) -> bool:
-    return isinstance(text, str) and any(map(str.isalpha, text)) and is_unicode(text)
+    return isinstance(text, str) and any(map(str.isalpha, text)) and is_text(text)

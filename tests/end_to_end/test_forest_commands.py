@@ -238,6 +238,14 @@ def test_a_zoo_s_labels_count_as_stated(grown, models, tmp_path):
     assert found.comparison.unknown == ("zebra",)
 
 
+def test_labels_that_are_no_names_are_that_model_s_failure(grown, models, tmp_path):
+    shutil.copytree(models / "m0", tmp_path / "Z" / "test" / "m0")
+    (tmp_path / "Z" / "labels.json").write_text(r'{"m0": ["ant", "\ud800"]}')
+    [(_, found)] = described(grown[0], find_models(tmp_path / "Z")).values()
+    assert isinstance(found, ProbexError)
+    assert "labels.json" in str(found)
+
+
 def test_a_folder_that_cannot_be_listed_fails_alone(grown, models, tmp_path):
     (tmp_path / "repo" / "train" / "m").mkdir(parents=True)
     (tmp_path / "repo" / "zoo.json").write_text("{")

@@ -1,5 +1,6 @@
 """Model cards: facts alone in the front matter, and text of strangers that means nothing."""
 
+import dataclasses
 import re
 
 import pytest
@@ -42,6 +43,12 @@ def said(labels=(), **changes):
         "layers": 12,
     }
     return Stated(**fields | changes)
+
+
+def of_accuracy(**accuracy):
+    """An expert that was tested so."""
+    known = {"value": 0.871, "low": 0.84, "high": 0.9, "n_models": 20}
+    return dataclasses.replace(EXPERT, accuracy=known | accuracy)
 
 
 def described(probabilities=None, stated=None, *, expert=EXPERT, tree="Ant", **changes):
@@ -276,3 +283,17 @@ def test_very_many_labels_are_counted():
     card = model_card(many)
     assert "and 8950 more" in card
     assert len(card) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("chance", "says"), [(0.875, "not above"), (0.86, "not clearly above"), (0.5, "")]
+)
+def test_chance_stands_beside_the_accuracy(chance, says):
+    card = model_card(described(expert=of_accuracy(chance=chance)))
+    assert f"{chance:.3f}" in card
+    assert says in card
+    assert ("not" in says) == ("above" in card)
+
+
+def test_of_an_expert_without_chance_nothing_is_said_of_it():
+    assert model_card(described(expert=of_accuracy())).count("0.8") == 2

@@ -10,7 +10,20 @@ def test_a_longer_bar_paints_more_pixels(tmp_path):
     painted = {}
     for value in (0.6, 0.9):
         path = tmp_path / f"{value}.png"
-        accuracy_by_layer({"Tree": {"ProbeX": {"a.weight": value}}}, path)
+        accuracy_by_layer({"Tree": {"ProbeX": {"a.weight": value}}}, path, {"Tree": 0.5})
         pixels = imread(path)[..., :3]
         painted[value] = np.sum(np.abs(pixels - np.array([0, 0x72, 0xB2]) / 255).max(-1) < 0.02)
     assert painted[0.9] > 1.5 * painted[0.6] > 0
+
+
+def test_bars_begin_at_chance(tmp_path):
+    from matplotlib.image import imread
+
+    pictures = []
+    for name, chance in (("half", {"Tree": 0.5}), ("most", {"Tree": 0.85}), ("unknown", {})):
+        path = tmp_path / f"{name}.png"
+        accuracy_by_layer({"Tree": {"ProbeX": {"a.weight": 0.9}}}, path, chance)
+        pixels = imread(path)[..., :3]
+        blue = np.abs(pixels - np.array([0, 0x72, 0xB2]) / 255).max(-1) < 0.02
+        pictures.append(blue.any(axis=0).sum() / blue.shape[1])
+    assert pictures[1] < pictures[0] < pictures[2]

@@ -286,3 +286,26 @@ def test_models_of_held_out_classes_are_on_the_map_of_an_expert_of_several():
     text = written(training(held_out))
     assert "stranger: zebra" in text
     assert "of a class that was held out" in text
+
+
+def test_what_is_not_above_chance_is_called_so():
+    """The chance of the metrics counts; of an earlier version's, that of the answers."""
+    found = answered()
+    value = score(Answers(found.logits, found.y)).value
+    for chance, says in ((value, "not above"), (value - 1e-3, "not clearly above"), (0.1, "")):
+        of_test = dataclasses.asdict(score(Answers(found.logits, found.y))) | {"chance": chance}
+        rows = tables(written(training(found, test_accuracy=of_test)))
+        cell = next(row for row in rows if row[0] == "Toy, default: accuracy")[4]
+        assert cell.startswith(f"{chance:.3f}")
+        assert says in cell
+        assert bool(says) == ("above" in cell)
+
+
+def test_layers_and_classes_stand_beside_their_chance():
+    chances = (0.125, 0.375, 0.625, 0.75)
+    found = dataclasses.replace(answered(), chance_by_class=chances)
+    text = written(training(found, val_chance=0.4375))
+    assert ">chance 0.438<" in text
+    assert ">chance 0" not in written(training(answered()))
+    shown = {row[-1] for row in tables(text) if len(row) == 8}
+    assert shown == {"chance", *(f"{chance:.3f}" for chance in chances)}

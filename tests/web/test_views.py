@@ -124,3 +124,18 @@ def test_the_base_that_files_name_and_what_is_not_listed_are_said():
     text = views.described(dataclasses.replace(found, description=said))
     assert "Fine-tuned from me/root." in text
     assert "and 4 less likely" in text
+
+
+@pytest.mark.parametrize(
+    ("chance", "says"), [(0.55, "not above"), (0.45, "not clearly above"), (0.3, ""), (None, "")]
+)
+def test_how_well_an_expert_was_tested_stands_beside_chance(chance, says):
+    found = described("ant")
+    accuracy = dict(found.description.expert.accuracy) | ({"chance": chance} if chance else {})
+    expert = dataclasses.replace(found.description.expert, accuracy=accuracy)
+    description = dataclasses.replace(found.description, expert=expert)
+    text = views.described(dataclasses.replace(found, description=description))
+    assert ("commonest" in text) == (chance is not None)
+    assert not chance or f"{chance:.1%}" in text
+    assert says in text
+    assert bool(says) == ("above that" in text)

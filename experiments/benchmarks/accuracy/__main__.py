@@ -10,6 +10,7 @@ Example:
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from experiments.benchmarks.accuracy import plan, report
 from probex_jax.experts import Expert, evaluate, load_experts
 from probex_jax.experts.alignment import text_logits
 from probex_jax.experts.baseline import statnn_answers
+from probex_jax.experts.chance import chance_of
 from probex_jax.files import write_json
 
 _STORES = flags.DEFINE_string(
@@ -68,12 +70,23 @@ def _run(workdir: Path, run: plan.Run) -> None:
         "seconds": time.perf_counter() - start,
         "layers": metrics.get("layers"),
         "val_accuracy_by_layer": metrics.get("val_accuracy_by_layer", {}),
+        "val_chance": metrics.get("val_chance"),
+        "chance": _chance(metrics),
         "versions": metrics["versions"],
         "store_hash": store.hash,
         "parameters": _parameters(workdir / run.folder),
         "right": _right(workdir / run.folder, run, store),
     }
     write_json(_answers(workdir, run), answers)
+
+
+def _chance(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """By what was tested, as `right`; a work directory of an earlier version says none."""
+    scores = {"test": metrics["test_accuracy"]}
+    if "zero_shot" in metrics:
+        zero_shot = metrics["zero_shot"]
+        scores |= {"held_out": zero_shot["among_held_out"], "all": zero_shot["among_all"]}
+    return {what: chance_of(score) for what, score in scores.items()}
 
 
 def _finalists(workdir: Path, run: plan.Run) -> list[str]:

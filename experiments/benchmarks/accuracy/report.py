@@ -44,7 +44,8 @@ def write(found: Found, folder: Path) -> str:
     text = "\n".join(lines)
     (folder / "accuracy.md").write_text(text)
     (folder / "accuracy.json").write_text(_as_json(found))
-    accuracy_by_layer(_by_layer(main), folder / "accuracy_by_layer.png")
+    chance = {run.tree: answers.get("val_chance") for run, answers in main}
+    accuracy_by_layer(_by_layer(main), folder / "accuracy_by_layer.png", chance)
     return text
 
 
@@ -84,6 +85,7 @@ def _row(
         "std": float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else "",
         "error / MVProbe's": float(error / published),
         "gain on MVProbe, paired 95 %": f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]",
+        "chance": chance if (chance := answers[0].get("chance", {}).get(what)) else "",
         "layers": ", ".join(map(str, sorted(layers))) or "all",
         "parameters": f"{max(parameters):,}" if parameters else "",
         "s": round(max(a["seconds"] for a in answers)),

@@ -1,0 +1,120 @@
+"""What always giving the commonest answer has, counted by hand."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import probex_jax as px
+from experiments import steps
+from probex_jax.experts import Ridge, evaluate, run_statnn, sweep
+from probex_jax.experts.chance import chance, chance_by_class, shortfall
+from probex_jax.zoo.model_j import LABELS_KEY
+
+RIDGE = {"encoder": {"name": "dense"}, "head": "none", "recipe": Ridge((0.1,))}
+
+
+def store(folder, **labels):
+    """A store of models of noise: split to the labels of its models."""
+    rng = np.random.default_rng(0)
+    for split, of_models in labels.items():
+        for number, names in enumerate(of_models):
+            path = folder / "Noise" / split / f"{split}{number}"
+            path.mkdir(parents=True)
+            weights = {"a": rng.normal(size=(4, 3)).astype(np.float32)}
+            save_file(weights, path / "model.safetensors", {LABELS_KEY: str(list(names))})
+    return px.pack(px.scan(folder / "Noise"), folder / "s").store
+
+
+def test_of_each_class_what_most_training_models_are(tmp_path):
+    found = store(tmp_path, train=["abc", "ab", "ac", "bd"], val=["ab", "a"], test=["ad", "b", "c"])
+    # a: 3 of 4, yes; b: 3 of 4, yes; c: half, no; d: 1 of 4, no.
+    assert chance_by_class(found, "test") == pytest.approx([1 / 3, 1 / 3, 2 / 3, 2 / 3])
+    assert chance(found, "test") == pytest.approx(6 / 12)
+    assert chance(found, "val") == pytest.approx(7 / 8)
+
+
+def test_a_class_that_no_training_model_is_of_is_answered_no(tmp_path):
+    labels = {"train": ["a", "a"], "val_holdout": ["z"], "test": ["a", "a"]}
+    found = store(tmp_path, **labels)
+    assert found.classes == ("a", "z")
+    assert chance_by_class(found, "val_holdout") == pytest.approx([0, 0])
+    assert chance(found, "test") == 1
+
+
+def test_of_candidates_the_commonest_of_training_is_given(tmp_path):
+    labels = {"train": "aaabbc", "val": "aabc", "test": "abbcc"}
+    found = store(tmp_path, **labels)
+    assert chance(found, "test", "abc") == pytest.approx(1 / 5)
+    assert chance(found, "val", "abc") == pytest.approx(2 / 4)
+
+
+def test_of_candidates_that_are_as_common_it_is_the_mean(tmp_path):
+    found = store(tmp_path, train="aabbc", test="bbbc")
+    assert chance(found, "test", "abc") == pytest.approx((0 + 3 / 4) / 2)
+
+
+def test_metrics_and_cards_and_evaluations_have_it(toy_store, tmp_path):
+    result = sweep(toy_store, tmp_path / "w", **RIDGE)
+    counts = Counter(label for model in toy_store.split("train") for label in model.labels)
+    usual = {name for name, count in counts.items() if count > len(toy_store.split("train")) / 2}
+    for split, found in (
+        ("test", result.metrics["test_accuracy"]["chance"]),
+        ("test", result.expert.card["metrics"]["test_accuracy"]["chance"]),
+        ("test", result.test.chance),
+        ("test", evaluate(result.expert, toy_store)[0].chance),
+        ("test", run_statnn(toy_store, tmp_path / "s", n_trees=2)["test_accuracy"]["chance"]),
+        ("val", result.metrics["val_chance"]),
+        ("val", result.expert.card["metrics"]["val_chance"]),
+    ):
+        right = [
+            (name in model.labels) == (name in usual)
+            for model in toy_store.split(split)
+            for name in toy_store.classes
+        ]
+        assert found == pytest.approx(np.mean(right))
+    assert f"{result.test.chance:.3f}" in str(result.test)
+    row = steps.train_row(result.metrics)
+    assert row["chance"] == f"{result.test.chance:.3f}"
+    assert [row["chance"] for row in steps.layer_rows(result.metrics)] == [
+        result.metrics["val_chance"]
+    ] * len(toy_store.layers)
+
+
+def test_a_training_that_learnt_nothing_says_so(tmp_path):
+    rare = {split: ["a"] * 15 + ["b"] for split in ("train", "val", "test")}
+    result = sweep(store(tmp_path, **rare), tmp_path / "w", **RIDGE)
+    assert result.metrics["test_accuracy"]["chance"] == 15 / 16
+    [line] = steps.not_above_chance(result.metrics)
+    assert "0.938" in line
+    assert "above" in line
+
+
+def test_a_training_of_an_earlier_version_says_nothing(toy_store, tmp_path):
+    metrics = dict(sweep(toy_store, tmp_path / "w", **RIDGE).metrics)
+    metrics["test_accuracy"] = {
+        name: value for name, value in metrics["test_accuracy"].items() if name != "chance"
+    }
+    del metrics["val_chance"]
+    assert steps.not_above_chance(metrics) == []
+    assert steps.train_row(metrics)["chance"] == ""
+    assert all("chance" not in row for row in steps.layer_rows(metrics))
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "chance", "expected"),
+    [
+        (0.871, 0.84, 0.875, "not above"),
+        (0.875, 0.875, 0.875, "not above"),
+        (0.1 + 0.2, 0.1 + 0.2, 0.3, "not above"),
+        (0.88, 0.86, 0.875, "not clearly above"),
+        (0.9, 0.875, 0.875, "not clearly above"),
+        (0.9, 0.88, 0.875, ""),
+        (0.1, 0.0, None, ""),
+        (0.1, 0.0, "a half", ""),
+        (0.1, 0.0, True, ""),
+    ],
+)
+def test_what_the_interval_reaches_is_not_clearly_above(value, low, chance, expected):
+    assert shortfall({"value": value, "low": low, "chance": chance}) == expected
