@@ -34,7 +34,7 @@ from probex_jax.model_files import ModelFile, open_model
 from probex_jax.model_files.hub import hub_address, remote_url, shown_path, shown_url
 
 FORMAT = "probex_jax forest"
-VERSION = 1
+VERSION = 2
 
 _READERS = 4
 

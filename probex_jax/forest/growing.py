@@ -37,8 +37,9 @@ def grow(
       The tree, and "added", "replaced", or "unchanged" where it is the same as before.
 
     Raises:
-      ProbexError: if the expert is of another tree, the tree's models could not be told from
-        those of another, the folder holds other things, or the disk is full.
+      ProbexError: if the expert is of another tree or reads a layer that the store lacks, the
+        tree's models could not be told from those of another or from unrelated ones, the folder
+        holds other things, or the disk is full.
 
     Example:
       >>> import pathlib, tempfile, numpy as np
@@ -69,7 +70,7 @@ def grow(
     before = trees.get(store.tree)
     if before is not None and before.about["source"] == source and _is_whole(before, folder):
         return before, "unchanged"
-    router = TreeRouter.fit(store, root)
+    router = TreeRouter.fit(store, root, () if expert is None else expert.layers)
     for name, tree in trees.items():
         if name != store.tree:
             check_apart(router, tree.router)

@@ -1,19 +1,25 @@
-"""Which known tree a model is of: the nearest centre, within a radius learnt from its models."""
+"""Which known tree a model is of: the nearest centre, within a radius learnt from its models.
+
+A model within the radius is still refused if a layer that tells the tree, or that its expert
+reads, is of another size than in the training models, or no nearer to theirs than by chance.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from probex_jax.errors import ProbexError
+from probex_jax.forest.chance import chance_limits
 from probex_jax.forest.clusters import Clusters
 from probex_jax.forest.sketch import Sketch, SketchLayer
 from probex_jax.layer_store import LayerStore
 from probex_jax.model_files import ModelFile, fingerprint, stated_base
 from probex_jax.model_files.architecture import is_head, same_base
+from probex_jax.model_files.untrusted_text import quoted
 
 # A radius reaches over the farthest training model by this much, and over the mean of the
 # logarithms of the distances by so many of their standard deviations, these being no less than so.
@@ -24,8 +30,17 @@ _LEAST_DEVIATION = 0.1
 _FEW_DEVIATION = 0.5
 # No radius is below this share of the centre's length: half precision alone moves weights by less.
 _LEAST_RADIUS = 0.02
+# A layer may be larger or smaller than in all training models by a factor: its logarithm is no less
+# than this, nor than this over the root of the number of models, nor than so many standard
+# deviations of the logarithms of the lengths, and so many more over that root.
+_LEAST_GROWTH = 0.3
+_FEW_GROWTH = 1.0
+_GROWTH_DEVIATIONS = 1.5
+_FEW_GROWTH_DEVIATIONS = 8.0
+# Of LoRAs, whose sizes follow from learning rates and alphas, it is this.
+_LORA_GROWTH = float(np.log(100))
 # Part of what a tree is grown from: another number, and trees are grown anew.
-ROUTER_VERSION = 1
+ROUTER_VERSION = 2
 _ROUNDING = 1e-5  # of a centre's length
 
 
@@ -60,8 +75,13 @@ class TreeRouter:
       bases: what its models call their ancestor.
       is_lora: whether they are LoRAs, which say little of their ancestor by their weights.
       sketch: what distances are measured on.
+      heads: heads and embeddings of positions that the expert reads; models of a tree have nothing
+        in common there, and only their lengths are checked.
       centres_CD: [C, D] float32; more than one where a store holds several trees.
       radii: C radii.
+      layer_limits: C times K distances of single layers of the sketch, below which models of the
+        tree are; None where unrelated ones may be, too.
+      lengths: by layer of `sketch` and `heads` the least and the greatest length.
       n_models: training models that it was learnt from.
     """
 
@@ -71,20 +91,25 @@ class TreeRouter:
     bases: tuple[str, ...]
     is_lora: bool
     sketch: Sketch
+    heads: Sketch
     centres_CD: np.ndarray
     radii: tuple[float, ...]
+    layer_limits: tuple[tuple[float | None, ...], ...]
+    lengths: Mapping[str, tuple[float, float]]
     n_models: int
 
     @classmethod
-    def fit(cls, store: LayerStore, root: str = "") -> TreeRouter:
+    def fit(cls, store: LayerStore, root: str = "", layers: Collection[str] = ()) -> TreeRouter:
         """Learns the centres and radii of a store's tree from its training models.
 
         Args:
           store: the tree's models.
           root: name of the tree's root; "" where unknown.
+          layers: of the store, those that the tree's expert reads.
 
         Raises:
-          ProbexError: if there are no training models, or the store holds nothing but heads.
+          ProbexError: if there are no training models, the store holds nothing but heads, or lacks
+            a layer; or if the models have too little in common to be told from unrelated ones.
         """
         models = store.split("train")
         if all(map(is_head, store.layers)):
@@ -92,18 +117,26 @@ class TreeRouter:
                 f"{store.path}: holds a classifier head alone, by which no tree can be told; pack "
                 "a layer of the backbone as well"
             )
+        if missing := sorted(set(layers) - set(store.layers)):
+            raise ProbexError(f"{store.path}: lacks layer {missing[0]}, which the expert reads")
         is_lora = bool(store.ranks)
-        sketch = Sketch.of_layers(store.layers)
-        sketches_ND = sketch.of_store(store)
+        sketch = Sketch.of_layers(store.layers, also=layers)
+        sketched = {layer.name for layer in sketch.layers}
+        heads = Sketch.of_all({n: store.layers[n] for n in sorted(set(layers) - sketched)})
+        sketches_ND, lengths_NK = sketch.of_store(store)
+        _, head_lengths_NK = heads.of_store(store)
         clusters = Clusters(one_tree=is_lora)
         for number, sketch_D in enumerate(sketches_ND):
             clusters.add(number, sketch_D)
         members = [cluster.members for cluster in clusters.finish()]
-        centres_CD = np.stack([sketches_ND[rows].mean(axis=0) for rows in members])
-        distances = [
-            np.linalg.norm(sketches_ND[rows] - centre_D, axis=1)
-            for rows, centre_D in zip(members, centres_CD, strict=True)
-        ]
+        around = [_Around.fit(sketch, sketches_ND[rows], is_lora) for rows in members]
+        if sum(one.n_inside for one in around) < len(models) / 2:
+            raise ProbexError(
+                f"{store.path}: its training models have too little in common to be told from "
+                "unrelated ones; pack more models, or more of their layers"
+            )
+        names = [layer.name for layer in (*sketch.layers, *heads.layers)]
+        lengths_KN = np.concatenate([lengths_NK, head_lengths_NK], axis=1).T
         bases = {model.base for model in models if model.base}
         return cls(
             tree=store.tree,
@@ -112,11 +145,14 @@ class TreeRouter:
             bases=tuple(sorted(bases)),
             is_lora=is_lora,
             sketch=sketch,
-            centres_CD=centres_CD,
-            radii=tuple(
-                _radius(distances_N, centre_D, is_lora)
-                for distances_N, centre_D in zip(distances, centres_CD, strict=True)
-            ),
+            heads=heads,
+            centres_CD=np.stack([one.centre_D for one in around]),
+            radii=tuple(one.radius for one in around),
+            layer_limits=tuple(one.layer_limits for one in around),
+            lengths={
+                name: _length_range(lengths_N, is_lora)
+                for name, lengths_N in zip(names, lengths_KN, strict=True)
+            },
             n_models=len(models),
         )
 
@@ -131,11 +167,49 @@ class TreeRouter:
             return False
         return not (self.is_lora and self.bases) or any(same_base(base, b) for b in self.bases)
 
-    def nearest(self, sketch_D: np.ndarray) -> tuple[float, float]:
-        """Distance from the centre that is the nearest in its radii, and its radius."""
+    def nearest(self, sketch_D: np.ndarray) -> tuple[float, float, int]:
+        """Distance from the centre that is the nearest in its radii, its radius, and its place."""
         distances_C = np.linalg.norm(self.centres_CD - np.float64(sketch_D), axis=1)
         place = int(np.argmin(distances_C / np.asarray(self.radii)))
-        return float(distances_C[place]), self.radii[place]
+        return float(distances_C[place]), self.radii[place], place
+
+    def objection(
+        self, model: ModelFile, sketch_D: np.ndarray, lengths_K: np.ndarray, place: int
+    ) -> str:
+        """Why a model within a radius is not of the tree all the same; "" if it is.
+
+        Args:
+          model: open.
+          sketch_D, lengths_K: what `sketch` makes of it.
+          place: of the centre.
+
+        Raises:
+          ProbexError: if a layer cannot be read.
+        """
+        # Heads of other shapes are no concern of the tree.
+        heads = Sketch(
+            tuple(
+                head
+                for head in self.heads.layers
+                if head.name in model.layers and model.layers[head.name].shape == head.shape
+            )
+        )
+        _, head_lengths_K = heads.of_model(model) if heads.layers else (None, np.empty(0))
+        names = [layer.name for layer in (*self.sketch.layers, *heads.layers)]
+        for name, length in zip(names, [*lengths_K, *head_lengths_K], strict=True):
+            least, greatest = self.lengths[name]
+            if not least <= length <= greatest:
+                typical = np.sqrt(least * greatest) or greatest
+                what = f"{length / typical:.2g} times as large as" if length else "all zeros, unlike"
+                return f"its layer {quoted(name)} is {what} in models of {self.tree}"
+        apart_D = np.float64(sketch_D) - self.centres_CD[place]
+        for layer, limit in zip(self.sketch.layers, self.layer_limits[place], strict=True):
+            if limit is not None and np.linalg.norm(apart_D[self.sketch.columns(layer)]) > limit:
+                return (
+                    f"its layer {quoted(layer.name)} is as far from that of {self.tree} as in "
+                    "unrelated models"
+                )
+        return ""
 
     def as_json(self) -> dict[str, Any]:
         """All of it but the centres."""
@@ -145,11 +219,11 @@ class TreeRouter:
             "fingerprints": list(self.fingerprints),
             "bases": list(self.bases),
             "is_lora": self.is_lora,
-            "sketch": [
-                {"name": layer.name, "shape": list(layer.shape), "rows": list(layer.rows)}
-                for layer in self.sketch.layers
-            ],
+            "sketch": _sketch_as_json(self.sketch),
+            "heads": _sketch_as_json(self.heads),
             "radii": list(self.radii),
+            "layer_limits": [list(limits) for limits in self.layer_limits],
+            "lengths": {name: list(bounds) for name, bounds in self.lengths.items()},
             "n_models": self.n_models,
         }
 
@@ -160,23 +234,34 @@ class TreeRouter:
         Raises:
           ValueError, KeyError, TypeError: if it is damaged.
         """
-        layers = [
-            SketchLayer(layer["name"], tuple(layer["shape"]), tuple(layer["rows"]))
-            for layer in value["sketch"]
-        ]
         router = cls(
             tree=_text(value["tree"]),
             root=_text(value["root"]),
             fingerprints=tuple(map(_text, value["fingerprints"])),
             bases=tuple(map(_text, value["bases"])),
             is_lora=value["is_lora"],
-            sketch=Sketch(tuple(layers)),
+            sketch=_sketch_from_json(value["sketch"]),
+            heads=_sketch_from_json(value["heads"]),
             centres_CD=centres_CD,
             radii=tuple(map(float, value["radii"])),
+            layer_limits=tuple(
+                tuple(None if limit is None else float(limit) for limit in limits)
+                for limits in value["layer_limits"]
+            ),
+            lengths={
+                name: (float(least), float(greatest))
+                for name, (least, greatest) in value["lengths"].items()
+            },
             n_models=value["n_models"],
         )
         if centres_CD.shape != (len(router.radii), router.sketch.size):
             raise ValueError(f"centres of shape {centres_CD.shape}")
+        if list(map(len, router.layer_limits)) != [len(router.sketch.layers)] * len(router.radii):
+            raise ValueError("layer_limits do not fit the sketch")
+        if set(router.lengths) != {
+            layer.name for layer in (*router.sketch.layers, *router.heads.layers)
+        }:
+            raise ValueError("lengths do not fit the sketch")
         return router
 
 
@@ -190,7 +275,7 @@ def route(model: ModelFile, trees: Sequence[TreeRouter], base: str | None = None
 
     Returns:
       The tree of the nearest centre, distances being measured in the trees' radii; none outside
-      of all radii.
+      of all radii, nor where the tree has an `objection`.
 
     Raises:
       ProbexError: if a layer cannot be read, or is of another shape than in the tree's models.
@@ -207,12 +292,13 @@ def route(model: ModelFile, trees: Sequence[TreeRouter], base: str | None = None
         return Route("", reason="its files do not say of which model it is an update")
     sketches = {tree.sketch: None for tree in possible}
     sketched = {sketch: sketch.of_model(model) for sketch in sketches}
-    found = [(*tree.nearest(sketched[tree.sketch]), tree.tree) for tree in possible]
-    distance, radius, nearest = min(found, key=lambda one: one[0] / one[1])
+    found = [(*tree.nearest(sketched[tree.sketch][0]), tree) for tree in possible]
+    distance, radius, place, tree = min(found, key=lambda one: one[0] / one[1])
     if distance > radius:
-        reason = f"{distance / radius:.1f} times as far from {nearest} as its models can be"
-        return Route("", nearest, distance, radius, reason)
-    return Route(nearest, nearest, distance, radius)
+        reason = f"{distance / radius:.1f} times as far from {tree.tree} as its models can be"
+    else:
+        reason = tree.objection(model, *sketched[tree.sketch], place)
+    return Route("" if reason else tree.tree, tree.tree, distance, radius, reason)
 
 
 def check_apart(new: TreeRouter, known: TreeRouter) -> None:
@@ -257,27 +343,108 @@ def _text(value: Any) -> str:
     return value
 
 
-def _radius(distances_N: np.ndarray, centre_D: np.ndarray, is_lora: bool) -> float:
-    """How far from a centre models of its tree may be.
+def _sketch_as_json(sketch: Sketch) -> list[dict[str, Any]]:
+    return [
+        {"name": layer.name, "shape": list(layer.shape), "rows": list(layer.rows)}
+        for layer in sketch.layers
+    ]
 
-    Never so far that they would have less than half of their weights in common with it, unless
-    training models have; but LoRAs have little in common anyway.
+
+def _sketch_from_json(value: Any) -> Sketch:
+    layers = [
+        SketchLayer(_text(layer["name"]), tuple(layer["shape"]), tuple(layer["rows"]))
+        for layer in value
+    ]
+    return Sketch(tuple(layers))
+
+
+@dataclass(frozen=True)
+class _Around:
+    """What surrounds a centre: see `TreeRouter`.
 
     Args:
-      distances_N: of the training models, from their mean.
-      centre_D: that mean.
+      n_inside: how many of its training models are no farther than `radius`, each from the mean of
+        the others.
+    """
+
+    centre_D: np.ndarray
+    radius: float
+    layer_limits: tuple[float | None, ...]
+    n_inside: int
+
+    @classmethod
+    def fit(cls, sketch: Sketch, sketches_ND: np.ndarray, is_lora: bool) -> _Around:
+        centre_D = sketches_ND.mean(axis=0)
+        apart_ND = _from_the_others(np.float64(sketches_ND) - centre_D)
+        distances_N = np.linalg.norm(apart_ND, axis=1)
+        if is_lora:  # they have little in common, whatever their origin
+            radius = _radius(distances_N, centre_D, np.inf, is_lora=True)
+            return cls(centre_D, radius, (None,) * len(sketch.layers), len(apart_ND))
+        limit, limits_K = chance_limits(sketch, centre_D, sketches_ND, apart_ND)
+        radius = _radius(distances_N, centre_D, limit)
+        layer_limits: list[float | None] = []
+        for layer, layer_limit in zip(sketch.layers, limits_K, strict=True):
+            columns = sketch.columns(layer)
+            of_layer_N = np.linalg.norm(apart_ND[:, columns], axis=1)
+            reach = _reach(of_layer_N, float(np.linalg.norm(centre_D[columns])))
+            layer_limits.append(
+                float(layer_limit) if reach is not None and reach < layer_limit else None
+            )
+        n_inside = int(np.sum(distances_N < limit))
+        return cls(centre_D, radius, tuple(layer_limits), n_inside)
+
+
+def _from_the_others(apart_ND: np.ndarray) -> np.ndarray:
+    """Of differences from the mean those from the mean of the others: each has drawn it near."""
+    count = len(apart_ND)
+    return apart_ND * (count / max(count - 1, 1))
+
+
+def _radius(
+    distances_N: np.ndarray, centre_D: np.ndarray, limit: float, *, is_lora: bool = False
+) -> float:
+    """How far from a centre models of its tree may be.
+
+    Never so far as unrelated models are; nor so far that they would have less than half of their
+    weights in common with it, unless training models have; but LoRAs have little in common anyway.
+
+    Args:
+      distances_N: of each training model, from the mean of the others.
+      centre_D: the mean of all.
+      limit: no unrelated model is nearer.
       is_lora: whether they are LoRAs.
     """
-    count = len(distances_N)
     length = float(np.linalg.norm(centre_D))
-    # As far as each is from the mean of the others: it has drawn their mean to itself.
-    distances_N = np.asarray(distances_N, np.float64) * count / max(count - 1, 1)
+    reach = _reach(distances_N, length)
+    if reach is None:
+        radius = length or 1.0
+    elif is_lora:
+        radius = reach
+    else:
+        farthest = _MARGIN * float(np.max(distances_N))
+        radius = min(max(reach, _LEAST_RADIUS * length), max(farthest, length))
+    return max(min(radius, limit), _ROUNDING * (length or 1.0))
+
+
+def _reach(distances_N: np.ndarray, length: float) -> float | None:
+    """How far training models show that others may be; None for one model, or if all are alike."""
     farthest = _MARGIN * float(np.max(distances_N))
-    if farthest <= _ROUNDING * length:  # one model, or all alike
-        return length or 1.0
+    if farthest <= _ROUNDING * length:
+        return None
     logs_N = np.log(np.maximum(distances_N, 1e-6 * farthest))
-    deviation = max(float(logs_N.std()), _LEAST_DEVIATION, _FEW_DEVIATION / np.sqrt(count))
-    reach = max(farthest, float(np.exp(logs_N.mean() + _DEVIATIONS * deviation)))
+    few = _FEW_DEVIATION / np.sqrt(len(distances_N))
+    deviation = max(float(logs_N.std()), _LEAST_DEVIATION, few)
+    return max(farthest, float(np.exp(logs_N.mean() + _DEVIATIONS * deviation)))
+
+
+def _length_range(lengths_N: np.ndarray, is_lora: bool) -> tuple[float, float]:
+    """The least and the greatest length that a layer may have in models of a tree."""
+    least, greatest = float(np.min(lengths_N)), float(np.max(lengths_N))
+    few = float(1 / np.sqrt(len(lengths_N)))
     if is_lora:
-        return reach
-    return min(max(reach, _LEAST_RADIUS * length), max(farthest, length))
+        growth = _LORA_GROWTH
+    else:
+        deviation = float(np.log(lengths_N[lengths_N > 0]).std()) if greatest > 0 else 0.0
+        deviations = _GROWTH_DEVIATIONS + _FEW_GROWTH_DEVIATIONS * few
+        growth = max(_LEAST_GROWTH, _FEW_GROWTH * few, deviations * deviation)
+    return least * float(np.exp(-growth)), greatest * float(np.exp(growth))
