@@ -81,6 +81,7 @@ class TreeRouter:
       radii: C radii.
       layer_limits: C times K distances of single layers of the sketch, below which models of the
         tree are; None where unrelated ones may be, too.
+      length: the least and the greatest geometric mean of the lengths of the layers of `sketch`.
       lengths: by layer of `sketch` and `heads` the least and the greatest length.
       n_models: training models that it was learnt from.
     """
@@ -95,6 +96,7 @@ class TreeRouter:
     centres_CD: np.ndarray
     radii: tuple[float, ...]
     layer_limits: tuple[tuple[float | None, ...], ...]
+    length: tuple[float, float]
     lengths: Mapping[str, tuple[float, float]]
     n_models: int
 
@@ -149,6 +151,7 @@ class TreeRouter:
             centres_CD=np.stack([one.centre_D for one in around]),
             radii=tuple(one.radius for one in around),
             layer_limits=tuple(one.layer_limits for one in around),
+            length=_length_range(_geometric_mean(lengths_NK), is_lora),
             lengths={
                 name: _length_range(lengths_N, is_lora)
                 for name, lengths_N in zip(names, lengths_KN, strict=True)
@@ -197,11 +200,10 @@ class TreeRouter:
         _, head_lengths_K = heads.of_model(model) if heads.layers else (None, np.empty(0))
         names = [layer.name for layer in (*self.sketch.layers, *heads.layers)]
         for name, length in zip(names, [*lengths_K, *head_lengths_K], strict=True):
-            least, greatest = self.lengths[name]
-            if not least <= length <= greatest:
-                typical = np.sqrt(least * greatest) or greatest
-                what = f"{length / typical:.2g} times as large as" if length else "all zeros, unlike"
-                return f"its layer {quoted(name)} is {what} in models of {self.tree}"
+            if found := _resized(length, self.lengths[name]):
+                return f"its layer {quoted(name)} is {found} in models of {self.tree}"
+        if found := _resized(float(_geometric_mean(lengths_K)), self.length):
+            return f"it is as a whole {found} in models of {self.tree}"
         apart_D = np.float64(sketch_D) - self.centres_CD[place]
         for layer, limit in zip(self.sketch.layers, self.layer_limits[place], strict=True):
             if limit is not None and np.linalg.norm(apart_D[self.sketch.columns(layer)]) > limit:
@@ -223,6 +225,7 @@ class TreeRouter:
             "heads": _sketch_as_json(self.heads),
             "radii": list(self.radii),
             "layer_limits": [list(limits) for limits in self.layer_limits],
+            "length": list(self.length),
             "lengths": {name: list(bounds) for name, bounds in self.lengths.items()},
             "n_models": self.n_models,
         }
@@ -248,10 +251,8 @@ class TreeRouter:
                 tuple(None if limit is None else float(limit) for limit in limits)
                 for limits in value["layer_limits"]
             ),
-            lengths={
-                name: (float(least), float(greatest))
-                for name, (least, greatest) in value["lengths"].items()
-            },
+            length=_range(value["length"]),
+            lengths={name: _range(bounds) for name, bounds in value["lengths"].items()},
             n_models=value["n_models"],
         )
         if centres_CD.shape != (len(router.radii), router.sketch.size):
@@ -343,6 +344,11 @@ def _text(value: Any) -> str:
     return value
 
 
+def _range(value: Any) -> tuple[float, float]:
+    least, greatest = value
+    return float(least), float(greatest)
+
+
 def _sketch_as_json(sketch: Sketch) -> list[dict[str, Any]]:
     return [
         {"name": layer.name, "shape": list(layer.shape), "rows": list(layer.rows)}
@@ -385,11 +391,10 @@ class _Around:
         layer_limits: list[float | None] = []
         for layer, layer_limit in zip(sketch.layers, limits_K, strict=True):
             columns = sketch.columns(layer)
-            of_layer_N = np.linalg.norm(apart_ND[:, columns], axis=1)
-            reach = _reach(of_layer_N, float(np.linalg.norm(centre_D[columns])))
-            layer_limits.append(
-                float(layer_limit) if reach is not None and reach < layer_limit else None
-            )
+            farthest = float(np.max(np.linalg.norm(apart_ND[:, columns], axis=1)))
+            # Of few models, others may be farther.
+            told = 0 < farthest * (1 + len(apart_ND) ** -0.5) < layer_limit
+            layer_limits.append(float(layer_limit) if told else None)
         n_inside = int(np.sum(distances_N < limit))
         return cls(centre_D, radius, tuple(layer_limits), n_inside)
 
@@ -437,8 +442,23 @@ def _reach(distances_N: np.ndarray, length: float) -> float | None:
     return max(farthest, float(np.exp(logs_N.mean() + _DEVIATIONS * deviation)))
 
 
+def _geometric_mean(lengths_NK: np.ndarray) -> np.ndarray:
+    """Of the last axis."""
+    with np.errstate(divide="ignore"):  # of a length of zero it is zero
+        return np.exp(np.mean(np.log(lengths_NK), axis=-1))
+
+
+def _resized(length: float, bounds: tuple[float, float]) -> str:
+    """What a length is that lies outside of its bounds; "" of one within."""
+    least, greatest = bounds
+    if least <= length <= greatest:
+        return ""
+    typical = np.sqrt(least * greatest) or greatest
+    return f"{length / typical:.2g} times as large as" if length else "all zeros, unlike"
+
+
 def _length_range(lengths_N: np.ndarray, is_lora: bool) -> tuple[float, float]:
-    """The least and the greatest length that a layer may have in models of a tree."""
+    """The least and the greatest length that a layer, or all together, may have in a tree."""
     least, greatest = float(np.min(lengths_N)), float(np.max(lengths_N))
     few = float(1 / np.sqrt(len(lengths_N)))
     if is_lora:

@@ -57,14 +57,14 @@ def test_a_router_knows_what_the_store_says(trees, routers):
     assert (ant.tree, ant.root, ant.n_models, ant.is_lora) == ("Ant", "me/Ant", 12, False)
     assert ant.fingerprints == bee.fingerprints == (trees[1]["Ant"].models[0].fingerprint,)
     assert len(ant.radii) == len(ant.centres_CD) == 1
-    sketches_ND = ant.sketch.of_store(trees[1]["Ant"], "train")
+    sketches_ND, _ = ant.sketch.of_store(trees[1]["Ant"], "train")
     np.testing.assert_allclose(ant.centres_CD[0], sketches_ND.mean(axis=0), rtol=1e-5, atol=1e-6)
 
 
 def test_distance_and_radius_are_those_of_the_nearest_centre(trees, routers):
     path = trees[0] / "Ant" / "test" / "m17"
     with open_model(path) as model:
-        sketch_D = routers[0].sketch.of_model(model)
+        sketch_D, _ = routers[0].sketch.of_model(model)
     distance = np.linalg.norm(sketch_D - routers[0].centres_CD[0])
     found = routed(path, routers)
     assert (found.nearest, found.radius) == ("Ant", routers[0].radii[0])
