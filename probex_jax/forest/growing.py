@@ -46,9 +46,10 @@ def grow(
       >>> from safetensors.numpy import save_file
       >>> from probex_jax import pack, scan
       >>> folder, rng = pathlib.Path(tempfile.mkdtemp()), np.random.default_rng(0)
+      >>> cat = rng.normal(size=(8, 8))
       >>> (folder / "cats" / "train").mkdir(parents=True)
       >>> for number in range(3):
-      ...     save_file({"body.weight": (1 + 0.1 * rng.normal(size=(8, 8))).astype("f4")},
+      ...     save_file({"body.weight": (cat + 0.1 * rng.normal(size=(8, 8))).astype("f4")},
       ...               folder / "cats" / "train" / f"{number}.safetensors",
       ...               {"dataset_chosen_targets": "['cat']"})
       >>> store = pack(scan(folder / "cats"), folder / "store").store

@@ -388,12 +388,13 @@ class _Around:
             return cls(centre_D, radius, (None,) * len(sketch.layers), len(apart_ND))
         limit, limits_K = chance_limits(sketch, centre_D, sketches_ND, apart_ND)
         radius = _radius(distances_N, centre_D, limit)
+        varies = _reach(distances_N, float(np.linalg.norm(centre_D))) is not None
         layer_limits: list[float | None] = []
         for layer, layer_limit in zip(sketch.layers, limits_K, strict=True):
             columns = sketch.columns(layer)
             farthest = float(np.max(np.linalg.norm(apart_ND[:, columns], axis=1)))
-            # Of few models, others may be farther.
-            told = 0 < farthest * (1 + len(apart_ND) ** -0.5) < layer_limit
+            # Of few models, others may be farther; of one, nobody knows how far.
+            told = varies and farthest * (1 + len(apart_ND) ** -0.5) < layer_limit
             layer_limits.append(float(layer_limit) if told else None)
         n_inside = int(np.sum(distances_N < limit))
         return cls(centre_D, radius, tuple(layer_limits), n_inside)

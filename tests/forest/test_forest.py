@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from probex_jax import Expert, Forest, ProbexError, open_model
+from probex_jax import Forest, ProbexError, open_model
 from probex_jax.experts import expert, member
 from probex_jax.forest import grow as grow_tree
 from probex_jax.model_files import ModelFile
