@@ -35,6 +35,7 @@ _LEAST_RADIUS = 0.02
 # deviations of the logarithms of the lengths, and so many more over that root.
 _LEAST_GROWTH = 0.3
 _FEW_GROWTH = 1.0
+_FEW_GROWTH_AS_A_WHOLE = 0.5  # layers that differ by chance make up for each other
 _GROWTH_DEVIATIONS = 1.5
 _FEW_GROWTH_DEVIATIONS = 8.0
 # Of LoRAs, whose sizes follow from learning rates and alphas, it is this.
@@ -151,7 +152,9 @@ class TreeRouter:
             centres_CD=np.stack([one.centre_D for one in around]),
             radii=tuple(one.radius for one in around),
             layer_limits=tuple(one.layer_limits for one in around),
-            length=_length_range(_geometric_mean(lengths_NK), is_lora),
+            length=_length_range(
+                _geometric_mean(lengths_NK), is_lora, few_growth=_FEW_GROWTH_AS_A_WHOLE
+            ),
             lengths={
                 name: _length_range(lengths_N, is_lora)
                 for name, lengths_N in zip(names, lengths_KN, strict=True)
@@ -296,7 +299,7 @@ def route(model: ModelFile, trees: Sequence[TreeRouter], base: str | None = None
     found = [(*tree.nearest(sketched[tree.sketch][0]), tree) for tree in possible]
     distance, radius, place, tree = min(found, key=lambda one: one[0] / one[1])
     if distance > radius:
-        reason = f"{distance / radius:.1f} times as far from {tree.tree} as its models can be"
+        reason = f"{distance / radius:.3g} times as far from {tree.tree} as its models can be"
     else:
         reason = tree.objection(model, *sketched[tree.sketch], place)
     return Route("" if reason else tree.tree, tree.tree, distance, radius, reason)
@@ -458,7 +461,9 @@ def _resized(length: float, bounds: tuple[float, float]) -> str:
     return f"{length / typical:.2g} times as large as" if length else "all zeros, unlike"
 
 
-def _length_range(lengths_N: np.ndarray, is_lora: bool) -> tuple[float, float]:
+def _length_range(
+    lengths_N: np.ndarray, is_lora: bool, few_growth: float = _FEW_GROWTH
+) -> tuple[float, float]:
     """The least and the greatest length that a layer, or all together, may have in a tree."""
     least, greatest = float(np.min(lengths_N)), float(np.max(lengths_N))
     few = float(1 / np.sqrt(len(lengths_N)))
@@ -467,5 +472,5 @@ def _length_range(lengths_N: np.ndarray, is_lora: bool) -> tuple[float, float]:
     else:
         deviation = float(np.log(lengths_N[lengths_N > 0]).std()) if greatest > 0 else 0.0
         deviations = _GROWTH_DEVIATIONS + _FEW_GROWTH_DEVIATIONS * few
-        growth = max(_LEAST_GROWTH, _FEW_GROWTH * few, deviations * deviation)
+        growth = max(_LEAST_GROWTH, few_growth * few, deviations * deviation)
     return least * float(np.exp(-growth)), greatest * float(np.exp(growth))

