@@ -61,7 +61,7 @@ def chance_limits(
             whole_NP += strange_NP
         wholes.append(_least(whole_NP, apart_ND))
         layers.append(each)
-    return min(wholes), np.min(layers, axis=0)
+    return min(wholes), np.min(np.reshape(layers, [2, -1]), axis=0)
 
 
 def _reordered(centre_RW: np.ndarray, axis: int, rng: np.random.Generator) -> np.ndarray:

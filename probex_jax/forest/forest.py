@@ -320,7 +320,10 @@ def tree_folders(path: Path) -> list[Path]:
         raise ProbexError(f"{path / 'forest.json'}: cannot be read: {error}") from error
     version = about.get("version") if isinstance(about, dict) else None
     if not isinstance(about, dict) or (about.get("format"), version) != (FORMAT, VERSION):
-        raise ProbexError(f"{path}: forest of version {version!r}, expected {VERSION}")
+        raise ProbexError(
+            f"{path}: forest of version {version!r}, expected {VERSION}; grow it again "
+            "in a new folder"
+        )
     with disk_errors(path):
         found = {file.parent.name: file.parent for file in path.glob("trees/[!.]*/tree.json")}
         # What was being replaced when the power went: the new one is beside it, and not yet there.

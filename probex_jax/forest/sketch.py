@@ -82,6 +82,15 @@ class Sketch:
             tuple(SketchLayer(name, shape, _sample(name, *shape)) for name, shape in layers.items())
         )
 
+    def __add__(self, other: "Sketch") -> "Sketch":
+        """The sketch of the layers of both, one after the other."""
+        return Sketch(self.layers + other.layers)
+
+    def fitting(self, model: ModelFile) -> "Sketch":
+        """The sketch of those of its layers that a model has, in the same shape."""
+        shapes = {name: layer.shape for name, layer in model.layers.items()}
+        return Sketch(tuple(one for one in self.layers if shapes.get(one.name) == one.shape))
+
     @property
     def size(self) -> int:
         """Size D of the sketches."""
@@ -113,7 +122,7 @@ class Sketch:
             part_1D = model.rows(name, rows).reshape(1, -1)
             lengths.append(_lengths(part_1D))
             parts.append(_scaled(part_1D, lengths[-1], model.layers[name].kind == "lora"))
-        return _side_by_side(parts, 1)[0], _side_by_side(lengths, 1)[0]
+        return np.concatenate(parts, axis=1)[0], np.concatenate(lengths, axis=1)[0]
 
     def of_store(self, store: LayerStore, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
         """The sketches [N, D] of the models of a split, float32, and lengths [N, K]."""
@@ -123,8 +132,7 @@ class Sketch:
             part_ND = np.concatenate([_rows(block, layer.rows) for block in blocks])
             lengths.append(_lengths(part_ND))
             parts.append(_scaled(part_ND, lengths[-1], layer.name in store.ranks))
-        n_models = len(store.split(split))
-        return _side_by_side(parts, n_models), _side_by_side(lengths, n_models)
+        return np.concatenate(parts, axis=1), np.concatenate(lengths, axis=1)
 
 
 def _sample(name: str, height: int, width: int) -> tuple[int, ...]:
@@ -147,10 +155,6 @@ def _scaled(part_ND: np.ndarray, lengths_N1: np.ndarray, is_lora: bool) -> np.nd
     if is_lora:
         return part_ND
     return (part_ND / np.where(lengths_N1 > 0, lengths_N1, 1.0)).astype(np.float32)
-
-
-def _side_by_side(columns: Sequence[np.ndarray], n_models: int) -> np.ndarray:
-    return np.concatenate(columns, axis=1) if columns else np.empty([n_models, 0])
 
 
 def _rows(block_NHW: np.ndarray | LowRank, rows: Sequence[int]) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from probex_jax import Expert, Forest, ProbexError, open_model
+from probex_jax import Expert, Forest, ProbexError, open_model, pack, scan
 from probex_jax.experts import calibrated
 from probex_jax.forest import grow as grow_tree
 from probex_jax.forest import growing
@@ -339,3 +339,9 @@ def test_another_expert_in_a_trees_folder_is_refused(copied, trees):
     class_expert("Ant", 1, gain=9.0).save(copied / "trees" / "Ant" / "expert")
     with pytest.raises(ProbexError, match="holds another expert; grow the tree again"):
         Forest.load(copied).describe(trees[0] / "Ant" / "test" / "m17")
+
+
+def test_a_store_without_a_layer_that_the_expert_reads_is_refused(tmp_path, trees):
+    store = pack(scan(trees[0] / "Ant"), tmp_path / "s", [CONV]).store
+    with pytest.raises(ProbexError, match=LAYER):
+        grow_tree(tmp_path / "f", store, class_expert("Ant", 1, calibration={"temperature": 1.0}))

@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 import probex_jax as px
 from probex_jax import ProbexError, open_model
 from probex_jax.forest import TreeRouter, route
-from probex_jax.forest.router import _radius, check_apart
+from probex_jax.forest.reach import radius_of
+from probex_jax.forest.router import check_apart
 from tests.forest.conftest import (
     CONV,
     LAYER,
@@ -191,7 +192,7 @@ def test_a_store_of_two_trees_has_two_centres(tmp_path):
 def test_the_radius_reaches_over_the_farthest_and_over_what_is_usual():
     def radius(distances, limit=np.inf, *, is_lora=False):
         centre = np.full(100, 10.0)  # length 100
-        return _radius(np.asarray(distances), centre, limit, is_lora=is_lora)
+        return radius_of(np.asarray(distances), centre, limit, is_lora=is_lora)
 
     many = np.ones(100)
     # A spread of nothing counts as one of a tenth, 6 of which count.
@@ -206,7 +207,7 @@ def test_the_radius_reaches_over_the_farthest_and_over_what_is_usual():
     assert radius([90.0, 90.0]) == pytest.approx(135)
     assert radius([90.0, 90.0], 110) == pytest.approx(110)
     assert radius(np.zeros(3)) == pytest.approx(100)
-    assert _radius(np.zeros(1), np.zeros(100), np.inf) == 1
+    assert radius_of(np.zeros(1), np.zeros(100), np.inf) == 1
     # Of few models the spread is a guess: four may differ by a quarter more than they do.
     assert radius(np.full(4, 9.0)) == pytest.approx(9 * np.exp(6 * 0.25))
 

@@ -12,9 +12,10 @@ from tests.forest.conftest import CLASSES, class_expert
 
 N_LAYERS, SHAPE = 9, (12, 16)
 NAMES = [f"block.{n}.weight" for n in range(N_LAYERS)]
+NAMES.append("block.position_embeddings")
 # What the expert reads; only the first is among the layers that any sketch is made of.
-READ = (NAMES[0], NAMES[1], "classifier.weight")
-ROOT = 0.2 * np.random.default_rng(0).normal(size=(N_LAYERS, *SHAPE))
+READ = (NAMES[0], NAMES[1], NAMES[-1], "classifier.weight")
+ROOT = 0.2 * np.random.default_rng(0).normal(size=(N_LAYERS + 1, *SHAPE))
 HEAD = (3, 16)
 # Spread of the models, least and most, as a share of the root's; and training models.
 KINDS = {"narrow": (0.02, 0.06, 40), "wide": (0.3, 1.4, 60), "small": (0.1, 0.2, 5)}
@@ -125,7 +126,7 @@ def test_a_layer_that_the_expert_reads_is_checked(tree, tmp_path, layer, factor)
         assert layer in found.route.reason
 
 
-@pytest.mark.parametrize("layer", READ[:2])
+@pytest.mark.parametrize("layer", READ[:3])
 def test_a_layer_of_another_origin_is_noticed_where_the_trees_are_alike(tree, tmp_path, layer):
     kind, forest = tree
     if kind == "wide":
