@@ -138,7 +138,8 @@ def _see(path: Path, sketches: dict[str, Sketch]) -> _Seen | ProbexError:
             # Equal for all of an architecture, whichever thread comes first.
             sketch = sketches.setdefault(architecture, Sketch.of_layers(layers))
             is_lora = any(layer.kind == "lora" for layer in model.layers.values())
-            seen = _Seen(architecture, stated_base(model), is_lora, sketch.of_model(model))
+            sketch_D, _ = sketch.of_model(model)
+            seen = _Seen(architecture, stated_base(model), is_lora, sketch_D)
             model.check_unchanged()
             return seen
     except ProbexError as error:

@@ -34,7 +34,7 @@ from probex_jax.model_files import ModelFile, open_model
 from probex_jax.model_files.hub import hub_address, remote_url, shown_path, shown_url
 
 FORMAT = "probex_jax forest"
-VERSION = 1
+VERSION = 2
 
 _READERS = 4
 
@@ -320,7 +320,10 @@ def tree_folders(path: Path) -> list[Path]:
         raise ProbexError(f"{path / 'forest.json'}: cannot be read: {error}") from error
     version = about.get("version") if isinstance(about, dict) else None
     if not isinstance(about, dict) or (about.get("format"), version) != (FORMAT, VERSION):
-        raise ProbexError(f"{path}: forest of version {version!r}, expected {VERSION}")
+        raise ProbexError(
+            f"{path}: forest of version {version!r}, expected {VERSION}; grow it again "
+            "in a new folder"
+        )
     with disk_errors(path):
         found = {file.parent.name: file.parent for file in path.glob("trees/[!.]*/tree.json")}
         # What was being replaced when the power went: the new one is beside it, and not yet there.

@@ -37,17 +37,19 @@ def grow(
       The tree, and "added", "replaced", or "unchanged" where it is the same as before.
 
     Raises:
-      ProbexError: if the expert is of another tree, the tree's models could not be told from
-        those of another, the folder holds other things, or the disk is full.
+      ProbexError: if the expert is of another tree or reads a layer that the store lacks, the
+        tree's models could not be told from those of another or from unrelated ones, the folder
+        holds other things, or the disk is full.
 
     Example:
       >>> import pathlib, tempfile, numpy as np
       >>> from safetensors.numpy import save_file
       >>> from probex_jax import pack, scan
       >>> folder, rng = pathlib.Path(tempfile.mkdtemp()), np.random.default_rng(0)
+      >>> cat = rng.normal(size=(8, 8))
       >>> (folder / "cats" / "train").mkdir(parents=True)
       >>> for number in range(3):
-      ...     save_file({"body.weight": (1 + 0.1 * rng.normal(size=(8, 8))).astype("f4")},
+      ...     save_file({"body.weight": (cat + 0.1 * rng.normal(size=(8, 8))).astype("f4")},
       ...               folder / "cats" / "train" / f"{number}.safetensors",
       ...               {"dataset_chosen_targets": "['cat']"})
       >>> store = pack(scan(folder / "cats"), folder / "store").store
@@ -69,7 +71,7 @@ def grow(
     before = trees.get(store.tree)
     if before is not None and before.about["source"] == source and _is_whole(before, folder):
         return before, "unchanged"
-    router = TreeRouter.fit(store, root)
+    router = TreeRouter.fit(store, root, () if expert is None else expert.layers)
     for name, tree in trees.items():
         if name != store.tree:
             check_apart(router, tree.router)

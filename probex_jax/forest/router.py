@@ -1,8 +1,12 @@
-"""Which known tree a model is of: the nearest centre, within a radius learnt from its models."""
+"""Which known tree a model is of: the nearest centre, within a radius learnt from its models.
+
+A model within the radius is still refused if a layer that tells the tree, or that its expert
+reads, is of another size than in the training models, or no nearer to theirs than by chance.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,23 +14,21 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.forest.clusters import Clusters
+from probex_jax.forest.reach import (
+    FEW_GROWTH_AS_A_WHOLE,
+    Reach,
+    geometric_mean,
+    length_range,
+    resized,
+)
 from probex_jax.forest.sketch import Sketch, SketchLayer
 from probex_jax.layer_store import LayerStore
 from probex_jax.model_files import ModelFile, fingerprint, stated_base
 from probex_jax.model_files.architecture import is_head, same_base
+from probex_jax.model_files.untrusted_text import quoted
 
-# A radius reaches over the farthest training model by this much, and over the mean of the
-# logarithms of the distances by so many of their standard deviations, these being no less than so.
-_MARGIN = 1.5
-_DEVIATIONS = 6.0
-_LEAST_DEVIATION = 0.1
-# Of few models that deviation is itself a guess: no less than this over the root of their number.
-_FEW_DEVIATION = 0.5
-# No radius is below this share of the centre's length: half precision alone moves weights by less.
-_LEAST_RADIUS = 0.02
 # Part of what a tree is grown from: another number, and trees are grown anew.
-ROUTER_VERSION = 1
-_ROUNDING = 1e-5  # of a centre's length
+ROUTER_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,15 @@ class TreeRouter:
       bases: what its models call their ancestor.
       is_lora: whether they are LoRAs, which say little of their ancestor by their weights.
       sketch: what distances are measured on.
-      centres_CD: [C, D] float32; more than one where a store holds several trees.
+      heads: heads and embeddings of positions that the expert reads. Unrelated models may share
+        them and those of a tree need not, so they are no part of distances, but are checked.
+      centres_CD: [C, D] float32 of the layers of `sketch`, then those of `heads`; more than one
+        where a store holds several trees.
       radii: C radii.
+      layer_limits: C times K distances of single layers of both, below which models of the tree
+        are; None where unrelated ones may be, too.
+      length: the least and the greatest geometric mean of the lengths of the layers of `sketch`.
+      lengths: by layer of both the least and the greatest length.
       n_models: training models that it was learnt from.
     """
 
@@ -71,20 +80,26 @@ class TreeRouter:
     bases: tuple[str, ...]
     is_lora: bool
     sketch: Sketch
+    heads: Sketch
     centres_CD: np.ndarray
     radii: tuple[float, ...]
+    layer_limits: tuple[tuple[float | None, ...], ...]
+    length: tuple[float, float]
+    lengths: Mapping[str, tuple[float, float]]
     n_models: int
 
     @classmethod
-    def fit(cls, store: LayerStore, root: str = "") -> TreeRouter:
+    def fit(cls, store: LayerStore, root: str = "", layers: Collection[str] = ()) -> TreeRouter:
         """Learns the centres and radii of a store's tree from its training models.
 
         Args:
           store: the tree's models.
           root: name of the tree's root; "" where unknown.
+          layers: of the store, those that the tree's expert reads.
 
         Raises:
-          ProbexError: if there are no training models, or the store holds nothing but heads.
+          ProbexError: if there are no training models, the store holds nothing but heads, or lacks
+            a layer; or if the models have too little in common to be told from unrelated ones.
         """
         models = store.split("train")
         if all(map(is_head, store.layers)):
@@ -92,18 +107,24 @@ class TreeRouter:
                 f"{store.path}: holds a classifier head alone, by which no tree can be told; pack "
                 "a layer of the backbone as well"
             )
+        if missing := sorted(set(layers) - set(store.layers)):
+            raise ProbexError(f"{store.path}: lacks layer {missing[0]}, which the expert reads")
         is_lora = bool(store.ranks)
-        sketch = Sketch.of_layers(store.layers)
-        sketches_ND = sketch.of_store(store)
+        sketch = Sketch.of_layers(store.layers, also=layers)
+        sketched = {layer.name for layer in sketch.layers}
+        heads = Sketch.of_all({n: store.layers[n] for n in sorted(set(layers) - sketched)})
+        checked = sketch + heads
+        checked_ND, lengths_NK = checked.of_store(store)
         clusters = Clusters(one_tree=is_lora)
-        for number, sketch_D in enumerate(sketches_ND):
-            clusters.add(number, sketch_D)
+        for number, checked_D in enumerate(checked_ND):
+            clusters.add(number, checked_D[: sketch.size])
         members = [cluster.members for cluster in clusters.finish()]
-        centres_CD = np.stack([sketches_ND[rows].mean(axis=0) for rows in members])
-        distances = [
-            np.linalg.norm(sketches_ND[rows] - centre_D, axis=1)
-            for rows, centre_D in zip(members, centres_CD, strict=True)
-        ]
+        reaches = [Reach.fit(sketch, heads, checked_ND[rows], is_lora) for rows in members]
+        if sum(reach.n_inside for reach in reaches) < len(models) / 2:
+            raise ProbexError(
+                f"{store.path}: its training models have too little in common to be told from "
+                "unrelated ones; pack more models, or more of their layers"
+            )
         bases = {model.base for model in models if model.base}
         return cls(
             tree=store.tree,
@@ -112,13 +133,26 @@ class TreeRouter:
             bases=tuple(sorted(bases)),
             is_lora=is_lora,
             sketch=sketch,
-            centres_CD=centres_CD,
-            radii=tuple(
-                _radius(distances_N, centre_D, is_lora)
-                for distances_N, centre_D in zip(distances, centres_CD, strict=True)
+            heads=heads,
+            centres_CD=np.stack([reach.centre_D for reach in reaches]),
+            radii=tuple(reach.radius for reach in reaches),
+            layer_limits=tuple(reach.layer_limits for reach in reaches),
+            length=length_range(
+                geometric_mean(lengths_NK[:, : len(sketch.layers)]),
+                is_lora,
+                few_growth=FEW_GROWTH_AS_A_WHOLE,
             ),
+            lengths={
+                layer.name: length_range(lengths_N, is_lora)
+                for layer, lengths_N in zip(checked.layers, lengths_NK.T, strict=True)
+            },
             n_models=len(models),
         )
+
+    @property
+    def checked(self) -> Sketch:
+        """All layers that are looked at."""
+        return self.sketch + self.heads
 
     @property
     def stated_root(self) -> str:
@@ -131,11 +165,41 @@ class TreeRouter:
             return False
         return not (self.is_lora and self.bases) or any(same_base(base, b) for b in self.bases)
 
-    def nearest(self, sketch_D: np.ndarray) -> tuple[float, float]:
-        """Distance from the centre that is the nearest in its radii, and its radius."""
-        distances_C = np.linalg.norm(self.centres_CD - np.float64(sketch_D), axis=1)
+    def nearest(self, sketch_D: np.ndarray) -> tuple[float, float, int]:
+        """Distance from the centre that is the nearest in its radii, its radius, and its place."""
+        centres_CD = self.centres_CD[:, : self.sketch.size]
+        distances_C = np.linalg.norm(centres_CD - np.float64(sketch_D), axis=1)
         place = int(np.argmin(distances_C / np.asarray(self.radii)))
-        return float(distances_C[place]), self.radii[place]
+        return float(distances_C[place]), self.radii[place], place
+
+    def objection(self, model: ModelFile, place: int) -> str:
+        """Why a model within a radius is not of the tree all the same; "" if it is.
+
+        Args:
+          model: open.
+          place: of the centre.
+
+        Raises:
+          ProbexError: if a layer cannot be read.
+        """
+        checked = self.checked.fitting(model)  # heads of other shapes are no concern of the tree
+        checked_D, lengths = checked.of_model(model)
+        for layer, length in zip(checked.layers, lengths, strict=True):
+            if found := resized(length, self.lengths[layer.name]):
+                return f"its layer {quoted(layer.name)} is {found} in models of {self.tree}"
+        of_sketch = [layer in self.sketch.layers for layer in checked.layers]
+        if found := resized(float(geometric_mean(lengths[of_sketch])), self.length):
+            return f"it is as a whole {found} in models of {self.tree}"
+        limits = dict(zip(self.checked.layers, self.layer_limits[place], strict=True))
+        for layer in checked.layers:
+            centre_D = self.centres_CD[place, self.checked.columns(layer)]
+            apart = np.linalg.norm(checked_D[checked.columns(layer)] - np.float64(centre_D))
+            if (limit := limits[layer]) is not None and apart > limit:
+                return (
+                    f"its layer {quoted(layer.name)} is as far from that of {self.tree} as in "
+                    "unrelated models"
+                )
+        return ""
 
     def as_json(self) -> dict[str, Any]:
         """All of it but the centres."""
@@ -145,11 +209,12 @@ class TreeRouter:
             "fingerprints": list(self.fingerprints),
             "bases": list(self.bases),
             "is_lora": self.is_lora,
-            "sketch": [
-                {"name": layer.name, "shape": list(layer.shape), "rows": list(layer.rows)}
-                for layer in self.sketch.layers
-            ],
+            "sketch": _sketch_as_json(self.sketch),
+            "heads": _sketch_as_json(self.heads),
             "radii": list(self.radii),
+            "layer_limits": [list(limits) for limits in self.layer_limits],
+            "length": list(self.length),
+            "lengths": {name: list(bounds) for name, bounds in self.lengths.items()},
             "n_models": self.n_models,
         }
 
@@ -160,23 +225,31 @@ class TreeRouter:
         Raises:
           ValueError, KeyError, TypeError: if it is damaged.
         """
-        layers = [
-            SketchLayer(layer["name"], tuple(layer["shape"]), tuple(layer["rows"]))
-            for layer in value["sketch"]
-        ]
         router = cls(
             tree=_text(value["tree"]),
             root=_text(value["root"]),
             fingerprints=tuple(map(_text, value["fingerprints"])),
             bases=tuple(map(_text, value["bases"])),
             is_lora=value["is_lora"],
-            sketch=Sketch(tuple(layers)),
+            sketch=_sketch_from_json(value["sketch"]),
+            heads=_sketch_from_json(value["heads"]),
             centres_CD=centres_CD,
             radii=tuple(map(float, value["radii"])),
+            layer_limits=tuple(
+                tuple(None if limit is None else float(limit) for limit in limits)
+                for limits in value["layer_limits"]
+            ),
+            length=_range(value["length"]),
+            lengths={name: _range(bounds) for name, bounds in value["lengths"].items()},
             n_models=value["n_models"],
         )
-        if centres_CD.shape != (len(router.radii), router.sketch.size):
+        if centres_CD.shape != (len(router.radii), router.checked.size):
             raise ValueError(f"centres of shape {centres_CD.shape}")
+        names = [layer.name for layer in router.checked.layers]
+        if list(map(len, router.layer_limits)) != [len(names)] * len(router.radii):
+            raise ValueError("layer_limits of other layers")
+        if set(router.lengths) != set(names):
+            raise ValueError("lengths of other layers")
         return router
 
 
@@ -190,7 +263,7 @@ def route(model: ModelFile, trees: Sequence[TreeRouter], base: str | None = None
 
     Returns:
       The tree of the nearest centre, distances being measured in the trees' radii; none outside
-      of all radii.
+      of all radii, nor where the tree has an `objection`.
 
     Raises:
       ProbexError: if a layer cannot be read, or is of another shape than in the tree's models.
@@ -208,13 +281,14 @@ def route(model: ModelFile, trees: Sequence[TreeRouter], base: str | None = None
         # Their weights say little of their ancestor.
         return Route("", reason="its files do not say of which model it is an update")
     sketches = {tree.sketch: None for tree in possible}
-    sketched = {sketch: sketch.of_model(model) for sketch in sketches}
-    found = [(*tree.nearest(sketched[tree.sketch]), tree.tree) for tree in possible]
-    distance, radius, nearest = min(found, key=lambda one: one[0] / one[1])
+    sketched = {sketch: sketch.of_model(model)[0] for sketch in sketches}
+    found = [(*tree.nearest(sketched[tree.sketch]), tree) for tree in possible]
+    distance, radius, place, tree = min(found, key=lambda one: one[0] / one[1])
     if distance > radius:
-        reason = f"{distance / radius:.1f} times as far from {nearest} as its models can be"
-        return Route("", nearest, distance, radius, reason)
-    return Route(nearest, nearest, distance, radius)
+        reason = f"{distance / radius:.3g} times as far from {tree.tree} as its models can be"
+    else:
+        reason = tree.objection(model, place)
+    return Route("" if reason else tree.tree, tree.tree, distance, radius, reason)
 
 
 def check_apart(new: TreeRouter, known: TreeRouter) -> None:
@@ -249,7 +323,7 @@ def _is_near(one: TreeRouter, other: TreeRouter) -> bool:
         for tree in (one, other)
     )
     # Distances grow with the root of the number of entries.
-    radii = np.asarray(other.radii) * np.sqrt(theirs.shape[1] / other.centres_CD.shape[1])
+    radii = np.asarray(other.radii) * np.sqrt(theirs.shape[1] / other.sketch.size)
     return bool(np.any(np.linalg.norm(ours[:, None] - theirs, axis=-1) < radii))
 
 
@@ -259,27 +333,21 @@ def _text(value: Any) -> str:
     return value
 
 
-def _radius(distances_N: np.ndarray, centre_D: np.ndarray, is_lora: bool) -> float:
-    """How far from a centre models of its tree may be.
+def _range(value: Any) -> tuple[float, float]:
+    least, greatest = value
+    return float(least), float(greatest)
 
-    Never so far that they would have less than half of their weights in common with it, unless
-    training models have; but LoRAs have little in common anyway.
 
-    Args:
-      distances_N: of the training models, from their mean.
-      centre_D: that mean.
-      is_lora: whether they are LoRAs.
-    """
-    count = len(distances_N)
-    length = float(np.linalg.norm(centre_D))
-    # As far as each is from the mean of the others: it has drawn their mean to itself.
-    distances_N = np.asarray(distances_N, np.float64) * count / max(count - 1, 1)
-    farthest = _MARGIN * float(np.max(distances_N))
-    if farthest <= _ROUNDING * length:  # one model, or all alike
-        return length or 1.0
-    logs_N = np.log(np.maximum(distances_N, 1e-6 * farthest))
-    deviation = max(float(logs_N.std()), _LEAST_DEVIATION, _FEW_DEVIATION / np.sqrt(count))
-    reach = max(farthest, float(np.exp(logs_N.mean() + _DEVIATIONS * deviation)))
-    if is_lora:
-        return reach
-    return min(max(reach, _LEAST_RADIUS * length), max(farthest, length))
+def _sketch_as_json(sketch: Sketch) -> list[dict[str, Any]]:
+    return [
+        {"name": layer.name, "shape": list(layer.shape), "rows": list(layer.rows)}
+        for layer in sketch.layers
+    ]
+
+
+def _sketch_from_json(value: Any) -> Sketch:
+    layers = [
+        SketchLayer(_text(layer["name"]), tuple(layer["shape"]), tuple(layer["rows"]))
+        for layer in value
+    ]
+    return Sketch(tuple(layers))

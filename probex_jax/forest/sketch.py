@@ -8,7 +8,7 @@ small one.
 
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,18 +59,37 @@ class Sketch:
     layers: tuple[SketchLayer, ...]
 
     @classmethod
-    def of_layers(cls, layers: Mapping[str, tuple[int, int]]) -> "Sketch":
+    def of_layers(
+        cls, layers: Mapping[str, tuple[int, int]], also: Collection[str] = ()
+    ) -> "Sketch":
         """The sketch of an architecture; equal for all models that have these layers.
 
         Args:
           layers: name to (H, W), one or more. Up to four are taken, spread over the sorted names;
             none of a classifier head or of embeddings of positions, where there are others.
+          also: names of further ones to take, except for those kinds.
         """
         names = sorted(backbone(layers))
         names = [name for name in names if not _ALIKE.fullmatch(name)] or names
         places = np.linspace(0, len(names) - 1, min(_LAYERS, len(names))).round().astype(int)
-        chosen = [(names[place], layers[names[place]]) for place in places]
-        return cls(tuple(SketchLayer(name, shape, _sample(name, *shape)) for name, shape in chosen))
+        chosen = {names[place] for place in places} | (set(names) & set(also))
+        return cls.of_all({name: layers[name] for name in sorted(chosen)})
+
+    @classmethod
+    def of_all(cls, layers: Mapping[str, tuple[int, int]]) -> "Sketch":
+        """The sketch of exactly these layers, name to (H, W), whatever they are."""
+        return cls(
+            tuple(SketchLayer(name, shape, _sample(name, *shape)) for name, shape in layers.items())
+        )
+
+    def __add__(self, other: "Sketch") -> "Sketch":
+        """The sketch of the layers of both, one after the other."""
+        return Sketch(self.layers + other.layers)
+
+    def fitting(self, model: ModelFile) -> "Sketch":
+        """The sketch of those of its layers that a model has, in the same shape."""
+        shapes = {name: layer.shape for name, layer in model.layers.items()}
+        return Sketch(tuple(one for one in self.layers if shapes.get(one.name) == one.shape))
 
     @property
     def size(self) -> int:
@@ -83,13 +102,16 @@ class Sketch:
         place = self.layers.index(layer)
         return sum(sizes[:place]) + np.arange(sizes[place])
 
-    def of_model(self, model: ModelFile) -> np.ndarray:
-        """The sketch [D] of one model, float32.
+    def of_model(self, model: ModelFile) -> tuple[np.ndarray, np.ndarray]:
+        """The sketch of one model.
+
+        Returns:
+          The sketch [D], float32, and the lengths [K] of its K layers before they were scaled.
 
         Raises:
           ProbexError: if a layer is missing, of another shape, or cannot be read.
         """
-        parts = []
+        parts, lengths = [], []
         for name, shape, rows in ((layer.name, layer.shape, layer.rows) for layer in self.layers):
             if name in model.layers and model.layers[name].shape != shape:
                 height, width = model.layers[name].shape
@@ -98,16 +120,19 @@ class Sketch:
                     f"{shape[0]}x{shape[1]}"
                 )
             part_1D = model.rows(name, rows).reshape(1, -1)
-            parts.append(_scaled(part_1D, is_lora=model.layers[name].kind == "lora"))
-        return np.concatenate(parts, axis=1)[0]
+            lengths.append(_lengths(part_1D))
+            parts.append(_scaled(part_1D, lengths[-1], model.layers[name].kind == "lora"))
+        return np.concatenate(parts, axis=1)[0], np.concatenate(lengths, axis=1)[0]
 
-    def of_store(self, store: LayerStore, split: str = "train") -> np.ndarray:
-        """The sketches [N, D] of the models of a split, float32."""
-        columns = []
+    def of_store(self, store: LayerStore, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
+        """The sketches [N, D] of the models of a split, float32, and lengths [N, K]."""
+        parts, lengths = [], []
         for layer in self.layers:
-            picked = [_rows(block, layer.rows) for block in store.blocks(layer.name, split)]
-            columns.append(_scaled(np.concatenate(picked), is_lora=layer.name in store.ranks))
-        return np.concatenate(columns, axis=1)
+            blocks = store.blocks(layer.name, split)
+            part_ND = np.concatenate([_rows(block, layer.rows) for block in blocks])
+            lengths.append(_lengths(part_ND))
+            parts.append(_scaled(part_ND, lengths[-1], layer.name in store.ranks))
+        return np.concatenate(parts, axis=1), np.concatenate(lengths, axis=1)
 
 
 def _sample(name: str, height: int, width: int) -> tuple[int, ...]:
@@ -117,14 +142,18 @@ def _sample(name: str, height: int, width: int) -> tuple[int, ...]:
     return tuple(sorted(map(int, rng.choice(height, count, replace=False))))
 
 
-def _scaled(part_ND: np.ndarray, *, is_lora: bool) -> np.ndarray:
+def _lengths(part_ND: np.ndarray) -> np.ndarray:
+    """[N, 1], in float64, which no square of a float32 overflows."""
+    return np.linalg.norm(np.float64(part_ND), axis=1, keepdims=True)
+
+
+def _scaled(part_ND: np.ndarray, lengths_N1: np.ndarray, is_lora: bool) -> np.ndarray:
     """The entries of one layer at length one, so that no layer outweighs the others.
 
     Updates, whose lengths say how far they go, as they are.
     """
     if is_lora:
         return part_ND
-    lengths_N1 = np.linalg.norm(np.float64(part_ND), axis=1, keepdims=True)
     return (part_ND / np.where(lengths_N1 > 0, lengths_N1, 1.0)).astype(np.float32)
 
 

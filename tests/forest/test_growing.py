@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from probex_jax import Expert, Forest, ProbexError, open_model
+from probex_jax import Expert, Forest, ProbexError, open_model, pack, scan
 from probex_jax.experts import calibrated
 from probex_jax.forest import grow as grow_tree
 from probex_jax.forest import growing
@@ -254,15 +254,15 @@ def test_a_second_store_of_one_tree_is_refused(tmp_path, forest_path, trees, cop
         ("forest.json", b"null"),
         ("forest.json", b"[" * 100_000),
         ("forest.json", b"\xff\xfe"),
-        ("forest.json", b'{"format": "probex_jax forest", "version": 2}'),
-        ("forest.json", b'{"format": "other", "version": 1}'),
+        ("forest.json", b'{"format": "probex_jax forest", "version": 1}'),
+        ("forest.json", b'{"format": "other", "version": 2}'),
         ("trees/Ant/tree.json", b""),
         ("trees/Ant/tree.json", b"\xff"),
         ("trees/Ant/tree.json", b"[]"),
         ("trees/Ant/tree.json", b"3"),
         ("trees/Ant/tree.json", b"[" * 100_000),
         ("trees/Ant/tree.json", b"{}"),
-        ("trees/Ant/tree.json", b'{"version": 2}'),
+        ("trees/Ant/tree.json", b'{"version": 1}'),
         ("trees/Ant/arrays.safetensors", b""),
         ("trees/Ant/arrays.safetensors", None),
     ],
@@ -292,7 +292,20 @@ def test_a_tree_with_a_wrong_field_is_one_line(copied, field, wrong):
     assert one_line(error)
 
 
-@pytest.mark.parametrize("field", ["tree", "fingerprints", "bases", "sketch", "radii"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "tree",
+        "fingerprints",
+        "bases",
+        "sketch",
+        "heads",
+        "radii",
+        "layer_limits",
+        "length",
+        "lengths",
+    ],
+)
 @pytest.mark.parametrize("wrong", [None, 3, [None], [{}]], ids=repr)
 def test_a_router_with_a_wrong_field_is_one_line(copied, field, wrong):
     path = copied / "trees" / "Ant" / "tree.json"
@@ -326,3 +339,9 @@ def test_another_expert_in_a_trees_folder_is_refused(copied, trees):
     class_expert("Ant", 1, gain=9.0).save(copied / "trees" / "Ant" / "expert")
     with pytest.raises(ProbexError, match="holds another expert; grow the tree again"):
         Forest.load(copied).describe(trees[0] / "Ant" / "test" / "m17")
+
+
+def test_a_store_without_a_layer_that_the_expert_reads_is_refused(tmp_path, trees):
+    store = pack(scan(trees[0] / "Ant"), tmp_path / "s", [CONV]).store
+    with pytest.raises(ProbexError, match=LAYER):
+        grow_tree(tmp_path / "f", store, class_expert("Ant", 1, calibration={"temperature": 1.0}))

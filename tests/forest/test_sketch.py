@@ -57,7 +57,9 @@ def test_what_is_in_a_sketch_is_read_from_the_file(tmp_path, monkeypatch):
         monkeypatch.setattr(
             ByteRanges, "read", lambda self, a, b: read.append(b - a) or real(self, a, b)
         )
-        np.testing.assert_allclose(sketch.of_model(model), np.concatenate(expected), rtol=1e-6)
+        sketch_D, lengths_K = sketch.of_model(model)
+        np.testing.assert_allclose(sketch_D, np.concatenate(expected), rtol=1e-6)
+        np.testing.assert_allclose(lengths_K, [np.linalg.norm(row) for row in rows], rtol=1e-6)
         assert sum(read) == 4 * sketch.size
 
 
@@ -71,7 +73,7 @@ def test_a_layer_that_unrelated_models_share_does_not_make_them_related(tmp_path
         save_file(weights, tmp_path / f"{seed}.safetensors")
         with open_model(tmp_path / f"{seed}.safetensors") as model:
             shapes = {name: layer.shape for name, layer in model.layers.items()}
-            sketches.append(Sketch.of_layers(shapes).of_model(model))
+            sketches.append(Sketch.of_layers(shapes).of_model(model)[0])
     assert np.dot(*sketches) < 0.5 * np.dot(sketches[0], sketches[0])
 
 
@@ -91,11 +93,23 @@ def test_stores_and_files_give_the_same_sketches(tall_store, trees, toy_lora_sto
     _, stores = trees
     for store in (tall_store, stores["Ant"], toy_lora_store):
         sketch = Sketch.of_layers(store.layers)
-        sketches_ND = sketch.of_store(store, "val")
-        assert sketches_ND.shape == (len(store.split("val")), sketch.size)
-        for model, sketch_D in zip(store.split("val"), sketches_ND, strict=True):
+        models = store.split("val")
+        sketches_ND, lengths_NK = sketch.of_store(store, "val")
+        assert sketches_ND.shape == (len(models), sketch.size)
+        assert lengths_NK.shape == (len(models), len(sketch.layers))
+        for model, *expected in zip(models, sketches_ND, lengths_NK, strict=True):
             with open_model(model.source) as file:
-                np.testing.assert_allclose(sketch.of_model(file), sketch_D, rtol=1e-5, atol=1e-8)
+                for found, one in zip(sketch.of_model(file), expected, strict=True):
+                    np.testing.assert_allclose(found, one, rtol=1e-5, atol=1e-8)
+
+
+def test_further_layers_are_sketched_but_no_heads_nor_positions():
+    layers = {f"body.{n}.weight": (8, 8) for n in range(9)}
+    layers |= {"classifier.weight": (3, 8), "body.position_embeddings": (9, 8)}
+    few = {layer.name for layer in Sketch.of_layers(layers).layers}
+    more = Sketch.of_layers(layers, also=layers)
+    assert len(few) == 4
+    assert {layer.name for layer in more.layers} == {f"body.{n}.weight" for n in range(9)}
 
 
 def test_distances_between_sketches_estimate_those_between_weights():

@@ -1,0 +1,81 @@
+"""How near a model of another origin comes to a tree's centre.
+
+A model with its hidden units in another order computes the same, but to an expert its weights are
+those of a stranger. So the centre in another order stands for strangers: it keeps what any model
+of the architecture may share with the tree, such as the sizes of rows and columns, and loses what
+only an ancestor explains. Each model's distance from it is what a stranger's distance may be.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from probex_jax.forest.sketch import Sketch
+
+_ORDERS = 64
+# Of squared distances: a stranger may be so many standard deviations nearer than strangers are on
+# average, or this share of the way from there to the models of the tree.
+_DEVIATIONS = 5.0
+_SHARE = 0.25
+
+
+def chance_limits(
+    sketch: Sketch, centre_D: np.ndarray, sketches_ND: np.ndarray, apart_ND: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Distances from a centre that no model of another origin is expected to fall below.
+
+    Of the rows and of the columns in another order, whichever comes nearer.
+
+    Args:
+      sketch: what was sketched.
+      centre_D: the centre.
+      sketches_ND: of the training models around it.
+      apart_ND: the difference of each from the mean of the others.
+
+    Returns:
+      The limit for whole sketches, and [K] for each layer alone.
+
+    Example:
+      >>> rng = np.random.default_rng(0)
+      >>> sketch = Sketch.of_layers({"a.weight": (8, 64)})
+      >>> root = rng.normal(size=512) / 512**0.5
+      >>> apart = 0.01 * rng.normal(size=[20, 512])
+      >>> limit, _ = chance_limits(sketch, root, root + apart, apart)
+      >>> 1.0 < limit < 2**0.5  # unrelated vectors of length one are apart by the root of two
+      True
+    """
+    rng = np.random.default_rng(0)
+    sketches_ND = np.asarray(sketches_ND, np.float64)
+    wholes, layers = [], []
+    for axis in (0, 1):
+        whole_NP = np.zeros([len(sketches_ND), _ORDERS])
+        each = []
+        for layer in sketch.layers:
+            columns = sketch.columns(layer)
+            centre_RW = np.float64(centre_D[columns]).reshape(len(layer.rows), -1)
+            others_PD = _reordered(centre_RW, axis, rng).reshape(_ORDERS, -1)
+            part_ND = sketches_ND[:, columns]
+            squares_N1 = np.sum(part_ND**2, axis=1, keepdims=True)
+            strange_NP = squares_N1 + np.sum(centre_RW**2) - 2 * part_ND @ others_PD.T
+            each.append(_least(strange_NP, apart_ND[:, columns]))
+            whole_NP += strange_NP
+        wholes.append(_least(whole_NP, apart_ND))
+        layers.append(each)
+    return min(wholes), np.min(np.reshape(layers, [2, -1]), axis=0)
+
+
+def _reordered(centre_RW: np.ndarray, axis: int, rng: np.random.Generator) -> np.ndarray:
+    """A matrix [R, W] in other orders [P, R, W], in which no row or column keeps its place."""
+    if centre_RW.shape[axis] == 1:
+        axis = 1 - axis
+    orders: Sequence[np.ndarray] = [rng.permutation(centre_RW.shape[axis]) for _ in range(_ORDERS)]
+    # Each follows the one before it: a single cycle.
+    moved = [order[np.argsort(np.roll(order, 1))] for order in orders]
+    return np.stack([np.take(centre_RW, order, axis=axis) for order in moved])
+
+
+def _least(squares_NP: np.ndarray, apart_ND: np.ndarray) -> float:
+    """How near a stranger may come, from squared distances of such, and the models' own."""
+    own = np.mean(np.sum(apart_ND**2, axis=1))
+    nearer = max(_DEVIATIONS * np.std(squares_NP), _SHARE * (np.mean(squares_NP) - own))
+    return float(np.sqrt(max(np.mean(squares_NP) - nearer, 0.0)))
