@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from probex_jax.forest.chance import chance_limits
+from probex_jax.forest.unrelated import unrelated_limits
 from probex_jax.forest.sketch import Sketch
 
 # A radius reaches over the farthest training model by this much, and over the mean of the
@@ -65,8 +65,8 @@ class Reach:
             radius = radius_of(distances_N, centre_D[:split], np.inf, is_lora=True)
             return cls(centre_D, radius, (None,) * len(layers), len(models_ND))
         arrays = (centre_D, models_ND, apart_ND)
-        limit, limits_K = chance_limits(sketch, *(array[..., :split] for array in arrays))
-        _, head_limits_K = chance_limits(heads, *(array[..., split:] for array in arrays))
+        limit, limits_K = unrelated_limits(sketch, *(array[..., :split] for array in arrays))
+        _, head_limits_K = unrelated_limits(heads, *(array[..., split:] for array in arrays))
         radius = radius_of(distances_N, centre_D[:split], limit)
         varies = _usual(distances_N, float(np.linalg.norm(centre_D[:split]))) is not None
         layer_limits: list[float | None] = []

@@ -67,6 +67,15 @@ def test_a_model_of_no_known_tree_is_said_to_be(forest, trees):
         assert json.loads(json.dumps(found.as_json()))["tree"] == ""
 
 
+def test_an_adapter_that_cannot_be_read_is_described_as_such(forest, tmp_path):
+    factors = {"unet:0:up": np.ones((8, 2), "f4"), "unet:0:down": np.ones((2, 8), "f4")}
+    save_file(factors, tmp_path / "adapter.safetensors")
+    found = forest.describe(tmp_path / "adapter.safetensors")
+    assert (found.tree, found.predictions) == ("", ())
+    assert "adapter" in found.route.reason
+    assert "adapter" in found.stated.kind
+
+
 def test_of_a_tree_without_an_expert_nothing_is_predicted(tmp_path, trees):
     grow_tree(tmp_path / "f", trees[1]["Ant"])
     found = Forest.load(tmp_path / "f").describe(trees[0] / "Ant" / "test" / "m17")

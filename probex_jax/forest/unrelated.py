@@ -19,7 +19,7 @@ _DEVIATIONS = 5.0
 _SHARE = 0.25
 
 
-def chance_limits(
+def unrelated_limits(
     sketch: Sketch, centre_D: np.ndarray, sketches_ND: np.ndarray, apart_ND: np.ndarray
 ) -> tuple[float, np.ndarray]:
     """Distances from a centre that no model of another origin is expected to fall below.
@@ -40,7 +40,7 @@ def chance_limits(
       >>> sketch = Sketch.of_layers({"a.weight": (8, 64)})
       >>> root = rng.normal(size=512) / 512**0.5
       >>> apart = 0.01 * rng.normal(size=[20, 512])
-      >>> limit, _ = chance_limits(sketch, root, root + apart, apart)
+      >>> limit, _ = unrelated_limits(sketch, root, root + apart, apart)
       >>> 1.0 < limit < 2**0.5  # unrelated vectors of length one are apart by the root of two
       True
     """
