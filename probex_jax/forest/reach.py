@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from probex_jax.forest.unrelated import unrelated_limits
 from probex_jax.forest.sketch import Sketch
+from probex_jax.forest.unrelated import unrelated_limits
 
 # A radius reaches over the farthest training model by this much, and over the mean of the
 # logarithms of the distances by so many of their standard deviations, these being no less than so.
