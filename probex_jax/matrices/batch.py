@@ -1,10 +1,11 @@
-"""What can be told of a batch of matrices while it is traced: its shape, and whether it is sharded."""
+"""What tracing shows of a batch of matrices: its shape, and whether it may be sharded."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType
 
 
@@ -52,10 +53,26 @@ def may_be_sharded(x: Any) -> bool:
 
 
 def _may_be_sharded(sharding: Any) -> bool:
-    if any(axes is not None for axes in sharding.spec):
-        return True
-    unknown, mesh = {AxisType.Auto}, sharding.mesh
-    if mesh.empty:  # a NumPy array, which `in_shardings` may shard whatever the axes are
-        unknown, mesh = {AxisType.Auto, AxisType.Explicit}, jax.sharding.get_abstract_mesh()
+    # An array from the host has no mesh, but `in_shardings` may put it on that of `jax.set_mesh`.
+    mesh = jax.sharding.get_abstract_mesh() if sharding.mesh.empty else sharding.mesh
     sizes = zip(mesh.axis_types, mesh.axis_sizes, strict=True)
-    return any(kind in unknown and size > 1 for kind, size in sizes)
+    automatic = any(kind == AxisType.Auto and size > 1 for kind, size in sizes)
+    return automatic or any(axes is not None for axes in sharding.spec)
+
+
+def of_all(shared: jax.Array, ndim: int) -> jax.Array:
+    """What all matrices of a batch share, with leading axes of size one.
+
+    Broadcast to the shape of the batch, it would be typed as replicated over an explicit mesh, and
+    its gradient would gather the batch.
+
+    Args:
+      shared: [...] float.
+      ndim: number of axes of the result.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> of_all(jnp.ones([2, 3]), 4).shape
+      (1, 1, 2, 3)
+    """
+    return jnp.expand_dims(shared, tuple(range(ndim - shared.ndim)))

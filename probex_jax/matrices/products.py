@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probex_jax.matrices.batch import batch_shape, may_be_sharded
+from probex_jax.matrices.batch import batch_shape, may_be_sharded, of_all
 from probex_jax.matrices.centred import Centred, dense
 from probex_jax.matrices.low_rank import LowRank
 from probex_jax.matrices.squared import Picked
@@ -154,8 +154,8 @@ def for_each(function: Callable[[Any], jax.Array], x: Any) -> jax.Array:
     On a CPU dense matrices are worked off one after the other: a matrix and all that is computed
     from it stay in cache, and its products have two axes, which XLA transposes for nothing. Of what
     was computed the gradient finds the products again, not what costs little. Factors are small:
-    those of all models make one large product. A sharded batch is not looped over, either: that would
-    gather it.
+    those of all models make one large product. A sharded batch is not looped over, either: that
+    would gather it.
 
     Args:
       function: [..., H, W] of the kind of x -> array of the same leading shape.
@@ -266,7 +266,7 @@ def contract(response: Matrices, left: jax.Array, *, standardised: bool = False)
     if isinstance(response, Centred):
         if not standardised:
             product = contract(response.factors, left)
-            return product - jnp.broadcast_to(response.centre @ left, product.shape)
+            return product - of_all(response.centre @ left, product.ndim)
         response = dense(response)
     if isinstance(response, LowRank):
         response = standardised_factors(response) if standardised else response
@@ -277,8 +277,8 @@ def contract(response: Matrices, left: jax.Array, *, standardised: bool = False)
     # After the product, which is smaller than the response, and reads it as it is.
     mean = response.mean(axis=_ENTRIES, keepdims=True)
     squares = ((response - mean) ** 2).sum(axis=_ENTRIES, keepdims=True)
-    mean_UV = mean * jnp.broadcast_to(left.sum(axis=0), product.shape)
-    return (product - mean_UV) / deviation(squares, response.shape)
+    mean_1V = mean * of_all(left.sum(axis=0), product.ndim)
+    return (product - mean_1V) / deviation(squares, response.shape)
 
 
 def standardised_factors(x: LowRank) -> LowRank:
