@@ -152,7 +152,7 @@ def representations(
 def in_micro_batches(function: Callable[[Any], Any], x: Any) -> jax.Array:
     """A function of matrices [N, H, W] -> [N, Y], applied to a micro-batch at a time.
 
-    A sharded batch is given to it whole: taking some of its models would gather them.
+    A sharded batch is passed whole: indexing its models would gather them.
     """
     if may_be_sharded(x):
         return function(x)

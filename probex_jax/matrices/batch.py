@@ -24,7 +24,7 @@ def batch_shape(x: Any) -> tuple[int, int, int]:
       (5, 2, 3)
     """
     if len(x.shape) != 3:
-        raise ValueError(f"expected a batch of matrices [N, H, W], got an array of shape {x.shape}")
+        raise ValueError(f"expected a batch of matrices [N, H, W], got shape {x.shape}")
     n_models, rows, columns = x.shape
     return n_models, rows, columns
 
@@ -32,17 +32,17 @@ def batch_shape(x: Any) -> tuple[int, int, int]:
 def may_be_sharded(x: Any) -> bool:
     """Whether a batch is sharded over several devices of a mesh, as far as tracing shows.
 
-    Forms that are fast on one device merge the batch axis with others, or loop over it. For a
-    sharded batch the first is an error with explicit mesh axes; with automatic ones, both gather
-    the batch on every device.
+    The forms that are fastest on one CPU merge the batch axis with another axis or loop over it. On
+    a sharded batch both fail with Explicit mesh axes, and with Auto axes both gather the whole
+    batch on every device.
 
     Args:
       x: a pytree of arrays.
 
     Returns:
-      With explicit axes, whether any axis of x is sharded. With automatic axes, which show no
-      sharding until the program is compiled, whether x is on a mesh of several devices. False
-      inside `shard_map`, where x is one device's part.
+      With Explicit axes, whether any axis of x is sharded. With Auto axes, whose sharding is not
+      known before compilation, whether x is on a mesh of several devices. False inside `shard_map`,
+      where x is one device's part.
 
     Example:
       >>> import jax.numpy as jnp
@@ -53,18 +53,18 @@ def may_be_sharded(x: Any) -> bool:
 
 
 def _may_be_sharded(sharding: Any) -> bool:
-    # An array from the host has no mesh, but `in_shardings` may put it on that of `jax.set_mesh`.
+    # A NumPy array has no mesh, but `in_shardings` may put it on the mesh of `jax.set_mesh`.
     mesh = jax.sharding.get_abstract_mesh() if sharding.mesh.empty else sharding.mesh
     sizes = zip(mesh.axis_types, mesh.axis_sizes, strict=True)
-    automatic = any(kind == AxisType.Auto and size > 1 for kind, size in sizes)
-    return automatic or any(axes is not None for axes in sharding.spec)
+    unknown = any(kind == AxisType.Auto and size > 1 for kind, size in sizes)
+    return unknown or any(axes is not None for axes in sharding.spec)
 
 
-def of_all(shared: jax.Array, ndim: int) -> jax.Array:
-    """What all matrices of a batch share, with leading axes of size one.
+def with_leading_axes(shared: jax.Array, ndim: int) -> jax.Array:
+    """An array shared by all matrices of a batch, with leading axes of size one.
 
-    Broadcast to the shape of the batch, it would be typed as replicated over an explicit mesh, and
-    its gradient would gather the batch.
+    `broadcast_to` would do on one device. On a mesh with Explicit axes its result is typed as
+    replicated, and so is its gradient, which is then gathered.
 
     Args:
       shared: [...] float.
@@ -72,7 +72,7 @@ def of_all(shared: jax.Array, ndim: int) -> jax.Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> of_all(jnp.ones([2, 3]), 4).shape
+      >>> with_leading_axes(jnp.ones([2, 3]), 4).shape
       (1, 1, 2, 3)
     """
     return jnp.expand_dims(shared, tuple(range(ndim - shared.ndim)))

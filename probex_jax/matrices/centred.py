@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probex_jax.matrices.batch import batch_shape, of_all
+from probex_jax.matrices.batch import batch_shape, with_leading_axes
 from probex_jax.matrices.low_rank import LowRank
 
 
@@ -73,7 +73,7 @@ class Centred:
 
     @staticmethod
     def _minus(each: jax.Array, shared: jax.Array) -> jax.Array:
-        return each - of_all(shared, each.ndim)
+        return each - with_leading_axes(shared, each.ndim)
 
 
 def dense(x: jax.Array | LowRank | Centred) -> jax.Array:

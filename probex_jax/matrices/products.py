@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probex_jax.matrices.batch import batch_shape, may_be_sharded, of_all
+from probex_jax.matrices.batch import batch_shape, may_be_sharded, with_leading_axes
 from probex_jax.matrices.centred import Centred, dense
 from probex_jax.matrices.low_rank import LowRank
 from probex_jax.matrices.squared import Picked
@@ -36,7 +36,7 @@ def project(x: Matrices, left: jax.Array, right: jax.Array) -> jax.Array:
       right: [W, U] float.
 
     Returns:
-      [N, V, U] float, sharded over models as x is.
+      [N, V, U] float, sharded over the models as x is.
 
     Raises:
       ValueError: if x does not have three axes.
@@ -58,8 +58,8 @@ def project(x: Matrices, left: jax.Array, right: jax.Array) -> jax.Array:
     if left_first < _LEFT_FIRST_RATE * right_first:
         return jnp.einsum("nhw,hv->nvw", x, left) @ right
     if may_be_sharded(x):
-        # Slower on one CPU, but the models stay an axis of their own: merged with the probes below,
-        # they would be gathered.
+        # Slower on one CPU, but the models keep an axis of their own. The form below merges the
+        # probes with them, a sharding that XLA cannot express: it gathers the batch.
         return jnp.moveaxis(_rows_times(_columns_times(right, x), left), 0, 2)
     # With the probes as the first axis both products, and those of the gradient, are one large
     # product each of contiguous rows, and only the small result is transposed. A CPU is faster
@@ -154,7 +154,7 @@ def for_each(function: Callable[[Any], jax.Array], x: Any) -> jax.Array:
     On a CPU dense matrices are worked off one after the other: a matrix and all that is computed
     from it stay in cache, and its products have two axes, which XLA transposes for nothing. Of what
     was computed the gradient finds the products again, not what costs little. Factors are small:
-    those of all models make one large product. A sharded batch is not looped over, either: that
+    those of all models make one large product. A sharded batch is not looped over either: that
     would gather it.
 
     Args:
@@ -266,7 +266,7 @@ def contract(response: Matrices, left: jax.Array, *, standardised: bool = False)
     if isinstance(response, Centred):
         if not standardised:
             product = contract(response.factors, left)
-            return product - of_all(response.centre @ left, product.ndim)
+            return product - with_leading_axes(response.centre @ left, product.ndim)
         response = dense(response)
     if isinstance(response, LowRank):
         response = standardised_factors(response) if standardised else response
@@ -277,7 +277,7 @@ def contract(response: Matrices, left: jax.Array, *, standardised: bool = False)
     # After the product, which is smaller than the response, and reads it as it is.
     mean = response.mean(axis=_ENTRIES, keepdims=True)
     squares = ((response - mean) ** 2).sum(axis=_ENTRIES, keepdims=True)
-    mean_1V = mean * of_all(left.sum(axis=0), product.ndim)
+    mean_1V = mean * with_leading_axes(left.sum(axis=0), product.ndim)
     return (product - mean_1V) / deviation(squares, response.shape)
 
 
