@@ -1,7 +1,8 @@
 """Pure Linen modules that turn a batch of weight matrices into representations.
 
-Every encoder takes [N, H, W] (an array or `probex_jax.matrices.LowRank`) and returns [N, rep_dim].
-It knows no file, config, optimiser or device.
+Every encoder takes [N, H, W] (an array or `probex_jax.matrices.LowRank`) and returns [N, rep_dim];
+any other number of axes is a ValueError. If the batch is sharded over models, so are the
+representations. An encoder knows no file, config, optimiser or device.
 """
 
 from probex_jax.encoders.dense import Dense

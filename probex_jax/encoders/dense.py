@@ -4,7 +4,7 @@ import jax
 from flax import linen as nn
 
 from probex_jax.encoders.linear import symmetric_uniform
-from probex_jax.matrices import Matrices, inner, standardise
+from probex_jax.matrices import Matrices, batch_shape, inner, standardise
 
 
 class Dense(nn.Module):
@@ -35,7 +35,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Matrices) -> jax.Array:
         """[N, H, W] weight matrices -> [N, T]."""
-        rows, columns = x.shape[-2:]
+        _, rows, columns = batch_shape(x)
         initialise = symmetric_uniform(rows * columns)
         weight_HWT = self.param("weight", initialise, (rows, columns, self.rep_dim))
         bias_T = self.param("bias", initialise, (self.rep_dim,))

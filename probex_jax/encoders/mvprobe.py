@@ -13,6 +13,7 @@ from probex_jax.matrices import (
     Matrices,
     Picked,
     Squared,
+    batch_shape,
     contract,
     for_each,
     respond,
@@ -63,7 +64,7 @@ class MVProbe(nn.Module):
     @nn.compact
     def __call__(self, x: Matrices | Squared | Picked) -> jax.Array:
         """[N, H, W] weight matrices -> [N, T] representations."""
-        rows, columns = x.shape[-2:]
+        n_models, rows, columns = batch_shape(x)
         sides = {"xu": (columns, rows), "xxtu": (rows, rows)}
         sides |= {"xtu": (rows, columns), "xtxu": (columns, columns)}
         probes, projections = {}, {}
@@ -82,7 +83,7 @@ class MVProbe(nn.Module):
             ]
             return jnp.stack([nn.relu(p) if self.relu else p for p in projected], axis=-3)
 
-        features_NF = for_each(features, x).reshape(x.shape[0], -1)
+        features_NF = for_each(features, x).reshape(n_models, -1)
         return Linear(self.rep_dim, name="encoder")(features_NF)
 
     def prepare(self, x: Matrices) -> Matrices | Squared:

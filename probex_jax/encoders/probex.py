@@ -4,7 +4,7 @@ import jax
 from flax import linen as nn
 
 from probex_jax.encoders.linear import Linear, symmetric_uniform
-from probex_jax.matrices import Matrices, project
+from probex_jax.matrices import Matrices, batch_shape, project
 
 
 class ProbeX(nn.Module):
@@ -40,8 +40,8 @@ class ProbeX(nn.Module):
     @nn.compact
     def __call__(self, x: Matrices) -> jax.Array:
         """[N, H, W] weight matrices -> [N, T] representations."""
-        rows, columns = x.shape[-2:]
+        n_models, rows, columns = batch_shape(x)
         u_WU = self.param("probes", symmetric_uniform(self.n_probes), (columns, self.n_probes))
         v_HV = self.param("projection", symmetric_uniform(rows), (rows, self.proj_dim))
         response_NUV = nn.relu(project(x, v_HV, u_WU).mT)
-        return Linear(self.rep_dim, name="encoder")(response_NUV.reshape(x.shape[0], -1))
+        return Linear(self.rep_dim, name="encoder")(response_NUV.reshape(n_models, -1))

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from probex_jax.matrices import batch_shape
+
 
 def statistics(x: jax.Array) -> jax.Array:
     """Seven statistics of each matrix: mean, variance, minimum, quartiles, maximum.
@@ -13,6 +15,9 @@ def statistics(x: jax.Array) -> jax.Array:
     Returns:
       [N, 7] float: mean, variance and the 0, 25, 50, 75 and 100 % quantiles of the entries.
 
+    Raises:
+      ValueError: if x does not have three axes.
+
     Example:
       >>> import jax.numpy as jnp
       >>> statistics(jnp.arange(5.0).reshape(1, 1, 5))
@@ -21,6 +26,7 @@ def statistics(x: jax.Array) -> jax.Array:
     References:
       Unterthiner et al., "Predicting Neural Network Accuracy from Weights", arXiv 2002.11448.
     """
-    entries = x.reshape(x.shape[0], -1)
+    n_models, _, _ = batch_shape(x)
+    entries = x.reshape(n_models, -1)
     quantiles = jnp.quantile(entries, jnp.linspace(0.0, 1.0, 5), axis=1).T
     return jnp.column_stack([entries.mean(1), entries.var(1), quantiles])

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from probex_jax.experts.network import Network
-from probex_jax.matrices import Matrices, Squared
+from probex_jax.matrices import Matrices, Squared, may_be_sharded
 
 # On a CPU the gradient of a batch is taken over micro-batches of about this many bytes of weights:
 # 16 matrices of 768x768. The intermediate products then stay in cache
@@ -150,7 +150,12 @@ def representations(
 
 
 def in_micro_batches(function: Callable[[Any], Any], x: Any) -> jax.Array:
-    """A function of matrices [N, H, W] -> [N, Y], applied to a micro-batch at a time."""
+    """A function of matrices [N, H, W] -> [N, Y], applied to a micro-batch at a time.
+
+    A sharded batch is passed whole: indexing its models would gather them.
+    """
+    if may_be_sharded(x):
+        return function(x)
     n_models = x.shape[0]
     position_KxM, _ = micro_batches(n_models, x)
     results_KxMxY = jax.lax.map(lambda index: function(x[index]), jnp.asarray(position_KxM))

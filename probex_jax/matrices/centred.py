@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from probex_jax.matrices.batch import batch_shape, with_leading_axes
 from probex_jax.matrices.low_rank import LowRank
 
 
@@ -72,7 +73,7 @@ class Centred:
 
     @staticmethod
     def _minus(each: jax.Array, shared: jax.Array) -> jax.Array:
-        return each - jnp.broadcast_to(shared, each.shape)
+        return each - with_leading_axes(shared, each.ndim)
 
 
 def dense(x: jax.Array | LowRank | Centred) -> jax.Array:
@@ -97,11 +98,15 @@ def centred(x: Any, centre: Any) -> Any:
     Returns:
       [N, H, W]; `Centred` if x is `LowRank`.
 
+    Raises:
+      ValueError: if x does not have three axes.
+
     Example:
       >>> import jax.numpy as jnp
       >>> float(centred(jnp.ones([5, 8, 6]), jnp.ones([8, 6])).max())
       0.0
     """
+    batch_shape(x)
     if isinstance(x, LowRank):
         return Centred(x, centre)
     return x - dense(centre)[None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from probex_jax.matrices.batch import batch_shape
 from probex_jax.matrices.centred import dense
 from probex_jax.matrices.low_rank import LowRank
 from probex_jax.matrices.products import Matrices, deviation, standardised_factors
@@ -47,11 +48,16 @@ def gram(x: Matrices, y: Matrices) -> jax.Array:
     Returns:
       [N, M] float; of `LowRank` from products with the factors alone.
 
+    Raises:
+      ValueError: if x or y does not have three axes.
+
     Example:
       >>> import jax.numpy as jnp
       >>> gram(jnp.ones([2, 3, 4]), jnp.ones([1, 3, 4])).ravel()
       Array([12., 12.], dtype=float32)
     """
+    for batch in (x, y):
+        batch_shape(batch)
     # What is solved with them is more exact than the products of an accelerator by default.
     with jax.default_matmul_precision("highest"):
         return _gram(x, y)
@@ -85,6 +91,9 @@ def combination(x: Matrices, weight: jax.Array) -> jax.Array:
     Returns:
       [H, W, T] float.
 
+    Raises:
+      ValueError: if x does not have three axes.
+
     Example:
       >>> import jax.numpy as jnp
       >>> combination(jnp.ones([2, 3, 4]), jnp.ones([2, 1])).shape
@@ -95,7 +104,7 @@ def combination(x: Matrices, weight: jax.Array) -> jax.Array:
 
 
 def _combination(x: Matrices, weight: jax.Array) -> jax.Array:
-    rows, columns = x.shape[-2:]
+    _, rows, columns = batch_shape(x)
     if not isinstance(x, LowRank):
         return (dense(x).reshape(x.shape[0], -1).T @ weight).reshape(rows, columns, -1)
 

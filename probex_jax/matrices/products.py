@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from probex_jax.matrices.batch import batch_shape, may_be_sharded, with_leading_axes
 from probex_jax.matrices.centred import Centred, dense
 from probex_jax.matrices.low_rank import LowRank
 from probex_jax.matrices.squared import Picked
@@ -35,7 +36,10 @@ def project(x: Matrices, left: jax.Array, right: jax.Array) -> jax.Array:
       right: [W, U] float.
 
     Returns:
-      [N, V, U] float.
+      [N, V, U] float, sharded over the models as x is.
+
+    Raises:
+      ValueError: if x does not have three axes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -43,16 +47,20 @@ def project(x: Matrices, left: jax.Array, right: jax.Array) -> jax.Array:
       >>> project(x, left=jnp.ones([3, 1]), right=jnp.ones([4, 1])).ravel()
       Array([ 66., 210.], dtype=float32)
     """
+    _, rows, columns = batch_shape(x)
     if isinstance(x, Centred):
         return project(x.factors, left, right) - (left.T @ (x.centre @ right))[None]
     if isinstance(x, LowRank):
         return _project_factors(x, left, right)
-    rows, columns = x.shape[-2:]
     n_left, n_right = left.shape[-1], right.shape[-1]
     right_first = rows * n_right * (columns + n_left)
     left_first = columns * n_left * (rows + n_right)
     if left_first < _LEFT_FIRST_RATE * right_first:
         return jnp.einsum("nhw,hv->nvw", x, left) @ right
+    if may_be_sharded(x):
+        # Slower on one CPU, but the models keep an axis of their own. The form below merges the
+        # probes with them, a sharding that XLA cannot express: it gathers the batch.
+        return jnp.moveaxis(_rows_times(_columns_times(right, x), left), 0, 2)
     # With the probes as the first axis both products, and those of the gradient, are one large
     # product each of contiguous rows, and only the small result is transposed. A CPU is faster
     # with that than with a contraction of the middle axis (experiments/benchmarks/forms.py); of
@@ -109,10 +117,9 @@ def _rows_times(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def _columns_times(weight: jax.Array, rows: jax.Array) -> jax.Array:
-    """weightᵀ rowsᵀ, [K, U] and [N, K] -> [U, N]; see `_rows_times`."""
-    return jax.lax.dot_general(
-        jax.lax.optimization_barrier(weight.T), rows, (((1,), (1,)), ((), ()))
-    )
+    """weightᵀ rowsᵀ, [K, U] and [..., K] -> [U, ...]; see `_rows_times`."""
+    columns = jax.lax.optimization_barrier(weight.T)
+    return jax.lax.dot_general(columns, rows, (((1,), (rows.ndim - 1,)), ((), ())))
 
 
 def inner(x: Matrices, weight: jax.Array) -> jax.Array:
@@ -125,16 +132,20 @@ def inner(x: Matrices, weight: jax.Array) -> jax.Array:
     Returns:
       [N, T] float, entry (n, t) being the sum over h, w of x[n, h, w] * weight[h, w, t].
 
+    Raises:
+      ValueError: if x does not have three axes.
+
     Example:
       >>> import jax.numpy as jnp
       >>> inner(jnp.ones([2, 3, 4]), jnp.ones([3, 4, 1])).ravel()
       Array([12., 12.], dtype=float32)
     """
+    n_models, _, _ = batch_shape(x)
     if isinstance(x, Centred):
         return inner(x.factors, weight) - jnp.einsum("hw,hwt->t", dense(x.centre), weight)[None]
     if isinstance(x, LowRank):
         return jnp.einsum("nhr,nrw,hwt->nt", x.up, x.down, weight, optimize=_weight_first)
-    return x.reshape(x.shape[0], -1) @ weight.reshape(-1, weight.shape[-1])
+    return x.reshape(n_models, -1) @ weight.reshape(-1, weight.shape[-1])
 
 
 def for_each(function: Callable[[Any], jax.Array], x: Any) -> jax.Array:
@@ -143,7 +154,8 @@ def for_each(function: Callable[[Any], jax.Array], x: Any) -> jax.Array:
     On a CPU dense matrices are worked off one after the other: a matrix and all that is computed
     from it stay in cache, and its products have two axes, which XLA transposes for nothing. Of what
     was computed the gradient finds the products again, not what costs little. Factors are small:
-    those of all models make one large product.
+    those of all models make one large product. A sharded batch is not looped over either: that
+    would gather it.
 
     Args:
       function: [..., H, W] of the kind of x -> array of the same leading shape.
@@ -157,7 +169,8 @@ def for_each(function: Callable[[Any], jax.Array], x: Any) -> jax.Array:
       >>> for_each(lambda x: x.sum(axis=(-2, -1)), jnp.ones([2, 3, 4]))
       Array([12., 12.], dtype=float32)
     """
-    if isinstance(x, LowRank | Centred) or jax.default_backend() != "cpu":
+    together = isinstance(x, LowRank | Centred) or jax.default_backend() != "cpu"
+    if together or may_be_sharded(x):
         return function(x.read() if isinstance(x, Picked) else x)
 
     def one(x_or_place):
@@ -253,7 +266,7 @@ def contract(response: Matrices, left: jax.Array, *, standardised: bool = False)
     if isinstance(response, Centred):
         if not standardised:
             product = contract(response.factors, left)
-            return product - jnp.broadcast_to(response.centre @ left, product.shape)
+            return product - with_leading_axes(response.centre @ left, product.ndim)
         response = dense(response)
     if isinstance(response, LowRank):
         response = standardised_factors(response) if standardised else response
@@ -264,8 +277,8 @@ def contract(response: Matrices, left: jax.Array, *, standardised: bool = False)
     # After the product, which is smaller than the response, and reads it as it is.
     mean = response.mean(axis=_ENTRIES, keepdims=True)
     squares = ((response - mean) ** 2).sum(axis=_ENTRIES, keepdims=True)
-    mean_UV = mean * jnp.broadcast_to(left.sum(axis=0), product.shape)
-    return (product - mean_UV) / deviation(squares, response.shape)
+    mean_1V = mean * with_leading_axes(left.sum(axis=0), product.ndim)
+    return (product - mean_1V) / deviation(squares, response.shape)
 
 
 def standardised_factors(x: LowRank) -> LowRank:

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from probex_jax.matrices.batch import batch_shape, may_be_sharded
+
 # Bytes of products that are kept for one batch, which may be all training models of a layer.
 _MOST_BYTES = 4e9
 
@@ -81,7 +83,7 @@ def squared(x: jax.Array, *, of_rows: bool = True, of_columns: bool = True) -> j
       >>> x.shape, x.rows.shape, x.columns
       ((5, 2, 6), (5, 2, 2), None)
     """
-    n_models, rows, columns = x.shape
+    n_models, rows, columns = batch_shape(x)
     of_rows &= rows < 2 * columns
     of_columns &= columns < 2 * rows
     size = n_models * (of_rows * rows**2 + of_columns * columns**2)
@@ -98,7 +100,7 @@ def squared(x: jax.Array, *, of_rows: bool = True, of_columns: bool = True) -> j
 @jax.jit
 def _times_rows(x: jax.Array) -> jax.Array:
     """X Xᵀ of every matrix [N, H, W]."""
-    if jax.default_backend() == "cpu":
+    if jax.default_backend() == "cpu" and not may_be_sharded(x):
         return jax.lax.map(lambda x: x @ x.T, x)
     return x @ x.mT
 
@@ -106,6 +108,6 @@ def _times_rows(x: jax.Array) -> jax.Array:
 @jax.jit
 def _times_columns(x: jax.Array) -> jax.Array:
     """Xᵀ X of every matrix [N, H, W]."""
-    if jax.default_backend() == "cpu":
+    if jax.default_backend() == "cpu" and not may_be_sharded(x):
         return jax.lax.map(lambda x: x.T @ x, x)
     return x.mT @ x
