@@ -19,7 +19,7 @@ from probex_jax.errors import ProbexError
 # What file systems say that know no locks.
 _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
 # In a folder while a process writes it; also if that process was killed.
-_WRITER = ".writer.lock"
+WRITER_LOCK = ".writer.lock"
 _LONGEST_NOTE = 300
 _MAX_DEPTH = 64
 
@@ -124,15 +124,16 @@ def alone(path: Path, *, wait: bool = True, needed: bool = True) -> Iterator[boo
 
 
 @contextmanager
-def one_writer(folder: Path) -> Iterator[None]:
+def one_writer(folder: Path, *, beside: bool = False) -> Iterator[None]:
     """Keeps other processes from writing a folder; readers are not kept from anything.
 
-    Enter it before reading what the writing depends on. The system releases the lock when the process
-    ends, however it ends. A thread that holds a folder may enter it again. On a file system without
-    locks, and on a read-only one, nobody is kept from anything.
+    Enter it before reading what the writing depends on. The system releases the lock when the
+    process ends, however it ends. A thread that holds a folder may enter it again. On a file system
+    without locks, and on a read-only one, nobody is kept from anything.
 
     Args:
       folder: made if there is none; removed again if nothing was written to it.
+      beside: whether the lock lies beside the folder, which is then not made, and may be a file.
 
     Yields:
       Nothing: the writing stands in the `with` block.
@@ -149,37 +150,35 @@ def one_writer(folder: Path) -> Iterator[None]:
       ['a.json']
     """
     folder = folder.resolve()  # one name for one lock
+    path = folder.with_name(f".{folder.name}{WRITER_LOCK}") if beside else folder / WRITER_LOCK
     with disk_errors(folder):
-        is_new = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-    path = folder / _WRITER
+        is_new = not path.parent.exists()
+        path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, is_singleton=True, fallback_to_soft=False)
     if lock.is_locked:  # by this thread
         yield
         return
-    try:
-        with disk_errors(path):
+    with disk_errors(path):
+        try:
             lock.acquire(blocking=False)
-            path.write_text(
-                f"pid {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}"
-            )
-    except Timeout:
-        raise ProbexError(f"{folder}: another process is writing here{_note(path)}") from None
-    except ProbexError as error:
-        lock.release()
-        cause = error.__cause__
-        if not (isinstance(cause, OSError) and cause.errno in (*_NO_LOCKS, errno.EROFS)):
-            raise
+            since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+            path.write_text(f"pid {os.getpid()} on {platform.node()} since {since}")
+        except Timeout:
+            raise ProbexError(f"{folder}: another process is writing here{_note(path)}") from None
+        except OSError as error:
+            lock.release()
+            if error.errno not in (*_NO_LOCKS, errno.EROFS):
+                raise
     try:
         yield
     finally:
         if lock.is_locked:
-            # While it is held: whoever has opened it meanwhile sees that it is gone, and tries again.
+            # While it is held: whoever has opened it meanwhile sees that it is gone.
             path.unlink(missing_ok=True)
             lock.release()
         if is_new:
             with suppress(OSError):  # it is not empty
-                folder.rmdir()
+                path.parent.rmdir()
 
 
 def _note(path: Path) -> str:
@@ -201,7 +200,7 @@ def read_json(path: Path) -> Any:
       Its value.
 
     Raises:
-      ProbexError: if it cannot be read, or is no JSON of valid Unicode that is nested at most 64 deep.
+      ProbexError: if it cannot be read, is no JSON, is nested deeply, or holds what is no Unicode.
       FileNotFoundError, NotADirectoryError: if it is not there.
     """
     try:
@@ -230,7 +229,9 @@ def parse_json(data: bytes | str, where: str) -> Any:
 def _check_depth(value: Any, where: str) -> None:
     values = [value]
     for _ in range(_MAX_DEPTH + 1):
-        lists = [v.values() if isinstance(v, dict) else v for v in values if isinstance(v, (dict, list))]
+        lists = [
+            v.values() if isinstance(v, dict) else v for v in values if isinstance(v, (dict, list))
+        ]
         if not lists:
             return
         values = [item for items in lists for item in items]

@@ -32,7 +32,7 @@ from probex_jax.experts.state_dict import (
     Found,
 )
 from probex_jax.experts.state_dict import read as read_state_dict
-from probex_jax.files import disk_errors
+from probex_jax.files import disk_errors, one_writer
 from probex_jax.model_files.untrusted_text import is_unicode, quoted
 
 
@@ -119,7 +119,7 @@ def to_torch(expert: Expert, path: str | os.PathLike[str]) -> None:
             else f"{path}: a committee is written as a folder, not as a .safetensors file"
         )
     partial = path.with_name(path.name + ".partial")
-    with disk_errors(path):
+    with one_writer(path, beside=True), disk_errors(path):
         if path.exists() or path.is_symlink():
             raise ProbexError(f"{path}: is there already; choose another")
         if alone:

@@ -1,0 +1,87 @@
+"""Checksums of the files of a LanceDB table, which has none of its own.
+
+A flipped bit there changes vectors unseen, loses rows, or makes LanceDB end the process. Its files
+are written once and never changed, so a list of their CRC-32C tells whether they are whole.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import google_crc32c
+
+from probex_jax.errors import ProbexError
+from probex_jax.files import disk_errors, read_json, write_json
+
+NAME = "models.sums.json"
+_FOLDER = "models.lance"
+_PIECE_BYTES = 2**22
+# A writer removes files of old versions, and then lists what is left.
+_TRIES, _PAUSE_S = 20, 0.1
+
+
+def check(folder: Path) -> int:
+    """Checks the files that are listed.
+
+    What is not listed, a writer is adding now, or added just before it was killed.
+
+    Args:
+      folder: of the database.
+
+    Returns:
+      The version of the table that was listed last; 0 where nothing is listed.
+
+    Raises:
+      ProbexError: if a file is damaged or missing; the message names it.
+    """
+    damaged = ""
+    for _ in range(_TRIES):
+        version, sums = _read(folder)
+        damaged = next((name for name, crc in sums.items() if _crc(folder / name) != crc), "")
+        if not damaged:
+            return version
+        if (folder / damaged).exists():
+            break
+        time.sleep(_PAUSE_S)
+    raise ProbexError(f"{folder / damaged}: damaged or missing; index again into another folder")
+
+
+def keep(folder: Path, version: int) -> None:
+    """Lists the files that there are now; one that is listed already is not read again."""
+    known = _read(folder)[1]
+    sums = {name: known.get(name, _crc(folder / name)) for name in _names(folder)}
+    write_json(folder / NAME, {"version": version, "files": sums})
+
+
+def _names(folder: Path) -> Iterator[str]:
+    for path in (folder / _FOLDER).rglob("*"):
+        if path.is_file() and path.suffix != ".json":  # the hint of the latest version changes
+            yield path.relative_to(folder).as_posix()
+
+
+def _read(folder: Path) -> tuple[int, dict[str, int]]:
+    path = folder / NAME
+    try:
+        about = read_json(path)
+        version, sums = about["version"], about["files"]
+        if type(version) is not int or not isinstance(sums, dict):
+            raise TypeError
+    except (FileNotFoundError, NotADirectoryError):
+        return 0, {}
+    except (KeyError, TypeError):
+        raise ProbexError(f"{path}: damaged; index again into another folder") from None
+    return version, sums
+
+
+def _crc(path: Path) -> int | None:
+    """The CRC-32C of a file; None where there is none."""
+    crc = 0
+    try:
+        with disk_errors(path), path.open("rb", buffering=0) as file:
+            while piece := file.read(_PIECE_BYTES):
+                crc = google_crc32c.extend(crc, piece)
+    except ProbexError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+    return crc
