@@ -37,8 +37,8 @@ def main() -> None:
     made = None if parallel else workdir / "config.json"
     if parallel:
         step += f", process {share[0]} of {share[1]}"
-    alone_here = devices.writes and not parallel
-    with one_writer(workdir) if alone_here else nullcontext():
+    # Of several processes that divide the layers, each holds the folder while it trains.
+    with one_writer(workdir) if devices.writes and not parallel else nullcontext():
         with Costs(workdir, devices.writes).step(step, made, parallel=parallel):
             metrics = steps.train(_CONFIG.value.to_dict(), workdir, devices=devices, share=share)
         if devices.writes:

@@ -21,6 +21,8 @@ _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
 # In a folder while a process writes it; also if that process was killed.
 WRITER_LOCK = ".writer.lock"
 _LONGEST_NOTE = 300
+_SHARING = ".writers"
+_TRIES, _PAUSE_S = 20, 0.1
 _MAX_DEPTH = 64
 
 
@@ -170,6 +172,14 @@ def one_writer(folder: Path, *, beside: bool = False) -> Iterator[None]:
             if error.errno not in (*_NO_LOCKS, errno.EROFS):
                 raise
     try:
+        for other in path.parent.glob(f"{_SHARING}/*"):
+            with alone(other, wait=False, needed=False) as is_left_over:
+                if not is_left_over:
+                    raise ProbexError(
+                        f"{folder}: several processes that divide the work are writing here, one "
+                        f"of them {other.name}"
+                    )
+                other.unlink()
         yield
     finally:
         if lock.is_locked:
@@ -179,6 +189,39 @@ def one_writer(folder: Path, *, beside: bool = False) -> Iterator[None]:
         if is_new:
             with suppress(OSError):  # it is not empty
                 path.parent.rmdir()
+
+
+@contextmanager
+def sharing_writers(folder: Path) -> Iterator[None]:
+    """As `one_writer`, for several processes that divide the work: keeps out those that do not.
+
+    Args:
+      folder: made if there is none.
+
+    Yields:
+      Nothing: the writing stands in the `with` block.
+
+    Raises:
+      ProbexError: if a process is writing the folder as `one_writer`, or there are no locks there.
+    """
+    folder = folder.resolve()
+    ours, writer = folder / _SHARING / f"{platform.node()}-{os.getpid()}", folder / WRITER_LOCK
+    with disk_errors(folder):
+        ours.parent.mkdir(parents=True, exist_ok=True)
+    # First this lock, then a look at the writer's, which looks at this one after it has its own.
+    with alone(ours):
+        for _ in range(_TRIES):
+            with alone(writer, wait=False) as is_free:
+                if is_free:
+                    writer.unlink()
+                    break
+            time.sleep(_PAUSE_S)  # another one may be looking
+        else:
+            raise ProbexError(f"{folder}: another process is writing here{_note(writer)}")
+        try:
+            yield
+        finally:
+            ours.unlink(missing_ok=True)
 
 
 def _note(path: Path) -> str:

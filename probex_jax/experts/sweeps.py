@@ -57,7 +57,15 @@ from probex_jax.experts.source import Source, expert_of
 from probex_jax.experts.state import State
 from probex_jax.experts.stopping import Stop
 from probex_jax.experts.units import IN_FLIGHT, Room, Unit, plan
-from probex_jax.files import alone, claim, layer_folder, one_writer, read_json, write_json
+from probex_jax.files import (
+    alone,
+    claim,
+    layer_folder,
+    one_writer,
+    read_json,
+    sharing_writers,
+    write_json,
+)
 from probex_jax.layer_store import LayerStore
 
 
@@ -137,8 +145,8 @@ def sweep(
     config = settings | {"layers": list(names), "committee": committee}
     if grid:
         config["grid"] = {name: list(values) for name, values in grid.items()}
-    alone_here = devices.writes and share[1] == 1
-    with one_writer(workdir) if alone_here else nullcontext():
+    writers = sharing_writers if share[1] > 1 else one_writer
+    with writers(workdir) if devices.writes else nullcontext():
         if devices.writes:
             claim(workdir, config)
         devices.wait("claimed")

@@ -8,7 +8,6 @@ models.sums.json  checksums of its files
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 
 from probex_jax.errors import ProbexError
@@ -173,9 +171,7 @@ class Index:
                 f"{path / 'index.json'}: index of version {version!r}, expected {VERSION}; index "
                 "again into another folder"
             )
-        crc = about.pop("crc32c", None)
-        is_checked = version == VERSION or crc is not None
-        if (is_checked and crc != _crc(about)) or not is_whole(about):
+        if (version == VERSION and not sums.is_sealed(about)) or not is_whole(about):
             raise ProbexError(f"{path / 'index.json'}: damaged; index again into another folder")
         return cls(path, about)
 
@@ -410,11 +406,7 @@ class Index:
 
     def _write_about(self, about: dict[str, Any]) -> None:
         self.about = about
-        write_json(self.path / "index.json", about | {"crc32c": _crc(about)})
-
-
-def _crc(about: dict[str, Any]) -> int:
-    return google_crc32c.value(json.dumps(about, sort_keys=True).encode())
+        write_json(self.path / "index.json", sums.sealed(about))
 
 
 # How the names begin of what may lie in the folder of an index whose making was interrupted.

@@ -4,9 +4,11 @@ A flipped bit there changes vectors unseen, loses rows, or makes LanceDB end the
 are written once and never changed, so a list of their CRC-32C tells whether they are whole.
 """
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 
@@ -15,6 +17,7 @@ from probex_jax.files import disk_errors, read_json, write_json
 
 NAME = "models.sums.json"
 _FOLDER = "models.lance"
+_CRC = "crc32c"
 _PIECE_BYTES = 2**22
 # A writer removes files of old versions, and then lists what is left.
 _TRIES, _PAUSE_S = 20, 0.1
@@ -50,7 +53,18 @@ def keep(folder: Path, version: int) -> None:
     """Lists the files that there are now; one that is listed already is not read again."""
     known = _read(folder)[1]
     sums = {name: known.get(name, _crc(folder / name)) for name in _names(folder)}
-    write_json(folder / NAME, {"version": version, "files": sums})
+    write_json(folder / NAME, sealed({"version": version, "files": sums}))
+
+
+def sealed(about: dict[str, Any]) -> dict[str, Any]:
+    """JSON values with the CRC-32C of them all."""
+    rest = {name: about[name] for name in about if name != _CRC}
+    return rest | {_CRC: google_crc32c.value(json.dumps(rest, sort_keys=True).encode())}
+
+
+def is_sealed(about: dict[str, Any]) -> bool:
+    """Whether they are what was sealed."""
+    return sealed(about) == about
 
 
 def _names(folder: Path) -> Iterator[str]:
@@ -63,14 +77,11 @@ def _read(folder: Path) -> tuple[int, dict[str, int]]:
     path = folder / NAME
     try:
         about = read_json(path)
-        version, sums = about["version"], about["files"]
-        if type(version) is not int or not isinstance(sums, dict):
-            raise TypeError
     except (FileNotFoundError, NotADirectoryError):
         return 0, {}
-    except (KeyError, TypeError):
-        raise ProbexError(f"{path}: damaged; index again into another folder") from None
-    return version, sums
+    if not (isinstance(about, dict) and is_sealed(about)):
+        raise ProbexError(f"{path}: damaged; index again into another folder")
+    return about["version"], about["files"]
 
 
 def _crc(path: Path) -> int | None:
