@@ -1,6 +1,7 @@
 """Two processes that write one folder: one at a time, whatever stops them and when."""
 
 import json
+import os
 import random
 import signal
 import time
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file
 
 import probex_jax as px
 from probex_jax.experts import sweep
+from probex_jax.files import one_writer
 from probex_jax.forest import Forest, grow
 from probex_jax.search import Index, Snapshot, find_models
 from tests.conftest import write_toy_model, write_toy_zoo
@@ -183,3 +185,49 @@ def test_who_divides_the_layers_and_who_does_not_are_no_pair(place, tmp_path):
     assert first.wait().returncode == 0
     is_refused(refused, case.folder)
     case.check()
+
+
+COMMANDS = {
+    "pack": "--zoo={zoo} --store={held}",
+    "train": "--config.store={store} --workdir={held}",
+    "train statnn": "--config=configs/statnn.py --config.store={store} --workdir={held}",
+    "evaluate": "--experts={expert} --store={store} --workdir={held}",
+    "index": "--experts={expert} --models={zoo} --index={held}",
+    "grow_forest": "--stores={store} --forest={held}",
+    "build_zoo": "--config=configs/zoo_miniature.py:tiny --out={held}",
+    "demo": "--size=tiny --workdir={held}",
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A zoo, a store and an expert."""
+    folder = tmp_path_factory.mktemp("made")
+    zoo = write_toy_zoo(folder / "Toy", 12)
+    make_expert().save(folder / "expert")
+    store = px.pack(px.scan(zoo), folder / "store").store.path
+    return {"zoo": zoo, "store": store, "expert": folder / "expert"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_that_writes_a_folder_refuses_one_that_is_being_written(
+    command, made, tmp_path
+):
+    held = tmp_path / "held"
+    arguments = COMMANDS[command].format(**made, held=held).split()
+    with one_writer(held):
+        before = sorted(held.iterdir())
+        done = warm.run(command.split()[0], *arguments)
+        assert is_refused(done, held, os.getpid())
+        assert sorted(held.iterdir()) == before
+    assert not held.exists(), "nothing was written"
+
+
+@pytest.mark.parametrize("name", ["theirs.safetensors", "theirs"])
+def test_convert_refuses_a_file_that_is_being_written(name, made, tmp_path):
+    way = "--to_torch" if name.endswith("safetensors") else "--from_torch=no.safetensors --to"
+    ours = f"--from_expert={made['expert']}" if way == "--to_torch" else "--layer=a"
+    with one_writer(tmp_path / name, beside=True):
+        done = warm.run("convert", *f"{way}={tmp_path / name} {ours}".split())
+    assert is_refused(done, tmp_path / name, os.getpid())
+    assert not [*tmp_path.iterdir()]
