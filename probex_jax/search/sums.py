@@ -5,8 +5,9 @@ are written once and never changed, so a list of their CRC-32C tells whether the
 """
 
 import json
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ _PIECE_BYTES = 2**22
 _TRIES, _PAUSE_S = 20, 0.1
 
 
-def check(folder: Path) -> int:
+def check(folder: Path) -> tuple[int, dict[str, int]]:
     """Checks the files that are listed.
 
     What is not listed, a writer is adding now, or added just before it was killed.
@@ -32,7 +33,7 @@ def check(folder: Path) -> int:
       folder: of the database.
 
     Returns:
-      The version of the table that was listed last; 0 where nothing is listed.
+      The version of the table that was listed last, and the checksums; 0 where none are listed.
 
     Raises:
       ProbexError: if a file is damaged or missing; the message names it.
@@ -42,18 +43,20 @@ def check(folder: Path) -> int:
         version, sums = _read(folder)
         damaged = next((name for name, crc in sums.items() if _crc(folder / name) != crc), "")
         if not damaged:
-            return version
+            return version, sums
         if (folder / damaged).exists():
             break
         time.sleep(_PAUSE_S)
     raise ProbexError(f"{folder / damaged}: damaged or missing; index again into another folder")
 
 
-def keep(folder: Path, version: int) -> None:
-    """Lists the files that there are now; one that is listed already is not read again."""
-    known = _read(folder)[1]
-    sums = {name: known.get(name, _crc(folder / name)) for name in _names(folder)}
+def keep(folder: Path, version: int, known: Mapping[str, int]) -> dict[str, int]:
+    """Lists the files that there are, and returns their checksums; what is known is not read."""
+    sums = {
+        name: known[name] if name in known else _crc(folder / name) or 0 for name in _names(folder)
+    }
     write_json(folder / NAME, sealed({"version": version, "files": sums}))
+    return sums
 
 
 def sealed(about: dict[str, Any]) -> dict[str, Any]:
@@ -68,9 +71,10 @@ def is_sealed(about: dict[str, Any]) -> bool:
 
 
 def _names(folder: Path) -> Iterator[str]:
-    for path in (folder / _FOLDER).rglob("*"):
-        if path.is_file() and path.suffix != ".json":  # the hint of the latest version changes
-            yield path.relative_to(folder).as_posix()
+    for place, _, names in os.walk(folder / _FOLDER):
+        inside = os.path.relpath(place, folder)
+        # The hint of the latest version changes.
+        yield from (f"{inside}/{name}" for name in names if not name.endswith(".json"))
 
 
 def _read(folder: Path) -> tuple[int, dict[str, int]]:

@@ -74,10 +74,10 @@ class ModelTable:
         unkeyed = pyarrow.schema(list(kinds.items()))
         self._schema = unkeyed.set(FIELDS.index("path"), key)
         self._arrow, self._dim, self._folder = pyarrow, dim, Path(folder)
-        version = 0
         if create:
             (self._folder / sums.NAME).unlink(missing_ok=True)
-        elif not (version := sums.check(self._folder)) and checked:
+        version, self._sums = sums.check(self._folder)
+        if checked and not create and not version:
             raise ProbexError(
                 f"{self._folder / sums.NAME}: missing; index again into another folder"
             )
@@ -128,7 +128,7 @@ class ModelTable:
 
     def keep_sums(self) -> None:
         """Keeps the checksums of the table's files."""
-        sums.keep(self._folder, self._table.version)
+        self._sums = sums.keep(self._folder, self._table.version, self._sums)
 
     def add(self, rows: Sequence[Mapping[str, Any]], vectors: Any) -> None:
         """Adds models; those whose path is there already are replaced.
