@@ -135,7 +135,7 @@ def one_writer(folder: Path, *, beside: bool = False) -> Iterator[None]:
 
     Args:
       folder: made if there is none; removed again if nothing was written to it.
-      beside: whether the lock lies beside the folder, which is then not made, and may be a file.
+      beside: whether the lock lies beside the folder, which may then be a file, and is not made.
 
     Yields:
       Nothing: the writing stands in the `with` block.

@@ -119,6 +119,8 @@ def to_torch(expert: Expert, path: str | os.PathLike[str]) -> None:
             else f"{path}: a committee is written as a folder, not as a .safetensors file"
         )
     partial = path.with_name(path.name + ".partial")
+    with disk_errors(path):
+        path.parent.stat()  # its folder must be there
     with one_writer(path, beside=True), disk_errors(path):
         if path.exists() or path.is_symlink():
             raise ProbexError(f"{path}: is there already; choose another")

@@ -137,7 +137,8 @@ class Index:
                     )
                 return index
             with disk_errors(path):
-                others = {e.name for e in path.iterdir() if not e.name.startswith(_BEGUN)}
+                others = {e.name for e in path.iterdir() if not e.name.startswith(_PARTIAL)}
+                others -= _BEGUN
             if others:
                 raise ProbexError(
                     f"{path}: holds other things ({min(others)}); choose another folder"
@@ -409,5 +410,6 @@ class Index:
         write_json(self.path / "index.json", sums.sealed(about))
 
 
-# How the names begin of what may lie in the folder of an index whose making was interrupted.
-_BEGUN = ("expert", "models.lance", "index.json.", sums.NAME, WRITER_LOCK)
+# What may lie in the folder of an index whose making was interrupted; how else its name may begin.
+_BEGUN = {"expert", "models.lance", sums.NAME, WRITER_LOCK}
+_PARTIAL = ("expert.new", "index.json.", f"{sums.NAME}.")
