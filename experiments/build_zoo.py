@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli, steps
-from probex_jax.files import write_json
+from probex_jax.files import one_writer, write_json
 
 _CONFIG = cli.config(
     "configs/zoo_miniature.py", "Config of the zoo. Append a size, :default, :demo or :tiny."
@@ -21,10 +21,10 @@ _OUT = flags.DEFINE_string("out", None, "Folder of the zoo, made if absent.", re
 
 
 def main() -> None:
-    rows = [
-        steps.zoo_row(tree) for tree in steps.build_zoo(_CONFIG.value.to_dict(), Path(_OUT.value))
-    ]
-    write_json(Path(_OUT.value) / "metrics.json", rows)
+    out = Path(_OUT.value)
+    with one_writer(out):
+        rows = [steps.zoo_row(tree) for tree in steps.build_zoo(_CONFIG.value.to_dict(), out)]
+        write_json(out / "metrics.json", rows)
     print(cli.table(rows))
 
 

@@ -12,7 +12,6 @@ Example:
     --to_torch=out/mvprobe.safetensors
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from absl import flags
 import probex_jax as px
 from experiments import cli
 from probex_jax.experts import Alignment, from_torch, to_torch
+from probex_jax.files import disk_errors, one_writer, read_json
 
 _FROM_TORCH = flags.DEFINE_string(
     "from_torch", None, "State dict to read (.safetensors), or a committee's folder."
@@ -63,10 +63,11 @@ def main() -> None:
         raise px.ProbexError("give --from_torch and --to, or --from_expert and --to_torch")
     about = _about()
     if "to" in paths:
-        if paths["to"].exists():
-            raise px.ProbexError(f"{paths['to']}: is there already; choose another")
-        expert = from_torch(paths["from_torch"], **about)
-        expert.save(paths["to"])
+        with one_writer(paths["to"], beside=True):
+            if paths["to"].exists():
+                raise px.ProbexError(f"{paths['to']}: is there already; choose another")
+            expert = from_torch(paths["from_torch"], **about)
+            expert.save(paths["to"])
     elif about:
         raise px.ProbexError(f"--{next(iter(about))}: the expert's card says so already")
     else:
@@ -101,10 +102,8 @@ def _classes(text: str) -> tuple[list[str], dict[str, str] | None]:
     """Class names, and the words for them where a file has any."""
     if not text.endswith(".json"):
         return [name.strip() for name in text.split(",")], None
-    try:
-        value = json.loads(Path(text).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise px.ProbexError(f"{text}: not JSON: {error}") from None
+    with disk_errors(Path(text)):
+        value = read_json(Path(text))
     names = [*value, *value.values()] if isinstance(value, dict) else value
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise px.ProbexError(f"{text}: expected a list of class names, or an object of such")

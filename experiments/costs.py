@@ -1,6 +1,5 @@
 """What the steps of a run cost, kept from the run that did them."""
 
-import json
 import os
 import platform
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 import jax
 
 from probex_jax.errors import ProbexError
-from probex_jax.files import alone, write_json
+from probex_jax.files import alone, read_json, write_json
 from probex_jax.reports import Cost
 
 _NAME = "costs.json"
@@ -71,7 +70,7 @@ class Costs:
         if not path.exists():
             return _about(), []
         try:
-            found = json.loads(path.read_text())
+            found = read_json(path)
             about = {name: found["about"][name] for name in _about()}
             return about, [Cost(**one) for one in found["steps"]]
         except (ValueError, TypeError, KeyError) as error:

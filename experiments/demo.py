@@ -17,7 +17,7 @@ from absl import flags
 from configs import default, probex, statnn, zoo_miniature
 from experiments import cli, demo_forest, demo_language, report_steps, steps
 from experiments.costs import Costs
-from probex_jax.files import write_json
+from probex_jax.files import one_writer, write_json
 from probex_jax.reports import accuracy_by_layer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all that the demo makes.", required=True)
@@ -129,7 +129,8 @@ def _report(
 
 def main() -> None:
     workdir = Path(_WORKDIR.value)
-    print(demo(workdir, _SIZE.value))
+    with one_writer(workdir):
+        print(demo(workdir, _SIZE.value))
     pictures = f"{workdir / 'accuracy_by_layer.png'}, {workdir / demo_language.MAP}"
     print(f"report: {workdir / 'report.md'}; pictures: {pictures}")
     print(f"open in a browser: {workdir / report_steps.NAME}")

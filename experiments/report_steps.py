@@ -1,6 +1,5 @@
 """Writing the report of a run, as `train` and `demo` do."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from experiments import steps
 from experiments.costs import Costs
 from probex_jax.experts import Answered
-from probex_jax.files import write_text
+from probex_jax.files import read_json, write_text
 from probex_jax.reports import HiddenModel, Run, Training, report
 from probex_jax.search import Measured
 
@@ -17,7 +16,7 @@ NAME = "report.html"
 
 def training(workdir: Path, metrics: Mapping[str, Any]) -> Training:
     """What is in the work directory of a training, for a report."""
-    settings = json.loads((workdir / "config.json").read_text())
+    settings = read_json(workdir / "config.json")
     return Training(steps.method(metrics), metrics, Answered.read(workdir), settings)
 
 

@@ -14,6 +14,7 @@ import probex_jax as px
 from experiments import cli
 from probex_jax.experts import Alignment, Devices, Recipe, Ridge, ZeroShot, run_statnn, sweep
 from probex_jax.experts.chance import chance_of, shortfall
+from probex_jax.files import one_writer
 from probex_jax.language import CachedEncoder, default_cache, text_encoder
 from probex_jax.layer_store import PackSummary
 from probex_jax.search import FoundModel, Index, Measured, Subject, measure_all
@@ -178,17 +179,18 @@ def index(
     forest: px.Forest | None = None,
 ) -> tuple[Index, Row]:
     """Brings an index up to date; what cannot be embedded goes to standard error, a line each."""
-    found = Index.create_or_open(path, expert)
-    with cli.progress(len(models), "indexing", "model") as bar:
-        done = found.add_models(
-            models, forest=forest, on_model=lambda fault: _reported(bar, "failed", fault)
-        )
-    if not len(found) and done.failed:
-        found.discard_if_new()
-        first = next(iter(done.failed.values()))
-        raise px.ProbexError(f"{path}: no model could be indexed; the first: {first}")
-    pruned = found.prune() if prune else 0
-    recall = found.optimise()
+    with one_writer(path):
+        found = Index.create_or_open(path, expert)
+        with cli.progress(len(models), "indexing", "model") as bar:
+            done = found.add_models(
+                models, forest=forest, on_model=lambda fault: _reported(bar, "failed", fault)
+            )
+        if not len(found) and done.failed:
+            found.discard_if_new()
+            first = next(iter(done.failed.values()))
+            raise px.ProbexError(f"{path}: no model could be indexed; the first: {first}")
+        pruned = found.prune() if prune else 0
+        recall = found.optimise()
     row: Row = {
         "tree": expert.card["tree"],
         "layer": expert.reading,

@@ -10,13 +10,16 @@ Example:
     --config.store=out/stores/MiniSupViT
 """
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from experiments import cli, processes, report_steps, steps
 from experiments.costs import Costs
-from probex_jax.files import alone
+from probex_jax.files import alone, one_writer
 
 _CONFIG = cli.config(
     "configs/default.py",
@@ -34,10 +37,15 @@ def main() -> None:
     made = None if parallel else workdir / "config.json"
     if parallel:
         step += f", process {share[0]} of {share[1]}"
-    with Costs(workdir, devices.writes).step(step, made, parallel=parallel):
-        metrics = steps.train(_CONFIG.value.to_dict(), workdir, devices=devices, share=share)
-    if not devices.writes:
-        return
+    # Of several processes that divide the layers, each holds the folder while it trains.
+    with one_writer(workdir) if devices.writes and not parallel else nullcontext():
+        with Costs(workdir, devices.writes).step(step, made, parallel=parallel):
+            metrics = steps.train(_CONFIG.value.to_dict(), workdir, devices=devices, share=share)
+        if devices.writes:
+            _report(metrics, workdir, parallel)
+
+
+def _report(metrics: Mapping[str, Any], workdir: Path, parallel: bool) -> None:
     rows = steps.layer_rows(metrics)
     if rows:
         print(cli.table(rows), end="\n\n")

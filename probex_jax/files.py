@@ -1,19 +1,29 @@
 """Small files and folders that a kill cannot leave half-written or mixed up."""
 
 import errno
-import fcntl
 import json
 import os
+import platform
+import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+from filelock import FileLock, Timeout
 
 from probex_jax.errors import ProbexError
 
 # What file systems say that know no locks.
 _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
+# In a folder while a process writes it; also if that process was killed.
+WRITER_LOCK = ".writer.lock"
+_LONGEST_NOTE = 300
+_SHARING = ".writers"
+_TRIES, _PAUSE_S = 20, 0.1
+_MAX_DEPTH = 64
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -52,7 +62,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
       ProbexError: if the file cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
+    # A name of its own: if two processes write one file, the last one wins, and the file is whole.
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     with disk_errors(path):
         with partial.open("wb") as file:
             file.write(data)
@@ -96,20 +107,178 @@ def alone(path: Path, *, wait: bool = True, needed: bool = True) -> Iterator[boo
     Raises:
       ProbexError: if the file cannot be made, or there can be no locks there.
     """
+    # Not of one thread: a generator may be resumed, and end, in another one.
+    lock = FileLock(path, thread_local=False, fallback_to_soft=False)
+    ours = True
     with disk_errors(path):
-        file = path.open("w")
-    with file:
+        path.touch()  # FileLock would make the folder, too
         try:
-            with disk_errors(path):
-                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ProbexError as error:
-            cause = error.__cause__
-            if isinstance(cause, BlockingIOError):
-                yield False
-                return
-            if needed or not (isinstance(cause, OSError) and cause.errno in _NO_LOCKS):
+            lock.acquire(blocking=wait)
+        except Timeout:
+            ours = False
+        except OSError as error:
+            if needed or error.errno not in _NO_LOCKS:
                 raise
-        yield True
+    try:
+        yield ours
+    finally:
+        lock.release()
+
+
+@contextmanager
+def one_writer(folder: Path, *, beside: bool = False) -> Iterator[None]:
+    """Keeps other processes from writing a folder; readers are not kept from anything.
+
+    Enter it before reading what the writing depends on. The system releases the lock when the
+    process ends, however it ends. A thread that holds a folder may enter it again. On a file system
+    without locks, and on a read-only one, nobody is kept from anything.
+
+    Args:
+      folder: made if there is none; removed again if nothing was written to it.
+      beside: whether the lock lies beside the folder, which may then be a file, and is not made.
+
+    Yields:
+      Nothing: the writing stands in the `with` block.
+
+    Raises:
+      ProbexError: if another process is writing the folder; the message says which.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> folder = pathlib.Path(tempfile.mkdtemp())
+      >>> with one_writer(folder), one_writer(folder):
+      ...     write_json(folder / "a.json", 1)
+      >>> [path.name for path in folder.iterdir()]
+      ['a.json']
+    """
+    folder = folder.resolve()  # one name for one lock
+    path = folder.with_name(f".{folder.name}{WRITER_LOCK}") if beside else folder / WRITER_LOCK
+    with disk_errors(folder):
+        is_new = not path.parent.exists()
+        path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, is_singleton=True, fallback_to_soft=False)
+    if lock.is_locked:  # by this thread
+        yield
+        return
+    with disk_errors(path):
+        try:
+            lock.acquire(blocking=False)
+            since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+            path.write_text(f"pid {os.getpid()} on {platform.node()} since {since}")
+        except Timeout:
+            raise ProbexError(f"{folder}: another process is writing here{_note(path)}") from None
+        except OSError as error:
+            lock.release()
+            if error.errno not in (*_NO_LOCKS, errno.EROFS):
+                raise
+    try:
+        for other in path.parent.glob(f"{_SHARING}/*"):
+            with alone(other, wait=False, needed=False) as is_left_over:
+                if not is_left_over:
+                    raise ProbexError(
+                        f"{folder}: several processes that divide the work are writing here, one "
+                        f"of them {other.name}"
+                    )
+                other.unlink()
+        yield
+    finally:
+        if lock.is_locked:
+            # While it is held: whoever has opened it meanwhile sees that it is gone.
+            path.unlink(missing_ok=True)
+            lock.release()
+        if is_new:
+            with suppress(OSError):  # it is not empty
+                path.parent.rmdir()
+
+
+@contextmanager
+def sharing_writers(folder: Path) -> Iterator[None]:
+    """As `one_writer`, for several processes that divide the work: keeps out those that do not.
+
+    Args:
+      folder: made if there is none.
+
+    Yields:
+      Nothing: the writing stands in the `with` block.
+
+    Raises:
+      ProbexError: if a process is writing the folder as `one_writer`, or there are no locks there.
+    """
+    folder = folder.resolve()
+    ours, writer = folder / _SHARING / f"{platform.node()}-{os.getpid()}", folder / WRITER_LOCK
+    with disk_errors(folder):
+        ours.parent.mkdir(parents=True, exist_ok=True)
+    # First this lock, then a look at the writer's, which looks at this one after it has its own.
+    with alone(ours):
+        for _ in range(_TRIES):
+            with alone(writer, wait=False) as is_free:
+                if is_free:
+                    writer.unlink()
+                    break
+            time.sleep(_PAUSE_S)  # another one may be looking
+        else:
+            raise ProbexError(f"{folder}: another process is writing here{_note(writer)}")
+        try:
+            yield
+        finally:
+            ours.unlink(missing_ok=True)
+
+
+def _note(path: Path) -> str:
+    """What a writer left in its lock file, in brackets."""
+    with suppress(OSError, ValueError):
+        note = path.read_bytes()[:_LONGEST_NOTE].decode()
+        if note and note.isprintable():
+            return f" ({note})"
+    return ""
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of ours, which may be damaged.
+
+    Args:
+      path: the file.
+
+    Returns:
+      Its value.
+
+    Raises:
+      ProbexError: if it cannot be read, is no JSON, is nested deeply, or holds what is no Unicode.
+      FileNotFoundError, NotADirectoryError: if it is not there.
+    """
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise ProbexError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return parse_json(data, str(path))
+
+
+def parse_json(data: bytes | str, where: str) -> Any:
+    """Parses JSON text as `read_json` does; `where` is what errors call it."""
+    try:
+        text = data if isinstance(data, str) else data.decode()
+        value = json.loads(text)
+        if "\\u" in text:  # which can spell what is no Unicode
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise ProbexError(f"{where}: not JSON: {error}") from error
+    if text.count("[") + text.count("{") > _MAX_DEPTH:
+        _check_depth(value, where)
+    return value
+
+
+def _check_depth(value: Any, where: str) -> None:
+    values = [value]
+    for _ in range(_MAX_DEPTH + 1):
+        lists = [
+            v.values() if isinstance(v, dict) else v for v in values if isinstance(v, (dict, list))
+        ]
+        if not lists:
+            return
+        values = [item for items in lists for item in items]
+    raise ProbexError(f"{where}: not JSON of ours: nested more than {_MAX_DEPTH} deep")
 
 
 def layer_folder(root: Path, layer: str) -> Path:
@@ -169,11 +338,7 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
             if not path.exists():
                 write_json(path, ours)
                 return
-    try:
-        theirs = json.loads(path.read_text())
-    except ValueError as error:
-        raise ProbexError(f"{path}: not JSON: {error}; choose another folder") from error
-    check_same(folder, theirs, ours)
+    check_same(folder, read_json(path), ours)
 
 
 def check_same(folder: Path, theirs: Any, ours: Any) -> None:

@@ -19,7 +19,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.experts.answering import stored_vectors
 from probex_jax.experts.chance import chance, chance_by_class
 from probex_jax.experts.expert import Expert
-from probex_jax.files import write_bytes
+from probex_jax.files import parse_json, write_bytes
 from probex_jax.layer_store import LayerStore
 
 _NAME = "answered.safetensors"
@@ -110,7 +110,7 @@ class Answered:
         try:
             with safe_open(path, "np") as file:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                about: dict[str, Any] = json.loads(file.metadata()["about"])
+                about: dict[str, Any] = parse_json(file.metadata()["about"], str(path))
             labels = tuple(map(tuple, about["labels"]))
             return cls(
                 tuple(about["classes"]),

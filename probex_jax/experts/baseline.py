@@ -1,7 +1,6 @@
 """The StatNN baseline: statistics of the weights, into a random forest."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from probex_jax.experts.answered import Answered
 from probex_jax.experts.chance import chance
 from probex_jax.experts.expert import versions
 from probex_jax.experts.metrics import Score, accuracy
-from probex_jax.files import claim, write_json
+from probex_jax.files import claim, one_writer, read_json, write_json
 from probex_jax.layer_store import LayerStore
 
 
@@ -80,7 +79,8 @@ def run_statnn(
       The metrics; read from `workdir` where they are there already.
 
     Raises:
-      ProbexError: as `statnn`, or if the work directory belongs to another config.
+      ProbexError: as `statnn`, or if the work directory belongs to another config or is being
+        written.
     """
     for name, value, least in (("encoder.n_trees", n_trees, 1), ("recipe.seed", seed, 0)):
         if not (type(value) is int and least <= value < 2**31):
@@ -92,19 +92,20 @@ def run_statnn(
         "tree": store.tree,
         "store_hash": store.hash,
     }
-    claim(workdir, settings)
-    path = workdir / "metrics.json"
-    if not path.exists():
-        logits_NY, y = statnn_answers(store, n_trees=n_trees, seed=seed), store.targets("test")
-        Answered.of(store, store.classes, (logits_NY, y)).write(workdir)
-        score = _score(logits_NY, store)
-        figures = {
-            "n_models": {split: len(store.split(split)) for split in ("train", "test")},
-            "test_accuracy": dataclasses.asdict(score),
-            "versions": versions(),
-        }
-        write_json(path, settings | figures)
-    return json.loads(path.read_text())
+    with one_writer(workdir):
+        claim(workdir, settings)
+        path = workdir / "metrics.json"
+        if not path.exists():
+            logits_NY, y = statnn_answers(store, n_trees=n_trees, seed=seed), store.targets("test")
+            Answered.of(store, store.classes, (logits_NY, y)).write(workdir)
+            score = _score(logits_NY, store)
+            figures = {
+                "n_models": {split: len(store.split(split)) for split in ("train", "test")},
+                "test_accuracy": dataclasses.asdict(score),
+                "versions": versions(),
+            }
+            write_json(path, settings | figures)
+        return read_json(path)
 
 
 def _features(store: LayerStore, split: str) -> np.ndarray:

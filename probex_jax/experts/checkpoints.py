@@ -69,7 +69,15 @@ def load(path: Path) -> tuple[Any, dict[str, Any]]:
             leaves = metadata.metadata
             template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), leaves)
             arrays = ocp.load(path.resolve(), template)
-    except (OSError, ValueError, KeyError, TypeError, ocp.errors.InvalidLayoutError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        ocp.errors.InvalidLayoutError,
+    ) as error:
         if not path.exists():
             raise ProbexError(
                 f"{path}: no such expert or checkpoint; experiments.train makes one"

@@ -1,7 +1,6 @@
 """The end of a sweep: the best experts on validation together, tested once."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from probex_jax.experts.expert import Expert
 from probex_jax.experts.metrics import Score
 from probex_jax.experts.objective import Split, right
 from probex_jax.experts.recipe import VARIED
-from probex_jax.files import write_json
+from probex_jax.files import read_json, write_json
 from probex_jax.layer_store import LayerStore
 
 # Layers whose experts are read and asked at a time: one is compiled while the other is read.
@@ -175,7 +174,7 @@ def result(workdir: Path) -> SweepResult:
     """
     path = workdir / "metrics.json"
     try:
-        metrics = json.loads(path.read_text())
+        metrics = read_json(path)
         found = metrics.get("zero_shot")
         return SweepResult(
             layers=metrics["val_accuracy_by_layer"],

@@ -32,7 +32,7 @@ from probex_jax.experts.state_dict import (
     Found,
 )
 from probex_jax.experts.state_dict import read as read_state_dict
-from probex_jax.files import disk_errors
+from probex_jax.files import disk_errors, one_writer
 from probex_jax.model_files.untrusted_text import is_unicode, quoted
 
 
@@ -120,6 +120,8 @@ def to_torch(expert: Expert, path: str | os.PathLike[str]) -> None:
         )
     partial = path.with_name(path.name + ".partial")
     with disk_errors(path):
+        path.parent.stat()  # its folder must be there
+    with one_writer(path, beside=True), disk_errors(path):
         if path.exists() or path.is_symlink():
             raise ProbexError(f"{path}: is there already; choose another")
         if alone:

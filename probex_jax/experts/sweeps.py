@@ -20,8 +20,8 @@ holds a lock on, which the system takes back when it dies, and the last one make
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -57,7 +57,15 @@ from probex_jax.experts.source import Source, expert_of
 from probex_jax.experts.state import State
 from probex_jax.experts.stopping import Stop
 from probex_jax.experts.units import IN_FLIGHT, Room, Unit, plan
-from probex_jax.files import alone, claim, layer_folder, write_json
+from probex_jax.files import (
+    alone,
+    claim,
+    layer_folder,
+    one_writer,
+    read_json,
+    sharing_writers,
+    write_json,
+)
 from probex_jax.layer_store import LayerStore
 
 
@@ -117,7 +125,8 @@ def sweep(
     Raises:
       ProbexError: if a setting is wrong, a split is empty, the texts do not tell the classes apart
         (`Alignment.candidates`), all layers are frozen, the work directory belongs to another
-        config, or a checkpoint is damaged.
+        config or is being written by a process that does not divide the layers with this one, or a
+        checkpoint is damaged.
     """
     names = tuple(layers if layers is not None else store.layers)
     settings = _settings(store, encoder, head, recipe, alignment, normalise)
@@ -136,33 +145,35 @@ def sweep(
     config = settings | {"layers": list(names), "committee": committee}
     if grid:
         config["grid"] = {name: list(values) for name, values in grid.items()}
-    if devices.writes:
-        claim(workdir, config)
-    devices.wait("claimed")
-    job = _Sweep(
-        store=store,
-        workdir=workdir,
-        settings=settings,
-        recipes=recipes,
-        candidates=candidates,
-        devices=devices,
-        share=share,
-        save_every_s=save_every_s,
-        stop=stop or Stop(),
-        on_progress=on_progress,
-    )
-    (done,) = devices.agree([(workdir / "metrics.json").exists()])
-    if done:
-        for name in names:
-            on_progress(name, job.epochs)
+    writers = sharing_writers if share[1] > 1 else one_writer
+    with writers(workdir) if devices.writes else nullcontext():
+        if devices.writes:
+            claim(workdir, config)
+        devices.wait("claimed")
+        job = _Sweep(
+            store=store,
+            workdir=workdir,
+            settings=settings,
+            recipes=recipes,
+            candidates=candidates,
+            devices=devices,
+            share=share,
+            save_every_s=save_every_s,
+            stop=stop or Stop(),
+            on_progress=on_progress,
+        )
+        (done,) = devices.agree([(workdir / "metrics.json").exists()])
+        if done:
+            for name in names:
+                on_progress(name, job.epochs)
+            return result(workdir)
+        job.train_all(names, stream)
+        if devices.writes:
+            with alone(workdir / ".lock", needed=share[1] > 1):
+                if not (workdir / "metrics.json").exists():
+                    job.choose(names, committee)
+        devices.wait("chosen")
         return result(workdir)
-    job.train_all(names, stream)
-    if devices.writes:
-        with alone(workdir / ".lock", needed=share[1] > 1):
-            if not (workdir / "metrics.json").exists():
-                job.choose(names, committee)
-    devices.wait("chosen")
-    return result(workdir)
 
 
 def _settings(
@@ -393,9 +404,7 @@ class _Sweep:
     def choose(self, names: Sequence[str], committee: int) -> None:
         """Chooses among the experts of all layers, whoever trained them."""
         left_out = {
-            name: json.loads(self.left_out(name).read_text())
-            for name in names
-            if self.left_out(name).exists()
+            name: read_json(self.left_out(name)) for name in names if self.left_out(name).exists()
         }
         if len(left_out) == len(names):
             raise ProbexError(f"no layer to train on; the first: {next(iter(left_out.values()))}")

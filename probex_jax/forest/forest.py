@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, Read, batch_size, in_batches
-from probex_jax.files import disk_errors
+from probex_jax.files import disk_errors, read_json
 from probex_jax.forest.description import Description, ExpertFacts, Neighbour, Prediction
 from probex_jax.forest.router import Route, TreeRouter, route
 from probex_jax.forest.stated import Stated, stated
@@ -63,7 +62,7 @@ class Tree:
     def __init__(self, path: Path):
         self.path = path
         try:
-            self.about = json.loads((path / "tree.json").read_text())
+            self.about = read_json(path / "tree.json")
             if (version := self.about["version"]) != VERSION:
                 raise ProbexError(
                     f"{path}: tree of version {version!r}, expected {VERSION}; grow it again"
@@ -311,13 +310,11 @@ class Forest:
 def tree_folders(path: Path) -> list[Path]:
     """The folders of a forest's trees; a ProbexError where there is no forest."""
     try:
-        about = json.loads((path / "forest.json").read_text())
+        about = read_json(path / "forest.json")
     except (FileNotFoundError, NotADirectoryError):
         raise ProbexError(
             f"{path}: no forest here; make one with experiments.grow_forest"
         ) from None
-    except (ValueError, RecursionError, OSError) as error:
-        raise ProbexError(f"{path / 'forest.json'}: cannot be read: {error}") from error
     version = about.get("version") if isinstance(about, dict) else None
     if not isinstance(about, dict) or (about.get("format"), version) != (FORMAT, VERSION):
         raise ProbexError(

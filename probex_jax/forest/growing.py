@@ -13,7 +13,7 @@ from safetensors.numpy import save
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, calibrated
 from probex_jax.experts.alignment import class_sentences
-from probex_jax.files import disk_errors, layer_folder, write_json
+from probex_jax.files import disk_errors, layer_folder, one_writer, write_json
 from probex_jax.forest.forest import FORMAT, VERSION, Tree, tree_folders
 from probex_jax.forest.router import ROUTER_VERSION, TreeRouter, check_apart
 from probex_jax.language import embed
@@ -39,7 +39,7 @@ def grow(
     Raises:
       ProbexError: if the expert is of another tree or reads a layer that the store lacks, the
         tree's models could not be told from those of another or from unrelated ones, the folder
-        holds other things, or the disk is full.
+        holds other things or is being written, or the disk is full.
 
     Example:
       >>> import pathlib, tempfile, numpy as np
@@ -63,36 +63,37 @@ def grow(
     folder = layer_folder(path / "trees", store.tree)
     if folder.name.startswith("."):
         raise ProbexError(f"tree {store.tree}: a name that begins with a dot; rename its zoo")
-    trees = _begun(path, folder)
-    given = None if expert is None else expert.hash
-    if expert is not None:
-        expert.check_fits(store.tree, None if expert.card["head"] == "text" else store.classes)
-    source = _source(store, given, root)
-    before = trees.get(store.tree)
-    if before is not None and before.about["source"] == source and _is_whole(before, folder):
-        return before, "unchanged"
-    router = TreeRouter.fit(store, root, () if expert is None else expert.layers)
-    for name, tree in trees.items():
-        if name != store.tree:
-            check_apart(router, tree.router)
-    if expert is not None and "calibration" not in expert.card:
-        if expert.card.get("store_hash", store.hash) != store.hash:
-            raise ProbexError(
-                f"{store.path}: the expert of {store.tree} was trained on another store; what "
-                "validates there may be what it was trained on, so it is not calibrated here"
-            )
-        expert = calibrated(expert, store)
-    beside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
-    with disk_errors(path):
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        _write(beside, router, expert, source)
-        if there := folder.exists():
+    with one_writer(path):
+        trees = _begun(path, folder)
+        given = None if expert is None else expert.hash
+        if expert is not None:
+            expert.check_fits(store.tree, None if expert.card["head"] == "text" else store.classes)
+        source = _source(store, given, root)
+        before = trees.get(store.tree)
+        if before is not None and before.about["source"] == source and _is_whole(before, folder):
+            return before, "unchanged"
+        router = TreeRouter.fit(store, root, () if expert is None else expert.layers)
+        for name, tree in trees.items():
+            if name != store.tree:
+                check_apart(router, tree.router)
+        if expert is not None and "calibration" not in expert.card:
+            if expert.card.get("store_hash", store.hash) != store.hash:
+                raise ProbexError(
+                    f"{store.path}: the expert of {store.tree} was trained on another store; what "
+                    "validates there may be what it was trained on, so it is not calibrated here"
+                )
+            expert = calibrated(expert, store)
+        beside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
+        with disk_errors(path):
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+            _write(beside, router, expert, source)
+            if there := folder.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                os.replace(folder, old)
+            os.replace(beside, folder)
             shutil.rmtree(old, ignore_errors=True)
-            os.replace(folder, old)
-        os.replace(beside, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    return Tree(folder), "replaced" if there else "added"
+        return Tree(folder), "replaced" if there else "added"
 
 
 def _source(store: LayerStore, expert: str | None, root: str) -> dict[str, Any]:
@@ -123,7 +124,8 @@ def _begun(path: Path, folder: Path) -> dict[str, Tree]:
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
             others = [entry.name for entry in path.iterdir() if entry.name[0] != "."]
-        if set(others) - {"forest.json.partial"}:
+        others = [name for name in others if not name.startswith("forest.json.")]  # partial
+        if others:
             raise ProbexError(f"{path}: holds other things ({others[0]}); choose another folder")
         write_json(path / "forest.json", {"format": FORMAT, "version": VERSION})
     trees = {}

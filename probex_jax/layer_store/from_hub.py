@@ -9,7 +9,7 @@ from pathlib import Path
 
 from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
-from probex_jax.files import disk_errors
+from probex_jax.files import disk_errors, one_writer, parse_json
 from probex_jax.layer_store.packing import PackSummary, pack
 from probex_jax.layer_store.store import LayerStore
 from probex_jax.model_files.http_ranges import Remote
@@ -53,45 +53,49 @@ def pack_from_hub(
       ProbexError: as `pack` does, or if nothing can be written to the folder.
     """
     path = Path(out) / table.subset
-    if any((path / model.split).exists() for model in table.models):
-        raise ProbexError(f"{path}: holds whole models; choose another --out for a store of layers")
-    store = LayerStore.open(path) if (path / "store.json").exists() else None
-    if store is None and not any(model.split == "train" for model in table.models):
-        raise ProbexError(
-            f"{path}: a new store takes its classes from training models; give the split train, too"
-        )
-    packed = {model.id for model in store.models} if store else set()
-    missing = [model for model in table.models if model.id not in packed]
-    on_models(len(missing))
-    if missing:
-        with disk_errors(path):
-            (path / _FOLDER).mkdir(parents=True, exist_ok=True)
-    reading = Remote(on_bytes=remote.on_bytes)
-    remotes = {model.id: replace(reading, cache=path / _FOLDER / model.id) for model in missing}
-    try:
-        commits = _commits(missing, path / _FOLDER / "commits.jsonl", remotes, jobs)
-        models = tuple(
-            ZooModel(
-                model.id,
-                model.split,
-                Path(str(model.address(commits.get(model.repo, "")))),
-                remote=remotes.get(model.id),
+    with one_writer(path):
+        if any((path / model.split).exists() for model in table.models):
+            raise ProbexError(
+                f"{path}: holds whole models; choose another --out for a store of layers"
             )
-            for model in table.models
-        )
-        summary = pack(
-            Zoo(table.subset, models, None, table.texts),
-            path,
-            layers,
-            workers=jobs,
-            on_model=on_model,
-            on_packed=lambda models: _drop(models, path / _FOLDER),
-        )
-    finally:
-        reading.stopped.set()
-    # What could not be packed is looked at anew the next time: its author may have mended it.
-    shutil.rmtree(path / _FOLDER, ignore_errors=True)
-    return summary
+        store = LayerStore.open(path) if (path / "store.json").exists() else None
+        if store is None and not any(model.split == "train" for model in table.models):
+            raise ProbexError(
+                f"{path}: a new store takes its classes from training models; give the split "
+                "train, too"
+            )
+        packed = {model.id for model in store.models} if store else set()
+        missing = [model for model in table.models if model.id not in packed]
+        on_models(len(missing))
+        if missing:
+            with disk_errors(path):
+                (path / _FOLDER).mkdir(parents=True, exist_ok=True)
+        reading = Remote(on_bytes=remote.on_bytes)
+        remotes = {model.id: replace(reading, cache=path / _FOLDER / model.id) for model in missing}
+        try:
+            commits = _commits(missing, path / _FOLDER / "commits.jsonl", remotes, jobs)
+            models = tuple(
+                ZooModel(
+                    model.id,
+                    model.split,
+                    Path(str(model.address(commits.get(model.repo, "")))),
+                    remote=remotes.get(model.id),
+                )
+                for model in table.models
+            )
+            summary = pack(
+                Zoo(table.subset, models, None, table.texts),
+                path,
+                layers,
+                workers=jobs,
+                on_model=on_model,
+                on_packed=lambda models: _drop(models, path / _FOLDER),
+            )
+        finally:
+            reading.stopped.set()
+        # What could not be packed is looked at anew the next time: its author may have mended it.
+        shutil.rmtree(path / _FOLDER, ignore_errors=True)
+        return summary
 
 
 def _drop(models: Sequence[ZooModel], folder: Path) -> None:
@@ -108,7 +112,7 @@ def _commits(
     if path.exists():
         whole = path.read_bytes().rfind(b"\n") + 1
         os.truncate(path, whole)  # a kill may have cut the last line short
-        known = dict(map(json.loads, path.read_text().splitlines()))
+        known = dict(parse_json(line, str(path)) for line in path.read_bytes().splitlines())
     if not models:
         return known
     unknown = list(dict.fromkeys(m.repo for m in models if m.repo not in known))

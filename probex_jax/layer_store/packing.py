@@ -7,7 +7,7 @@ from pathlib import Path
 
 from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
-from probex_jax.files import disk_errors, layer_folder, write_json
+from probex_jax.files import disk_errors, layer_folder, one_writer, write_json
 from probex_jax.layer_store.arrays import parts
 from probex_jax.layer_store.common_layers import common_layers, rarer_layers
 from probex_jax.layer_store.headers import Forms, Header, read_header
@@ -78,8 +78,8 @@ def pack(
 
     Raises:
       ProbexError: if no model can be packed, no model has the layers asked for, a held-out class
-        occurs in another split, or the store there belongs to another tree or other layers, or
-        holds a model in another split or with other labels than the zoo now says.
+        occurs in another split, or the store there belongs to another tree or other layers, holds a
+        model in another split or with other labels than the zoo now says, or is being written.
 
     Example:
       >>> import pathlib, tempfile, numpy as np
@@ -95,36 +95,37 @@ def pack(
       2
     """
     path = Path(path)
-    store = LayerStore.open(path) if (path / "store.json").exists() else None
-    known = {model.id: model for model in store.models} if store else {}
-    todo = [model for model in zoo.models if model.id not in known]
-    on_models(len(todo))
-    forms: Forms = {}
-    read = ahead(lambda model: read_header(model, forms), todo, workers)
-    headers = [header for _, header in read]
-    packed_before = [(model.id, model.split, model.labels) for model in known.values()]
-    new = [(header.model.id, header.model.split, header.labels) for header in headers]
-    check_held_out(path, packed_before + new)
-    left_out: Mapping[str, str] = {}
-    if store is None:
-        store, left_out = _create(path, zoo, headers, layers)
-    else:
-        _check_same(store, zoo, layers)
-    packer = Packer(store, workers, on_packed)
-    for header, fault in packer.run(headers):
-        on_model(f"{header.model.id}: {fault}" if fault else "")
-    packed = LayerStore.open(path)
-    if not packed.models:
-        first = next(iter(packed.skipped.values()), "the zoo has no models")
-        raise ProbexError(f"{path}: no model could be packed; the first: {first}")
-    return PackSummary(
-        packed,
-        added=len(packed.models) - len(known),
-        skipped=packer.skipped,
-        left_out=left_out,
-        unscaled=sum(header.is_unscaled for header in headers),
-        unread=sum(header.is_unread for header in headers),
-    )
+    with one_writer(path):
+        store = LayerStore.open(path) if (path / "store.json").exists() else None
+        known = {model.id: model for model in store.models} if store else {}
+        todo = [model for model in zoo.models if model.id not in known]
+        on_models(len(todo))
+        forms: Forms = {}
+        read = ahead(lambda model: read_header(model, forms), todo, workers)
+        headers = [header for _, header in read]
+        packed_before = [(model.id, model.split, model.labels) for model in known.values()]
+        new = [(header.model.id, header.model.split, header.labels) for header in headers]
+        check_held_out(path, packed_before + new)
+        left_out: Mapping[str, str] = {}
+        if store is None:
+            store, left_out = _create(path, zoo, headers, layers)
+        else:
+            _check_same(store, zoo, layers)
+        packer = Packer(store, workers, on_packed)
+        for header, fault in packer.run(headers):
+            on_model(f"{header.model.id}: {fault}" if fault else "")
+        packed = LayerStore.open(path)
+        if not packed.models:
+            first = next(iter(packed.skipped.values()), "the zoo has no models")
+            raise ProbexError(f"{path}: no model could be packed; the first: {first}")
+        return PackSummary(
+            packed,
+            added=len(packed.models) - len(known),
+            skipped=packer.skipped,
+            left_out=left_out,
+            unscaled=sum(header.is_unscaled for header in headers),
+            unread=sum(header.is_unread for header in headers),
+        )
 
 
 def _create(

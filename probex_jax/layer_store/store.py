@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from probex_jax.errors import ProbexError
+from probex_jax.files import parse_json, read_json
 from probex_jax.layer_store.arrays import LayerArray, parts
 from probex_jax.layer_store.moments import Moments, moments
 from probex_jax.matrices import LowRank
@@ -126,14 +127,12 @@ class LayerStore:
         path = Path(path)
         about_path, models_path = path / "store.json", path / "models.jsonl"
         try:
-            about = json.loads(about_path.read_text())
-            lines = models_path.read_text().split("\n") if models_path.exists() else []
+            about = read_json(about_path)
+            lines = models_path.read_bytes().split(b"\n") if models_path.exists() else []
         except (FileNotFoundError, NotADirectoryError):
             raise ProbexError(
                 f"{path}: no layer store here; make one with experiments.pack"
             ) from None
-        except ValueError as error:
-            raise ProbexError(f"{about_path}: not JSON: {error}") from error
         version = about.get("version") if isinstance(about, dict) else None
         if not isinstance(about, dict) or (about.get("format"), version) != (FORMAT, VERSION):
             raise ProbexError(
@@ -141,7 +140,8 @@ class LayerStore:
             )
         try:
             # The last line is empty, or was cut short by a kill and is to be written again.
-            return cls(path, about, map(json.loads, lines[:-1]))
+            where = str(models_path)
+            return cls(path, about, (parse_json(line, where) for line in lines[:-1]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ProbexError(
                 f"{path}: store.json or models.jsonl is damaged ({error}); pack it again"

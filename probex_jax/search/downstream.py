@@ -17,7 +17,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, Score, evaluate, share, versions, zero_shot
 from probex_jax.experts.alignment import check_unseen, class_sentences
 from probex_jax.experts.chance import chance_by_class, commonest_share
-from probex_jax.files import disk_errors, write_json
+from probex_jax.files import one_writer, write_json
 from probex_jax.language import TextEncoder
 from probex_jax.layer_store import LayerStore
 from probex_jax.search.neighbours import auc, knn, mahalanobis, one_class, retrieval
@@ -146,10 +146,20 @@ def measure_all(
       What could be measured, in the order of the tasks.
 
     Raises:
-      ProbexError: if there is no such task, or none could be measured.
+      ProbexError: if there is no such task, none could be measured, or the folder is being written.
     """
     for task in tasks or [""]:
         _check_task(task)
+    with one_writer(workdir):
+        by_task, faults = _measured(subject, tasks, on_task)
+        write_json(workdir / "metrics.json", _metrics(subject, by_task, faults))
+    return [figure for figures in by_task.values() for figure in figures]
+
+
+def _measured(
+    subject: Subject, tasks: Sequence[str], on_task: Callable[[str], None]
+) -> tuple[dict[str, list[Measured]], dict[str, str]]:
+    """The figures of each task that can be measured, and why the others cannot."""
     by_task: dict[str, list[Measured]] = {}
     faults: dict[str, str] = {}
     for task in tasks:
@@ -160,6 +170,13 @@ def measure_all(
         on_task(f"{task}: {faults[task]}" if task in faults and len(tasks) > 1 else "")
     if not by_task:
         raise ProbexError(next(iter(faults.values())))
+    return by_task, faults
+
+
+def _metrics(
+    subject: Subject, by_task: Mapping[str, Sequence[Measured]], faults: Mapping[str, str]
+) -> dict[str, Any]:
+    """What is kept of them."""
     expert, store = subject.experts["val"], subject.store
     metrics: dict[str, Any] = {
         "tree": store.tree,
@@ -173,10 +190,7 @@ def measure_all(
     }
     for task, figures in by_task.items():
         metrics[task] = {figure.key: figure.as_json() for figure in figures}
-    with disk_errors(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "metrics.json", metrics)
-    return [figure for figures in by_task.values() for figure in figures]
+    return metrics
 
 
 def _check_task(task: str) -> None:

@@ -1,16 +1,17 @@
 """An index of models: an expert and the representations that it gives, searched by text or model.
 
-index.json     format and version, whose representations these are, state of the ANN index
-expert/        a copy of the expert
-models.lance/  the LanceDB table
+index.json        format and version, whose representations these are, state of the ANN index
+expert/           a copy of the expert
+models.lance/     the LanceDB table
+models.sums.json  checksums of its files
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,17 +21,20 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert
-from probex_jax.files import disk_errors, write_json
+from probex_jax.files import WRITER_LOCK, disk_errors, one_writer, read_json, write_json
 from probex_jax.forest import Forest
 from probex_jax.language import TextEncoder
 from probex_jax.model_files import ModelFile
+from probex_jax.search import sums
 from probex_jax.search.embedding import embedded, is_there, key, represented
 from probex_jax.search.folders import FoundModel
 from probex_jax.search.identity import identity, is_whole, named
 from probex_jax.search.table import ModelTable
 
 FORMAT = "probex_jax index"
-VERSION = 1
+VERSION = 2
+# Without checksums; the next run that adds models makes it one of this version.
+_UNCHECKED = 1
 # From so many models on an approximate index is built, and built anew when they have doubled.
 ANN_MODELS = 50_000
 # The most that a search lists: LanceDB takes memory for each before it looks.
@@ -106,7 +110,9 @@ class Index:
     def __init__(self, path: Path, about: dict[str, Any], *, create: bool = False):
         self.path, self.about = path, about
         self._is_new, self._folder_is_new = create, False
-        self._table = ModelTable(path, about["expert"]["rep_dim"], create=create)
+        checked = about["version"] != _UNCHECKED
+        dim = about["expert"]["rep_dim"]
+        self._table = ModelTable(path, dim, create=create, checked=checked)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -117,30 +123,32 @@ class Index:
 
         Raises:
           ProbexError: if lancedb is missing, the index there is of another expert, or the folder
-            holds other things.
+            holds other things or is being written.
         """
         path, ours = Path(path), identity(expert)
-        if (path / "index.json").exists():
-            index = cls.open(path)
-            if index.about["expert"] != ours:
+        folder_is_new = not path.exists()
+        with one_writer(path):
+            if (path / "index.json").exists():
+                index = cls.open(path)
+                if index.about["expert"] != ours:
+                    raise ProbexError(
+                        f"{path}: index of the expert of {named(index.about['expert'])}; given is "
+                        f"that of {named(ours)}; give that expert or choose another folder"
+                    )
+                return index
+            with disk_errors(path):
+                others = {e.name for e in path.iterdir() if not e.name.startswith(_PARTIAL)}
+                others -= _BEGUN
+            if others:
                 raise ProbexError(
-                    f"{path}: index of the expert of {named(index.about['expert'])}; given is "
-                    f"that of {named(ours)}; give that expert or choose another folder"
+                    f"{path}: holds other things ({min(others)}); choose another folder"
                 )
+            about = {"format": FORMAT, "version": VERSION, "expert": ours, "ann": None}
+            index = cls(path, about, create=True)
+            index._folder_is_new = folder_is_new
+            expert.save(path / "expert")
+            index._write_about(about)
             return index
-        with disk_errors(path):
-            folder_is_new = not path.exists()
-            path.mkdir(parents=True, exist_ok=True)
-            others = {e.name for e in path.iterdir() if not e.name.startswith(_BEGUN_EXPERT)}
-            others -= _BEGUN
-        if others:
-            raise ProbexError(f"{path}: holds other things ({min(others)}); choose another folder")
-        about = {"format": FORMAT, "version": VERSION, "expert": ours, "ann": None}
-        index = cls(path, about, create=True)
-        index._folder_is_new = folder_is_new
-        expert.save(path / "expert")
-        write_json(path / "index.json", about)
-        return index
 
     @classmethod
     def open(cls, path: str | Path) -> Index:
@@ -151,18 +159,20 @@ class Index:
         """
         path = Path(path)
         try:
-            about = json.loads((path / "index.json").read_text())
+            about = read_json(path / "index.json")
         except (FileNotFoundError, NotADirectoryError):
             raise ProbexError(f"{path}: no index here; make one with experiments.index") from None
-        except (ValueError, OSError) as error:
-            raise ProbexError(f"{path / 'index.json'}: cannot be read: {error}") from error
         version = about.get("version") if isinstance(about, dict) else None
-        if not isinstance(about, dict) or (about.get("format"), version) != (FORMAT, VERSION):
+        if (
+            not isinstance(about, dict)
+            or about.get("format") != FORMAT
+            or version not in (_UNCHECKED, VERSION)
+        ):
             raise ProbexError(
                 f"{path / 'index.json'}: index of version {version!r}, expected {VERSION}; index "
                 "again into another folder"
             )
-        if not is_whole(about):
+        if (version == VERSION and not sums.is_sealed(about)) or not is_whole(about):
             raise ProbexError(f"{path / 'index.json'}: damaged; index again into another folder")
         return cls(path, about)
 
@@ -200,8 +210,28 @@ class Index:
           What was added, updated, unchanged and failed.
 
         Raises:
-          ProbexError: if the disk is full or the index is damaged.
+          ProbexError: if the disk is full, or the index is damaged or is being written.
         """
+        with one_writer(self.path):
+            self._mend()
+            return self._add_models(models, forest, on_model)
+
+    def _mend(self) -> None:
+        """Makes an index of an earlier version, or one that was doubled, one of this version."""
+        if self._table.needs_mending():
+            if self.about["ann"] is not None:
+                self._note_ann(None)
+            self._table.mend()
+        if self.about["version"] == _UNCHECKED:
+            self._table.keep_sums()
+            self._write_about(self.about | {"version": VERSION})
+
+    def _add_models(
+        self,
+        models: Sequence[FoundModel],
+        forest: Forest | None,
+        on_model: Callable[[str], None],
+    ) -> AddSummary:
         known = self._table.stamps()
         counts = {"added": 0, "updated": 0, "unchanged": 0}
         failed: dict[str, str] = {}
@@ -323,8 +353,10 @@ class Index:
 
     def prune(self) -> int:
         """Removes the models whose path holds no model any more; returns how many."""
-        gone = [path for path in self._table.stamps() if not is_there(Path(path))]
-        self._table.remove(gone)
+        with one_writer(self.path):
+            self._mend()
+            gone = [path for path in self._table.stamps() if not is_there(Path(path))]
+            self._table.remove(gone)
         return len(gone)
 
     def optimise(self) -> float | None:
@@ -337,8 +369,13 @@ class Index:
           `index.json`; None where there is no ANN index.
 
         Raises:
-          ProbexError: if the disk is full or the index is damaged.
+          ProbexError: if the disk is full, or the index is damaged or is being written.
         """
+        with one_writer(self.path):
+            self._mend()
+            return self._optimise()
+
+    def _optimise(self) -> float | None:
         self._table.compact()
         ann, n = self.about["ann"], len(self)
         if n < ANN_MODELS:
@@ -357,17 +394,22 @@ class Index:
         """Removes an index that this object began: it is bound to an expert, and has no model."""
         if not self._is_new:
             return
-        for name in (*_BEGUN, "index.json"):
-            made = self.path / name
-            shutil.rmtree(made) if made.is_dir() else made.unlink(missing_ok=True)
+        with one_writer(self.path):
+            for name in ("index.json", "expert", sums.NAME, "models.lance"):
+                made = self.path / name
+                shutil.rmtree(made) if made.is_dir() else made.unlink(missing_ok=True)
         if self._folder_is_new:
-            self.path.rmdir()
+            with suppress(OSError):  # whoever holds it removes it
+                self.path.rmdir()
 
     def _note_ann(self, ann: dict[str, Any] | None) -> None:
-        self.about = {**self.about, "ann": ann}
-        write_json(self.path / "index.json", self.about)
+        self._write_about({**self.about, "ann": ann})
+
+    def _write_about(self, about: dict[str, Any]) -> None:
+        self.about = about
+        write_json(self.path / "index.json", sums.sealed(about))
 
 
-# What may lie in the folder of an index whose making was interrupted.
-_BEGUN = {"expert", "models.lance", "index.json.partial"}
-_BEGUN_EXPERT = "expert.new"  # to which Orbax adds an ending
+# What may lie in the folder of an index whose making was interrupted; how else its name may begin.
+_BEGUN = {"expert", "models.lance", sums.NAME, WRITER_LOCK}
+_PARTIAL = ("expert.new", "index.json.", f"{sums.NAME}.")

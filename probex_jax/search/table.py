@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from probex_jax.errors import ProbexError
+from probex_jax.search import sums
 
 FIELDS = ("id", "path", "tree", "split", "labels", "text", "stamp")
 _NAME = "models"
@@ -25,17 +26,21 @@ _CANDIDATES = 128
 _RECALL_QUERIES = 100
 _RECALL_K = 10
 _LANCE_ERRORS = (ValueError, RuntimeError, OSError)
+# With the path as its key, of two writers that add one at once the later one counts.
+_KEY = {"lance-schema:unenforced-primary-key": "true"}
 
 
 class ModelTable:
     """Unit vectors of models with what is known of each; one row a path.
 
-    Several processes may read while one writes; a reader sees the table as it was when opened.
+    Several processes may read while one writes; a reader sees the table as it was when opened, and
+    opening it checks the checksums of its files.
 
     Args:
       folder: of the LanceDB database.
       dim: length of the vectors.
       create: make an empty table, in place of one that is there.
+      checked: whether its files must have checksums; those of earlier versions have none.
 
     Raises:
       ProbexError: if lancedb is missing (extra `search`), or the table is absent or damaged.
@@ -49,7 +54,9 @@ class ModelTable:
       (2, [('b', 1.0)])
     """
 
-    def __init__(self, folder: str | Path, dim: int, *, create: bool = False):
+    def __init__(
+        self, folder: str | Path, dim: int, *, create: bool = False, checked: bool = False
+    ):
         # Statistics that nobody reads here, and that Lance else warns of on standard error.
         os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")
         try:
@@ -60,23 +67,68 @@ class ModelTable:
                 "searching needs lancedb: pip install 'lancedb>=0.40' (extra `search`)"
             ) from None
         text, texts = pyarrow.string(), pyarrow.list_(pyarrow.string())
-        kinds = [(name, texts if name == "labels" else text) for name in FIELDS]
-        self._schema = pyarrow.schema([*kinds, ("vector", pyarrow.list_(pyarrow.float32(), dim))])
+        kinds = {name: texts if name == "labels" else text for name in FIELDS}
+        kinds["vector"] = pyarrow.list_(pyarrow.float32(), dim)
+        key = pyarrow.field("path", text, nullable=False, metadata=_KEY)
+        # Tables of earlier versions have no key.
+        unkeyed = pyarrow.schema(list(kinds.items()))
+        self._schema = unkeyed.set(FIELDS.index("path"), key)
         self._arrow, self._dim, self._folder = pyarrow, dim, Path(folder)
+        if create:
+            (self._folder / sums.NAME).unlink(missing_ok=True)
+        version, self._sums = sums.check(self._folder)
+        if checked and not create and not version:
+            raise ProbexError(
+                f"{self._folder / sums.NAME}: missing; index again into another folder"
+            )
         with self._damage():
             # Whole, for a relative path such as "s3:x" would be taken for a bucket.
             database: Any = lancedb.connect(str(self._folder.resolve()))
             if create:
                 database.drop_table(_NAME, ignore_missing=True)
                 self._table = database.create_table(_NAME, schema=self._schema)
+                self.keep_sums()
             else:
                 self._table = database.open_table(_NAME)
-            if not self._table.schema.equals(self._schema):
+            self._database = database
+            self._is_keyed = self._table.schema.equals(self._schema)
+            if not (self._is_keyed or self._table.schema.equals(unkeyed)):
                 raise ValueError(f"its fields are {self._table.schema.names}, or of other sizes")
+            if self._table.version < version:
+                raise ValueError(f"version {version} is missing")
 
     def __len__(self) -> int:
         with self._damage():
             return self._table.count_rows()
+
+    def needs_mending(self) -> bool:
+        """Whether an earlier version made the table, or two writers at once doubled its rows.
+
+        Goes on to what other processes have written since the table was opened.
+        """
+        with self._damage():
+            self._table.checkout_latest()
+        return not self._is_keyed or len(self.stamps()) < len(self)
+
+    def mend(self) -> None:
+        """Keeps one row of each path, the latest, and makes the path the key; all of it or nothing.
+
+        The approximate index is dropped.
+        """
+        with self._damage():
+            found = self._table.search().to_arrow()
+            lengths_N = np.linalg.norm(_vectors(found["vector"].combine_chunks()), axis=1)
+            if not np.allclose(lengths_N, 1, atol=1e-3):
+                raise ValueError("a vector is not of length 1")
+            last = {path: number for number, path in enumerate(found["path"].to_pylist())}
+            kept = found.take(sorted(last.values())).cast(self._schema)
+            self._table = self._database.create_table(_NAME, kept, mode="overwrite")
+            self._is_keyed = True
+            self.keep_sums()
+
+    def keep_sums(self) -> None:
+        """Keeps the checksums of the table's files."""
+        self._sums = sums.keep(self._folder, self._table.version, self._sums)
 
     def add(self, rows: Sequence[Mapping[str, Any]], vectors: Any) -> None:
         """Adds models; those whose path is there already are replaced.
@@ -105,6 +157,7 @@ class ModelTable:
         with self._damage():
             merge = self._table.merge_insert("path").when_matched_update_all()
             merge.when_not_matched_insert_all().execute(batch)
+            self.keep_sums()
 
     def nearest(self, vector: Any, k: int, where: str | None = None) -> list[dict[str, Any]]:
         """The models of the highest cosine similarity, the highest first.
@@ -175,11 +228,13 @@ class ModelTable:
             texts = ("'" + path.replace("'", "''") + "'" for path in paths[start : start + 1000])
             with self._damage():
                 self._table.delete(f"path IN ({', '.join(texts)})")
+                self.keep_sums()
 
     def compact(self) -> None:
         """Joins what many small additions wrote, and takes new rows into the ANN index."""
         with self._damage():
             self._table.optimize()
+            self.keep_sums()
 
     def build_ann(self) -> None:
         """Builds an approximate index (HNSW over 8-bit vectors), or builds it anew."""
@@ -191,12 +246,14 @@ class ModelTable:
         )
         with self._damage():
             self._table.create_index("vector", config=config, replace=True)
+            self.keep_sums()
 
     def drop_ann(self) -> None:
         """Drops the approximate index, where there is one."""
         with self._damage():
             for index in self._table.list_indices():
                 self._table.drop_index(index.name)
+            self.keep_sums()
 
     def recall(self, *, seed: int = 0) -> float:
         """Share of the 10 exactly nearest that `nearest` finds, over 100 of the stored vectors.
@@ -229,8 +286,9 @@ class ModelTable:
         """Some fields of every model, and the unit vectors of all: [N, dim] float32."""
         with self._damage():
             found = self._table.search().select([*fields, "vector"]).to_arrow()
-        flat = found["vector"].combine_chunks().flatten().to_numpy()
-        return found.select(list(fields)).to_pylist(), flat.reshape(-1, self._dim)
+            return found.select(list(fields)).to_pylist(), _vectors(
+                found["vector"].combine_chunks()
+            )
 
     def _all_vectors(self) -> Iterator[np.ndarray]:
         with self._damage():
@@ -242,7 +300,10 @@ class ModelTable:
         """Turns what LanceDB says into one line that names the table."""
         try:
             yield
-        except _LANCE_ERRORS as error:
+        except BaseException as error:
+            # A panic of Rust's is no Exception.
+            if not isinstance(error, _LANCE_ERRORS) and type(error).__name__ != "PanicException":
+                raise
             reason = _reason(error)
             if "No space left" in reason:
                 raise ProbexError(f"{self._folder}: no space left on the disk") from error
@@ -269,5 +330,5 @@ def _vectors(column: Any) -> np.ndarray:
     return column.flatten().to_numpy().reshape(len(column), -1)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:_DIGITS].partition(", /")[0]

@@ -5,7 +5,6 @@ A repository becomes a folder of the hub client's cache, `<split>/models--<org>-
 `<split>/<model>/pytorch_lora_weights.safetensors`. What a kill leaves is gone on with.
 """
 
-import fcntl
 import hashlib
 import os
 import re
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
-from probex_jax.files import disk_errors, write_json, write_text
+from probex_jax.files import alone, disk_errors, write_json, write_text
 from probex_jax.model_files.http import Answer, NotFound, Url
 from probex_jax.model_files.http_ranges import Remote
 from probex_jax.model_files.hub import HubAddress, HubFile, HubRepo, hub_repo
@@ -81,7 +80,8 @@ def download(
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if table.texts:
-        _write_texts(folder / "zoo.json", table)
+        with alone(folder / ".lock", needed=False):  # several processes may add their own
+            _write_texts(folder / "zoo.json", table)
     reading = Remote(on_bytes=remote.on_bytes)
     lists = Lists(reading)
     added, failed = 0, {}
@@ -287,12 +287,10 @@ class _Digest:
 
 @contextmanager
 def _alone(folder: Path, model: ListedModel) -> Iterator[None]:
-    """Holds a lock file; the system lets go of it when the process ends, however it does."""
+    """Keeps other processes from a model; several may download to one folder at once."""
     path = folder / ".locks" / model.id
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ProbexError(f"{folder}: another process downloads {model.id}") from None
+    with alone(path, wait=False, needed=False) as ours:
+        if not ours:
+            raise ProbexError(f"{folder}: another process is downloading {model.id}")
         yield

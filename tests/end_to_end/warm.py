@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,10 +23,35 @@ ROOT = Path(__file__).parents[2]
 
 def run(command, *arguments, env=None):
     """Runs a command to its end, as `test_commands.run` does; `env` is added to its own."""
+    return start(f"experiments.{command}", *arguments, env=env).wait()
+
+
+def start(module, *arguments, env=None):
+    """Starts a module that runs as the main one; returns at once."""
+    argv = [module, *map(str, arguments)]
+    return Started(argv, _asked(argv=argv, env=env or {})["pid"])
+
+
+class Started:
+    """A process that was started; it must be waited for."""
+
+    def __init__(self, argv, pid):
+        self._argv, self.pid = argv, pid
+
+    def send(self, number):
+        """Sends a signal."""
+        os.kill(self.pid, number)
+
+    def wait(self):
+        """Waits until it has ended, or has stopped: then None."""
+        ended = _asked(pid=self.pid)
+        return subprocess.CompletedProcess(self._argv, **ended) if ended else None
+
+
+def _asked(**message):
     server = _server()
-    argv = [f"experiments.{command}", *map(str, arguments)]
-    print(json.dumps([argv, env or {}]), file=server.stdin, flush=True)
-    return subprocess.CompletedProcess(argv, **json.loads(server.stdout.readline()))
+    print(json.dumps(message), file=server.stdin, flush=True)
+    return json.loads(server.stdout.readline())
 
 
 @functools.cache
@@ -42,7 +68,7 @@ def _server():
 
 
 def serve():
-    """Runs the command of each line of standard input; answers with a line about its end."""
+    """Starts the command of a line of standard input, or waits for one; answers with a line."""
     import experiments.steps  # noqa: F401 (has no flags of its own)
 
     # What the hub's client imports when it is first used.
@@ -51,20 +77,32 @@ def serve():
     importlib.import_module("sklearn.manifold")
     # Most of what LanceDB imports; itself it starts threads, which a fork does not survive.
     importlib.import_module("lance_namespace")
+    outputs = {}
     for line in sys.stdin:
-        with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        message = json.loads(line)
+        if "argv" in message:
+            files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115
             child = os.fork()
             if not child:
-                _become(*json.loads(line), stdout, stderr)
-            _, status = os.waitpid(child, 0)
-            ended = {"returncode": os.waitstatus_to_exitcode(status)}
-            for name, file in (("stdout", stdout), ("stderr", stderr)):
-                file.seek(0)
-                ended[name] = file.read().decode()
-        print(json.dumps(ended), flush=True)
+                _become(message["argv"], message["env"], *files)
+            outputs[child], answer = files, {"pid": child}
+        else:
+            _, status = os.waitpid(message["pid"], os.WUNTRACED)
+            answer = {} if os.WIFSTOPPED(status) else _ended(status, *outputs.pop(message["pid"]))
+        print(json.dumps(answer), flush=True)
+
+
+def _ended(status, *files):
+    ended = {"returncode": os.waitstatus_to_exitcode(status)}
+    for name, file in zip(("stdout", "stderr"), files, strict=True):
+        with file:
+            file.seek(0)
+            ended[name] = file.read().decode()
+    return ended
 
 
 def _become(argv, env, stdout, stderr):
+    signal.alarm(300)  # whatever hangs
     os.environ.update(env)
     with open(os.devnull) as nothing:
         for number, file in enumerate((nothing, stdout, stderr)):

@@ -1,5 +1,6 @@
 """The index: embedding folders of models, searching them, and what goes wrong."""
 
+import contextlib
 import json
 import os
 import re
@@ -10,14 +11,16 @@ import sys
 from pathlib import Path
 
 import jax
+import lancedb
 import numpy as np
+import pyarrow
 import pytest
 
 from experiments import steps
 from probex_jax import Expert, LowRank, ProbexError, open_model
 from probex_jax.experts import batches
 from probex_jax.language import HashingEncoder
-from probex_jax.search import Index, embedding, find_models, index, table
+from probex_jax.search import Index, Snapshot, embedding, find_models, index, sums, table
 from tests.end_to_end.warm import run
 from tests.search.conftest import LAYER, TEXT_DIM, make_expert, write_model
 
@@ -273,16 +276,107 @@ def test_an_interrupted_beginning_is_begun_again(made, models, name):
     assert len(again) == 5
 
 
+def make_old(path, *, times=1):
+    """Makes an index what the first version wrote, its rows so many times, the last ones marked."""
+    database = lancedb.connect(path)
+    rows = database.open_table("models").to_arrow()
+    fields = [field.with_nullable(True).remove_metadata() for field in rows.schema]
+    rows = rows.cast(pyarrow.schema(fields))
+    database.drop_table("models")
+    table = database.create_table("models", schema=rows.schema)
+    for time in range(times):
+        marked = pyarrow.array([f"row {time}"] * len(rows))
+        table.add(rows.set_column(rows.schema.get_field_index("text"), "text", marked))
+    about = json.loads((path / "index.json").read_text())
+    about = {name: about[name] for name in ("format", "expert", "ann")} | {"version": 1}
+    (path / "index.json").write_text(json.dumps(about))
+    (path / "models.sums.json").unlink()
+
+
+def check_healed(index, models, n_models):
+    found = Index.open(index.path)
+    assert len(found) == n_models
+    assert {hit.text for hit in contents(found).values()} == {"row 1"}
+    # The path is the key now: of two that add one at once the later one counts.
+    pair = [table.ModelTable(index.path, 8) for _ in range(2)]
+    for one in pair:
+        one.add([{"path": "/new"}], np.ones([1, 8]))
+    assert len(table.ModelTable(index.path, 8)) == n_models + 1
+    damaged = next((index.path / "models.lance").rglob("*.manifest"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(ProbexError, match=damaged.name):
+        Index.open(index.path)
+
+
+def test_a_doubled_index_of_an_earlier_version_heals(made, models, expert):
+    make_old(made.path, times=2)
+    old = Index.open(made.path)
+    assert len(old.near(np.ones(8), 100)) == len(old) == 10
+    again = Index.create_or_open(made.path, expert)
+    assert counts(again.add_models(find_models(models))) == (0, 0, 5, 0)
+    assert len(again) == 5
+    assert len(old.near(np.ones(8), 100)) == 10, "who reads goes on with what was there"
+    check_healed(made, models, 5)
+
+
+def test_healing_is_done_whole_or_not_at_all(made, models, expert, monkeypatch):
+    make_old(made.path, times=2)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*arguments):
+        raise Killed
+
+    again = Index.create_or_open(made.path, expert)
+    with monkeypatch.context() as patch:
+        patch.setattr(sums, "keep", kill)
+        with pytest.raises(Killed):
+            again.add_models(find_models(models))
+    assert len(Index.open(made.path)) == 5
+    Index.create_or_open(made.path, expert).add_models(find_models(models))
+    check_healed(made, models, 5)
+
+
+def test_a_flipped_bit_anywhere_is_noticed_or_changes_nothing(made, models, expert):
+    made.add_models(find_models(models)[:0])
+    write_model(models / "m5.safetensors", 5, ["bee"])
+    made.add_models(find_models(models))
+    (models / "m0.safetensors").unlink()
+    assert made.prune() == 1
+    made.optimise()
+
+    def state():
+        snapshot = Snapshot(Index.open(made.path))
+        return snapshot.models, snapshot.vectors_NT.tolist(), snapshot.index.near(np.ones(8), 9)
+
+    expected, kinds = state(), set()
+    for path in made.path.rglob("*"):
+        if not path.is_file() or made.path / "expert" in path.parents:
+            continue
+        kinds.add(path.suffix)
+        data = path.read_bytes()
+        for place in sorted({*range(0, len(data), 1 + len(data) // 40), len(data) - 1}):
+            flipped = bytearray(data)
+            flipped[place] ^= 1 << place % 8
+            path.write_bytes(flipped)
+            with contextlib.suppress(ProbexError):
+                assert state() == expected, (path, place)
+        path.write_bytes(data)
+    assert kinds >= {".lance", ".manifest", ".json", ".txn"}
+    assert state() == expected
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda path: shutil.rmtree(path), "no index here"),
-        (lambda path: (path / "index.json").write_text("{"), "cannot be read"),
-        (lambda path: (path / "index.json").write_text("[]"), "version None, expected 1"),
-        (lambda path: edit(path, version=2), "version 2, expected 1"),
+        (lambda path: (path / "index.json").write_text("{"), "index.json"),
+        (lambda path: (path / "index.json").write_text("[]"), "version None"),
+        (lambda path: edit(path, version=3), "version 3"),
         (lambda path: edit(path, expert={}), "damaged"),
         (lambda path: edit(path, ann={"models": "x"}), "damaged"),
-        (lambda path: shutil.rmtree(path / "models.lance"), "damaged or not whole"),
+        (lambda path: shutil.rmtree(path / "models.lance"), "models.lance"),
         (lambda path: shutil.rmtree(path / "expert"), "no such expert"),
     ],
 )

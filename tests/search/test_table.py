@@ -175,10 +175,8 @@ def test_an_absent_or_damaged_table_is_named(table, tmp_path):
     table.add(rows("ab"), vectors(2))
     for file in (tmp_path / "table").rglob("data/*.lance"):
         file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ProbexError, match=f"{tmp_path / 'table'}: the index is damaged"):
-        ModelTable(tmp_path / "table", DIM).nearest(np.ones(DIM), 1)
-    with pytest.raises(ProbexError, match=f"{tmp_path / 'table'}: the index is damaged"):
-        ModelTable(tmp_path / "table", DIM).nearest(np.ones(DIM), 1, "id = 'a'")
+    with pytest.raises(ProbexError, match=f"{tmp_path / 'table'}.*/data/.*damaged"):
+        ModelTable(tmp_path / "table", DIM)
 
 
 def test_without_lancedb_the_error_says_what_to_install(tmp_path, monkeypatch):

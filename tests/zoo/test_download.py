@@ -300,7 +300,7 @@ def test_only_one_process_downloads_a_model(hub, tmp_path, subset):
         fcntl.flock(file, fcntl.LOCK_EX)
         summary = get(Table(subset, listed, {}), tmp_path)
     assert summary.failed == {
-        listed[0].id: f"{tmp_path / subset}: another process downloads {listed[0].id}"
+        listed[0].id: f"{tmp_path / subset}: another process is downloading {listed[0].id}"
     }
     assert summary.added == len(listed) - 1
     # The lock of a process that was killed stops nobody.

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import safe_open
 
 from probex_jax.errors import ProbexError
-from probex_jax.files import check_same, write_json
+from probex_jax.files import check_same, one_writer, write_json
 from probex_jax.zoo.miniature import hf_files
 from probex_jax.zoo.miniature.kinds import TREES, Kind, Train
 from probex_jax.zoo.miniature.recipes import Recipe
@@ -62,11 +62,12 @@ def build(
       A summary per tree, in the order of `settings.trees`.
 
     Raises:
-      ProbexError: `out` holds a zoo that was made with other settings.
+      ProbexError: `out` holds a zoo that was made with other settings, or is being written.
     """
-    for name in settings.trees:
-        _claim(settings, name, out / name)
-    return [_build_tree(settings, name, out / name, on_progress) for name in settings.trees]
+    with one_writer(out):
+        for name in settings.trees:
+            _claim(settings, name, out / name)
+        return [_build_tree(settings, name, out / name, on_progress) for name in settings.trees]
 
 
 def count(settings: Settings) -> int:

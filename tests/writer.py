@@ -1,0 +1,68 @@
+"""A process that writes a folder: `python -m tests.writer WHAT STOPS ARGUMENTS…`.
+
+With STOPS it stops itself in the middle, where it has read what there is and goes on to write. What
+it writes is one of the functions below; a ProbexError ends it as it ends a command.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import probex_jax as px
+from probex_jax.experts import Recipe, sweep
+from probex_jax.forest import grow
+from probex_jax.search import Index, find_models
+from tests.search.conftest import make_expert
+
+SETTINGS = {
+    "encoder": {"name": "probex", "n_probes": 4, "proj_dim": 4, "rep_dim": 8},
+    "head": "class",
+    "recipe": Recipe(epochs=6, batch_size=8, eval_every=2),
+}
+
+
+def pack(stop, zoo, store):
+    """Packs a zoo."""
+    px.pack(px.scan(zoo), store, on_models=lambda total: stop())
+
+
+def index(stop, models, path):
+    """Indexes models."""
+    made = Index.create_or_open(path, make_expert())
+    made.add_models(find_models(models), on_model=lambda fault: stop())
+
+
+def forest(stop, store, path):
+    """Grows a forest by a tree."""
+    store = px.LayerStore.open(store)
+    split = store.split
+    store.split = lambda name: (stop(), split(name))[1]
+    grow(path, store)
+
+
+def train(stop, store, workdir, processes=1):
+    """Trains an expert on each layer."""
+    store = px.LayerStore.open(store)
+    progress = lambda layer, epochs: stop()  # noqa: E731
+    share = (0, int(processes))
+    sweep(store, Path(workdir), **SETTINGS, share=share, on_progress=progress)
+
+
+def main(what, stops, *arguments):
+    """Runs one of them."""
+    left = [stops == "True"]
+
+    def stop():
+        if left.pop() if left else False:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    try:
+        globals()[what](stop, *arguments)
+    except px.ProbexError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
