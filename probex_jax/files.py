@@ -256,7 +256,18 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(data: bytes | str, where: str) -> Any:
-    """Parses JSON text as `read_json` does; `where` is what errors call it."""
+    """Parses JSON text as `read_json` does.
+
+    Args:
+      data: the text.
+      where: what errors call it.
+
+    Returns:
+      Its value.
+
+    Raises:
+      ProbexError: as `read_json`.
+    """
     try:
         text = data if isinstance(data, str) else data.decode()
         value = json.loads(text)

@@ -171,7 +171,8 @@ class Packer:
             "status": status,
             "tree": self._store.tree,
             "split": model.split,
-            "source": model.where,
+            # A path may hold bytes that are no text.
+            "source": model.where.encode(errors="backslashreplace").decode(),
         }
 
     def _commit(

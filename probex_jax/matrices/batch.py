@@ -15,6 +15,9 @@ def batch_shape(x: Any) -> tuple[int, int, int]:
     Args:
       x: [N, H, W], anything with a shape.
 
+    Returns:
+      N, H and W.
+
     Raises:
       ValueError: if x does not have three axes; the message names its shape.
 

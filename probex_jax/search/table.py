@@ -286,9 +286,8 @@ class ModelTable:
         """Some fields of every model, and the unit vectors of all: [N, dim] float32."""
         with self._damage():
             found = self._table.search().select([*fields, "vector"]).to_arrow()
-            return found.select(list(fields)).to_pylist(), _vectors(
-                found["vector"].combine_chunks()
-            )
+            vectors_NT = _vectors(found["vector"].combine_chunks())
+            return found.select(list(fields)).to_pylist(), vectors_NT
 
     def _all_vectors(self) -> Iterator[np.ndarray]:
         with self._damage():
@@ -327,7 +326,7 @@ def unit(vectors: Any) -> np.ndarray:
 
 
 def _vectors(column: Any) -> np.ndarray:
-    return column.flatten().to_numpy().reshape(len(column), -1)
+    return column.flatten().to_numpy().reshape(-1, column.type.list_size)
 
 
 def _reason(error: BaseException) -> str:
