@@ -9,6 +9,8 @@ import pytest
 
 from tests.encoders.on_meshes import CASES
 
+# One worker runs the program.
+pytestmark = pytest.mark.xdist_group("meshes")
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-5
 

@@ -15,6 +15,8 @@ from tests.conftest import write_toy_zoo
 from tests.search.conftest import make_expert
 from tests.writer import SETTINGS
 
+# One worker makes the folders.
+pytestmark = pytest.mark.xdist_group("damaged json")
 DAMAGES = {
     "deep": b'{"version": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "rather deep": b'{"version": ' + b"[" * 500 + b"]" * 500 + b"}",

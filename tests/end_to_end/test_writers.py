@@ -122,6 +122,8 @@ class Training:
 
 
 WRITERS = (Pack, Indexing, Growing, Training)
+# The others take longer.
+KILLED = [Pack, Indexing, *(pytest.param(w, marks=pytest.mark.parity) for w in (Growing, Training))]
 
 
 @pytest.mark.parametrize("writer", WRITERS)
@@ -138,7 +140,7 @@ def test_the_second_writer_is_refused_and_the_first_goes_on(writer, tmp_path):
     assert is_refused(second, case.folder, first.pid)
 
 
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", KILLED)
 def test_a_killed_writer_keeps_nobody_out(writer, tmp_path):
     case = writer(tmp_path)
     first = start(*case.arguments, stops=True)
@@ -177,6 +179,7 @@ def test_two_writers_stopped_at_random(writer, seed, tmp_path):
     case.check()
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("place", [0, 1])
 def test_who_divides_the_layers_and_who_does_not_are_no_pair(place, tmp_path):
     case = Training(tmp_path)
