@@ -175,9 +175,10 @@ def one_writer(folder: Path, *, beside: bool = False) -> Iterator[None]:
         for other in path.parent.glob(f"{_SHARING}/*"):
             with alone(other, wait=False, needed=False) as is_left_over:
                 if not is_left_over:
+                    host, _, process = other.name.rpartition("-")
                     raise ProbexError(
                         f"{folder}: several processes that divide the work are writing here, one "
-                        f"of them {other.name}"
+                        f"of them pid {process} on {host}"
                     )
                 other.unlink()
         yield

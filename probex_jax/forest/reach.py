@@ -135,6 +135,8 @@ def resized(length: float, bounds: tuple[float, float]) -> str:
     if least <= length <= greatest:
         return ""
     typical = np.sqrt(least * greatest) or greatest
+    if not typical:
+        return "not all zeros, unlike"
     return f"{length / typical:.2g} times as large as" if length else "all zeros, unlike"
 
 

@@ -41,7 +41,6 @@ _PREFIXES = {
     "adaption_prompt": "adaption prompt",
     "adaption_gate": "adaption prompt",
     "prompt_embeddings": "prompt tuning",
-    "prompt_encoder": "prompt tuning",
 }
 # Only at the end of a name.
 _LAST = {
@@ -51,8 +50,8 @@ _LAST = {
     "diff": "delta",
     "diff_b": "delta",
 }
-# As a word, at the beginning or after an underscore: `qkv_lora1`, `lora_a`, `lycoris_…`.
-_LORA = re.compile(r"(?:\A|_)(?:lora|lycoris)(?![a-z])", re.IGNORECASE)
+# As a word, at the beginning or after an underscore: `qkv_lora1`, `lora_a`, `loraA`, `lycoris_…`.
+_LORA = re.compile(r"(?:\A|_)(?:[lL][oO][rR][aA]s?|lycoris)(?![a-z])")
 # cloneofsimo/lora numbers the layers and does not name them: `unet:0:up`.
 _NUMBERED = re.compile(r"\w+:[0-9]+:(?:up|down)")
 # LyCORIS's GLoRA: layers have such names, too, but not all four side by side.

@@ -1,5 +1,6 @@
 """What the tensors of a file are: layers, each read from some of them, and what is in none."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -99,7 +100,7 @@ def find_contents(tensors: Mapping[str, TensorInfo], where: str) -> Contents:
     left_out |= unread
     sources: dict[str, Source] = {}
     whole = {name: info for name, info in rest.items() if name not in unread}
-    for name, info, source in _sources(whole, packed):
+    for name, info, source in _sources(whole, packed, tensors):
         layer = names[name]
         if isinstance(info, str):
             left_out[name] = info
@@ -119,7 +120,7 @@ def find_contents(tensors: Mapping[str, TensorInfo], where: str) -> Contents:
 
 
 def _sources(
-    tensors: Mapping[str, TensorInfo], packed: Quantised
+    tensors: Mapping[str, TensorInfo], packed: Quantised, everything: Mapping[str, TensorInfo]
 ) -> Iterable[tuple[str, LayerInfo | str, Source]]:
     """Each tensor with the layer that it is, or the reason why it is none, and how it is read."""
     axes = axes_of(tensors)
@@ -130,6 +131,8 @@ def _sources(
             yield name, info, Source(name, None, scale)
         elif isinstance(order, str):
             yield name, order, Source(name)
+        elif scale and math.prod(everything[scale].shape) != 1:
+            yield name, "quantised with scales of an axis that is not known", Source(name)
         else:
             shape = tuple(tensor.shape[axis] for axis in order)
             yield name, as_layer(replace(tensor, shape=shape)), Source(name, order, scale)

@@ -10,15 +10,20 @@ from collections.abc import Mapping
 
 from probex_jax.model_files.safetensors_header import TensorInfo
 
-_KERNEL = re.compile(r"(?:\A|[./])kernel(?::0)?\Z")
-_KERNEL_ENDS = ("kernel", "kernel:0")
+# `Dense_0.kernel`, with any separator, what NNX adds to it, or as a path of keys.
+_KERNEL_END = r"kernel(?:\.value|:0|['\"]\])*\Z"
+_KERNEL = re.compile(r"(?:\A|[^A-Za-z0-9_]|\d_)" + _KERNEL_END)
+# `recurrent_kernel`, `depthwise_kernel`: of other layers, whose order is their own.
+_OTHER_KERNEL = re.compile(r"[A-Za-z]_" + _KERNEL_END)
 # Of a query, key, value or output of several heads: axes that are no kernel's.
-_HEADS = re.compile(r"(?:query|key|value|out|[qkvo](?:_proj)?)[./]kernel(?::0)?\Z")
+_HEADS = re.compile(r"(?:query|key|value|out|[qkvo](?:_proj)?)(?:[^A-Za-z0-9]+)" + _KERNEL_END)
 _MAX_WINDOW = 64
 _CONV1D = ("c_attn", "c_fc", "c_proj", "q_attn")
 _CONV1D_ENDS = tuple(f"{module}.weight" for module in _CONV1D)
-_EXPERTS = re.compile(r"(?:\A|[._])(?:experts?|moe)(?:[._]|\Z)", re.IGNORECASE)
+# `experts.0.` are the tensors of one.
+_EXPERTS = re.compile(r"(?:\A|[._])(?:experts?|moe)(?![._]\d)(?:[._]|\Z)", re.IGNORECASE)
 
+_ANY = "*"
 _UNKNOWN_KERNEL = "a Flax kernel whose order of axes is not known"
 
 
@@ -40,15 +45,16 @@ def axes_of(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...] | st
     found: dict[str, tuple[int, ...] | str] = {}
     for name, tensor in tensors.items():
         shape = tensor.shape
-        if name.endswith(_KERNEL_ENDS) and _KERNEL.search(name):
+        if "kernel" in name and _KERNEL.search(name):
             found[name] = _of_kernel(name, shape)
+        elif "kernel" in name and _OTHER_KERNEL.search(name):
+            found[name] = _UNKNOWN_KERNEL
         elif len(shape) == 3 and shape[0] > 1 and _EXPERTS.search(name):
             found[name] = "the stacked matrices of several experts, which are not read"
-        elif len(shape) == 2 and (module := _conv1d(name)):
-            turned = _is_turned(module, name, shape)
-            turned = conv1d.get(_model(name)) if turned is None else turned
+        elif len(shape) == 2 and _conv1d(name):
+            turned = conv1d.get(_model(name), conv1d.get(_ANY))
             if turned is None:
-                found[name] = "a Conv1D or a linear layer, of which its shape does not tell"
+                found[name] = "a Conv1D or a linear layer, of which the shapes do not tell"
             elif turned:
                 found[name] = (1, 0)
     return found
@@ -79,19 +85,23 @@ def _model(name: str) -> str:
 def _is_turned(module: str, name: str, shape: tuple[int, ...]) -> bool | None:
     """Whether a weight is [in, out], by its own shape; None where that does not tell."""
     rows, columns = shape
-    if rows != columns and module in ("c_attn", "c_fc"):  # which widen
+    if module == "c_attn" and 3 * min(shape) == max(shape):  # of a query, key and value
         return rows < columns
-    if rows != columns and name.endswith("mlp.c_proj.weight"):  # which narrows
-        return rows > columns
+    if ".mlp." in f".{name}" and max(shape) % min(shape) == 0 and rows != columns:
+        if module == "c_fc":  # which widens
+            return rows < columns
+        if module == "c_proj":  # which narrows
+            return rows > columns
     return None
 
 
 def _models_of_conv1d(tensors: Mapping[str, TensorInfo]) -> dict[str, bool]:
-    """Whether a model's weights are [in, out], where all of its shapes that tell agree."""
+    """Whether weights are [in, out], of each model in a file and of all, where shapes agree."""
     said: dict[str, set[bool]] = {}
     for name, tensor in tensors.items():
         if len(tensor.shape) == 2 and (module := _conv1d(name)):
             turned = _is_turned(module, name, tensor.shape)
             if turned is not None:
                 said.setdefault(_model(name), set()).add(turned)
-    return {model: turned.pop() for model, turned in said.items() if len(turned) == 1}
+                said.setdefault(_ANY, set()).add(turned)
+    return {model: next(iter(turned)) for model, turned in said.items() if len(turned) == 1}

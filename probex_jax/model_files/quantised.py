@@ -28,6 +28,7 @@ _METHODS = (
     ("W_q", "", "HQQ"),
     ("codes", "codebooks", "AQLM"),
     ("Qidxs", "", "QuIP#"),
+    ("B", "s", "Marlin"),
     ("weight_packed", "", "compressed-tensors"),
     ("weight._data", "", "quanto"),
     ("_weight_qdata", "", "torchao"),
@@ -40,12 +41,14 @@ _METHODS = (
 )
 # Of other methods: what integers are packed in, and what stands beside them.
 _INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "F4")
-_BESIDE_INTEGERS = re.compile(r"scale|zero|absmax|codebook|quant")
+_THEIRS = re.compile(r"scale|zero|absmax|amax|SCB|codebook|quant|\btables?\d?\Z")
 # Scales that are multiplied in: called after the tensor, or standing beside a `weight`.
 _AFTER = ("_scale", "_scale_inv")
 _BESIDE = ("scale_weight", "scale")
 # Scales of what goes through a layer, not of its weights.
-_ACTIVATIONS = re.compile(r"input|output|activation|act_|\b[kqv]_|prob|scale_in|scale_out")
+_ACTIVATIONS = re.compile(
+    r"\A(?!.*weight).*(?:input|output|activation|act_|\b[kqv]_|prob|_in|_out)"
+)
 # The last part of names that are a quantiser's, whatever stands beside them.
 _OWN = re.compile(
     r"(?:\A|\.)(?:weight_scales?(?:_inv|_2)?|scale_weight|(?:input|output|activation|[kqv])_scale|"
@@ -100,11 +103,11 @@ def quantised(tensors: Mapping[str, TensorInfo]) -> Quantised:
             left_out[weight] = f"quantised ({method}), which is not read"
             parts |= theirs
             continue
-        own = {last: name for last, name in names.items() if "scale" in last or _OWN.search(last)}
+        own = {last: n for last, n in names.items() if _THEIRS.search(last) or _OWN.search(last)}
         if not own:
             continue
         if any(_is_integers(tensors[name]) for name in names.values()):
-            parts |= {n for last, n in names.items() if _BESIDE_INTEGERS.search(last)}
+            parts |= {*own.values()}
         for last, name in names.items():
             scale, reason = _scale_of(last, names, tensors, own)
             if reason:
@@ -182,12 +185,12 @@ def _scale_of(
     # `scale` alone may be a parameter like any other, but beside 8-bit floats it is theirs.
     known = [last + end for end in _AFTER]
     known += _BESIDE if is_float8 else _BESIDE[:1] if is_weight else ()
-    scale = next((names[end] for end in known if end in names), "")
-    if scale and is_float8 and _fits(tensors[scale], tensor):
-        return scale, ""
-    if not scale and is_float8:
-        unknown = (names[end] for end in own if "scale" in end and not _ACTIVATIONS.search(end))
-        scale = next(unknown, "")
+    found = [end for end in known if end in names]
+    if is_float8 and not found:
+        found = [end for end in own if not _ACTIVATIONS.search(end)]
+    elif is_float8 and len(found) == 1 and _fits(tensors[names[found[0]]], tensor):
+        return names[found[0]], ""
+    scale = names[found[0]] if found else ""
     spelt = quoted(scale.rpartition(".")[2])
     return scale, scale and f"{tensor.dtype} with scales of an unknown quantiser, {spelt}"
 

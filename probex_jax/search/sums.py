@@ -6,7 +6,6 @@ are written once and never changed, so a list of their CRC-32C tells whether the
 
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ NAME = "models.sums.json"
 _FOLDER = "models.lance"
 _CRC = "crc32c"
 _PIECE_BYTES = 2**22
-# A writer removes files of old versions, and then lists what is left.
-_TRIES, _PAUSE_S = 20, 0.1
 
 
 def check(folder: Path) -> tuple[int, dict[str, int]]:
@@ -36,18 +33,14 @@ def check(folder: Path) -> tuple[int, dict[str, int]]:
       The version of the table that was listed last, and the checksums; 0 where none are listed.
 
     Raises:
-      ProbexError: if a file is damaged or missing; the message names it.
+      ProbexError: if a file is damaged; the message names it.
     """
-    damaged = ""
-    for _ in range(_TRIES):
-        version, sums = _read(folder)
-        damaged = next((name for name, crc in sums.items() if _crc(folder / name) != crc), "")
-        if not damaged:
-            return version, sums
-        if (folder / damaged).exists():
-            break
-        time.sleep(_PAUSE_S)
-    raise ProbexError(f"{folder / damaged}: damaged or missing; index again into another folder")
+    version, sums = _read(folder)
+    for name, crc in sums.items():
+        # A file that is gone is of an old version, which a writer removed; or LanceDB misses it.
+        if _crc(folder / name) not in (crc, None):
+            raise ProbexError(f"{folder / name}: damaged; index again into another folder")
+    return version, sums
 
 
 def keep(folder: Path, version: int, known: Mapping[str, int]) -> dict[str, int]:

@@ -120,13 +120,17 @@ class Guard:
         """Whether a browser says that a page of another site sends this; programs say nothing."""
         sites = {value for name, value in headers if name == b"sec-fetch-site"}
         origins = [value for name, value in headers if name == b"origin"]
+        is_same = sites == {b"same-origin"}
         return not (
             sites <= {b"same-origin", b"none"}
-            and all(self._is_own(origin.decode("latin-1"), host) for origin in origins)
+            and all(self._is_own(origin.decode("latin-1"), host, is_same) for origin in origins)
         )
 
-    def _is_own(self, origin: str, host: bytes) -> bool:
-        """Whether an origin has the host and port that this server is asked by, or is a proxy."""
+    def _is_own(self, origin: str, host: bytes, is_same: bool) -> bool:
+        """Whether an origin has the host and port that this server is asked by, or is a proxy.
+
+        A proxy may have a port of its own if the browser says that the page is of the same origin.
+        """
         scheme, _, authority = origin.partition("://")
         default = _DEFAULT_PORTS.get(scheme.lower())
         if default is None:  # also the origin "null", of sandboxed frames
@@ -135,7 +139,7 @@ class Guard:
         own = _host_and_port(host.decode("latin-1"), default)
         if page is None or not page[0]:
             return False
-        return page == own or (page[0] in self._proxies and page[1] == default)
+        return page == own or (page[0] in self._proxies and (is_same or page[1] == default))
 
     def _event(self, body: bytes) -> bytes:
         """An event of the page, in which files are named by their paths on this machine.

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 import probex_jax as px
 from probex_jax import ProbexError, open_model
 from probex_jax.forest import TreeRouter, route
-from probex_jax.forest.reach import radius_of
+from probex_jax.forest.reach import length_range, radius_of, resized
 from probex_jax.forest.router import check_apart
 from tests.forest.conftest import (
     CONV,
@@ -280,3 +280,9 @@ def test_unrelated_roots_are_as_far_as_their_lengths_say():
     """What the toys of these tests rest on."""
     one, other = (root(seed)["body.0.weight"] for seed in (1, 2))
     assert np.sum((one - other) ** 2) == pytest.approx(np.sum(one**2) + np.sum(other**2), rel=0.2)
+
+
+def test_a_layer_that_all_training_models_have_as_zeros_may_be_nothing_else():
+    bounds = length_range(np.zeros(5), is_lora=False)
+    assert resized(0.0, bounds) == ""
+    assert "zeros" in resized(1.0, bounds)

@@ -54,7 +54,9 @@ SPELLINGS = {
     "OFT": ("{}.oft_blocks", "{}.oft_diag"),
     "(IA)3": ("{}.ia3_l", "lora_unet_mid_block.weight"),
     "LoRA of an embedding": ("{}.lora_embedding_B", "{}.lora_embedding_A"),
-    "prompt tuning": ("prompt_embeddings", "prompt_encoder.embedding.weight"),
+    "prompt tuning": ("prompt_embeddings", "text_encoder.prompt_embeddings"),
+    "in one word": ("{}.loraB.weight", "{}.loraA.weight"),
+    "several": ("{}.loras.0.up", "{}.loras.0.down"),
     "with slashes": ("text/lora_up", "text/lora_down"),
 }
 
@@ -83,6 +85,7 @@ def test_glora_is_told_by_its_four_factors(tmp_path, path):
 
 def test_words_that_look_like_those_of_adapters_are_layers(tmp_path):
     names = ["flora.weight", "a1.weight", "a2.weight", "backbone_block.weight", "difference.weight"]
+    names += ["prompt_encoder.mask_downscaling.0.weight", "experts.0.fc.weight"]
     names += ["soft_max.weight", "loraine.weight", "diffuser.up.weight", "diffuser.down.weight"]
     with opened(tmp_path, {name: drawn(4, 4) for name in names}) as m:
         assert set(m.layers) == set(names)
@@ -229,6 +232,21 @@ QUANTISED = {
     },
     "an unknown quantiser": {"weight": drawn(8, 8, dtype=FLOAT8), "weight_scale": drawn(8, 4)},
     "an unknown quantiser, by name": {"weight": drawn(8, 8, dtype=FLOAT8), "qscale": drawn(1)},
+    "an unknown quantiser, without scale": {
+        "weight": drawn(8, 8, dtype=FLOAT8),
+        "weight.absmax": drawn(8, 2),
+    },
+    "an unknown quantiser, of two scales": {
+        "weight": drawn(8, 8, dtype=FLOAT8),
+        "weight_scale": drawn(1),
+        "weight_scale_inv": drawn(1),
+    },
+    "Marlin": {"B": integers(8, 8), "s": drawn(2, 8, dtype="f2")},
+    "integer, with tables": {
+        "weight": integers(8, 8, dtype="i2"),
+        "scales": drawn(8, 2),
+        "tables2": drawn(8, 2),
+    },
     "an unknown quantiser, of halves": {
         "weight": drawn(8, 8, dtype="f2"),
         "weight_scale": drawn(8, 4),
@@ -284,6 +302,36 @@ def test_flax_kernels_become_outputs_by_inputs(tmp_path):
         assert plain is None or set(plain.places) <= {"Embed_0.embedding"}
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "['params']['Dense_0']['kernel']",
+        "lin.kernel.value",
+        "Dense_0|kernel",
+        "params_Dense_0_kernel",
+    ],
+)
+def test_flax_kernels_are_told_however_their_path_is_written(tmp_path, name):
+    with opened(tmp_path, {name: drawn(16, 8)}) as m:
+        np.testing.assert_array_equal(m.matrix(name), drawn(16, 8).T)
+
+
+def test_kernels_of_other_layers_are_left_out(tmp_path):
+    names = ["rnn/recurrent_kernel", "x/depthwise_kernel"]
+    with opened(tmp_path, {name: drawn(3, 3, 4, 8) for name in names} | {"w": drawn(2, 2)}) as m:
+        assert [*m.layers] == ["w"]
+        assert set(m.left_out) == set(names)
+
+
+def test_of_what_is_turned_only_one_scale_is_multiplied_in(tmp_path):
+    stored, scale = drawn(4, 4, dtype=FLOAT8), np.full([1], 2, "f4")
+    tensors = {"a.kernel": stored, "a.kernel_scale": scale}
+    tensors |= {"b.kernel": stored, "b.kernel_scale": drawn(4, 1)}
+    with opened(tmp_path, tensors) as m:
+        np.testing.assert_array_equal(m.matrix("a.kernel"), 2 * stored.astype("f4").T)
+        assert "b.kernel" in m.left_out
+
+
 def gpt(turned, square="transformer.h.0.attn.c_proj.weight"):
     weights = {
         "transformer.h.0.attn.c_attn.weight": drawn(72, 24),
@@ -292,6 +340,17 @@ def gpt(turned, square="transformer.h.0.attn.c_proj.weight"):
         square: drawn(24, 24, seed=3),
     }
     return weights, {n: np.ascontiguousarray(w.T) if turned else w for n, w in weights.items()}
+
+
+def test_shapes_that_do_not_tell_take_the_word_of_others_in_the_file(tmp_path):
+    _, stored = gpt(turned=False)
+    others = {"visual.attnpool.c_proj.weight": drawn(8, 4)}
+    with opened(tmp_path, stored | others) as m:
+        assert m.left_out == {}
+        assert m.matrix("visual.attnpool.c_proj.weight").shape == (8, 4)
+    narrow = {"c_fc.weight": drawn(10, 64), "h.0.attn.c_attn.weight": drawn(48, 36)}
+    with opened(tmp_path, narrow) as m:
+        assert set(m.left_out) == set(narrow)
 
 
 @pytest.mark.parametrize("turned", [True, False])

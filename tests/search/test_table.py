@@ -1,7 +1,9 @@
 """The table of vectors: upsert, filters, hostile text, the approximate index."""
 
 import sys
+from datetime import timedelta
 
+import lancedb
 import numpy as np
 import pytest
 
@@ -183,3 +185,16 @@ def test_without_lancedb_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lancedb", None)
     with pytest.raises(ProbexError, match="pip install 'lancedb"):
         ModelTable(tmp_path, DIM, create=True)
+
+
+def test_a_list_of_files_that_were_removed_since_is_no_damage(tmp_path):
+    """As of a writer that was killed between removing old versions and listing what is left."""
+    table = ModelTable(tmp_path, 4, create=True)
+    for number in range(4):
+        table.add([{"path": f"/{number}"}], np.eye(4)[[number]])
+    with pytest.warns(UserWarning, match="cleanup_older_than"):
+        lancedb.connect(tmp_path).open_table("models").optimize(cleanup_older_than=timedelta(0))
+    found = ModelTable(tmp_path, 4, checked=True)
+    rows, vectors_NT = found.everything(["path"])
+    assert sorted(row["path"] for row in rows) == ["/0", "/1", "/2", "/3"]
+    assert vectors_NT.shape == (4, 4)

@@ -124,3 +124,11 @@ def test_a_proxy_need_not_pass_its_name_on(sent, origin, expected):
 def test_reading_is_open_to_all(sent):
     headers = [HERE, ("Origin", "http://evil.example"), ("Sec-Fetch-Site", "cross-site")]
     assert sent(headers, "GET", "/api/search?query=cat") == PASSED
+
+
+@pytest.mark.parametrize(("site", "expected"), [("same-origin", PASSED), ("none", REFUSED)])
+def test_a_proxy_may_have_a_port_that_it_does_not_pass_on(sent, site, expected):
+    names = ("models.example.org",)
+    origin = ("Origin", "https://models.example.org:8443")
+    headers = [("Host", names[0]), origin, ("Sec-Fetch-Site", site)]
+    assert sent(headers, hosts=names, proxies=names) == expected
