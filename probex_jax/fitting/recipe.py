@@ -1,10 +1,12 @@
-"""How an expert is trained, and variants of it that are tried side by side."""
+"""How parameters are trained by gradient descent, and variants that are tried side by side."""
 
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+import optax
 
 from probex_jax.errors import ProbexError
 
@@ -12,13 +14,13 @@ from probex_jax.errors import ProbexError
 COMPUTE = ("float32", "tensorfloat32", "bfloat16")
 # What the matrices of a layer are kept in on a device.
 STORAGE = ("float32", "bfloat16")
-# Fields that may differ between experts that are trained by one compiled program.
+# Fields that may differ between networks that one compiled program trains.
 VARIED = ("learning_rate", "l2", "seed")
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How an expert is trained; the defaults are those of the ProbeX paper.
+class Adam:
+    """Training by Adam; the defaults are those of the ProbeX paper.
 
     Args:
       learning_rate: of Adam.
@@ -37,7 +39,7 @@ class Recipe:
       ProbexError: if a field is of another type or out of its range.
 
     Example:
-      >>> Recipe(epochs=100).n_evaluations
+      >>> Adam(epochs=100).n_evaluations
       5
     """
 
@@ -70,7 +72,7 @@ class Recipe:
         return 1 + -(-self.epochs // self.eval_every)
 
 
-def variants(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> tuple[Recipe, ...]:
+def variants(recipe: Adam, grid: Mapping[str, Sequence[Any]]) -> tuple[Adam, ...]:
     """A recipe with every combination of some values of some of its fields.
 
     Args:
@@ -84,7 +86,7 @@ def variants(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> tuple[Recipe,
       ProbexError: if a field is another, has no value, or a value that it cannot have.
 
     Example:
-      >>> [(r.l2, r.seed) for r in variants(Recipe(), {"l2": [0.0, 0.1], "seed": [7]})]
+      >>> [(r.l2, r.seed) for r in variants(Adam(), {"l2": [0.0, 0.1], "seed": [7]})]
       [(0.0, 7), (0.1, 7)]
     """
     for field, values in grid.items():
@@ -98,3 +100,21 @@ def variants(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> tuple[Recipe,
         dataclasses.replace(recipe, **dict(zip(grid, values, strict=True)))
         for values in itertools.product(*grid.values())
     )
+
+
+class Rates(NamedTuple):
+    """What an optimiser is told: `Adam.learning_rate` and `Adam.l2`."""
+
+    learning_rate: Any
+    l2: Any
+
+
+def adam(rates: Rates, *, decays: bool = True) -> optax.GradientTransformation:
+    """Adam with the L2 term in the gradient, as PyTorch's Adam has it.
+
+    Args:
+      rates: values, which may be traced.
+      decays: whether there is an L2 term at all; without, parameters are read less often.
+    """
+    l2 = optax.add_decayed_weights(rates.l2) if decays else optax.identity()
+    return optax.chain(l2, optax.adam(rates.learning_rate))

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from probex_jax.experts.objective import Split
+from probex_jax.fitting.data import Split
 from probex_jax.matrices import Centred
 
 AXIS = "models"
@@ -94,22 +94,40 @@ class Devices:
         ]
         return np.concatenate(ours)
 
-    def put(self, split: Split, n_models: int) -> Split:
+    @property
+    def platform(self) -> str:
+        """Of what kind they are, such as "cpu"."""
+        devices = jax.devices() if self.mesh is None else self.mesh.devices.flat
+        return devices[0].platform
+
+    def put(self, split: Split, n_models: int, *, layers: bool = True) -> Split:
         """A split on the devices.
 
         Args:
-          split: of the models that this process holds (`models`): x [L, n, H, W] of L layers in
-            host memory, y [n, ...], texts of all.
+          split: of the models that this process holds (`models`), in host memory: y [n, ...],
+            x [L, n, H, W] of L layers, or without `layers` [n, H, W].
           n_models: models of the split, of all processes.
 
         Returns:
-          x [L, N, H, W], y [N, ...] and a weight [N], N with the copies.
+          The same of N models, N with the copies, and a weight [N].
         """
         if self.mesh is None:
             return jax.device_put(split)
         weight: Any = (self._numbers(n_models) < n_models).astype(np.float32)
         weighted = split._replace(weight=weight)
-        return jax.tree.map(self._global, weighted, specs(weighted))
+        return jax.tree.map(self._global, weighted, specs(weighted, layers=layers))
+
+    def put_all(self, split: Split) -> Split:
+        """As `put`, of all models of a split, x [L, N, H, W], which every process holds."""
+        n_models = split.y.shape[0]
+        if self.mesh is not None:
+            ours, x = self.models(n_models), split.x
+            matrices = x.factors if isinstance(x, Centred) else x
+            rows: Any = jax.tree.map(lambda leaf: leaf[:, ours], matrices)
+            if isinstance(x, Centred):  # the centre is of all models
+                rows = Centred(rows, x.centre)
+            split = split._replace(x=rows, y=split.y[ours])
+        return self.put(split, n_models)
 
     def replicated(self, tree: Any) -> Any:
         """Arrays that are the same on all devices."""
@@ -210,21 +228,18 @@ def widths(orders: np.ndarray, batch_size: int, n_models: int, count: int) -> Wi
     return Width(int(max(most[0], 1)), int(max(most[1], 1)))
 
 
-def specs(split: Split) -> Split:
-    """How the leaves of a split [L, N, ...] are divided among the devices."""
+def specs(split: Split, *, layers: bool = True) -> Split:
+    """How the leaves of a split are divided among the devices: x [L, N, ...], or without L."""
+    divided = P(None, AXIS) if layers else P(AXIS)
+    x = jax.tree.map(lambda leaf: divided, split.x)
+    if isinstance(split.x, Centred):  # the centre is of all models
+        x = Centred(x.factors, jax.tree.map(lambda leaf: P(), split.x.centre))
     return Split(
-        x=_of_matrices(split.x),
-        y=P(AXIS),  # type: ignore[arg-type]
-        texts=None if split.texts is None else P(),  # type: ignore[arg-type]
-        weight=None if split.weight is None else P(AXIS),  # type: ignore[arg-type]
+        x=x,
+        y=P(AXIS),
+        texts=None if split.texts is None else P(),
+        weight=None if split.weight is None else P(AXIS),
     )
-
-
-def _of_matrices(x: Any) -> Any:
-    divided = jax.tree.map(lambda leaf: P(None, AXIS), x)
-    if isinstance(x, Centred):  # the centre is of all models
-        return Centred(divided.factors, jax.tree.map(lambda leaf: P(), x.centre))
-    return divided
 
 
 def _divided(

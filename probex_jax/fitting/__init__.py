@@ -1,0 +1,34 @@
+"""Fitting networks to arrays: matrices and targets in, parameters out; no store, path or expert."""
+
+from probex_jax.fitting.calibration import calibration_error, reliability
+from probex_jax.fitting.closed_form import ClosedForm, fit_closed_form
+from probex_jax.fitting.data import Split
+from probex_jax.fitting.fit import Fit, fit
+from probex_jax.fitting.metrics import Score, mean_score, share
+from probex_jax.fitting.network import ENCODERS, Network, build_network
+from probex_jax.fitting.recipe import Adam
+from probex_jax.fitting.sharding import Devices
+from probex_jax.fitting.task import Number, OneClass, SeveralClasses, Task, Texts
+
+__all__ = [
+    "ENCODERS",
+    "Adam",
+    "ClosedForm",
+    "Devices",
+    "Fit",
+    "Network",
+    "Number",
+    "OneClass",
+    "Score",
+    "SeveralClasses",
+    "Split",
+    "Task",
+    "Texts",
+    "build_network",
+    "calibration_error",
+    "fit",
+    "fit_closed_form",
+    "mean_score",
+    "reliability",
+    "share",
+]

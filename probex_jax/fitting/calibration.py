@@ -1,0 +1,51 @@
+"""How far stated probabilities may be believed."""
+
+import numpy as np
+
+_BINS = 15
+
+
+def calibration_error(promised: np.ndarray, held: np.ndarray) -> float:
+    """Expected calibration error: how far probabilities are from the shares that they promise.
+
+    Args:
+      promised: [M] probabilities, as of `Task.promises`.
+      held: [M], 1 where what was stated is so, else 0.
+
+    Returns:
+      Mean over the M, in 15 bins of equal width, of |mean probability - share that is so|.
+
+    Example:
+      >>> round(calibration_error(np.full(4, 0.9), np.array([1, 1, 1, 0])), 3)
+      0.15
+
+    References:
+      Naeini, Cooper, Hauskrecht: Obtaining Well Calibrated Probabilities Using Bayesian Binning,
+      AAAI 2015.
+    """
+    counts, promises, so = reliability(promised, held)
+    return float(np.sum(np.abs(so - promises)) / np.sum(counts))
+
+
+def reliability(promised: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """What the calibration error is made of: promises and what became of them, bin by bin.
+
+    Args:
+      promised, held: as `calibration_error` takes them.
+
+    Returns:
+      [3, 15]: of each bin the number of entries, the sum of their probabilities, and how many of
+      them are so.
+
+    Example:
+      >>> counts, promises, so = reliability(np.array([0.9, 0.2]), np.array([1, 0]))
+      >>> np.flatnonzero(counts), so[[3, 13]]
+      (array([ 3, 13]), array([0., 1.]))
+    """
+    p_M = np.asarray(promised, np.float64)
+    places = np.minimum((p_M * _BINS).astype(int), _BINS - 1)
+    sums = [
+        np.bincount(places, weights, minlength=_BINS)
+        for weights in (None, p_M, np.asarray(held, np.float64))
+    ]
+    return np.stack([np.asarray(each, np.float64) for each in sums])

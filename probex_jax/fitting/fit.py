@@ -1,0 +1,218 @@
+"""Fitting one network to arrays: matrices and targets in; variables, figures, answers out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.typing import ArrayLike
+
+from probex_jax.encoders import Dense
+from probex_jax.errors import ProbexError
+from probex_jax.fitting import inference
+from probex_jax.fitting.calibration import calibration_error
+from probex_jax.fitting.centre import Tree, centre_rank, moments, normalised, tree_of
+from probex_jax.fitting.closed_form import ClosedForm, fit_closed_form
+from probex_jax.fitting.data import Split, check_finite, check_splits
+from probex_jax.fitting.group import Group, select
+from probex_jax.fitting.loop import Loss, State
+from probex_jax.fitting.network import Network, network_of
+from probex_jax.fitting.recipe import Adam
+from probex_jax.fitting.sharding import ONE, Devices
+from probex_jax.fitting.task import SeveralClasses, Task
+from probex_jax.matrices import LowRank, Matrices
+
+# Without validation models, the share of the training models that Adam sets aside.
+_ASIDE = 0.2
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A network that was fitted, and how good it is.
+
+    Args:
+      network: encoder and head, reading matrices as they are in files.
+      variables: its Linen variables.
+      task: what it tells.
+      recipe: how it was fitted.
+      temperature: what makes its logits calibrated predictions.
+      figures: accuracy, chance, loss and calibration error on the models that chose, by name.
+      texts: [Y, D], of the task `Texts` the embeddings that were the candidates in training.
+    """
+
+    network: Network
+    variables: Mapping[str, Any]
+    task: Task
+    recipe: Adam | ClosedForm
+    temperature: float
+    figures: Mapping[str, Any]
+    texts: Any = None
+
+    def logits(self, x: Matrices, texts: ArrayLike | None = None) -> jax.Array:
+        """Logits [N, Y] of matrices [N, H, W], compared with `texts` or those of training."""
+        texts = self.texts if texts is None else texts
+        return inference.logits(self.network, self.variables, x, texts)
+
+    def predictions(self, x: Matrices, texts: ArrayLike | None = None) -> jax.Array:
+        """Calibrated answers for matrices [N, H, W], as the task has them."""
+        return self.task.predictions(self.logits(x, texts), self.temperature)
+
+    def encode(self, x: Matrices) -> jax.Array:
+        """Representations [N, T] of matrices [N, H, W]."""
+        return inference.representations(self.network, self.variables, x)
+
+
+def fit(
+    encoder: nn.Module,
+    x: Matrices,
+    y: ArrayLike,
+    *,
+    val: tuple[Matrices, ArrayLike] | Split | None = None,
+    task: Task = SeveralClasses(),  # noqa: B008, frozen
+    recipe: Adam | ClosedForm | None = None,
+    key: jax.Array | None = None,
+    normalise: str = "centre",
+    texts: ArrayLike | None = None,
+    loss: Loss | None = None,
+    optimiser: optax.GradientTransformation | None = None,
+    devices: Devices = ONE,
+    on_evaluation: Callable[[State], None] = lambda state: None,
+) -> Fit:
+    """Fits an encoder and a head to the matrices of one layer.
+
+    Args:
+      encoder: a Linen module, [N, H, W] matrices -> [N, rep_dim].
+      x: [N, H, W] float, the layer of the training models; or `LowRank` of that shape.
+      y: their targets, as the task takes them.
+      val: x and y of the models that settings, the best epoch and calibration are chosen by; of
+        the task `Texts` a `Split`, with candidates of its own. None to choose among the training
+        models: the closed form by cross-validation, after which it is fitted to all of them; Adam
+        by a fifth of them, which it sets aside.
+      task: what is to be told; `SeveralClasses`, `OneClass`, `Texts`, `Number`, or your own.
+      recipe: `Adam` or, for `Dense`, the default there, `ClosedForm`.
+      key: of Adam's initialisation, order and models set aside; None for the recipe's seed.
+      normalise: "centre" to subtract the mean of the training matrices and divide by the spread of
+        what is left, which the network does itself when it is asked; "scale" to divide alone;
+        "none".
+      texts: of the task `Texts`, embeddings [Y, D] of the candidates in training.
+      loss: of each model [N], of logits [N, Y] and targets; None for the task's.
+      optimiser: for Adam's place; its learning rate and L2 term are then not used.
+      devices: what Adam trains on.
+      on_evaluation: called with the state after each of Adam's evaluations.
+
+    Returns:
+      What was fitted.
+
+    Raises:
+      ProbexError: before anything is fitted, if an array does not fit the others, the task or the
+        network, matrices are not finite or all the same, or an argument is not of this recipe.
+
+    Example:
+      >>> import jax
+      >>> from probex_jax import Adam, ProbeX, fit
+      >>> x = jax.random.normal(jax.random.key(0), [60, 6, 5])
+      >>> y = (x[:, :1, 0] > 0).astype(int)
+      >>> found = fit(ProbeX(4, 4, 8), x[:40], y[:40], val=(x[40:], y[40:]),
+      ...             recipe=Adam(learning_rate=0.01, epochs=100))
+      >>> found.figures["accuracy"] > found.figures["chance"]
+      True
+      >>> found.predictions(x[:3]).shape
+      (3, 1)
+    """
+    recipe = recipe or (ClosedForm() if isinstance(encoder, Dense) else Adam())
+    train, chosen_by = _splits(x, y, val, texts, recipe, key)
+    n_outputs = None if task.head == "text" else task.n_outputs(train.y)
+    closed = isinstance(recipe, ClosedForm)
+    if closed and not (loss is None and optimiser is None):
+        raise ProbexError("loss, optimiser: the closed form has its own; give recipe=Adam()")
+    splits = {"train": train} if chosen_by is None else {"train": train, "val": chosen_by}
+    check_splits(task, n_outputs, splits)
+    check_finite(splits)
+    task = task.fitted(train.y)
+    tree = _tree(train.x, normalise)
+    splits = {n: split._replace(x=normalised(split.x, tree)) for n, split in splits.items()}
+    head = "none" if closed else task.head
+    reading = network_of(encoder, head, n_outputs or 0, logit_scale=task.logit_scale)
+    if closed:
+        found = fit_closed_form(reading, task, recipe, splits["train"], splits.get("val"))
+        params, logits_MY, more = found.params, found.logits, {"penalty": found.penalty}
+    else:
+        group = Group(
+            reading,
+            task,
+            (recipe,),
+            1,
+            {name: split.x.shape[0] for name, split in splits.items()},
+            devices,
+            keys=None if key is None else [key],
+            loss=loss,
+            optimiser=optimiser,
+        )
+        best = _trained(group, splits, on_evaluation)
+        params, more = best.params, {"best_epoch": int(best.epoch)}
+        val_x, val_texts = splits["val"].x, splits["val"].texts
+        logits_MY = np.asarray(inference.logits(reading, {"params": params}, val_x, val_texts))
+    network = reading.clone(normalise=normalise, centre_rank=centre_rank(tree))
+    variables = {"params": params} | ({"tree": dict(tree)} if tree else {})
+    asked_y = np.asarray((chosen_by or train).y)
+    temperature = task.best_temperature(logits_MY, asked_y)
+    predictions = np.asarray(task.predictions(jnp.asarray(logits_MY), temperature))
+    score = task.score(logits_MY, asked_y)
+    figures = {
+        "accuracy": score.value,
+        "interval": (score.low, score.high),
+        "chance": task.chance(np.asarray(train.y), asked_y),
+        "loss": task.mean_loss(logits_MY, asked_y),
+        "calibration_error": calibration_error(*task.promises(predictions, asked_y)),
+        "n_models": {name: split.x.shape[0] for name, split in splits.items()},
+        **more,
+    }
+    return Fit(network, variables, task, recipe, temperature, figures, texts)
+
+
+def _splits(
+    x: Any, y: Any, val: Any, texts: Any, recipe: Adam | ClosedForm, key: jax.Array | None
+) -> tuple[Split, Split | None]:
+    """The training models, and those that choose; None where cross-validation does."""
+    train = Split(x, np.asarray(y), texts)
+    if val is not None:
+        val = val if isinstance(val, Split) else Split(*val, texts)
+        return train, val._replace(y=np.asarray(val.y))
+    if isinstance(recipe, ClosedForm):
+        return train, None
+    n_models = len(train.y)
+    key = jax.random.key(recipe.seed) if key is None else key
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 2), n_models))
+    aside, rest = np.split(order, [max(1, round(_ASIDE * n_models))])
+    if not len(rest):
+        raise ProbexError(f"{n_models} models: too few to set some aside; give val")
+    return (
+        train._replace(x=x[rest], y=train.y[rest]),
+        train._replace(x=x[aside], y=train.y[aside]),
+    )
+
+
+def _tree(x: Any, normalise: str) -> Tree:
+    if normalise == "none":
+        return {}
+    return tree_of(moments([jax.device_get(x)]), normalise, factors=isinstance(x, LowRank))
+
+
+def _trained(group: Group, splits: Mapping[str, Split], on_evaluation: Any) -> Any:
+    """The best on "val" of one network."""
+    stacked = {}
+    for name, split in splits.items():
+        split = split._replace(
+            x=jax.tree.map(lambda leaf: leaf[None], split.x), y=group.task.encoded(split.y)
+        )
+        stacked[name] = group.devices.put_all(split)
+    stacked["train"] = group.prepared(stacked["train"])
+    state = group.train(group.initial(stacked["train"]), stacked, on_evaluation=on_evaluation)
+    return jax.device_get(select(state, 0, 0).best["val"])

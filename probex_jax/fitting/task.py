@@ -1,0 +1,448 @@
+"""What is asked of a model: how its answer is trained, scored, calibrated and named."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from scipy.optimize import minimize_scalar
+
+from probex_jax.errors import ProbexError
+from probex_jax.fitting.metrics import Score, share
+
+# Factors that are tried, 5 % apart, and the bounds of a temperature.
+_FACTORS = np.geomspace(0.1, 100.0, 142)
+_LOG_TEMPERATURES = (-10.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """What is asked of a model.
+
+    `loss`, `correct` and `predictions` are functions of arrays that run under `jit`; what follows
+    training is computed in NumPy, in float64. Subclass it to ask something else, or override
+    `loss` to train for something else: scores and calibration stay those of the task.
+    """
+
+    # On cards and in configs.
+    name: ClassVar[str]
+    # The head that a network has for it.
+    head: ClassVar[str] = "class"
+    # What one prediction is of.
+    predicts: ClassVar[str] = "class"
+    # Scale of a text head's cosines.
+    logit_scale: ClassVar[float] = 1.0
+    # Whether exactly one of the candidates is right.
+    exclusive: ClassVar[bool] = False
+
+    @abstractmethod
+    def n_outputs(self, y: Any) -> int:
+        """How many logits a model has, told from the targets of the training models."""
+
+    @abstractmethod
+    def check(self, where: str, y: Any, n_models: int, n_outputs: int) -> None:
+        """Raises a ProbexError, which names `where`, unless y are targets of so many models."""
+
+    def fitted(self, y: Any) -> Task:
+        """The task with what it has to know of the training targets."""
+        return self
+
+    def encoded(self, y: Any) -> Any:
+        """The targets as `loss` and `correct` take them."""
+        return y
+
+    @abstractmethod
+    def loss(self, logits: jax.Array, y: jax.Array) -> jax.Array:
+        """[N]: the loss of each model, of logits [N, Y] and encoded targets."""
+
+    @abstractmethod
+    def correct(self, logits: Any, y: Any) -> Any:
+        """[N]: of each model, how much of its answer is right; 1 if all is."""
+
+    @abstractmethod
+    def predictions(self, logits: jax.Array, temperature: float = 1.0) -> jax.Array:
+        """What is answered: [N, Y] calibrated probabilities, unless the task says otherwise."""
+
+    @abstractmethod
+    def targets(self, y: Any, n_outputs: int) -> np.ndarray:
+        """[N, Y] float64: what ideal predictions would be."""
+
+    def regressed(self, y: Any, n_outputs: int) -> np.ndarray:
+        """[N, Y] float64: what a regression is fitted to."""
+        return self.targets(y, n_outputs)
+
+    @abstractmethod
+    def chance(self, known: Any, asked: Any) -> float:
+        """The accuracy on some models of always giving the commonest answer of others.
+
+        Args:
+          known: targets of those others, such as the training models.
+          asked: targets of the models.
+        """
+
+    def chance_by_class(self, known: Any, asked: Any) -> np.ndarray:
+        """`chance` of each output [Y], where each is answered for itself; else [0]."""
+        return np.zeros(0)
+
+    def score(self, logits: Any, y: Any) -> Score:
+        """The accuracy of logits [N, Y], with its interval over the models.
+
+        Raises:
+          ProbexError: if logits and targets do not belong together, or logits are NaN.
+        """
+        logits_NY = np.asarray(logits)
+        if logits_NY.ndim != 2 or 0 in logits_NY.shape:
+            raise ProbexError(
+                f"logits of shape {logits_NY.shape}: expected [N, Y], neither of them 0"
+            )
+        if np.isnan(logits_NY).any():
+            raise ProbexError(
+                f"logits of shape {logits_NY.shape} hold NaN: nothing is told by them"
+            )
+        self.check("targets", y, *logits_NY.shape)
+        return share(self.accuracies(logits_NY, y))
+
+    def accuracies(self, logits: Any, y: Any) -> np.ndarray:
+        """[N] float64: `correct` of targets as they are given."""
+        return np.asarray(self.correct(np.asarray(logits), np.asarray(self.encoded(y))), np.float64)
+
+    @abstractmethod
+    def mean_loss(self, logits: np.ndarray, y: Any) -> float:
+        """The task's own loss in float64, mean over the models, whatever `loss` trains for."""
+
+    @abstractmethod
+    def best_factor(self, outputs: Any, y: Any) -> tuple[float, float]:
+        """The one factor that makes the best logits of outputs [N, Y] of a regression.
+
+        Returns:
+          The factor, and the mean loss of the outputs times it.
+        """
+
+    @abstractmethod
+    def best_temperature(self, logits: Any, y: Any) -> float:
+        """The temperature T that makes the best `predictions(logits, T)`."""
+
+    @abstractmethod
+    def promises(self, predictions: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities that were stated, and whether what they are of is so; [M] float64 each."""
+
+
+class ClassTask(Task):
+    """A task whose predictions are probabilities of classes."""
+
+    @abstractmethod
+    def cross_entropy(self, logits: np.ndarray, targets: np.ndarray) -> float:
+        """Mean negative log-likelihood of targets [N, Y], those of `targets` or `smoothed`."""
+
+    @abstractmethod
+    def smoothed(self, logits: np.ndarray, y: Any) -> np.ndarray:
+        """[N, Y]: `targets`, short of certainty by what their number cannot tell."""
+
+    def mean_loss(self, logits, y):
+        """As `Task.mean_loss`.
+
+        Example:
+          >>> round(OneClass().mean_loss(np.zeros([3, 8]), np.array([0, 1, 7])) / np.log(8), 4)
+          1.0
+        """
+        logits_NY = np.asarray(logits, np.float64)
+        return self.cross_entropy(logits_NY, self.targets(y, logits_NY.shape[1]))
+
+    def best_factor(self, outputs, y):
+        """As `Task.best_factor`, between 0.1 and 100.
+
+        Example:
+          >>> outputs = np.array([[0.1], [-0.1], [0.1], [0.1]])
+          >>> y = np.array([[1.0], [0.0], [1.0], [0.0]])
+          >>> factor, loss = SeveralClasses().best_factor(outputs, y)
+          >>> 10 < factor < 12, 0.56 < loss < 0.57
+          (True, True)
+        """
+        outputs_NY = np.asarray(outputs, np.float64)
+        targets_NY = self.targets(y, outputs_NY.shape[1])
+        losses = [self.cross_entropy(factor * outputs_NY, targets_NY) for factor in _FACTORS]
+        best = int(np.argmin(losses))
+        return float(_FACTORS[best]), losses[best]
+
+    def best_temperature(self, logits, y):
+        """As `Task.best_temperature`, by the likelihood of smoothed targets.
+
+        Targets are smoothed as in Platt scaling: of n entries that are all right nobody can tell
+        whether the next one will be, so they count as right at (n + 1) / (n + 2); of candidates,
+        the likeliest of the others gets the rest. Otherwise models told apart without a mistake
+        would ask for a temperature of zero.
+
+        Example:
+          >>> logits = np.tile([[30.0], [-30.0]], [50, 1])
+          >>> T = SeveralClasses().best_temperature(logits, logits > 0)
+          >>> round(float(SeveralClasses().predictions(logits, T)[0, 0]), 3) == round(51 / 52, 3)
+          True
+
+        References:
+          Platt: Probabilistic Outputs for Support Vector Machines, 1999. Guo, Pleiss, Sun,
+          Weinberger: On Calibration of Modern Neural Networks, ICML 2017.
+        """
+        logits_NY = np.asarray(logits, np.float64)
+        targets_NY = self.smoothed(logits_NY, y)
+        found = minimize_scalar(
+            lambda log: self.cross_entropy(logits_NY * np.exp(-log), targets_NY),
+            bounds=_LOG_TEMPERATURES,
+            method="bounded",
+        )
+        return float(np.exp(found.x))
+
+
+class SeveralClasses(ClassTask):
+    """Which of Y classes the model was trained on: any number of them, each answered for itself.
+
+    Targets are [N, Y] of zeros and ones; the loss is a binary cross-entropy per class.
+
+    Example:
+      >>> import numpy as np
+      >>> print(SeveralClasses().score([[2.0, -1.0], [3.0, 1.0]], np.array([[1, 0], [1, 0]])))
+      0.750 [0.500, 1.000]
+    """
+
+    name = "several_classes"
+
+    def n_outputs(self, y):
+        return int(np.shape(y)[-1]) if np.ndim(y) == 2 else 0
+
+    def check(self, where, y, n_models, n_outputs):
+        y = np.asarray(y)
+        if y.shape != (n_models, n_outputs) or not n_outputs:
+            raise ProbexError(
+                f"{where} has shape {y.shape}, expected {(n_models, n_outputs)}, models by classes"
+            )
+        if not (
+            (np.issubdtype(y.dtype, np.number) or y.dtype == bool) and np.isin(y, (0, 1)).all()
+        ):
+            raise ProbexError(
+                f"{where} of shape {y.shape} ({y.dtype}) holds other values than 0 and 1"
+            )
+
+    def loss(self, logits, y):
+        return optax.sigmoid_binary_cross_entropy(logits, y).mean(axis=1)
+
+    def correct(self, logits, y):
+        return ((logits > 0) == (y > 0.5)).mean(axis=1)
+
+    def predictions(self, logits, temperature=1.0):
+        return jax.nn.sigmoid(logits / temperature)
+
+    def targets(self, y, n_outputs):
+        return np.asarray(y, np.float64)
+
+    def regressed(self, y, n_outputs):
+        return 2 * self.targets(y, n_outputs) - 1
+
+    def chance(self, known, asked):
+        return float(self.chance_by_class(known, asked).mean())
+
+    def chance_by_class(self, known, asked):
+        """[Y]: of each class, the share of the models that are right if all get one answer.
+
+        It is "yes" where more than half of the others are of the class, else "no".
+        """
+        usual_Y = np.asarray(known).mean(axis=0) > 0.5
+        return np.mean((np.asarray(asked) > 0.5) == usual_Y, axis=0)
+
+    def cross_entropy(self, logits, targets):
+        return float(np.mean(np.logaddexp(0.0, logits) - targets * logits))
+
+    def smoothed(self, logits, y):
+        n_positive = np.count_nonzero(y)
+        positive, negative = (n_positive + 1) / (n_positive + 2), 1 / (np.size(y) - n_positive + 2)
+        return np.where(np.asarray(y) > 0.5, positive, negative)
+
+    def promises(self, predictions, y):
+        return predictions.ravel(), np.asarray(y, np.float64).ravel()
+
+
+@dataclass(frozen=True)
+class OneClass(ClassTask):
+    """Which one of Y classes the model was trained on.
+
+    Targets are [N] int, places among the classes; the loss is a softmax cross-entropy.
+
+    Args:
+      n_classes: Y; None for as many as the training targets name.
+
+    Example:
+      >>> import numpy as np
+      >>> OneClass().score([[2.0, -1.0], [3.0, 1.0]], np.array([0, 1])).value
+      0.5
+    """
+
+    name = "one_class"
+    exclusive = True
+    n_classes: int | None = None
+
+    def n_outputs(self, y):
+        return self.n_classes or int(np.max(y, initial=-1)) + 1
+
+    def check(self, where, y, n_models, n_outputs):
+        y = np.asarray(y)
+        if y.shape != (n_models,) or not np.issubdtype(y.dtype, np.integer):
+            raise ProbexError(
+                f"{where} has shape {y.shape} of {y.dtype}, expected one whole number for each of "
+                f"{n_models} models"
+            )
+        if y.min() < 0 or y.max() >= n_outputs:
+            raise ProbexError(
+                f"{where} of shape {y.shape} goes from {y.min()} to {y.max()}, expected places "
+                f"among the {n_outputs} {self.predicts}es, 0 to {n_outputs - 1}"
+            )
+
+    def loss(self, logits, y):
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y)
+
+    def correct(self, logits, y):
+        return (logits.argmax(axis=1) == y).astype(np.float32)
+
+    def predictions(self, logits, temperature=1.0):
+        return jax.nn.softmax(logits / temperature, axis=1)
+
+    def targets(self, y, n_outputs):
+        return np.eye(n_outputs)[np.asarray(y)]
+
+    def chance(self, known, asked):
+        """As `Task.chance`; of several classes that are as common, the mean of theirs.
+
+        Example:
+          >>> OneClass().chance(np.array([0, 1, 1]), np.array([0, 0, 1, 2]))
+          0.25
+          >>> OneClass().chance(np.array([0, 1]), np.array([0, 0, 1, 2]))
+          0.375
+        """
+        counts = np.bincount(known)
+        commonest = np.flatnonzero(counts == counts.max())
+        return float(np.isin(asked, commonest).mean() / len(commonest))
+
+    def cross_entropy(self, logits, targets):
+        expected_N = np.sum(targets * logits, axis=1)
+        return float(np.mean(np.logaddexp.reduce(logits, axis=1) - expected_N))
+
+    def smoothed(self, logits, y):
+        models, classes = logits.shape
+        targets_NY = np.zeros([models, classes])
+        if classes > 1:
+            # The doubt is whether it is the likeliest of the others: far ones do not count.
+            others_NY, place_N1 = logits.copy(), np.asarray(y)[:, None]
+            np.put_along_axis(others_NY, place_N1, -np.inf, axis=1)
+            likeliest_N1 = others_NY.argmax(axis=1)[:, None]
+            np.put_along_axis(targets_NY, likeliest_N1, 1 / (models + 2), axis=1)
+        rest_N1 = 1 - targets_NY.sum(axis=1, keepdims=True)
+        np.put_along_axis(targets_NY, np.asarray(y)[:, None], rest_N1, axis=1)
+        return targets_NY
+
+    def promises(self, predictions, y):
+        chosen_N = np.argmax(predictions, axis=1)
+        return predictions.max(axis=1), (chosen_N == np.asarray(y)).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Texts(OneClass):
+    """Which of some texts says what the model was trained on: alignment of weights and language.
+
+    Targets are [N] int, places among the candidates, whose embeddings [Y, D] stand beside them
+    (`Split.texts`); the loss is a softmax cross-entropy over the candidates.
+
+    Args:
+      logit_scale: scale of the cosines in the softmax.
+    """
+
+    name = "texts"
+    head = "text"
+    predicts = "text"
+    logit_scale: float = 1.0  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class Number(Task):
+    """How much of something: a number for each model, such as its learning rate.
+
+    Targets are [N] float, trained standardised by the training models, with the squared error. The
+    accuracy is R²: 1 less the squared error in units of the training variance, so that always
+    answering the training mean has about 0. Predictions are [N, 2], the number and the standard
+    deviation of its error.
+
+    Args:
+      mean, std: of the training targets; set by `fitted`.
+
+    Example:
+      >>> task = Number().fitted(np.array([1.0, 3.0]))
+      >>> task.predictions(np.array([[0.0], [2.0]]), temperature=0.5).tolist()
+      [[2.0, 0.5], [4.0, 0.5]]
+    """
+
+    name = "number"
+    predicts = "number"
+    mean: float = 0.0
+    std: float = 1.0
+
+    def n_outputs(self, y):
+        return 1
+
+    def check(self, where, y, n_models, n_outputs):
+        y = np.asarray(y)
+        if y.shape != (n_models,) or not (
+            np.issubdtype(y.dtype, np.number) and np.isfinite(y).all()
+        ):
+            raise ProbexError(
+                f"{where} has shape {y.shape} of {y.dtype}, expected one finite number for each of "
+                f"{n_models} models"
+            )
+
+    def fitted(self, y):
+        y = np.asarray(y, np.float64)
+        if not y.std() > 0:
+            raise ProbexError("y is the same number for all training models: nothing to tell")
+        return replace(self, mean=float(y.mean()), std=float(y.std()))
+
+    def encoded(self, y):
+        return ((np.asarray(y, np.float64) - self.mean) / self.std).astype(np.float32)
+
+    def loss(self, logits, y):
+        return (logits[:, 0] - y) ** 2
+
+    def correct(self, logits, y):
+        return 1 - (logits[:, 0] - y) ** 2
+
+    def predictions(self, logits, temperature=1.0):
+        value_N = self.mean + self.std * jnp.asarray(logits)[:, 0]
+        return jnp.stack([value_N, jnp.full_like(value_N, self.std * temperature)], axis=1)
+
+    def targets(self, y, n_outputs):
+        return np.asarray(self.encoded(y), np.float64)[:, None]
+
+    def chance(self, known, asked):
+        return float(np.mean(1 - ((np.asarray(asked) - np.mean(known)) / self.std) ** 2))
+
+    def best_temperature(self, logits, y):
+        """The standard deviation of the errors, in units of that of the training targets."""
+        errors_N = np.asarray(logits, np.float64)[:, 0] - np.asarray(self.encoded(y), np.float64)
+        return float(max(np.sqrt(np.mean(errors_N**2)), 1e-6))
+
+    def mean_loss(self, logits, y):
+        return float(np.mean((np.asarray(logits, np.float64) - self.targets(y, 1)) ** 2))
+
+    def best_factor(self, outputs, y):
+        """As `Task.best_factor`: outputs of a regression are the logits."""
+        return 1.0, self.mean_loss(outputs, y)
+
+    def promises(self, predictions, y):
+        value_N, std_N = predictions.T
+        held_N = np.abs(np.asarray(y) - value_N) <= 1.96 * std_N
+        return np.full(len(value_N), 0.95), held_N.astype(np.float64)
+
+
+# By their names on cards.
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (SeveralClasses, OneClass, Texts, Number)
+}
