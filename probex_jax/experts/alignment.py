@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.experts.answering import stored_logits
-from probex_jax.experts.chance import commonest_share
+from probex_jax.experts.card import TextCard
 from probex_jax.experts.expert import Expert
-from probex_jax.experts.metrics import Score, top_accuracy
-from probex_jax.experts.objective import Split
+from probex_jax.experts.predictions import stored_logits
+from probex_jax.fitting import Score, Split, Texts
 from probex_jax.language import TextEncoder, embed
 from probex_jax.layer_store import LayerStore
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
@@ -40,18 +39,21 @@ class Alignment:
         if not isinstance(self.template, str) or self.template.count("{class}") != 1:
             raise ProbexError(f"text.template: {self.template!r} must hold {{class}} once")
 
-    def card(self, store: LayerStore) -> dict[str, Any]:
-        """What the card of an expert trained on a store keeps of it."""
-        return {
-            "encoder": self.spec,
-            "name": self.encoder.name,
-            "dim": self.encoder.dim,
-            "template": self.template,
-            "logit_scale": float(self.logit_scale),
-            "texts": {
-                name: store.texts[name] for name in store.seen_classes if name in store.texts
-            },
-        }
+    @property
+    def task(self) -> Texts:
+        """What is trained."""
+        return Texts(logit_scale=float(self.logit_scale))
+
+    def card(self, classes: Sequence[str], texts: Mapping[str, str]) -> TextCard:
+        """What the card of an expert trained on some classes keeps of it, and of their words."""
+        return TextCard(
+            self.spec,
+            self.encoder.name,
+            self.encoder.dim,
+            self.template,
+            float(self.logit_scale),
+            {name: texts[name] for name in classes if name in texts},
+        )
 
     def candidates(self, store: LayerStore) -> "Candidates":
         """Embeds the classes of a store, and checks that their texts tell them apart.
@@ -178,7 +180,7 @@ def zero_shot(
         has no such models; or if the encoder is another than the expert's.
     """
     _ = expert.text
-    expert.check_fits(store.tree, None)
+    expert.check_fits(store.tree, store.classes)
     held_out = store.held_out_classes
     if not held_out:
         raise ProbexError(
@@ -186,13 +188,13 @@ def zero_shot(
         )
     check_unseen(expert, store)
     labels_N = store.class_indices(split, held_out)
-    candidates = (*held_out, *expert.card["classes"])
+    candidates = (*held_out, *expert.card.classes)
     logits_NY = text_logits(expert, store, split, candidates, encoder)
     n_held_out = len(held_out)
-    among_held_out = top_accuracy(logits_NY[:, :n_held_out], labels_N)
-    among_all = top_accuracy(logits_NY, labels_N)
+    among_held_out = Texts().score(logits_NY[:, :n_held_out], labels_N)
+    among_all = Texts().score(logits_NY, labels_N)
     return ZeroShot(
-        among_held_out=replace(among_held_out, chance=commonest_share(labels_N, labels_N)),
+        among_held_out=replace(among_held_out, chance=Texts().chance(labels_N, labels_N)),
         among_all=replace(among_all, chance=1 / len(candidates)),
         n_held_out=n_held_out,
         n_all=len(candidates),
@@ -205,8 +207,8 @@ def check_unseen(expert: Expert, store: LayerStore) -> None:
     Raises:
       ProbexError: if it was; the message names the class.
     """
-    trained_on = sorted(set(store.held_out_classes) & set(expert.card["classes"]))
-    if expert.card["head"] == "text" and trained_on:
+    trained_on = sorted(set(store.held_out_classes) & set(expert.card.classes))
+    if expert.card.text is not None and trained_on:
         raise ProbexError(
             f"{store.path}: the expert was trained on class {trained_on[0]!r}, which is held out "
             "here; that would be no zero-shot"
@@ -239,6 +241,6 @@ def class_texts(
     Raises:
       ProbexError: as `text_logits`.
     """
-    texts = {**store.texts, **expert.text["texts"]}
-    sentences = class_sentences(classes, texts, expert.text["template"])
+    texts = {**store.texts, **expert.text.texts}
+    sentences = class_sentences(classes, texts, expert.text.template)
     return embed(expert.text_encoder(encoder), sentences)

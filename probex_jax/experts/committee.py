@@ -1,33 +1,28 @@
 """Committees: experts on several layers of one tree that answer as one."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.experts.calibration import best_factor, mean_loss
 from probex_jax.experts.expert import Expert
-from probex_jax.experts.objective import right
+from probex_jax.fitting import Task
 
 # What the members of a committee must have in common.
-_COMMON = ("tree", "classes", "head", "text", "store_hash")
-# What a member's part of the card keeps of its own.
-_OWN = ("layer", "shape", "layout", "encoder", "normalise", "centre_rank", "recipe", "metrics")
+_COMMON = ("tree", "classes", "head", "task", "text", "store_hash")
 
 
-def committee(
-    experts: Sequence[Expert], weights: Sequence[float] | None = None, **about: Any
-) -> Expert:
+def committee(experts: Sequence[Expert], weights: Sequence[float] | None = None) -> Expert:
     """One expert of several, its logits the weighted mean of theirs.
 
     Args:
       experts: of one tree, with the same classes and the same kind of head, each on another layer.
       weights: of their logits, positive; scaled to add up to one. None for equal ones.
-      about: what else its card says.
 
     Returns:
-      An expert that reads all of their layers; of one expert, that expert with its card extended.
+      An expert that reads all of their layers, without metrics and calibration of its own; of one
+      expert, that expert.
 
     Raises:
       ProbexError: if there are none, two read the same layer, they differ in tree, classes, head,
@@ -35,9 +30,9 @@ def committee(
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from probex_jax.experts.network import build_network
+      >>> from probex_jax.fitting import build_network
       >>> encoder = {"name": "dense"}
-      >>> network = build_network(encoder, head="none", n_classes=2)
+      >>> network = build_network(encoder, head="none", n_outputs=2)
       >>> x = {"a": jnp.ones([3, 6, 5]), "b": jnp.ones([3, 4, 4])}
       >>> experts = [
       ...     Expert(network.init(jax.random.key(0), x[layer]), {
@@ -53,35 +48,33 @@ def committee(
     """
     weights = [1.0] * len(experts) if weights is None else list(weights)
     _check(experts, weights)
-    first = experts[0].card
     if len(experts) == 1:
-        return Expert(experts[0].variables, {**first, **about})
-    shared = {key: value for key, value in first.items() if key not in _OWN}
-    # Who looks for the recipe or the encoder of the whole finds what its members agree on.
-    for key in ("encoder", "recipe", "normalise"):
-        if key in first and all(expert.card.get(key) == first[key] for expert in experts):
-            shared[key] = first[key]
+        return experts[0]
     members = [
-        {key: expert.card[key] for key in _OWN if key in expert.card}
-        | {"weight": float(weight / sum(weights))}
+        replace(
+            expert.card.members[0], weight=float(weight / sum(weights)), metrics=expert.card.metrics
+        )
         for expert, weight in zip(experts, weights, strict=True)
     ]
+    card = replace(experts[0].card, members=tuple(members), metrics=None, calibration=None)
     variables = {str(number): expert.variables for number, expert in enumerate(experts)}
-    return Expert(variables, {**shared, "members": members, **about})
+    return replace(experts[0], variables=variables, card=card)
 
 
-def best_committee(logits: Mapping[str, np.ndarray], y: np.ndarray, most: int) -> tuple[str, ...]:
+def best_committee(
+    logits: Mapping[str, np.ndarray], y: np.ndarray, most: int, task: Task
+) -> tuple[str, ...]:
     """The layers whose experts answer best together, with equal weights.
 
     Layers are ordered by accuracy, of equal accuracies by loss; the committee is the first k of
     them, k being that of the lowest loss, which says more on few models than the accuracy does.
-    Losses are those of logits stretched by the best factor: members who disagree make the mean
-    timid, not worse.
+    Losses are those of logits stretched by the best factor: disagreement shrinks the mean logits.
 
     Args:
       logits: layer to the logits [N, Y] of its expert on validation models.
-      y: what these models are, as `Split.y`.
+      y: the targets of these models.
       most: largest k.
+      task: what is asked.
 
     Returns:
       The layers, the best first.
@@ -90,19 +83,19 @@ def best_committee(logits: Mapping[str, np.ndarray], y: np.ndarray, most: int) -
       >>> y = np.array([[1.0, 0.0, 0.0]])
       >>> logits = {"a": np.array([[3.0, -2, 1]]), "b": np.array([[1.0, 1, -2]]),
       ...           "c": np.array([[-9.0, 9, 9]])}
-      >>> best_committee(logits, y, most=3)
+      >>> from probex_jax.fitting import SeveralClasses
+      >>> best_committee(logits, y, most=3, task=SeveralClasses())
       ('a', 'b')
     """
 
     def merit(logits_NY: np.ndarray) -> tuple[float, float]:
-        # Where all is told rightly the best factor is large and the loss is nothing: the margin of
-        # the logits as they are decides.
-        loss = round(best_factor(logits_NY, y)[1], 6)
-        return loss, mean_loss(logits_NY, y)
+        # Where all is correct the best factor is large and the loss is nothing: the margin of the
+        # logits as they are decides.
+        loss = round(task.best_factor(logits_NY, y)[1], 6)
+        return loss, task.mean_loss(logits_NY, y)
 
     def rank(layer: str) -> tuple[float, float, float]:
-        told = right(logits[layer], y)  # type: ignore[arg-type]
-        return -float(np.mean(told)), *merit(logits[layer])
+        return -float(np.mean(task.accuracies(logits[layer], y))), *merit(logits[layer])
 
     order = sorted(logits, key=rank)[:most]
     totals = np.cumsum([logits[layer] for layer in order], axis=0)
@@ -120,7 +113,7 @@ def _check(experts: Sequence[Expert], weights: Sequence[float]) -> None:
         raise ProbexError("committee: each expert must read one layer, another than the others")
     for expert in experts[1:]:
         for key in _COMMON:
-            if expert.card.get(key) != experts[0].card.get(key):
+            if getattr(expert.card, key) != getattr(experts[0].card, key):
                 raise ProbexError(
                     f"committee: the experts of {layers[0]} and {', '.join(expert.layers)} differ "
                     f"in {key}"

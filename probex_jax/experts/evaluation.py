@@ -3,16 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from probex_jax.experts.alignment import class_texts
-from probex_jax.experts.answering import stored_logits
-from probex_jax.experts.calibration import best_temperature, calibration_error
-from probex_jax.experts.chance import chance
+from probex_jax.experts.card import Calibration
+from probex_jax.experts.chance import chance, targets
 from probex_jax.experts.expert import Expert
-from probex_jax.experts.metrics import Score, accuracy, top_accuracy
+from probex_jax.experts.predictions import stored_logits
+from probex_jax.fitting import Score, calibration_error
 from probex_jax.language import TextEncoder
 from probex_jax.layer_store import LayerStore
 
@@ -24,7 +24,7 @@ class Answers(NamedTuple):
 
     Args:
       logits: [N, Y].
-      y: as `Split.y`: [N, Y] of zeros and ones, or [N] of an expert aligned with text.
+      y: targets of the expert's task.
     """
 
     logits: np.ndarray
@@ -35,29 +35,19 @@ def answers(
     expert: Expert, store: LayerStore, splits: Sequence[str], encoder: TextEncoder | None = None
 ) -> dict[str, Answers]:
     """An expert's answers for the models of some splits; arguments and errors as of `evaluate`."""
-    if expert.card["head"] == "text":
-        expert.check_fits(store.tree, None)
-        classes = expert.card["classes"]
-        targets = {split: store.class_indices(split, classes) for split in splits}
-        texts_YD = class_texts(expert, store, classes, encoder)
-    else:
-        expert.check_fits(store.tree, store.classes)
-        targets, texts_YD = {split: store.targets(split) for split in splits}, None
+    card = expert.card
+    expert.check_fits(store.tree, store.classes)
+    y = {split: targets(card.task, store, split, card.classes) for split in splits}
+    texts_YD = None if card.text is None else class_texts(expert, store, card.classes, encoder)
     return {
-        split: Answers(stored_logits(expert, store, split, texts_YD), y)
-        for split, y in targets.items()
+        split: Answers(stored_logits(expert, store, split, texts_YD), y[split]) for split in splits
     }
 
 
-def score(found: Answers) -> Score:
-    """Accuracy of answers, with its interval over the models."""
-    return (top_accuracy if found.y.ndim == 1 else accuracy)(*found)
-
-
-def chance_for(expert: Expert, store: LayerStore, split: str) -> float:
-    """`chance` on a split of a store, of the kind of answers that an expert gives."""
-    is_text = expert.card["head"] == "text"
-    return chance(store, split, expert.card["classes"] if is_text else None)
+def score(expert: Expert, store: LayerStore, split: str, found: Answers) -> Score:
+    """Accuracy of an expert's answers beside chance, with its interval over the models."""
+    task, classes = expert.card.task, expert.card.classes
+    return replace(task.score(*found), chance=chance(task, store, split, classes))
 
 
 def evaluate(
@@ -81,7 +71,7 @@ def evaluate(
         layer, or no such split.
     """
     found = answers(expert, store, (split,), encoder)[split]
-    return replace(score(found), chance=chance_for(expert, store, split)), found.logits
+    return score(expert, store, split, found), found.logits
 
 
 def load_experts(path: Path) -> dict[str, Expert]:
@@ -126,16 +116,15 @@ def calibrated(expert: Expert, store: LayerStore, encoder: TextEncoder | None = 
 def calibrated_by(expert: Expert, found: Mapping[str, Answers]) -> Expert:
     """As `calibrated`, from the expert's answers by split; "val" decides."""
 
-    def at(temperature: float, **about: Any) -> Expert:
-        calibration = {"temperature": temperature, **about}
-        return Expert(expert.variables, {**expert.card, "calibration": calibration})
+    task = expert.card.task
 
     def errors(temperature: float) -> dict[str, float]:
-        tempered = at(temperature)
         return {
-            split: calibration_error(tempered.as_probabilities(logits_NY), y)
+            split: calibration_error(
+                *task.promises(np.asarray(task.predictions(logits_NY, temperature)), y)
+            )
             for split, (logits_NY, y) in found.items()
         }
 
-    best = best_temperature(*found["val"])
-    return at(best, split="val", before=errors(1.0), after=errors(best))
+    best = task.best_temperature(*found["val"])
+    return expert.with_card(calibration=Calibration(best, "val", errors(1.0), errors(best)))

@@ -3,109 +3,159 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax.typing import ArrayLike
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
-from probex_jax.experts.member import LAYOUTS, MEMBER_CARD, Member
+from probex_jax.experts.card import Calibration, Card, MemberCard, TextCard, versions
+from probex_jax.experts.member import Member
+from probex_jax.fitting import Fit
+from probex_jax.fitting.network import ENCODERS, encoder_settings
 from probex_jax.language import TextEncoder, embed, text_encoder
 from probex_jax.matrices import Matrices
 from probex_jax.model_files import ModelFile
 
 Layers = ArrayLike | Matrices | Mapping[str, Any]
 
-# What a card must have for the networks to be rebuilt; it also has what its only member's has, or
-# a list of `members`.
-_CARD = {"head": str, "tree": str, "classes": list}
-# What it must have of the text that a text head was aligned with.
-_TEXT = {
-    "encoder": str,
-    "name": str,
-    "dim": int,
-    "template": str,
-    "logit_scale": float,
-    "texts": dict,
-}
 
-
+@jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True)
 class Expert:
     """What was trained on the models of one tree: a network on one layer, or a committee of such.
 
     A committee (made by `committee`) answers as one expert: its logits are the weighted mean of its
-    members', its representation is theirs side by side.
+    members', its representation is theirs side by side. An expert is a pytree of its variables:
+    `jit`, `grad` and `vmap` take it as an argument, and its methods run inside of them.
 
     Args:
       variables: the network's Linen variables; of a committee, number of a member to its variables.
-      card: what it is, as JSON: encoder, head, layer, shape, tree, the classes it was trained on,
-        recipe, the hash of the store it was trained on, metrics, calibration, versions; of an
-        expert aligned with text also that text's encoder and template; of a committee `members`
-        with what differs between them, and their weights.
+      card: what it is; or its JSON, which is checked.
+      encoders: encoders by the names on the card, where one is not of ours.
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from probex_jax.experts.network import build_network
-      >>> encoder = {"name": "probex", "n_probes": 4, "proj_dim": 4, "rep_dim": 8}
-      >>> network = build_network(encoder, head="class", n_classes=3)
-      >>> x = jnp.ones([2, 6, 5])
-      >>> expert = Expert(network.init(jax.random.key(0), x), {
-      ...     "encoder": encoder, "head": "class", "layer": "fc.weight", "shape": [6, 5],
-      ...     "tree": "Mini", "classes": ["one", "two", "three"]})
+      >>> from probex_jax import ProbeX, fit, Adam
+      >>> x = jax.random.normal(jax.random.key(0), [20, 6, 5])
+      >>> y = (x[:, :3, 0] > 0).astype(int)
+      >>> found = fit(ProbeX(4, 4, 8), x, y, recipe=Adam(epochs=5))
+      >>> expert = Expert.of(found, tree="Mini", layer="fc.weight", classes=["one", "two", "three"])
       >>> expert
       Expert(tree='Mini', reading='fc.weight')
-      >>> expert.encode(x).shape, expert.logits(x).shape
-      ((2, 8), (2, 3))
+      >>> jax.jit(lambda expert, x: expert.probabilities(x))(expert, x).shape
+      (20, 3)
     """
 
     variables: Mapping[str, Any]
-    card: Mapping[str, Any]
+    card: Card
+    encoders: Mapping[str, type[nn.Module]] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.card, Mapping):
+            object.__setattr__(self, "card", Card.from_json(self.card))
+        if self.encoders is None:
+            object.__setattr__(self, "encoders", ENCODERS)
 
     def __repr__(self) -> str:
-        return f"Expert(tree={self.card['tree']!r}, reading={self.reading!r})"
+        return f"Expert(tree={self.card.tree!r}, reading={self.reading!r})"
+
+    def tree_flatten(self) -> tuple[tuple[Any], tuple[Card, Any]]:
+        """For JAX: the variables are data, the rest is static."""
+        return (self.variables,), (self.card, tuple(self.encoders.items()))
+
+    @classmethod
+    def tree_unflatten(cls, about: tuple[Card, Any], variables: tuple[Any]) -> Expert:
+        """For JAX: as `tree_flatten`."""
+        return cls(variables[0], about[0], dict(about[1]))
+
+    @classmethod
+    def of(
+        cls,
+        found: Fit,
+        *,
+        tree: str,
+        layer: str,
+        classes: Sequence[str],
+        text: TextCard | None = None,
+        encoders: Mapping[str, type[nn.Module]] = ENCODERS,
+        **about: Any,
+    ) -> Expert:
+        """The expert that `px.fit` fitted.
+
+        Args:
+          found: what it returned.
+          tree: name of the tree of the models.
+          layer: name of the layer.
+          classes: names of the outputs, in their order.
+          text: of the task `Texts`, the text.
+          encoders: encoders by name, with that of `found` among them.
+          about: further fields of its `Card`.
+
+        Raises:
+          ProbexError: if the encoder has no name, or there are more or fewer names than outputs.
+        """
+        network = found.network
+        member = MemberCard(
+            encoder_settings(network.encoder, encoders),
+            layer,
+            found.shape,
+            normalise=network.normalise,
+            centre_rank=network.centre_rank,
+            recipe=asdict(found.recipe),
+        )
+        head = "none" if network.head is None else found.task.head
+        calibration = Calibration(found.temperature)
+        about = {"metrics": dict(found.figures), "versions": versions(), **about}
+        card = Card(tree, tuple(classes), (member,), head, found.task, text, calibration, **about)
+        expert = cls(jax.tree.map(np.asarray, found.variables), card, encoders)
+        expert.members[0].check_variables(f"the expert of tree {tree}, {layer}")
+        return expert
 
     @cached_property
     def members(self) -> tuple[Member, ...]:
         """What answers: one network, or of a committee those of several layers."""
-        if "members" not in self.card:
-            return (Member(self.variables, self.card, self.card, weight=1.0),)
-        cards = self.card["members"]
+        cards = self.card.members
+        each = (
+            [self.variables]
+            if len(cards) == 1
+            else [self.variables[str(n)] for n in range(len(cards))]
+        )
         return tuple(
-            Member(self.variables[str(number)], self.card, card, weight=card["weight"])
-            for number, card in enumerate(cards)
+            Member(variables, self.card, card, self.encoders)
+            for variables, card in zip(each, cards, strict=True)
         )
 
     @property
     def layers(self) -> dict[str, tuple[int, int]]:
         """What the expert reads of a model: names of layers to (H, W)."""
-        return {member.layer: member.shape for member in self.members}
+        return {member.layer: member.shape for member in self.card.members}
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the variables and the card: the expert's identity."""
-        return checkpoints.content_hash(self.variables, self.card)
+        return checkpoints.content_hash(self.variables, self.card.to_json())
 
     @property
-    def text(self) -> Mapping[str, Any]:
-        """The part of the card on text: encoder, name, dim, template, logit_scale, texts.
+    def text(self) -> TextCard:
+        """The part of the card on text.
 
         Raises:
           ProbexError: if the expert was trained on classes, not aligned with text.
         """
-        if self.card["head"] != "text":
+        if self.card.text is None:
             raise ProbexError(
-                f"the expert of tree {self.card['tree']}, {self.reading} knows "
-                "classes, no text; train one with configs/align.py"
+                f"the expert of tree {self.card.tree}, {self.reading} knows classes, no text; "
+                "train one with configs/align.py"
             )
-        return self.card["text"]
+        return self.card.text
 
     def text_encoder(self, encoder: TextEncoder | None = None) -> TextEncoder:
         """The text encoder that the expert was aligned with.
@@ -118,25 +168,23 @@ class Expert:
         """
         about = self.text
         if encoder is None:
-            if not about["encoder"]:
-                raise ProbexError(
-                    f"give the text encoder {about['name']}, nothing says where it is"
-                )
+            if not about.encoder:
+                raise ProbexError(f"give the text encoder {about.name}, nothing says where it is")
             encoder = self._own_text_encoder
-        if encoder.dim != about["dim"]:
+        if encoder.dim != about.dim:
             raise ProbexError(
                 f"text encoder {encoder.name} gives {encoder.dim} dimensions, the expert was "
-                f"aligned with the {about['dim']} of {about['name']}"
+                f"aligned with the {about.dim} of {about.name}"
             )
-        if encoder.name != about["name"]:
+        if encoder.name != about.name:
             raise ProbexError(
-                f"text encoder {encoder.name}: the expert was aligned with {about['name']}"
+                f"text encoder {encoder.name}: the expert was aligned with {about.name}"
             )
         return encoder
 
     @cached_property
     def _own_text_encoder(self) -> TextEncoder:
-        return text_encoder(self.text["encoder"])
+        return text_encoder(self.text.encoder)
 
     @property
     def reading(self) -> str:
@@ -202,28 +250,28 @@ class Expert:
           ProbexError: as `encode`; or if the texts are missing, unneeded or of another dimension
             than the expert's.
         """
-        if texts is None and self.card["head"] == "text":
+        if texts is None and self.card.text is not None:
             raise ProbexError("the expert is aligned with text: give embeddings of the candidates")
         if texts is not None:
             texts = jnp.asarray(texts)
-            if texts.ndim != 2 or texts.shape[1] != self.text["dim"]:
+            if texts.ndim != 2 or texts.shape[1] != self.text.dim:
                 raise ProbexError(
                     f"text embeddings of shape {texts.shape}: the expert was aligned with the "
-                    f"{self.text['dim']} dimensions of {self.text['name']}"
+                    f"{self.text.dim} dimensions of {self.text.name}"
                 )
         parts = [member.logits(matrices, texts) for member, matrices in self._with_matrices(x)]
         return jnp.sum(jnp.stack(parts), axis=0)
 
-    @property
-    def temperature(self) -> float:
-        """What logits are divided by before they become probabilities; 1 until `calibrated`."""
-        return self.card["calibration"]["temperature"] if "calibration" in self.card else 1.0
+    def apply(
+        self, variables: Mapping[str, Any], x: Layers, texts: ArrayLike | None = None
+    ) -> jax.Array:
+        """`logits` with other variables, as `apply` of a Linen module."""
+        return replace(self, variables=variables).logits(x, texts)
 
-    def probabilities(self, x: Layers, texts: ArrayLike | None = None) -> np.ndarray:
-        """Calibrated probabilities [N, Y] of N models, as NumPy.
+    def probabilities(self, x: Layers, texts: ArrayLike | None = None) -> jax.Array:
+        """Calibrated probabilities [N, Y] of N models; of one class of several they add up to one.
 
-        Of each class for itself; of an expert aligned with text, of the candidates, which add up
-        to one.
+        Of an expert that tells a number [N, 2], the number and the standard deviation of its error.
 
         Args:
           x, texts: as `logits` takes them.
@@ -233,29 +281,28 @@ class Expert:
         """
         return self.as_probabilities(self.logits(x, texts))
 
-    def as_probabilities(self, logits: ArrayLike) -> np.ndarray:
+    def as_probabilities(self, logits: ArrayLike) -> jax.Array:
         """What `probabilities` makes of logits [N, Y]."""
-        scaled_NY = jnp.asarray(logits) / self.temperature
-        if self.card["head"] == "text":
-            return np.asarray(jax.nn.softmax(scaled_NY, axis=1))
-        return np.asarray(jax.nn.sigmoid(scaled_NY))
+        return self.card.task.predictions(jnp.asarray(logits), self.card.temperature)
 
-    def check_fits(self, tree: str, classes: Sequence[str] | None) -> None:
+    def with_card(self, **changes: Any) -> Expert:
+        """The expert with other fields of its `Card`."""
+        return replace(self, card=replace(self.card, **changes))
+
+    def check_fits(self, tree: str, classes: Sequence[str]) -> None:
         """Checks that models of this tree and class list are what the expert was trained on.
 
         Args:
           tree: name of the tree.
-          classes: class names, in order; None where they may be others.
+          classes: class names, in order; of an expert aligned with text they may be others.
 
         Raises:
           ProbexError: if they are not; the message names the tree, or a class that differs.
         """
-        if tree != self.card["tree"]:
-            raise ProbexError(
-                f"the expert is of tree {self.card['tree']}, the models are of {tree}"
-            )
-        ours, theirs = list(self.card["classes"]), list(classes or self.card["classes"])
-        if ours != theirs:
+        if tree != self.card.tree:
+            raise ProbexError(f"the expert is of tree {self.card.tree}, the models are of {tree}")
+        ours, theirs = list(self.card.classes), list(classes)
+        if self.card.text is None and ours != theirs:
             different = sorted(set(ours) ^ set(theirs)) or ["their order"]
             raise ProbexError(
                 f"the expert knows {len(ours)} classes, the store {len(theirs)}; "
@@ -264,14 +311,15 @@ class Expert:
 
     def save(self, path: str | Path) -> None:
         """Saves the expert as one Orbax checkpoint, with a hash of its content."""
-        checkpoints.save(Path(path), self.variables, self.card)
+        checkpoints.save(Path(path), self.variables, self.card.to_json())
 
     @classmethod
-    def load(cls, path: str | Path) -> Expert:
+    def load(cls, path: str | Path, encoders: Mapping[str, type[nn.Module]] = ENCODERS) -> Expert:
         """Loads an expert.
 
         Args:
           path: an expert's checkpoint, or the work directory of a training (then its best one).
+          encoders: encoders by name, where it is trained with another than ours.
 
         Returns:
           The expert, ready to `encode` and to give `logits`.
@@ -282,38 +330,32 @@ class Expert:
         path = Path(path)
         if (path / "expert").is_dir():
             path = path / "expert"
-        return cls.checked(path, *checkpoints.load(path))
+        return cls.checked(path, *checkpoints.load(path), encoders)
 
     @classmethod
-    def checked(cls, path: Path, variables: Any, card: dict[str, Any]) -> Expert:
-        """The expert of variables and a card that were read from a file.
+    def checked(
+        cls,
+        path: Path,
+        variables: Any,
+        card: Any,
+        encoders: Mapping[str, type[nn.Module]] = ENCODERS,
+    ) -> Expert:
+        """The expert of variables and the JSON of a card that were read from a file.
 
         Args:
           path: the file, for messages.
-          variables, card: as of an `Expert`, whatever they hold.
+          variables, card, encoders: as of an `Expert`, whatever they hold.
 
         Raises:
           ProbexError: if the card lacks what makes an expert, or the variables are not its own.
         """
-        _check_card(path, card, _CARD, "")
-        if card["head"] == "text":
-            _check_card(path, card.get("text"), _TEXT, "text.")
-        if "calibration" in card:
-            _check_card(path, card["calibration"], {"temperature": float}, "calibration.")
-            if not 0 < card["calibration"]["temperature"] < float("inf"):
-                raise ProbexError(f"{path}: calibration.temperature on the card is not > 0")
-        members = card.get("members", [card])
-        if not isinstance(members, list) or not members:
-            raise ProbexError(f"{path}: no expert: its card has no members (list)")
-        for number, member in enumerate(members):
-            _check_member(path, member, "" if member is card else f"members.{number}.")
-            if member is not card and str(number) not in variables:
-                raise ProbexError(f"{path}: no expert: member {number} has no variables")
-        expert = cls(variables, card)
-        if len(expert.layers) < len(members):
-            raise ProbexError(f"{path}: no expert: two of its members read the same layer")
-        for found in expert.members:
-            found.check_variables(path)
+        expert = cls(variables, Card.from_json(card, path), encoders)
+        if len(expert.card.members) > 1:
+            for number in range(len(expert.card.members)):
+                if str(number) not in variables:
+                    raise ProbexError(f"{path}: no expert: member {number} has no variables")
+        for member in expert.members:
+            member.check_variables(path)
         return expert
 
     def _with_matrices(self, x: Any) -> Iterator[tuple[Member, Any]]:
@@ -338,39 +380,3 @@ class Expert:
                     f"layer there are {size}"
                 )
             yield member, matrices
-
-
-def _check_card(path: Path, card: Any, kinds: Mapping[str, type], where: str) -> None:
-    for name, kind in kinds.items():
-        if not isinstance(card, Mapping) or not isinstance(card.get(name), kind):
-            raise ProbexError(f"{path}: no expert: its card has no {where}{name} ({kind.__name__})")
-
-
-def _check_member(path: Path, member: Any, where: str) -> None:
-    """A member of a committee; `where` is "" for an expert on one layer."""
-    _check_card(path, member, MEMBER_CARD, where)
-    shape = member["shape"]
-    if len(shape) != 2 or not all(type(n) is int and n > 0 for n in shape):
-        raise ProbexError(f"{path}: shape on the card is {shape}, expected rows, columns")
-    if (layout := member.get("layout", "canonical")) not in LAYOUTS:
-        raise ProbexError(f"{path}: layout on the card is {layout!r}: not {' or '.join(LAYOUTS)}")
-    if where:
-        _check_card(path, member, {"weight": float}, where)
-        weight = member["weight"]
-        if not 0 < weight < float("inf"):
-            raise ProbexError(f"{path}: {where}weight on the card is {weight}, expected > 0")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what shaped a result, for cards and metrics.
-
-    Returns:
-      Names of packages to versions.
-    """
-    found = {}
-    for package in ("probex_jax", "jax", "flax", "optax", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

@@ -1,4 +1,4 @@
-"""One network of an expert: what it reads, and what it says."""
+"""One network of an expert: what it reads, and what it answers."""
 
 from __future__ import annotations
 
@@ -9,19 +9,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from probex_jax.errors import ProbexError
-from probex_jax.experts.network import Network, build_network
-from probex_jax.experts.objective import logits, representations
+from probex_jax.experts.card import Card, MemberCard
+from probex_jax.fitting.inference import logits, representations
+from probex_jax.fitting.network import Network, build_network
 from probex_jax.heads import unit
 from probex_jax.matrices import Centred, LowRank
 from probex_jax.model_files import reference_matrix
-
-# What the card of a member says, beside its weight; of an expert on one layer that is its own card.
-MEMBER_CARD = {"encoder": dict, "layer": str, "shape": list}
-
-# How a member reads its layer's matrices: as they are, or re-read by `reference_matrix`.
-LAYOUTS = ("canonical", "reference")
 
 
 @dataclass(frozen=True)
@@ -30,31 +26,20 @@ class Member:
 
     Args:
       variables: its Linen variables.
-      about: the card of its expert: head, classes, text.
-      card: its own: encoder, layer, shape, layout, normalise, centre_rank.
-      weight: of its logits among those of the other members; all add up to one.
+      whole: the card of its expert.
+      card: its own.
+      encoders: encoders by name.
     """
 
     variables: Mapping[str, Any]
-    about: Mapping[str, Any]
-    card: Mapping[str, Any]
-    weight: float
+    whole: Card
+    card: MemberCard
+    encoders: Mapping[str, type[nn.Module]]
 
     @property
     def layer(self) -> str:
         """Name of the layer it reads."""
-        return self.card["layer"]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(H, W) of the layer's matrices."""
-        rows, columns = self.card["shape"]
-        return rows, columns
-
-    @property
-    def layout(self) -> str:
-        """One of `LAYOUTS`."""
-        return self.card.get("layout", "canonical")
+        return self.card.layer
 
     @property
     def rep_dim(self) -> int:
@@ -64,14 +49,14 @@ class Member:
     @cached_property
     def network(self) -> Network:
         """The Linen module, rebuilt from the cards."""
-        about, card = self.about, self.card
         return build_network(
-            card["encoder"],
-            about["head"],
-            len(about["classes"]),
-            logit_scale=about["text"]["logit_scale"] if about["head"] == "text" else 1.0,
-            normalise=card.get("normalise", "none"),
-            centre_rank=card.get("centre_rank", 0),
+            self.card.encoder,
+            self.whole.head,
+            len(self.whole.classes),
+            logit_scale=self.whole.task.logit_scale,
+            normalise=self.card.normalise,
+            centre_rank=self.card.centre_rank,
+            encoders=self.encoders,
         )
 
     def encode(self, x: Any) -> jax.Array:
@@ -81,30 +66,32 @@ class Member:
         weight: the cosine of two such vectors side by side is the weighted mean of the members'.
         """
         vectors_NT = _encode(self.network, self.variables, self._as_read(x))
-        if self.about["head"] == "text":
+        if self.whole.text is not None:
             vectors_NT = unit(vectors_NT)
-        return self.weight**0.5 * vectors_NT
+        return self.card.weight**0.5 * vectors_NT
 
     def place(self, texts_YD: Any) -> jax.Array:
         """[Y, T] of text embeddings [Y, D], to be compared with `encode`."""
-        return self.weight**0.5 * _place(self.network, self.variables, texts_YD)
+        return self.card.weight**0.5 * _place(self.network, self.variables, texts_YD)
 
     def logits(self, x: Any, texts_YD: Any = None) -> jax.Array:
         """[N, Y] of [N, H, W], times the weight."""
-        return self.weight * _logits(self.network, self.variables, self._as_read(x), texts_YD)
+        x = self._as_read(x)
+        return self.card.weight * _logits(self.network, self.variables, x, texts_YD)
 
     def checked(self, x: Any) -> Any:
         """The matrices, if they are of the member's layer."""
         if not isinstance(x, LowRank | Centred):
             x = jnp.asarray(x)
+        rows, columns = self.card.shape
         if x.shape[:1] == (0,):
             raise ProbexError("no matrices: expected one or more")
-        if tuple(x.shape[1:]) != self.shape:
+        if len(x.shape) != 3 or tuple(x.shape[1:]) != self.card.shape:
             raise ProbexError(
-                f"the expert of layer {self.layer} reads matrices of "
-                f"{self.shape[0]}x{self.shape[1]}, got shape {tuple(x.shape)}"
+                f"the expert of layer {self.layer} reads matrices of {rows}x{columns}, "
+                f"got shape {tuple(x.shape)}"
             )
-        if self.layout == "reference" and isinstance(x, LowRank | Centred):
+        if self.card.layout == "reference" and isinstance(x, LowRank | Centred):
             raise ProbexError(
                 f"the expert of layer {self.layer} re-reads convolutions as the reference "
                 "implementation does, which no factors can be"
@@ -114,7 +101,7 @@ class Member:
     def _as_read(self, x: Any) -> Any:
         """The matrices as the network reads them."""
         x = self.checked(x)
-        return reference_matrix(x) if self.layout == "reference" else x
+        return reference_matrix(x) if self.card.layout == "reference" else x
 
     def check_variables(self, path: Any) -> None:
         """Raises a ProbexError if the variables are not those of the network."""
@@ -122,11 +109,9 @@ class Member:
             network = self.network
         except ProbexError as error:
             raise ProbexError(f"{path}: {error}") from None
-        shape = self.shape[::-1] if self.layout == "reference" else self.shape
-        x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        texts = None
-        if self.about["head"] == "text":
-            texts = jax.ShapeDtypeStruct((1, self.about["text"]["dim"]), jnp.float32)
+        shape = self.card.shape[::-1] if self.card.layout == "reference" else self.card.shape
+        x, text = jax.ShapeDtypeStruct((1, *shape), jnp.float32), self.whole.text
+        texts = None if text is None else jax.ShapeDtypeStruct((1, text.dim), jnp.float32)
         expected = jax.eval_shape(network.init, jax.random.key(0), x, texts)
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), expected)
         if jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), self.variables) != shapes:

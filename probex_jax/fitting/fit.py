@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +42,7 @@ class Fit:
       task: what it tells.
       recipe: how it was fitted.
       temperature: what makes its logits calibrated predictions.
+      shape: (H, W) of the matrices.
       figures: accuracy, chance, loss and calibration error on the models that chose, by name.
       texts: [Y, D], of the task `Texts` the embeddings that were the candidates in training.
     """
@@ -52,6 +52,7 @@ class Fit:
     task: Task
     recipe: Adam | ClosedForm
     temperature: float
+    shape: tuple[int, int]
     figures: Mapping[str, Any]
     texts: Any = None
 
@@ -174,7 +175,8 @@ def fit(
         "n_models": {name: split.x.shape[0] for name, split in splits.items()},
         **more,
     }
-    return Fit(network, variables, task, recipe, temperature, figures, texts)
+    shape = (x.shape[1], x.shape[2])
+    return Fit(network, variables, task, recipe, temperature, shape, figures, texts)
 
 
 def _splits(

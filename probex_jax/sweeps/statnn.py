@@ -9,16 +9,23 @@ import numpy as np
 
 from probex_jax.encoders import statistics
 from probex_jax.errors import ProbexError
-from probex_jax.experts.answered import Answered
+from probex_jax.experts.card import versions
 from probex_jax.experts.chance import chance
-from probex_jax.experts.expert import versions
-from probex_jax.experts.metrics import Score, accuracy
+from probex_jax.experts.predictions import Predictions
 from probex_jax.files import claim, one_writer, read_json, write_json
+from probex_jax.fitting import Score, SeveralClasses
 from probex_jax.layer_store import LayerStore
 
+_TASK = SeveralClasses()
 
-def statnn(store: LayerStore, *, n_trees: int = 500, seed: int = 0) -> Score:
-    """Test accuracy of a random forest on seven statistics of every layer.
+
+def _score(logits_NY: np.ndarray, store: LayerStore) -> Score:
+    score = _TASK.score(logits_NY, store.targets("test"))
+    return dataclasses.replace(score, chance=chance(_TASK, store, "test", store.classes))
+
+
+def statnn_answers(store: LayerStore, *, n_trees: int = 500, seed: int = 0) -> np.ndarray:
+    """What a random forest on seven statistics of every layer says of the test models.
 
     The forest is fitted on the training split; nothing is selected, so validation is not used.
 
@@ -28,7 +35,7 @@ def statnn(store: LayerStore, *, n_trees: int = 500, seed: int = 0) -> Score:
       seed: of the forest.
 
     Returns:
-      The accuracy on the test split.
+      [N, Y] probabilities less one half.
 
     Raises:
       ProbexError: if scikit-learn is missing (extra `zoo`), or the store holds factors: quantiles
@@ -37,17 +44,6 @@ def statnn(store: LayerStore, *, n_trees: int = 500, seed: int = 0) -> Score:
     References:
       Unterthiner et al., arXiv 2002.11448.
     """
-    answers_NY = statnn_answers(store, n_trees=n_trees, seed=seed)
-    return _score(answers_NY, store)
-
-
-def _score(logits_NY: np.ndarray, store: LayerStore) -> Score:
-    score = accuracy(logits_NY, store.targets("test"))
-    return dataclasses.replace(score, chance=chance(store, "test"))
-
-
-def statnn_answers(store: LayerStore, *, n_trees: int = 500, seed: int = 0) -> np.ndarray:
-    """What `statnn` says of the test models: [N, Y] probabilities less one half."""
     if store.ranks:
         raise ProbexError(f"{store.path}: StatNN reads dense layers, this store holds factors")
     try:
@@ -68,18 +64,18 @@ def statnn_answers(store: LayerStore, *, n_trees: int = 500, seed: int = 0) -> n
 def run_statnn(
     store: LayerStore, workdir: Path, *, n_trees: int = 500, seed: int = 0
 ) -> dict[str, Any]:
-    """`statnn` with its metrics kept in a work directory, as those of a sweep are.
+    """Measures StatNN on the test split, its metrics kept in a work directory as a sweep's are.
 
     Args:
       store: the models.
       workdir: made where it is missing.
-      n_trees, seed: as `statnn` takes them.
+      n_trees, seed: as `statnn_answers` takes them.
 
     Returns:
       The metrics; read from `workdir` where they are there already.
 
     Raises:
-      ProbexError: as `statnn`, or if the work directory belongs to another config or is being
+      ProbexError: as `statnn_answers`, or if the work directory belongs to another config or is being
         written.
     """
     for name, value, least in (("encoder.n_trees", n_trees, 1), ("recipe.seed", seed, 0)):
@@ -97,7 +93,7 @@ def run_statnn(
         path = workdir / "metrics.json"
         if not path.exists():
             logits_NY, y = statnn_answers(store, n_trees=n_trees, seed=seed), store.targets("test")
-            Answered.of(store, store.classes, (logits_NY, y)).write(workdir)
+            Predictions.of(store, store.classes, _TASK, (logits_NY, y)).write(workdir)
             score = _score(logits_NY, store)
             figures = {
                 "n_models": {split: len(store.split(split)) for split in ("train", "test")},

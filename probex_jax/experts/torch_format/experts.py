@@ -6,6 +6,7 @@ centre and the scale of a tree are tensors of their own: a module of the referen
 (`strict=True`), so none runs without them by mistake.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -20,9 +21,10 @@ from safetensors.numpy import save
 from probex_jax.encoders import MVProbe
 from probex_jax.errors import ProbexError
 from probex_jax.experts.alignment import Alignment
-from probex_jax.experts.expert import Expert, versions
-from probex_jax.experts.member import LAYOUTS, Member
-from probex_jax.experts.state_dict import (
+from probex_jax.experts.card import LAYOUTS, versions
+from probex_jax.experts.expert import Expert
+from probex_jax.experts.member import Member
+from probex_jax.experts.torch_format.state_dict import (
     ENCODERS,
     HEADS,
     METADATA,
@@ -31,7 +33,7 @@ from probex_jax.experts.state_dict import (
     VERSION,
     Found,
 )
-from probex_jax.experts.state_dict import read as read_state_dict
+from probex_jax.experts.torch_format.state_dict import read as read_state_dict
 from probex_jax.files import disk_errors, one_writer
 from probex_jax.model_files.untrusted_text import is_unicode, quoted
 
@@ -111,7 +113,7 @@ def to_torch(expert: Expert, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     files = [_as_file(expert, member, number) for number, member in enumerate(expert.members)]
-    alone = "members" not in expert.card
+    alone = len(expert.members) == 1
     if alone != (path.suffix == ".safetensors"):
         raise ProbexError(
             f"{path}: an expert on one layer is written as a .safetensors file"
@@ -135,11 +137,11 @@ def to_torch(expert: Expert, path: str | os.PathLike[str]) -> None:
 
 
 def _as_file(expert: Expert, member: Member, number: int) -> bytes:
-    where = f"the expert of tree {expert.card['tree']}, {member.layer}"
+    where = f"the expert of tree {expert.card.tree}, {member.layer}"
     _check_expressible(member, where)
     member.check_variables(where)
     arrays = traverse_util.flatten_dict(member.variables, sep="/")
-    keys = {**ENCODERS[member.card["encoder"]["name"]], **HEADS[member.about["head"]]}
+    keys = {**ENCODERS[member.card.encoder["name"]], **HEADS[expert.card.head]}
     tree = [key for key, (ours, *_) in TREE_KEYS.items() if ours in arrays]
     keys |= {key: TREE_KEYS[key] for key in tree}
     tensors = {}
@@ -147,18 +149,16 @@ def _as_file(expert: Expert, member: Member, number: int) -> bytes:
         array = np.asarray(arrays[ours], np.float32)
         # A copy in C order (safetensors writes memory as it lies) of the shape [], too.
         tensors[key] = np.array(array.T if transposed else array, order="C")
+    card = expert.card.to_json()
     about: dict[str, Any] = {
         "version": VERSION,
         "hash": expert.hash,
         "tree": [key.removeprefix(TREE) for key in tree],
-        "card": {key: value for key, value in expert.card.items() if key != "members"},
+        "card": {key: value for key, value in card.items() if key != "members"},
     }
-    if "members" in expert.card:
-        about["member"] = {
-            "number": number,
-            "of": len(expert.members),
-            "card": expert.card["members"][number],
-        }
+    if "members" in card:
+        about["member"] = {"number": number, "of": len(expert.members)}
+        about["member"]["card"] = card["members"][number]
     # One key alone: safetensors writes several in a random order.
     return save(tensors, {METADATA: json.dumps(about, sort_keys=True)})
 
@@ -166,8 +166,8 @@ def _as_file(expert: Expert, member: Member, number: int) -> bytes:
 def _check_expressible(member: Member, where: Any) -> None:
     """Raises a ProbexError if a network has no form in the PyTorch implementations."""
     encoder = member.network.encoder
-    name = member.card["encoder"]["name"]
-    if name not in ENCODERS or member.about["head"] not in HEADS:
+    name = member.card.encoder["name"]
+    if name not in ENCODERS or member.whole.head not in HEADS:
         raise ProbexError(
             f"{where}: its encoder is {name}, which the PyTorch implementations have no state dict "
             "for; they have ProbeX and MVProbe (configs/probex.py, configs/mvprobe.py)"
@@ -266,14 +266,7 @@ def _foreign(
             f"{text.encoder.name} gives {text.encoder.dim}"
         )
     else:
-        card["text"] = {
-            "encoder": text.spec,
-            "name": text.encoder.name,
-            "dim": text.encoder.dim,
-            "template": text.template,
-            "logit_scale": float(text.logit_scale),
-            "texts": dict(texts or {}),
-        }
+        card["text"] = dataclasses.asdict(text.card(classes, texts or {}))
     return Expert.checked(path, found.variables, card)
 
 

@@ -1,13 +1,15 @@
-"""What the chosen expert answered for the test models, kept beside its metrics.
+"""What experts answer for the models of a store, and what the chosen one answered for the test models.
 
-It is asked once, after the choice; whoever draws or counts it reads it from here.
+That is asked once, after the choice, and kept beside its metrics; whoever draws or counts it reads
+it from here.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +18,33 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from probex_jax.errors import ProbexError
-from probex_jax.experts.answering import stored_vectors
 from probex_jax.experts.chance import chance, chance_by_class
 from probex_jax.experts.expert import Expert
 from probex_jax.files import parse_json, write_bytes
+from probex_jax.fitting import OneClass, SeveralClasses, Task
+from probex_jax.fitting.task import TASKS
 from probex_jax.layer_store import LayerStore
 
-_NAME = "answered.safetensors"
+_NAME = "predictions.safetensors"
+_EARLIER = "answered.safetensors"
 _ABOUT = ("classes", "ids", "labels", "chance", "chance_by_class")
+# Matrices of one layer that are in memory at a time.
+_BLOCK_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
-class Answered:
+class Predictions:
     """An expert's answers for the models of `test`, and how it represents them.
 
     Args:
       classes: Y names.
       ids, labels: of M models: the N ones of `test`, then those of held-out classes.
       logits: [N, Y] float.
-      y: as `Split.y`: [N, Y] of zeros and ones, or [N] where one class is chosen.
+      y: targets of the task.
       vectors: [M, T] representations; [0, 0] of what makes none.
       chance: the accuracy of always giving the commonest answer (`chance.chance`).
-      chance_by_class: where each class is answered for itself, that of each; none as of earlier
-        versions.
+      chance_by_class: where each class is answered for itself, that of each.
+      task: what was asked.
     """
 
     classes: tuple[str, ...]
@@ -49,21 +55,24 @@ class Answered:
     vectors: np.ndarray
     chance: float
     chance_by_class: tuple[float, ...] = ()
+    task: Task = field(default_factory=SeveralClasses)
 
     @classmethod
     def of(
         cls,
         store: LayerStore,
         classes: Sequence[str],
+        task: Task,
         answers: tuple[np.ndarray, np.ndarray],
         expert: Expert | None = None,
-    ) -> Answered:
+    ) -> Predictions:
         """Answers for the models of a store.
 
         Args:
           store: where the models are.
           classes: Y names.
-          answers: logits and what is true, as of `Answers`.
+          task: what is asked.
+          answers: logits and targets.
           expert: who represents the models, also those of held-out classes; None if nobody does.
         """
         splits = ["test", *(["test_holdout"] if expert and store.has("test_holdout") else [])]
@@ -79,13 +88,10 @@ class Answered:
             np.asarray(logits_NY, np.float32),
             np.asarray(y, np.int32),
             np.asarray(vectors, np.float32),
-            *_chances(store, classes, several=np.ndim(y) == 2),
+            chance(task, store, "test", classes),
+            tuple(map(float, chance_by_class(task, store, "test"))),
+            task,
         )
-
-    @property
-    def several(self) -> bool:
-        """Whether a model may be of several classes, each answered for itself."""
-        return self.y.ndim == 2
 
     def write(self, workdir: Path) -> None:
         """Keeps it in a work directory.
@@ -93,12 +99,12 @@ class Answered:
         Raises:
           ProbexError: if it cannot be written.
         """
-        about = {name: getattr(self, name) for name in _ABOUT}
+        about = {name: getattr(self, name) for name in _ABOUT} | {"task": self.task.name}
         arrays = {"logits": self.logits, "y": self.y, "vectors": self.vectors}
         write_bytes(workdir / _NAME, save(arrays, {"about": json.dumps(about)}))
 
     @classmethod
-    def read(cls, workdir: Path) -> Answered | None:
+    def read(cls, workdir: Path) -> Predictions | None:
         """What a training kept; None where there is nothing, as of earlier versions.
 
         Raises:
@@ -106,12 +112,15 @@ class Answered:
         """
         path = workdir / _NAME
         if not path.exists():
+            path = workdir / _EARLIER
+        if not path.exists():
             return None
         try:
             with safe_open(path, "np") as file:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 about: dict[str, Any] = parse_json(file.metadata()["about"], str(path))
             labels = tuple(map(tuple, about["labels"]))
+            implied = OneClass.name if arrays["y"].ndim == 1 else SeveralClasses.name  # earlier
             return cls(
                 tuple(about["classes"]),
                 tuple(about["ids"]),
@@ -119,14 +128,43 @@ class Answered:
                 **arrays,
                 chance=about["chance"],
                 chance_by_class=tuple(about.get("chance_by_class", ())),
+                task=TASKS[about.get("task", implied)](),
             )
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise ProbexError(f"{path}: damaged ({error})") from error
 
 
-def _chances(
-    store: LayerStore, classes: Sequence[str], *, several: bool
-) -> tuple[float, tuple[float, ...]]:
-    if not several:
-        return chance(store, "test", classes), ()
-    return chance(store, "test"), tuple(map(float, chance_by_class(store, "test")))
+def stored_logits(
+    expert: Expert, store: LayerStore, split: str, texts_YD: Any = None
+) -> np.ndarray:
+    """Logits [N, Y] of the models of a split, a block of models at a time.
+
+    Args:
+      expert: of the store's tree.
+      store: where the models are.
+      split: name of the split.
+      texts_YD: of an expert aligned with text, the candidates.
+
+    Raises:
+      ProbexError: as `LayerStore.matrices` and `Expert.logits`.
+    """
+    return _in_blocks(expert, store, split, lambda x: expert.logits(x, texts_YD))
+
+
+def stored_vectors(expert: Expert, store: LayerStore, split: str) -> np.ndarray:
+    """Representations [N, T] of the models of a split, in the same way."""
+    return _in_blocks(expert, store, split, expert.encode)
+
+
+def _in_blocks(
+    expert: Expert, store: LayerStore, split: str, answer: Callable[[Any], Any]
+) -> np.ndarray:
+    n_models = len(store.split(split))
+    largest = max(math.prod(shape) for shape in expert.layers.values())
+    size = min(n_models, max(1, _BLOCK_BYTES // (4 * largest)))
+    blocks = []
+    for start in range(0, n_models, size):
+        # The last block is filled up, so that there is one program.
+        models = np.minimum(np.arange(start, start + size), n_models - 1)
+        blocks.append(np.asarray(answer(store.by_layer(split, models))))
+    return np.concatenate(blocks)[:n_models]

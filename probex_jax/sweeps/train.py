@@ -1,5 +1,6 @@
-"""Training the experts of one unit: its data read, its program compiled, its state on disk."""
+"""Training one job: its data read, its program compiled, its state on disk."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext, suppress
@@ -10,33 +11,35 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from probex_jax.experts.advancing import advance, all_prepared
-from probex_jax.experts.centring import FrozenLayer, Tree
-from probex_jax.experts.devices import Devices
-from probex_jax.experts.objective import Split
-from probex_jax.experts.recipe import Recipe
-from probex_jax.experts.saving import Saver
-from probex_jax.experts.source import Source
-from probex_jax.experts.state import Best, State
-from probex_jax.experts.streaming import Stream, fit_streamed
-from probex_jax.experts.training import Together, fit_together
-from probex_jax.experts.units import Unit, memory
+from probex_jax.errors import ProbexError
+from probex_jax.experts.card import Card
+from probex_jax.experts.expert import Expert
+from probex_jax.fitting.centre import FrozenLayer, Tree, centre_rank
+from probex_jax.fitting.closed_form import ClosedForm, fit_closed_form
+from probex_jax.fitting.data import Split
+from probex_jax.fitting.group import Group
+from probex_jax.fitting.loop import Best, State, advance
+from probex_jax.fitting.recipe import Adam
 from probex_jax.matrices import Centred, LowRank, dense
+from probex_jax.sweeps.jobs import Job, memory
+from probex_jax.sweeps.resume import Saver
+from probex_jax.sweeps.source import Source
+from probex_jax.sweeps.stream import LayerStream
 
 
 class Ready(NamedTuple):
-    """A unit whose data is in host memory.
+    """A job whose data is in host memory.
 
     Args:
-      unit: which.
+      job: which.
       trees: layer to its tree variables; a layer that cannot be trained on is not there.
       frozen: layer to the reason why not.
       splits: x [L, N, H, W] of this process's models; none left once they are on the devices.
-      program: `advancing.advance`, compiled; None where that is done later.
+      program: `loop.advance`, compiled; None where that is done later.
       state: what training begins with, in host memory; None likewise.
     """
 
-    unit: Unit
+    job: Job
     trees: Mapping[str, Tree]
     frozen: Mapping[str, str]
     splits: dict[str, Split]
@@ -64,48 +67,52 @@ class Programs:
         return future.result()
 
 
-def together(source: Source, unit: Unit) -> Together:
-    """The experts of a unit."""
-    network = source.network(unit.layers[0])
-    return Together(
-        network,
-        unit.recipes,
-        len(unit.layers),
-        source.counts(),
-        source.devices,
-        one_order=unit.one_order,
-    )
+class TooLarge(Exception):
+    """A program needs more memory than there is."""
 
 
-def read(source: Source, unit: Unit, programs: Programs) -> Ready:
-    """Reads the data of a unit, and compiles its program, if that can be done ahead."""
+def read(source: Source, job: Job, programs: Programs) -> Ready:
+    """Reads the data of a job, and compiles its program, if that can be done ahead."""
     trees, frozen = {}, {}
-    for layer in dict.fromkeys(unit.layers):
+    for layer in dict.fromkeys(job.layers):
         try:
             trees[layer] = source.tree(layer)
         except FrozenLayer as error:
             frozen[layer] = str(error)
-    if not trees or unit.streamed:
-        return Ready(unit, trees, frozen, {})
+    if not trees or job.streamed:
+        return Ready(job, trees, frozen, {})
     # A layer that cannot be trained on is filled up with one that can.
-    layers = [layer if layer in trees else next(iter(trees)) for layer in unit.layers]
-    splits = {name: _split(source, trees, layers, name, unit.recipes[0]) for name in source.splits}
-    if source.devices.mesh is None:
-        experts = together(source, unit)
-        key = experts.network, experts.recipe, len(unit.recipes), _shapes(splits)
-        evaluated = {split: splits[split] for split in experts.evaluated}
-        prepare = partial(all_prepared, experts.network, experts.recipe, experts.devices)
-        given = jax.eval_shape(prepare, splits["train"])
-        program = programs.get(key, partial(compiled, experts, given, evaluated))
-        state = experts.initial(splits["train"])
-        return Ready(unit, trees, frozen, splits, program, state)
-    return Ready(unit, trees, frozen, splits)
+    layers = [layer if layer in trees else next(iter(trees)) for layer in job.layers]
+    splits = {name: _split(source, trees, layers, name, job.recipes[0]) for name in source.splits}
+    if source.devices.mesh is not None:
+        return Ready(job, trees, frozen, splits)
+    group = _group(source, job)
+    given = jax.eval_shape(group.prepared, splits["train"])
+    evaluated = {split: splits[split] for split in group.evaluated}
+    leaves, structure = jax.tree.flatten(splits)
+    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    key = group.program, group.recipe.n_evaluations, len(job.recipes), structure, shapes
+    program = programs.get(key, partial(compiled, group, given, evaluated))
+    return Ready(job, trees, frozen, splits, program, group.initial(splits["train"]))
+
+
+def _group(source: Source, job: Job) -> Group:
+    """The networks of a job."""
+    return Group(
+        source.network(job.layers[0]),
+        source.task,
+        job.recipes,
+        len(job.layers),
+        source.counts(),
+        source.devices,
+        one_order=job.one_order,
+    )
 
 
 def _split(
-    source: Source, trees: Mapping[str, Tree], layers: Sequence[str], name: str, recipe: Recipe
+    source: Source, trees: Mapping[str, Tree], layers: Sequence[str], name: str, recipe: Adam
 ) -> Split:
-    """The models of a split that this process holds, x [L, n, H, W] of all layers of a unit."""
+    """The models of a split that this process holds, x [L, n, H, W] of all layers of a job."""
     models = source.devices.models(len(source.store.split(name)))
     targets = source.targets(name)
     stacks: list[np.ndarray] = []
@@ -153,15 +160,6 @@ def _of_rank(factors: LowRank, rank: int) -> LowRank:
     )
 
 
-def _shapes(tree: Any) -> Any:
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-
-
-class TooLarge(Exception):
-    """A program needs more memory than there is."""
-
-
 @contextmanager
 def _memory_errors() -> Iterator[None]:
     try:
@@ -172,30 +170,26 @@ def _memory_errors() -> Iterator[None]:
         raise
 
 
-def compiled(
-    experts: Together, train: Split, evaluated: Mapping[str, Split]
-) -> Callable[..., State]:
-    """`advancing.advance` for data of these shapes.
+def compiled(group: Group, train: Split, evaluated: Mapping[str, Split]) -> Callable[..., State]:
+    """`loop.advance` for data of these shapes.
 
     Args:
-      experts: what is trained.
-      train: from `all_prepared`; on one device its shapes will do.
+      group: what is trained.
+      train: from `Group.prepared`; on one device its shapes will do.
       evaluated: the other splits; likewise.
 
     Raises:
       TooLarge: if it needs more memory than the devices have.
     """
-    devices, left = experts.devices, -1.0
+    devices, left = group.devices, -1.0
     with suppress(TooLarge) if devices.processes > 1 else nullcontext(), _memory_errors():
         program = advance.lower(
-            experts.network,
-            experts.recipe,
-            devices,
-            experts.template(train),
-            experts.rates(),
+            group.program,
+            group.template(train),
+            group.rates(),
             train,
             evaluated,
-            experts.batches(0),
+            group.batches(0),
             np.int32(0),
         ).compile()
         left = memory(devices) - _needed(program)
@@ -214,45 +208,64 @@ def _needed(program: Any) -> float:
 
 
 def train(source: Source, ready: Ready, saver: Saver) -> State:
-    """Trains the experts of a unit, from where they were, to the end of their recipes."""
-    experts = together(source, ready.unit)
-    devices, counts = source.devices, experts.counts
+    """Trains the networks of a job, from where they were, to the end of their recipes.
+
+    Raises:
+      TooLarge: if there is not enough memory.
+    """
+    group = _group(source, ready.job)
+    if ready.job.streamed:
+        (layer,) = ready.job.layers
+        stream = LayerStream(group, source, layer, ready.trees[layer])
+        one = stream.one()
+        state = saver.restored(group.template(one)) or group.initial(one)
+        return group.train(state, stream=stream, on_evaluation=saver)
     with _memory_errors():
-        splits = {name: devices.put(ready.splits[name], counts[name]) for name in counts}
+        splits = {
+            name: source.devices.put(ready.splits[name], count)
+            for name, count in group.counts.items()
+        }
         ready.splits.clear()
         # What it is made from is given back.
-        given = all_prepared(experts.network, experts.recipe, devices, splits.pop("train"))
-        program = ready.program or compiled(experts, given, splits)
-        state = restored(saver, devices, experts.template(given))
-        state = ready.state if state is None else state
-        return fit_together(
-            experts, {"train": given, **splits}, program=program, state=state, on_evaluation=saver
-        )
+        given = group.prepared(splits.pop("train"))
+        program = ready.program or compiled(group, given, splits)
+        state = saver.restored(group.template(given)) or ready.state or group.initial(given)
+        splits["train"] = given
+        return group.train(state, splits, program=program, on_evaluation=saver)
 
 
-def restored(saver: Saver, devices: Devices, new: State) -> State | None:
-    """The state that was saved last, the same in all processes, or None.
+def solve(source: Source, layer: str, card: Card, recipe: ClosedForm) -> Expert:
+    """Fits an expert on one layer in closed form; the layer is in memory as a whole.
 
-    Args:
-      new: `Together.template`.
+    Raises:
+      FrozenLayer: if the training matrices are all the same.
+      ProbexError: as `fit_closed_form`.
     """
-    state = saver.restore(new) if devices.writes else None
-    (found,) = devices.agree([state is not None])
-    if not found:
-        return None
-    if state is None:
-        state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), new)
-    state = devices.shared(state)
-    saver.begin(int(state.epoch))
-    return state
+    tree = source.tree(layer)
+    train, val = (
+        source.targets(name)._replace(x=jax.device_put(source.matrices(layer, tree, name)))
+        for name in ("train", "val")
+    )
+    network, task = source.network(layer), source.task
+    try:
+        found = fit_closed_form(network, task, recipe, train, val)
+    except ProbexError as error:
+        raise ProbexError(f"{source.store.path}: {layer}: {error}") from None
+    metrics = {
+        "val_accuracy": float(np.mean(task.accuracies(found.logits, val.y))),
+        "val_loss": found.loss,
+        "penalty": found.penalty,
+        "factor": found.factor,
+    }
+    return expert_of(found.params, tree, card).with_card(selected_on="val", metrics=metrics)
 
 
-def train_streamed(source: Source, ready: Ready, saver: Saver) -> State:
-    """As `train`, of a unit whose batches are read from the store."""
-    (layer,) = ready.unit.layers
-    stream = Stream(together(source, ready.unit), source, layer, ready.trees[layer])
-    state = restored(saver, source.devices, stream.template())
-    return fit_streamed(stream, state=state, on_evaluation=saver)
+def expert_of(params: Any, tree: Tree, card: Card) -> Expert:
+    """What was trained on matrices that were normalised by a tree: it reads them as they are."""
+    variables = {"params": params, "tree": dict(tree)} if tree else {"params": params}
+    (member,) = card.members
+    member = dataclasses.replace(member, centre_rank=centre_rank(tree))
+    return Expert(variables, card).with_card(members=(member,))
 
 
 def figures(best: Mapping[str, Best], loss_E: Any) -> dict[str, Any]:

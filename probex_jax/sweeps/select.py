@@ -10,18 +10,16 @@ import numpy as np
 
 from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
-from probex_jax.experts.alignment import Candidates, ZeroShot, zero_shot
-from probex_jax.experts.answered import Answered
-from probex_jax.experts.answering import stored_logits
-from probex_jax.experts.committee import best_committee
-from probex_jax.experts.committee import committee as committee_of
-from probex_jax.experts.evaluation import HOLDOUT, answers, calibrated_by, chance_for, score
+from probex_jax.experts.alignment import ZeroShot, zero_shot
+from probex_jax.experts.chance import chance
+from probex_jax.experts.committee import best_committee, committee
+from probex_jax.experts.evaluation import HOLDOUT, answers, calibrated_by, score
 from probex_jax.experts.expert import Expert
-from probex_jax.experts.metrics import Score
-from probex_jax.experts.objective import Split, right
-from probex_jax.experts.recipe import VARIED
+from probex_jax.experts.predictions import Predictions, stored_logits
 from probex_jax.files import read_json, write_json
-from probex_jax.layer_store import LayerStore
+from probex_jax.fitting import Score, Split
+from probex_jax.fitting.recipe import VARIED
+from probex_jax.sweeps.source import Source
 
 # Layers whose experts are read and asked at a time: one is compiled while the other is read.
 _AT_A_TIME = 2
@@ -46,11 +44,10 @@ class SweepResult:
     metrics: Mapping[str, Any]
 
 
-def choose(
-    store: LayerStore,
+def select(
+    source: Source,
     workdir: Path,
     folders: Mapping[str, Sequence[Path]],
-    candidates: Candidates | None,
     most: int,
     left_out: Mapping[str, str],
 ) -> None:
@@ -60,56 +57,57 @@ def choose(
     classes; the models tested are others.
 
     Args:
-      store: the tree's models.
+      source: the tree's models.
       workdir: where the result goes.
       folders: layer to the folders of its experts, one for each variant of the recipe.
-      candidates: of experts aligned with text, the texts; else None.
       most: the most layers of a committee.
       left_out: layer to the reason why no expert was trained on it.
     """
+    store, candidates, task = source.store, source.candidates, source.task
     found_best, by_variant = best_variants(folders, "expert", "val_accuracy")
-    targets = Split(None, store.targets("val"))  # type: ignore[arg-type]
-    if candidates is not None:
-        targets = candidates.targets("val")
-    expert, by_layer = _best(found_best, store, "val", targets, most)
+    expert, by_layer = _best(found_best, source, "val", source.targets("val"), most)
     kept = {"expert": expert}
     if candidates is not None and _all_have(HOLDOUT, folders):
         held_out, _ = best_variants(folders, HOLDOUT, "val_holdout_accuracy")
-        targets = candidates.among_all("val_holdout")
-        kept[HOLDOUT], _ = _best(held_out, store, "val_holdout", targets, most)
+        among_all = candidates.among_all("val_holdout")
+        kept[HOLDOUT], _ = _best(held_out, source, "val_holdout", among_all, most)
     encoder = None if candidates is None else candidates.encoder
     found = answers(kept["expert"], store, ("val", "test"), encoder)
     kept["expert"] = calibrated_by(kept["expert"], found)
-    represented_by = kept.get(HOLDOUT, kept["expert"])
-    classes = kept["expert"].card["classes"]
-    Answered.of(store, classes, found["test"], represented_by).write(workdir)
-    test = dataclasses.replace(
-        score(found["test"]), chance=chance_for(kept["expert"], store, "test")
-    )
+    represented_by, card = kept.get(HOLDOUT, kept["expert"]), kept["expert"].card
+    predictions = Predictions.of(store, card.classes, task, found["test"], represented_by)
+    predictions.write(workdir)
+    test = score(kept["expert"], store, "test", found["test"])
     tested: dict[str, Any] = {"test_accuracy": dataclasses.asdict(test)}
     if candidates is not None and store.has("test_holdout"):
         unseen = zero_shot(represented_by, store, encoder=encoder)
         tested["zero_shot"] = dataclasses.asdict(unseen)
     of_layers = {
         "val_accuracy_by_layer": by_layer,
-        "val_chance": chance_for(kept["expert"], store, "val"),
+        "val_chance": chance(task, store, "val", card.classes),
     }
     # The folder `expert` last: what it says of the other is there by then.
     for name, expert in reversed(kept.items()):
-        metrics = expert.card["metrics"] | tested | of_layers
-        Expert(expert.variables, {**expert.card, "metrics": metrics}).save(workdir / name)
-    card = kept["expert"].card
-    card = {**card, **card["members"][0]} if "members" in card else card
-    on_card = ("tree", "encoder", "head", "normalise", "recipe", "store_hash", "versions", "layer")
+        metrics = {**expert.card.figures, **tested, **of_layers}
+        expert.with_card(metrics=metrics).save(workdir / name)
+    first = card.members[0]
     metrics = {
-        **{key: card[key] for key in on_card},
+        "tree": card.tree,
+        "encoder": first.encoder,
+        "head": card.head,
+        "task": task.name,
+        "normalise": first.normalise,
+        "recipe": first.recipe,
+        "store_hash": card.store_hash,
+        "versions": card.versions,
+        "layer": first.layer,
         "layers": {name: list(expert.layers) for name, expert in kept.items()},
         "n_models": {s: len(store.split(s)) for s in sorted({m.split for m in store.models})},
         **of_layers,
         "left_out": dict(left_out),
         **({"variants": by_variant} if by_variant else {}),
-        "committee_accuracy": kept["expert"].card["metrics"]["committee_accuracy"],
-        "calibration": kept["expert"].card["calibration"],
+        "committee_accuracy": card.figures["committee_accuracy"],
+        "calibration": card.to_json()["calibration"],
         **tested,
     }
     write_json(workdir / "metrics.json", metrics)
@@ -133,17 +131,18 @@ def best_variants(
         paths[layer] = variants[0] / name
         if len(variants) > 1:
             cards = [Expert.load(folder / name).card for folder in variants]
-            found = [card["metrics"][metric] for card in cards]
+            found = [card.figures[metric] for card in cards]
             paths[layer] = variants[int(np.argmax(found))] / name
+            recipes = [card.members[0].recipe or {} for card in cards]
             tried[layer] = [
-                {field: card["recipe"][field] for field in VARIED} | {metric: value}
-                for card, value in zip(cards, found, strict=True)
+                {field: recipe[field] for field in VARIED} | {metric: value}
+                for recipe, value in zip(recipes, found, strict=True)
             ]
     return paths, tried
 
 
 def _best(
-    paths: Mapping[str, Path], store: LayerStore, split: str, targets: Split, most: int
+    paths: Mapping[str, Path], source: Source, split: str, asked: Split, most: int
 ) -> tuple[Expert, dict[str, float]]:
     """The committee that answers best for validation models, and what `val` says of each layer.
 
@@ -152,18 +151,18 @@ def _best(
 
     def answer(layer: str) -> tuple[np.ndarray, float]:
         expert = Expert.load(paths[layer])
-        logits_NY = stored_logits(expert, store, split, targets.texts)
-        return logits_NY, expert.card["metrics"]["val_accuracy"]
+        logits_NY = stored_logits(expert, source.store, split, asked.texts)
+        return logits_NY, expert.card.figures["val_accuracy"]
 
     found = dict(ahead(answer, paths, _AT_A_TIME))
-    y: Any = np.asarray(targets.y)
-    chosen = best_committee({layer: found[layer][0] for layer in paths}, y, most)
-    together_NY: Any = np.mean([found[layer][0] for layer in chosen], axis=0)
-    figures = {"committee_accuracy": float(np.mean(right(together_NY, y)))}
-    expert = committee_of([Expert.load(paths[layer]) for layer in chosen])
-    metrics = expert.card.get("metrics", {}) | figures
+    logits = {layer: found[layer][0] for layer in paths}
+    chosen = best_committee(logits, asked.y, most, source.task)
+    together_NY: Any = np.mean([logits[layer] for layer in chosen], axis=0)
+    together = float(np.mean(source.task.accuracies(together_NY, asked.y)))
+    expert = committee([Expert.load(paths[layer]) for layer in chosen])
+    metrics = {**expert.card.figures, "committee_accuracy": together}
     accuracies = {layer: accuracy for layer, (_, accuracy) in found.items()}
-    return Expert(expert.variables, {**expert.card, "metrics": metrics}), accuracies
+    return expert.with_card(metrics=metrics), accuracies
 
 
 def result(workdir: Path) -> SweepResult:

@@ -1,0 +1,7 @@
+"""Sweeps: from a store and a work directory to experts, layer by layer, resumable."""
+
+from probex_jax.sweeps.statnn import run_statnn
+from probex_jax.sweeps.stopping import Stop
+from probex_jax.sweeps.sweep import SweepResult, sweep
+
+__all__ = ["Stop", "SweepResult", "run_statnn", "sweep"]
