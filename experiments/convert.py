@@ -111,17 +111,17 @@ def _classes(text: str) -> tuple[list[str], dict[str, str] | None]:
 
 
 def _row(expert: px.Expert, member: Any) -> dict[str, Any]:
-    rows, columns = member.shape
+    rows, columns = member.card.shape
     return {
-        "tree": expert.card["tree"],
+        "tree": expert.card.tree,
         "layer": member.layer,
         "shape": f"{rows}x{columns}",
-        "layout": member.layout,
-        "encoder": member.card["encoder"]["name"],
-        "head": expert.card["head"],
-        "classes": len(expert.card["classes"]),
-        "normalise": member.card.get("normalise", "none"),
-        "weight": f"{member.weight:.3f}",
+        "layout": member.card.layout,
+        "encoder": member.card.encoder["name"],
+        "head": expert.card.head,
+        "classes": len(expert.card.classes),
+        "normalise": member.card.normalise,
+        "weight": f"{member.card.weight:.3f}",
     }
 
 

@@ -75,7 +75,7 @@ def forest_part(
 
 def _indexed(workdir: Path, expert: px.Expert, costs: Costs) -> Index:
     """The index of a tree's documented models: of its training models, where there is none yet."""
-    tree = expert.card["tree"]
+    tree = expert.card.tree
     path = demo_language.index_of(workdir, tree)
     if tree == demo_language.TREE:
         return Index.open(path)

@@ -45,7 +45,7 @@ def grow_forest(
     roots: Mapping[str, str],
 ) -> list[Row]:
     """Grows a forest by the trees of some stores; a row of each."""
-    by_tree = {expert.card["tree"]: expert for expert in experts}
+    by_tree = {expert.card.tree: expert for expert in experts}
     trees = {store.tree for store in stores}
     if len(trees) < len(stores) or len(by_tree) < len(experts):
         raise ProbexError("two stores or two experts are of the same tree; give one of each")
@@ -77,9 +77,9 @@ def _tree_row(tree: Tree, done: str) -> Row:
         "radius": f"{max(router.radii):.3g}",
         "expert reads": "no expert" if expert is None else expert.reading,
     }
-    calibration = {} if expert is None else expert.card["calibration"]
+    calibration = expert and expert.card.calibration
     for when in ("before", "after"):
-        errors = calibration.get(when, {})
+        errors = (calibration and getattr(calibration, when)) or {}
         found = errors.get("test", errors.get("val"))
         row[f"calibration error {when}"] = "" if found is None else f"{found:.3f}"
     return {**row, "this run": done}

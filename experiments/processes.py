@@ -10,7 +10,7 @@ from absl import flags
 
 from experiments import cli
 from probex_jax.errors import ProbexError
-from probex_jax.experts import Devices
+from probex_jax.fitting import Devices
 
 # After so many seconds without a sign of life a process counts as dead, and the others end.
 _SILENT_S = 30

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments import steps
 from experiments.costs import Costs
-from probex_jax.experts import Answered
+from probex_jax.experts import Predictions
 from probex_jax.files import read_json, write_text
 from probex_jax.reports import HiddenModel, Run, Training, report
 from probex_jax.search import Measured
@@ -17,7 +17,7 @@ NAME = "report.html"
 def training(workdir: Path, metrics: Mapping[str, Any]) -> Training:
     """What is in the work directory of a training, for a report."""
     settings = read_json(workdir / "config.json")
-    return Training(steps.method(metrics), metrics, Answered.read(workdir), settings)
+    return Training(steps.method(metrics), metrics, Predictions.read(workdir), settings)
 
 
 def write_report(

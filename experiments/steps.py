@@ -12,12 +12,14 @@ from tqdm import tqdm
 
 import probex_jax as px
 from experiments import cli
-from probex_jax.experts import Alignment, Devices, Recipe, Ridge, ZeroShot, run_statnn, sweep
+from probex_jax.experts import Alignment, ZeroShot
 from probex_jax.experts.chance import chance_of, shortfall
 from probex_jax.files import one_writer
+from probex_jax.fitting import Adam, ClosedForm, Devices
 from probex_jax.language import CachedEncoder, default_cache, text_encoder
 from probex_jax.layer_store import PackSummary
 from probex_jax.search import FoundModel, Index, Measured, Subject, measure_all
+from probex_jax.sweeps import run_statnn, sweep
 from probex_jax.zoo import miniature
 from probex_jax.zoo.model_j import SPLITS
 
@@ -113,14 +115,14 @@ def train(
     by_steps = encoder["name"] != "statnn" and config["fit"] == "adam"
     if devices.processes > 1 and not by_steps:
         raise px.ProbexError(
-            "what is not trained by gradient descent one process fits: give --processes and "
-            "--process without --coordinator, and the layers are divided"
+            "the closed form and StatNN run in one process: give --processes and --process "
+            "without --coordinator, and the layers are divided"
         )
     if encoder["name"] == "statnn":
         seed = config["recipe"]["seed"]
         return run_statnn(store, workdir, n_trees=encoder["n_trees"], seed=seed)
     try:
-        recipe = {"adam": Recipe, "ridge": Ridge}[config["fit"]](**config["recipe"])
+        recipe = {"adam": Adam, "ridge": ClosedForm}[config["fit"]](**config["recipe"])
     except KeyError:
         raise px.ProbexError(f"config.fit: {config['fit']!r} is not one of adam, ridge") from None
     except TypeError as error:
@@ -192,7 +194,7 @@ def index(
         pruned = found.prune() if prune else 0
         recall = found.optimise()
     row: Row = {
-        "tree": expert.card["tree"],
+        "tree": expert.card.tree,
         "layer": expert.reading,
         "added": done.added,
         "updated": done.updated,
@@ -207,7 +209,7 @@ def index(
 def evaluate(subject: Subject, tasks: Sequence[str], workdir: Path) -> list[Measured]:
     """Measures the tasks; one that cannot be is reported on standard error, the others go on."""
     expert = subject.experts["val"]
-    if expert.card["head"] == "text" and subject.encoder is None:
+    if expert.card.text is not None and subject.encoder is None:
         encoder = CachedEncoder(expert.text_encoder(), default_cache())
         subject = dataclasses.replace(subject, encoder=encoder)
     with cli.progress(len(tasks), "evaluating", "task") as bar:

@@ -21,8 +21,9 @@ from safetensors.numpy import save_file
 import probex_jax as px
 from experiments.benchmarks import programs, timing
 from experiments.benchmarks.figures import PYTORCH, Figure, pytorch
-from probex_jax.experts import Ridge, sweep
+from probex_jax.fitting import ClosedForm
 from probex_jax.forest import Forest, grow
+from probex_jax.sweeps import sweep
 
 _CLASSES = 10
 _READERS = 4
@@ -116,7 +117,7 @@ def _forest(folder: Path, sizes: Sizes) -> tuple[Path, dict[str, tuple]]:
         folder / "experts",
         encoder={"name": "dense", "standardise": True},
         head="none",
-        recipe=Ridge(),
+        recipe=ClosedForm(),
         normalise="centre",
         committee=sizes.layers,
     )

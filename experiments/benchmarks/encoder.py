@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from experiments.benchmarks import products
 from experiments.benchmarks.figures import PYTORCH, Figure, pytorch
 from experiments.benchmarks.inputs import Case
-from probex_jax.experts import objective
+from probex_jax.fitting import inference
 
 DEFAULT = (
     Case("probex", dim=768, rank=0, models=128, rep_dim=128),
@@ -38,7 +38,7 @@ def _figure(case: Case, mode: products.Mode, repeats: int, product_size: int | N
     params = jax.tree.map(lambda leaf: leaf.astype(mode.dtype), params)
 
     def encode(params, x):
-        return objective.representations(network, {"params": params}, x, mode.compute)
+        return inference.representations(network, {"params": params}, x, mode.compute)
 
     encoded = jax.jit(encode)
     candidates = {"ours": lambda: encoded(params, x)}

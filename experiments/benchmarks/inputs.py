@@ -1,13 +1,17 @@
 """Random matrices and factors, and the networks that the suites `encoder` and `train` run."""
 
 from dataclasses import dataclass
+from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import probex_jax as px
-from probex_jax.experts import Network, Split, build_network
+from probex_jax.fitting import Adam, Network, SeveralClasses, Split, Task, Texts, build_network
+from probex_jax.fitting import loop
+from probex_jax.fitting.group import Group, select
 
 N_CLASSES = 100
 N_TEXTS, TEXT_DIM = 150, 768
@@ -65,3 +69,24 @@ class Case:
             return Split(x, jax.random.randint(keys[1], [self.models], 0, N_TEXTS), texts_YD)
         y_NY = jax.random.bernoulli(keys[1], shape=[self.models, N_CLASSES])
         return Split(x, y_NY.astype(jnp.float32))
+
+
+def epoch_of(
+    network: Network, recipe: Adam, split: Split
+) -> tuple[Callable[..., Any], tuple[Any, Any, Split, Any]]:
+    """An epoch of training one network, and what it is called with.
+
+    Returns:
+      A function of rates, data, carry and batches, not compiled; and these.
+    """
+    task: Task = SeveralClasses() if split.texts is None else Texts()
+    n_models = split.x.shape[0]
+    group = Group(network, task, (recipe,), 1, {"train": n_models, "val": n_models})
+    stacked = split._replace(x=jax.tree.map(lambda leaf: leaf[None], split.x))
+    given = group.prepared(stacked)
+    given = given._replace(x=jax.tree.map(lambda leaf: leaf[0], given.x))
+    state = select(jax.device_put(group.initial(stacked)), 0, 0)
+    rates = jax.tree.map(lambda rate: rate[0], group.rates())
+    batches = jax.tree.map(lambda leaf: leaf[0, 0], group.batches(0))
+    carry = state.params, state.opt_state
+    return partial(loop.epoch, group.program, None), (rates, given, carry, batches)

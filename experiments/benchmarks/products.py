@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.benchmarks import timing
 from experiments.benchmarks.figures import Figure, pytorch
-from probex_jax.experts import objective
+from probex_jax.fitting import inference
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Mode:
 
     Args:
       name: of the figures.
-      compute: as `Recipe.compute`.
+      compute: as `Adam.compute`.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Mode:
         """The function, its float32 products being of this precision."""
 
         def run() -> Any:
-            with objective.products(self.compute):
+            with inference.products(self.compute):
                 return function()
 
         return run

@@ -30,10 +30,11 @@ import probex_jax as px
 from experiments import cli
 from experiments.benchmarks import memory
 from experiments.benchmarks.packing import pack_once, write_models
-from probex_jax.experts import Recipe, Ridge, sweep
+from probex_jax.fitting import Adam, ClosedForm
 from probex_jax.files import write_text
 from probex_jax.forest import discover
 from probex_jax.search import ModelTable
+from probex_jax.sweeps import sweep
 
 _TIMES = flags.DEFINE_list(
     "times", ["1", "4", "16"], "Numbers of models, as multiples of the smallest."
@@ -111,7 +112,7 @@ def _store(folder: Path, n_models: int) -> None:
 def training(folder: str, n_models: int) -> dict[str, float]:
     """Trains an expert of each layer with Adam, the second time."""
     encoder = {"name": "probex", "n_probes": 64, "proj_dim": 64, "rep_dim": 64}
-    recipe = Recipe(epochs=_EPOCHS, eval_every=_EPOCHS, batch_size=16)
+    recipe = Adam(epochs=_EPOCHS, eval_every=_EPOCHS, batch_size=16)
     return {"train": _second_sweep(folder, encoder, "class", recipe)}
 
 
@@ -123,18 +124,18 @@ def _large_store(folder: Path, n_models: int) -> None:
 def streaming(folder: str, n_models: int) -> dict[str, float]:
     """Trains an expert whose batches are read from the store, the second time."""
     encoder = {"name": "probex", "n_probes": 16, "proj_dim": 16, "rep_dim": 16}
-    recipe = Recipe(epochs=2, eval_every=2, batch_size=32)
+    recipe = Adam(epochs=2, eval_every=2, batch_size=32)
     return {"stream": _second_sweep(folder, encoder, "class", recipe, stream=True)}
 
 
 def ridge(folder: str, n_models: int) -> dict[str, float]:
     """Fits an expert of each layer in closed form, the second time."""
     encoder = {"name": "dense", "standardise": True}
-    return {"ridge": _second_sweep(folder, encoder, "none", Ridge())}
+    return {"ridge": _second_sweep(folder, encoder, "none", ClosedForm())}
 
 
 def _second_sweep(
-    folder: str, encoder: Any, head: str, recipe: Recipe | Ridge, *, stream: bool = False
+    folder: str, encoder: Any, head: str, recipe: Adam | ClosedForm, *, stream: bool = False
 ) -> float:
     store, start = px.LayerStore.open(f"{folder}/store"), 0.0
     for turn in ("first", "second"):

@@ -22,7 +22,8 @@ from safetensors.numpy import save_file
 import probex_jax as px
 from experiments.benchmarks import products, programs, timing
 from experiments.benchmarks.figures import PYTORCH, Figure, pytorch
-from probex_jax.experts import Recipe, Split, advancing, build_network, training
+from experiments.benchmarks.inputs import epoch_of
+from probex_jax.fitting import Adam, Split, build_network
 
 _CONFIG = "configs/probex.py:mini"
 # What that config trains.
@@ -136,13 +137,10 @@ def _train(store: Path, workdir: Path, epochs: int, *more: str) -> None:
 
 def _flops(store: px.LayerStore, epochs: int) -> float:
     """Of all products of the training of all layers."""
-    network, recipe = build_network(_ENCODER, "class", len(store.classes)), Recipe()
+    network = build_network(_ENCODER, "class", len(store.classes))
     y = jnp.asarray(store.targets("train"), jnp.float32)
-    order_N = jnp.arange(len(y))
     total = 0.0
     for shape in store.layers.values():
-        train = Split(jnp.zeros([len(y), *shape]), y)
-        state = training.initial_state(network, recipe, train)
-        epoch = partial(advancing.train_epoch, network, recipe)
-        total += epochs * products.flops(epoch, state.params, state.opt_state, train, order_N)
+        epoch, arguments = epoch_of(network, Adam(), Split(jnp.zeros([len(y), *shape]), y))
+        total += epochs * products.flops(epoch, *arguments)
     return total

@@ -8,17 +8,15 @@ of updates is formed in the step and then treated as dense matrices are.
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments.benchmarks import products
 from experiments.benchmarks.figures import PYTORCH, Figure, pytorch
-from experiments.benchmarks.inputs import Case
-from probex_jax.experts import Recipe, Split, advancing, objective, optimising, training
+from experiments.benchmarks.inputs import Case, epoch_of
+from probex_jax.fitting import Adam, Split
 
 DEFAULT = (
     Case("probex", dim=768, rank=0, models=256, rep_dim=128),
@@ -36,49 +34,42 @@ def measure(cases: Sequence[Case], repeats: int, product_size: int | None = None
 
 
 def _figure(case: Case, mode: products.Mode, repeats: int, product_size: int | None) -> Figure:
-    recipe = Recipe(2e-3, l2=0.0, compute=mode.compute)
+    recipe = Adam(2e-3, l2=0.0, compute=mode.compute)
     if not case.rank:
-        recipe = Recipe(compute=mode.compute)
+        recipe = Adam(compute=mode.compute)
     network = case.network("text" if case.rank else "class")
     data = case.split(with_text=bool(case.rank))
-    given = advancing.prepared(network, data)
-    given = given._replace(x=objective.as_read(given.x, mode.compute))
-    state = training.initial_state(network, recipe, data)
-    order_N = advancing.epoch_orders(recipe.seed, case.models, 0, 1)[0]
-    start = state.params, state.opt_state
-    epoch = jax.jit(partial(advancing.train_epoch, network, recipe))
-    candidates = {"ours": lambda: epoch(*start, given, order_N)}
+    run, arguments = epoch_of(network, recipe, data)
+    rates, _, carry, batches = arguments
+    epoch = jax.jit(run)
+    candidates = {"ours": lambda: epoch(*arguments)}
     if case.rank:
-        out = jax.jit(partial(_multiplied_out, network, recipe))
-        candidates["multiplied out"] = lambda: out(*start, data, order_N)
+        out = jax.jit(_multiplied_out(run))
+        candidates["multiplied out"] = lambda: out(rates, data, carry, batches)
     if torch := pytorch():
-        batches = np.split(
-            np.asarray(order_N), range(recipe.batch_size, case.models, recipe.batch_size)
-        )
+        of_torch = np.asarray(batches.index)
         candidates[PYTORCH] = torch.steps(
-            torch.parameters(state.params),
+            torch.parameters(carry[0]),
             data.x,
             data.y,
-            batches,
+            list(of_torch),
             recipe.learning_rate,
             recipe.l2,
             data.texts,
         )
-    flops = products.flops(epoch, *start, given, order_N)
+    flops = products.flops(epoch, *arguments)
     return products.figure(case.name, mode, candidates, case.models, flops, repeats, product_size)
 
 
-def _multiplied_out(network, recipe, params, opt_state, train, order_N):
-    """`advancing.train_epoch`, of updates that are multiplied out batch by batch."""
+def _multiplied_out(epoch):
+    """An epoch of updates that are multiplied out batch by batch."""
 
-    def step(carry, index_B):
-        params, opt_state = carry
-        batch = Split(train.x[index_B].dense(), train.y[index_B], train.texts)
-        loss, grads = objective.loss_and_gradient(
-            network, params, batch, jnp.arange(len(batch.y)), compute=recipe.compute
-        )
-        updates, opt_state = optimising.optimiser(recipe).update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), loss
+    def run(rates, train, carry, batches):
+        def step(carry, index_B):
+            batch = Split(train.x[index_B].dense(), train.y[index_B], train.texts)
+            alone = batches.replace(index=jnp.arange(len(index_B))[None])
+            return epoch(rates, batch, carry, alone)
 
-    batches = order_N.reshape(-1, min(recipe.batch_size, len(order_N)))
-    return jax.lax.scan(step, (params, opt_state), batches)
+        return jax.lax.scan(step, carry, batches.index)
+
+    return run

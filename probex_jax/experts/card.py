@@ -139,6 +139,11 @@ class Card:
         return self.metrics or {}
 
     @property
+    def words(self) -> Mapping[str, str]:
+        """Words for classes whose names are none."""
+        return self.text.texts if self.text else {}
+
+    @property
     def temperature(self) -> float:
         """What logits are divided by before they become predictions; 1 until calibrated."""
         return self.calibration.temperature if self.calibration else 1.0

@@ -107,6 +107,10 @@ class Task(ABC):
         self.check("targets", y, *logits_NY.shape)
         return share(self.accuracies(logits_NY, y))
 
+    @abstractmethod
+    def accuracy_by_class(self, logits: Any, y: Any) -> dict[int, float]:
+        """The accuracy of each class that the targets are of."""
+
     def accuracies(self, logits: Any, y: Any) -> np.ndarray:
         """[N] float64: `correct` of targets as they are given."""
         return np.asarray(self.correct(np.asarray(logits), np.asarray(self.encoded(y))), np.float64)
@@ -232,6 +236,10 @@ class SeveralClasses(ClassTask):
     def correct(self, logits, y):
         return ((logits > 0) == (y > 0.5)).mean(axis=1)
 
+    def accuracy_by_class(self, logits, y):
+        correct_NY = (np.asarray(logits) > 0) == (np.asarray(y) > 0.5)
+        return dict(enumerate(map(float, correct_NY.mean(axis=0))))
+
     def predictions(self, logits, temperature=1.0):
         return jax.nn.sigmoid(logits / temperature)
 
@@ -304,6 +312,10 @@ class OneClass(ClassTask):
 
     def correct(self, logits, y):
         return (logits.argmax(axis=1) == y).astype(np.float32)
+
+    def accuracy_by_class(self, logits, y):
+        correct_N = self.accuracies(logits, y)
+        return {int(each): float(correct_N[y == each].mean()) for each in np.unique(y)}
 
     def predictions(self, logits, temperature=1.0):
         return jax.nn.softmax(logits / temperature, axis=1)
@@ -413,6 +425,9 @@ class Number(Task):
 
     def correct(self, logits, y):
         return 1 - (logits[:, 0] - y) ** 2
+
+    def accuracy_by_class(self, logits, y):
+        return {0: float(self.accuracies(logits, y).mean())}
 
     def predictions(self, logits, temperature=1.0):
         value_N = self.mean + self.std * jnp.asarray(logits)[:, 0]

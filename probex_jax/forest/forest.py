@@ -96,12 +96,10 @@ class Tree:
         """The probabilities of every class for what was read of models, in calls of `size`."""
         expert = self.expert
         assert expert is not None
-        classes, texts = expert.card["classes"], {}
-        if expert.card["head"] == "text":
-            texts = expert.text["texts"]
+        classes, texts = expert.card.classes, expert.card.words
         found: dict[int, tuple[Prediction, ...] | ProbexError] = {}
         for places, batch in in_batches(expert, models, size):
-            p_NY = expert.probabilities(batch, self._arrays.get("texts"))
+            p_NY = np.asarray(expert.probabilities(batch, self._arrays.get("texts")))
             for place, p_Y in zip(places, p_NY, strict=False):
                 if not np.isfinite(p_Y).all():
                     found[place] = ProbexError("its weights are too large for finite probabilities")
@@ -120,11 +118,11 @@ class Tree:
         return ExpertFacts(
             hash=expert.hash,
             layers=tuple(expert.layers),
-            encoder=card.get("encoder", {"name": "committee"})["name"],
-            n_train=card.get("n_train"),
-            accuracy=card.get("metrics", {}).get("test_accuracy"),
-            calibration_error=card["calibration"].get("after", {}),
-            chosen="one" if card["head"] == "text" else "several",
+            encoder=(card.common("encoder") or {"name": "committee"})["name"],
+            n_train=card.n_train,
+            accuracy=card.figures.get("test_accuracy"),
+            calibration_error=(card.calibration and card.calibration.after) or {},
+            chosen="one" if card.task.exclusive else "several",
         )
 
 

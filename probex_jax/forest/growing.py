@@ -67,7 +67,7 @@ def grow(
         trees = _begun(path, folder)
         given = None if expert is None else expert.hash
         if expert is not None:
-            expert.check_fits(store.tree, None if expert.card["head"] == "text" else store.classes)
+            expert.check_fits(store.tree, store.classes)
         source = _source(store, given, root)
         before = trees.get(store.tree)
         if before is not None and before.about["source"] == source and _is_whole(before, folder):
@@ -76,8 +76,8 @@ def grow(
         for name, tree in trees.items():
             if name != store.tree:
                 check_apart(router, tree.router)
-        if expert is not None and "calibration" not in expert.card:
-            if expert.card.get("store_hash", store.hash) != store.hash:
+        if expert is not None and expert.card.calibration is None:
+            if expert.card.store_hash not in (None, store.hash):
                 raise ProbexError(
                     f"{store.path}: the expert of {store.tree} was trained on another store; what "
                     "validates there may be what it was trained on, so it is not calibrated here"
@@ -152,7 +152,7 @@ def _write(folder: Path, router: TreeRouter, expert: Expert | None, source: dict
         expert.save(folder / "expert")
         layers = {name: list(shape) for name, shape in expert.layers.items()}
         about["expert"] = {"hash": expert.hash, "layers": layers}
-        if expert.card["head"] == "text":
+        if expert.card.text is not None:
             arrays["texts"] = np.ascontiguousarray(_embedded(expert), np.float32)
     data = save(arrays)
     (folder / "arrays.safetensors").write_bytes(data)
@@ -163,5 +163,5 @@ def _write(folder: Path, router: TreeRouter, expert: Expert | None, source: dict
 def _embedded(expert: Expert) -> np.ndarray:
     """The texts of an expert's classes [Y, D], so that describing needs no text encoder."""
     text = expert.text
-    sentences = class_sentences(expert.card["classes"], text["texts"], text["template"])
+    sentences = class_sentences(expert.card.classes, text.texts, text.template)
     return embed(expert.text_encoder(), sentences)

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.experts import Expert, Score, evaluate, share, versions, zero_shot
+from probex_jax.experts import Expert, evaluate, versions, zero_shot
 from probex_jax.experts.alignment import check_unseen, class_sentences
-from probex_jax.experts.chance import chance_by_class, commonest_share
+from probex_jax.experts.chance import chance_by_class, targets
+from probex_jax.fitting import OneClass, Score, share
 from probex_jax.files import one_writer, write_json
 from probex_jax.language import TextEncoder
 from probex_jax.layer_store import LayerStore
@@ -184,7 +185,7 @@ def _metrics(
         "split": subject.split,
         "store_hash": store.hash,
         "expert_hash": expert.hash,
-        "seed": expert.card.get("recipe", {}).get("seed"),
+        "seed": (expert.card.common("recipe") or {}).get("seed"),
         "versions": versions(),
         "not_measured": faults,
     }
@@ -201,17 +202,10 @@ def _check_task(task: str) -> None:
 def _classify(subject: Subject) -> Iterator[Measured]:
     expert, store, split = subject.experts["val"], subject.store, subject.split
     score, logits_NY = evaluate(expert, store, split, subject.encoder)
-    classes = expert.card["classes"]
-    if expert.card["head"] == "text":
-        labels_N = store.class_indices(split, classes)
-        right_N = logits_NY.argmax(axis=1) == labels_N
-        by_class = {classes[y]: right_N[labels_N == y].mean() for y in np.unique(labels_N)}
-        chances = {}
-    else:
-        right_NY = (logits_NY > 0) == (store.targets(split) > 0.5)
-        by_class = dict(zip(classes, right_NY.mean(axis=0), strict=True))
-        chances = dict(zip(classes, map(float, chance_by_class(store, split)), strict=True))
-    by_class = {name: float(share) for name, share in by_class.items()}
+    classes, task = expert.card.classes, expert.card.task
+    shares = task.accuracy_by_class(logits_NY, targets(task, store, split, classes))
+    by_class = {classes[y]: share for y, share in shares.items()}
+    chances = dict(zip(classes, map(float, chance_by_class(task, store, split)), strict=False))
     what = "seen", len(classes), score, _chance(score), by_class, chances
     yield Measured("classify", "accuracy", "accuracy", *what)
 
@@ -243,7 +237,7 @@ def _knn(subject: Subject) -> Iterator[Measured]:
         predicted_Q = knn(side.known_NT, side.known_labels_N, side.queries_QT, k)
         score = share(predicted_Q == side.labels_Q)
         what = f"accuracy of {k} nearest models"
-        chance = commonest_share(side.known_labels_N, side.labels_Q)
+        chance = OneClass().chance(side.known_labels_N, side.labels_Q)
         yield side.measured("knn", "accuracy", what, score, chance)
 
 
@@ -277,15 +271,15 @@ def _retrieval(subject: Subject) -> Iterator[Measured]:
         score = found.mean_average_precision
         what = "like a model, mean average precision"
         yield side.measured("retrieval", "mean_average_precision", what, score, chance)
-        if side.expert.card["head"] == "text":
+        if side.expert.card.text is not None:
             yield _by_text(side, subject)
 
 
 def _by_text(side: _Side, subject: Subject) -> Measured:
     """The queried models, ranked by the sentence of each class; here a class is what is asked."""
     text = side.expert.text
-    texts = {**subject.store.texts, **text["texts"]}
-    sentences = class_sentences(side.classes, texts, text["template"])
+    texts = {**subject.store.texts, **text.texts}
+    sentences = class_sentences(side.classes, texts, text.template)
     vectors_YT = side.expert.place(sentences, subject.encoder)
     numbers_Y = np.arange(len(side.classes))
     found = retrieval(side.queries_QT, side.labels_Q, np.asarray(vectors_YT), numbers_Y, k=1)
@@ -318,7 +312,7 @@ def _side(
     known: str,
     queried: str,
 ) -> _Side:
-    expert.check_fits(store.tree, None)
+    expert.check_fits(store.tree, store.classes)
 
     def represented(split: str) -> np.ndarray:
         return np.asarray(expert.encode(store.by_layer(split)))

@@ -8,11 +8,11 @@ from probex_jax.experts import Expert
 def identity(expert: Expert) -> dict[str, Any]:
     """What tells an expert from others."""
     return {
-        "tree": expert.card["tree"],
+        "tree": expert.card.tree,
         "layer": expert.reading,
         "hash": expert.hash,
         "rep_dim": expert.rep_dim,
-        "text_encoder": expert.text["name"] if expert.card["head"] == "text" else None,
+        "text_encoder": expert.card.text and expert.card.text.name,
     }
 
 

@@ -89,10 +89,10 @@ class Index:
     Example:
       >>> import pathlib, tempfile, jax, jax.numpy as jnp, numpy as np
       >>> from safetensors.numpy import save_file
-      >>> from probex_jax.experts import build_network
+      >>> from probex_jax.fitting import build_network
       >>> from probex_jax.search import find_models
       >>> encoder = {"name": "probex", "n_probes": 4, "proj_dim": 4, "rep_dim": 8}
-      >>> network = build_network(encoder, head="class", n_classes=1)
+      >>> network = build_network(encoder, head="class", n_outputs=1)
       >>> expert = Expert(network.init(jax.random.key(0), jnp.ones([1, 6, 5])), {
       ...     "encoder": encoder, "head": "class", "layer": "fc.weight", "shape": [6, 5],
       ...     "tree": "Mini", "classes": ["one"]})
@@ -246,7 +246,7 @@ class Index:
 
         def check(model: ModelFile) -> None:
             if forest is not None:
-                forest.check_tree(model, self.expert.card["tree"])
+                forest.check_tree(model, self.expert.card.tree)
 
         for model, row, vector_T in embedded(self.expert, models, known, check):
             if isinstance(vector_T, ProbexError):
@@ -339,7 +339,7 @@ class Index:
         """Where a text stands among the representations: [T] float32; errors as of `search`."""
         if not query.strip():
             raise ProbexError("the query is empty; give a text such as 'an inverted three'")
-        if self.expert.card["head"] != "text":
+        if self.expert.card.text is None:
             raise ProbexError(
                 f"{self.path}: its expert, of {named(self.about['expert'])}, knows classes and no "
                 "texts; search by example (like), or index with an expert aligned with text"

@@ -15,8 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from probex_jax.errors import ProbexError
-from probex_jax.experts import Score
-from probex_jax.experts.metrics import share
+from probex_jax.fitting import Score, share
 
 # Distances of so many bytes are held at once; queries beyond are worked off in turn.
 _BYTES = 256 * 2**20

@@ -195,7 +195,7 @@ def _tree(catalogue: Catalogue, name: str) -> dict[str, Any]:
             "hash": facts.hash,
             "layers": facts.layers,
             "accuracy": facts.accuracy,
-            "classes": tree.expert.card["classes"],
+            "classes": list(tree.expert.card.classes),
         }
     if snapshot is not None:
         about["index"] = {"models": len(snapshot), "texts": snapshot.knows_texts}

@@ -273,22 +273,18 @@ def _tree(tree: Tree, n_indexed: int | None) -> str:
                 f"Test accuracy {found['value']:.3f} (95% interval {found['low']:.3f} to "
                 f"{found['high']:.3f}, {found['n_models']} models).{_beside_chance(found)}"
             )
-        classes = [_words(card, label) for label in card["classes"]]
+        classes = [card.words.get(label, label) for label in card.classes]
         listed = ", ".join(map(escape, classes[:_SHOWN_CLASSES]))
         rest = len(classes) - _SHOWN_CLASSES
         listed += f" and {rest:,} more" if rest > 0 else ""
         one = facts.chosen == "one"
         can_say = f"Can say {'which one' if one else 'which'} of {len(classes):,} classes"
         more = f"<details><summary>{can_say}</summary><p>{listed}</p></details>"
-        more += _by_layer(card.get("metrics", {}))
+        more += _by_layer(card.figures)
     items = "".join(f"<li>{line}</li>" for line in lines)
     return (
         f'<section class="px-model"><h2>{escape(router.tree)}</h2><ul>{items}</ul>{more}</section>'
     )
-
-
-def _words(card: Mapping[str, Any], label: str) -> str:
-    return card.get("text", {}).get("texts", {}).get(label, label)
 
 
 def _by_layer(metrics: Mapping[str, Any]) -> str:

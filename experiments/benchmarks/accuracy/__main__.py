@@ -23,9 +23,9 @@ from experiments import cli, steps
 from experiments.benchmarks.accuracy import plan, report
 from probex_jax.experts import Expert, evaluate, load_experts
 from probex_jax.experts.alignment import text_logits
-from probex_jax.experts.baseline import statnn_answers
 from probex_jax.experts.chance import chance_of
 from probex_jax.files import write_json
+from probex_jax.sweeps.statnn import statnn_answers
 
 _STORES = flags.DEFINE_string(
     "stores", None, "Folder with a layer store for each tree.", required=True

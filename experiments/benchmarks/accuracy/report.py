@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.benchmarks.accuracy import plan
-from probex_jax.experts import mean_score
+from probex_jax.fitting import mean_score
 from probex_jax.reports import accuracy_by_layer, table
 
 Found = Sequence[tuple[plan.Run, Mapping[str, Any]]]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from probex_jax.experts import Score
+from probex_jax.fitting import Score
 from probex_jax.reports.figures import new_figure
 
 # Okabe and Ito's palette, told apart by markers as well: of settings, and of trees.

@@ -10,10 +10,10 @@ import numpy as np
 
 import probex_jax as px
 from probex_jax.errors import ProbexError
-from probex_jax.experts import Ridge, Split, build_network, fit_ridge
+from probex_jax.fitting import ClosedForm, SeveralClasses, Split, build_network, fit_closed_form
 
 # Wide enough for a training set whose spread is mostly that between its trees.
-RECIPE = Ridge(penalties=tuple(10.0 ** (n / 2) for n in range(-12, 3)))
+RECIPE = ClosedForm(penalties=tuple(10.0 ** (n / 2) for n in range(-12, 3)))
 
 # Layers whose names have one of these are not tried: they are no attention and no MLP.
 LEFT_OUT = ("classifier", "embed")
@@ -119,14 +119,14 @@ def told(train: Models, val: Models, tests: Sequence[Models]) -> list[Outcome]:
     All matrices are taken less the mean of the training set and divided by its standard deviation,
     one scalar: the same in every setting, whichever trees the training set is of.
     """
-    network = build_network({"name": "dense"}, head="none", n_classes=train.y_NY.shape[1])
+    network = build_network({"name": "dense"}, head="none", n_outputs=train.y_NY.shape[1])
     mean_HW = train.x_NHW.mean(axis=0)
     std = (train.x_NHW - mean_HW).std()
 
     def read(models: Models) -> Split:
         return Split(jnp.asarray((models.x_NHW - mean_HW) / std), jnp.asarray(models.y_NY))
 
-    found = fit_ridge(network, RECIPE, read(train), read(val))
+    found = fit_closed_form(network, SeveralClasses(), RECIPE, read(train), read(val))
 
     def right(models: Models) -> np.ndarray:
         logits_NY = np.asarray(network.apply({"params": found.params}, read(models).x))

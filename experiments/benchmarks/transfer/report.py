@@ -10,7 +10,8 @@ import numpy as np
 
 from experiments.benchmarks.transfer import figure, measure
 from experiments.benchmarks.transfer.measure import Outcome
-from probex_jax.experts import Score, mean_score, versions
+from probex_jax.experts import versions
+from probex_jax.fitting import Score, mean_score
 from probex_jax.reports import table
 
 ByLayer = Mapping[str, Mapping[str, Mapping[str, Outcome]]]
