@@ -12,13 +12,12 @@ from probex_jax.matrices.products import (
     Matrices,
     contract,
     factor_order,
-    for_each,
     inner,
     project,
     respond,
     respond_again,
 )
-from probex_jax.matrices.squared import Picked, Squared, squared
+from probex_jax.matrices.squared import Picked, Squared, for_each, squared
 
 __all__ = [
     "Centred",

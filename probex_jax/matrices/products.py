@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +9,6 @@ import numpy as np
 from probex_jax.matrices.batch import batch_shape, may_be_sharded, with_leading_axes
 from probex_jax.matrices.centred import Centred, dense
 from probex_jax.matrices.low_rank import LowRank
-from probex_jax.matrices.squared import Picked
 
 Matrices = jax.Array | LowRank | Centred
 
@@ -146,38 +142,6 @@ def inner(x: Matrices, weight: jax.Array) -> jax.Array:
     if isinstance(x, LowRank):
         return jnp.einsum("nhr,nrw,hwt->nt", x.up, x.down, weight, optimize=_weight_first)
     return x.reshape(n_models, -1) @ weight.reshape(-1, weight.shape[-1])
-
-
-def for_each(function: Callable[[Any], jax.Array], x: Any) -> jax.Array:
-    """A function of every matrix of a batch, of one after the other where that is faster.
-
-    On a CPU dense matrices are worked off one after the other: a matrix and all that is computed
-    from it stay in cache, and its products have two axes, which XLA transposes for nothing. Of what
-    was computed the gradient finds the products again, not what costs little. Factors are small:
-    those of all models make one large product. A sharded batch is not looped over either: that
-    would gather it.
-
-    Args:
-      function: [..., H, W] of the kind of x -> array of the same leading shape.
-      x: [N, H, W] float, dense, `LowRank`, `Centred`, `Squared` or some of it.
-
-    Returns:
-      The results, with a leading axis N.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> for_each(lambda x: x.sum(axis=(-2, -1)), jnp.ones([2, 3, 4]))
-      Array([12., 12.], dtype=float32)
-    """
-    together = isinstance(x, LowRank | Centred) or jax.default_backend() != "cpu"
-    if together or may_be_sharded(x):
-        return function(x.read() if isinstance(x, Picked) else x)
-
-    def one(x_or_place):
-        return function(x.read(x_or_place) if isinstance(x, Picked) else x_or_place)
-
-    one = jax.checkpoint(one, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
-    return jax.lax.map(one, jnp.arange(x.shape[0]) if isinstance(x, Picked) else x)
 
 
 def respond(x: Matrices, *probes: jax.Array) -> list[Matrices]:
