@@ -17,8 +17,8 @@ from probex_jax.matrices.low_rank import LowRank
 
 Matrices = jax.Array | LowRank | Centred
 
-# Speed of the left-first order of a dense projection relative to right-first, at equal FLOPs: XLA on
-# CPU has to contract the middle axis (experiments/benchmarks/forms.py).
+# Speed of the left-first order of a dense projection relative to right-first, at equal FLOPs: XLA
+# on CPU has to contract the middle axis (experiments/benchmarks/forms.py).
 _LEFT_FIRST_RATE = 0.5
 # Added to a standard deviation that is divided by; the published value.
 _EPSILON = 1e-8
