@@ -1,23 +1,29 @@
 """Dense: one linear layer on the flattened matrix, the baseline of the ProbeX paper."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
-from probex_jax.encoders.linear import symmetric_uniform
+from probex_jax.encoders.linear import products_at, promote, symmetric_uniform
 from probex_jax.matrices import Matrices, batch_shape, inner, standardise
 
 
 class Dense(nn.Module):
-    """A linear map of all the entries of a weight matrix.
+    """A linear map of all entries of a weight matrix.
 
         e_t = sum_hw A[h, w, t] · X[h, w] + b_t
 
-    With as many outputs as classes and no head after it this is the paper's dense expert.
+    With one output per class and no head, this is the paper's dense expert.
 
     Args:
       rep_dim: size T of the output.
       standardise: whether every matrix is first given mean 0 and standard deviation 1 over its
-        entries. Of a matrix minus the tree's centre that takes off how far the model was trained.
+        entries. If the tree's centre was subtracted, this removes how far the model was trained.
+      dtype: of the computation; None promotes the input and the parameters, as in Flax.
+      param_dtype: of the parameters at initialisation.
+      precision: of the products, a `jax.lax.Precision` or its name; None for JAX's default.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -31,16 +37,22 @@ class Dense(nn.Module):
 
     rep_dim: int
     standardise: bool = False
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    precision: Any = None
 
     @nn.compact
     def __call__(self, x: Matrices) -> jax.Array:
         """[N, H, W] weight matrices -> [N, T]."""
         _, rows, columns = batch_shape(x)
         initialise = symmetric_uniform(rows * columns)
-        weight_HWT = self.param("weight", initialise, (rows, columns, self.rep_dim))
-        bias_T = self.param("bias", initialise, (self.rep_dim,))
-        return inner(self.read(x), weight_HWT) + bias_T[None]
+        shape = rows, columns, self.rep_dim
+        weight_HWT = self.param("weight", initialise, shape, self.param_dtype)
+        bias_T = self.param("bias", initialise, shape[-1:], self.param_dtype)
+        x, weight_HWT, bias_T = promote(x, weight_HWT, bias_T, dtype=self.dtype)
+        with products_at(self.precision):
+            return inner(self.read(x), weight_HWT) + bias_T[None]
 
     def read(self, x: Matrices) -> Matrices:
-        """The [N, H, W] entries that the map is of."""
+        """[N, H, W] weight matrices -> the [N, H, W] entries that the map takes."""
         return standardise(x) if self.standardise else x

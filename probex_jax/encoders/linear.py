@@ -1,8 +1,11 @@
-"""A linear layer that starts as those of the PyTorch implementations do."""
+"""A linear layer initialised as in PyTorch, and the numeric settings of all modules."""
 
+import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 
@@ -10,7 +13,7 @@ def symmetric_uniform(fan_in: int) -> Callable[..., jax.Array]:
     """Initialiser: uniform in ±1/sqrt(fan_in).
 
     Args:
-      fan_in: the size of the dimension that is contracted with the input.
+      fan_in: size of the dimension that is contracted with the input.
 
     Returns:
       A Linen initialiser `(key, shape, dtype) -> array`.
@@ -23,10 +26,34 @@ def symmetric_uniform(fan_in: int) -> Callable[..., jax.Array]:
     """
     bound = fan_in**-0.5
 
-    def initialise(key, shape, dtype=jax.numpy.float32):
+    def initialise(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return initialise
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """Arrays in one dtype: factors and centres keep their form."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
+
+
+def common_dtype(dtype: Any, x: Any, *params: jax.Array) -> Any:
+    """`dtype`, or what x and the parameters promote to if it is None."""
+    return jnp.result_type(x.dtype, *params) if dtype is None else dtype
+
+
+def promote(x: Any, *params: jax.Array, dtype: Any) -> Any:
+    """x and parameters in `dtype`; None promotes them to a common one, as in Flax."""
+    return cast((x, *params), common_dtype(dtype, x, *params))
+
+
+def products_at(precision: Any) -> contextlib.AbstractContextManager:
+    """Matrix products in this context have a precision; None keeps JAX's default."""
+    if precision is None:
+        return contextlib.nullcontext()
+    if isinstance(precision, jax.lax.Precision):
+        precision = precision.name.lower()
+    return jax.default_matmul_precision(precision)
 
 
 class Linear(nn.Module):
@@ -34,6 +61,9 @@ class Linear(nn.Module):
 
     Args:
       features: size of the output.
+      dtype: of the computation; None promotes the input and the parameters, as in Flax.
+      param_dtype: of the parameters at initialisation.
+      precision: of the products, a `jax.lax.Precision` or its name; None for JAX's default.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -43,10 +73,21 @@ class Linear(nn.Module):
     """
 
     features: int
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    precision: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., fan_in] -> [..., features]."""
         initialise = symmetric_uniform(x.shape[-1])
-        dense = nn.Dense(self.features, kernel_init=initialise, bias_init=initialise, name="dense")
-        return dense(x)
+        dense = nn.Dense(
+            self.features,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=initialise,
+            bias_init=initialise,
+            name="dense",
+        )
+        with products_at(self.precision):
+            return dense(x)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from probex_jax.encoders.linear import Linear, symmetric_uniform
+from probex_jax.encoders.linear import Linear, cast, common_dtype, products_at, symmetric_uniform
 from probex_jax.matrices import (
     Centred,
     LowRank,
@@ -30,17 +30,23 @@ class MVProbe(nn.Module):
         S1 = X U,   S2 = X Xᵀ W,   S3 = Xᵀ Q,   S4 = Xᵀ X Z
         e = M [relu(Ŝ1ᵀ P1), …, relu(Ŝ4ᵀ P4)] + b,   Ŝ = (S - mean S) / (std S + 1e-8)
 
-    Each branch has probes and a projection of its own; mean and standard deviation are over all
-    entries of the responses of one model. The projected responses [U, V] are flattened probe-major
-    and encoded together by M [4 · U · V, T]. All start as ProbeX's do.
+    Each branch has its own probes and projection; mean and standard deviation are over all entries
+    of the responses of one model. The projected responses [U, V] are flattened probe-major and
+    encoded together by M [4 · U · V, T]. Initialised as ProbeX.
 
     Args:
       n_probes: number of probes U of a branch.
       proj_dim: size V of a projected response.
       rep_dim: size T of the representation.
-      branches: which of "xu", "xxtu", "xtu" and "xtxu" there are, in this order.
+      branches: some of "xu", "xxtu", "xtu" and "xtxu".
       standardise: whether responses are standardised.
       relu: whether projected responses pass a ReLU.
+      dtype: of the computation; None promotes the input and the parameters, as in Flax.
+      param_dtype: of the parameters at initialisation.
+      precision: of the products, a `jax.lax.Precision` or its name; None for JAX's default.
+
+    Raises:
+      ValueError: if `branches` is empty or has another name.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -60,6 +66,16 @@ class MVProbe(nn.Module):
     branches: tuple[str, ...] = BRANCHES
     standardise: bool = True
     relu: bool = True
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    precision: Any = None
+
+    def __post_init__(self) -> None:
+        unknown = [repr(name) for name in self.branches if name not in BRANCHES]
+        if unknown or not self.branches:
+            found = ", ".join(unknown) or "none"
+            raise ValueError(f"branches: expected some of {', '.join(BRANCHES)}, got {found}")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Matrices | Squared | Picked) -> jax.Array:
@@ -71,34 +87,40 @@ class MVProbe(nn.Module):
         for name in self.branches:
             probed, left = sides[name]
             start = symmetric_uniform(self.n_probes)
-            probes[name] = self.param(f"probes_{name}", start, (probed, self.n_probes))
-            shape = left, self.proj_dim
-            projections[name] = self.param(f"projection_{name}", symmetric_uniform(left), shape)
+            shape = probed, self.n_probes
+            probes[name] = self.param(f"probes_{name}", start, shape, self.param_dtype)
+            start, shape = symmetric_uniform(left), (left, self.proj_dim)
+            projections[name] = self.param(f"projection_{name}", start, shape, self.param_dtype)
+        dtype = common_dtype(self.dtype, x, *probes.values(), *projections.values())
+        probes, projections = cast((probes, projections), dtype)
 
         def features(x):
-            responses = _responses(x, probes)
+            responses = _responses(cast(x, dtype), probes)
             projected = [
                 contract(responses[name], projections[name], standardised=self.standardise)
                 for name in self.branches
             ]
             return jnp.stack([nn.relu(p) if self.relu else p for p in projected], axis=-3)
 
-        features_NF = for_each(features, x).reshape(n_models, -1)
-        return Linear(self.rep_dim, name="encoder")(features_NF)
+        with products_at(self.precision):
+            features_NF = for_each(features, x).reshape(n_models, -1)
+        numeric = self.dtype, self.param_dtype, self.precision
+        return Linear(self.rep_dim, *numeric, name="encoder")(features_NF)
 
     def prepare(self, x: Matrices) -> Matrices | Squared:
-        """[N, H, W] matrices that are read many times, with products that spare work each time."""
+        """[N, H, W] matrices to be read many times, with products that all reads share."""
         twice = {"of_rows": "xxtu" in self.branches, "of_columns": "xtxu" in self.branches}
         if isinstance(x, LowRank | Centred) or not any(twice.values()):
             return x
-        return squared(x, **twice)
+        with products_at(self.precision):
+            return squared(x if self.dtype is None else cast(x, self.dtype), **twice)
 
 
 def _responses(x: Matrices | Squared, probes: dict[str, jax.Array]) -> dict[str, Matrices]:
     """Sᵀ [..., U, H] or [..., U, W] of each branch, for matrices [..., H, W]."""
     matrices: Any = x.matrices if isinstance(x, Squared) else x
     rows, columns = (x.rows, x.columns) if isinstance(x, Squared) else (None, None)
-    # One product with X, and one with its transpose, for what two branches have of it.
+    # Two branches share one product with X, and two one with its transpose.
     of_x = _respond(matrices, probes, ("xu", "xtxu") if columns is None else ("xu",))
     of_xt = _respond(matrices.mT, probes, ("xtu", "xxtu") if rows is None else ("xtu",))
     if "xxtu" in of_xt:

@@ -1,9 +1,12 @@
 """ProbeX: the encoder of Horwitz et al., "Learning on Model Weights using Tree Experts"."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
-from probex_jax.encoders.linear import Linear, symmetric_uniform
+from probex_jax.encoders.linear import Linear, products_at, promote, symmetric_uniform
 from probex_jax.matrices import Matrices, batch_shape, project
 
 
@@ -13,13 +16,16 @@ class ProbeX(nn.Module):
         e = sum_l M_l · relu(Vᵀ X u_l) + b
 
     The probes u_l are the columns of `probes` [W, U]; the projection V [H, V] is shared by all of
-    them; the encoders M_l of all probes are one matrix [U · V, T], flattened probe-major. Each
-    starts uniform in ±1/sqrt(fan_in), the probes in ±1/sqrt(U), as in the reference.
+    them; the encoders M_l of all probes are one matrix [U · V, T], flattened probe-major. All start
+    uniform in ±1/sqrt(fan_in), but the probes in ±1/sqrt(U), as in the reference.
 
     Args:
       n_probes: number of probes U.
       proj_dim: size V of a projected response.
       rep_dim: size T of the representation.
+      dtype: of the computation; None promotes the input and the parameters, as in Flax.
+      param_dtype: of the parameters at initialisation.
+      precision: of the products, a `jax.lax.Precision` or its name; None for JAX's default.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -36,12 +42,21 @@ class ProbeX(nn.Module):
     n_probes: int = 128
     proj_dim: int = 128
     rep_dim: int = 512
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    precision: Any = None
 
     @nn.compact
     def __call__(self, x: Matrices) -> jax.Array:
         """[N, H, W] weight matrices -> [N, T] representations."""
         n_models, rows, columns = batch_shape(x)
-        u_WU = self.param("probes", symmetric_uniform(self.n_probes), (columns, self.n_probes))
-        v_HV = self.param("projection", symmetric_uniform(rows), (rows, self.proj_dim))
-        response_NUV = nn.relu(project(x, v_HV, u_WU).mT)
-        return Linear(self.rep_dim, name="encoder")(response_NUV.reshape(n_models, -1))
+        start = symmetric_uniform(self.n_probes)
+        u_WU = self.param("probes", start, (columns, self.n_probes), self.param_dtype)
+        start = symmetric_uniform(rows)
+        v_HV = self.param("projection", start, (rows, self.proj_dim), self.param_dtype)
+        x, u_WU, v_HV = promote(x, u_WU, v_HV, dtype=self.dtype)
+        with products_at(self.precision):
+            response_NUV = nn.relu(project(x, v_HV, u_WU).mT)
+        numeric = self.dtype, self.param_dtype, self.precision
+        encoder = Linear(self.rep_dim, *numeric, name="encoder")
+        return encoder(response_NUV.reshape(n_models, -1))

@@ -4,7 +4,7 @@ Dimension letters, here and in all array code: N models, H rows, W columns, U pr
 V projections, T representation, Y outputs, R rank.
 """
 
-from probex_jax.matrices.batch import batch_shape, may_be_sharded
+from probex_jax.matrices.batch import at_least_float32, batch_shape, may_be_sharded
 from probex_jax.matrices.centred import Centred, centred, dense
 from probex_jax.matrices.kernels import combination, gram, standardise
 from probex_jax.matrices.low_rank import LowRank, stack
@@ -12,13 +12,12 @@ from probex_jax.matrices.products import (
     Matrices,
     contract,
     factor_order,
-    for_each,
     inner,
     project,
     respond,
     respond_again,
 )
-from probex_jax.matrices.squared import Picked, Squared, squared
+from probex_jax.matrices.squared import Picked, Squared, for_each, squared
 
 __all__ = [
     "Centred",
@@ -26,6 +25,7 @@ __all__ = [
     "Matrices",
     "Picked",
     "Squared",
+    "at_least_float32",
     "batch_shape",
     "centred",
     "combination",

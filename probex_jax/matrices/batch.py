@@ -33,19 +33,18 @@ def batch_shape(x: Any) -> tuple[int, int, int]:
 
 
 def may_be_sharded(x: Any) -> bool:
-    """Whether a batch is sharded over several devices of a mesh, as far as tracing shows.
+    """Whether a batch may be sharded over several devices of a mesh, as far as tracing shows.
 
     The forms that are fastest on one CPU merge the batch axis with another axis or loop over it. On
-    a sharded batch both fail with Explicit mesh axes, and with Auto axes both gather the whole
-    batch on every device.
+    a sharded batch, Explicit mesh axes make both an error; Auto axes gather the whole batch.
 
     Args:
       x: a pytree of arrays.
 
     Returns:
-      With Explicit axes, whether any axis of x is sharded. With Auto axes, whose sharding is not
-      known before compilation, whether x is on a mesh of several devices. False inside `shard_map`,
-      where x is one device's part.
+      With Explicit axes, whether any axis of x is sharded. With Auto axes, whose sharding is
+      unknown before compilation, whether x is on a mesh of several devices. False inside
+      `shard_map`, where x is one device's part.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,10 +62,15 @@ def _may_be_sharded(sharding: Any) -> bool:
     return unknown or any(axes is not None for axes in sharding.spec)
 
 
+def at_least_float32(x: Any) -> jax.Array:
+    """An array that means, deviations and lengths are computed from: bfloat16 is too coarse."""
+    return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+
+
 def with_leading_axes(shared: jax.Array, ndim: int) -> jax.Array:
     """An array shared by all matrices of a batch, with leading axes of size one.
 
-    `broadcast_to` would do on one device. On a mesh with Explicit axes its result is typed as
+    On one device `broadcast_to` would do. With Explicit mesh axes its result is typed as
     replicated, and so is its gradient, which is then gathered.
 
     Args:

@@ -1,4 +1,4 @@
-"""Factors minus a matrix that all models share: never multiplied out, either."""
+"""Factors minus a matrix that all models share, never multiplied out."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import jax
 import jax.numpy as jnp
 
 from probex_jax.matrices.batch import batch_shape, with_leading_axes
-from probex_jax.matrices.low_rank import LowRank
+from probex_jax.matrices.low_rank import Factored, LowRank, short
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Centred:
-    """Matrices up @ down - centre, one centre for all of them.
+@dataclass(frozen=True, repr=False)
+class Centred(Factored):
+    """Matrices up @ down - centre, with one centre for all of them.
 
-    Behaves as `LowRank` does. The products with the centre are shared by the models of a batch;
-    only that with the factors of each, [H, W] @ [W, R], is made for every model.
+    Behaves like `LowRank`. The models of a batch share the products with the centre; only products
+    with their own factors, such as [H, W] @ [W, R], are computed for each.
 
     Args:
       factors: [..., H, W].
-      centre: [H, W] float array; or `LowRank` of that shape.
+      centre: [H, W] float, an array or `LowRank`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -55,8 +55,10 @@ class Centred:
         """The transposed matrices [..., W, H]."""
         return Centred(self.factors.mT, self.centre.mT)
 
-    def __getitem__(self, index: Any) -> Centred:
-        """Some of the models: indexes the leading axes."""
+    def __repr__(self) -> str:
+        return f"Centred({self.factors!r}, centre={short(self.centre)})"
+
+    def _models(self, index: Any) -> Centred:
         return Centred(self.factors[index], self.centre)
 
     def __matmul__(self, right: jax.Array) -> jax.Array:
@@ -68,7 +70,7 @@ class Centred:
         return Centred(self.factors / scalar, self.centre / scalar)
 
     def dense(self) -> jax.Array:
-        """The matrices [..., H, W]; for tests and for looking, not for training."""
+        """The matrices [..., H, W]: for inspection, not for training."""
         return self._minus(self.factors.dense(), dense(self.centre))
 
     @staticmethod
@@ -77,7 +79,7 @@ class Centred:
 
 
 def dense(x: jax.Array | LowRank | Centred) -> jax.Array:
-    """Matrices multiplied out, if they are not yet.
+    """Matrices as an array, multiplied out if they are factors.
 
     Args:
       x: [..., H, W] float, dense, `LowRank` or `Centred`.

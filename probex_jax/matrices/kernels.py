@@ -1,16 +1,16 @@
-"""Matrices as samples: each standardised, their inner products, and weighted sums of them."""
+"""Matrices as samples: standardised, their inner products, and their weighted sums."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from probex_jax.matrices.batch import batch_shape
+from probex_jax.matrices.batch import at_least_float32, batch_shape
 from probex_jax.matrices.centred import dense
 from probex_jax.matrices.low_rank import LowRank
 from probex_jax.matrices.products import Matrices, deviation, standardised_factors
 
-# Blocks of the [N · R, N · R] products that inner products of factors are summed from.
+# Size of a block of the [N · R, N · R] products that the inner products of factors are sums of.
 _BLOCK_BYTES = 256 * 2**20
 
 
@@ -23,7 +23,7 @@ def standardise(x: Matrices) -> jax.Array | LowRank:
       x: [N, H, W] float, dense, `LowRank` or `Centred`.
 
     Returns:
-      [N, H, W]; of `LowRank` factors of a rank that is one higher, had from them alone.
+      [N, H, W] of the same dtype; for `LowRank`, factors of a rank one higher.
 
     Example:
       >>> import jax.numpy as jnp
@@ -32,10 +32,10 @@ def standardise(x: Matrices) -> jax.Array | LowRank:
     """
     if isinstance(x, LowRank):
         return standardised_factors(x)
-    x = dense(x)
-    x = x - x.mean(axis=(-2, -1), keepdims=True)
-    squares = (x**2).sum(axis=(-2, -1), keepdims=True)
-    return x / deviation(squares, x.shape[-2:])
+    exact = at_least_float32(dense(x))
+    exact -= exact.mean(axis=(-2, -1), keepdims=True)
+    squares = (exact**2).sum(axis=(-2, -1), keepdims=True)
+    return (exact / deviation(squares, x.shape)).astype(x.dtype)
 
 
 def gram(x: Matrices, y: Matrices) -> jax.Array:
@@ -43,10 +43,10 @@ def gram(x: Matrices, y: Matrices) -> jax.Array:
 
     Args:
       x: [N, H, W] float, dense, `LowRank` or `Centred`.
-      y: [M, H, W] float, of the same kind.
+      y: [M, H, W] float, of the same kind as x.
 
     Returns:
-      [N, M] float; of `LowRank` from products with the factors alone.
+      [N, M] float; factors are not multiplied out.
 
     Raises:
       ValueError: if x or y does not have three axes.
@@ -58,7 +58,7 @@ def gram(x: Matrices, y: Matrices) -> jax.Array:
     """
     for batch in (x, y):
         batch_shape(batch)
-    # What is solved with them is more exact than the products of an accelerator by default.
+    # Linear systems are solved with them: the default precision of accelerators is too low.
     with jax.default_matmul_precision("highest"):
         return _gram(x, y)
 

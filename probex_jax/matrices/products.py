@@ -1,23 +1,24 @@
-"""The products that encoders are written against, each in the cheapest order for the shapes."""
+"""The products that encoders are written with, each in the cheapest order for the shapes."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probex_jax.matrices.batch import batch_shape, may_be_sharded, with_leading_axes
+from probex_jax.matrices.batch import (
+    at_least_float32,
+    batch_shape,
+    may_be_sharded,
+    with_leading_axes,
+)
 from probex_jax.matrices.centred import Centred, dense
 from probex_jax.matrices.low_rank import LowRank
-from probex_jax.matrices.squared import Picked
 
 Matrices = jax.Array | LowRank | Centred
 
-# How much slower the left-first order of a dense projection runs for the same count of operations
-# (XLA on CPU has to contract the middle axis): see experiments/benchmarks/forms.py.
+# Speed of the left-first order of a dense projection relative to right-first, at equal FLOPs: XLA
+# on CPU has to contract the middle axis (experiments/benchmarks/forms.py).
 _LEFT_FIRST_RATE = 0.5
 # Added to a standard deviation that is divided by; the published value.
 _EPSILON = 1e-8
@@ -28,7 +29,7 @@ _ENTRIES = (-2, -1)
 def project(x: Matrices, left: jax.Array, right: jax.Array) -> jax.Array:
     """Both-sided product leftᵀ X right of every matrix of a batch.
 
-    The order of the products is the cheapest for the shapes; factors are never multiplied out.
+    Uses the cheapest order for the shapes, and never multiplies factors out.
 
     Args:
       x: [N, H, W] float, dense, `LowRank` or `Centred`.
@@ -58,13 +59,13 @@ def project(x: Matrices, left: jax.Array, right: jax.Array) -> jax.Array:
     if left_first < _LEFT_FIRST_RATE * right_first:
         return jnp.einsum("nhw,hv->nvw", x, left) @ right
     if may_be_sharded(x):
-        # Slower on one CPU, but the models keep an axis of their own. The form below merges the
-        # probes with them, a sharding that XLA cannot express: it gathers the batch.
+        # Slower on one CPU, but the models keep their own axis. The form below merges it with the
+        # probes, a sharding that XLA cannot express: it gathers the batch.
         return jnp.moveaxis(_rows_times(_columns_times(right, x), left), 0, 2)
-    # With the probes as the first axis both products, and those of the gradient, are one large
-    # product each of contiguous rows, and only the small result is transposed. A CPU is faster
-    # with that than with a contraction of the middle axis (experiments/benchmarks/forms.py); of
-    # arrays of three axes XLA would make such a one again.
+    # With the probes as the first axis, each product, and each of the gradient's, is one large
+    # product of contiguous rows, and only the small result is transposed. A CPU is faster with that
+    # than with a contraction of the middle axis (experiments/benchmarks/forms.py), which XLA would
+    # make again of arrays with three axes.
     response_UxNH = _columns_times(right, x.reshape(-1, columns))
     projected_UNxV = _rows_times(response_UxNH.reshape(-1, rows), left)
     return jnp.moveaxis(projected_UNxV.reshape(n_right, -1, n_left), 0, 2)
@@ -79,8 +80,8 @@ def factor_order(shape: tuple[int, int], rank: int, n_left: int, n_right: int) -
       n_left, n_right: columns of `left` and of `right`.
 
     Returns:
-      "both": (leftᵀ up) (down right); "right": leftᵀ (up (down right)), for few columns on the
-      right; "left": ((leftᵀ up) down) right, for few on the left.
+      "both": (leftᵀ up) (down right); "right": leftᵀ (up (down right)), if `right` has few columns;
+      "left": ((leftᵀ up) down) right, if `left` has few.
 
     Example:
       >>> factor_order((1280, 1280), 16, 128, 128), factor_order((64, 64), 16, 128, 8)
@@ -109,8 +110,8 @@ def _project_factors(x: LowRank, left: jax.Array, right: jax.Array) -> jax.Array
 def _rows_times(x: jax.Array, weight: jax.Array) -> jax.Array:
     """x @ weight, in a form whose gradient is faster on CPU (experiments/benchmarks/forms.py).
 
-    The barrier keeps the transposed weight a tensor of its own; its gradient is then one product
-    of contiguous rows, (cotangent)ᵀ x, and not a contraction of the leading axes of both.
+    The barrier keeps the transposed weight a separate tensor, so its gradient is one product of
+    contiguous rows, (cotangent)ᵀ x, not a contraction of the leading axes of both.
     """
     rows = jax.lax.optimization_barrier(weight.T)
     return jax.lax.dot_general(x, rows, (((x.ndim - 1,), (1,)), ((), ())))
@@ -148,47 +149,15 @@ def inner(x: Matrices, weight: jax.Array) -> jax.Array:
     return x.reshape(n_models, -1) @ weight.reshape(-1, weight.shape[-1])
 
 
-def for_each(function: Callable[[Any], jax.Array], x: Any) -> jax.Array:
-    """A function of every matrix of a batch, of one after the other where that is faster.
-
-    On a CPU dense matrices are worked off one after the other: a matrix and all that is computed
-    from it stay in cache, and its products have two axes, which XLA transposes for nothing. Of what
-    was computed the gradient finds the products again, not what costs little. Factors are small:
-    those of all models make one large product. A sharded batch is not looped over either: that
-    would gather it.
-
-    Args:
-      function: [..., H, W] of the kind of x -> array of the same leading shape.
-      x: [N, H, W] float, dense, `LowRank`, `Centred`, `Squared` or some of it.
-
-    Returns:
-      The results, with a leading axis N.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> for_each(lambda x: x.sum(axis=(-2, -1)), jnp.ones([2, 3, 4]))
-      Array([12., 12.], dtype=float32)
-    """
-    together = isinstance(x, LowRank | Centred) or jax.default_backend() != "cpu"
-    if together or may_be_sharded(x):
-        return function(x.read() if isinstance(x, Picked) else x)
-
-    def one(x_or_place):
-        return function(x.read(x_or_place) if isinstance(x, Picked) else x_or_place)
-
-    one = jax.checkpoint(one, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
-    return jax.lax.map(one, jnp.arange(x.shape[0]) if isinstance(x, Picked) else x)
-
-
 def respond(x: Matrices, *probes: jax.Array) -> list[Matrices]:
-    """Responses (X P)ᵀ to several sets of probes, by one product; of factors they stay factors.
+    """Responses (X P)ᵀ to several sets of probes, by one product. Those of factors are factors.
 
     Args:
       x: [..., H, W] float, dense, `LowRank` or `Centred`.
       probes: [W, U] float each.
 
     Returns:
-      [..., U, H] for each, of the kind of x.
+      [..., U, H] for each set, of the same kind as x.
 
     Example:
       >>> import jax.numpy as jnp
@@ -213,11 +182,10 @@ def respond_again(x: Matrices, response: Matrices) -> Matrices:
 
     Args:
       x: [..., H, W] float, dense, `LowRank` or `Centred`.
-      response: [..., U, W], of the kind of x.
+      response: [..., U, W], of the same kind as x.
 
     Returns:
-      [..., U, H], of the kind of x; the factors of a response to factors come from products of the
-      size of the rank.
+      [..., U, H], of the same kind as x; factors cost only products of the size of the rank.
 
     Example:
       >>> import jax.numpy as jnp
@@ -246,14 +214,15 @@ def _factors_again(x: LowRank, response: LowRank) -> LowRank:
 
 
 def contract(response: Matrices, left: jax.Array, *, standardised: bool = False) -> jax.Array:
-    """Sᵀ left for a response Sᵀ.
+    """Projects responses: Sᵀ left for a response Sᵀ.
 
-    Standardised, S stands for (S - mean) / (std + 1e-8), with mean and standard deviation over all
-    entries of one model, of the n - 1 denominator.
+    If `standardised`, S is replaced by (S - mean) / (std + 1e-8), with mean and standard deviation
+    (n - 1 denominator) over all entries of one model.
 
     Args:
       response: [..., U, H] float, dense, `LowRank` or `Centred`.
       left: [H, V] float.
+      standardised: whether the responses of each model are standardised first.
 
     Returns:
       [..., U, V] float.
@@ -274,35 +243,38 @@ def contract(response: Matrices, left: jax.Array, *, standardised: bool = False)
     product = response @ left
     if not standardised:
         return product
-    # After the product, which is smaller than the response, and reads it as it is.
-    mean = response.mean(axis=_ENTRIES, keepdims=True)
-    squares = ((response - mean) ** 2).sum(axis=_ENTRIES, keepdims=True)
-    mean_1V = mean * with_leading_axes(left.sum(axis=0), product.ndim)
-    return (product - mean_1V) / deviation(squares, response.shape)
+    # After the product, which is smaller than the response.
+    exact = at_least_float32(response)
+    mean = exact.mean(axis=_ENTRIES, keepdims=True)
+    squares = ((exact - mean) ** 2).sum(axis=_ENTRIES, keepdims=True)
+    mean_1V = mean * with_leading_axes(at_least_float32(left).sum(axis=0), product.ndim)
+    return ((product - mean_1V) / deviation(squares, response.shape)).astype(product.dtype)
 
 
 def standardised_factors(x: LowRank) -> LowRank:
-    """Factors of a rank that is one higher, had from the factors alone."""
+    """`standardise` of factors, from the factors alone: their rank grows by one."""
     # With d = the mean column of down, X = up (down - d 1') + (up d) 1': orthogonal to each other.
-    # Of a response, down does not depend on probes: without the division, it needs no gradient.
-    d_R1 = x.down.mean(axis=-1, keepdims=True)
-    down = x.down - d_R1
-    mean_H1 = x.up @ d_R1
+    # The down of a response does not depend on probes: undivided, it needs no gradient.
+    up, down = at_least_float32(x.up), at_least_float32(x.down)
+    d_R1 = down.mean(axis=-1, keepdims=True)
+    down -= d_R1
+    mean_H1 = up @ d_R1
     mean_H1 -= mean_H1.mean(axis=_ENTRIES, keepdims=True)
-    squares = (x.up @ (down @ down.mT) * x.up).sum(axis=_ENTRIES, keepdims=True)
+    squares = (up @ (down @ down.mT) * up).sum(axis=_ENTRIES, keepdims=True)
     squares += x.shape[-1] * (mean_H1**2).sum(axis=_ENTRIES, keepdims=True)
-    up = jnp.concatenate([x.up, mean_H1], axis=-1) / deviation(squares, x.shape)
-    return LowRank(up, jnp.concatenate([down, jnp.ones_like(down[..., :1, :])], axis=-2))
+    up = jnp.concatenate([up, mean_H1], axis=-1) / deviation(squares, x.shape)
+    down = jnp.concatenate([down, jnp.ones_like(down[..., :1, :])], axis=-2)
+    return LowRank(up.astype(x.dtype), down.astype(x.dtype))
 
 
 def deviation(squares: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard deviation, plus 1e-8, of matrices of a shape [..., H, W].
+    """Standard deviation, plus 1e-8, of matrices [..., H, W].
 
     Args:
-      squares: sums of their squared distances from their means.
-      shape: theirs.
+      squares: sums of the squared distances from the mean of each.
+      shape: of the matrices.
     """
-    # The gradient of the root is infinite at 0: of a matrix that is constant it is taken as 0.
+    # The gradient of the root is infinite at 0; for a constant matrix it is defined as 0.
     constant = squares <= 0
     root = jnp.sqrt(jnp.where(constant, 1.0, squares) / max(shape[-2] * shape[-1] - 1, 1))
     return jnp.where(constant, 0.0, root) + _EPSILON

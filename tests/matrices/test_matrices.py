@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probex_jax.matrices import LowRank, factor_order, inner, project, stack
+from probex_jax.matrices import Centred, LowRank, factor_order, inner, project, stack
 
 
 def draw(seed, *shape):
@@ -89,7 +89,7 @@ def test_stacking_fills_up_ranks_and_changes_no_product():
             np.testing.assert_array_equal(x.dense()[n], matrix.dense())
     with pytest.raises(ValueError, match="some matrices are dense"):
         stack([matrices[0], np.ones([6, 5])])
-    with pytest.raises(ValueError, match="negative"):
+    with pytest.raises(ValueError, match="rank 3.*rank 2"):
         stack(matrices, 2)
 
 
@@ -111,6 +111,50 @@ def test_low_rank_behaves_like_its_product():
     close(x @ right, dense @ right)
     close(x.mT.dense(), dense.swapaxes(-1, -2))
     close(x[np.array([2, 0])].dense(), dense[[2, 0]])
+
+
+@pytest.mark.parametrize("kind", ["factors", "centred"])
+def test_factors_are_good_pytrees(kind):
+    x = LowRank(jnp.asarray(draw(0, 4, 6, 2)), jnp.asarray(draw(1, 4, 2, 5)))
+    x = x if kind == "factors" else Centred(x, draw(2, 6, 5))
+    name = type(x).__name__
+    with pytest.raises(TypeError, match=name):
+        np.asarray(x)
+    with pytest.raises(TypeError, match=name):
+        np.stack([x, x])
+    assert (len(x), len(x[0]), x.ndim, x.dtype) == (4, 6, 3, jnp.float32)
+    models = list(x)
+    assert len(models) == 4
+    np.testing.assert_array_equal(models[2].dense(), x[2].dense())
+    for index in ((0, 1), (slice(None), 0), (..., 0)):
+        with pytest.raises(IndexError, match=name):
+            x[index]
+    with pytest.raises(IndexError, match=name):
+        x[0][0]
+    assert x[0][None].shape == (1, 6, 5)
+    assert name in repr(x)
+    assert "float32[4,6,2]" in repr(x)
+    assert len(repr(x)) < 100
+    # What transformations put in the place of arrays prints, too.
+    assert "None" in repr(jax.tree.map(lambda leaf: "None", x))
+    assert "float32[4,6,2]" in repr(jax.eval_shape(lambda x: x, x))
+
+
+def test_stacking_keeps_arrays_where_they_are():
+    on_host = [LowRank(draw(r, 6, r), draw(r + 9, r, 5)) for r in (1, 2)]
+    on_device = jax.tree.map(jnp.asarray, on_host)
+    for matrices, kind in ((on_host, np.ndarray), (on_device, jax.Array)):
+        assert all(isinstance(leaf, kind) for leaf in jax.tree.leaves(stack(matrices)))
+        assert isinstance(stack([matrix.dense() for matrix in matrices]), kind)
+    traced = jax.jit(stack)(on_host)
+    for actual, expected in zip(
+        jax.tree.leaves(traced), jax.tree.leaves(stack(on_host)), strict=True
+    ):
+        np.testing.assert_array_equal(actual, expected)
+    with pytest.raises(ValueError):
+        stack([np.ones([6, 5]), np.ones([5, 6])])
+    with pytest.raises(ValueError):
+        stack([])
 
 
 def test_low_rank_passes_through_transformations():
