@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from experiments import options
 from probex_jax.errors import ProbexError
-from probex_jax.sweeps import Stop
 from probex_jax.reports import table
+from probex_jax.sweeps import Stop
 
 # What a running command would have saved when the process is told to end.
 STOP = Stop()

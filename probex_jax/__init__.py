@@ -3,13 +3,26 @@
 from probex_jax.encoders import Dense, MVProbe, ProbeX
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert
+from probex_jax.fitting import (
+    Adam,
+    ClosedForm,
+    Fit,
+    Number,
+    OneClass,
+    SeveralClasses,
+    Split,
+    Task,
+    Texts,
+    fit,
+)
 from probex_jax.forest import Description, Forest, grow
 from probex_jax.heads import ClassHead, TextHead
 from probex_jax.language import text_encoder
 from probex_jax.layer_store import LayerStore, pack
-from probex_jax.matrices import LowRank
+from probex_jax.matrices import LowRank, contract, project, respond, stack
 from probex_jax.model_files import LayerInfo, Limits, ModelFile, open_model, select_layers
 from probex_jax.search import Index, find_models
+from probex_jax.sweeps import sweep
 from probex_jax.zoo import scan
 
 __version__ = "0.1.0"
@@ -23,6 +36,22 @@ __all__ = [  # noqa: RUF022
     "MVProbe",
     "ProbeX",
     "TextHead",
+    # The products that encoders are written against.
+    "contract",
+    "project",
+    "respond",
+    "stack",
+    # Fitting: arrays in, parameters out.
+    "Adam",
+    "ClosedForm",
+    "Fit",
+    "Number",
+    "OneClass",
+    "SeveralClasses",
+    "Split",
+    "Task",
+    "Texts",
+    "fit",
     # Model files.
     "LayerInfo",
     "Limits",
@@ -33,8 +62,9 @@ __all__ = [  # noqa: RUF022
     "LayerStore",
     "pack",
     "scan",
-    # Experts, and the texts that some are aligned with.
+    # Experts, one by one or a store's; and the texts that some are aligned with.
     "Expert",
+    "sweep",
     "text_encoder",
     # Forest: the trees that are known, and what is said of a model.
     "Description",

@@ -1,16 +1,24 @@
 """Random matrices and factors, and the networks that the suites `encoder` and `train` run."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import probex_jax as px
-from probex_jax.fitting import Adam, Network, SeveralClasses, Split, Task, Texts, build_network
-from probex_jax.fitting import loop
+from probex_jax.fitting import (
+    Adam,
+    Network,
+    SeveralClasses,
+    Split,
+    Task,
+    Texts,
+    build_network,
+    loop,
+)
 from probex_jax.fitting.group import Group, select
 
 N_CLASSES = 100
@@ -73,7 +81,7 @@ class Case:
 
 def epoch_of(
     network: Network, recipe: Adam, split: Split
-) -> tuple[Callable[..., Any], tuple[Any, Any, Split, Any]]:
+) -> tuple[Callable[..., Any], tuple[Any, Split, Any, Any]]:
     """An epoch of training one network, and what it is called with.
 
     Returns:

@@ -30,8 +30,8 @@ import probex_jax as px
 from experiments import cli
 from experiments.benchmarks import memory
 from experiments.benchmarks.packing import pack_once, write_models
-from probex_jax.fitting import Adam, ClosedForm
 from probex_jax.files import write_text
+from probex_jax.fitting import Adam, ClosedForm
 from probex_jax.forest import discover
 from probex_jax.search import ModelTable
 from probex_jax.sweeps import sweep

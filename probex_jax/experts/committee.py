@@ -95,7 +95,9 @@ def best_committee(
         return loss, task.mean_loss(logits_NY, y)
 
     def rank(layer: str) -> tuple[float, float, float]:
-        return -float(np.mean(task.accuracies(logits[layer], y))), *merit(logits[layer])
+        # Rounded: equal accuracies are sums in another order.
+        accuracy = round(float(np.mean(task.accuracies(logits[layer], y))), 9)
+        return -accuracy, *merit(logits[layer])
 
     order = sorted(logits, key=rank)[:most]
     totals = np.cumsum([logits[layer] for layer in order], axis=0)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from probex_jax.experts.alignment import class_texts
@@ -121,7 +122,7 @@ def calibrated_by(expert: Expert, found: Mapping[str, Answers]) -> Expert:
     def errors(temperature: float) -> dict[str, float]:
         return {
             split: calibration_error(
-                *task.promises(np.asarray(task.predictions(logits_NY, temperature)), y)
+                *task.promises(np.asarray(task.predictions(jnp.asarray(logits_NY), temperature)), y)
             )
             for split, (logits_NY, y) in found.items()
         }

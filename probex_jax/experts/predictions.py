@@ -1,7 +1,6 @@
-"""What experts answer for the models of a store, and what the chosen one answered for the test models.
+"""What experts answer for the models of a store, and what the chosen one did for the test models.
 
-That is asked once, after the choice, and kept beside its metrics; whoever draws or counts it reads
-it from here.
+That is asked once, after the choice, and kept beside its metrics.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class Fit:
 
     def logits(self, x: Matrices, texts: ArrayLike | None = None) -> jax.Array:
         """Logits [N, Y] of matrices [N, H, W], compared with `texts` or those of training."""
-        texts = self.texts if texts is None else texts
+        texts = self.texts if texts is None else jnp.asarray(texts)
         return inference.logits(self.network, self.variables, x, texts)
 
     def predictions(self, x: Matrices, texts: ArrayLike | None = None) -> jax.Array:
@@ -130,8 +130,7 @@ def fit(
     recipe = recipe or (ClosedForm() if isinstance(encoder, Dense) else Adam())
     train, chosen_by = _splits(x, y, val, texts, recipe, key)
     n_outputs = None if task.head == "text" else task.n_outputs(train.y)
-    closed = isinstance(recipe, ClosedForm)
-    if closed and not (loss is None and optimiser is None):
+    if isinstance(recipe, ClosedForm) and not (loss is None and optimiser is None):
         raise ProbexError("loss, optimiser: the closed form has its own; give recipe=Adam()")
     splits = {"train": train} if chosen_by is None else {"train": train, "val": chosen_by}
     check_splits(task, n_outputs, splits)
@@ -139,9 +138,9 @@ def fit(
     task = task.fitted(train.y)
     tree = _tree(train.x, normalise)
     splits = {n: split._replace(x=normalised(split.x, tree)) for n, split in splits.items()}
-    head = "none" if closed else task.head
+    head = "none" if isinstance(recipe, ClosedForm) else task.head
     reading = network_of(encoder, head, n_outputs or 0, logit_scale=task.logit_scale)
-    if closed:
+    if isinstance(recipe, ClosedForm):
         found = fit_closed_form(reading, task, recipe, splits["train"], splits.get("val"))
         params, logits_MY, more = found.params, found.logits, {"penalty": found.penalty}
     else:
@@ -185,7 +184,7 @@ def _splits(
     """The training models, and those that choose; None where cross-validation does."""
     train = Split(x, np.asarray(y), texts)
     if val is not None:
-        val = val if isinstance(val, Split) else Split(*val, texts)
+        val = val if isinstance(val, Split) else Split(val[0], val[1], texts)
         return train, val._replace(y=np.asarray(val.y))
     if isinstance(recipe, ClosedForm):
         return train, None

@@ -141,7 +141,7 @@ def network_of(
     of_name = {
         "class": lambda: ClassHead(n_outputs),
         "none": lambda: None,
-        "text": lambda: TextHead(encoder.rep_dim, float(logit_scale)),  # type: ignore[attr-defined]
+        "text": lambda: TextHead(encoder.rep_dim, float(logit_scale)),
     }
     return Network(encoder, of_name[head](), **normalisation)
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
-from scipy.special import expit, softmax
 
 from probex_jax.errors import ProbexError
-from probex_jax.experts import Answered
-from probex_jax.experts.calibration import reliability
+from probex_jax.experts import Predictions as Answered
+from probex_jax.fitting import reliability
 from probex_jax.forest import Prediction
 from probex_jax.reports.charts import FEW, calibration_curve
 from probex_jax.reports.described import answers, one_model, side_by_side
@@ -74,7 +74,7 @@ def calibration(training: Training) -> str:
     shown = f"Dashed: as promised. Small points: fewer than {FEW} answers."
     what = (
         "probability that a model is of a class"
-        if answered.several
+        if not answered.task.exclusive
         else "probability of the likeliest class"
     )
     n_bins = after.shape[1]
@@ -92,12 +92,11 @@ def calibration(training: Training) -> str:
 
 
 def _reliability(answered: Answered, temperature: float) -> np.ndarray:
-    return reliability(_probabilities(answered, temperature), answered.y)
+    return reliability(*answered.task.promises(_probabilities(answered, temperature), answered.y))
 
 
 def _probabilities(answered: Answered, temperature: float) -> np.ndarray:
-    scaled_NY = answered.logits / temperature
-    return expit(scaled_NY) if answered.several else softmax(scaled_NY, axis=1)
+    return np.asarray(answered.task.predictions(jnp.asarray(answered.logits), temperature))
 
 
 def confusion(training: Training) -> str:
@@ -105,7 +104,7 @@ def confusion(training: Training) -> str:
     answered = training.answered
     if answered is None:
         return _NOT_KEPT
-    return _of_several(answered) if answered.several else _of_one(answered)
+    return _of_several(answered) if not answered.task.exclusive else _of_one(answered)
 
 
 def _of_several(answered: Answered) -> str:
@@ -193,7 +192,7 @@ def beside_the_truth(training: Training) -> str:
     if "calibration" not in training.metrics:
         return ""
     p_NY = _probabilities(answered, training.metrics["calibration"]["temperature"])
-    chosen = "several" if answered.several else "one"
+    chosen = "several" if not answered.task.exclusive else "one"
     models = [
         one_model(name, answers(_likeliest_first(answered.classes, p_Y), labels, chosen))
         for name, labels, p_Y in zip(
@@ -227,9 +226,9 @@ def embeddings(training: Training) -> str:
         MapPoint(float(x), float(y), *about[place])
         for (x, y), place in zip(points_M2, shown, strict=True)
     ]
-    if answered.several:
+    if not answered.task.exclusive:
         points.sort(key=lambda point: point.group)
-    colours = "How many classes were told wrongly" if answered.several else "Classes"
+    colours = "How many classes were told wrongly" if not answered.task.exclusive else "Classes"
     some = f"A sample of {len(shown):,} of the" if len(shown) < len(about) else "The"
     return interactive_map(
         points,
@@ -245,9 +244,9 @@ def _about(answered: Answered) -> Iterator[tuple[str, str, str]]:
     for number, (name, labels) in enumerate(zip(answered.ids, answered.labels, strict=True)):
         truth = ", ".join(labels)
         if number >= len(answered.y):
-            group = "held out" if answered.several else truth
+            group = "held out" if not answered.task.exclusive else truth
             yield f"{name}: {truth}", group, "" if seen & set(labels) else "ring"
-        elif answered.several:
+        elif not answered.task.exclusive:
             wrong = (answered.logits[number] > 0) != (answered.y[number] > 0)
             which = ", ".join(answered.classes[y] for y in np.flatnonzero(wrong)[:4])
             n_wrong = int(wrong.sum())

@@ -17,8 +17,8 @@ from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, evaluate, versions, zero_shot
 from probex_jax.experts.alignment import check_unseen, class_sentences
 from probex_jax.experts.chance import chance_by_class, targets
-from probex_jax.fitting import OneClass, Score, share
 from probex_jax.files import one_writer, write_json
+from probex_jax.fitting import OneClass, Score, share
 from probex_jax.language import TextEncoder
 from probex_jax.layer_store import LayerStore
 from probex_jax.search.neighbours import auc, knn, mahalanobis, one_class, retrieval

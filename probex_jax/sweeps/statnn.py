@@ -75,8 +75,8 @@ def run_statnn(
       The metrics; read from `workdir` where they are there already.
 
     Raises:
-      ProbexError: as `statnn_answers`, or if the work directory belongs to another config or is being
-        written.
+      ProbexError: as `statnn_answers`, or if the work directory belongs to another config or is
+        being written.
     """
     for name, value, least in (("encoder.n_trees", n_trees, 1), ("recipe.seed", seed, 0)):
         if not (type(value) is int and least <= value < 2**31):
