@@ -8,7 +8,7 @@ all. Tried on validation, among seen concepts, among held-out ones, and these am
 committee: L2 term of 1e-3 1.000, .800, .438; of 1e-2 (as here) 1.000, .838, .438; logit scale 10
 1.000, .825, .412.
 
-The recipe of the ProbeX paper is in `configs/probex_paper_sd_200.py`.
+The recipe of the ProbeX paper is in `configs/paper.py:probex_sd_200`.
 """
 
 import ml_collections

@@ -12,14 +12,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as v0
-from orbax.checkpoint import v1 as ocp
 
 from probex_jax.errors import ProbexError
 
 _HASH = "content_hash"
 # Orbax saves and loads in one thread at a time: two at once mix up their files.
 _ORBAX = threading.Lock()
+# It is imported where it is used: that takes half a second.
 
 
 def save(path: Path, arrays: Any, card: Mapping[str, Any]) -> None:
@@ -33,6 +32,8 @@ def save(path: Path, arrays: Any, card: Mapping[str, Any]) -> None:
     Raises:
       ProbexError: if the disk is full.
     """
+    from orbax.checkpoint import v1 as ocp
+
     arrays = jax.tree.map(np.asarray, arrays)
     metadata = {**card, _HASH: content_hash(arrays, card)}
     # Orbax would remove what is there before it begins to write.
@@ -63,6 +64,8 @@ def load(path: Path) -> tuple[Any, dict[str, Any]]:
     Raises:
       ProbexError: if there is no checkpoint, or what it holds is not what was saved.
     """
+    from orbax.checkpoint import v1 as ocp
+
     try:
         with _ORBAX, _this_process():
             metadata = ocp.metadata(path.resolve())
@@ -94,6 +97,8 @@ def load(path: Path) -> tuple[Any, dict[str, Any]]:
 
 def _save_alone(path: Path, arrays: Any, metadata: Mapping[str, Any]) -> None:
     """As `ocp.save`, which in a distributed run waits for all processes to save with this one."""
+    import orbax.checkpoint as v0
+
     index = jax.process_index()
     ours = v0.options.MultiprocessingOptions(
         primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
@@ -111,6 +116,8 @@ def _this_process() -> AbstractContextManager[Any]:
     """Loads what this process asks for, whatever others do."""
     if jax.process_count() == 1:
         return nullcontext()
+    from orbax.checkpoint import v1 as ocp
+
     context = ocp.Context()
     context.multiprocessing.primary_host = jax.process_index()
     context.multiprocessing.active_processes = {jax.process_index()}

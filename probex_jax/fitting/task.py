@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy.optimize import minimize_scalar
 
 from probex_jax.errors import ProbexError
 from probex_jax.fitting.metrics import Score, share
@@ -191,6 +190,10 @@ class ClassTask(Task):
           Platt: Probabilistic Outputs for Support Vector Machines, 1999. Guo, Pleiss, Sun,
           Weinberger: On Calibration of Modern Neural Networks, ICML 2017.
         """
+        from scipy.optimize import (
+            minimize_scalar,  # half a second, which importing us need not take
+        )
+
         logits_NY = np.asarray(logits, np.float64)
         targets_NY = self.smoothed(logits_NY, y)
         found = minimize_scalar(
