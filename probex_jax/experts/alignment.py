@@ -114,7 +114,7 @@ class Candidates:
     def among_all(self, name: str) -> Split:
         """A held-out split with all classes as candidates, the held-out ones first."""
         texts_YD = np.concatenate([self.held_out_YD, self.seen_YD])
-        return self.targets(name)._replace(texts=texts_YD)  # type: ignore[arg-type]
+        return self.targets(name)._replace(texts=texts_YD)
 
 
 def class_sentences(classes: Sequence[str], texts: Mapping[str, str], template: str) -> list[str]:

@@ -19,7 +19,7 @@ from probex_jax.experts import checkpoints
 from probex_jax.experts.card import Calibration, Card, MemberCard, TextCard, versions
 from probex_jax.experts.member import Member
 from probex_jax.fitting import Fit
-from probex_jax.fitting.network import ENCODERS, encoder_settings
+from probex_jax.fitting.network import NO_MORE, encoder_settings
 from probex_jax.language import TextEncoder, embed, text_encoder
 from probex_jax.matrices import Matrices
 from probex_jax.model_files import ModelFile
@@ -39,7 +39,7 @@ class Expert:
     Args:
       variables: the network's Linen variables; of a committee, number of a member to its variables.
       card: what it is; or its JSON, which is checked.
-      encoders: encoders by the names on the card, where one is not of ours.
+      encoders: encoders by the names on the card that are not ours.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -56,13 +56,11 @@ class Expert:
 
     variables: Mapping[str, Any]
     card: Card
-    encoders: Mapping[str, type[nn.Module]] = None  # type: ignore[assignment]
+    encoders: Mapping[str, type[nn.Module]] = NO_MORE
 
     def __post_init__(self) -> None:
         if isinstance(self.card, Mapping):
             object.__setattr__(self, "card", Card.from_json(self.card))
-        if self.encoders is None:
-            object.__setattr__(self, "encoders", ENCODERS)
 
     def __repr__(self) -> str:
         return f"Expert(tree={self.card.tree!r}, reading={self.reading!r})"
@@ -85,7 +83,7 @@ class Expert:
         layer: str,
         classes: Sequence[str],
         text: TextCard | None = None,
-        encoders: Mapping[str, type[nn.Module]] = ENCODERS,
+        encoders: Mapping[str, type[nn.Module]] = NO_MORE,
         **about: Any,
     ) -> Expert:
         """The expert that `px.fit` fitted.
@@ -96,7 +94,7 @@ class Expert:
           layer: name of the layer.
           classes: names of the outputs, in their order.
           text: of the task `Texts`, the text.
-          encoders: encoders by name, with that of `found` among them.
+          encoders: that of `found` by a name, if it is not ours.
           about: further fields of its `Card`.
 
         Raises:
@@ -314,12 +312,12 @@ class Expert:
         checkpoints.save(Path(path), self.variables, self.card.to_json())
 
     @classmethod
-    def load(cls, path: str | Path, encoders: Mapping[str, type[nn.Module]] = ENCODERS) -> Expert:
+    def load(cls, path: str | Path, encoders: Mapping[str, type[nn.Module]] = NO_MORE) -> Expert:
         """Loads an expert.
 
         Args:
           path: an expert's checkpoint, or the work directory of a training (then its best one).
-          encoders: encoders by name, where it is trained with another than ours.
+          encoders: encoders by name that are not ours.
 
         Returns:
           The expert, ready to `encode` and to give `logits`.
@@ -338,7 +336,7 @@ class Expert:
         path: Path,
         variables: Any,
         card: Any,
-        encoders: Mapping[str, type[nn.Module]] = ENCODERS,
+        encoders: Mapping[str, type[nn.Module]] = NO_MORE,
     ) -> Expert:
         """The expert of variables and the JSON of a card that were read from a file.
 

@@ -28,7 +28,7 @@ class Member:
       variables: its Linen variables.
       whole: the card of its expert.
       card: its own.
-      encoders: encoders by name.
+      encoders: encoders by name that are not ours.
     """
 
     variables: Mapping[str, Any]

@@ -8,6 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import FrozenDict
 
 from probex_jax.encoders import Dense, MVProbe, ProbeX
 from probex_jax.errors import ProbexError
@@ -18,6 +19,7 @@ from probex_jax.matrices import LowRank, Matrices, centred
 ENCODERS: Mapping[str, type[nn.Module]] = types.MappingProxyType(
     {"probex": ProbeX, "mvprobe": MVProbe, "dense": Dense}
 )
+NO_MORE: Mapping[str, type[nn.Module]] = FrozenDict()
 HEADS = ("class", "none", "text")
 NORMALISATIONS = ("none", "scale", "centre")
 # Fields that are no settings: Linen's own, and what a caller computes in.
@@ -77,18 +79,18 @@ def build_network(
     logit_scale: float = 1.0,
     normalise: str = "none",
     centre_rank: int = 0,
-    encoders: Mapping[str, type[nn.Module]] = ENCODERS,
+    encoders: Mapping[str, type[nn.Module]] = NO_MORE,
 ) -> Network:
     """A network from its settings.
 
     Args:
-      encoder: {"name": one of `encoders`, and the fields of that encoder}.
+      encoder: {"name": one of `ENCODERS` or `encoders`, and the fields of that encoder}.
       head: "class" for a linear head; "none" where the encoder's own outputs are the logits (its
         `rep_dim` is then their number); "text" for cosines with texts.
       n_outputs: number of logits Y; ignored for a text head.
       logit_scale: scale of a text head's cosines.
       normalise, centre_rank: as `Network` takes them.
-      encoders: encoders by name, where it is another than ours.
+      encoders: encoders by name that are not ours.
 
     Returns:
       The network, with no variables yet.
@@ -103,6 +105,7 @@ def build_network(
     if not isinstance(encoder, Mapping):
         raise ProbexError(f"encoder: expected a name and fields, found {encoder!r}")
     name, fields = encoder.get("name"), {k: v for k, v in encoder.items() if k != "name"}
+    encoders = {**ENCODERS, **encoders}
     if not isinstance(name, str) or name not in encoders:
         raise ProbexError(f"encoder.name: {name!r} is not one of {', '.join(encoders)}")
     if head not in HEADS:
@@ -147,18 +150,18 @@ def network_of(
 
 
 def encoder_settings(
-    encoder: nn.Module, encoders: Mapping[str, type[nn.Module]] = ENCODERS
+    encoder: nn.Module, encoders: Mapping[str, type[nn.Module]] = NO_MORE
 ) -> dict[str, Any]:
     """What `build_network` makes an equal encoder from: its name and its fields, as JSON values.
 
     Raises:
-      ProbexError: if the encoder is none of `encoders`.
+      ProbexError: if the encoder is none of `ENCODERS` and `encoders`.
 
     Example:
       >>> encoder_settings(Dense(rep_dim=3))
       {'name': 'dense', 'rep_dim': 3, 'standardise': False}
     """
-    for name, kind in encoders.items():
+    for name, kind in {**ENCODERS, **encoders}.items():
         if type(encoder) is kind:
             fields = {field: getattr(encoder, field) for field in _settings(kind)}
             return {"name": name} | {
@@ -166,8 +169,8 @@ def encoder_settings(
                 for field, value in fields.items()
             }
     raise ProbexError(
-        f"{type(encoder).__name__} is none of the encoders {', '.join(encoders)}; give "
-        'encoders={"a name": the class} beside them'
+        f"{type(encoder).__name__} is none of the encoders {', '.join(ENCODERS)}; give "
+        'encoders={"a name": the class}'
     )
 
 

@@ -1,7 +1,7 @@
 """Where the data of a sweep comes from."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
+from flax import linen as nn
 from jax.experimental import multihost_utils
 
 from probex_jax.experts.alignment import Candidates
 from probex_jax.fitting.centre import Moments, Tree, normalised, tree_of
 from probex_jax.fitting.data import Split
-from probex_jax.fitting.network import Network
+from probex_jax.fitting.network import NO_MORE, Network
 from probex_jax.fitting.sharding import Devices
 from probex_jax.fitting.task import Task
 from probex_jax.layer_store import LayerStore
@@ -31,6 +32,7 @@ class Source:
       normalise: as `sweep` takes it.
       network: layer to what is trained on it, reading what is normalised already.
       devices: where.
+      encoders: encoders by name that are not ours.
     """
 
     store: LayerStore
@@ -39,6 +41,7 @@ class Source:
     normalise: str
     network: Callable[[str], Network]
     devices: Devices
+    encoders: Mapping[str, type[nn.Module]] = NO_MORE
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ from probex_jax.files import (
 from probex_jax.fitting.centre import FrozenLayer
 from probex_jax.fitting.closed_form import ClosedForm, check_closed_form
 from probex_jax.fitting.loop import State
-from probex_jax.fitting.network import ENCODERS, Network, build_network
+from probex_jax.fitting.network import NO_MORE, Network, build_network
 from probex_jax.fitting.recipe import VARIED, Adam, variants
 from probex_jax.fitting.sharding import ONE, Devices
 from probex_jax.fitting.task import SeveralClasses, Task
@@ -86,7 +86,7 @@ def sweep(
     share: tuple[int, int] = (0, 1),
     save_every_s: float = 1.0,
     stop: Stop | None = None,
-    encoders: Mapping[str, type[nn.Module]] = ENCODERS,
+    encoders: Mapping[str, type[nn.Module]] = NO_MORE,
     on_progress: Callable[[str, int], None] = lambda layer, epochs: None,
 ) -> SweepResult:
     """Trains one expert per layer; finished layers are kept, an interrupted one resumes.
@@ -118,7 +118,7 @@ def sweep(
       save_every_s: what is being trained is saved at the first evaluation so many seconds after the
         last save, or later where saving takes long; 0 saves at each.
       stop: whoever is told that the process must end has it save the last evaluation.
-      encoders: encoders by name, where `encoder` names another than ours.
+      encoders: encoders by name that are not ours.
       on_progress: called with a layer's name and the number of epochs done since the last call.
 
     Returns:
@@ -144,7 +144,7 @@ def sweep(
         n_outputs, scale = len(card.classes), task.logit_scale
         return build_network(encoder, head, n_outputs, logit_scale=scale, encoders=encoders)
 
-    source = Source(store, task, candidates, normalise, network, devices)
+    source = Source(store, task, candidates, normalise, network, devices, encoders)
     if isinstance(recipe, ClosedForm):
         check_closed_form(network(names[0]), task)
     build_network(encoder, head, len(card.classes), normalise=normalise, encoders=encoders)
@@ -163,14 +163,14 @@ def sweep(
         if done:
             for name in names:
                 on_progress(name, sum(recipe.epochs for recipe in recipes))
-            return result(workdir)
+            return result(workdir, encoders)
         job.train_all(names, stream)
         if devices.writes:
             with alone(workdir / ".lock", needed=share[1] > 1):
                 if not (workdir / "metrics.json").exists():
                     job.select(names, committee)
         devices.wait("chosen")
-        return result(workdir)
+        return result(workdir, encoders)
 
 
 def _check(
@@ -356,7 +356,7 @@ class _Sweep:
             mine, losses = jax.tree.map(lambda leaf: leaf[place, number], (best, loss_E))  # noqa: B023
             card = replace(self.card_of(layer, recipe), metrics=figures(mine, losses))
             for name in reversed(mine):  # "val" last
-                expert = expert_of(mine[name].params, ready.trees[layer], card)
+                expert = expert_of(self.source, mine[name].params, ready.trees[layer], card)
                 where = folder / ("expert" if name == "val" else HOLDOUT)
                 expert.with_card(selected_on=name).save(where)
 

@@ -257,15 +257,15 @@ def solve(source: Source, layer: str, card: Card, recipe: ClosedForm) -> Expert:
         "penalty": found.penalty,
         "factor": found.factor,
     }
-    return expert_of(found.params, tree, card).with_card(selected_on="val", metrics=metrics)
+    return expert_of(source, found.params, tree, card).with_card(selected_on="val", metrics=metrics)
 
 
-def expert_of(params: Any, tree: Tree, card: Card) -> Expert:
+def expert_of(source: Source, params: Any, tree: Tree, card: Card) -> Expert:
     """What was trained on matrices that were normalised by a tree: it reads them as they are."""
     variables = {"params": params, "tree": dict(tree)} if tree else {"params": params}
     (member,) = card.members
     member = dataclasses.replace(member, centre_rank=centre_rank(tree))
-    return Expert(variables, card).with_card(members=(member,))
+    return Expert(variables, card, source.encoders).with_card(members=(member,))
 
 
 def figures(best: Mapping[str, Best], loss_E: Any) -> dict[str, Any]:
