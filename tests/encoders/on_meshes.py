@@ -169,6 +169,7 @@ def others(axes):
     on_mesh, x, model = NamedSharding(mesh, spec), matrices("dense"), Model(ENCODERS["probex"])
     key, (params, ((_, logits), _)) = jax.random.key(0), alone("probex", "dense")
     apply = partial(model.apply, params)
+    mvprobe, of_mvprobe = Model(ENCODERS["half of mvprobe"]), alone("half of mvprobe", "dense")[0]
     backwards = np.stack([x, x[::-1]], axis=1)
     cases = {
         "init": (partial(model.init, key), x, jax.jit(model.init)(key, x)),
@@ -181,9 +182,11 @@ def others(axes):
             np.stack([logits, logits[::-1]], axis=1),
         ),
         "shard_map": (
-            jax.shard_map(apply, mesh=mesh, in_specs=spec, out_specs=spec),
+            jax.shard_map(
+                partial(mvprobe.apply, of_mvprobe), mesh=mesh, in_specs=spec, out_specs=spec
+            ),
             x,
-            logits,
+            alone("half of mvprobe", "dense")[1][0][1],
         ),
     }
     for name, (function, batch, expected) in cases.items():

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probex_jax.matrices import Centred, LowRank, factor_order, inner, project, stack
+from probex_jax.matrices import Centred, LowRank, inner, project, stack
 
 
 def draw(seed, *shape):
@@ -49,7 +49,7 @@ def multiplications(order, h, w, r, v, u):
 @pytest.mark.parametrize(("h", "w", "r", "v", "u", "order"), ORDERS)
 def test_factors_are_multiplied_in_the_cheapest_order(h, w, r, v, u, order):
     costs = {o: multiplications(o, h, w, r, v, u) for o in ("both", "right", "left")}
-    assert min(costs, key=costs.get) == order == factor_order((h, w), r, v, u)
+    assert min(costs, key=costs.get) == order
     x = LowRank(jnp.asarray(draw(0, 3, h, r)), jnp.asarray(draw(1, 3, r, w)))
     left, right = jnp.asarray(draw(2, h, v)), jnp.asarray(draw(3, w, u))
     counted = sum(products(jax.make_jaxpr(project)(x, left, right)))
