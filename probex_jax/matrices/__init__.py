@@ -11,7 +11,6 @@ from probex_jax.matrices.low_rank import LowRank, stack
 from probex_jax.matrices.products import (
     Matrices,
     contract,
-    factor_order,
     inner,
     project,
     respond,
@@ -31,7 +30,6 @@ __all__ = [
     "combination",
     "contract",
     "dense",
-    "factor_order",
     "for_each",
     "gram",
     "inner",

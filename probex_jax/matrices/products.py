@@ -71,40 +71,18 @@ def project(x: Matrices, left: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.moveaxis(projected_UNxV.reshape(n_right, -1, n_left), 0, 2)
 
 
-def factor_order(shape: tuple[int, int], rank: int, n_left: int, n_right: int) -> str:
-    """The cheapest order of the products in leftᵀ (up down) right.
-
-    Args:
-      shape: (H, W) of the product of the factors.
-      rank: R.
-      n_left, n_right: columns of `left` and of `right`.
-
-    Returns:
-      "both": (leftᵀ up) (down right); "right": leftᵀ (up (down right)), if `right` has few columns;
-      "left": ((leftᵀ up) down) right, if `left` has few.
-
-    Example:
-      >>> factor_order((1280, 1280), 16, 128, 128), factor_order((64, 64), 16, 128, 8)
-      ('both', 'right')
-    """
-    rows, columns = shape
-    costs = {
-        "both": rank * (rows * n_left + columns * n_right + n_left * n_right),
-        "right": n_right * (rank * (columns + rows) + rows * n_left),
-        "left": n_left * (rank * (columns + rows) + columns * n_right),
-    }
-    return min(costs, key=lambda order: costs[order])
-
-
 def _project_factors(x: LowRank, left: jax.Array, right: jax.Array) -> jax.Array:
-    rows, columns = x.shape[-2:]
-    order = factor_order((rows, columns), x.up.shape[-1], left.shape[-1], right.shape[-1])
-    if order == "right":
+    (rows, columns), rank = x.shape[-2:], x.up.shape[-1]
+    n_left, n_right = left.shape[-1], right.shape[-1]
+    both = rank * (rows * n_left + columns * n_right + n_left * n_right)
+    right_first = n_right * (rank * (columns + rows) + rows * n_left)
+    left_first = n_left * (rank * (columns + rows) + columns * n_right)
+    cheapest = min(both, right_first, left_first)
+    if cheapest == both:
+        return _rows_times(x.up.mT, left).mT @ _rows_times(x.down, right)
+    if cheapest == right_first:
         return _rows_times((x.up @ _rows_times(x.down, right)).mT, left).mT
-    left_NRV = _rows_times(x.up.mT, left)
-    if order == "left":
-        return _rows_times(left_NRV.mT @ x.down, right)
-    return left_NRV.mT @ _rows_times(x.down, right)
+    return _rows_times(_rows_times(x.up.mT, left).mT @ x.down, right)
 
 
 def _rows_times(x: jax.Array, weight: jax.Array) -> jax.Array:

@@ -123,10 +123,12 @@ def test_padding_ranks_with_zeros_changes_nothing():
 
 
 def equations(jaxpr):
-    """Every equation of a program, of the programs inside it, too."""
+    """Every equation of a program and of those inside it, in the form for a CPU."""
     for equation in jaxpr.eqns:
         yield equation
-        for inside in jax.extend.core.jaxprs_in_params(equation.params):
+        choices = equation.params.get("branches_platforms")
+        of_cpu = choices and {"": equation.params["branches"][choices.index(("cpu",))]}
+        for inside in jax.extend.core.jaxprs_in_params(of_cpu or equation.params):
             yield from equations(inside)
 
 
@@ -228,3 +230,37 @@ def test_the_gradient_of_a_constant_matrix_is_finite(of, zero):
     params = start(encoder, x)
     value, gradient = value_and_gradient(encoder, params, x)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((value, gradient)))
+
+
+def on_one_device(function):
+    mesh = jax.make_mesh((1,), ("m",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.PartitionSpec("m")
+    return jax.shard_map(function, mesh=mesh, in_specs=split, out_specs=split)
+
+
+TRANSFORMATIONS = {
+    "vmap": lambda function: lambda x: jax.vmap(function)(x[:, None])[:, 0],
+    "scan": lambda function: lambda x: jax.lax.map(function, x[:, None])[:, 0],
+    "checkpoint": jax.checkpoint,
+    "shard_map": on_one_device,
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize("prepared", [False, True])
+def test_transformations_change_no_value_or_gradient(name, prepared):
+    """Those that the loop over models, and the choice of it, have to pass through."""
+    encoder, x = MVProbe(U, V, T), draw(0, N, H, W)
+    params = start(encoder, x)
+    expected, expected_gradient = value_and_gradient(encoder, params, x)
+
+    def total(params, x):
+        def function(x):
+            return encoder.apply({"params": params}, encoder.prepare(x) if prepared else x)
+
+        e_NT = TRANSFORMATIONS[name](function)(x)
+        return jnp.sum(draw(2, N, T) * e_NT), e_NT
+
+    (_, value), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(params, x)
+    assert error(value, expected) <= 1e-5
+    assert_same(gradient, expected_gradient, 1e-5)

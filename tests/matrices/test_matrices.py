@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probex_jax.matrices import Centred, LowRank, factor_order, inner, project, stack
+from probex_jax.matrices import Centred, LowRank, inner, project, stack
 
 
 def draw(seed, *shape):
@@ -49,7 +49,7 @@ def multiplications(order, h, w, r, v, u):
 @pytest.mark.parametrize(("h", "w", "r", "v", "u", "order"), ORDERS)
 def test_factors_are_multiplied_in_the_cheapest_order(h, w, r, v, u, order):
     costs = {o: multiplications(o, h, w, r, v, u) for o in ("both", "right", "left")}
-    assert min(costs, key=costs.get) == order == factor_order((h, w), r, v, u)
+    assert min(costs, key=costs.get) == order
     x = LowRank(jnp.asarray(draw(0, 3, h, r)), jnp.asarray(draw(1, 3, r, w)))
     left, right = jnp.asarray(draw(2, h, v)), jnp.asarray(draw(3, w, u))
     counted = sum(products(jax.make_jaxpr(project)(x, left, right)))
@@ -89,7 +89,7 @@ def test_stacking_fills_up_ranks_and_changes_no_product():
             np.testing.assert_array_equal(x.dense()[n], matrix.dense())
     with pytest.raises(ValueError, match="some matrices are dense"):
         stack([matrices[0], np.ones([6, 5])])
-    with pytest.raises(ValueError, match="rank 3.*rank 2"):
+    with pytest.raises(ValueError, match=r"rank 3.*rank 2"):
         stack(matrices, 2)
 
 
@@ -151,10 +151,9 @@ def test_stacking_keeps_arrays_where_they_are():
         jax.tree.leaves(traced), jax.tree.leaves(stack(on_host)), strict=True
     ):
         np.testing.assert_array_equal(actual, expected)
-    with pytest.raises(ValueError):
-        stack([np.ones([6, 5]), np.ones([5, 6])])
-    with pytest.raises(ValueError):
-        stack([])
+    for wrong in ([], [np.ones([6, 5]), np.ones([5, 6])]):
+        with pytest.raises(ValueError, match="array"):
+            stack(wrong)
 
 
 def test_low_rank_passes_through_transformations():
