@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,10 +15,9 @@ from probex_jax.files import disk_errors
 from probex_jax.layer_store.arrays import parts
 from probex_jax.layer_store.common_layers import StoredLayer, layer_faults
 from probex_jax.layer_store.headers import Header
+from probex_jax.layer_store.shard_writer import LayerWriter, UnwritableError
 from probex_jax.layer_store.store import LayerStore
-from probex_jax.layer_store.writing import LayerWriter, UnwritableError
 from probex_jax.matrices import LowRank, stack
-from probex_jax.model_files.plain import Buffer
 from probex_jax.zoo import ZooModel
 
 
@@ -63,7 +61,6 @@ class Packer:
             for writer in self._writers.values():
                 writer.check(number * store.block, count)
         self.skipped: dict[str, str] = {}
-        self._of_thread = threading.local()
 
     def run(self, headers: Sequence[Header]) -> Iterator[tuple[Header, str]]:
         """Packs the models in order; yields each with the reason why it was skipped, or ""."""
@@ -110,31 +107,16 @@ class Packer:
 
     def _written(self, task: _Task) -> Iterator[tuple[tuple[str, str], bytes]]:
         """Writes the arrays of a model; yields each with its checksum."""
-        plain, model = task.header.plain, task.header.model
-        if plain and self._layers.keys() <= plain.places.keys() and (copied := plain.open()):
-            with copied:
-                for name in self._layers:
-                    writer = self._writers[name, "matrices"]
-                    target = writer.offset(task.place)
-                    pieces = copied.pieces(name, target, self._buffer())
-                    yield (name, "matrices"), writer.put(task.place, pieces)
-                copied.check_unchanged()
-            return
+        model = task.header.model
         with model.open() as file:
             if layer_faults(file.layers, self._layers):
                 raise ProbexError(f"{model.where}: changed while it was packed")
             for name, matrix in file.each_matrix(self._layers):
                 for part, array in _arrays(matrix, self._layers[name].rank).items():
                     data = np.ascontiguousarray(array, "<f4")
-                    yield (name, part), self._writers[name, part].put(task.place, [data])
+                    yield (name, part), self._writers[name, part].put(task.place, data)
                 del matrix, array, data  # the next one takes its place in the processor's cache
             file.check_unchanged()
-
-    def _buffer(self) -> Buffer:
-        """The one of this thread."""
-        if not hasattr(self._of_thread, "buffer"):
-            self._of_thread.buffer = Buffer()
-        return self._of_thread.buffer
 
     def _unfit(self, header: Header) -> str:
         """Why a readable model does not fit the store, or ""."""

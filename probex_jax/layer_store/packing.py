@@ -10,7 +10,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, layer_folder, one_writer, write_json
 from probex_jax.layer_store.arrays import parts
 from probex_jax.layer_store.common_layers import common_layers, rarer_layers
-from probex_jax.layer_store.headers import Forms, Header, read_header
+from probex_jax.layer_store.headers import Header, Tables, read_header
 from probex_jax.layer_store.packer import Packer
 from probex_jax.layer_store.store import FORMAT, VERSION, LayerStore, check_held_out
 from probex_jax.model_files import select_layers
@@ -100,8 +100,8 @@ def pack(
         known = {model.id: model for model in store.models} if store else {}
         todo = [model for model in zoo.models if model.id not in known]
         on_models(len(todo))
-        forms: Forms = {}
-        read = ahead(lambda model: read_header(model, forms), todo, workers)
+        tables: Tables = {}
+        read = ahead(lambda model: read_header(model, tables), todo, workers)
         headers = [header for _, header in read]
         packed_before = [(model.id, model.split, model.labels) for model in known.values()]
         new = [(header.model.id, header.model.split, header.labels) for header in headers]

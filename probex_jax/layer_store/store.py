@@ -278,7 +278,7 @@ class LayerStore:
         Raises:
           ProbexError: as `matrices`.
         """
-        return moments(self, layer, split, models)
+        return moments(self.blocks(layer, split, models))
 
     def by_layer(
         self, split: str = "train", models: Models | None = None

@@ -22,8 +22,6 @@ class ByteRanges:
     Attributes:
       name: the path, for messages.
       size: in bytes.
-      identity: which file it is, and in which state: another one if anybody wrote to it since.
-      is_settled: whether the next write will give it another identity: not if one was just now.
     """
 
     def __init__(self, path: Path):
@@ -38,13 +36,11 @@ class ByteRanges:
             self.close()
             raise ProbexError(f"{path}: not a regular file")
         self.size = status.st_size
-        self.identity = _identity(status)
         self._written = status.st_mtime_ns
         # Of a file written just now, checksums of what is read: the next write may have its time.
         self._sums: list[tuple[int, int, int]] | None = None
         if abs(time.time_ns() - status.st_mtime_ns) < _CLOCK_TICK_NS:
             self._sums = []
-        self.is_settled = abs(time.time_ns() - status.st_ctime_ns) > _CLOCK_TICK_NS
 
     def check_unchanged(self) -> None:
         """Raises a ProbexError if the file was written to since it was opened."""
@@ -60,14 +56,9 @@ class ByteRanges:
             data = np.empty(end - begin, np.uint8)
         except MemoryError as error:
             raise ProbexError(f"{self.path}: no memory for {end - begin} bytes of it") from error
-        self.read_into(begin, data)
-        return data
-
-    def read_into(self, begin: int, data: np.ndarray) -> None:
-        """Fills an array of uint8 with the bytes from `begin` on."""
         if self._descriptor < 0:
             raise ValueError(f"{self.path}: read after it was closed")
-        end, done = begin + len(data), 0
+        done = 0
         try:
             while done < len(data):
                 # One call reads 2 GiB at most.
@@ -85,6 +76,7 @@ class ByteRanges:
             raise ProbexError(f"{self.path}: cannot be read: {error.strerror}") from error
         if self._sums is not None:
             self._sums.append((begin, end, zlib.crc32(data.data)))
+        return data
 
     def fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Nothing to do: ranges are read when they are asked for."""
@@ -108,17 +100,6 @@ class ByteRanges:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _identity(status: os.stat_result) -> tuple[int, ...]:
-    # The time of the change of the inode, unlike that of the content, cannot be set by its owner.
-    return (
-        status.st_dev,
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    )
 
 
 def read_small(path: Path, limit: int) -> bytes:

@@ -34,8 +34,8 @@ class Source(NamedTuple):
     scale: str = ""
 
     @property
-    def is_plain(self) -> bool:
-        """Whether the tensor's bytes are the matrix's."""
+    def is_as_stored(self) -> bool:
+        """Whether the tensor, reshaped, is the matrix."""
         return self.axes is None and not self.scale
 
 

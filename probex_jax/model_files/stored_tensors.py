@@ -8,10 +8,8 @@ import ml_dtypes
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files.byte_ranges import ByteRanges
 from probex_jax.model_files.finite import count_unfit, unfit
 from probex_jax.model_files.locate import Location
-from probex_jax.model_files.plain import Plain, PlainFile
 from probex_jax.model_files.safetensors_header import TensorInfo
 from probex_jax.model_files.shards import Shard, shard_of_tensors
 from probex_jax.model_files.untrusted_text import quoted
@@ -91,28 +89,6 @@ class StoredTensors:
         finally:
             for shard in ranges:
                 shard.bytes.forget()
-
-    def plain(self, tensors: Mapping[str, str]) -> Plain | None:
-        """Where tensors lie that can be copied out as they are; None of files on a server.
-
-        Those that were written to just now do not count either: they may be again, unnoticed.
-
-        Args:
-          tensors: names of layers, to those of the tensors that hold them.
-        """
-        files = []
-        for shard in self._shards:
-            if not (isinstance(shard.bytes, ByteRanges) and shard.bytes.is_settled):
-                return None
-            files.append(PlainFile(shard.bytes.path, shard.bytes.identity, shard.data_begin))
-        number = {shard: index for index, shard in enumerate(self._shards)}
-        return Plain(
-            tuple(files),
-            {
-                layer: (number[self._shard_of[name]], self.infos[name].begin, self.infos[name].end)
-                for layer, name in tensors.items()
-            },
-        )
 
     def place(self, name: str) -> tuple[Shard, int]:
         """The file that holds a tensor, and where in it the tensor begins."""

@@ -8,11 +8,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files import ModelFile, fingerprint, open_model
+from probex_jax.model_files import fingerprint, open_model
+from probex_jax.model_files.files_beside import FilesBeside
 from probex_jax.model_files.lora_names import canonical
 
 RANK, ALPHA = 4, 2.0
-BESIDE = ModelFile.beside
+JSON = FilesBeside.json
 # Canonical name to (rows, columns), or of a convolution to (rows, inputs, height, width).
 LAYERS = {
     "unet.down_blocks.2.attentions.1.transformer_blocks.0.attn2.to_q": (6, 5),
@@ -235,7 +236,7 @@ def test_diffusers_may_keep_alpha_in_the_header(tmp_path):
 @pytest.mark.parametrize("text", ['{"lora_alpha": [', '{"alpha_pattern": {"(": 1}}'])
 def test_a_damaged_config_is_parsed_once_for_all_layers(tmp_path, monkeypatch, text):
     parsed = []
-    monkeypatch.setattr(ModelFile, "beside", lambda *a: parsed.append(a) or BESIDE(*a))
+    monkeypatch.setattr(FilesBeside, "json", lambda *a: parsed.append(a) or JSON(*a))
     peft(tmp_path, None)
     (tmp_path / "adapter_config.json").write_text(text)
     with open_model(tmp_path) as m:

@@ -8,6 +8,7 @@ from safetensors.numpy import save_file
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import LayerInfo, open_model
+from probex_jax.model_files.finite import count_unfit
 
 
 def random(shape, dtype="f4", seed=0):
@@ -208,6 +209,18 @@ def test_values_that_are_not_finite_are_counted(tmp_path, dtype, bad):
         m.matrix("good")
         with pytest.raises(ProbexError, match=rf"safetensors: layer 'w': {count} of 9 values"):
             m.matrix("w")
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 20000])
+def test_counting_of_values_that_are_not_finite_is_exact(size):
+    values = random(size)
+    assert count_unfit(values) == 0
+    assert count_unfit(values * np.float32(1e37)) == 0  # whose squares overflow
+    for bad in (np.nan, np.inf, -np.inf):
+        for place in {0, size // 2, size - 1} if size else ():
+            spoilt = values.copy()
+            spoilt[place] = bad
+            assert count_unfit(spoilt) == 1
 
 
 def test_signalling_nan_does_not_warn(write_raw):
