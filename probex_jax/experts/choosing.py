@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.experts.alignment import Candidates, ZeroShot, zero_shot
 from probex_jax.experts.answered import Answered
@@ -22,6 +21,7 @@ from probex_jax.experts.objective import Split, right
 from probex_jax.experts.recipe import VARIED
 from probex_jax.files import read_json, write_json
 from probex_jax.layer_store import LayerStore
+from probex_jax.prefetch import prefetch
 
 # Layers whose experts are read and asked at a time: one is compiled while the other is read.
 _AT_A_TIME = 2
@@ -155,7 +155,7 @@ def _best(
         logits_NY = stored_logits(expert, store, split, targets.texts)
         return logits_NY, expert.card["metrics"]["val_accuracy"]
 
-    found = dict(ahead(answer, paths, _AT_A_TIME))
+    found = dict(prefetch(answer, paths, _AT_A_TIME))
     y: Any = np.asarray(targets.y)
     chosen = best_committee({layer: found[layer][0] for layer in paths}, y, most)
     together_NY: Any = np.mean([found[layer][0] for layer in chosen], axis=0)

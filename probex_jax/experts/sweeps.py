@@ -30,7 +30,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
 from probex_jax.experts.alignment import Alignment, Candidates
@@ -67,6 +66,7 @@ from probex_jax.files import (
     write_json,
 )
 from probex_jax.layer_store import LayerStore
+from probex_jax.prefetch import prefetch
 
 
 def sweep(
@@ -340,7 +340,7 @@ class _Sweep:
             # What waits here another process could do; or processes must do all in one order.
             readied = ((unit, prepare(unit)) for unit in units)
         else:
-            readied = ahead(prepare, units, workers=IN_FLIGHT - 1, beyond=IN_FLIGHT - 1)
+            readied = prefetch(prepare, units, workers=IN_FLIGHT - 1, beyond=IN_FLIGHT - 1)
         for unit, ready in readied:
             self._train(unit, ready)
 

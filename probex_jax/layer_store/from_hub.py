@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, one_writer, parse_json
 from probex_jax.layer_store.packing import PackSummary, pack
 from probex_jax.layer_store.store import LayerStore
 from probex_jax.model_files.http_ranges import Remote
 from probex_jax.model_files.hub import hub_repo
+from probex_jax.prefetch import prefetch
 from probex_jax.zoo import Zoo, ZooModel
 from probex_jax.zoo.model_j_table import ListedModel, Table
 
@@ -126,7 +126,7 @@ def _commits(
             return ""  # opening the model says why
 
     with disk_errors(path), path.open("a") as file:
-        for repo, found in ahead(commit, unknown, jobs):
+        for repo, found in prefetch(commit, unknown, jobs):
             if found:
                 known[repo] = found
                 file.write(json.dumps([repo, found]) + "\n")

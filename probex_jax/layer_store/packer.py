@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors
 from probex_jax.layer_store.arrays import parts
@@ -18,6 +17,7 @@ from probex_jax.layer_store.headers import Header
 from probex_jax.layer_store.shard_writer import LayerWriter, UnwritableError
 from probex_jax.layer_store.store import LayerStore
 from probex_jax.matrices import LowRank, stack
+from probex_jax.prefetch import prefetch
 from probex_jax.zoo import ZooModel
 
 
@@ -68,7 +68,7 @@ class Packer:
         places: list[int] = []
         packed: list[ZooModel] = []
         lines: list[dict[str, Any]] = []
-        for task, (content, fault) in ahead(self._pack, self._tasks(headers), self._workers):
+        for task, (content, fault) in prefetch(self._pack, self._tasks(headers), self._workers):
             header = task.header
             if fault:
                 self.skipped[header.model.id] = fault

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, layer_folder, one_writer, write_json
 from probex_jax.layer_store.arrays import parts
@@ -15,6 +14,7 @@ from probex_jax.layer_store.packer import Packer
 from probex_jax.layer_store.store import FORMAT, VERSION, LayerStore, check_held_out
 from probex_jax.model_files import select_layers
 from probex_jax.model_files.untrusted_text import quoted
+from probex_jax.prefetch import prefetch
 from probex_jax.zoo import Zoo, ZooModel
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
@@ -101,7 +101,7 @@ def pack(
         todo = [model for model in zoo.models if model.id not in known]
         on_models(len(todo))
         tables: Tables = {}
-        read = ahead(lambda model: read_header(model, tables), todo, workers)
+        read = prefetch(lambda model: read_header(model, tables), todo, workers)
         headers = [header for _, header in read]
         packed_before = [(model.id, model.split, model.labels) for model in known.values()]
         new = [(header.model.id, header.model.split, header.labels) for header in headers]

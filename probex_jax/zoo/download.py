@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.files import alone, disk_errors, write_json, write_text
 from probex_jax.model_files.http import Answer, NotFound, Url
@@ -24,6 +23,7 @@ from probex_jax.model_files.http_ranges import Remote
 from probex_jax.model_files.hub import HubAddress, HubFile, HubRepo, hub_repo
 from probex_jax.model_files.locate import read_inside
 from probex_jax.model_files.untrusted_text import json_object
+from probex_jax.prefetch import prefetch
 from probex_jax.zoo.model_j_table import LORA_FILE, ListedModel, Table
 
 # Weights that are read, and what describes them: no pickles, no images, no code.
@@ -89,7 +89,7 @@ def download(
     def fetch(model: ListedModel) -> str | None:
         return _model(model, folder, lists)
 
-    with closing(ahead(fetch, table.models, jobs, stop=reading.stopped.set)) as results:
+    with closing(prefetch(fetch, table.models, jobs, stop=reading.stopped.set)) as results:
         for model, result in results:
             added += result is None
             if result:
