@@ -15,7 +15,7 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors
-from probex_jax.model_files.http import Answer, Url
+from probex_jax.model_files.http import Answer, RemoteFile
 
 # The first request brings the header of most models; that of a ViT-Base is 25 KB long.
 FIRST_BYTES = 128 * 1024
@@ -62,12 +62,12 @@ class HttpRanges:
       size: of the file in bytes, where that is known.
     """
 
-    def __init__(self, url: Url, remote: Remote, content: str = "", size: int | None = None):
+    def __init__(self, url: RemoteFile, remote: Remote, content: str = "", size: int | None = None):
         self.name = url.name
         self._url, self._remote = url, remote
         self._lock = threading.Lock()
         self._held: list[_Piece] | None = []
-        self._cache = _Kept(remote.cache, content) if remote.cache and content else None
+        self._cache = _RangeCache(remote.cache, content) if remote.cache and content else None
         if size is None and self._cache is not None:
             size = self._cache.size()
         self._content, self.size = content, -1 if size is None else size
@@ -164,7 +164,7 @@ class HttpRanges:
             )
         if self._cache is None and self._remote.cache is not None and answer.etag:
             content = f"{self.name} {answer.etag} {answer.size}"
-            self._cache = _Kept(self._remote.cache, content)
+            self._cache = _RangeCache(self._remote.cache, content)
 
     def _kept(self, ranges: Iterable[tuple[int, int]]) -> list[_Piece]:
         """What the cache has of some ranges."""
@@ -202,7 +202,7 @@ def merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return list(zip(begins, ends, strict=True))
 
 
-def write_kept(path: Path, *parts: bytes | memoryview) -> None:
+def write_cached(path: Path, *parts: bytes | memoryview) -> None:
     """Writes a file of the cache whole or not at all, whoever else writes it at the same time."""
     partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     with disk_errors(path):
@@ -212,7 +212,7 @@ def write_kept(path: Path, *parts: bytes | memoryview) -> None:
         partial.replace(path)
 
 
-class _Kept:
+class _RangeCache:
     """Ranges of one file in a folder, each a file `BEGIN-END-SIZE` with its checksum at the end."""
 
     def __init__(self, cache: Path, content: str):
@@ -221,7 +221,7 @@ class _Kept:
     def put(self, begin: int, data: np.ndarray, size: int) -> None:
         if not len(data):
             return
-        write_kept(self._folder / f"{begin}-{begin + len(data)}-{size}", data.data, _sum(data))
+        write_cached(self._folder / f"{begin}-{begin + len(data)}-{size}", data.data, _sum(data))
 
     def size(self) -> int | None:
         """The size of the file, if anything of it is kept."""

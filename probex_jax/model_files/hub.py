@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files.http import NotFound, Refused, Url, json_body, require_client
-from probex_jax.model_files.http_ranges import HttpRanges, Remote, write_kept
+from probex_jax.model_files.http import NotFound, Refused, RemoteFile, http_session, json_body
+from probex_jax.model_files.http_ranges import HttpRanges, Remote, write_cached
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.locate import Location, located_in, refuse_other_formats
 from probex_jax.model_files.safetensors_header import MAX_INT
@@ -81,7 +81,7 @@ class HubRepo:
     commit: str
     files: Mapping[str, HubFile]
 
-    def url(self, path: str, stopped: threading.Event | None = None) -> Url:
+    def url(self, path: str, stopped: threading.Event | None = None) -> RemoteFile:
         """A file of the repository; the token goes with requests for it."""
         name = str(HubAddress(self.id, self.commit[:12], path, self.kind))
         headers = _headers(name)
@@ -90,7 +90,7 @@ class HubRepo:
         address = hf_hub_url(
             self.id, path, repo_type=self.kind, revision=self.commit, endpoint=endpoint()
         )
-        return Url(address, name, headers, self.commit, stopped)
+        return RemoteFile(address, name, headers, self.commit, stopped)
 
     def open(self, path: str, remote: Remote) -> HttpRanges:
         """A file of the repository, to be read by byte ranges."""
@@ -199,7 +199,7 @@ def hub_repo(address: HubAddress, remote: Remote) -> HubRepo:
         key, path = _listing(replace(address, revision=repo.commit), remote)
         if path is not None:
             listed = {name: [file.size, file.content] for name, file in repo.files.items()}
-            write_kept(path, json.dumps(listed).encode())
+            write_cached(path, json.dumps(listed).encode())
     if key:
         remote.listings[key] = repo
     return repo
@@ -270,7 +270,7 @@ def _read_listing(path: Path) -> dict[str, HubFile] | None:
 
 def _headers(name: str) -> dict[str, str]:
     """The user's token for the hub, if there is one."""
-    require_client(name)
+    http_session(name)
     from huggingface_hub.utils import build_hf_headers
 
     return build_hf_headers()
@@ -334,7 +334,7 @@ class UrlFolder:
         # What the user named is asked for as it was written, with its query.
         url = self._url if name == self.named else f"{self._base}/{quote(name)}"
         return HttpRanges(
-            Url(url, self.path_of(quote(name)), stopped=self._remote.stopped), self._remote
+            RemoteFile(url, self.path_of(quote(name)), stopped=self._remote.stopped), self._remote
         )
 
     def read_beside(self, name: str, limit: int) -> bytes | None:

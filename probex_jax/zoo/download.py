@@ -18,7 +18,7 @@ from pathlib import Path
 
 from probex_jax.errors import ProbexError
 from probex_jax.files import alone, disk_errors, write_json, write_text
-from probex_jax.model_files.http import Answer, NotFound, Url
+from probex_jax.model_files.http import Answer, NotFound, RemoteFile
 from probex_jax.model_files.http_ranges import Remote
 from probex_jax.model_files.hub import HubAddress, HubFile, HubRepo, hub_repo
 from probex_jax.model_files.locate import read_inside
@@ -150,7 +150,7 @@ def _size(repo: HubRepo, path: str) -> int:
     return _said_of(repo.url(path)).size if listed.size is None else listed.size
 
 
-def _said_of(url: Url) -> Answer:
+def _said_of(url: RemoteFile) -> Answer:
     for _ in url.stream(0, 1, whole=False):  # the answer counts, not the byte
         pass
     return url.answer

@@ -31,8 +31,8 @@ MESSAGES = {
     "wrong_total": "bytes, the hub's list says|truncated|belong to no tensor|changed on the server",
     "ignores_range": "sends whole files only",
     "short_body": "the server broke off, .* bytes are missing; tried many",
-    "long_body": "sends more bytes than were asked for",
-    "endless": "sends more bytes than were asked for",
+    "long_body": "more bytes",
+    "endless": "more bytes",
     "corrupt": "the header would be|not a safetensors file|^$",
     "gzip": "sends it as 'gzip'",
     "slow": "timed out; tried many times",
@@ -138,9 +138,9 @@ def test_the_list_of_files(hub, kind):
         return
     message = {
         "html": "not valid JSON",
-        "wrong_total": "the server answers with HTTP 206",
+        "wrong_total": "HTTP 206",
         "deep_json": "nested too deeply",
-        "endless": "too long|more bytes",
+        "endless": "more bytes",
         "short_body": "the answer breaks off; tried many",
         "long_body": "not valid JSON|breaks off",
         "corrupt": "not UTF-8 text|not valid JSON",
