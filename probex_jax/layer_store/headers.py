@@ -1,4 +1,4 @@
-"""What the headers of models say, read before any weights."""
+"""The headers of models, read before any weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ Tables = dict[tuple[tuple[str, LayerInfo], ...], Mapping[str, LayerInfo]]
 
 @dataclass(frozen=True)
 class Header:
-    """What the headers of one model say, or why they could not be read."""
+    """What one model's headers state, or why they cannot be read (`fault`)."""
 
     model: ZooModel
     layers: Mapping[str, LayerInfo]

@@ -1,4 +1,4 @@
-"""Writing models into a store, a few at a time, block by block."""
+"""Writes models into a store, several at a time, block by block."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from probex_jax.zoo import ZooModel
 
 
 class _Task(NamedTuple):
-    """A model to write, and its place; or why it is not to be."""
+    """A model to write and its place, or the reason why it is skipped."""
 
     header: Header
     place: int
@@ -32,9 +32,9 @@ class _Task(NamedTuple):
 class Packer:
     """Writes models block by block; a block counts once its lines are in models.jsonl.
 
-    Every model that should fit gets a place, before its weights are read: threads write the next
-    ones, also of the next block, while those before are awaited. Where weights turn out to be
-    unfit, the rows after move up, the place is left empty, and so is the last row of the block.
+    Every model whose header fits gets a place before its weights are read, so that threads can
+    write the next models, even of the next block, while earlier ones are unfinished. If weights
+    turn out to be faulty, the place stays unused, and the models after it get lower rows.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class Packer:
         self._writers = {
             key: LayerWriter(store.path, *key, shape, store.block) for key, shape in shapes.items()
         }
-        # What the hash of a model says of each array before its checksum.
-        self._said = {key: json.dumps([*key, shape]).encode() for key, shape in shapes.items()}
+        # Each array's name and shape, which go into a model's hash with its checksum.
+        self._hashed = {key: json.dumps([*key, shape]).encode() for key, shape in shapes.items()}
         for number, count in Counter(model.row // store.block for model in store.models).items():
             for writer in self._writers.values():
                 writer.check(number * store.block, count)
@@ -92,13 +92,13 @@ class Packer:
             place += not fault
 
     def _pack(self, task: _Task) -> tuple[str, str]:
-        """Writes the matrices of a model to its place; their hash, or what is wrong with them."""
+        """Writes the matrices of a model to its place; returns their hash, or "" and the fault."""
         if task.fault:
             return "", task.fault
         content = hashlib.sha256()
         try:
             for key, checksum in self._written(task):
-                content.update(self._said[key] + checksum)
+                content.update(self._hashed[key] + checksum)
         except UnwritableError:
             raise
         except ProbexError as error:
@@ -115,7 +115,11 @@ class Packer:
                 for part, array in _arrays(matrix, self._layers[name].rank).items():
                     data = np.ascontiguousarray(array, "<f4")
                     yield (name, part), self._writers[name, part].put(task.place, data)
-                del matrix, array, data  # the next one takes its place in the processor's cache
+                del (
+                    matrix,
+                    array,
+                    data,
+                )  # so that the next matrix reuses their memory, still in the cache
             file.check_unchanged()
 
     def _unfit(self, header: Header) -> str:
@@ -153,7 +157,7 @@ class Packer:
             "status": status,
             "tree": self._store.tree,
             "split": model.split,
-            # A path may hold bytes that are no text.
+            # A path may hold bytes that are not text.
             "source": model.where.encode(errors="backslashreplace").decode(),
         }
 
@@ -182,8 +186,8 @@ class Packer:
 
 
 def _arrays(matrix: np.ndarray | LowRank, rank: int | None) -> dict[str, np.ndarray]:
-    """The arrays that hold a matrix; of factors, filled up to a rank."""
+    """The arrays that hold a matrix; factors are padded to a rank."""
     if isinstance(matrix, LowRank):
-        filled = stack([matrix], rank)
-        return {"up": filled.up[0], "down": filled.down[0]}
+        padded = stack([matrix], rank)
+        return {"up": padded.up[0], "down": padded.down[0]}
     return {"matrices": matrix}

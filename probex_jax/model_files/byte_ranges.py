@@ -12,12 +12,12 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 
-# Times of files are as coarse as the kernel's clock, 10 ms or less.
+# Modification times are as coarse as the kernel's clock: 10 ms or less.
 _CLOCK_TICK_NS = 50_000_000
 
 
 class ByteRanges:
-    """One open regular file. Not mapped into memory: a file cut short meanwhile is an error.
+    """One open regular file, not mapped into memory: a file cut short meanwhile is an error.
 
     Attributes:
       name: the path, for messages.
@@ -27,7 +27,7 @@ class ByteRanges:
     def __init__(self, path: Path):
         self.path, self.name = path, str(path)
         try:
-            # Without O_NONBLOCK, a pipe that a stranger put there would hang us.
+            # Without O_NONBLOCK, opening a pipe would block for ever.
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise ProbexError(f"{path}: cannot be opened: {error.strerror}") from error
@@ -37,7 +37,7 @@ class ByteRanges:
             raise ProbexError(f"{path}: not a regular file")
         self.size = status.st_size
         self._written = status.st_mtime_ns
-        # Of a file written just now, checksums of what is read: the next write may have its time.
+        # A file written just now may be written again with the same time: compare checksums.
         self._sums: list[tuple[int, int, int]] | None = None
         if abs(time.time_ns() - status.st_mtime_ns) < _CLOCK_TICK_NS:
             self._sums = []
@@ -61,7 +61,7 @@ class ByteRanges:
         done = 0
         try:
             while done < len(data):
-                # One call reads 2 GiB at most.
+                # One call reads at most 2 GiB.
                 rest = data[done:] if done else data
                 count = os.preadv(self._descriptor, [rest.data], begin + done)
                 if count == 0:
@@ -79,10 +79,10 @@ class ByteRanges:
         return data
 
     def fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Nothing to do: ranges are read when they are asked for."""
+        """Does nothing: local ranges are read on demand."""
 
     def forget(self) -> None:
-        """Nothing to do."""
+        """Does nothing."""
 
     def close(self) -> None:
         """Closes the file; a second time does nothing."""
@@ -103,7 +103,7 @@ class ByteRanges:
 
 
 def read_small(path: Path, limit: int) -> bytes:
-    """The whole of a file that should be small; more than `limit` bytes are a ProbexError."""
+    """Reads a small file whole; more than `limit` bytes are a ProbexError."""
     with ByteRanges(path) as file:
         if file.size > limit:
             raise ProbexError(f"{path}: {file.size} bytes, the limit is {limit}")

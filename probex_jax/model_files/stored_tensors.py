@@ -1,4 +1,4 @@
-"""The tensors of a model's files: where each lies, and its values as they are stored."""
+"""The tensors of a model's files: the place of each, and its values."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,14 +26,14 @@ _WHOLE_DTYPES = {f"I{8 * size}": np.dtype(f"<i{size}") for size in (1, 2, 4, 8)}
 
 
 class StoredTensors:
-    """Reads tensors, whether they are layers or not, and no other bytes of their files.
+    """Reads tensors, layers or not, and no other bytes of their files.
 
     Args:
-      location: where the files lie.
+      location: of the files.
       shards: the files, open; closed by `close`.
 
     Attributes:
-      infos: name of every tensor to its dtype and shape, the names sorted as text.
+      infos: name of every tensor to its dtype and shape, sorted by name.
     """
 
     def __init__(self, location: Location, shards: Sequence[Shard]):
@@ -44,7 +44,7 @@ class StoredTensors:
         }
 
     def read(self, name: str) -> np.ndarray:
-        """The values of a tensor: float32 in its shape, contiguous, the caller's own.
+        """The values of a tensor: float32 in its shape, a contiguous array of the caller's own.
 
         Raises:
           ProbexError: if values are NaN or infinite in float32, the dtype is not read, or the file
@@ -55,16 +55,16 @@ class StoredTensors:
         return self._values(name, [(0, info.end - info.begin)]).reshape(info.shape)
 
     def rows(self, name: str, rows: Sequence[int], width: int) -> np.ndarray:
-        """Some rows of a tensor that is taken for [H, width], float32; errors as of `read`."""
+        """Some rows of a tensor, taken as [H, width], in float32; errors as `read`."""
         size = width * self._dtype(name).itemsize
         parts = [(row * size, (row + 1) * size) for row in rows]
         return self._values(name, parts).reshape(len(rows), width)
 
     def number(self, name: str) -> float:
-        """The value of a tensor of one number, which may be a whole one.
+        """The value of a tensor with one element, float or integer.
 
         Raises:
-          ProbexError: as `read`, or if it has more or fewer numbers.
+          ProbexError: as `read`, or if it does not have exactly one element.
         """
         info, (shard, begin) = self.infos[name], self.place(name)
         if math.prod(info.shape) != 1:
@@ -76,7 +76,7 @@ class StoredTensors:
 
     @contextmanager
     def fetched(self, names: Iterable[str]) -> Iterator[None]:
-        """Asks a server for several tensors in few requests; they are forgotten at the end."""
+        """Fetches several tensors from a server in few requests; drops them at the end."""
         ranges: dict[Shard, list[tuple[int, int]]] = {}
         for name in names:
             shard, begin = self.place(name)
@@ -91,7 +91,7 @@ class StoredTensors:
                 shard.bytes.forget()
 
     def place(self, name: str) -> tuple[Shard, int]:
-        """The file that holds a tensor, and where in it the tensor begins."""
+        """The file that holds a tensor, and the tensor's offset in it."""
         shard = self._shard_of[name]
         return shard, shard.data_begin + self.infos[name].begin
 
@@ -115,7 +115,7 @@ class StoredTensors:
         if len(parts) > 1:
             shard.bytes.forget()
         data = read[0] if len(read) == 1 else np.concatenate(read)
-        # Values too large for float32 become infinite here, and are found below.
+        # Values too large for float32 become infinite here and are counted below.
         with np.errstate(all="ignore"):
             array = data.view(dtype).astype(np.float32, copy=False)
         if bad := count_unfit(array):
