@@ -217,9 +217,7 @@ def test_a_file_that_changes(server, first, second, ok):
     if ok:
         assert b"".join(file.stream(0, 10)) == FILE[:10]
         return
-    with pytest.raises(
-        ProbexError, match=r"^NAME: changed on the server while it was read.*again$"
-    ):
+    with pytest.raises(ProbexError, match=r"^NAME: changed on the server"):
         b"".join(file.stream(0, 10))
     assert not server.waits
 
@@ -227,8 +225,3 @@ def test_a_file_that_changes(server, first, second, ok):
 def test_a_file_that_changes_between_tries(server):
     server.answers = [answer(content=FILE[100:150]), answer(etag='"f"')]
     refused("changed on the server")
-
-
-def test_nothing_is_said_before_the_first_answer():
-    with pytest.raises(ValueError, match="nothing was read"):
-        _ = RemoteFile("https://a.test/f", "NAME").answer

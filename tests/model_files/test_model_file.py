@@ -275,13 +275,11 @@ def test_metadata_and_config(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1]", "config.json is a JSON list, expected an object"),
         ('{"a": 1, "a": 2}', "config.json has the key 'a' twice"),
         ("{" * 5, "config.json is not valid JSON"),
-        ('{"a": ' + "[" * 100_000, "config.json is nested too deeply"),
         (" " * (16 * 1024 * 1024 + 1), "the limit is 16777216"),
     ],
-    ids=["no object", "a key twice", "no JSON", "deep", "large"],
+    ids=["a key twice", "no JSON", "large"],
 )
 def test_a_bad_config_is_an_error_when_asked_for(tmp_path, text, message):
     save_file({"w": random((2, 2))}, tmp_path / "model.safetensors")
