@@ -13,7 +13,7 @@ Tables = dict[tuple[tuple[str, LayerInfo], ...], Mapping[str, LayerInfo]]
 
 
 @dataclass(frozen=True)
-class Header:
+class ModelHeader:
     """What one model's headers state, or why they cannot be read (`fault`)."""
 
     model: ZooModel
@@ -26,7 +26,7 @@ class Header:
     fault: str = ""
 
 
-def read_header(model: ZooModel, tables: Tables) -> Header:
+def read_header(model: ZooModel, tables: Tables) -> ModelHeader:
     """Opens a model and reads no weights; a ProbexError becomes the header's `fault`."""
     try:
         with model.open() as file:
@@ -36,6 +36,8 @@ def read_header(model: ZooModel, tables: Tables) -> Header:
             # On a server, the weights are later read at the same commit.
             pinned = replace(model, path=Path(file.path))
             layers = tables.setdefault(tuple(file.layers.items()), file.layers)
-            return Header(pinned, layers, labels, *about, bool(file.unscaled), bool(file.unread))
+            return ModelHeader(
+                pinned, layers, labels, *about, bool(file.unscaled), bool(file.unread)
+            )
     except ProbexError as error:
-        return Header(model, {}, (), fault=str(error))
+        return ModelHeader(model, {}, (), fault=str(error))

@@ -13,7 +13,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors
 from probex_jax.layer_store.arrays import parts
 from probex_jax.layer_store.common_layers import StoredLayer, layer_faults
-from probex_jax.layer_store.headers import Header
+from probex_jax.layer_store.headers import ModelHeader
 from probex_jax.layer_store.shard_writer import LayerWriter, UnwritableError
 from probex_jax.layer_store.store import LayerStore
 from probex_jax.matrices import LowRank, stack
@@ -22,19 +22,19 @@ from probex_jax.zoo import ZooModel
 
 
 class _Task(NamedTuple):
-    """A model to write and its place, or the reason why it is skipped."""
+    """A model to write and its slot, or the reason why it is skipped."""
 
-    header: Header
-    place: int
+    header: ModelHeader
+    slot: int
     fault: str
 
 
 class Packer:
     """Writes models block by block; a block counts once its lines are in models.jsonl.
 
-    Every model whose header fits gets a place before its weights are read, so that threads can
+    Every model whose header fits gets a slot before its weights are read, so that threads can
     write the next models, even of the next block, while earlier ones are unfinished. If weights
-    turn out to be faulty, the place stays unused, and the models after it get lower rows.
+    turn out to be faulty, the slot stays unused, and the models after it get lower rows.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class Packer:
                 writer.check(number * store.block, count)
         self.skipped: dict[str, str] = {}
 
-    def run(self, headers: Sequence[Header]) -> Iterator[tuple[Header, str]]:
+    def run(self, headers: Sequence[ModelHeader]) -> Iterator[tuple[ModelHeader, str]]:
         """Packs the models in order; yields each with the reason why it was skipped, or ""."""
         self._drop_torn_line()
-        places: list[int] = []
+        slots: list[int] = []
         packed: list[ZooModel] = []
         lines: list[dict[str, Any]] = []
         for task, (content, fault) in prefetch(self._pack, self._tasks(headers), self._workers):
@@ -75,24 +75,24 @@ class Packer:
                 if self._store.skipped.get(header.model.id) != fault:
                     lines.append(self._skipped_line(header, fault))
             else:
-                lines.append(self._packed_line(header, content, self._first + len(places)))
-                places.append(task.place)
+                lines.append(self._packed_line(header, content, self._first + len(slots)))
+                slots.append(task.slot)
                 packed.append(header.model)
-            if not task.fault and (task.place + 1) % self._store.block == 0:
-                self._commit(places, lines, packed)
-                places, lines, packed = [], [], []
+            if not task.fault and (task.slot + 1) % self._store.block == 0:
+                self._commit(slots, lines, packed)
+                slots, lines, packed = [], [], []
             yield header, fault
-        self._commit(places, lines, packed)
+        self._commit(slots, lines, packed)
 
-    def _tasks(self, headers: Iterable[Header]) -> Iterator[_Task]:
-        place = self._first
+    def _tasks(self, headers: Iterable[ModelHeader]) -> Iterator[_Task]:
+        slot = self._first
         for header in headers:
             fault = header.fault or self._unfit(header)
-            yield _Task(header, place, fault)
-            place += not fault
+            yield _Task(header, slot, fault)
+            slot += not fault
 
     def _pack(self, task: _Task) -> tuple[str, str]:
-        """Writes the matrices of a model to its place; returns their hash, or "" and the fault."""
+        """Writes the matrices of a model to its slot; returns their hash, or "" and the fault."""
         if task.fault:
             return "", task.fault
         content = hashlib.sha256()
@@ -114,7 +114,7 @@ class Packer:
             for name, matrix in file.each_matrix(self._layers):
                 for part, array in _arrays(matrix, self._layers[name].rank).items():
                     data = np.ascontiguousarray(array, "<f4")
-                    yield (name, part), self._writers[name, part].put(task.place, data)
+                    yield (name, part), self._writers[name, part].put(task.slot, data)
                 del (
                     matrix,
                     array,
@@ -122,7 +122,7 @@ class Packer:
                 )  # so that the next matrix reuses their memory, still in the cache
             file.check_unchanged()
 
-    def _unfit(self, header: Header) -> str:
+    def _unfit(self, header: ModelHeader) -> str:
         """Why a readable model does not fit the store, or ""."""
         for name, fault in layer_faults(header.layers, self._layers).items():
             return f"{header.model.where}: layer {name}: {fault}"
@@ -135,7 +135,7 @@ class Packer:
             )
         return ""
 
-    def _packed_line(self, header: Header, content: str, row: int) -> dict[str, Any]:
+    def _packed_line(self, header: ModelHeader, content: str, row: int) -> dict[str, Any]:
         return {
             **self._line(header, "packed"),
             "row": row,
@@ -146,11 +146,11 @@ class Packer:
             "layers": dict.fromkeys(self._layers, "packed"),
         }
 
-    def _skipped_line(self, header: Header, reason: str) -> dict[str, Any]:
+    def _skipped_line(self, header: ModelHeader, reason: str) -> dict[str, Any]:
         faults = {} if header.fault else layer_faults(header.layers, self._layers)
         return {**self._line(header, "skipped"), "reason": reason, "layers": faults}
 
-    def _line(self, header: Header, status: str) -> dict[str, Any]:
+    def _line(self, header: ModelHeader, status: str) -> dict[str, Any]:
         model = header.model
         return {
             "id": model.id,
@@ -163,13 +163,13 @@ class Packer:
 
     def _commit(
         self,
-        places: Sequence[int],
+        slots: Sequence[int],
         lines: Sequence[Mapping[str, Any]],
         models: Sequence[ZooModel],
     ) -> None:
-        if places:
+        if slots:
             for writer in self._writers.values():
-                writer.finish(self._first, places)
+                writer.finish(self._first, slots)
         else:
             for writer in self._writers.values():
                 writer.drop(self._first)

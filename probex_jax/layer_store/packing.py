@@ -9,7 +9,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, layer_folder, one_writer, write_json
 from probex_jax.layer_store.arrays import parts
 from probex_jax.layer_store.common_layers import common_layers, rarer_layers
-from probex_jax.layer_store.headers import Header, Tables, read_header
+from probex_jax.layer_store.headers import ModelHeader, Tables, read_header
 from probex_jax.layer_store.packer import Packer
 from probex_jax.layer_store.store import FORMAT, VERSION, LayerStore, check_held_out
 from probex_jax.model_files import select_layers
@@ -131,7 +131,7 @@ def pack(
 def _create(
     path: Path,
     zoo: Zoo,
-    headers: Sequence[Header],
+    headers: Sequence[ModelHeader],
     layers: int | str | Sequence[int | str] | None,
 ) -> tuple[LayerStore, Mapping[str, str]]:
     readable = {header.model.id: header for header in headers if not header.fault}
@@ -177,7 +177,7 @@ def _selection(layers: int | str | Sequence[int | str] | None) -> list[str] | No
     return sorted(part.strip() for each in asked for part in str(each).split(","))
 
 
-def _all_classes(headers: Iterable[Header]) -> tuple[str, ...]:
+def _all_classes(headers: Iterable[ModelHeader]) -> tuple[str, ...]:
     """The classes of the training and held-out models, sorted; none without training models."""
     labels = {
         split: {name for h in headers if h.model.split == split for name in h.labels}

@@ -8,7 +8,7 @@ at the end) with one chunk per row, each chunk followed by its CRC-32C.
             uint64; all bits set for a row without a chunk
 
 Why not TensorStore: it needs a whole shard in memory, copies it three times, and its wheels compute
-CRC-32C in software. Writing each matrix to its place in the file took a tenth of the time to pack,
+CRC-32C in software. Writing each matrix to its slot in the file took a tenth of the time to pack,
 with a few layers in memory (commit ab961db).
 """
 
@@ -39,8 +39,8 @@ class UnwritableError(ProbexError):
 class LayerWriter:
     """Writes one array of a layer, [rows, a, b] float32.
 
-    Matrices are first put at places; a place is a slot of a shard's file. `finish` then says which
-    places are rows, since the matrices of a model that turns out to be faulty belong to no row.
+    Matrices are first put into slots: room for one matrix in a shard's file. `finish` then says which
+    slots are rows, since the matrices of a model that turns out to be faulty belong to no row.
 
     Args:
       store: the store's folder.
@@ -58,11 +58,11 @@ class LayerWriter:
         self._rows = LayerArray.open(store, layer, part, shape).rows if is_there else 0
         self._chunk_bytes = 4 * math.prod(shape) + _CRC_BYTES
 
-    def put(self, place: int, matrix: np.ndarray) -> bytes:
-        """Writes a matrix to a place; in any order, from any thread.
+    def put(self, slot: int, matrix: np.ndarray) -> bytes:
+        """Writes a matrix to a slot, in any order and from any thread.
 
         Args:
-          place: the place.
+          slot: number of the slot, counted from the first shard on.
           matrix: [a, b] float32, contiguous.
 
         Returns:
@@ -72,27 +72,27 @@ class LayerWriter:
           UnwritableError: if the file cannot be written.
         """
         checksum = _as_bytes(google_crc32c.value(matrix))
-        with self._open(place // self._block) as shard:
-            _write_all(shard, [matrix, checksum], place % self._block * self._chunk_bytes)
+        with self._open(slot // self._block) as shard:
+            _write_all(shard, [matrix, checksum], slot % self._block * self._chunk_bytes)
         return checksum
 
-    def finish(self, first: int, places: Sequence[int]) -> None:
+    def finish(self, first: int, slots: Sequence[int]) -> None:
         """Ends a shard with its index, and the array with the shard's last row.
 
         Args:
           first: the first row of the shard.
-          places: of the matrices that become the rows from `first` on; other places are ignored.
+          slots: those that become the rows from `first` on; others are ignored.
         """
         index = np.full([self._block, 2], _NO_CHUNK, "<u8")
-        index[: len(places), 0] = (np.asarray(places) - first) * self._chunk_bytes
-        index[: len(places), 1] = self._chunk_bytes
-        begin = (max(places) + 1 - first) * self._chunk_bytes
+        index[: len(slots), 0] = (np.asarray(slots) - first) * self._chunk_bytes
+        index[: len(slots), 1] = self._chunk_bytes
+        begin = (max(slots) + 1 - first) * self._chunk_bytes
         checksum = _as_bytes(google_crc32c.value(index))
         with self._open(first // self._block) as shard:
             end = _write_all(shard, [index, checksum], begin)
             if os.fstat(shard).st_size > end:  # a killed run left more
                 os.ftruncate(shard, end)
-            self._rows = max(self._rows, first + len(places))
+            self._rows = max(self._rows, first + len(slots))
             self._write_metadata()
 
     def drop(self, first: int) -> None:
