@@ -39,8 +39,8 @@ class UnwritableError(ProbexError):
 class LayerWriter:
     """Writes one array of a layer, [rows, a, b] float32.
 
-    Matrices are first put into slots: room for one matrix in a shard's file. `finish` then says which
-    slots are rows, since the matrices of a model that turns out to be faulty belong to no row.
+    Matrices are first put into slots, the room for one matrix in a shard's file. `finish` then says
+    which slots are rows, since the matrices of a model that turns out to be faulty belong to none.
 
     Args:
       store: the store's folder.
