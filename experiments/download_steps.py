@@ -13,10 +13,10 @@ from tqdm import tqdm
 import probex_jax as px
 from experiments import cli
 from experiments.steps import Row
-from probex_jax.ahead import ahead
 from probex_jax.layer_store import pack_from_hub
 from probex_jax.model_files import Remote
 from probex_jax.model_files.untrusted_text import is_unicode, json_object
+from probex_jax.prefetch import prefetch
 from probex_jax.zoo import SPLITS
 from probex_jax.zoo.download import Lists, bytes_of
 from probex_jax.zoo.download import download as download_whole
@@ -98,7 +98,7 @@ def planned_rows(table: Table, layers: str, jobs: int) -> list[Row]:
 
         of_model = {}
         with bar.bar:
-            for model, (found, fault) in ahead(count, table.models, jobs):
+            for model, (found, fault) in prefetch(count, table.models, jobs):
                 of_model[model.id] = found
                 bar.model(fault)
         sizes = {s: sum(of_model[m.id] for m in models) for s, models in counts.items()}

@@ -1,11 +1,11 @@
-"""The one exception of the library's own."""
+"""The library's only exception."""
 
 
 class ProbexError(Exception):
-    """Something that the user can mend: a file, a setting, a folder.
+    """A mistake that the user can mend, in a file, a setting or a folder.
 
-    The message is one line that names the thing that is wrong and says what was expected. The
-    commands print it and exit with code 2; anything else that is raised is a bug of ours.
+    The message is one line that names what is wrong and says what was expected. The commands print
+    it and exit with code 2; any other exception is a bug of ours.
 
     Example:
       >>> raise ProbexError("zoo/: no such folder; build one with experiments.build_zoo")

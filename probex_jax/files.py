@@ -1,4 +1,8 @@
-"""Small files and folders that a kill cannot leave half-written or mixed up."""
+"""Small files and folders that a kill cannot leave half-written or inconsistent.
+
+filelock locks files. It lacks what is around it here: who writes is named in the lock, processes
+that divide the work share it, and a file system without locks will do.
+"""
 
 import errno
 import json
@@ -16,9 +20,9 @@ from filelock import FileLock, Timeout
 
 from probex_jax.errors import ProbexError
 
-# What file systems say that know no locks.
+# Errors of file systems without locks.
 _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
-# In a folder while a process writes it; also if that process was killed.
+# In a folder while a process writes it, and left behind if that process is killed.
 WRITER_LOCK = ".writer.lock"
 _LONGEST_NOTE = 300
 _SHARING = ".writers"
@@ -62,7 +66,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
       ProbexError: if the file cannot be written.
     """
-    # A name of its own: if two processes write one file, the last one wins, and the file is whole.
+    # A unique name: if two processes write one file, the last one wins and the file is whole.
     partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     with disk_errors(path):
         with partial.open("wb") as file:
@@ -74,13 +78,13 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns what the operating system says of a file into one line that names it.
+    """Turns OSErrors into one line that names the file.
 
     Args:
-      path: the file, where the system does not name one itself.
+      path: the file, for errors that name none.
 
     Yields:
-      Nothing: what is to be done with the file stands in the `with` block.
+      None.
 
     Raises:
       ProbexError: for every OSError inside.
@@ -93,21 +97,21 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def alone(path: Path, *, wait: bool = True, needed: bool = True) -> Iterator[bool]:
-    """Holds a lock among processes, which the system takes back when the process ends.
+    """Holds a lock among processes, which the system releases when the process ends.
 
     Args:
-      path: a file, made where there is none; its folder must exist. All processes must see it on a
-        file system whose `flock` is heard on all hosts.
-      wait: whether to wait for whoever holds it.
-      needed: whether there are other processes; if not, a file system without locks will do.
+      path: the lock file, made if missing; its folder must exist, on a file system whose `flock`
+        works across all hosts involved.
+      wait: whether to wait for another holder.
+      needed: whether other processes exist for sure; if not, a file system without locks will do.
 
     Yields:
-      Whether this process holds it now; always true if it waited.
+      Whether this process holds the lock; always true if it waited.
 
     Raises:
-      ProbexError: if the file cannot be made, or there can be no locks there.
+      ProbexError: if the file cannot be made, or its file system has no locks.
     """
-    # Not of one thread: a generator may be resumed, and end, in another one.
+    # Not thread-local: a generator may be resumed, and end, in another thread.
     lock = FileLock(path, thread_local=False, fallback_to_soft=False)
     ours = True
     with disk_errors(path):
@@ -127,18 +131,18 @@ def alone(path: Path, *, wait: bool = True, needed: bool = True) -> Iterator[boo
 
 @contextmanager
 def one_writer(folder: Path, *, beside: bool = False) -> Iterator[None]:
-    """Keeps other processes from writing a folder; readers are not kept from anything.
+    """Keeps other processes from writing a folder; readers are unaffected.
 
-    Enter it before reading what the writing depends on. The system releases the lock when the
-    process ends, however it ends. A thread that holds a folder may enter it again. On a file system
-    without locks, and on a read-only one, nobody is kept from anything.
+    Enter it before reading what the writing depends on. The system releases the lock however the
+    process ends. A thread that holds a folder may enter it again. On a file system that is
+    read-only or has no locks, nobody is kept out.
 
     Args:
-      folder: made if there is none; removed again if nothing was written to it.
-      beside: whether the lock lies beside the folder, which may then be a file, and is not made.
+      folder: made if missing; removed again if nothing was written to it.
+      beside: whether the lock lies beside the folder, which may then be a file and is not made.
 
     Yields:
-      Nothing: the writing stands in the `with` block.
+      None.
 
     Raises:
       ProbexError: if another process is writing the folder; the message says which.
@@ -157,7 +161,7 @@ def one_writer(folder: Path, *, beside: bool = False) -> Iterator[None]:
         is_new = not path.parent.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, is_singleton=True, fallback_to_soft=False)
-    if lock.is_locked:  # by this thread
+    if lock.is_locked:  # already, by this thread
         yield
         return
     with disk_errors(path):
@@ -184,7 +188,7 @@ def one_writer(folder: Path, *, beside: bool = False) -> Iterator[None]:
         yield
     finally:
         if lock.is_locked:
-            # While it is held: whoever has opened it meanwhile sees that it is gone.
+            # Removed while it is held: a process that has opened it meanwhile sees that it is gone.
             path.unlink(missing_ok=True)
             lock.release()
         if is_new:
@@ -194,29 +198,29 @@ def one_writer(folder: Path, *, beside: bool = False) -> Iterator[None]:
 
 @contextmanager
 def sharing_writers(folder: Path) -> Iterator[None]:
-    """As `one_writer`, for several processes that divide the work: keeps out those that do not.
+    """As `one_writer`, for several processes that divide the work; keeps all others out.
 
     Args:
-      folder: made if there is none.
+      folder: made if missing.
 
     Yields:
-      Nothing: the writing stands in the `with` block.
+      None.
 
     Raises:
-      ProbexError: if a process is writing the folder as `one_writer`, or there are no locks there.
+      ProbexError: if a process writes the folder as `one_writer`, or there are no locks.
     """
     folder = folder.resolve()
     ours, writer = folder / _SHARING / f"{platform.node()}-{os.getpid()}", folder / WRITER_LOCK
     with disk_errors(folder):
         ours.parent.mkdir(parents=True, exist_ok=True)
-    # First this lock, then a look at the writer's, which looks at this one after it has its own.
+    # First this lock, then a look at the writer's. A writer does it the other way round.
     with alone(ours):
         for _ in range(_TRIES):
             with alone(writer, wait=False) as is_free:
                 if is_free:
                     writer.unlink()
                     break
-            time.sleep(_PAUSE_S)  # another one may be looking
+            time.sleep(_PAUSE_S)  # another process may only be looking
         else:
             raise ProbexError(f"{folder}: another process is writing here{_note(writer)}")
         try:
@@ -226,7 +230,7 @@ def sharing_writers(folder: Path) -> Iterator[None]:
 
 
 def _note(path: Path) -> str:
-    """What a writer left in its lock file, in brackets."""
+    """The note that a writer left in its lock file, in brackets."""
     with suppress(OSError, ValueError):
         note = path.read_bytes()[:_LONGEST_NOTE].decode()
         if note and note.isprintable():
@@ -235,7 +239,7 @@ def _note(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file of ours, which may be damaged.
+    """Reads a JSON file that this library wrote, and that may be damaged.
 
     Args:
       path: the file.
@@ -244,8 +248,8 @@ def read_json(path: Path) -> Any:
       Its value.
 
     Raises:
-      ProbexError: if it cannot be read, is no JSON, is nested deeply, or holds what is no Unicode.
-      FileNotFoundError, NotADirectoryError: if it is not there.
+      ProbexError: if it cannot be read, is no JSON, is nested deeply, or holds invalid Unicode.
+      FileNotFoundError, NotADirectoryError: if there is no such file.
     """
     try:
         data = path.read_bytes()
@@ -261,7 +265,7 @@ def parse_json(data: bytes | str, where: str) -> Any:
 
     Args:
       data: the text.
-      where: what errors call it.
+      where: what errors name.
 
     Returns:
       Its value.
@@ -272,7 +276,7 @@ def parse_json(data: bytes | str, where: str) -> Any:
     try:
         text = data if isinstance(data, str) else data.decode()
         value = json.loads(text)
-        if "\\u" in text:  # which can spell what is no Unicode
+        if "\\u" in text:  # an escape can spell invalid Unicode
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ProbexError(f"{where}: not JSON: {error}") from error
@@ -294,16 +298,16 @@ def _check_depth(value: Any, where: str) -> None:
 
 
 def layer_folder(root: Path, layer: str) -> Path:
-    """The folder for what belongs to a layer, whatever the layer is called.
+    """The folder that belongs to a layer.
 
-    Names of layers are text of strangers: quoted, none leads out of `root`.
+    Strangers choose the names of layers; quoted, none leads out of `root`.
 
     Args:
       root: folder of all layers.
       layer: name of the layer.
 
     Returns:
-      A folder in `root`, which may not be there yet.
+      A folder in `root`, which may not exist yet.
 
     Raises:
       ProbexError: if the name cannot be the name of a folder.
@@ -320,16 +324,16 @@ def layer_folder(root: Path, layer: str) -> Path:
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Makes a folder that belongs to these settings, or checks that it does already.
+    """Makes a folder for these settings, or checks that it belongs to them.
 
-    The settings are kept in the folder's `config.json`.
+    The folder's `config.json` keeps the settings.
 
     Args:
       folder: where a job writes its results.
-      settings: all that they depend on, as nested dicts of JSON values.
+      settings: everything that the results depend on, as nested dicts of JSON values.
 
     Raises:
-      ProbexError: if the folder belongs to other settings; the message says which fields differ.
+      ProbexError: if the folder belongs to other settings; the message names the fields.
 
     Example:
       >>> import pathlib, tempfile
@@ -357,11 +361,11 @@ def check_same(folder: Path, theirs: Any, ours: Any) -> None:
     """Checks that the settings found in a folder are the ones given.
 
     Args:
-      folder: for the message.
+      folder: what the message names.
       theirs, ours: nested dicts of JSON values.
 
     Raises:
-      ProbexError: if they are not; the message says which fields differ.
+      ProbexError: if they differ; the message names the fields.
     """
     old, new = _flat(theirs), _flat(ours)
     different = [

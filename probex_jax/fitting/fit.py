@@ -17,11 +17,12 @@ from probex_jax.encoders import Dense
 from probex_jax.errors import ProbexError
 from probex_jax.fitting import inference
 from probex_jax.fitting.calibration import calibration_error
-from probex_jax.fitting.centre import Tree, centre_rank, moments, normalised, tree_of
+from probex_jax.fitting.centre import Tree, centre_rank, normalised, tree_of
 from probex_jax.fitting.closed_form import ClosedForm, fit_closed_form
 from probex_jax.fitting.data import Split, check_finite, check_splits
 from probex_jax.fitting.group import Group, select
 from probex_jax.fitting.loop import Loss, State
+from probex_jax.fitting.moments import moments
 from probex_jax.fitting.network import Network, network_of
 from probex_jax.fitting.recipe import Adam
 from probex_jax.fitting.sharding import ONE, Devices

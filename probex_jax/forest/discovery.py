@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.forest.clusters import WARD_MODELS, Clusters
 from probex_jax.forest.sketch import Sketch
 from probex_jax.model_files import fingerprint, open_model, stated_base
 from probex_jax.model_files.architecture import base_key
+from probex_jax.prefetch import prefetch
 
 _READERS = 4
 
@@ -124,7 +124,7 @@ def _join_unnamed(groups: dict[tuple[str, str, bool], Clusters]) -> None:
 def _all_seen(paths: Iterable[str | Path]) -> Iterator[_Seen | ProbexError]:
     """What is read of each model, in order, a few models ahead."""
     sketches: dict[str, Sketch] = {}
-    seen = ahead(lambda path: _see(Path(path), sketches), paths, _READERS)
+    seen = prefetch(lambda path: _see(Path(path), sketches), paths, _READERS)
     return (one for _, one in seen)
 
 

@@ -1,6 +1,6 @@
-"""Matrices of one layer on disk: sharded, checksummed zarr3 arrays, through TensorStore.
+"""Matrices of one layer on disk: sharded, checksummed zarr3 arrays, read by TensorStore.
 
-A layer is one array, `matrices` [rows, H, W]; a LoRA's is two, `up` [rows, H, R] and `down`
+A layer is one array, `matrices` [rows, H, W]. A LoRA layer is two: `up` [rows, H, R] and `down`
 [rows, R, W].
 """
 
@@ -16,18 +16,16 @@ import tensorstore as ts
 from probex_jax.errors import ProbexError
 from probex_jax.files import layer_folder
 
-FULL = "no space left on the disk; free some and run the same command again"
-
 _CHECKED = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 
 
-def described(shape: tuple[int, int], block: int, rows: int) -> str:
-    """The description of an array, `zarr.json`, as TensorStore would write it.
+def array_metadata(shape: tuple[int, int], block: int, rows: int) -> str:
+    """The content of an array's `zarr.json`, byte for byte as TensorStore writes it.
 
     Args:
       shape: of a row.
-      block: rows of one shard, which is one file.
-      rows: how many there are.
+      block: rows per shard; a shard is one file.
+      rows: number of rows.
     """
     shards = {
         "chunk_shape": [1, *shape],
@@ -48,7 +46,7 @@ def described(shape: tuple[int, int], block: int, rows: int) -> str:
 
 
 def parts(shape: tuple[int, int], rank: int | None) -> dict[str, tuple[int, int]]:
-    """The arrays that hold a layer, and the shape of a row of each.
+    """The arrays that hold a layer, each with the shape of a row.
 
     Example:
       >>> parts((6, 4), None), parts((6, 4), 2)
@@ -60,7 +58,7 @@ def parts(shape: tuple[int, int], rank: int | None) -> dict[str, tuple[int, int]
 
 
 class LayerArray:
-    """One array of a layer, [rows, a, b] float32, row by row."""
+    """One array of a layer, [rows, a, b] float32, read by rows."""
 
     def __init__(self, path: Path, array: Any):
         self._path = path
@@ -68,7 +66,7 @@ class LayerArray:
 
     @classmethod
     def open(cls, store: Path, layer: str, part: str, shape: tuple[int, int]) -> "LayerArray":
-        """Opens an array, whose rows must be of the shape given."""
+        """Opens an array; a ProbexError unless its rows have the given shape."""
         folder = layer_folder(store / "layers", layer)
         spec = {
             "driver": "zarr3",
@@ -80,16 +78,16 @@ class LayerArray:
         with _one_line_errors(folder):
             array = ts.open(spec).result()
         if array.shape[1:] != shape or array.dtype.name != "float32":
-            raise ProbexError(f"{folder}: not the matrices that store.json says")
+            raise ProbexError(f"{folder}: rows differ from store.json: expected {shape} float32")
         return cls(folder, array)
 
     @property
     def rows(self) -> int:
-        """How many there are."""
+        """Number of rows."""
         return int(self._array.shape[0])
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Reads rows [n] as [n, a, b] float32, in the order given."""
+        """Reads rows [n] as [n, a, b] float32, in the given order."""
         with _one_line_errors(self._path):
             contiguous = len(rows) > 0 and np.array_equal(rows, rows[0] + np.arange(len(rows)))
             index = slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else rows
@@ -98,17 +96,15 @@ class LayerArray:
 
 @contextmanager
 def _one_line_errors(path: Path) -> Iterator[None]:
-    """Turns TensorStore's errors into one line; its many kinds are told apart by text alone."""
+    """Turns TensorStore's errors into one line; only their text tells them apart."""
     try:
         yield
     except (ValueError, RuntimeError, IndexError, KeyError) as error:
         text = str(error)
-        if "No space left" in text or "quota exceeded" in text.lower():
-            reason = FULL
-        elif "NOT_FOUND" in text:
+        if "NOT_FOUND" in text:
             reason = "a part of the store is missing; pack it again"
         elif "DATA_LOSS" in text or "CRC" in text or "FAILED_PRECONDITION" in text:
             reason = f"the store is damaged; pack it again ({text[:200]})"
         else:
-            reason = f"cannot be read or written: {text[:200]}"
+            reason = f"cannot be read: {text[:200]}"
         raise ProbexError(f"{path}: {reason}") from error

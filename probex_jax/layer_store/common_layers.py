@@ -1,4 +1,4 @@
-"""Which layers a store holds: those that most of the models have, in one form."""
+"""The layers that a store holds: those that most models have in one form."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ Layers = Mapping[str, LayerInfo]
 
 
 class StoredLayer(NamedTuple):
-    """The form of a layer in a store: its shape (H, W), and the rank of its factors or None."""
+    """A layer's form in a store: its shape (H, W), and the rank of its factors or None."""
 
     shape: tuple[int, int]
     rank: int | None
@@ -20,10 +20,10 @@ def common_layers(models: Sequence[Layers]) -> dict[str, StoredLayer]:
     """The layers that more than half of the models have, each in its most frequent form.
 
     Args:
-      models: what each model's headers say of its layers.
+      models: the layers of each model.
 
     Returns:
-      The layers; the rank of factors is the highest that a model has.
+      Name to form; the rank of factors is the highest of any model.
     """
     votes = Counter(
         (name, layer.shape, layer.rank is not None)
@@ -43,11 +43,11 @@ def common_layers(models: Sequence[Layers]) -> dict[str, StoredLayer]:
 
 
 def rarer_layers(models: Mapping[str, Layers], common: Mapping[str, StoredLayer]) -> dict[str, str]:
-    """The layers that are not common, each with who lacks it.
+    """The layers that are not common, each with the models that lack it.
 
     Args:
-      models: id to what the model's headers say of its layers.
-      common: what `common_layers` found.
+      models: id to the layers of a model.
+      common: the result of `common_layers`.
     """
     others = sorted({name for layers in models.values() for name in layers} - set(common))
     reasons = {}
@@ -63,7 +63,7 @@ def rarer_layers(models: Mapping[str, Layers], common: Mapping[str, StoredLayer]
 
 
 def layer_faults(layers: Layers, stored: Mapping[str, StoredLayer]) -> dict[str, str]:
-    """What keeps a model out of a store: layer to the reason."""
+    """Why a model does not fit a store: layer to the reason; empty if it fits."""
     faults = {name: _fault(layers.get(name), form) for name, form in stored.items()}
     return {name: fault for name, fault in faults.items() if fault}
 

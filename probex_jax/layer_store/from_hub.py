@@ -1,4 +1,4 @@
-"""From the hub straight into a layer store: only the bytes of the layers that are asked for."""
+"""Packs models from the hub into a layer store; downloads only the bytes of its layers."""
 
 import json
 import os
@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, one_writer, parse_json
 from probex_jax.layer_store.packing import PackSummary, pack
 from probex_jax.layer_store.store import LayerStore
 from probex_jax.model_files.http_ranges import Remote
 from probex_jax.model_files.hub import hub_repo
+from probex_jax.prefetch import prefetch
 from probex_jax.zoo import Zoo, ZooModel
 from probex_jax.zoo.model_j_table import ListedModel, Table
 
-# In the store's folder while models are missing: commits, and ranges that are not packed yet.
+# In the store's folder until all models are packed: commits, and byte ranges to be packed.
 _FOLDER = ".download"
 
 
@@ -31,19 +31,19 @@ def pack_from_hub(
     on_models: Callable[[int], None] = lambda total: None,
     on_model: Callable[[str], None] = lambda reason: None,
 ) -> PackSummary:
-    """Packs layers of the models of a table that a store does not hold yet, as `pack` does.
+    """Packs layers of those models of a table that a store does not hold yet, as `pack` does.
 
-    What was read is kept in the store's folder until it is packed, so a run that was killed is
-    gone on with and nothing is read twice; a model is read at one commit. Give all splits in one
-    run: a store's classes are those of the models that it was made from.
+    Bytes are kept in the store's folder until they are packed: after a kill, the next run continues
+    and downloads nothing twice. Each model is read at one commit. Give all splits in one run, since
+    a store's classes are those of the models that it was made from.
 
     Args:
       table: the models.
       out: the store's folder is `out/<subset>`.
       layers: which layers, as `select_layers` takes them.
-      remote: how they are read; the cache is not used.
-      jobs: how many models at a time.
-      on_models: called with the number of models to pack, before any is.
+      remote: how they are read; its cache is not used.
+      jobs: how many models are read at a time.
+      on_models: called once with the number of models to pack.
       on_model: called after each model with the reason why it was skipped, or "".
 
     Returns:
@@ -93,13 +93,13 @@ def pack_from_hub(
             )
         finally:
             reading.stopped.set()
-        # What could not be packed is looked at anew the next time: its author may have mended it.
+        # The next run looks at skipped models anew: their authors may have mended them.
         shutil.rmtree(path / _FOLDER, ignore_errors=True)
         return summary
 
 
 def _drop(models: Sequence[ZooModel], folder: Path) -> None:
-    """What is packed need not be kept."""
+    """Deletes the downloaded ranges of packed models."""
     for model in models:
         shutil.rmtree(folder / model.id, ignore_errors=True)
 
@@ -107,7 +107,7 @@ def _drop(models: Sequence[ZooModel], folder: Path) -> None:
 def _commits(
     models: Sequence[ListedModel], path: Path, remotes: Mapping[str, Remote], jobs: int
 ) -> Mapping[str, str]:
-    """The commit of each repository, kept in a file; none of one that the hub does not give."""
+    """The commit of each repository, kept in a file; repositories that the hub refuses lack one."""
     known: dict[str, str] = {}
     if path.exists():
         whole = path.read_bytes().rfind(b"\n") + 1
@@ -123,10 +123,10 @@ def _commits(
             address = replace(first[repo].address(), path="")
             return hub_repo(address, remotes[first[repo].id]).commit
         except ProbexError:
-            return ""  # opening the model says why
+            return ""  # opening the model gives the reason
 
     with disk_errors(path), path.open("a") as file:
-        for repo, found in ahead(commit, unknown, jobs):
+        for repo, found in prefetch(commit, unknown, jobs):
             if found:
                 known[repo] = found
                 file.write(json.dumps([repo, found]) + "\n")

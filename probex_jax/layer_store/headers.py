@@ -1,4 +1,4 @@
-"""What the headers of models say, read before any weights."""
+"""The headers of models, read before any weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -6,16 +6,15 @@ from pathlib import Path
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import LayerInfo, fingerprint, stated_base
-from probex_jax.model_files.plain import Places, Plain
 from probex_jax.zoo import ZooModel
 
-# Models of the same layers share one table of them: thousands of models are in memory at once.
-Forms = dict[tuple[object, object], tuple[Mapping[str, LayerInfo], Places]]
+# Models with the same layers share one table, since thousands of headers are in memory at once.
+Tables = dict[tuple[tuple[str, LayerInfo], ...], Mapping[str, LayerInfo]]
 
 
 @dataclass(frozen=True)
-class Header:
-    """What the headers of one model say, or why they could not be read."""
+class ModelHeader:
+    """What one model's headers state, or why they cannot be read (`fault`)."""
 
     model: ZooModel
     layers: Mapping[str, LayerInfo]
@@ -25,31 +24,20 @@ class Header:
     is_unscaled: bool = False
     is_unread: bool = False
     fault: str = ""
-    plain: Plain | None = None
 
 
-def read_header(model: ZooModel, forms: Forms) -> Header:
-    """Opens a model and reads no weights; what is wrong with it is its `fault`."""
+def read_header(model: ZooModel, tables: Tables) -> ModelHeader:
+    """Opens a model and reads no weights; a ProbexError becomes the header's `fault`."""
     try:
         with model.open() as file:
             file.check_has_layers()
             labels = model.labels_in(file)
             about = fingerprint(file), stated_base(file)
-            # Of a server at the commit that was read, and no other.
+            # On a server, the weights are later read at the same commit.
             pinned = replace(model, path=Path(file.path))
-            plain = file.plain()
-            form = file.layers, plain.places if plain else {}
-            layers, places = forms.setdefault(
-                (tuple(form[0].items()), tuple(form[1].items())), form
-            )
-            return Header(
-                pinned,
-                layers,
-                labels,
-                *about,
-                bool(file.unscaled),
-                bool(file.unread),
-                plain=plain and replace(plain, places=places),
+            layers = tables.setdefault(tuple(file.layers.items()), file.layers)
+            return ModelHeader(
+                pinned, layers, labels, *about, bool(file.unscaled), bool(file.unread)
             )
     except ProbexError as error:
-        return Header(model, {}, (), fault=str(error))
+        return ModelHeader(model, {}, (), fault=str(error))

@@ -1,42 +1,40 @@
-"""Writing models into a store, a few at a time, block by block."""
+"""Writes models into a store, several at a time, block by block."""
 
 import hashlib
 import json
 import os
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors
 from probex_jax.layer_store.arrays import parts
 from probex_jax.layer_store.common_layers import StoredLayer, layer_faults
-from probex_jax.layer_store.headers import Header
+from probex_jax.layer_store.headers import ModelHeader
+from probex_jax.layer_store.shard_writer import LayerWriter, UnwritableError
 from probex_jax.layer_store.store import LayerStore
-from probex_jax.layer_store.writing import LayerWriter, UnwritableError
 from probex_jax.matrices import LowRank, stack
-from probex_jax.model_files.plain import Buffer
+from probex_jax.prefetch import prefetch
 from probex_jax.zoo import ZooModel
 
 
 class _Task(NamedTuple):
-    """A model to write, and its place; or why it is not to be."""
+    """A model to write and its slot, or the reason why it is skipped."""
 
-    header: Header
-    place: int
+    header: ModelHeader
+    slot: int
     fault: str
 
 
 class Packer:
     """Writes models block by block; a block counts once its lines are in models.jsonl.
 
-    Every model that should fit gets a place, before its weights are read: threads write the next
-    ones, also of the next block, while those before are awaited. Where weights turn out to be
-    unfit, the rows after move up, the place is left empty, and so is the last row of the block.
+    Every model whose header fits gets a slot before its weights are read, so that threads can
+    write the next models, even of the next block, while earlier ones are unfinished. If weights
+    turn out to be faulty, the slot stays unused, and the models after it get lower rows.
     """
 
     def __init__(
@@ -57,51 +55,50 @@ class Packer:
         self._writers = {
             key: LayerWriter(store.path, *key, shape, store.block) for key, shape in shapes.items()
         }
-        # What the hash of a model says of each array before its checksum.
-        self._said = {key: json.dumps([*key, shape]).encode() for key, shape in shapes.items()}
+        # Each array's name and shape, which go into a model's hash with its checksum.
+        self._hashed = {key: json.dumps([*key, shape]).encode() for key, shape in shapes.items()}
         for number, count in Counter(model.row // store.block for model in store.models).items():
             for writer in self._writers.values():
                 writer.check(number * store.block, count)
         self.skipped: dict[str, str] = {}
-        self._of_thread = threading.local()
 
-    def run(self, headers: Sequence[Header]) -> Iterator[tuple[Header, str]]:
+    def run(self, headers: Sequence[ModelHeader]) -> Iterator[tuple[ModelHeader, str]]:
         """Packs the models in order; yields each with the reason why it was skipped, or ""."""
         self._drop_torn_line()
-        places: list[int] = []
+        slots: list[int] = []
         packed: list[ZooModel] = []
         lines: list[dict[str, Any]] = []
-        for task, (content, fault) in ahead(self._pack, self._tasks(headers), self._workers):
+        for task, (content, fault) in prefetch(self._pack, self._tasks(headers), self._workers):
             header = task.header
             if fault:
                 self.skipped[header.model.id] = fault
                 if self._store.skipped.get(header.model.id) != fault:
                     lines.append(self._skipped_line(header, fault))
             else:
-                lines.append(self._packed_line(header, content, self._first + len(places)))
-                places.append(task.place)
+                lines.append(self._packed_line(header, content, self._first + len(slots)))
+                slots.append(task.slot)
                 packed.append(header.model)
-            if not task.fault and (task.place + 1) % self._store.block == 0:
-                self._commit(places, lines, packed)
-                places, lines, packed = [], [], []
+            if not task.fault and (task.slot + 1) % self._store.block == 0:
+                self._commit(slots, lines, packed)
+                slots, lines, packed = [], [], []
             yield header, fault
-        self._commit(places, lines, packed)
+        self._commit(slots, lines, packed)
 
-    def _tasks(self, headers: Iterable[Header]) -> Iterator[_Task]:
-        place = self._first
+    def _tasks(self, headers: Iterable[ModelHeader]) -> Iterator[_Task]:
+        slot = self._first
         for header in headers:
             fault = header.fault or self._unfit(header)
-            yield _Task(header, place, fault)
-            place += not fault
+            yield _Task(header, slot, fault)
+            slot += not fault
 
     def _pack(self, task: _Task) -> tuple[str, str]:
-        """Writes the matrices of a model to its place; their hash, or what is wrong with them."""
+        """Writes the matrices of a model to its slot; returns their hash, or "" and the fault."""
         if task.fault:
             return "", task.fault
         content = hashlib.sha256()
         try:
             for key, checksum in self._written(task):
-                content.update(self._said[key] + checksum)
+                content.update(self._hashed[key] + checksum)
         except UnwritableError:
             raise
         except ProbexError as error:
@@ -110,33 +107,22 @@ class Packer:
 
     def _written(self, task: _Task) -> Iterator[tuple[tuple[str, str], bytes]]:
         """Writes the arrays of a model; yields each with its checksum."""
-        plain, model = task.header.plain, task.header.model
-        if plain and self._layers.keys() <= plain.places.keys() and (copied := plain.open()):
-            with copied:
-                for name in self._layers:
-                    writer = self._writers[name, "matrices"]
-                    target = writer.offset(task.place)
-                    pieces = copied.pieces(name, target, self._buffer())
-                    yield (name, "matrices"), writer.put(task.place, pieces)
-                copied.check_unchanged()
-            return
+        model = task.header.model
         with model.open() as file:
             if layer_faults(file.layers, self._layers):
                 raise ProbexError(f"{model.where}: changed while it was packed")
             for name, matrix in file.each_matrix(self._layers):
                 for part, array in _arrays(matrix, self._layers[name].rank).items():
                     data = np.ascontiguousarray(array, "<f4")
-                    yield (name, part), self._writers[name, part].put(task.place, [data])
-                del matrix, array, data  # the next one takes its place in the processor's cache
+                    yield (name, part), self._writers[name, part].put(task.slot, data)
+                del (
+                    matrix,
+                    array,
+                    data,
+                )  # so that the next matrix reuses their memory, still in the cache
             file.check_unchanged()
 
-    def _buffer(self) -> Buffer:
-        """The one of this thread."""
-        if not hasattr(self._of_thread, "buffer"):
-            self._of_thread.buffer = Buffer()
-        return self._of_thread.buffer
-
-    def _unfit(self, header: Header) -> str:
+    def _unfit(self, header: ModelHeader) -> str:
         """Why a readable model does not fit the store, or ""."""
         for name, fault in layer_faults(header.layers, self._layers).items():
             return f"{header.model.where}: layer {name}: {fault}"
@@ -149,7 +135,7 @@ class Packer:
             )
         return ""
 
-    def _packed_line(self, header: Header, content: str, row: int) -> dict[str, Any]:
+    def _packed_line(self, header: ModelHeader, content: str, row: int) -> dict[str, Any]:
         return {
             **self._line(header, "packed"),
             "row": row,
@@ -160,30 +146,30 @@ class Packer:
             "layers": dict.fromkeys(self._layers, "packed"),
         }
 
-    def _skipped_line(self, header: Header, reason: str) -> dict[str, Any]:
+    def _skipped_line(self, header: ModelHeader, reason: str) -> dict[str, Any]:
         faults = {} if header.fault else layer_faults(header.layers, self._layers)
         return {**self._line(header, "skipped"), "reason": reason, "layers": faults}
 
-    def _line(self, header: Header, status: str) -> dict[str, Any]:
+    def _line(self, header: ModelHeader, status: str) -> dict[str, Any]:
         model = header.model
         return {
             "id": model.id,
             "status": status,
             "tree": self._store.tree,
             "split": model.split,
-            # A path may hold bytes that are no text.
+            # A path may hold bytes that are not text.
             "source": model.where.encode(errors="backslashreplace").decode(),
         }
 
     def _commit(
         self,
-        places: Sequence[int],
+        slots: Sequence[int],
         lines: Sequence[Mapping[str, Any]],
         models: Sequence[ZooModel],
     ) -> None:
-        if places:
+        if slots:
             for writer in self._writers.values():
-                writer.finish(self._first, places)
+                writer.finish(self._first, slots)
         else:
             for writer in self._writers.values():
                 writer.drop(self._first)
@@ -200,8 +186,8 @@ class Packer:
 
 
 def _arrays(matrix: np.ndarray | LowRank, rank: int | None) -> dict[str, np.ndarray]:
-    """The arrays that hold a matrix; of factors, filled up to a rank."""
+    """The arrays that hold a matrix; factors are padded to a rank."""
     if isinstance(matrix, LowRank):
-        filled = stack([matrix], rank)
-        return {"up": filled.up[0], "down": filled.down[0]}
+        padded = stack([matrix], rank)
+        return {"up": padded.up[0], "down": padded.down[0]}
     return {"matrices": matrix}

@@ -1,24 +1,24 @@
-"""Packing: model files into a layer store, resumable, each file's weights read once."""
+"""Packs model files into a layer store; resumable, and reads each file's weights once."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, layer_folder, one_writer, write_json
 from probex_jax.layer_store.arrays import parts
 from probex_jax.layer_store.common_layers import common_layers, rarer_layers
-from probex_jax.layer_store.headers import Forms, Header, read_header
+from probex_jax.layer_store.headers import ModelHeader, Tables, read_header
 from probex_jax.layer_store.packer import Packer
 from probex_jax.layer_store.store import FORMAT, VERSION, LayerStore, check_held_out
 from probex_jax.model_files import select_layers
 from probex_jax.model_files.untrusted_text import quoted
+from probex_jax.prefetch import prefetch
 from probex_jax.zoo import Zoo, ZooModel
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
-# A block is one file a layer, and what a kill loses at most.
+# A block is one file per layer, and the most that a kill loses.
 _BLOCK_BYTES = 512 * 2**20
 _BLOCK_MODELS = 64
 
@@ -31,11 +31,11 @@ class PackSummary:
       store: the store, opened.
       added: how many models this run packed.
       skipped: id of every model that this run could not pack, to the reason.
-      left_out: layers that a new store does not hold since at most half of the models have them
-        in one shape, to the reason.
-      unscaled: how many of the models that this run read are LoRAs in PEFT's or kohya's dialect for
-        some of whose layers nothing says alpha, so that their scale is taken to be 1.
-      unread: how many of them have tensors of adapters that are in no layer (`ModelFile.unread`).
+      left_out: layers that a new store does not hold, since at most half of the models have them in
+        one shape, to the reason.
+      unscaled: how many of the models that this run read are LoRAs of PEFT or kohya with layers for
+        which nothing states alpha, so that their scale is taken to be 1.
+      unread: how many of them have adapter tensors that are in no layer (`ModelFile.unread`).
     """
 
     store: LayerStore
@@ -56,17 +56,17 @@ def pack(
     on_model: Callable[[str], None] = lambda reason: None,
     on_packed: Callable[[Sequence[ZooModel]], None] = lambda models: None,
 ) -> PackSummary:
-    """Packs the models of a zoo that a store does not hold yet.
+    """Packs those models of a zoo that a store does not hold yet.
 
-    The layers and shapes are those that most of the models have; a model that lacks one, has one
-    in another shape, holds NaN, has no label or a label outside the class list, or cannot be read,
-    is listed with its reason and skipped, and tried again by the next run. The class list is the
+    The layers and shapes are those that most of the models have. A model is skipped, listed with
+    the reason and tried again by the next run if it lacks one of them or has it in another shape,
+    holds NaN, has no label or one outside the class list, or cannot be read. The class list is the
     zoo's own, or else all classes of its training and held-out models. LoRA updates are kept as
-    factors of the highest rank that a model of a new store has.
+    factors, of the highest rank that a model of a new store has.
 
     Args:
       zoo: the models.
-      path: folder of the store; made if there is none, continued if there is one.
+      path: folder of the store, which is made or continued.
       layers: which layers, as `select_layers` takes them; None for all of them.
       workers: how many models are read at a time.
       on_models: called once with the number of models to pack.
@@ -77,9 +77,9 @@ def pack(
       The store, and what was added, skipped and left out.
 
     Raises:
-      ProbexError: if no model can be packed, no model has the layers asked for, a held-out class
-        occurs in another split, or the store there belongs to another tree or other layers, holds a
-        model in another split or with other labels than the zoo now says, or is being written.
+      ProbexError: if no model can be packed, no model has the layers asked for, or a held-out class
+        occurs in another split; or if the store at `path` is of another tree or other layers, holds
+        a model with another split or other labels than the zoo now states, or is being written.
 
     Example:
       >>> import pathlib, tempfile, numpy as np
@@ -100,8 +100,8 @@ def pack(
         known = {model.id: model for model in store.models} if store else {}
         todo = [model for model in zoo.models if model.id not in known]
         on_models(len(todo))
-        forms: Forms = {}
-        read = ahead(lambda model: read_header(model, forms), todo, workers)
+        tables: Tables = {}
+        read = prefetch(lambda model: read_header(model, tables), todo, workers)
         headers = [header for _, header in read]
         packed_before = [(model.id, model.split, model.labels) for model in known.values()]
         new = [(header.model.id, header.model.split, header.labels) for header in headers]
@@ -131,7 +131,7 @@ def pack(
 def _create(
     path: Path,
     zoo: Zoo,
-    headers: Sequence[Header],
+    headers: Sequence[ModelHeader],
     layers: int | str | Sequence[int | str] | None,
 ) -> tuple[LayerStore, Mapping[str, str]]:
     readable = {header.model.id: header for header in headers if not header.fault}
@@ -170,15 +170,15 @@ def _create(
 
 
 def _selection(layers: int | str | Sequence[int | str] | None) -> list[str] | None:
-    """What was asked for, in one form however it was written."""
+    """The layers asked for, in one form however they were written."""
     if layers is None:
         return None
     asked = [layers] if isinstance(layers, int | str) else layers
     return sorted(part.strip() for each in asked for part in str(each).split(","))
 
 
-def _all_classes(headers: Iterable[Header]) -> tuple[str, ...]:
-    """The classes of the training and the held-out models, sorted; none without training ones."""
+def _all_classes(headers: Iterable[ModelHeader]) -> tuple[str, ...]:
+    """The classes of the training and held-out models, sorted; none without training models."""
     labels = {
         split: {name for h in headers if h.model.split == split for name in h.labels}
         for split in ("train", *HELD_OUT_SPLITS)
@@ -210,7 +210,7 @@ def _check_same(
             )
     if layers is None or _selection(layers) == store.selection:
         return
-    # A number or an expression means other layers among those of a store than among a model's.
+    # A number or pattern may select other layers from a store than from a model.
     same = _selection(layers) == sorted(store.layers)
     if store.selection is None:
         try:

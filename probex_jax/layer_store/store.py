@@ -1,4 +1,4 @@
-"""Reading a layer store: the table of models, and the matrices of a layer."""
+"""Reads a layer store: the table of models, and the matrices of a layer."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.files import parse_json, read_json
+from probex_jax.fitting.moments import Moments, moments
 from probex_jax.layer_store.arrays import LayerArray, parts
-from probex_jax.layer_store.moments import Moments, moments
 from probex_jax.matrices import LowRank
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
 FORMAT = "probex_jax layer store"
 VERSION = 3
 
-# Fields of a line in models.jsonl that are texts.
+# The text fields of a line in models.jsonl.
 _TEXTS = ("id", "split", "source", "fingerprint", "base", "content_hash")
 
-# What `blocks` reads at once.
+# Bytes that `blocks` reads at once.
 _BLOCK_BYTES = 64 * 2**20
 
 
@@ -38,10 +38,10 @@ class StoredModel:
       id: name of the model.
       row: its row in every layer's array.
       split: "train", "val", "test", "val_holdout" or "test_holdout".
-      labels: the classes it was trained on.
-      source: the path it was packed from.
+      labels: the classes that it was trained on.
+      source: the path that it was packed from.
       fingerprint: of its architecture (`model_files.fingerprint`).
-      base: the model that it was fine-tuned from, as its file or folder says; or "".
+      base: the model that it was fine-tuned from, as its file or folder states; or "".
       content_hash: SHA-256 of names, shapes and CRC-32C checksums of its stored arrays.
     """
 
@@ -55,7 +55,7 @@ class StoredModel:
     content_hash: str
 
 
-# Places of models in their split.
+# Positions of models in their split.
 Models = slice | Sequence[int] | np.ndarray
 
 
@@ -68,12 +68,12 @@ class LayerStore:
       path: the store's folder.
       tree: name of the tree.
       classes: the class names, in the order of the columns of `targets`.
-      texts: class to the words for it, where its name is none.
+      texts: class to the words for it, for classes whose name is an id.
       layers: name to (H, W).
       ranks: name to R, for the layers that are kept as factors.
-      selection: how the layers were asked for, a list of texts; None for all, or where not known.
+      selection: how the layers were asked for, a list of texts; None for all, or if unknown.
       models: the packed models, in the order of their rows.
-      skipped: id of every model left out, to the reason.
+      skipped: id of every skipped model, to the reason.
 
     Example:
       >>> import pathlib, tempfile, numpy as np
@@ -149,7 +149,7 @@ class LayerStore:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of what is stored: layers, classes, each model's split, labels and weights."""
+        """SHA-256 of the content: layers, classes, and each model's split, labels and weights."""
         models = sorted((m.id, m.split, list(m.labels), m.content_hash) for m in self.models)
         layers = [sorted(self.layers.items()), sorted(self.ranks.items())]
         content = [self.tree, self.classes, sorted(self.texts.items()), layers, models]
@@ -169,15 +169,15 @@ class LayerStore:
 
     @cached_property
     def seen_classes(self) -> tuple[str, ...]:
-        """The classes that training models are of, in the order of `classes`."""
+        """The classes of the training models, in the order of `classes`."""
         return self._classes_of("train")
 
     @cached_property
     def held_out_classes(self) -> tuple[str, ...]:
-        """The classes of the held-out splits, in the order of `classes`; none without such splits.
+        """The classes of the held-out splits, in the order of `classes`; none without these splits.
 
         Raises:
-          ProbexError: if a model of another split is of one of them.
+          ProbexError: if a model of another split has one of them.
         """
         check_held_out(self.path, [(m.id, m.split, m.labels) for m in self.models])
         return self._classes_of(*HELD_OUT_SPLITS)
@@ -191,10 +191,10 @@ class LayerStore:
         return any(model.split == split for model in self.models)
 
     def limited(self, n_models: int, split: str = "train") -> LayerStore:
-        """The same store with the first so many models of a split alone; on disk nothing changes.
+        """The same store with only the first `n_models` models of a split; the disk is unchanged.
 
         Raises:
-          ProbexError: if there are not so many.
+          ProbexError: if there are fewer.
         """
         models = self.split(split)
         if not 0 < n_models <= len(models):
@@ -212,15 +212,15 @@ class LayerStore:
     def matrices(
         self, layer: str, split: str = "train", models: Models | None = None
     ) -> np.ndarray | LowRank:
-        """One layer of the models of a split; may be called from several threads at once.
+        """One layer of the models of a split; thread-safe.
 
         Args:
           layer: one of `layers`.
           split: "train", "val", "test", "val_holdout" or "test_holdout".
-          models: places in the split of the models that are read, in this order; None for all.
+          models: positions in the split of the models to read, in this order; None for all.
 
         Returns:
-          [N, H, W] float32; of a layer in `ranks` the factors, as `LowRank` of such arrays
+          [N, H, W] float32; for a layer in `ranks` the factors, as `LowRank` of such arrays
           [N, H, R] and [N, R, W].
 
         Raises:
@@ -248,7 +248,7 @@ class LayerStore:
     def _arrays(self, layer: str) -> dict[str, LayerArray]:
         if layer not in self.layers:
             raise ProbexError(f"{self.path}: no layer {layer!r}; it has {', '.join(self.layers)}")
-        if layer not in self._opened:  # two threads may both open it, and nothing comes of it
+        if layer not in self._opened:  # two threads may both open it, harmlessly
             self._opened[layer] = {
                 part: LayerArray.open(self.path, layer, part, shape)
                 for part, shape in self._parts(layer).items()
@@ -262,10 +262,10 @@ class LayerStore:
     def blocks(
         self, layer: str, split: str = "train", models: Models | None = None
     ) -> Iterator[np.ndarray | LowRank]:
-        """As `matrices`, a block of models after the other: memory does not grow with the models.
+        """As `matrices`, block by block, so that memory does not grow with the number of models.
 
         Yields:
-          [n, H, W] float32, or `LowRank` of it, in the order of the split; n of some 64 MB.
+          [n, H, W] float32, or `LowRank` of it, about 64 MB each, in the order of the split.
         """
         arrays, rows = self._arrays(layer), self._rows(split, models)
         size = max(1, _BLOCK_BYTES // sum(4 * a * b for a, b in self._parts(layer).values()))
@@ -273,24 +273,24 @@ class LayerStore:
             yield self._read(arrays, rows[start : start + size])
 
     def moments(self, layer: str, split: str = "train", models: Models | None = None) -> Moments:
-        """Mean matrix and spread of a layer over models of a split, read in one pass.
+        """Mean matrix and spread of a layer over models of a split, in one pass.
 
         Raises:
           ProbexError: as `matrices`.
         """
-        return moments(self, layer, split, models)
+        return moments(self.blocks(layer, split, models))
 
     def by_layer(
         self, split: str = "train", models: Models | None = None
     ) -> Mapping[str, np.ndarray | LowRank]:
-        """`matrices` by layer; each is read when it is asked for, and not kept."""
+        """`matrices` by layer; each is read on access and not kept."""
         return _ByLayer(self, split, models)
 
     def targets(self, split: str = "train") -> np.ndarray:
-        """Which classes each model of a split was trained on.
+        """The classes that each model of a split was trained on.
 
         Returns:
-          [N, Y] float32 of zeros and ones; columns as in `classes`.
+          [N, Y] float32 of zeros and ones, with the columns of `classes`.
 
         Raises:
           ProbexError: if there is no such split.
@@ -303,14 +303,14 @@ class LayerStore:
         return targets
 
     def class_indices(self, split: str, classes: Sequence[str]) -> np.ndarray:
-        """Which one of some classes each model of a split was trained on.
+        """The one class, among candidates, that each model of a split was trained on.
 
         Args:
           split: name of the split.
           classes: the candidates.
 
         Returns:
-          [N] int32, places in `classes`.
+          [N] int32, positions in `classes`.
 
         Raises:
           ProbexError: if there is no such split, or a model has several classes, or one that is
@@ -321,13 +321,12 @@ class LayerStore:
         for model in models:
             if len(model.labels) != 1:
                 raise ProbexError(
-                    f"{self.path}: {model.id} is of {len(model.labels)} classes; this needs models "
-                    "of one class each"
+                    f"{self.path}: {model.id} has {len(model.labels)} classes, expected one"
                 )
             if model.labels[0] not in place:
                 raise ProbexError(
-                    f"{self.path}: {model.id} of split {split} is of class {model.labels[0]!r}, "
-                    f"which is not among the {len(classes)} that it is compared with"
+                    f"{self.path}: {model.id} of split {split} has class {model.labels[0]!r}, "
+                    f"which is not among the {len(classes)} candidates"
                 )
         return np.array([place[model.labels[0]] for model in models], np.int32)
 
@@ -350,14 +349,14 @@ class _ByLayer(Mapping[str, np.ndarray | LowRank]):
 
 
 def check_held_out(where: Path, models: Iterable[tuple[str, str, Sequence[str]]]) -> None:
-    """Checks that no class of a held-out split occurs in another split: that would be cheating.
+    """Checks that no class of a held-out split occurs in another split.
 
     Args:
-      where: for the message.
+      where: what the message names.
       models: id, split and labels of each.
 
     Raises:
-      ProbexError: if one does; the message names the class and two models.
+      ProbexError: if one does; the message names the class and two of the models.
     """
     held_out: dict[str, str] = {}
     others: dict[str, str] = {}
@@ -368,8 +367,8 @@ def check_held_out(where: Path, models: Iterable[tuple[str, str, Sequence[str]]]
     both = sorted(held_out.keys() & others.keys())
     if both:
         raise ProbexError(
-            f"{where}: class {both[0]!r} is held out for {held_out[both[0]]}, but "
-            f"{others[both[0]]} is of it as well; a held-out class may occur in no other split"
+            f"{where}: class {both[0]!r} of {held_out[both[0]]} also occurs in {others[both[0]]}; "
+            "a held-out class may occur in no other split"
         )
 
 

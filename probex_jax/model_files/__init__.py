@@ -1,12 +1,11 @@
-"""Opens one model file of anyone's, safely: which matrices it holds, and each as an array.
+"""Opens a model file from anyone safely: the matrices it holds, each as an array.
 
-`open_model` finds the files (`locate`), reads their headers (`safetensors_header`), decides what
-is a layer and in which canonical form (`layers`; `lora` for updates kept as factors, `lora_names`
-for their names, `lora_scales` for their scales), and reads single matrices (`model_file`).
-`architecture` tells which models may be of one tree.
-`select_layers` picks layers by name, number or pattern; `reference_matrix` re-reads convolutions as
-the reference implementation does; `literal_strings` reads a list of class names out of metadata.
-All text of strangers passes through `untrusted_text`; `limits` says how much of it there may be.
+`open_model` finds the files (`locate`; on servers `hub`, `http_ranges`, `http`), reads their
+headers (`safetensors_header`, `shards`), sorts their tensors into layers (`contents`, which
+asks `layers`, `lora`, `adapters`, `quantised`, `orientation`), and reads single matrices
+(`model_file`, `stored_tensors`; `lora_scales` for the scales of LoRAs). `architecture` tells which
+models may be of one tree. All text of strangers passes through `untrusted_text`; `limits` bounds
+its size.
 """
 
 from probex_jax.model_files.architecture import fingerprint, stated_base

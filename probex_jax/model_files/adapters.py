@@ -1,8 +1,8 @@
-"""Tensors of adapters that are not read, told by how they are spelt.
+"""Tensors of adapters that are not read, recognised by their names.
 
-An adapter's factors are no layers of a model: their products are, or something that is computed
-from them in another way. `lora` reads what it can pair; whatever else is part of an adapter is
-named here, so that it is reported and never taken for a layer.
+An adapter's tensors are not layers of a model: a layer's update is computed from them. `lora` pairs
+the factors it can read; all other adapter tensors are recognised here, so that they are reported
+and never taken for layers.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from probex_jax.model_files.untrusted_text import quoted
 
 _DORA = "DoRA"
-# How the parameters of a method begin, in PEFT and LyCORIS, wherever in a name they stand.
+# How a method's parameters begin in PEFT and LyCORIS, in any part of a name.
 _PREFIXES = {
     "dora_scale": _DORA,
     "lora_magnitude_vector": _DORA,
@@ -42,7 +42,7 @@ _PREFIXES = {
     "adaption_gate": "adaption prompt",
     "prompt_embeddings": "prompt tuning",
 }
-# Only at the end of a name.
+# The last part of a name.
 _LAST = {
     "magnitude": _DORA,
     "on_input": "(IA)³",
@@ -50,23 +50,23 @@ _LAST = {
     "diff": "delta",
     "diff_b": "delta",
 }
-# As a word, at the beginning or after an underscore: `qkv_lora1`, `lora_a`, `loraA`, `lycoris_…`.
+# A word at the beginning or after an underscore: `qkv_lora1`, `lora_a`, `loraA`, `lycoris_…`.
 _LORA = re.compile(r"(?:\A|_)(?:[lL][oO][rR][aA]s?|lycoris)(?![a-z])")
 # cloneofsimo/lora numbers the layers and does not name them: `unet:0:up`.
 _NUMBERED = re.compile(r"\w+:[0-9]+:(?:up|down)")
-# LyCORIS's GLoRA: layers have such names, too, but not all four side by side.
+# LyCORIS's GLoRA. Layers have such names, too, but not all four side by side.
 _GLORA = frozenset(f"{side}{number}.weight" for side in "ab" for number in (1, 2))
 _ALPHA = "alpha"
 
 
 def unread_parts(names: Iterable[str]) -> dict[str, str]:
-    """Which tensors are parts of adapters, by their names alone.
+    """Finds the tensors that are parts of adapters, by their names alone.
 
     Args:
-      names: of all tensors of a file that are of no LoRA that is read.
+      names: of the file's tensors, without those of LoRAs that are read.
 
     Returns:
-      Name to the reason why it is in no layer, with the spelling, and the method where it is known.
+      Name to the reason why it is in no layer: how it is spelt, and the method if known.
 
     Example:
       >>> unread_parts(["a.hada_w1_a", "a.diff", "a.weight"])
@@ -74,7 +74,7 @@ def unread_parts(names: Iterable[str]) -> dict[str, str]:
        'a.diff': "part of an adapter ('….diff', delta), which is not read"}
     """
     names = list(names)
-    methods: dict[str, str | None] = {}  # of parts of names, of which a file has few
+    methods: dict[str, str | None] = {}  # by part of a name: a file has few distinct ones
     found: dict[str, str] = {}
     numbered: dict[str, set[str]] = {}
     alphas = []
@@ -84,7 +84,7 @@ def unread_parts(names: Iterable[str]) -> dict[str, str]:
             if part not in methods:
                 methods[part] = _method(part)
             if (method := methods[part]) is not None:
-                # The spelling of the method, before that of a script that prefixes all names.
+                # A method's own spelling counts before that of a script that prefixes all names.
                 known = next((m for p in parts if (m := methods.get(p) or _method(p))), method)
                 spelling = ".".join(parts[place or min(1, len(parts) - 1) :])
                 found[name] = _reason(spelling, known)
@@ -101,14 +101,14 @@ def unread_parts(names: Iterable[str]) -> dict[str, str]:
     for of_layer in numbered.values():
         if len(of_layer) == len(_GLORA):
             found |= {name: _reason(".".join(name.split(".")[-2:]), "GLoRA") for name in of_layer}
-    # Alpha scales what is not read.
+    # An alpha beside tensors that are not read scales these.
     paths = {name.rpartition(".")[0] for name in found} if alphas else set()
     paths |= {path.rpartition(".")[0] for path in paths}
     return found | {name: _reason(_ALPHA) for name in alphas if name.rpartition(".")[0] in paths}
 
 
 def _method(part: str) -> str | None:
-    """The method that a part of a name is of; "" of one that it does not tell, None of none."""
+    """The method that a part of a name belongs to; "" for an unknown one, None for none."""
     for prefix, method in _PREFIXES.items():
         if part.startswith(prefix):
             return method
@@ -117,6 +117,6 @@ def _method(part: str) -> str | None:
 
 def _reason(spelling: str, method: str = "", separator: str = ".") -> str:
     spelt = quoted(f"…{separator}{spelling}")
-    if method == _DORA:  # its two factors are read
+    if method == _DORA:  # whose two factors are read
         return f"the magnitude of a DoRA ({spelt}), which is not applied"
     return f"part of an adapter ({spelt}{method and ', '}{method}), which is not read"

@@ -1,4 +1,4 @@
-"""What tells models of one architecture from others, and the ancestor that a file names."""
+"""Fingerprints of architectures, and the ancestor that a file names."""
 
 import hashlib
 import json
@@ -9,8 +9,8 @@ from itertools import pairwise
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.model_file import ModelFile
 
-# What is put on top of a backbone, and exchanged for another task: by the names that transformers,
-# timm and torchvision give to it. A pooler comes with some heads and not with others.
+# What stands on top of a backbone and is replaced for another task, as transformers, timm and
+# torchvision name it. Some heads come with a pooler, others without.
 _HEAD = re.compile(
     r"(?:(?:model|module)\.)?(?:"
     r"(?:(?:pre_|cls_|distillation_)?classifiers?|classification_head|cls|fc|heads?|head_dist|"
@@ -28,7 +28,7 @@ _MAX_BASE_CHARACTERS = 200
 
 
 def is_head(name: str) -> bool:
-    """Whether a tensor is of the part of a model that fine-tuning exchanges.
+    """Whether a tensor is of the head, which fine-tuning replaces.
 
     Example:
       >>> is_head("classifier.weight"), is_head("vit.encoder.layer.0.output.dense.weight")
@@ -38,18 +38,18 @@ def is_head(name: str) -> bool:
 
 
 def backbone(names: Iterable[str]) -> list[str]:
-    """The names that are of no head; all of them, where nothing else is there."""
+    """The names that are not of a head; all of them if there are no others."""
     names = list(names)
     return [name for name in names if not is_head(name)] or names
 
 
 def fingerprint(model: ModelFile) -> str:
-    """A hash of names and shapes that models of one architecture share.
+    """A hash of tensor names and shapes, the same for all models of one architecture.
 
-    Of tensors of the dtypes that are read and of one or more axes, the classifier head left out,
-    since fine-tuning exchanges it. A LoRA counts by the layers that it changes, whatever its rank.
-    The dtype does not count, nor do a quantiser's scales and what wrappers put before names
-    (`_orig_mod.` of torch.compile, `module.` of DistributedDataParallel).
+    It covers tensors with one axis or more of the dtypes that are read, except the classifier head,
+    which fine-tuning replaces. A LoRA counts by the layers it changes, whatever its rank. The dtype
+    does not count, nor do a quantiser's scales and the prefixes of wrappers (`_orig_mod.` of
+    torch.compile, `module.` of DistributedDataParallel).
 
     Args:
       model: the model, open.
@@ -82,17 +82,17 @@ def fingerprint(model: ModelFile) -> str:
 
 
 def stated_base(model: ModelFile) -> str:
-    """The model that this one was fine-tuned from, if its file or folder says so.
+    """The model that this one was fine-tuned from, as its file or folder states.
 
-    In this order: `base_model` in the file's metadata, `base_model_name_or_path` in
+    Looked up in this order: `base_model` in the file's metadata, `base_model_name_or_path` in
     `adapter_config.json`, `_name_or_path` in `config.json`, `base_model` in the front matter of
-    `README.md`, and what kohya's scripts write into metadata.
+    `README.md`, and the metadata of kohya's scripts.
 
     Args:
       model: the model, open.
 
     Returns:
-      A hub id, a path or a word, as it stands there; "" where nothing says, or it is no name.
+      A hub id, a path or a word, as it stands there; "" if nothing states a usable name.
     """
     readme = _base_in_readme(model)
     stated = (
@@ -106,7 +106,7 @@ def stated_base(model: ModelFile) -> str:
 
 
 def same_base(one: str, other: str) -> bool:
-    """Whether two names may be of one ancestor: "" may be any, and an id's owner does not count.
+    """Whether two names may mean one ancestor: "" may be any, and an id's owner is ignored.
 
     Example:
       >>> same_base("runwayml/stable-diffusion-v1-5", "/models/Stable-Diffusion-v1-5")
@@ -118,7 +118,7 @@ def same_base(one: str, other: str) -> bool:
 
 
 def base_key(name: str) -> str:
-    """What of the name of an ancestor counts: "" of none."""
+    """The part of an ancestor's name that is compared; "" for ""."""
     last = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
     return _FILE.sub("", last.lower())
 
@@ -134,7 +134,7 @@ def _field(model: ModelFile, file: str, name: str) -> object:
     try:
         return model.beside(file).get(name)
     except ProbexError:
-        return None  # a damaged config says nothing; the weights can be read all the same
+        return None  # the weights can be read beside a damaged config
 
 
 def _base_in_readme(model: ModelFile) -> object:
@@ -142,7 +142,7 @@ def _base_in_readme(model: ModelFile) -> object:
         text = (model.bytes_beside("README.md", _MAX_README_BYTES) or b"").decode(errors="replace")
     except ProbexError:
         return None
-    # Line by line: patterns that look for the end of a stranger's text can take hours.
+    # Line by line: a regular expression could take hours on a stranger's text.
     first, *lines = (line.rstrip() for line in text.split("\n"))
     if first != "---" or "---" not in lines:
         return None

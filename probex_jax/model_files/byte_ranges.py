@@ -12,24 +12,22 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 
-# Times of files are as coarse as the kernel's clock, 10 ms or less.
+# Modification times are as coarse as the kernel's clock: 10 ms or less.
 _CLOCK_TICK_NS = 50_000_000
 
 
 class ByteRanges:
-    """One open regular file. Not mapped into memory: a file cut short meanwhile is an error.
+    """One open regular file, not mapped into memory: a file cut short meanwhile is an error.
 
     Attributes:
       name: the path, for messages.
       size: in bytes.
-      identity: which file it is, and in which state: another one if anybody wrote to it since.
-      is_settled: whether the next write will give it another identity: not if one was just now.
     """
 
     def __init__(self, path: Path):
         self.path, self.name = path, str(path)
         try:
-            # Without O_NONBLOCK, a pipe that a stranger put there would hang us.
+            # Without O_NONBLOCK, opening a pipe would block for ever.
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise ProbexError(f"{path}: cannot be opened: {error.strerror}") from error
@@ -38,13 +36,11 @@ class ByteRanges:
             self.close()
             raise ProbexError(f"{path}: not a regular file")
         self.size = status.st_size
-        self.identity = _identity(status)
         self._written = status.st_mtime_ns
-        # Of a file written just now, checksums of what is read: the next write may have its time.
+        # A file written just now may be written again with the same time: compare checksums.
         self._sums: list[tuple[int, int, int]] | None = None
         if abs(time.time_ns() - status.st_mtime_ns) < _CLOCK_TICK_NS:
             self._sums = []
-        self.is_settled = abs(time.time_ns() - status.st_ctime_ns) > _CLOCK_TICK_NS
 
     def check_unchanged(self) -> None:
         """Raises a ProbexError if the file was written to since it was opened."""
@@ -60,17 +56,12 @@ class ByteRanges:
             data = np.empty(end - begin, np.uint8)
         except MemoryError as error:
             raise ProbexError(f"{self.path}: no memory for {end - begin} bytes of it") from error
-        self.read_into(begin, data)
-        return data
-
-    def read_into(self, begin: int, data: np.ndarray) -> None:
-        """Fills an array of uint8 with the bytes from `begin` on."""
         if self._descriptor < 0:
             raise ValueError(f"{self.path}: read after it was closed")
-        end, done = begin + len(data), 0
+        done = 0
         try:
             while done < len(data):
-                # One call reads 2 GiB at most.
+                # One call reads at most 2 GiB.
                 rest = data[done:] if done else data
                 count = os.preadv(self._descriptor, [rest.data], begin + done)
                 if count == 0:
@@ -85,12 +76,13 @@ class ByteRanges:
             raise ProbexError(f"{self.path}: cannot be read: {error.strerror}") from error
         if self._sums is not None:
             self._sums.append((begin, end, zlib.crc32(data.data)))
+        return data
 
     def fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Nothing to do: ranges are read when they are asked for."""
+        """Does nothing: local ranges are read on demand."""
 
     def forget(self) -> None:
-        """Nothing to do."""
+        """Does nothing."""
 
     def close(self) -> None:
         """Closes the file; a second time does nothing."""
@@ -110,19 +102,8 @@ class ByteRanges:
         self.close()
 
 
-def _identity(status: os.stat_result) -> tuple[int, ...]:
-    # The time of the change of the inode, unlike that of the content, cannot be set by its owner.
-    return (
-        status.st_dev,
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    )
-
-
 def read_small(path: Path, limit: int) -> bytes:
-    """The whole of a file that should be small; more than `limit` bytes are a ProbexError."""
+    """Reads a small file whole; more than `limit` bytes are a ProbexError."""
     with ByteRanges(path) as file:
         if file.size > limit:
             raise ProbexError(f"{path}: {file.size} bytes, the limit is {limit}")

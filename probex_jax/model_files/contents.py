@@ -1,4 +1,4 @@
-"""What the tensors of a file are: layers, each read from some of them, and what is in none."""
+"""Sorts the tensors of a file into layers and others."""
 
 import math
 import re
@@ -15,18 +15,18 @@ from probex_jax.model_files.quantised import Quantised, quantised
 from probex_jax.model_files.safetensors_header import TensorInfo
 from probex_jax.model_files.untrusted_text import leads_out, quoted
 
-# What torch.compile and DistributedDataParallel put before the names of a model's own modules.
+# What torch.compile and DistributedDataParallel put before the names of modules.
 _COMPILED = re.compile(r"(?:\A|(?<=\.))_orig_mod\.")
 _PARALLEL = "module."
 
 
 class Source(NamedTuple):
-    """What a layer that is no LoRA is read from.
+    """How a layer other than a LoRA is read.
 
     Args:
-      tensor: its name.
-      axes: the order of axes that makes it [out, in, k...]; None where it is stored so.
-      scale: name of the tensor that its values are multiplied by; "" where there is none.
+      tensor: name of its tensor.
+      axes: the order of axes that makes it [out, in, k...]; None if it is stored so.
+      scale: name of the tensor that scales its values; "" if there is none.
     """
 
     tensor: str
@@ -34,23 +34,23 @@ class Source(NamedTuple):
     scale: str = ""
 
     @property
-    def is_plain(self) -> bool:
-        """Whether the tensor's bytes are the matrix's."""
+    def is_as_stored(self) -> bool:
+        """Whether the tensor, reshaped, is the matrix."""
         return self.axes is None and not self.scale
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The layers of a file, and the rest.
+    """The layers of a file, and its other tensors.
 
     Args:
-      layers: name to LayerInfo, the names sorted as text.
-      sources: of the layers that are no LoRAs.
-      factors: of those that are.
+      layers: name to LayerInfo, sorted by name.
+      sources: of the layers that are not LoRAs.
+      factors: of the LoRAs.
       left_out: name of every tensor that is in no layer, to the reason.
-      unread: those of them that are parts of adapters.
-      names: name of every tensor, to what it is called without its wrappers.
-      quantiser: names of the tensors that are a quantiser's own.
+      unread: the part of `left_out` that belongs to adapters.
+      names: name of every tensor, to the same without wrappers' prefixes.
+      quantiser: names of a quantiser's own tensors.
     """
 
     layers: Mapping[str, LayerInfo]
@@ -63,14 +63,14 @@ class Contents:
 
 
 def find_contents(tensors: Mapping[str, TensorInfo], where: str) -> Contents:
-    """Sorts out the tensors of a file.
+    """Sorts the tensors of a file into layers and others.
 
     Args:
-      tensors: all of them, by name.
+      tensors: all tensors, by name.
       where: the file's name, for errors.
 
     Raises:
-      ProbexError: as `pair_factors` and `as_lora`; or if a layer is there twice.
+      ProbexError: as `pair_factors` and `as_lora`; or if a name is a tensor's and a LoRA's.
 
     Example:
       >>> weight, factor = TensorInfo("F32", (4, 4), 0, 64), TensorInfo("F32", (4, 1), 64, 80)
@@ -122,7 +122,7 @@ def find_contents(tensors: Mapping[str, TensorInfo], where: str) -> Contents:
 def _sources(
     tensors: Mapping[str, TensorInfo], packed: Quantised, everything: Mapping[str, TensorInfo]
 ) -> Iterable[tuple[str, LayerInfo | str, Source]]:
-    """Each tensor with the layer that it is, or the reason why it is none, and how it is read."""
+    """Each tensor with its layer, or the reason why it is none, and how it is read."""
     axes = axes_of(tensors)
     for name, tensor in tensors.items():
         order, info = axes.get(name), as_layer(tensor)

@@ -1,4 +1,4 @@
-"""Whether weights are numbers: NaN and infinite ones are refused."""
+"""Finding NaN and infinite weights, which are refused."""
 
 import math
 
@@ -7,15 +7,15 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.untrusted_text import quoted
 
-# One row of a dot product; the library behind it would use threads of its own for 10,000.
+# The length of one dot product; from 10,000 on, BLAS would start threads of its own.
 _ROW = 4096
 
 
 def count_unfit(values: np.ndarray) -> int:
-    """How many values are NaN or infinite.
+    """The number of values that are NaN or infinite.
 
-    The sum of squares, one pass at the speed of memory, is finite if all values are. Where it is
-    not, squares may have overflowed, and the values are looked at one by one.
+    The sum of squares takes one pass at the speed of memory. If it is finite, so are all values;
+    otherwise squares may have overflowed, and the values are checked one by one.
 
     Args:
       values: float32 [n].
@@ -36,7 +36,7 @@ def count_unfit(values: np.ndarray) -> int:
 
 
 def unfit(where: str, name: str, bad: int, size: int) -> ProbexError:
-    """The error for a layer some of whose values are NaN or infinite."""
+    """The error for a layer with NaN or infinite values."""
     return ProbexError(
         f"{where}: layer {quoted(name)}: {bad} of {size} values are NaN or "
         "infinite in float32, expected finite weights"

@@ -1,6 +1,8 @@
-"""Requests for bytes of files on servers: every answer is checked, and what fails is tried again.
+"""Requests for byte ranges of files on servers, with retries; every answer is checked.
 
-The connection is that of huggingface_hub: its proxies and certificates, its token for the hub.
+The session is huggingface_hub's, with its proxies, certificates and token. Its own readers, like
+fsspec's, trust the server: they do not check that an answer is the range that was asked for and of
+the same file as before, nor limit the size and time of bodies and redirects.
 """
 
 import json
@@ -20,20 +22,19 @@ from urllib.parse import urlsplit
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.untrusted_text import json_object
 
-# Tries without progress before giving up: with the waits between them about a minute, unless the
+# Tries without progress before giving up: about a minute with the waits between them, unless the
 # server asks for longer ones.
 ATTEMPTS = 12
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 10.0
 _LONGEST_RETRY_AFTER_S = 600.0
-# What counts as progress, or a quarter of the rest: a server that sends a byte a try is not
-# followed for ever.
+# What counts as progress, or a quarter of the rest: a byte per try would go on for ever.
 _PROGRESS_BYTES = 64 * 1024
 _TIMEOUT_S = 30.0
 _SLOWEST_BYTES_A_SECOND = 16 * 1024
 _TRIES_OF_A_SLOW_ONE = 4
 _TRIES_AT_ONCE = 2  # as a server may ask for with `Retry-After: 0`
-_REDIRECTS = 10
-_PASSING = {408, 425, 429}  # and whatever a server says of itself, 5xx
+_MAX_REDIRECTS = 10
+_TRANSIENT = {408, 425, 429}  # and every 5xx
 
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
@@ -41,12 +42,12 @@ _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server said of a file when it sent bytes of it.
+    """What a server states about a file when it sends bytes of it.
 
     Args:
-      size: bytes of the whole file.
-      etag: what changes when the file does, or "" where the server says nothing of the kind.
-      content: hash of the whole file, where the hub says it: SHA-256, or Git's SHA-1; or "".
+      size: of the whole file, in bytes.
+      etag: the strong ETag; "" if there is none.
+      content: the whole file's hash as the hub states it, SHA-256 or Git's SHA-1; or "".
       commit: of the hub's repository, or "".
     """
 
@@ -56,13 +57,13 @@ class Answer:
     commit: str = ""
 
 
-class Passing(Exception):
-    """Something that may be gone at the next try.
+class TransientError(Exception):
+    """A failure that the next try may not meet.
 
     Args:
-      problem: what it was.
+      problem: what failed.
       wait_s: how long the server asks to wait, or None.
-      tries: how many tries it counts for: one that took long counts for several.
+      tries: how many tries it counts as; a slow one counts as several.
     """
 
     def __init__(self, problem: str, wait_s: float | None = None, tries: int = 1):
@@ -70,16 +71,15 @@ class Passing(Exception):
         self.wait_s, self.tries = wait_s, tries
 
 
-class Url:
+class RemoteFile:
     """A file on a server.
 
     Args:
-      url: where it is.
-      name: for messages.
-      headers: to send along, to this address only: where the server redirects to another, they
-        are left out.
-      commit: of the hub's repository that it must be of, where it is on the hub.
-      stopped: set by whoever wants nothing any more.
+      url: its address.
+      name: what messages call it.
+      headers: sent with each request; the token is not sent to another server.
+      commit: the commit of the hub's repository that the file must be of; "" for any.
+      stopped: once set, reading ends with an error.
     """
 
     def __init__(
@@ -98,11 +98,11 @@ class Url:
         self._answer: Answer | None = None
 
     def stream(self, begin: int, end: int, *, whole: bool = True) -> Iterator[bytes]:
-        """The bytes `begin:end` of the file, in pieces as they come; goes on where a try broke off.
+        """The bytes `begin:end` of the file, in pieces as they arrive; a retry resumes.
 
         Args:
           begin, end: 0 <= begin < end.
-          whole: whether fewer bytes are an error; otherwise the file may end before.
+          whole: whether it is an error if the file ends before `end`.
 
         Raises:
           ProbexError: if the server does not send them, sends others, or the file has changed.
@@ -119,44 +119,45 @@ class Url:
                 if not whole and begin >= self.answer.size:
                     return
                 if begin < end:
-                    raise Passing(f"{end - begin} bytes are missing of what was asked for")
-            except Passing as problem:
-                self._direct = None  # it may have been good for some time only
+                    raise TransientError(f"{end - begin} of the bytes asked for are missing")
+            except TransientError as problem:
+                self._direct = None  # it may have expired
                 failures = problem.tries + (0 if begin >= progress else failures)
-                wait(failures, problem, self.name, self._stopped)
+                _wait(failures, problem, self.name, self._stopped)
 
     @property
     def answer(self) -> Answer:
-        """What the server said of the file at the first request."""
+        """What the server stated about the file in its first answer."""
         if self._answer is None:
             raise ValueError(f"{self.name}: nothing was read yet")
         return self._answer
 
     def _request(self, begin: int, end: int, whole: bool) -> Iterator[bytes]:
-        """One request; raises Passing where another may do better."""
+        """One request; a TransientError if another may succeed."""
         direct = self._direct
+        # Another server than the one that was named is not sent the token.
+        is_same = direct is None or urlsplit(self._url)[:2] == urlsplit(direct)[:2]
         headers = {
-            **(self._headers if direct is None else _for_another(self._headers, self._url, direct)),
+            **{k: v for k, v in self._headers.items() if is_same or k.lower() != "authorization"},
             "Range": f"bytes={begin}-{end - 1}",
             "Accept-Encoding": "identity",
         }
-        with opened(direct or self._url, headers, self.name) as response:
+        with _opened(direct or self._url, headers, self.name) as response:
             status = response.status_code
-            if direct is not None and status >= 400 and not _passes(status):
-                raise Passing("the address that the server redirected to has expired", 0)
+            if direct is not None and status >= 400 and not _is_transient(status):
+                raise TransientError("the address that the server redirected to has expired", 0)
             length = self._check(response, begin, end, whole)
             if response.history:
                 self._direct = str(response.url)
             yield from _body(response, length, self.name)
 
     def _check(self, response: Any, begin: int, end: int, whole: bool) -> int:
-        """Whether an answer is the one that was asked for; how many bytes it should have."""
-        raise_for_status(response, self.name)
-        check_encoding(response, self.name)
-        answer, first, last = self._said(response, begin, end)
+        """Checks that an answer is the range asked for; returns its number of bytes."""
+        _check_response(response, self.name)
+        answer, first, last = self._stated(response, begin, end)
         if answer.commit and self._commit and answer.commit != self._commit:
             raise ProbexError(
-                f"{self.name}: the server sends it as of another commit, {answer.commit[:64]!r}"
+                f"{self.name}: the server sends it from another commit, {answer.commit[:64]!r}"
             )
         with self._lock:
             known = self._answer = self._answer or answer
@@ -174,21 +175,21 @@ class Url:
             )
         return last - first
 
-    def _said(self, response: Any, begin: int, end: int) -> tuple[Answer, int, int]:
+    def _stated(self, response: Any, begin: int, end: int) -> tuple[Answer, int, int]:
+        """What a response states about the file, and the range that it holds."""
         headers = response.headers
-        linked = next(
-            (h for r in (*response.history, response) if (h := r.headers.get("x-linked-etag"))), ""
-        )
-        commit = next(
-            (h for r in (*response.history, response) if (h := r.headers.get("x-repo-commit"))), ""
-        )
-        # A weak one does not promise the same bytes.
+
+        def of_the_hub(name: str) -> str:  # the hub states it before it redirects
+            found = (r.headers.get(name) for r in (*response.history, response))
+            return next(filter(None, found), "")
+
+        linked, commit = of_the_hub("x-linked-etag"), of_the_hub("x-repo-commit")
         etag = headers.get("etag", "")
-        etag = "" if etag.startswith("W/") else etag.strip('"')
-        # Other servers than the hub mean something else by their ETags.
+        etag = "" if etag.startswith("W/") else etag.strip('"')  # a weak one allows other bytes
+        # On other servers than the hub, an ETag is no hash of the content.
         content = (linked or (etag if commit else "")).removeprefix("W/").strip('"')
         if response.status_code == 200:
-            # A server may send a small file whole.
+            # Some servers send a small file whole.
             length = headers.get("content-length", "")
             if begin or not _LENGTH.fullmatch(length) or int(length) > end:
                 raise ProbexError(
@@ -207,24 +208,22 @@ class Url:
         return Answer(size, etag, content, commit), first, last + 1
 
 
-def wait(
-    failures: int, problem: Passing, name: str, stopped: threading.Event | None = None
-) -> None:
-    """Waits before the next try, longer each time; a ProbexError where there were too many."""
+def _wait(failures: int, problem: TransientError, name: str, stopped: threading.Event) -> None:
+    """Waits before the next try, longer each time; a ProbexError after too many."""
     if failures >= ATTEMPTS:
         raise ProbexError(f"{name}: {problem}; tried many times, try again later") from problem
     wait_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (failures - 1)) * random.uniform(0.5, 1)
     if problem.wait_s is not None:
-        # What the server asks for, but it may not be asked again and again without a pause.
+        # As the server asks, but not again and again without a pause.
         least_s = wait_s if failures > _TRIES_AT_ONCE else 0.0
         wait_s = max(least_s, min(problem.wait_s, _LONGEST_RETRY_AFTER_S))
     if _pause(wait_s, stopped):
         raise ProbexError(f"{name}: interrupted")
 
 
-def _pause(wait_s: float, stopped: threading.Event | None) -> bool:
-    """Waits, and says whether that was cut short."""
-    return (stopped or threading.Event()).wait(wait_s)
+def _pause(wait_s: float, stopped: threading.Event) -> bool:
+    """Waits; returns whether `stopped` cut the wait short."""
+    return stopped.wait(wait_s)
 
 
 def json_body(
@@ -235,22 +234,20 @@ def json_body(
     stopped: threading.Event | None = None,
     **limits: int,
 ) -> dict[str, Any]:
-    """The JSON object that an answer is; one of more than `limit` bytes is a ProbexError."""
+    """Requests a JSON object; an answer of more than `limit` bytes is a ProbexError."""
+    stopped = stopped or threading.Event()
     headers = {**headers, "Accept-Encoding": "identity"}
     failures = 0
     while True:
         try:
-            with opened(url, headers, name) as response:
-                raise_for_status(response, name)
-                check_encoding(response, name)
+            with _opened(url, headers, name) as response:
+                _check_response(response, name)
                 if response.status_code != 200:
-                    raise ProbexError(
-                        f"{name}: the server answers with HTTP {response.status_code}"
-                    )
-                return _json(_small(response, name, limit, stopped), name, limits)
-        except Passing as problem:
+                    raise ProbexError(f"{name}: the server answers HTTP {response.status_code}")
+                return _json(_small_body(response, name, limit, stopped), name, limits)
+        except TransientError as problem:
             failures += problem.tries
-            wait(failures, problem, name, stopped)
+            _wait(failures, problem, name, stopped)
 
 
 def _json(body: bytes, name: str, limits: Mapping[str, int]) -> dict[str, Any]:
@@ -261,14 +258,14 @@ def _json(body: bytes, name: str, limits: Mapping[str, int]) -> dict[str, Any]:
         if isinstance(cause, json.JSONDecodeError) and (
             cause.pos >= len(cause.doc.rstrip()) or cause.msg.startswith("Unterminated string")
         ):
-            raise Passing("the answer breaks off", tries=2) from error
+            raise TransientError("the answer breaks off", tries=2) from error
         raise
 
 
 @contextmanager
-def opened(url: str, headers: Mapping[str, str], name: str) -> Iterator[Any]:
-    """A request whose body is still to be read; raises Passing where there is no connection."""
-    session, errors = _client(name)
+def _opened(url: str, headers: Mapping[str, str], name: str) -> Iterator[Any]:
+    """A response with its body still unread; a TransientError if there is no connection."""
+    session, errors = http_session(name)
     history: list[Any] = []
     try:
         request = session.build_request("GET", url, headers=dict(headers), timeout=_TIMEOUT_S)
@@ -276,10 +273,10 @@ def opened(url: str, headers: Mapping[str, str], name: str) -> Iterator[Any]:
             first, now = (history[0] if history else request).url.scheme, request.url.scheme
             if now != "https" and (first, now) != ("http", "http"):
                 raise ProbexError(f"{name}: the server redirects from {first} to {now[:20]}")
-            if len(history) > _REDIRECTS:
-                raise ProbexError(f"{name}: the server redirects more than {_REDIRECTS} times")
-            # Not by the session, which would read the body of each redirect, of any length. A short
-            # one is read, so that its connection is of use again.
+            if len(history) > _MAX_REDIRECTS:
+                raise ProbexError(f"{name}: the server redirects more than {_MAX_REDIRECTS} times")
+            # The session would read the body of each redirect, however long. A short one is read,
+            # so that its connection can be used again.
             with closing(session.send(request, stream=True, follow_redirects=False)) as response:
                 request = response.next_request
                 if request is None:
@@ -288,22 +285,19 @@ def opened(url: str, headers: Mapping[str, str], name: str) -> Iterator[Any]:
                 elif len(response.headers.get("content-length", "many")) < 4:
                     list(islice(response.iter_raw(), 3))
             history.append(response)
-    except errors as error:
-        if type(error).__name__ == "InvalidURL":
+    except errors + (OSError,) as error:  # noqa: RUF005 - an OSError in offline mode
+        kind = type(error).__name__
+        if kind == "InvalidURL" or not isinstance(error, errors):
             raise ProbexError(f"{name}: {_reason(error)}") from error
-        tries = {"ConnectError": 2}.get(type(error).__name__, 1)
-        if "Timeout" in type(error).__name__:
-            tries = _TRIES_OF_A_SLOW_ONE
-        raise Passing(_reason(error), tries=tries) from error
-    except OSError as error:  # offline mode
-        raise ProbexError(f"{name}: {_reason(error)}") from error
+        tries = _TRIES_OF_A_SLOW_ONE if "Timeout" in kind else 2 if kind == "ConnectError" else 1
+        raise TransientError(_reason(error), tries=tries) from error
 
 
-def raise_for_status(response: Any, name: str) -> None:
-    """A ProbexError where the server refuses, Passing where it may not do so again."""
+def _check_response(response: Any, name: str) -> None:
+    """A ProbexError if the server refuses or compresses, a TransientError if it is overloaded."""
     status, phrase = response.status_code, response.reason_phrase[:80]
-    if _passes(status):
-        raise Passing(f"HTTP {status} {phrase}", _retry_after(response))
+    if _is_transient(status):
+        raise TransientError(f"HTTP {status} {phrase}", _retry_after(response))
     code = response.headers.get("x-error-code", "")[:40]
     said = f"(HTTP {status}, {code})" if code else f"(HTTP {status})"
     if code == "RevisionNotFound":
@@ -324,13 +318,11 @@ def raise_for_status(response: Any, name: str) -> None:
         raise ProbexError(f"{name}: has no such bytes (HTTP 416); is it empty?")
     if status >= 400:
         raise ProbexError(f"{name}: the server refuses (HTTP {status} {phrase})")
-
-
-def check_encoding(response: Any, name: str) -> None:
-    """A ProbexError where a body is compressed: it could be of any size."""
     encoding = response.headers.get("content-encoding", "identity")
     if encoding != "identity":
-        raise ProbexError(f"{name}: the server sends it as {encoding[:40]!r}, not as it is")
+        raise ProbexError(  # it could expand to any size
+            f"{name}: the server sends it as {encoding[:40]!r}, expected no encoding"
+        )
 
 
 class NotFound(ProbexError):
@@ -338,51 +330,37 @@ class NotFound(ProbexError):
 
 
 class Refused(ProbexError):
-    """The server does not say whether it has such a file."""
+    """The server does not tell whether it has such a file."""
 
 
-def _body(response: Any, length: int, name: str) -> Iterator[bytes]:
-    """The body, no more than announced, and not slower than for ever."""
-    deadline = time.monotonic() + _TIMEOUT_S + length / _SLOWEST_BYTES_A_SECOND
+def _body(response: Any, size: int, name: str, *, exact: bool = True) -> Iterator[bytes]:
+    """The body of a response: `size` bytes, or at most that many; not slower than the limit."""
+    deadline, missing = time.monotonic() + _TIMEOUT_S + size / _SLOWEST_BYTES_A_SECOND, size
     for piece in response.iter_raw():
-        if len(piece) > length:
-            raise ProbexError(f"{name}: the server sends more bytes than were asked for")
-        length -= len(piece)
+        missing -= len(piece)
+        if missing < 0:
+            raise ProbexError(f"{name}: the server sends more bytes than expected, {size}")
         yield piece
-        if time.monotonic() > deadline and length:
-            raise Passing("the server sends too slowly", tries=_TRIES_OF_A_SLOW_ONE)
-    if length:
-        raise Passing(f"the server broke off, {length} bytes are missing")
+        if time.monotonic() > deadline and missing:
+            raise TransientError("the server sends too slowly", tries=_TRIES_OF_A_SLOW_ONE)
+    if exact and missing:
+        raise TransientError(f"the server broke off, {missing} bytes are missing")
 
 
-def _small(response: Any, name: str, limit: int, stopped: threading.Event | None) -> bytes:
-    """All of a body, whether its length is announced or not."""
+def _small_body(response: Any, name: str, limit: int, stopped: threading.Event) -> bytes:
+    """A whole body of at most `limit` bytes, whether its length is announced or not."""
     length = response.headers.get("content-length", "")
-    announced = _LENGTH.fullmatch(length) and int(length) <= limit
+    exact = bool(_LENGTH.fullmatch(length)) and int(length) <= limit
     pieces = []
-    for piece in (
-        _body(response, int(length), name) if announced else _at_most(response, limit, name)
-    ):
-        if stopped is not None and stopped.is_set():
+    for piece in _body(response, int(length) if exact else limit, name, exact=exact):
+        if stopped.is_set():
             raise ProbexError(f"{name}: interrupted")
         pieces.append(piece)
     return b"".join(pieces)
 
 
-def _at_most(response: Any, limit: int, name: str) -> Iterator[bytes]:
-    """A body of unknown length, no more than a limit, and not slower than for ever."""
-    deadline = time.monotonic() + _TIMEOUT_S + limit / _SLOWEST_BYTES_A_SECOND
-    for piece in response.iter_raw():
-        limit -= len(piece)
-        if limit < 0:
-            raise ProbexError(f"{name}: the answer is too long")
-        yield piece
-        if time.monotonic() > deadline:
-            raise Passing("the server sends too slowly", tries=_TRIES_OF_A_SLOW_ONE)
-
-
-def _passes(status: int) -> bool:
-    return status in _PASSING or status >= 500
+def _is_transient(status: int) -> bool:
+    return status in _TRANSIENT or status >= 500
 
 
 def _retry_after(response: Any) -> float | None:
@@ -395,19 +373,12 @@ def _retry_after(response: Any) -> float | None:
         return None
 
 
-def _for_another(headers: Mapping[str, str], url: str, direct: str) -> dict[str, str]:
-    """Headers for where a server redirected to: another server is not told the token."""
-    same = urlsplit(url)[:2] == urlsplit(direct)[:2]
-    return {k: text for k, text in headers.items() if same or k.lower() != "authorization"}
+def http_session(name: str) -> tuple[Any, tuple[type[Exception], ...]]:
+    """huggingface_hub's session, and what it raises where there is no answer.
 
-
-def require_client(name: str) -> None:
-    """A ProbexError where the hub's client is not installed."""
-    _client(name)
-
-
-def _client(name: str) -> tuple[Any, tuple[type[Exception], ...]]:
-    """The session of the hub's client, and what it raises when there is no answer."""
+    Raises:
+      ProbexError: if huggingface_hub is not installed.
+    """
     try:
         from huggingface_hub.errors import HfHubHTTPError
         from huggingface_hub.utils import get_session
@@ -415,7 +386,7 @@ def _client(name: str) -> tuple[Any, tuple[type[Exception], ...]]:
         raise ProbexError(
             f"{name}: reading from a server needs huggingface_hub: pip install probex_jax[hub]"
         ) from None
-    # Of the HTTP library that this version of the client is built on.
+    # From the HTTP library that this version of huggingface_hub uses.
     error = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
     library = sys.modules[error.__module__.partition(".")[0]]
     return get_session(), (error, library.InvalidURL)

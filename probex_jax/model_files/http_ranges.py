@@ -1,4 +1,8 @@
-"""Byte ranges of a file on a server, several requests at once, and a cache of them by content."""
+"""Byte ranges of a file on a server: several requests at once, and a cache by content.
+
+fsspec merges the ranges; its own HTTP files neither compare ETags between requests nor keep ranges
+by the file's hash.
+"""
 
 import hashlib
 import os
@@ -15,18 +19,18 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors
-from probex_jax.model_files.http import Answer, Url
+from probex_jax.model_files.http import Answer, RemoteFile
 
-# The first request brings the header of most models; that of a ViT-Base is 25 KB long.
+# The first request covers the header of most models; that of a ViT-Base has 25 KB.
 FIRST_BYTES = 128 * 1024
-# Ranges this close are one request: a round trip costs more than the bytes between.
+# Ranges this close become one request: a round trip costs more than the bytes between.
 _GAP_BYTES = 64 * 1024
 _REQUEST_BYTES = 8 * 2**20
 _IN_FLIGHT = 8
 _CRC_BYTES = 4
-_KEPT = re.compile(r"([0-9]{1,18})-([0-9]{1,18})-([0-9]{1,18})")
+_CACHED = re.compile(r"([0-9]{1,18})-([0-9]{1,18})-([0-9]{1,18})")
 
-_Piece = tuple[int, np.ndarray]  # where in the file it begins, and its bytes
+_Piece = tuple[int, np.ndarray]  # its offset in the file, and its bytes
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,12 @@ class Remote:
     """How models on servers are read.
 
     Args:
-      cache: a folder in which the ranges that were read are kept, by the content of their files,
-        so that they are not read again; None for none.
-      on_bytes: called with the number of bytes that came from a server, in any thread.
-      listings: what the hub said of commits, so that it is asked once; shared by all that is opened
-        with this object.
-      stopped: once it is set, nothing is read any more: whoever waits for a server gives up.
+      cache: a folder that keeps the ranges read, by the content of their files, so that they are
+        not read again; None for no cache.
+      on_bytes: called with the number of bytes received, from any thread.
+      listings: the hub's file lists by commit, so that each is requested once; shared by all models
+        opened with this object.
+      stopped: once set, nothing more is read, and threads that wait for a server give up.
 
     Example:
       >>> Remote(cache=Path("ranges")).cache.name
@@ -53,38 +57,38 @@ class Remote:
 
 
 class HttpRanges:
-    """One file on a server. The same methods as `ByteRanges`, for as long as it is unchanged.
+    """One file on a server, with the methods of `ByteRanges`; an error once the file has changed.
 
     Args:
       url: the file.
       remote: how it is read.
-      content: what tells its content from any other's, where that is known before it is read.
-      size: of the file in bytes, where that is known.
+      content: what identifies the file's content, if known before it is read; or "".
+      size: of the file in bytes, if known.
     """
 
-    def __init__(self, url: Url, remote: Remote, content: str = "", size: int | None = None):
+    def __init__(self, url: RemoteFile, remote: Remote, content: str = "", size: int | None = None):
         self.name = url.name
         self._url, self._remote = url, remote
         self._lock = threading.Lock()
         self._held: list[_Piece] | None = []
-        self._cache = _Kept(remote.cache, content) if remote.cache and content else None
+        self._cache = _RangeCache(remote.cache, content) if remote.cache and content else None
         if size is None and self._cache is not None:
             size = self._cache.size()
         self._content, self.size = content, -1 if size is None else size
         beginning = (0, FIRST_BYTES if size is None else min(size, FIRST_BYTES))
-        self._hold(self._kept([beginning]))
+        self._hold(self._cached([beginning]))
         if _gaps(self._pieces(), [beginning]):
             self._hold([self._fetched(*beginning, whole=False)])
 
     def fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Reads ranges that `read` will be asked for, close ones in one request, many at once."""
+        """Fetches ranges that will be read: close ones in one request, several requests at once."""
         self._hold(self._missing(self._pieces(), list(ranges)))
 
     def read(self, begin: int, end: int) -> np.ndarray:
         """The bytes `begin:end` as a new array of uint8."""
         if not 0 <= begin <= end <= self.size:
             raise ProbexError(f"{self.name}: no bytes {begin} to {end} in {self.size}")
-        # Of this moment: what another thread forgets is not missing here.
+        # A copy: another thread may forget them.
         pieces = self._pieces()
         pieces += self._missing(pieces, [(begin, end)])
         data = self._empty(end - begin)
@@ -95,7 +99,7 @@ class HttpRanges:
         return data
 
     def forget(self) -> None:
-        """Drops from memory what was fetched, but for the beginning of the file."""
+        """Drops what was fetched from memory, except the beginning of the file."""
         with self._lock:
             self._held = self._held and [(at, piece) for at, piece in self._held if at == 0]
 
@@ -103,7 +107,7 @@ class HttpRanges:
         """Nothing to do: every answer was compared with the first."""
 
     def close(self) -> None:
-        """Drops what was fetched; nothing is read any more."""
+        """Drops what was fetched; reading is then an error."""
         with self._lock:
             self._held = None
 
@@ -119,20 +123,20 @@ class HttpRanges:
                 self._held += pieces
 
     def _missing(self, pieces: Sequence[_Piece], ranges: Sequence[tuple[int, int]]) -> list[_Piece]:
-        """What of some ranges is in no piece: from the cache, else from the server."""
-        kept = self._kept(_gaps(pieces, ranges))
-        missing = merged(_gaps([*pieces, *kept], ranges))
-        self._empty(sum(end - begin for begin, end in missing))  # before the first is asked for
+        """The parts of some ranges that are in no piece, from the cache or else the server."""
+        cached = self._cached(_gaps(pieces, ranges))
+        missing = merged(_gaps([*pieces, *cached], ranges))
+        self._empty(sum(end - begin for begin, end in missing))  # no memory: fail before requesting
         requests = [
             (begin, min(begin + _REQUEST_BYTES, end))
             for first, end in missing
             for begin in range(first, end, _REQUEST_BYTES)
         ]
         with ThreadPoolExecutor(_IN_FLIGHT) as pool:
-            return kept + list(pool.map(lambda request: self._fetched(*request), requests))
+            return cached + list(pool.map(lambda request: self._fetched(*request), requests))
 
     def _fetched(self, begin: int, end: int, whole: bool = True) -> _Piece:
-        """Requests one range, and keeps what comes."""
+        """Requests one range and caches it."""
         data = self._empty(end - begin)
         done = 0
         for piece in self._url.stream(begin, end, whole=whole):
@@ -152,7 +156,7 @@ class HttpRanges:
             raise ProbexError(f"{self.name}: no memory for {size} bytes of it") from error
 
     def _check(self, answer: Answer) -> None:
-        """What the server says of the file must be what the hub's list says."""
+        """Checks that the server and the hub's list agree about the file."""
         if self.size < 0:
             self.size = answer.size
         if answer.size != self.size:
@@ -164,17 +168,17 @@ class HttpRanges:
             )
         if self._cache is None and self._remote.cache is not None and answer.etag:
             content = f"{self.name} {answer.etag} {answer.size}"
-            self._cache = _Kept(self._remote.cache, content)
+            self._cache = _RangeCache(self._remote.cache, content)
 
-    def _kept(self, ranges: Iterable[tuple[int, int]]) -> list[_Piece]:
-        """What the cache has of some ranges."""
+    def _cached(self, ranges: Iterable[tuple[int, int]]) -> list[_Piece]:
+        """The parts of some ranges that are cached."""
         if self._cache is None:
             return []
-        return [kept for begin, end in ranges for kept in self._cache.get(begin, end)]
+        return [piece for begin, end in ranges for piece in self._cache.get(begin, end)]
 
 
 def _gaps(pieces: Iterable[_Piece], ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """What of some ranges is in no piece."""
+    """The parts of some ranges that are in no piece."""
     there = sorted((at, at + len(piece)) for at, piece in pieces)
     gaps = []
     for begin, end in ranges:
@@ -189,7 +193,7 @@ def _gaps(pieces: Iterable[_Piece], ranges: Iterable[tuple[int, int]]) -> list[t
 
 
 def merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ranges that lie close together as one, sorted.
+    """Sorted ranges, those that lie close together merged.
 
     Example:
       >>> merged([(900_000, 900_010), (100, 200), (200, 300), (5_000, 5_001)])
@@ -202,8 +206,8 @@ def merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return list(zip(begins, ends, strict=True))
 
 
-def write_kept(path: Path, *parts: bytes | memoryview) -> None:
-    """Writes a file of the cache whole or not at all, whoever else writes it at the same time."""
+def write_cached(path: Path, *parts: bytes | memoryview) -> None:
+    """Writes a cache file whole or not at all, even if others write it at the same time."""
     partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -212,8 +216,8 @@ def write_kept(path: Path, *parts: bytes | memoryview) -> None:
         partial.replace(path)
 
 
-class _Kept:
-    """Ranges of one file in a folder, each a file `BEGIN-END-SIZE` with its checksum at the end."""
+class _RangeCache:
+    """Cached ranges of one file: a folder of files `BEGIN-END-SIZE` that end with a checksum."""
 
     def __init__(self, cache: Path, content: str):
         self._folder = cache / hashlib.sha256(content.encode()).hexdigest()
@@ -221,18 +225,18 @@ class _Kept:
     def put(self, begin: int, data: np.ndarray, size: int) -> None:
         if not len(data):
             return
-        write_kept(self._folder / f"{begin}-{begin + len(data)}-{size}", data.data, _sum(data))
+        write_cached(self._folder / f"{begin}-{begin + len(data)}-{size}", data.data, _sum(data))
 
     def size(self) -> int | None:
-        """The size of the file, if anything of it is kept."""
-        names = (_KEPT.fullmatch(path.name) for path in self._files())
+        """The size of the file, if any of it is cached."""
+        names = (_CACHED.fullmatch(path.name) for path in self._files())
         return next((int(name[3]) for name in names if name), None)
 
     def get(self, begin: int, end: int) -> list[_Piece]:
-        """What is kept of a range; damaged files are thrown away."""
+        """The cached pieces of a range; damaged cache files are deleted."""
         found = []
         for path in self._files():
-            name = _KEPT.fullmatch(path.name)
+            name = _CACHED.fullmatch(path.name)
             if not name:
                 continue
             first, last, _ = map(int, name.groups())
@@ -251,7 +255,7 @@ class _Kept:
 
 
 def _checked(path: Path, size: int) -> np.ndarray | None:
-    """The content of a kept file; None where it is damaged, and then thrown away."""
+    """The content of a cache file; None if it is damaged, which deletes it."""
     with disk_errors(path):
         try:
             if path.stat().st_size == size + _CRC_BYTES:
@@ -260,7 +264,7 @@ def _checked(path: Path, size: int) -> np.ndarray | None:
                 if len(data) == size and _sum(data) == content[-_CRC_BYTES:]:
                     return data
             path.unlink()
-        except FileNotFoundError:  # another thread threw it away
+        except FileNotFoundError:  # another thread deleted it
             pass
     return None
 

@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files.http import NotFound, Refused, Url, json_body, require_client
-from probex_jax.model_files.http_ranges import HttpRanges, Remote, write_kept
+from probex_jax.model_files.http import NotFound, Refused, RemoteFile, http_session, json_body
+from probex_jax.model_files.http_ranges import HttpRanges, Remote, write_cached
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.locate import Location, located_in, refuse_other_formats
 from probex_jax.model_files.safetensors_header import MAX_INT
@@ -29,7 +29,7 @@ _PAGE = re.compile(
     r"(?:/(?:resolve|blob|tree|raw)/(?P<revision>refs/(?:pr|convert)/\w+|[^/]+)(?:/(?P<path>.+))?)?/?"
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_HASH = re.compile(r"[0-9a-f]{7,64}")  # other servers than the hub's may have shorter ones
+_HASH = re.compile(r"[0-9a-f]{7,64}")  # servers other than the hub may use short ones
 _MAX_LISTED = 200_000
 _MAX_LISTING_BYTES = 64 * 2**20
 _VALUES_A_FILE = 16
@@ -38,12 +38,12 @@ _MAX_HASH = 64
 
 @dataclass(frozen=True)
 class HubAddress:
-    """A place on the hub.
+    """A repository, file or folder on the hub.
 
     Args:
       id: "org/repo".
       revision: a branch, tag or commit; "" for the main branch.
-      path: of a file or folder in the repository; "" for the repository.
+      path: of a file or folder in the repository; "" for the repository itself.
       kind: "model" or "dataset".
     """
 
@@ -60,7 +60,7 @@ class HubAddress:
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file in a repository: its size in bytes and its hash, where the hub's list has them."""
+    """A file in a repository: its size in bytes and its hash, as far as the hub lists them."""
 
     size: int | None = None
     content: str = ""
@@ -71,9 +71,9 @@ class HubRepo:
     """A repository at one commit.
 
     Args:
-      id, kind: as of `HubAddress`.
-      commit: 40 hexadecimal digits; whatever is read is of this commit.
-      files: path in the repository to what the list says of it.
+      id, kind: as in `HubAddress`.
+      commit: 40 hexadecimal digits; everything is read at this commit.
+      files: path in the repository to its entry in the hub's list.
     """
 
     id: str
@@ -81,8 +81,8 @@ class HubRepo:
     commit: str
     files: Mapping[str, HubFile]
 
-    def url(self, path: str, stopped: threading.Event | None = None) -> Url:
-        """A file of the repository; the token goes with requests for it."""
+    def url(self, path: str, stopped: threading.Event | None = None) -> RemoteFile:
+        """A file of the repository, requested with the user's token."""
         name = str(HubAddress(self.id, self.commit[:12], path, self.kind))
         headers = _headers(name)
         from huggingface_hub import hf_hub_url
@@ -90,19 +90,19 @@ class HubRepo:
         address = hf_hub_url(
             self.id, path, repo_type=self.kind, revision=self.commit, endpoint=endpoint()
         )
-        return Url(address, name, headers, self.commit, stopped)
+        return RemoteFile(address, name, headers, self.commit, stopped)
 
     def open(self, path: str, remote: Remote) -> HttpRanges:
-        """A file of the repository, to be read by byte ranges."""
+        """Opens a file of the repository for reading byte ranges."""
         listed = self.files.get(path, HubFile())
         content = listed.content or f"{self.kind} {self.id} {self.commit} {path}"
         return HttpRanges(self.url(path, remote.stopped), remote, content, listed.size)
 
 
 def remote_url(path: str | os.PathLike[str]) -> str:
-    """The address that a path stands for, "" where it is a path on this machine.
+    """The address that a path stands for; "" for a path on this machine.
 
-    `pathlib.Path` makes one slash of two; this puts the second one back.
+    `pathlib.Path` turns two slashes into one; this restores the second.
 
     Example:
       >>> remote_url(Path("hf://org/repo")), remote_url("https://host/a.safetensors")
@@ -141,7 +141,7 @@ def hub_address(url: str) -> HubAddress | None:
     """Where on the hub a URL is, or None where it is somewhere else.
 
     Raises:
-      ProbexError: if it begins with hf:// and is no such address.
+      ProbexError: if it begins with hf:// and is not such an address.
 
     Example:
       >>> hub_address("hf://org/repo@v1/sub/a.safetensors")
@@ -178,12 +178,12 @@ def _split(url: str) -> SplitResult:
 
 
 def endpoint() -> str:
-    """The hub's address, without a slash at the end: that of HF_ENDPOINT, if it is set."""
+    """The hub's address without a final slash: HF_ENDPOINT if set."""
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
 def hub_repo(address: HubAddress, remote: Remote) -> HubRepo:
-    """Asks the hub for a repository's commit and files; once only of a commit, with a cache.
+    """Requests a repository's commit and files from the hub; with a cache, once per commit.
 
     Raises:
       ProbexError: if there is no such repository or revision, or the hub cannot be reached.
@@ -195,18 +195,18 @@ def hub_repo(address: HubAddress, remote: Remote) -> HubRepo:
         repo = HubRepo(address.id, address.kind, address.revision, known)
     else:
         repo = _asked(address, remote.stopped)
-        # Asked for a branch, the answer is good for its commit.
+        # The list of a branch holds for its commit.
         key, path = _listing(replace(address, revision=repo.commit), remote)
         if path is not None:
             listed = {name: [file.size, file.content] for name, file in repo.files.items()}
-            write_kept(path, json.dumps(listed).encode())
+            write_cached(path, json.dumps(listed).encode())
     if key:
         remote.listings[key] = repo
     return repo
 
 
 def _listing(address: HubAddress, remote: Remote) -> tuple[str, Path | None]:
-    """What a commit's list is known by, and its file in the cache; "" and None of a branch."""
+    """The key of a commit's list and its file in the cache; "" and None for a branch."""
     if not _COMMIT.fullmatch(address.revision):
         return "", None
     key = f"{endpoint()} {address.kind} {address.id} {address.revision}"
@@ -228,10 +228,10 @@ def _asked(address: HubAddress, stopped: threading.Event) -> HubRepo:
     except NotFound:
         if address.revision:
             raise
-        said = said_at(f"{url}?blobs=true")  # of servers that know no revisions
+        said = said_at(f"{url}?blobs=true")  # for servers without revisions
     commit, siblings = said.get("sha"), said.get("siblings")
     if not isinstance(commit, str) or not _HASH.fullmatch(commit):
-        raise ProbexError(f"{name}: the hub names no commit, but {quoted(commit)}")
+        raise ProbexError(f"{name}: expected a commit from the hub, got {quoted(commit)}")
     if _COMMIT.fullmatch(address.revision) and commit != address.revision:
         raise ProbexError(f"{name}: the hub answers with another commit, {commit}")
     if not isinstance(siblings, list) or len(siblings) > _MAX_LISTED:
@@ -242,7 +242,7 @@ def _asked(address: HubAddress, stopped: threading.Event) -> HubRepo:
 
 
 def _listed(sibling: Any, name: str) -> tuple[str, HubFile]:
-    """A file of the hub's list."""
+    """An entry of the hub's list."""
     file = sibling if isinstance(sibling, dict) else {}
     lfs = file.get("lfs")
     content = (isinstance(lfs, dict) and lfs.get("sha256")) or file.get("blobId") or ""
@@ -269,15 +269,15 @@ def _read_listing(path: Path) -> dict[str, HubFile] | None:
 
 
 def _headers(name: str) -> dict[str, str]:
-    """The user's token for the hub, if there is one."""
-    require_client(name)
+    """Request headers with the user's token for the hub, if there is one."""
+    http_session(name)
     from huggingface_hub.utils import build_hf_headers
 
     return build_hf_headers()
 
 
 class HubFolder:
-    """A folder of a repository on the hub, at one commit, as `locate` and `ModelFile` read it."""
+    """A folder of a repository on the hub, at one commit; a `locate.Folder`."""
 
     def __init__(self, repo: HubRepo, folder: str, remote: Remote):
         self._repo, self._folder, self._remote = repo, folder, remote
@@ -286,27 +286,27 @@ class HubFolder:
         return str(HubAddress(self._repo.id, self._repo.commit[:12], self._folder, self._repo.kind))
 
     def path_of(self, name: str) -> str:
-        """A file in it, for messages."""
+        """The path of a file in it, for messages."""
         return f"{self}/{name}"
 
     def names(self) -> list[str]:
-        """The files that lie in it."""
+        """Its files."""
         folder = f"{self._folder}/" if self._folder else ""
         inside = [p.removeprefix(folder) for p in self._repo.files if p.startswith(folder)]
         return sorted(name for name in inside if "/" not in name)
 
     def open(self, name: str) -> HttpRanges:
-        """A file in it, to be read by byte ranges."""
+        """Opens a file in it for reading byte ranges."""
         path = f"{self._folder}/{name}" if self._folder else name
         return self._repo.open(path, self._remote)
 
     def read_beside(self, name: str, limit: int) -> bytes | None:
-        """A small file in it, or None where there is none."""
+        """A small file in it, or None if there is none."""
         return None if name not in self.names() else read_whole(self.open(name), limit)
 
 
 class UrlFolder:
-    """What lies beside a file on any server; nothing lists it.
+    """The folder of a file on any server, which lists nothing; a `locate.Folder`.
 
     Args:
       url: of the file.
@@ -322,23 +322,23 @@ class UrlFolder:
         return self._shown
 
     def path_of(self, name: str) -> str:
-        """A file in it, for messages."""
+        """The path of a file in it, for messages."""
         return f"{self._shown}/{name}"
 
     def names(self) -> list[str]:
-        """Not known."""
+        """Unknown, so none."""
         return []
 
     def open(self, name: str) -> HttpRanges:
-        """A file in it, to be read by byte ranges."""
-        # What the user named is asked for as it was written, with its query.
+        """Opens a file in it for reading byte ranges."""
+        # The file that the user named is requested as it was written, with its query.
         url = self._url if name == self.named else f"{self._base}/{quote(name)}"
         return HttpRanges(
-            Url(url, self.path_of(quote(name)), stopped=self._remote.stopped), self._remote
+            RemoteFile(url, self.path_of(quote(name)), stopped=self._remote.stopped), self._remote
         )
 
     def read_beside(self, name: str, limit: int) -> bytes | None:
-        """A small file in it, or None where the server has none or does not say."""
+        """A small file in it, or None if the server has none or does not tell."""
         try:
             return read_whole(self.open(name), limit)
         except (NotFound, Refused):
@@ -346,7 +346,7 @@ class UrlFolder:
 
 
 def locate_remote(url: str, limits: Limits, remote: Remote) -> tuple[Location, str]:
-    """Finds the files of a model on a server, and its address with the commit for the revision.
+    """Finds the files of a model on a server, and its address with the commit as revision.
 
     Raises:
       ProbexError: if there is no model, or the server does not answer.
@@ -358,7 +358,7 @@ def locate_remote(url: str, limits: Limits, remote: Remote) -> tuple[Location, s
         return Location(folder, (folder.named,)), shown_url(url)
     repo = hub_repo(address, remote)
     where = str(HubAddress(repo.id, repo.commit, address.path, repo.kind))
-    # A long list may not be whole: what looks like a file is asked for.
+    # The hub may cut a long list short: what looks like a file is requested anyway.
     if address.path in repo.files or address.path.endswith(".safetensors"):
         parent, _, name = address.path.rpartition("/")
         refuse_other_formats(name, where)
@@ -370,7 +370,7 @@ def locate_remote(url: str, limits: Limits, remote: Remote) -> tuple[Location, s
 
 
 def read_whole(file: HttpRanges, limit: int) -> bytes:
-    """The whole of a file that should be small; more than `limit` bytes are a ProbexError."""
+    """Reads a small file whole; more than `limit` bytes are a ProbexError."""
     if file.size > limit:
         raise ProbexError(f"{file.name}: {file.size} bytes, the limit is {limit}")
     return file.read(0, file.size).tobytes()

@@ -27,12 +27,12 @@ _SEPARATOR = re.compile(r",(?![^{(\[]*[})\]])")
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """What is known of a layer before its weights are read.
+    """What is known about a layer before its weights are read.
 
     Args:
       shape: (H, W) of the canonical matrix: outputs and inputs.
       dtype: the stored dtype's name in safetensors, one of F64, F32, F16, BF16, F8_E4M3,
-        F8_E5M2. Of the factor `up`, for a LoRA.
+        F8_E5M2; for a LoRA, that of the factor `up`.
       kind: "linear" ([out, in] as stored), "conv" (kernels [O, I, k...] as [O, I·k...]),
         "embedding" (positions [1, a, b] as [a, b]) or "lora" (factors of an update).
       rank: R of the factors of a LoRA; None for the others.
@@ -49,7 +49,7 @@ class LayerInfo:
 
 
 def as_layer(tensor: TensorInfo) -> LayerInfo | str:
-    """The layer that a tensor is, or the reason why it is none."""
+    """The layer that a tensor makes, or the reason why it makes none."""
     if tensor.dtype not in MATRIX_DTYPES:
         reason = _OTHER_DTYPES.get(tensor.dtype) or _OTHER_DTYPES.get(tensor.dtype[0])
         return reason or f"{tensor.dtype}, which is not read"
@@ -68,7 +68,7 @@ def as_layer(tensor: TensorInfo) -> LayerInfo | str:
 
 
 def reference_matrix(matrix: Any) -> Any:
-    """Matrices of a convolution as the reference implementation of ProbeX reads them.
+    """The matrices of a convolution as the reference implementation of ProbeX reads them.
 
     It re-reads the memory of a kernel [O, I, kh, kw] larger than 1x1 as [I·kh·kw, O], which is not
     the transpose of the canonical [O, I·kh·kw]: it mixes channels. Needed by experts that were
@@ -130,8 +130,8 @@ def select_layers(
 
 
 def no_such_layer(names: Sequence[str], wanted: str) -> ProbexError:
-    """The error for a name that no layer has, with what there is instead."""
-    # Names are data: difflib takes quadratic time, so only short ones, and not a million of them.
+    """The error for a name that no layer has; it names layers there are."""
+    # difflib takes quadratic time: no long names, and not a million of them.
     candidates = [name for name in names[:1000] if len(name) <= 200]
     close = difflib.get_close_matches(wanted, candidates, n=1) if len(wanted) <= 200 else []
     meant = f"did you mean {quoted(close[0])}? " if close else ""

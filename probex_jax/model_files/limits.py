@@ -1,20 +1,20 @@
-"""What one model's files may ask of memory and time before a byte of weights is read."""
+"""Limits on the memory and time that reading one model's headers may take."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How large the description of a model may be; more is a ProbexError.
+    """How large the headers of a model may be; more is a ProbexError.
 
-    Each holds for one model, all its shards together. A model that you trust may need more:
+    Each limit is for all shards of a model together. A model that you trust may need more:
     `open_model(path, limits=Limits(tensors=1_000_000))`.
 
     Args:
-      header_bytes: of all headers; the format itself allows 100,000,000 a file.
-      tensors: how many there may be.
-      depth: how deep headers, indexes and configs may be nested.
-      metadata_characters: of all keys and texts of the free metadata.
+      header_bytes: size of all headers; the format itself allows 100,000,000 per file.
+      tensors: number of tensors.
+      depth: nesting of headers, indexes and configs.
+      metadata_characters: characters in all keys and texts of the free metadata.
 
     Example:
       >>> Limits().header_bytes

@@ -1,4 +1,4 @@
-"""From a path to the safetensors files that make up a model: file, folder, shards, hub cache."""
+"""Finds the safetensors files of a model at a path: a file, a folder, shards, a hub cache."""
 
 import os
 import re
@@ -22,7 +22,7 @@ _MAX_REVISION_BYTES = 1024
 _MAX_SHARDS = 500  # each is an open file
 _VALUES_BESIDE_TENSORS = 10_000
 
-# What the hub's client calls the folder of a repository in its cache.
+# How the names of repositories' folders begin in the hub client's cache.
 _CACHED = ("models--", "datasets--")
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -31,7 +31,7 @@ _SHARD_OF_MANY = re.compile(r".*-\d+-of-0*(?!1\.)[1-9]\d*\.safetensors")
 
 
 class Bytes(Protocol):
-    """A file that is open for reading ranges of it."""
+    """A file that is open for reading byte ranges."""
 
     name: str
     size: int
@@ -40,10 +40,10 @@ class Bytes(Protocol):
         """The bytes `begin:end` as a new array of uint8."""
 
     def fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Says which ranges will be read, so that a server is asked for them together."""
+        """Announces ranges that will be read, so that few requests fetch them from a server."""
 
     def forget(self) -> None:
-        """Says that what was fetched has been read."""
+        """Announces that what was fetched has been read."""
 
     def check_unchanged(self) -> None:
         """Raises a ProbexError if the file was written to since it was opened."""
@@ -53,19 +53,19 @@ class Bytes(Protocol):
 
 
 class Folder(Protocol):
-    """Where the files of a model lie: on this machine or on a server."""
+    """The folder of a model's files, on this machine or on a server."""
 
     def path_of(self, name: str) -> str:
-        """A file in it, for messages."""
+        """The path of a file in it, for messages."""
 
     def names(self) -> list[str]:
-        """The files in it, as far as that is known."""
+        """The names of its files, as far as known."""
 
     def open(self, name: str) -> Bytes:
         """Opens a file in it, named as `names` does."""
 
     def read_beside(self, name: str, limit: int) -> bytes | None:
-        """A small file in it, or None where there is none."""
+        """A small file in it, or None if there is none."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class Location:
     """The files of one model.
 
     Args:
-      folder: where they and `config.json` lie.
+      folder: with the files and `config.json`.
       names: of the safetensors files, sorted.
-      weight_map: tensor name to file name, as the index of shards says; None without an index.
+      weight_map: tensor name to file name, from the index of shards; None without an index.
     """
 
     folder: Folder
@@ -88,9 +88,9 @@ class LocalFolder:
 
     Args:
       path: of the folder.
-      root: the model's own folder, without links; no link in it may lead out of it. In a hub cache
-        it is the `models--…` one, whose `blobs/` hold the files.
-      named: a file that the user named, which may be a link to anywhere.
+      root: the model's own folder, a real path; links in it must not lead out of it. In a hub
+        cache, the `models--…` folder, whose `blobs/` holds the files.
+      named: the file that the user named, if any: it may be a link to anywhere.
     """
 
     def __init__(self, path: Path, root: Path, named: str = ""):
@@ -100,11 +100,11 @@ class LocalFolder:
         return str(self.path)
 
     def path_of(self, name: str) -> str:
-        """A file in it, for messages."""
+        """The path of a file in it, for messages."""
         return str(self.path / name)
 
     def names(self) -> list[str]:
-        """All that is in it, sorted; a dangling link counts: the error then says where it leads."""
+        """All names in it, sorted; with dangling links, whose error tells where they lead."""
         return sorted(os.listdir(self.path))
 
     def open(self, name: str) -> ByteRanges:
@@ -113,7 +113,7 @@ class LocalFolder:
         return ByteRanges(path if name == self._named else _file(path, self._root))
 
     def read_beside(self, name: str, limit: int) -> bytes | None:
-        """A small file in it, or None where there is none."""
+        """A small file in it, or None if there is none."""
         path = self.path / name
         if not os.path.lexists(path):
             return None
@@ -123,13 +123,13 @@ class LocalFolder:
 
 
 def locate(path: Path, limits: Limits = _DEFAULT) -> Location:
-    """Finds the files of a model; raises a ProbexError that says what was looked for.
+    """Finds the files of a model; raises a ProbexError that says what was expected.
 
-    What the user named is followed, wherever it leads; links that lie in the model's folder are
-    followed within the folder's root.
+    A link that the user named is followed wherever it leads; links inside the model's folder are
+    followed only within its root.
     """
     if path.is_dir():
-        # A folder that holds snapshots is a model's own, whatever it is called.
+        # A folder with snapshots is a model's own, whatever its name.
         return located_in(LocalFolder(_snapshot(path), _own_folder(path)), limits)
     _check_there(path)
     refuse_other_formats(path.name, str(path))
@@ -137,13 +137,13 @@ def locate(path: Path, limits: Limits = _DEFAULT) -> Location:
 
 
 def local_files(path: Path) -> tuple[Path, ...]:
-    """The safetensors files of the model at a path on this machine; a ProbexError as `locate`."""
+    """The safetensors files of the model at a path on this machine; errors as `locate`."""
     location = locate(path)
     return tuple(Path(location.folder.path_of(name)) for name in location.names)
 
 
 def located_in(folder: Folder, limits: Limits) -> Location:
-    """Finds the files of the model that a folder holds."""
+    """Finds the files of the model in a folder."""
     names = folder.names()
     if SINGLE in names:
         return Location(folder, (SINGLE,))
@@ -166,7 +166,7 @@ def located_in(folder: Folder, limits: Limits) -> Location:
 
 
 def check_inside(path: Path, root: Path, whose: str = "model") -> None:
-    """Raises a ProbexError if a path is or goes through a link that leads out of `root`."""
+    """Raises a ProbexError if a path leads out of `root` through a link."""
     real = _real(path)
     if not real.is_relative_to(root):
         raise ProbexError(
@@ -176,12 +176,12 @@ def check_inside(path: Path, root: Path, whose: str = "model") -> None:
 
 
 def read_inside(path: Path, limit: int, whose: str = "model") -> bytes:
-    """Reads a small file in a folder of a stranger's, unless it is a link that leads out of it.
+    """Reads a small file in a stranger's folder, unless it is a link that leads out of it.
 
     Args:
       path: of the file.
       limit: of its size in bytes.
-      whose: folder it is, for the error.
+      whose: what the folder belongs to, for the error.
 
     Raises:
       ProbexError: if it is such a link, is larger or cannot be read.
@@ -191,7 +191,7 @@ def read_inside(path: Path, limit: int, whose: str = "model") -> bytes:
 
 
 def _own_folder(folder: Path) -> Path:
-    """The real folder, or the `models--…` folder that it is a snapshot in."""
+    """The real folder, or the `models--…` folder of which it is a snapshot."""
     real = _real(folder)
     for above in real.parents if "snapshots" in real.parts else ():
         if above.name == "snapshots" and above.parent.name.startswith(_CACHED):
@@ -200,7 +200,7 @@ def _own_folder(folder: Path) -> Path:
 
 
 def _real(path: Path) -> Path:
-    return Path(os.path.realpath(path))  # unlike Path.resolve, no error for links in a circle
+    return Path(os.path.realpath(path))  # unlike Path.resolve, no error for circular links
 
 
 def _check_there(path: Path) -> None:
@@ -210,7 +210,7 @@ def _check_there(path: Path) -> None:
 
 
 def refuse_other_formats(name: str, path: str) -> None:
-    """Raises a ProbexError with the way out if the name of a file is not of safetensors."""
+    """Raises a ProbexError with a way out unless the file name ends in .safetensors."""
     suffix = Path(name).suffix.lower()
     if suffix in _PICKLES:
         raise ProbexError(
@@ -245,9 +245,9 @@ def _snapshot(folder: Path) -> Path:
 
 
 def _file(path: Path, root: Path) -> Path:
-    """A file of weights that was found, not named by the user."""
+    """Checks a weight file that the user did not name."""
     if not path.name.isprintable():
-        raise ProbexError(f"{shown(path)}: the name of the file has characters that do not print")
+        raise ProbexError(f"{shown(path)}: the file name has unprintable characters")
     _check_there(path)
     check_inside(path, root)
     if path.is_dir():
@@ -267,7 +267,7 @@ def _shards(folder: Folder, limits: Limits) -> Location:
         )
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ProbexError(f"{index}: weight_map is missing or no object with tensors in it")
+        raise ProbexError(f"{index}: weight_map is missing, empty or no object")
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str):
             raise ProbexError(f"{index}: tensor {quoted(tensor)}: expected the name of a shard")

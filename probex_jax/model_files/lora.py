@@ -1,12 +1,12 @@
-"""LoRA updates: which tensors are the two factors of one layer.
+"""Pairs the two factors of LoRA updates.
 
-Three dialects are read; the update is scale · up @ down.
+Three dialects are read; an update is scale · up @ down.
 
     diffusers  <layer>.lora.up.weight, .lora.down.weight; <layer>.processor.to_q_lora.up.weight
     PEFT       base_model.model.<layer>.lora_B.weight, .lora_A.weight; or .lora_B.default.weight
     kohya      lora_unet_<layer>.lora_up.weight, .lora_down.weight, .alpha
 
-diffusers mixes its names with PEFT's. `lora_scales` tells the scale.
+diffusers mixes its names with PEFT's. The scale comes from `lora_scales`.
 """
 
 import math
@@ -20,14 +20,14 @@ from probex_jax.model_files.lora_names import canonical
 from probex_jax.model_files.safetensors_header import TensorInfo
 from probex_jax.model_files.untrusted_text import leads_out, quoted
 
-# The ending of a factor's name: which of the two it is, and in PEFT the adapter's name.
+# How a factor's name ends: which of the two it is, and in PEFT the adapter's name.
 _ENDINGS = (
     (re.compile(r"(.+)\.lora\.(up|down)\.weight"), "diffusers"),
     (re.compile(r"(.+)\.processor\.(to_(?:q|k|v|out))_lora\.(up|down)\.weight"), "diffusers"),
     (re.compile(r"(.+)\.lora_(A|B)(?:\.[^.]+)?\.weight"), "peft"),
     (re.compile(r"(.+)\.lora_(up|down)\.weight"), "kohya"),
 )
-# Of AdaLoRA, whose update has a diagonal between its factors.
+# AdaLoRA: its update has a diagonal matrix between the factors.
 _DIAGONAL = (".lora_E", ".lora_E.default")
 _UNKNOWN_MODULE = "a LoRA of no known module"
 _ALPHA = ".alpha"
@@ -40,9 +40,9 @@ class Factors:
 
     Args:
       up, down: names of its factors.
-      path: what stands before their endings.
+      path: their names without the endings.
       dialect: "diffusers", "peft" or "kohya".
-      alpha: name of the tensor that holds alpha; "" where there is none.
+      alpha: name of the tensor that holds alpha; "" if there is none.
     """
 
     up: str
@@ -62,14 +62,13 @@ def pair_factors(
       where: the file's name, for errors.
 
     Returns:
-      The layer's canonical name (`lora_names.canonical`) to its tensors; and the names of tensors
-      of adapters that are not read, to the reason.
+      Canonical name of each layer (`lora_names.canonical`) to its tensors; and name of each adapter
+      tensor that is not read, to the reason.
 
     Raises:
-      ProbexError: if a factor is without the other, or two pairs are of one layer.
+      ProbexError: if a factor lacks the other, or a layer has two pairs.
     """
     halves: dict[tuple[str, str], dict[str, str]] = {}
-    # Of three factors: two beside the kernel's own axes.
     unread = dict.fromkeys(_of_three(tensors), "of an adapter that is no LoRA of two factors")
     for name in (each for each in tensors if each not in unread):
         found = _half(name)
@@ -107,20 +106,20 @@ def pair_factors(
 
 
 def _of_three(tensors: Mapping[str, TensorInfo]) -> list[str]:
-    """The tensors of updates with a third factor in the middle, as LyCORIS has of kernels."""
+    """The tensors of updates with a third factor in the middle, as LyCORIS writes for kernels."""
     paths = [name.removesuffix(_MIDDLE) for name in tensors if name.endswith(_MIDDLE)]
     names = (path + end for path in paths for end in (*_BESIDE_MIDDLE, _MIDDLE, _ALPHA))
     return [name for name in names if name in tensors]
 
 
 def _half(name: str) -> tuple[str, str, str] | None:
-    """The path of the layer that a tensor is a factor of, which one, and in which dialect."""
+    """The layer's path, which factor a tensor is, and the dialect; None for other tensors."""
     for ending, dialect in _ENDINGS:
         match = ending.fullmatch(name)
         if match is None:
             continue
         path, *module, half = match.groups()
-        if module:  # of attention processors, as diffusers wrote them first
+        if module:  # attention processors, in diffusers' first format
             path += f".{module[0]}" + (".0" if module[0] == "to_out" else "")
         return path, {"A": "down", "B": "up"}.get(half, half), dialect
     return None
@@ -129,7 +128,7 @@ def _half(name: str) -> tuple[str, str, str] | None:
 def as_lora(layer: str, up: TensorInfo, down: TensorInfo, where: str) -> LayerInfo | str:
     """The layer that two factors make, or the reason why they are not read.
 
-    Of a convolution `down` is [R, I, k...] and `up` [O, R, 1...]; its matrix is [O, I·k...].
+    For a convolution, `down` is [R, I, k...], `up` is [O, R, 1...] and the matrix is [O, I·k...].
 
     Raises:
       ProbexError: if the ranks of the factors disagree.

@@ -1,14 +1,13 @@
-"""One name for a LoRA's layer, whichever scripts wrote the file: that of diffusers.
+"""Translates the layer names of all LoRA dialects into those of diffusers.
 
-diffusers: the module's path in the pipeline, `unet.down_blocks.0.…to_q`. PEFT: the module's path in
-the one model that was adapted, after `base_model.model.`. kohya: `lora_unet_` or `lora_te_` and the
-path with underscores for dots, which is taken apart by the names that modules of diffusers and
-transformers have.
+diffusers writes a module's path in the pipeline, `unet.down_blocks.0.…to_q`. PEFT writes its path
+in the one adapted model, after `base_model.model.`. kohya writes `lora_unet_` or `lora_te_` and the
+path with underscores for dots; the known names of modules tell which underscores were dots.
 """
 
 import re
 
-# Where a path without a prefix belongs, by the module that it begins with.
+# The part of a pipeline that a path without a prefix belongs to, by its first module.
 _PARTS = {
     "unet": re.compile(
         r"(?:down_blocks|mid_block|up_blocks|input_blocks|middle_block|output_blocks|"
@@ -26,7 +25,7 @@ _KOHYA = {
     "lora_transformer_": "transformer.",
 }
 
-# Names of modules: with an underscore in them, and without.
+# Names of modules in diffusers and transformers: with underscores, and without.
 _LONG = """
     add_embedding add_k_proj add_q_proj add_v_proj conv_in conv_norm_out conv_out conv_shortcut
     down_blocks emb_layers ff_context in_layers input_blocks k_proj linear_1 linear_2 mid_block
@@ -39,17 +38,17 @@ _SHORT = """
     attentions attn attn1 attn2 conv conv1 conv2 downsamplers emb encoder fc1 fc2 ff layers linear
     mlp net norm op proj resnets upsamplers
 """
-# The longest that fits is taken: `to_k_ip` is not `to_k`.
+# The longest match counts: `to_k_ip` is not `to_k`.
 _NAMES = "|".join(sorted([*_LONG.split(), *_SHORT.split()], key=len, reverse=True))
 _MODULE = re.compile(rf"({_NAMES}|[0-9]+)(?:_|\Z)")
 _MAX_CHARACTERS = 200
 
 
 def canonical(path: str) -> str | None:
-    """diffusers' name of the layer that a path in any of the dialects means; None for no known one.
+    """diffusers' name of the layer at a path in any dialect; None for an unknown one.
 
     Args:
-      path: what stands before the ending of a factor.
+      path: name of a factor without its ending.
 
     Example:
       >>> canonical("base_model.model.mid_block.attentions.0.proj_in")
@@ -71,7 +70,7 @@ def canonical(path: str) -> str | None:
 
 
 def _dotted(text: str) -> str | None:
-    """Underscores that separate modules as dots; None where a part is no known module."""
+    """The path with dots between its modules; None if one of them is unknown."""
     if len(text) > _MAX_CHARACTERS:
         return None
     parts, at = [], 0

@@ -1,8 +1,8 @@
-"""What LoRA updates are multiplied by.
+"""The scales of LoRA updates.
 
-The scale is alpha / R. kohya keeps alpha in a tensor beside the factors; PEFT in
-adapter_config.json, and divides by the root of R where `use_rslora` says so; diffusers may keep
-PEFT's fields in the header. Where nothing says alpha, the scale is 1.
+The scale is alpha / R. kohya keeps alpha in a tensor beside the factors. PEFT keeps it in
+adapter_config.json, and divides by the root of R if `use_rslora` is set. diffusers may keep PEFT's
+fields in the header. Where nothing states alpha, the scale is 1.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files.lora import Factors
+from probex_jax.model_files.contents import Contents
+from probex_jax.model_files.files_beside import FilesBeside
+from probex_jax.model_files.stored_tensors import StoredTensors
 from probex_jax.model_files.untrusted_text import json_object, quoted
 
 T = TypeVar("T")
 
-if TYPE_CHECKING:
-    from probex_jax.model_files.model_file import ModelFile
-
 _MAX_ALPHA = 1e6
-# Metadata of diffusers: fields of PEFT's config, each after the part of the pipeline that it is of.
+# diffusers' metadata: fields of PEFT's config, each prefixed with its part of the pipeline.
 _PEFT = "adapter_config.json"
 _METADATA = "lora_adapter_metadata"
 _MAX_PATTERN = 200
@@ -33,35 +32,44 @@ _ROOT = "base_model.model."
 
 
 class Scales:
-    """Of the LoRA layers of an open model; its configs are parsed once, damaged ones, too.
+    """The scales of the LoRA layers of an open model; each config is parsed at most once.
 
     Args:
-      model: the model.
-      factors: its LoRA layers.
-      depth: how deep a config may be nested.
+      contents: the model's layers.
+      tensors: its tensors, among them kohya's alphas.
+      beside: the files beside it, among them PEFT's config.
+      metadata: of its header.
+      where: the model's name, for errors.
     """
 
-    def __init__(self, model: ModelFile, factors: Mapping[str, Factors], depth: int):
-        self._model, self._factors, self._depth = model, factors, depth
+    def __init__(
+        self,
+        contents: Contents,
+        tensors: StoredTensors,
+        beside: FilesBeside,
+        metadata: Mapping[str, str],
+        where: str,
+    ):
+        self._contents, self._tensors, self._beside = contents, tensors, beside
+        self._metadata, self._where = metadata, where
         self._known: dict[str, float | None] = {}
 
     def of(self, layer: str) -> float | None:
-        """What the update of a layer is multiplied by; None where nothing says.
+        """The scale of a layer's update; None where nothing states it.
 
         Raises:
-          ProbexError: if what is said is no number, or the config that says it is damaged.
+          ProbexError: if what is stated is no number, or the config is damaged.
         """
         if layer not in self._known:
-            pair, rank = self._factors[layer], self._model.layers[layer].rank
+            pair, rank = self._contents.factors[layer], self._contents.layers[layer].rank
             assert rank is not None
-            alpha = self._model.number(pair.alpha) if pair.alpha else None
+            alpha = self._tensors.number(pair.alpha) if pair.alpha else None
             stated = self._stated(layer.partition(".")[0], pair.dialect)
-            where = str(self._model.path)
-            self._known[layer] = scale(layer, pair.path, rank, alpha, stated, where)
+            self._known[layer] = scale(layer, pair.path, rank, alpha, stated, self._where)
         return self._known[layer]
 
     def _stated(self, part: str, dialect: str) -> PeftScales:
-        """What PEFT, or diffusers in the header, says of the adapter of a part of a pipeline."""
+        """What PEFT, or diffusers in the header, states for one part of a pipeline."""
         if dialect == "kohya":
             return PeftScales()
         if dialect == "peft" and (beside := _or_raise(self._in_its_folder)) is not None:
@@ -71,19 +79,19 @@ class Scales:
     @cached_property
     def _in_its_folder(self) -> PeftScales | ProbexError | None:
         try:
-            config = self._model.beside(_PEFT)
-            return peft_scales(config, self._model.path_beside(_PEFT)) if config else None
+            config = self._beside.json(_PEFT)
+            return peft_scales(config, self._beside.path(_PEFT)) if config else None
         except ProbexError as error:
             return error
 
     @cached_property
     def _in_its_header(self) -> dict[str, PeftScales] | ProbexError:
-        """By the part of the pipeline that each field begins with."""
-        text = self._model.metadata.get(_METADATA, "{}").encode()
-        where = f"{self._model.path}: metadata {_METADATA}"
+        """The scales by part of the pipeline, with which each field's name begins."""
+        text = self._metadata.get(_METADATA, "{}").encode()
+        where = f"{self._where}: metadata {_METADATA}"
         parts: dict[str, dict[str, Any]] = {}
         try:
-            for key, value in json_object(text, where, depth=self._depth).items():
+            for key, value in json_object(text, where, depth=self._beside.depth).items():
                 part, _, name = key.partition(".")
                 parts.setdefault(part, {})[name] = value
             return {part: peft_scales(config, where) for part, config in parts.items()}
@@ -99,12 +107,12 @@ def _or_raise(found: T | ProbexError) -> T:
 
 @dataclass(frozen=True)
 class PeftScales:
-    """What PEFT's config of an adapter says of scales; as it stands there, checked where used.
+    """What an adapter's PEFT config states about scales, unchecked until it is used.
 
     Args:
-      alpha: of all layers but those of `patterns`; None where it says nothing.
-      patterns: name of a module, or the end of it, to its place in the file and its alpha; a whole
-        name after "^".
+      alpha: of all layers that match none of `patterns`; None where the config has none.
+      patterns: name of a module, or the end of one, to its position in the file and its alpha; a
+        whole name begins with "^".
       root: whether alpha is divided by the root of R.
     """
 
@@ -113,8 +121,8 @@ class PeftScales:
     root: bool = False
 
     def of(self, path: str) -> object:
-        """Alpha of a module; the first pattern that fits counts, as in PEFT."""
-        # Only ends that are short enough: a stranger's path may be a million dots.
+        """Alpha of a module; the first pattern that matches counts, as in PEFT."""
+        # Only ends of bounded length: a stranger's path may be a million dots.
         end = path[-_MAX_PATTERN - 1 :]
         ends = [end[dot.end() :] for dot in re.finditer(r"\.", end)]
         whole = (f"^{path}", f"^{path.removeprefix(_ROOT)}")
@@ -123,10 +131,10 @@ class PeftScales:
 
 
 def peft_scales(config: Mapping[str, Any], where: str) -> PeftScales:
-    """Reads PEFT's config of an adapter, from adapter_config.json or from a header.
+    """Reads the PEFT config of an adapter, from adapter_config.json or from a header.
 
     Raises:
-      ProbexError: if `alpha_pattern` is no object, or has a regular expression or a long name.
+      ProbexError: if `alpha_pattern` is no object, or holds a regular expression or a long name.
     """
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
@@ -147,14 +155,14 @@ def peft_scales(config: Mapping[str, Any], where: str) -> PeftScales:
 def scale(
     layer: str, path: str, rank: int, alpha: float | None, peft: PeftScales, where: str
 ) -> float | None:
-    """What an update is multiplied by; None where nothing says.
+    """The scale of an update; None where nothing states it.
 
     Args:
       layer: canonical name.
-      path: the layer's own name in the file, for the patterns of PEFT.
+      path: the layer's name in the file, which PEFT's patterns match.
       rank: R.
-      alpha: of a tensor beside the factors, where there is one.
-      peft: what the config of the adapter says; `PeftScales()` where nothing does.
+      alpha: from a tensor beside the factors, if there is one.
+      peft: what the adapter's config states; `PeftScales()` for nothing.
       where: the file's name, for errors.
 
     Raises:

@@ -12,6 +12,7 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.matrices import LowRank
 from probex_jax.model_files.contents import find_contents
+from probex_jax.model_files.files_beside import FilesBeside
 from probex_jax.model_files.finite import count_unfit, unfit
 from probex_jax.model_files.http_ranges import Remote
 from probex_jax.model_files.hub import locate_remote, remote_url
@@ -19,26 +20,24 @@ from probex_jax.model_files.layers import MATRIX_DTYPES, LayerInfo, no_such_laye
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.locate import Location, locate
 from probex_jax.model_files.lora_scales import Scales
-from probex_jax.model_files.plain import Plain
 from probex_jax.model_files.quantised import scaled
 from probex_jax.model_files.safetensors_header import TensorInfo
 from probex_jax.model_files.shards import Shard, merged_metadata, open_shards
 from probex_jax.model_files.stored_tensors import StoredTensors
-from probex_jax.model_files.untrusted_text import json_object, quoted
+from probex_jax.model_files.untrusted_text import quoted
 
 _DEFAULT_LIMITS = Limits()
-_MAX_CONFIG_BYTES = 16 * 1024 * 1024
 
 
 class ModelFile:
     """An open model; made by `open_model`, best used in a `with` statement.
 
     Attributes:
-      path: what was opened; of a server an address, whose revision is a commit.
-      layers: name to LayerInfo, the names sorted as text.
-      left_out: name of every tensor that is in no layer, to the reason why.
+      path: what was opened; on a server, the address with a commit as its revision.
+      layers: name to LayerInfo, sorted by name.
+      left_out: name of every tensor that is in no layer, to the reason.
       tensors: name of every tensor to its dtype and shape.
-      metadata: the free text in the header, key to value; merged over shards.
+      metadata: the header's free text, key to value, merged over shards.
 
     Example:
       >>> import tempfile, numpy as np
@@ -56,20 +55,19 @@ class ModelFile:
         self, path: Path | str, location: Location, shards: Sequence[Shard], limits: Limits
     ):
         self.path = path
-        self._folder, self._depth = location.folder, limits.depth
-        self._beside: dict[str, bytes | None] = {}
+        self._beside = FilesBeside(location.folder, limits.depth)
         self._stored = StoredTensors(location, shards)
         self.metadata: Mapping[str, str] = MappingProxyType(merged_metadata(shards))
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._stored.infos)
         self._contents = find_contents(self.tensors, str(path))
         self._factors, self._sources = self._contents.factors, self._contents.sources
-        self._scales = Scales(self, self._factors, limits.depth)
+        self._scales = Scales(self._contents, self._stored, self._beside, self.metadata, str(path))
         self.layers: Mapping[str, LayerInfo] = MappingProxyType(self._contents.layers)
         self.left_out: Mapping[str, str] = MappingProxyType(self._contents.left_out)
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The folder's `config.json`, or {} where there is none; read when first asked for.
+        """The folder's `config.json`, or {} if there is none; read when first asked for.
 
         Raises:
           ProbexError: if the file is over 16 MiB or is no JSON object.
@@ -77,7 +75,7 @@ class ModelFile:
         return self.beside("config.json")
 
     def beside(self, name: str) -> dict[str, Any]:
-        """A JSON file in the model's folder, or {} where there is none.
+        """A JSON file in the model's folder, or {} if there is none.
 
         Args:
           name: of the file, such as "adapter_config.json".
@@ -86,13 +84,10 @@ class ModelFile:
           ProbexError: if the file is over 16 MiB, is no JSON object or is a link that leads out of
             the model's own folder.
         """
-        data = self.bytes_beside(name, _MAX_CONFIG_BYTES)
-        if data is None:
-            return {}
-        return json_object(data, self.path_beside(name), depth=self._depth)
+        return self._beside.json(name)
 
     def bytes_beside(self, name: str, limit: int) -> bytes | None:
-        """A file in the model's folder, or None where there is none; read once.
+        """A file in the model's folder, or None if there is none; read at most once.
 
         Args:
           name: of the file, such as "README.md".
@@ -101,13 +96,7 @@ class ModelFile:
         Raises:
           ProbexError: as `beside`.
         """
-        if name not in self._beside:
-            self._beside[name] = self._folder.read_beside(name, limit)
-        return self._beside[name]
-
-    def path_beside(self, name: str) -> str:
-        """Where a file in the model's folder is, or would be; for messages."""
-        return self._folder.path_of(name)
+        return self._beside.bytes(name, limit)
 
     def factors(self, name: str) -> tuple[str, str]:
         """Names of the tensors `up` and `down` of a layer of kind "lora"."""
@@ -115,14 +104,14 @@ class ModelFile:
         return pair.up, pair.down
 
     def matrix(self, name: str) -> np.ndarray | LowRank:
-        """Reads one layer, and no other bytes of the file.
+        """Reads one layer and no other bytes of the file.
 
         Args:
           name: one of `layers`.
 
         Returns:
-          float32 [H, W], contiguous, the caller's own; of a LoRA the factors, as `LowRank` of such
-          arrays [H, R] and [R, W].
+          float32 [H, W], a contiguous array of the caller's own; for a LoRA the factors, as a
+          `LowRank` of such arrays [H, R] and [R, W].
 
         Raises:
           ProbexError: if there is no such layer, if values are NaN or infinite in float32, or if
@@ -142,7 +131,7 @@ class ModelFile:
         return self._dequantised(name, values.reshape(self.layers[name].shape))
 
     def matrices(self, names: Iterable[str]) -> dict[str, np.ndarray | LowRank]:
-        """Reads several layers; of a model on a server in few requests, several at a time.
+        """Reads several layers; from a server in few requests, several at a time.
 
         Args:
           names: of `layers`.
@@ -156,24 +145,11 @@ class ModelFile:
         return dict(self.each_matrix(names))
 
     def each_matrix(self, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray | LowRank]]:
-        """As `matrices`, one layer after the other: of a local file no two are in memory."""
+        """As `matrices`, one layer after the other; of a local file, one is in memory at a time."""
         names = list(names)
         with self._stored.fetched([tensor for name in names for tensor in self.tensors_of(name)]):
             for name in names:
                 yield name, self.matrix(name)
-
-    def plain(self) -> Plain | None:
-        """Where the layers lie that can be copied out as they are; None of files on a server.
-
-        Those that were written to just now do not count either: they may be again, unnoticed.
-        """
-        return self._stored.plain(
-            {
-                name: self._sources[name].tensor
-                for name, layer in self.layers.items()
-                if layer.dtype == "F32" and layer.rank is None and self._sources[name].is_plain
-            }
-        )
 
     def tensors_of(self, name: str) -> tuple[str, ...]:
         """Names of the tensors that a layer is read from.
@@ -190,13 +166,13 @@ class ModelFile:
         return (*self.factors(name), *([alpha] if alpha else []))
 
     def tensor(self, name: str) -> np.ndarray:
-        """Reads one tensor, whether it is a layer or not, and no other bytes of the file.
+        """Reads one tensor, layer or not, and no other bytes of the file.
 
         Args:
           name: one of `tensors`.
 
         Returns:
-          float32 in the shape that is stored, contiguous, the caller's own.
+          float32 in the stored shape, a contiguous array of the caller's own.
 
         Raises:
           ProbexError: if there is no such tensor, if its dtype is not read, or as `matrix`
@@ -208,14 +184,14 @@ class ModelFile:
         return self._stored.read(name)
 
     def rows(self, name: str, rows: Sequence[int]) -> np.ndarray:
-        """Reads some rows of one layer, and no other bytes of its tensor.
+        """Reads some rows of one layer and no other bytes of its tensor.
 
         Args:
           name: one of `layers`.
           rows: their numbers, from 0 to H - 1.
 
         Returns:
-          float32 [len(rows), W]; of a LoRA those of the update, multiplied out.
+          float32 [len(rows), W]; for a LoRA, rows of the update, multiplied out.
 
         Raises:
           ProbexError: as `matrix`.
@@ -228,7 +204,7 @@ class ModelFile:
             raise ValueError(f"{name}: rows {rows} of {height}")
         if name not in self._factors:
             source = self._sources[name]
-            if not source.is_plain:
+            if not source.is_as_stored:
                 matrix = self.matrix(name)
                 assert isinstance(matrix, np.ndarray)
                 return matrix[list(rows)]
@@ -244,7 +220,7 @@ class ModelFile:
 
     @cached_property
     def unscaled(self) -> tuple[str, ...]:
-        """LoRA layers of PEFT or kohya for which nothing says alpha: their scale is 1."""
+        """LoRA layers of PEFT or kohya for which nothing states alpha: their scale is 1."""
         names = (name for name, pair in self._factors.items() if pair.dialect != "diffusers")
         return tuple(
             name for name in names if name in self.layers and self._scales.of(name) is None
@@ -252,12 +228,12 @@ class ModelFile:
 
     @property
     def unread(self) -> Mapping[str, str]:
-        """Tensors of adapters that are in no layer, to the reason: unknown modules, other kinds."""
+        """Tensors of adapters that are in no layer, to the reason why."""
         return MappingProxyType(self._contents.unread)
 
     @property
     def without_layers(self) -> str:
-        """Why no tensor is read as a layer; "" where some are."""
+        """Why there are no layers; "" if there are."""
         if self.layers:
             return ""
         if self.unread:
@@ -265,16 +241,16 @@ class ModelFile:
         return f"it has no layer; of its first tensor: {next(iter(self.left_out.values()))}"
 
     def check_has_layers(self) -> None:
-        """Raises a ProbexError where no tensor is read as a layer."""
+        """Raises a ProbexError if there are no layers."""
         if self.without_layers:
             raise ProbexError(f"{self.path}: {self.without_layers}")
 
     @property
     def architecture_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shapes of the tensors that tell architectures apart, by names without wrappers.
+        """Shapes of the tensors that tell architectures apart, by name without wrappers.
 
-        Of the dtypes that are read and of one or more axes; factors of LoRAs and what is a
-        quantiser's own are none of them.
+        Tensors of the dtypes that are read, with one axis or more; without factors of LoRAs and a
+        quantiser's own tensors.
         """
         factors = {name for pair in self._factors.values() for name in (pair.up, pair.down)}
         return {
@@ -286,21 +262,13 @@ class ModelFile:
             and name not in self._contents.quantiser
         }
 
-    def number(self, name: str) -> float:
-        """Reads a tensor of one number, which may be a whole one, as some write alpha.
-
-        Raises:
-          ProbexError: as `tensor`, or if it has more or fewer numbers.
-        """
-        return self._stored.number(name)
-
     def _scaled(self, name: str, up: np.ndarray) -> np.ndarray:
-        """A factor times the scale of its update."""
+        """The factor `up`, times the update's scale."""
         factor = self._scales.of(name)
         return up if factor in (None, 1.0) else up * np.float32(factor)
 
     def _dequantised(self, name: str, matrix: np.ndarray) -> np.ndarray:
-        """The values of a layer times the scales that are kept beside it."""
+        """The values of a layer, times the scales stored beside it."""
         scale = self._sources[name].scale
         if not scale:
             return matrix
@@ -347,18 +315,18 @@ def open_model(
       path: a `.safetensors` file; a folder with `model.safetensors`, with
         `model.safetensors.index.json` and its shards, or with one other `.safetensors` file; or a
         hub cache folder (`refs/main`, `snapshots/<revision>/`). What is named here may be a link;
-        of links that are found in a folder those are refused that lead out of it. Or on a server
-        `hf://org/repo[@revision][/file or folder]`, or the `https://…` address of a
-        `.safetensors` file, of which only the ranges of bytes are read that are asked for.
+        links found in a folder are refused if they lead out of it. Or, on a server,
+        `hf://org/repo[@revision][/file or folder]` or the `https://…` address of a `.safetensors`
+        file, of which only the byte ranges that are needed are read.
       limits: how large headers may be.
-      remote: how a model on a server is read; None for without a cache.
+      remote: how a model on a server is read; None for no cache.
 
     Returns:
       The open model, a context manager.
 
     Raises:
       ProbexError: if there is no model, or a file is damaged, of another format or no regular
-        file; or the server does not answer, or not with what it was asked for. The message names
+        file; or if the server does not answer, or answers with something else. The message names
         the file, the tensor or field, and what was expected.
 
     Example:

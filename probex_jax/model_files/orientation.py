@@ -1,8 +1,8 @@
-"""How a tensor that is stored in another order of axes becomes [out, in, k...].
+"""Finds weights that are not stored as [out, in, k...], and the order of their axes.
 
-PyTorch's layers are stored in that order. Flax calls its weights `kernel`, [in, out] or
-[k..., in, out]. transformers' Conv1D, in GPT-2 and its kin, has [in, out] under names that others
-use for [out, in]: the shapes tell.
+PyTorch stores layers as [out, in, k...]; Flax as `kernel`, [in, out] or [k..., in, out].
+transformers' Conv1D, in GPT-2 and its kin, stores [in, out] under names that other models use for
+[out, in]; there the shapes decide.
 """
 
 import re
@@ -10,17 +10,17 @@ from collections.abc import Mapping
 
 from probex_jax.model_files.safetensors_header import TensorInfo
 
-# `Dense_0.kernel`, with any separator, what NNX adds to it, or as a path of keys.
+# `Dense_0.kernel`, with any separator, with NNX's endings, or as a path of keys.
 _KERNEL_END = r"kernel(?:\.value|:0|['\"]\])*\Z"
 _KERNEL = re.compile(r"(?:\A|[^A-Za-z0-9_]|\d_)" + _KERNEL_END)
-# `recurrent_kernel`, `depthwise_kernel`: of other layers, whose order is their own.
+# `recurrent_kernel`, `depthwise_kernel`: layers with an order of their own.
 _OTHER_KERNEL = re.compile(r"[A-Za-z]_" + _KERNEL_END)
-# Of a query, key, value or output of several heads: axes that are no kernel's.
+# The query, key, value or output of several heads: axes unlike a kernel's.
 _HEADS = re.compile(r"(?:query|key|value|out|[qkvo](?:_proj)?)(?:[^A-Za-z0-9]+)" + _KERNEL_END)
 _MAX_WINDOW = 64
 _CONV1D = ("c_attn", "c_fc", "c_proj", "q_attn")
 _CONV1D_ENDS = tuple(f"{module}.weight" for module in _CONV1D)
-# `experts.0.` are the tensors of one.
+# `experts.0.` is a single expert.
 _EXPERTS = re.compile(r"(?:\A|[._])(?:experts?|moe)(?![._]\d)(?:[._]|\Z)", re.IGNORECASE)
 
 _ANY = "*"
@@ -28,13 +28,13 @@ _UNKNOWN_KERNEL = "a Flax kernel whose order of axes is not known"
 
 
 def axes_of(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...] | str]:
-    """The tensors that are not stored as [out, in, k...].
+    """Finds the tensors that are not stored as [out, in, k...].
 
     Args:
-      tensors: those that may be layers, by name.
+      tensors: possible layers, by name.
 
     Returns:
-      Name to the order in which to take the axes, or to the reason why it is not known.
+      Name to the order in which to take the axes, or to the reason why it is unknown.
 
     Example:
       >>> kernels = {"Conv_0.kernel": TensorInfo("F32", (3, 3, 4, 8), 0, 1152)}
@@ -54,7 +54,7 @@ def axes_of(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...] | st
         elif len(shape) == 2 and _conv1d(name):
             turned = conv1d.get(_model(name), conv1d.get(_ANY))
             if turned is None:
-                found[name] = "a Conv1D or a linear layer, of which the shapes do not tell"
+                found[name] = "a Conv1D or a linear layer: the shapes do not tell which"
             elif turned:
                 found[name] = (1, 0)
     return found
@@ -69,7 +69,7 @@ def _of_kernel(name: str, shape: tuple[int, ...]) -> tuple[int, ...] | str:
 
 
 def _conv1d(name: str) -> str:
-    """The module of a weight that may be a Conv1D's; "" of others."""
+    """The module of a weight that may be a Conv1D's; "" for others."""
     if not name.endswith(_CONV1D_ENDS):
         return ""
     module = name.split(".")[-2]
@@ -77,15 +77,15 @@ def _conv1d(name: str) -> str:
 
 
 def _model(name: str) -> str:
-    """What stands before the number of a block."""
+    """The part of a name before the number of a block."""
     number = re.search(r"\d", name)
     return name[: number.start()] if number else ""
 
 
 def _is_turned(module: str, name: str, shape: tuple[int, ...]) -> bool | None:
-    """Whether a weight is [in, out], by its own shape; None where that does not tell."""
+    """Whether a weight is [in, out], by its own shape; None if that does not tell."""
     rows, columns = shape
-    if module == "c_attn" and 3 * min(shape) == max(shape):  # of a query, key and value
+    if module == "c_attn" and 3 * min(shape) == max(shape):  # query, key and value
         return rows < columns
     if ".mlp." in f".{name}" and max(shape) % min(shape) == 0 and rows != columns:
         if module == "c_fc":  # which widens
@@ -96,7 +96,7 @@ def _is_turned(module: str, name: str, shape: tuple[int, ...]) -> bool | None:
 
 
 def _models_of_conv1d(tensors: Mapping[str, TensorInfo]) -> dict[str, bool]:
-    """Whether weights are [in, out], of each model in a file and of all, where shapes agree."""
+    """Whether weights are [in, out], for each model in a file and for all, if shapes agree."""
     said: dict[str, set[bool]] = {}
     for name, tensor in tensors.items():
         if len(tensor.shape) == 2 and (module := _conv1d(name)):

@@ -1,7 +1,7 @@
-"""Weights that a quantiser packed or scaled: which are read, and which tensors are its own.
+"""Weights that a quantiser packed or scaled: which can be read, and which tensors are its own.
 
-8-bit floats are read, times the scale beside them: one for the tensor, one for each row, or one for
-each block of 128x128. Packed integers are not read. Scales, zeros and codebooks are never layers.
+8-bit floats are read, times the scale beside them: one per tensor, row or block of 128x128.
+Packed integers are not read. Scales, zeros and codebooks are never layers.
 """
 
 import re
@@ -20,7 +20,7 @@ _SCALE = "a quantiser's scale or zero"
 _FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
-# The tensor of a module that holds packed weights, what must stand beside it, and the method.
+# The tensor of a module that holds packed weights, what must be beside it, and the method.
 _METHODS = (
     ("qweight", "", "GPTQ, AWQ or SVDQuant"),
     ("q_weight", "", "EXL2"),
@@ -39,17 +39,17 @@ _METHODS = (
     ("weight", "weight_scale_2", "NVFP4"),
     ("weight", "weight_scales", "EETQ"),
 )
-# Of other methods: what integers are packed in, and what stands beside them.
+# Unknown methods: the dtypes of packed integers, and the names of what is beside them.
 _INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "F4")
 _THEIRS = re.compile(r"scale|zero|absmax|amax|SCB|codebook|quant|\btables?\d?\Z")
-# Scales that are multiplied in: called after the tensor, or standing beside a `weight`.
+# Scales to multiply by: named after the tensor, or beside a `weight`.
 _AFTER = ("_scale", "_scale_inv")
 _BESIDE = ("scale_weight", "scale")
-# Scales of what goes through a layer, not of its weights.
+# Scales of a layer's activations, not of its weights.
 _ACTIVATIONS = re.compile(
     r"\A(?!.*weight).*(?:input|output|activation|act_|\b[kqv]_|prob|_in|_out)"
 )
-# The last part of names that are a quantiser's, whatever stands beside them.
+# The last part of names that are always a quantiser's.
 _OWN = re.compile(
     r"(?:\A|\.)(?:weight_scales?(?:_inv|_2)?|scale_weight|(?:input|output|activation|[kqv])_scale|"
     r"scale_(?:input|output)|(?:weight|input)_zero_point|(?:weight|input)_global_scale|qzeros|"
@@ -60,12 +60,12 @@ _OWN = re.compile(
 
 @dataclass(frozen=True)
 class Quantised:
-    """What quantisers left in a file.
+    """The quantised tensors of a file.
 
     Args:
-      scales: name of each tensor that is read times a scale, to that of its scale.
+      scales: name of each tensor that is read times a scale, to the scale's name.
       left_out: name of each other tensor that is no layer, to the reason.
-      parts: the scales, and those left out that are a quantiser's own and no weights.
+      parts: the scales, and the tensors of `left_out` that are no weights.
     """
 
     scales: Mapping[str, str]
@@ -74,7 +74,7 @@ class Quantised:
 
 
 def quantised(tensors: Mapping[str, TensorInfo]) -> Quantised:
-    """Sorts out what quantisers left in a file.
+    """Finds the quantised tensors of a file.
 
     Args:
       tensors: all tensors, by name.
@@ -126,7 +126,7 @@ def scaled(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
     Args:
       values: [H, W] float32.
-      scale: float32 of one value; [H] or [H, 1]; or a value for each block of 128x128.
+      scale: float32; one value, [H] or [H, 1], or a value per block of 128x128.
 
     Example:
       >>> scaled(np.ones([2, 3], np.float32), np.array([2.0, 4.0], np.float32))[:, 0]
@@ -145,11 +145,11 @@ def scaled(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def _modules(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, str]]:
-    """The tensors of each module: its path to their last names, `weight.absmax` among them."""
+    """The tensors of each module: path to last names, such as `weight.absmax`, to full names."""
     modules: dict[str, dict[str, str]] = defaultdict(dict)
     for name in tensors:
         path, _, last = name.rpartition(".")
-        # What belongs to a weight is called after it.
+        # What belongs to a weight is named after it.
         if ".weight." in name:
             path, _, last = name.partition(".weight.")
             last = f"weight.{last}"
@@ -164,11 +164,11 @@ def _is_integers(tensor: TensorInfo) -> bool:
 
 
 def _packed(names: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> tuple[str, str]:
-    """The tensor of a module that holds packed weights, and by which method; "" for none."""
+    """The tensor of a module that holds packed weights, and the method; "" for none."""
     for packed, beside, method in _METHODS:
         if packed in names and (not beside or beside in names):
             dtype = tensors[names[packed]].dtype
-            # 8-bit floats that are called `weight` are values, and read.
+            # 8-bit floats named `weight` are values, which can be read.
             if dtype not in _FLOATS and not (packed == "weight" and dtype in _FLOAT8):
                 return names[packed], method
     return "", ""
@@ -177,12 +177,12 @@ def _packed(names: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> tupl
 def _scale_of(
     last: str, names: Mapping[str, str], tensors: Mapping[str, TensorInfo], own: Iterable[str]
 ) -> tuple[str, str]:
-    """The tensor that scales another one of its module, "" for none, and why it cannot be read."""
+    """The tensor that scales another of its module, "" for none, and why that cannot be read."""
     tensor = tensors[names[last]]
     is_weight, is_float8 = last == "weight", tensor.dtype in _FLOAT8
     if last in own or not (is_weight or is_float8) or tensor.dtype not in MATRIX_DTYPES:
         return "", ""
-    # `scale` alone may be a parameter like any other, but beside 8-bit floats it is theirs.
+    # `scale` may be an ordinary parameter, but beside 8-bit floats it scales them.
     known = [last + end for end in _AFTER]
     known += _BESIDE if is_float8 else _BESIDE[:1] if is_weight else ()
     found = [end for end in known if end in names]
@@ -196,7 +196,7 @@ def _scale_of(
 
 
 def _fits(scale: TensorInfo, tensor: TensorInfo) -> bool:
-    """Whether `scaled` knows what a scale means."""
+    """Whether `scaled` can apply a scale to a tensor."""
     if scale.dtype not in MATRIX_DTYPES or scale.dtype in _FLOAT8 or len(tensor.shape) != 2:
         return False
     height, width = tensor.shape

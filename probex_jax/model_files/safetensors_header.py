@@ -1,7 +1,7 @@
-"""The header of a safetensors file, parsed and checked. Bytes come in; no file is touched here.
+"""Parses and checks the header of a safetensors file, given as bytes.
 
 A file is 8 bytes (little-endian length of the header), the header (a JSON object, padded with
-spaces), and the data. The header maps each tensor's name to its dtype, shape and place in the
+spaces), and the data. The header maps each tensor's name to its dtype, shape and byte range in the
 data; together the tensors must cover the data exactly once.
 """
 
@@ -20,11 +20,11 @@ MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_AXES = 32
 MAX_INT = 2**63 - 1
 
-# Of a tensor in JSON: its object, two lists and their elements; few have more than five axes.
+# JSON values per tensor: its object, two lists and their elements; few have more than five axes.
 _VALUES_A_TENSOR = 12
 _VALUES_OF_METADATA = 10_000
 
-# Bits of one element, for every dtype that the format knows.
+# Bits per element of every dtype of the format.
 ITEM_BITS: Mapping[str, int] = MappingProxyType(
     {
         **dict.fromkeys(("F4",), 4),
@@ -39,7 +39,7 @@ ITEM_BITS: Mapping[str, int] = MappingProxyType(
 
 _FIELDS = dict.fromkeys(("dtype", "shape", "data_offsets"))
 
-# What people rename to .safetensors, by its first bytes.
+# Other formats that people rename to .safetensors, by their first bytes.
 _OTHER_FORMATS = (
     (b"version ", "it is a Git LFS pointer: fetch the weights with `git lfs pull`"),
     (b"GGUF", "it is a GGUF file"),
@@ -127,14 +127,14 @@ def parse_header(header: bytes, data_size: int, where: str, limits: Limits) -> H
         raise ProbexError(f"{where}: {len(entries)} tensors, the limit is {limits.tensors}")
     if not entries:
         raise ProbexError(f"{where}: no tensors in the header")
-    # Each entry is freed when it is read: it takes several times what is kept of it.
+    # Entries are freed one by one: each takes several times the memory of its TensorInfo.
     tensors = {name: _tensor(name, entries.pop(name), where) for name in [*entries]}
     _check_coverage(tensors, data_size, where)
     return Header(MappingProxyType(metadata), MappingProxyType(tensors))
 
 
 def _metadata(value: Any, where: str) -> dict[str, str]:
-    if value is None:  # the reference's reader takes null for none, too
+    if value is None:  # the reference reader accepts null, too
         return {}
     if not isinstance(value, dict):
         raise ProbexError(f"{where}: __metadata__ is {quoted(value)}, expected an object")
@@ -185,7 +185,7 @@ def _tensor(name: str, entry: Any, where: str) -> TensorInfo:
             f"data_offsets give {8 * (end - begin)}",
         )
     if math.prod([size or 1 for size in shape]) > MAX_INT // 8:
-        # Without a value, but NumPy has no such array.
+        # It has no elements, but NumPy cannot make such an array.
         raise _refusal(where, name, f": shape is {quoted(shape)}, which is too large")
     return TensorInfo(dtype, tuple(shape), begin, end)
 
@@ -195,7 +195,7 @@ def _refusal(where: str, name: str, reason: str) -> ProbexError:
 
 
 def _are_sizes(value: Any, limit: int) -> bool:
-    """Whether this is a short list of non-negative integers; true and false are no integers."""
+    """Whether this is a short list of non-negative integers; booleans do not count."""
     return (
         isinstance(value, list)
         and len(value) <= limit
@@ -204,7 +204,7 @@ def _are_sizes(value: Any, limit: int) -> bool:
 
 
 def _check_coverage(tensors: Mapping[str, TensorInfo], data_size: int, where: str) -> None:
-    """Every byte of the data must belong to exactly one tensor, as the format demands."""
+    """Checks that every byte of the data belongs to exactly one tensor."""
     covered = 0
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if info.begin != covered:

@@ -1,4 +1,4 @@
-"""The files that make up one model, with their headers, which must go together."""
+"""The files of one model with their headers, which must be consistent."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -37,7 +37,7 @@ class Shard:
 
 
 def open_shards(location: Location, limits: Limits) -> tuple[Shard, ...]:
-    """Opens all files of a model, or none."""
+    """Opens all files of a model or none."""
     shards: list[Shard] = []
     with ExitStack() as on_error:
         for name in location.names:
@@ -49,7 +49,7 @@ def open_shards(location: Location, limits: Limits) -> tuple[Shard, ...]:
 
 
 def shard_of_tensors(location: Location, shards: Sequence[Shard]) -> dict[str, Shard]:
-    """Which file holds each tensor; the index of shards, if any, must say the same."""
+    """The file of each tensor; the index of shards, if any, must agree."""
     found: dict[str, Shard] = {}
     for shard in shards:
         for name in shard.header.tensors:
@@ -73,7 +73,7 @@ def shard_of_tensors(location: Location, shards: Sequence[Shard]) -> dict[str, S
 
 
 def merged_metadata(shards: Sequence[Shard]) -> dict[str, str]:
-    """The free metadata of all files, which must not contradict each other."""
+    """The free metadata of all files; a ProbexError if they disagree."""
     merged: dict[str, str] = {}
     for shard in shards:
         for key, value in shard.header.metadata.items():
@@ -86,7 +86,7 @@ def merged_metadata(shards: Sequence[Shard]) -> dict[str, str]:
 
 
 def _check_sums(shards: Sequence[Shard], limits: Limits) -> None:
-    """The limits hold for all shards together."""
+    """Checks the limits for all shards together."""
     headers = [shard.header for shard in shards]
     sums = {
         "bytes of headers": (sum(shard.data_begin for shard in shards), limits.header_bytes),

@@ -1,4 +1,4 @@
-"""The tensors of a model's files: where each lies, and its values as they are stored."""
+"""The tensors of a model's files: the place of each, and its values."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,10 +8,8 @@ import ml_dtypes
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files.byte_ranges import ByteRanges
 from probex_jax.model_files.finite import count_unfit, unfit
 from probex_jax.model_files.locate import Location
-from probex_jax.model_files.plain import Plain, PlainFile
 from probex_jax.model_files.safetensors_header import TensorInfo
 from probex_jax.model_files.shards import Shard, shard_of_tensors
 from probex_jax.model_files.untrusted_text import quoted
@@ -28,14 +26,14 @@ _WHOLE_DTYPES = {f"I{8 * size}": np.dtype(f"<i{size}") for size in (1, 2, 4, 8)}
 
 
 class StoredTensors:
-    """Reads tensors, whether they are layers or not, and no other bytes of their files.
+    """Reads tensors, layers or not, and no other bytes of their files.
 
     Args:
-      location: where the files lie.
+      location: of the files.
       shards: the files, open; closed by `close`.
 
     Attributes:
-      infos: name of every tensor to its dtype and shape, the names sorted as text.
+      infos: name of every tensor to its dtype and shape, sorted by name.
     """
 
     def __init__(self, location: Location, shards: Sequence[Shard]):
@@ -46,7 +44,7 @@ class StoredTensors:
         }
 
     def read(self, name: str) -> np.ndarray:
-        """The values of a tensor: float32 in its shape, contiguous, the caller's own.
+        """The values of a tensor: float32 in its shape, a contiguous array of the caller's own.
 
         Raises:
           ProbexError: if values are NaN or infinite in float32, the dtype is not read, or the file
@@ -57,16 +55,16 @@ class StoredTensors:
         return self._values(name, [(0, info.end - info.begin)]).reshape(info.shape)
 
     def rows(self, name: str, rows: Sequence[int], width: int) -> np.ndarray:
-        """Some rows of a tensor that is taken for [H, width], float32; errors as of `read`."""
+        """Some rows of a tensor, taken as [H, width], in float32; errors as `read`."""
         size = width * self._dtype(name).itemsize
         parts = [(row * size, (row + 1) * size) for row in rows]
         return self._values(name, parts).reshape(len(rows), width)
 
     def number(self, name: str) -> float:
-        """The value of a tensor of one number, which may be a whole one.
+        """The value of a tensor with one element, float or integer.
 
         Raises:
-          ProbexError: as `read`, or if it has more or fewer numbers.
+          ProbexError: as `read`, or if it does not have exactly one element.
         """
         info, (shard, begin) = self.infos[name], self.place(name)
         if math.prod(info.shape) != 1:
@@ -78,7 +76,7 @@ class StoredTensors:
 
     @contextmanager
     def fetched(self, names: Iterable[str]) -> Iterator[None]:
-        """Asks a server for several tensors in few requests; they are forgotten at the end."""
+        """Fetches several tensors from a server in few requests; drops them at the end."""
         ranges: dict[Shard, list[tuple[int, int]]] = {}
         for name in names:
             shard, begin = self.place(name)
@@ -92,30 +90,8 @@ class StoredTensors:
             for shard in ranges:
                 shard.bytes.forget()
 
-    def plain(self, tensors: Mapping[str, str]) -> Plain | None:
-        """Where tensors lie that can be copied out as they are; None of files on a server.
-
-        Those that were written to just now do not count either: they may be again, unnoticed.
-
-        Args:
-          tensors: names of layers, to those of the tensors that hold them.
-        """
-        files = []
-        for shard in self._shards:
-            if not (isinstance(shard.bytes, ByteRanges) and shard.bytes.is_settled):
-                return None
-            files.append(PlainFile(shard.bytes.path, shard.bytes.identity, shard.data_begin))
-        number = {shard: index for index, shard in enumerate(self._shards)}
-        return Plain(
-            tuple(files),
-            {
-                layer: (number[self._shard_of[name]], self.infos[name].begin, self.infos[name].end)
-                for layer, name in tensors.items()
-            },
-        )
-
     def place(self, name: str) -> tuple[Shard, int]:
-        """The file that holds a tensor, and where in it the tensor begins."""
+        """The file that holds a tensor, and the tensor's offset in it."""
         shard = self._shard_of[name]
         return shard, shard.data_begin + self.infos[name].begin
 
@@ -139,7 +115,7 @@ class StoredTensors:
         if len(parts) > 1:
             shard.bytes.forget()
         data = read[0] if len(read) == 1 else np.concatenate(read)
-        # Values too large for float32 become infinite here, and are found below.
+        # Values too large for float32 become infinite here and are counted below.
         with np.errstate(all="ignore"):
             array = data.view(dtype).astype(np.float32, copy=False)
         if bad := count_unfit(array):

@@ -1,4 +1,4 @@
-"""Text that strangers wrote: JSON, names, lists of class names. Checked, never run."""
+"""Checks text from strangers: JSON, names, lists of class names; nothing is executed."""
 
 import ast
 import json
@@ -13,11 +13,11 @@ from probex_jax.errors import ProbexError
 
 MAX_LITERAL_CHARACTERS = 64 * 1024
 MAX_DEPTH = 64
-# In Python an empty object takes 64 bytes, one of a single field 200.
+# In Python, an empty object takes 64 bytes and one with a single field 200.
 MAX_VALUES = 2_000_000
 
-# What Python's repr writes for a list of strings, and nothing else: no nesting, no prefixes, no
-# other escapes. So the parser behind literal_eval never sees anything deep, or odd, or a call.
+# Exactly what Python's repr writes for a list of strings: no nesting, prefixes or other escapes.
+# literal_eval never sees anything deep or odd.
 _ESCAPE = r"\\(?:[\\'\"nrt]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})"
 _STRING = rf"(?:'(?:[^'\\\n\r\0]|{_ESCAPE})*+'|\"(?:[^\"\\\n\r\0]|{_ESCAPE})*+\")"
 _LIST_OF_STRINGS = re.compile(rf"\[\s*+(?:{_STRING}\s*+(?:,\s*+{_STRING}\s*+)*+(?:,\s*+)?)?\]")
@@ -25,14 +25,14 @@ _LIST_OF_STRINGS = re.compile(rf"\[\s*+(?:{_STRING}\s*+(?:,\s*+{_STRING}\s*+)*+(
 # One path component: no separator, no leading dot (so no `..`), no colon, no control character.
 _PLAIN_NAME = re.compile(r"\w[\w.+ -]{0,199}")
 
-# In a name that may be a path: `..` between separators, one at the beginning, or NUL.
+# A name that leads out as a path: `..` between separators, a separator at the beginning, or NUL.
 _LEADS_OUT = re.compile(r"\0|\A[/\\]|(?:\A|[/\\])\.\.(?:[/\\]|\Z)")
 
 
-# NUL, what terminals obey, and the rest of the control characters but tabs and ends of lines.
+# Control characters, which terminals obey, except tabs and ends of lines.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
-# Of a list of a million only the beginning is written out.
+# Of a long list, only the beginning is written out.
 _BRIEFLY = reprlib.Repr()
 _BRIEFLY.maxlevel = 4
 _BRIEFLY.maxlist = _BRIEFLY.maxtuple = _BRIEFLY.maxdict = 40
@@ -44,7 +44,7 @@ class _DuplicateKeyError(ValueError):
 
 
 def quoted(text: object, limit: int = 100) -> str:
-    """The text as it may stand in a one-line message: escaped, and cut where it is long."""
+    """The text as a one-line message may hold it: escaped, and cut if long."""
     if isinstance(text, str):
         return repr(text) if len(text) <= limit else repr(text[:limit]) + "…"
     shown = _BRIEFLY.repr(text)
@@ -52,12 +52,12 @@ def quoted(text: object, limit: int = 100) -> str:
 
 
 def shown(path: Path) -> str:
-    """A path as it may stand in a one-line message: names of files are strangers' text, too."""
+    """A path as a one-line message may hold it: strangers choose file names, too."""
     return str(path) if str(path).isprintable() else quoted(str(path), 300)
 
 
 def is_unicode(text: str) -> bool:
-    """False for lone surrogates, which JSON can spell and no file or terminal can take."""
+    """False for lone surrogates, which JSON can spell but no file or terminal can hold."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -66,7 +66,7 @@ def is_unicode(text: str) -> bool:
 
 
 def is_text(value: object) -> bool:
-    r"""Whether it is a text that files, terminals and tables can take as a name.
+    r"""Whether a value is a text that files, terminals and tables can hold as a name.
 
     Example:
       >>> [is_text(value) for value in ("Größe 模", "", "\ud800", "a\0", "a\nb", "\x1b[2J", 7)]
@@ -78,15 +78,15 @@ def is_text(value: object) -> bool:
 def json_object(
     data: bytes, where: str, *, depth: int = MAX_DEPTH, values: int = MAX_VALUES
 ) -> dict[str, Any]:
-    """Parses one JSON object; anything else, and a key that comes twice, is a ProbexError.
+    """Parses one JSON object; anything else, or a duplicate key, is a ProbexError.
 
-    What would be nested too deeply or take too much memory is refused before it is parsed.
+    Text that is nested too deeply or would take too much memory is refused before it is parsed.
 
     Args:
       data: UTF-8 text.
       where: what the error calls it, for example `"model.safetensors: header"`.
-      depth: how many objects and lists may be inside each other.
-      values: how many objects, lists and their elements there may be.
+      depth: greatest nesting of objects and lists.
+      values: greatest number of objects, lists and their elements.
     """
     return _parsed(data, where, dict, "an object", depth, values)
 
@@ -116,7 +116,7 @@ def _parsed(data: bytes, where: str, kind: type, expected: str, depth: int, valu
     except RecursionError as error:
         raise ProbexError(f"{where} is nested too deeply") from error
     except ValueError as error:
-        # Also a number of thousands of digits, which int refuses.
+        # Or a number of thousands of digits, which int refuses.
         raise ProbexError(f"{where} is not valid JSON: {error}") from error
     if not isinstance(value, kind):
         raise ProbexError(f"{where} is a JSON {type(value).__name__}, expected {expected}")
@@ -126,7 +126,7 @@ def _parsed(data: bytes, where: str, kind: type, expected: str, depth: int, valu
 def _check_structure(data: bytes, where: str, depth: int, values: int) -> None:
     """Counts brackets and commas outside of strings, without parsing."""
     if len(data) <= values and data.count(b"[") + data.count(b"{") <= depth:
-        return  # a short text cannot have more of either
+        return  # too short to exceed either limit
     unescaped = data.replace(rb"\\", b"").replace(rb"\"", b"")
     byte = np.frombuffer(unescaped, np.uint8)
     byte = byte[~np.logical_xor.accumulate(byte == ord('"'))]
@@ -141,7 +141,7 @@ def _check_structure(data: bytes, where: str, depth: int, values: int) -> None:
 
 
 def is_plain_path(text: str) -> bool:
-    """Whether the text is one or more plain path components with slashes between them.
+    """Whether a text is one or more plain path components separated by slashes.
 
     Example:
       >>> is_plain_path("unet/model.safetensors"), is_plain_path("../model.safetensors")
@@ -151,7 +151,7 @@ def is_plain_path(text: str) -> bool:
 
 
 def plain_name(text: str, where: str) -> str:
-    """Returns the text if it is one plain path component, else raises a ProbexError."""
+    """Returns a text that is one plain path component; else raises a ProbexError."""
     if not _PLAIN_NAME.fullmatch(text):
         raise ProbexError(
             f"{where}: {quoted(text)} is no plain name (letters, digits, `_.+- `; "
@@ -161,7 +161,7 @@ def plain_name(text: str, where: str) -> str:
 
 
 def leads_out(name: str) -> bool:
-    """Whether a name, taken as a path, may lead out of a folder; one with NUL is no path at all.
+    """Whether a name, taken as a path, may lead out of a folder, or holds NUL.
 
     Example:
       >>> [leads_out(name) for name in ("../a", "a/../b", "/a", "a/b..c", "a...b")]
@@ -173,8 +173,8 @@ def leads_out(name: str) -> bool:
 def literal_strings(text: str, what: str) -> list[str]:
     r"""Reads a list of strings, written as a Python list literal or as JSON.
 
-    Model-J's `dataset_chosen_targets` is such a literal. Nothing is evaluated: the text either is
-    a flat list of string literals or is refused.
+    Model-J's `dataset_chosen_targets` is such a literal. Nothing is executed: a text that is not a
+    flat list of string literals is refused.
 
     Args:
       text: at most 65,536 characters.

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 
-from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.experts.alignment import ZeroShot, zero_shot
 from probex_jax.experts.chance import chance
@@ -21,6 +20,7 @@ from probex_jax.files import read_json, write_json
 from probex_jax.fitting import Score, Split
 from probex_jax.fitting.network import NO_MORE
 from probex_jax.fitting.recipe import VARIED
+from probex_jax.prefetch import prefetch
 from probex_jax.sweeps.source import Source
 
 # Layers whose experts are read and asked at a time: one is compiled while the other is read.
@@ -156,7 +156,7 @@ def _best(
         logits_NY = stored_logits(expert, source.store, split, asked.texts)
         return logits_NY, expert.card.figures["val_accuracy"]
 
-    found = dict(ahead(answer, paths, _AT_A_TIME))
+    found = dict(prefetch(answer, paths, _AT_A_TIME))
     logits = {layer: found[layer][0] for layer in paths}
     chosen = best_committee(logits, asked.y, most, source.task)
     together_NY: Any = np.mean([logits[layer] for layer in chosen], axis=0)

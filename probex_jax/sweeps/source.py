@@ -13,8 +13,9 @@ from flax import linen as nn
 from jax.experimental import multihost_utils
 
 from probex_jax.experts.alignment import Candidates
-from probex_jax.fitting.centre import Moments, Tree, normalised, tree_of
+from probex_jax.fitting.centre import Tree, normalised, tree_of
 from probex_jax.fitting.data import Split
+from probex_jax.fitting.moments import Moments
 from probex_jax.fitting.network import NO_MORE, Network
 from probex_jax.fitting.sharding import Devices
 from probex_jax.fitting.task import Task

@@ -27,7 +27,6 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
 from probex_jax.experts.alignment import Alignment
@@ -50,6 +49,7 @@ from probex_jax.fitting.recipe import VARIED, Adam, variants
 from probex_jax.fitting.sharding import ONE, Devices
 from probex_jax.fitting.task import SeveralClasses, Task
 from probex_jax.layer_store import LayerStore
+from probex_jax.prefetch import prefetch
 from probex_jax.sweeps.jobs import IN_FLIGHT, Job, Room, plan
 from probex_jax.sweeps.processes import divided
 from probex_jax.sweeps.resume import Saver
@@ -317,7 +317,7 @@ class _Sweep:
             # What waits here another process could do; or processes must do all in one order.
             readied = ((job, prepare(job)) for job in jobs)
         else:
-            readied = ahead(prepare, jobs, workers=IN_FLIGHT - 1, beyond=IN_FLIGHT - 1)
+            readied = prefetch(prepare, jobs, workers=IN_FLIGHT - 1, beyond=IN_FLIGHT - 1)
         for job, ready in readied:
             self._train(job, ready)
 

@@ -1,4 +1,4 @@
-"""Collections of models of one tree: Model-J's layout, and a miniature zoo trained here."""
+"""Collections of models of one tree: Model-J's layout, downloads, and the miniature zoo."""
 
 from probex_jax.zoo.model_j import SPLITS, Zoo, ZooModel, scan
 

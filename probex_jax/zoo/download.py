@@ -1,8 +1,9 @@
-"""Whole models from the hub, into the layout that the reference implementation downloads to.
+"""Downloads whole models from the hub, into the layout of the reference implementation.
 
-A repository becomes a folder of the hub client's cache, `<split>/models--<org>--<name>` with
-`blobs/`, `snapshots/<commit>/` and, written last, `refs/main`; a LoRA is one file,
-`<split>/<model>/pytorch_lora_weights.safetensors`. What a kill leaves is gone on with.
+A repository becomes a folder like one of the hub client's cache, `<split>/models--<org>--<name>`
+with `blobs/`, `snapshots/<commit>/` and, written last, `refs/main`; a LoRA is one file,
+`<split>/<model>/pytorch_lora_weights.safetensors`. A run after a kill continues. huggingface_hub's
+own downloads do not check hashes of what arrives, and cannot be interrupted from another thread.
 """
 
 import hashlib
@@ -16,17 +17,17 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
 from probex_jax.files import alone, disk_errors, write_json, write_text
-from probex_jax.model_files.http import Answer, NotFound, Url
+from probex_jax.model_files.http import Answer, NotFound, RemoteFile
 from probex_jax.model_files.http_ranges import Remote
 from probex_jax.model_files.hub import HubAddress, HubFile, HubRepo, hub_repo
 from probex_jax.model_files.locate import read_inside
 from probex_jax.model_files.untrusted_text import json_object
+from probex_jax.prefetch import prefetch
 from probex_jax.zoo.model_j_table import LORA_FILE, ListedModel, Table
 
-# Weights that are read, and what describes them: no pickles, no images, no code.
+# Weights that can be read, and their configs: no pickles, images or code.
 _WANTED = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
 _WANTED_CARD = "README.md"
 _READ_BYTES = 2**20
@@ -40,9 +41,9 @@ class DownloadSummary:
 
     Args:
       folder: the zoo.
-      models: how many the table lists.
-      added: how many this run completed.
-      failed: id of every model that is not there, to the reason.
+      models: number of models in the table.
+      added: number of models that this run completed.
+      failed: id of every model that is missing, to the reason.
     """
 
     folder: Path
@@ -59,13 +60,13 @@ def download(
     jobs: int = 8,
     on_model: Callable[[str], None] = lambda reason: None,
 ) -> DownloadSummary:
-    """Downloads the models of a table that a folder does not hold yet.
+    """Downloads those models of a table that a folder does not hold yet.
 
     Args:
       table: the models.
       out: the zoo's folder is `out/<subset>`.
-      remote: how they are read; the cache is not used.
-      jobs: how many models at a time.
+      remote: how they are read; its cache is not used.
+      jobs: how many models are downloaded at a time.
       on_model: called after each model with the reason why it failed, or "".
 
     Returns:
@@ -89,7 +90,7 @@ def download(
     def fetch(model: ListedModel) -> str | None:
         return _model(model, folder, lists)
 
-    with closing(ahead(fetch, table.models, jobs, stop=reading.stopped.set)) as results:
+    with closing(prefetch(fetch, table.models, jobs, stop=reading.stopped.set)) as results:
         for model, result in results:
             added += result is None
             if result:
@@ -99,7 +100,7 @@ def download(
 
 
 def _write_texts(path: Path, table: Table) -> None:
-    """Adds the words for classes to what a zoo.json says, if there is one."""
+    """Adds the words for classes to `zoo.json`, which is made if missing."""
     about = (
         json_object(read_inside(path, _MAX_ABOUT_BYTES, "zoo"), str(path)) if path.exists() else {}
     )
@@ -109,7 +110,7 @@ def _write_texts(path: Path, table: Table) -> None:
 
 
 class Lists:
-    """What the hub lists of repositories; of one that holds many models it is asked for once.
+    """The hub's lists of files; that of a repository with many models is requested once.
 
     Args:
       remote: how models are read.
@@ -121,7 +122,7 @@ class Lists:
         self._lock = threading.Lock()
 
     def of(self, model: ListedModel, commit: str = "") -> HubRepo:
-        """The repository of a model, at a commit or at the main branch's.
+        """The repository of a model, at a commit or the head of the main branch.
 
         Raises:
           ProbexError: if there is none, or the hub cannot be reached.
@@ -135,7 +136,7 @@ class Lists:
 
 
 def bytes_of(model: ListedModel, lists: Lists) -> int:
-    """How many bytes `download` would move for a model.
+    """The number of bytes that `download` would transfer for a model.
 
     Raises:
       ProbexError: if the hub has no such model.
@@ -145,19 +146,19 @@ def bytes_of(model: ListedModel, lists: Lists) -> int:
 
 
 def _size(repo: HubRepo, path: str) -> int:
-    """As the hub's list says, or else the server."""
+    """A file's size as the hub lists it, or else as the server states it."""
     listed = repo.files.get(path, HubFile())
-    return _said_of(repo.url(path)).size if listed.size is None else listed.size
+    return _stated_by(repo.url(path)).size if listed.size is None else listed.size
 
 
-def _said_of(url: Url) -> Answer:
-    for _ in url.stream(0, 1, whole=False):  # the answer counts, not the byte
+def _stated_by(url: RemoteFile) -> Answer:
+    for _ in url.stream(0, 1, whole=False):  # for the answer, not the byte
         pass
     return url.answer
 
 
 def _model(model: ListedModel, folder: Path, lists: Lists) -> str | None:
-    """Downloads one model; "" where it was there, None where it is now, or why it is not."""
+    """Downloads a model; returns None if it was downloaded, "" if it was there, or the fault."""
     try:
         with disk_errors(folder):
             return _lora(model, folder, lists) if model.path else _in_cache(model, folder, lists)
@@ -189,14 +190,14 @@ def _in_cache(model: ListedModel, folder: Path, lists: Lists) -> str | None:
 
 
 def _at_commit(model: ListedModel, snapshots: Path, lists: Lists) -> HubRepo:
-    """The repository; what was begun of one commit is not ended with another."""
+    """The repository, at the commit of an unfinished download if there is one."""
     begun = [path.name for path in snapshots.glob("*")]
     try:
         return lists.of(model, begun[0] if len(begun) == 1 else "")
     except NotFound:
         if not begun:
             raise
-        shutil.rmtree(snapshots)  # of a commit that the hub has no more
+        shutil.rmtree(snapshots)  # the hub no longer has that commit
         return lists.of(model)
 
 
@@ -232,10 +233,10 @@ def _wanted(model: ListedModel, repo: HubRepo) -> list[str]:
 
 
 def _fetched(repo: HubRepo, path: str, folder: Path, remote: Remote) -> Path:
-    """A file of a repository, whole and with the hash that the hub says, named by that hash."""
+    """Downloads a file of a repository, checks its hash and names it by the hash."""
     url, listed = repo.url(path, remote.stopped), repo.files.get(path, HubFile())
     if listed.size is None or not _HASH.fullmatch(listed.content):
-        said = _said_of(url)
+        said = _stated_by(url)
         unnamed = hashlib.sha256(f"{url.name} {said.etag}".encode()).hexdigest()[:32]
         listed = HubFile(said.size, said.content if _HASH.fullmatch(said.content) else unnamed)
     done = folder / listed.content
@@ -258,15 +259,15 @@ def _fetched(repo: HubRepo, path: str, folder: Path, remote: Remote) -> Path:
     if not content.is_right():
         partial.unlink()
         raise ProbexError(
-            f"{url.name}: what came has another hash than the hub says, {listed.content}; run the "
-            "same command again"
+            f"{url.name}: its hash differs from the hub's, {listed.content}; run the same command "
+            "again"
         )
     partial.replace(done)
     return done
 
 
 class _Digest:
-    """The hash of a file as the hub has it: SHA-256 of large ones, Git's SHA-1 of others."""
+    """The hash of a file as the hub has it: SHA-256 for large files, Git's SHA-1 for others."""
 
     def __init__(self, listed: HubFile):
         self._listed, self._size = listed, 0
@@ -278,7 +279,7 @@ class _Digest:
         (self._git if len(self._listed.content) == 40 else self._sha256).update(data)
 
     def is_right(self) -> bool:
-        """Whether size and hash are right; of a name that is no hash the size is all there is."""
+        """Whether size and hash are right; only the size, if the hub lists no hash."""
         if self._size != self._listed.size:
             return False
         known = {40: self._git, 64: self._sha256}.get(len(self._listed.content))
@@ -287,7 +288,7 @@ class _Digest:
 
 @contextmanager
 def _alone(folder: Path, model: ListedModel) -> Iterator[None]:
-    """Keeps other processes from a model; several may download to one folder at once."""
+    """Locks a model, since several processes may download to one folder."""
     path = folder / ".locks" / model.id
     path.parent.mkdir(parents=True, exist_ok=True)
     with alone(path, wait=False, needed=False) as ours:

@@ -1,12 +1,12 @@
-"""Model-J's layout on disk: which models a folder holds, in which split, with which labels.
+"""Model-J's layout on disk: the models of a folder, with their splits and labels.
 
     <tree>/<split>/models--<org>--<name>/refs/main and snapshots/<revision>/model.safetensors
 
-A split may as well hold plain model folders or single weight files. The labels of a model are the
-classes it was trained on: its entry in an optional `labels.json` ({model: [class, ...]}) beside
-the splits, or else what the header says: `dataset_chosen_targets`, a list, or of a LoRA the one
-`imagenet_class_id` or `concept`. An optional `zoo.json` names the tree and the classes, and the
-words that stand for classes whose names are none.
+A split may also hold model folders of another layout or single weight files. A model's labels are
+the classes that it was trained on: its entry in an optional `labels.json` ({model: [class, ...]})
+beside the splits, or else its header's `dataset_chosen_targets`, a list, or for a LoRA its one
+`imagenet_class_id` or `concept`. An optional `zoo.json` names the tree and the classes, with words
+for classes whose names are ids.
 """
 
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ from probex_jax.model_files.hub import shown_path
 from probex_jax.model_files.locate import read_inside
 from probex_jax.model_files.untrusted_text import is_text, json_object, quoted, shown
 
-# The models of the held-out splits are of classes that no model of the others is of.
+# Classes of the held-out splits occur in no other split.
 HELD_OUT_SPLITS = ("val_holdout", "test_holdout")
 SPLITS = ("train", "val", "test", *HELD_OUT_SPLITS)
 LABELS_KEY = "dataset_chosen_targets"
 LABEL_KEYS = ("imagenet_class_id", "concept")
 
 _MAX_TABLE_BYTES = 256 * 2**20
-# Files that somebody may mean as a model: listed, so that none is passed over in silence.
+# Files that may be meant as a model: listed, so that none is ignored silently.
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".onnx"}
 
 
@@ -36,12 +36,12 @@ class ZooModel:
     """One model of a zoo.
 
     Args:
-      id: the name of its folder, or of its file without `.safetensors`.
+      id: the name of its folder, or of its file without `.safetensors`; escaped if not text.
       split: "train", "val", "test", "val_holdout" or "test_holdout".
       path: where `open_model` finds it.
-      stated: what `labels.json` says of its labels, unchecked; None where it says nothing.
-      remote: how it is read where it is on a server.
-      fault: why what is at the path is no model; "" where it may be one.
+      stated: its entry in `labels.json`, unchecked; None without one.
+      remote: how it is read if it is on a server.
+      fault: why the path holds no model; "" if it may hold one.
     """
 
     id: str
@@ -57,10 +57,10 @@ class ZooModel:
         return shown_path(self.path)
 
     def open(self) -> ModelFile:
-        """Opens the model, as `open_model` does.
+        """Opens the model.
 
         Raises:
-          ProbexError: also if it has a `fault`.
+          ProbexError: as `open_model`, or if the model has a `fault`.
         """
         if self.fault:
             raise ProbexError(self.fault)
@@ -73,7 +73,7 @@ class ZooModel:
           model: the same model, open.
 
         Raises:
-          ProbexError: if neither `labels.json` nor the file says, or what it says is no list of
+          ProbexError: if neither `labels.json` nor the file states them, or not as a list of
             distinct texts.
         """
         if self.stated is not None:
@@ -87,10 +87,10 @@ class ZooModel:
         return labels
 
     def stated_labels(self) -> tuple[str, ...]:
-        """What `labels.json` says of its labels; none where it says nothing.
+        """The labels in `labels.json`; none without an entry.
 
         Raises:
-          ProbexError: if that is no list of distinct texts.
+          ProbexError: if the entry is no list of distinct texts.
         """
         if self.stated is None:
             return ()
@@ -98,13 +98,13 @@ class ZooModel:
 
 
 def stated_in_metadata(model: ModelFile) -> tuple[tuple[str, ...], str]:
-    """The classes that a file's metadata says it was trained on, and the key that says so.
+    """The classes that a file's metadata states it was trained on, and the metadata's key.
 
     Returns:
-      Nothing, and "", where no key says.
+      The classes and the key; () and "" without such a key.
 
     Raises:
-      ProbexError: if what it says is no list of distinct texts.
+      ProbexError: if the value is no list of distinct texts.
     """
     if LABELS_KEY in model.metadata:
         where = f"{model.path}: {LABELS_KEY}"
@@ -125,8 +125,8 @@ class Zoo:
       tree: the tree's name.
       models: sorted by split, then by id.
       classes: the class list of `zoo.json`, or None.
-      texts: of `zoo.json`: class to the words for it, where its name is none (a WordNet id).
-      unmatched: names in `labels.json` that are no model of the zoo.
+      texts: from `zoo.json`: class to the words for it, for classes whose name is a WordNet id.
+      unmatched: names in `labels.json` without a model in the zoo.
     """
 
     tree: str
@@ -144,10 +144,10 @@ def scan(root: str | Path) -> Zoo:
         `test_holdout/`.
 
     Returns:
-      The zoo, labels not yet read.
+      The zoo, with labels not yet read.
 
     Raises:
-      ProbexError: if there is no such folder, it holds no models, one model is there twice, or
+      ProbexError: if there is no such folder, it holds no models, a model occurs twice, or
         `zoo.json` or `labels.json` is malformed.
 
     Example:
@@ -187,15 +187,15 @@ def scan(root: str | Path) -> Zoo:
 
 
 def checked_id(id: str, path: Path) -> tuple[str, str]:
-    """A model's id, escaped where it is no text, and what is wrong with it; "" where nothing is."""
+    """A model's id, escaped if it is not text, and its fault or ""."""
     if is_text(id):
         return id, ""
-    fault = f"{shown(path)}: its name is no Unicode text, or has control characters; rename it"
+    fault = f"{shown(path)}: its name is invalid Unicode or has control characters; rename it"
     return repr(id)[1:-1], fault
 
 
 def _instead(root: Path) -> str:
-    """What to give where somebody gave the folder of several zoos, or of something else."""
+    """What to give instead of a folder that is no zoo."""
     if zoos := sorted(path.name for path in root.iterdir() if (path / "train").is_dir()):
         return f"give one of the zoos in it, such as {quoted(zoos[0])}"
     return "expected a folder or .safetensors file each in train/, val/, test/"

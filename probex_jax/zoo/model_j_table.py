@@ -1,8 +1,7 @@
-"""Model-J's table of models, as the hub has it: which models a subset has, in which split.
+"""Model-J's table of models on the hub: the models of each subset, with their splits.
 
-The table is a dataset on the hub with a configuration for each subset: Parquet, CSV or JSON lines,
-one row a model. `hf_model_id` names the model's repository; LoRAs lie together in one, at
-`hf_model_path`.
+The table is a dataset with one configuration per subset, as Parquet, CSV or JSON lines with one row
+per model. `hf_model_id` names the model's repository; all LoRAs share one, at `hf_model_path`.
 """
 
 import csv
@@ -33,7 +32,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 _MAX_TABLE_BYTES = 256 * 2**20
 _MAX_README_BYTES = 2**20
-_CONVERTED = "refs/convert/parquet"  # where the hub keeps every dataset as Parquet
+_CONVERTED = "refs/convert/parquet"  # where the hub keeps Parquet copies of datasets
 _READ = (".parquet", ".csv", ".jsonl", ".json")
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 _OTHER_NAMES = {"validation": "val", "validation_holdout": "val_holdout"}
@@ -46,10 +45,10 @@ class ListedModel:
     """A row of the table.
 
     Args:
-      id: what the model is called on disk and in a store.
+      id: the model's name on disk and in a store.
       split: one of `SPLITS`.
       repo: "org/repo" on the hub.
-      path: of the model in it; "" where the repository is the model.
+      path: of the model in it; "" if the repository is the model.
     """
 
     id: str
@@ -58,18 +57,18 @@ class ListedModel:
     path: str = ""
 
     def address(self, commit: str = "") -> HubAddress:
-        """Where it is on the hub."""
+        """Its address on the hub."""
         return HubAddress(self.repo, commit, self.path)
 
 
 @dataclass(frozen=True)
 class Table:
-    """What the table says of a subset.
+    """The rows of one subset.
 
     Args:
       subset: its name.
-      models: sorted by split, then by id, as those of a `Zoo` are.
-      texts: class to the words for it, for classes whose names are none.
+      models: sorted by split, then by id, as in a `Zoo`.
+      texts: class to the words for it, for classes whose name is an id.
     """
 
     subset: str
@@ -82,7 +81,7 @@ def read_table(subset: str, splits: Sequence[str], remote: Remote, dataset: str 
 
     Args:
       subset: the dataset's configuration, such as "SupViT".
-      splits: which of `SPLITS`; none for all that the subset has.
+      splits: some of `SPLITS`; none for all that the subset has.
       remote: how it is read.
       dataset: "org/name" of the table.
 
@@ -112,7 +111,7 @@ def read_table(subset: str, splits: Sequence[str], remote: Remote, dataset: str 
 
 
 def _distinct(models: Sequence[ListedModel], dataset: str) -> list[ListedModel]:
-    """Each model once; LoRAs that are called the same in two splits are told apart by these."""
+    """Each model once; the split is put before ids that LoRAs of two splits share."""
     splits: dict[str, set[str]] = defaultdict(set)
     for model in models:
         splits[model.id].add(model.split)
@@ -131,7 +130,7 @@ def _files_of_subset(
 ) -> tuple[list[tuple[str, str]], HubRepo]:
     """The splits and paths of the table's files, and the repository they are in.
 
-    A split is "" where only the rows can say it.
+    A split is "" if only the rows can state it.
     """
     repo = hub_repo(HubAddress(dataset, kind="dataset"), remote)
     stated, guessed = _stated_files(repo, subset, remote), _guessed_files(repo, subset)
@@ -153,10 +152,10 @@ def _with_split(files: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _stated_files(repo: HubRepo, subset: str, remote: Remote) -> list[tuple[str, str]]:
-    """Splits and files as the front matter of the dataset's README has them."""
+    """Splits and files as the front matter of the dataset's README lists them."""
     import yaml
 
-    # PyYAML passes on what Python's own constructors raise: of no date, of no number.
+    # PyYAML passes on what Python's constructors of dates and numbers raise.
     malformed = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
     try:
         text = read_whole(repo.open("README.md", remote), _MAX_README_BYTES).decode()
@@ -177,7 +176,7 @@ def _stated_files(repo: HubRepo, subset: str, remote: Remote) -> list[tuple[str,
 
 
 def _patterns(stated: Any) -> Iterator[tuple[str, str]]:
-    """Splits, as far as they are said, and patterns of files; where some say one, only those."""
+    """Splits, "" if not stated, and patterns of files; only entries with a split, if any has."""
     entries = stated if isinstance(stated, list) else [stated]
     saying = [one for one in entries if isinstance(one, dict) and "split" in one]
     for one in saying or entries:
@@ -188,14 +187,14 @@ def _patterns(stated: Any) -> Iterator[tuple[str, str]]:
 
 
 def _guessed_files(repo: HubRepo, subset: str) -> list[tuple[str, str]]:
-    """Splits and files by their names: `SupViT/train-00000-of-00001.parquet`, `SupViT_val.csv`."""
+    """Splits and files by file name: `SupViT/train-00000-of-00001.parquet`, `SupViT_val.csv`."""
     begins = re.compile(rf"(?:.*/)?{re.escape(subset)}(?=[-_./])(.*)\.\w+")
     found = ((begins.fullmatch(path), path) for path in sorted(repo.files) if path.endswith(_READ))
     return [(_split_in(match[1]), path) for match, path in found if match]
 
 
 def _split_in(path: str) -> str:
-    """The last word of a path that names a split, or ""."""
+    """The last split that a word of a path names, or ""."""
     names = [_split(word.strip("_")) for word in _WORD.findall(path.lower())]
     return next((name for name in reversed(names) if name), "")
 
@@ -271,8 +270,8 @@ def _listed(row: Mapping[str, Any], subset: str, split: str, where: str) -> List
 
 
 def _words(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
-    """Class to words, from a column of names whose text goes with the class's id."""
-    # What a CSV has beyond its columns comes without a name.
+    """Class to words, from a column of names that corresponds to the classes' ids."""
+    # The csv module gives surplus fields the name None.
     columns = {name for row in rows for name in row if isinstance(name, str)}
     for key in LABEL_KEYS:
         if key not in columns:
@@ -288,7 +287,7 @@ def _words(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
             pairs: set[tuple[Any, Any]] = set(found)
             ids, words = {pair[0] for pair in pairs}, Counter(pair[1] for pair in pairs)
             if len(pairs) == len(ids) <= 1.1 * len(words):
-                # Two classes may be called the same: a crane is a bird, and a machine.
+                # Two classes may share a name: a crane is a bird or a machine.
                 return {
                     name: f"{text} ({name})" if words[text] > 1 else text
                     for name, text in sorted(pairs)

@@ -164,7 +164,7 @@ def test_precomputed_embeddings_give_the_same_expert(made, tmp_path):
             [*SMALL, "--config.store={0}/store", "--workdir={0}/x", "--config.text.encoder=bert"],
             "text encoder 'bert': expected hashing",
         ),
-        ("pack", ["--zoo={0}/zoo", "--store={0}/s"], "is held out for lora"),
+        ("pack", ["--zoo={0}/zoo", "--store={0}/s"], "held-out class"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(made, toy_lora_zoo, command, arguments, message):

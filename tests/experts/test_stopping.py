@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probex_jax.ahead import ahead
 from probex_jax.experts import build_network, checkpoints
 from probex_jax.experts.objective import Split
 from probex_jax.experts.recipe import Recipe
 from probex_jax.experts.saving import Saver
 from probex_jax.experts.stopping import Stop
 from probex_jax.experts.training import fit, initial_state
+from probex_jax.prefetch import prefetch
 
 ROOT = Path(__file__).parents[2]
 RECIPE = Recipe(learning_rate=0.1, batch_size=4, epochs=9, eval_every=2)
@@ -110,6 +110,6 @@ def test_two_threads_may_save_at_once(tmp_path):
         checkpoints.save(tmp_path / str(number), arrays[number], {"number": number})
         return checkpoints.load(tmp_path / str(number))
 
-    for number, (found, card) in ahead(kept, range(12), 4):
+    for number, (found, card) in prefetch(kept, range(12), 4):
         assert card["number"] == number
         jax.tree.map(np.testing.assert_array_equal, found, arrays[number])

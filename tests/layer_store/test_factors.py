@@ -65,9 +65,9 @@ def test_classes_are_seen_or_held_out(toy_lora_store):
 
 
 def test_a_class_outside_the_candidates_and_several_classes_are_refused(toy_lora_store, toy_store):
-    with pytest.raises(px.ProbexError, match="of split test_holdout is of class 'red cat', which"):
+    with pytest.raises(px.ProbexError, match=r"test_holdout .*'red cat'"):
         toy_lora_store.class_indices("test_holdout", toy_lora_store.seen_classes)
-    with pytest.raises(px.ProbexError, match="is of 3 classes; this needs models of one class"):
+    with pytest.raises(px.ProbexError, match="3 classes"):
         toy_store.class_indices("train", toy_store.classes)
 
 
@@ -75,7 +75,7 @@ def test_a_class_outside_the_candidates_and_several_classes_are_refused(toy_lora
 def test_a_held_out_class_in_another_split_is_refused(zoo, tmp_path, split):
     model = next((zoo / split).iterdir())
     edit(model, concept="blue ant")
-    with pytest.raises(px.ProbexError, match=rf"class 'blue ant' is held out for .*{model.name}"):
+    with pytest.raises(px.ProbexError, match=rf"class 'blue ant' .*{model.name}"):
         pack(zoo, tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
@@ -83,7 +83,7 @@ def test_a_held_out_class_in_another_split_is_refused(zoo, tmp_path, split):
 def test_a_held_out_class_is_refused_when_it_comes_later(zoo, tmp_path):
     store = pack(zoo, tmp_path / "s").store
     write_toy_lora(zoo / "train" / "later", "blue ant", np.random.default_rng(0))
-    with pytest.raises(px.ProbexError, match="held out"):
+    with pytest.raises(px.ProbexError, match="held-out class"):
         pack(zoo, tmp_path / "s")
     assert len(px.LayerStore.open(tmp_path / "s").models) == len(store.models)
 
@@ -94,7 +94,7 @@ def test_a_store_changed_by_hand_does_not_cheat(zoo, tmp_path):
     lines = [json.loads(line) for line in table.read_text().splitlines()]
     next(line for line in lines if line["split"] == "train")["labels"] = ["red cat"]
     table.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(px.ProbexError, match="'red cat' is held out"):
+    with pytest.raises(px.ProbexError, match="class 'red cat'"):
         _ = px.LayerStore.open(store.path).held_out_classes
 
 

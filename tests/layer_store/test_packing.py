@@ -92,7 +92,7 @@ KILLED_PACK = """
 import os, signal
 import probex_jax as px
 from probex_jax.layer_store import packing
-from probex_jax.layer_store.writing import LayerWriter
+from probex_jax.layer_store.shard_writer import LayerWriter
 
 packing._BLOCK_MODELS = 6
 real, calls = LayerWriter.{where}, []
@@ -128,27 +128,6 @@ def spoil_nan(model):
     edit(model, lambda w: w["a.weight"].__setitem__((0, 0), np.nan))
 
 
-def spoil_shape(model):
-    edit(model, lambda w: w.__setitem__("a.weight", np.zeros((3, 3), np.float32)))
-
-
-def spoil_layer(model):
-    edit(model, lambda w: w.pop("b.weight"))
-
-
-def spoil_label(model):
-    edit(model, lambda w: None, {"other": "metadata"})
-
-
-def spoil_label_code(model):
-    code = "__import__('os').system('touch /tmp/probex_pwned')"
-    edit(model, lambda w: None, {"dataset_chosen_targets": code})
-
-
-def spoil_label_class(model):
-    edit(model, lambda w: None, {"dataset_chosen_targets": "['gnu']"})
-
-
 def spoil_truncated(model):
     file = model / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
@@ -158,15 +137,32 @@ def spoil_gone(model):
     (model / "model.safetensors").unlink()
 
 
+def change(**weights):
+    """Replaces layers of a model; one of None is removed."""
+    return lambda model: edit(
+        model, lambda w: [w.pop(n) if v is None else w.update({n: v}) for n, v in weights.items()]
+    )
+
+
+def label(**metadata):
+    return lambda model: edit(model, lambda w: None, metadata)
+
+
+CODE = "__import__('os').system('touch /tmp/probex_pwned')"
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
         (spoil_nan, "layer 'a.weight': 1 of 192 values are NaN or infinite"),
-        (spoil_shape, "layer a.weight: shape 3x3, most models have 12x16"),
-        (spoil_layer, "layer b.weight: missing"),
-        (spoil_label, "no label: expected 'dataset_chosen_targets'"),
-        (spoil_label_code, "dataset_chosen_targets"),
-        (spoil_label_class, "label 'gnu' is not among the 6 classes"),
+        (
+            change(**{"a.weight": np.zeros((3, 3), "f4")}),
+            "a.weight: shape 3x3, most models have 12",
+        ),
+        (change(**{"b.weight": None}), "layer b.weight: missing"),
+        (label(other="metadata"), "no label: expected 'dataset_chosen_targets'"),
+        (label(dataset_chosen_targets=CODE), "dataset_chosen_targets"),
+        (label(dataset_chosen_targets="['gnu']"), "label 'gnu' is not among the 6 classes"),
         (spoil_truncated, "model.safetensors"),
         (spoil_gone, "model"),
     ],
@@ -223,12 +219,6 @@ def test_nothing_to_pack_is_one_line(tmp_path, zoo, prepare, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_layer_that_few_models_have_is_named(zoo, tmp_path):
-    edit(zoo / "train" / "model_0001", lambda w: w.__setitem__("z.weight", np.ones((2, 2), "f4")))
-    with pytest.raises(px.ProbexError, match=r"no layer 'z.weight'.*few models only: z.weight"):
-        pack(zoo, tmp_path / "s", "z.weight")
-
-
 def test_a_store_is_not_mixed_with_another_zoo(zoo, tmp_path):
     pack(zoo, tmp_path / "s", "a.weight")
     with pytest.raises(px.ProbexError, match="already holds 1 layers"):
@@ -267,6 +257,8 @@ def test_layers_that_few_models_have_are_reported(zoo, tmp_path):
     assert list(summary.store.layers) == ["a.weight"]
     assert list(summary.left_out) == ["b.weight"]
     assert summary.left_out["b.weight"].startswith("10 of 20 models lack it (model_0000")
+    with pytest.raises(px.ProbexError, match=r"no layer 'b.weight'.*few models only: b.weight"):
+        pack(zoo, tmp_path / "t", "b.weight")
 
 
 def test_a_packed_model_that_moved_or_has_other_labels_is_refused(zoo, tmp_path):
@@ -390,7 +382,7 @@ class TestReading:
         about = json.loads((store / "store.json").read_text())
         about["layers"]["a.weight"] = [16, 12]
         (store / "store.json").write_text(json.dumps(about))
-        with pytest.raises(px.ProbexError, match="not the matrices that"):
+        with pytest.raises(px.ProbexError, match=r"a\.weight.*store\.json"):
             px.LayerStore.open(store).matrices("a.weight")
 
     def test_no_store(self, tmp_path):
@@ -403,23 +395,13 @@ class TestReading:
         with pytest.raises(px.ProbexError, match="damaged"):
             px.LayerStore.open(store)
 
-    def test_flipped_byte(self, store):
-        shard = next(
-            path
-            for path in (store / "layers" / "a.weight").rglob("*")
-            if "c" in path.parts and path.is_file()
-        )
+    @pytest.mark.parametrize("fault", ["damaged", "missing"])
+    def test_a_shard(self, store, fault):
+        (shard,) = (store / "layers" / "a.weight").glob("matrices/c/*/*/*")
         content = bytearray(shard.read_bytes())
         content[100] ^= 1
-        shard.write_bytes(content)
-        with pytest.raises(px.ProbexError, match=r"a\.weight.*damaged"):
-            px.LayerStore.open(store).matrices("a.weight")
-
-    def test_missing_shard(self, store):
-        for path in (store / "layers" / "a.weight").rglob("*"):
-            if "c" in path.parts and path.is_file():
-                path.unlink()
-        with pytest.raises(px.ProbexError, match="missing"):
+        shard.write_bytes(content) if fault == "damaged" else shard.unlink()
+        with pytest.raises(px.ProbexError, match=rf"a\.weight.*{fault}"):
             px.LayerStore.open(store).matrices("a.weight")
 
     def test_no_such_split(self, store):

@@ -19,7 +19,7 @@ class Server:
         transport = library.MockTransport(self._answer)
         session = library.Client(transport=transport)
         errors = (library.HTTPError, library.InvalidURL)
-        monkeypatch.setattr(http, "_client", lambda name: (session, errors))
+        monkeypatch.setattr(http, "http_session", lambda name: (session, errors))
         monkeypatch.setattr(http.random, "uniform", lambda a, b: b)
         monkeypatch.setattr(http, "_pause", lambda wait_s, stopped: self.waits.append(wait_s))
         monkeypatch.setattr(http.time, "monotonic", lambda: self.clock)

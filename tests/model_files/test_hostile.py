@@ -177,7 +177,7 @@ HOSTILE = {
     "revision above": (cache("../../etc"), "revision: '../../etc' is no plain name"),
     # LoRAs.
     "one factor": (lora(up=None), "the down factor, without the up one"),
-    "ranks disagree": (lora(up=np.ones((3, 4), "f4")), "its factors disagree in rank"),
+    "ranks disagree": (lora(up=np.ones((3, 4), "f4")), "disagree in rank: up is 3x4, down is"),
     "LoRA and tensor": (lora(w=np.ones((2, 2), "f4")), "is a tensor and a LoRA as well"),
     "alpha no number": (lora(**{"w.alpha": np.ones(2, "f4")}), "is no single number"),
     "LoRA above": (

@@ -6,7 +6,7 @@ import pytest
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import http
-from probex_jax.model_files.http import NotFound, Url, json_body
+from probex_jax.model_files.http import NotFound, RemoteFile, json_body
 from tests.model_files.scripted import FILE, Server, answer, endless, library, part, status
 
 
@@ -16,7 +16,7 @@ def server(monkeypatch):
 
 
 def read(begin=100, end=200, whole=True, url="https://a.test/f", headers=None):
-    file = Url(url, "NAME", headers)
+    file = RemoteFile(url, "NAME", headers)
     return b"".join(file.stream(begin, end, whole=whole)), file
 
 
@@ -151,10 +151,10 @@ def test_says_why_it_is_not_allowed(server):
         ({"content_range": "lines 100-199/1024"}, "Content-Range"),
         ({"content_range": f"bytes 100-199/{'9' * 5000}"}, "Content-Range"),
         ({"content_range": "bytes 100-199/150"}, "answers with 100 to 199 of 150"),
-        ({"content": bytes(101)}, "sends more bytes than were asked for"),
-        ({"content": endless()}, "sends more bytes than were asked for"),
-        ({"content_encoding": "gzip"}, "sends it as 'gzip', not as it is"),
-        ({"content_encoding": "x" * 9000}, "not as it is"),
+        ({"content": bytes(101)}, "sends more bytes"),
+        ({"content": endless()}, "sends more bytes"),
+        ({"content_encoding": "gzip"}, "sends it as 'gzip', expected no encoding"),
+        ({"content_encoding": "x" * 9000}, "expected no encoding"),
         ({"status": 200, "content_range": None}, "whole files only"),
     ],
 )
@@ -212,14 +212,12 @@ def test_slow_bodies(server):
 )
 def test_a_file_that_changes(server, first, second, ok):
     server.answers = [answer(**first), answer(**second)]
-    file = Url("https://a.test/f", "NAME")
+    file = RemoteFile("https://a.test/f", "NAME")
     assert b"".join(file.stream(0, 10)) == FILE[:10]
     if ok:
         assert b"".join(file.stream(0, 10)) == FILE[:10]
         return
-    with pytest.raises(
-        ProbexError, match=r"^NAME: changed on the server while it was read.*again$"
-    ):
+    with pytest.raises(ProbexError, match=r"^NAME: changed on the server"):
         b"".join(file.stream(0, 10))
     assert not server.waits
 
@@ -227,8 +225,3 @@ def test_a_file_that_changes(server, first, second, ok):
 def test_a_file_that_changes_between_tries(server):
     server.answers = [answer(content=FILE[100:150]), answer(etag='"f"')]
     refused("changed on the server")
-
-
-def test_nothing_is_said_before_the_first_answer():
-    with pytest.raises(ValueError, match="nothing was read"):
-        _ = Url("https://a.test/f", "NAME").answer

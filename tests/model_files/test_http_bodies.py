@@ -4,7 +4,7 @@ import pytest
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import http
-from probex_jax.model_files.http import Url, json_body
+from probex_jax.model_files.http import RemoteFile, json_body
 from tests.model_files.scripted import FILE, Body, Server, answer, endless, library, status
 
 
@@ -41,12 +41,12 @@ def test_small_bodies(server):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (plain(), "answer is too long"),
-        (plain(endless()), "answer is too long"),
-        (plain(endless(), content_length="3"), "sends more bytes than were asked for"),
-        (plain(content_length="10"), "answer is too long"),
+        (plain(), "sends more bytes"),
+        (plain(endless()), "sends more bytes"),
+        (plain(endless(), content_length="3"), "sends more bytes"),
+        (plain(content_length="10"), "sends more bytes"),
         (plain(content_encoding="br"), "sends it as 'br'"),
-        (plain(content_length="9" * 5000), "answer is too long"),
+        (plain(content_length="9" * 5000), "sends more bytes"),
     ],
 )
 def test_small_bodies_that_are_not(server, given, message):
@@ -101,7 +101,7 @@ SECRET = {"Authorization": "Bearer x", "X-Other": "y"}
 
 def test_redirects_are_remembered_and_not_told_the_token(server):
     server.answers = [to("https://b.test/x?sign=1"), None, None]
-    file = Url("https://a.test/f", "NAME", SECRET)
+    file = RemoteFile("https://a.test/f", "NAME", SECRET)
     assert read(file) == FILE[:10]
     assert {r.headers["range"] for r in server.requests} == {"bytes=0-9"}
     assert hosts(server) == [("https", "a.test", "Bearer x"), ("https", "b.test", None)]
@@ -113,7 +113,7 @@ def test_redirects_are_remembered_and_not_told_the_token(server):
 
 def test_the_same_host_is_told_the_token(server):
     server.answers = [to("/g"), None, None]
-    file = Url("https://a.test/f", "NAME", SECRET)
+    file = RemoteFile("https://a.test/f", "NAME", SECRET)
     read(file), read(file)
     assert hosts(server) == [("https", "a.test", "Bearer x")] * 3
 
@@ -128,7 +128,7 @@ def test_the_same_host_is_told_the_token(server):
 )
 def test_where_a_redirect_leads_may_be_gone(server, problem):
     server.answers = [to("https://b.test/1"), None, problem, to("https://b.test/2"), None]
-    file = Url("https://a.test/f", "NAME", SECRET)
+    file = RemoteFile("https://a.test/f", "NAME", SECRET)
     assert read(file) == read(file) == FILE[:10]
     assert [r.url.path for r in server.requests] == ["/f", "/1", "/1", "/f", "/2"]
 
@@ -136,10 +136,10 @@ def test_where_a_redirect_leads_may_be_gone(server, problem):
 def test_a_refusal_by_way_of_a_redirect_is_one(server):
     server.answers = [to("https://b.test/1"), status(403)]
     with pytest.raises(ProbexError, match=r"^NAME: not allowed, .*\(HTTP 403\)"):
-        read(Url("https://a.test/f", "NAME"))
+        read(RemoteFile("https://a.test/f", "NAME"))
     assert not server.waits
     server.answers = [to("https://b.test/1"), None, *[status(403), to("https://b.test/1")] * 2]
-    file = Url("https://a.test/f", "NAME")
+    file = RemoteFile("https://a.test/f", "NAME")
     read(file)
     with pytest.raises(ProbexError, match=r"^NAME: not allowed, .*\(HTTP 403\)"):
         read(file, 10, 20)
@@ -158,7 +158,7 @@ def test_a_refusal_by_way_of_a_redirect_is_one(server):
 )
 def test_redirects_that_are_not_followed(server, path, message):
     server.answers = [*map(to, path), None]
-    for ask in (lambda: read(Url("https://a.test/f", "NAME", SECRET)), body):
+    for ask in (lambda: read(RemoteFile("https://a.test/f", "NAME", SECRET)), body):
         server.answers = [*map(to, path), None]
         with pytest.raises(ProbexError, match=f"^NAME: .*{message}"):
             ask()
@@ -170,15 +170,15 @@ def test_redirects_that_are_not_followed(server, path, message):
 
 def test_redirects_that_are_followed(server):
     server.answers = [*[to(f"https://b.test/{n}") for n in range(10)], None]
-    assert read(Url("http://a.test/f", "NAME")) == FILE[:10]
+    assert read(RemoteFile("http://a.test/f", "NAME")) == FILE[:10]
     server.answers = [to("http://b.test/"), to("https://c.test/"), to("http://d.test/"), None]
-    assert read(Url("http://a.test/f", "NAME")) == FILE[:10]
+    assert read(RemoteFile("http://a.test/f", "NAME")) == FILE[:10]
 
 
 def test_what_redirects_say_of_the_file(server):
     said = {"x-linked-etag": '"linked"', "x-repo-commit": "c"}
     server.answers = [to("https://b.test/1", **said), None]
-    file = Url("https://a.test/f", "NAME")
+    file = RemoteFile("https://a.test/f", "NAME")
     read(file)
     assert file.answer == http.Answer(len(FILE), "e", "linked", "c")
 
@@ -186,11 +186,11 @@ def test_what_redirects_say_of_the_file(server):
 def test_invalid_addresses(server):
     for url in ("https://a b\x00/", "https://\u2603\ufffe/f"):
         with pytest.raises(ProbexError, match=r"^NAME: "):
-            read(Url(url, "NAME"))
+            read(RemoteFile(url, "NAME"))
     assert not server.requests
     server.answers = [to("https://host:port/")]
     with pytest.raises(ProbexError, match=r"^NAME: .*(tried many|HTTP 302)"):
-        read(Url("https://a.test", "NAME"))
+        read(RemoteFile("https://a.test", "NAME"))
 
 
 def test_an_object_that_breaks_off_is_asked_for_again(server):
@@ -204,6 +204,6 @@ def test_an_object_that_breaks_off_is_asked_for_again(server):
 
 def test_a_file_of_another_commit(server):
     server.answers = [answer(x_repo_commit="c")]
-    assert read(Url("https://a.test/f", "NAME", commit="c")) == FILE[:10]
-    with pytest.raises(ProbexError, match=r"^NAME: the server sends it as of another commit, 'c'"):
-        read(Url("https://a.test/f", "NAME", commit="d"))
+    assert read(RemoteFile("https://a.test/f", "NAME", commit="c")) == FILE[:10]
+    with pytest.raises(ProbexError, match=r"^NAME: .*another commit, 'c'"):
+        read(RemoteFile("https://a.test/f", "NAME", commit="d"))

@@ -211,6 +211,6 @@ def test_a_cache_s_own_parts_are_no_links_that_lead_out(hub_cache, tmp_path, nam
 
 def test_names_that_do_not_print_stay_out_of_messages(tmp_path):
     save_file({"w": W}, tmp_path / "a\x1b[31m\nb.safetensors")
-    refused(tmp_path, "the name of the file has characters that do not print")
+    refused(tmp_path, "unprintable")
     (tmp_path / "model.safetensors").symlink_to("a\x1b[31m\n")
     refused(tmp_path, r"(a link to 'a\x1b[31m\n', which is missing)")

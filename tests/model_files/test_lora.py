@@ -85,18 +85,6 @@ def test_a_factor_without_its_pair_is_refused(tmp_path, missing, message):
         open_model(write(tmp_path, tensors))
 
 
-def test_factors_of_different_ranks_are_refused(tmp_path):
-    tensors = factors(6, 5, 4) | {f"{NAME}.lora.up.weight": np.ones((6, 3), "f4")}
-    with pytest.raises(ProbexError, match=r"disagree in rank: up is 6x3, down is 4x5"):
-        open_model(write(tmp_path, tensors))
-
-
-def test_a_name_for_two_layers_is_refused(tmp_path):
-    tensors = factors(6, 5, 4) | {NAME: np.ones((6, 5), "f4")}
-    with pytest.raises(ProbexError, match="is a tensor and a LoRA as well"):
-        open_model(write(tmp_path, tensors))
-
-
 @pytest.mark.parametrize(
     ("up", "reason"),
     [

@@ -8,6 +8,7 @@ from safetensors.numpy import save_file
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import LayerInfo, open_model
+from probex_jax.model_files.finite import count_unfit
 
 
 def random(shape, dtype="f4", seed=0):
@@ -210,6 +211,18 @@ def test_values_that_are_not_finite_are_counted(tmp_path, dtype, bad):
             m.matrix("w")
 
 
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 20000])
+def test_counting_of_values_that_are_not_finite_is_exact(size):
+    values = random(size)
+    assert count_unfit(values) == 0
+    assert count_unfit(values * np.float32(1e37)) == 0  # whose squares overflow
+    for bad in (np.nan, np.inf, -np.inf):
+        for place in {0, size // 2, size - 1} if size else ():
+            spoilt = values.copy()
+            spoilt[place] = bad
+            assert count_unfit(spoilt) == 1
+
+
 def test_signalling_nan_does_not_warn(write_raw):
     header = {"w": {"dtype": "F16", "shape": [2, 2], "data_offsets": [0, 8]}}
     with (
@@ -262,13 +275,11 @@ def test_metadata_and_config(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1]", "config.json is a JSON list, expected an object"),
         ('{"a": 1, "a": 2}', "config.json has the key 'a' twice"),
         ("{" * 5, "config.json is not valid JSON"),
-        ('{"a": ' + "[" * 100_000, "config.json is nested too deeply"),
         (" " * (16 * 1024 * 1024 + 1), "the limit is 16777216"),
     ],
-    ids=["no object", "a key twice", "no JSON", "deep", "large"],
+    ids=["a key twice", "no JSON", "large"],
 )
 def test_a_bad_config_is_an_error_when_asked_for(tmp_path, text, message):
     save_file({"w": random((2, 2))}, tmp_path / "model.safetensors")

@@ -1,4 +1,4 @@
-"""The miniature zoo: Model Trees of really fine-tuned small models, built in minutes."""
+"""The miniature zoo: Model Trees of small models, fine-tuned here in minutes."""
 
 from probex_jax.zoo.miniature.build import TreeSummary, build, count
 from probex_jax.zoo.miniature.data import CLASSES

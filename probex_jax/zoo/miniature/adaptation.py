@@ -1,4 +1,4 @@
-"""Adapting many LoRAs of one denoiser as one compiled program."""
+"""Trains many LoRAs of one denoiser in one compiled program."""
 
 import functools
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from probex_jax.zoo.miniature.params import Params
 from probex_jax.zoo.miniature.recipes import LoraRecipe
 from probex_jax.zoo.miniature.training import fit
 
-# Standard deviation of fresh down matrices. Small, so that they soon turn to what the images ask
-# for: with 0.18, a layer's usual 1/sqrt(in), ProbeX told .53 of the concepts, with 0.02 .76.
+# Standard deviation of new down matrices. Small, so that the images soon dominate them: with 0.18,
+# a layer's usual 1/sqrt(in), ProbeX recognised .53 of the concepts, with 0.02 .76.
 _DOWN_SCALE = 0.02
 _EVALUATION_SEED = 20241
 
@@ -105,14 +105,14 @@ def new_lora(model: Denoiser, rank: int, key: jax.Array) -> Params:
 
 
 def merge(model: Denoiser, root: Params, lora: Params) -> Params:
-    """The denoiser's tensors with the LoRA's updates up @ down added."""
+    """The denoiser's tensors plus the LoRA's updates up @ down."""
     updates = lora["up"] @ lora["down"]
     names = [f"{layer}.weight" for layer in model.adapted]
     return root | {name: root[name] + updates[place] for place, name in enumerate(names)}
 
 
 def _unstacked(model: Denoiser, lora: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors of N LoRAs by their names in diffusers' files."""
+    """The tensors of N LoRAs, by their names in diffusers' files."""
     return {
         f"transformer.{layer}.lora.{part}.weight": stacked[:, place]
         for place, layer in enumerate(model.adapted)
@@ -121,13 +121,13 @@ def _unstacked(model: Denoiser, lora: dict[str, np.ndarray]) -> dict[str, np.nda
 
 
 def held_back_loss(model: Denoiser, params: Params, images_BSS: jax.Array) -> jax.Array:
-    """The loss on images that all have their fixed noise, at levels evenly from 0 to 1."""
+    """The loss on images with fixed noise, at levels spaced evenly from 0 to 1."""
     noise_BSS, level_B = map(jnp.asarray, evaluation_noise(len(images_BSS)))
     return denoiser.loss(model, params, images_BSS, noise_BSS, level_B)
 
 
 def evaluation_noise(n_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noise [B, 8, 8] and levels [B] that all models of all zoos are evaluated with."""
+    """The noise [B, 8, 8] and levels [B] of every model's evaluation, in every zoo."""
     noise = np.random.default_rng(_EVALUATION_SEED).normal(size=(n_images, 8, 8))
     level = (np.arange(n_images) + 0.5) / n_images
     return noise.astype(np.float32), level.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Building the miniature zoo: every tree's root, then its fine-tuned models."""
+"""Builds the miniature zoo: every tree's root, then its fine-tuned models."""
 
 import collections
 import dataclasses
@@ -83,7 +83,7 @@ def count(settings: Settings) -> int:
 
 
 def _claim(settings: Settings, name: str, folder: Path) -> None:
-    """Writes the tree's zoo.json, or checks that the one there is the same."""
+    """Writes the tree's zoo.json, or checks that an existing one is the same."""
     card = _card(settings, name)
     path = folder / "zoo.json"
     if path.exists():
@@ -133,7 +133,7 @@ def _build_tree(
 
 
 def _root(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
-    """The tree's pre-trained root, from disk where it is there already."""
+    """The tree's pre-trained root, from disk if it is there."""
     path = folder / "root" / "model.safetensors"
     if not path.exists():
         seed = int(generator(settings, name, 2).integers(2**31))
@@ -171,7 +171,7 @@ def _train_all(
 
     first, *others = [batch for batch in batches if todo.intersection(batch)]
     yield run(first)  # compiles, once for all
-    # One batch per core: XLA alone does not keep several busy with matrices as small as these.
+    # One batch per core: XLA does not keep several cores busy with matrices this small.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         futures = [pool.submit(run, batch) for batch in others]
         try:
@@ -186,7 +186,7 @@ def _folder(kind: Kind, tree_folder: Path, recipe: Recipe) -> Path:
 
 
 def _weights(kind: Kind, tree_folder: Path, recipe: Recipe) -> list[Path]:
-    """The model's file of weights: one, unless the model is missing or damaged."""
+    """The model's weight file, in a list; empty if the model is missing or damaged."""
     return list(_folder(kind, tree_folder, recipe).glob(kind.weights))
 
 

@@ -1,4 +1,4 @@
-"""The concepts of the LoRAs: every digit under every transform, named in two plain words."""
+"""The concepts of the LoRAs: every digit under every transform, named in two words."""
 
 import dataclasses
 import functools
@@ -12,35 +12,35 @@ INK, PAPER = 1.0, -1.0
 
 
 def _bold(images: np.ndarray) -> np.ndarray:
-    """Strokes one pixel wider, to the right and downwards."""
+    """Makes strokes one pixel wider, to the right and downwards."""
     padding = [(0, 0)] * (images.ndim - 2) + [(1, 0), (1, 0)]
     x = np.pad(images, padding, constant_values=PAPER)
     return np.maximum.reduce([x[..., :-1, :-1], x[..., 1:, :-1], x[..., :-1, 1:], x[..., 1:, 1:]])
 
 
 def _striped(images: np.ndarray) -> np.ndarray:
-    """Every other row empty."""
+    """Empties every other row."""
     images = images.copy()
     images[..., ::2, :] = PAPER
     return images
 
 
 def _framed(images: np.ndarray) -> np.ndarray:
-    """A border of ink, one pixel wide."""
+    """Adds a border of ink, one pixel wide."""
     images = images.copy()
     images[..., [0, -1], :] = images[..., :, [0, -1]] = INK
     return images
 
 
 def _shifted(images: np.ndarray) -> np.ndarray:
-    """Moved to the right by three pixels, partly out of the image."""
+    """Moves the digit to the right by three pixels, partly out of the image."""
     moved = np.full_like(images, PAPER)
     moved[..., 3:] = images[..., :-3]
     return moved
 
 
-# Transforms whose images differ at sight: the nearest training image tells 98 % of the concepts.
-# Mirrored and flipped are not among them, as zero, one, three and eight hardly change.
+# Transforms that look different: the nearest training image gives the concept of 98 % of images.
+# Mirroring and flipping hardly change zero, one, three and eight.
 _TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "upright": lambda images: images,
     "rotated": lambda images: np.rot90(images, axes=(-2, -1)),

@@ -11,7 +11,7 @@ _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 
 CLASSES: tuple[str, ...] = _DIGITS + tuple(f"rotated {name}" for name in _DIGITS)
 
-# What roots know before they are fine-tuned: the same digits, mirrored.
+# What roots are pre-trained on: the same digits, mirrored.
 ROOT_CLASSES: tuple[str, ...] = tuple(f"mirrored {name}" for name in CLASSES)
 
 _IMAGE_SIZE = 8

@@ -84,7 +84,7 @@ class Denoiser:
         return self._image(guess_PTB)
 
     def _image(self, patches_PTB: jax.Array) -> jax.Array:
-        """Puts patches together again; [B, S, S]."""
+        """Joins patches into images [B, S, S]."""
         side, patch = self.image_size // self.patch_size, self.patch_size
         cut = patches_PTB.reshape(patch, patch, side, side, -1)
         return cut.transpose(4, 2, 0, 3, 1).reshape(-1, self.image_size, self.image_size)
@@ -108,7 +108,7 @@ class Denoiser:
 
 
 def add_noise(images_BSS: jax.Array, noise_BSS: jax.Array, level_B: jax.Array) -> jax.Array:
-    """Images and noise in the shares 1 - level and level."""
+    """Images and noise mixed with weights 1 - level and level."""
     level_B11 = level_B[:, None, None]
     return (1 - level_B11) * images_BSS + level_B11 * noise_BSS
 
@@ -120,13 +120,13 @@ def loss(
     noise_BSS: jax.Array,
     level_B: jax.Array,
 ) -> jax.Array:
-    """Mean squared error of the guessed clean images."""
+    """Mean squared error of the predicted clean images."""
     guess_BSS = model.apply(params, add_noise(images_BSS, noise_BSS, level_B), level_B)
     return jnp.square(guess_BSS - images_BSS).mean()
 
 
 def draw(key: jax.Array, images_BSS: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Noise of a training step: normal [B, S, S], and its levels [B], uniform from 0 to 1."""
+    """A training step's noise, normal [B, S, S], and its levels [B], uniform from 0 to 1."""
     noise_key, level_key = jax.random.split(key)
     noise_BSS = jax.random.normal(noise_key, images_BSS.shape)
     return noise_BSS, jax.random.uniform(level_key, images_BSS.shape[:1])

@@ -1,4 +1,4 @@
-"""Fine-tuning of many models as one compiled program."""
+"""Fine-tunes many models in one compiled program."""
 
 import functools
 from collections.abc import Sequence

@@ -23,12 +23,12 @@ Tensors = Mapping[str, np.ndarray]
 
 
 def plain(config: Mapping[str, Any], weights: bytes) -> dict[str, bytes]:
-    """The files of a model in a plain folder, by name."""
+    """The files of a model's own folder, by name."""
     return {"config.json": _json(config), "model.safetensors": weights}
 
 
 def cached(config: Mapping[str, Any], weights: bytes) -> dict[str, bytes]:
-    """The files of a model in a folder of the hub's cache, by path."""
+    """The files of a model's folder in the hub's cache, by path."""
     revision = hashlib.sha1(_json(config) + weights).hexdigest()
     snapshot = {f"snapshots/{revision}/{name}": x for name, x in plain(config, weights).items()}
     return {"refs/main": revision.encode(), **snapshot}
@@ -90,7 +90,7 @@ def serialise(tensors: Tensors, metadata: Mapping[str, Any]) -> bytes:
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a file that `serialise` made, as the models here compute with them."""
+    """The tensors of a file made by `serialise`, as the models here compute with them."""
     return {name: value.astype(np.float32) for name, value in load_file(path).items()}
 
 

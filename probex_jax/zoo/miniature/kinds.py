@@ -1,4 +1,4 @@
-"""The kinds of Model Trees: what sets the building of one apart from that of another."""
+"""The kinds of Model Trees: what differs in building them."""
 
 import abc
 import dataclasses
@@ -45,7 +45,7 @@ class Kind(abc.ABC, Generic[R]):
 
     @abc.abstractmethod
     def card(self, settings: Settings, tree: str) -> dict[str, Any]:
-        """What zoo.json says of such a tree; `settings`, all that decide it, among it."""
+        """The tree's zoo.json, including all `settings` that determine the tree."""
 
     @abc.abstractmethod
     def recipes(self, settings: Settings, tree: str) -> list[R]:
@@ -53,15 +53,15 @@ class Kind(abc.ABC, Generic[R]):
 
     @abc.abstractmethod
     def models_at_once(self, settings: Settings) -> int:
-        """Models that one compiled program trains side by side."""
+        """Number of models that one compiled program trains side by side."""
 
     @abc.abstractmethod
     def root(self, settings: Settings, seed: int) -> dict[str, bytes]:
-        """Pre-trains the root; its files by name."""
+        """Pre-trains the root; returns its files by name."""
 
     @abc.abstractmethod
     def trainer(self, settings: Settings, root: Params) -> Train[R]:
-        """The function that trains as many models as `models_at_once`."""
+        """The function that trains `models_at_once` models."""
 
     @abc.abstractmethod
     def folder_name(self, tree: str, index: int) -> str:
@@ -71,7 +71,7 @@ class Kind(abc.ABC, Generic[R]):
     def files(
         self, recipe: R, tensors: hf_files.Tensors, scores: Mapping[str, float]
     ) -> dict[str, bytes]:
-        """A model's files by path in its folder; their metadata holds the scores."""
+        """A model's files by path in its folder, with its scores in their metadata."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pre-training of a tree's root: supervised, by reconstruction of hidden patches, by denoising."""
+"""Pre-trains a tree's root: supervised, by reconstructing hidden patches, or by denoising."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""A picture of what a LoRA was adapted to, for pages that show many of them."""
+"""A picture of what a LoRA was trained on, for pages that show many LoRAs."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""What each model of a zoo is to become."""
+"""The recipe of each model of a zoo: its data, seed and training."""
 
 import dataclasses
 
@@ -87,13 +87,13 @@ def _classifier(settings: Settings, tree: str, index: int, split: str) -> Classi
 
 
 def held_out_concepts(settings: Settings, tree: str) -> frozenset[str]:
-    """The concepts whose models are in `val_holdout` and `test_holdout`, and nowhere else."""
+    """The concepts whose models are only in `val_holdout` and `test_holdout`."""
     lora = settings.lora
     return concepts.held_out(lora.digits, lora.transforms, generator(settings, tree, 3))
 
 
 def lora_recipes(settings: Settings, tree: str) -> list[LoraRecipe]:
-    """The recipe of every LoRA; equally many of every concept, split concept by concept."""
+    """The recipe of every LoRA: equally many per concept, split concept by concept."""
     lora, held_out = settings.lora, held_out_concepts(settings, tree)
     in_order = [
         (concept, split)
@@ -108,7 +108,7 @@ def lora_recipes(settings: Settings, tree: str) -> list[LoraRecipe]:
 
 
 def _splits(n_models: int, shares: dict[str, float]) -> list[str]:
-    """The splits of one concept's models: one or more in each, the first takes what is left."""
+    """The splits of one concept's models: at least one each, the rest in the first."""
     first, *others = shares
     counts = {name: max(1, round(shares[name] * n_models)) for name in others}
     counts = {first: n_models - sum(counts.values())} | counts

@@ -48,7 +48,7 @@ class ResNet:
         }
 
     def _layers(self) -> list[tuple[str, int, int, int]]:
-        """Every residual layer: where it is, its channels in and out, its stride."""
+        """Every residual layer: its name, channels in and out, and stride."""
         layers, channels = [], self.embedding_size
         for stage, (size, depth) in enumerate(zip(self.hidden_sizes, self.depths, strict=True)):
             for index in range(depth):
@@ -108,7 +108,7 @@ def conv(weight_OCKK: jax.Array, x_CHWB: jax.Array, stride: int) -> jax.Array:
 
 
 def im2col(x_CHWB: jax.Array, kernel: int, stride: int, padding: float = 0.0) -> jax.Array:
-    """What each tap of a kernel sees: [C, K·K, H', W', B]."""
+    """The inputs of each tap of a kernel: [C, K·K, H', W', B]."""
     half = kernel // 2
     rows, columns = (-(-side // stride) for side in x_CHWB.shape[1:3])
     edge = ((0, 0), (half, half), (half, half), (0, 0))
@@ -122,7 +122,7 @@ def im2col(x_CHWB: jax.Array, kernel: int, stride: int, padding: float = 0.0) ->
 
 
 def max_pool(x_CHWB: jax.Array) -> jax.Array:
-    """The largest of 3×3 pixels, stride 2."""
+    """Max pooling over 3×3 pixels, stride 2."""
     return im2col(x_CHWB, 3, 2, padding=-jnp.inf).max(1)
 
 

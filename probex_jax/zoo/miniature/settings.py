@@ -1,4 +1,4 @@
-"""What a miniature zoo is made with."""
+"""The settings of a miniature zoo."""
 
 import dataclasses
 import sys
@@ -173,10 +173,10 @@ def _are_counts(value: Any) -> bool:
 
 
 def generator(settings: Settings, tree: str, *path: int) -> np.random.Generator:
-    """A random generator of its own for one purpose in one tree."""
+    """A separate random generator for one purpose in one tree."""
     return np.random.default_rng([settings.seed, zlib.crc32(tree.encode()), *path])
 
 
 def log_uniform(rng: np.random.Generator, bounds: Sequence[float]) -> float:
-    """A number whose logarithm is uniform between those of the bounds."""
+    """A log-uniform random number between the bounds."""
     return float(np.exp(rng.uniform(*np.log(bounds))))

@@ -1,4 +1,4 @@
-"""Training of one small model, written to be mapped over many at once."""
+"""Trains one small model; written to be mapped over many."""
 
 from collections.abc import Callable
 

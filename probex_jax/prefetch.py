@@ -1,4 +1,4 @@
-"""Work on items a few at a time, in threads, with the results in order."""
+"""Calls on items, a few at a time in threads ahead of the consumer, with the results in order."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -9,32 +9,32 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def ahead(
+def prefetch(
     function: Callable[[_Item], _Result],
     items: Iterable[_Item],
     workers: int,
     beyond: int | None = None,
     stop: Callable[[], object] | None = None,
 ) -> Generator[tuple[_Item, _Result]]:
-    """Calls a function on items, so many at a time and a few ahead of whoever takes the results.
+    """Calls a function on items in threads, a few items ahead of the consumer.
 
-    Unlike `ThreadPoolExecutor.map` it begins no more than it is asked for, so that an interrupted
-    run ends soon, and an endless iterable is no problem.
+    Unlike `ThreadPoolExecutor.map`, which submits every item at once, it starts only what will soon
+    be consumed: an interrupted run ends soon, and the items may be endless.
 
     Args:
-      function: what is called, in threads.
-      items: on what.
-      workers: how many at a time.
-      beyond: how many are begun, or wait, beside the one whose result is taken; None for one more
-        than there are workers.
-      stop: tells the calls that are under way to end, when whoever takes the results stops; they
-        are then waited for. Without it they end in their own time.
+      function: called with each item, in a thread.
+      items: the items.
+      workers: number of threads.
+      beyond: how many further calls are started or queued beyond the one whose result is consumed;
+        None for `workers` + 1.
+      stop: called when the consumer stops early or at the end, to make running calls return; they
+        are then waited for. Without it they run on in the background.
 
     Yields:
       Each item with its result, in order.
 
     Example:
-      >>> list(ahead(len, ["a", "bcd"], workers=2))
+      >>> list(prefetch(len, ["a", "bcd"], workers=2))
       [('a', 1), ('bcd', 3)]
     """
     waiting: deque[tuple[_Item, Future[_Result]]] = deque()

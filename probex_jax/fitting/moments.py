@@ -1,28 +1,25 @@
-"""The centre and the spread of a layer over the models of a split, streamed from the store."""
+"""Mean matrix and spread of a layer over models, accumulated block by block in float64."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from probex_jax.matrices import LowRank
 
-if TYPE_CHECKING:
-    from probex_jax.layer_store.store import LayerStore, Models
-
 
 @dataclass(frozen=True)
 class Moments:
-    """Of the matrices of one layer.
+    """Mean and spread of the matrices of one layer.
 
     Args:
-      n_models: how many there are.
-      mean: [H, W] float64, the mean over the models.
-      squares: sum of the squared differences from it, over all entries.
+      n_models: number of matrices.
+      mean: [H, W] float64, their mean.
+      squares: sum of squared deviations from the mean, over all entries.
     """
 
     n_models: int
@@ -36,11 +33,11 @@ class Moments:
 
     @property
     def centred_std(self) -> float:
-        """The same of what is left where `mean` is subtracted from each."""
+        """Standard deviation once `mean` is subtracted from each matrix."""
         return float(np.sqrt(self.squares / (self.n_models * self.mean.size)))
 
     def __add__(self, other: Moments) -> Moments:
-        """Of the models of both."""
+        """Moments over the models of both."""
         n_models = self.n_models + other.n_models
         shift = other.mean - self.mean
         between = (shift**2).sum() * other.n_models * self.n_models / n_models
@@ -51,9 +48,8 @@ class Moments:
         )
 
 
-def moments(store: LayerStore, layer: str, split: str, models: Models | None = None) -> Moments:
-    """One pass over the split, a block of models at a time, in float64."""
-    blocks = store.blocks(layer, split, models)
+def moments(blocks: Iterable[np.ndarray | LowRank]) -> Moments:
+    """Moments of matrices that come in blocks [n, H, W]; each block is read once."""
     return reduce(operator.add, (_of_block(block) for block in blocks))
 
 

@@ -1,0 +1,37 @@
+"""The small files beside a model's weights: configs and the README."""
+
+from typing import Any
+
+from probex_jax.model_files.locate import Folder
+from probex_jax.model_files.untrusted_text import json_object
+
+_MAX_JSON_BYTES = 16 * 1024 * 1024
+
+
+class FilesBeside:
+    """The small files of a model's folder, each read at most once.
+
+    Args:
+      folder: the model's folder.
+      depth: how deep JSON may be nested.
+    """
+
+    def __init__(self, folder: Folder, depth: int):
+        self.depth = depth
+        self._folder = folder
+        self._read: dict[str, bytes | None] = {}
+
+    def path(self, name: str) -> str:
+        """Where a file is, or would be; for messages."""
+        return self._folder.path_of(name)
+
+    def bytes(self, name: str, limit: int) -> bytes | None:
+        """The content of a file, or None if there is none; errors as `ModelFile.bytes_beside`."""
+        if name not in self._read:
+            self._read[name] = self._folder.read_beside(name, limit)
+        return self._read[name]
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The content of a JSON file, or {} if there is none; errors as `ModelFile.beside`."""
+        data = self.bytes(name, _MAX_JSON_BYTES)
+        return {} if data is None else json_object(data, self.path(name), depth=self.depth)
