@@ -297,7 +297,7 @@ class _Sweep:
         for job in itertools.compress(jobs, done):
             self._count(job)
         todo = [job for job, is_done in zip(jobs, done, strict=True) if not is_done]
-        if devices.processes > 1:
+        if self.share[1] == 1:
             return finish(iter(todo))
         locks = self.workdir / "training"
         return divided(todo, locks, self.share, self.finished, finish, self._count)
