@@ -16,11 +16,11 @@ from probex_jax.errors import ProbexError
 from probex_jax.forest import Description, Forest, Neighbour
 from probex_jax.model_files import open_model
 from probex_jax.reports.interactive_map import MapPoint, interactive_map
-from probex_jax.reports.layout import placed_beside
+from probex_jax.reports.map_layout import position_among
 from probex_jax.search import EVERY, Filter, Hit, Index, Snapshot
 from probex_jax.search.embedding import represented
+from probex_jax.web.layouts import load_layout
 from probex_jax.web.models import Model
-from probex_jax.web.plane import laid_out
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
 MAX_K = 100
@@ -71,7 +71,7 @@ class Catalogue:
         self.snapshots: Mapping[str, Snapshot] = {one.tree: one for one in found}
         if len(self.snapshots) < len(found):
             raise ProbexError("two indexes are of the same tree; give one of each")
-        self._layouts = {tree: laid_out(one) for tree, one in self.snapshots.items()}
+        self._layouts = {tree: load_layout(one) for tree, one in self.snapshots.items()}
         roots = [forest.path, *(index.path for index in indexes), Path.cwd(), Path.home()]
         roots.append(Path(tempfile.gettempdir()))
         found_roots = {str(path) for given in roots for path in (given, given.resolve())}
@@ -236,7 +236,7 @@ class Catalogue:
         if any(point.emphasis for point in points):
             emphasised["ring"] = "held out from training"
         if vector_T is not None:
-            x, y = placed_beside(layout.points, layout.vectors, vector_T)
+            x, y = position_among(layout.points, layout.vectors, vector_T)
             points.append(MapPoint(x, y, starred, "this model", "star"))
             emphasised["star"] = "this model"
         held, shown = len(self.snapshots[tree]), len(layout.models)

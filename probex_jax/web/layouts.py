@@ -13,7 +13,7 @@ from safetensors.numpy import save
 from probex_jax.errors import ProbexError
 from probex_jax.files import write_bytes
 from probex_jax.model_files import open_model
-from probex_jax.reports.layout import in_the_plane, shown_on_a_map
+from probex_jax.reports.map_layout import layout_2d, sample_for_map
 from probex_jax.search import Hit, Snapshot
 
 _FILE = "map.safetensors"
@@ -34,13 +34,13 @@ class Layout:
     points: np.ndarray
 
 
-def laid_out(snapshot: Snapshot) -> Layout | None:
+def load_layout(snapshot: Snapshot) -> Layout | None:
     """The layout of an index; None where scikit-learn is missing.
 
     A thousand models take seconds, so the points are kept in the index's folder,
     where that can be written to, with the hash of what they are of.
     """
-    chosen = shown_on_a_map(len(snapshot))
+    chosen = sample_for_map(len(snapshot))
     vectors_NT = snapshot.vectors_NT[chosen]
     models = [snapshot.models[place] for place in chosen]
     path = snapshot.index.path / _FILE
@@ -50,7 +50,7 @@ def laid_out(snapshot: Snapshot) -> Layout | None:
         if kept.metadata.get("of") == content and points_N2.shape == (len(models), 2):
             return Layout(models, vectors_NT, points_N2)
     try:
-        points_N2 = np.asarray(in_the_plane(vectors_NT), np.float32)
+        points_N2 = np.asarray(layout_2d(vectors_NT), np.float32)
     except ProbexError:
         return None
     with suppress(ProbexError):
