@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from probex_jax.forest.router import Route
-from probex_jax.forest.stated import Stated
+from probex_jax.forest.stated_facts import StatedFacts
 
 _LEAST_PROBABILITY = 1e-9
 
@@ -115,8 +115,8 @@ class Description:
 
     Example:
       >>> from probex_jax.forest import Prediction, Route
-      >>> from probex_jax.forest.stated import Stated
-      >>> said = Stated((), "", "", "", "", "", is_lora=False, parameters=9, dtype="F32", layers=1)
+      >>> from probex_jax.forest.stated_facts import StatedFacts
+      >>> said = StatedFacts((), "", "", "", "", "", is_lora=False, parameters=9, dtype="F32", layers=1)
       >>> likely = (Prediction("cat", "cat", 0.9), Prediction("dog", "dog", 0.2))
       >>> found = Description("mine", "mine.safetensors", said, Route("cats"), "", likely)
       >>> found.tree, [prediction.text for prediction in found.predicted]
@@ -125,7 +125,7 @@ class Description:
 
     id: str
     path: str
-    stated: Stated
+    stated: StatedFacts
     route: Route
     root: str = ""
     predictions: tuple[Prediction, ...] = ()

@@ -28,7 +28,7 @@ from probex_jax.experts import Expert, Read, batch_size, in_batches
 from probex_jax.files import disk_errors, read_json
 from probex_jax.forest.description import Description, ExpertFacts, Neighbour, Prediction
 from probex_jax.forest.router import Route, TreeRouter, route
-from probex_jax.forest.stated import Stated, stated
+from probex_jax.forest.stated_facts import StatedFacts, read_stated_facts
 from probex_jax.model_files import ModelFile, open_model
 from probex_jax.model_files.hub import hub_address, remote_url, shown_path, shown_url
 
@@ -45,7 +45,7 @@ Nearest = Callable[[str, Sequence[Path]], Sequence[Sequence[Neighbour] | ProbexE
 class _Seen:
     """What was read of a model: all that its description is made of."""
 
-    stated: Stated
+    stated: StatedFacts
     route: Route
     matrices: Read | None
 
@@ -241,7 +241,7 @@ class Forest:
         """Reads what a description needs, the file being open once."""
         try:
             with open_model(path) as model:
-                said = stated(model)
+                said = read_stated_facts(model)
                 where = self.route(model, said.base)
                 expert = self.trees[where.tree].expert if where.tree else None
                 matrices = None if expert is None else expert.read(model)

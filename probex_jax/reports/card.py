@@ -34,8 +34,8 @@ def model_card(description: Description) -> str:
 
     Example:
       >>> from probex_jax.forest import Route
-      >>> from probex_jax.forest.stated import Stated
-      >>> said = Stated((), "", "", "", "", "", is_lora=False, parameters=9, dtype="F32", layers=1)
+      >>> from probex_jax.forest.stated_facts import StatedFacts
+      >>> said = StatedFacts((), "", "", "", "", "", is_lora=False, parameters=9, dtype="F32", layers=1)
       >>> print(model_card(Description("mine", "mine.safetensors", said, Route("", reason="why"))))
       ---
       tags:

@@ -46,8 +46,8 @@ def as_text(models: Iterable[LabelledDescription]) -> str:
     Example:
       >>> from probex_jax.forest import Prediction, Route
       >>> from probex_jax.forest.description import ExpertFacts
-      >>> from probex_jax.forest.stated import Stated
-      >>> said = Stated((), "", "", "", "", "", is_lora=False, parameters=9, dtype="F32", layers=1)
+      >>> from probex_jax.forest.stated_facts import StatedFacts
+      >>> said = StatedFacts((), "", "", "", "", "", is_lora=False, parameters=9, dtype="F32", layers=1)
       >>> expert = ExpertFacts("", (), "", 9, None, {}, "several")
       >>> found = [Prediction(name, name, p) for name, p in
       ...          (("one", 0.98), ("two", 0.61), ("six", 0.2))]
@@ -68,9 +68,9 @@ def as_text(models: Iterable[LabelledDescription]) -> str:
 
 
 def _wrapped(title: str, items: Sequence[str]) -> str:
-    first, other = f"  {title:<12}", " " * 14
-    text = ", ".join(items)
-    return textwrap.fill(text, width=96, initial_indent=first, subsequent_indent=other)
+    text = ", ".join(item.replace(" ", "\xa0") for item in items)  # lines break between items
+    filled = textwrap.fill(text, 96, initial_indent=f"  {title:<12}", subsequent_indent=" " * 14)
+    return filled.replace("\xa0", " ")
 
 
 def as_html(about: str, models: Iterable[ModelAnswers]) -> str:
@@ -106,12 +106,9 @@ def of_description(model: LabelledDescription) -> ModelAnswers:
         lines.append(("why", [said.route.reason]))
     else:
         lines += answers(said.predictions, model.labels, "one" if one else "several")
-    if said.neighbours:
-        # Of models of many classes each, the words would be longer than all else.
-        nearest = [
-            f"{near.text if one else near.id} {near.similarity:.2f}"
-            for near in said.neighbours[:_SHOWN_NEAR]
-        ]
+    # Models of many classes have long texts, which say little of the neighbours.
+    if said.neighbours and one:
+        nearest = [f"{near.text} {near.similarity:.2f}" for near in said.neighbours[:_SHOWN_NEAR]]
         lines.append(("nearest", nearest))
     return ModelAnswers(said.id, lines)
 

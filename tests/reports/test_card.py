@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 from probex_jax.forest import Description, Neighbour, Prediction, Route
 from probex_jax.forest.description import ExpertFacts
-from probex_jax.forest.stated import Stated
+from probex_jax.forest.stated_facts import StatedFacts
 from probex_jax.reports import model_card
 
 EXPERT = ExpertFacts(
@@ -42,7 +42,7 @@ def said(labels=(), **changes):
         "dtype": "F32",
         "layers": 12,
     }
-    return Stated(**fields | changes)
+    return StatedFacts(**fields | changes)
 
 
 def of_accuracy(**accuracy):

@@ -8,7 +8,7 @@ import pytest
 
 from probex_jax.forest import Description, Forest, Neighbour, Prediction, Route
 from probex_jax.forest.description import ExpertFacts
-from probex_jax.forest.stated import Stated
+from probex_jax.forest.stated_facts import StatedFacts
 from probex_jax.search import Hit
 from probex_jax.web import views
 from probex_jax.web.catalogue import Catalogue, Described
@@ -31,7 +31,7 @@ class Tags(HTMLParser):
 
 
 def described(text, chosen="several"):
-    said = Stated(
+    said = StatedFacts(
         (text,), text, text, text, "", "", is_lora=False, parameters=9, dtype=text, layers=1
     )
     expert = ExpertFacts(

@@ -36,7 +36,7 @@ _PIPELINES = {
 
 
 @dataclass(frozen=True)
-class Stated:
+class StatedFacts:
     """What a model says of itself.
 
     Args:
@@ -79,7 +79,7 @@ class Stated:
         return "a whole model"
 
 
-def stated(model: ModelFile) -> Stated:
+def read_stated_facts(model: ModelFile) -> StatedFacts:
     """Reads what an open model says of itself; what is damaged or no text counts as silence."""
     try:
         config = model.config
@@ -93,7 +93,7 @@ def stated(model: ModelFile) -> Stated:
     sizes: Counter[str] = Counter()
     for tensor in model.tensors.values():
         sizes[tensor.dtype] += math.prod(tensor.shape)
-    return Stated(
+    return StatedFacts(
         labels=labels,
         source=source,
         base=stated_base(model),
