@@ -120,7 +120,7 @@ def calibration_curve(curves: Mapping[str, np.ndarray]) -> Any:
     panel.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", ylabel="observed frequency")
     panel.grid(color="#ccc", linewidth=0.5)
     panel.legend(frameon=False)
-    counts = next(reversed(curves.values()))[0]
+    counts = list(curves.values())[-1][0]
     below.bar((np.arange(len(counts)) + 0.5) / len(counts), counts, 0.9 / len(counts), color="#666")
     below.set(xlabel="predicted probability", ylabel="predictions")
     return figure

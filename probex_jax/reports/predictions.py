@@ -47,7 +47,7 @@ def as_text(models: Iterable[LabelledDescription]) -> str:
       >>> from probex_jax.forest import Prediction, Route
       >>> from probex_jax.forest.description import ExpertFacts
       >>> from probex_jax.forest.stated_facts import StatedFacts
-      >>> said = StatedFacts((), "", "", "", "", "", is_lora=False, parameters=9, dtype="F32", layers=1)
+      >>> said = StatedFacts((), "", "", "", "", "", False, parameters=9, dtype="F32", layers=1)
       >>> expert = ExpertFacts("", (), "", 9, None, {}, "several")
       >>> found = [Prediction(name, name, p) for name, p in
       ...          (("one", 0.98), ("two", 0.61), ("six", 0.2))]

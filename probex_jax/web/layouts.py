@@ -1,4 +1,4 @@
-"""Where the models of an index stand in the plane; laid out once, and kept beside the index."""
+"""Map layouts of indexes, computed once and saved in the folder of the index."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _FILE = "map.safetensors"
 
 @dataclass(frozen=True)
 class Layout:
-    """Some models of an index in the plane.
+    """Positions of models of an index on a map.
 
     Args:
-      models: N of them.
+      models: N models.
       vectors: [N, T] float32 unit vectors.
-      points: [N, 2] float32, where each one stands.
+      points: [N, 2] float32 positions.
     """
 
     models: Sequence[Hit]
@@ -35,10 +35,10 @@ class Layout:
 
 
 def load_layout(snapshot: Snapshot) -> Layout | None:
-    """The layout of an index; None where scikit-learn is missing.
+    """The layout of an index; None if scikit-learn is missing.
 
-    A thousand models take seconds, so the points are kept in the index's folder,
-    where that can be written to, with the hash of what they are of.
+    A thousand models take seconds, so the points are saved in the folder of the index, if it is
+    writable, with a hash of the vectors.
     """
     chosen = sample_for_map(len(snapshot))
     vectors_NT = snapshot.vectors_NT[chosen]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from probex_jax.reports import layout
+from probex_jax.reports import map_layout
 from probex_jax.search import Index, Snapshot, find_models
 from probex_jax.web import layouts
 from tests.search.conftest import make_expert, write_model
@@ -46,7 +46,7 @@ def test_it_is_made_anew(index, tmp_path, monkeypatch, change):
 
 
 def test_of_many_models_a_sample(index, monkeypatch):
-    monkeypatch.setattr(layout, "MAX_POINTS", 5)
+    monkeypatch.setattr(map_layout, "MAX_POINTS", 5)
     found = layouts.load_layout(Snapshot(index))
     assert len(found.models) == len(found.points) == len(found.vectors) == 5
 

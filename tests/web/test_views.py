@@ -88,8 +88,8 @@ def test_unknown_trees_say_why():
 def test_forest_view_lists_what_experts_can_say(forest_path):
     text = views.forest(Forest.load(forest_path).trees, {"Ant": 22})
     assert "22 documented models" in text
-    assert "Can say which of 6 classes" in text
-    assert "Can say which one of 13 classes" in text
+    assert "any of 6 classes" in text
+    assert "one of 13 classes" in text
 
 
 def test_errors_hold_no_path(forest_path, tmp_path):
@@ -135,7 +135,7 @@ def test_how_well_an_expert_was_tested_stands_beside_chance(chance, says):
     expert = dataclasses.replace(found.description.expert, accuracy=accuracy)
     description = dataclasses.replace(found.description, expert=expert)
     text = views.described(dataclasses.replace(found, description=description))
-    assert ("commonest" in text) == (chance is not None)
+    assert ("most common" in text) == (chance is not None)
     assert not chance or f"{chance:.1%}" in text
     assert says in text
     assert bool(says) == ("above that" in text)
