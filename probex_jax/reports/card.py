@@ -49,7 +49,7 @@ def model_card(description: Description) -> str:
     parts = [
         f"---\n{front_matter(description)}\n---\n",
         f"# {_code(description.id)}\n",
-        "*Written by probex_jax from the model's weights, and not confirmed by whoever trained it.*\n",
+        "*Written by probex_jax from the model's weights; its trainer has not confirmed it.*\n",
         _about(description),
         _predictions(description),
         _stated(description),
