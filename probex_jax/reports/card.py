@@ -222,7 +222,7 @@ def _how(description: Description) -> str:
         if split in expert.calibration_error:
             error = expert.calibration_error[split]
             lines.append(
-                f"Its probabilities are calibrated (expected calibration error {error:.3f}, {split})."
+                f"Its probabilities are calibrated (calibration error {error:.3f}, {split})."
             )
             break
     return "\n".join(lines) + "\n"

@@ -123,7 +123,7 @@ def test_of_several_files_the_first_have_maps(visit, models, tmp_path):
         page.locator(DESCRIBED).nth(4).wait_for()
         maps = page.locator(f"{DESCRIBED}:has(iframe) h2").all_inner_texts()
         assert maps == ["m0", "m1", "m2"]
-        without = page.locator(DESCRIBED).filter(has_text="Without its map")
+        without = page.locator(DESCRIBED).filter(has_text="see its map")
         assert without.locator("h2").all_inner_texts() == ["m3"]
 
 
@@ -255,7 +255,7 @@ def test_search_by_an_example_that_cannot_be_read(visit, models):
         page.get_by_role("tab", name="Search").click()
         sent(page, EXAMPLE, models / "stranger.safetensors")
         page.locator("#px-found [role=alert]").wait_for()
-        assert "no known tree" in page.locator("#px-found").inner_text()
+        assert "unknown tree" in page.locator("#px-found").inner_text()
 
 
 def test_more_like_this_is_a_link(visit):
