@@ -241,7 +241,7 @@ def test_an_expert_of_another_tree_or_other_classes_is_refused(tmp_path, trees):
 def test_a_second_store_of_one_tree_is_refused(tmp_path, forest_path, trees, copied):
     store = pack_tree(tmp_path, "Ant2", 1)
     before = contents(copied)
-    with pytest.raises(ProbexError, match="Ant2: .* Ant;"):
+    with pytest.raises(ProbexError, match=r"Ant2: .* Ant;"):
         grow_tree(copied, store)
     assert contents(copied) == before
 

@@ -244,7 +244,7 @@ def test_a_store_of_heads_alone_tells_no_tree(tmp_path, trees):
 def test_two_stores_of_one_tree_cannot_be_told_apart(tmp_path, trees, routers):
     write_tree(tmp_path / "Ant2", 1, ("train",) * 3)
     again = TreeRouter.fit(px.pack(px.scan(tmp_path / "Ant2"), tmp_path / "s").store)
-    with pytest.raises(ProbexError, match="tree Ant2: .* those of Ant"):
+    with pytest.raises(ProbexError, match=r"tree Ant2: .* those of Ant"):
         check_apart(again, routers[0])
     check_apart(again, routers[1])
     check_apart(*routers)

@@ -178,8 +178,9 @@ def test_what_a_method_does_not_give_is_said():
     assert gone.count("earlier version") == 4
 
 
-def test_held_out_models_are_ringed_on_the_map():
-    found = answered(several=False)
+@pytest.mark.parametrize("several", [True, False])
+def test_held_out_models_are_ringed_on_the_map(several):
+    found = answered(several=several)
     more = dataclasses.replace(
         found,
         ids=(*found.ids, "h1", "h2"),
@@ -270,19 +271,6 @@ def test_steps_at_the_same_time_are_counted_once():
         *(Cost(f"process {n}", 30.0 + n, 0, parallel=True) for n in (0, 1)),
     ]
     assert "<p>36 seconds " in report(Run("x", {}, (), {}, (), costs))
-
-
-def test_models_of_held_out_classes_are_on_the_map_of_an_expert_of_several():
-    found = answered(n_models=12)
-    held_out = dataclasses.replace(
-        found,
-        ids=(*found.ids, "stranger"),
-        labels=(*found.labels, ("zebra",)),
-        vectors=np.concatenate([found.vectors, found.vectors[:1] + 1]),
-    )
-    text = written(training(held_out))
-    assert "stranger: zebra" in text
-    assert 'class="px-ring"' in text
 
 
 def test_what_is_not_above_chance_is_called_so():
