@@ -73,7 +73,7 @@ def demo(workdir: Path, size: str) -> str:
         TITLE,
         [*trainings, aligned],
         measured={demo_language.TREE: words.measured},
-        hidden=forest.hidden,
+        described=forest.described,
     )
     return report
 
@@ -131,8 +131,7 @@ def main() -> None:
     workdir = Path(_WORKDIR.value)
     with one_writer(workdir):
         print(demo(workdir, _SIZE.value))
-    pictures = f"{workdir / 'accuracy_by_layer.png'}, {workdir / demo_language.MAP}"
-    print(f"report: {workdir / 'report.md'}; pictures: {pictures}")
+    print(f"report: {workdir / 'report.md'}, {workdir / 'accuracy_by_layer.png'}")
     print(f"open in a browser: {workdir / report_steps.NAME}")
 
 

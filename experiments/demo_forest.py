@@ -12,7 +12,8 @@ from experiments import cli, demo_language, forest_steps, steps
 from experiments.costs import Costs
 from probex_jax.forest import Forest
 from probex_jax.model_files.locate import local_files
-from probex_jax.reports import HiddenModel, hidden_models
+from probex_jax.reports import LabelledDescription
+from probex_jax.reports.predictions import as_text
 from probex_jax.search import Index, find_models
 
 # Test models of each tree, and one of a tree that the forest does not know: a ViT of the same
@@ -26,11 +27,11 @@ class Described(NamedTuple):
 
     Args:
       lines: of the report.
-      hidden: the models that were described, with the truth.
+      described: the models, with the truth.
     """
 
     lines: list[str]
-    hidden: list[HiddenModel]
+    described: list[LabelledDescription]
 
 
 def forest_part(
@@ -67,7 +68,7 @@ def forest_part(
         "of the same architecture, pre-trained from another seed. Probabilities are calibrated. "
         "The whole cards are in `cards/`.\n",
         "```",
-        hidden_models(hidden),
+        as_text(hidden),
         "```\n",
     ]
     return Described(lines, hidden)
@@ -89,7 +90,7 @@ def _described(
     forest: Path,
     indexes: Sequence[Index],
     truths: Mapping[Path, tuple[str, tuple[str, ...]]],
-) -> Iterator[HiddenModel]:
+) -> Iterator[LabelledDescription]:
     """Each hidden model as the forest describes it, with its tree and labels."""
     models = [model for model in find_models(workdir / "hidden") if model.path in truths]
     documented = forest_steps.nearest_in(indexes)
@@ -98,7 +99,7 @@ def _described(
     ):
         if isinstance(description, px.ProbexError):
             raise description
-        yield HiddenModel(description, *truths[model.path])
+        yield LabelledDescription(description, *truths[model.path])
 
 
 def _hidden(

@@ -4,14 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-import probex_jax as px
 from configs import align
 from experiments import cli, steps
 from experiments.costs import Costs
 from probex_jax.experts import load_experts
-from probex_jax.reports import map_of_models
 from probex_jax.search import TASKS, Hit, Index, Measured, Subject, find_models
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
@@ -20,7 +16,6 @@ TREE = "MiniLoRA"
 QUERIES = ("an inverted three", "a bold three", "something striped")
 # Test LoRAs that the demo describes in the end: until then they are documented nowhere.
 N_HIDDEN = 3
-MAP = "map_of_loras.png"
 # Of a tiny zoo, which shows that all of it runs, no more.
 TINY_LAYERS = r"transformer\.transformer_blocks\.0\.attn1\.to_[kq]"
 
@@ -61,7 +56,6 @@ def language_half(workdir: Path, size: str, costs: Costs) -> Words:
         hidden = {model.id for model in store.split("test")[:N_HIDDEN]}
         models = [m for m in find_models(workdir / "zoo" / TREE) if m.id not in hidden]
         index = steps.index(subject.experts["val_holdout"], models, indexed)[0]
-    _draw_map(subject.experts["val_holdout"], store, workdir / MAP)
     lines = [
         f"## LoRAs and words: {TREE}\n",
         f"{len(store.seen_classes)} concepts were trained on, {len(store.held_out_classes)} were "
@@ -69,8 +63,7 @@ def language_half(workdir: Path, size: str, costs: Costs) -> Words:
         f"{len(metrics['layers']['expert'])} layers answer together.\n",
         cli.table([steps.measured_row(figure) for figure in measured]),
         *(f"\n{line}." for line in steps.measured_not_above_chance(measured)),
-        f"\n![map of LoRAs]({MAP})\n",
-        "Test LoRAs, near where their weights are represented alike; rings mark held-out concepts.",
+        "\nA map of the test LoRAs is in `report.html`.",
         "\n## Three searches among LoRAs that were not trained on\n",
         *(_search(index, query) for query in QUERIES),
     ]
@@ -95,10 +88,3 @@ def _search(index: Index, query: str) -> str:
 def _row(hit: Hit) -> steps.Row:
     held_out = "held out" if hit.split in HELD_OUT_SPLITS else ""
     return {"similarity": hit.similarity, "model": hit.id, "text": hit.text, "": held_out}
-
-
-def _draw_map(expert: px.Expert, store: px.LayerStore, path: Path) -> None:
-    splits = [s for s in ("test", "test_holdout") if store.has(s)]
-    vectors = [np.asarray(expert.encode(store.by_layer(split))) for split in splits]
-    labels = [model.labels[0] for split in splits for model in store.split(split)]
-    map_of_models(np.concatenate(vectors), labels, path, ringed=store.held_out_classes)

@@ -8,7 +8,7 @@ from experiments import steps
 from experiments.costs import Costs
 from probex_jax.experts import Predictions
 from probex_jax.files import read_json, write_text
-from probex_jax.reports import HiddenModel, Run, Training, report
+from probex_jax.reports import LabelledDescription, Run, Training, report
 from probex_jax.search import Measured
 
 NAME = "report.html"
@@ -26,10 +26,10 @@ def write_report(
     trainings: Sequence[Training],
     *,
     measured: Mapping[str, Sequence[Measured]] | None = None,
-    hidden: Sequence[HiddenModel] = (),
+    described: Sequence[LabelledDescription] = (),
 ) -> Path:
     """Writes `report.html`; what the steps cost is on record in the work directory."""
     costs = Costs(workdir)
-    run = Run(title, costs.about, trainings, measured or {}, hidden, costs.steps)
+    run = Run(title, costs.about, trainings, measured or {}, described, costs.steps)
     write_text(workdir / NAME, report(run))
     return workdir / NAME

@@ -1,7 +1,8 @@
-"""From a model file that nobody described to what it is: its tree, and what it was trained on.
+"""Model Trees: discovering them, and describing models by their tree and its expert.
 
-`discover` finds the trees among anyone's models; `grow` makes a forest of known trees with their
-experts; `Forest.describe` tells a model's tree (`router`) and what the tree's expert says of it.
+`discover` finds the trees among models of unknown origin; `grow` makes a forest of known trees with
+their experts; `Forest.describe` finds the tree of a model (`router`) and predicts what it was
+trained on.
 """
 
 from probex_jax.forest.description import Comparison, Description, Neighbour, Prediction

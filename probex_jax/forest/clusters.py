@@ -1,13 +1,12 @@
-"""Which models descend from one ancestor: Ward clustering of their sketches, and a cut.
+"""Finding models with a common ancestor: Ward clustering of their sketches, with a cut.
 
-Fine-tuning moves weights little: two models of one tree have most of their weights in common, and
-models that were trained from scratch apart have nothing in common. So with means c and c' of two
-clusters
+Fine-tuning changes weights little: two models of one tree share most of their weights, while models
+trained from scratch share nothing. So for the means c and c' of two clusters
 
     |c - c'|^2 / (|c|^2 + |c'|^2)
 
 is near 0 within a tree and near 1 between trees, whatever their sizes. Clusters that Ward's method
-joins are of one tree while this is below one half; how many trees there are is what comes out.
+joins form one tree while this is below one half, so the number of trees need not be known.
 """
 
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from scipy.cluster.hierarchy import linkage
 
 # Two models at half the squared distance of unrelated ones have a cosine of one half.
 _RELATED = 0.5
-# Models that are clustered together by Ward's method, which takes memory for their square.
+# Models clustered at once; memory is quadratic in their number.
 WARD_MODELS = 2048
 
 
@@ -27,28 +26,28 @@ class Cluster:
 
     Args:
       centre: [D], their mean.
-      members: numbers of the models, in the order in which they were given.
+      members: numbers of the models, in the given order.
     """
 
     centre: np.ndarray
     members: list[int]
 
     def join(self, other: "Cluster") -> None:
-        """Takes in the models of another."""
+        """Merges another cluster into this one."""
         ours, theirs = len(self.members), len(other.members)
         self.centre = (ours * self.centre + theirs * other.centre) / (ours + theirs)
         self.members += other.members
 
 
 class Clusters:
-    """Trees found in a stream of sketches of one architecture; bounded memory, one pass.
+    """Finds trees in a stream of sketches of one architecture, in bounded memory.
 
-    The first models are clustered by Ward's method; of those that come later each goes to the
-    nearest centre that it is related to, and the others wait until there are as many again.
+    The first models are clustered by Ward's method. Every later model joins the nearest centre if
+    it is related; the others wait until there are enough of them to cluster again.
 
     Args:
-      one_tree: whether they are all of one tree: LoRAs, whose weights share no ancestor.
-      ward_models: how many are clustered at once.
+      one_tree: whether all models form one tree, as LoRAs do, whose weights share no ancestor.
+      ward_models: number of models that are clustered at once.
 
     Example:
       >>> rng = np.random.default_rng(0)
@@ -67,33 +66,33 @@ class Clusters:
         self._waiting: list[Cluster] = []
 
     def add(self, number: int, sketch: np.ndarray) -> None:
-        """Takes one model: its number, and its sketch [D]."""
+        """Adds a model by its number and sketch [D]."""
         model = Cluster(np.asarray(sketch, np.float64), [number])
         if self._one_tree and self._clusters:
             self._clusters[0].join(model)
         elif self._one_tree:
             self._clusters = [model]
         elif (home := self._home(model)) is not None:
-            home.members.append(number)  # the centre stays: it is of many models already
+            home.members.append(number)  # the centre is already a mean of many models
         else:
             self._waiting.append(model)
             if len(self._waiting) == self._ward_models:
                 self._settle()
 
     def take_in(self, other: "Clusters") -> None:
-        """Takes all models of another stream; both of one tree."""
+        """Merges another stream; both must have a single tree."""
         for cluster in other.finish():
             self._clusters[0].join(cluster)
 
     def finish(self) -> list[Cluster]:
-        """The clusters, those of the first models first."""
+        """The clusters, ordered by their first model."""
         self._settle()
         for cluster in self._clusters:
             cluster.members.sort()
         return sorted(self._clusters, key=lambda cluster: cluster.members[0])
 
     def _home(self, model: Cluster) -> Cluster | None:
-        """The settled cluster that models are of."""
+        """The settled cluster that a model belongs to, if any."""
         if not len(self._centres_CD):
             return None
         inner_C = self._centres_CD @ model.centre
@@ -102,7 +101,7 @@ class Clusters:
         return None if home is None else self._clusters[home]
 
     def _settle(self) -> None:
-        """Clusters the models that wait, none of which was related to what is settled already."""
+        """Clusters the waiting models."""
         for tree in _trees(self._waiting):
             home = self._home(tree)
             if home is None:
@@ -115,11 +114,11 @@ class Clusters:
 
 
 def _trees(models: list[Cluster]) -> list[Cluster]:
-    """The trees of single models: Ward's joins, but none of clusters that are not related."""
+    """Clusters models by Ward's joins, skipping those of unrelated clusters."""
     if len(models) < 2:
         return models
     centres_ND = np.stack([model.centre for model in models])
-    # Inner products of the centres, kept up to date as clusters are joined.
+    # Inner products of the centres, updated as clusters are joined.
     inner_NN = centres_ND @ centres_ND.T
     found = {number: [number] for number in range(len(models))}
     for step, pair in enumerate(linkage(_distances(centres_ND), "ward")[:, :2].astype(int)):
@@ -142,11 +141,12 @@ def _trees(models: list[Cluster]) -> list[Cluster]:
 
 
 def _related(inner_C: np.ndarray, squares_C: np.ndarray, square: float) -> int | None:
-    """Which centre is the nearest, if more than half of the weights are in common with it.
+    """The nearest centre, if it shares more than half of the weights.
 
     Args:
       inner_C: inner products with the centres.
-      squares_C, square: the centres' squared lengths, and one's own.
+      squares_C: squared lengths of the centres.
+      square: squared length of the model.
     """
     if not len(inner_C):
         return None
@@ -156,8 +156,8 @@ def _related(inner_C: np.ndarray, squares_C: np.ndarray, square: float) -> int |
 
 
 def _distances(sketches_ND: np.ndarray) -> np.ndarray:
-    """Distances [N (N - 1) / 2] of all pairs, as SciPy orders them."""
-    # About their mean, where squares are small and nothing is lost in their differences.
+    """Distances [N (N - 1) / 2] of all pairs, in SciPy's order."""
+    # Centred, so that differences of squares lose no digits.
     centred_ND = sketches_ND - sketches_ND.mean(axis=0)
     squares_N = np.sum(centred_ND**2, axis=1)
     squared_NN = squares_N[:, None] + squares_N - 2 * (centred_ND @ centred_ND.T)

@@ -1,4 +1,4 @@
-"""What is said of a model that nobody described: predictions, and what its file says, compared."""
+"""Descriptions of models: predictions, and how they compare with what the files state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from probex_jax.forest.router import Route
-from probex_jax.forest.stated import Stated
+from probex_jax.forest.stated_facts import StatedFacts
 
 _LEAST_PROBABILITY = 1e-9
 
@@ -21,7 +21,7 @@ class Prediction:
 
     Args:
       label: the class.
-      text: the words for it.
+      text: its words.
       probability: calibrated.
     """
 
@@ -32,13 +32,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A documented model whose weights are represented alike.
+    """A documented model with a similar representation.
 
     Args:
       id: its name in the index.
       similarity: cosine of the representations.
       text: what it was trained on, in words.
-      path: where it is.
+      path: of the model.
     """
 
     id: str
@@ -49,18 +49,17 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class ExpertFacts:
-    """Which expert answered, and how far it may be believed.
+    """The expert behind predictions, and its accuracy.
 
     Args:
       hash: of the expert.
-      layers: what it read.
-      encoder: its name.
-      n_train: models it was trained on; None where its card does not say.
-      accuracy: on test models, as {"value", "low", "high", "n_models", "chance"}, without the last
-        of an expert of an earlier version; None where not measured.
+      layers: the layers it reads.
+      encoder: name of its encoder.
+      n_train: number of training models; None if its card does not say.
+      accuracy: on test models, as {"value", "low", "high", "n_models", "chance"}; experts of
+        earlier versions lack "chance"; None if not measured.
       calibration_error: after calibration, by split.
-      chosen: "several" where it gives a probability to each class for itself, "one" where it
-        chooses among them.
+      chosen: "several" if each class has its own probability, "one" if it chooses among them.
     """
 
     hash: str
@@ -74,17 +73,17 @@ class ExpertFacts:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Predicted against stated.
+    """Predicted against stated classes.
 
     Args:
-      n_right: classes of which both say the same.
-      n_classes: how many the expert knows.
-      n_known: how many of the stated ones are among these; of none, nothing is to compare.
+      n_right: number of classes on which both agree.
+      n_classes: number of classes that the expert knows.
+      n_known: number of stated classes among these; with 0 there is nothing to compare.
       missed: stated, but not predicted.
       extra: predicted, but not stated.
-      unknown: stated, but no class that the expert knows.
-      surprise: -log of the probability of what is stated, of all classes together; of the one
-        stated class where the expert chooses among them.
+      unknown: stated, but unknown to the expert.
+      surprise: -log of the probability of all stated classes together, or of the one stated class
+        if the expert chooses among them.
     """
 
     n_right: int
@@ -98,25 +97,24 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Description:
-    """What was found out about one model.
+    """The description of a model.
 
     Args:
       id: its name.
-      path: where it is.
-      stated: what its own files say.
-      route: its tree, or why that is unknown.
-      root: name of the tree's root, as whoever grew the forest gave it; "" where unknown.
-      predictions: every class that the tree's expert knows, the most probable first; none where
-        the tree is unknown or has no expert.
-      expert: who predicted.
-      neighbours: the nearest documented models; None where no index was given.
-      stated_root: what files of the tree's training models agree on as their ancestor; "" where
-        they do not, or do not say.
+      path: of the model.
+      stated: what its own files state.
+      route: its tree, or why it is unknown.
+      root: the root of the tree, as given when the forest was grown; "" if unknown.
+      predictions: all classes that the expert of the tree knows, most probable first; empty if the
+        tree is unknown or has no expert.
+      expert: made the predictions.
+      neighbours: the nearest documented models; None without an index.
+      stated_root: the ancestor that all training models of the tree state, or "".
 
     Example:
       >>> from probex_jax.forest import Prediction, Route
-      >>> from probex_jax.forest.stated import Stated
-      >>> said = Stated((), "", "", "", "", "", is_lora=False, parameters=9, dtype="F32", layers=1)
+      >>> from probex_jax.forest.stated_facts import StatedFacts
+      >>> said = StatedFacts((), "", "", "", "", "", False, parameters=9, dtype="F32", layers=1)
       >>> likely = (Prediction("cat", "cat", 0.9), Prediction("dog", "dog", 0.2))
       >>> found = Description("mine", "mine.safetensors", said, Route("cats"), "", likely)
       >>> found.tree, [prediction.text for prediction in found.predicted]
@@ -125,7 +123,7 @@ class Description:
 
     id: str
     path: str
-    stated: Stated
+    stated: StatedFacts
     route: Route
     root: str = ""
     predictions: tuple[Prediction, ...] = ()
@@ -135,31 +133,31 @@ class Description:
 
     @property
     def tree(self) -> str:
-        """Name of the model's tree, "" for an unknown one."""
+        """Name of the tree; "" if it is unknown."""
         return self.route.tree
 
     @property
     def predicted(self) -> tuple[Prediction, ...]:
-        """What it was trained on: classes at probability one half or more, or the likeliest one."""
+        """The predicted classes: those with probability >= 0.5, or the most probable one."""
         return predicted(self.predictions, "several" if self.expert is None else self.expert.chosen)
 
     @cached_property
     def comparison(self) -> Comparison | None:
-        """Predicted against stated; None where either says nothing."""
+        """Predicted against stated classes; None if either is missing."""
         return self.compared_with(self.stated.labels)
 
     def compared_with(self, labels: Sequence[str]) -> Comparison | None:
-        """Predicted against labels from elsewhere; None where there is nothing to compare.
+        """Predicted against given classes; None if there is nothing to compare.
 
         Args:
-          labels: the classes that the model is said to be of, by their names or words.
+          labels: classes of the model, by name or text.
         """
         if self.expert is None:
             return None
         return compared(self.predictions, labels, self.expert.chosen)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, as JSON values."""
+        """The description as JSON values."""
         value = dataclasses.asdict(self)
         value["tree"] = self.tree
         value["predicted"] = [p.label for p in self.predicted]
@@ -169,11 +167,11 @@ class Description:
 
 
 def predicted(predictions: Sequence[Prediction], chosen: str) -> tuple[Prediction, ...]:
-    """What a model was trained on.
+    """The predicted classes.
 
     Args:
-      predictions: of every class, the most probable first.
-      chosen: "one" for the likeliest, "several" for those at probability one half or more.
+      predictions: of all classes, most probable first.
+      chosen: "one" for the most probable class, "several" for those with probability >= 0.5.
     """
     if chosen == "one":
         return tuple(predictions[:1])
@@ -183,11 +181,12 @@ def predicted(predictions: Sequence[Prediction], chosen: str) -> tuple[Predictio
 def compared(
     predictions: Sequence[Prediction], labels: Sequence[str], chosen: str
 ) -> Comparison | None:
-    """Predicted against labels from elsewhere; None where there is nothing to compare.
+    """Predicted against given classes; None if there is nothing to compare.
 
     Args:
-      predictions, chosen: as `predicted` takes them.
-      labels: the classes that the model is said to be of, by their names or words.
+      predictions: of all classes, most probable first.
+      chosen: as for `predicted`.
+      labels: classes of the model, by name or text.
     """
     if not labels or not predictions:
         return None
@@ -216,5 +215,5 @@ def _surprise(predictions: Sequence[Prediction], stated: set[str], chosen: str) 
 
 
 def _plain(label: str) -> str:
-    """A class name without what nobody means by it."""
+    """A class name without case and spacing."""
     return " ".join(label.replace("_", " ").casefold().split())

@@ -1,4 +1,4 @@
-"""Discovering the trees among anyone's models: one pass, bounded memory, each file read once."""
+"""Discovering trees among models of unknown origin, in one pass and bounded memory."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class FoundTree:
 
     Args:
       fingerprint: of its architecture.
-      base: what most of its models that say so call their ancestor; "" where none does.
+      base: the ancestor that most of its models state; "" if none does.
       is_lora: whether they are LoRAs.
-      members: numbers of its models, in the order in which they were given.
+      members: numbers of its models, in the given order.
     """
 
     fingerprint: str
@@ -38,11 +38,11 @@ class FoundTree:
 
 @dataclass(frozen=True)
 class Discovery:
-    """What `discover` found.
+    """The result of `discover`.
 
     Args:
-      trees: the trees, those of the most models first.
-      failed: number of every model that could not be read, to the reason.
+      trees: the trees, largest first.
+      failed: number of each unreadable model to the reason.
     """
 
     trees: tuple[FoundTree, ...]
@@ -63,19 +63,19 @@ def discover(
     ward_models: int = WARD_MODELS,
     on_model: Callable[[str], None] = lambda reason: None,
 ) -> Discovery:
-    """Finds which models descend from one ancestor; how many trees there are is what comes out.
+    """Finds groups of models with a common ancestor.
 
     Models of one architecture (`model_files.fingerprint`) are clustered by the L2 distance of a
-    few rows of their weights (`sketch`, `clusters`). LoRAs are of one tree if they change the same
-    layers of a model of the same name; those that name none are of the only one that is named.
+    few rows of their weights (`sketch`, `clusters`). LoRAs form a tree if they change the same
+    layers of the same base model; those without a base model join the only one that others name.
 
     Args:
-      paths: of the models, as `open_model` takes them.
-      ward_models: how many of an architecture are clustered at once; memory is for as many.
+      paths: of the models, as for `open_model`.
+      ward_models: models of an architecture that are clustered at once, which bounds the memory.
       on_model: called after each model with the reason why it could not be read, or "".
 
     Returns:
-      The trees, and what could not be read.
+      The trees and the unreadable models.
 
     Example:
       >>> import pathlib, tempfile
@@ -114,7 +114,7 @@ def discover(
 
 
 def _join_unnamed(groups: dict[tuple[str, str, bool], Clusters]) -> None:
-    """LoRAs that name no ancestor are of the only one that others of their layers name."""
+    """Merges LoRAs without a base model into the only tree with the same layers."""
     for architecture in [key[0] for key in groups if key[2] and not key[1]]:
         named = [key for key in groups if key[0] == architecture and key[2] and key[1]]
         if len(named) == 1:
@@ -122,20 +122,20 @@ def _join_unnamed(groups: dict[tuple[str, str, bool], Clusters]) -> None:
 
 
 def _all_seen(paths: Iterable[str | Path]) -> Iterator[_Seen | ProbexError]:
-    """What is read of each model, in order, a few models ahead."""
+    """Reads the models in order, a few ahead."""
     sketches: dict[str, Sketch] = {}
     seen = prefetch(lambda path: _see(Path(path), sketches), paths, _READERS)
     return (one for _, one in seen)
 
 
 def _see(path: Path, sketches: dict[str, Sketch]) -> _Seen | ProbexError:
-    """Reads one model; `sketches` has that of each architecture."""
+    """Reads one model; `sketches` is a cache by architecture."""
     try:
         with open_model(path) as model:
             model.check_has_layers()
             architecture = fingerprint(model)
             layers = {name: layer.shape for name, layer in model.layers.items()}
-            # Equal for all of an architecture, whichever thread comes first.
+            # Equal for all models of an architecture, so threads may race.
             sketch = sketches.setdefault(architecture, Sketch.of_layers(layers))
             is_lora = any(layer.kind == "lora" for layer in model.layers.values())
             sketch_D, _ = sketch.of_model(model)

@@ -1,11 +1,11 @@
-"""A forest: the trees that are known, who tells a model's tree, and each tree's expert.
+"""A forest: known trees with their routers and experts.
 
     forest.json                        format and version
-    trees/<tree>/tree.json             the router's state but for its centres; which expert
-    trees/<tree>/arrays.safetensors    the centres; the embedded texts of an expert's classes
+    trees/<tree>/tree.json             state of the router without its centres; the expert's hash
+    trees/<tree>/arrays.safetensors    the centres; embedded texts of the expert's classes
     trees/<tree>/expert/               the expert or committee
 
-A tree is a folder of its own: growing the forest by another touches none.
+Every tree has its own folder, which adding other trees does not touch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from probex_jax.experts import Expert, Read, batch_size, in_batches
 from probex_jax.files import disk_errors, read_json
 from probex_jax.forest.description import Description, ExpertFacts, Neighbour, Prediction
 from probex_jax.forest.router import Route, TreeRouter, route
-from probex_jax.forest.stated import Stated, stated
+from probex_jax.forest.stated_facts import StatedFacts, read_stated_facts
 from probex_jax.model_files import ModelFile, open_model
 from probex_jax.model_files.hub import hub_address, remote_url, shown_path, shown_url
 
@@ -37,15 +37,15 @@ VERSION = 2
 
 _READERS = 4
 
-# Nearest documented models of each of some models of a tree, or why there are none.
+# Finds the nearest documented models of models of a tree, or says why there are none.
 Nearest = Callable[[str, Sequence[Path]], Sequence[Sequence[Neighbour] | ProbexError]]
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What was read of a model: all that its description is made of."""
+    """What is read of a model for its description."""
 
-    stated: Stated
+    stated: StatedFacts
     route: Route
     matrices: Read | None
 
@@ -55,8 +55,8 @@ class Tree:
 
     Attributes:
       path: its folder.
-      router: what tells its models.
-      about: its tree.json.
+      router: recognises its models.
+      about: the content of tree.json.
     """
 
     def __init__(self, path: Path):
@@ -78,22 +78,22 @@ class Tree:
 
     @property
     def expert(self) -> Expert | None:
-        """The tree's expert; None for a tree that is only told from others.
+        """The expert; None for a tree without one.
 
         Raises:
-          ProbexError: if it is damaged, or another than the one that the tree was grown with.
+          ProbexError: if it is damaged, or not the one that the tree was grown with.
         """
         with self._lock:
             if self._expert is None and self.about["expert"]:
                 self._expert = Expert.load(self.path / "expert")
                 if self._expert.hash != self.about["expert"]["hash"]:
-                    raise ProbexError(f"{self.path}: holds another expert; grow the tree again")
+                    raise ProbexError(f"{self.path}: holds a different expert; grow the tree again")
         return self._expert
 
     def predict(
         self, models: Sequence[Read], size: int
     ) -> list[tuple[Prediction, ...] | ProbexError]:
-        """The probabilities of every class for what was read of models, in calls of `size`."""
+        """Predictions for models, in compiled calls of `size` models."""
         expert = self.expert
         assert expert is not None
         classes, texts = expert.card.classes, expert.card.words
@@ -111,7 +111,7 @@ class Tree:
         return [found[place] for place in range(len(models))]
 
     def facts(self) -> ExpertFacts:
-        """What a description says of the expert."""
+        """The facts about the expert for descriptions."""
         expert = self.expert
         assert expert is not None
         card = expert.card
@@ -127,7 +127,7 @@ class Tree:
 
 
 class Forest:
-    """Known trees and their experts; made by `grow`, opened with `Forest.load`.
+    """Known trees and their experts; created by `grow`, opened by `Forest.load`.
 
     Attributes:
       path: the forest's folder.
@@ -177,22 +177,23 @@ class Forest:
     def check_tree(self, model: ModelFile, tree: str) -> None:
         """Raises a ProbexError if an open model is not of a tree of the forest."""
         if tree not in self.trees:
-            raise ProbexError(f"{self.path}: no tree {tree}; it has {', '.join(self.trees)}")
+            raise ProbexError(
+                f"{self.path}: no tree {tree}; the forest has {', '.join(self.trees)}"
+            )
         found = self.route(model)
         if found.tree != tree:
-            what = f"of tree {found.tree}" if found.tree else f"of no known tree ({found.reason})"
+            what = f"of tree {found.tree}" if found.tree else f"of unknown tree ({found.reason})"
             raise ProbexError(f"{model.path}: {what}, not of {tree}")
 
     def describe(self, path: str | Path, *, nearest: Nearest | None = None) -> Description:
         """Describes one model.
 
         Args:
-          path: as `open_model` takes it.
-          nearest: what finds its nearest documented models.
+          path: as for `open_model`.
+          nearest: finds its nearest documented models.
 
         Raises:
-          ProbexError: if it cannot be read, or is of a tree but not of the shapes that the tree's
-            expert reads.
+          ProbexError: if it cannot be read, or its layers do not fit the expert of its tree.
         """
         [found] = self.describe_all([path], nearest=nearest)
         if isinstance(found, ProbexError):
@@ -206,15 +207,15 @@ class Forest:
         *,
         nearest: Nearest | None = None,
     ) -> Iterator[Description | ProbexError]:
-        """Describes models, several at a time: one compiled call for those of one tree.
+        """Describes models in batches, with one compiled call per tree.
 
         Args:
-          paths: as `open_model` takes them.
-          ids: their names; None to take them from the paths.
-          nearest: what finds the nearest documented models of one of a known tree.
+          paths: as for `open_model`.
+          ids: their names; None to derive them from the paths.
+          nearest: finds the nearest documented models of models of a known tree.
 
         Yields:
-          In the order of the paths a description, or why there is none.
+          A description or an error for each path, in order.
         """
         names = list(ids) if ids is not None else [model_name(Path(path)) for path in paths]
         shapes = [tree.layers for tree in self.trees.values() if tree.layers]
@@ -228,7 +229,7 @@ class Forest:
             batch = list(islice(waiting, size))
             futures = read(batch)
             while batch:
-                # The next ones are read while these are described.
+                # Reads the next batch while this one is described.
                 following = list(islice(waiting, size))
                 ahead = read(following)
                 seen = [future.result() for future in futures]
@@ -236,10 +237,10 @@ class Forest:
                 batch, futures = following, ahead
 
     def _see(self, path: Path) -> _Seen | ProbexError:
-        """Reads what a description needs, the file being open once."""
+        """Reads what a description needs, opening the file once."""
         try:
             with open_model(path) as model:
-                said = stated(model)
+                said = read_stated_facts(model)
                 where = self.route(model, said.base)
                 expert = self.trees[where.tree].expert if where.tree else None
                 matrices = None if expert is None else expert.read(model)
@@ -306,12 +307,12 @@ class Forest:
 
 
 def tree_folders(path: Path) -> list[Path]:
-    """The folders of a forest's trees; a ProbexError where there is no forest."""
+    """The folders of the trees of a forest; a ProbexError if there is no forest."""
     try:
         about = read_json(path / "forest.json")
     except (FileNotFoundError, NotADirectoryError):
         raise ProbexError(
-            f"{path}: no forest here; make one with experiments.grow_forest"
+            f"{path}: no forest here; create one with experiments.grow_forest"
         ) from None
     version = about.get("version") if isinstance(about, dict) else None
     if not isinstance(about, dict) or (about.get("format"), version) != (FORMAT, VERSION):
@@ -321,7 +322,7 @@ def tree_folders(path: Path) -> list[Path]:
         )
     with disk_errors(path):
         found = {file.parent.name: file.parent for file in path.glob("trees/[!.]*/tree.json")}
-        # What was being replaced when the power went: the new one is beside it, and not yet there.
+        # Trees whose replacement was interrupted before the new one was in place.
         for file in path.glob("trees/.*.old/tree.json"):
             found.setdefault(file.parent.name[1 : -len(".old")], file.parent)
     return [found[name] for name in sorted(found)]
@@ -335,13 +336,13 @@ def _arrays(path: Path, sha256: str) -> dict[str, np.ndarray]:
 
 
 def model_name(path: Path) -> str:
-    """What a model is called whose path is all that is known."""
+    """The name of a model, from its path."""
     if url := remote_url(path):
         address, parts = hub_address(url), urlsplit(shown_url(url))
         path = Path(
             "/", *((address.id, address.path) if address else (parts.netloc, parts.path[1:]))
         )
-    path = Path(os.path.abspath(path))  # links of a hub cache lead to names that are hashes
+    path = Path(os.path.abspath(path))  # not resolved: links in a hub cache lead to hashes
     if path.name in ("model.safetensors", "pytorch_lora_weights.safetensors"):
         path = path.parent
     if path.parent.name == "snapshots":

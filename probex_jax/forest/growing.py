@@ -1,4 +1,4 @@
-"""Growing a forest by a tree: a folder of its own, there whole or not at all."""
+"""Adding trees to a forest, each atomically."""
 
 import hashlib
 import json
@@ -23,23 +23,23 @@ from probex_jax.layer_store import LayerStore
 def grow(
     path: str | Path, store: LayerStore, expert: Expert | None = None, root: str = ""
 ) -> tuple[Tree, str]:
-    """Adds a tree to a forest, which is begun where there is none.
+    """Adds a tree to a forest, which is created if necessary.
 
     Args:
       path: the forest's folder.
-      store: models of the tree; the router learns from the training ones.
-      expert: who predicts for its models, trained on the tree; calibrated on the store's
-        validation split if it is not yet, and was trained on that store. None for a tree whose
-        models are only to be recognised.
-      root: name of the model that they were fine-tuned from, best a hub id; "" where unknown.
+      store: models of the tree; the router learns from the training split.
+      expert: predicts for its models and was trained on the tree. If it is not calibrated yet and
+        was trained on this store, it is calibrated on the validation split. None for a tree whose
+        models are only recognised.
+      root: the model that they were fine-tuned from, preferably a hub id; "" if unknown.
 
     Returns:
-      The tree, and "added", "replaced", or "unchanged" where it is the same as before.
+      The tree, and "added", "replaced" or "unchanged".
 
     Raises:
       ProbexError: if the expert is of another tree or reads a layer that the store lacks, the
-        tree's models could not be told from those of another or from unrelated ones, the folder
-        holds other things or is being written, or the disk is full.
+        models cannot be told apart from those of another tree or from unrelated ones, the folder
+        holds other files or is being written, or the disk is full.
 
     Example:
       >>> import pathlib, tempfile, numpy as np
@@ -62,7 +62,7 @@ def grow(
     path = Path(path)
     folder = layer_folder(path / "trees", store.tree)
     if folder.name.startswith("."):
-        raise ProbexError(f"tree {store.tree}: a name that begins with a dot; rename its zoo")
+        raise ProbexError(f"tree {store.tree}: its name starts with a dot; rename the zoo")
     with one_writer(path):
         trees = _begun(path, folder)
         given = None if expert is None else expert.hash
@@ -79,8 +79,8 @@ def grow(
         if expert is not None and expert.card.calibration is None:
             if expert.card.store_hash not in (None, store.hash):
                 raise ProbexError(
-                    f"{store.path}: the expert of {store.tree} was trained on another store; what "
-                    "validates there may be what it was trained on, so it is not calibrated here"
+                    f"{store.path}: the expert of {store.tree} was trained on another store, which "
+                    "may overlap with the validation split of this one; calibrate it there"
                 )
             expert = calibrated(expert, store)
         beside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
@@ -97,7 +97,7 @@ def grow(
 
 
 def _source(store: LayerStore, expert: str | None, root: str) -> dict[str, Any]:
-    """All that a tree depends on, as JSON values."""
+    """Everything that a tree depends on, as JSON values."""
     models = sorted((model.id, model.fingerprint, model.base) for model in store.split("train"))
     return {
         "store_hash": store.hash,
@@ -116,9 +116,9 @@ def _is_whole(tree: Tree, folder: Path) -> bool:
 
 
 def _begun(path: Path, folder: Path) -> dict[str, Tree]:
-    """The trees of a forest, which is begun in a new or empty folder.
+    """The trees of a forest, which is created in a new or empty folder.
 
-    That in `folder` is to be grown, and is not among them if it is damaged.
+    A damaged tree in `folder`, which will be replaced, is left out.
     """
     if not (path / "forest.json").exists():
         with disk_errors(path):
@@ -126,7 +126,7 @@ def _begun(path: Path, folder: Path) -> dict[str, Tree]:
             others = [entry.name for entry in path.iterdir() if entry.name[0] != "."]
         others = [name for name in others if not name.startswith("forest.json.")]  # partial
         if others:
-            raise ProbexError(f"{path}: holds other things ({others[0]}); choose another folder")
+            raise ProbexError(f"{path}: holds other files ({others[0]}); choose another folder")
         write_json(path / "forest.json", {"format": FORMAT, "version": VERSION})
     trees = {}
     for found in tree_folders(path):
@@ -161,7 +161,7 @@ def _write(folder: Path, router: TreeRouter, expert: Expert | None, source: dict
 
 
 def _embedded(expert: Expert) -> np.ndarray:
-    """The texts of an expert's classes [Y, D], so that describing needs no text encoder."""
+    """Embedded texts of the classes [Y, D], so that describing needs no text encoder."""
     text = expert.text
     sentences = class_sentences(expert.card.classes, text.texts, text.template)
     return embed(expert.text_encoder(), sentences)

@@ -1,4 +1,4 @@
-"""How far from a centre, and how large, models of its tree may be: learnt from training models."""
+"""Limits of distances and lengths of the models of a tree, learnt from training models."""
 
 from __future__ import annotations
 
@@ -9,37 +9,39 @@ import numpy as np
 from probex_jax.forest.sketch import Sketch
 from probex_jax.forest.unrelated import unrelated_limits
 
-# A radius reaches over the farthest training model by this much, and over the mean of the
-# logarithms of the distances by so many of their standard deviations, these being no less than so.
+# A radius is at least this multiple of the largest training distance, and in logarithms that many
+# standard deviations above the mean, with a lower bound for the standard deviation.
 _MARGIN = 1.5
 _DEVIATIONS = 6.0
 _LEAST_DEVIATION = 0.1
-# Of few models that deviation is itself a guess: no less than this over the root of their number.
+# With few models the deviation is uncertain: at least this over the root of their number.
 _FEW_DEVIATION = 0.5
-# No radius is below this share of the centre's length: half precision alone moves weights by less.
+# Minimal radius relative to the length of the centre; half precision changes weights by less.
 _LEAST_RADIUS = 0.02
-# A layer may be larger or smaller than in all training models by a factor: its logarithm is no less
-# than this, nor than this over the root of the number of models, nor than so many standard
-# deviations of the logarithms of the lengths, and so many more over that root.
+# A layer may be longer or shorter than all training models by a factor. Its logarithm is at least
+# the first; the second over the root of the number of models; and that many standard deviations of
+# the logarithms of the lengths, with more for few models.
 _LEAST_GROWTH = 0.3
 _FEW_GROWTH = 1.0
-FEW_GROWTH_AS_A_WHOLE = 0.5  # layers that differ by chance make up for each other
+FEW_GROWTH_AS_A_WHOLE = 0.5  # deviations of layers average out
 _GROWTH_DEVIATIONS = 1.5
 _FEW_GROWTH_DEVIATIONS = 8.0
-_MOST_GROWTH = 100.0  # what float64 still holds
-# Of LoRAs, whose sizes follow from learning rates and alphas, it is this.
+_MOST_GROWTH = 100.0  # within float64
+# For LoRAs, whose lengths depend on learning rates and alphas.
 _LORA_GROWTH = float(np.log(100))
 _ROUNDING = 1e-5  # of a centre's length
 
 
 @dataclass(frozen=True)
 class Reach:
-    """A centre, and how far from it models of its tree may be.
+    """A centre with its limits.
 
     Args:
-      centre_D, radius, layer_limits: as of a `TreeRouter`.
-      n_inside: how many of its training models are nearer than unrelated ones may be, each to the
-        mean of the others.
+      centre_D: the mean of the training models.
+      radius: as of a `TreeRouter`.
+      layer_limits: as of a `TreeRouter`.
+      n_inside: number of training models that are closer to the mean of the others than unrelated
+        models may be.
     """
 
     centre_D: np.ndarray
@@ -49,11 +51,12 @@ class Reach:
 
     @classmethod
     def fit(cls, sketch: Sketch, heads: Sketch, models_ND: np.ndarray, is_lora: bool) -> Reach:
-        """Learns it from the training models around the centre.
+        """Learns the limits from training models.
 
         Args:
-          sketch, heads: as of a `TreeRouter`.
-          models_ND: what both make of the models, side by side.
+          sketch: as of a `TreeRouter`.
+          heads: as of a `TreeRouter`.
+          models_ND: sketches of the models by both, concatenated.
           is_lora: whether they are LoRAs.
         """
         centre_D = models_ND.mean(axis=0)
@@ -61,7 +64,7 @@ class Reach:
         split = sketch.size
         distances_N = np.linalg.norm(apart_ND[:, :split], axis=1)
         layers = (sketch + heads).layers
-        if is_lora:  # they have little in common, whatever their origin
+        if is_lora:  # they share little, whatever their origin
             radius = radius_of(distances_N, centre_D[:split], np.inf, is_lora=True)
             return cls(centre_D, radius, (None,) * len(layers), len(models_ND))
         arrays = (centre_D, models_ND, apart_ND)
@@ -73,7 +76,7 @@ class Reach:
         for layer, of_layer in zip(layers, [*limits_K, *head_limits_K], strict=True):
             apart_NL = apart_ND[:, (sketch + heads).columns(layer)]
             farthest = float(np.max(np.linalg.norm(apart_NL, axis=1)))
-            # Of few models, others may be farther; of one, nobody knows how far.
+            # With few models, others may be farther away.
             told = varies and farthest * (1 + len(models_ND) ** -0.5) < of_layer
             layer_limits.append(float(of_layer) if told else None)
         n_inside = int(np.sum(distances_N < limit))
@@ -81,7 +84,7 @@ class Reach:
 
 
 def _from_the_others(apart_ND: np.ndarray) -> np.ndarray:
-    """Of differences from the mean those from the mean of the others: each has drawn it near."""
+    """Differences from the mean of the other models, given those from the mean of all."""
     count = len(apart_ND)
     return apart_ND * (count / max(count - 1, 1))
 
@@ -89,15 +92,15 @@ def _from_the_others(apart_ND: np.ndarray) -> np.ndarray:
 def radius_of(
     distances_N: np.ndarray, centre_D: np.ndarray, limit: float, *, is_lora: bool = False
 ) -> float:
-    """How far from a centre models of its tree may be.
+    """The radius of a tree around its centre.
 
-    Never so far as unrelated models are; nor so far that they would have less than half of their
-    weights in common with it, unless training models have; but LoRAs have little in common anyway.
+    It stays below the distance of unrelated models. Except for LoRAs, it also stays below the
+    distance at which less than half of the weights are shared, unless training models exceed it.
 
     Args:
-      distances_N: of each training model, from the mean of the others.
+      distances_N: of each training model from the mean of the others.
       centre_D: the mean of all.
-      limit: no unrelated model is nearer.
+      limit: the least distance of unrelated models.
       is_lora: whether they are LoRAs.
     """
     length = float(np.linalg.norm(centre_D))
@@ -113,7 +116,7 @@ def radius_of(
 
 
 def _usual(distances_N: np.ndarray, length: float) -> float | None:
-    """How far training models show that others may be; None for one model, or if all are alike."""
+    """A radius from the training distances alone; None for one model or equal models."""
     farthest = _MARGIN * float(np.max(distances_N))
     if farthest <= _ROUNDING * length:
         return None
@@ -124,13 +127,13 @@ def _usual(distances_N: np.ndarray, length: float) -> float | None:
 
 
 def geometric_mean(lengths_NK: np.ndarray) -> np.ndarray:
-    """Of the last axis."""
-    with np.errstate(divide="ignore"):  # of a length of zero it is zero
+    """The geometric mean along the last axis."""
+    with np.errstate(divide="ignore"):  # zero if a length is zero
         return np.exp(np.mean(np.log(lengths_NK), axis=-1))
 
 
 def resized(length: float, bounds: tuple[float, float]) -> str:
-    """What a length is that lies outside of its bounds; "" of one within."""
+    """Describes a length outside its bounds; "" for one within."""
     least, greatest = bounds
     if least <= length <= greatest:
         return ""
@@ -143,7 +146,7 @@ def resized(length: float, bounds: tuple[float, float]) -> str:
 def length_range(
     lengths_N: np.ndarray, is_lora: bool, few_growth: float = _FEW_GROWTH
 ) -> tuple[float, float]:
-    """The least and the greatest length that a layer, or all together, may have in a tree."""
+    """The least and the greatest length of a layer, or of a whole model, in a tree."""
     least, greatest = float(np.min(lengths_N)), float(np.max(lengths_N))
     few = float(1 / np.sqrt(len(lengths_N)))
     if is_lora:

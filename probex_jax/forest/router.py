@@ -1,7 +1,7 @@
-"""Which known tree a model is of: the nearest centre, within a radius learnt from its models.
+"""Finding the tree of a model: the nearest centre, within a radius learnt from its models.
 
-A model within the radius is still refused if a layer that tells the tree, or that its expert
-reads, is of another size than in the training models, or no nearer to theirs than by chance.
+A model within the radius is still rejected if a layer of the sketch, or one that the expert reads,
+has another length than in the training models, or is no closer to theirs than by chance.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from probex_jax.model_files import ModelFile, fingerprint, stated_base
 from probex_jax.model_files.architecture import is_head, same_base
 from probex_jax.model_files.untrusted_text import quoted
 
-# Part of what a tree is grown from: another number, and trees are grown anew.
+# Trees of another version are grown again.
 ROUTER_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Route:
-    """Where a model belongs.
+    """The tree of a model.
 
     Args:
-      tree: name of its tree; "" for an unknown one.
-      nearest: the tree whose centre is the nearest, in its radii; "" where none is of the model's
-        architecture.
-      distance: L2 distance from that centre, between sketches; None where there is none.
+      tree: its name; "" if it is unknown.
+      nearest: the tree with the nearest centre, relative to its radius; "" if none has the
+        architecture of the model.
+      distance: L2 distance of the sketch from that centre, if any.
       radius: of that tree.
-      reason: why the tree is unknown; "" where it is known.
+      reason: why the tree is unknown, or "".
     """
 
     tree: str
@@ -53,25 +53,25 @@ class Route:
 
 @dataclass(frozen=True)
 class TreeRouter:
-    """What a router knows of one tree.
+    """Recognises the models of one tree.
 
     Args:
       tree: its name.
-      root: name of its root, as whoever grew the tree gave it; "" where unknown.
+      root: its root, as given when the tree was grown; "" if unknown.
       fingerprints: of the architectures of its models.
-      bases: what its models call their ancestor.
-      is_lora: whether they are LoRAs, which say little of their ancestor by their weights.
-      sketch: what distances are measured on.
-      heads: heads and embeddings of positions that the expert reads. Unrelated models may share
-        them and those of a tree need not, so they are no part of distances, but are checked.
-      centres_CD: [C, D] float32 of the layers of `sketch`, then those of `heads`; more than one
-        where a store holds several trees.
+      bases: the ancestors that its models state.
+      is_lora: whether they are LoRAs, whose weights say little about their ancestor.
+      sketch: for distances.
+      heads: heads and position embeddings that the expert reads. Unrelated models may share them
+        and those of a tree need not, so distances ignore them, but they are checked.
+      centres_CD: [C, D] float32, the layers of `sketch` before those of `heads`; several centres if
+        a store holds several trees.
       radii: C radii.
-      layer_limits: C times K distances of single layers of both, below which models of the tree
-        are; None where unrelated ones may be, too.
-      length: the least and the greatest geometric mean of the lengths of the layers of `sketch`.
-      lengths: by layer of both the least and the greatest length.
-      n_models: training models that it was learnt from.
+      layer_limits: C times K maximal distances of single layers; None where unrelated models may
+        be as close.
+      length: bounds of the geometric mean of the lengths of the layers of `sketch`.
+      lengths: bounds of the length of each layer of both.
+      n_models: number of training models.
     """
 
     tree: str
@@ -90,21 +90,21 @@ class TreeRouter:
 
     @classmethod
     def fit(cls, store: LayerStore, root: str = "", layers: Collection[str] = ()) -> TreeRouter:
-        """Learns the centres and radii of a store's tree from its training models.
+        """Learns a router from the training models of a store.
 
         Args:
           store: the tree's models.
-          root: name of the tree's root; "" where unknown.
-          layers: of the store, those that the tree's expert reads.
+          root: the root of the tree; "" if unknown.
+          layers: the layers of the store that the expert reads.
 
         Raises:
-          ProbexError: if there are no training models, the store holds nothing but heads, or lacks
-            a layer; or if the models have too little in common to be told from unrelated ones.
+          ProbexError: if there are no training models, the store holds only heads or lacks a layer,
+            or the models have too little in common to be told apart from unrelated ones.
         """
         models = store.split("train")
         if all(map(is_head, store.layers)):
             raise ProbexError(
-                f"{store.path}: holds a classifier head alone, by which no tree can be told; pack "
+                f"{store.path}: holds only a classifier head, which does not identify a tree; pack "
                 "a layer of the backbone as well"
             )
         if missing := sorted(set(layers) - set(store.layers)):
@@ -122,8 +122,8 @@ class TreeRouter:
         reaches = [Reach.fit(sketch, heads, checked_ND[rows], is_lora) for rows in members]
         if sum(reach.n_inside for reach in reaches) < len(models) / 2:
             raise ProbexError(
-                f"{store.path}: its training models have too little in common to be told from "
-                "unrelated ones; pack more models, or more of their layers"
+                f"{store.path}: its training models have too little in common to be told apart "
+                "from unrelated ones; pack more models or more layers"
             )
         bases = {model.base for model in models if model.base}
         return cls(
@@ -151,38 +151,38 @@ class TreeRouter:
 
     @property
     def checked(self) -> Sketch:
-        """All layers that are looked at."""
+        """All checked layers."""
         return self.sketch + self.heads
 
     @property
     def stated_root(self) -> str:
-        """What its models' files agree on as their ancestor, "" if they do not, or do not say."""
+        """The ancestor that all its models state; "" if there is none."""
         return self.bases[0] if len(self.bases) == 1 else ""
 
     def may_hold(self, architecture: str, base: str) -> bool:
-        """Whether a model of this fingerprint and stated ancestor may be of the tree."""
+        """Whether a model with this fingerprint and stated ancestor may belong to the tree."""
         if architecture not in self.fingerprints:
             return False
         return not (self.is_lora and self.bases) or any(same_base(base, b) for b in self.bases)
 
     def nearest(self, sketch_D: np.ndarray) -> tuple[float, float, int]:
-        """Distance from the centre that is the nearest in its radii, its radius, and its place."""
+        """Distance, radius and index of the centre that is nearest relative to its radius."""
         centres_CD = self.centres_CD[:, : self.sketch.size]
         distances_C = np.linalg.norm(centres_CD - np.float64(sketch_D), axis=1)
         place = int(np.argmin(distances_C / np.asarray(self.radii)))
         return float(distances_C[place]), self.radii[place], place
 
     def objection(self, model: ModelFile, place: int) -> str:
-        """Why a model within a radius is not of the tree all the same; "" if it is.
+        """Why a model within a radius does not belong to the tree, or "".
 
         Args:
           model: open.
-          place: of the centre.
+          place: index of the centre.
 
         Raises:
           ProbexError: if a layer cannot be read.
         """
-        checked = self.checked.fitting(model)  # heads of other shapes are no concern of the tree
+        checked = self.checked.fitting(model)  # heads may have other shapes
         checked_D, lengths = checked.of_model(model)
         for layer, length in zip(checked.layers, lengths, strict=True):
             if found := resized(length, self.lengths[layer.name]):
@@ -258,28 +258,28 @@ def route(model: ModelFile, trees: Sequence[TreeRouter], base: str | None = None
 
     Args:
       model: open.
-      trees: those that are known.
-      base: `stated_base` of the model, where that is known already.
+      trees: the known trees.
+      base: `stated_base` of the model, if known.
 
     Returns:
-      The tree of the nearest centre, distances being measured in the trees' radii; none outside
-      of all radii, nor where the tree has an `objection`.
+      The tree with the nearest centre relative to its radius; none outside all radii, or if the
+      tree has an `objection`.
 
     Raises:
-      ProbexError: if a layer cannot be read, or is of another shape than in the tree's models.
+      ProbexError: if a layer cannot be read, or has another shape than in the tree.
     """
     if model.without_layers:
         return Route("", reason=model.without_layers)
     architecture, base = fingerprint(model), stated_base(model) if base is None else base
     alike = [tree for tree in trees if architecture in tree.fingerprints]
     if not alike:
-        return Route("", reason="no known tree is of its architecture")
+        return Route("", reason="no known tree has its architecture")
     possible = [tree for tree in alike if tree.may_hold(architecture, base)]
     if not possible:
-        return Route("", reason="its files name another ancestor than those of known trees do")
+        return Route("", reason="its files name another base model than those of the known trees")
     if len(possible) > 1 and any(tree.is_lora for tree in possible):
-        # Their weights say little of their ancestor.
-        return Route("", reason="its files do not say of which model it is an update")
+        # Their weights say little about their ancestor.
+        return Route("", reason="its files do not name the base model of the LoRA")
     sketches = {tree.sketch: None for tree in possible}
     sketched = {sketch: sketch.of_model(model)[0] for sketch in sketches}
     found = [(*tree.nearest(sketched[tree.sketch]), tree) for tree in possible]
@@ -292,11 +292,11 @@ def route(model: ModelFile, trees: Sequence[TreeRouter], base: str | None = None
 
 
 def check_apart(new: TreeRouter, known: TreeRouter) -> None:
-    """Checks that models of two trees can be told apart.
+    """Checks that the models of two trees can be told apart.
 
     Raises:
-      ProbexError: if a centre of one lies within a radius of the other; of LoRAs, if they change
-        the same layers of what may be the same model.
+      ProbexError: if a centre of one lies within a radius of the other; for LoRAs, if they change
+        the same layers of what may be the same base model.
     """
     if not set(new.fingerprints) & set(known.fingerprints):
         return
@@ -308,13 +308,13 @@ def check_apart(new: TreeRouter, known: TreeRouter) -> None:
         may_be_same = _is_near(new, known) or _is_near(known, new)
     if may_be_same:
         raise ProbexError(
-            f"tree {new.tree}: its models cannot be told from those of {known.tree}; keep one of "
-            "the two in a forest"
+            f"tree {new.tree}: its models cannot be told apart from those of {known.tree}; keep "
+            "only one of the two trees"
         )
 
 
 def _is_near(one: TreeRouter, other: TreeRouter) -> bool:
-    """Whether a centre of one lies within a radius of the other, by the layers they both sketch."""
+    """Whether a centre of one lies within a radius of the other, by their common layers."""
     shared = [layer for layer in one.sketch.layers if layer in other.sketch.layers]
     if not shared:
         return False
@@ -322,14 +322,14 @@ def _is_near(one: TreeRouter, other: TreeRouter) -> bool:
         tree.centres_CD[:, np.concatenate([tree.sketch.columns(layer) for layer in shared])]
         for tree in (one, other)
     )
-    # Distances grow with the root of the number of entries.
+    # Distances grow with the square root of the number of entries.
     radii = np.asarray(other.radii) * np.sqrt(theirs.shape[1] / other.sketch.size)
     return bool(np.any(np.linalg.norm(ours[:, None] - theirs, axis=-1) < radii))
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r:.50} is no text")
+        raise TypeError(f"{value!r:.50} is not a string")
     return value
 
 

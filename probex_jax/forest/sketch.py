@@ -1,9 +1,8 @@
-"""A sketch of a model: a few rows of a few layers, which tell how far models are apart.
+"""Sketches of models: a few rows of a few layers, to estimate the distance of two models.
 
-The squared distance between two sketches is, but for a factor, an estimate of the squared L2
-distance between the weights, each layer scaled to length one: the rows are a random sample. They
-are a few kilobytes of a file, so that a model of hundreds of megabytes is told apart as fast as a
-small one.
+The rows are a random sample, so up to a factor the squared distance of two sketches estimates the
+squared L2 distance of the weights, with each layer scaled to length one. They are a few kilobytes
+of a file: large models take no longer than small ones.
 """
 
 import re
@@ -20,9 +19,9 @@ from probex_jax.model_files import ModelFile
 from probex_jax.model_files.architecture import backbone
 
 _LAYERS = 4
-_ENTRIES = 1024  # of a layer, at least; and one row of it
+_ENTRIES = 1024  # of a layer at least, in whole rows
 
-# What pre-trained models have alike though they share no ancestor: sines, for example.
+# Layers that unrelated models share, such as sines.
 _ALIKE = re.compile(
     r".*(?:position_embed|pos_embed|embed_positions|positional_embed|position_ids|"
     r"relative_position|wpe|A_log|inv_freq).*"
@@ -31,12 +30,12 @@ _ALIKE = re.compile(
 
 @dataclass(frozen=True)
 class SketchLayer:
-    """What of a layer is in a sketch.
+    """The rows of one layer in a sketch.
 
     Args:
       name: of the layer.
       shape: (H, W) of its canonical matrix.
-      rows: numbers of the rows that are taken.
+      rows: indices of the rows.
     """
 
     name: str
@@ -46,10 +45,10 @@ class SketchLayer:
 
 @dataclass(frozen=True)
 class Sketch:
-    """Which rows of which layers a sketch is made of.
+    """The layers and rows of a sketch.
 
     Args:
-      layers: those it is made of.
+      layers: the sampled layers.
 
     Example:
       >>> Sketch.of_layers({"a.weight": (2, 600), "classifier.weight": (10, 600)})
@@ -62,12 +61,12 @@ class Sketch:
     def of_layers(
         cls, layers: Mapping[str, tuple[int, int]], also: Collection[str] = ()
     ) -> "Sketch":
-        """The sketch of an architecture; equal for all models that have these layers.
+        """The sketch of an architecture; equal for all models with these layers.
 
         Args:
-          layers: name to (H, W), one or more. Up to four are taken, spread over the sorted names;
-            none of a classifier head or of embeddings of positions, where there are others.
-          also: names of further ones to take, except for those kinds.
+          layers: name to (H, W). Up to four are taken, spread over the sorted names; classifier
+            heads and position embeddings only if there is nothing else.
+          also: names of further layers, except those kinds.
         """
         names = sorted(backbone(layers))
         names = [name for name in names if not _ALIKE.fullmatch(name)] or names
@@ -77,27 +76,27 @@ class Sketch:
 
     @classmethod
     def of_all(cls, layers: Mapping[str, tuple[int, int]]) -> "Sketch":
-        """The sketch of exactly these layers, name to (H, W), whatever they are."""
+        """The sketch of exactly these layers, name to (H, W)."""
         return cls(
             tuple(SketchLayer(name, shape, _sample(name, *shape)) for name, shape in layers.items())
         )
 
     def __add__(self, other: "Sketch") -> "Sketch":
-        """The sketch of the layers of both, one after the other."""
+        """The sketch of the layers of both, in order."""
         return Sketch(self.layers + other.layers)
 
     def fitting(self, model: ModelFile) -> "Sketch":
-        """The sketch of those of its layers that a model has, in the same shape."""
+        """The sketch of the layers that a model has in the same shape."""
         shapes = {name: layer.shape for name, layer in model.layers.items()}
         return Sketch(tuple(one for one in self.layers if shapes.get(one.name) == one.shape))
 
     @property
     def size(self) -> int:
-        """Size D of the sketches."""
+        """The size D of the sketches."""
         return sum(len(layer.rows) * layer.shape[1] for layer in self.layers)
 
     def columns(self, layer: SketchLayer) -> np.ndarray:
-        """Where the entries of one of its layers are in a sketch: numbers from 0 to D - 1."""
+        """The indices of the entries of one layer, from 0 to D - 1."""
         sizes = [len(each.rows) * each.shape[1] for each in self.layers]
         place = self.layers.index(layer)
         return sum(sizes[:place]) + np.arange(sizes[place])
@@ -106,10 +105,10 @@ class Sketch:
         """The sketch of one model.
 
         Returns:
-          The sketch [D], float32, and the lengths [K] of its K layers before they were scaled.
+          The sketch [D], float32, and the lengths [K] of the K layers before scaling.
 
         Raises:
-          ProbexError: if a layer is missing, of another shape, or cannot be read.
+          ProbexError: if a layer is missing, has another shape, or cannot be read.
         """
         parts, lengths = [], []
         for name, shape, rows in ((layer.name, layer.shape, layer.rows) for layer in self.layers):
@@ -137,20 +136,20 @@ class Sketch:
 
 def _sample(name: str, height: int, width: int) -> tuple[int, ...]:
     count = min(height, -(-_ENTRIES // width))
-    # A generator of its own, whatever other layers there are.
+    # Seeded by the layer alone, independent of other layers.
     rng = np.random.default_rng([zlib.crc32(name.encode()), height, width])
     return tuple(sorted(map(int, rng.choice(height, count, replace=False))))
 
 
 def _lengths(part_ND: np.ndarray) -> np.ndarray:
-    """[N, 1], in float64, which no square of a float32 overflows."""
+    """Lengths [N, 1] in float64, where squares of float32 cannot overflow."""
     return np.linalg.norm(np.float64(part_ND), axis=1, keepdims=True)
 
 
 def _scaled(part_ND: np.ndarray, lengths_N1: np.ndarray, is_lora: bool) -> np.ndarray:
-    """The entries of one layer at length one, so that no layer outweighs the others.
+    """Scales the entries of one layer to length one, so that no layer outweighs the others.
 
-    Updates, whose lengths say how far they go, as they are.
+    Updates are not scaled, since their length matters.
     """
     if is_lora:
         return part_ND

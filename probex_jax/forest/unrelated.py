@@ -1,9 +1,9 @@
-"""How near a model of another origin comes to a tree's centre.
+"""The distance of unrelated models from the centre of a tree.
 
-A model with its hidden units in another order computes the same, but to an expert its weights are
-those of a stranger. So the centre in another order stands for strangers: it keeps what any model
-of the architecture may share with the tree, such as the sizes of rows and columns, and loses what
-only an ancestor explains. Each model's distance from it is what a stranger's distance may be.
+Permuting the hidden units of a model keeps its function but makes its weights unrelated to the
+tree. So permuted centres simulate unrelated models: they keep what any model of the architecture
+may share with the tree, such as the lengths of rows and columns, and lose what only a common
+ancestor explains.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ import numpy as np
 from probex_jax.forest.sketch import Sketch
 
 _ORDERS = 64
-# Of squared distances: a stranger may be so many standard deviations nearer than strangers are on
-# average, or this share of the way from there to the models of the tree.
+# In squared distances: an unrelated model may be that many standard deviations closer than the mean
+# of unrelated models, or that share of the way from there to the models of the tree.
 _DEVIATIONS = 5.0
 _SHARE = 0.25
 
@@ -22,18 +22,18 @@ _SHARE = 0.25
 def unrelated_limits(
     sketch: Sketch, centre_D: np.ndarray, sketches_ND: np.ndarray, apart_ND: np.ndarray
 ) -> tuple[float, np.ndarray]:
-    """Distances from a centre that no model of another origin is expected to fall below.
+    """The least distances from a centre that are expected of unrelated models.
 
-    Of the rows and of the columns in another order, whichever comes nearer.
+    Either the rows or the columns are permuted, whichever comes closer.
 
     Args:
-      sketch: what was sketched.
+      sketch: of the tree.
       centre_D: the centre.
       sketches_ND: of the training models around it.
-      apart_ND: the difference of each from the mean of the others.
+      apart_ND: difference of each model from the mean of the others.
 
     Returns:
-      The limit for whole sketches, and [K] for each layer alone.
+      The limit for whole sketches, and the limits [K] of single layers.
 
     Example:
       >>> rng = np.random.default_rng(0)
@@ -41,7 +41,7 @@ def unrelated_limits(
       >>> root = rng.normal(size=512) / 512**0.5
       >>> apart = 0.01 * rng.normal(size=[20, 512])
       >>> limit, _ = unrelated_limits(sketch, root, root + apart, apart)
-      >>> 1.0 < limit < 2**0.5  # unrelated vectors of length one are apart by the root of two
+      >>> 1.0 < limit < 2**0.5  # unrelated unit vectors are about sqrt(2) apart
       True
     """
     rng = np.random.default_rng(0)
@@ -65,17 +65,17 @@ def unrelated_limits(
 
 
 def _reordered(centre_RW: np.ndarray, axis: int, rng: np.random.Generator) -> np.ndarray:
-    """A matrix [R, W] in other orders [P, R, W], in which no row or column keeps its place."""
+    """Permutations [P, R, W] of a matrix [R, W] in which no row or column stays in place."""
     if centre_RW.shape[axis] == 1:
         axis = 1 - axis
     orders: Sequence[np.ndarray] = [rng.permutation(centre_RW.shape[axis]) for _ in range(_ORDERS)]
-    # Each follows the one before it: a single cycle.
+    # Cyclic permutations have no fixed points.
     moved = [order[np.argsort(np.roll(order, 1))] for order in orders]
     return np.stack([np.take(centre_RW, order, axis=axis) for order in moved])
 
 
 def _least(squares_NP: np.ndarray, apart_ND: np.ndarray) -> float:
-    """How near a stranger may come, from squared distances of such, and the models' own."""
+    """The limit, from squared distances of unrelated models and the models' own differences."""
     own = np.mean(np.sum(apart_ND**2, axis=1))
     nearer = max(_DEVIATIONS * np.std(squares_NP), _SHARE * (np.mean(squares_NP) - own))
     return float(np.sqrt(max(np.mean(squares_NP) - nearer, 0.0)))

@@ -1,9 +1,9 @@
-"""Text encoders: what turns class names and queries into vectors.
+"""Text encoders: class names and queries to vectors.
 
-`interface` says what a `TextEncoder` is. `hashing` is the embedded one; `clip` is CLIP's text
+`interface` defines `TextEncoder`. `hashing` is built in; `clip` is CLIP's text
 tower (`clip_tower`), read from a checkpoint (`clip_checkpoint`) with its tokenizer
 (`clip_tokens`); `precomputed` looks texts up in a file. `embedding` makes an encoder from a
-specification and keeps the embeddings of a list of texts in a cache.
+specification and caches the embeddings of a list of texts.
 """
 
 from probex_jax.language.clip import ClipTextEncoder

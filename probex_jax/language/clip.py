@@ -17,16 +17,16 @@ from probex_jax.language.clip_tower import TextTower
 from probex_jax.language.interface import unit_rows
 from probex_jax.model_files import open_model
 
-# Texts are encoded this many at a time, so that one compilation serves all.
+# Texts per call, so that one compilation serves all.
 _CHUNK = 32
 
 
 class ClipTextEncoder:
-    """CLIP's text tower, with its projection; made by `load`.
+    """CLIP's text tower with its projection; created by `load`.
 
     Attributes:
       name: "clip-" and a hash of settings, weights and tokenizer: the same for every copy.
-      dim: dimension of the space that texts and images share.
+      dim: dimension of the joint space of texts and images.
       tower: the Linen module.
       params: its parameters: `tower.apply({"params": params}, tokens)`.
       tokenizer: texts to int32 [n, context] tokens.
@@ -68,22 +68,18 @@ class ClipTextEncoder:
         """Encodes texts.
 
         Args:
-          texts: any; what is longer than the context is cut.
+          texts: any; they are cut to the context length.
 
         Returns:
           float32 [n, dim], rows of unit length.
         """
-        return unit_rows(self.text_embeds(texts))
-
-    def text_embeds(self, texts: Sequence[str]) -> np.ndarray:
-        """What the tower gives, float32 [n, dim] of any length, before it is normalised."""
         tokens_NS = self.tokenizer(texts)
         parts_NE = [np.zeros([0, self.dim], np.float32)]
         for begin in range(0, len(texts), _CHUNK):
             chunk_NS = tokens_NS[begin : begin + _CHUNK]
             padded_NS = np.pad(chunk_NS, [(0, _CHUNK - len(chunk_NS)), (0, 0)], mode="edge")
             parts_NE.append(np.asarray(self._apply(self.params, padded_NS))[: len(chunk_NS)])
-        return np.concatenate(parts_NE)
+        return unit_rows(np.concatenate(parts_NE))
 
 
 def _content(tower: TextTower, params: dict[str, Any], tokenizer: ClipTokenizer) -> str:

@@ -1,4 +1,4 @@
-"""From a text encoder's specification to the embeddings of a list of texts, kept in a cache."""
+"""Text encoders from specifications, and cached embeddings of lists of texts."""
 
 import hashlib
 import json
@@ -23,17 +23,17 @@ from probex_jax.model_files.untrusted_text import is_unicode, quoted
 
 
 def text_encoder(spec: str) -> TextEncoder:
-    """Makes the text encoder that a specification names.
+    """Creates a text encoder from its specification.
 
     Args:
       spec: "hashing" or "hashing:DIM"; "clip:FOLDER" or "clip:HUB_ID", see
         `ClipTextEncoder.load`; "file:PATH" of precomputed embeddings, see `PrecomputedEncoder`.
 
     Returns:
-      An encoder whose `name` stands for its weights.
+      An encoder whose `name` identifies its weights.
 
     Raises:
-      ProbexError: if the specification is none of these, or the encoder cannot be made.
+      ProbexError: if the specification is unknown, or the encoder cannot be created.
 
     Example:
       >>> text_encoder("hashing:256").dim
@@ -60,16 +60,16 @@ def text_encoder(spec: str) -> TextEncoder:
 
 
 def embed(encoder: TextEncoder, texts: Sequence[str], cache: Path | None = None) -> np.ndarray:
-    """Encodes a list of distinct texts, once: with a cache, the next time they are read.
+    """Encodes a list of distinct texts, or reads the embeddings from a cache.
 
     A cache is a folder of files for `PrecomputedEncoder`, named by the hash of the encoder's name
-    and the texts. A file in it that is damaged is written anew.
+    and the texts. Damaged files are replaced.
 
     Args:
       encoder: any text encoder.
       texts: n distinct texts, none empty.
-      cache: folder, made where it is missing; `default_cache()` is the user's. None: no cache.
-        Embeddings from a file are not kept again.
+      cache: folder, created if missing, such as `default_cache()`; None for no cache.
+        Precomputed embeddings are not cached again.
 
     Returns:
       float32 [n, dim], rows of unit length; from the cache the same bits as without.
@@ -88,7 +88,7 @@ def embed(encoder: TextEncoder, texts: Sequence[str], cache: Path | None = None)
       >>> embed(HashingEncoder(), ["cat", "cat"])
       Traceback (most recent call last):
         ...
-      probex_jax.errors.ProbexError: texts to embed: 'cat' comes twice, expected distinct texts
+      probex_jax.errors.ProbexError: texts to embed: 'cat' occurs twice, expected distinct texts
     """
     texts = list(texts)
     _check_texts(texts)
@@ -107,11 +107,11 @@ def embed(encoder: TextEncoder, texts: Sequence[str], cache: Path | None = None)
 
 
 class CachedEncoder:
-    """A text encoder whose embeddings of a list of texts are computed once, as `embed` keeps them.
+    """A text encoder that caches its embeddings by `embed`.
 
     Args:
-      encoder: what computes them.
-      cache: folder where they are kept.
+      encoder: computes the embeddings.
+      cache: folder of the cache.
 
     Example:
       >>> import pathlib, tempfile
@@ -131,27 +131,27 @@ class CachedEncoder:
 
 
 def default_cache() -> Path:
-    """The user's cache of embeddings: `probex_jax/text_embeddings` in $XDG_CACHE_HOME or ~/.cache.
+    """The cache of the user: `probex_jax/text_embeddings` in $XDG_CACHE_HOME or ~/.cache.
 
     Returns:
-      The folder, which may not be there yet.
+      The folder, which may not exist yet.
 
     Example:
       >>> default_cache().parts[-2:]
       ('probex_jax', 'text_embeddings')
     """
     root = os.environ.get("XDG_CACHE_HOME", "")
-    # Relative ones are to be ignored, says the XDG specification.
+    # The XDG specification ignores relative paths.
     base = Path(root) if os.path.isabs(root) else Path(os.path.expanduser("~")) / ".cache"
     return base / "probex_jax" / "text_embeddings"
 
 
 def _check_texts(texts: list[str]) -> None:
     if not texts:
-        raise ProbexError("texts to embed: none given, expected at least one")
+        raise ProbexError("texts to embed: expected at least one")
     for number, text in enumerate(texts):
         if not text.strip():
-            raise ProbexError(f"texts to embed: number {number} is empty; counted from 0")
+            raise ProbexError(f"texts to embed: text {number} is empty (counted from 0)")
         if not is_unicode(text):
             raise ProbexError(f"texts to embed: {quoted(text)} is not valid Unicode")
     check_distinct(texts, "texts to embed")
@@ -162,7 +162,7 @@ def _encoded(encoder: TextEncoder, texts: list[str]) -> np.ndarray:
     vectors = np.asarray(encoder.encode(texts), np.float32)
     if vectors.shape != (len(texts), encoder.dim):
         raise ProbexError(
-            f"{where}: gave an array of shape {list(vectors.shape)}, expected "
+            f"{where}: returned an array of shape {list(vectors.shape)}, expected "
             f"{[len(texts), encoder.dim]}"
         )
     check_directions(texts, vectors, where)
@@ -170,7 +170,7 @@ def _encoded(encoder: TextEncoder, texts: list[str]) -> np.ndarray:
 
 
 def _kept(path: Path, encoder: TextEncoder, texts: list[str]) -> np.ndarray | None:
-    """What the cache has, or None where it has nothing or nothing that can be used."""
+    """The cached embeddings, or None if there are no usable ones."""
     if not path.exists():
         return None
     try:

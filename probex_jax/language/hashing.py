@@ -1,4 +1,4 @@
-"""The embedded text encoder: words and pieces of words, hashed. No weights, no download."""
+"""The built-in text encoder, which hashes words and parts of words: no weights, no download."""
 
 import hashlib
 import itertools
@@ -12,13 +12,12 @@ from probex_jax.language.interface import unit_rows
 from probex_jax.model_files.untrusted_text import quoted
 
 _PIECE = 3
-# Words weigh most, so that texts share what their words share; the pieces of a word together
-# weigh less, and enough that "seven" and "sevens" are close.
+# Words dominate; parts of words weigh less, but enough for "seven" and "sevens" to be close.
 _WORD_WEIGHT, _PIECES_WEIGHT, _PAIR_WEIGHT = 1.0, 0.7, 0.3
 
 
 class HashingEncoder:
-    """Texts as the normalised sum of the random signs of their words and pieces of words.
+    """Encodes a text as the normalised sum of random signs of its words and parts of words.
 
         e = normalise(sum_f w_f s(f)),    s(f) in {-1, +1}^dim from SHAKE-256 of f
 
@@ -31,7 +30,7 @@ class HashingEncoder:
       dim: length of the vectors, 16 to 65,536.
 
     Raises:
-      ProbexError: if `dim` is none such.
+      ProbexError: if `dim` is out of range.
 
     Example:
       >>> encoder = HashingEncoder(dim=512)
@@ -52,7 +51,7 @@ class HashingEncoder:
 
     @property
     def name(self) -> str:
-        """Says the version of the features, too: other features are another encoder."""
+        """Includes the version of the features."""
         return f"hashing-v1-{self.dim}"
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
@@ -80,7 +79,7 @@ class HashingEncoder:
 
 
 def _features(text: str) -> Iterator[tuple[str, float]]:
-    """Each feature with its weight; what kind of feature it is comes first in its name."""
+    """Features with their weights; the name starts with the kind of feature."""
     words = _words(text)
     if not words:
         raise ProbexError(f"text {quoted(text)} has neither letters nor digits to encode")
@@ -99,5 +98,5 @@ def _words(text: str) -> list[str]:
     # Folding case can undo the normal form.
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     spaced = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded)
-    # A mark without a letter, such as the one that makes a symbol an emoji, is no word.
+    # A combining mark without a letter, as in an emoji, is not a word.
     return [w for w in spaced.split() if any(unicodedata.category(c)[0] in "LN" for c in w)]

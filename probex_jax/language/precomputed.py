@@ -1,4 +1,4 @@
-"""Embeddings in a file: read as a text encoder, and written."""
+"""Files of precomputed text embeddings."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ _TENSOR = "embeddings"
 
 
 class PrecomputedEncoder:
-    """Looks texts up in a safetensors file of embeddings that were computed before.
+    """Looks up texts in a safetensors file of embeddings.
 
     The file holds one tensor, `embeddings` [n, dim], and in its metadata `texts`, a JSON list of n
     distinct strings, `encoder`, the name of what encoded them, and, if the file is to be checked
@@ -29,12 +29,12 @@ class PrecomputedEncoder:
       path: the file.
 
     Raises:
-      ProbexError: if the file is not as said above, or a row is zero, NaN or infinite.
+      ProbexError: if the file is invalid, or a row is zero, NaN or infinite.
 
     Attributes:
-      name: what the file says in `encoder`.
+      name: `encoder` of the file.
       dim: length of the vectors.
-      texts: the texts in the file, in its order.
+      texts: the texts in the file, in order.
 
     Example:
       >>> import pathlib, tempfile
@@ -60,13 +60,13 @@ class PrecomputedEncoder:
         self._row_of = {text: row for row, text in enumerate(self.texts)}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Looks texts up, letter by letter as they are in the file.
+        """Looks up texts, which must match exactly.
 
         Args:
           texts: some of `self.texts`.
 
         Returns:
-          float32 [n, dim], rows of unit length, whatever their length in the file.
+          float32 [n, dim], rows of unit length.
 
         Raises:
           ProbexError: if a text is not in the file.
@@ -82,23 +82,23 @@ class PrecomputedEncoder:
 def save_embeddings(
     path: str | os.PathLike[str], name: str, texts: Sequence[str], vectors: np.ndarray
 ) -> None:
-    """Writes embeddings as a file for `PrecomputedEncoder`, whole or not at all.
+    """Writes a file for `PrecomputedEncoder` atomically.
 
     Args:
       path: the file, `.safetensors`; its folder must exist.
-      name: of the encoder that made them.
+      name: of the encoder.
       texts: n distinct texts.
-      vectors: float [n, dim], kept as float32.
+      vectors: float [n, dim], stored as float32.
 
     Raises:
-      ProbexError: if texts and vectors do not go together, a vector is zero, NaN or infinite, or
-        the file cannot be written.
+      ProbexError: if texts and vectors do not match, a vector is zero, NaN or infinite, or the
+        file cannot be written.
 
     Example:
       See `PrecomputedEncoder`.
     """
     path = Path(path)
-    # safetensors writes arrays that are not contiguous wrongly, and says nothing.
+    # safetensors silently writes non-contiguous arrays wrongly.
     array = np.ascontiguousarray(vectors, dtype=np.float32)
     _check(str(path), texts, array)
     metadata = {
@@ -106,7 +106,7 @@ def save_embeddings(
         "texts": json.dumps(list(texts), ensure_ascii=False),
         "sha256": hashlib.sha256(array.data).hexdigest(),
     }
-    # Several processes may fill one cache.
+    # Several processes may share a cache.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with disk_errors(path):
         with partial.open("wb") as file:
@@ -125,13 +125,13 @@ def _contents(file: ModelFile) -> tuple[str, tuple[str, ...], np.ndarray]:
         )
     for key in ("encoder", "texts"):
         if not file.metadata.get(key):
-            raise ProbexError(f"{where}: no {key!r} in its metadata; write it by save_embeddings")
+            raise ProbexError(f"{where}: no {key!r} in its metadata; use save_embeddings")
     texts = _texts(file.metadata["texts"], where)
     vectors = file.tensor(_TENSOR)
     _check(where, texts, vectors)
     digest = hashlib.sha256(vectors.data).hexdigest()
     if file.metadata.get("sha256", digest) != digest:
-        raise ProbexError(f"{where}: damaged: its embeddings do not have the sha256 it gives")
+        raise ProbexError(f"{where}: damaged: the sha256 of its embeddings does not match")
     return file.metadata["encoder"], texts, vectors
 
 

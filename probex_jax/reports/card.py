@@ -1,8 +1,8 @@
-"""Model cards: a description in Markdown, with the front matter of the Hugging Face hub.
+"""Model cards: descriptions in Markdown with the front matter of the Hugging Face hub.
 
-Front matter states facts that others build on, so it says what files show and which tree the
-weights are of, and nothing that was predicted: no datasets, no licence. All text of strangers
-stands in code spans, where nothing is a link, a heading or HTML.
+Front matter states facts that others build on: what the files show and the tree of the weights, but
+no predictions, datasets or licence. All text of strangers is in code spans, where nothing becomes a
+link, a heading or HTML.
 """
 
 import re
@@ -17,25 +17,25 @@ from probex_jax.reports.tables import table
 _MAX_CHARACTERS = 100
 _MAX_LISTED = 50
 _MAX_ROWS = 200
-_LEAST_SHOWN = 0.005
+_MIN_SHOWN = 0.005
 
 
 def model_card(description: Description) -> str:
-    """The card of a described model.
+    """The model card of a description.
 
     Args:
-      description: what `Forest.describe` found out.
+      description: from `Forest.describe`.
 
     Returns:
-      Markdown that begins with front matter.
+      Markdown with front matter.
 
     Raises:
       ProbexError: if huggingface_hub is missing (extra `commands`).
 
     Example:
       >>> from probex_jax.forest import Route
-      >>> from probex_jax.forest.stated import Stated
-      >>> said = Stated((), "", "", "", "", "", is_lora=False, parameters=9, dtype="F32", layers=1)
+      >>> from probex_jax.forest.stated_facts import StatedFacts
+      >>> said = StatedFacts((), "", "", "", "", "", False, parameters=9, dtype="F32", layers=1)
       >>> print(model_card(Description("mine", "mine.safetensors", said, Route("", reason="why"))))
       ---
       tags:
@@ -49,8 +49,7 @@ def model_card(description: Description) -> str:
     parts = [
         f"---\n{front_matter(description)}\n---\n",
         f"# {_code(description.id)}\n",
-        "*Written by probex_jax, which read the model's weights. Whoever trained the model has "
-        "confirmed nothing of it.*\n",
+        "*Written by probex_jax from the model's weights; its trainer has not confirmed it.*\n",
         _about(description),
         _predictions(description),
         _stated(description),
@@ -61,7 +60,7 @@ def model_card(description: Description) -> str:
 
 
 def front_matter(description: Description) -> str:
-    """The metadata of a card as YAML.
+    """The front matter of a card as YAML.
 
     Raises:
       ProbexError: as `model_card`.
@@ -97,22 +96,24 @@ def _about(description: Description) -> str:
         facts.append(f"Model Tree: **unknown**: {_escaped(route.reason)}")
     if route.distance is not None and route.radius is not None:
         facts.append(
-            f"Distance from the centre of {_code(route.nearest)}: {route.distance:.3g}, where "
-            f"models of that tree reach to {route.radius:.3g}"
+            f"Distance from the centre of {_code(route.nearest)}: {route.distance:.3g} (radius of "
+            f"the tree: {route.radius:.3g})"
         )
     if route.tree and said.is_lora:
-        facts.append("Of a LoRA the tree is told by the layers that it changes, not by its weights")
+        facts.append(
+            "The tree of a LoRA follows from the layers that it changes, not from its weights"
+        )
     if said.architecture:
-        facts.append(f"Architecture, as its config says: {_code(said.architecture)}")
+        facts.append(f"Architecture, according to its config: {_code(said.architecture)}")
     if said.base:
-        facts.append(f"Fine-tuned from, as its files say: {_code(said.base)}")
+        facts.append(f"Fine-tuned from, according to its files: {_code(said.base)}")
     kind = said.kind[0].upper() + said.kind[1:]
     facts.append(f"{kind}: {said.parameters:,} parameters in {said.layers} layers, {said.dtype}")
     if said.unscaled:
-        facts.append(f"Nothing says alpha for {said.unscaled} of its layers: scale 1 was assumed")
+        facts.append(f"{said.unscaled} of its layers state no alpha: scale 1 was assumed")
     if said.unread:
         reasons = "; ".join(map(_escaped, said.unread_reasons))
-        facts.append(f"In no layer: {said.unread} tensors of adapters, such as {reasons}")
+        facts.append(f"Not read: {said.unread} adapter tensors: {reasons}")
     return "".join(f"- {fact}\n" for fact in facts)
 
 
@@ -120,8 +121,8 @@ def _root(description: Description) -> str:
     if description.root:
         return _code(description.root)
     if description.stated_root:
-        return f"{_code(description.stated_root)}, as files of the tree's models say"
-    return "not known"
+        return f"{_code(description.stated_root)}, according to the files of its models"
+    return "unknown"
 
 
 def _predictions(description: Description) -> str:
@@ -130,23 +131,23 @@ def _predictions(description: Description) -> str:
         return f"{title}\nNothing is predicted, since the model's tree is unknown.\n"
     expert = description.expert
     if expert is None:
-        return f"{title}\nNothing is predicted, since there is no expert of the tree.\n"
+        return f"{title}\nNothing is predicted, since the tree has no expert.\n"
     chosen = expert.chosen == "one"
     shown = description.predictions[:5] if chosen else description.predicted
     rows = [{"class": _named(p), "probability": _probability(p)} for p in shown[:_MAX_ROWS]]
     if len(shown) > _MAX_ROWS:
         rows.append({"class": f"and {len(shown) - _MAX_ROWS} more", "probability": ""})
-    likely = table(rows) if rows else "None of the classes is likelier than not."
-    others = [p for p in description.predictions[len(shown) :] if p.probability >= _LEAST_SHOWN]
+    likely = table(rows) if rows else "No class has a probability of one half or more."
+    others = [p for p in description.predictions[len(shown) :] if p.probability >= _MIN_SHOWN]
     listed = [f"{_named(p)} {_probability(p)}" for p in others[:_MAX_LISTED]]
-    rest = f"Less likely: {', '.join(listed)}.\n" if listed and not chosen else ""
+    rest = f"Less probable: {', '.join(listed)}.\n" if listed and not chosen else ""
     known = len(description.predictions)
     among = (
         f"One of the {known} classes that the expert knows; their probabilities add up to one."
         if chosen
-        else f"Of the {known} classes that the expert knows, each for itself."
+        else f"Any of the {known} classes that the expert knows."
     )
-    about = f"{among} A class that it does not know it cannot name.\n"
+    about = f"{among} It knows no other classes.\n"
     return "\n".join([title, about, f"{likely}\n", *([rest] if rest else [])])
 
 
@@ -154,7 +155,7 @@ def _stated(description: Description) -> str:
     said = description.stated
     title = "## What its own files say\n"
     if not said.labels:
-        return f"{title}\nNothing about what it was trained on.\n"
+        return f"{title}\nThey do not say what it was trained on.\n"
     labels = ", ".join(map(_code, said.labels[:_MAX_LISTED]))
     more = f" and {len(said.labels) - _MAX_LISTED} more" if len(said.labels) > _MAX_LISTED else ""
     lines = [title, f"{_plain(said.source)}: {labels}{more}.\n"]
@@ -167,22 +168,22 @@ def _stated(description: Description) -> str:
 
 def _compared(found: Comparison, *, one: bool) -> str:
     if not found.n_known:
-        return "None of these is a class that the expert knows, so that nothing can be compared.\n"
+        return "The expert knows none of these classes.\n"
     if one:
-        lines = [f"That is {'not ' if found.missed else ''}the likeliest class."]
+        lines = [f"That is {'not ' if found.missed else ''}the most probable class."]
     else:
         counts = f"{found.n_right} of {found.n_classes} classes"
-        lines = [f"Prediction and files say the same of {counts}."]
+        lines = [f"Prediction and files agree on {counts}."]
     for what, predictions in (
-        ("Stated, but not predicted", found.missed),
-        ("Predicted, but not stated", found.extra),
+        ("Stated but not predicted", found.missed),
+        ("Predicted but not stated", found.extra),
     ):
         if predictions:
             listed = [f"{_named(p)} ({_probability(p)})" for p in predictions[:_MAX_LISTED]]
             lines.append(f"{what}: {', '.join(listed)}.")
     if found.unknown:
         names = ", ".join(map(_code, found.unknown[:_MAX_LISTED]))
-        lines.append(f"Stated, but no class that the expert knows: {names}.")
+        lines.append(f"Stated but unknown to the expert: {names}.")
     return "\n".join(lines) + "\n"
 
 
@@ -191,7 +192,7 @@ def _neighbours(description: Description) -> str:
         return ""
     title = "## Nearest documented models\n"
     if not description.neighbours:
-        return f"{title}\nThe index holds none of its tree.\n"
+        return f"{title}\nThe index holds no models of its tree.\n"
     rows = [
         {"model": _code(n.id), "similarity": f"{n.similarity:.3f}", "trained on": _code(n.text)}
         for n in description.neighbours
@@ -205,15 +206,15 @@ def _how(description: Description) -> str:
         return ""
     trained = "" if expert.n_train is None else f", trained on {expert.n_train} of its models"
     lines = [
-        "## Who predicted\n",
+        "## The expert\n",
         f"Expert `{expert.hash[:16]}` of tree {_code(description.tree)} (`{expert.encoder}`)"
-        f"{trained}; it read {_reading(expert.layers)}.",
+        f"{trained}, reading {_reading(expert.layers)}.",
     ]
     if expert.accuracy is not None:
         found = expert.accuracy
         what = "them" if expert.chosen == "one" else "their classes"
         lines.append(
-            f"Tested on {found['n_models']} other models of the tree, it was right on "
+            f"On {found['n_models']} test models of the tree it was right on "
             f"{found['value']:.3f} of {what} (95 % interval {found['low']:.3f} to "
             f"{found['high']:.3f}).{_beside_chance(found)}"
         )
@@ -221,19 +222,18 @@ def _how(description: Description) -> str:
         if split in expert.calibration_error:
             error = expert.calibration_error[split]
             lines.append(
-                "Its probabilities are calibrated: on average they are "
-                f"{error:.3f} from the shares that came true (expected calibration error, {split})."
+                f"Its probabilities are calibrated (calibration error {error:.3f}, {split})."
             )
             break
     return "\n".join(lines) + "\n"
 
 
 def _beside_chance(accuracy: Mapping[str, Any]) -> str:
-    """What a constant answer has; nothing of an expert of an earlier version."""
+    """The chance of an accuracy, if known; experts of earlier versions lack it."""
     chance, short = chance_of(accuracy), shortfall(accuracy)
     if chance is None:
         return ""
-    said = f" Always giving the commonest answer is right on {chance:.3f}."
+    said = f" Always giving the most common answer is right on {chance:.3f}."
     return f"{said} **The expert is {short} that.**" if short else said
 
 
@@ -262,13 +262,13 @@ def _probability(prediction: Prediction) -> str:
 
 
 def _code(text: str) -> str:
-    """Text of a stranger in a code span, where it means nothing but itself."""
+    """Text of a stranger in a code span."""
     return f"`{_plain(text).replace('`', chr(39))}`"
 
 
 def _escaped(text: str) -> str:
-    """Text that is no Markdown."""
-    # The last two are what GitHub makes links of.
+    """Text with Markdown escaped."""
+    # GitHub makes links of the last two.
     return re.sub(r"([\\`*_\[\]<>|~&@]|:(?=//)|(?<=www)\.)", r"\\\1", _plain(text))
 
 

@@ -1,10 +1,10 @@
-"""Whole HTML documents that need nothing else, and text of strangers in them."""
+"""Self-contained HTML documents, and text of strangers in them."""
 
 import html
 import re
 from collections.abc import Mapping, Sequence
 
-# Nothing is fetched from anywhere: style and script stand in the document, pictures in data URIs.
+# Nothing is fetched: styles and scripts are inline, pictures are data URIs.
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; "
     "base-uri 'none'; form-action 'none'"
@@ -37,8 +37,8 @@ figcaption { font-size: .88rem; max-width: 46rem; }
 nav ul { columns: 14rem; padding-left: 1.2rem; }
 .side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr));
   gap: 0 2rem; }
-.side figure svg { width: 100%; max-width: 26rem; height: auto; }
-.halo { stroke: #fff; stroke-width: 2.5px; paint-order: stroke; }
+.side figure img { width: 100%; max-width: 28rem; height: auto; }
+meter { width: 7.5rem; }
 .nb { display: inline-block; max-width: 100%; }
 .model td, h3, figcaption { overflow-wrap: anywhere; }
 .matrix td, .matrix th { padding: .15rem .35rem; border: 1px solid #ddd; }
@@ -57,14 +57,14 @@ td, rect { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 
 
 def page(title: str, body: str) -> str:
-    """A whole HTML document, which asks the network for nothing.
+    """A self-contained HTML document.
 
     Args:
-      title: plain text, that of the window.
-      body: HTML that is trusted: text of strangers in it is `escaped`.
+      title: of the window, as plain text.
+      body: trusted HTML; text of strangers in it must be `escaped`.
 
     Returns:
-      The document. Its content security policy forbids whatever does not stand in it.
+      The document. Its content security policy forbids all requests.
 
     Example:
       >>> "<title>&lt;i&gt;</title>" in page("<i>", "<p>Hello</p>")
@@ -81,16 +81,16 @@ def page(title: str, body: str) -> str:
 
 
 def escaped(text: str, most: int = _MAX_CHARACTERS) -> str:
-    """Text of a stranger, as HTML that shows it and does nothing else.
+    """Text of a stranger as harmless HTML.
 
-    Characters that nobody can see become spaces, and what is very long is cut.
+    Unprintable characters become spaces, and long text is cut.
 
     Args:
       text: any text.
-      most: the most characters of it that are shown.
+      most: the maximal number of characters.
 
     Returns:
-      What may stand between tags and in quoted attributes.
+      HTML for use between tags and in quoted attributes.
 
     Example:
       >>> escaped("a <b> & 'c'\\x00")
@@ -103,18 +103,18 @@ def escaped(text: str, most: int = _MAX_CHARACTERS) -> str:
 
 
 class Html(str):
-    """Text that is HTML already, for a cell of a table."""
+    """Trusted HTML for a table cell."""
 
     __slots__ = ()
 
 
 def html_table(rows: Sequence[Mapping[str, str]], caption: str = "") -> str:
-    """Rows of equal keys as a table; the first column names the row, numbers stand to the right.
+    """A table; the first column is the row header, and numbers are right-aligned.
 
     Args:
-      rows: one mapping a row, the keys being the header, which is left out where all are blank;
-        text is escaped, `Html` is not.
-      caption: plain text over it.
+      rows: mappings with the same keys, which are the header unless they are all blank; text is
+        escaped, `Html` is not.
+      caption: plain text above the table.
 
     Example:
       >>> print(html_table([{"class": "<i>", "models": "7"}]))
@@ -143,5 +143,5 @@ def _cells(row: Mapping[str, str], right: Mapping[str, str]) -> list[str]:
 
 
 def figure(drawn: str, caption: str) -> str:
-    """A picture, which is HTML, with a caption, which is plain text."""
+    """A picture as HTML with a plain-text caption."""
     return f"<figure>{drawn}<figcaption>{escaped(caption)}</figcaption></figure>"

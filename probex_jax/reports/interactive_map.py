@@ -1,25 +1,29 @@
-"""A map of models to move about in: one piece of HTML, with its own style and script."""
+"""An interactive map of models: a fragment of HTML with its own style and script.
+
+The script is ours since a chart library (Bokeh, Plotly) brings megabytes into every report.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
+from pathlib import Path
 
 from probex_jax.errors import ProbexError
 from probex_jax.reports.html import escaped
-from probex_jax.reports.map_script import SCRIPT, STYLE
 from probex_jax.reports.map_styles import COLOURS, OKABE_ITO, SHAPES, STAR, Styles, styles_of
 
 _WIDTH = 1000.0
 _MARGIN = 45.0
-# Of height to width; what is narrower or wider has room beside it.
+# Limits of height to width; beyond them there is empty space at the sides.
 _FLATTEST, _STEEPEST = 0.62, 1.0
 _EMPHASES = ("", "ring", "star")
-# The legend is enough for fewer groups; names of more would hide the points.
+# Fewer groups need only the legend; more names would hide the points.
 _FEWEST_NAMED, _MOST_NAMES = len(OKABE_ITO) + 1, 120
 _HINT = (
-    "Drag or arrow keys move, wheel, pinch or + and &minus; zoom, 0 shows all; point at a model or "
-    "tap it to read what it is, N and P go from one to the next."
+    "Drag or use the arrow keys to pan; scroll, pinch or press + and &minus; to zoom, 0 to show "
+    "everything. Point at a model or tap it to see what it is; N and P step through the models."
 )
 
 
@@ -28,10 +32,11 @@ class MapPoint:
     """A model on a map.
 
     Args:
-      x, y: its place, of any scale; y points up.
-      title: what is shown of it when it is pointed at.
-      group: what gives it colour and shape; may be empty.
-      emphasis: "ring" for a black ring around it, "star" for the model in question, or nothing.
+      x: of any scale.
+      y: of the same scale, upwards.
+      title: shown when the model is pointed at.
+      group: decides colour and shape; may be empty.
+      emphasis: "ring" for a black ring around it, "star" for the model in question, or "".
     """
 
     x: float
@@ -46,10 +51,9 @@ def interactive_map(
 ) -> str:
     """A map of models with a legend: pan and zoom it, point at a model to read its title.
 
-    Groups have colours and shapes as `map_styles.styles_of` gives them; of more than eight, each
-    one's name stands over the middle of its models. It works by mouse, by touch and from the
-    keyboard; printed, or where no script runs, it is a picture. Titles, groups, meanings and the
-    caption may be text of strangers.
+    Groups have colours and shapes from `map_styles.styles_of`; from nine groups on, their names
+    stand on the map. It works by mouse, touch and keyboard; in print or without JavaScript it is a
+    static picture. All text may come from strangers.
 
     Args:
       points: the models; a few thousand at most.
@@ -57,10 +61,10 @@ def interactive_map(
       emphasised: what "ring" and "star" mean, for the legend.
 
     Returns:
-      A piece of HTML, which may stand several times in one page.
+      A fragment of HTML; a page may hold several.
 
     Raises:
-      ProbexError: if a place is not finite, or an emphasis or a meaning is not one of those.
+      ProbexError: if a position is not finite, or an emphasis is unknown.
 
     Example:
       >>> text = interactive_map([MapPoint(0, 0, "model <7>", "MiniMAE")], caption="One model.")
@@ -70,13 +74,13 @@ def interactive_map(
     emphasised = dict(emphasised or {})
     for point in points:
         if not (math.isfinite(point.x) and math.isfinite(point.y)):
-            raise ProbexError(f"map: {point.title[:100]!r} has no finite place")
+            raise ProbexError(f"map: {point.title[:100]!r} has no finite position")
     for kind in {*emphasised, *(point.emphasis for point in points)}:
         if kind not in _EMPHASES:
             raise ProbexError(f"map: emphasis {kind!r} is not one of ring, star")
     styles = styles_of([point.group for point in points if point.emphasis != "star"])
     places, height = _in_the_frame(points)
-    # Later ones lie above earlier ones: the model in question is hidden by none, nor by a name.
+    # Later layers lie on top: no point or name hides the model in question.
     layers = [
         "\n".join(
             _mark(point, place, styles)
@@ -89,7 +93,7 @@ def interactive_map(
     drawn = "\n".join(f"<g>{layer}</g>" for layer in layers)
     about = f"{escaped(caption)} {len(points)} models."
     return (
-        f'<figure class="px-map"><style>{STYLE}</style>\n<div class="px-view">\n'
+        f'<figure class="px-map"><style>{_asset("map.css")}</style>\n<div class="px-view">\n'
         f'<svg viewBox="0 0 {_WIDTH:.0f} {height:.0f}" tabindex="0" role="application" '
         f'aria-roledescription="map" aria-label="{about}">\n{drawn}\n</svg>'
         '<output aria-live="polite"></output>\n<div class="px-zoom">'
@@ -98,12 +102,17 @@ def interactive_map(
         '<button type="button" data-zoom="0" aria-label="show all">⤢</button></div></div>\n'
         f"{_legend(points, styles, emphasised)}\n<figcaption>{escaped(caption)} "
         f'<span class="px-hint">{_HINT}</span>'
-        f"</figcaption>\n<script>{SCRIPT}</script></figure>"
+        f"</figcaption>\n<script>{_asset('map.js')}</script></figure>"
     )
 
 
+@cache
+def _asset(name: str) -> str:
+    return (Path(__file__).parent / name).read_text()
+
+
 def _in_the_frame(points: Sequence[MapPoint]) -> tuple[list[tuple[float, float]], float]:
-    """Places in the picture, of one scale in both directions, and the picture's height."""
+    """Positions in the picture, equally scaled in x and y, and the height of the picture."""
     if not points:
         return [], _WIDTH * _FLATTEST
     left, right = min(p.x for p in points), max(p.x for p in points)
@@ -138,7 +147,7 @@ def _mark(point: MapPoint, place: tuple[float, float], styles: Styles) -> str:
 def _names(
     points: Sequence[MapPoint], places: Sequence[tuple[float, float]], styles: Styles
 ) -> str:
-    """The groups' names, each over the middle of its points."""
+    """The names of the groups, each over the median of its points."""
     members: dict[str, list[tuple[float, float]]] = {}
     for point, place in zip(points, places, strict=True):
         if point.emphasis != "star" and point.group:
@@ -157,7 +166,7 @@ def _names(
 
 
 def _legend(points: Sequence[MapPoint], styles: Styles, emphasised: Mapping[str, str]) -> str:
-    """Entries that can be pressed, and then the others fade."""
+    """Buttons; pressing one fades the other groups."""
     rows = []
     if styles.by_words:
         colours = [_entry(word, c, 0, f'data-c="{c}"') for word, c in styles.colours.items()]

@@ -1,11 +1,11 @@
-"""Colours and shapes of groups of models: one of each, or made of their words."""
+"""Colours and shapes of groups of models on a map."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-# Both are told apart by colour-blind readers: Okabe and Ito's palette, with grey for its black,
-# since black is for what is emphasised; Paul Tol's muted scheme.
+# Both suit colour-blind readers: Okabe and Ito's palette, with grey instead of black, since black
+# is for emphasis; Paul Tol's muted scheme.
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#777777")
 MUTED = (
     *("#332288", "#88CCEE", "#44AA99", "#117733", "#999933"),
@@ -19,7 +19,7 @@ def _polygon(*points: tuple[float, float]) -> str:
 
 
 def _regular(corners: int, radius: float, first: float = -90, inner: float = 1.0) -> str:
-    """A regular polygon; with `inner`, a star whose notches lie at that share of the radius."""
+    """A regular polygon, or a star whose inner radius is `inner` times the outer one."""
     count = corners if inner == 1.0 else 2 * corners
     angles = [math.radians(first + 360 * index / count) for index in range(count)]
     radii = [radius * (inner if index % 2 else 1.0) for index in range(count)]
@@ -51,9 +51,9 @@ class Styles:
     """How groups look.
 
     Args:
-      of: group to its places in `COLOURS` and `SHAPES`.
-      colours, shapes: where words make them, last word to place in `COLOURS`, words before it to
-        place in `SHAPES`; else empty, and each group has a pair of its own.
+      of: group to its indices into `COLOURS` and `SHAPES`.
+      colours: last word to index into `COLOURS`, where words decide; else empty.
+      shapes: the words before it to index into `SHAPES`, where words decide; else empty.
     """
 
     of: Mapping[str, tuple[int, int]]
@@ -62,16 +62,16 @@ class Styles:
 
     @property
     def by_words(self) -> bool:
-        """Whether words make them."""
+        """Whether the words of the groups decide how they look."""
         return bool(self.colours)
 
 
 def styles_of(groups: Sequence[str]) -> Styles:
-    """Styles for the distinct ones of some groups.
+    """Styles of the distinct groups.
 
-    Up to eight have a colour and a shape each. Of more, words make them where there are as few of
-    them as colours and shapes; else each has a pair of colour and shape of its own, of which there
-    are 120, and then they come again.
+    Up to eight groups have a colour and a shape each. Of more, the last word gives the colour and
+    the words before it the shape, if there are enough of both. Otherwise each group has its own
+    pair of colour and shape; after 120 pairs they repeat.
 
     Example:
       >>> styles_of(["cat", "dog", "cat"]).of
@@ -80,7 +80,7 @@ def styles_of(groups: Sequence[str]) -> Styles:
     distinct = list(dict.fromkeys(groups))
     if len(distinct) <= len(OKABE_ITO):
         return Styles({group: (n, n) for n, group in enumerate(distinct)}, {}, {})
-    words = [first_and_last(group) for group in distinct]
+    words = [_first_and_last(group) for group in distinct]
     firsts, lasts = (list(dict.fromkeys(of_all)) for of_all in zip(*words, strict=True))
     if 1 < len(firsts) <= len(SHAPES) and len(lasts) <= len(MUTED):
         colours = {word: len(OKABE_ITO) + number for number, word in enumerate(lasts)}
@@ -95,12 +95,7 @@ def styles_of(groups: Sequence[str]) -> Styles:
     return Styles(of, {}, {})
 
 
-def first_and_last(label: str) -> tuple[str, str]:
-    """The words before the last, and the last.
-
-    Example:
-      >>> first_and_last("an inverted three")
-      ('an inverted', 'three')
-    """
+def _first_and_last(label: str) -> tuple[str, str]:
+    """The words before the last, and the last."""
     first, _, last = label.strip().rpartition(" ")
     return first.strip(), last

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that tells what was done and what came of it."""
+"""The report of a run: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from typing import Any
 
 from probex_jax.experts import ZeroShot
 from probex_jax.experts.chance import chance_of, shortfall
-from probex_jax.reports.charts import PATTERNS, fill, interval
-from probex_jax.reports.described import described_models
 from probex_jax.reports.figures import short_name
-from probex_jax.reports.hidden import HiddenModel
 from probex_jax.reports.html import Html, escaped, html_table, page
-from probex_jax.reports.layers import by_layer
+from probex_jax.reports.predictions import LabelledDescription, as_html, of_description
 from probex_jax.reports.training import (
     Training,
     beside_the_truth,
+    by_layer,
     calibration,
     confusion,
     embeddings,
@@ -24,22 +22,20 @@ from probex_jax.reports.training import (
 )
 from probex_jax.search import Measured
 
-# Characters of a command that are shown.
-_LONGEST = 4000
-# Items of a setting that is a list.
-_LISTED = 40
+_MAX_COMMAND = 4000  # characters
+_MAX_ITEMS = 40  # of a setting that is a list
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step of a run cost.
+    """Time and memory of a step of a run.
 
     Args:
       step: its name.
-      seconds: by the wall clock.
-      peak_bytes: the most memory that the process held during it; 0 where not known.
-      resumed: whether an earlier run began it, whose cost is not in these figures.
-      parallel: whether it ran beside the other steps that say so.
+      seconds: wall-clock time.
+      peak_bytes: the peak memory of the process during the step; 0 if unknown.
+      resumed: whether an earlier run started it; the cost of that run is not included.
+      parallel: whether it ran at the same time as the other parallel steps.
     """
 
     step: str
@@ -51,15 +47,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class Run:
-    """All that a report tells.
+    """The content of a report.
 
     Args:
       title: of the report.
-      about: what was run, such as the command and the machine: name to text.
-      trainings: what was trained; the first one of a tree is drawn in detail.
-      measured: figures of further tasks, by tree.
-      hidden: models that were described without their labels; where there are none, the first test
-        models of each tree are shown beside the truth.
+      about: name to text, such as the command and the machine.
+      trainings: all of them; the first one of each tree is shown in detail.
+      measured: tree to the results of further tasks.
+      described: models that were described without their labels; if there are none, the first test
+        models of each tree are shown instead.
       costs: of each step.
     """
 
@@ -67,15 +63,15 @@ class Run:
     about: Mapping[str, str]
     trainings: Sequence[Training]
     measured: Mapping[str, Sequence[Measured]]
-    hidden: Sequence[HiddenModel]
+    described: Sequence[LabelledDescription]
     costs: Sequence[Cost]
 
 
 def report(run: Run) -> str:
-    """A whole HTML document, to be kept, printed or sent: it needs nothing else.
+    """The report as one self-contained HTML document.
 
     Args:
-      run: what to tell; names in it may be text of strangers.
+      run: its content; names in it may be text of strangers.
 
     Returns:
       The document.
@@ -93,9 +89,7 @@ def report(run: Run) -> str:
         "Calibration": _each(first, calibration, side_by_side=True),
         "Confusion by class": _each(first, confusion),
         "Map of embeddings": _each(first, embeddings),
-        "Described models beside the truth": (
-            described_models(run.hidden) if run.hidden else _each(first, beside_the_truth)
-        ),
+        "Predictions beside the truth": _described(run) or _each(first, beside_the_truth),
         "Cost of each step": _costs(run.costs),
     }
     told = {heading: text for heading, text in sections.items() if text}
@@ -108,14 +102,22 @@ def report(run: Run) -> str:
     )
     return page(
         run.title,
-        f"{PATTERNS}<main><h1>{escaped(run.title)}</h1>\n"
+        f"<main><h1>{escaped(run.title)}</h1>\n"
         f'<nav aria-label="Contents"><ul>{contents}</ul></nav>\n{body}</main>',
     )
 
 
+def _described(run: Run) -> str:
+    if not run.described:
+        return ""
+    n_right = sum(model.description.tree == model.tree for model in run.described)
+    about = f"The tree is right for {n_right} of {len(run.described)}."
+    return as_html(about, map(of_description, run.described))
+
+
 def _about(run: Run) -> str:
     rows = [
-        {"": name, " ": Html(f"<code>{escaped(text, _LONGEST)}</code>")}
+        {"": name, " ": Html(f"<code>{escaped(text, _MAX_COMMAND)}</code>")}
         for name, text in run.about.items()
     ]
     versions: Mapping[str, str] = next((t.metrics["versions"] for t in run.trainings), {})
@@ -131,13 +133,13 @@ def _about(run: Run) -> str:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Names and values of nested settings."""
+    """Dotted names and values of nested settings."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
             yield from _flat(item, f"{name}.{key}" if name else str(key))
     elif isinstance(value, Sequence) and not isinstance(value, str):
-        shown = ", ".join(map(str, value[:_LISTED]))
-        rest = len(value) - _LISTED
+        shown = ", ".join(map(str, value[:_MAX_ITEMS]))
+        rest = len(value) - _MAX_ITEMS
         yield name, f"{shown} and {rest} more" if rest > 0 else shown
     else:
         yield name, str(value)
@@ -153,10 +155,10 @@ def _results(run: Run) -> str:
     ]
     about = (
         "<p>On test models, which no choice has seen. Intervals are 95 % bootstrap intervals over "
-        "the models, or over the classes where classes are what is asked; where all are right, "
-        "exact ones (but for AUC). The line runs from 0 to 1, the dashes on it are chance: of an "
-        "accuracy, what always giving the commonest answer has. A figure whose interval reaches "
-        "down to chance is not clearly above it.</p>"
+        "the models, or over the classes where a figure is per class; where all answers are right, "
+        "they are exact (except for AUC). The line runs from 0 to 1; dashes mark chance, for an "
+        "accuracy that of always giving the most common answer. A figure whose interval reaches "
+        "chance is not clearly above it.</p>"
     )
     tables = html_table(rows) + (html_table(further, caption="Further tasks") if further else "")
     return about + tables if rows else ""
@@ -186,10 +188,26 @@ def _score(score: Mapping[str, Any], chance: float | None) -> dict[str, Any]:
     return {
         "value": f"{value:.3f}",
         "95 % interval": f"{low:.3f} to {high:.3f}",
-        "on a line": Html(interval(value, low, high, chance)),
+        "on a line": Html(_interval(value, low, high, chance)),
         "chance": _beside(score, chance),
         "models": str(score["n_models"]),
     }
+
+
+def _interval(value: float, low: float, high: float, chance: float | None) -> str:
+    """A figure between 0 and 1 with its interval, as high as a line of text."""
+    x, x0, x1 = (4 + 132 * min(max(at, 0.0), 1.0) for at in (value, low, high))
+    dashes = ""
+    if chance is not None:
+        at = 4 + 132 * chance
+        dashes = f'<path d="M{at:.1f} 0V16" stroke="#000" stroke-dasharray="2 2"/>'
+    return (
+        '<svg viewBox="0 0 140 16" width="140" role="img"><title>'
+        f"{value:.3f}, interval {low:.3f} to {high:.3f}, on a line from 0 to 1</title>"
+        f'<path d="M4 12H136M4 9V15M136 9V15" stroke="#999" fill="none"/>{dashes}'
+        f'<path d="M{x0:.1f} 8H{x1:.1f}M{x0:.1f} 4V12M{x1:.1f} 4V12" stroke="#0072B2" '
+        f'stroke-width="2" fill="none"/><circle cx="{x:.1f}" cy="8" r="3.5" fill="#0072B2"/></svg>'
+    )
 
 
 def _beside(score: Mapping[str, Any], chance: float | None) -> str:
@@ -202,7 +220,7 @@ def _beside(score: Mapping[str, Any], chance: float | None) -> str:
 def _each(
     trainings: Sequence[Training], section: Callable[[Training], str], *, side_by_side: bool = False
 ) -> str:
-    """A section's part of each tree that has one."""
+    """A section with a part for each training."""
     found = ((training.name, section(training)) for training in trainings)
     parts = "".join(f"<div><h3>{escaped(name)}</h3>{part}</div>" for name, part in found if part)
     return f'<div class="side">{parts}</div>' if side_by_side and parts else parts
@@ -218,18 +236,15 @@ def _costs(costs: Sequence[Cost]) -> str:
             "step": cost.step,
             "seconds": f"{cost.seconds:.1f}",
             "peak memory, MiB": f"{cost.peak_bytes / 2**20:.0f}" if cost.peak_bytes else "",
-            "of the longest": Html(
-                f'<svg viewBox="0 0 120 10" width="120" aria-hidden="true"><rect height="10" '
-                f'width="{120 * cost.seconds / longest:.1f}" fill="{fill(0)}"/></svg>'
-            ),
+            "of the longest": Html(f'<meter value="{cost.seconds / longest:.3f}"></meter>'),
         }
-        | ({"begun": "by an earlier run" if cost.resumed else ""} if is_resumed else {})
+        | ({"started": "by an earlier run" if cost.resumed else ""} if is_resumed else {})
         for cost in costs
     ]
     total = sum(cost.seconds for cost in costs if not cost.parallel)
     total += max((cost.seconds for cost in costs if cost.parallel), default=0)
     return (
-        f"<p>{total:.0f} seconds together, by the wall clock. Memory is the most that the process "
-        "held during the step (where the system is not Linux, by its end). Of a step that was "
-        f"resumed, what an earlier run spent on it is not counted.</p>{html_table(rows)}"
+        f"<p>{total:.0f} seconds of wall-clock time in total. Memory is the peak of the process "
+        "during the step (on systems other than Linux, up to its end). The time that an earlier "
+        f"run spent on a resumed step is not included.</p>{html_table(rows)}"
     )

@@ -1,14 +1,14 @@
-"""Tables in Markdown that read well in a terminal, too."""
+"""Markdown tables that read well in a terminal, too."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of equal keys as an aligned Markdown table.
+    """An aligned Markdown table.
 
     Args:
-      rows: one mapping a row, the keys being the header; floats are shown with three digits.
+      rows: mappings with the same keys, which are the header; floats are shown with three digits.
 
     Returns:
       The lines of the table.
@@ -31,6 +31,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
-    # Names of layers and classes are text of strangers.
+    # Names of layers and classes come from strangers.
     shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(value))
     return shown.replace("|", "\\|")

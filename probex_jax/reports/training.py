@@ -1,9 +1,9 @@
-"""What one training found, in sections of a report."""
+"""The sections of a report about trainings."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,25 +11,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.experts import Predictions as Answered
+from probex_jax.experts import Predictions
 from probex_jax.fitting import reliability
 from probex_jax.forest import Prediction
-from probex_jax.reports.charts import FEW, calibration_curve
-from probex_jax.reports.described import answers, one_model, side_by_side
+from probex_jax.reports.figures import FEW, accuracy_by_layer, calibration_curve, svg_image
 from probex_jax.reports.html import Html, escaped, figure, html_table
 from probex_jax.reports.interactive_map import MapPoint, interactive_map
-from probex_jax.reports.layout import in_the_plane, shown_on_a_map
+from probex_jax.reports.map_layout import layout_2d, sample_for_map
+from probex_jax.reports.predictions import ModelAnswers, answers, as_html
 from probex_jax.zoo.model_j import SPLITS
 
+# Layers that fit into a figure.
+_MAX_BARS = 40
 # Test models that are shown beside the truth.
-_TOLD = 10
-# The most classes that a matrix is legible with, and the most lines of a table.
-_MOST_IN_A_MATRIX = 24
-_MOST_LINES = 40
+_MAX_COMPARED = 10
+# Classes with which a matrix is legible, and rows of a table.
+_MAX_IN_A_MATRIX = 24
+_MAX_ROWS = 40
 _NOT_KEPT = (
-    "<p>An earlier version did this training and kept no answers for the test models; in a new "
-    "work directory they are kept.</p>"
+    "<p>This training was done by an earlier version, which did not save its predictions. Train "
+    "again in a new work directory to see them.</p>"
 )
+_BY_LAYER = "val_accuracy_by_layer"
+
+# Method to layer to accuracy.
+_ByLayer = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -37,15 +43,15 @@ class Training:
     """One training, for a report.
 
     Args:
-      method: what it is called beside others of its tree.
-      metrics: as `sweep` or `run_statnn` return them.
-      answered: what it kept of the test; None if that is gone.
+      method: its name among the trainings of its tree.
+      metrics: from `sweep` or `run_statnn`.
+      answered: its predictions for the test models; None if an earlier version did not save them.
       settings: its config, as nested dicts.
     """
 
     method: str
     metrics: Mapping[str, Any]
-    answered: Answered | None
+    answered: Predictions | None
     settings: Mapping[str, Any]
 
     @property
@@ -54,112 +60,179 @@ class Training:
         return f"{self.metrics['tree']}, {self.method}"
 
 
+def by_layer(trainings: Sequence[Training]) -> str:
+    """Validation accuracy by layer, a part per tree; "" if no method reads single layers."""
+    trainings = [t for t in trainings if _BY_LAYER in t.metrics]
+    trees = dict.fromkeys(t.metrics["tree"] for t in trainings)
+    parts = (_of_tree(tree, [t for t in trainings if t.metrics["tree"] == tree]) for tree in trees)
+    about = (
+        "<p>Validation accuracy of an expert on each layer alone, by which the layers were chosen. "
+        "Methods that read all layers at once are not shown.</p>"
+    )
+    return f'{about}<div class="side">{"".join(parts)}</div>' if trees else ""
+
+
+def _of_tree(tree: str, trainings: Sequence[Training]) -> str:
+    known = (t.metrics["val_chance"] for t in trainings if "val_chance" in t.metrics)
+    chance = next(known, None)
+    methods = {t.method: t.metrics[_BY_LAYER] for t in trainings}
+    layers = list(dict.fromkeys(layer for found in methods.values() for layer in found))
+    rows = [
+        {"layer": layer}
+        | {name: f"{of[layer]:.3f}" if layer in of else "" for name, of in methods.items()}
+        for layer in layers
+    ]
+    drawn = _picture(
+        lambda: accuracy_by_layer({tree: _best(methods, layers)}, chance={tree: chance}),
+        f"Accuracy by layer, {tree}",
+    )
+    some = f" The best {_MAX_BARS} of {len(layers)} layers." if len(layers) > _MAX_BARS else ""
+    at = "" if chance is None else f", chance {chance:.3f}"
+    return (
+        f"<div>{figure(drawn, f'{tree}{at}.{some}')}<details><summary>Figures of all {len(layers)} "
+        f"layers</summary>{html_table(rows)}</details>{_left_out(trainings)}</div>"
+    )
+
+
+def _best(methods: _ByLayer, layers: Sequence[str]) -> _ByLayer:
+    """The figures of the best layers, in the order of all."""
+    best = {layer: max(found.get(layer, 0.0) for found in methods.values()) for layer in layers}
+    drawn = set(sorted(layers, key=best.__getitem__, reverse=True)[:_MAX_BARS])
+    return {
+        method: {layer: found[layer] for layer in layers if layer in drawn and layer in found}
+        for method, found in methods.items()
+    }
+
+
+def _left_out(trainings: Sequence[Training]) -> str:
+    """Layers that no method read, and why."""
+    reasons: dict[str, str] = {}
+    for training in trainings:
+        reasons |= training.metrics["left_out"]
+    if not reasons:
+        return ""
+    count = f"{len(reasons)} layer{'s were' if len(reasons) > 1 else ' was'} left out"
+    listed = "".join(f"<li>{escaped(reason)}</li>" for reason in reasons.values())
+    return f"<details><summary>{count}</summary><ul>{listed}</ul></details>"
+
+
+def _picture(draw: Callable[[], Any], title: str) -> str:
+    try:
+        return svg_image(draw(), title)
+    except ProbexError as error:  # the numbers are worth a report without matplotlib
+        return f"<p>{escaped(str(error))}</p>"
+
+
 def calibration(training: Training) -> str:
-    """The calibration curve, before and after, with the numbers under it."""
+    """The calibration curve before and after temperature scaling, and its numbers."""
     if "calibration" not in training.metrics:
-        return (
-            "<p>This method gives no calibrated probabilities: it has no temperature, and none of "
-            "its answers are said to be probable so and so much.</p>"
-        )
+        return "<p>This method gives no calibrated probabilities.</p>"
     answered, about = training.answered, training.metrics["calibration"]
     if answered is None:
         return _NOT_KEPT
     before, after = (_reliability(answered, t) for t in (1.0, about["temperature"]))
     errors = [about[when]["test"] for when in ("before", "after")]
-    said = (
+    about_it = (
         f"Temperature {about['temperature']:.3f}, chosen on validation. Expected calibration error "
         f"on test models: {errors[0]:.3f} before, {errors[1]:.3f} after."
     )
-    drawn = calibration_curve(f"Calibration of {training.name}", {"before": before, "after": after})
-    shown = f"Dashed: as promised. Small points: fewer than {FEW} answers."
+    drawn = _picture(
+        lambda: calibration_curve({"before": before, "after": after}),
+        f"Calibration of {training.name}",
+    )
+    shown = f"Dashed: perfect calibration. Small points: fewer than {FEW} predictions."
     what = (
         "probability that a model is of a class"
         if not answered.task.exclusive
-        else "probability of the likeliest class"
+        else "probability of the most probable class"
     )
     n_bins = after.shape[1]
     rows = [
         {
-            "bin": f"{number / n_bins:.2f} to {(number + 1) / n_bins:.2f}",
-            "answers": f"{after[0, number]:.0f}",
-            "promised": f"{after[1, number] / after[0, number]:.3f}",
-            "came true": f"{after[2, number] / after[0, number]:.3f}",
+            "bin": f"{number / n_bins:.2f}-{(number + 1) / n_bins:.2f}",
+            "predictions": f"{after[0, number]:.0f}",
+            "mean probability": f"{after[1, number] / after[0, number]:.3f}",
+            "observed frequency": f"{after[2, number] / after[0, number]:.3f}",
         }
         for number in np.flatnonzero(after[0])
     ]
     numbers = html_table(rows, caption=f"After calibration: {what}")
-    return f"<p>{said}</p>{figure(drawn, shown)}{numbers}"
+    return f"<p>{about_it}</p>{figure(drawn, shown)}{numbers}"
 
 
-def _reliability(answered: Answered, temperature: float) -> np.ndarray:
+def _reliability(answered: Predictions, temperature: float) -> np.ndarray:
     return reliability(*answered.task.promises(_probabilities(answered, temperature), answered.y))
 
 
-def _probabilities(answered: Answered, temperature: float) -> np.ndarray:
+def _probabilities(answered: Predictions, temperature: float) -> np.ndarray:
     return np.asarray(answered.task.predictions(jnp.asarray(answered.logits), temperature))
 
 
 def confusion(training: Training) -> str:
-    """Which classes were told rightly, and which not."""
+    """Right and wrong predictions by class."""
     answered = training.answered
     if answered is None:
         return _NOT_KEPT
     return _of_several(answered) if not answered.task.exclusive else _of_one(answered)
 
 
-def _of_several(answered: Answered) -> str:
-    said_NY, so_NY = answered.logits > 0, answered.y > 0
+def _of_several(answered: Predictions) -> str:
+    predicted_NY, true_NY = answered.logits > 0, answered.y > 0
     counts = {
-        "models of it": so_NY.sum(0),
-        "found": (said_NY & so_NY).sum(0),
-        "missed": (~said_NY & so_NY).sum(0),
-        "other models": (~so_NY).sum(0),
-        "wrongly said": (said_NY & ~so_NY).sum(0),
+        "positive": true_NY.sum(0),
+        "true positive": (predicted_NY & true_NY).sum(0),
+        "false negative": (~predicted_NY & true_NY).sum(0),
+        "negative": (~true_NY).sum(0),
+        "false positive": (predicted_NY & ~true_NY).sum(0),
     }
-    wrong_Y = counts["missed"] + counts["wrongly said"]
-    worst = np.argsort(-wrong_Y, kind="stable")[:_MOST_LINES]
+    wrong_Y = counts["false negative"] + counts["false positive"]
+    worst = np.argsort(-wrong_Y, kind="stable")[:_MAX_ROWS]
     rows = [
         {"class": answered.classes[y]}
         | {name: str(count[y]) for name, count in counts.items()}
-        | {"right": f"{1 - wrong_Y[y] / len(answered.y):.3f}"}
+        | {"accuracy": f"{1 - wrong_Y[y] / len(answered.y):.3f}"}
         | ({"chance": f"{answered.chance_by_class[y]:.3f}"} if answered.chance_by_class else {})
         for y in worst
     ]
     left_out = len(answered.classes) - len(worst)
     return html_table(
         rows,
-        caption=f"Each class, of {len(answered.y)} test models; the most mistaken first"
-        + (f", {left_out} more left out" if left_out else ""),
+        caption=f"Predictions for {len(answered.y)} test models by class, most errors first"
+        + (f"; {left_out} classes left out" if left_out else ""),
     )
 
 
-def _of_one(answered: Answered) -> str:
-    said_N = answered.logits.argmax(axis=1)
-    n_right, n_models = int((said_N == answered.y).sum()), len(answered.y)
-    said = f"<p>{n_right} of {n_models} test models were given their class.</p>"
-    if len(answered.classes) <= _MOST_IN_A_MATRIX:
-        return said + _matrix(answered, said_N)
-    wrong = Counter((int(y), int(s)) for y, s in zip(answered.y, said_N, strict=True) if y != s)
+def _of_one(answered: Predictions) -> str:
+    predicted_N = answered.logits.argmax(axis=1)
+    n_right, n_models = int((predicted_N == answered.y).sum()), len(answered.y)
+    accuracy = f"<p>{n_right} of {n_models} test models were classified correctly.</p>"
+    if len(answered.classes) <= _MAX_IN_A_MATRIX:
+        return accuracy + _matrix(answered, predicted_N)
+    wrong = Counter(
+        (int(y), int(s)) for y, s in zip(answered.y, predicted_N, strict=True) if y != s
+    )
     rows = [
         {
             "class": answered.classes[y],
-            "taken for": answered.classes[s],
+            "predicted": answered.classes[s],
             "models": str(count),
             "of": str(int((answered.y == y).sum())),
         }
-        for (y, s), count in wrong.most_common(_MOST_LINES)
+        for (y, s), count in wrong.most_common(_MAX_ROWS)
     ]
     if not rows:
-        return f"{said}<p>None of the {len(answered.classes)} classes was taken for another.</p>"
+        return accuracy
     left_out = len(wrong) - len(rows)
-    more = f"; {left_out} more left out" if left_out else ""
-    return said + html_table(rows, caption=f"What was taken for what{more}")
+    more = f"; {left_out} rarer ones left out" if left_out else ""
+    return accuracy + html_table(rows, caption=f"Most frequent confusions{more}")
 
 
-def _matrix(answered: Answered, said_N: np.ndarray) -> str:
-    """Numbers, darker where there are more; what is right is on the diagonal, in bold."""
+def _matrix(answered: Predictions, predicted_N: np.ndarray) -> str:
+    """Counts, shaded by size; correct ones are on the diagonal, in bold."""
     count = len(answered.classes)
-    counts_YY = np.bincount(answered.y * count + said_N, minlength=count**2).reshape(count, count)
+    counts_YY = np.bincount(answered.y * count + predicted_N, minlength=count**2).reshape(
+        count, count
+    )
     most = max(int(counts_YY.max()), 1)
 
     def cell(row: int, column: int) -> str:
@@ -178,49 +251,52 @@ def _matrix(answered: Answered, said_N: np.ndarray) -> str:
         for row, name in enumerate(answered.classes)
     )
     return (
-        '<div class="wide" tabindex="0"><table class="matrix"><caption>Rows: what the models are. '
-        f"Columns: what was said.</caption><thead><tr><td></td>{head}</tr></thead>"
+        '<div class="wide" tabindex="0"><table class="matrix"><caption>Rows: true '
+        f"class. Columns: predicted class.</caption><thead><tr><td></td>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
 
 
 def beside_the_truth(training: Training) -> str:
-    """The first ten test models: what was answered, and what is true."""
+    """Predictions for the first ten test models beside the truth."""
     answered = training.answered
     if answered is None:
         return _NOT_KEPT
     if "calibration" not in training.metrics:
         return ""
     p_NY = _probabilities(answered, training.metrics["calibration"]["temperature"])
-    chosen = "several" if not answered.task.exclusive else "one"
+    chosen = "one" if answered.task.exclusive else "several"
     models = [
-        one_model(name, answers(_likeliest_first(answered.classes, p_Y), labels, chosen))
+        ModelAnswers(name, answers(_most_probable_first(answered.classes, p_Y), labels, chosen))
         for name, labels, p_Y in zip(
-            answered.ids[:_TOLD], answered.labels[:_TOLD], p_NY[:_TOLD], strict=False
+            answered.ids[:_MAX_COMPARED],
+            answered.labels[:_MAX_COMPARED],
+            p_NY[:_MAX_COMPARED],
+            strict=False,
         )
     ]
     first = f"The first {len(models)} of {len(p_NY)}" if len(models) < len(p_NY) else "The"
-    return side_by_side(f"{first} test models of {training.name}.", models)
+    return as_html(f"{first} test models of {training.name}.", models)
 
 
-def _likeliest_first(classes: Sequence[str], p_Y: np.ndarray) -> list[Prediction]:
+def _most_probable_first(classes: Sequence[str], p_Y: np.ndarray) -> list[Prediction]:
     return [
         Prediction(classes[y], classes[y], float(p_Y[y])) for y in np.argsort(-p_Y, kind="stable")
     ]
 
 
 def embeddings(training: Training) -> str:
-    """The map of the test models."""
+    """A map of the test models."""
     answered = training.answered
     if answered is None:
         return _NOT_KEPT
     if not len(answered.vectors):
         return "<p>This method represents no models.</p>"
-    shown = shown_on_a_map(len(answered.vectors))
+    shown = sample_for_map(len(answered.vectors))
     try:
-        points_M2 = in_the_plane(answered.vectors[shown])
+        points_M2 = layout_2d(answered.vectors[shown])
     except ProbexError as error:
-        return f"<p>There is none: {escaped(str(error))}.</p>"
+        return f"<p>{escaped(str(error))}</p>"
     about = list(_about(answered))
     points = [
         MapPoint(float(x), float(y), *about[place])
@@ -228,17 +304,17 @@ def embeddings(training: Training) -> str:
     ]
     if not answered.task.exclusive:
         points.sort(key=lambda point: point.group)
-    colours = "How many classes were told wrongly" if not answered.task.exclusive else "Classes"
+    coloured_by = "class" if answered.task.exclusive else "number of wrong classes"
     some = f"A sample of {len(shown):,} of the" if len(shown) < len(about) else "The"
     return interactive_map(
         points,
-        caption=f"{some} {len(about):,} test models of {training.name}, near where their weights "
-        f"are represented alike. {colours} give colour and shape.",
-        emphasised={"ring": "of a class that was held out"},
+        caption=f"{some} {len(about):,} test models of {training.name}, close together where "
+        f"their representations are similar; coloured by {coloured_by}.",
+        emphasised={"ring": "of a held-out class"},
     )
 
 
-def _about(answered: Answered) -> Iterator[tuple[str, str, str]]:
+def _about(answered: Predictions) -> Iterator[tuple[str, str, str]]:
     """Title, group and emphasis of each model."""
     seen = set(answered.classes)
     for number, (name, labels) in enumerate(zip(answered.ids, answered.labels, strict=True)):
@@ -254,12 +330,12 @@ def _about(answered: Answered) -> Iterator[tuple[str, str, str]]:
             yield f"{name}: {n_wrong} wrong{f' ({which})' if which else ''}", group, ""
         else:
             said = answered.classes[int(answered.logits[number].argmax())]
-            verdict = "told rightly" if said in labels else f"taken for {said}"
+            verdict = "predicted correctly" if said in labels else f"predicted as {said}"
             yield f"{name}: {truth}, {verdict}", truth, ""
 
 
 def split_rows(trainings: Sequence[Training]) -> list[dict[str, str]]:
-    """How many models of each tree were for what; a row a tree."""
+    """The number of models by split, a row per tree."""
     by_tree: dict[str, Mapping[str, Any]] = {}
     for training in trainings:
         if "n_models" in training.metrics:
@@ -268,6 +344,6 @@ def split_rows(trainings: Sequence[Training]) -> list[dict[str, str]]:
     return [
         {"tree": tree}
         | {split: str(found["n_models"].get(split, 0)) for split in splits}
-        | {"hash of the store": Html(f"<code>{escaped(found['store_hash'])}</code>")}
+        | {"store hash": Html(f"<code>{escaped(found['store_hash'])}</code>")}
         for tree, found in by_tree.items()
     ]

@@ -1,4 +1,4 @@
-"""Neighbours of models in representation space, and an index to search them with."""
+"""Neighbours of models in representation space, and an index to search them."""
 
 from probex_jax.search.downstream import TASKS, Measured, Subject, measure, measure_all
 from probex_jax.search.folders import FoundModel, find_models
@@ -6,7 +6,6 @@ from probex_jax.search.index import AddSummary, Hit, Index
 from probex_jax.search.neighbours import (
     Retrieval,
     auc,
-    distances,
     knn,
     mahalanobis,
     one_class,
@@ -29,7 +28,6 @@ __all__ = [
     "Snapshot",
     "Subject",
     "auc",
-    "distances",
     "find_models",
     "knn",
     "mahalanobis",

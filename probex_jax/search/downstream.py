@@ -1,8 +1,8 @@
-"""What representations are good for: the figures of `evaluate`, of an expert on a store.
+"""Downstream tasks: the figures of `evaluate` for an expert on a store.
 
-Every task answers for the seen classes (known models `train`, queried ones `test`, the expert as it
-was best on `val`) and, where a store has held-out classes, for these (known models `val_holdout`,
-queried ones `test_holdout`, the expert as it was best on `val_holdout`).
+Every task is measured on the seen classes (known models `train`, queries `test`, the expert that
+was best on `val`) and, if the store has held-out classes, on these (known models `val_holdout`,
+queries `test_holdout`, the expert that was best on `val_holdout`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,14 +33,14 @@ class Measured:
 
     Args:
       task: its name.
-      key: the figure's name in a file of metrics, unique in the task.
+      key: the name of the figure in `metrics.json`, unique within the task.
       what: the figure in words.
       classes: "seen", "held out", or "in all".
-      n_classes: number of candidates.
+      n_classes: number of candidate classes.
       score: the figure with its interval.
-      chance: of an accuracy, what always giving the commonest answer has; else what guessing has.
-      by_class: the figure of each class, where there is one.
-      chance_by_class: the chance of each of these, where each class is answered for itself.
+      chance: for an accuracy, that of always giving the most common answer; else that of guessing.
+      by_class: the figure of each class, if there is one.
+      chance_by_class: the chance of each class, where each has its own answer.
     """
 
     task: str
@@ -55,11 +55,11 @@ class Measured:
 
     @property
     def is_accuracy(self) -> bool:
-        """Whether it is the share of models, or of their classes, that were told rightly."""
+        """Whether the figure is an accuracy."""
         return self.what.startswith("accuracy")
 
     def as_json(self) -> dict[str, Any]:
-        """What a file of metrics says of it."""
+        """The figure for `metrics.json`."""
         about = {"chance": self.chance, "classes": self.classes, "n_classes": self.n_classes}
         of_classes = {"by_class": self.by_class, "chance_by_class": self.chance_by_class}
         by_class = {name: dict(figures) for name, figures in of_classes.items() if figures}
@@ -68,15 +68,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured.
+    """An expert and the models to measure it on.
 
     Args:
-      experts: as `load_experts` gives them: by the split they were best on.
-      store: where the models are.
-      split: the queried models of seen classes.
-      neighbours: how many neighbours vote, and are looked at in retrieval, where the smallest class
-        has so many.
-      encoder: of an expert aligned with text, its text encoder; None to find it by its card.
+      experts: from `load_experts`, by the split on which they were best.
+      store: of the models.
+      split: the queries of seen classes.
+      neighbours: k of kNN and of precision at k, limited by the smallest class.
+      encoder: the text encoder of an expert aligned with text; None to open it from the card.
     """
 
     experts: Mapping[str, Expert]
@@ -87,13 +86,13 @@ class Subject:
 
     @cached_property
     def sides(self) -> "tuple[_Side, ...]":
-        """The models of seen and of held-out classes, represented once for all tasks."""
+        """Models of seen and held-out classes with their representations, shared by all tasks."""
         return tuple(_sides(self))
 
 
 @dataclass(frozen=True)
 class _Side:
-    """Known and queried models of one kind of classes, as their expert represents them."""
+    """Representations of known models and queries of the seen or the held-out classes."""
 
     expert: Expert
     name: str
@@ -116,11 +115,10 @@ def measure(subject: Subject, task: str) -> list[Measured]:
       task: one of `TASKS`.
 
     Returns:
-      One or more figures, with 95 % intervals by bootstrap over the models.
+      One or more figures, with 95 % bootstrap intervals over the models.
 
     Raises:
-      ProbexError: if there is no such task, or the expert or the store is not of the kind that it
-        needs.
+      ProbexError: if there is no such task, or the expert or the store does not fit it.
     """
     _check_task(task)
     return list(TASKS[task](subject))
@@ -133,18 +131,18 @@ def measure_all(
     *,
     on_task: Callable[[str], None] = lambda fault: None,
 ) -> list[Measured]:
-    """The figures of several tasks, written to `metrics.json` in a work directory as well.
+    """The figures of several tasks, also written to `metrics.json`.
 
     A task that cannot be measured does not stop the others.
 
     Args:
       subject: expert and models.
       tasks: some of `TASKS`.
-      workdir: made where it is missing.
-      on_task: called after each task with the reason why it could not be measured, or "".
+      workdir: created if missing.
+      on_task: called after each task with the reason why it failed, or "".
 
     Returns:
-      What could be measured, in the order of the tasks.
+      The figures, in the order of the tasks.
 
     Raises:
       ProbexError: if there is no such task, none could be measured, or the folder is being written.
@@ -160,7 +158,7 @@ def measure_all(
 def _measured(
     subject: Subject, tasks: Sequence[str], on_task: Callable[[str], None]
 ) -> tuple[dict[str, list[Measured]], dict[str, str]]:
-    """The figures of each task that can be measured, and why the others cannot."""
+    """The figures by task, and why other tasks failed."""
     by_task: dict[str, list[Measured]] = {}
     faults: dict[str, str] = {}
     for task in tasks:
@@ -177,7 +175,7 @@ def _measured(
 def _metrics(
     subject: Subject, by_task: Mapping[str, Sequence[Measured]], faults: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What is kept of them."""
+    """The content of `metrics.json`."""
     expert, store = subject.experts["val"], subject.store
     metrics: dict[str, Any] = {
         "tree": store.tree,
@@ -244,7 +242,7 @@ def _knn(subject: Subject) -> Iterator[Measured]:
 def _occ(subject: Subject) -> Iterator[Measured]:
     for side in subject.sides:
         if len(np.unique(side.labels_Q)) < 2:
-            continue  # nothing to tell one class from
+            continue  # a single class
         known = side.known_NT, side.known_labels_N
         near_QC = one_class(*known, side.queries_QT, k=ONE_CLASS_NEIGHBOURS)
         what = f"AUC, distance to {ONE_CLASS_NEIGHBOURS} nearest models"
@@ -253,7 +251,7 @@ def _occ(subject: Subject) -> Iterator[Measured]:
             len(np.unique(side.known_NT[side.known_labels_N == y], axis=0)) > 1
             for y in range(len(side.classes))
         ):
-            continue  # one model, or several that are equal, have no covariance
+            continue  # equal models have no covariance
         score = auc(mahalanobis(*known, side.queries_QT), side.labels_Q)
         yield side.measured("occ", "auc_mahalanobis", "AUC, Mahalanobis distance", score, 0.5)
 
@@ -262,7 +260,7 @@ def _retrieval(subject: Subject) -> Iterator[Measured]:
     for side in subject.sides:
         shares_Y = np.bincount(side.known_labels_N, minlength=len(side.classes))
         chance = float(shares_Y[side.labels_Q].mean() / len(side.known_labels_N))
-        # With more than the smallest class has, the best ranking would not have precision 1.
+        # With a greater k not even a perfect ranking would have precision 1.
         k = min(subject.neighbours, int(np.bincount(side.known_labels_N).min()))
         known = side.known_NT, side.known_labels_N
         found = retrieval(*known, side.queries_QT, side.labels_Q, k)
@@ -276,7 +274,7 @@ def _retrieval(subject: Subject) -> Iterator[Measured]:
 
 
 def _by_text(side: _Side, subject: Subject) -> Measured:
-    """The queried models, ranked by the sentence of each class; here a class is what is asked."""
+    """Ranks the queries by the sentence of each class: here the classes are what is asked."""
     text = side.expert.text
     texts = {**subject.store.texts, **text.texts}
     sentences = class_sentences(side.classes, texts, text.template)
@@ -319,7 +317,7 @@ def _side(
 
     known_N = store.class_indices(known, classes)
     queried_Q = store.class_indices(queried, classes)
-    # A class without a known model cannot be told by neighbours: its queried models are left out.
+    # Neighbours cannot find a class without known models: its queries are left out.
     numbers, known_labels_N = np.unique(known_N, return_inverse=True)
     asked_Q = np.isin(queried_Q, numbers)
     return _Side(

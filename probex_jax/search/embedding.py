@@ -1,4 +1,4 @@
-"""From model files to rows and vectors of an index, in batches of one shape."""
+"""From model files to rows and vectors of an index, in batches of constant shape."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ Check = Callable[[ModelFile], None]
 
 
 def represented(expert: Expert, paths: Sequence[Path]) -> list[np.ndarray | ProbexError]:
-    """Unit vectors [T] of models; a ProbexError for one that cannot be read or has none."""
+    """Unit vectors [T] of models; a ProbexError for each model that has none."""
 
     def read(path: Path) -> Read | ProbexError:
         try:
@@ -49,14 +49,14 @@ def embedded(
     """Each model with its row for the table and its unit vector [T].
 
     Args:
-      expert: what to embed with.
-      models: what to embed.
-      known: path to stamp, of the models that an index holds.
-      check: raises a ProbexError for an open model that is not to be embedded.
+      expert: encodes the models.
+      models: to embed.
+      known: path to stamp of the models in the index.
+      check: raises a ProbexError for an open model that must not be embedded.
 
     Yields:
-      In the place of the vector None for a model that is known as it is now, and a ProbexError
-      for one that cannot be embedded.
+      Instead of the vector, None for an unchanged model and a ProbexError for one that cannot be
+      embedded.
     """
     size = batch_size(expert.layers, len(models))
     waiting = iter(models)
@@ -69,10 +69,10 @@ def embedded(
 
 
 def key(path: Path) -> str:
-    """The path that stands for a model, however it is given.
+    """The canonical path of a model.
 
-    Its folder where that is the model (`model.safetensors`, shards, a hub cache), else its file; no
-    links on the way, the name of a file as it is.
+    It is the folder if that is the model (`model.safetensors`, shards, a hub cache), else the file.
+    Links on the way are resolved, but not a file's own name.
     """
     path = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
     folder = path if path.is_dir() else path.parent
@@ -85,7 +85,7 @@ def key(path: Path) -> str:
 
 
 def is_there(path: Path) -> bool:
-    """Whether the path still holds a model."""
+    """Whether there still is a model at the path."""
     files = files_of(path)
     return bool(files) and all(file.exists() for file in files)
 
@@ -99,7 +99,7 @@ def _read(
         if model.fault:
             raise ProbexError(model.fault)
         if not all(map(is_unicode, (model.id, row["path"]))):
-            raise ProbexError(f"{row['path']!a}: its name is no Unicode text; rename it")
+            raise ProbexError(f"{row['path']!a}: its name is not valid Unicode; rename it")
         row["stamp"] = _stamp(model)
         if known.get(row["path"]) == row["stamp"]:
             return row, None
@@ -111,7 +111,7 @@ def _read(
 
 
 def _labels(model: FoundModel) -> list[str]:
-    """The labels; none where nothing says what they are."""
+    """The labels; none if its files do not say."""
     with open_model(model.path) as file:
         try:
             return list(model.labels_in(file))
@@ -126,7 +126,7 @@ def _read_weights(expert: Expert, path: Path, check: Check = lambda model: None)
 
 
 def _stamp(model: FoundModel) -> str:
-    """Changes whenever the row or the vector of the model may."""
+    """A hash of everything that the row and the vector depend on."""
     try:
         found = [(file, file.stat()) for file in local_files(model.path)]
     except OSError as error:
@@ -139,7 +139,7 @@ def _stamp(model: FoundModel) -> str:
 def _encoded(
     expert: Expert, models: Sequence[Read], size: int
 ) -> Iterator[np.ndarray | ProbexError]:
-    """Unit vectors of up to `size` models, in order, from calls of `size` models each."""
+    """Unit vectors of models, in order; every compiled call has `size` models."""
     vectors: dict[int, np.ndarray] = {}
     for places, batch in in_batches(expert, models, size):
         vectors |= zip(places, np.asarray(expert.encode(batch)), strict=False)

@@ -1,4 +1,4 @@
-"""Which models a folder holds: one zoo, several, or a plain folder of anyone's models."""
+"""Finding the models in a folder: a zoo, several zoos, or any other folder of models."""
 
 import dataclasses
 import os
@@ -13,19 +13,19 @@ from probex_jax.zoo import ZooModel, scan
 from probex_jax.zoo.model_j import SPLITS, checked_id
 
 _WEIGHTS = ".safetensors"
-# What makes a folder one model, whatever else lies in it.
+# A folder with one of these is one model.
 _WHOLE = ("model.safetensors", "model.safetensors.index.json", "snapshots")
-# Formats that are not read: a folder of nothing else is listed, so that the reason is shown.
+# Unsupported formats: a folder with nothing else is listed, so that the reason is shown.
 _UNREAD = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf"}
 
 
 @dataclass(frozen=True)
 class FoundModel(ZooModel):
-    """A model in a folder; `split` is "" outside of a zoo.
+    """A model in a folder; `split` is "" outside a zoo.
 
     Args:
-      tree: the tree that the zoo names, "" outside of one.
-      texts: class to the words for it, where its name is none.
+      tree: the tree of the zoo, "" outside a zoo.
+      texts: class to its text, where that is not the class name.
     """
 
     tree: str = ""
@@ -35,23 +35,23 @@ class FoundModel(ZooModel):
 def find_models(folder: str | Path, *, may_be_empty: bool = False) -> tuple[FoundModel, ...]:
     """Lists the models under a folder, at any depth, without opening them.
 
-    A folder with `train/`, `val/` or another split is a zoo. A folder with `model.safetensors`,
-    its index of shards or `snapshots/`, or with one `.safetensors` file and no folder, is a model.
-    Elsewhere every `.safetensors` file is one. Hidden files and folders are passed over. Of a
-    split of a zoo the models are those that the zoo lists there.
+    A folder with `train/`, `val/` or another split is a zoo. A folder with `model.safetensors`, a
+    shard index or `snapshots/`, or with a single `.safetensors` file and no folder, is a model.
+    Elsewhere every `.safetensors` file is a model. Hidden files and folders are skipped. If the
+    folder is a split of a zoo, its models are those that the zoo lists.
 
     Args:
-      folder: where to look.
-      may_be_empty: whether no models are a result, and no mistake.
+      folder: to search.
+      may_be_empty: whether to return () instead of raising if there are no models.
 
     Returns:
-      The models, sorted by path. An id is the model's path in `folder`, less `.safetensors`;
-      in a zoo, the zoo's path and the model's own id. The path of a folder's one file is the
-      file's, the id is the folder's.
+      The models, sorted by path. An id is the path relative to `folder` without `.safetensors`; in
+      a zoo, the path of the zoo and the id in the zoo. If a folder has a single file, the id is the
+      folder's and the path is the file's.
 
     Raises:
       ProbexError: if there is no such folder, it holds no models, or is a malformed zoo. A
-        malformed zoo in it is listed as one model, with its `fault`.
+        malformed zoo further down is listed as one model, with its `fault`.
 
     Example:
       >>> import pathlib, tempfile
@@ -68,7 +68,7 @@ def find_models(folder: str | Path, *, may_be_empty: bool = False) -> tuple[Foun
     with disk_errors(root):
         models: dict[str, FoundModel] = {}
         for model in _of_split(root) or _models(root, root, set()):
-            # A file and a folder may differ in nothing but the suffix.
+            # A file and a folder may differ only in the suffix.
             id = model.id if model.id not in models else model.id + _WEIGHTS
             models[id] = model
     if not models and not may_be_empty:
@@ -82,7 +82,7 @@ def _named(model: FoundModel, id: str) -> FoundModel:
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """The files of the model at a path; none where no model is."""
+    """The files of the model at a path; () if there is no model."""
     try:
         return local_files(path)
     except (ProbexError, OSError):
@@ -90,14 +90,14 @@ def files_of(path: Path) -> tuple[Path, ...]:
 
 
 def model_path(folder: Path) -> Path:
-    """The one file of a folder; the folder where it is itself the model, or cannot be read."""
+    """The single file of a folder, or the folder if that is the model."""
     if any(os.path.lexists(folder / name) for name in _WHOLE):
         return folder
     return next(iter(files_of(folder)), folder)
 
 
 def _models(folder: Path, root: Path, seen: set[Path]) -> Iterator[FoundModel]:
-    if (real := folder.resolve()) in seen:  # a link to where we have been
+    if (real := folder.resolve()) in seen:  # a link back
         return
     seen.add(real)
     entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
@@ -126,7 +126,7 @@ def _models(folder: Path, root: Path, seen: set[Path]) -> Iterator[FoundModel]:
 def _of_zoo(folder: Path, root: Path) -> Iterator[FoundModel]:
     splits = [entry for entry in folder.iterdir() if entry.name in SPLITS and entry.is_dir()]
     if not any(any(split.iterdir()) for split in splits):
-        return  # emptied; the zoo's own reader would call it a mistake
+        return  # an emptied zoo, which `scan` would reject
     zoo = scan(folder)
     prefix = "" if folder == root else _id(folder, root) + "/"
     for model in zoo.models:
@@ -142,7 +142,7 @@ def _of_zoo(folder: Path, root: Path) -> Iterator[FoundModel]:
 
 
 def _of_split(root: Path) -> list[FoundModel]:
-    """The models that a zoo has in `root`, where that is one of its splits; else none."""
+    """The models of the split `root` of a zoo; [] if it is not a split."""
     for folder in (Path(os.path.abspath(root)), root.resolve()):
         if folder.name not in SPLITS:
             continue
@@ -151,7 +151,7 @@ def _of_split(root: Path) -> list[FoundModel]:
         except (ProbexError, OSError):
             continue
         models = [model for model in zoo if model.split == folder.name]
-        # Else its folders are no models, but hold some.
+        # Otherwise its folders are not models, but contain some.
         if any(files_of(model.path) for model in models):
             return models
     return []

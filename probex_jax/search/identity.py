@@ -1,4 +1,4 @@
-"""Whose representations an index holds: what its `index.json` says of the expert."""
+"""The expert of an index, as its `index.json` describes it."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from probex_jax.experts import Expert
 
 
 def identity(expert: Expert) -> dict[str, Any]:
-    """What tells an expert from others."""
+    """The facts that identify an expert."""
     return {
         "tree": expert.card.tree,
         "layer": expert.reading,
@@ -16,13 +16,13 @@ def identity(expert: Expert) -> dict[str, Any]:
     }
 
 
-def named(expert: dict[str, Any]) -> str:
-    """An identity in a line, for errors."""
+def show(expert: dict[str, Any]) -> str:
+    """An identity for error messages."""
     return f"tree {expert['tree']}, layer {expert['layer']} (hash {expert['hash'][:12]})"
 
 
-def is_whole(about: dict[str, Any]) -> bool:
-    """Whether an `index.json` says all that it has to."""
+def is_complete(about: dict[str, Any]) -> bool:
+    """Whether an `index.json` has all fields."""
     try:
         expert, ann = about["expert"], about["ann"]
         texts = all(isinstance(expert[name], str) for name in ("tree", "layer", "hash"))

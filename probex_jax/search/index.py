@@ -1,6 +1,6 @@
-"""An index of models: an expert and the representations that it gives, searched by text or model.
+"""An index of models by the representations of an expert, searched by text or by model.
 
-index.json        format and version, whose representations these are, state of the ANN index
+index.json        format, version, identity of the expert, state of the ANN index
 expert/           a copy of the expert
 models.lance/     the LanceDB table
 models.sums.json  checksums of its files
@@ -9,9 +9,9 @@ models.sums.json  checksums of its files
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,34 +25,34 @@ from probex_jax.files import WRITER_LOCK, disk_errors, one_writer, read_json, wr
 from probex_jax.forest import Forest
 from probex_jax.language import TextEncoder
 from probex_jax.model_files import ModelFile
-from probex_jax.search import sums
+from probex_jax.search import checksums
 from probex_jax.search.embedding import embedded, is_there, key, represented
 from probex_jax.search.folders import FoundModel
-from probex_jax.search.identity import identity, is_whole, named
+from probex_jax.search.identity import identity, is_complete, show
 from probex_jax.search.table import ModelTable
 
 FORMAT = "probex_jax index"
 VERSION = 2
-# Without checksums; the next run that adds models makes it one of this version.
+# Has no checksums; the next run that adds models upgrades it.
 _UNCHECKED = 1
-# From so many models on an approximate index is built, and built anew when they have doubled.
+# From here on an approximate index is built, and rebuilt when the models have doubled.
 ANN_MODELS = 50_000
-# The most that a search lists: LanceDB takes memory for each before it looks.
+# LanceDB allocates memory for as many results before it searches.
 MAX_K = 100_000
 
-# Queries at once.
+# Concurrent queries.
 _SEARCHERS = 4
-# Models that one commit to the table holds: what a kill can cost.
+# Models per commit to the table, which a kill can lose.
 _COMMIT_MODELS = 256
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A model that a search found.
+    """A search result.
 
     Args:
-      similarity: cosine between the query's representation and the model's.
-      id, path, tree, split, labels, text: as stored; text is the labels in words.
+      similarity: cosine of the representations.
+      id, path, tree, split, labels, text: as stored; the text describes the labels.
     """
 
     similarity: float
@@ -66,11 +66,11 @@ class Hit:
 
 @dataclass(frozen=True)
 class AddSummary:
-    """What a run of `Index.add_models` did.
+    """The result of `Index.add_models`.
 
     Args:
       added, updated, unchanged: how many models.
-      failed: id of every model that could not be embedded, to the reason.
+      failed: id to reason, for models that could not be embedded.
     """
 
     added: int
@@ -80,11 +80,11 @@ class AddSummary:
 
 
 class Index:
-    """Models in the representation space of one expert; made by `create_or_open` or `open`.
+    """Models in the representation space of one expert; use `create_or_open` or `open`.
 
     Attributes:
       path: the index's folder.
-      about: what its `index.json` says.
+      about: the content of `index.json`.
 
     Example:
       >>> import pathlib, tempfile, jax, jax.numpy as jnp, numpy as np
@@ -119,11 +119,11 @@ class Index:
 
     @classmethod
     def create_or_open(cls, path: str | Path, expert: Expert) -> Index:
-        """Opens the index there, or begins an empty one in a new or empty folder.
+        """Opens the index at a path, or creates an empty one in a new or empty folder.
 
         Raises:
-          ProbexError: if lancedb is missing, the index there is of another expert, or the folder
-            holds other things or is being written.
+          ProbexError: if lancedb is missing, the index is of another expert, or the folder holds
+            other files or is being written.
         """
         path, ours = Path(path), identity(expert)
         folder_is_new = not path.exists()
@@ -132,16 +132,16 @@ class Index:
                 index = cls.open(path)
                 if index.about["expert"] != ours:
                     raise ProbexError(
-                        f"{path}: index of the expert of {named(index.about['expert'])}; given is "
-                        f"that of {named(ours)}; give that expert or choose another folder"
+                        f"{path}: index of the expert of {show(index.about['expert'])}, "
+                        f"not of {show(ours)}; choose another expert or folder"
                     )
                 return index
             with disk_errors(path):
-                others = {e.name for e in path.iterdir() if not e.name.startswith(_PARTIAL)}
-                others -= _BEGUN
+                others = {e.name for e in path.iterdir() if not e.name.startswith(_PREFIXES)}
+            others -= _LEFTOVERS
             if others:
                 raise ProbexError(
-                    f"{path}: holds other things ({min(others)}); choose another folder"
+                    f"{path}: holds other files ({min(others)}); choose another folder"
                 )
             about = {"format": FORMAT, "version": VERSION, "expert": ours, "ann": None}
             index = cls(path, about, create=True)
@@ -155,35 +155,32 @@ class Index:
         """Opens an index.
 
         Raises:
-          ProbexError: if lancedb is missing, or there is no index or a damaged one.
+          ProbexError: if lancedb is missing, or the index is missing or damaged.
         """
         path = Path(path)
         try:
             about = read_json(path / "index.json")
         except (FileNotFoundError, NotADirectoryError):
-            raise ProbexError(f"{path}: no index here; make one with experiments.index") from None
-        version = about.get("version") if isinstance(about, dict) else None
-        if (
-            not isinstance(about, dict)
-            or about.get("format") != FORMAT
-            or version not in (_UNCHECKED, VERSION)
-        ):
+            raise ProbexError(f"{path}: no index here; create one with experiments.index") from None
+        about = about if isinstance(about, dict) else {}
+        version = about.get("version")
+        if about.get("format") != FORMAT or version not in (_UNCHECKED, VERSION):
             raise ProbexError(
                 f"{path / 'index.json'}: index of version {version!r}, expected {VERSION}; index "
                 "again into another folder"
             )
-        if (version == VERSION and not sums.is_sealed(about)) or not is_whole(about):
+        if (version == VERSION and not checksums.is_sealed(about)) or not is_complete(about):
             raise ProbexError(f"{path / 'index.json'}: damaged; index again into another folder")
         return cls(path, about)
 
     @cached_property
     def expert(self) -> Expert:
-        """The expert whose representations these are."""
+        """The expert that encodes the models."""
         expert = Expert.load(self.path / "expert")
         if identity(expert) != self.about["expert"]:
             raise ProbexError(
-                f"{self.path}: holds the expert of {named(identity(expert))}, its vectors are "
-                f"of {named(self.about['expert'])}; index again into another folder"
+                f"{self.path}: holds the expert of {show(identity(expert))}, its vectors are "
+                f"of {show(self.about['expert'])}; index again into another folder"
             )
         return expert
 
@@ -194,74 +191,65 @@ class Index:
         forest: Forest | None = None,
         on_model: Callable[[str], None] = lambda reason: None,
     ) -> AddSummary:
-        """Embeds the models that the index does not hold as they are now.
+        """Embeds new and changed models.
 
-        A model counts as unchanged while path, id, tree, split, `labels.json` and the names, sizes
-        and times of its files are. One that cannot be read keeps the row it has, if it has one.
-        Can be killed at any time and run again.
+        A model is unchanged if its path, id, tree, split, `labels.json` and the names, sizes and
+        times of its files are. One that cannot be read keeps its row. The run can be killed at any
+        time and repeated.
 
         Args:
-          models: as from `find_models`.
-          forest: to refuse what is not of the expert's tree; without one, whatever has the layers
-            that the expert reads is embedded.
+          models: from `find_models`.
+          forest: refuses models of other trees; without it, every model with the layers of the
+            expert is embedded.
           on_model: called after each model with the reason why it failed, or "".
 
-        Returns:
-          What was added, updated, unchanged and failed.
-
         Raises:
-          ProbexError: if the disk is full, or the index is damaged or is being written.
+          ProbexError: if the disk is full, or the index is damaged or being written.
         """
-        with one_writer(self.path):
-            self._mend()
-            return self._add_models(models, forest, on_model)
+        with self._writing():
+            known = self._table.stamps()
+            counts = {"added": 0, "updated": 0, "unchanged": 0}
+            failed: dict[str, str] = {}
+            rows: list[dict[str, Any]] = []
+            vectors: list[np.ndarray] = []
 
-    def _mend(self) -> None:
-        """Makes an index of an earlier version, or one that was doubled, one of this version."""
-        if self._table.needs_mending():
-            if self.about["ann"] is not None:
-                self._note_ann(None)
-            self._table.mend()
-        if self.about["version"] == _UNCHECKED:
-            self._table.keep_sums()
-            self._write_about(self.about | {"version": VERSION})
+            def flush() -> None:
+                if rows:
+                    self._table.add(rows, vectors)
+                rows.clear()
+                vectors.clear()
 
-    def _add_models(
-        self,
-        models: Sequence[FoundModel],
-        forest: Forest | None,
-        on_model: Callable[[str], None],
-    ) -> AddSummary:
-        known = self._table.stamps()
-        counts = {"added": 0, "updated": 0, "unchanged": 0}
-        failed: dict[str, str] = {}
-        rows: list[dict[str, Any]] = []
-        vectors: list[np.ndarray] = []
+            def check(model: ModelFile) -> None:
+                if forest is not None:
+                    forest.check_tree(model, self.expert.card.tree)
 
-        def flush() -> None:
-            if rows:
-                self._table.add(rows, vectors)
-            rows.clear()
-            vectors.clear()
-
-        def check(model: ModelFile) -> None:
-            if forest is not None:
-                forest.check_tree(model, self.expert.card.tree)
-
-        for model, row, vector_T in embedded(self.expert, models, known, check):
-            if isinstance(vector_T, ProbexError):
-                failed[model.id] = str(vector_T)
-            elif vector_T is None:
-                counts["unchanged"] += 1
-            else:
-                counts["updated" if row["path"] in known else "added"] += 1
-                rows.append(row)
-                vectors.append(vector_T)
-            if len(rows) == _COMMIT_MODELS:
-                flush()
-            on_model(f"{model.id}: {failed[model.id]}" if model.id in failed else "")
-        flush()
+            for model, row, vector_T in embedded(self.expert, models, known, check):
+                if isinstance(vector_T, ProbexError):
+                    failed[model.id] = str(vector_T)
+                elif vector_T is None:
+                    counts["unchanged"] += 1
+                else:
+                    counts["updated" if row["path"] in known else "added"] += 1
+                    rows.append(row)
+                    vectors.append(vector_T)
+                if len(rows) == _COMMIT_MODELS:
+                    flush()
+                on_model(f"{model.id}: {failed[model.id]}" if model.id in failed else "")
+            flush()
         return AddSummary(**counts, failed=failed)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """As the only writer, of an index that is upgraded and free of duplicates by then."""
+        with one_writer(self.path):
+            if self._table.needs_mending():
+                if self.about["ann"] is not None:
+                    self._note_ann(None)
+                self._table.mend()
+            if self.about["version"] == _UNCHECKED:
+                self._table.keep_sums()
+                self._write_about(self.about | {"version": VERSION})
+            yield
 
     def search(
         self,
@@ -276,21 +264,21 @@ class Index:
 
         Args:
           query: a text, such as "an inverted three"; for experts aligned with text.
-          like: path of a model, which is itself left out of the result. Give one of the two.
-          k: how many models, at most; 1 to `MAX_K`.
-          where: condition in SQL on the fields of `Hit`, such as
+          like: path of a model, which is left out of the result. Give either `query` or `like`.
+          k: maximal number of models, 1 to `MAX_K`.
+          where: SQL condition on the fields of `Hit`, such as
             `split = 'test' AND array_has(labels, 'cat')`.
-          encoder: text encoder, for an expert whose own cannot be opened from its card.
+          encoder: text encoder, if that of the expert cannot be opened from its card.
 
         Returns:
-          The models, the most similar first.
+          The models, most similar first.
 
         Raises:
-          ProbexError: if the query is empty, k out of range, the expert knows no texts, the model
-            cannot be read, the condition cannot be evaluated, or the index is damaged.
+          ProbexError: if the query is empty, k out of range, the expert has no text encoder, the
+            model cannot be read, the condition is invalid, or the index is damaged.
         """
         if (query is None) == (like is None):
-            raise ProbexError("a search needs a text or a model, one of the two")
+            raise ProbexError("give either a text (query) or a model (like)")
         if not 1 <= k <= MAX_K:
             raise ProbexError(f"k is {k}: expected 1 to {MAX_K}")
         if query is not None:
@@ -304,17 +292,18 @@ class Index:
     def alike(
         self, paths: Sequence[str | Path], *, k: int = 10, where: str | None = None
     ) -> list[list[Hit] | ProbexError]:
-        """As `search` with `like`, of several models at once.
+        """As `search` with `like`, for several models at once.
 
         Args:
           paths: of the models; each is left out of its own result.
-          k, where: as `search` takes them.
+          k: as for `search`.
+          where: as for `search`.
 
         Returns:
-          For each the models that are most similar to it, or why it cannot be read.
+          For each model the most similar ones, or why it cannot be read.
 
         Raises:
-          ProbexError: if the condition cannot be evaluated, or the index is damaged.
+          ProbexError: if the condition is invalid, or the index is damaged.
         """
 
         def nearest(path: Path, vector_T: np.ndarray | ProbexError) -> list[Hit] | ProbexError:
@@ -329,77 +318,71 @@ class Index:
             return list(searchers.map(nearest, models, vectors))
 
     def near(self, vector: np.ndarray, k: int = 10, where: str | None = None) -> list[Hit]:
-        """The models whose representations are most similar to a vector [T], as `search` lists."""
+        """The models most similar to a vector [T]; otherwise as `search`."""
         fields = Hit.__dataclass_fields__
         found = self._table.nearest(vector, k, where)
         hits = ({name: row[name] for name in fields} for row in found)
         return [Hit(**row | {"labels": tuple(row["labels"])}) for row in hits]
 
     def place(self, query: str, encoder: TextEncoder | None = None) -> np.ndarray:
-        """Where a text stands among the representations: [T] float32; errors as of `search`."""
+        """The representation [T] of a text, float32; raises as `search`."""
         if not query.strip():
             raise ProbexError("the query is empty; give a text such as 'an inverted three'")
         if self.expert.card.text is None:
             raise ProbexError(
-                f"{self.path}: its expert, of {named(self.about['expert'])}, knows classes and no "
-                "texts; search by example (like), or index with an expert aligned with text"
+                f"{self.path}: the expert of {show(self.about['expert'])} is not aligned "
+                "with text; search by example (like), or index with an expert that is"
             )
         return np.asarray(self.expert.place([query], encoder))[0]
 
     def everything(self) -> tuple[list[dict[str, Any]], np.ndarray]:
-        """All models: the fields of `Hit` of each, less the similarity; unit vectors [N, T]."""
+        """All models: their fields of `Hit` except the similarity, and unit vectors [N, T]."""
         fields = [name for name in Hit.__dataclass_fields__ if name != "similarity"]
         return self._table.everything(fields)
 
     def prune(self) -> int:
-        """Removes the models whose path holds no model any more; returns how many."""
-        with one_writer(self.path):
-            self._mend()
+        """Removes models that no longer exist; returns their number."""
+        with self._writing():
             gone = [path for path in self._table.stamps() if not is_there(Path(path))]
             self._table.remove(gone)
         return len(gone)
 
     def optimise(self) -> float | None:
-        """Compacts the table; from `ANN_MODELS` models on builds or extends the ANN index.
+        """Compacts the table; from `ANN_MODELS` models on, builds or extends the ANN index.
 
-        Below, an ANN index that was built when there were more is dropped.
+        With fewer models, an ANN index is dropped.
 
         Returns:
-          Its recall@10 against the exact scan, measured on 100 of the models and kept in
-          `index.json`; None where there is no ANN index.
+          Its recall@10 against an exact scan, also written to `index.json`; None without one.
 
         Raises:
-          ProbexError: if the disk is full, or the index is damaged or is being written.
+          ProbexError: if the disk is full, or the index is damaged or being written.
         """
-        with one_writer(self.path):
-            self._mend()
-            return self._optimise()
-
-    def _optimise(self) -> float | None:
-        self._table.compact()
-        ann, n = self.about["ann"], len(self)
-        if n < ANN_MODELS:
-            if ann is not None:
-                self._table.drop_ann()
-                self._note_ann(None)
-            return None
-        if ann is None or n >= 2 * ann["models"]:
-            self._table.build_ann()
-            ann = {"models": n}
-        recall = self._table.recall()
-        self._note_ann({"models": ann["models"], "recall_at_10": recall})
-        return recall
+        with self._writing():
+            self._table.compact()
+            ann, n = self.about["ann"], len(self)
+            if n < ANN_MODELS:
+                if ann is not None:
+                    self._table.drop_ann()
+                    self._note_ann(None)
+                return None
+            if ann is None or n >= 2 * ann["models"]:
+                self._table.build_ann()
+                ann = {"models": n}
+            recall = self._table.recall()
+            self._note_ann({"models": ann["models"], "recall_at_10": recall})
+            return recall
 
     def discard_if_new(self) -> None:
-        """Removes an index that this object began: it is bound to an expert, and has no model."""
+        """Removes the index if this object created it."""
         if not self._is_new:
             return
         with one_writer(self.path):
-            for name in ("index.json", "expert", sums.NAME, "models.lance"):
+            for name in ("index.json", "expert", checksums.NAME, "models.lance"):
                 made = self.path / name
                 shutil.rmtree(made) if made.is_dir() else made.unlink(missing_ok=True)
         if self._folder_is_new:
-            with suppress(OSError):  # whoever holds it removes it
+            with suppress(OSError):  # not empty
                 self.path.rmdir()
 
     def _note_ann(self, ann: dict[str, Any] | None) -> None:
@@ -407,9 +390,9 @@ class Index:
 
     def _write_about(self, about: dict[str, Any]) -> None:
         self.about = about
-        write_json(self.path / "index.json", sums.sealed(about))
+        write_json(self.path / "index.json", checksums.sealed(about))
 
 
-# What may lie in the folder of an index whose making was interrupted; how else its name may begin.
-_BEGUN = {"expert", "models.lance", sums.NAME, WRITER_LOCK}
-_PARTIAL = ("expert.new", "index.json.", f"{sums.NAME}.")
+# What an interrupted creation may leave in the folder: names, and prefixes of names.
+_LEFTOVERS = {"expert", "models.lance", checksums.NAME, WRITER_LOCK}
+_PREFIXES = ("expert.new", "index.json.", f"{checksums.NAME}.")

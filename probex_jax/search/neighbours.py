@@ -1,7 +1,10 @@
-"""Neighbours in representation space: distances, kNN, one-class scores, AUC, retrieval.
+"""Measures on neighbours in representation space: kNN, one-class scores, AUC, retrieval.
 
-Everything here is on arrays: N known models (the gallery, or training), Q queried ones, C classes,
-numbered from 0; D draws of a bootstrap; M models of the largest class.
+All are functions of arrays: N known models (the gallery), Q queries, C classes numbered from 0, D
+bootstrap draws, M models of the largest class.
+
+scikit-learn's kNN breaks ties by class number, and its AUC has no bootstrap; covariance and AUC of
+a single class are scikit-learn's.
 """
 
 from collections.abc import Callable
@@ -17,42 +20,22 @@ from jax.typing import ArrayLike
 from probex_jax.errors import ProbexError
 from probex_jax.fitting import Score, share
 
-# Distances of so many bytes are held at once; queries beyond are worked off in turn.
+# Distances held at once; more queries take turns.
 _BYTES = 256 * 2**20
 _DRAWS = 2000
 
 
-def distances(queries_QT: ArrayLike, gallery_NT: ArrayLike) -> jax.Array:
-    """Squared Euclidean distances, by one matrix product: |q|² - 2 q·g + |g|².
-
-    Both sides are centred on the gallery first and the result is clamped at 0: near-duplicates far
-    from the origin keep their distance to float32 of the gallery's extent.
-
-    Args:
-      queries_QT: [Q, T] float.
-      gallery_NT: [N, T] float.
-
-    Returns:
-      [Q, N] float32.
-
-    Example:
-      >>> distances([[0.0, 0.0]], [[3.0, 4.0], [0.0, 1.0]]).tolist()
-      [[25.0, 1.0]]
-    """
-    return _distances(*_centred(queries_QT, gallery_NT))
-
-
 def knn(gallery_NT: ArrayLike, labels_N: ArrayLike, queries_QT: ArrayLike, k: int) -> np.ndarray:
-    """The class of most of the k nearest models (squared L2).
+    """The majority class of the k nearest models (L2).
 
-    Of two models at the same distance the earlier one counts as nearer. Of two classes with the
-    same number among the k, the one whose nearest model is nearer wins.
+    Between models at the same distance the earlier one is nearer; between classes with the same
+    number of votes the one with the nearest model wins.
 
     Args:
       gallery_NT: [N, T] float, models of known class.
       labels_N: [N] int, their classes.
       queries_QT: [Q, T] float.
-      k: how many neighbours vote, at most N.
+      k: number of neighbours that vote, at most N.
 
     Returns:
       [Q] int, the predicted classes.
@@ -72,25 +55,25 @@ def knn(gallery_NT: ArrayLike, labels_N: ArrayLike, queries_QT: ArrayLike, k: in
     nearest_QK = _nearest(*_centred(queries_QT, gallery_NT), k)
     labels_QK = labels_N[np.asarray(nearest_QK)]
     votes_QK = (labels_QK[:, :, None] == labels_QK[:, None, :]).sum(axis=2)
-    # argmax takes the first of equals, and the first is the nearest.
+    # argmax takes the first of equals, which is the nearest.
     return labels_QK[np.arange(len(labels_QK)), votes_QK.argmax(axis=1)]
 
 
 def one_class(
     train_NT: ArrayLike, labels_N: ArrayLike, queries_QT: ArrayLike, k: int = 2
 ) -> np.ndarray:
-    """Anomaly of each query in the eyes of each class: mean distance to its k nearest models.
+    """Anomaly score of each query for each class: mean distance to its k nearest models.
 
-    The distance is the Euclidean one, not squared. A class of fewer than k models uses them all.
+    The distance is Euclidean, not squared. A class with fewer than k models uses all of them.
 
     Args:
       train_NT: [N, T] float.
       labels_N: [N] int; every class from 0 to the largest has a model.
       queries_QT: [Q, T] float.
-      k: how many neighbours.
+      k: number of neighbours.
 
     Returns:
-      [Q, C] float32; the lower, the more of the class.
+      [Q, C] float32; low for members of the class.
 
     Raises:
       ProbexError: if k is below 1, a class has no model, or the shapes do not fit.
@@ -116,11 +99,11 @@ def mahalanobis(train_NT: ArrayLike, labels_N: ArrayLike, queries_QT: ArrayLike)
 
     Args:
       train_NT: [N, T] float.
-      labels_N: [N] int; every class from 0 to the largest has two models or more.
+      labels_N: [N] int; every class from 0 to the largest has at least two models.
       queries_QT: [Q, T] float.
 
     Returns:
-      [Q, C] float64; the lower, the more of the class.
+      [Q, C] float64; low for members of the class.
 
     Raises:
       ProbexError: if scikit-learn is missing (extra `search`), a class has fewer than two
@@ -138,9 +121,9 @@ def mahalanobis(train_NT: ArrayLike, labels_N: ArrayLike, queries_QT: ArrayLike)
     for number in range(len(sizes_C)):
         models_NT = train_NT[labels_N == number].astype(np.float64)
         if not np.ptp(models_NT, axis=0).any():
-            raise ProbexError(f"class {number}: all its models have one representation")
+            raise ProbexError(f"class {number}: all its models have the same representation")
         fitted = covariance.LedoitWolf(store_precision=False).fit(models_NT)
-        # Shrunk, it has an inverse, which is far cheaper than the pseudo-inverse.
+        # A shrunk covariance has an inverse, which is far cheaper than the pseudo-inverse.
         shrunk, covariance_TT = fitted.shrinkage_ > 1e-6, fitted.covariance_
         precision_TT = (
             np.linalg.inv(covariance_TT)
@@ -152,20 +135,19 @@ def mahalanobis(train_NT: ArrayLike, labels_N: ArrayLike, queries_QT: ArrayLike)
     return scores_QC
 
 
-def auc(scores_QC: ArrayLike, labels_Q: ArrayLike, *, seed: int = 0) -> Score:
-    """Area under the ROC curve of "is of the class" against all others, mean over classes.
+def auc(scores_QC: ArrayLike, labels_Q: ArrayLike) -> Score:
+    """Area under the ROC curve of each class against all others, mean over classes.
 
-    A draw of the bootstrap weighs every model with how often it was drawn, so the AUC of a draw is
-    the weighted share of (of the class, other) pairs in the right order, ties being half right.
-    Classes that have no queried model, or all of them, are left out, in the value as in a draw.
+    A bootstrap draw weighs every model by how often it was drawn: its AUC is the weighted share of
+    (member, other) pairs in the right order, where ties count half. Classes without queries, or
+    with all of them, are left out, in the value and in each draw.
 
     Args:
-      scores_QC: [Q, C] float, as from `one_class` or `mahalanobis`: the lower, the more of it.
+      scores_QC: [Q, C] float, from `one_class` or `mahalanobis`; low for members.
       labels_Q: [Q] int, the true classes.
-      seed: of the bootstrap.
 
     Returns:
-      The mean AUC, chance being one half, with a 95 % interval by bootstrap over the models.
+      The mean AUC (chance is one half) with a 95 % bootstrap interval over the models.
 
     Raises:
       ProbexError: if scikit-learn is missing (extra `search`), a label has no column, all models
@@ -185,7 +167,7 @@ def auc(scores_QC: ArrayLike, labels_Q: ArrayLike, *, seed: int = 0) -> Score:
     if len(present) < 2:
         raise ProbexError("AUC needs models of two classes or more")
     values = [metrics.roc_auc_score(labels_Q == c, -scores_QC[:, c]) for c in present]
-    draws_DQ = np.random.default_rng(seed).integers(len(labels_Q), size=(_DRAWS, len(labels_Q)))
+    draws_DQ = np.random.default_rng(0).integers(len(labels_Q), size=(_DRAWS, len(labels_Q)))
     areas_D = _bootstrapped_areas(scores_QC, labels_Q, _counts(draws_DQ))
     low, high = np.nanquantile(areas_D, [0.025, 0.975])
     return Score(float(np.mean(values)), float(low), float(high), len(labels_Q))
@@ -193,11 +175,11 @@ def auc(scores_QC: ArrayLike, labels_Q: ArrayLike, *, seed: int = 0) -> Score:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """How well neighbours agree in class.
+    """Figures of `retrieval`.
 
     Args:
-      precision: share of the k nearest that are of the query's class.
-      mean_average_precision: mean over queries of the average precision of the whole ranking.
+      precision: share of the k nearest that have the class of the query.
+      mean_average_precision: of the whole ranking, mean over queries.
     """
 
     precision: Score
@@ -210,47 +192,41 @@ def retrieval(
     queries_QT: ArrayLike,
     query_labels_Q: ArrayLike,
     k: int,
-    *,
-    exclude_self: bool = False,
 ) -> Retrieval:
-    """Precision among the k nearest, and mean average precision, of ranking a gallery (L2).
+    """Precision at k and mean average precision of ranking a gallery by L2 distance.
 
-    A model is relevant if it is of the query's class. A query without a relevant model in the
-    gallery is left out. Queries may be the vectors of texts: give unit vectors on both sides.
+    A model is relevant if it has the class of the query; queries without relevant models are left
+    out. Queries may be text vectors: give unit vectors on both sides.
 
     Args:
       gallery_NT: [N, T] float.
       gallery_labels_N: [N] int.
       queries_QT: [Q, T] float.
       query_labels_Q: [Q] int.
-      k: how many nearest, at most N (N - 1 with `exclude_self`).
-      exclude_self: the queries are the gallery, in the same order, and none finds itself.
+      k: number of nearest models, at most N.
 
     Returns:
-      Both figures with 95 % intervals by bootstrap over the queries.
+      Both figures with 95 % bootstrap intervals over the queries.
 
     Raises:
       ProbexError: if k is out of range, no query has a relevant model, or the shapes do not fit.
 
     Example:
-      >>> x, labels = [[0.0], [1.0], [1.5], [4.0]], [0, 0, 1, 1]
-      >>> found = retrieval(x, labels, x, labels, k=1, exclude_self=True)
+      >>> found = retrieval([[0.0], [1.0], [4.0]], [0, 1, 1], [[0.2], [0.3]], [0, 1], k=1)
       >>> round(found.precision.value, 3), round(found.mean_average_precision.value, 3)
-      (0.5, 0.708)
+      (0.5, 0.792)
     """
     gallery_NT, gallery_labels_N, queries_QT = _checked(gallery_NT, gallery_labels_N, queries_QT)
     query_labels_Q = np.asarray(query_labels_Q)
     if query_labels_Q.shape != (len(queries_QT),):
         raise ProbexError(f"{len(queries_QT)} queries and labels {query_labels_Q.shape}")
-    if exclude_self and queries_QT.shape != gallery_NT.shape:
-        raise ProbexError("exclude_self: expected the gallery as queries")
-    _check_k(k, len(gallery_NT) - exclude_self)
+    _check_k(k, len(gallery_NT))
     n_relevant_Q, precision_Q, average_Q = _precisions(
-        *_centred(queries_QT, gallery_NT), gallery_labels_N, query_labels_Q, k, exclude_self
+        *_centred(queries_QT, gallery_NT), gallery_labels_N, query_labels_Q, k
     )
     has_answer_Q = n_relevant_Q > 0
     if not has_answer_Q.any():
-        raise ProbexError("retrieval: no query has a model of its class in the gallery")
+        raise ProbexError("retrieval: the gallery has no model of the class of any query")
     return Retrieval(share(precision_Q[has_answer_Q]), share(average_Q[has_answer_Q]))
 
 
@@ -264,9 +240,9 @@ def _checked(
             f"representations {known_NT.shape} and {queries_QT.shape}: expected [N, T] and [Q, T]"
         )
     if labels_N.shape != known_NT.shape[:1] or not np.issubdtype(labels_N.dtype, np.integer):
-        raise ProbexError(f"labels: expected {len(known_NT)} whole numbers, one a model")
+        raise ProbexError(f"labels: expected {len(known_NT)} integers")
     if not (len(known_NT) and len(queries_QT)):
-        raise ProbexError("no models: expected one or more on both sides")
+        raise ProbexError("no models or no queries")
     return known_NT, labels_N, queries_QT
 
 
@@ -302,17 +278,18 @@ def _centred(queries_QT: ArrayLike, gallery_NT: ArrayLike) -> tuple[jax.Array, j
 
 @jax.jit
 def _distances(queries_QT: jax.Array, gallery_NT: jax.Array) -> jax.Array:
-    # Full float32 where a device would multiply in fewer bits.
+    """Squared Euclidean distances by one product; exact enough since both sides are centred."""
+    # Devices may otherwise multiply in fewer bits than float32.
     products_QN = jnp.matmul(queries_QT, gallery_NT.T, precision=jax.lax.Precision.HIGHEST)
     squares_Q1 = jnp.sum(queries_QT**2, axis=1)[:, None]
     squares_1N = jnp.sum(gallery_NT**2, axis=1)[None]
     return jnp.maximum(squares_Q1 - 2 * products_QN + squares_1N, 0)
 
 
-def _in_turn(
+def _map_queries(
     function: Callable[[jax.Array], Any], queries_QT: jax.Array, gallery_NT: jax.Array
 ) -> Any:
-    """A function of a query's distances [N], for as many queries at once as memory allows."""
+    """Maps a function of distances [N] over the queries, in batches that fit the memory."""
     batch = max(1, min(len(queries_QT), _BYTES // (4 * len(gallery_NT))))
     return jax.lax.map(
         lambda query_T: function(_distances(query_T[None], gallery_NT)[0]),
@@ -323,8 +300,10 @@ def _in_turn(
 
 @partial(jax.jit, static_argnames="k")
 def _nearest(queries_QT: jax.Array, gallery_NT: jax.Array, k: int) -> jax.Array:
-    # top_k takes the earlier of equals.
-    return _in_turn(lambda distances_N: jax.lax.top_k(-distances_N, k)[1], queries_QT, gallery_NT)
+    # top_k prefers the earlier of equals.
+    return _map_queries(
+        lambda distances_N: jax.lax.top_k(-distances_N, k)[1], queries_QT, gallery_NT
+    )
 
 
 @partial(jax.jit, static_argnames="k")
@@ -337,7 +316,7 @@ def _one_class(
         there_CK = jnp.isfinite(nearest_CK)
         return jnp.mean(jnp.sqrt(nearest_CK), axis=1, where=there_CK)
 
-    return _in_turn(score, queries_QT, train_NT)
+    return _map_queries(score, queries_QT, train_NT)
 
 
 def _precisions(
@@ -346,19 +325,15 @@ def _precisions(
     gallery_labels_N: np.ndarray,
     query_labels_Q: np.ndarray,
     k: int,
-    exclude_self: bool,
 ) -> np.ndarray:
-    """Of each query the number of relevant models, precision at k, average precision: [3, Q]."""
+    """Number of relevant models, precision at k and average precision of each query: [3, Q]."""
     n = len(gallery_NT)
     parts, batch = [], max(1, _BYTES // (16 * n))
     for start in range(0, len(queries_QT), batch):
         here = slice(start, start + batch)
         # Sorted by NumPy: XLA's sort on CPU takes four times as long.
-        distances_QN = np.array(_distances(queries_QT[here], gallery_NT))
+        distances_QN = np.asarray(_distances(queries_QT[here], gallery_NT))
         relevant_QN = query_labels_Q[here, None] == gallery_labels_N
-        if exclude_self:  # it comes last, and is relevant to nobody
-            own = np.arange(len(distances_QN)), np.arange(n)[here]
-            distances_QN[own], relevant_QN[own] = np.inf, False
         order_QN = np.argsort(distances_QN, axis=1, kind="stable")
         relevant_QN = np.take_along_axis(relevant_QN, order_QN, axis=1)
         precision_QN = np.cumsum(relevant_QN, axis=1) / (1 + np.arange(n))
@@ -369,7 +344,7 @@ def _precisions(
 
 
 def _counts(draws_DQ: np.ndarray) -> np.ndarray:
-    """How often each draw holds each model, [D, Q]."""
+    """Number of times each model is in each draw, [D, Q]."""
     n_draws, n = draws_DQ.shape
     flat = draws_DQ + n * np.arange(n_draws)[:, None]
     return np.bincount(flat.ravel(), minlength=n_draws * n).reshape(n_draws, n).astype(np.float32)
@@ -378,7 +353,7 @@ def _counts(draws_DQ: np.ndarray) -> np.ndarray:
 def _bootstrapped_areas(
     scores_QC: np.ndarray, labels_Q: np.ndarray, counts_DQ: np.ndarray
 ) -> np.ndarray:
-    """Mean AUC of every draw, [D]; NaN where all models drawn are of one class."""
+    """Mean AUC of every draw, [D]; NaN where all drawn models have one class."""
     total_D, classes_D = np.zeros(len(counts_DQ)), np.zeros(len(counts_DQ))
     for number in np.unique(labels_Q):
         of_class, column_Q = labels_Q == number, scores_QC[:, number]

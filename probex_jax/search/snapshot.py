@@ -1,4 +1,4 @@
-"""An index as it was when it was opened, held in memory: for a server that is asked often."""
+"""An index in memory, for a server."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from probex_jax.errors import ProbexError
 from probex_jax.search.index import ANN_MODELS, Hit, Index
 from probex_jax.search.table import unit
 
-# Queries whose places are kept.
+# Cached query vectors.
 _PLACES = 1024
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Which models a search is about; an empty field asks for nothing.
+    """Which models a search considers; an empty field matches all.
 
     Args:
-      tree: the tree that a model is said to be of.
+      tree: the tree of the model.
       split: its split.
-      text: what its words hold, in whatever case.
+      text: a part of its text, ignoring case.
     """
 
     tree: str = ""
@@ -33,7 +33,7 @@ class Filter:
         return bool(self.tree or self.split or self.text)
 
     def sql(self) -> str | None:
-        """The same as a condition for `Index.search`.
+        """The filter as a condition for `Index.search`.
 
         Example:
           >>> Filter(split="test", text="It's").sql()
@@ -50,13 +50,13 @@ EVERY = Filter()
 
 
 class Snapshot:
-    """The models of an index and their vectors, searched by one product.
+    """The models of an index and their vectors, searched by one matrix-vector product.
 
-    What LanceDB takes ten times as long for; and a server asks it fifty times at once. From
-    `ANN_MODELS` on the index is asked, which has an approximate structure by then.
+    That is ten times as fast as LanceDB's exact scan. From `ANN_MODELS` models on, it asks the
+    index, which has an approximate index by then.
 
     Args:
-      index: to be read once; what is added to it later is not seen.
+      index: read once; later additions are not seen.
 
     Attributes:
       index: as given.
@@ -82,12 +82,12 @@ class Snapshot:
 
     @property
     def knows_texts(self) -> bool:
-        """Whether it can be searched by words."""
+        """Whether it can be searched by text."""
         return self.index.about["expert"]["text_encoder"] is not None
 
     @property
     def tree(self) -> str:
-        """The tree of the expert whose representations these are."""
+        """The tree of the expert."""
         return self.index.about["expert"]["tree"]
 
     def values(self, field: str) -> list[str]:
@@ -95,15 +95,15 @@ class Snapshot:
         return sorted({getattr(hit, field) for hit in self.models} - {""})
 
     def place(self, query: str) -> np.ndarray:
-        """As `Index.place`; texts that were asked for lately are remembered."""
+        """As `Index.place`, with a cache."""
         return self._place(query)
 
     def holds(self, id: str) -> bool:
-        """Whether there is a model of this id."""
+        """Whether there is a model with this id."""
         return id in self._by_id
 
     def place_of(self, id: str) -> int:
-        """Where a model stands in `models`; a ProbexError where there is no such, or several."""
+        """The position of a model in `models`; a ProbexError unless there is exactly one."""
         if not self.holds(id):
             raise ProbexError(f"the index holds no model {id!r}")
         place, *others = self._by_id[id]
@@ -114,18 +114,18 @@ class Snapshot:
     def near(
         self, vector_T: np.ndarray, k: int = 10, where: Filter = EVERY, *, but: str = ""
     ) -> list[Hit]:
-        """The most similar models, the most similar first.
+        """The most similar models, best first.
 
         Args:
-          vector_T: [T] float of any length but 0.
-          k: how many, at most.
+          vector_T: [T] float, not zero.
+          k: maximal number of models.
           where: which models.
-          but: path of a model that is left out.
+          but: path of a model to leave out.
         """
         if len(self) >= ANN_MODELS:
             hits = self.index.near(vector_T, k + 1, where.sql())
             return [hit for hit in hits if hit.path != but][:k]
-        # Not `@`: the threads of BLAS wait by spinning, while others would search.
+        # Not `@`: BLAS threads spin while they wait, and take the time of other searches.
         similarities_N = np.vecdot(self.vectors_NT, unit([vector_T])[0])
         places = self._masks(where) if where else np.arange(len(self))
         places = _largest(similarities_N, places, k + 1)
@@ -146,7 +146,7 @@ class Snapshot:
 
 
 def _largest(values_N: np.ndarray, places: np.ndarray, k: int) -> np.ndarray:
-    """The places of the largest values, in their order; of equal ones the first."""
+    """The indices of the largest values, in order; ties go to the first."""
     values = values_N[places]
     if len(places) > k:
         candidates = values >= -np.partition(-values, k - 1)[k - 1]

@@ -1,4 +1,4 @@
-"""Vectors of models in an embedded LanceDB table: upsert, filter, nearest, approximate search."""
+"""Vectors of models in an embedded LanceDB table."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from typing import Any
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.search import sums
+from probex_jax.search import checksums
 
 FIELDS = ("id", "path", "tree", "split", "labels", "text", "stamp")
 _NAME = "models"
-_DIGITS = 500  # of a reason that LanceDB gives
+_MAX_REASON = 500  # characters of an error message of LanceDB
 
-# A graph of up to so many rows; several of them beyond, all of which a query walks.
+# Rows of one HNSW graph; larger tables have several, and a query walks them all.
 _PARTITION_ROWS = 2**20
 _MAX_PARTITIONS = 64
-# Candidates that a query gathers for each result that it wants, and ranks by their true distance.
+# A query gathers _REFINE candidates per result, at least _CANDIDATES, and ranks them exactly.
 _REFINE = 4
 _CANDIDATES = 128
 _RECALL_QUERIES = 100
 _RECALL_K = 10
 _LANCE_ERRORS = (ValueError, RuntimeError, OSError)
-# With the path as its key, of two writers that add one at once the later one counts.
+# If two writers add the same path at once, the later one wins.
 _KEY = {"lance-schema:unenforced-primary-key": "true"}
 
 
 class ModelTable:
-    """Unit vectors of models with what is known of each; one row a path.
+    """Unit vectors of models with their metadata, one row per path.
 
-    Several processes may read while one writes; a reader sees the table as it was when opened, and
-    opening it checks the checksums of its files.
+    Several processes may read while one writes; a reader sees the table as it was when opened.
+    Opening verifies the checksums of the files.
 
     Args:
       folder: of the LanceDB database.
       dim: length of the vectors.
-      create: make an empty table, in place of one that is there.
-      checked: whether its files must have checksums; those of earlier versions have none.
+      create: make an empty table, replacing an existing one.
+      checked: whether checksums are required; tables of version 1 have none.
 
     Raises:
       ProbexError: if lancedb is missing (extra `search`), or the table is absent or damaged.
@@ -57,7 +57,7 @@ class ModelTable:
     def __init__(
         self, folder: str | Path, dim: int, *, create: bool = False, checked: bool = False
     ):
-        # Statistics that nobody reads here, and that Lance else warns of on standard error.
+        # Otherwise Lance warns on standard error about statistics that we do not use.
         os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")
         try:
             import lancedb
@@ -70,19 +70,19 @@ class ModelTable:
         kinds = {name: texts if name == "labels" else text for name in FIELDS}
         kinds["vector"] = pyarrow.list_(pyarrow.float32(), dim)
         key = pyarrow.field("path", text, nullable=False, metadata=_KEY)
-        # Tables of earlier versions have no key.
+        # Tables of version 1 have no key.
         unkeyed = pyarrow.schema(list(kinds.items()))
         self._schema = unkeyed.set(FIELDS.index("path"), key)
         self._arrow, self._dim, self._folder = pyarrow, dim, Path(folder)
         if create:
-            (self._folder / sums.NAME).unlink(missing_ok=True)
-        version, self._sums = sums.check(self._folder)
+            (self._folder / checksums.NAME).unlink(missing_ok=True)
+        version, self._sums = checksums.check(self._folder)
         if checked and not create and not version:
             raise ProbexError(
-                f"{self._folder / sums.NAME}: missing; index again into another folder"
+                f"{self._folder / checksums.NAME}: missing; index again into another folder"
             )
         with self._damage():
-            # Whole, for a relative path such as "s3:x" would be taken for a bucket.
+            # Absolute: a relative path such as "s3:x" would be taken for a bucket.
             database: Any = lancedb.connect(str(self._folder.resolve()))
             if create:
                 database.drop_table(_NAME, ignore_missing=True)
@@ -102,24 +102,24 @@ class ModelTable:
             return self._table.count_rows()
 
     def needs_mending(self) -> bool:
-        """Whether an earlier version made the table, or two writers at once doubled its rows.
+        """Whether version 1 made the table, or concurrent writers duplicated rows.
 
-        Goes on to what other processes have written since the table was opened.
+        Moves on to the latest version of the table.
         """
         with self._damage():
             self._table.checkout_latest()
         return not self._is_keyed or len(self.stamps()) < len(self)
 
     def mend(self) -> None:
-        """Keeps one row of each path, the latest, and makes the path the key; all of it or nothing.
+        """Keeps the latest row of each path and makes the path the key, in one transaction.
 
-        The approximate index is dropped.
+        Drops the approximate index.
         """
         with self._damage():
             found = self._table.search().to_arrow()
             lengths_N = np.linalg.norm(_vectors(found["vector"].combine_chunks()), axis=1)
             if not np.allclose(lengths_N, 1, atol=1e-3):
-                raise ValueError("a vector is not of length 1")
+                raise ValueError("a vector does not have length 1")
             last = {path: number for number, path in enumerate(found["path"].to_pylist())}
             kept = found.take(sorted(last.values())).cast(self._schema)
             self._table = self._database.create_table(_NAME, kept, mode="overwrite")
@@ -127,19 +127,19 @@ class ModelTable:
             self.keep_sums()
 
     def keep_sums(self) -> None:
-        """Keeps the checksums of the table's files."""
-        self._sums = sums.keep(self._folder, self._table.version, self._sums)
+        """Writes the checksums of the table's files."""
+        self._sums = checksums.keep(self._folder, self._table.version, self._sums)
 
     def add(self, rows: Sequence[Mapping[str, Any]], vectors: Any) -> None:
-        """Adds models; those whose path is there already are replaced.
+        """Adds models; rows with an existing path are replaced.
 
         Args:
-          rows: `path`, and what else of the table's fields is known of each; `labels` is a list
-            of texts, the others are texts. Of two rows with one path the last counts.
-          vectors: [n, dim] float of any length but 0, a row each.
+          rows: `path`, and any other fields of the table; `labels` is a list of strings, the others
+            are strings. Of two rows with the same path the last one wins.
+          vectors: [n, dim] float, not zero; they are normalised.
 
         Raises:
-          ProbexError: if a row has no path, or a vector is of another size, zero or not finite.
+          ProbexError: if a row has no path, or a vector has another size, is zero or not finite.
         """
         vectors_NT = unit(vectors)
         if vectors_NT.shape != (len(rows), self._dim):
@@ -160,30 +160,21 @@ class ModelTable:
             self.keep_sums()
 
     def nearest(self, vector: Any, k: int, where: str | None = None) -> list[dict[str, Any]]:
-        """The models of the highest cosine similarity, the highest first.
+        """The models with the highest cosine similarity, best first.
 
         Args:
-          vector: [dim] float of any length but 0.
-          k: how many, at most.
-          where: condition in SQL on the table's fields, such as
+          vector: [dim] float, not zero.
+          k: maximal number of models.
+          where: SQL condition on the table's fields, such as
             `split = 'test' AND array_has(labels, 'cat')`.
 
         Returns:
           The fields of each, and its `similarity`.
 
         Raises:
-          ProbexError: if k is below 1, the vector is of another size, or the condition cannot be
-            evaluated.
+          ProbexError: if k is below 1, the vector has another size, or the condition is invalid.
         """
-        return self._nearest(unit([vector])[0], k, where, exact=False)
-
-    def exactly_nearest(self, vector: Any, k: int) -> list[dict[str, Any]]:
-        """`nearest` by comparison with every row, as before `build_ann`."""
-        return self._nearest(unit([vector])[0], k, None, exact=True)
-
-    def _nearest(
-        self, vector_T: np.ndarray, k: int, where: str | None, *, exact: bool
-    ) -> list[dict[str, Any]]:
+        vector_T = unit([vector])[0]
         if not k >= 1:
             raise ProbexError(f"k is {k}: expected 1 or more")
         if vector_T.shape != (self._dim,):
@@ -192,37 +183,31 @@ class ModelTable:
             )
         with self._damage():
             try:
-                rows = self._queried(vector_T, k, where, exact=exact)
+                rows = self._query(vector_T, k, where)
             except _LANCE_ERRORS as error:
                 if where is None:
                     raise
-                self._queried(vector_T, k, None, exact=exact)  # fails where the table is at fault
+                self._query(vector_T, k, None)  # fails where the table is at fault
                 raise ProbexError(f"filter {where!r}: {_reason(error)}") from None
         return [row | {"similarity": min(1.0, 1 - row.pop("_distance"))} for row in rows]
 
-    def _queried(
-        self, vector_T: np.ndarray, k: int, where: str | None, *, exact: bool
-    ) -> list[dict[str, Any]]:
+    def _query(self, vector_T: np.ndarray, k: int, where: str | None) -> list[dict[str, Any]]:
         query: Any = self._table.search(vector_T, vector_column_name="vector")
         query = query.distance_type("cosine").select([*FIELDS, "_distance"]).limit(k)
         if where is not None:
-            # In brackets, nothing that follows the condition is passed over.
+            # In brackets, nothing after the condition is ignored.
             query = query.where(f"({where})")
-        if exact:
-            query = query.bypass_vector_index()
-        else:
-            query = query.nprobes(_MAX_PARTITIONS).ef(max(_CANDIDATES, _REFINE * k))
-            query = query.refine_factor(_REFINE)
-        return query.to_arrow().to_pylist()
+        query = query.nprobes(_MAX_PARTITIONS).ef(max(_CANDIDATES, _REFINE * k))
+        return query.refine_factor(_REFINE).to_arrow().to_pylist()
 
     def stamps(self) -> dict[str, str]:
-        """Path of every model, to its `stamp`."""
+        """Path of every model to its `stamp`."""
         with self._damage():
             columns = self._table.search().select(["path", "stamp"]).to_arrow()
         return dict(zip(*(columns[name].to_pylist() for name in ("path", "stamp")), strict=True))
 
     def remove(self, paths: Iterable[str]) -> None:
-        """Removes the models of these paths."""
+        """Removes the models with these paths."""
         paths = list(paths)
         for start in range(0, len(paths), 1000):
             texts = ("'" + path.replace("'", "''") + "'" for path in paths[start : start + 1000])
@@ -231,13 +216,13 @@ class ModelTable:
                 self.keep_sums()
 
     def compact(self) -> None:
-        """Joins what many small additions wrote, and takes new rows into the ANN index."""
+        """Merges small fragments and adds new rows to the approximate index."""
         with self._damage():
             self._table.optimize()
             self.keep_sums()
 
     def build_ann(self) -> None:
-        """Builds an approximate index (HNSW over 8-bit vectors), or builds it anew."""
+        """Builds or rebuilds the approximate index (HNSW over 8-bit vectors)."""
         from lancedb.index import HnswSq
 
         partitions = min(_MAX_PARTITIONS, -(-len(self) // _PARTITION_ROWS))
@@ -249,17 +234,17 @@ class ModelTable:
             self.keep_sums()
 
     def drop_ann(self) -> None:
-        """Drops the approximate index, where there is one."""
+        """Drops the approximate index, if there is one."""
         with self._damage():
             for index in self._table.list_indices():
                 self._table.drop_index(index.name)
             self.keep_sums()
 
     def recall(self, *, seed: int = 0) -> float:
-        """Share of the 10 exactly nearest that `nearest` finds, over 100 of the stored vectors.
+        """Recall@10 of `nearest` against an exact scan, over 100 of the stored vectors.
 
-        No vector counts as its own neighbour; another model at the same distance as the tenth is
-        as good as the tenth. Of fewer than two models there is nothing to miss.
+        No vector is its own neighbour; ties with the tenth neighbour count as found. With fewer
+        than two models it is 1.
         """
         n = len(self)
         if n < 2:
@@ -283,7 +268,7 @@ class ModelTable:
         return float(found / (k * len(queries_QT)))
 
     def everything(self, fields: Sequence[str]) -> tuple[list[dict[str, Any]], np.ndarray]:
-        """Some fields of every model, and the unit vectors of all: [N, dim] float32."""
+        """Some fields of every model, and all unit vectors: [N, dim] float32."""
         with self._damage():
             found = self._table.search().select([*fields, "vector"]).to_arrow()
             vectors_NT = _vectors(found["vector"].combine_chunks())
@@ -296,18 +281,18 @@ class ModelTable:
 
     @contextmanager
     def _damage(self) -> Iterator[None]:
-        """Turns what LanceDB says into one line that names the table."""
+        """Turns LanceDB's errors into one line that names the table."""
         try:
             yield
         except BaseException as error:
-            # A panic of Rust's is no Exception.
+            # Rust panics are not Exceptions.
             if not isinstance(error, _LANCE_ERRORS) and type(error).__name__ != "PanicException":
                 raise
             reason = _reason(error)
             if "No space left" in reason:
                 raise ProbexError(f"{self._folder}: no space left on the disk") from error
             raise ProbexError(
-                f"{self._folder}: the index is damaged or not whole ({reason}); index again into "
+                f"{self._folder}: the index is damaged or incomplete ({reason}); index again into "
                 "another folder"
             ) from error
 
@@ -321,7 +306,7 @@ def unit(vectors: Any) -> np.ndarray:
     vectors_NT = np.asarray(vectors, np.float32)
     norms_N1 = np.linalg.norm(vectors_NT, axis=-1, keepdims=True)
     if not (np.isfinite(norms_N1).all() and norms_N1.all()):
-        raise ProbexError("a vector is zero or not finite, it has no direction")
+        raise ProbexError("a vector is zero or not finite")
     return vectors_NT / norms_N1
 
 
@@ -330,4 +315,4 @@ def _vectors(column: Any) -> np.ndarray:
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:_DIGITS].partition(", /")[0]
+    return " ".join(str(error).split())[:_MAX_REASON].partition(", /")[0]

@@ -1,4 +1,4 @@
-"""The same questions for programs: `/api`."""
+"""`/api`: the questions of the page for programs."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from probex_jax.web.work import Work
 
 _ABOUT = {
     "GET /api/forest": "the trees, their experts and indexes",
-    "GET /api/search?query=TEXT": "the models that a text is about; index, k, tree, split and text "
-    "narrow it down",
-    "GET /api/search?like=ID": "the models like one of an index",
-    "POST /api/search": "the models like one whose safetensors file is the body",
-    "POST /api/describe?name=NAME": "a description of the model whose safetensors file is the "
-    "body, with its card in Markdown",
-    "GET /api/describe?model=ORG/NAME": "of a model of the hub, where the server allows it",
+    "GET /api/search?query=TEXT": "the models that match a text; index, k, tree, split and text "
+    "narrow the search",
+    "GET /api/search?like=ID": "models similar to one in an index",
+    "POST /api/search": "models similar to that in the body, a safetensors file",
+    "POST /api/describe?name=NAME": "the description of the model in the body, a safetensors "
+    "file, with its card in Markdown",
+    "GET /api/describe?model=ORG/NAME": "the description of a hub model, if the server allows it",
 }
 
 
 @dataclass(frozen=True)
-class _Narrowed:
-    """What every search may say beside what it is for."""
+class _Options:
+    """Options of every search."""
 
     index: str = ""
     k: int = 10
@@ -46,17 +46,17 @@ class _Narrowed:
         return Filter(self.tree, self.split, self.text)
 
 
-_Narrowing = Annotated[_Narrowed, Depends()]
+_SearchOptions = Annotated[_Options, Depends()]
 
 
 def routes(catalogue: Catalogue, uploads: Uploads, work: Work, *, hub: bool) -> APIRouter:
     """The routes of `/api`.
 
     Args:
-      catalogue: what is asked.
-      uploads: where bodies go.
-      work: who does it.
-      hub: whether models of the hub are read.
+      catalogue: the forest and indexes.
+      uploads: keeps bodies.
+      work: thread pools.
+      hub: whether to read models from the hub.
     """
     router, answers = APIRouter(prefix="/api"), _Answers(catalogue, uploads, work)
 
@@ -69,26 +69,26 @@ def routes(catalogue: Catalogue, uploads: Uploads, work: Work, *, hub: bool) -> 
         return await answers.of(work.search, lambda: _forest(catalogue))
 
     @router.get("/search")
-    async def search(narrowed: _Narrowing, query: str = "", like: str = "") -> JSONResponse:
+    async def search(options: _SearchOptions, query: str = "", like: str = "") -> JSONResponse:
         def found() -> dict[str, Any]:
             if bool(query.strip()) == bool(like):
-                raise ProbexError("give query or like, one of the two")
+                raise ProbexError("give either query or like")
             if like:
-                return _hits(*catalogue.like_id(narrowed.index, like, narrowed.k, narrowed.where))
-            return _hits(*catalogue.search(query, narrowed.index, narrowed.k, narrowed.where))
+                return _hits(*catalogue.like_id(options.index, like, options.k, options.where))
+            return _hits(*catalogue.search(query, options.index, options.k, options.where))
 
         return await answers.of(work.search, found)
 
     @router.post("/search")
     async def search_by_example(
-        request: Request, narrowed: _Narrowing, name: str = "model.safetensors"
+        request: Request, options: _SearchOptions, name: str = "model.safetensors"
     ) -> JSONResponse:
         def found(model: Model) -> dict[str, Any]:
-            tree, vector_T = catalogue.vector_of(model, narrowed.index)
-            return _hits(tree, catalogue.like(tree, vector_T, narrowed.k, narrowed.where))
+            tree, vector_T = catalogue.vector_of(model, options.index)
+            return _hits(tree, catalogue.like(tree, vector_T, options.k, options.where))
 
         def check() -> None:
-            catalogue.check(narrowed.index, narrowed.k, narrowed.where)
+            catalogue.check(options.index, options.k, options.where)
 
         return await answers.about_a_file(request, name, found, check)
 
@@ -106,7 +106,7 @@ def routes(catalogue: Catalogue, uploads: Uploads, work: Work, *, hub: bool) -> 
 
 
 class _Answers:
-    """How questions are answered: a mistake is one line, and holds no path of this machine."""
+    """Answers; an error is one line without paths of this machine."""
 
     def __init__(self, catalogue: Catalogue, uploads: Uploads, work: Work):
         self._catalogue, self._uploads, self._work = catalogue, uploads, work
@@ -117,7 +117,7 @@ class _Answers:
         try:
             answer = await work(found)
         except ProbexError as error:
-            return self._mistake(error)
+            return self._failed(error)
         return JSONResponse(answer, 422 if "error" in answer else 200)
 
     async def about_a_file(
@@ -127,31 +127,31 @@ class _Answers:
         found: Callable[[Model], dict[str, Any]],
         check: Callable[[], None] = lambda: None,
     ) -> JSONResponse:
-        """The answer about the file that is the body of a request; `check` comes before that."""
+        """Answers a request whose body is a file; `check` runs before the file is read."""
         name, uploads = plain_name(name), self._uploads
         length = request.headers.get("content-length", "")
         try:
             check()
             if request.headers.get("content-type", "").startswith("multipart/"):
-                raise ProbexError("send the file itself as the body, as curl -T does; not a form")
+                raise ProbexError("send the file itself as the body, as curl -T does, not a form")
             size = int(length) if length.isdigit() else uploads.file_bytes
             uploads.check_size(size, name)
             with uploads.coming(size) as arrival:
                 path = await arrival.receive(request.stream(), name, "model.safetensors")
         except ClientDisconnect:
-            return _error(400, "gone before the file was whole")
+            return _error(400, "the client disconnected")
         except ProbexError as error:
-            return self._mistake(error)
+            return self._failed(error)
         with uploads.used([path]):
             return await self.of(self._work.read, lambda: found(Model(name, path)))
 
-    def _mistake(self, error: ProbexError) -> JSONResponse:
+    def _failed(self, error: ProbexError) -> JSONResponse:
         status = error.status if isinstance(error, Refused) else 422
         return _error(status, self._catalogue.shown(error))
 
 
-async def no_value(request: Request, error: Exception) -> JSONResponse:
-    """The answer to a field whose value is none, such as k=many."""
+async def invalid_value(request: Request, error: Exception) -> JSONResponse:
+    """The answer to an invalid value, such as k=many."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     return _error(422, f"{first['loc'][-1]}: {first['msg'].lower()}")

@@ -1,4 +1,4 @@
-"""What the page knows and can be asked: a forest, and indexes of documented models."""
+"""The content of the page: a forest, and indexes of documented models."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from probex_jax.errors import ProbexError
 from probex_jax.forest import Description, Forest, Neighbour
 from probex_jax.model_files import open_model
 from probex_jax.reports.interactive_map import MapPoint, interactive_map
-from probex_jax.reports.layout import placed_beside
+from probex_jax.reports.map_layout import position_among
 from probex_jax.search import EVERY, Filter, Hit, Index, Snapshot
 from probex_jax.search.embedding import represented
+from probex_jax.web.layouts import load_layout
 from probex_jax.web.models import Model
-from probex_jax.web.plane import laid_out
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
 MAX_K = 100
@@ -31,14 +31,14 @@ _DIRECTORIES = re.compile(r"(?<![\w:/.])/(?:[^/\s:'\"]+/)+")
 
 @dataclass(frozen=True)
 class Described:
-    """What was found out about a model that somebody sent.
+    """The description of an uploaded model.
 
     Args:
       name: of the model.
-      description: what is said of it; None where it cannot be read.
-      error: why it cannot be read; "" where it can.
-      tree: of the index that `vector_T` is a vector of.
-      vector_T: where it stands among documented models; None without an index of its tree.
+      description: None if it cannot be read.
+      error: why it cannot be read, or "".
+      tree: of the index of `vector_T`.
+      vector_T: its representation; None without an index of its tree.
     """
 
     name: str
@@ -49,20 +49,20 @@ class Described:
 
 
 class Catalogue:
-    """A forest and indexes, loaded once, that many ask at the same time.
+    """A forest and indexes, loaded once and safe for concurrent use.
 
-    No answer holds a path of this machine.
+    No answer contains a path of this machine.
 
     Args:
       forest: the trees and their experts.
-      indexes: of documented models, at most one a tree.
+      indexes: of documented models, at most one per tree.
 
     Attributes:
       forest: as given.
-      snapshots: tree to its index, held in memory.
+      snapshots: tree to its index in memory.
 
     Raises:
-      ProbexError: if two indexes are of one tree.
+      ProbexError: if two indexes are of the same tree.
     """
 
     def __init__(self, forest: Forest, indexes: Sequence[Index] = ()):
@@ -70,8 +70,8 @@ class Catalogue:
         found = [Snapshot(index) for index in indexes]
         self.snapshots: Mapping[str, Snapshot] = {one.tree: one for one in found}
         if len(self.snapshots) < len(found):
-            raise ProbexError("two indexes are of the same tree; give one of each")
-        self._layouts = {tree: laid_out(one) for tree, one in self.snapshots.items()}
+            raise ProbexError("two indexes are of the same tree; give at most one per tree")
+        self._layouts = {tree: load_layout(one) for tree, one in self.snapshots.items()}
         roots = [forest.path, *(index.path for index in indexes), Path.cwd(), Path.home()]
         roots.append(Path(tempfile.gettempdir()))
         found_roots = {str(path) for given in roots for path in (given, given.resolve())}
@@ -79,20 +79,20 @@ class Catalogue:
         self._roots = sorted(found_roots - {"/", "."}, key=len, reverse=True)
 
     def warm_up(self) -> None:
-        """Reads and compiles what the first search would wait for.
+        """Loads and compiles what the first search would otherwise wait for.
 
         Raises:
           ProbexError: if the expert of an index cannot be read.
         """
         for snapshot in self.snapshots.values():
-            # One that cannot be read is to be known of now, not by who asks first.
+            # An unreadable expert must fail now, not at the first search.
             _ = snapshot.index.expert
             if snapshot.knows_texts:
-                with suppress(ProbexError):  # embeddings from a file have no other texts
+                with suppress(ProbexError):  # precomputed embeddings lack this text
                     snapshot.place("a model")
 
     def describe(self, models: Sequence[Model]) -> list[Described]:
-        """What can be said of each model, in their order."""
+        """Describes models, in order."""
         vectors: dict[Path, tuple[str, np.ndarray]] = {}
 
         def nearest(tree: str, paths: Sequence[Path]) -> list[Sequence[Neighbour] | ProbexError]:
@@ -129,24 +129,24 @@ class Catalogue:
         )
 
     def vector_of(self, model: Model, tree: str = "") -> tuple[str, np.ndarray]:
-        """Where a model stands among those of the index of its tree.
+        """The representation of a model in an index.
 
         Args:
           model: an example to search by.
           tree: of the index; "" for that of the model's own tree.
 
         Returns:
-          The tree, and the vector [T].
+          The tree and the vector [T].
 
         Raises:
-          ProbexError: if it cannot be read, or there is no index for it.
+          ProbexError: if the model cannot be read, or has no index.
         """
         try:
             if not tree:
                 with open_model(model.path) as file:
                     route = self.forest.route(file)
                 if not route.tree:
-                    raise ProbexError(f"{model.name}: of no known tree: {route.reason}")
+                    raise ProbexError(f"{model.name}: unknown tree: {route.reason}")
                 tree = route.tree
             [vector_T] = represented(self.snapshot(tree).index.expert, [model.path])
             if isinstance(vector_T, ProbexError):
@@ -156,45 +156,45 @@ class Catalogue:
         return tree, vector_T
 
     def snapshot(self, tree: str = "", *, for_texts: bool = False) -> Snapshot:
-        """The index of a tree; "" for the first, of those that know texts if that is asked for."""
+        """The index of a tree; "" for the first one, or the first that can be searched by text."""
         fitting = [s for s in self.snapshots.values() if s.knows_texts or not for_texts]
         if tree and tree not in self.snapshots:
-            raise ProbexError(f"there is no index of tree {tree!r} here")
+            raise ProbexError(f"no index of tree {tree!r}")
         if not tree and not fitting:
-            what = "that knows texts; search by example" if self.snapshots else "of models"
-            raise ProbexError(f"there is no index {what} here")
+            what = "be searched by text; use an example" if self.snapshots else "be searched"
+            raise ProbexError(f"no index can {what}")
         return self.snapshots[tree] if tree else fitting[0]
 
     def search(
         self, query: str, tree: str = "", k: int = 10, where: Filter = EVERY
     ) -> tuple[str, list[Hit]]:
-        """The models that a text is about.
+        """The models that match a text.
 
         Returns:
-          The tree of the index, and the models found, the most similar first.
+          The tree of the index, and the models, most similar first.
 
         Raises:
-          ProbexError: if the text is empty or too long, k is out of range, or there is no index
-            that knows texts.
+          ProbexError: if the text is empty or too long, k is out of range, or no index can be
+            searched by text.
         """
         _check_length(query)
         snapshot = self.snapshot(tree, for_texts=True)
         if not snapshot.knows_texts:
-            raise ProbexError(f"the index of {tree} knows no texts; search by example")
+            raise ProbexError(f"the index of {tree} cannot be searched by text; use an example")
         return snapshot.tree, snapshot.near(snapshot.place(query), _checked(k, where), where)
 
     def like(
         self, tree: str, vector_T: np.ndarray, k: int = 10, where: Filter = EVERY, but: str = ""
     ) -> list[Hit]:
-        """The models like one that stands at a vector [T] of the index of a tree."""
+        """The models most similar to a vector [T] in the index of a tree."""
         return self.snapshot(tree).near(vector_T, _checked(k, where), where, but=but)
 
     def like_id(
         self, tree: str, id: str, k: int = 10, where: Filter = EVERY
     ) -> tuple[str, list[Hit]]:
-        """The models like one of the index itself, which is left out; returns as `search`.
+        """The models most similar to one in the index, which is left out; returns as `search`.
 
-        Without a tree it is the first index that holds the model.
+        Without a tree, the first index that holds the model is searched.
         """
         holding = [one for one in self.snapshots.values() if not tree and one.holds(id)]
         snapshot = holding[0] if holding else self.snapshot(tree)
@@ -205,21 +205,21 @@ class Catalogue:
         )
 
     def check(self, tree: str, k: int, where: Filter) -> None:
-        """Raises a ProbexError for what no search may ask for; a tree may be ""."""
+        """Raises a ProbexError for invalid options of a search; the tree may be ""."""
         if tree:
             self.snapshot(tree)
         _checked(k, where)
 
     def map(self, tree: str, *, starred: str = "", vector_T: np.ndarray | None = None) -> str:
-        """The map of the models of an index, as HTML; with a star where another one belongs.
+        """A map of the models of an index as HTML, with a star for another model.
 
         Args:
           tree: of the index.
-          starred: name of the other one.
-          vector_T: its vector [T].
+          starred: name of the other model.
+          vector_T: its representation [T].
 
         Returns:
-          The map; "" where there are no models, or they cannot be laid out.
+          The map; "" if there are no models, or they cannot be laid out.
 
         Raises:
           ProbexError: if there is no index of the tree.
@@ -236,16 +236,18 @@ class Catalogue:
         if any(point.emphasis for point in points):
             emphasised["ring"] = "held out from training"
         if vector_T is not None:
-            x, y = placed_beside(layout.points, layout.vectors, vector_T)
+            x, y = position_among(layout.points, layout.vectors, vector_T)
             points.append(MapPoint(x, y, starred, "this model", "star"))
             emphasised["star"] = "this model"
         held, shown = len(self.snapshots[tree]), len(layout.models)
         some = f"{shown:,} of {held:,}" if shown < held else f"{held:,}"
-        caption = f"{some} models of {tree}; near ones are represented alike."
+        caption = (
+            f"{some} models of {tree}, close together where their representations are similar."
+        )
         return interactive_map(points, caption=caption, emphasised=emphasised)
 
     def shown(self, error: object, model: Model | None = None) -> str:
-        """An error or reason without the paths of this machine."""
+        """An error message without paths of this machine."""
         text = str(error)
         if model is not None:
             text = text.replace(str(model.path), model.name)
@@ -257,7 +259,7 @@ class Catalogue:
 
 
 def as_json(described: Described, card: str) -> dict[str, Any]:
-    """A description for programs, without paths of this machine."""
+    """A description as JSON, without paths of this machine."""
     if described.description is None:
         return {"id": described.name, "error": described.error}
     found = described.description.as_json()
@@ -269,7 +271,7 @@ def as_json(described: Described, card: str) -> dict[str, Any]:
 
 def _check_length(text: str) -> None:
     if len(text) > MAX_QUERY:
-        raise ProbexError(f"a text of {len(text)} characters: at most {MAX_QUERY}")
+        raise ProbexError(f"a text of {len(text)} characters: expected at most {MAX_QUERY}")
 
 
 def _checked(k: int, where: Filter) -> int:
@@ -289,7 +291,7 @@ def _title(hit: Hit) -> str:
 
 
 def _group(hit: Hit) -> str:
-    """What gives a point its colour: of models of several classes hardly two are of the same."""
+    """The group of a point: models of several classes are hardly ever alike."""
     return hit.text or "no text" if len(hit.labels) <= 1 else "several classes"
 
 

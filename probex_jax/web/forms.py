@@ -1,4 +1,7 @@
-"""Files that a browser sends: the form is written as it comes, each file in a folder of its own."""
+"""Upload forms of browsers, written to disk as they arrive.
+
+Starlette's form parser spools files without a limit for all files together.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,12 @@ from probex_jax.errors import ProbexError
 from probex_jax.web.models import plain_name
 from probex_jax.web.uploads import MAX_FILES, Arrival, Refused, Uploads
 
-# What a form has beside the files.
+# A form without its files.
 _FORM_BYTES = 2**20
 _HEADER_BYTES = 2**13
-# In files of the largest size.
+# Size of a form in files of the largest size.
 _AT_ONCE = 8
-# Uploads whose progress is told, and messages of each that wait to be.
+# Uploads with progress messages, and pending messages per upload.
 _TOLD, _WAITING = 256, 1000
 _PROGRESS_S = 60
 
@@ -32,12 +35,12 @@ class Form:
     """The files of a form.
 
     Args:
-      content_type: what the request says of itself.
-      arrival: where files go.
-      tell: called with a file's name and how many bytes of it came.
+      content_type: of the request.
+      arrival: writes the files.
+      tell: called with the name of a file and the number of new bytes.
 
     Raises:
-      ProbexError: if it is no form.
+      ProbexError: if it is not a form.
     """
 
     def __init__(self, content_type: str, arrival: Arrival, tell: Callable[[str, int], None]):
@@ -62,7 +65,7 @@ class Form:
         """Reads the body.
 
         Raises:
-          ProbexError: if it is no form, or has too many files; a `Refused` for a file.
+          ProbexError: if the form is damaged or has too many files; `Refused` for a file.
         """
         with _damage():
             async for chunk in chunks:
@@ -108,11 +111,11 @@ def _damage() -> Iterator[None]:
     try:
         yield
     except FormParserError:
-        raise ProbexError("the form is damaged, or not whole") from None
+        raise ProbexError("the form is damaged or incomplete") from None
 
 
 class _Progress:
-    """What came of each upload, for the browser that asks meanwhile."""
+    """Progress of uploads, for browsers that ask."""
 
     def __init__(self) -> None:
         self._queues: OrderedDict[str, asyncio.Queue[dict[str, object]]] = OrderedDict()
@@ -142,11 +145,11 @@ class _Progress:
 
 
 def form_routes(uploads: Uploads, shown: Callable[[object], str]) -> APIRouter:
-    """In the place of Gradio's own routes, which know no limit for all files together.
+    """Replaces Gradio's upload routes, which have no limit for all files together.
 
     Args:
-      uploads: where files go.
-      shown: an error without paths of this machine.
+      uploads: keeps the files.
+      shown: formats an error without paths of this machine.
     """
     router, progress = APIRouter(prefix="/gradio_api"), _Progress()
 
@@ -154,9 +157,9 @@ def form_routes(uploads: Uploads, shown: Callable[[object], str]) -> APIRouter:
     async def upload(request: Request, upload_id: str = "") -> Response:
         length = request.headers.get("content-length", "")
         if not length.isdigit():
-            return PlainTextResponse("an upload has to say its length", 411)
+            return PlainTextResponse("an upload needs a Content-Length", 411)
         if int(length) > _AT_ONCE * uploads.file_bytes + _FORM_BYTES:
-            return PlainTextResponse("more than is taken at once", 413)
+            return PlainTextResponse("the form is too large", 413)
 
         def tell(name: str, size: int) -> None:
             progress.tell(upload_id, {"msg": "update", "orig_name": name, "chunk_size": size})

@@ -1,4 +1,8 @@
-"""What stands before the page: which requests go through, and what browsers are told."""
+"""ASGI middleware in front of the page: allowed requests and security headers.
+
+Starlette has TrustedHostMiddleware, but no allow-list of paths, no check of Sec-Fetch-Site and
+Origin, and no limits for slow bodies.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +15,21 @@ from urllib.parse import urlsplit
 
 from probex_jax.web.uploads import Refused, Uploads
 
-# All that the page itself asks for. What Gradio has beyond that, such as files by their path on
-# this machine, is not there.
+# All paths that the page needs. Gradio has more, such as files by their path on this machine.
 _READ = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|assets/.*|static/.*)"
     r"|/gradio_api/(upload_progress|heartbeat/\w+|startup-events)"
     r"|/api(/(forest|search|describe))?"
 )
 _EVENT = "/gradio_api/run/predict"
-# Whose bodies are files.
+# Paths whose bodies are files.
 _FILES = ("/api/search", "/api/describe", "/gradio_api/upload")
 _EVENT_BYTES = 2**18
 _ADDRESS_BYTES = 2**14
 _SESSION_CHARACTERS = 100
-# Bodies are waited for no longer than this, and not for those that come more slowly than 8 KiB/s.
+# Bodies that pause longer than this, or come more slowly than 8 KiB/s, are given up.
 _SILENCE_S, _SLOWEST = 60.0, 2**13
-# Answers that do not wait for the end of a body: what is left of it is not the next request.
+# Answers before the end of a body: its rest must not be taken for the next request.
 _EARLY = (400, 408, 411, 413, 422, 503, 507)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _POLICY = (
@@ -39,23 +42,22 @@ Message = dict[str, Any]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
-class Silent(Refused):
-    """The rest of a body does not come."""
+class RequestTimeout(Refused):
+    """The rest of a body does not arrive."""
 
     status = 408
 
 
 class Guard:
-    """ASGI middleware: refuses what the page does not need, and says what browsers may do with it.
+    """Refuses requests that the page does not need, and adds security headers to answers.
 
     Args:
-      app: what is guarded.
-      uploads: the only files that an event may be about.
-      events: number of each event that the page has, to how many files each of its values may be.
-      hosts: names by which this server may be asked, so that no other site's name, led here by its
-        DNS, is taken for it; none to take every name.
-      proxies: names of proxies in front, whose pages are this server's even if the proxy does not
-        pass its name on.
+      app: the guarded application.
+      uploads: the only files that events may name.
+      events: number of each event of the page to the maximal number of files in each value.
+      hosts: allowed Host headers, against DNS rebinding; none to allow all.
+      proxies: names of reverse proxies, whose pages belong to this server even if the proxy
+        does not pass its name on.
     """
 
     def __init__(
@@ -74,14 +76,14 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":  # nobody here speaks over a WebSocket
+        if scope["type"] != "http":  # the page has no WebSockets
             await send({"type": "websocket.close"})
             return
         if fault := self._fault(scope):
             await _refuse(send, *fault)
             return
         if scope["method"] not in ("GET", "HEAD"):
-            receive = _patiently(receive)
+            receive = _with_timeouts(receive)
         if scope["path"] == _EVENT:
             try:
                 receive = _replayed(self._event(await _body(receive)), receive)
@@ -99,25 +101,25 @@ class Guard:
         await self._app(scope, receive, with_policy)
 
     def _fault(self, scope: Any) -> tuple[int, str] | None:
-        """Why a request is refused: a status, and a line."""
+        """Why a request is refused: status and message."""
         host = next((value for name, value in scope["headers"] if name == b"host"), b"")
         if self._hosts and _hostname(host) not in self._hosts:
-            return 421, "asked by a name that is not this server's"
+            return 421, "unknown Host header"
         if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
-            return 400, "two lengths of one body"
+            return 400, "Content-Length and Transfer-Encoding in one request"
         if len(scope["query_string"]) + len(scope["path"]) > _ADDRESS_BYTES:
-            return 414, "the address is too long"
+            return 414, "the URL is too long"
         method, path = scope["method"], scope["path"]
         if method not in ("GET", "HEAD") and self._cross_site(scope["headers"], host):
-            return 403, "pages of other sites may not send anything to this server"
+            return 403, "cross-site request refused"
         if method in ("GET", "HEAD"):
             known = _READ.fullmatch(path) is not None
         else:
             known = method in ("POST", "PUT") and path in (*_FILES, _EVENT)
-        return None if known else (404, "there is no such page")
+        return None if known else (404, "no such page")
 
     def _cross_site(self, headers: Sequence[tuple[bytes, bytes]], host: bytes) -> bool:
-        """Whether a browser says that a page of another site sends this; programs say nothing."""
+        """Whether a browser sends this for a page of another site; programs do not say."""
         sites = {value for name, value in headers if name == b"sec-fetch-site"}
         origins = [value for name, value in headers if name == b"origin"]
         is_same = sites == {b"same-origin"}
@@ -127,13 +129,13 @@ class Guard:
         )
 
     def _is_own(self, origin: str, host: bytes, is_same: bool) -> bool:
-        """Whether an origin has the host and port that this server is asked by, or is a proxy.
+        """Whether an origin has the host and port of the Host header, or is a proxy.
 
-        A proxy may have a port of its own if the browser says that the page is of the same origin.
+        A proxy may have another port if the browser says that the page has the same origin.
         """
         scheme, _, authority = origin.partition("://")
         default = _DEFAULT_PORTS.get(scheme.lower())
-        if default is None:  # also the origin "null", of sandboxed frames
+        if default is None:  # includes "null", the origin of sandboxed frames
             return False
         page = _host_and_port(authority, default)
         own = _host_and_port(host.decode("latin-1"), default)
@@ -142,18 +144,18 @@ class Guard:
         return page == own or (page[0] in self._proxies and (is_same or page[1] == default))
 
     def _event(self, body: bytes) -> bytes:
-        """An event of the page, in which files are named by their paths on this machine.
+        """A checked event of the page.
 
-        A component of Gradio takes whatever looks like a file for one, reads it or fetches it. So
-        there are files where the page has files, sent here, and plain values elsewhere.
+        Gradio's components read or fetch anything that looks like a file. So only uploaded files
+        pass, only where the page expects files, and only plain values elsewhere.
         """
         try:
             event = json.loads(body)
         except (ValueError, RecursionError):
-            raise Refused("an event is JSON") from None
+            raise Refused("the event is not valid JSON") from None
         files = self._values(event)
         if files is None:
-            raise Refused("the page has no such event; load it again")
+            raise Refused("no such event; reload the page")
         values = zip(event["data"], files, strict=True)
         data = [self._files(value, most) if most else _plain(value) for value, most in values]
         known = {"data": data, "fn_index": event["fn_index"], "session_hash": _session(event)}
@@ -162,7 +164,7 @@ class Guard:
         return json.dumps(known).encode()
 
     def _values(self, event: Any) -> Sequence[int] | None:
-        """How many files each value of an event may be; None where the page has no such event."""
+        """Maximal number of files in each value of an event; None if there is no such event."""
         if not isinstance(event, dict):
             return None
         number, data = event.get("fn_index"), event.get("data")
@@ -181,7 +183,7 @@ class Guard:
     def _file(self, value: Any) -> Message:
         path = self._uploads.held(str(value.get("path"))) if isinstance(value, dict) else None
         if path is None:
-            raise Refused("the file is not here any more; send it again")
+            raise Refused("the file has been removed; send it again")
         return {
             "path": str(path),
             "orig_name": path.name,
@@ -191,15 +193,15 @@ class Guard:
 
 def _plain(value: Any) -> str | float | None:
     if value is not None and not isinstance(value, str | int | float):
-        raise Refused("a value of an event is a text or a number")
+        raise Refused("a value of the event is neither text nor number")
     return value
 
 
 def _session(event: Message) -> str:
-    """The browser's name for its visit: without one Gradio would make up a visit each time."""
+    """The session id of the browser: without one Gradio would make up a session each time."""
     name = event.get("session_hash")
     if not isinstance(name, str) or not 0 < len(name) <= _SESSION_CHARACTERS:
-        raise Refused("an event names its session")
+        raise Refused("the event has no valid session_hash")
     return name
 
 
@@ -208,38 +210,38 @@ async def _body(receive: Any) -> bytes:
     while more:
         message = await receive()
         if message["type"] != "http.request":
-            raise Refused("gone before it was said")
+            raise Refused("the client disconnected")
         parts += message.get("body", b"")
         more = message.get("more_body", False)
         if len(parts) > _EVENT_BYTES:
-            raise Refused("an event is too long")
+            raise Refused("the event is too long")
     return bytes(parts)
 
 
-def _patiently(receive: Any) -> Any:
-    """Waits for the parts of a body, but not for ever; for what comes after it, it does."""
+def _with_timeouts(receive: Any) -> Any:
+    """Limits how long parts of a body may take; what comes after the body may take longer."""
     loop = asyncio.get_running_loop()
     deadline, more = loop.time() + _SILENCE_S, True
 
-    async def patiently() -> Message:
+    async def receive_in_time() -> Message:
         nonlocal deadline, more
         if not more:
             return await receive()
         try:
-            # What is there already is taken, however late we ask for it.
+            # Data that has arrived is taken, however late we ask for it.
             async with asyncio.timeout_at(min(deadline, loop.time() + _SILENCE_S)):
                 message = await receive()
         except TimeoutError:
-            raise Silent("the rest did not come in time") from None
+            raise RequestTimeout("the rest of the body did not arrive in time") from None
         deadline += len(message.get("body", b"")) / _SLOWEST
         more = message.get("more_body", False)
         return message
 
-    return patiently
+    return receive_in_time
 
 
 def _replayed(body: bytes, receive: Any) -> Any:
-    """Gives the body, and then what comes after it."""
+    """Receives the given body, then whatever follows."""
     waiting = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:
@@ -257,7 +259,7 @@ def _host_and_port(authority: str, default: int) -> tuple[str | None, int] | Non
     try:
         parts = urlsplit(f"//{authority}")
         return parts.hostname, default if parts.port is None else parts.port
-    except ValueError:  # brackets that do not close, or a port that is none
+    except ValueError:  # an unclosed bracket or an invalid port
         return None
 
 

@@ -1,4 +1,4 @@
-"""The models that somebody sent, or named."""
+"""Uploaded models, and models named by their hub id."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from probex_jax.errors import ProbexError
 from probex_jax.model_files.hub import hub_address
 from probex_jax.model_files.locate import SINGLE
 
-# What makes the files that came with it one model.
+# With such a file, all files of an upload are one model.
 _BESIDE = ".json"
 # In bytes, of which a file system takes 255.
 _LONGEST_NAME = 120
-_GONE = "the file is not here any more; send it again"
+_GONE = "the file has been removed; send it again"
 _NO_NAME = re.compile(r"[^\w. +@()\[\]-]+")
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model that somebody sent.
+    """A model to describe or to search by.
 
     Args:
-      name: as the sender calls it.
-      path: where it lies, or its address on the hub.
+      name: as sent.
+      path: of the file or folder, or its address on the hub.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Model:
 
 
 def plain_name(name: str) -> str:
-    """A file's name as it may be shown and written: no folders, nothing that is not printed.
+    """A file name that is safe to show and to write: without folders and odd characters.
 
     Example:
       >>> plain_name("../a/b<c>.safetensors")
@@ -45,16 +45,17 @@ def plain_name(name: str) -> str:
 
 
 def sent(files: Sequence[Path], folder: Path) -> list[Model]:
-    """The models that files are which came together.
+    """The models in one upload.
 
-    With a JSON file among them they are one model, its shards and configuration; else each is one.
+    With a JSON file, all files are one model: its shards and configuration. Otherwise each file is
+    a model.
 
     Args:
-      files: as they were received.
-      folder: an empty one, where the files of one model are put together.
+      files: as received.
+      folder: an empty folder to collect the files of one model.
 
     Raises:
-      ProbexError: if one is gone, there are no weights, or two of one model have the same name.
+      ProbexError: if a file is gone, there are no weights, or two files of a model have one name.
     """
     if not files or not all(file.exists() for file in files):
         raise ProbexError(_GONE)
@@ -62,13 +63,13 @@ def sent(files: Sequence[Path], folder: Path) -> list[Model]:
         return [Model(plain_name(file.name).removesuffix(".safetensors"), file) for file in files]
     weights = [file for file in files if file.suffix != _BESIDE]
     if not weights:
-        raise ProbexError("no safetensors file among them; drop the weights and the JSON together")
+        raise ProbexError("no safetensors file; drop the weights and the JSON files together")
     if len({file.name for file in files}) < len(files):
         raise ProbexError("two of the files have the same name; drop one model at a time")
     try:
         for file in files:
             file.rename(folder / file.name)
-    except OSError:  # somebody sent the same event twice
+    except OSError:  # the same event came twice
         raise ProbexError(_GONE) from None
     name = plain_name(weights[0].name).removesuffix(".safetensors")
     is_whole = len(weights) == 1 and not (folder / SINGLE).exists()
@@ -76,17 +77,17 @@ def sent(files: Sequence[Path], folder: Path) -> list[Model]:
 
 
 def of_hub(address: str, *, allowed: bool) -> Model:
-    """A model by its hub id: `org/name`, with a revision and a file if need be.
+    """A model by its hub id: `org/name`, optionally with a revision and a file.
 
     Raises:
-      ProbexError: if that is not allowed here, or the address is no model's on the hub.
+      ProbexError: if hub models are not allowed here, or the id is invalid.
     """
     if not allowed:
-        raise ProbexError("this server reads no models of the hub; send the file")
+        raise ProbexError("this server does not read models from the hub; send the file")
     try:
         found = hub_address("hf://" + address.strip().removeprefix("hf://"))
     except ProbexError:
         found = None
     if found is None or found.kind != "model":
-        raise ProbexError(f"{address!r}: expected a model of the hub, as org/name")
+        raise ProbexError(f"{address!r}: expected a hub id, such as org/name")
     return Model(found.id, Path(str(found)))

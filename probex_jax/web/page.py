@@ -20,32 +20,32 @@ from probex_jax.web.work import Work
 
 TITLE = "What is this model?"
 _ABOUT = """# What is this model?
-Drop the weights of a neural network, and read which model it descends from and what it was
-trained on; or find models by a sentence. Told from the weights alone, by
+Drop the weights of a neural network to see which model it descends from and what it was
+trained on, or find models by a sentence: from the weights alone, by
 [probex_jax](https://arxiv.org/abs/2410.13569)."""
 _TYPES = [".safetensors", ".json"]
 _ANY = ""
 _HOW_MANY = 12
-# Described models that are shown with their map; of more, each would be a document of its own.
+# Maps per answer: each is a document of its own.
 _MAPS = 3
-_NO_MAP = f"Without its map: the first {_MAPS} have theirs; send this one alone."
-# Gradio's own reading of values raises for what no browser sends, and copies files; its queue keeps
-# what nobody fetches.
+_NO_MAP = f"Only the first {_MAPS} models are shown on a map; send this one alone to see its map."
+# Gradio's preprocessing raises for odd values and copies files; its queue keeps answers that nobody
+# fetches.
 _EVENT: dict[str, Any] = {
     "api_visibility": "private",
     "concurrency_limit": None,
     "preprocess": False,
     "queue": False,
 }
-# Whoever asks again while an answer is on its way gets the last one that was asked for.
+# After several questions in a row only the last one is answered.
 _LAST: dict[str, Any] = _EVENT | {"trigger_mode": "always_last"}
-# Files are answered each.
+# Every file is answered.
 _EACH: dict[str, Any] = _EVENT | {"trigger_mode": "multiple"}
 
 
 @dataclass(frozen=True, eq=False)
 class _Example:
-    """What a search is for where there is no text: a model of an index, or one that was sent."""
+    """What to search for without a text: a model of an index, or an uploaded one."""
 
     id: str = ""
     tree: str = ""
@@ -58,14 +58,14 @@ class Page:
     """The page of a catalogue.
 
     Args:
-      catalogue: what is asked.
-      uploads: where files lie that somebody sent.
-      work: who does it.
-      hub: whether models of the hub are read.
+      catalogue: the forest and indexes.
+      uploads: keeps uploaded files.
+      work: thread pools.
+      hub: whether to read models from the hub.
 
     Attributes:
-      blocks: what Gradio serves.
-      events: number of each event, to how many files each of its values may be.
+      blocks: for Gradio.
+      events: number of each event to the maximal number of files in each value.
     """
 
     def __init__(self, catalogue: Catalogue, uploads: Uploads, work: Work, *, hub: bool):
@@ -91,10 +91,10 @@ class Page:
         limit = self._uploads.file_bytes / 2**20
         gr.Markdown(
             f"Safetensors files of at most {limit:,.0f} MiB each: whole models or LoRAs. Files "
-            "dropped together with a `config.json`, `adapter_config.json` or an index of shards "
-            "are one model. They are removed as soon as they have been read."
+            "dropped together with a `config.json`, an `adapter_config.json` or a shard index are "
+            "one model. Files are deleted as soon as they have been read."
         )
-        files = self._dropped(
+        files = self._file_field(
             file_count="multiple",
             file_types=_TYPES,
             label="Models to describe",
@@ -104,7 +104,7 @@ class Page:
         if self._hub:
             with gr.Row(equal_height=True):
                 address = gr.Textbox(
-                    label="Or a model of the hub", placeholder="org/name", scale=4, max_length=300
+                    label="Or a model on the hub", placeholder="org/name", scale=4, max_length=300
                 )
                 ask = gr.Button("Describe", scale=1)
         described = gr.HTML(elem_id="px-described")
@@ -117,21 +117,21 @@ class Page:
         texts = [one for one in snapshots.values() if one.knows_texts]
         sought, asked = gr.State(_Example()), gr.State()
         if not snapshots:
-            gr.Markdown("This server has no index of models: start it with `--index`.")
+            gr.Markdown("This server has no index of models; start it with `--index`.")
         shown = bool(snapshots)
         with gr.Row(equal_height=True, visible=shown):
             query = gr.Textbox(
                 label="What the model was trained on",
-                placeholder="an inverted three" if texts else "no index here knows texts",
+                placeholder="an inverted three" if texts else "no index can be searched by text",
                 interactive=bool(texts),
                 max_length=MAX_QUERY,
                 scale=4,
                 elem_id="px-query",
             )
             ask = gr.Button("Search", variant="primary", scale=1)
-        example = self._dropped(
+        example = self._file_field(
             file_types=[".safetensors"],
-            label="Or an example: a model to find others like it",
+            label="Or an example: a model to find similar ones",
             height=140,
             visible=shown,
             elem_id="px-example",
@@ -147,12 +147,12 @@ class Page:
             tree = _choice("Tree", snapshots.values(), "tree")
             split = _choice("Split", snapshots.values(), "split")
             words = gr.Textbox(
-                label="Its text holds", placeholder="any", max_length=MAX_QUERY, min_width=120
+                label="Text contains", placeholder="any", max_length=MAX_QUERY, min_width=120
             )
             k = gr.Slider(1, MAX_K, _HOW_MANY, step=1, label="How many", min_width=120)
         found = gr.HTML(elem_id="px-found")
-        self._gone_through = {words._id, k._id}
-        # One event for all of them, which reads all of them: so it is always the newest that count.
+        self._may_repeat = {words._id, k._id}
+        # One event that reads all controls, so that the newest values count.
         changes = [index.input, tree.input, split.input, words.submit, words.blur, k.change]
         gr.on(
             [ask.click, query.submit, example.change, *changes],
@@ -163,14 +163,14 @@ class Page:
             show_progress_on=found,
             **_LAST,
         )
-        # A text goes before an example: so it has to go, at once, that a newer one may come. When
-        # the example has been read, it is gone from where it was dropped, and is searched for.
+        # A text takes precedence over an example, so an upload clears the text at once. When the
+        # example has been read, its field is cleared and it is searched for.
         example.upload(self._no_text, None, query, show_progress="hidden", **_EVENT)
         example.upload(self._read_example, example, [example, sought, index], **_EACH)
         return query, index, sought, asked, found
 
-    def _dropped(self, **settings: Any) -> gr.File:
-        """Where files are dropped; the guard sees to it that they were sent here."""
+    def _file_field(self, **settings: Any) -> gr.File:
+        """A field for files; the guard accepts only uploaded ones."""
         self._files.append(gr.File(**settings))
         return self._files[-1]
 
@@ -222,7 +222,7 @@ class Page:
     def _on_map(self, found: Described) -> str:
         try:
             return self._catalogue.map(found.tree, starred=found.name, vector_T=found.vector_T)
-        except ProbexError:  # what else is known of it is worth showing
+        except ProbexError:  # the rest of the description is worth showing
             return ""
 
     async def _no_text(self) -> str:
@@ -250,18 +250,18 @@ class Page:
         k: Any,
         event: gr.EventData,
     ) -> tuple[Any, ...]:
-        """The answer to an event; to controls that were gone through, as by Tab, only a new one."""
-        if getattr(event.target, "_id", None) not in self._gone_through:
-            asked = None  # whoever asks again, perhaps since no answer came, gets one
+        """Answers an event; of controls that merely lost the focus, only a new question."""
+        if getattr(event.target, "_id", None) not in self._may_repeat:
+            asked = None  # a repeated question is answered again
         return await self._answer(query, index, sought, asked, tree, split, words, k)
 
     async def _answer(
         self, query: Any, index: Any, sought: _Example, asked: Any, *filters: Any
     ) -> tuple[Any, ...]:
-        """What the controls ask for, if that was not asked before.
+        """Answers the question of the controls, unless it was asked before.
 
         Returns:
-          The question, the index that was searched, and the answer.
+          The question, the searched index, and the answer.
         """
         text, index = _text(query), _text(index)
         where, k = Filter(*map(_text, filters[:3])), _how_many(filters[3])
@@ -276,20 +276,20 @@ class Page:
         return question, tree if tree not in ("", index) else gr.skip(), answer
 
     def _index_for(self, text: str, index: str) -> str:
-        """The tree of the index that is searched for a text: the chosen one, if it knows texts."""
+        """The tree of the index to search by text: the chosen one, if possible."""
         chosen = self._catalogue.snapshot(index)
         return (chosen if chosen.knows_texts else self._catalogue.snapshot(for_texts=True)).tree
 
     async def _found(
         self, text: str, tree: str, sought: _Example, where: Filter, k: int
     ) -> tuple[str, str]:
-        """The tree of the index that was searched, and what was found, as HTML."""
+        """The tree of the searched index, and the models found as HTML."""
         if sought.fault and not text:
             raise ProbexError(sought.fault)
         if not text and not sought.id and sought.vector_T is None:
             return "", ""
         tree, hits = await self._work.search(self._hits, text, tree, sought, where, k)
-        title = text or f"Like {sought.id or sought.name}"
+        title = text or f"Similar to {sought.id or sought.name}"
         return tree, await self._work.draw(views.results, title, hits, tree)
 
     def _hits(
@@ -326,7 +326,7 @@ class Page:
 
 
 def _choice(label: str, snapshots: Iterable[Snapshot], field: str) -> gr.Dropdown:
-    """A filter by one of the values of a field, where an index has several."""
+    """A filter by the values of a field, if an index has several."""
     found = [one.values(field) for one in snapshots]
     values = sorted({value for some in found for value in some})
     return gr.Dropdown(
@@ -347,7 +347,7 @@ def _text(value: Any) -> str:
 
 
 def _how_many(value: Any) -> int:
-    """What the slider says; its box for a number may be empty, or hold any."""
+    """The value of the slider, whose number box may be empty or hold any number."""
     if not isinstance(value, int | float) or value != value:
         return _HOW_MANY
     return int(min(max(value, 1), MAX_K))

@@ -16,7 +16,7 @@ _LOCAL = ("localhost", "127.0.0.1")
 _ASSETS = Path(__file__).parent
 _LAST_REQUESTS_S, _IDLE_S = 5, 75
 _VISITS = 1000
-# As in the reports' figures.
+# The colours of the reports.
 _BLUE, _DARKER = "#0072b2", "#005c91"
 
 
@@ -30,16 +30,16 @@ def serve(
     on_start: Callable[[], None] = lambda: None,
     on_ready: Callable[[int], None] = lambda port: None,
 ) -> None:
-    """Serves the page of a catalogue until the process is told to end.
+    """Serves the page of a catalogue until the process is stopped.
 
     Args:
-      catalogue: what is asked.
+      catalogue: the forest and indexes.
       listening: a bound socket.
-      names: by which the server may be asked. One that only this machine reaches is asked by
-        `localhost` as well, and by no others; one that others reach by all, if none is given.
-      file_bytes: the most that a file may have which somebody sends.
-      hub: whether models of the hub are read.
-      on_start: called just before signals are the server's.
+      names: allowed host names. On a loopback address, `localhost` is allowed as well and nothing
+        else; on other addresses all names are allowed if none is given.
+      file_bytes: maximal size of an uploaded file.
+      hub: whether to read models from the hub.
+      on_start: called just before the server installs its signal handlers.
       on_ready: called with the port as soon as requests are answered.
 
     Raises:
@@ -65,12 +65,12 @@ def _run(app: Any, listening: socket.socket, on_ready: Callable[[], None]) -> No
             await super().startup(sockets)
             on_ready()
 
-    # Of the parsers of HTTP that uvicorn knows, h11 has a limit for headers.
+    # Unlike uvicorn's other HTTP parser, h11 limits the size of headers.
     config = uvicorn.Config(
         app,
         http="h11",
         log_level="error",
-        # Longer than clients keep a connection: one that is closed as it is used again fails.
+        # Longer than clients keep connections: one that closes while it is reused fails.
         timeout_keep_alive=_IDLE_S,
         timeout_graceful_shutdown=_LAST_REQUESTS_S,
     )
@@ -97,7 +97,7 @@ def _application(
         ) from None
     from fastapi.exceptions import RequestValidationError
 
-    from probex_jax.web.api import no_value, routes
+    from probex_jax.web.api import invalid_value, routes
     from probex_jax.web.forms import form_routes
     from probex_jax.web.guard import Guard
     from probex_jax.web.page import Page
@@ -105,18 +105,18 @@ def _application(
 
     work = Work()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_exception_handler(RequestValidationError, no_value)
+    app.add_exception_handler(RequestValidationError, invalid_value)
     app.include_router(routes(catalogue, uploads, work, hub=hub))
     app.include_router(form_routes(uploads, catalogue.shown))
     page = Page(catalogue, uploads, work, hub=hub)
     blocks = page.blocks
-    # Of each visit Gradio keeps 50 KB, what it was asked, and what it answered: maps, pictures. The
-    # last two are for links to visits, which this page has not.
+    # Gradio keeps 50 KB per session, its questions, and its answers with all maps and pictures. The
+    # last two are for links to sessions, which this page does not have.
     blocks.state_session_capacity = _VISITS
     SessionState._update_value_in_config = lambda *_: None  # type: ignore[method-assign]
-    # As if it had started it itself: only then Gradio checks by itself whose files it reads.
+    # As if launched by Gradio: only then does it check which files it reads.
     blocks.has_launched = True
-    # The fonts of the theme would be fetched from a server, and its blue is too pale to read.
+    # The default theme fetches fonts from a server, and its blue is too pale to read.
     theme = gr.themes.Base(
         font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     ).set(

@@ -1,4 +1,4 @@
-"""Small pictures of models, from images that lie beside their weights: files of strangers."""
+"""Thumbnails of models, from images beside their weights, which come from strangers."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ _SIDE = 160  # pixels
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _MAX_BYTES = 8 * 2**20
-# Of the file, and of what is decoded of it: of a JPEG a fraction, of others all.
+# Of the file, and decoded: a fraction of a JPEG, all of other formats.
 _MAX_PIXELS, _MAX_DECODED = 30_000_000, 2048 * 2048
 _MAX_LISTED = 1000
 _KEPT = 4096
-# Of several images the one that is meant to be seen.
+# Names in order of preference.
 _FIRST = ("preview", "thumbnail", "cover", "sample", "image")
 
 
 @lru_cache(_KEPT)
 def thumbnail(model: str) -> str:
-    """A picture of a model as a `data:` address, "" where there is none.
+    """The thumbnail of a model as a `data:` URL; "" if there is none.
 
-    Of a folder it is an image in it, of a file one of its name beside it (`x.png`, `x.preview.png`
-    for `x.safetensors`), or an image beside the only weights of a folder. Links that lead out of
-    the folder are not followed.
+    For a folder it is made from an image in it; for a file from `x.png` or `x.preview.png` beside
+    `x.safetensors`, or from any image if those are the only weights in the folder. Links that lead
+    out of the folder are not followed.
 
     Args:
-      model: path of the model, as an index holds it.
+      model: path of the model in the index.
     """
     try:
         picture = _picture(Path(model))
         return "" if picture is None else _small(read_inside(picture, _MAX_BYTES))
-    # Whatever a decoder finds wrong with a stranger's image, of whatever kind of its own.
+    # Decoders raise exceptions of many kinds for a damaged image.
     except Exception:
         return ""
 
@@ -67,7 +67,7 @@ def _small(data: bytes) -> str:
         if image.width * image.height > _MAX_DECODED:
             return ""
         picture = image.convert("RGB")
-    # Small pictures are mostly pixels that are meant to be seen as such.
+    # Tiny images are enlarged without smoothing, which shows their pixels.
     factor = _SIDE // max(picture.size)
     if factor > 1:
         size = (picture.width * factor, picture.height * factor)

@@ -1,4 +1,4 @@
-"""Files that strangers send: a folder of their own, a limit for each and all, emptied."""
+"""Uploaded files: in a temporary folder, with limits for each and for all."""
 
 from __future__ import annotations
 
@@ -16,50 +16,50 @@ from typing import BinaryIO
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors
 
-# That come together.
+# Per request.
 MAX_FILES = 64
-# What was not asked for again since so long is removed.
+# Unused files are removed after so many seconds.
 _KEPT_S = 600.0
 _SWEEP_S = 30.0
-# All that may lie there at a time, in files of the largest size, and how many; and a few more for
-# what has been sent and is to be read.
+# Limits of the folder: bytes in files of the largest size, and folders, with a few spare ones for
+# uploads that are about to be read.
 _FILES, _FOLDERS, _SPARE = 16, 10_000, 100
-# What nobody uses is waited for so long, also where room is short.
+# Even when space is short, unused files are kept so long.
 _GRACE_S = 30.0
 _DISK_RESERVE = 2**30
 
 
 class Refused(ProbexError):
-    """What somebody sends is not taken.
+    """An upload or request is refused.
 
     Attributes:
-      status: of the answer.
+      status: the HTTP status of the answer.
     """
 
     status = 400
 
 
 class TooLarge(Refused):
-    """A file is over the limit."""
+    """A file is too large."""
 
     status = 413
 
 
 class Full(Refused):
-    """There is no room for another file now."""
+    """There is no space for another file now."""
 
     status = 503
 
 
 class NotWritten(Refused):
-    """The disk does not take it."""
+    """The file could not be written."""
 
     status = 507
 
 
 @dataclass
 class _Folder:
-    """Who uses a folder: it is not swept before they are done."""
+    """The users of a folder, which is kept until they are done."""
 
     users: int = 1
     n_bytes: int = 0
@@ -70,10 +70,10 @@ class Uploads:
     """A temporary folder, removed on `close`.
 
     Args:
-      file_bytes: the most that one file may have.
+      file_bytes: maximal size of a file.
 
     Attributes:
-      folder: its path; whatever lies in it is a file that somebody sent.
+      folder: its path; it holds nothing but uploaded files.
 
     Example:
       >>> uploads = Uploads(1000)
@@ -101,19 +101,19 @@ class Uploads:
 
     @contextmanager
     def coming(self, n_bytes: int) -> Iterator[Arrival]:
-        """Where the files of one request are written.
+        """Receives the files of one request.
 
-        There has to be room for all that was announced, but it is taken only as bytes come: who
-        sends slowly, or not at all, takes none from others.
+        There must be space for all announced bytes, but space is only taken as bytes arrive: slow
+        senders take none from others.
 
         Args:
-          n_bytes: how many were announced.
+          n_bytes: announced size.
 
         Yields:
-          Where they are written. The files stay after it, but for an error: then they are removed.
+          The writer. Its files are kept, but removed after an error.
 
         Raises:
-          Full: if there is no room, now or later.
+          Full: if there is no space, now or later.
         """
         with self._lock:
             self._make_room(n_bytes)
@@ -129,7 +129,7 @@ class Uploads:
 
     @contextmanager
     def place(self) -> Iterator[Path]:
-        """A new folder for the files of one request, removed after it."""
+        """A new folder, removed on exit."""
         folder = self._new_folder(spare=_SPARE)
         try:
             yield folder
@@ -138,7 +138,7 @@ class Uploads:
 
     @contextmanager
     def used(self, paths: Iterable[Path]) -> Iterator[None]:
-        """While this lasts, these files stay; then they are removed, unless others use them."""
+        """Keeps files; on exit they are removed unless others use them."""
         with self._lock:
             folders = [folder for folder in {p.parent for p in paths} if folder in self._folders]
             for folder in folders:
@@ -149,13 +149,13 @@ class Uploads:
             self._release(folders)
 
     def check_size(self, n_bytes: int, name: str) -> None:
-        """Raises `TooLarge` for a file of more bytes than are taken."""
+        """Raises `TooLarge` for a file over the limit."""
         if n_bytes > self.file_bytes:
             limit = self.file_bytes / 2**20
-            raise TooLarge(f"{name}: larger than the {limit:,.0f} MiB taken here")
+            raise TooLarge(f"{name}: larger than the limit of {limit:,.0f} MiB")
 
     def held(self, path: str) -> Path | None:
-        """The file at a path in the folder; None where that is none, or leads out of it."""
+        """The file at a path in the folder; None if there is none, or the path leads out of it."""
         with suppress(OSError, ValueError):
             real = (self.folder / path).resolve()
             if real.is_relative_to(self.folder) and real.is_file():
@@ -163,7 +163,7 @@ class Uploads:
         return None
 
     def sweep(self, older_than_s: float = _KEPT_S) -> None:
-        """Removes files that nobody has used for so long."""
+        """Removes files that were unused for so long."""
         before = time.monotonic() - older_than_s
         with self._lock:
             known = list(self._folders.items())
@@ -172,57 +172,57 @@ class Uploads:
         _remove(old)
 
     def close(self) -> None:
-        """Removes the folder and all in it."""
+        """Removes the folder with its content."""
         self._ended.set()
         self._sweeper.join()
         shutil.rmtree(self.folder, ignore_errors=True)
         self._owned.cleanup()
 
     def _new_folder(self, spare: int = 0) -> Path:
-        """A new folder, whose name nobody guesses."""
+        """A new folder with a random name."""
         with self._lock:
-            for old in self._left_behind():
+            for old in self._abandoned():
                 if len(self._folders) < _FOLDERS + spare:
                     break
                 self._forget([old])
                 _remove([old])
             if len(self._folders) >= _FOLDERS + spare:
-                raise Full("too many files lie here at this moment; try again in a minute")
+                raise Full("too many files at the moment; try again in a minute")
             with _written("a folder for uploads"):
                 folder = Path(tempfile.mkdtemp(dir=self.folder))
             self._folders[folder] = _Folder()
         return folder
 
     def _take(self, folder: Path, n_bytes: int) -> None:
-        """Room for bytes that have come."""
+        """Takes space for bytes that have arrived."""
         with self._lock:
             self._make_room(n_bytes)
             self._held += n_bytes
             self._folders[folder].n_bytes += n_bytes
 
     def _make_room(self, n_bytes: int) -> None:
-        """Where room is short, removes what was left behind; to be called with the lock."""
+        """Removes abandoned files if space is short; call it with the lock."""
         most = _FILES * self.file_bytes - n_bytes
-        for old in self._left_behind() if self._held > most else ():
+        for old in self._abandoned() if self._held > most else ():
             if self._held <= most:
                 break
             self._forget([old])
             _remove([old])
         if self._held > most:
-            raise Full("too many files are being read at this moment; try again in a minute")
+            raise Full("too many files are being read at the moment; try again in a minute")
         with _written("a file"):
             free = shutil.disk_usage(self.folder).free
         if free < n_bytes + _DISK_RESERVE:
-            raise Full("the disk of the server is too full for this file")
+            raise Full("the server's disk is too full for this file")
 
-    def _left_behind(self) -> list[Path]:
-        """What nobody uses, and was not asked for soon after it came; the oldest first."""
+    def _abandoned(self) -> list[Path]:
+        """Folders without users for longer than the grace period, oldest first."""
         before = time.monotonic() - _GRACE_S
         unused = [(it.unused_since, path) for path, it in self._folders.items() if not it.users]
         return [path for since, path in sorted(unused) if since <= before]
 
     def _release(self, folders: Sequence[Path], *, keep: bool = False) -> None:
-        """One user less of each folder; the last one removes it, or leaves it to be swept."""
+        """Ends one use of each folder; the last user removes it, unless it is kept for `sweep`."""
         with self._lock:
             for folder in folders:
                 self._folders[folder].users -= 1
@@ -238,19 +238,19 @@ class Uploads:
     def _keep_sweeping(self) -> None:
         while not self._ended.wait(_SWEEP_S):
             self.sweep()
-            with suppress(OSError):  # those who clean /tmp go by age
+            with suppress(OSError):  # cleaners of /tmp go by age
                 os.utime(self.folder)
 
 
 class Arrival:
-    """Files that come in one request, one after the other, each in a folder of its own.
+    """Writes the files of one request one after the other, each to its own folder.
 
     Args:
-      uploads: where they go.
-      n_bytes: how many were announced.
+      uploads: their folder and limits.
+      n_bytes: announced size.
 
     Attributes:
-      paths: of those that came.
+      paths: of the files.
     """
 
     def __init__(self, uploads: Uploads, n_bytes: int):
@@ -260,11 +260,11 @@ class Arrival:
         self._uploads, self._name, self._size = uploads, "", 0
 
     def begin(self, name: str, file_name: str = "") -> None:
-        """Begins a file.
+        """Starts a file.
 
         Args:
-          name: what the sender calls it.
-          file_name: what it is called here, if not the same.
+          name: as sent.
+          file_name: on disk, if different.
         """
         self.end()
         self._name, self._size = name, 0
@@ -273,26 +273,26 @@ class Arrival:
             self._file = self.paths[-1].open("wb")
 
     def write(self, data: bytes) -> None:
-        """Adds to the file that was begun.
+        """Appends to the current file.
 
         Raises:
           TooLarge: as soon as it is over the limit.
-          Full: if there is no room any more.
-          NotWritten: if the disk does not take it.
+          Full: if there is no space left.
+          NotWritten: if the disk fails.
         """
         if self._file is None:
-            raise ProbexError("no file was begun")
+            raise ProbexError("no file was started")
         self._size += len(data)
         self._uploads.check_size(self._size, self._name)
         self._missing -= len(data)
         if self._missing < 0:
-            raise Refused(f"{self._name}: more comes than was announced")
+            raise Refused(f"{self._name}: longer than announced")
         self._uploads._take(self.paths[-1].parent, len(data))
         with _written(self._name):
             self._file.write(data)
 
     async def receive(self, chunks: AsyncIterator[bytes], name: str, file_name: str) -> Path:
-        """Writes a file as it comes; arguments and errors as above. Returns its path."""
+        """Writes a file from a stream; returns its path. Raises as `write`."""
         self.begin(name, file_name)
         async for chunk in chunks:
             self.write(chunk)
@@ -300,7 +300,7 @@ class Arrival:
         return self.paths[-1]
 
     def end(self) -> None:
-        """Ends the file that is being written, if there is one."""
+        """Closes the current file, if there is one."""
         file, self._file = self._file, None
         if file is not None:
             with _written(self._name):
@@ -309,7 +309,7 @@ class Arrival:
 
 @contextmanager
 def _written(name: str) -> Iterator[None]:
-    """What the operating system says of a disk, as a line about a file."""
+    """Turns errors of the operating system into `NotWritten`."""
     try:
         with disk_errors(Path(name)):
             yield

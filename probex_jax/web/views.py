@@ -1,4 +1,4 @@
-"""What is found, as HTML for the page. All text but our own is escaped."""
+"""Answers as HTML for the page. All text of strangers is escaped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from probex_jax.web.thumbnails import thumbnail
 
 _MOST_BARS = 24
 _SHOWN_CLASSES = 200
-# A map fills its frame: legend and caption as they need it, the picture what is left.
+# The map fills its frame: legend and caption take what they need, the picture gets the rest.
 _IN_A_FRAME = """<style>
 html, body, figure.px-map { height: 100%; }
 body { max-width: none; padding: 0.5rem; }
@@ -33,28 +33,28 @@ figure.px-map { display: flex; flex-direction: column; margin: 0; }
 
 
 def error(message: object) -> str:
-    """What went wrong, in a box that screen readers announce."""
+    """An error in a box that screen readers announce."""
     return f'<p class="px-error" role="alert">{escape(str(message))}</p>'
 
 
 def note(message: str) -> str:
-    """Something to know."""
+    """A note."""
     return f'<p class="px-note" role="status">{escape(message)}</p>'
 
 
 def described(found: Described, map_html: str = "", no_map: str = "") -> str:
-    """A model that somebody sent: what is said of it, and its card to download.
+    """An uploaded model with its description and downloads.
 
     Args:
-      found: what was found out.
-      map_html: the map on which it stands; "" for none.
-      no_map: why there is none, where that has to be said.
+      found: its description.
+      map_html: the map that shows it; "" for none.
+      no_map: why there is none, if that should be shown.
     """
     heading = f'<div role="status"><h2>{escape(found.name)}</h2></div>'
     if found.description is None:
         return (
             f'<article class="px-model">{heading}{error(found.error)}'
-            '<p class="px-quiet">Safetensors files are read: whole models, their shards with the '
+            '<p class="px-quiet">Supported are safetensors files: whole models, shards with the '
             "index, and LoRAs.</p></article>"
         )
     said = found.description
@@ -65,7 +65,7 @@ def described(found: Described, map_html: str = "", no_map: str = "") -> str:
         _predictions(said),
         _stated(said),
         _nearest(said),
-        framed(map_html, f"Map on which {found.name} has a star") if map_html else "",
+        framed(map_html, f"Map with a star for {found.name}") if map_html else "",
         f'<p class="px-quiet">{escape(no_map)}</p>' if no_map else "",
         _downloads(found, card),
     ]
@@ -73,7 +73,7 @@ def described(found: Described, map_html: str = "", no_map: str = "") -> str:
 
 
 def framed(fragment: str, title: str) -> str:
-    """A piece with a script of its own, in a frame that can do nothing else."""
+    """A fragment with its own script, in a sandboxed frame."""
     document = escape(page(title, fragment + _IN_A_FRAME), quote=True)
     return (
         f'<iframe class="px-map" sandbox="allow-scripts" title="{escape(title)}" '
@@ -93,8 +93,8 @@ def _tree_line(said: Description) -> str:
             tree += f", which descends from {escape(root)}"
         if route.distance is not None and route.radius is not None:
             tree += (
-                f" <span class='px-quiet'>({route.distance:.3g} from its centre, where its models "
-                f"reach to {route.radius:.3g})</span>"
+                f" <span class='px-quiet'>(distance {route.distance:.3g} from its centre, radius "
+                f"{route.radius:.3g})</span>"
             )
     return f'<p>{tree}</p><p class="px-quiet">{escape(size)}</p>'
 
@@ -104,19 +104,19 @@ def _predictions(said: Description) -> str:
     if not said.tree:
         return f"{title}<p>Nothing is predicted, since its tree is unknown.</p>"
     if said.expert is None:
-        return f"{title}<p>Nothing is predicted, since there is no expert of its tree.</p>"
+        return f"{title}<p>Nothing is predicted, since its tree has no expert.</p>"
     one, known = said.expert.chosen == "one", len(said.predictions)
     about = (
         f"One of {known} classes; the probabilities add up to one."
         if one
-        else f"Any of {known} classes, each for itself; those above a half count as predicted."
+        else f"Any of {known} classes; those with a probability above one half count as predicted."
     )
     shown = said.predictions[: 5 if one else _MOST_BARS]
     rest = "" if known == len(shown) else f"<p>and {known - len(shown)} less likely</p>"
     bars = _bars([(p.text, p.probability) for p in shown], "class", "probability")
     return (
-        f'{title}<p class="px-quiet">{about} {_tested(said.expert)} A class that it does not know '
-        f"it cannot name.</p>{bars}{rest}"
+        f'{title}<p class="px-quiet">{about} {_tested(said.expert)} The expert '
+        f"knows no other classes.</p>{bars}{rest}"
     )
 
 
@@ -135,12 +135,12 @@ def _beside_chance(accuracy: Mapping[str, Any]) -> str:
     chance, short = chance_of(accuracy), shortfall(accuracy)
     if chance is None:
         return ""
-    said = f" Always giving the commonest answer is right on {chance:.1%}"
+    said = f" Always giving the most common answer is right on {chance:.1%}"
     return f"{said}: <b>the expert is {short} that</b>." if short else f"{said}."
 
 
 def _bars(rows: Sequence[tuple[str, float]], what: str, figure: str) -> str:
-    """A table of values between 0 and 1 with a bar each."""
+    """A table of values between 0 and 1 with bars."""
     lines = [
         f'<tr><th scope="row">{escape(text)}</th><td><span class="px-bar" style="width:'
         f'{value:.1%}"></span></td><td>{_number(value)}</td></tr>'
@@ -159,19 +159,19 @@ def _stated(said: Description) -> str:
     if said.stated.base:
         title += f"<p>Fine-tuned from {escape(said.stated.base)}.</p>"
     if not said.stated.labels:
-        return f"{title}<p>Nothing about what it was trained on.</p>"
+        return f"{title}<p>They do not say what it was trained on.</p>"
     labels = ", ".join(map(escape, said.stated.labels[:_SHOWN_CLASSES]))
     line = f"<p>{escape(said.stated.source)}: {labels}</p>"
     compared = said.comparison
     if compared is None or not compared.n_known:
-        return title + line + "<p>None of these is a class that the expert knows.</p>"
-    verdict = "Prediction and files agree."
+        return title + line + "<p>The expert knows none of these classes.</p>"
+    verdict = "The prediction agrees."
     if compared.missed or compared.extra:
         parts = [
             f"not predicted: {_listed(compared.missed)}" if compared.missed else "",
             f"predicted, not stated: {_listed(compared.extra)}" if compared.extra else "",
         ]
-        verdict = f"They differ; {'; '.join(part for part in parts if part)}."
+        verdict = f"The prediction differs; {'; '.join(part for part in parts if part)}."
     return f"{title}{line}<p>{verdict}</p>"
 
 
@@ -202,18 +202,18 @@ def _download(text: str, kind: str, name: str, label: str) -> str:
 
 
 def results(title: str, hits: Sequence[Hit], tree: str) -> str:
-    """What a search found, under what was sought; arguments as `gallery` takes them."""
+    """The results of a search with a heading; other arguments as for `gallery`."""
     count = f"{len(hits)} model{'s' if len(hits) != 1 else ''} of {escape(tree)}"
     title = f'<div role="status"><h2>{escape(title)}: {count}</h2></div>'
     return title + gallery(hits, tree)
 
 
 def gallery(hits: Sequence[Hit], tree: str) -> str:
-    """Models that a search found, the most similar first.
+    """Models that a search found, most similar first.
 
     Args:
       hits: the models.
-      tree: of the index that they are in.
+      tree: of their index.
     """
     if not hits:
         return note("No model found.")
@@ -222,7 +222,7 @@ def gallery(hits: Sequence[Hit], tree: str) -> str:
         shown = [""] * len(hits)
     else:
         shown = [
-            f'<img src="{picture}" alt="A picture that lies beside {escape(hit.id)}">'
+            f'<img src="{picture}" alt="Image from the folder of {escape(hit.id)}">'
             if picture
             else '<span class="px-no-picture" aria-hidden="true">no picture</span>'
             for hit, picture in zip(hits, pictures, strict=True)
@@ -243,11 +243,11 @@ def _card(hit: Hit, tree: str, picture: str) -> str:
 
 
 def forest(trees: Mapping[str, Tree], indexed: Mapping[str, int]) -> str:
-    """The trees of a forest, and what each one's expert can say.
+    """The trees of a forest with their experts.
 
     Args:
       trees: by name.
-      indexed: how many models each tree's index holds, of those that have one.
+      indexed: number of models in the index of each tree that has one.
     """
     return "".join(_tree(tree, indexed.get(name)) for name, tree in trees.items())
 
@@ -256,18 +256,17 @@ def _tree(tree: Tree, n_indexed: int | None) -> str:
     router, expert = tree.router, tree.expert
     root = router.root or router.stated_root
     lines = [
-        f"{'LoRAs' if router.is_lora else 'Models'}; its centre was learnt from "
-        f"{router.n_models:,} of them",
-        f"Descends from {escape(root)}" if root else "Its root is not known",
+        f"Learnt from {router.n_models:,} {'LoRAs' if router.is_lora else 'models'}",
+        f"Descends from {escape(root)}" if root else "Root unknown",
     ]
     if n_indexed is not None:
         lines.append(f"{n_indexed:,} documented models in the index")
     more = ""
     if expert is None:
-        lines.append("No expert: the tree is told from others, no more")
+        lines.append("No expert: models are recognised, but nothing is predicted")
     else:
         facts, card = tree.facts(), expert.card
-        lines.append(f"Its expert reads {escape(expert.reading)}")
+        lines.append(f"The expert reads {escape(expert.reading)}")
         if (found := facts.accuracy) is not None:
             lines.append(
                 f"Test accuracy {found['value']:.3f} (95% interval {found['low']:.3f} to "
@@ -278,7 +277,7 @@ def _tree(tree: Tree, n_indexed: int | None) -> str:
         rest = len(classes) - _SHOWN_CLASSES
         listed += f" and {rest:,} more" if rest > 0 else ""
         one = facts.chosen == "one"
-        can_say = f"Can say {'which one' if one else 'which'} of {len(classes):,} classes"
+        can_say = f"Predicts {'one' if one else 'any'} of {len(classes):,} classes"
         more = f"<details><summary>{can_say}</summary><p>{listed}</p></details>"
         more += _by_layer(card.figures)
     items = "".join(f"<li>{line}</li>" for line in lines)
@@ -293,8 +292,8 @@ def _by_layer(metrics: Mapping[str, Any]) -> str:
         return ""
     bars = _bars(list(accuracies.items()), "layer", "accuracy")
     chance = metrics.get("val_chance")
-    beside = "" if chance is None else f" Always giving the commonest answer: {_number(chance)}."
+    beside = "" if chance is None else f" Chance: {_number(chance)}."
     return (
-        "<details><summary>Accuracy by layer</summary><p class='px-quiet'>Of an expert on each "
-        f"layer alone, on validation models.{beside}</p>{bars}</details>"
+        "<details><summary>Accuracy by layer</summary><p class='px-quiet'>Validation accuracy of "
+        f"an expert on each layer alone.{beside}</p>{bars}</details>"
     )

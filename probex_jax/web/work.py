@@ -1,4 +1,4 @@
-"""Who does the work: threads, few of them at a time, so that memory stays bounded."""
+"""Thread pools, small so that memory stays bounded."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from probex_jax.web.uploads import Full
 
 _T = TypeVar("_T")
 
-# At the same time: models that are read here, models of the hub, searches, answers that are drawn.
+# Concurrent local models, hub models, searches, and rendered answers.
 _READERS, _FETCHERS, _SEARCHERS, _DRAWERS = 2, 2, 2, 2
 _MOST_WAITING = 1000
 
 
 class Work:
-    """Runs blocking functions in threads, one kind not waiting for the other."""
+    """Runs blocking functions in threads, with a separate limit for each kind of work."""
 
     def __init__(self) -> None:
         self._readers, self._fetchers = CapacityLimiter(_READERS), CapacityLimiter(_FETCHERS)
         self._searchers, self._drawers = CapacityLimiter(_SEARCHERS), CapacityLimiter(_DRAWERS)
 
     async def read(self, function: Callable[..., _T], *arguments: Any) -> _T:
-        """What reads models that lie here."""
+        """Reads local models."""
         return await _run(self._readers, function, *arguments)
 
     async def fetch(self, function: Callable[..., _T], *arguments: Any) -> _T:
-        """What reads models of a server, which may be slow."""
+        """Reads models from the hub, which may be slow."""
         return await _run(self._fetchers, function, *arguments)
 
     async def search(self, function: Callable[..., _T], *arguments: Any) -> _T:
-        """What reads no model."""
+        """Searches, without reading a model."""
         return await _run(self._searchers, function, *arguments)
 
     async def draw(self, function: Callable[..., _T], *arguments: Any) -> _T:
-        """What makes pictures and maps."""
+        """Renders answers with pictures and maps."""
         return await _run(self._drawers, function, *arguments)
 
 
 async def _run(limiter: CapacityLimiter, function: Callable[..., _T], *arguments: Any) -> _T:
     if limiter.statistics().tasks_waiting >= _MOST_WAITING:
-        raise Full("too many wait at this moment; try again in a minute")
+        raise Full("too many requests at the moment; try again in a minute")
     return await to_thread.run_sync(function, *arguments, limiter=limiter)

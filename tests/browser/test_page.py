@@ -78,7 +78,7 @@ def test_nothing_is_left_of_what_was_sent(visit, models, server):
         page.locator(DESCRIBED).wait_for()
         page.get_by_role("tab", name="Search").click()
         sent(page, EXAMPLE, models / "mine.safetensors")
-        page.get_by_role("heading", name="Like mine").wait_for()
+        page.get_by_role("heading", name="Similar to mine").wait_for()
         assert set(folder.iterdir()) == before
 
 
@@ -123,7 +123,7 @@ def test_of_several_files_the_first_have_maps(visit, models, tmp_path):
         page.locator(DESCRIBED).nth(4).wait_for()
         maps = page.locator(f"{DESCRIBED}:has(iframe) h2").all_inner_texts()
         assert maps == ["m0", "m1", "m2"]
-        without = page.locator(DESCRIBED).filter(has_text="Without its map")
+        without = page.locator(DESCRIBED).filter(has_text="see its map")
         assert without.locator("h2").all_inner_texts() == ["m3"]
 
 
@@ -139,7 +139,7 @@ def test_search_by_sentence_and_filter(visit, shot):
     with visit() as page:
         assert len(searched(page, "a red ant")) == 12
         shot(page, "search")
-        page.get_by_label("Its text holds").fill("blue")
+        page.get_by_label("Text contains").fill("blue")
         page.keyboard.press("Enter")
         page.locator("#px-found .px-text").filter(has_text="red").first.wait_for(state="detached")
         texts = page.locator("#px-found .px-text").all_inner_texts()
@@ -157,7 +157,7 @@ def test_search_by_example(visit, models):
     with visit() as page:
         page.get_by_role("tab", name="Search").click()
         sent(page, EXAMPLE, models / "mine.safetensors")
-        page.get_by_role("heading", name="Like mine").wait_for()
+        page.get_by_role("heading", name="Similar to mine").wait_for()
         assert "of Ant" in page.locator("#px-found h2").inner_text()
         assert page.locator("#px-found li").count() == 12
 
@@ -166,7 +166,7 @@ def test_a_text_after_an_example_is_searched_where_texts_are_known(visit, models
     with visit() as page:
         page.get_by_role("tab", name="Search").click()
         sent(page, EXAMPLE, models / "mine.safetensors")
-        page.get_by_role("heading", name="Like mine: 12 models of Ant").wait_for()
+        page.get_by_role("heading", name="Similar to mine: 12 models of Ant").wait_for()
         searched(page, "a red ant")
         page.get_by_role("heading", name="a red ant: 12 models of ToyLoRA").wait_for()
         index = page.get_by_label("Index")
@@ -177,7 +177,7 @@ def test_a_text_after_an_example_is_searched_where_texts_are_known(visit, models
         page.wait_for_function("document.querySelector('[aria-label=Index]').value[0] == 'T'")
         # An example goes before the text that was there.
         sent(page, EXAMPLE, models / "mine.safetensors")
-        page.get_by_role("heading", name="Like mine: 12 models of Ant").wait_for()
+        page.get_by_role("heading", name="Similar to mine: 12 models of Ant").wait_for()
         assert page.get_by_label("What the model was trained on").input_value() == ""
         assert index.input_value().startswith("Ant")
 
@@ -199,7 +199,7 @@ def test_the_newest_controls_win(visit):
         with answers_held_back(page):
             page.get_by_label("What the model was trained on").fill("a blue dog")
             page.keyboard.press("Enter")
-            page.get_by_label("Its text holds").fill("blue")
+            page.get_by_label("Text contains").fill("blue")
             page.keyboard.press("Enter")
             page.get_by_label("Split").click()
             page.get_by_role("option", name="test", exact=True).click()
@@ -232,11 +232,11 @@ def test_what_did_not_change_is_not_announced_again(visit):
     with visit() as page:
         searched(page, "a red ant")
         page.evaluate("document.querySelector('#px-found h2').id = 'same'")
-        page.get_by_label("Its text holds").focus()
+        page.get_by_label("Text contains").focus()
         with page.expect_response("**/run/predict") as answer:
             page.keyboard.press("Tab")
         assert "px-gallery" not in answer.value.text()
-        page.get_by_label("Its text holds").fill("blue")
+        page.get_by_label("Text contains").fill("blue")
         assert page.locator("#same").count() == 1
         page.keyboard.press("Tab")
         page.locator("#same").wait_for(state="detached")
@@ -255,7 +255,7 @@ def test_search_by_an_example_that_cannot_be_read(visit, models):
         page.get_by_role("tab", name="Search").click()
         sent(page, EXAMPLE, models / "stranger.safetensors")
         page.locator("#px-found [role=alert]").wait_for()
-        assert "no known tree" in page.locator("#px-found").inner_text()
+        assert "unknown tree" in page.locator("#px-found").inner_text()
 
 
 def test_more_like_this_is_a_link(visit):
@@ -263,7 +263,7 @@ def test_more_like_this_is_a_link(visit):
         searched(page, "a red ant")
         first = page.locator("#px-found .px-id").first.inner_text()
         page.get_by_text("more like this").first.click()
-        page.get_by_role("heading", name=f"Like {first}").wait_for()
+        page.get_by_role("heading", name=f"Similar to {first}").wait_for()
         assert first not in page.locator("#px-found .px-id").all_inner_texts()
 
 
@@ -281,7 +281,7 @@ def test_forest_and_its_map(visit, shot):
         page.locator("#px-forest summary").first.click()
         page.locator("#px-forest-map iframe").scroll_into_view_if_needed()
         map_ = page.frame_locator("#px-forest-map iframe")
-        map_.get_by_text("near ones are represented alike").first.wait_for()
+        map_.get_by_text("representations are similar").first.wait_for()
         shot(page, "forest")
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from probex_jax.reports import HiddenModel, MapPoint, interactive_map, page
+from probex_jax.reports import LabelledDescription, MapPoint, interactive_map, page
 from tests.reports.pages import HOSTILE
 from tests.reports.test_card import described
 from tests.reports.test_report import answered, training, written
@@ -58,7 +58,8 @@ def points(n_models, groups=("ant", "bee")):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_report_opens_in_silence_and_fits(opened, size):
-    hidden = [HiddenModel(dataclasses.replace(described(), id=HOSTILE), HOSTILE, (HOSTILE,))]
+    said = dataclasses.replace(described(), id=HOSTILE)
+    hidden = [LabelledDescription(said, HOSTILE, (HOSTILE,))]
     names = [f"{HOSTILE} {number}" for number in range(30)]
     one = answered(several=False, classes=names, n_models=60)
     other = training(one, tree="Other", n_models={"test": 60})

@@ -10,14 +10,14 @@ from safetensors.numpy import save_file
 from probex_jax import open_model
 from probex_jax.forest import Description, Prediction, Route
 from probex_jax.forest.description import ExpertFacts
-from probex_jax.forest.stated import Stated, stated
+from probex_jax.forest.stated_facts import StatedFacts, read_stated_facts
 
-FACTS = Stated((), "", "", "", "", "", is_lora=False, parameters=9, dtype="F32", layers=1)
+FACTS = StatedFacts((), "", "", "", "", "", is_lora=False, parameters=9, dtype="F32", layers=1)
 WORDS = {"n1": "house wren"}
 
 
 def description(probabilities, labels=(), chosen="several"):
-    said = Stated(tuple(labels), "config.json, id2label", *[""] * 4, False, 9, "F32", 1)
+    said = StatedFacts(tuple(labels), "config.json, id2label", *[""] * 4, False, 9, "F32", 1)
     expert = ExpertFacts("0" * 64, ("a",), "dense", 5, None, {}, chosen)
     predictions = tuple(
         Prediction(label, WORDS.get(label, label), p)
@@ -93,7 +93,7 @@ def said_of(folder, config=None, metadata=None, tensors=None):
         text = config if isinstance(config, str) else json.dumps(config)
         (folder / "config.json").write_text(text)
     with open_model(folder) as model:
-        return stated(model)
+        return read_stated_facts(model)
 
 
 def test_what_a_file_says_is_quoted_with_its_source(tmp_path):
@@ -104,7 +104,7 @@ def test_what_a_file_says_is_quoted_with_its_source(tmp_path):
         "id2label": {"0": "wren", "1": "owl", "2": "wren"},
     }
     found = said_of(tmp_path, config)
-    assert found == Stated(
+    assert found == StatedFacts(
         labels=("wren", "owl"),
         source="config.json, id2label",
         base="google/vit",

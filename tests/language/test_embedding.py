@@ -83,10 +83,10 @@ def test_a_damaged_cache_is_computed_again(tmp_path, damage):
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ([], "none given"),
-        (["cat", ""], "number 1 is empty"),
-        ([" \n", "cat"], "number 0 is empty"),
-        (["cat", "dog", "cat"], "'cat' comes twice"),
+        ([], "at least one"),
+        (["cat", ""], "text 1"),
+        ([" \n", "cat"], "text 0"),
+        (["cat", "dog", "cat"], "'cat'"),
         (["cat", "\ud800"], r"'\\ud800' is not valid Unicode"),
         (["cat", "!"], "text '!' has neither letters nor digits"),
     ],

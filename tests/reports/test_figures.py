@@ -1,6 +1,7 @@
 import numpy as np
 
 from probex_jax.reports import accuracy_by_layer
+from probex_jax.reports.figures import svg_image
 
 
 def test_a_longer_bar_paints_more_pixels(tmp_path):
@@ -27,3 +28,11 @@ def test_bars_begin_at_chance(tmp_path):
         blue = np.abs(pixels - np.array([0, 0x72, 0xB2]) / 255).max(-1) < 0.02
         pictures.append(blue.any(axis=0).sum() / blue.shape[1])
     assert pictures[1] < pictures[0] < pictures[2]
+
+
+def test_names_of_strangers_are_drawn_as_they_are(tmp_path):
+    """No formula begins in them, and a letter that no font here has is no warning."""
+    name = "$\\nothing$ <b>\x00 \N{CJK UNIFIED IDEOGRAPH-4E2D}" * 3
+    figure = accuracy_by_layer({name: {name: {name: 0.7}}}, tmp_path / "a.png", {name: 0.5})
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert svg_image(figure, name) == svg_image(figure, name)

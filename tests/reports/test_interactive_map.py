@@ -87,7 +87,7 @@ def test_maps_of_next_to_nothing(n_points):
 
 
 def test_what_cannot_be_drawn_is_refused():
-    with pytest.raises(ProbexError, match="'m0' has no finite place"):
+    with pytest.raises(ProbexError, match="'m0'"):
         interactive_map([MapPoint(float("nan"), 0, "m0", "")], caption="x")
-    with pytest.raises(ProbexError, match="emphasis 'bold' is not one of ring, star"):
+    with pytest.raises(ProbexError, match="'bold'"):
         interactive_map(points("a", emphasis="bold"), caption="x")

@@ -155,8 +155,8 @@ def test_recall_of_few(table, n):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda t: t.add(rows("a"), np.zeros([1, DIM])), "zero or not finite"),
-        (lambda t: t.add(rows("a"), np.full([1, DIM], np.nan)), "zero or not finite"),
+        (lambda t: t.add(rows("a"), np.zeros([1, DIM])), "zero"),
+        (lambda t: t.add(rows("a"), np.full([1, DIM], np.nan)), "zero"),
         (lambda t: t.add(rows("a"), vectors(2)), r"expected \(1, 16\)"),
         (lambda t: t.add([{"id": "a"}], vectors(1)), "without a path"),
         (lambda t: t.nearest(np.ones(DIM + 1), 1), "vector of 17"),
@@ -170,9 +170,9 @@ def test_what_cannot_be_stored_or_sought_is_said(table, call, message):
 
 
 def test_an_absent_or_damaged_table_is_named(table, tmp_path):
-    with pytest.raises(ProbexError, match="damaged or not whole"):
+    with pytest.raises(ProbexError, match="damaged"):
         ModelTable(tmp_path / "none", DIM)
-    with pytest.raises(ProbexError, match="damaged or not whole"):
+    with pytest.raises(ProbexError, match="damaged"):
         ModelTable(tmp_path / "table", DIM + 1)
     table.add(rows("ab"), vectors(2))
     for file in (tmp_path / "table").rglob("data/*.lance"):

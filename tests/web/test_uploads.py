@@ -37,7 +37,7 @@ def test_a_file_up_to_the_limit_is_written_and_removed_after_use(uploads):
 
 
 def test_a_larger_one_is_refused_as_soon_as_it_is(uploads):
-    with pytest.raises(TooLarge, match="mine: larger than"):  # noqa: PT012, SIM117
+    with pytest.raises(TooLarge, match="mine"):  # noqa: PT012, SIM117
         with uploads.coming(1000) as arrival:
             arrival.begin("mine")
             arrival.write(b"x" * 60)
@@ -47,7 +47,7 @@ def test_a_larger_one_is_refused_as_soon_as_it_is(uploads):
 
 def test_there_has_to_be_room_for_what_is_announced(uploads):
     kept = arrived(uploads, b"x" * 100)
-    with pytest.raises(Full, match="in a minute"), uploads.coming(1501):
+    with pytest.raises(Full, match="files"), uploads.coming(1501):
         pass
     with uploads.coming(1500):
         pass
@@ -70,7 +70,7 @@ def test_who_announces_much_takes_nothing_from_others(uploads):
 
 
 def test_no_more_comes_than_was_announced(uploads):
-    with pytest.raises(Refused, match="mine: more comes than"):  # noqa: PT012, SIM117
+    with pytest.raises(Refused, match="mine"):  # noqa: PT012, SIM117
         with uploads.coming(2) as arrival:
             arrival.begin("mine")
             arrival.write(b"xx")
@@ -229,5 +229,5 @@ def test_files_that_are_taken_meanwhile_are_gone(tmp_path):
 def test_hub_addresses():
     assert of_hub(" me/model ", allowed=True).name == "me/model"
     assert str(of_hub("me/m@v1/a.safetensors", allowed=True).path).startswith("hf:/")
-    with pytest.raises(ProbexError, match="reads no models of the hub"):
+    with pytest.raises(ProbexError, match="hub"):
         of_hub("me/model", allowed=False)

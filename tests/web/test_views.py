@@ -8,7 +8,7 @@ import pytest
 
 from probex_jax.forest import Description, Forest, Neighbour, Prediction, Route
 from probex_jax.forest.description import ExpertFacts
-from probex_jax.forest.stated import Stated
+from probex_jax.forest.stated_facts import StatedFacts
 from probex_jax.search import Hit
 from probex_jax.web import views
 from probex_jax.web.catalogue import Catalogue, Described
@@ -31,7 +31,7 @@ class Tags(HTMLParser):
 
 
 def described(text, chosen="several"):
-    said = Stated(
+    said = StatedFacts(
         (text,), text, text, text, "", "", is_lora=False, parameters=9, dtype=text, layers=1
     )
     expert = ExpertFacts(
@@ -88,8 +88,8 @@ def test_unknown_trees_say_why():
 def test_forest_view_lists_what_experts_can_say(forest_path):
     text = views.forest(Forest.load(forest_path).trees, {"Ant": 22})
     assert "22 documented models" in text
-    assert "Can say which of 6 classes" in text
-    assert "Can say which one of 13 classes" in text
+    assert "any of 6 classes" in text
+    assert "one of 13 classes" in text
 
 
 def test_errors_hold_no_path(forest_path, tmp_path):
@@ -135,7 +135,7 @@ def test_how_well_an_expert_was_tested_stands_beside_chance(chance, says):
     expert = dataclasses.replace(found.description.expert, accuracy=accuracy)
     description = dataclasses.replace(found.description, expert=expert)
     text = views.described(dataclasses.replace(found, description=description))
-    assert ("commonest" in text) == (chance is not None)
+    assert ("most common" in text) == (chance is not None)
     assert not chance or f"{chance:.1%}" in text
     assert says in text
     assert bool(says) == ("above that" in text)

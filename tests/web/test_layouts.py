@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from probex_jax.reports import layout
+from probex_jax.reports import map_layout
 from probex_jax.search import Index, Snapshot, find_models
-from probex_jax.web import plane
+from probex_jax.web import layouts
 from tests.search.conftest import make_expert, write_model
 
 
@@ -20,16 +20,16 @@ def index(tmp_path):
 
 
 def test_a_layout_is_kept(index, monkeypatch):
-    first = plane.laid_out(Snapshot(index))
-    monkeypatch.setattr(plane, "in_the_plane", None)
-    again = plane.laid_out(Snapshot(index))
+    first = layouts.load_layout(Snapshot(index))
+    monkeypatch.setattr(layouts, "layout_2d", None)
+    again = layouts.load_layout(Snapshot(index))
     np.testing.assert_array_equal(first.points, again.points)
     assert [hit.id for hit in again.models] == [f"m{seed}" for seed in range(8)]
 
 
 @pytest.mark.parametrize("change", ["damaged", "one more", "another one"])
 def test_it_is_made_anew(index, tmp_path, monkeypatch, change):
-    plane.laid_out(Snapshot(index))
+    layouts.load_layout(Snapshot(index))
     models = tmp_path / "models"
     if change == "damaged":
         (index.path / "map.safetensors").write_bytes(b"x")
@@ -40,18 +40,18 @@ def test_it_is_made_anew(index, tmp_path, monkeypatch, change):
         index.prune()
     index.add_models(find_models(models))
     placed = np.arange(18, dtype=np.float32).reshape(9, 2)
-    monkeypatch.setattr(plane, "in_the_plane", lambda vectors_NT: placed[: len(vectors_NT)])
-    found = plane.laid_out(Snapshot(index))
+    monkeypatch.setattr(layouts, "layout_2d", lambda vectors_NT: placed[: len(vectors_NT)])
+    found = layouts.load_layout(Snapshot(index))
     np.testing.assert_array_equal(found.points, placed[: 9 if change == "one more" else 8])
 
 
 def test_of_many_models_a_sample(index, monkeypatch):
-    monkeypatch.setattr(layout, "MOST_SHOWN", 5)
-    found = plane.laid_out(Snapshot(index))
+    monkeypatch.setattr(map_layout, "MAX_POINTS", 5)
+    found = layouts.load_layout(Snapshot(index))
     assert len(found.models) == len(found.points) == len(found.vectors) == 5
 
 
 def test_an_index_without_models_has_an_empty_map(tmp_path):
     snapshot = Snapshot(Index.create_or_open(tmp_path / "index", make_expert()))
-    assert plane.laid_out(snapshot).points.shape == (0, 2)
+    assert layouts.load_layout(snapshot).points.shape == (0, 2)
     assert snapshot.near(np.ones(8)) == []

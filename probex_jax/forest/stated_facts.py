@@ -1,4 +1,4 @@
-"""What a model's file and folder say of it themselves: quoted, never believed."""
+"""Facts that the files of a model state about it: quoted, never trusted."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from probex_jax.errors import ProbexError
 from probex_jax.model_files import ModelFile, stated_base
 from probex_jax.zoo.model_j import stated_in_metadata
 
-# What transformers calls classes that nobody named.
+# Default class names of transformers.
 _NO_NAME = re.compile(r"(?:LABEL|label|class)_?\d+|\d+")
 _MAX_CONFIG_BYTES = 16 * 2**20
 _MAX_LABELS = 10_000
 _MAX_CHARACTERS = 200
 _MAX_REASONS = 3
 
-# What a model is for, by the ending of its class in transformers.
+# Pipeline tag by the suffix of the class in transformers.
 _PIPELINES = {
     "ForImageClassification": "image-classification",
     "ForSequenceClassification": "text-classification",
@@ -36,23 +36,23 @@ _PIPELINES = {
 
 
 @dataclass(frozen=True)
-class Stated:
-    """What a model says of itself.
+class StatedFacts:
+    """What the files of a model state about it.
 
     Args:
-      labels: the classes that it was trained on; none where nothing says.
-      source: where they stand, such as "config.json, id2label"; "" where nothing says.
-      base: the model that it was fine-tuned from; "" where nothing says.
-      architecture: name of its class in transformers; "" where nothing says.
-      library: "transformers", "diffusers" or "peft", as its files show; "" for others.
-      pipeline: what it is for, in the hub's terms; "" where nothing says.
+      labels: the classes that it was trained on; empty if not stated.
+      source: where they are stated, such as "config.json, id2label", or "".
+      base: the model that it was fine-tuned from, or "".
+      architecture: name of its class in transformers, or "".
+      library: "transformers", "diffusers", "peft" or "".
+      pipeline: its pipeline tag on the hub, or "".
       is_lora: whether it is an update of another model.
-      parameters: how many.
-      dtype: of most of them.
-      layers: how many.
-      unscaled: layers of a LoRA in PEFT's or kohya's dialect for which nothing says alpha.
-      unread: tensors of adapters that are in no layer (`ModelFile.unread`).
-      unread_reasons: why, the first few.
+      parameters: number of parameters.
+      dtype: of most parameters.
+      layers: number of layers.
+      unscaled: number of layers of a PEFT or kohya LoRA without a stated alpha.
+      unread: number of adapter tensors that are in no layer (`ModelFile.unread`).
+      unread_reasons: the first reasons.
     """
 
     labels: tuple[str, ...]
@@ -71,7 +71,7 @@ class Stated:
 
     @property
     def kind(self) -> str:
-        """What the file holds, in words."""
+        """The kind of model in words."""
         if self.is_lora:
             return "an update of another model (LoRA)"
         if 0 < self.unread >= self.layers:
@@ -79,8 +79,8 @@ class Stated:
         return "a whole model"
 
 
-def stated(model: ModelFile) -> Stated:
-    """Reads what an open model says of itself; what is damaged or no text counts as silence."""
+def read_stated_facts(model: ModelFile) -> StatedFacts:
+    """Reads what an open model states about itself; damaged values are ignored."""
     try:
         config = model.config
     except ProbexError:
@@ -93,7 +93,7 @@ def stated(model: ModelFile) -> Stated:
     sizes: Counter[str] = Counter()
     for tensor in model.tensors.values():
         sizes[tensor.dtype] += math.prod(tensor.shape)
-    return Stated(
+    return StatedFacts(
         labels=labels,
         source=source,
         base=stated_base(model),
@@ -114,11 +114,11 @@ def _unscaled(model: ModelFile) -> int:
     try:
         return len(model.unscaled)
     except ProbexError:
-        return 0  # what its config says is no number: reading the layer says so
+        return 0  # reading the layer reports the invalid alpha
 
 
 def _labels(model: ModelFile, config: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
-    """The classes that a model names, and where."""
+    """The stated classes, and where they are stated."""
     try:
         labels, key = stated_in_metadata(model)
     except ProbexError:

@@ -1,53 +1,53 @@
-"""Where models stand on a map: representations in the plane, near ones near."""
+"""Layouts of models on a map: similar representations lie close together."""
 
 import numpy as np
 
 from probex_jax.errors import ProbexError
 
-# Models that one map shows: more take long to lay out, and hide one another.
-MOST_SHOWN = 1000
-_MOST_PERPLEXITY = 15
-# How many laid-out models say where a new one belongs.
+# More points take long to lay out and hide one another.
+MAX_POINTS = 1000
+_MAX_PERPLEXITY = 15
+# Neighbours that decide where a new model belongs.
 _NEAREST = 5
-# Squared distances of directions below this are rounding.
+# Squared distances between directions below this are rounding errors.
 _SAME = 1e-6
 
 
-def shown_on_a_map(n_models: int) -> np.ndarray:
-    """Which models a map shows: all, or of more than a thousand a sample, always the same.
+def sample_for_map(n_models: int) -> np.ndarray:
+    """Indices of the models that a map shows: all, or a fixed sample of a thousand.
 
     Args:
       n_models: how many there are.
 
     Returns:
-      [M] int, their places, in order; M is at most `MOST_SHOWN`.
+      [M] int, increasing; M is at most `MAX_POINTS`.
 
     Example:
-      >>> shown_on_a_map(3), len(shown_on_a_map(5000))
+      >>> sample_for_map(3), len(sample_for_map(5000))
       (array([0, 1, 2]), 1000)
     """
-    if n_models <= MOST_SHOWN:
+    if n_models <= MAX_POINTS:
         return np.arange(n_models)
-    return np.sort(np.random.default_rng(0).choice(n_models, MOST_SHOWN, replace=False))
+    return np.sort(np.random.default_rng(0).choice(n_models, MAX_POINTS, replace=False))
 
 
-def in_the_plane(vectors: np.ndarray) -> np.ndarray:
+def layout_2d(vectors: np.ndarray) -> np.ndarray:
     """Lays models out in the plane by the directions of their representations.
 
-    They are laid out by t-SNE, the same way at each call; three models or fewer, or directions of
-    two numbers or fewer, lie in a plane anyway, and keep their true distances.
+    Uses t-SNE with a fixed seed. Three models or fewer, or representations of at most two
+    dimensions, lie in a plane anyway and keep their true distances.
 
     Args:
-      vectors: [N, T] float representations, N any number.
+      vectors: [N, T] float representations; N may be 0.
 
     Returns:
-      [N, 2] float64 places, of no scale in particular; their mean is at (0, 0).
+      [N, 2] float64 positions with mean (0, 0); their scale means nothing.
 
     Raises:
       ProbexError: if scikit-learn is missing (extra `search`), or a representation is not finite.
 
     Example:
-      >>> in_the_plane(np.array([[3.0, 0.0], [5.0, 0.0], [0.0, 2.0]])).shape
+      >>> layout_2d(np.array([[3.0, 0.0], [5.0, 0.0], [0.0, 2.0]])).shape
       (3, 2)
 
     References:
@@ -73,40 +73,40 @@ def _by_tsne(units_NT: np.ndarray) -> np.ndarray:
         from threadpoolctl import threadpool_limits
     except ImportError:
         raise ProbexError("maps need scikit-learn: pip install scikit-learn") from None
-    perplexity = min(_MOST_PERPLEXITY, (len(units_NT) - 1) / 3)
+    perplexity = min(_MAX_PERPLEXITY, (len(units_NT) - 1) / 3)
     tsne = TSNE(init="pca", perplexity=perplexity, random_state=0)
-    # On cores that others use its threads wait for one another at each of a thousand small steps.
+    # On busy cores its threads would wait for one another at each of a thousand small steps.
     with threadpool_limits(1):
         return tsne.fit_transform(units_NT.astype(np.float32)).astype(np.float64)
 
 
-def placed_beside(
+def position_among(
     points: np.ndarray, vectors: np.ndarray, vector: np.ndarray
 ) -> tuple[float, float]:
-    """Where a new model belongs among models that are laid out already.
+    """The position of a new model among models that are laid out already.
 
-    It stands at the mean of its five nearest, each weighed by one over the squared distance of the
-    directions: a model that is on the map already stands where it is.
+    It is the mean of its five nearest neighbours, weighted by the inverse squared distance of the
+    directions, so that a model that is on the map already gets its own position.
 
     Args:
-      points: [N, 2] places, as `in_the_plane` gives them; N is one or more.
-      vectors: [N, T] the representations that were laid out.
-      vector: [T], that of the new model.
+      points: [N, 2] positions from `layout_2d`; N is at least 1.
+      vectors: [N, T] their representations.
+      vector: [T] the representation of the new model.
 
     Returns:
-      Its place.
+      x and y.
 
     Raises:
       ProbexError: if a representation is not finite, or there are no models.
 
     Example:
       >>> points, vectors = np.array([[0.0, 0.0], [1.0, 1.0]]), np.eye(2)
-      >>> x, y = placed_beside(points, vectors, np.array([0.0, 7.0]))
+      >>> x, y = position_among(points, vectors, np.array([0.0, 7.0]))
       >>> round(x, 3), round(y, 3)
       (1.0, 1.0)
     """
     if not len(points):
-        raise ProbexError("a model cannot be placed on a map of none")
+        raise ProbexError("a map without models has no position for a new one")
     gaps_N = 2 - 2 * _directions(vectors) @ _directions(vector[None])[0]
     nearest = np.argsort(gaps_N, kind="stable")[:_NEAREST]
     weights = 1 / np.maximum(gaps_N[nearest], _SAME)
@@ -117,6 +117,6 @@ def placed_beside(
 def _directions(vectors: np.ndarray) -> np.ndarray:
     vectors_NT = np.asarray(vectors, np.float64)
     if not np.all(np.isfinite(vectors_NT)):
-        raise ProbexError("a representation is not finite: its model has no place on a map")
+        raise ProbexError("a representation is not finite: its model has no position on a map")
     lengths_N = np.linalg.norm(vectors_NT, axis=1, keepdims=True)
     return vectors_NT / np.where(lengths_N > 0, lengths_N, 1)

@@ -1,4 +1,4 @@
-"""Where the models of an index stand in the plane; laid out once, and kept beside the index."""
+"""Map layouts of indexes, computed once and saved in the folder of the index."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.numpy import save
 from probex_jax.errors import ProbexError
 from probex_jax.files import write_bytes
 from probex_jax.model_files import open_model
-from probex_jax.reports.layout import in_the_plane, shown_on_a_map
+from probex_jax.reports.map_layout import layout_2d, sample_for_map
 from probex_jax.search import Hit, Snapshot
 
 _FILE = "map.safetensors"
@@ -21,12 +21,12 @@ _FILE = "map.safetensors"
 
 @dataclass(frozen=True)
 class Layout:
-    """Some models of an index in the plane.
+    """Positions of models of an index on a map.
 
     Args:
-      models: N of them.
+      models: N models.
       vectors: [N, T] float32 unit vectors.
-      points: [N, 2] float32, where each one stands.
+      points: [N, 2] float32 positions.
     """
 
     models: Sequence[Hit]
@@ -34,13 +34,13 @@ class Layout:
     points: np.ndarray
 
 
-def laid_out(snapshot: Snapshot) -> Layout | None:
-    """The layout of an index; None where scikit-learn is missing.
+def load_layout(snapshot: Snapshot) -> Layout | None:
+    """The layout of an index; None if scikit-learn is missing.
 
-    A thousand models take seconds, so the points are kept in the index's folder,
-    where that can be written to, with the hash of what they are of.
+    A thousand models take seconds, so the points are saved in the folder of the index, if it is
+    writable, with a hash of the vectors.
     """
-    chosen = shown_on_a_map(len(snapshot))
+    chosen = sample_for_map(len(snapshot))
     vectors_NT = snapshot.vectors_NT[chosen]
     models = [snapshot.models[place] for place in chosen]
     path = snapshot.index.path / _FILE
@@ -50,7 +50,7 @@ def laid_out(snapshot: Snapshot) -> Layout | None:
         if kept.metadata.get("of") == content and points_N2.shape == (len(models), 2):
             return Layout(models, vectors_NT, points_N2)
     try:
-        points_N2 = np.asarray(in_the_plane(vectors_NT), np.float32)
+        points_N2 = np.asarray(layout_2d(vectors_NT), np.float32)
     except ProbexError:
         return None
     with suppress(ProbexError):

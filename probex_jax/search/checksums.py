@@ -1,7 +1,7 @@
-"""Checksums of the files of a LanceDB table, which has none of its own.
+"""Checksums of the files of a LanceDB table.
 
-A flipped bit there changes vectors unseen, loses rows, or makes LanceDB end the process. Its files
-are written once and never changed, so a list of their CRC-32C tells whether they are whole.
+LanceDB has none: a flipped bit silently changes vectors, loses rows, or crashes the process. Its
+files never change once written, so a list of their CRC-32C is enough.
 """
 
 import json
@@ -22,29 +22,29 @@ _PIECE_BYTES = 2**22
 
 
 def check(folder: Path) -> tuple[int, dict[str, int]]:
-    """Checks the files that are listed.
+    """Verifies the listed files.
 
-    What is not listed, a writer is adding now, or added just before it was killed.
+    Unlisted files are being written, or were written just before a writer was killed.
 
     Args:
       folder: of the database.
 
     Returns:
-      The version of the table that was listed last, and the checksums; 0 where none are listed.
+      The table version of the list (0 without a list), and file name to checksum.
 
     Raises:
-      ProbexError: if a file is damaged; the message names it.
+      ProbexError: if a file is damaged.
     """
     version, sums = _read(folder)
     for name, crc in sums.items():
-        # A file that is gone is of an old version, which a writer removed; or LanceDB misses it.
+        # A missing file belongs to a version that a writer removed; otherwise LanceDB reports it.
         if _crc(folder / name) not in (crc, None):
             raise ProbexError(f"{folder / name}: damaged; index again into another folder")
     return version, sums
 
 
 def keep(folder: Path, version: int, known: Mapping[str, int]) -> dict[str, int]:
-    """Lists the files that there are, and returns their checksums; what is known is not read."""
+    """Writes the list of all files; those with a known checksum are not read again."""
     sums = {
         name: known[name] if name in known else _crc(folder / name) or 0 for name in _names(folder)
     }
@@ -53,20 +53,20 @@ def keep(folder: Path, version: int, known: Mapping[str, int]) -> dict[str, int]
 
 
 def sealed(about: dict[str, Any]) -> dict[str, Any]:
-    """JSON values with the CRC-32C of them all."""
+    """A JSON object with its own CRC-32C."""
     rest = {name: about[name] for name in about if name != _CRC}
     return rest | {_CRC: google_crc32c.value(json.dumps(rest, sort_keys=True).encode())}
 
 
 def is_sealed(about: dict[str, Any]) -> bool:
-    """Whether they are what was sealed."""
+    """Whether the CRC-32C of a sealed object is right."""
     return sealed(about) == about
 
 
 def _names(folder: Path) -> Iterator[str]:
     for place, _, names in os.walk(folder / _FOLDER):
         inside = os.path.relpath(place, folder)
-        # The hint of the latest version changes.
+        # The hint about the latest version changes.
         yield from (f"{inside}/{name}" for name in names if not name.endswith(".json"))
 
 
@@ -82,7 +82,7 @@ def _read(folder: Path) -> tuple[int, dict[str, int]]:
 
 
 def _crc(path: Path) -> int | None:
-    """The CRC-32C of a file; None where there is none."""
+    """The CRC-32C of a file; None if it does not exist."""
     crc = 0
     try:
         with disk_errors(path), path.open("rb", buffering=0) as file:

@@ -1,48 +1,5 @@
-"""What an interactive map looks like and does, in CSS and JavaScript without any library.
-
-The script finds its map as its own parent, so that several maps may stand in one page. Texts are in
-the page already, escaped; the script writes them as text alone.
-"""
-
-STYLE = """
-.px-map { margin: 1rem 0; font: 14px/1.4 system-ui, "Segoe UI", Roboto, sans-serif; }
-.px-view { position: relative; border: 1px solid #767676; background: #fff; overflow: hidden; }
-.px-view > svg { display: block; width: 100%; height: auto; max-height: 80vh; cursor: grab;
-  touch-action: pan-y; user-select: none; -webkit-user-select: none; }
-.px-view > svg:focus-visible { outline: 3px solid #0072b2; outline-offset: -3px; }
-.px-mark { transition: opacity .15s; }
-.px-mark path { stroke: #fff; stroke-width: .7px; }
-.px-map .px-ring { fill: none; stroke: #000; stroke-width: 1.5px; }
-.px-map .px-star { fill: #000; stroke: #fff; stroke-width: 1.5px; }
-.px-mark.px-faded { opacity: .1; }
-.px-mark.px-shown path { stroke: #000; stroke-width: 2px; }
-.px-name text { font-size: 10.5px; text-anchor: middle; pointer-events: none; fill: #000;
-  stroke: #fff; stroke-width: 2.5px; paint-order: stroke; }
-.px-view output { position: absolute; left: 0; top: 0; max-width: min(20rem, 85%); display: none;
-  padding: .2rem .5rem; background: #000; color: #fff; border-radius: 3px; pointer-events: none;
-  overflow-wrap: anywhere; }
-.px-view output.px-shown { display: block; }
-.px-zoom { position: absolute; right: .4rem; top: .4rem; display: grid; gap: .3rem; }
-.px-zoom button { width: 2.4rem; height: 2.4rem; font-size: 1.2rem; line-height: 1; color: #000;
-  background: #fff; border: 1px solid #000; border-radius: 4px; cursor: pointer; }
-.px-legend { max-height: 11rem; overflow-y: auto; margin: .4rem 0; }
-.px-legend > div { display: flex; flex-wrap: wrap; align-items: center; }
-.px-legend span, .px-legend button { display: inline-flex; align-items: center; gap: .25rem;
-  margin: .05rem .5rem .05rem 0; }
-.px-legend button { font: inherit; color: inherit; background: none; border: 1px solid transparent;
-  border-radius: 3px; padding: .1rem .3rem .1rem 0; cursor: pointer; }
-.px-legend button[aria-pressed=true] { border-color: #000; font-weight: 600; }
-.px-legend svg { width: 20px; height: 20px; flex: none; }
-.px-hint { color: #555; }
-.px-name.px-crowded { display: none; }
-@media (prefers-reduced-motion: reduce) { .px-mark { transition: none; } }
-@media (max-width: 40rem) {
-  .px-zoom { position: static; display: flex; justify-content: flex-end; padding: .3rem; } }
-@media print { .px-zoom, .px-hint, .px-view output { display: none !important; }
-  .px-legend { max-height: none; } .px-view > svg { max-height: 17cm; } }
-"""
-
-SCRIPT = r"""
+// What an interactive map does. It finds its map as its own parent, so that several may stand in one
+// page. Texts are in the page already, escaped; they are written as text alone.
 (() => {
   const root = document.currentScript.parentElement;
   const view = root.querySelector(".px-view"), svg = view.querySelector("svg");
@@ -228,4 +185,3 @@ SCRIPT = r"""
   window.addEventListener("beforeprint", draw);
   draw();
 })();
-"""
