@@ -221,11 +221,8 @@ def expanded(state: State) -> State:
 def _changed(state: State, change: Callable[..., Any], *others: State) -> State:
     """A state with every leaf changed that is of one network."""
     names = ("params", "opt_state", "loss_E", "best")
-    return State(
-        jnp.array(state.epoch) if isinstance(state.epoch, jax.Array) else state.epoch,
-        jnp.array(state.evaluation) if isinstance(state.epoch, jax.Array) else state.evaluation,
-        *[jax.tree.map(change, *[getattr(each, n) for each in (state, *others)]) for n in names],
-    )
+    parts = [[getattr(each, name) for each in (state, *others)] for name in names]
+    return State(state.epoch, state.evaluation, *[jax.tree.map(change, *part) for part in parts])
 
 
 @partial(jax.jit, static_argnums=(1, 3))
