@@ -71,9 +71,7 @@ def load(place: str) -> ConfigDict:
     except SyntaxError as error:
         raise ProbexError(f"--config={place}: not Python, in line {error.lineno}") from None
     if "get_config" not in names:
-        is_shared = Path(path).resolve().parent == Path("configs").resolve()
-        why = "other configs share it, it trains nothing" if is_shared else "it has no get_config()"
-        raise ProbexError(f"--config={place}: not a config: {why}; {_choice()}")
+        raise ProbexError(f"--config={place}: not a config: it has no get_config(); {_choice()}")
     get_config = names["get_config"]
     if size and not inspect.signature(get_config).parameters:
         raise ProbexError(f"--config={place}: {path} has one size only; leave out :{size}")
@@ -84,7 +82,7 @@ def load(place: str) -> ConfigDict:
 
 
 def _known() -> list[str]:
-    """The configs of the repository, without what they share."""
+    """The configs of the repository."""
     found = sorted(Path("configs").glob("*.py"))
     return [path.stem for path in found if "\ndef get_config(" in path.read_text()]
 

@@ -161,9 +161,8 @@ def test_a_task_that_cannot_be_measured_does_not_stop_the_others(made):
         ("train", ["--config=configs/probex.py:big", "--workdir={0}/x"], "expected paper or mini"),
         (
             "train",
-            ["--config=configs/paper.py", "--workdir={0}/x"],
-            "--config=configs/paper.py: not a config: other configs share it, it trains nothing; "
-            "choose configs/NAME.py, NAME being one of align, committee, default, dense, mvprobe, ",
+            ["--config=configs/paper.py:probex_imagenet", "--workdir={0}/x"],
+            "'probex_imagenet': expected one of probex, mvprobe",
         ),
         ("train", ["--config=tests/hub.py", "--workdir={0}/x"], "it has no get_config(); choose"),
         ("train", ["--config=README.md", "--workdir={0}/x"], "README.md: not Python, in line "),
