@@ -9,7 +9,9 @@ import ml_collections
 import pytest
 
 from configs import default
-from probex_jax.experts import Alignment, Recipe, Ridge, build_network
+from probex_jax.experts import Alignment
+from probex_jax.fitting import Adam, ClosedForm, build_network
+from probex_jax.fitting.network import encoder_settings
 from probex_jax.language import HashingEncoder
 from probex_jax.model_files import select_layers
 from probex_jax.zoo import miniature
@@ -17,15 +19,12 @@ from tests.model_files.test_layers import resnet_101, vit_base
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-SHARED = {"__init__", "paper"}  # no configs
-SIZES = {"zoo_miniature": ("default", "demo", "tiny")}
-SUBSETS = {
-    "supvit": "SupViT",
-    "dino": "DINO",
-    "mae": "MAE",
-    "resnet": "ResNet",
-    "sd_200": "SD_200",
-    "sd_1k": "SD_1k",
+SHARED = {"__init__"}  # no config
+SUBSETS = ("supvit", "dino", "mae", "resnet", "sd_200", "sd_1k")
+METHODS = ("probex", "mvprobe")
+SIZES = {
+    "zoo_miniature": ("default", "demo", "tiny"),
+    "paper": tuple(f"{method}_{subset}" for method in METHODS for subset in SUBSETS),
 }
 
 
@@ -44,10 +43,8 @@ def sizes(name):
 CONFIGS = [(name, size) for name in NAMES if name not in SHARED for size in sizes(name)]
 
 
-def test_there_are_configs_for_all_methods_and_subsets():
-    of_papers = {f"{method}_paper_{s}" for method in ("probex", "mvprobe") for s in SUBSETS}
-    assert of_papers | {"default", "probex", "mvprobe", "dense", "statnn"} <= set(NAMES)
-    assert {name for name in NAMES if "_paper_" in name} == of_papers
+def test_there_are_configs_for_all_methods():
+    assert {"default", "probex", "mvprobe", "dense", "statnn", "paper"} <= set(NAMES)
 
 
 def all_locked(config):
@@ -78,16 +75,16 @@ def test_a_config_is_locked_and_builds_what_it_says(name, size):
         encoder, head, 20, logit_scale=logit_scale, normalise=config["normalise"]
     )
     # Every field of the encoder but that which the classes decide is in the config.
-    fields = set(type(network.encoder).__dataclass_fields__) - {"parent", "rep_dim"}
+    fields = set(encoder_settings(network.encoder)) - {"rep_dim"}
     assert fields - set(encoder) <= ({"standardise"} if name == "dense" else set())
-    made = {"adam": Recipe, "ridge": Ridge}[config["fit"]](**recipe)
+    made = {"adam": Adam, "ridge": ClosedForm}[config["fit"]](**recipe)
     assert set(recipe) == set(type(made).__dataclass_fields__)
     assert (head == "text") == (text is not None)
     if text:
         alignment = Alignment(HashingEncoder(), text.pop("encoder"), **text)
         assert alignment.template == "a photo of a {class}"
     used = {"layers", "head", "normalise", "committee", "fit", "save_every_s"}
-    if made.__class__ is Recipe:
+    if made.__class__ is Adam:
         assert config.pop("grid") == {"learning_rate": (), "l2": (), "seed": ()}
         assert config.pop("stream") is False
     assert config.keys() == used
@@ -96,8 +93,8 @@ def test_a_config_is_locked_and_builds_what_it_says(name, size):
 
 
 def test_an_unknown_size_is_refused():
-    for name in ("probex", "mvprobe", "dense", "committee", "align", "zoo_miniature"):
-        with pytest.raises(ValueError, match="size 'big': expected"):
+    for name in ("probex", "mvprobe", "dense", "committee", "align", "zoo_miniature", "paper"):
+        with pytest.raises(ValueError, match="'big': expected"):
             config_of(name, "big")
 
 
@@ -118,9 +115,9 @@ TEXTS = {**ADAM, "l2": 0.0, "eval_every": 10}
 
 
 @pytest.mark.parametrize("subset", SUBSETS)
-@pytest.mark.parametrize("method", ["probex", "mvprobe"])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_papers_recipes(method, subset):
-    config = config_of(f"{method}_paper_{subset}").to_dict()
+    config = config_of("paper", f"{method}_{subset}").to_dict()
     aligned = subset.startswith("sd_")
     expected = {"probex": PROBEX, "mvprobe": MVPROBE}[method][subset]
     assert config["layers"] == layer_of(subset, expected)
