@@ -65,7 +65,7 @@ class Member:
         Aligned with text they are trained by their direction, and their length is the root of the
         weight: the cosine of two such vectors side by side is the weighted mean of the members'.
         """
-        vectors_NT = _encode(self.network, self.variables, self._as_read(x))
+        vectors_NT = representations(self.network, self.variables, self._as_read(x))
         if self.whole.text is not None:
             vectors_NT = unit(vectors_NT)
         return self.card.weight**0.5 * vectors_NT
@@ -77,7 +77,7 @@ class Member:
     def logits(self, x: Any, texts_YD: Any = None) -> jax.Array:
         """[N, Y] of [N, H, W], times the weight."""
         x = self._as_read(x)
-        return self.card.weight * _logits(self.network, self.variables, x, texts_YD)
+        return self.card.weight * logits(self.network, self.variables, x, texts_YD)
 
     def checked(self, x: Any) -> Any:
         """The matrices, if they are of the member's layer."""
@@ -119,15 +119,5 @@ class Member:
 
 
 @partial(jax.jit, static_argnames="network")
-def _encode(network: Network, variables: Mapping[str, Any], x: Any) -> jax.Array:
-    return representations(network, variables, x)
-
-
-@partial(jax.jit, static_argnames="network")
 def _place(network: Network, variables: Mapping[str, Any], texts_YD: Any) -> Any:
     return network.apply(variables, texts_YD, method="place")
-
-
-@partial(jax.jit, static_argnames="network")
-def _logits(network: Network, variables: Mapping[str, Any], x: Any, texts_YD: Any) -> jax.Array:
-    return logits(network, variables, x, texts_YD)

@@ -108,6 +108,8 @@ def fit_closed_form(
     encoder = check_closed_form(network, task)
     splits = {"train": train} if val is None else {"train": train, "val": val}
     check_splits(task, encoder.rep_dim, splits)
+    if val is None and len(train.y) < 2:
+        raise ProbexError("train: y of one model: none to leave out in turn; give val")
     x = encoder.read(train.x)
     size = x.shape[-2] * x.shape[-1]
     kernel_NN = np.asarray(gram(x, x), np.float64) / size
@@ -115,6 +117,10 @@ def fit_closed_form(
     if not 0 < mean_diagonal < np.inf:
         raise ProbexError("the training matrices are all zero, or not finite")
     targets_NY = task.regressed(train.y, encoder.rep_dim)
+    if targets_NY.shape[1] != encoder.rep_dim:
+        raise ProbexError(
+            f"encoder.rep_dim: {encoder.rep_dim}, expected the task's {targets_NY.shape[1]}"
+        )
     alpha, prior_Y = _solver(kernel_NN, targets_NY, mean_diagonal)
     if val is None:
         outputs_of, y = _left_out(kernel_NN, targets_NY, mean_diagonal), train.y

@@ -54,7 +54,8 @@ def check_splits(task: Task, n_outputs: int | None, splits: Mapping[str, Split])
                 f"{name}: texts are given, expected None for a network without a text head"
             )
         n_models = split.x.shape[0]
-        task.check(f"{name}: y", split.y, n_models, n_outputs or len(split.texts))
+        n_logits = len(split.texts) if n_outputs is None else n_outputs
+        task.check(f"{name}: y", split.y, n_models, n_logits)
         _check_weight(name, split)
 
 

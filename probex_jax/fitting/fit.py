@@ -23,7 +23,7 @@ from probex_jax.fitting.data import Split, check_finite, check_splits
 from probex_jax.fitting.group import Group, select
 from probex_jax.fitting.loop import Loss, State
 from probex_jax.fitting.moments import moments
-from probex_jax.fitting.network import Network, network_of
+from probex_jax.fitting.network import NORMALISATIONS, Network, network_of
 from probex_jax.fitting.recipe import Adam
 from probex_jax.fitting.sharding import ONE, Devices
 from probex_jax.fitting.task import SeveralClasses, Task
@@ -93,10 +93,10 @@ def fit(
       encoder: a Linen module, [N, H, W] matrices -> [N, rep_dim].
       x: [N, H, W] float, the layer of the training models; or `LowRank` of that shape.
       y: their targets, as the task takes them.
-      val: x and y of the models that settings, the best epoch and calibration are chosen by; of
-        the task `Texts` a `Split`, with candidates of its own. None to choose among the training
-        models: the closed form by cross-validation, after which it is fitted to all of them; Adam
-        by a fifth of them, which it sets aside.
+      val: x and y of the models that settings, the best epoch and calibration are chosen by; a
+        `Split` if the candidates of the task `Texts` are others there. None to choose among the
+        training models: the closed form by cross-validation, after which it is fitted to all of
+        them; Adam by a fifth of them, which it sets aside.
       task: what is to be told; `SeveralClasses`, `OneClass`, `Texts`, `Number`, or your own.
       recipe: `Adam` or, for `Dense`, the default there, `ClosedForm`.
       key: of Adam's initialisation, order and models set aside; None for the recipe's seed.
@@ -107,7 +107,8 @@ def fit(
       loss: of each model [N], of logits [N, Y] and targets; None for the task's.
       optimiser: for Adam's place; its learning rate and L2 term are then not used.
       devices: what Adam trains on.
-      on_evaluation: called with the state after each of Adam's evaluations.
+      on_evaluation: called with the state after each of Adam's evaluations; its leaves have two
+        axes in front, of size 1 each (`loop.State`).
 
     Returns:
       What was fitted.
@@ -128,14 +129,24 @@ def fit(
       >>> found.predictions(x[:3]).shape
       (3, 1)
     """
-    recipe = recipe or (ClosedForm() if isinstance(encoder, Dense) else Adam())
-    train, chosen_by = _splits(x, y, val, texts, recipe, key)
-    n_outputs = None if task.head == "text" else task.n_outputs(train.y)
+    solves = isinstance(encoder, Dense) and task.head != "text"
+    recipe = recipe or (ClosedForm() if solves else Adam())
     if isinstance(recipe, ClosedForm) and not (loss is None and optimiser is None):
         raise ProbexError("loss, optimiser: the closed form has its own; give recipe=Adam()")
-    splits = {"train": train} if chosen_by is None else {"train": train, "val": chosen_by}
+    if normalise not in NORMALISATIONS:
+        raise ProbexError(f"normalise: {normalise!r} is not one of {', '.join(NORMALISATIONS)}")
+    texts = None if texts is None else np.asarray(texts)
+    splits = {"train": Split(x, np.asarray(y), texts)}
+    if val is not None:
+        given = val if isinstance(val, Split) else Split(*val, texts)
+        splits["val"] = given._replace(y=np.asarray(given.y))
+    n_outputs = None if task.head == "text" else task.n_outputs(splits["train"].y)
     check_splits(task, n_outputs, splits)
     check_finite(splits)
+    if val is None and isinstance(recipe, Adam):
+        key_of_order = jax.random.key(recipe.seed) if key is None else key
+        splits = _set_aside(splits["train"], jax.random.fold_in(key_of_order, 2))
+    train, chosen_by = splits["train"], splits.get("val", splits["train"])
     task = task.fitted(train.y)
     tree = _tree(train.x, normalise)
     splits = {n: split._replace(x=normalised(split.x, tree)) for n, split in splits.items()}
@@ -158,18 +169,18 @@ def fit(
         )
         best = _trained(group, splits, on_evaluation)
         params, more = best.params, {"best_epoch": int(best.epoch)}
-        val_x, val_texts = splits["val"].x, splits["val"].texts
-        logits_MY = np.asarray(inference.logits(reading, {"params": params}, val_x, val_texts))
+        asked = splits["val"]
+        logits_MY = np.asarray(inference.logits(reading, {"params": params}, asked.x, asked.texts))
     network = reading.clone(normalise=normalise, centre_rank=centre_rank(tree))
     variables = {"params": params} | ({"tree": dict(tree)} if tree else {})
-    asked_y = np.asarray((chosen_by or train).y)
+    asked_y = chosen_by.y
     temperature = task.best_temperature(logits_MY, asked_y)
     predictions = np.asarray(task.predictions(jnp.asarray(logits_MY), temperature))
     score = task.score(logits_MY, asked_y)
     figures = {
         "accuracy": score.value,
         "interval": (score.low, score.high),
-        "chance": task.chance(np.asarray(train.y), asked_y),
+        "chance": _chance(task, train, chosen_by),
         "loss": task.mean_loss(logits_MY, asked_y),
         "calibration_error": calibration_error(*task.promises(predictions, asked_y)),
         "n_models": {name: split.x.shape[0] for name, split in splits.items()},
@@ -179,26 +190,22 @@ def fit(
     return Fit(network, variables, task, recipe, temperature, shape, figures, texts)
 
 
-def _splits(
-    x: Any, y: Any, val: Any, texts: Any, recipe: Adam | ClosedForm, key: jax.Array | None
-) -> tuple[Split, Split | None]:
-    """The training models, and those that choose; None where cross-validation does."""
-    train = Split(x, np.asarray(y), texts)
-    if val is not None:
-        val = val if isinstance(val, Split) else Split(val[0], val[1], texts)
-        return train, val._replace(y=np.asarray(val.y))
-    if isinstance(recipe, ClosedForm):
-        return train, None
+def _set_aside(train: Split, key: jax.Array) -> dict[str, Split]:
+    """The training models without some, and these as "val"."""
     n_models = len(train.y)
-    key = jax.random.key(recipe.seed) if key is None else key
-    order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 2), n_models))
+    order = np.asarray(jax.random.permutation(key, n_models))
     aside, rest = np.split(order, [max(1, round(_ASIDE * n_models))])
     if not len(rest):
-        raise ProbexError(f"{n_models} models: too few to set some aside; give val")
-    return (
-        train._replace(x=x[rest], y=train.y[rest]),
-        train._replace(x=x[aside], y=train.y[aside]),
-    )
+        raise ProbexError("train: y of one model: none to set aside; give val")
+    parts = {"train": rest, "val": aside}
+    return {n: train._replace(x=train.x[part], y=train.y[part]) for n, part in parts.items()}
+
+
+def _chance(task: Task, train: Split, asked: Split) -> float:
+    """The chance of the models that choose; other texts are as likely as each other."""
+    if train.texts is None or np.array_equal(train.texts, asked.texts):
+        return task.chance(train.y, asked.y)
+    return 1 / len(asked.texts)
 
 
 def _tree(x: Any, normalise: str) -> Tree:
@@ -211,9 +218,10 @@ def _trained(group: Group, splits: Mapping[str, Split], on_evaluation: Any) -> A
     """The best on "val" of one network."""
     stacked = {}
     for name, split in splits.items():
-        split = split._replace(
-            x=jax.tree.map(lambda leaf: leaf[None], split.x), y=group.task.encoded(split.y)
-        )
+        x = jax.tree.map(lambda leaf: leaf[None], split.x)
+        if group.recipe.storage == "bfloat16":
+            x = inference.as_read(x, "bfloat16")
+        split = split._replace(x=x, y=group.task.encoded(split.y))
         stacked[name] = group.devices.put_all(split)
     stacked["train"] = group.prepared(stacked["train"])
     state = group.train(group.initial(stacked["train"]), stacked, on_evaluation=on_evaluation)

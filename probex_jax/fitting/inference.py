@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,12 +19,14 @@ from probex_jax.matrices import Matrices, Squared, may_be_sharded
 MICRO_BATCH_BYTES = 40e6
 
 
+@partial(jax.jit, static_argnums=0)
 def logits(network: Network, variables: Any, x: Any, texts: jax.Array | None = None) -> jax.Array:
     """Logits [N, Y] of any number of matrices [N, H, W], in float32."""
     with products("float32"):
         return in_micro_batches(lambda x: network.apply(variables, x, texts), x)
 
 
+@partial(jax.jit, static_argnums=(0, 3))
 def representations(
     network: Network, variables: Any, x: Any, compute: str = "float32"
 ) -> jax.Array:

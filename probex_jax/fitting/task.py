@@ -12,11 +12,8 @@ import numpy as np
 import optax
 
 from probex_jax.errors import ProbexError
+from probex_jax.fitting.calibration import best_factor, best_temperature
 from probex_jax.fitting.metrics import Score, share
-
-# Factors that are tried, 5 % apart, and the bounds of a temperature.
-_FACTORS = np.geomspace(0.1, 100.0, 142)
-_LOG_TEMPERATURES = (-10.0, 10.0)
 
 
 @dataclass(frozen=True)
@@ -25,19 +22,14 @@ class Task(ABC):
 
     `loss`, `correct` and `predictions` are functions of arrays that run under `jit`; what follows
     training is computed in NumPy, in float64. Subclass it to ask something else, or override
-    `loss` to train for something else: scores and calibration stay those of the task.
+    `loss` to train for something else: scores and calibration stay those of the task. Settings of
+    a subclass are fields of a frozen dataclass, since equal tasks share a compiled program.
     """
 
-    # On cards and in configs.
-    name: ClassVar[str]
-    # The head that a network has for it.
-    head: ClassVar[str] = "class"
-    # What one prediction is of.
-    predicts: ClassVar[str] = "class"
-    # Scale of a text head's cosines.
-    logit_scale: ClassVar[float] = 1.0
-    # Whether exactly one of the candidates is right.
-    exclusive: ClassVar[bool] = False
+    name: ClassVar[str]  # on cards and in configs
+    head: ClassVar[str] = "class"  # that a network has for it
+    logit_scale: ClassVar[float] = 1.0  # of a text head's cosines
+    exclusive: ClassVar[bool] = False  # whether exactly one of the candidates is right
 
     @abstractmethod
     def n_outputs(self, y: Any) -> int:
@@ -77,12 +69,7 @@ class Task(ABC):
 
     @abstractmethod
     def chance(self, known: Any, asked: Any) -> float:
-        """The accuracy on some models of always giving the commonest answer of others.
-
-        Args:
-          known: targets of those others, such as the training models.
-          asked: targets of the models.
-        """
+        """The accuracy for targets `asked` of always answering what is commonest in `known`."""
 
     def chance_by_class(self, known: Any, asked: Any) -> np.ndarray:
         """`chance` of each output [Y], where each is answered for itself; else [0]."""
@@ -95,20 +82,16 @@ class Task(ABC):
           ProbexError: if logits and targets do not belong together, or logits are NaN.
         """
         logits_NY = np.asarray(logits)
-        if logits_NY.ndim != 2 or 0 in logits_NY.shape:
+        if logits_NY.ndim != 2 or 0 in logits_NY.shape or np.isnan(logits_NY).any():
             raise ProbexError(
-                f"logits of shape {logits_NY.shape}: expected [N, Y], neither of them 0"
-            )
-        if np.isnan(logits_NY).any():
-            raise ProbexError(
-                f"logits of shape {logits_NY.shape} hold NaN: nothing is told by them"
+                f"logits of shape {logits_NY.shape}: expected [N, Y], neither 0, none of them NaN"
             )
         self.check("targets", y, *logits_NY.shape)
         return share(self.accuracies(logits_NY, y))
 
-    @abstractmethod
     def accuracy_by_class(self, logits: Any, y: Any) -> dict[int, float]:
-        """The accuracy of each class that the targets are of."""
+        """The accuracy of each class that the targets are of, by its place."""
+        return {0: float(self.accuracies(logits, y).mean())}
 
     def accuracies(self, logits: Any, y: Any) -> np.ndarray:
         """[N] float64: `correct` of targets as they are given."""
@@ -120,11 +103,7 @@ class Task(ABC):
 
     @abstractmethod
     def best_factor(self, outputs: Any, y: Any) -> tuple[float, float]:
-        """The one factor that makes the best logits of outputs [N, Y] of a regression.
-
-        Returns:
-          The factor, and the mean loss of the outputs times it.
-        """
+        """What turns a regression's outputs [N, Y] into the best logits, and their mean loss."""
 
     @abstractmethod
     def best_temperature(self, logits: Any, y: Any) -> float:
@@ -136,7 +115,20 @@ class Task(ABC):
 
 
 class ClassTask(Task):
-    """A task whose predictions are probabilities of classes."""
+    """A task whose predictions are probabilities of classes.
+
+    Example:
+      >>> round(OneClass().mean_loss(np.zeros([3, 8]), np.array([0, 1, 7])) / np.log(8), 4)
+      1.0
+      >>> outputs, y = np.array([[0.1], [-0.1], [0.1], [0.1]]), np.array([[1], [0], [1], [0]])
+      >>> factor, loss = SeveralClasses().best_factor(outputs, y)
+      >>> 10 < factor < 12, 0.56 < loss < 0.57
+      (True, True)
+      >>> logits = np.tile([[30.0], [-30.0]], [50, 1])
+      >>> T = SeveralClasses().best_temperature(logits, logits > 0)
+      >>> round(float(SeveralClasses().predictions(logits, T)[0, 0]), 3) == round(51 / 52, 3)
+      True
+    """
 
     @abstractmethod
     def cross_entropy(self, logits: np.ndarray, targets: np.ndarray) -> float:
@@ -144,64 +136,26 @@ class ClassTask(Task):
 
     @abstractmethod
     def smoothed(self, logits: np.ndarray, y: Any) -> np.ndarray:
-        """[N, Y]: `targets`, short of certainty by what their number cannot tell."""
+        """[N, Y]: `targets`, short of certainty by what their number cannot tell.
+
+        Of n entries that are all right nobody can tell whether the next one will be: they count as
+        right at (n + 1) / (n + 2), as in Platt scaling. Of candidates the likeliest other one gets
+        the rest. Otherwise models told apart without a mistake would ask for a temperature of 0.
+        """
 
     def mean_loss(self, logits, y):
-        """As `Task.mean_loss`.
-
-        Example:
-          >>> round(OneClass().mean_loss(np.zeros([3, 8]), np.array([0, 1, 7])) / np.log(8), 4)
-          1.0
-        """
         logits_NY = np.asarray(logits, np.float64)
         return self.cross_entropy(logits_NY, self.targets(y, logits_NY.shape[1]))
 
     def best_factor(self, outputs, y):
-        """As `Task.best_factor`, between 0.1 and 100.
-
-        Example:
-          >>> outputs = np.array([[0.1], [-0.1], [0.1], [0.1]])
-          >>> y = np.array([[1.0], [0.0], [1.0], [0.0]])
-          >>> factor, loss = SeveralClasses().best_factor(outputs, y)
-          >>> 10 < factor < 12, 0.56 < loss < 0.57
-          (True, True)
-        """
         outputs_NY = np.asarray(outputs, np.float64)
         targets_NY = self.targets(y, outputs_NY.shape[1])
-        losses = [self.cross_entropy(factor * outputs_NY, targets_NY) for factor in _FACTORS]
-        best = int(np.argmin(losses))
-        return float(_FACTORS[best]), losses[best]
+        return best_factor(lambda factor: self.cross_entropy(factor * outputs_NY, targets_NY))
 
     def best_temperature(self, logits, y):
-        """As `Task.best_temperature`, by the likelihood of smoothed targets.
-
-        Targets are smoothed as in Platt scaling: of n entries that are all right nobody can tell
-        whether the next one will be, so they count as right at (n + 1) / (n + 2); of candidates,
-        the likeliest of the others gets the rest. Otherwise models told apart without a mistake
-        would ask for a temperature of zero.
-
-        Example:
-          >>> logits = np.tile([[30.0], [-30.0]], [50, 1])
-          >>> T = SeveralClasses().best_temperature(logits, logits > 0)
-          >>> round(float(SeveralClasses().predictions(logits, T)[0, 0]), 3) == round(51 / 52, 3)
-          True
-
-        References:
-          Platt: Probabilistic Outputs for Support Vector Machines, 1999. Guo, Pleiss, Sun,
-          Weinberger: On Calibration of Modern Neural Networks, ICML 2017.
-        """
-        from scipy.optimize import (
-            minimize_scalar,  # half a second, which importing us need not take
-        )
-
         logits_NY = np.asarray(logits, np.float64)
         targets_NY = self.smoothed(logits_NY, y)
-        found = minimize_scalar(
-            lambda log: self.cross_entropy(logits_NY * np.exp(-log), targets_NY),
-            bounds=_LOG_TEMPERATURES,
-            method="bounded",
-        )
-        return float(np.exp(found.x))
+        return best_temperature(lambda T: self.cross_entropy(logits_NY / T, targets_NY))
 
 
 class SeveralClasses(ClassTask):
@@ -210,7 +164,6 @@ class SeveralClasses(ClassTask):
     Targets are [N, Y] of zeros and ones; the loss is a binary cross-entropy per class.
 
     Example:
-      >>> import numpy as np
       >>> print(SeveralClasses().score([[2.0, -1.0], [3.0, 1.0]], np.array([[1, 0], [1, 0]])))
       0.750 [0.500, 1.000]
     """
@@ -226,12 +179,8 @@ class SeveralClasses(ClassTask):
             raise ProbexError(
                 f"{where} has shape {y.shape}, expected {(n_models, n_outputs)}, models by classes"
             )
-        if not (
-            (np.issubdtype(y.dtype, np.number) or y.dtype == bool) and np.isin(y, (0, 1)).all()
-        ):
-            raise ProbexError(
-                f"{where} of shape {y.shape} ({y.dtype}) holds other values than 0 and 1"
-            )
+        if y.dtype.kind not in "biuf" or not np.isin(y, (0, 1)).all():
+            raise ProbexError(f"{where} of shape {y.shape} ({y.dtype}) is not of 0 and 1 alone")
 
     def loss(self, logits, y):
         return optax.sigmoid_binary_cross_entropy(logits, y).mean(axis=1)
@@ -240,8 +189,8 @@ class SeveralClasses(ClassTask):
         return ((logits > 0) == (y > 0.5)).mean(axis=1)
 
     def accuracy_by_class(self, logits, y):
-        correct_NY = (np.asarray(logits) > 0) == (np.asarray(y) > 0.5)
-        return dict(enumerate(map(float, correct_NY.mean(axis=0))))
+        correct_Y = np.mean((np.asarray(logits) > 0) == (np.asarray(y) > 0.5), axis=0)
+        return dict(enumerate(map(float, correct_Y)))
 
     def predictions(self, logits, temperature=1.0):
         return jax.nn.sigmoid(logits / temperature)
@@ -256,10 +205,7 @@ class SeveralClasses(ClassTask):
         return float(self.chance_by_class(known, asked).mean())
 
     def chance_by_class(self, known, asked):
-        """[Y]: of each class, the share of the models that are right if all get one answer.
-
-        It is "yes" where more than half of the others are of the class, else "no".
-        """
+        """As `Task`: "yes" is the answer where more than half of the others are of the class."""
         usual_Y = np.asarray(known).mean(axis=0) > 0.5
         return np.mean((np.asarray(asked) > 0.5) == usual_Y, axis=0)
 
@@ -285,7 +231,6 @@ class OneClass(ClassTask):
       n_classes: Y; None for as many as the training targets name.
 
     Example:
-      >>> import numpy as np
       >>> OneClass().score([[2.0, -1.0], [3.0, 1.0]], np.array([0, 1])).value
       0.5
     """
@@ -295,7 +240,9 @@ class OneClass(ClassTask):
     n_classes: int | None = None
 
     def n_outputs(self, y):
-        return self.n_classes or int(np.max(y, initial=-1)) + 1
+        y = np.asarray(y)  # of another type: `check` says so
+        named = int(y.max(initial=-1)) + 1 if y.dtype.kind in "iu" else 1
+        return self.n_classes or max(named, 1)
 
     def check(self, where, y, n_models, n_outputs):
         y = np.asarray(y)
@@ -307,7 +254,7 @@ class OneClass(ClassTask):
         if y.min() < 0 or y.max() >= n_outputs:
             raise ProbexError(
                 f"{where} of shape {y.shape} goes from {y.min()} to {y.max()}, expected places "
-                f"among the {n_outputs} {self.predicts}es, 0 to {n_outputs - 1}"
+                f"among the {n_outputs} candidates, 0 to {n_outputs - 1}"
             )
 
     def loss(self, logits, y):
@@ -340,25 +287,22 @@ class OneClass(ClassTask):
         return float(np.isin(asked, commonest).mean() / len(commonest))
 
     def cross_entropy(self, logits, targets):
-        expected_N = np.sum(targets * logits, axis=1)
-        return float(np.mean(np.logaddexp.reduce(logits, axis=1) - expected_N))
+        return float(np.mean(np.logaddexp.reduce(logits, axis=1) - (targets * logits).sum(axis=1)))
 
     def smoothed(self, logits, y):
-        models, classes = logits.shape
-        targets_NY = np.zeros([models, classes])
-        if classes > 1:
+        targets_NY, place_N1 = np.zeros(logits.shape), np.asarray(y)[:, None]
+        if logits.shape[1] > 1:
             # The doubt is whether it is the likeliest of the others: far ones do not count.
-            others_NY, place_N1 = logits.copy(), np.asarray(y)[:, None]
+            others_NY = logits.copy()
             np.put_along_axis(others_NY, place_N1, -np.inf, axis=1)
-            likeliest_N1 = others_NY.argmax(axis=1)[:, None]
-            np.put_along_axis(targets_NY, likeliest_N1, 1 / (models + 2), axis=1)
-        rest_N1 = 1 - targets_NY.sum(axis=1, keepdims=True)
-        np.put_along_axis(targets_NY, np.asarray(y)[:, None], rest_N1, axis=1)
+            likeliest_N1 = others_NY.argmax(axis=1, keepdims=True)
+            np.put_along_axis(targets_NY, likeliest_N1, 1 / (len(logits) + 2), axis=1)
+        np.put_along_axis(targets_NY, place_N1, 1 - targets_NY.sum(axis=1, keepdims=True), axis=1)
         return targets_NY
 
     def promises(self, predictions, y):
-        chosen_N = np.argmax(predictions, axis=1)
-        return predictions.max(axis=1), (chosen_N == np.asarray(y)).astype(np.float64)
+        held_N = np.argmax(predictions, axis=1) == np.asarray(y)
+        return predictions.max(axis=1), held_N.astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -374,7 +318,6 @@ class Texts(OneClass):
 
     name = "texts"
     head = "text"
-    predicts = "text"
     logit_scale: float = 1.0  # type: ignore[misc]
 
 
@@ -397,7 +340,6 @@ class Number(Task):
     """
 
     name = "number"
-    predicts = "number"
     mean: float = 0.0
     std: float = 1.0
 
@@ -406,9 +348,7 @@ class Number(Task):
 
     def check(self, where, y, n_models, n_outputs):
         y = np.asarray(y)
-        if y.shape != (n_models,) or not (
-            np.issubdtype(y.dtype, np.number) and np.isfinite(y).all()
-        ):
+        if y.shape != (n_models,) or y.dtype.kind not in "iuf" or not np.isfinite(y).all():
             raise ProbexError(
                 f"{where} has shape {y.shape} of {y.dtype}, expected one finite number for each of "
                 f"{n_models} models"
@@ -416,7 +356,7 @@ class Number(Task):
 
     def fitted(self, y):
         y = np.asarray(y, np.float64)
-        if not y.std() > 0:
+        if not np.ptp(y) > 0:
             raise ProbexError("y is the same number for all training models: nothing to tell")
         return replace(self, mean=float(y.mean()), std=float(y.std()))
 
@@ -428,9 +368,6 @@ class Number(Task):
 
     def correct(self, logits, y):
         return 1 - (logits[:, 0] - y) ** 2
-
-    def accuracy_by_class(self, logits, y):
-        return {0: float(self.accuracies(logits, y).mean())}
 
     def predictions(self, logits, temperature=1.0):
         value_N = self.mean + self.std * jnp.asarray(logits)[:, 0]
@@ -451,7 +388,6 @@ class Number(Task):
         return float(np.mean((np.asarray(logits, np.float64) - self.targets(y, 1)) ** 2))
 
     def best_factor(self, outputs, y):
-        """As `Task.best_factor`: outputs of a regression are the logits."""
         return 1.0, self.mean_loss(outputs, y)
 
     def promises(self, predictions, y):
@@ -460,7 +396,5 @@ class Number(Task):
         return np.full(len(value_N), 0.95), held_N.astype(np.float64)
 
 
-# By their names on cards.
-TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (SeveralClasses, OneClass, Texts, Number)
-}
+_ALL: tuple[type[Task], ...] = (SeveralClasses, OneClass, Texts, Number)
+TASKS = {task.name: task for task in _ALL}  # by their names on cards

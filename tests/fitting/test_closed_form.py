@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from probex_jax.experts.calibration import FACTORS
+from probex_jax.experts.centring import tree_variables
 from safetensors.numpy import save_file
 
 import probex_jax as px
 from probex_jax.experts import Recipe, Ridge, Split, build_network, fit_ridge, sweep
-from probex_jax.experts.calibration import FACTORS
-from probex_jax.experts.centring import tree_variables
 from probex_jax.matrices import Centred, dense
 from tests.numeric import error
 

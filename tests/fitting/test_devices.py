@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from probex_jax.experts.devices import _divided, widths
+from probex_jax.fitting.sharding import _divided, widths
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
     ("which", "count"), [("quick", 1), pytest.param("slow", 5, marks=pytest.mark.parity)]
 )
 def test_gradients_on_several_devices_are_those_of_one(which, count):
-    program = [sys.executable, "-W", "error", "-m", "tests.experts.on_devices", which]
+    program = [sys.executable, "-W", "error", "-m", "tests.fitting.on_devices", which]
     done = subprocess.run(program, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True)
     found = json.loads(done.stdout)
     assert len(found) == count
@@ -40,27 +40,3 @@ def test_every_model_of_a_batch_is_taken_once(count):
             mine = (slice(None), *place)
             assert sorted(taken[mine][weight[mine] > 0]) == sorted(part[place])
         assert (index[weight == 0] == 0).all()
-
-
-@pytest.mark.parity
-def test_a_sweep_on_three_devices_is_that_on_one(toy_store, tmp_path):
-    program = [sys.executable, "-W", "error", "-m", "tests.experts.sweep_on_devices"]
-    done = subprocess.run(
-        [*program, str(toy_store.path), str(tmp_path)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-    )
-    found = json.loads(done.stdout)
-    for compute, tolerance in (("float32", 1e-4), ("bfloat16", 2e-2)):
-        one = found[f"one, {compute}"]["losses"]
-        assert len(one) == 6
-        for name in ("three", "three, streamed"):
-            other = found[f"{name}, {compute}"]["losses"]
-            for expert, losses in one.items():
-                np.testing.assert_allclose(losses, other[expert], rtol=tolerance, err_msg=name)
-    exact, rounded = (found[f"one, {compute}"]["losses"] for compute in ("float32", "bfloat16"))
-    assert exact != rounded, "the setting does nothing"
-    for expert, losses in exact.items():
-        np.testing.assert_allclose(losses, rounded[expert], rtol=5e-2)

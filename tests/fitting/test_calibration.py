@@ -5,11 +5,11 @@ import json
 
 import numpy as np
 import pytest
+from probex_jax.experts.calibration import best_temperature, calibration_error
 
 import probex_jax as px
 from probex_jax import Expert, ProbexError
 from probex_jax.experts import Ridge, calibrated, checkpoints, sweep
-from probex_jax.experts.calibration import best_temperature, calibration_error
 from probex_jax.layer_store import LayerStore
 from tests.conftest import CLASSES
 from tests.forest.conftest import text_expert

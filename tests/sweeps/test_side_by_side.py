@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from probex_jax.experts.recipe import variants
+from probex_jax.experts.units import Cost, Room, Unit
 from safetensors.numpy import save_file
 
 import probex_jax as px
 from probex_jax.experts import Recipe, advancing, sweep, units
-from probex_jax.experts.recipe import variants
-from probex_jax.experts.units import Cost, Room, Unit
 
 ENCODER = {"name": "probex", "n_probes": 4, "proj_dim": 4, "rep_dim": 8}
 RECIPE = Recipe(epochs=12, eval_every=5, batch_size=9, learning_rate=3e-3)

@@ -11,9 +11,9 @@ import sys
 import jax
 import numpy as np
 
-from probex_jax.experts import Recipe, Split, build_network, training
-from probex_jax.experts.devices import Devices
-from probex_jax.experts.recipe import variants
+from probex_jax.fitting import Adam, Devices, SeveralClasses, Split, Texts, build_network
+from probex_jax.fitting.group import Group
+from probex_jax.fitting.recipe import variants
 from probex_jax.matrices import Centred, LowRank
 
 N, N_VAL, LAYERS = 19, 6, 2
@@ -45,27 +45,14 @@ def data(kind, head, n_models, seed):
     return Split(x, (rng.random([n_models, 3]) < 0.5).astype(np.float32))
 
 
-def held(split, models):
-    """The models that a process holds."""
-
-    def some(x):
-        return jax.tree.map(lambda leaf: leaf[:, models], x)
-
-    x = split.x
-    x = Centred(some(x.factors), x.centre) if isinstance(x, Centred) else some(x)
-    return split._replace(x=x, y=split.y[models])
-
-
-def trained(network, recipes, splits, count):
+def trained(network, task, recipes, splits, count):
     """The final state on so many devices."""
     devices = Devices.of(jax.devices()[:count])
     counts = {name: len(split.y) for name, split in splits.items()}
-    together = training.Together(network, recipes, LAYERS, counts, devices)
-    put = {
-        name: devices.put(held(split, devices.models(counts[name])), counts[name])
-        for name, split in splits.items()
-    }
-    return jax.tree.map(np.asarray, training.fit_together(together, put))
+    group = Group(network, task, recipes, LAYERS, counts, devices)
+    put = {name: devices.put_all(split) for name, split in splits.items()}
+    put["train"] = group.prepared(put["train"])
+    return jax.device_get(group.train(group.initial(put["train"]), put))
 
 
 def difference(a, b):
@@ -80,14 +67,15 @@ def main(cases):
     jax.config.update("jax_num_cpu_devices", 8)
     found = {}
     # Batches of 7, 7 and 5 of 19 models: nothing divides by anything.
-    recipe = Recipe(batch_size=7, epochs=3, eval_every=2, learning_rate=0.0, l2=0.0)
+    recipe = Adam(batch_size=7, epochs=3, eval_every=2, learning_rate=0.0, l2=0.0)
     recipes = variants(recipe, {"seed": [0, 1]})
     for encoder, kind, head, counts in cases:
         network = build_network({"name": encoder, **SMALL}, head, 3, logit_scale=5.0)
+        task = Texts(logit_scale=5.0) if head == "text" else SeveralClasses()
         splits = {"train": data(kind, head, N, 0), "val": data(kind, head, N_VAL, 1)}
-        one = trained(network, recipes, splits, 1)
+        one = trained(network, task, recipes, splits, 1)
         for count in counts:
-            state = trained(network, recipes, splits, count)
+            state = trained(network, task, recipes, splits, count)
             found[f"{encoder}, {kind}, {head}, {count}"] = {
                 "gradients": difference(moments(one), moments(state)),
                 "losses": difference(one.loss_E, state.loss_E),
