@@ -54,8 +54,8 @@ class Member:
             self.whole.head,
             len(self.whole.classes),
             logit_scale=self.whole.task.logit_scale,
-            normalise=self.card.normalise,
-            centre_rank=self.card.centre_rank,
+            normalise=self.card.normalise or "none",
+            centre_rank=self.card.centre_rank or 0,
             encoders=self.encoders,
         )
 

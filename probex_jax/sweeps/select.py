@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import linen as nn
 
 from probex_jax.ahead import ahead
 from probex_jax.errors import ProbexError
@@ -64,11 +65,12 @@ def select(
       left_out: layer to the reason why no expert was trained on it.
     """
     store, candidates, task = source.store, source.candidates, source.task
-    found_best, by_variant = best_variants(folders, "expert", "val_accuracy")
+    found_best, by_variant = best_variants(folders, "expert", "val_accuracy", source.encoders)
     expert, by_layer = _best(found_best, source, "val", source.targets("val"), most)
     kept = {"expert": expert}
     if candidates is not None and _all_have(HOLDOUT, folders):
-        held_out, _ = best_variants(folders, HOLDOUT, "val_holdout_accuracy")
+        metric, encoders = "val_holdout_accuracy", source.encoders
+        held_out, _ = best_variants(folders, HOLDOUT, metric, encoders)
         among_all = candidates.among_all("val_holdout")
         kept[HOLDOUT], _ = _best(held_out, source, "val_holdout", among_all, most)
     encoder = None if candidates is None else candidates.encoder
@@ -118,7 +120,10 @@ def _all_have(name: str, folders: Mapping[str, Sequence[Path]]) -> bool:
 
 
 def best_variants(
-    folders: Mapping[str, Sequence[Path]], name: str, metric: str
+    folders: Mapping[str, Sequence[Path]],
+    name: str,
+    metric: str,
+    encoders: Mapping[str, type[nn.Module]],
 ) -> tuple[dict[str, Path], dict[str, list[dict[str, Any]]]]:
     """Of each layer the expert that is best by a figure of validation, of equal ones the first.
 
@@ -130,7 +135,7 @@ def best_variants(
     for layer, variants in folders.items():
         paths[layer] = variants[0] / name
         if len(variants) > 1:
-            cards = [Expert.load(folder / name).card for folder in variants]
+            cards = [Expert.load(folder / name, encoders).card for folder in variants]
             found = [card.figures[metric] for card in cards]
             paths[layer] = variants[int(np.argmax(found))] / name
             recipes = [card.members[0].recipe or {} for card in cards]
@@ -150,7 +155,7 @@ def _best(
     """
 
     def answer(layer: str) -> tuple[np.ndarray, float]:
-        expert = Expert.load(paths[layer])
+        expert = Expert.load(paths[layer], source.encoders)
         logits_NY = stored_logits(expert, source.store, split, asked.texts)
         return logits_NY, expert.card.figures["val_accuracy"]
 
@@ -159,13 +164,13 @@ def _best(
     chosen = best_committee(logits, asked.y, most, source.task)
     together_NY: Any = np.mean([logits[layer] for layer in chosen], axis=0)
     together = float(np.mean(source.task.accuracies(together_NY, asked.y)))
-    expert = committee([Expert.load(paths[layer]) for layer in chosen])
+    expert = committee([Expert.load(paths[layer], source.encoders) for layer in chosen])
     metrics = {**expert.card.figures, "committee_accuracy": together}
     accuracies = {layer: accuracy for layer, (_, accuracy) in found.items()}
     return expert.with_card(metrics=metrics), accuracies
 
 
-def result(workdir: Path) -> SweepResult:
+def result(workdir: Path, encoders: Mapping[str, type[nn.Module]]) -> SweepResult:
     """What a finished sweep found.
 
     Raises:
@@ -177,7 +182,7 @@ def result(workdir: Path) -> SweepResult:
         found = metrics.get("zero_shot")
         return SweepResult(
             layers=metrics["val_accuracy_by_layer"],
-            expert=Expert.load(workdir),
+            expert=Expert.load(workdir, encoders),
             test=Score(**metrics["test_accuracy"]),
             zero_shot=None if found is None else ZeroShot.from_json(found),
             metrics=metrics,

@@ -1,7 +1,7 @@
 """Where the data of a sweep comes from."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
+from flax import linen as nn
 from jax.experimental import multihost_utils
 
 from probex_jax.experts.alignment import Candidates
@@ -30,6 +31,7 @@ class Source:
       candidates: of experts aligned with text, the texts; else None.
       normalise: as `sweep` takes it.
       network: layer to what is trained on it, reading what is normalised already.
+      encoders: encoders by name.
       devices: where.
     """
 
@@ -38,6 +40,7 @@ class Source:
     candidates: Candidates | None
     normalise: str
     network: Callable[[str], Network]
+    encoders: Mapping[str, type[nn.Module]]
     devices: Devices
 
     @property

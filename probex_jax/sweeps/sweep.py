@@ -48,7 +48,7 @@ from probex_jax.fitting.loop import State
 from probex_jax.fitting.network import ENCODERS, Network, build_network
 from probex_jax.fitting.recipe import VARIED, Adam, variants
 from probex_jax.fitting.sharding import ONE, Devices
-from probex_jax.fitting.task import SeveralClasses, Task
+from probex_jax.fitting.task import TASKS, OneClass, SeveralClasses, Task
 from probex_jax.layer_store import LayerStore
 from probex_jax.sweeps.jobs import IN_FLIGHT, Job, Room, plan
 from probex_jax.sweeps.processes import divided
@@ -144,7 +144,7 @@ def sweep(
         n_outputs, scale = len(card.classes), task.logit_scale
         return build_network(encoder, head, n_outputs, logit_scale=scale, encoders=encoders)
 
-    source = Source(store, task, candidates, normalise, network, devices)
+    source = Source(store, task, candidates, normalise, network, encoders, devices)
     if isinstance(recipe, ClosedForm):
         check_closed_form(network(names[0]), task)
     build_network(encoder, head, len(card.classes), normalise=normalise, encoders=encoders)
@@ -163,14 +163,14 @@ def sweep(
         if done:
             for name in names:
                 on_progress(name, sum(recipe.epochs for recipe in recipes))
-            return result(workdir)
+            return result(workdir, encoders)
         job.train_all(names, stream)
         if devices.writes:
             with alone(workdir / ".lock", needed=share[1] > 1):
                 if not (workdir / "metrics.json").exists():
                     job.select(names, committee)
         devices.wait("chosen")
-        return result(workdir)
+        return result(workdir, encoders)
 
 
 def _check(
@@ -190,6 +190,8 @@ def _check(
         raise ProbexError(f"save_every_s: {save_every_s!r} is not a number of seconds >= 0")
     if not 0 <= share[0] < share[1]:
         raise ProbexError(f"process {share[0]} of {share[1]}: expected 0 to {share[1] - 1}")
+    if not isinstance(task, SeveralClasses | OneClass) or task.name not in TASKS:
+        raise ProbexError(f"task: {task.name!r} is none that a store has targets of")
     if len({head == "text", task.head == "text", alignment is not None}) > 1:
         raise ProbexError('head: "text" and settings of the text belong together')
 
