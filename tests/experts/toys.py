@@ -25,9 +25,9 @@ def draw(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def random_variables(network, shape, *, head="class", seed=0):
+def random_variables(network, shape, *, head="class", seed=0, text_dim=TEXT_DIM):
     """Variables of a network that reads matrices [H, W]."""
-    texts = [jnp.ones([1, TEXT_DIM])] if head == "text" else []
+    texts = [jnp.ones([1, text_dim])] if head == "text" else []
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.ones([1, *shape]), *texts)
     seeds = iter(range(1000 * seed, 10**6))
     return jax.tree.map(lambda leaf: draw(next(seeds), *leaf.shape), shapes)
