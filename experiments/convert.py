@@ -120,7 +120,7 @@ def _row(expert: px.Expert, member: Any) -> dict[str, Any]:
         "encoder": member.card.encoder["name"],
         "head": expert.card.head,
         "classes": len(expert.card.classes),
-        "normalise": member.card.normalise,
+        "normalise": member.card.normalise or "none",
         "weight": f"{member.card.weight:.3f}",
     }
 

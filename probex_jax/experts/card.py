@@ -65,7 +65,7 @@ class MemberCard:
       layer: name of the layer that it reads.
       shape: (H, W) of that layer's matrices.
       weight: of its logits among those of the other members; all add up to one.
-      normalise, centre_rank: as `Network` has them.
+      normalise, centre_rank: as `Network` has them; None, as on some JSON, for its defaults.
       layout: one of `LAYOUTS`.
       recipe: how it was fitted.
       metrics: figures of its fitting.
@@ -75,8 +75,8 @@ class MemberCard:
     layer: str
     shape: tuple[int, int]
     weight: float = 1.0
-    normalise: str = "none"
-    centre_rank: int = 0
+    normalise: str | None = None
+    centre_rank: int | None = None
     layout: str = "canonical"
     recipe: Mapping[str, Any] | None = None
     metrics: Mapping[str, Any] | None = None
@@ -197,6 +197,8 @@ class Card:
         if head not in HEADS:
             raise ProbexError(f"{where}: head on the card is {head!r}: not {' or '.join(HEADS)}")
         tree, classes = read.take("tree", str), tuple(read.take("classes", list))
+        if not all(isinstance(name, str) for name in classes):
+            raise ProbexError(f"{where}: classes on the card are not all names")
         text = read.part("text", TextCard, required=head == "text")
         calibration = read.part("calibration", Calibration)
         if calibration and not 0 < calibration.temperature < float("inf"):
@@ -282,8 +284,8 @@ def _member(read: _Reader, where: object, *, alone: bool = False) -> MemberCard:
         layer,
         (shape[0], shape[1]),
         weight,
-        read.take("normalise", str, "none"),
-        read.take("centre_rank", int, 0),
+        read.take("normalise", str, None),
+        read.take("centre_rank", int, None),
         layout,
         read.take("recipe", dict, None),
         None if alone else read.take("metrics", dict, None),
@@ -300,9 +302,18 @@ def _task(value: Mapping[str, Any] | None, head: str, text: TextCard | None, whe
         return _implied(head, text)
     fields = dict(value)
     try:
-        return TASKS[fields.pop("name")](**fields)
+        task = TASKS[fields.pop("name")](**fields)
+        if task.head == ("class" if head == "none" else head) and all(
+            map(_is_number, fields.values())
+        ):
+            return task
     except (KeyError, TypeError):
-        raise ProbexError(f"{where}: task on the card is {dict(value)!r}: unknown") from None
+        pass
+    raise ProbexError(f"{where}: task on the card is {dict(value)!r}: none of a {head} head")
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and abs(value) < float("inf"))
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ Layers = ArrayLike | Matrices | Mapping[str, Any]
 
 
 @jax.tree_util.register_pytree_node_class
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Expert:
     """What was trained on the models of one tree: a network on one layer, or a committee of such.
 

@@ -54,8 +54,8 @@ class Member:
             self.whole.head,
             len(self.whole.classes),
             logit_scale=self.whole.task.logit_scale,
-            normalise=self.card.normalise,
-            centre_rank=self.card.centre_rank,
+            normalise=self.card.normalise or "none",
+            centre_rank=self.card.centre_rank or 0,
             encoders=self.encoders,
         )
 
@@ -112,7 +112,10 @@ class Member:
         shape = self.card.shape[::-1] if self.card.layout == "reference" else self.card.shape
         x, text = jax.ShapeDtypeStruct((1, *shape), jnp.float32), self.whole.text
         texts = None if text is None else jax.ShapeDtypeStruct((1, text.dim), jnp.float32)
-        expected = jax.eval_shape(network.init, jax.random.key(0), x, texts)
+        try:
+            expected = jax.eval_shape(network.init, jax.random.key(0), x, texts)
+        except OverflowError:  # sizes on the card are no sizes of arrays
+            expected = None
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), expected)
         if jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), self.variables) != shapes:
             raise ProbexError(f"{path}: the parameters do not fit the encoder on the expert's card")

@@ -18,7 +18,6 @@ from probex_jax.experts.expert import Expert
 from probex_jax.experts.predictions import Predictions, stored_logits
 from probex_jax.files import read_json, write_json
 from probex_jax.fitting import Score, Split
-from probex_jax.fitting.network import NO_MORE
 from probex_jax.fitting.recipe import VARIED
 from probex_jax.prefetch import prefetch
 from probex_jax.sweeps.source import Source
@@ -66,11 +65,12 @@ def select(
       left_out: layer to the reason why no expert was trained on it.
     """
     store, candidates, task = source.store, source.candidates, source.task
-    found_best, by_variant = best_variants(source, folders, "expert", "val_accuracy")
+    found_best, by_variant = best_variants(folders, "expert", "val_accuracy", source.encoders)
     expert, by_layer = _best(found_best, source, "val", source.targets("val"), most)
     kept = {"expert": expert}
     if candidates is not None and _all_have(HOLDOUT, folders):
-        held_out, _ = best_variants(source, folders, HOLDOUT, "val_holdout_accuracy")
+        metric, encoders = "val_holdout_accuracy", source.encoders
+        held_out, _ = best_variants(folders, HOLDOUT, metric, encoders)
         among_all = candidates.among_all("val_holdout")
         kept[HOLDOUT], _ = _best(held_out, source, "val_holdout", among_all, most)
     encoder = None if candidates is None else candidates.encoder
@@ -120,7 +120,10 @@ def _all_have(name: str, folders: Mapping[str, Sequence[Path]]) -> bool:
 
 
 def best_variants(
-    source: Source, folders: Mapping[str, Sequence[Path]], name: str, metric: str
+    folders: Mapping[str, Sequence[Path]],
+    name: str,
+    metric: str,
+    encoders: Mapping[str, type[nn.Module]],
 ) -> tuple[dict[str, Path], dict[str, list[dict[str, Any]]]]:
     """Of each layer the expert that is best by a figure of validation, of equal ones the first.
 
@@ -132,7 +135,7 @@ def best_variants(
     for layer, variants in folders.items():
         paths[layer] = variants[0] / name
         if len(variants) > 1:
-            cards = [Expert.load(folder / name, source.encoders).card for folder in variants]
+            cards = [Expert.load(folder / name, encoders).card for folder in variants]
             found = [card.figures[metric] for card in cards]
             paths[layer] = variants[int(np.argmax(found))] / name
             recipes = [card.members[0].recipe or {} for card in cards]
@@ -167,7 +170,7 @@ def _best(
     return expert.with_card(metrics=metrics), accuracies
 
 
-def result(workdir: Path, encoders: Mapping[str, type[nn.Module]] = NO_MORE) -> SweepResult:
+def result(workdir: Path, encoders: Mapping[str, type[nn.Module]]) -> SweepResult:
     """What a finished sweep found.
 
     Raises:

@@ -47,7 +47,7 @@ from probex_jax.fitting.loop import State
 from probex_jax.fitting.network import NO_MORE, Network, build_network
 from probex_jax.fitting.recipe import VARIED, Adam, variants
 from probex_jax.fitting.sharding import ONE, Devices
-from probex_jax.fitting.task import SeveralClasses, Task
+from probex_jax.fitting.task import TASKS, OneClass, SeveralClasses, Task
 from probex_jax.layer_store import LayerStore
 from probex_jax.prefetch import prefetch
 from probex_jax.sweeps.jobs import IN_FLIGHT, Job, Room, plan
@@ -190,6 +190,8 @@ def _check(
         raise ProbexError(f"save_every_s: {save_every_s!r} is not a number of seconds >= 0")
     if not 0 <= share[0] < share[1]:
         raise ProbexError(f"process {share[0]} of {share[1]}: expected 0 to {share[1] - 1}")
+    if not isinstance(task, SeveralClasses | OneClass) or task.name not in TASKS:
+        raise ProbexError(f"task: {task.name!r} is none that a store has targets of")
     if len({head == "text", task.head == "text", alignment is not None}) > 1:
         raise ProbexError('head: "text" and settings of the text belong together')
 
