@@ -85,7 +85,7 @@ def fit(
     loss: Loss | None = None,
     optimiser: optax.GradientTransformation | None = None,
     devices: Devices = ONE,
-    on_evaluation: Callable[[State], None] = lambda state: None,
+    on_evaluation: Callable[[State], None] | None = None,
 ) -> Fit:
     """Fits an encoder and a head to the matrices of one layer.
 
@@ -107,7 +107,8 @@ def fit(
       loss: of each model [N], of logits [N, Y] and targets; None for the task's.
       optimiser: for Adam's place; its learning rate and L2 term are then not used.
       devices: what Adam trains on.
-      on_evaluation: called with the state after each of Adam's evaluations.
+      on_evaluation: called with the network's state after each of Adam's evaluations, the one
+        before training included.
 
     Returns:
       What was fitted.
@@ -207,7 +208,9 @@ def _tree(x: Any, normalise: str) -> Tree:
     return tree_of(moments([jax.device_get(x)]), normalise, factors=isinstance(x, LowRank))
 
 
-def _trained(group: Group, splits: Mapping[str, Split], on_evaluation: Any) -> Any:
+def _trained(
+    group: Group, splits: Mapping[str, Split], on_evaluation: Callable[[State], None] | None
+) -> Any:
     """The best on "val" of one network."""
     stacked = {}
     for name, split in splits.items():
@@ -216,5 +219,10 @@ def _trained(group: Group, splits: Mapping[str, Split], on_evaluation: Any) -> A
         )
         stacked[name] = group.devices.put_all(split)
     stacked["train"] = group.prepared(stacked["train"])
-    state = group.train(group.initial(stacked["train"]), stacked, on_evaluation=on_evaluation)
+
+    def evaluated(state: State) -> None:
+        if on_evaluation is not None:
+            on_evaluation(select(state, 0, 0))
+
+    state = group.train(group.initial(stacked["train"]), stacked, on_evaluation=evaluated)
     return jax.device_get(select(state, 0, 0).best["val"])

@@ -13,7 +13,6 @@ joins are of one tree while this is below one half; how many trees there are is 
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.cluster.hierarchy import linkage
 
 # Two models at half the squared distance of unrelated ones have a cosine of one half.
 _RELATED = 0.5
@@ -116,6 +115,8 @@ class Clusters:
 
 def _trees(models: list[Cluster]) -> list[Cluster]:
     """The trees of single models: Ward's joins, but none of clusters that are not related."""
+    from scipy.cluster.hierarchy import linkage  # half a second
+
     if len(models) < 2:
         return models
     centres_ND = np.stack([model.centre for model in models])
