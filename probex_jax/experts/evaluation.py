@@ -82,7 +82,8 @@ def evaluate(
       ...     save_file({"fc.weight": x}, path / "model.safetensors",
       ...               {"dataset_chosen_targets": "['cat']" if x[0, 0] > 0 else "['dog']"})
       >>> store = pack(scan(folder / "zoo"), folder / "store").store
-      >>> found = fit(Dense(rep_dim=2), store.matrices("fc.weight", "train"), store.targets("train"))
+      >>> x, y = store.matrices("fc.weight", "train"), store.targets("train")
+      >>> found = fit(Dense(rep_dim=2), x, y)
       >>> expert = Expert.of(found, tree="zoo", layer="fc.weight", classes=store.classes)
       >>> score, logits = evaluate(expert, store, "train")
       >>> score.value > score.chance, logits.shape
