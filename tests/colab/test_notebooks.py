@@ -284,7 +284,7 @@ def test_model_j(tmp_path, monkeypatch):
         )
         assert hub.bytes_sent(".safetensors") < 0.1 * 40 * 2**21
     assert found["table"].splitlines()[0] == "{'train': 20, 'val': 10, 'test': 10}"
-    assert found["whole"] == "40 whole models: about 0.084 GB\n"
+    assert found["whole"] == "40 whole models: about 0.08 GB\n"
     assert found["moved"].startswith("a.weight: 12 x 16, of 40 models\n")
     share = float(re.search(r"(\S+)% of whole models", found["moved"])[1])
     assert 0 < share < 10
