@@ -2,10 +2,11 @@
 
 from probex_jax.encoders import Dense, MVProbe, ProbeX
 from probex_jax.errors import ProbexError
-from probex_jax.experts import Expert
+from probex_jax.experts import Expert, evaluate
 from probex_jax.fitting import (
     Adam,
     ClosedForm,
+    Devices,
     Fit,
     Number,
     OneClass,
@@ -18,12 +19,14 @@ from probex_jax.fitting import (
 from probex_jax.forest import Description, Forest, grow
 from probex_jax.heads import ClassHead, TextHead
 from probex_jax.language import text_encoder
-from probex_jax.layer_store import LayerStore, pack
+from probex_jax.layer_store import LayerStore, pack, pack_from_hub
 from probex_jax.matrices import LowRank, contract, project, respond, stack
-from probex_jax.model_files import LayerInfo, Limits, ModelFile, open_model, select_layers
+from probex_jax.model_files import LayerInfo, Limits, ModelFile, Remote, open_model, select_layers
+from probex_jax.reports import model_card
 from probex_jax.search import Index, find_models
 from probex_jax.sweeps import sweep
-from probex_jax.zoo import scan
+from probex_jax.zoo import miniature, scan
+from probex_jax.zoo.model_j_table import read_table
 
 __version__ = "0.1.0"
 
@@ -44,6 +47,7 @@ __all__ = [  # noqa: RUF022
     # Fitting: arrays in, parameters out.
     "Adam",
     "ClosedForm",
+    "Devices",
     "Fit",
     "Number",
     "OneClass",
@@ -56,20 +60,26 @@ __all__ = [  # noqa: RUF022
     "LayerInfo",
     "Limits",
     "ModelFile",
+    "Remote",
     "open_model",
     "select_layers",
-    # Many models: a zoo on disk, packed into a store.
+    # Many models: a zoo on disk or on the hub, packed into a store; one to try things with.
     "LayerStore",
+    "miniature",
     "pack",
+    "pack_from_hub",
+    "read_table",
     "scan",
     # Experts, one by one or a store's; and the texts that some are aligned with.
     "Expert",
+    "evaluate",
     "sweep",
     "text_encoder",
     # Forest: the trees that are known, and what is said of a model.
     "Description",
     "Forest",
     "grow",
+    "model_card",
     # Search.
     "Index",
     "find_models",

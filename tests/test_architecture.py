@@ -25,3 +25,13 @@ def test_no_room_is_missing_from_the_map():
     for path in (ROOT / "probex_jax").iterdir():
         if path.suffix == ".py" or (path / "__init__.py").exists():
             assert f"`probex_jax/{path.name}" in text, path.name
+
+
+def test_what_is_slow_to_import_is_imported_where_it_is_used():
+    slow = "matplotlib sklearn scipy.cluster scipy.optimize orbax lancedb gradio huggingface_hub"
+    program = (
+        "import probex_jax, sys; print(*(name for name in sys.argv[1:] if name in sys.modules))"
+    )
+    command = [sys.executable, "-c", program, *slow.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, [])

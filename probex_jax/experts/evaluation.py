@@ -70,6 +70,24 @@ def evaluate(
     Raises:
       ProbexError: if the store is of another tree or has other classes than the expert, no such
         layer, or no such split.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> from safetensors.numpy import save_file
+      >>> from probex_jax import Dense, fit, pack, scan
+      >>> folder, rng = pathlib.Path(tempfile.mkdtemp()), np.random.default_rng(0)
+      >>> for number in range(16):
+      ...     x, path = rng.normal(size=(2, 3)).astype("f4"), folder / "zoo" / "train" / f"{number}"
+      ...     path.mkdir(parents=True)
+      ...     save_file({"fc.weight": x}, path / "model.safetensors",
+      ...               {"dataset_chosen_targets": "['cat']" if x[0, 0] > 0 else "['dog']"})
+      >>> store = pack(scan(folder / "zoo"), folder / "store").store
+      >>> x, y = store.matrices("fc.weight", "train"), store.targets("train")
+      >>> found = fit(Dense(rep_dim=2), x, y)
+      >>> expert = Expert.of(found, tree="zoo", layer="fc.weight", classes=store.classes)
+      >>> score, logits = evaluate(expert, store, "train")
+      >>> score.value > score.chance, logits.shape
+      (True, (16, 2))
     """
     found = answers(expert, store, (split,), encoder)[split]
     return score(expert, store, split, found), found.logits

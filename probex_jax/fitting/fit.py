@@ -85,7 +85,7 @@ def fit(
     loss: Loss | None = None,
     optimiser: optax.GradientTransformation | None = None,
     devices: Devices = ONE,
-    on_evaluation: Callable[[State], None] = lambda state: None,
+    on_evaluation: Callable[[State], None] | None = None,
 ) -> Fit:
     """Fits an encoder and a head to the matrices of one layer.
 
@@ -107,8 +107,8 @@ def fit(
       loss: of each model [N], of logits [N, Y] and targets; None for the task's.
       optimiser: for Adam's place; its learning rate and L2 term are then not used.
       devices: what Adam trains on.
-      on_evaluation: called with the state after each of Adam's evaluations; its leaves have two
-        axes in front, of size 1 each (`loop.State`).
+      on_evaluation: called with the network's state after each of Adam's evaluations, the one
+        before training included.
 
     Returns:
       What was fitted.
@@ -214,7 +214,9 @@ def _tree(x: Any, normalise: str) -> Tree:
     return tree_of(moments([jax.device_get(x)]), normalise, factors=isinstance(x, LowRank))
 
 
-def _trained(group: Group, splits: Mapping[str, Split], on_evaluation: Any) -> Any:
+def _trained(
+    group: Group, splits: Mapping[str, Split], on_evaluation: Callable[[State], None] | None
+) -> Any:
     """The best on "val" of one network."""
     stacked = {}
     for name, split in splits.items():
@@ -224,5 +226,9 @@ def _trained(group: Group, splits: Mapping[str, Split], on_evaluation: Any) -> A
         split = split._replace(x=x, y=group.task.encoded(split.y))
         stacked[name] = group.devices.put_all(split)
     stacked["train"] = group.prepared(stacked["train"])
-    state = group.train(group.initial(stacked["train"]), stacked, on_evaluation=on_evaluation)
+
+    def evaluated(state: State) -> None:
+        on_evaluation(select(state, 0, 0))
+
+    state = group.train(group.initial(stacked["train"]), stacked, on_evaluation=evaluated)
     return jax.device_get(select(state, 0, 0).best["val"])

@@ -12,7 +12,6 @@ joins form one tree while this is below one half, so the number of trees need no
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.cluster.hierarchy import linkage
 
 # Two models at half the squared distance of unrelated ones have a cosine of one half.
 _RELATED = 0.5
@@ -115,6 +114,8 @@ class Clusters:
 
 def _trees(models: list[Cluster]) -> list[Cluster]:
     """Clusters models by Ward's joins, skipping those of unrelated clusters."""
+    from scipy.cluster.hierarchy import linkage  # half a second
+
     if len(models) < 2:
         return models
     centres_ND = np.stack([model.centre for model in models])

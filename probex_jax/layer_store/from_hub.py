@@ -51,6 +51,12 @@ def pack_from_hub(
 
     Raises:
       ProbexError: as `pack` does, or if nothing can be written to the folder.
+
+    Example:
+      >>> from probex_jax import read_table
+      >>> table = read_table("SupViT", (), Remote())  # doctest: +SKIP
+      >>> pack_from_hub(table, "stores", 59, Remote()).store.path  # doctest: +SKIP
+      PosixPath('stores/SupViT')
     """
     path = Path(out) / table.subset
     with one_writer(path):

@@ -85,8 +85,15 @@ def read_table(subset: str, splits: Sequence[str], remote: Remote, dataset: str 
       remote: how it is read.
       dataset: "org/name" of the table.
 
+    Returns:
+      The models of these splits, and the words for their classes.
+
     Raises:
       ProbexError: if the hub has no such table, subset or split, or a row names no model.
+
+    Example:
+      >>> read_table("SupViT", ["val"], Remote()).models[0].split  # doctest: +SKIP
+      'val'
     """
     files, repo = _files_of_subset(subset, remote, dataset)
     models: list[ListedModel] = []

@@ -5,6 +5,7 @@ the flags that make tests quick. How long each took goes to out/notebooks.json.
 """
 
 import ast
+import configparser
 import importlib.util
 import json
 import os
@@ -18,8 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 from safetensors.numpy import load_file, save_file
 
+import probex_jax as px
 from tests import model_j
 from tests.end_to_end import commands
 from tests.hub import tables
@@ -71,46 +74,77 @@ def test_what_they_name_is_there(name):
         assert other in NAMES
 
 
-@pytest.mark.parametrize("name", ["model_j", "encoders"])
-@pytest.mark.parametrize("gpu", [None, "/usr/bin/nvidia-smi"])
-def test_a_machine_with_a_gpu_gets_cuda(name, gpu, tmp_path, monkeypatch):
-    done = []
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(shutil, "which", lambda name: gpu)
-    monkeypatch.setattr(subprocess, "run", lambda command, check: done.append(command))
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.chdir(tmp_path)
-    Path("probex_jax_checkout").mkdir()
-    exec(cell(name, "install"), {"SOURCE": "https://example.org/code.git"})
-    [install] = done
-    assert ("cuda12" in install[-1]) == bool(gpu)
+def imported(name):
+    """What the cells of a notebook import, with the names that they take from it."""
+    for source in read(name)["cells"]:
+        if source["cell_type"] == "code":
+            for node in ast.walk(ast.parse("".join(source["source"]))):
+                if isinstance(node, ast.Import):
+                    yield from ((alias.name, alias.asname) for alias in node.names)
+                elif isinstance(node, ast.ImportFrom):
+                    yield node.module, None
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_machine_without_the_project_gets_it_from_the_source(name, tmp_path, monkeypatch):
-    done = []
+def test_of_the_project_they_import_the_package_alone(name):
+    rooms = {"probex_jax", "experiments", "configs", "tests"}
+    ours = {pair for pair in imported(name) if pair[0].partition(".")[0] in rooms}
+    assert ours == {("probex_jax", "px")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_they_use_of_it_is_public(name):
+    for each in read(name)["cells"]:
+        if each["cell_type"] == "code":
+            for used in re.findall(r"\bpx\.(\w+)", "".join(each["source"])):
+                assert used in px.__all__
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """On a machine without the project, what `pip install` is asked for."""
+    asked = []
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.chdir(tmp_path)
 
     def run(command, check):
         assert check
-        done.append([str(part) for part in command])
-        Path("probex_jax_checkout").mkdir(exist_ok=True)
+        assert command[:4] == [sys.executable, "-m", "pip", "install"]
+        asked.append(command[-1])
 
     monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(AssertionError, match="set SOURCE"):
+    return asked
+
+
+@pytest.mark.parametrize("name", ["model_j", "encoders"])
+@pytest.mark.parametrize("gpu", [None, "/usr/bin/nvidia-smi"])
+def test_a_machine_with_a_gpu_gets_cuda(name, gpu, installed, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: gpu)
+    exec(cell(name, "install"), {"SOURCE": "git+https://example.org/code.git"})
+    [asked] = installed
+    assert ("cuda12" in asked) == bool(gpu)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_machine_without_the_project_gets_it_from_the_source(name, installed):
+    with pytest.raises(AssertionError, match="SOURCE"):
         exec(cell(name, "install"), {"SOURCE": ""})
-    exec(cell(name, "install"), {"SOURCE": "https://example.org/code.git"})
-    (clone, install), folder = done, tmp_path / "probex_jax_checkout"
-    assert clone[:2] == ["git", "clone"]
-    assert clone[-2:] == ["https://example.org/code.git", str(folder)]
-    assert install[:4] == [sys.executable, "-m", "pip", "install"]
-    assert install[-1].startswith(str(folder))
-    assert (Path.cwd(), sys.path[0]) == (folder, str(folder))
-    monkeypatch.chdir(tmp_path)
-    exec(cell(name, "install"), {"SOURCE": "https://example.org/code.git"})
-    assert done[2:] == [install], "a copy that is there is not copied again"
+    assert not installed
+    exec(cell(name, "install"), {"SOURCE": "git+https://example.org/code.git"})
+    [asked] = map(Requirement, installed)
+    assert (asked.name, asked.url) == ("probex_jax", "git+https://example.org/code.git")
+    assert asked.extras <= extras()
+
+
+def extras():
+    about = configparser.ConfigParser()
+    about.read(ROOT / "setup.cfg")
+    return set(about["options.extras_require"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_machine_with_the_project_installs_nothing(name, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", None)
+    exec(cell(name, "install"), {"SOURCE": ""})
 
 
 def fresh_machine(folder, monkeypatch):
@@ -206,7 +240,7 @@ def test_first_steps(tmp_path, monkeypatch):
     for name, value in sizes.items():
         assert f"{name} = {value}" in cell("first_steps", "parameters")
     kernel = fresh_machine(tmp_path, monkeypatch)
-    where = {"SOURCE": ROOT.as_uri(), "WORK": str(tmp_path / "work")}
+    where = {"SOURCE": f"git+{ROOT.as_uri()}", "WORK": str(tmp_path / "work")}
     found = executed("first_steps", tmp_path, monkeypatch, kernel=kernel, **where, **sizes)
     assert float(found["train"].split()[0]) > 0.95
     assert "itself: {}" in found["hide"]
@@ -221,8 +255,8 @@ def test_first_steps(tmp_path, monkeypatch):
 
 @pytest.mark.notebook
 def test_encoders(tmp_path, monkeypatch):
-    found = executed("encoders", tmp_path, monkeypatch, SOURCE="", WORK=str(tmp_path), STEPS=100)
-    assert float(re.search(r"accuracy (\S+)", found["trained"])[1]) > 0.9
+    found = executed("encoders", tmp_path, monkeypatch, SOURCE="", WORK=str(tmp_path), EPOCHS=100)
+    assert float(re.search(r"test accuracy (\S+)", found["fit"])[1]) > 0.9
     strong, weak, none = (
         np.mean([float(x) for x in line.split()[-3:]]) for line in found["vmap"].splitlines()
     )
@@ -230,7 +264,7 @@ def test_encoders(tmp_path, monkeypatch):
     assert none == pytest.approx(0.5, abs=0.1)
     for id in ("low-rank", "compared"):
         assert float(found[id].split()[-1]) < 1e-5
-    for line in found["load"].splitlines()[1:]:
+    for line in found["load"].splitlines():
         assert (float(line.split()[1]) > 0.5) == ("trained on it" in line)
 
 
@@ -250,7 +284,7 @@ def test_model_j(tmp_path, monkeypatch):
         )
         assert hub.bytes_sent(".safetensors") < 0.1 * 40 * 2**21
     assert found["table"].splitlines()[0] == "{'train': 20, 'val': 10, 'test': 10}"
-    assert found["whole"].startswith("40 whole models: about 84.")
+    assert found["whole"] == "40 whole models: about 0.08 GB\n"
     assert found["moved"].startswith("a.weight: 12 x 16, of 40 models\n")
     share = float(re.search(r"(\S+)% of whole models", found["moved"])[1])
     assert 0 < share < 10

@@ -42,18 +42,18 @@ class Lora:
       models_at_once: models that one compiled program adapts side by side.
     """
 
-    digits: int
-    transforms: int
-    models: int
-    rank: int
-    images: tuple[int, int]
-    steps: tuple[int, ...]
-    learning_rates: tuple[float, float]
-    batch_size: int
-    pretraining_steps: int
-    pretraining_batch_size: int
-    pretraining_rate: float
-    models_at_once: int
+    digits: int = 10
+    transforms: int = 8
+    models: int = 15
+    rank: int = 4
+    images: tuple[int, int] = (5, 10)
+    steps: tuple[int, ...] = (50, 60, 70)
+    learning_rates: tuple[float, float] = (8e-3, 2e-2)
+    batch_size: int = 8
+    pretraining_steps: int = 2000
+    pretraining_batch_size: int = 32
+    pretraining_rate: float = 2e-3
+    models_at_once: int = 4
 
     def __post_init__(self) -> None:
         n_digits, n_transforms = len(concepts.DIGITS), len(concepts.TRANSFORMS)
@@ -101,21 +101,25 @@ class Settings:
       pretraining_rate: learning rate at its first step.
       models_at_once: models that one compiled program fine-tunes side by side.
       lora: all that MiniLoRA is made with, but for the seed; the others take no notice of it.
+
+    Example:
+      >>> Settings(trees=("MiniMAE",), models=120).steps
+      (100, 125, 150)
     """
 
-    trees: tuple[str, ...]
-    models: int
-    seed: int
-    chosen: int
-    steps: tuple[int, ...]
-    learning_rates: tuple[float, float]
-    weight_decays: tuple[float, float]
-    batch_size: int
-    pretraining_steps: int
-    pretraining_batch_size: int
-    pretraining_rate: float
-    models_at_once: int
-    lora: Lora
+    trees: tuple[str, ...] = TREE_NAMES
+    models: int = 600
+    seed: int = 0
+    chosen: int = 10
+    steps: tuple[int, ...] = (100, 125, 150)
+    learning_rates: tuple[float, float] = (1e-3, 3e-3)
+    weight_decays: tuple[float, float] = (1e-4, 1e-2)
+    batch_size: int = 32
+    pretraining_steps: int = 3000
+    pretraining_batch_size: int = 64
+    pretraining_rate: float = 2e-3
+    models_at_once: int = 8
+    lora: Lora = dataclasses.field(default_factory=Lora)
 
     def __post_init__(self) -> None:
         checks: Checks = {
