@@ -228,7 +228,8 @@ def _trained(
     stacked["train"] = group.prepared(stacked["train"])
 
     def evaluated(state: State) -> None:
-        on_evaluation(select(state, 0, 0))
+        if on_evaluation is not None:
+            on_evaluation(select(state, 0, 0))
 
     state = group.train(group.initial(stacked["train"]), stacked, on_evaluation=evaluated)
     return jax.device_get(select(state, 0, 0).best["val"])
