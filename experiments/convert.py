@@ -74,6 +74,9 @@ def main() -> None:
         expert = px.Expert.load(paths["from_expert"])
         to_torch(expert, paths["to_torch"])
     print(cli.table([_row(expert, member) for member in expert.members]))
+    print(
+        f"classes, in the order of the outputs: {', '.join(map(cli.one_line, expert.card.classes))}"
+    )
 
 
 def _about() -> dict[str, Any]:

@@ -57,8 +57,8 @@ def from_torch(
       path: a state dict, `.safetensors`; or the folder that `to_torch` made of a committee.
       layer: name of the layer it was trained on.
       tree: name of the tree.
-      classes: names of the classes, in the order of the outputs; of an expert aligned with text
-        those that it was trained on.
+      classes: names of the classes, in the order of the outputs, which the reference
+        implementations sort by name; of an expert aligned with text those that it was trained on.
       texts: of an expert aligned with text, the words for classes whose names are none.
       text: how its classes became text embeddings.
       layout: "reference" for one that was trained on convolutions larger than 1x1 as the reference
@@ -102,7 +102,8 @@ def to_torch(expert: Expert, path: str | os.PathLike[str]) -> None:
     Args:
       expert: with the encoder ProbeX or MVProbe, on classes or aligned with text.
       path: where a file, `.safetensors`, or of a committee a folder with a file of each member,
-        is made; there must be none yet.
+        is made; there must be none yet. Outputs stay in the order of `expert.card.classes`, which
+        the metadata names.
 
     Raises:
       ProbexError: if the expert has no such form, such as a Dense one; if there is something at
