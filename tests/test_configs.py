@@ -9,7 +9,8 @@ import ml_collections
 import pytest
 
 from configs import default
-from probex_jax.experts import Alignment, Recipe, Ridge, build_network
+from probex_jax.experts import Alignment
+from probex_jax.fitting import Adam, ClosedForm, build_network
 from probex_jax.language import HashingEncoder
 from probex_jax.model_files import select_layers
 from probex_jax.zoo import miniature
@@ -80,14 +81,14 @@ def test_a_config_is_locked_and_builds_what_it_says(name, size):
     # Every field of the encoder but that which the classes decide is in the config.
     fields = set(type(network.encoder).__dataclass_fields__) - {"parent", "rep_dim"}
     assert fields - set(encoder) <= ({"standardise"} if name == "dense" else set())
-    made = {"adam": Recipe, "ridge": Ridge}[config["fit"]](**recipe)
+    made = {"adam": Adam, "ridge": ClosedForm}[config["fit"]](**recipe)
     assert set(recipe) == set(type(made).__dataclass_fields__)
     assert (head == "text") == (text is not None)
     if text:
         alignment = Alignment(HashingEncoder(), text.pop("encoder"), **text)
         assert alignment.template == "a photo of a {class}"
     used = {"layers", "head", "normalise", "committee", "fit", "save_every_s"}
-    if made.__class__ is Recipe:
+    if made.__class__ is Adam:
         assert config.pop("grid") == {"learning_rate": (), "l2": (), "seed": ()}
         assert config.pop("stream") is False
     assert config.keys() == used
