@@ -10,15 +10,16 @@ import sys
 from pathlib import Path
 
 import probex_jax as px
-from probex_jax.experts import Recipe, sweep
+from probex_jax.fitting import Adam
 from probex_jax.forest import grow
 from probex_jax.search import Index, find_models
+from probex_jax.sweeps import sweep
 from tests.search.conftest import make_expert
 
 SETTINGS = {
     "encoder": {"name": "probex", "n_probes": 4, "proj_dim": 4, "rep_dim": 8},
     "head": "class",
-    "recipe": Recipe(epochs=6, batch_size=8, eval_every=2),
+    "recipe": Adam(epochs=6, batch_size=8, eval_every=2),
 }
 
 

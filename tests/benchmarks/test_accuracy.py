@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks.accuracy import plan, report
-from probex_jax.experts import Recipe, Ridge, build_network
+from probex_jax.fitting import Adam, ClosedForm, build_network
 
 RUNS = list(plan.plan())
 
@@ -29,7 +29,7 @@ def test_every_config_is_one_that_train_takes():
             config["encoder"], config["head"], 20, normalise=config["normalise"]
         )
         assert type(network.encoder).__name__.lower() == config["encoder"]["name"]
-        recipe = {"adam": Recipe, "ridge": Ridge}[config["fit"]](**config["recipe"])
+        recipe = {"adam": Adam, "ridge": ClosedForm}[config["fit"]](**config["recipe"])
         assert getattr(recipe, "seed", run.seed) == run.seed, run.folder
 
 

@@ -11,7 +11,7 @@ import probex_jax as px
 from experiments.benchmarks.transfer import measure, report
 from experiments.benchmarks.transfer.measure import Models, Tree
 from probex_jax.errors import ProbexError
-from probex_jax.experts import Ridge, Split, build_network, fit_ridge
+from probex_jax.fitting import ClosedForm, Split, build_network
 
 LAYER = "a.weight"
 CLASSES, ROWS, COLUMNS = 5, 6, 7
@@ -53,7 +53,7 @@ UNSEEN = _tree("unseen", 4)
 def few_penalties():
     """Fewer than the experiment tries: a fifth of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "RECIPE", Ridge(penalties=(0.01, 0.1, 1.0)))
+        patch.setattr(measure, "RECIPE", ClosedForm(penalties=(0.01, 0.1, 1.0)))
         yield
 
 
@@ -91,7 +91,7 @@ def test_within_is_what_the_library_fits_to_a_packed_tree(toy_store):
         for s in (tree.train, tree.val)
     )
     network = build_network({"name": "dense"}, "none", len(toy_store.classes))
-    fitted = fit_ridge(network, measure.RECIPE, *splits)
+    fitted = fit_closed_form(network, SeveralClasses(), measure.RECIPE, *splits)
     outcome = measure.transfer([tree], [tree])[0]
     assert (outcome.penalty, outcome.n_train) == (fitted.penalty, 70)
     assert outcome.val_loss == pytest.approx(fitted.loss, rel=1e-4)

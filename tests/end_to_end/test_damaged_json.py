@@ -8,9 +8,9 @@ import pytest
 import probex_jax as px
 from experiments.costs import Costs
 from experiments.report_steps import training
-from probex_jax.experts import run_statnn, sweep
 from probex_jax.forest import Forest, grow
 from probex_jax.search import Index
+from probex_jax.sweeps import run_statnn, sweep
 from tests.conftest import write_toy_zoo
 from tests.search.conftest import make_expert
 from tests.writer import SETTINGS

@@ -74,9 +74,9 @@ def test_grow_forest_prints_a_row_a_tree(grown):
     assert [row["root"] for row in found] == ["me/ant-root", "not known"]
     assert [row["expert reads"] for row in found] == ["body.0.weight", "no expert"]
     forest = Forest.load(path)
-    calibration = forest.trees["Ant"].expert.card["calibration"]
+    calibration = forest.trees["Ant"].expert.card.calibration
     for when in ("before", "after"):
-        assert found[0][f"calibration error {when}"] == f"{calibration[when]['test']:.3f}"
+        assert found[0][f"calibration error {when}"] == f"{getattr(calibration, when)['test']:.3f}"
         assert found[1][f"calibration error {when}"] == ""
 
 

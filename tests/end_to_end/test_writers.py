@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 
 import probex_jax as px
-from probex_jax.experts import sweep
 from probex_jax.files import WRITER_LOCK, one_writer
 from probex_jax.forest import Forest, grow
 from probex_jax.search import Index, Snapshot, find_models
+from probex_jax.sweeps import sweep
 from tests.conftest import write_toy_model, write_toy_zoo
 from tests.end_to_end import warm
 from tests.search.conftest import make_expert, write_model

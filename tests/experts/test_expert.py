@@ -77,7 +77,7 @@ def test_saving_over_an_expert_replaces_it(tmp_path):
 
 
 def test_a_damaged_expert_is_not_used(tmp_path):
-    make_expert().save(tmp_path / "e")
+    make_expert(encoder={"name": "dense", "rep_dim": 500}).save(tmp_path / "e")
     files = [path for path in (tmp_path / "e").rglob("d/*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
@@ -99,7 +99,7 @@ def test_what_an_expert_cannot_read_is_refused(toy_store, toy_zoo, tmp_path):
         expert.check_fits("Toy", CLASSES[::-1])
     shutil.copytree(toy_zoo, tmp_path / "Other")
     other = px.pack(px.scan(tmp_path / "Other"), tmp_path / "s").store
-    with pytest.raises(px.ProbexError, match="Toy, .*Other"):
+    with pytest.raises(px.ProbexError, match=r"Toy, .*Other"):
         evaluate(expert, other)
     for answer in (lambda: expert.place(["a cat"]), lambda: zero_shot(expert, toy_store)):
         with pytest.raises(px.ProbexError, match="no text"):
@@ -170,13 +170,15 @@ def relabelled(store, split):
 
 
 def test_the_temperature_is_chosen_on_validation_alone(toy_store):
-    expert = of_store(toy_store)
+    x, y = toy_store.matrices("a.weight"), toy_store.targets("train")
+    about = {"tree": "Toy", "layer": "a.weight", "classes": CLASSES}
+    expert = px.Expert.of(px.fit(px.Dense(len(CLASSES)), x, y), **about)
     first = calibrated(expert, toy_store).card.calibration
     other = calibrated(expert, relabelled(toy_store, "test")).card.calibration
     assert (other.temperature, other.after["val"]) == (first.temperature, first.after["val"])
-    assert other.after["test"] != first.after["test"]
-    changed = calibrated(expert, relabelled(toy_store, "val")).card.calibration
-    assert changed.temperature != first.temperature
+    assert other.after["test"] > first.after["test"] + 0.1
+    worse = calibrated(expert, relabelled(toy_store, "val")).card.calibration
+    assert worse.temperature > 10 * first.temperature
 
 
 def test_an_expert_of_text_is_calibrated_among_the_classes_it_was_trained_on(toy_lora_store):

@@ -7,7 +7,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import probex_jax as px
-from probex_jax.experts import build_network, committee
+from probex_jax.experts import committee
+from probex_jax.fitting import build_network
 from probex_jax.forest import Forest, grow
 from tests.conftest import CLASSES
 

@@ -54,7 +54,7 @@ def test_who_predicted_is_said(forest, trees):
     found = forest.describe(trees[0] / "Bee" / "test" / "m17").expert
     tree = forest.trees["Bee"].expert
     assert (found.hash, found.layers, found.n_train) == (tree.hash, (LAYER, CONV), None)
-    assert found.calibration_error == tree.card["calibration"]["after"]
+    assert found.calibration_error == tree.card.calibration.after
     assert (found.chosen, found.encoder, found.accuracy) == ("several", "dense", None)
 
 

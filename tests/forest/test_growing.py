@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from probex_jax import Expert, Forest, ProbexError, open_model, pack, scan
-from probex_jax.experts import calibrated
+from probex_jax.experts import Calibration, calibrated
 from probex_jax.forest import grow as grow_tree
 from probex_jax.forest import growing
 from tests.conftest import CLASSES
@@ -52,14 +52,14 @@ def test_what_was_grown_is_there_when_it_is_loaded(forest, forest_path):
 def test_experts_are_calibrated_on_the_store_they_are_grown_with(forest, trees):
     expected = calibrated(class_expert("Ant", 1), trees[1]["Ant"])
     assert forest.trees["Ant"].expert.hash == expected.hash
-    assert forest.trees["Ant"].expert.temperature != 1
+    assert forest.trees["Ant"].expert.card.temperature != 1
 
 
 def test_a_calibration_that_an_expert_has_is_kept(tmp_path, trees):
     given = class_expert("Ant", 1, calibration={"temperature": 3.0})
     grow_tree(tmp_path / "f", trees[1]["Ant"], given)
     loaded = Forest.load(tmp_path / "f")
-    assert loaded.trees["Ant"].expert.card["calibration"] == {"temperature": 3.0}
+    assert loaded.trees["Ant"].expert.card.calibration == Calibration(3.0)
     path = trees[0] / "Ant" / "test" / "m17"
     found = loaded.describe(path)
     with open_model(path) as model:
@@ -171,7 +171,7 @@ def test_a_damaged_tree_is_grown_again_and_no_other(copied, trees):
 def test_a_tree_whose_expert_is_gone_is_grown_again(copied, trees):
     shutil.rmtree(copied / "trees" / "Ant" / "expert")
     tree, done = grow_tree(copied, trees[1]["Ant"], class_expert("Ant", 1), "me/ant-root")
-    assert (done, tree.expert.card["tree"]) == ("replaced", "Ant")
+    assert (done, tree.expert.card.tree) == ("replaced", "Ant")
     assert (
         grow_tree(copied, trees[1]["Ant"], class_expert("Ant", 1), "me/ant-root")[1] == "unchanged"
     )
@@ -231,7 +231,7 @@ def test_a_tree_s_name_leads_nowhere(tmp_path, trees):
 
 def test_an_expert_of_another_tree_or_other_classes_is_refused(tmp_path, trees):
     other = class_expert("Ant", 1)
-    fewer = Expert(other.variables, {**other.card, "tree": "Bee", "classes": ["ant"]})
+    fewer = other.with_card(tree="Bee", classes=("ant",))
     for given, message in ((other, "of tree Ant, the models are of Bee"), (fewer, "1 classes")):
         with pytest.raises(ProbexError, match=message):
             grow_tree(tmp_path / "f", trees[1]["Bee"], given)

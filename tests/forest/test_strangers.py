@@ -6,7 +6,7 @@ from safetensors.numpy import save_file
 
 import probex_jax as px
 from probex_jax import Forest, ProbexError, open_model
-from probex_jax.experts import committee
+from probex_jax.experts import Calibration, committee
 from probex_jax.forest import grow as grow_tree
 from tests.forest.conftest import CLASSES, class_expert
 
@@ -49,7 +49,7 @@ def tree(request, tmp_path_factory):
     shapes = {name: HEAD if name.startswith("classifier") else SHAPE for name in READ}
     experts = [class_expert("Toy", 1, layer=name, shape=shapes[name]) for name in READ]
     expert = committee(experts)
-    expert = px.Expert(expert.variables, {**expert.card, "calibration": {"temperature": 1.0}})
+    expert = expert.with_card(calibration=Calibration(1.0))
     grow_tree(folder / "forest", store, expert)
     return request.param, Forest.load(folder / "forest")
 

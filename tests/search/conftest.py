@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from probex_jax.experts import Expert, build_network
+from probex_jax.experts import Expert
+from probex_jax.fitting import build_network
 
 LAYER, SHAPE, REP_DIM, TEXT_DIM = "fc.weight", (6, 5), 8, 64
 

@@ -9,9 +9,11 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import probex_jax as px
-from probex_jax.experts import Alignment, Recipe, load_experts, sweep
+from probex_jax.experts import Alignment, load_experts
+from probex_jax.fitting import Adam
 from probex_jax.language import HashingEncoder
 from probex_jax.search import TASKS, Subject, measure
+from probex_jax.sweeps import sweep
 from tests.conftest import HELD_OUT
 
 pytestmark = pytest.mark.xdist_group("alignment")
@@ -27,7 +29,7 @@ def subject(toy_lora_store, tmp_path_factory):
         workdir,
         encoder=ENCODER,
         head="text",
-        recipe=Recipe(epochs=30, eval_every=10, batch_size=32, learning_rate=3e-3, l2=0.0),
+        recipe=Adam(epochs=30, eval_every=10, batch_size=32, learning_rate=3e-3, l2=0.0),
         alignment=Alignment(HashingEncoder(), spec="hashing", logit_scale=20.0),
         normalise="scale",
         layers=["a"],
@@ -193,7 +195,7 @@ def test_what_does_not_fit_is_refused(subject, toy_store, tmp_path):
         tmp_path,
         encoder=ENCODER,
         head="class",
-        recipe=Recipe(epochs=1, eval_every=1),
+        recipe=Adam(epochs=1, eval_every=1),
         layers=["a.weight"],
     )
     of_classes = Subject(load_experts(tmp_path), toy_store)

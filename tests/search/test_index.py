@@ -18,7 +18,7 @@ import pytest
 
 from experiments import steps
 from probex_jax import Expert, LowRank, ProbexError, open_model
-from probex_jax.experts import batches
+from probex_jax.experts import batching
 from probex_jax.language import HashingEncoder
 from probex_jax.search import Index, Snapshot, checksums, embedding, find_models, index, table
 from tests.end_to_end.warm import run
@@ -233,7 +233,7 @@ def test_every_batch_has_one_shape(tmp_path, expert, models, monkeypatch):
     monkeypatch.setattr(
         type(expert), "encode", lambda self, x: shapes.append(x[LAYER].shape) or real(self, x)
     )
-    monkeypatch.setattr(batches, "_MODELS", 2)
+    monkeypatch.setattr(batching, "_MODELS", 2)
     monkeypatch.setattr(index, "_COMMIT_MODELS", 2)
     made = Index.create_or_open(tmp_path / "index", expert)
     assert counts(made.add_models(find_models(models))) == (5, 0, 0, 0)
@@ -538,9 +538,9 @@ while time.time() < until:
 WRITER = """
 import sys
 from tests.search.conftest import make_expert
-from probex_jax.experts import batches
+from probex_jax.experts import batching
 from probex_jax.search import Index, find_models, index
-batches._MODELS = index._COMMIT_MODELS = 8
+batching._MODELS = index._COMMIT_MODELS = 8
 made = Index.create_or_open(sys.argv[2], make_expert())
 made.add_models(find_models(sys.argv[1]), on_model=lambda reason: print("one", flush=True))
 """

@@ -7,11 +7,11 @@ from pathlib import Path
 import jax
 
 import probex_jax as px
-from probex_jax.experts import Devices, Recipe, sweep
+from probex_jax.fitting import Adam, Devices
 
 ENCODER = {"name": "mvprobe", "n_probes": 4, "proj_dim": 4, "rep_dim": 8}
 # So small a learning rate that Adam makes little of rounding.
-RECIPE = Recipe(epochs=6, eval_every=3, batch_size=16, learning_rate=1e-3)
+RECIPE = Adam(epochs=6, eval_every=3, batch_size=16, learning_rate=1e-3)
 GRID = {"seed": [0, 1, 2]}
 WAYS = {
     "one": (1, {}),
@@ -24,9 +24,9 @@ def main(store, folder):
     jax.config.update("jax_num_cpu_devices", 3)
     found = {}
     for compute in ("float32", "bfloat16"):
-        recipe = Recipe(**{**vars(RECIPE), "compute": compute})
+        recipe = Adam(**{**vars(RECIPE), "compute": compute})
         for name, (count, settings) in WAYS.items():
-            result = sweep(
+            result = px.sweep(
                 px.LayerStore.open(store),
                 Path(folder) / f"{name}, {compute}",
                 encoder=ENCODER,
@@ -39,7 +39,7 @@ def main(store, folder):
             )
             losses = {}
             for path in sorted(Path(folder).glob(f"{name}, {compute}/layers/*/*/expert")):
-                metrics = px.Expert.load(path).card["metrics"]
+                metrics = px.Expert.load(path).card.figures
                 losses["/".join(path.parts[-3:-1])] = metrics["losses"]
             found[f"{name}, {compute}"] = {"losses": losses, "test": result.test.value}
     print(json.dumps(found))
