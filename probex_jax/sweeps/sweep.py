@@ -133,7 +133,7 @@ def sweep(
     """
     names = tuple(layers if layers is not None else store.layers)
     task = task or (SeveralClasses() if alignment is None else alignment.task)
-    _check(names, committee, save_every_s, share, head, task, alignment)
+    _check(store, names, committee, save_every_s, share, head, task, alignment)
     if grid and isinstance(recipe, ClosedForm):
         raise ProbexError("grid: the closed form tries its penalties itself")
     recipes = (recipe,) if isinstance(recipe, ClosedForm) else variants(recipe, grid or {})
@@ -174,6 +174,7 @@ def sweep(
 
 
 def _check(
+    store: LayerStore,
     names: Sequence[str],
     committee: Any,
     save_every_s: Any,
@@ -186,6 +187,8 @@ def _check(
         raise ProbexError(f"committee: {committee!r} is not a whole number >= 1")
     if not names:
         raise ProbexError("layers: none given; expected one or more")
+    if unknown := [name for name in names if name not in store.layers]:
+        raise ProbexError(f"{store.path}: no layer {unknown[0]!r}")
     if type(save_every_s) not in (int, float) or not save_every_s >= 0:
         raise ProbexError(f"save_every_s: {save_every_s!r} is not a number of seconds >= 0")
     if not 0 <= share[0] < share[1]:

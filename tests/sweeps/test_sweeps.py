@@ -1,21 +1,30 @@
+"""Sweeps over toy stores: the layer that carries the classes, kills, and what is refused."""
+
 import json
 import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import probex_jax as px
-from probex_jax.experts import Recipe, Ridge, accuracy, evaluate, run_statnn, statnn, sweep
-from tests.conftest import write_toy_zoo
+from probex_jax.experts import Predictions, evaluate
+from probex_jax.fitting import Adam, ClosedForm, Number, OneClass, SeveralClasses
+from probex_jax.sweeps import sweep
+from tests.conftest import CLASSES, write_toy_zoo
 
 pytestmark = pytest.mark.xdist_group("sweeps")
 
+# The name in the package is that of the function.
+MODULE = sys.modules["probex_jax.sweeps.sweep"]
 ENCODER = {"name": "probex", "n_probes": 8, "proj_dim": 8, "rep_dim": 16}
-RECIPE = Recipe(epochs=60, eval_every=10, batch_size=32, learning_rate=3e-3)
+RECIPE = Adam(epochs=60, eval_every=10, batch_size=32, learning_rate=3e-3)
+SHORT = Adam(epochs=1, eval_every=1)
+CLOSED = {"encoder": {"name": "dense"}, "head": "none", "recipe": ClosedForm((0.1, 1.0))}
 
 
 def run(store, workdir, **changes):
@@ -31,91 +40,104 @@ def swept(toy_store, tmp_path_factory):
 
 def test_the_layer_that_carries_the_classes_is_found(swept, toy_store):
     workdir, result = swept
-    assert result.expert.card["layer"] == "a.weight"
+    assert list(result.expert.layers) == ["a.weight"]
     assert result.layers["a.weight"] > 0.9 > result.layers["b.weight"]
     assert result.test.value > 0.9
     assert result.test.low <= result.test.value <= result.test.high
     metrics = json.loads((workdir / "metrics.json").read_text())
-    assert metrics["layer"] == "a.weight"
-    assert metrics["store_hash"] == toy_store.hash
+    assert metrics == result.metrics
+    assert (metrics["layer"], metrics["task"]) == ("a.weight", "several_classes")
+    assert metrics["store_hash"] == toy_store.hash == result.expert.card.store_hash
     assert metrics["test_accuracy"]["value"] == result.test.value
-
-
-def test_a_loaded_expert_answers_the_same(swept, toy_store):
-    workdir, result = swept
-    expert = px.Expert.load(workdir)
-    x = toy_store.matrices("a.weight", "test")
-    np.testing.assert_array_equal(expert.logits(x), result.expert.logits(x))
-    assert expert.encode(x).shape == (20, 16)
-    right = (np.asarray(expert.logits(x)) > 0) == (toy_store.targets("test") > 0.5)
-    assert evaluate(expert, toy_store)[0].value == pytest.approx(right.mean())
+    expert, x = px.Expert.load(workdir), toy_store.matrices("a.weight", "test")
+    assert expert.hash == result.expert.hash
+    assert evaluate(expert, toy_store)[0] == result.test
+    kept = Predictions.read(workdir)
+    np.testing.assert_allclose(kept.logits, expert.logits(x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(kept.vectors, expert.encode(x), rtol=1e-4, atol=1e-5)
 
 
 def test_selection_does_not_see_the_test_split(swept, toy_zoo, tmp_path):
     """Other test models: another test accuracy, and nothing else."""
     zoo = tmp_path / "Toy"
     shutil.copytree(toy_zoo, zoo)
-    models = sorted((zoo / "test").iterdir())
-    for model in models[:10]:
+    for model in sorted((zoo / "test").iterdir())[:10]:
         shutil.rmtree(model)
     changed = px.pack(px.scan(zoo), tmp_path / "s").store
-    result = run(changed, tmp_path / "w")
-    _, original = swept
+    result, (_, original) = run(changed, tmp_path / "w"), swept
     assert dict(result.layers) == dict(original.layers)
-    x = changed.matrices("a.weight", "val")
-    np.testing.assert_array_equal(result.expert.logits(x), original.expert.logits(x))
     assert result.test.n_models == 10
+    same(result.expert, original.expert)
 
 
-def test_running_again_trains_nothing(swept, toy_store, monkeypatch):
+def same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one.variables, other.variables)
+
+
+def test_running_again_trains_and_asks_nothing(swept, toy_store, monkeypatch):
     workdir, result = swept
-    monkeypatch.setattr("probex_jax.experts.sweeps.train", None)
-    assert run(toy_store, workdir).metrics == result.metrics
+    told, files = [], {path: path.read_bytes() for path in workdir.glob("*.*")}
+    monkeypatch.setattr(MODULE, "train", None)
+    monkeypatch.setattr(px.Expert, "logits", None)
+    again = run(toy_store, workdir, on_progress=lambda *progress: told.append(progress))
+    assert again.metrics == result.metrics
+    assert told == [("a.weight", 60), ("b.weight", 60)]
+    assert {path: path.read_bytes() for path in workdir.glob("*.*")} == files
 
 
 def test_a_frozen_layer_is_left_out_and_the_others_are_trained(tmp_path):
-    rng = np.random.default_rng(0)
+    frozen = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     zoo = write_toy_zoo(tmp_path / "Toy", 40)
-    frozen = rng.normal(size=(5, 4)).astype(np.float32)
     for file in zoo.rglob("*.safetensors"):
         with safe_open(file, "numpy") as model:
             arrays, metadata = {k: model.get_tensor(k) for k in model.keys()}, model.metadata()  # noqa: SIM118
         save_file({**arrays, "frozen.weight": frozen}, file, metadata)
     store = px.pack(px.scan(zoo), tmp_path / "s").store
-    ridge = {"encoder": {"name": "dense", "standardise": True}, "head": "none", "recipe": Ridge()}
-    result = run(store, tmp_path / "w", **ridge, normalise="centre", committee=3)
+    result = run(store, tmp_path / "w", **CLOSED, normalise="centre", committee=3)
     assert set(result.layers) == {"a.weight", "b.weight"}
     assert list(result.metrics["left_out"]) == ["frozen.weight"]
-    with pytest.raises(px.ProbexError, match=r"no layer to train on; the first: .*frozen\.weight"):
-        run(store, tmp_path / "v", **ridge, normalise="centre", layers=["frozen.weight"])
+    with pytest.raises(px.ProbexError, match=r"frozen\.weight"):
+        run(store, tmp_path / "v", **CLOSED, normalise="centre", layers=["frozen.weight"])
 
 
 KILLED = """
 import os, signal
 from pathlib import Path
 import probex_jax as px
-from probex_jax.experts import Recipe, sweep
+from probex_jax import Adam, ClosedForm
 calls = []
 def progress(layer, epochs):
     calls.append(layer)
     print(layer, epochs, flush=True)
     if len(calls) == {kill}:
         os.kill(os.getpid(), signal.SIGKILL)
-sweep(px.LayerStore.open({store!r}), Path({workdir!r}), encoder={encoder!r}, head="class",
-      recipe={recipe!r}, save_every_s=0.0, on_progress=progress)
+px.sweep(px.LayerStore.open({store!r}), Path({workdir!r}), save_every_s=0.0, on_progress=progress,
+         **{settings!r})
 """
+
+
+def killed(store, workdir, kill, **settings):
+    """What a sweep that is killed at its so many-th progress said of it."""
+    script = KILLED.format(
+        kill=kill, store=str(store.path), workdir=str(workdir), settings=settings
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert done.returncode == -9
+    return done.stdout.splitlines()
+
+
+def check_same_files(one, other):
+    """That two work directories say the same."""
+    for name in ("metrics.json", "config.json", "predictions.safetensors"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+    assert px.Expert.load(one).hash == px.Expert.load(other).hash
+    assert not list(one.rglob("training"))
 
 
 def test_a_killed_sweep_goes_on_to_the_same_bits(swept, toy_store, tmp_path):
     """Killed in the middle of the first layer, and again in the middle of the second."""
-    original, result = swept
-    first_progress = []
-    for kill in (4, 6):
-        names = {"store": str(toy_store.path), "workdir": str(tmp_path / "w")}
-        script = KILLED.format(kill=kill, encoder=ENCODER, recipe=RECIPE, **names)
-        done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-        assert done.returncode == -9
-        first_progress.append(done.stdout.splitlines()[0])
+    settings = {"encoder": ENCODER, "head": "class", "recipe": RECIPE}
+    first = [killed(toy_store, tmp_path / "w", kill, **settings)[0] for kill in (4, 6)]
     progress = []
     run(
         toy_store,
@@ -123,107 +145,55 @@ def test_a_killed_sweep_goes_on_to_the_same_bits(swept, toy_store, tmp_path):
         save_every_s=0.0,
         on_progress=lambda layer, epochs: progress.append(f"{layer} {epochs}"),
     )
-    first_progress.append(progress[0])
     # Begun; gone on from the state saved last; the first layer found finished.
-    assert first_progress == ["a.weight 0", "a.weight 20", "a.weight 60"]
-    for name in ("metrics.json", "config.json"):
-        assert (tmp_path / "w" / name).read_text() == (original / name).read_text()
-    resumed = px.Expert.load(tmp_path / "w")
-    assert resumed.card == px.Expert.load(original).card
-    x = toy_store.matrices("a.weight", "test")
-    np.testing.assert_array_equal(resumed.logits(x), result.expert.logits(x))
-    assert not list((tmp_path / "w").rglob("training"))
+    assert [*first, progress[0]] == ["a.weight 0", "a.weight 20", "a.weight 60"]
+    check_same_files(tmp_path / "w", swept[0])
+
+
+def test_a_damaged_state_says_what_to_do(toy_store, tmp_path):
+    settings = {"encoder": ENCODER, "head": "class", "recipe": RECIPE, "layers": ["a.weight"]}
+    killed(toy_store, tmp_path / "w", 4, **settings)
+    [state] = (tmp_path / "w" / "training").glob("*/0*")
+    (state / "_CHECKPOINT_METADATA").write_text("{}")
+    with pytest.raises(px.ProbexError, match=rf"remove {state.parent}"):
+        run(toy_store, tmp_path / "w", **settings)
+
+
+def test_damaged_metrics_say_what_to_do(swept, toy_store, tmp_path):
+    shutil.copytree(swept[0], tmp_path / "w")
+    for damage in ("{}", "[]", '{"val_accuracy_by_layer": {}, "test_accuracy": 3}'):
+        (tmp_path / "w" / "metrics.json").write_text(damage)
+        with pytest.raises(px.ProbexError, match=r"metrics\.json"):
+            run(toy_store, tmp_path / "w")
 
 
 def test_a_work_directory_of_another_config_says_which_fields(swept, toy_store):
-    workdir, _ = swept
-    with pytest.raises(px.ProbexError) as error:
-        run(toy_store, workdir, recipe=Recipe(epochs=60, eval_every=10, learning_rate=0.5))
-    message = str(error.value)
-    assert "recipe.batch_size is 32 there, 128 here" in message
-    assert "recipe.learning_rate is 0.003 there, 0.5 here" in message
-    assert "epochs" not in message
-
-
-def test_a_damaged_expert_is_not_used(swept, toy_store, tmp_path):
-    workdir, _ = swept
-    shutil.copytree(workdir, tmp_path / "w")
-    data = [
-        p for p in (tmp_path / "w" / "expert").rglob("*") if p.is_file() and p.parent.name == "d"
-    ]
-    largest = max(data, key=lambda path: path.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
-    with pytest.raises(px.ProbexError, match="expert"):
-        px.Expert.load(tmp_path / "w")
-
-
-def test_no_expert_is_one_line(tmp_path):
-    with pytest.raises(px.ProbexError, match="no such expert"):
-        px.Expert.load(tmp_path / "nothing")
-
-
-def test_matrices_of_another_shape_are_refused(swept):
-    _, result = swept
-    with pytest.raises(px.ProbexError, match=r"reads matrices of 12x16, got shape \(3, 4, 4\)"):
-        result.expert.encode(np.zeros([3, 4, 4], np.float32))
-
-
-def test_another_class_list_is_refused(swept):
-    _, result = swept
-    with pytest.raises(px.ProbexError, match="they differ in 'fox'"):
-        result.expert.check_fits("Toy", result.expert.card["classes"][:-1])
-
-
-def test_an_expert_of_another_tree_is_refused(swept, toy_zoo, tmp_path):
-    shutil.copytree(toy_zoo, tmp_path / "Other")
-    other = px.pack(px.scan(tmp_path / "Other"), tmp_path / "s").store
-    with pytest.raises(px.ProbexError, match="of tree Toy, the models are of Other"):
-        evaluate(swept[1].expert, other)
-
-
-def test_an_expert_reads_factors(swept):
-    expert = swept[1].expert
-    rng = np.random.default_rng(0)
-    up, down = rng.normal(size=(3, 12, 2)), rng.normal(size=(3, 2, 16))
-    factors = px.LowRank(up.astype(np.float32), down.astype(np.float32))
-    dense = expert.logits(factors.dense())
-    np.testing.assert_allclose(expert.logits(factors), dense, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("encoder", [1], r"card has no encoder \(dict\)"),
-        ("encoder", {"name": ["probex"]}, "encoder.name"),
-        ("encoder", {"name": "probex", "parent": 3}, "encoder.parent"),
-        ("classes", 5, r"card has no classes \(list\)"),
-        ("shape", ["a", "b"], "shape on the card"),
-        ("shape", [12, 15], "parameters do not fit"),
-    ],
-)
-def test_a_card_that_lies_is_refused(swept, tmp_path, field, value, message):
-    expert = swept[1].expert
-    px.Expert(expert.variables, {**expert.card, field: value}).save(tmp_path / "e")
-    with pytest.raises(px.ProbexError, match=message):
-        px.Expert.load(tmp_path / "e")
-
-
-def test_saving_over_an_expert_replaces_it(swept, tmp_path):
-    expert = swept[1].expert
-    expert.save(tmp_path / "e")
-    px.Expert(expert.variables, {**expert.card, "note": "new"}).save(tmp_path / "e")
-    assert px.Expert.load(tmp_path / "e").card["note"] == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["e"]
+    for changes, fields in (
+        ({"recipe": Adam(epochs=60, eval_every=10, batch_size=32)}, [r"recipe\.learning_rate"]),
+        ({"recipe": SHORT}, [r"recipe\.batch_size is 32 there, 128 here", r"recipe\.epochs"]),
+        ({"committee": 2}, ["committee is 1 there, 2 here"]),
+        ({"normalise": "scale"}, ["normalise"]),
+    ):
+        with pytest.raises(px.ProbexError) as told:
+            run(toy_store, swept[0], **changes)
+        for field in fields:
+            assert told.match(field)
+        assert "encoder" not in str(told.value)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layers": []}, "layers: none given"),
+        ({"layers": []}, "layers"),
+        ({"layers": ["z.weight"]}, r"z\.weight"),
         ({"save_every_s": "x"}, "save_every_s: 'x'"),
-        ({"encoder": {**ENCODER, "rep_dim": 5}, "head": "none"}, "without a head"),
+        ({"encoder": {**ENCODER, "rep_dim": 5}, "head": "none"}, "rep_dim"),
+        ({"encoder": {"name": "unheard of"}}, r"encoder\.name"),
+        ({"normalise": "both"}, "normalise: 'both'"),
+        ({"share": (2, 2)}, "process 2 of 2"),
+        ({"task": Number()}, "task: 'number'"),
+        ({"task": px.Texts()}, "text"),
+        *[({"committee": wrong}, "committee") for wrong in (0, True, 2.0, "all")],
     ],
 )
 def test_wrong_settings_leave_no_work_directory(toy_store, tmp_path, changes, message):
@@ -245,36 +215,104 @@ def test_a_full_disk_is_one_line(toy_store, tmp_path, monkeypatch):
 
     monkeypatch.setattr("probex_jax.experts.checkpoints.ocp.save", full)
     with pytest.raises(px.ProbexError, match="no space left on the disk"):
-        run(toy_store, tmp_path / "w", recipe=Recipe(epochs=1, eval_every=1))
+        run(toy_store, tmp_path / "w", recipe=SHORT)
 
 
-def test_statnn_sees_the_scale_of_weights_but_not_their_directions(toy_store, tmp_path):
-    score = statnn(toy_store, n_trees=50)
-    assert 0.3 < score.value < 0.7, "the toy's classes are directions: statistics cannot tell"
+def test_metrics_come_last(toy_store, tmp_path, monkeypatch):
+    def full(*args):
+        raise px.ProbexError("no space left")
 
-    rng = np.random.default_rng(0)
-    for index in range(60):
-        split = "train" if index < 40 else "test"
-        folder = tmp_path / "Scale" / split / f"m{index}"
-        folder.mkdir(parents=True)
-        weights = (1 + index % 2) * rng.normal(size=(8, 8)).astype(np.float32)
-        labels = "['small']" if index % 2 == 0 else "['large']"
-        save_file({"w": weights}, folder / "model.safetensors", {"dataset_chosen_targets": labels})
-    scales = px.pack(px.scan(tmp_path / "Scale"), tmp_path / "s").store
-    assert statnn(scales, n_trees=50).value > 0.9
-    metrics = run_statnn(toy_store, tmp_path / "w", n_trees=50)
-    assert metrics["test_accuracy"]["value"] == score.value
-    with pytest.raises(px.ProbexError, match=r"encoder\.n_trees is 50 there, 60 here"):
-        run_statnn(toy_store, tmp_path / "w", n_trees=60)
+    monkeypatch.setattr(Predictions, "write", full)
+    with pytest.raises(px.ProbexError, match="no space left"):
+        run(toy_store, tmp_path / "w", **CLOSED)
+    assert not (tmp_path / "w" / "metrics.json").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(MODULE, "solve", None)
+    assert run(toy_store, tmp_path / "w", **CLOSED).metrics["test_accuracy"]
+    assert Predictions.read(tmp_path / "w") is not None
 
 
-def test_accuracy_counts_entries_and_its_interval_models():
-    rng = np.random.default_rng(0)
-    targets = rng.random([400, 10]) < 0.5
-    wrong = rng.random([400, 10]) < 0.2
-    score = accuracy(np.where(targets ^ wrong, 1.0, -1.0), targets)
-    assert score.value == pytest.approx(1 - wrong.mean())
-    assert score.n_models == 400
-    # The standard error of the mean over models, by the formula.
-    width = 2 * 1.96 * (wrong.mean(1).std() / 20)
-    assert score.high - score.low == pytest.approx(width, rel=0.15)
+# One class each.
+@pytest.fixture(scope="module")
+def singles(tmp_path_factory):
+    """A store whose models have one class each, one of them more often; shown by a direction."""
+    folder, rng = tmp_path_factory.mktemp("singles"), np.random.default_rng(0)
+    directions = rng.normal(size=(3, 6, 5))
+    for index in range(90):
+        split, kind = (
+            ("train", "val", "test")[(index >= 50) + (index >= 70)],
+            (0, 1, 2, 0)[index % 4],
+        )
+        path = folder / "Singles" / split / f"m{index:02d}"
+        path.mkdir(parents=True)
+        weights = {"a": (directions[kind] + 0.5 * rng.normal(size=(6, 5))).astype(np.float32)}
+        labels = {"dataset_chosen_targets": str([CLASSES[kind]])}
+        save_file(weights, path / "model.safetensors", labels)
+    return px.pack(px.scan(folder / "Singles"), folder / "s").store
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [CLOSED, {"recipe": Adam(epochs=40, eval_every=10, batch_size=16, learning_rate=1e-2)}],
+    ids=["closed form", "adam"],
+)
+def test_one_class_of_several_is_told(singles, tmp_path, settings):
+    """Accuracy, chance and answers are of one class each; probabilities add up to one."""
+    workdir = tmp_path / "w"
+    result = run(singles, workdir, task=OneClass(), **settings)
+    x, y = singles.matrices("a", "test"), singles.targets("test").argmax(axis=1)
+    expert = px.Expert.load(workdir)
+    assert (expert.card.task, result.metrics["task"]) == (OneClass(), "one_class")
+    p_NY = np.asarray(expert.probabilities(x))
+    np.testing.assert_allclose(p_NY.sum(axis=1), 1, rtol=1e-5)
+    assert result.test.value == np.mean(p_NY.argmax(axis=1) == y) > 0.9
+    assert result.test.chance == pytest.approx(np.mean(y == 0))
+    assert result.metrics["val_chance"] == pytest.approx(
+        np.mean(singles.targets("val").argmax(axis=1) == 0)
+    )
+    kept = Predictions.read(workdir)
+    assert (kept.task, kept.chance, kept.chance_by_class) == (OneClass(), result.test.chance, ())
+    np.testing.assert_array_equal(kept.y, y)
+    logits, y = expert.logits(singles.matrices("a", "val")), singles.targets("val").argmax(axis=1)
+    best = OneClass().best_temperature(logits, y)
+    assert expert.card.temperature == pytest.approx(best, rel=1e-3)
+    assert evaluate(expert, singles)[0] == result.test
+    # The same settings without the task are another training.
+    with pytest.raises(px.ProbexError, match="task"):
+        run(singles, workdir, **settings)
+
+
+def test_models_of_several_classes_are_not_told_as_of_one(toy_store, tmp_path):
+    with pytest.raises(px.ProbexError, match="class"):
+        run(toy_store, tmp_path / "w", task=OneClass(), **CLOSED)
+
+
+class Twice(SeveralClasses):
+    """Trains for something else."""
+
+    def loss(self, logits, y):
+        return 2 * super().loss(logits, y)
+
+
+class Narrow(px.ProbeX):
+    """An encoder of one's own."""
+
+
+def test_an_encoder_and_a_loss_of_one_s_own(toy_store, tmp_path):
+    """They are trained, chosen, kept and found again."""
+    encoder = {**ENCODER, "name": "narrow"}
+    grid = {"seed": [0, 1]}
+    settings = {"encoder": encoder, "encoders": {"narrow": Narrow}, "recipe": SHORT, "grid": grid}
+    first = run(toy_store, tmp_path / "w", task=Twice(), **settings)
+    assert isinstance(first.expert.members[0].network.encoder, Narrow)
+    again = run(toy_store, tmp_path / "w", task=Twice(), **settings)
+    assert again.expert.hash == first.expert.hash
+    plain = run(toy_store, tmp_path / "v", **settings)
+    losses = [
+        px.Expert.load(
+            next((folder / "layers").glob("a.weight/*/expert")), {"narrow": Narrow}
+        ).card.figures["losses"][-1]
+        for folder in (tmp_path / "w", tmp_path / "v")
+    ]
+    assert losses[0] == pytest.approx(2 * losses[1], rel=1e-3)
+    assert plain.expert.card.task == SeveralClasses()
