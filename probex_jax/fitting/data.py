@@ -68,7 +68,8 @@ def check_finite(splits: Mapping[str, Split]) -> None:
     Raises:
       ProbexError: naming the split and the shape of x.
     """
-    finite = _finite({name: split.x for name, split in splits.items()})
+    with np.errstate(over="ignore"):  # of float64 that JAX makes float32 of
+        finite = _finite({name: split.x for name, split in splits.items()})
     for name, is_finite in finite.items():
         if not is_finite:
             x = splits[name].x

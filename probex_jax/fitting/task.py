@@ -118,8 +118,8 @@ class ClassTask(Task):
     """A task whose predictions are probabilities of classes.
 
     Example:
-      >>> round(OneClass().mean_loss(np.zeros([3, 8]), np.array([0, 1, 7])) / np.log(8), 4)
-      1.0
+      >>> round(OneClass().mean_loss(np.zeros([3, 8]), np.array([0, 1, 7])), 4)
+      2.0794
       >>> outputs, y = np.array([[0.1], [-0.1], [0.1], [0.1]]), np.array([[1], [0], [1], [0]])
       >>> factor, loss = SeveralClasses().best_factor(outputs, y)
       >>> 10 < factor < 12, 0.56 < loss < 0.57

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from probex_jax.encoders import Dense, MVProbe, ProbeX, statistics
-from probex_jax.experts import objective
+from probex_jax.fitting import inference
 from probex_jax.heads import ClassHead, TextHead
 from probex_jax.matrices import Centred, LowRank, Squared, squared
 from tests.numeric import error
@@ -173,7 +173,7 @@ def others(axes):
     backwards = np.stack([x, x[::-1]], axis=1)
     cases = {
         "init": (partial(model.init, key), x, jax.jit(model.init)(key, x)),
-        "micro-batches": (partial(objective.in_micro_batches, apply), x, logits),
+        "micro-batches": (partial(inference.in_micro_batches, apply), x, logits),
         "statistics": (statistics, x, jax.jit(statistics)(x)),
         "squared": (squared, x, squared(x)),
         "vmap": (
