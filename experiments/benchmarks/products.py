@@ -103,6 +103,9 @@ def _flops(jaxpr: Any) -> float:
             ((contracted, _), _) = eqn.params["dimension_numbers"]
             depth = np.prod([eqn.invars[0].aval.shape[axis] for axis in contracted])
             total += 2.0 * float(np.prod(eqn.outvars[0].aval.shape) * depth)
+        if eqn.primitive.name == "cond":  # one branch is run, as of a form for each platform
+            total += max(_flops(branch.jaxpr) for branch in eqn.params["branches"])
+            continue
         length = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
         total += length * sum(_flops(inner) for inner in _inner(eqn.params.values()))
     return total

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 import probex_jax as px
 from probex_jax.encoders import statistics
-from probex_jax.experts import build_network
+from probex_jax.fitting import build_network
 
 N, H, W, U, V, T, Y = 5, 6, 4, 3, 7, 8, 2
 

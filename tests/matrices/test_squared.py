@@ -9,8 +9,8 @@ import pytest
 
 from probex_jax.encoders import MVProbe
 from probex_jax.encoders.mvprobe import BRANCHES
-from probex_jax.experts import Split, build_network
-from probex_jax.experts.advancing import prepared
+from probex_jax.fitting import Adam, SeveralClasses, Split, build_network
+from probex_jax.fitting.group import Group
 from probex_jax.matrices import LowRank, Squared, centred, squared
 from tests.numeric import draw, error, start, value_and_gradient
 
@@ -158,7 +158,7 @@ def test_factors_and_centred_factors_are_not_squared():
 
 
 def test_training_prepares_mvprobe_alone():
-    train = Split(draw(0, N, 7, 7), jnp.ones([N, 2]))
+    train = Split(draw(0, 1, N, 7, 7), jnp.ones([N, 2]))
     networks = {
         "mvprobe": build_network({"name": "mvprobe", **SMALL}, "class", 2),
         "probex": build_network({"name": "probex", **SMALL}, "class", 2),
@@ -166,5 +166,7 @@ def test_training_prepares_mvprobe_alone():
         # It squares what it has taken the centre off; these matrices are as they were.
         "centred": build_network({"name": "mvprobe", **SMALL}, "class", 2, normalise="centre"),
     }
-    found = {name: isinstance(prepared(n, train).x, Squared) for name, n in networks.items()}
+    counts = {"train": N, "val": N}
+    groups = {n: Group(net, SeveralClasses(), (Adam(),), 1, counts) for n, net in networks.items()}
+    found = {name: isinstance(g.prepared(train).x, Squared) for name, g in groups.items()}
     assert found == {"mvprobe": True, "probex": False, "dense": False, "centred": False}

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
-from probex_jax.experts import Answered
-from probex_jax.experts.calibration import calibration_error
-from probex_jax.experts.evaluation import Answers, score
+from probex_jax.experts import Predictions
+from probex_jax.fitting import OneClass, SeveralClasses, calibration_error
 from probex_jax.reports import Cost, LabelledDescription, Run, Training, report
 from tests.reports.pages import HOSTILE, Tags, check_harmless
 from tests.reports.test_card import described
@@ -25,7 +24,7 @@ def answered(*, several=True, n_models=12, classes=CLASSES, vectors=5):
     target = y if several else np.eye(len(classes))[y]
     logits = (2 * target - 1) + 1.5 * rng.normal(size=(n_models, len(classes)))
     labels = [tuple(classes[c] for c in np.flatnonzero(row)) for row in target]
-    return Answered(
+    return Predictions(
         tuple(classes),
         tuple(f"model {number} {HOSTILE}" for number in range(n_models)),
         tuple(labels),
@@ -33,12 +32,14 @@ def answered(*, several=True, n_models=12, classes=CLASSES, vectors=5):
         y.astype(np.int32),
         rng.normal(size=(n_models, vectors)) if vectors else np.zeros([0, 0]),
         chance=0.5 if several else 1 / len(classes),
+        task=SeveralClasses() if several else OneClass(),
     )
 
 
 def training(found, method="default", **metrics):
-    probabilities = expit(found.logits) if found.several else softmax(found.logits, axis=1)
-    error = calibration_error(probabilities, found.y)
+    error = calibration_error(
+        *found.task.promises(np.asarray(found.task.predictions(found.logits)), found.y)
+    )
     known = {
         "tree": "Toy",
         "layers": {"expert": [f"a.weight {HOSTILE}"]},
@@ -48,7 +49,7 @@ def training(found, method="default", **metrics):
         "val_accuracy_by_layer": {f"a.weight {HOSTILE}": 0.8125, "b.weight": 0.5625},
         "left_out": {},
         "calibration": {"temperature": 1.0, "before": {"test": error}, "after": {"test": error}},
-        "test_accuracy": dataclasses.asdict(score(Answers(found.logits, found.y))),
+        "test_accuracy": dataclasses.asdict(found.task.score(found.logits, found.y)),
     }
     return Training(method, known | metrics, found, {"recipe": {"seed": 31}, "layers": ["x"] * 9})
 
@@ -107,11 +108,11 @@ def test_results_calibration_and_settings_are_those_of_the_metrics():
     found = answered()
     text = written(training(found))
     rows = tables(text)
-    of_test = score(Answers(found.logits, found.y))
+    of_test = found.task.score(found.logits, found.y)
     line = next(row for row in rows if row[0] == "Toy, default: accuracy")
     assert line[1:3] == (f"{of_test.value:.3f}", f"{of_test.low:.3f} to {of_test.high:.3f}")
     assert line[4:6] == ("0.500", "12")
-    error = calibration_error(expit(found.logits), found.y)
+    error = calibration_error(expit(found.logits).ravel(), found.y.ravel())
     assert f"{error:.3f} before, {error:.3f} after" in text
     bins = [row for row in rows if re.fullmatch(r"0\.\d\d-[01]\.\d\d", row[0])]
     counts = np.array([float(row[1]) for row in bins])
@@ -276,9 +277,9 @@ def test_steps_at_the_same_time_are_counted_once():
 def test_what_is_not_above_chance_is_called_so():
     """The chance of the metrics counts; of an earlier version's, that of the answers."""
     found = answered()
-    value = score(Answers(found.logits, found.y)).value
+    value = found.task.score(found.logits, found.y).value
     for chance, says in ((value, "not above"), (value - 1e-3, "not clearly above"), (0.1, "")):
-        of_test = dataclasses.asdict(score(Answers(found.logits, found.y))) | {"chance": chance}
+        of_test = dataclasses.asdict(found.task.score(found.logits, found.y)) | {"chance": chance}
         rows = tables(written(training(found, test_accuracy=of_test)))
         cell = next(row for row in rows if row[0] == "Toy, default: accuracy")[4]
         assert cell.startswith(f"{chance:.3f}")

@@ -6,11 +6,11 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from probex_jax.experts.centring import FrozenLayer, centre_rank, normalised, tree_variables
 from safetensors.numpy import save_file
 
 import probex_jax as px
 from probex_jax.experts import Recipe, Ridge, build_network, evaluate, sweep
-from probex_jax.experts.centring import FrozenLayer, centre_rank, normalised, tree_variables
 from probex_jax.matrices import Centred, dense
 from tests.numeric import error
 

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from probex_jax.experts.saving import Saver
+from probex_jax.experts.training import fit, initial_state
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Recipe, Split, build_network, checkpoints
-from probex_jax.experts.saving import Saver
-from probex_jax.experts.training import fit, initial_state
 
 RECIPE = Recipe(learning_rate=0.1, batch_size=4, epochs=9, eval_every=2)
 

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from probex_jax.experts import build_network, checkpoints
 from probex_jax.experts.objective import Split
 from probex_jax.experts.recipe import Recipe
 from probex_jax.experts.saving import Saver
 from probex_jax.experts.stopping import Stop
 from probex_jax.experts.training import fit, initial_state
+
+from probex_jax.experts import build_network, checkpoints
 from probex_jax.prefetch import prefetch
 
 ROOT = Path(__file__).parents[2]
