@@ -1,17 +1,20 @@
 """What the models of a tree have in common, taken off: by the network, and before it."""
 
 import json
-from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
-from probex_jax.experts.centring import FrozenLayer, centre_rank, normalised, tree_variables
 from safetensors.numpy import save_file
 
 import probex_jax as px
-from probex_jax.experts import Recipe, Ridge, build_network, evaluate, sweep
+from probex_jax.experts import evaluate
+from probex_jax.fitting import Adam, ClosedForm, SeveralClasses, build_network
+from probex_jax.fitting.centre import FrozenLayer, centre_rank, normalised
+from probex_jax.fitting.sharding import ONE
 from probex_jax.matrices import Centred, dense
+from probex_jax.sweeps import sweep
+from probex_jax.sweeps.source import Source
 from tests.numeric import error
 
 pytestmark = pytest.mark.xdist_group("sweeps")
@@ -25,6 +28,11 @@ def wide(x):
     if isinstance(x, px.LowRank):
         return np.asarray(x.up, np.float64) @ np.asarray(x.down, np.float64)
     return np.asarray(x, np.float64)
+
+
+def tree_variables(store, layer, normalise):
+    """As a sweep has them."""
+    return Source(store, SeveralClasses(), None, normalise, None, {}, ONE).tree(layer)
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +132,13 @@ def test_the_network_takes_off_what_it_was_trained_without(case, encoder):
 def test_an_expert_keeps_its_centre(case, tmp_path):
     """Fitted, saved and loaded, it reads matrices as they are; by NumPy."""
     store, layer, arrays = case
-    settings = {"encoder": {"name": "dense"}, "head": "none", "recipe": Ridge()}
+    settings = {"encoder": {"name": "dense"}, "head": "none", "recipe": ClosedForm()}
     sweep(store, tmp_path, normalise="centre", layers=[layer], **settings)
     expert = px.Expert.load(tmp_path)
     tree = expert.variables["tree"]
     assert set(tree) == arrays | {"scale"}
-    assert expert.card["normalise"] == "centre"
-    assert expert.card["centre_rank"] == centre_rank(tree)
+    assert expert.card.members[0].normalise == "centre"
+    assert expert.card.members[0].centre_rank == centre_rank(tree)
     _, _, read = expected_of(store, layer, "test")
     params = expert.variables["params"]["encoder"]
     expected = np.einsum("nhw,hwy->ny", read, wide(params["weight"])) + wide(params["bias"])
@@ -141,7 +149,7 @@ def test_an_expert_keeps_its_centre(case, tmp_path):
 
 def test_training_leaves_the_centre_as_it_is(toy_store, tmp_path):
     """Steps as long as these would have moved it."""
-    recipe = Recipe(epochs=3, eval_every=3, batch_size=16, learning_rate=0.5, l2=0.5)
+    recipe = Adam(epochs=3, eval_every=3, batch_size=16, learning_rate=0.5, l2=0.5)
     settings = {"encoder": {"name": "dense"}, "head": "none", "recipe": recipe}
     result = sweep(toy_store, tmp_path, normalise="centre", layers=["a.weight"], **settings)
     expected = tree_variables(toy_store, "a.weight", "centre")
@@ -152,22 +160,6 @@ def test_training_leaves_the_centre_as_it_is(toy_store, tmp_path):
     # What was trained on matrices less their centre says of them as they are what it said then.
     score, _ = evaluate(result.expert, toy_store, "val")
     assert result.layers["a.weight"] == pytest.approx(score.value)
-
-
-def test_a_card_of_another_normalisation_is_refused(few, tmp_path):
-    settings = {"encoder": {"name": "dense"}, "head": "none", "recipe": Ridge()}
-    expert = sweep(few, tmp_path / "w", normalise="centre", layers=["a"], **settings).expert
-    for changes, message in (
-        ({"normalise": "none"}, "parameters do not fit"),
-        ({"normalise": "scale"}, "parameters do not fit"),
-        ({"centre_rank": 0}, "parameters do not fit"),
-        ({"centre_rank": "five"}, "centre_rank: 'five'"),
-        ({"centre_rank": -1}, "centre_rank: -1"),
-        ({"normalise": "both"}, "normalise: 'both' is not one of none, scale, centre"),
-    ):
-        replace(expert, card={**expert.card, **changes}).save(tmp_path / "e")
-        with pytest.raises(px.ProbexError, match=message):
-            px.Expert.load(tmp_path / "e")
 
 
 def write_zoo(zoo, *weights):
@@ -195,6 +187,7 @@ LORA = {"a.lora.up.weight": X[:, :2], "a.lora.down.weight": X[:2]}
     ("normalise", "weights"),
     [
         ("centre", [{"a": X}, {"a": X}]),
+        ("scale", [{"a": X}, {"a": X}]),  # its entries differ, its models do not
         ("centre", [LORA, LORA]),
         ("scale", [{"a": np.ones([4, 3])}, {"a": np.ones([4, 3])}]),
         ("centre", [{"a": X}, {"a": X * (1 + 1e-30)}]),
@@ -204,19 +197,10 @@ LORA = {"a.lora.up.weight": X[:, :2], "a.lora.down.weight": X[:2]}
 def test_matrices_that_are_all_the_same_are_refused(tmp_path, normalise, weights):
     """The last ones are, as far as float32 can divide by what tells them apart."""
     store = px.pack(px.scan(write_zoo(tmp_path / "Same", *weights)), tmp_path / "s").store
-    with pytest.raises(px.ProbexError, match="a: the training matrices are all the same") as told:
+    assert tree_variables(store, "a", "none") == {}
+    with pytest.raises(FrozenLayer, match="a: the training matrices are all the same") as told:
         tree_variables(store, "a", normalise)
     assert "\n" not in str(told.value)
-    settings = {"encoder": {"name": "dense"}, "head": "none", "recipe": Ridge()}
+    settings = {"encoder": {"name": "dense"}, "head": "none", "recipe": ClosedForm()}
     with pytest.raises(px.ProbexError, match="a: the training matrices are all the same"):
         sweep(store, tmp_path / "w", normalise=normalise, **settings)
-
-
-def test_a_layer_with_a_spread_but_the_same_in_all_models_is_frozen(tmp_path):
-    """Nothing can be told from it, whether the centre is taken off or not."""
-    weights = [{"a": X}, {"a": X}]
-    store = px.pack(px.scan(write_zoo(tmp_path / "Same", *weights)), tmp_path / "s").store
-    for normalise in ("scale", "centre"):
-        with pytest.raises(FrozenLayer, match="a: the training matrices are all the same"):
-            tree_variables(store, "a", normalise)
-    assert tree_variables(store, "a", "none") == {}

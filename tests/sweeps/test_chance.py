@@ -8,11 +8,13 @@ from safetensors.numpy import save_file
 
 import probex_jax as px
 from experiments import steps
-from probex_jax.experts import Ridge, evaluate, run_statnn, sweep
+from probex_jax.experts import evaluate
 from probex_jax.experts.chance import chance, chance_by_class, shortfall
+from probex_jax.fitting import ClosedForm, OneClass, SeveralClasses
+from probex_jax.sweeps import run_statnn, sweep
 from probex_jax.zoo.model_j import LABELS_KEY
 
-RIDGE = {"encoder": {"name": "dense"}, "head": "none", "recipe": Ridge((0.1,))}
+CLOSED = {"encoder": {"name": "dense"}, "head": "none", "recipe": ClosedForm((0.1,))}
 
 
 def store(folder, **labels):
@@ -27,46 +29,52 @@ def store(folder, **labels):
     return px.pack(px.scan(folder / "Noise"), folder / "s").store
 
 
+def several(found, split):
+    return chance(SeveralClasses(), found, split, found.classes)
+
+
+def by_class(found, split):
+    return chance_by_class(SeveralClasses(), found, split)
+
+
 def test_of_each_class_what_most_training_models_are(tmp_path):
     found = store(tmp_path, train=["abc", "ab", "ac", "bd"], val=["ab", "a"], test=["ad", "b", "c"])
     # a: 3 of 4, yes; b: 3 of 4, yes; c: half, no; d: 1 of 4, no.
-    assert chance_by_class(found, "test") == pytest.approx([1 / 3, 1 / 3, 2 / 3, 2 / 3])
-    assert chance(found, "test") == pytest.approx(6 / 12)
-    assert chance(found, "val") == pytest.approx(7 / 8)
+    assert by_class(found, "test") == pytest.approx([1 / 3, 1 / 3, 2 / 3, 2 / 3])
+    assert several(found, "test") == pytest.approx(6 / 12)
+    assert several(found, "val") == pytest.approx(7 / 8)
 
 
 def test_a_class_that_no_training_model_is_of_is_answered_no(tmp_path):
-    labels = {"train": ["a", "a"], "val_holdout": ["z"], "test": ["a", "a"]}
-    found = store(tmp_path, **labels)
+    found = store(tmp_path, train="aa", val_holdout="z", test="aa")
     assert found.classes == ("a", "z")
-    assert chance_by_class(found, "val_holdout") == pytest.approx([0, 0])
-    assert chance(found, "test") == 1
+    assert by_class(found, "val_holdout") == pytest.approx([0, 0])
+    assert several(found, "test") == 1
 
 
-def test_of_candidates_the_commonest_of_training_is_given(tmp_path):
-    labels = {"train": "aaabbc", "val": "aabc", "test": "abbcc"}
-    found = store(tmp_path, **labels)
-    assert chance(found, "test", "abc") == pytest.approx(1 / 5)
-    assert chance(found, "val", "abc") == pytest.approx(2 / 4)
-
-
-def test_of_candidates_that_are_as_common_it_is_the_mean(tmp_path):
-    found = store(tmp_path, train="aabbc", test="bbbc")
-    assert chance(found, "test", "abc") == pytest.approx((0 + 3 / 4) / 2)
+@pytest.mark.parametrize(
+    ("train", "test", "expected"),
+    [("aaabbc", "abbcc", 1 / 5), ("aaabbc", "aabc", 2 / 4), ("aabbc", "bbbc", (0 + 3 / 4) / 2)],
+)
+def test_of_candidates_the_commonest_of_training_is_given(tmp_path, train, test, expected):
+    """Of as common ones the mean."""
+    found = store(tmp_path, train=train, test=test)
+    assert chance(OneClass(), found, "test", "abc") == pytest.approx(expected)
+    assert chance_by_class(OneClass(), found, "test").shape == (0,)
 
 
 def test_metrics_and_cards_and_evaluations_have_it(toy_store, tmp_path):
-    result = sweep(toy_store, tmp_path / "w", **RIDGE)
+    result = sweep(toy_store, tmp_path / "w", **CLOSED)
     counts = Counter(label for model in toy_store.split("train") for label in model.labels)
     usual = {name for name, count in counts.items() if count > len(toy_store.split("train")) / 2}
     for split, found in (
         ("test", result.metrics["test_accuracy"]["chance"]),
-        ("test", result.expert.card["metrics"]["test_accuracy"]["chance"]),
+        ("test", result.expert.card.figures["test_accuracy"]["chance"]),
         ("test", result.test.chance),
         ("test", evaluate(result.expert, toy_store)[0].chance),
         ("test", run_statnn(toy_store, tmp_path / "s", n_trees=2)["test_accuracy"]["chance"]),
         ("val", result.metrics["val_chance"]),
-        ("val", result.expert.card["metrics"]["val_chance"]),
+        ("val", result.expert.card.figures["val_chance"]),
     ):
         right = [
             (name in model.labels) == (name in usual)
@@ -84,7 +92,7 @@ def test_metrics_and_cards_and_evaluations_have_it(toy_store, tmp_path):
 
 def test_a_training_that_learnt_nothing_says_so(tmp_path):
     rare = {split: ["a"] * 15 + ["b"] for split in ("train", "val", "test")}
-    result = sweep(store(tmp_path, **rare), tmp_path / "w", **RIDGE)
+    result = sweep(store(tmp_path, **rare), tmp_path / "w", **CLOSED)
     assert result.metrics["test_accuracy"]["chance"] == 15 / 16
     [line] = steps.not_above_chance(result.metrics)
     assert "0.938" in line
@@ -92,7 +100,7 @@ def test_a_training_that_learnt_nothing_says_so(tmp_path):
 
 
 def test_a_training_of_an_earlier_version_says_nothing(toy_store, tmp_path):
-    metrics = dict(sweep(toy_store, tmp_path / "w", **RIDGE).metrics)
+    metrics = dict(sweep(toy_store, tmp_path / "w", **CLOSED).metrics)
     metrics["test_accuracy"] = {
         name: value for name, value in metrics["test_accuracy"].items() if name != "chance"
     }
