@@ -1,19 +1,21 @@
 """Temperatures and the calibration error: against truth that is known, and slow references."""
 
-import dataclasses
-import json
-
 import numpy as np
 import pytest
-from probex_jax.experts.calibration import best_temperature, calibration_error
 
-import probex_jax as px
-from probex_jax import Expert, ProbexError
-from probex_jax.experts import Ridge, calibrated, checkpoints, sweep
-from probex_jax.layer_store import LayerStore
-from tests.conftest import CLASSES
-from tests.forest.conftest import text_expert
-from tests.search.conftest import make_expert
+from probex_jax.fitting import Number, OneClass, SeveralClasses, calibration_error
+
+
+def task_of(y):
+    return SeveralClasses() if np.ndim(y) == 2 else OneClass()
+
+
+def best_temperature(logits, y):
+    return task_of(y).best_temperature(logits, y)
+
+
+def error_of(p, y):
+    return calibration_error(*task_of(y).promises(p, y))
 
 
 def softmax(logits):
@@ -110,118 +112,27 @@ def test_the_calibration_error_is_that_of_its_definition(seed, scale):
     logits = scale * rng.normal(size=(70, 6))
     classes, choices = rng.integers(0, 2, size=(70, 6)), rng.integers(0, 6, size=70)
     for p, y in ((sigmoid(logits), classes), (softmax(logits), choices)):
-        assert calibration_error(p, y) == pytest.approx(slow_calibration_error(p, y), abs=1e-12)
+        assert error_of(p, y) == pytest.approx(slow_calibration_error(p, y), abs=1e-12)
 
 
 def test_the_calibration_error_at_its_ends():
     y = np.array([[1.0, 0.0]])
-    assert calibration_error(np.array([[1.0, 0.0]]), y) == 0
-    assert calibration_error(np.array([[0.0, 1.0]]), y) == 1
+    assert error_of(np.array([[1.0, 0.0]]), y) == 0
+    assert error_of(np.array([[0.0, 1.0]]), y) == 1
     rng = np.random.default_rng(0)
     logits = 2 * rng.normal(size=(50_000, 4))
-    assert calibration_error(sigmoid(logits), drawn_classes(logits, rng)) < 0.01
-    assert calibration_error(sigmoid(5 * logits), drawn_classes(logits, rng)) > 0.1
+    assert error_of(sigmoid(logits), drawn_classes(logits, rng)) < 0.01
+    assert error_of(sigmoid(5 * logits), drawn_classes(logits, rng)) > 0.1
 
 
-@pytest.fixture(scope="module")
-def swept(toy_store, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("swept")
-    result = sweep(
-        toy_store,
-        workdir,
-        encoder={"name": "dense"},
-        head="none",
-        recipe=Ridge(penalties=(0.1,)),
-        normalise="centre",
-        layers=["a.weight"],
-    )
-    return workdir, result
-
-
-def test_a_sweep_calibrates_what_it_keeps_and_says_so(swept, toy_store):
-    workdir, result = swept
-    expert = Expert.load(workdir)
-    about = expert.card["calibration"]
-    logits = {s: np.asarray(expert.logits(toy_store.by_layer(s))) for s in ("val", "test")}
-    y = {split: toy_store.targets(split) for split in logits}
-    assert about["split"] == "val"
-    assert expert.temperature == about["temperature"] == best_temperature(logits["val"], y["val"])
-    assert expert.temperature != 1
-    for when, temperature in (("before", 1.0), ("after", expert.temperature)):
-        for split in ("val", "test"):
-            expected = slow_calibration_error(sigmoid(logits[split] / temperature), y[split])
-            assert about[when][split] == pytest.approx(expected, abs=1e-5)
-    metrics = json.loads((workdir / "metrics.json").read_text())
-    assert metrics["calibration"] == about == result.metrics["calibration"]
-
-
-def test_probabilities_are_the_calibrated_ones(swept, toy_store):
-    expert, x = Expert.load(swept[0]), toy_store.by_layer("test")
-    logits = np.asarray(expert.logits(x), float)
-    p_NY = expert.probabilities(x)
-    np.testing.assert_allclose(p_NY, sigmoid(logits / expert.temperature), rtol=1e-4)
-    plain = Expert(expert.variables, {k: v for k, v in expert.card.items() if k != "calibration"})
-    assert plain.temperature == 1
-    np.testing.assert_allclose(plain.probabilities(x), sigmoid(logits), rtol=1e-4, atol=1e-7)
-
-
-def test_candidates_share_one_probability():
-    expert = make_expert(head="text")
-    expert = Expert(expert.variables, {**expert.card, "calibration": {"temperature": 3.0}})
-    logits = np.random.default_rng(0).normal(size=(4, 5))
-    p_NY = expert.as_probabilities(logits)
-    np.testing.assert_allclose(p_NY, softmax(logits / 3), rtol=1e-5)
-
-
-def relabelled(store, split):
-    """The store with every label of a split turned round."""
-    copy = LayerStore.open(store.path)
-    copy.models = tuple(
-        dataclasses.replace(m, labels=tuple(c for c in CLASSES if c not in m.labels))
-        if m.split == split
-        else m
-        for m in copy.models
-    )
-    return copy
-
-
-def test_the_temperature_is_chosen_on_validation_alone(swept, toy_store):
-    expert = Expert.load(swept[0])
-    first = calibrated(expert, toy_store).card["calibration"]
-    other = calibrated(expert, relabelled(toy_store, "test")).card["calibration"]
-    assert other["temperature"] == first["temperature"] == expert.temperature
-    assert other["after"]["val"] == first["after"]["val"]
-    assert other["after"]["test"] > first["after"]["test"] + 0.1
-    worse = calibrated(expert, relabelled(toy_store, "val")).card["calibration"]
-    assert worse["temperature"] > 10 * first["temperature"]
-
-
-def test_an_expert_of_text_is_calibrated_among_the_classes_it_was_trained_on(toy_lora_store):
-    store = toy_lora_store
-    expert = text_expert(store)
-    found = calibrated(expert, store)
-    classes = expert.card["classes"]
-    sentences = [f"a photo of a {'a thing' if c == classes[0] else c}" for c in classes]
-    texts = expert.text_encoder().encode(sentences)
-    logits = np.asarray(expert.logits(store.matrices("a", "val"), texts))
-    y = np.array([classes.index(m.labels[0]) for m in store.split("val")])
-    assert found.temperature == pytest.approx(best_temperature(logits, y), rel=1e-5)
-    expected = slow_calibration_error(softmax(logits / found.temperature), y)
-    assert found.card["calibration"]["after"]["val"] == pytest.approx(expected, abs=1e-5)
-
-
-@pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan"), float("inf"), "1.0"])
-def test_a_card_with_a_wrong_temperature_is_refused(tmp_path, wrong):
-    expert = make_expert()
-    card = {**expert.card, "calibration": {"temperature": wrong}}
-    checkpoints.save(tmp_path / "e", expert.variables, card)
-    with pytest.raises(ProbexError, match=r"calibration\.temperature") as error:
-        px.Expert.load(tmp_path / "e")
-    assert "\n" not in str(error.value)
-
-
-def test_calibration_that_is_no_object_is_refused(tmp_path):
-    expert = make_expert()
-    checkpoints.save(tmp_path / "e", expert.variables, {**expert.card, "calibration": [2.0]})
-    with pytest.raises(ProbexError, match=r"calibration\.temperature"):
-        px.Expert.load(tmp_path / "e")
+def test_a_number_is_as_uncertain_as_its_errors():
+    rng = np.random.default_rng(0)
+    y = 5 + 2 * rng.normal(size=20_000)
+    task = Number().fitted(y)
+    logits = task.encoded(y)[:, None] + 0.3 * rng.normal(size=(20_000, 1)).astype(np.float32)
+    temperature = task.best_temperature(logits, y)
+    value_std = np.asarray(task.predictions(logits, temperature))
+    assert np.mean(value_std[:, 1]) == pytest.approx(0.6, rel=0.02)
+    assert np.std(value_std[:, 0] - y) == pytest.approx(0.6, rel=0.02)
+    assert calibration_error(*task.promises(value_std, y)) < 0.01
+    assert calibration_error(*task.promises(value_std * [1, 0.3], y)) > 0.3

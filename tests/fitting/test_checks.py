@@ -1,29 +1,17 @@
 """Arrays that cannot be trained on are refused before anything is computed from them."""
 
+import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 
 import probex_jax as px
-from probex_jax.experts import (
-    Recipe,
-    Ridge,
-    Split,
-    accuracy,
-    build_network,
-    fit,
-    fit_ridge,
-    top_accuracy,
-    training,
-)
+from probex_jax.fitting import ClosedForm, OneClass, SeveralClasses, Split, Texts, build_network
+from probex_jax.fitting.closed_form import fit_closed_form
+from probex_jax.fitting.data import check_finite, check_splits
 from probex_jax.matrices import Centred
 
-PROBEX = {"name": "probex", "n_probes": 2, "proj_dim": 2, "rep_dim": 4}
-CLASSES = build_network(PROBEX, "class", 3)
-TEXTS = build_network(PROBEX, "text", 3)
 DENSE = build_network({"name": "dense"}, "none", 3)
-RECIPE = Recipe(epochs=1, eval_every=1)
 RNG = np.random.default_rng(0)
 
 
@@ -81,43 +69,46 @@ WRONG_OF_CLASSES = {
 def test_the_split_and_the_array_are_named(name, wrong):
     bad, message = WRONG_OF_CLASSES[wrong]
     splits = {"train": GOOD, "val": GOOD, "val_holdout": GOOD} | {name: bad}
-    train, val = splits.pop("train"), splits.pop("val")
     with pytest.raises(px.ProbexError, match=f"{name}: {message}"):
-        fit(CLASSES, RECIPE, train, val, **splits)
+        check_splits(SeveralClasses(), 3, splits)
     if name != "val_holdout":
-        with pytest.raises(px.ProbexError, match=f"{name}: {message}|to classes"):
-            fit_ridge(DENSE, Ridge(), train, val)
+        given = splits["train"], splits["val"]
+        with pytest.raises(px.ProbexError, match=f"{name}: {message}"):
+            fit_closed_form(DENSE, SeveralClasses(), ClosedForm(), *given)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("kind", ["dense", "factors", "device"])
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray, "factors"])
 def test_matrices_that_are_not_finite_are_named(kind, value):
     x = factors() if kind == "factors" else GOOD.x
-    if kind == "factors":
-        bad = px.LowRank(x.up, put(x.down, value))
-    else:
-        bad = (jnp.asarray if kind == "device" else np.asarray)(put(x, value))
+    bad = px.LowRank(x.up, put(x.down, value)) if kind == "factors" else kind(put(x, value))
     with pytest.raises(px.ProbexError, match=r"val: x .*\(6, 4, 5\)"):
-        fit(CLASSES, RECIPE, GOOD, GOOD._replace(x=bad))
+        check_finite({"train": GOOD, "val": GOOD._replace(x=bad)})
 
 
-def test_what_overflows_on_the_device_is_not_finite():
-    with pytest.raises(px.ProbexError, match=r"train: x .*float32"):
-        fit(CLASSES, RECIPE, GOOD._replace(x=put(GOOD.x.astype(float), 1e300)), GOOD)
-
-
-def test_splits_have_matrices_of_one_shape():
+def test_splits_have_matrices_of_one_shape_and_may_differ_in_models():
     with pytest.raises(px.ProbexError, match=r"val: x .*\(6, 5, 4\).*\[4, 5\]"):
-        fit(CLASSES, RECIPE, GOOD, split(shape=(5, 4)))
-    with pytest.raises(px.ProbexError, match=r"val: x .*\(6, 5, 4\).*\[4, 5\]"):
-        fit_ridge(DENSE, Ridge(), GOOD, split(shape=(5, 4)))
+        check_splits(SeveralClasses(), 3, {"train": GOOD, "val": split(shape=(5, 4))})
+    fewer = split(1)._replace(weight=np.ones(1))
+    check_splits(SeveralClasses(), 3, {"train": GOOD._replace(x=factors()), "val": fewer})
+    others = {"train": TOLD, "val": aligned(2), "val_holdout": aligned(5, n_texts=7)}
+    check_splits(Texts(), None, others)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8, np.int64, np.float64])
+def test_labels_may_be_of_any_type(dtype):
+    task, y = SeveralClasses(), GOOD.y.astype(dtype)
+    check_splits(task, 3, {"train": GOOD._replace(y=y)})
+    logits = RNG.normal(size=GOOD.y.shape).astype(np.float32)
+    for figure in (task.score, jax.jit(task.loss), task.best_factor, task.best_temperature):
+        np.testing.assert_array_equal(figure(logits, y), figure(logits, GOOD.y))
 
 
 TOLD = aligned()
 WRONG_OF_TEXTS = {
     "beyond": (TOLD._replace(y=np.arange(6)), "y .*0 to 5.*0 to 2"),
     "below": (TOLD._replace(y=np.arange(6) % 3 - 1), "y .*-1 to 1"),
-    "fewer": (TOLD._replace(y=TOLD.y[:4]), r"y .*\(4,\).*\(6, 4, 5\)"),
+    "fewer": (TOLD._replace(y=TOLD.y[:4]), r"y .*\(4,\).* 6 models"),
     "floats": (TOLD._replace(y=TOLD.y.astype(float)), "y .*float64"),
     "booleans": (TOLD._replace(y=TOLD.y > 0), "y .*bool"),
     "of each class": (TOLD._replace(y=GOOD.y), r"y .*\(6, 3\)"),
@@ -132,73 +123,31 @@ WRONG_OF_TEXTS = {
 @pytest.mark.parametrize("wrong", WRONG_OF_TEXTS)
 def test_a_model_is_of_one_of_the_texts(name, wrong):
     bad, message = WRONG_OF_TEXTS[wrong]
-    splits = {"train": TOLD, "val": TOLD} | {name: bad}
     with pytest.raises(px.ProbexError, match=f"{name}: {message}"):
-        fit(TEXTS, RECIPE, **splits)
+        check_splits(Texts(), None, {"train": TOLD, "val": TOLD} | {name: bad})
 
 
 def test_texts_of_one_encoder():
     with pytest.raises(px.ProbexError, match=r"val: texts .*\(3, 5\).*4"):
-        fit(TEXTS, RECIPE, TOLD, aligned(dim=5))
-
-
-@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8, np.int64, np.float64])
-def test_labels_may_be_of_any_type(dtype):
-    expected = fit(CLASSES, RECIPE, GOOD, GOOD)
-    found = fit(CLASSES, RECIPE, *[GOOD._replace(y=GOOD.y.astype(dtype))] * 2)
-    np.testing.assert_array_equal(found.loss_E, expected.loss_E)
-    assert fit_ridge(DENSE, Ridge(), GOOD, GOOD).loss == (
-        fit_ridge(DENSE, Ridge(), *[GOOD._replace(y=GOOD.y.astype(dtype))] * 2).loss
-    )
-
-
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
-def test_matrices_may_be_of_any_precision(dtype):
-    data = GOOD._replace(x=GOOD.x.astype(dtype))
-    assert np.isfinite(fit(CLASSES, RECIPE, data, data).loss_E).all()
-
-
-def test_splits_may_differ_in_models_texts_and_weights():
-    fit(CLASSES, RECIPE, GOOD, split(1)._replace(weight=np.ones(1)))
-    fit(TEXTS, RECIPE, TOLD, aligned(2), val_holdout=aligned(5, n_texts=7))
-    fit(CLASSES, RECIPE, GOOD._replace(x=factors()), GOOD._replace(x=factors()))
-
-
-def test_layers_that_are_trained_together_have_their_labels():
-    together = training.Together(CLASSES, (RECIPE,), 2, {"train": 6, "val": 6})
-    whole = GOOD._replace(x=jnp.stack([GOOD.x, GOOD.x]))
-    with pytest.raises(px.ProbexError, match="val"):
-        training.fit_together(together, {"train": whole, "val": whole._replace(y=whole.y[:5])})
-    with pytest.raises(px.ProbexError, match="train"):
-        training.fit_together(together, {"train": whole._replace(x=whole.x[:1]), "val": whole})
+        check_splits(Texts(), None, {"train": TOLD, "val": aligned(dim=5)})
 
 
 @pytest.mark.parametrize(
-    ("logits", "targets"),
+    ("task", "logits", "y"),
     [
-        (np.zeros([4, 4]), np.zeros(4)),
-        (np.zeros([4, 3]), np.zeros([5, 3])),
-        (np.zeros([0, 3]), np.zeros([0, 3])),
-        (np.full([4, 3], np.nan), np.zeros([4, 3])),
-        (np.zeros([4, 3]), -np.ones([4, 3])),
-        (np.zeros([4, 3]), np.full([4, 3], np.nan)),
+        (SeveralClasses(), np.zeros([4, 4]), np.zeros(4)),
+        (SeveralClasses(), np.zeros([4, 3]), np.zeros([5, 3])),
+        (SeveralClasses(), np.zeros([0, 3]), np.zeros([0, 3])),
+        (SeveralClasses(), np.full([4, 3], np.nan), np.zeros([4, 3])),
+        (SeveralClasses(), np.zeros([4, 3]), -np.ones([4, 3])),
+        (SeveralClasses(), np.zeros([4, 3]), np.full([4, 3], np.nan)),
+        (OneClass(), np.zeros([4, 3]), np.zeros([4, 3])),
+        (OneClass(), np.zeros([4, 3]), np.zeros(1, int)),
+        (OneClass(), np.zeros([4, 3]), np.full(4, 3)),
+        (OneClass(), np.zeros([4, 3]), np.full(4, -1)),
+        (OneClass(), np.full([4, 3], np.nan), np.zeros(4, int)),
     ],
 )
-def test_an_accuracy_is_of_answers_to_the_targets(logits, targets):
+def test_a_score_is_of_answers_to_the_targets(task, logits, y):
     with pytest.raises(px.ProbexError):
-        accuracy(logits, targets)
-
-
-@pytest.mark.parametrize(
-    ("logits", "labels"),
-    [
-        (np.zeros([4, 3]), np.zeros([4, 3])),
-        (np.zeros([4, 3]), np.zeros(1, int)),
-        (np.zeros([4, 3]), np.full(4, 3)),
-        (np.zeros([4, 3]), np.full(4, -1)),
-        (np.full([4, 3], np.nan), np.zeros(4, int)),
-    ],
-)
-def test_the_highest_logit_is_of_a_class(logits, labels):
-    with pytest.raises(px.ProbexError):
-        top_accuracy(logits, labels)
+        task.score(logits, y)

@@ -1,21 +1,16 @@
 """Ridge regression in closed form, against the primal solution in float64."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from probex_jax.experts.calibration import FACTORS
-from probex_jax.experts.centring import tree_variables
-from safetensors.numpy import save_file
 
 import probex_jax as px
-from probex_jax.experts import Recipe, Ridge, Split, build_network, fit_ridge, sweep
+from probex_jax.fitting import ClosedForm, Number, OneClass, SeveralClasses, Split, build_network
+from probex_jax.fitting import fit_closed_form as fit_
+from probex_jax.fitting.calibration import FACTORS
 from probex_jax.matrices import Centred, dense
 from tests.numeric import error
-
-pytestmark = pytest.mark.xdist_group("sweeps")
 
 N, M, H, W, Y = 14, 9, 5, 4, 3
 
@@ -80,13 +75,17 @@ def network_of(**fields):
     return build_network({"name": "dense", **fields}, "none", Y)
 
 
+def fit(recipe, train, val=None, network=None, task=SeveralClasses()):  # noqa: B008
+    return fit_(network or network_of(), task, recipe, train, val)
+
+
 @pytest.mark.parametrize("standardise", [False, True], ids=["as they are", "standardised"])
 @pytest.mark.parametrize("kind", ["dense", "factors", "centred factors"])
 def test_it_is_the_primal_solution(kind, standardise):
     train, val = data(kind)
     network = network_of(standardise=standardise)
     for penalty in (1e-2, 1.0):
-        found = fit_ridge(network, Ridge((penalty,)), train, val)
+        found = fit(ClosedForm((penalty,)), train, val, network)
         weight, bias = primal(train, penalty, standardised if standardise else lambda x: x)
         params = found.params["encoder"]
         assert params["weight"].shape == (H, W, Y)
@@ -100,14 +99,14 @@ def test_it_is_the_primal_solution(kind, standardise):
 def test_more_models_than_entries_have_the_primal_solution_too():
     """The kernel is then singular, and its smallest eigenvalues are rounding."""
     train, val = data("dense", n=60)
-    found = fit_ridge(network_of(), Ridge((1e-2,)), train, val)
+    found = fit(ClosedForm((1e-2,)), train, val)
     weight, _ = primal(train, 1e-2)
     assert error(found.params["encoder"]["weight"].reshape(-1, Y), found.factor * weight) <= 1e-4
 
 
 def test_penalty_and_factor_are_those_of_the_lowest_loss():
     train, val = data("dense")
-    recipe = Ridge((10.0, 1e-3, 0.3, 3.0))
+    recipe = ClosedForm((10.0, 1e-3, 0.3, 3.0))
     tried = {}
     for penalty in recipe.penalties:
         weight, bias = primal(train, penalty)
@@ -115,7 +114,7 @@ def test_penalty_and_factor_are_those_of_the_lowest_loss():
         for factor in FACTORS:
             tried[penalty, factor] = loss_of(factor * outputs, np.asarray(val.y))
     penalty, factor = min(tried, key=tried.get)
-    found = fit_ridge(network_of(), recipe, train, val)
+    found = fit(recipe, train, val)
     assert (found.penalty, found.factor) == (penalty, pytest.approx(factor))
     assert found.loss == pytest.approx(tried[penalty, factor], rel=1e-5)
     # Neither is the first, the last or the only one that would do.
@@ -133,14 +132,14 @@ def test_the_factors_tried_are_fine_and_far_apart():
 def test_what_is_chosen_is_chosen_on_val_alone():
     """From the training models' own outputs the least penalty would be the best."""
     train, val = data("dense")
-    recipe = Ridge()
-    on_itself = fit_ridge(network_of(), recipe, train, train)
-    assert on_itself.penalty < fit_ridge(network_of(), recipe, train, val).penalty
+    recipe = ClosedForm()
+    on_itself = fit(recipe, train, train)
+    assert on_itself.penalty < fit(recipe, train, val).penalty
 
 
 def test_fitting_again_gives_the_same_bits():
     train, val = data("factors")
-    first, second = (fit_ridge(network_of(), Ridge(), train, val) for _ in range(2))
+    first, second = (fit(ClosedForm(), train, val) for _ in range(2))
     for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -150,9 +149,8 @@ def test_fitting_again_gives_the_same_bits():
 def test_a_matrix_of_zeros_among_others_is_finite(kind, standardise):
     train, val = data(kind)
     blank = jax.tree.map(lambda leaf: leaf.at[3].set(0.0), train.x)
-    found = fit_ridge(
-        network_of(standardise=standardise), Ridge((0.1,)), train._replace(x=blank), val
-    )
+    train, network = train._replace(x=blank), network_of(standardise=standardise)
+    found = fit(ClosedForm((0.1,)), train, val, network)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
     assert np.asarray(found.params["encoder"]["weight"]).any()
 
@@ -161,125 +159,78 @@ def test_a_matrix_of_zeros_among_others_is_finite(kind, standardise):
 def test_matrices_that_say_nothing_are_refused(value):
     train, val = data("dense")
     x = jnp.full_like(dense(train.x), value)
-    with pytest.raises(px.ProbexError, match="training matrices are all zero, or not finite"):
-        fit_ridge(network_of(), Ridge(), train._replace(x=x), val)
-
-
-def test_a_validation_model_that_is_not_finite_is_refused():
-    """No penalty would have a loss then, and the first would be taken."""
-    train, val = data("dense")
-    with pytest.raises(px.ProbexError, match="some validation matrices are not finite"):
-        fit_ridge(network_of(), Ridge(), train, val._replace(x=val.x.at[2, 0, 0].set(jnp.nan)))
-
-
-def test_a_sweep_names_the_layer_that_cannot_be_fitted(tmp_path):
-    for split in ("train", "val", "test"):
-        for number in range(2):
-            folder = tmp_path / "Zeros" / split / f"{split}{number}"
-            folder.mkdir(parents=True)
-            zeros = {"a": np.zeros((4, 3), np.float32)}
-            labels = {"dataset_chosen_targets": f"['{'xy'[number]}']"}
-            save_file(zeros, folder / "model.safetensors", labels)
-    store = px.pack(px.scan(tmp_path / "Zeros"), tmp_path / "s").store
-    settings = {"encoder": {"name": "dense"}, "head": "none", "recipe": Ridge()}
-    with pytest.raises(px.ProbexError, match="s: a: the training matrices are all zero"):
-        sweep(store, tmp_path / "w", **settings)
+    with pytest.raises(px.ProbexError, match="training matrices"):
+        fit(ClosedForm(), train._replace(x=x), val)
+    if value:  # no penalty would have a loss then, and the first would be taken
+        with pytest.raises(px.ProbexError, match="validation matrices"):
+            fit(ClosedForm(), train, val._replace(x=val.x.at[2, 0, 0].set(value)))
 
 
 def test_classes_that_all_or_no_models_are_of_are_finite():
     train, val = data("dense")
     y = train.y.at[:, 0].set(1.0).at[:, 1].set(0.0)
-    found = fit_ridge(network_of(), Ridge(), train._replace(y=y), val)
+    found = fit(ClosedForm(), train._replace(y=y), val)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
     np.testing.assert_array_equal(np.sign(found.params["encoder"]["bias"][:2]), [1.0, -1.0])
 
 
-SMALL = {"n_probes": 3, "proj_dim": 4, "rep_dim": 2}
+SMALL = {"n_probes": 3, "proj_dim": 4, "rep_dim": Y}
 
 
 @pytest.mark.parametrize(
-    ("encoder", "head"),
+    ("encoder", "head", "task"),
     [
-        ({"name": "probex", **SMALL}, "class"),
-        ({"name": "mvprobe", **SMALL}, "class"),
-        ({"name": "probex", **SMALL, "rep_dim": Y}, "none"),
-        ({"name": "dense", "rep_dim": 8}, "class"),
+        ({"name": "probex", **SMALL}, "class", SeveralClasses()),
+        ({"name": "probex", **SMALL}, "none", SeveralClasses()),
+        ({"name": "dense", "rep_dim": 8}, "class", SeveralClasses()),
+        ({"name": "dense"}, "none", px.Texts()),
     ],
 )
-def test_other_networks_are_refused(encoder, head, toy_store, tmp_path):
-    train, val = data("dense")
-    message = 'recipe "ridge" fits the encoder dense to classes, with head "none"'
-    with pytest.raises(px.ProbexError, match=message):
-        fit_ridge(build_network(encoder, head, Y), Ridge(), train, val)
-    encoder = encoder | ({"rep_dim": 6} if head == "none" else {})
-    with pytest.raises(px.ProbexError, match=message):
-        sweep(toy_store, tmp_path / "w", encoder=encoder, head=head, recipe=Ridge())
-    assert not (tmp_path / "w").exists(), "a refused training must not claim its folder"
+def test_other_networks_and_tasks_are_refused(encoder, head, task):
+    with pytest.raises(px.ProbexError, match="dense"):
+        fit(ClosedForm(), *data("dense"), build_network(encoder, head, Y), task)
 
 
-def test_one_of_several_texts_is_no_target():
-    train, val = data("dense")
-    with pytest.raises(px.ProbexError, match="to classes"):
-        fit_ridge(network_of(), Ridge(), train._replace(y=jnp.zeros(N, jnp.int32)), val)
+@pytest.mark.parametrize("task", [OneClass(), Number()], ids=["one class", "number"])
+def test_other_tasks_regress_their_own_targets(task):
+    """One-hot, or the number standardised; without penalty they are told exactly."""
+    train, _ = data("dense", n=60)
+    scores = wide(train.x).reshape(60, -1) @ np.random.default_rng(5).normal(size=(H * W, Y))
+    y = scores.argmax(axis=1) if task == OneClass() else 5 + 3 * scores[:, 0]
+    task, rep_dim = task.fitted(y), Y if task == OneClass() else 1
+    targets = np.eye(Y)[y] if rep_dim == Y else (y[:, None] - y.mean()) / y.std()
+    train = train._replace(y=y)
+    network = build_network({"name": "dense"}, "none", rep_dim)
+    found = fit(ClosedForm((1e-2,)), train, train, network, task)
+    x = wide(train.x).reshape(60, -1)
+    normal = x.T @ x + 1e-2 * np.mean(np.sum(x**2, axis=1)) * np.eye(H * W)
+    weight = np.linalg.solve(normal, x.T @ (targets - targets.mean(axis=0)))
+    assert (
+        error(found.params["encoder"]["weight"].reshape(-1, rep_dim), found.factor * weight) <= 1e-4
+    )
+    assert (found.factor == 1) == (rep_dim == 1)
+
+
+def test_without_val_each_model_is_told_by_others():
+    """Five-fold, by hand: the logits are of solutions that did not see their model."""
+    train, _ = data("dense", n=20)
+    recipe = ClosedForm((0.1,))
+    found = fit(recipe, train)
+    np.testing.assert_allclose(
+        fit(recipe, train, train).params["encoder"]["weight"] / found.params["encoder"]["weight"],
+        fit(recipe, train, train).factor / found.factor,
+        rtol=1e-4,
+    )
+    flipped = train._replace(y=train.y.at[3].set(1 - train.y[3]))
+    other = fit(recipe, flipped)
+    own = found.logits[3] / found.factor - other.logits[3] / other.factor
+    assert np.abs(own).max() <= 1e-9, "its own label says nothing of it"
+    rest = found.logits / found.factor - other.logits / other.factor
+    assert np.abs(np.delete(rest, 3, axis=0)).max() > 1e-2
+    assert found.loss > fit(recipe, train, train).loss
 
 
 @pytest.mark.parametrize("penalties", [(), (0.0,), (-1.0, 1.0), (True,), ("1",), 3.0, (np.inf,)])
 def test_penalties_are_numbers_above_zero(penalties):
-    with pytest.raises(px.ProbexError, match=r"recipe\.penalties: .* are not numbers > 0"):
-        Ridge(penalties)
-
-
-@pytest.mark.parametrize("which", ["dense", "factors"])
-def test_a_sweep_keeps_what_was_fitted(which, toy_store, toy_lora_store, tmp_path):
-    """Fitted here to what NumPy centres: the same logits as those of the expert that is loaded."""
-    store, layer = (toy_store, "a.weight") if which == "dense" else (toy_lora_store, "a")
-    encoder = {"name": "dense", "standardise": True}
-    settings = {"encoder": encoder, "head": "none", "normalise": "centre", "layers": [layer]}
-    told = []
-    result = sweep(
-        store,
-        tmp_path,
-        recipe=Ridge([0.1, 1.0]),
-        on_progress=lambda *progress: told.append(progress),
-        **settings,
-    )
-    assert told == [(layer, 1)]
-    tree = tree_variables(store, layer, "centre")
-    centre = wide(store.matrices(layer)).mean(axis=0)
-    splits = {
-        name: Split(
-            jnp.asarray((wide(store.matrices(layer, name)) - centre) / tree["scale"], jnp.float32),
-            jnp.asarray(store.targets(name)),
-        )
-        for name in ("train", "val", "test")
-    }
-    network = build_network(encoder, "none", len(store.classes))
-    fitted = fit_ridge(network, Ridge((0.1, 1.0)), splits["train"], splits["val"])
-    expected = network.apply({"params": fitted.params}, splits["test"].x)
-    expert = px.Expert.load(tmp_path)
-    found = expert.logits(store.matrices(layer, "test"))
-    assert error(found, np.asarray(expected, np.float64)) <= 2e-3
-    metrics = expert.card["metrics"]
-    assert metrics["penalty"] == fitted.penalty
-    assert metrics["val_loss"] == pytest.approx(fitted.loss, rel=1e-3)
-    logits = np.asarray(expert.logits(store.matrices(layer, "val")))
-    right = (logits > 0) == (store.targets("val") > 0.5)
-    assert metrics["val_accuracy"] == pytest.approx(right.mean())
-    assert expert.card["recipe"] == {"penalties": [0.1, 1.0]}
-    assert json.loads((tmp_path / "metrics.json").read_text())["recipe"] == expert.card["recipe"]
-    if which == "dense":
-        assert result.test.value > 0.85
-    # Found finished, with the settings as they are; other ones are another training.
-    again = []
-    sweep(
-        store,
-        tmp_path,
-        recipe=Ridge((0.1, 1)),
-        on_progress=lambda *progress: again.append(progress),
-        **settings,
-    )
-    assert again == told
-    with pytest.raises(px.ProbexError, match=r"recipe\.penalties is \[0\.1, 1\.0\] there"):
-        sweep(store, tmp_path, recipe=Ridge((0.1,)), **settings)
-    with pytest.raises(px.ProbexError, match=r"recipe\.penalties is .*recipe\.seed is absent"):
-        sweep(store, tmp_path, recipe=Recipe(), **settings)
+    with pytest.raises(px.ProbexError, match=r"recipe\.penalties: "):
+        ClosedForm(penalties)
