@@ -175,7 +175,7 @@ def test_random_damage_raises_nothing_but_probex_error(tmp_path):
     content = save(weights, {"format": "np"})
     path = tmp_path / "model.safetensors"
     outcomes = {"read": 0, "refused": 0}
-    for _ in range(3000):
+    for _ in range(600):
         damaged = mutated(content, chance)
         if chance.random() < 0.5:  # make the length true again, so that the header is looked at
             body = damaged[8:]
@@ -188,14 +188,14 @@ def test_random_damage_raises_nothing_but_probex_error(tmp_path):
             outcomes["read"] += 1
         except ProbexError as error:
             outcomes["refused"] += str(path) in str(error)
-    assert sum(outcomes.values()) == 3000  # every error named the file
-    assert min(outcomes.values()) > 20
+    assert sum(outcomes.values()) == 600  # every error named the file
+    assert min(outcomes.values()) > 5
 
 
 def test_random_json_values_raise_nothing_but_probex_error(write_raw):
     chance = random.Random(1)
     values = [None, True, -1, 0, 2, 16, 2**70, 1.5, "F32", "", [], [0, 16], [2, 2], {}, {"a": "b"}]
-    for _ in range(1000):
+    for _ in range(300):
         header = {"__metadata__": {"k": "v"}, "w": tensor()}
         for _ in range(chance.randint(1, 2)):
             target = chance.choice([header, header["w"]])
