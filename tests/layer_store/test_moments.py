@@ -180,7 +180,8 @@ def test_centre_and_scale_are_of_the_training_models_alone(toy_zoo, toy_store, t
     changed = px.pack(px.scan(tmp_path / "Toy"), tmp_path / "s").store
     assert changed.hash != toy_store.hash
     expected, found = (
-        tree_of(store.moments("a.weight"), normalise, factors=False) for store in (toy_store, changed)
+        tree_of(store.moments("a.weight"), normalise, factors=False)
+        for store in (toy_store, changed)
     )
     assert found.keys() == expected.keys() != set()
     for name in expected:

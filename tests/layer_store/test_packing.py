@@ -305,23 +305,6 @@ def test_a_layer_that_cannot_be_a_folder_is_refused(tmp_path):
     assert not (tmp_path / "s").exists()
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "message"),
-    [
-        ("zoo.json", "[1]", "zoo.json"),
-        ("zoo.json", '{"classes": []}', "classes: expected a list of class names"),
-        ("zoo.json", '{"classes": ["a", "a"]}', "twice"),
-        ("zoo.json", '{"tree": 5}', "tree: expected a text"),
-        ("labels.json", "{", "labels.json"),
-        ("labels.json", '{"m": 1, "m": 2}', "'m' twice"),
-    ],
-)
-def test_malformed_tables_of_a_zoo_are_one_line(zoo, file, text, message):
-    (zoo / file).write_text(text)
-    with pytest.raises(px.ProbexError, match=message):
-        px.scan(zoo)
-
-
 @pytest.mark.parametrize("file", ["zoo.json", "labels.json"])
 def test_tables_of_a_zoo_are_no_links_that_lead_out(zoo, tmp_path, file):
     (tmp_path / "secret").write_text("{}")

@@ -22,7 +22,7 @@ from tests.model_files.fuzz_target import PEAK_BYTES, PEFT, SECONDS, ones, read_
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))
 profile = settings(
-    max_examples=EXAMPLES or 40,
+    max_examples=EXAMPLES or 60,
     derandomize=not EXAMPLES,
     database=None,
     deadline=None,

@@ -228,46 +228,27 @@ def test_other_settings_are_refused_by_name(zoo):
         build(other, out)
 
 
+IMPOSSIBLE = {
+    "trees": (("MiniViT",), (), (_TREE, _TREE), _TREE, ([_TREE],), None),
+    "models": (0, 10.0, True),
+    "seed": (-1, 2**63, "7"),
+    "chosen": (21, None),
+    "steps": ((), (0,), (2**31,), (3, 5.0), 5),
+    "learning_rates": ((1e-2, 1e-3), (1e-3,), 1e-3, (1e-3, float("nan"))),
+    "weight_decays": ((0.0, 1e-2), (1e-4, float("inf")), ("1e-4", 1e-2)),
+    "batch_size": (-3,),
+    "pretraining_steps": (2.5,),
+    "pretraining_batch_size": (None,),
+    "pretraining_rate": (0.0, float("nan"), 10**400),
+    "models_at_once": (0,),
+}
+
+
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("trees", ("MiniViT",), "not a tuple of MiniSupViT"),
-        ("trees", (), "at least one"),
-        ("trees", (_TREE, _TREE), "each once"),
-        ("trees", _TREE, "not a tuple"),
-        ("trees", ([_TREE],), "not a tuple"),
-        ("trees", None, "not a tuple"),
-        ("models", 0, "0 is not a whole number from 1"),
-        ("models", 10.0, "not a whole number"),
-        ("models", True, "not a whole number"),
-        ("seed", -1, "not a whole number from 0"),
-        ("seed", 2**63, "not a whole number from 0"),
-        ("seed", "7", "not a whole number from 0"),
-        ("chosen", 21, "not a whole number from 1 to 20"),
-        ("chosen", None, "not a whole number from 1 to 20"),
-        ("steps", (), "one or more"),
-        ("steps", (0,), "whole numbers from 1"),
-        ("steps", (2**31,), "whole numbers from 1"),
-        ("steps", (3, 5.0), "whole numbers from 1"),
-        ("steps", 5, "not a tuple"),
-        ("learning_rates", (1e-2, 1e-3), "not a pair"),
-        ("learning_rates", (1e-3,), "not a pair"),
-        ("learning_rates", 1e-3, "not a pair"),
-        ("learning_rates", (1e-3, float("nan")), "not a pair"),
-        ("weight_decays", (0.0, 1e-2), "not a pair"),
-        ("weight_decays", (1e-4, float("inf")), "not a pair"),
-        ("weight_decays", ("1e-4", 1e-2), "not a pair"),
-        ("batch_size", -3, "not a whole number"),
-        ("pretraining_steps", 2.5, "not a whole number"),
-        ("pretraining_batch_size", None, "not a whole number"),
-        ("pretraining_rate", 0.0, "not a finite number > 0"),
-        ("pretraining_rate", float("nan"), "not a finite number > 0"),
-        ("pretraining_rate", 10**400, "not a finite number > 0"),
-        ("models_at_once", 0, "not a whole number"),
-    ],
+    ("field", "value"), [(field, value) for field in IMPOSSIBLE for value in IMPOSSIBLE[field]]
 )
-def test_impossible_settings_are_refused(field, value, message):
-    with pytest.raises(ProbexError, match=f"^{field}: .*{message}"):
+def test_impossible_settings_are_refused(field, value):
+    with pytest.raises(ProbexError, match=f"^{field}: "):
         dataclasses.replace(_TINY, **{field: value})
 
 
