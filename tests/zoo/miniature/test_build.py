@@ -19,12 +19,15 @@ from safetensors import safe_open
 from probex_jax.errors import ProbexError
 from probex_jax.zoo.miniature import CLASSES, TREES, Lora, Settings, build, data, hf_files
 from probex_jax.zoo.miniature.finetuning import accuracy, fine_tune
+from probex_jax.zoo.miniature.kinds import Classifiers
 from probex_jax.zoo.miniature.recipes import classifier_recipes as recipes
+from probex_jax.zoo.miniature.vit import ViT
 
 # One worker builds the zoo; only one tree, as nearly all of the time is compilation.
 pytestmark = pytest.mark.xdist_group("zoo")
 
 _TREE = "MiniMAE"
+_SMALLER = Classifiers(ViT(num_hidden_layers=1), "masked")  # compiles sooner
 
 _LORA = Lora(
     digits=3,
@@ -63,8 +66,9 @@ def zoo(tmp_path_factory):
     """A zoo, the summaries of its building, and the progress it reported."""
     out = tmp_path_factory.mktemp("zoo")
     progress = []
-    summaries = build(_TINY, out, progress.append)
-    return out, summaries, progress
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TREES, _TREE, _SMALLER)
+        yield out, build(_TINY, out, progress.append), progress
 
 
 def _models(tree_folder):
@@ -153,7 +157,11 @@ def test_recorded_accuracy_is_that_of_the_written_file(zoo):
 _KILLED_BUILD = """
 import os, signal, sys
 from pathlib import Path
-from probex_jax.zoo.miniature import Lora, Settings, build
+from probex_jax.zoo.miniature import TREES, Lora, Settings, build
+from probex_jax.zoo.miniature.kinds import Classifiers
+from probex_jax.zoo.miniature.vit import ViT
+
+TREES[{tree!r}] = {smaller!r}
 
 def kill_after_a_batch(models):
     if models:
@@ -165,7 +173,7 @@ build({settings!r}, Path(sys.argv[1]), kill_after_a_batch)
 
 def test_a_killed_build_goes_on_to_the_same_bytes(zoo, tmp_path):
     out, _, _ = zoo
-    script = _KILLED_BUILD.format(settings=_TINY)
+    script = _KILLED_BUILD.format(settings=_TINY, tree=_TREE, smaller=_SMALLER)
     command = [sys.executable, "-c", script, tmp_path]
     killed = subprocess.run(command, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
