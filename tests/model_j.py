@@ -3,8 +3,10 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -160,6 +162,28 @@ def killed(hub, work, out, *, pieces, pause_s=0.005, seed=0, kills=10):
             seen.append(len(hub.log))
         process.stdin.close()
     return seen
+
+
+@contextmanager
+def interrupted_once(condition):
+    """Ctrl-C as soon as the condition holds; what is within ends soon, and so do its threads."""
+    before, began = {*threading.enumerate()}, []
+
+    def interrupt():
+        deadline = time.monotonic() + 60
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        began.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        yield
+    for thread in {*threading.enumerate()} - before:
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join(10)
+            assert not thread.is_alive()
+    assert time.monotonic() - began[0] < 10
 
 
 def check_read_once(hub, kills, jobs):

@@ -50,6 +50,17 @@ def test_an_error_comes_in_its_place_and_ends_the_rest():
     assert len(done) < 10
 
 
+def test_a_consumer_that_stops_ends_the_threads():
+    before, begun = {*threading.enumerate()}, []
+    results = prefetch(begun.append, iter(range(1000)), 2)
+    assert next(results) == (0, None)
+    results.close()
+    for thread in {*threading.enumerate()} - before:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert len(begun) < 10
+
+
 def test_a_consumer_that_stops_starts_no_more_and_waits_for_calls_it_can_stop():
     stopped, ended = threading.Event(), []
 

@@ -112,12 +112,6 @@ def test_batches_and_padding_do_not_matter(encoder):
     assert len(np.unique(together.round(5), axis=0)) == 40
 
 
-def test_compiles_once(encoder):
-    encoder.encode(["three"])
-    encoder.encode(["a much longer text than before", *TEXTS * 10])
-    assert encoder._apply._cache_size() == 1
-
-
 def test_a_whole_clip_is_the_same_encoder(toy_clip, tmp_path, encoder):
     text = toy_clip.text_config()
     vision = {

@@ -1,49 +1,14 @@
 """A checkpoint by its hub id, from a small hub on localhost."""
 
 import json
-import os
-import subprocess
-import sys
-from contextlib import ExitStack, contextmanager
 
+import huggingface_hub
+import pytest
 from safetensors.numpy import save_file
 
-from probex_jax.language import ClipTextEncoder
+from probex_jax.errors import ProbexError
+from probex_jax.language import ClipTextEncoder, text_encoder
 from tests.hub import Hub
-
-# A process of its own: the hub's client reads its environment when it is imported.
-SCRIPT = """
-import sys
-import probex_jax as px
-from probex_jax.language import text_encoder
-for line in sys.stdin:
-    try:
-        print(text_encoder(line.strip()).name, flush=True)
-    except px.ProbexError as error:
-        print(error, flush=True)
-"""
-
-
-@contextmanager
-def process(environment, folder):
-    """A function that asks for a text encoder, in another process, for its name or the error."""
-    asked = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        bufsize=1,
-        env=environment | {"PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])},
-        cwd=folder,
-    )
-
-    def ask(spec):
-        asked.stdin.write(f"{spec}\n")
-        return asked.stdout.readline().strip()
-
-    with asked:
-        yield ask
-        asked.stdin.close()
 
 
 def split_into_shards(folder, weights):
@@ -58,32 +23,35 @@ def split_into_shards(folder, weights):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def test_by_hub_id(tmp_path, toy_clip):
+def test_by_hub_id(tmp_path, toy_clip, monkeypatch):
     root = tmp_path / "hub"
     folders = {name: root / "models" / "toy" / name for name in ("clip", "shards", "pickled")}
     for folder in folders.values():
-        name = ClipTextEncoder.load(toy_clip.write(folder)).name
+        toy_clip.write(folder)
+    name = ClipTextEncoder.load(str(folders["clip"])).name
     split_into_shards(folders["shards"], toy_clip.random_weights())
     (folders["pickled"] / "model.safetensors").rename(folders["pickled"] / "pytorch_model.bin")
     hub = Hub(root)
     hub.tag("toy/clip", "v1")
-    with ExitStack() as stack:
-        with hub.running() as url:
-            environment = {
-                "HF_ENDPOINT": url,
-                "HF_HOME": str(tmp_path / "hf"),
-                "JAX_PLATFORMS": "cpu",
-            }
-            ask = stack.enter_context(process(environment, tmp_path))
-            specs = ("clip@v1", "clip", "shards")
-            online = {hub_id: ask(f"clip:toy/{hub_id}") for hub_id in specs}
-            assert online == dict.fromkeys(online, name)
-            no_weights = "toy/pickled: no model.safetensors on the hub; load it with transformers"
-            assert ask("clip:toy/pickled").startswith(no_weights)
-            assert "Repository Not Found" in ask("clip:no/such")
-            assert "Revision Not Found" in ask("clip:toy/clip@v2")
-        # Without the hub, what was downloaded is enough.
-        assert ask("clip:toy/clip") == name
-        assert ask("clip:no/such").startswith("no/such: no such folder, and the hub's client says")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    with hub.running() as url:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+        template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        for spec in ("clip@v1", "clip", "shards"):
+            assert text_encoder(f"clip:toy/{spec}").name == name
+        for spec, message in {
+            "toy/pickled": "toy/pickled: no model.safetensors on the hub",
+            "no/such": "no/such: .*Repository Not Found",
+            "toy/clip@v2": "Revision Not Found",
+        }.items():
+            with pytest.raises(ProbexError, match=message):
+                text_encoder(f"clip:{spec}")
+    # Without the hub, what was downloaded is enough.
+    huggingface_hub.close_session()
+    assert text_encoder("clip:toy/clip").name == name
+    with pytest.raises(ProbexError, match="no/such: no such folder, and the hub's client says"):
+        text_encoder("clip:no/such")
     assert not hub.bytes_sent("pytorch_model.bin")
     assert not [*(tmp_path / "hf").rglob("pytorch_model.bin")]

@@ -145,21 +145,6 @@ def test_wordnet_ids_are_labels_and_texts_stand_for_them(zoo, tmp_path):
             pack(zoo, tmp_path / "s")
 
 
-@pytest.mark.parametrize(
-    ("texts", "message"), [([], "expected an object"), ({"a": 3}, "'a': expected words, found 3")]
-)
-def test_malformed_texts(zoo, texts, message):
-    (zoo / "zoo.json").write_text(json.dumps({"texts": texts}))
-    with pytest.raises(px.ProbexError, match=message):
-        px.scan(zoo)
-
-
-def test_duplicates_in_the_class_list_are_refused(zoo):
-    (zoo / "zoo.json").write_text(json.dumps({"classes": ["red ant", "red cat", "red ant"]}))
-    with pytest.raises(px.ProbexError, match="a class stands there twice"):
-        px.scan(zoo)
-
-
 def test_packing_in_two_runs_gives_the_same_numbers(zoo, tmp_path):
     whole = pack(zoo, tmp_path / "whole").store
     shutil.move(zoo / "train" / "lora_0005", tmp_path)

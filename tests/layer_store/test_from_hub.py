@@ -3,11 +3,7 @@
 import json
 import os
 import shutil
-import signal
 import struct
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -406,40 +402,11 @@ def test_small_files_beside_are_asked_for_once(hub):
     assert [r.file for r in hub.log if r.file.endswith(".json")] == [f"{large_id(0)}/config.json"]
 
 
-INTERRUPTED = """
-import sys
-from probex_jax.layer_store import pack_from_hub
-from probex_jax.model_files import Remote
-from probex_jax.zoo.model_j_table import ListedModel, Table
-
-table = Table("SupViT", (ListedModel("models--slow", "train", sys.argv[2]),), {})
-print("begun", flush=True)
-try:
-    pack_from_hub(table, sys.argv[1], 0, Remote())
-except KeyboardInterrupt:
-    print("interrupted", flush=True)
-"""
-
-
 @pytest.mark.parametrize("slow", ["resolve", "revision"])
 def test_an_interrupt_is_heard_while_a_server_is_slow(hub, tmp_path, slow):
     """Of weights, and of the lists of files."""
     repo = large_id(0)
-    commit = hub.commit_of(repo)
     path = f"{repo}/model.safetensors" if slow == "resolve" else f"/api/models/{repo}/revision/main"
     hub.misbehave[path] = "slow"
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, str(tmp_path), repo],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"HF_ENDPOINT": hub.url},
-    )
-    assert process.stdout.readline() == "begun\n"
-    while not any(request.fault for request in [*hub.log]):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    began = time.monotonic()
-    said, _ = process.communicate(timeout=60)
-    assert (said, process.returncode) == ("interrupted\n", 0)
-    assert time.monotonic() - began < 10
-    assert hub.commit_of(repo) == commit
+    with model_j.interrupted_once(lambda: any(request.fault for request in [*hub.log])):
+        from_hub(large_table(1), tmp_path, LAYER)

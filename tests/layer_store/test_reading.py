@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import tensorstore
 
 import probex_jax as px
 from probex_jax.matrices import LowRank
@@ -86,16 +85,6 @@ def test_only_the_models_asked_for_are_read(store, path, tmp_path):
     )
     with pytest.raises(px.ProbexError, match="damaged"):
         broken.matrices(LAYER, "train", [0])
-
-
-def test_an_array_is_opened_once(store, monkeypatch):
-    opened = []
-    real = tensorstore.open
-    monkeypatch.setattr(tensorstore, "open", lambda spec: opened.append(spec) or real(spec))
-    for place in range(5):
-        store.matrices(LAYER, "train", [place])
-    store.limited(3).matrices(LAYER)
-    assert len(opened) == 1
 
 
 def test_from_several_threads(store):

@@ -12,7 +12,6 @@ from safetensors.numpy import load_file, save_file
 import probex_jax as px
 from probex_jax.layer_store import packing
 from probex_jax.layer_store.arrays import LayerArray
-from probex_jax.layer_store.headers import Tables, read_header
 from probex_jax.layer_store.shard_writer import LayerWriter
 from tests.conftest import CLASSES, write_toy_zoo
 from tests.layer_store.test_packing import folder_hash
@@ -157,13 +156,6 @@ def test_a_shard_cut_short_by_the_power_is_seen_when_packing_goes_on(zoo, tmp_pa
     shard.unlink()
     with pytest.raises(px.ProbexError, match="No such file"):
         px.pack(px.scan(zoo), tmp_path / "s")
-
-
-def test_models_of_one_form_share_what_is_known_of_their_layers(zoo):
-    tables: Tables = {}
-    headers = [read_header(model, tables) for model in px.scan(zoo).models]
-    assert len(tables) == 1
-    assert len({id(header.layers) for header in headers}) == 1
 
 
 def test_the_content_hash_tells_weights_and_shapes_apart(zoo, tmp_path):

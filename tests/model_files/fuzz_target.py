@@ -163,6 +163,8 @@ def read_all(folder: Path) -> str:
             attempt(select_layers, model.layers, [*model.layers][:2])
             attempt(model.matrix, "layer.0.wieght")
             attempt(model.check_unchanged)
+    else:
+        assert refusals[0].startswith(str(folder)), refusals
     for message in refusals:
         assert message.isprintable(), message
         assert len(message) < 1500, message

@@ -76,9 +76,16 @@ def test_other_shapes_and_other_layers_are_another_architecture(tmp_path, change
     assert found(write(tmp_path / "a", BODY)) != found(write(tmp_path / "b", BODY | changed))
 
 
-def test_other_names_are_another_architecture(tmp_path):
-    renamed = {f"x{name}": shape for name, shape in BODY.items()}
-    assert found(write(tmp_path / "a", BODY)) != found(write(tmp_path / "b", renamed))
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (BODY, {f"x{name}": shape for name, shape in BODY.items()}),
+        # All head: told by it.
+        ({"fc.weight": (3, 8)}, {"fc.weight": (9, 8)}),
+    ],
+)
+def test_other_names_are_another_architecture(tmp_path, one, other):
+    assert found(write(tmp_path / "a", one)) != found(write(tmp_path / "b", other))
 
 
 def test_loras_of_all_ranks_share_a_fingerprint(tmp_path):
@@ -88,11 +95,6 @@ def test_loras_of_all_ranks_share_a_fingerprint(tmp_path):
     assert found(write(tmp_path / "d", lora(4, columns=7))) != first
     whole = {"unet.attn.to_q": (6, 5)}
     assert found(write(tmp_path / "e", whole)) != first
-
-
-def test_a_model_that_is_all_head_is_told_by_it(tmp_path):
-    small, large = {"fc.weight": (3, 8)}, {"fc.weight": (9, 8)}
-    assert found(write(tmp_path / "a", small)) != found(write(tmp_path / "b", large))
 
 
 def test_heads_are_whole_parts_of_names():

@@ -143,18 +143,13 @@ def test_8_bit_floats_are_read_times_their_scale(tmp_path, case):
     end, (height, width), shape = SCALES[case]
     stored = drawn(height, width, dtype=FLOAT8)
     scale = np.asarray(np.abs(drawn(*shape, seed=1)) + 0.5, "f4")
-    by_row = shape in ((height,), (height, 1))
-    expected = np.float64(stored.astype("f4"))
-    for row in range(height):
-        for column in range(width):
-            block = (row // 128, column // 128)
-            expected[row, column] *= (
-                scale.ravel()[row]
-                if by_row
-                else scale[block]
-                if scale.size > 1
-                else scale.ravel()[0]
-            )
+    if scale.size == 1:
+        spread = scale.ravel()
+    elif shape in ((height,), (height, 1)):
+        spread = scale.reshape(height, 1)
+    else:
+        spread = np.kron(scale, np.ones((128, 128)))[:height, :width]
+    expected = np.float64(stored.astype("f4")) * spread
     tensors = {"q.weight": stored, f"q.{end}": scale, "q.input_scale": drawn(1)}
     with opened(tmp_path, tensors) as m:
         assert [*m.layers] == ["q.weight"]

@@ -117,14 +117,6 @@ def test_bad_indices(tmp_path, text, fragment):
     refused(tmp_path, fragment)
 
 
-def test_hub_cache_folder_with_links_into_blobs(hub_cache):
-    with open_model(hub_cache) as m:
-        np.testing.assert_array_equal(m.matrix("w"), W)
-        assert m.config == {"model_type": "vit"}
-    with open_model(hub_cache / "snapshots" / "0123abcd") as m:
-        assert list(m.layers) == ["w"]
-
-
 @pytest.mark.parametrize(
     "revision",
     ["../..", "/etc", "a/b", "", "  ", "..", ".", "a\\b", "a\0b", "\x1b[31m", "a\nb", "x" * 300],
@@ -172,13 +164,9 @@ def test_other_paths_that_are_no_model(tmp_path):
     refused(tmp_path / "readme.txt", "expected a .safetensors file or a folder")
     (tmp_path / "model.safetensors").mkdir()
     refused(tmp_path, "model.safetensors: is a folder, expected a file")
-
-
-def test_a_pipe_does_not_hang(tmp_path):
+    (tmp_path / "model.safetensors").rmdir()
     os.mkfifo(tmp_path / "model.safetensors")
     refused(tmp_path, "not a regular file")
-
-
-def test_a_link_to_itself(tmp_path):
+    (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors").symlink_to("model.safetensors")
     refused(tmp_path, "model.safetensors")

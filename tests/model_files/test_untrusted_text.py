@@ -82,7 +82,7 @@ def test_long_text_is_refused():
 
 def test_random_damage_raises_nothing_but_probex_error():
     chance = random.Random(0)
-    for _ in range(3000):
+    for _ in range(1000):
         text = list(repr(["apple", "sea's edge", "é\t\x00", 'a"b']))
         for _ in range(chance.randint(1, 3)):
             text[chance.randrange(len(text))] = chance.choice("[](){}'\"\\,+xuU0 \n\0a")

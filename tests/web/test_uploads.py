@@ -91,12 +91,6 @@ def test_what_was_left_behind_makes_room(uploads, monkeypatch):
         assert not new.exists()
 
 
-def test_a_full_disk_is_told(uploads, monkeypatch):
-    monkeypatch.setattr(module, "_DISK_RESERVE", 2**60)
-    with pytest.raises(Full, match="disk"), uploads.coming(1):
-        pass
-
-
 def test_no_more_files_than_so_many_lie_there(uploads, monkeypatch):
     monkeypatch.setattr(module, "_FOLDERS", 2)
     first, second = arrived(uploads), arrived(uploads)

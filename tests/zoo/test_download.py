@@ -6,10 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import huggingface_hub
@@ -345,38 +341,11 @@ def test_an_interrupt_ends_what_is_under_way(hub, tmp_path):
     assert len([*tmp_path.rglob("refs/main")]) == 8
 
 
-INTERRUPTED = """
-import sys
-from probex_jax.model_files import Remote
-from probex_jax.zoo.download import download
-from probex_jax.zoo.model_j_table import ListedModel, Table
-
-print("begun", flush=True)
-table = Table("SupViT", (ListedModel("models--org--slow", "train", "org/slow"),), {})
-try:
-    download(table, sys.argv[1], Remote(), jobs=2)
-except KeyboardInterrupt:
-    print("interrupted", flush=True)
-"""
-
-
 def test_an_interrupt_is_heard_while_a_server_is_slow(hub, tmp_path):
-    repo_of(hub, "org/slow", **{"model.safetensors": bytes(4000)})
+    table = repo_of(hub, "org/slow", **{"model.safetensors": bytes(4000)})
     hub.misbehave["org/slow/model.safetensors"] = "slow"
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"HF_ENDPOINT": hub.url},
-    )
-    assert process.stdout.readline() == "begun\n"
-    while not [*tmp_path.rglob("*.incomplete")]:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    began = time.monotonic()
-    said, _ = process.communicate(timeout=30)
-    assert (said, process.returncode) == ("interrupted\n", 0)
-    assert time.monotonic() - began < 10
+    with model_j.interrupted_once(lambda: [*tmp_path.rglob("*.incomplete")]):
+        get(table, tmp_path, jobs=2)
 
 
 WORK = """

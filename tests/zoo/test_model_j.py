@@ -86,6 +86,12 @@ def test_a_name_of_a_folder_that_is_no_text_is_skipped(zoo, tmp_path, name):
         ('{"tree": "a", "tree": "b"}', "'tree' twice"),
         ('{"classes": ' + "9" * 10_000 + "}", "JSON"),
         ('{"classes": NaN}', "classes"),
+        ("[1]", "expected an object"),
+        ({"classes": []}, "classes"),
+        ({"classes": ["a", "b", "a"]}, "twice"),
+        ({"tree": 5}, "tree"),
+        ({"texts": []}, "texts"),
+        ({"texts": {"a": 3}}, "'a'"),
         ("\ufeff{}", "JSON"),
         ("\0", "JSON"),
     ],
@@ -104,6 +110,7 @@ def test_zoo_json_is_refused_as_a_whole(zoo, content, says):
         ('{"one": ["cat"], "one": ["dog"]}', "'one' twice"),
         ('{"one": ' + "9" * 10_000 + "}", "JSON"),
         ('["one"]', "expected an object"),
+        ("{", "JSON"),
     ],
 )
 def test_labels_json_is_refused_where_it_is_no_table(zoo, content, says):

@@ -222,36 +222,23 @@ def test_unknown_subsets_splits_and_datasets(hub, name):
         read("../..")
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"hf_model_id": "no-organisation"}, "hf_model_id 'no-organisation' is no id of a model"),
-        ({"hf_model_id": "a/b/c"}, "is no id of a model"),
-        ({"hf_model_id": "a/b\n"}, "is no id of a model"),
-        ({"hf_model_id": "https://huggingface.co/a/b"}, "is no id of a model"),
-        ({"hf_model_id": 5}, "hf_model_id 5 is no id of a model"),
-        ({"hf_model_id": ["a/b"]}, "is no id of a model"),
-        ({"hf_model_id": float("nan")}, "hf_model_id nan is no id of a model"),
-        ({"hf_model_id": "a/b", "hf_model_path": "../../etc/passwd"}, "is no path in a repository"),
-        ({"hf_model_id": "a/b", "hf_model_path": "train/../x"}, "is no path in a repository"),
-        ({"hf_model_id": "a/b", "hf_model_path": "/etc/x"}, "is no path in a repository"),
-        ({"hf_model_id": "a/b", "hf_model_path": "train//x"}, "is no path in a repository"),
-        ({"hf_model_id": "a/b", "hf_model_path": "train/.ssh"}, "is no path in a repository"),
-        ({"hf_model_id": "a/b", "hf_model_path": "train/a\0b"}, "is no path in a repository"),
-        ({"hf_model_id": "a/b", "hf_model_path": "x.safetensors"}, "is no path in a repository"),
-        ({"hf_model_id": "a/b", "hf_model_path": 7}, "hf_model_path 7 is no path in a repository"),
-        ({"hf_model_id": "a/b", "hf_model_path": "x/" + "y" * 300}, "is no path in a repository"),
-        ({"hf_model_id": None, "hf_model_path": None}, "a row has neither hf_model_id, hf_model_p"),
-        ({"model_idx": "../x"}, "a row has neither hf_model_id, hf_model_path nor model_idx"),
-        ({"model_idx": -1}, "a row has neither hf_model_id, hf_model_path nor model_idx"),
-        ({"model_idx": "²"}, "a row has neither hf_model_id, hf_model_path nor model_idx"),
-        ({"model_idx": "9" * 5000}, "a row has neither hf_model_id, hf_model_path nor model_idx"),
-        ({}, "a row has neither hf_model_id, hf_model_path nor model_idx"),
-    ],
-)
-def test_rows_that_name_no_model(hub, name, row, message):
+NO_IDS = ["no-organisation", "a/b/c", "a/b\n", "https://huggingface.co/a/b", 5, ["a/b"]]
+NO_PATHS = ["../../etc/passwd", "train/../x", "/etc/x", "train//x", "train/.ssh", "train/a\0b"]
+NO_PATHS += ["x.safetensors", 7, "x/" + "y" * 300]
+NO_NUMBERS = ["../x", -1, "²", "9" * 5000]
+NO_MODELS = [
+    *[({"hf_model_id": id}, "hf_model_id") for id in [*NO_IDS, float("nan")]],
+    *[({"hf_model_id": "a/b", "hf_model_path": path}, "hf_model_path") for path in NO_PATHS],
+    *[({"model_idx": number}, "model_idx") for number in NO_NUMBERS],
+    ({"hf_model_id": None, "hf_model_path": None}, "model_idx"),
+    ({}, "model_idx"),
+]
+
+
+@pytest.mark.parametrize(("row", "names"), NO_MODELS)
+def test_rows_that_name_no_model(hub, name, row, names):
     files(hub, name, SupViT__train_jsonl=lines({"hf_model_id": "org/a"}, row))
-    with pytest.raises(px.ProbexError, match=message) as caught:
+    with pytest.raises(px.ProbexError, match=names) as caught:
         read(name)
     commit = hub.commit_of(f"datasets/{name}")[:12]
     assert str(caught.value).startswith(f"hf://datasets/{name}@{commit}/SupViT/train.jsonl: ")

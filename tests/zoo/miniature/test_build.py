@@ -19,12 +19,15 @@ from safetensors import safe_open
 from probex_jax.errors import ProbexError
 from probex_jax.zoo.miniature import CLASSES, TREES, Lora, Settings, build, data, hf_files
 from probex_jax.zoo.miniature.finetuning import accuracy, fine_tune
+from probex_jax.zoo.miniature.kinds import Classifiers
 from probex_jax.zoo.miniature.recipes import classifier_recipes as recipes
+from probex_jax.zoo.miniature.vit import ViT
 
 # One worker builds the zoo; only one tree, as nearly all of the time is compilation.
 pytestmark = pytest.mark.xdist_group("zoo")
 
 _TREE = "MiniMAE"
+_SMALLER = Classifiers(ViT(num_hidden_layers=1), "masked")  # compiles sooner
 
 _LORA = Lora(
     digits=3,
@@ -63,8 +66,9 @@ def zoo(tmp_path_factory):
     """A zoo, the summaries of its building, and the progress it reported."""
     out = tmp_path_factory.mktemp("zoo")
     progress = []
-    summaries = build(_TINY, out, progress.append)
-    return out, summaries, progress
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TREES, _TREE, _SMALLER)
+        yield out, build(_TINY, out, progress.append), progress
 
 
 def _models(tree_folder):
@@ -153,7 +157,11 @@ def test_recorded_accuracy_is_that_of_the_written_file(zoo):
 _KILLED_BUILD = """
 import os, signal, sys
 from pathlib import Path
-from probex_jax.zoo.miniature import Lora, Settings, build
+from probex_jax.zoo.miniature import TREES, Lora, Settings, build
+from probex_jax.zoo.miniature.kinds import Classifiers
+from probex_jax.zoo.miniature.vit import ViT
+
+TREES[{tree!r}] = {smaller!r}
 
 def kill_after_a_batch(models):
     if models:
@@ -165,7 +173,7 @@ build({settings!r}, Path(sys.argv[1]), kill_after_a_batch)
 
 def test_a_killed_build_goes_on_to_the_same_bytes(zoo, tmp_path):
     out, _, _ = zoo
-    script = _KILLED_BUILD.format(settings=_TINY)
+    script = _KILLED_BUILD.format(settings=_TINY, tree=_TREE, smaller=_SMALLER)
     command = [sys.executable, "-c", script, tmp_path]
     killed = subprocess.run(command, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
@@ -228,46 +236,27 @@ def test_other_settings_are_refused_by_name(zoo):
         build(other, out)
 
 
+IMPOSSIBLE = {
+    "trees": (("MiniViT",), (), (_TREE, _TREE), _TREE, ([_TREE],), None),
+    "models": (0, 10.0, True),
+    "seed": (-1, 2**63, "7"),
+    "chosen": (21, None),
+    "steps": ((), (0,), (2**31,), (3, 5.0), 5),
+    "learning_rates": ((1e-2, 1e-3), (1e-3,), 1e-3, (1e-3, float("nan"))),
+    "weight_decays": ((0.0, 1e-2), (1e-4, float("inf")), ("1e-4", 1e-2)),
+    "batch_size": (-3,),
+    "pretraining_steps": (2.5,),
+    "pretraining_batch_size": (None,),
+    "pretraining_rate": (0.0, float("nan"), 10**400),
+    "models_at_once": (0,),
+}
+
+
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("trees", ("MiniViT",), "not a tuple of MiniSupViT"),
-        ("trees", (), "at least one"),
-        ("trees", (_TREE, _TREE), "each once"),
-        ("trees", _TREE, "not a tuple"),
-        ("trees", ([_TREE],), "not a tuple"),
-        ("trees", None, "not a tuple"),
-        ("models", 0, "0 is not a whole number from 1"),
-        ("models", 10.0, "not a whole number"),
-        ("models", True, "not a whole number"),
-        ("seed", -1, "not a whole number from 0"),
-        ("seed", 2**63, "not a whole number from 0"),
-        ("seed", "7", "not a whole number from 0"),
-        ("chosen", 21, "not a whole number from 1 to 20"),
-        ("chosen", None, "not a whole number from 1 to 20"),
-        ("steps", (), "one or more"),
-        ("steps", (0,), "whole numbers from 1"),
-        ("steps", (2**31,), "whole numbers from 1"),
-        ("steps", (3, 5.0), "whole numbers from 1"),
-        ("steps", 5, "not a tuple"),
-        ("learning_rates", (1e-2, 1e-3), "not a pair"),
-        ("learning_rates", (1e-3,), "not a pair"),
-        ("learning_rates", 1e-3, "not a pair"),
-        ("learning_rates", (1e-3, float("nan")), "not a pair"),
-        ("weight_decays", (0.0, 1e-2), "not a pair"),
-        ("weight_decays", (1e-4, float("inf")), "not a pair"),
-        ("weight_decays", ("1e-4", 1e-2), "not a pair"),
-        ("batch_size", -3, "not a whole number"),
-        ("pretraining_steps", 2.5, "not a whole number"),
-        ("pretraining_batch_size", None, "not a whole number"),
-        ("pretraining_rate", 0.0, "not a finite number > 0"),
-        ("pretraining_rate", float("nan"), "not a finite number > 0"),
-        ("pretraining_rate", 10**400, "not a finite number > 0"),
-        ("models_at_once", 0, "not a whole number"),
-    ],
+    ("field", "value"), [(field, value) for field in IMPOSSIBLE for value in IMPOSSIBLE[field]]
 )
-def test_impossible_settings_are_refused(field, value, message):
-    with pytest.raises(ProbexError, match=f"^{field}: .*{message}"):
+def test_impossible_settings_are_refused(field, value):
+    with pytest.raises(ProbexError, match=f"^{field}: "):
         dataclasses.replace(_TINY, **{field: value})
 
 

@@ -1,10 +1,12 @@
 """The images: classes, values, and that no model sees a held-back image in any rotation."""
 
-import subprocess
+import importlib
 import sys
 
 import numpy as np
+import pytest
 
+from probex_jax.errors import ProbexError
 from probex_jax.zoo.miniature import CLASSES, data
 
 
@@ -31,13 +33,10 @@ def test_enlarging_repeats_pixels():
     np.testing.assert_array_equal(large[1::2, ::2], small)
 
 
-def test_only_loading_needs_scikit_learn():
-    script = (
-        "import sys; sys.modules['sklearn'] = None\n"
-        "from probex_jax.zoo.miniature import data\n"
-        "try: data.load()\n"
-        "except data.ProbexError as error: print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    expected = "the miniature zoo needs scikit-learn: pip install scikit-learn\n"
-    assert done.stdout == expected, done.stderr
+def test_only_loading_needs_scikit_learn(monkeypatch):
+    for name in ("sklearn", "sklearn.datasets"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, data.__name__)
+    fresh = importlib.import_module(data.__name__)
+    with pytest.raises(ProbexError, match="pip install scikit-learn"):
+        fresh.load()

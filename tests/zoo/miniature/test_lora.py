@@ -328,28 +328,27 @@ def test_other_settings_are_refused_by_name(zoo):
         build(other, folder.parent)
 
 
+IMPOSSIBLE = {
+    "digits": (1, 11),
+    "transforms": (9,),
+    "models": (2,),
+    "rank": (0,),
+    "images": ((5, 4), (5, 141), (5.0, 10.0)),
+    "steps": ((),),
+    "learning_rates": ((1e-2, 1e-3),),
+    "batch_size": (0,),
+    "pretraining_steps": (0,),
+    "pretraining_batch_size": (2.5,),
+    "pretraining_rate": (0.0,),
+    "models_at_once": (True,),
+}
+
+
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("digits", 1, "not a whole number from 2 to 10"),
-        ("digits", 11, "not a whole number from 2 to 10"),
-        ("transforms", 9, "not a whole number from 2 to 8"),
-        ("models", 2, "not a whole number from 3"),
-        ("rank", 0, "not a whole number from 1"),
-        ("images", (5, 4), "not a pair of whole numbers"),
-        ("images", (5, 141), "fewest <= most <= 140"),
-        ("images", (5.0, 10.0), "not a pair of whole numbers"),
-        ("steps", (), "one or more"),
-        ("learning_rates", (1e-2, 1e-3), "not a pair"),
-        ("batch_size", 0, "not a whole number"),
-        ("pretraining_steps", 0, "not a whole number"),
-        ("pretraining_batch_size", 2.5, "not a whole number"),
-        ("pretraining_rate", 0.0, "not a finite number > 0"),
-        ("models_at_once", True, "not a whole number"),
-    ],
+    ("field", "value"), [(field, value) for field in IMPOSSIBLE for value in IMPOSSIBLE[field]]
 )
-def test_impossible_settings_are_refused(field, value, message):
-    with pytest.raises(ProbexError, match=rf"^lora\.{field}: .*{message}"):
+def test_impossible_settings_are_refused(field, value):
+    with pytest.raises(ProbexError, match=rf"^lora\.{field}: "):
         dataclasses.replace(_LORA, **{field: value})
 
 
