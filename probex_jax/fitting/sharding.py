@@ -48,6 +48,10 @@ class Devices:
 
     Args:
       mesh: all of them on one axis; None for the one default device.
+
+    Example:
+      >>> Devices.of(jax.devices()[:1]).count
+      1
     """
 
     mesh: Mesh | None = None

@@ -240,7 +240,8 @@ def test_first_steps(tmp_path, monkeypatch):
     for name, value in sizes.items():
         assert f"{name} = {value}" in cell("first_steps", "parameters")
     kernel = fresh_machine(tmp_path, monkeypatch)
-    where = {"SOURCE": f"git+{ROOT.as_uri()}", "WORK": str(tmp_path / "work")}
+    # With a host: pip 23 takes no address without.
+    where = {"SOURCE": f"git+file://localhost{ROOT}", "WORK": str(tmp_path / "work")}
     found = executed("first_steps", tmp_path, monkeypatch, kernel=kernel, **where, **sizes)
     assert float(found["train"].split()[0]) > 0.95
     assert "itself: {}" in found["hide"]
