@@ -8,8 +8,9 @@ from safetensors.numpy import save_file
 
 import probex_jax as px
 from probex_jax.fitting import Adam, ClosedForm, SeveralClasses, build_network, fit_closed_form
-from probex_jax.fitting.centre import moments, normalised, tree_of
+from probex_jax.fitting.centre import normalised, tree_of
 from probex_jax.fitting.data import Split
+from probex_jax.fitting.moments import moments
 from probex_jax.matrices import dense
 from probex_jax.sweeps import sweep
 from tests.numeric import error

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probex_jax.prefetch import prefetch
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
 from probex_jax.fitting import Adam, SeveralClasses, Split, build_network
 from probex_jax.fitting.group import Group
 from probex_jax.fitting.sharding import ONE, Devices
+from probex_jax.prefetch import prefetch
 from probex_jax.sweeps import Stop, resume
 from probex_jax.sweeps.resume import Saver
 
