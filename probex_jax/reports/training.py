@@ -141,11 +141,6 @@ def calibration(training: Training) -> str:
         f"Calibration of {training.name}",
     )
     shown = f"Dashed: perfect calibration. Small points: fewer than {FEW} predictions."
-    what = (
-        "probability that a model is of a class"
-        if not answered.task.exclusive
-        else "probability of the most probable class"
-    )
     n_bins = after.shape[1]
     rows = [
         {
@@ -156,7 +151,7 @@ def calibration(training: Training) -> str:
         }
         for number in np.flatnonzero(after[0])
     ]
-    numbers = html_table(rows, caption=f"After calibration: {what}")
+    numbers = html_table(rows, caption=f"After calibration: {answered.task.promised}")
     return f"<p>{about_it}</p>{figure(drawn, shown)}{numbers}"
 
 
