@@ -1,7 +1,7 @@
 """Where the data of a sweep comes from."""
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -30,7 +30,7 @@ class Source:
       task: what is asked of a model.
       candidates: of experts aligned with text, the texts; else None.
       normalise: as `sweep` takes it.
-      network: layer to what is trained on it, reading what is normalised already.
+      network: what is trained on each layer, reading what is normalised already.
       encoders: encoders by name.
       devices: where.
     """
@@ -39,7 +39,7 @@ class Source:
     task: Task
     candidates: Candidates | None
     normalise: str
-    network: Callable[[str], Network]
+    network: Network
     encoders: Mapping[str, type[nn.Module]]
     devices: Devices
 

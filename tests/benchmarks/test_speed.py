@@ -22,8 +22,8 @@ from experiments.benchmarks import (
     train,
 )
 from experiments.benchmarks.figures import Figure
-from experiments.benchmarks.inputs import Case
-from probex_jax.experts import Recipe, advancing, training
+from experiments.benchmarks.inputs import Case, epoch_of
+from probex_jax.fitting import Adam
 from tests.end_to_end import warm
 
 DENSE = [
@@ -114,12 +114,8 @@ def test_candidates_take_turns_and_the_first_turn_is_not_timed():
 @pytest.mark.parametrize(("name", "branches"), [("probex", 1), ("mvprobe", 4)])
 def test_flops_of_an_epoch_are_those_of_the_equations(name, branches):
     case = Case(name, dim=16, rank=0, models=8, rep_dim=5, units=3)
-    network, recipe = case.network(), Recipe(batch_size=4)
-    data = case.split(with_text=False)
-    given = advancing.prepared(network, data)
-    state = training.initial_state(network, recipe, data)
-    epoch = partial(advancing.train_epoch, network, recipe)
-    flops = products.flops(epoch, state.params, state.opt_state, given, jnp.arange(8))
+    epoch, given = epoch_of(case.network(), Adam(batch_size=4), case.split(with_text=False))
+    flops = products.flops(epoch, *given)
     n, d, u, t, y = 8, 16, 3, 5, 100
     # A product, and its gradient for the probes; two gradients of what is projected and encoded.
     expected = n * branches * (4 * d * d * u + 6 * u * d * u + 6 * u * u * t) + n * 6 * t * y
@@ -169,13 +165,11 @@ def test_pack_reads_the_rows_of_its_module(monkeypatch, tmp_path):
 def test_torch_does_the_same_work(case):
     from experiments.benchmarks import pytorch
 
-    network, recipe = case.network("text"), Recipe(batch_size=2, epochs=1, l2=1e-2)
-    data = case.split(with_text=True)
-    start = training.initial_state(network, recipe, data)
-    theirs = pytorch.parameters(start.params, "float64")
-    order = advancing.epoch_orders(recipe.seed, case.models, 0, 1)[0]
-    ours, _, _ = advancing.train_epoch(network, recipe, start.params, start.opt_state, data, order)
-    batches = [order[:2], order[2:]]
+    recipe, data = Adam(batch_size=2, epochs=1, l2=1e-2), case.split(with_text=True)
+    epoch, (rates, given, carry, order) = epoch_of(case.network("text"), recipe, data)
+    theirs = pytorch.parameters(carry[0], "float64")
+    (ours, _), _ = epoch(rates, given, carry, order)
+    batches = [*order.index, *([order.rest_index] if order.rest else [])]
     pytorch.steps(theirs, data.x, data.y, batches, recipe.learning_rate, recipe.l2, data.texts)()
     for name, expected in pytorch.parameters(ours, "float64").items():
         np.testing.assert_allclose(theirs[name].detach(), expected.detach(), atol=2e-5)
