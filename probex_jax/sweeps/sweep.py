@@ -152,8 +152,7 @@ def sweep(
         check_closed_form(network, task)
     reading = network.clone(normalise="none")
     source = Source(store, task, candidates, normalise, reading, encoders, devices)
-    for split in ("train", "val", "test"):
-        store.split(split)
+    _ = [store.split(split) for split in ("train", "val", "test")]  # none is empty
     config = _config(card, recipe, names, committee, grid)
     writers = sharing_writers if share[1] > 1 else one_writer
     with writers(workdir) if devices.writes else nullcontext():

@@ -11,7 +11,7 @@ import probex_jax as px
 from experiments.benchmarks.transfer import measure, report
 from experiments.benchmarks.transfer.measure import Models, Tree
 from probex_jax.errors import ProbexError
-from probex_jax.fitting import ClosedForm, Split, build_network
+from probex_jax.fitting import ClosedForm, SeveralClasses, Split, build_network, fit_closed_form
 
 LAYER = "a.weight"
 CLASSES, ROWS, COLUMNS = 5, 6, 7
