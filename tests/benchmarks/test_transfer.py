@@ -12,6 +12,7 @@ from experiments.benchmarks.transfer import measure, report
 from experiments.benchmarks.transfer.measure import Models, Tree
 from probex_jax.errors import ProbexError
 from probex_jax.fitting import ClosedForm, SeveralClasses, Split, build_network, fit_closed_form
+
 LAYER = "a.weight"
 CLASSES, ROWS, COLUMNS = 5, 6, 7
 
