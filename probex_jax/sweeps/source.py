@@ -1,7 +1,7 @@
 """Where the data of a sweep comes from."""
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -31,7 +31,7 @@ class Source:
       task: what is asked of a model.
       candidates: of experts aligned with text, the texts; else None.
       normalise: as `sweep` takes it.
-      network: layer to what is trained on it, reading what is normalised already.
+      network: what is trained on each layer, reading what is normalised already.
       devices: where.
       encoders: encoders by name that are not ours.
     """
@@ -40,7 +40,7 @@ class Source:
     task: Task
     candidates: Candidates | None
     normalise: str
-    network: Callable[[str], Network]
+    network: Network
     devices: Devices
     encoders: Mapping[str, type[nn.Module]] = NO_MORE
 

@@ -44,7 +44,7 @@ from probex_jax.files import (
 from probex_jax.fitting.centre import FrozenLayer
 from probex_jax.fitting.closed_form import ClosedForm, check_closed_form
 from probex_jax.fitting.loop import State
-from probex_jax.fitting.network import NO_MORE, Network, build_network
+from probex_jax.fitting.network import NO_MORE, build_network
 from probex_jax.fitting.recipe import VARIED, Adam, variants
 from probex_jax.fitting.sharding import ONE, Devices
 from probex_jax.fitting.task import TASKS, OneClass, SeveralClasses, Task
@@ -140,25 +140,27 @@ def sweep(
     card = _card(store, encoder, head, normalise, task, alignment)
     candidates = None if alignment is None else alignment.candidates(store)
 
-    def network(layer: str) -> Network:
-        n_outputs, scale = len(card.classes), task.logit_scale
-        return build_network(encoder, head, n_outputs, logit_scale=scale, encoders=encoders)
-
-    source = Source(store, task, candidates, normalise, network, devices, encoders)
+    network = build_network(
+        encoder,
+        head,
+        len(card.classes),
+        logit_scale=task.logit_scale,
+        normalise=normalise,
+        encoders=encoders,
+    )
     if isinstance(recipe, ClosedForm):
-        check_closed_form(network(names[0]), task)
-    build_network(encoder, head, len(card.classes), normalise=normalise, encoders=encoders)
-    for split in ("train", "val", "test"):
-        store.split(split)
+        check_closed_form(network, task)
+    reading = network.clone(normalise="none")
+    source = Source(store, task, candidates, normalise, reading, devices, encoders)
+    _ = [store.split(split) for split in ("train", "val", "test")]  # none is empty
     config = _config(card, recipe, names, committee, grid)
     writers = sharing_writers if share[1] > 1 else one_writer
     with writers(workdir) if devices.writes else nullcontext():
         if devices.writes:
             claim(workdir, config)
         devices.wait("claimed")
-        job = _Sweep(
-            source, workdir, card, recipes, share, save_every_s, stop or Stop(), on_progress
-        )
+        stop = stop or Stop()
+        job = _Sweep(source, workdir, card, recipes, share, save_every_s, stop, on_progress)
         (done,) = devices.agree([(workdir / "metrics.json").exists()])
         if done:
             for name in names:
@@ -187,8 +189,8 @@ def _check(
         raise ProbexError(f"committee: {committee!r} is not a whole number >= 1")
     if not names:
         raise ProbexError("layers: none given; expected one or more")
-    if unknown := [name for name in names if name not in store.layers]:
-        raise ProbexError(f"{store.path}: no layer {unknown[0]!r}")
+    for name in set(names) - set(store.layers):
+        raise ProbexError(f"{store.path}: no layer {name!r}")
     if type(save_every_s) not in (int, float) or not save_every_s >= 0:
         raise ProbexError(f"save_every_s: {save_every_s!r} is not a number of seconds >= 0")
     if not 0 <= share[0] < share[1]:

@@ -99,7 +99,7 @@ def read(source: Source, job: Job, programs: Programs) -> Ready:
 def _group(source: Source, job: Job) -> Group:
     """The networks of a job."""
     return Group(
-        source.network(job.layers[0]),
+        source.network,
         source.task,
         job.recipes,
         len(job.layers),
@@ -246,7 +246,7 @@ def solve(source: Source, layer: str, card: Card, recipe: ClosedForm) -> Expert:
         source.targets(name)._replace(x=jax.device_put(source.matrices(layer, tree, name)))
         for name in ("train", "val")
     )
-    network, task = source.network(layer), source.task
+    network, task = source.network, source.task
     try:
         found = fit_closed_form(network, task, recipe, train, val)
     except ProbexError as error:

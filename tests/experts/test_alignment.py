@@ -2,22 +2,24 @@
 
 import json
 import shutil
+import sys
 
-import jax
 import numpy as np
 import pytest
 
 import probex_jax as px
-from probex_jax.experts import Alignment, Recipe, evaluate, sweep, zero_shot
+from probex_jax.experts import Alignment, zero_shot
+from probex_jax.fitting import Adam
 from probex_jax.language import HashingEncoder
+from probex_jax.sweeps import sweep
 from tests.conftest import HELD_OUT, write_toy_lora, write_toy_lora_zoo
 
 pytestmark = pytest.mark.xdist_group("alignment")
 
 ENCODER = {"name": "probex", "n_probes": 8, "proj_dim": 8, "rep_dim": 32}
-RECIPE = Recipe(epochs=60, eval_every=10, batch_size=32, learning_rate=3e-3, l2=0.0)
+RECIPE = Adam(epochs=60, eval_every=10, batch_size=32, learning_rate=3e-3, l2=0.0)
 # For what does not depend on how long training takes; one, so that it is compiled once.
-SHORT = Recipe(epochs=1, eval_every=1)
+SHORT = Adam(epochs=1, eval_every=1)
 ALIGNMENT = Alignment(HashingEncoder(), spec="hashing", logit_scale=20.0)
 
 
@@ -40,7 +42,7 @@ def swept(toy_lora_store, tmp_path_factory):
 
 def test_seen_and_held_out_concepts_are_found_by_their_words(swept):
     workdir, result = swept
-    assert result.expert.card["layer"] == "a"
+    assert list(result.expert.layers) == ["a"]
     assert result.layers["a"] > 0.8 > result.layers["b"]
     assert result.test.value > 0.8
     found = result.zero_shot
@@ -51,16 +53,12 @@ def test_seen_and_held_out_concepts_are_found_by_their_words(swept):
     metrics = json.loads((workdir / "metrics.json").read_text())
     assert metrics["zero_shot"]["among_all"]["value"] == found.among_all.value
     assert metrics["n_models"]["test_holdout"] == 24
-
-
-def test_both_checkpoints_are_kept(swept):
-    workdir, result = swept
     for name, split in (("expert", "val"), ("expert_val_holdout", "val_holdout")):
         card = px.Expert.load(workdir / name).card
-        assert card["selected_on"] == split
-        assert card["layer"] == result.expert.card["layer"]
-        accuracies = card["metrics"][f"{split}_accuracies"]
-        best = card["metrics"][f"{split}_best_epoch"] // RECIPE.eval_every
+        assert card.selected_on == split
+        assert card.members[0].layer == "a"
+        accuracies = card.figures[f"{split}_accuracies"]
+        best = card.figures[f"{split}_best_epoch"] // RECIPE.eval_every
         assert accuracies[best] == max(accuracies)
 
 
@@ -89,13 +87,9 @@ def test_factors_and_product_give_the_same_answers(swept, toy_lora_store):
     _, result = swept
     x = toy_lora_store.matrices("a", "test")
     expert = result.expert
-    for factors, dense in ((expert.encode(x), expert.encode(x.dense())),):
-        error = np.linalg.norm(factors - dense) / np.linalg.norm(dense)
-        assert error <= 1e-5
-
-
-def test_the_scale_is_the_deviation_of_the_training_updates(swept, toy_lora_store):
-    _, result = swept
+    factors, dense = expert.encode(x), expert.encode(x.dense())
+    assert np.linalg.norm(factors - dense) <= 1e-5 * np.linalg.norm(dense)
+    # The scale is the deviation of the training updates.
     product = np.asarray(toy_lora_store.matrices("a", "train").dense(), np.float64)
     np.testing.assert_allclose(result.expert.variables["tree"]["scale"], product.std(), rtol=1e-4)
 
@@ -110,7 +104,7 @@ def test_held_out_models_do_not_reach_the_training(swept, toy_lora_zoo, toy_lora
             write_toy_lora(folder, model.labels[0], rng)
     store = px.pack(px.scan(tmp_path / "ToyLoRA"), tmp_path / "s").store
     changed, (_, original) = run(store, tmp_path / "w"), swept
-    assert store.hash != original.expert.card["store_hash"]
+    assert store.hash != original.expert.card.store_hash
     np.testing.assert_array_equal(
         changed.expert.variables["params"]["encoder"]["probes"],
         original.expert.variables["params"]["encoder"]["probes"],
@@ -120,7 +114,7 @@ def test_held_out_models_do_not_reach_the_training(swept, toy_lora_zoo, toy_lora
 
 def test_running_again_trains_nothing(swept, toy_lora_store, monkeypatch):
     workdir, result = swept
-    monkeypatch.setattr("probex_jax.experts.sweeps.train", None)
+    monkeypatch.setattr(sys.modules["probex_jax.sweeps.sweep"], "train", None)
     again = run(toy_lora_store, workdir)
     assert again.metrics == result.metrics
     assert again.zero_shot == result.zero_shot
@@ -146,33 +140,23 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(swept, toy_lora_store,
     assert resumed[0] == sum(calls[:-1]), "it began anew"
     for name in ("expert", "expert_val_holdout"):
         whole, broken = (px.Expert.load(folder / name) for folder in (swept[0], tmp_path))
-        for a, b in zip(
-            jax.tree.leaves(whole.variables), jax.tree.leaves(broken.variables), strict=True
-        ):
-            np.testing.assert_array_equal(a, b)
-        assert broken.card == whole.card
+        assert broken.hash == whole.hash
 
 
-def test_without_held_out_classes_there_is_no_zero_shot(tmp_path, toy_lora_zoo):
+@pytest.mark.parametrize(
+    "missing", [("val_holdout",), ("test_holdout",), ("val_holdout", "test_holdout")]
+)
+def test_one_held_out_split_is_enough(tmp_path, toy_lora_zoo, missing):
     shutil.copytree(toy_lora_zoo, tmp_path / "ToyLoRA")
-    for split in ("val_holdout", "test_holdout"):
+    for split in missing:
         shutil.rmtree(tmp_path / "ToyLoRA" / split)
     store = px.pack(px.scan(tmp_path / "ToyLoRA"), tmp_path / "s").store
     result = run(store, tmp_path / "w", layers=["a"], recipe=SHORT)
-    assert result.zero_shot is None
-    assert not (tmp_path / "w" / "expert_val_holdout").exists()
-    with pytest.raises(px.ProbexError, match="no held-out classes"):
-        zero_shot(result.expert, store)
-
-
-@pytest.mark.parametrize("missing", ["val_holdout", "test_holdout"])
-def test_one_held_out_split_is_enough(tmp_path, toy_lora_zoo, missing):
-    shutil.copytree(toy_lora_zoo, tmp_path / "ToyLoRA")
-    shutil.rmtree(tmp_path / "ToyLoRA" / missing)
-    store = px.pack(px.scan(tmp_path / "ToyLoRA"), tmp_path / "s").store
-    result = run(store, tmp_path / "w", layers=["a"], recipe=SHORT)
-    assert (result.zero_shot is None) == (missing == "test_holdout")
-    assert (tmp_path / "w" / "expert_val_holdout").exists() == (missing == "test_holdout")
+    assert (result.zero_shot is None) == ("test_holdout" in missing)
+    assert (tmp_path / "w" / "expert_val_holdout").exists() == ("val_holdout" not in missing)
+    if len(missing) == 2:
+        with pytest.raises(px.ProbexError, match="no held-out classes"):
+            zero_shot(result.expert, store)
 
 
 class Counting:
@@ -195,44 +179,6 @@ def test_classes_are_embedded_once_for_all_layers(toy_lora_store, tmp_path):
     assert encoder.asked == [16, 13, 16]
 
 
-class Other:
-    """A text encoder that is not the expert's."""
-
-    def __init__(self, name, dim):
-        self.name, self.dim = name, dim
-
-    def encode(self, texts):
-        return np.ones([len(texts), self.dim], np.float32)
-
-
-@pytest.mark.parametrize(
-    ("encoder", "message"),
-    [
-        (Other("small", 64), "text encoder small gives 64 dimensions, the expert was aligned with"),
-        (Other("other", 512), "text encoder other: the expert was aligned with hashing"),
-    ],
-)
-def test_another_text_encoder_is_refused(swept, toy_lora_store, encoder, message):
-    expert = swept[1].expert
-    with pytest.raises(px.ProbexError, match=message):
-        expert.place(["a cat"], encoder)
-    with pytest.raises(px.ProbexError, match=message):
-        evaluate(expert, toy_lora_store, "test", encoder)
-    with pytest.raises(px.ProbexError, match=message):
-        zero_shot(expert, toy_lora_store, encoder=encoder)
-
-
-def test_texts_are_needed_and_of_the_right_size(swept, toy_lora_store):
-    expert = swept[1].expert
-    x = toy_lora_store.matrices("a", "test")
-    with pytest.raises(px.ProbexError, match="give embeddings of the candidates"):
-        expert.logits(x)
-    with pytest.raises(px.ProbexError, match=r"text embeddings of shape \(3, 5\)"):
-        expert.logits(x, np.ones([3, 5]))
-    with pytest.raises(px.ProbexError, match="empty"):
-        expert.place([""])
-
-
 def test_an_expert_trained_on_a_held_out_class_is_refused(swept, tmp_path):
     """Elsewhere the class is held out, here it was trained on."""
     zoo = write_toy_lora_zoo(tmp_path / "ToyLoRA")
@@ -242,15 +188,18 @@ def test_an_expert_trained_on_a_held_out_class_is_refused(swept, tmp_path):
         concept = "red dog" if split.endswith("holdout") else "blue cat"
         write_toy_lora(zoo / split / f"{split}_0", concept, np.random.default_rng(0))
     store = px.pack(px.scan(zoo), tmp_path / "s").store
-    with pytest.raises(px.ProbexError, match="was trained on class 'red dog', which is held out"):
+    with pytest.raises(px.ProbexError, match="'red dog', which is held out"):
         zero_shot(swept[1].expert, store)
 
 
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ({"red cat": "crane", "red dog": "crane"}, "classes 'red dog' and 'red cat' have the same"),
-        ({"red cat": "Red Dog!"}, "classes 'red dog' and 'red cat' are the same to text encoder"),
+        (
+            {"red cat": "crane", "red dog": "crane"},
+            "'red dog' and 'red cat' .*'a photo of a crane'",
+        ),
+        ({"red cat": "Red Dog!"}, "'red dog' and 'red cat' .*hashing"),
     ],
 )
 def test_classes_that_texts_do_not_tell_apart_are_refused(toy_lora_zoo, tmp_path, texts, message):
@@ -266,7 +215,7 @@ def test_classes_that_texts_do_not_tell_apart_are_refused(toy_lora_zoo, tmp_path
 def test_a_whole_number_as_scale_is_kept_as_a_number(toy_lora_store, tmp_path):
     short = {"layers": ["a"], "recipe": SHORT}
     run(toy_lora_store, tmp_path, alignment=Alignment(HashingEncoder(), logit_scale=20), **short)
-    assert px.Expert.load(tmp_path).text["logit_scale"] == 20.0
+    assert px.Expert.load(tmp_path).text.logit_scale == 20.0
 
 
 @pytest.mark.parametrize(
@@ -274,11 +223,11 @@ def test_a_whole_number_as_scale_is_kept_as_a_number(toy_lora_store, tmp_path):
     [
         (
             {"alignment": Alignment(HashingEncoder(), logit_scale=-1.0)},
-            "logit_scale: -1.0 is not a number > 0",
+            "logit_scale: -1.0",
         ),
-        ({"alignment": None}, 'head: "text" and settings of the text belong together'),
-        ({"head": "class"}, 'head: "text" and settings of the text belong together'),
-        ({"normalise": "both"}, "normalise: 'both' is not one of none, scale"),
+        ({"alignment": None}, 'head: "text"'),
+        ({"head": "class"}, 'head: "text"'),
+        ({"task": px.SeveralClasses()}, 'head: "text"'),
     ],
 )
 def test_wrong_settings(toy_lora_store, tmp_path, changes, message):
@@ -288,20 +237,5 @@ def test_wrong_settings(toy_lora_store, tmp_path, changes, message):
 
 
 def test_a_template_needs_a_place_for_the_class():
-    with pytest.raises(px.ProbexError, match=r"text\.template: 'a photo' must hold \{class\} once"):
+    with pytest.raises(px.ProbexError, match=r"text\.template: 'a photo'"):
         Alignment(HashingEncoder(), template="a photo")
-
-
-def test_a_class_expert_has_no_text(toy_store, tmp_path):
-    result = sweep(
-        toy_store,
-        tmp_path,
-        encoder=ENCODER,
-        head="class",
-        recipe=Recipe(epochs=1, eval_every=1),
-        layers=["a.weight"],
-    )
-    with pytest.raises(px.ProbexError, match="knows classes, no text"):
-        result.expert.place(["a cat"])
-    with pytest.raises(px.ProbexError, match="knows classes, no text"):
-        zero_shot(result.expert, toy_store)
