@@ -32,7 +32,7 @@ def wide(x):
 
 def tree_variables(store, layer, normalise):
     """As a sweep has them."""
-    return Source(store, SeveralClasses(), None, normalise, None, {}, ONE).tree(layer)
+    return Source(store, SeveralClasses(), None, normalise, None, ONE).tree(layer)
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ def assert_close(one, other, rtol=1e-4, atol=1e-5):
 def planned(tree, names, recipes, *, device=PLENTY, host=PLENTY, most=None, processes=1, **given):
     """Jobs of layers; on a device that is no CPU, so that its cache bounds nothing."""
     devices = type("Gpu", (Devices,), {"platform": property(lambda self: "gpu")})()
-    source = Source(tree, px.SeveralClasses(), None, "none", None, {}, devices)
+    source = Source(tree, px.SeveralClasses(), None, "none", None, devices)
     return plan(source, names, recipes, Room(device, host, most), processes, **given)
 
 
