@@ -72,7 +72,7 @@ REQUIRED = [
     (ALIGNED, "text"),
     (LONE, "calibration.temperature"),
 ]
-ABSENT = object()
+ABSENT = "<absent>"
 
 
 def changed(said, where, value):
