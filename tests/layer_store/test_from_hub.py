@@ -394,14 +394,6 @@ def test_a_model_is_packed_at_the_commit_of_its_header(hub, tmp_path, monkeypatc
     np.testing.assert_array_equal(store.matrices("a.weight", "train")[0], expected)
 
 
-def test_small_files_beside_are_asked_for_once(hub):
-    with px.open_model(f"hf://{large_id(0)}") as model:
-        for _ in range(3):
-            assert model.config == model.beside("config.json") == {"model_type": "vit"}
-            assert model.bytes_beside("adapter_config.json", 10) is None
-    assert [r.file for r in hub.log if r.file.endswith(".json")] == [f"{large_id(0)}/config.json"]
-
-
 @pytest.mark.parametrize("slow", ["resolve", "revision"])
 def test_an_interrupt_is_heard_while_a_server_is_slow(hub, tmp_path, slow):
     """Of weights, and of the lists of files."""
