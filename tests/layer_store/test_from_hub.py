@@ -64,14 +64,12 @@ def shared(tmp_path_factory):
 
 @pytest.fixture
 def hub(shared, monkeypatch):
-    """The hub of the module, its log empty, what a test changes of it changed back."""
+    """The hub of the module, as it was at first."""
     monkeypatch.setattr(http, "_FIRST_WAIT_S", 0.001)
     monkeypatch.setattr(http, "_LONGEST_WAIT_S", 0.002)
     monkeypatch.setattr(packing, "_BLOCK_MODELS", 3)
-    shared.log.clear()
-    yield shared
-    shared.faults, shared.private, shared.misbehave = Faults(), set(), {}
-    shared.redirects = False
+    shared.behave()
+    return shared
 
 
 def large_table(n_models=N_LARGE):
