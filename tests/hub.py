@@ -93,16 +93,21 @@ class Hub:
         self.commit_of = self.repositories.commit_of
         self.move = self.repositories.move
         self.tag = self.repositories.tag
-        self.redirects, self.relative_links = redirects, relative_links
         self.page_size = page_size
-        self.faults = Faults()
-        self.misbehave = {}
-        self.private, self.token = set(), None
         self.log = []
+        self.behave()
+        self.redirects, self.relative_links = redirects, relative_links
         self.url = self.cdn_host = None
         self.stopping = threading.Event()
         self._links, self._expired = {}, 0
         self._lock = threading.Lock()
+
+    def behave(self):
+        """As it is at first, whatever a test has made of it; its log is empty."""
+        self.faults, self.misbehave = Faults(), {}
+        self.redirects = self.relative_links = False
+        self.private, self.token = set(), None
+        self.log.clear()
 
     @contextmanager
     def running(self, port=0):

@@ -167,18 +167,24 @@ def killed(hub, work, out, *, pieces, pause_s=0.005, seed=0, kills=10):
 @contextmanager
 def interrupted_once(condition):
     """Ctrl-C as soon as the condition holds; what is within ends soon, and so do its threads."""
-    before, began = {*threading.enumerate()}, []
+    before, over, began = {*threading.enumerate()}, threading.Event(), []
 
     def interrupt():
-        deadline = time.monotonic() + 60
-        while not condition() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        began.append(time.monotonic())
-        os.kill(os.getpid(), signal.SIGINT)
+        while not over.wait(0.01):
+            if condition():
+                began.append(time.monotonic())
+                os.kill(os.getpid(), signal.SIGINT)
+                return
 
+    # Of a job in the background SIGINT is ignored.
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        yield
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        over.set()
+        signal.signal(signal.SIGINT, usual)
     for thread in {*threading.enumerate()} - before:
         if thread.name.startswith("ThreadPoolExecutor"):
             thread.join(10)

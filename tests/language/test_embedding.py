@@ -126,13 +126,6 @@ def test_default_cache(monkeypatch):
         assert default_cache() == Path("/home/me/.cache/probex_jax/text_embeddings")
 
 
-def test_the_cache_gives_the_same_bits(tmp_path):
-    texts = [f"text {number}" for number in range(200)]
-    first = embed(HashingEncoder(), texts, tmp_path)
-    np.testing.assert_array_equal(embed(HashingEncoder(), texts, tmp_path), first)
-    np.testing.assert_array_equal(embed(HashingEncoder(), texts), first)
-
-
 def test_a_file_that_changes_is_read_anew(tmp_path):
     for value in (1.0, -1.0):
         save_embeddings(tmp_path / "e.safetensors", "mine", ["cat"], np.array([[value, 0.0]]))

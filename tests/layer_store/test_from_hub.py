@@ -64,14 +64,12 @@ def shared(tmp_path_factory):
 
 @pytest.fixture
 def hub(shared, monkeypatch):
-    """The hub of the module, its log empty, what a test changes of it changed back."""
+    """The hub of the module, as it was at first."""
     monkeypatch.setattr(http, "_FIRST_WAIT_S", 0.001)
     monkeypatch.setattr(http, "_LONGEST_WAIT_S", 0.002)
     monkeypatch.setattr(packing, "_BLOCK_MODELS", 3)
-    shared.log.clear()
-    yield shared
-    shared.faults, shared.private, shared.misbehave = Faults(), set(), {}
-    shared.redirects = False
+    shared.behave()
+    return shared
 
 
 def large_table(n_models=N_LARGE):
@@ -392,14 +390,6 @@ def test_a_model_is_packed_at_the_commit_of_its_header(hub, tmp_path, monkeypatc
     assert hub.commit_of("moves/model") != first
     assert store.models[0].source == f"hf://moves/model@{first}"
     np.testing.assert_array_equal(store.matrices("a.weight", "train")[0], expected)
-
-
-def test_small_files_beside_are_asked_for_once(hub):
-    with px.open_model(f"hf://{large_id(0)}") as model:
-        for _ in range(3):
-            assert model.config == model.beside("config.json") == {"model_type": "vit"}
-            assert model.bytes_beside("adapter_config.json", 10) is None
-    assert [r.file for r in hub.log if r.file.endswith(".json")] == [f"{large_id(0)}/config.json"]
 
 
 @pytest.mark.parametrize("slow", ["resolve", "revision"])

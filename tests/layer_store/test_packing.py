@@ -336,60 +336,55 @@ def test_a_malformed_entry_of_labels_json_is_that_models_fault(zoo, tmp_path):
     assert summary.added == 19
 
 
-class TestReading:
-    @pytest.fixture
-    def store(self, zoo, tmp_path):
-        return pack(zoo, tmp_path / "s").store.path
+def restated(**fields):
+    """Changes fields of `store.json`."""
 
-    def test_another_version(self, store):
+    def change(store):
         about = json.loads((store / "store.json").read_text())
-        (store / "store.json").write_text(json.dumps(about | {"version": 99}))
-        with pytest.raises(px.ProbexError, match="store of version 99, expected 3"):
-            px.LayerStore.open(store)
+        (store / "store.json").write_text(json.dumps(about | fields))
 
-    @pytest.mark.parametrize(
-        ("field", "value"),
-        [
-            ("layers", []),
-            ("layers", {"a.weight": [12]}),
-            ("block", 0),
-            ("block", "x"),
-            ("classes", 5),
-            ("tree", None),
-        ],
-    )
-    def test_wrong_types_in_the_tables(self, store, field, value):
-        about = json.loads((store / "store.json").read_text())
-        (store / "store.json").write_text(json.dumps(about | {field: value}))
-        with pytest.raises(px.ProbexError, match="damaged"):
-            px.LayerStore.open(store)
+    return change
 
-    def test_a_shape_that_lies(self, store):
-        about = json.loads((store / "store.json").read_text())
-        about["layers"]["a.weight"] = [16, 12]
-        (store / "store.json").write_text(json.dumps(about))
-        with pytest.raises(px.ProbexError, match=r"a\.weight.*store\.json"):
-            px.LayerStore.open(store).matrices("a.weight")
 
-    def test_no_store(self, tmp_path):
-        with pytest.raises(px.ProbexError, match="no layer store here"):
-            px.LayerStore.open(tmp_path)
+def torn_table(store):
+    with (store / "models.jsonl").open("a") as table:
+        table.write("not json\n")
 
-    def test_damaged_table(self, store):
-        with (store / "models.jsonl").open("a") as table:
-            table.write("not json\n")
-        with pytest.raises(px.ProbexError, match="damaged"):
-            px.LayerStore.open(store)
 
-    @pytest.mark.parametrize("fault", ["damaged", "missing"])
-    def test_a_shard(self, store, fault):
-        (shard,) = (store / "layers" / "a.weight").glob("matrices/c/*/*/*")
-        content = bytearray(shard.read_bytes())
-        content[100] ^= 1
-        shard.write_bytes(content) if fault == "damaged" else shard.unlink()
-        with pytest.raises(px.ProbexError, match=rf"a\.weight.*{fault}"):
-            px.LayerStore.open(store).matrices("a.weight")
+def shard_of(store):
+    (shard,) = (store / "layers" / "a.weight").glob("matrices/c/*/*/*")
+    return shard
 
-    def test_no_such_split(self, store):
-        with pytest.raises(px.ProbexError, match="no model in split 'holdout'"):
-            px.LayerStore.open(store).targets("holdout")
+
+def flipped_bit(store):
+    content = bytearray(shard_of(store).read_bytes())
+    content[100] ^= 1
+    shard_of(store).write_bytes(content)
+
+
+WRONG = {"layers": ([], {"a.weight": [12]}), "block": (0, "x"), "classes": (5,), "tree": (None,)}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (restated(version=99), "version 99"),
+        *[(restated(**{field: value}), "damaged") for field in WRONG for value in WRONG[field]],
+        (restated(layers=LAYERS | {"a.weight": [16, 12]}), r"a\.weight.*store\.json"),
+        (torn_table, "damaged"),
+        (flipped_bit, r"a\.weight.*damaged"),
+        (lambda store: shard_of(store).unlink(), r"a\.weight.*missing"),
+    ],
+)
+def test_damaged_stores(zoo, tmp_path, damage, message):
+    store = pack(zoo, tmp_path / "s").store.path
+    damage(store)
+    with pytest.raises(px.ProbexError, match=message):
+        px.LayerStore.open(store).matrices("a.weight")
+
+
+def test_what_is_not_there(tmp_path, toy_store):
+    with pytest.raises(px.ProbexError, match="no layer store here"):
+        px.LayerStore.open(tmp_path)
+    with pytest.raises(px.ProbexError, match="no model in split 'holdout'"):
+        toy_store.targets("holdout")

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from probex_jax.model_files import http
-from tests.hub import Faults, Hub
+from tests.hub import Hub
 
 collect_ignore = ["fuzz_atheris.py"]  # needs the extra `fuzz`
 
@@ -64,8 +64,5 @@ def hub(running_hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hu
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
     monkeypatch.setattr(http, "_FIRST_WAIT_S", 0.001)
     monkeypatch.setattr(http, "_LONGEST_WAIT_S", 0.002)
-    running_hub.faults, running_hub.misbehave = Faults(), {}
-    running_hub.redirects = running_hub.relative_links = False
-    running_hub.private, running_hub.token = set(), None
-    running_hub.log.clear()
+    running_hub.behave()
     return running_hub

@@ -176,77 +176,50 @@ def test_a_scale_that_makes_values_infinite_is_one_line(tmp_path):
 # Tensors of one quantised layer, and a part of the method's name.
 QUANTISED = {
     "GPTQ": {
-        "qweight": integers(64, 64),
-        "qzeros": integers(4, 8),
-        "scales": drawn(4, 64, dtype="f2"),
-        "g_idx": integers(512),
-    },
+        "qweight": integers(64, 64), "qzeros": integers(4, 8), "scales": drawn(4, 64, dtype="f2"),
+        "g_idx": integers(512)},
     "AWQ": {"qweight": integers(64, 8), "qzeros": integers(4, 8), "scales": drawn(4, 64)},
     "EXL2": {"q_weight": integers(8, 8), "q_scale": integers(4, 4), "q_groups": drawn(4, 2)},
     "HQQ": {"W_q": integers(8, 8, dtype="u1"), "scale": drawn(8, 8), "zero": drawn(8, 8)},
     "AQLM": {"codes": integers(8, 8, 1, dtype="i2"), "codebooks": drawn(1, 4, 1, 8)},
     "compressed-tensors": {
-        "weight_packed": integers(8, 8),
-        "weight_scale": drawn(8, 4),
-        "weight_zero_point": integers(2, 4),
-    },
+        "weight_packed": integers(8, 8), "weight_scale": drawn(8, 4),
+        "weight_zero_point": integers(2, 4)},
     "bitsandbytes": {
-        "weight": integers(256, 1, dtype="u1"),
-        "weight.absmax": drawn(8, 2),
+        "weight": integers(256, 1, dtype="u1"), "weight.absmax": drawn(8, 2),
         "weight.quant_map": drawn(16),
-        "weight.quant_state.bitsandbytes__nf4": integers(80, dtype="u1"),
-    },
+        "weight.quant_state.bitsandbytes__nf4": integers(80, dtype="u1")},
     "bitsandbytes, 8 bits": {"weight": integers(8, 8, dtype="i1"), "SCB": drawn(8, 2)},
     "MLX": {
-        "weight": integers(32, 8, dtype="u4"),
-        "scales": drawn(32, 4, dtype="f2"),
-        "biases": drawn(32, 4, dtype="f2"),
-    },
+        "weight": integers(32, 8, dtype="u4"), "scales": drawn(32, 4, dtype="f2"),
+        "biases": drawn(32, 4, dtype="f2")},
     "NVFP4": {
-        "weight": integers(32, 8, dtype="u1"),
-        "weight_scale": drawn(32, 4, dtype=FLOAT8),
-        "weight_scale_2": drawn(),
-    },
+        "weight": integers(32, 8, dtype="u1"), "weight_scale": drawn(32, 4, dtype=FLOAT8),
+        "weight_scale_2": drawn()},
     "quanto": {"weight._data": integers(8, 8, dtype="i1"), "weight._scale": drawn(8, 1)},
     "quanto, 8-bit floats": {
-        "weight._data": drawn(8, 8, dtype=FLOAT8),
-        "weight._scale": drawn(8, 2),
-    },
+        "weight._data": drawn(8, 8, dtype=FLOAT8), "weight._scale": drawn(8, 2)},
     "SVDQuant": {
-        "qweight": integers(8, 8, dtype="i1"),
-        "wscales": drawn(2, 8),
-        "proj_down": drawn(8, 4),
-        "lora_up": drawn(8, 4),
-    },
+        "qweight": integers(8, 8, dtype="i1"), "wscales": drawn(2, 8), "proj_down": drawn(8, 4),
+        "lora_up": drawn(8, 4)},
     "integer": {"weight": integers(8, 8, dtype="i1"), "weight_scale": drawn(8, 2)},
     "integer, of others": {"w": integers(8, 8, dtype="u1"), "scales": drawn(8, 2)},
     "integer, beside a zero": {
-        "weight": integers(8, 8, dtype="i1"),
-        "weight.scale": drawn(8, 2),
-        "weight.zero_point": drawn(8, 2),
-    },
+        "weight": integers(8, 8, dtype="i1"), "weight.scale": drawn(8, 2),
+        "weight.zero_point": drawn(8, 2)},
     "an unknown quantiser": {"weight": drawn(8, 8, dtype=FLOAT8), "weight_scale": drawn(8, 4)},
     "an unknown quantiser, by name": {"weight": drawn(8, 8, dtype=FLOAT8), "qscale": drawn(1)},
     "an unknown quantiser, without scale": {
-        "weight": drawn(8, 8, dtype=FLOAT8),
-        "weight.absmax": drawn(8, 2),
-    },
+        "weight": drawn(8, 8, dtype=FLOAT8), "weight.absmax": drawn(8, 2)},
     "an unknown quantiser, of two scales": {
-        "weight": drawn(8, 8, dtype=FLOAT8),
-        "weight_scale": drawn(1),
-        "weight_scale_inv": drawn(1),
-    },
+        "weight": drawn(8, 8, dtype=FLOAT8), "weight_scale": drawn(1),
+        "weight_scale_inv": drawn(1)},
     "Marlin": {"B": integers(8, 8), "s": drawn(2, 8, dtype="f2")},
     "integer, with tables": {
-        "weight": integers(8, 8, dtype="i2"),
-        "scales": drawn(8, 2),
-        "tables2": drawn(8, 2),
-    },
+        "weight": integers(8, 8, dtype="i2"), "scales": drawn(8, 2), "tables2": drawn(8, 2)},
     "an unknown quantiser, of halves": {
-        "weight": drawn(8, 8, dtype="f2"),
-        "weight_scale": drawn(8, 4),
-    },
-}
+        "weight": drawn(8, 8, dtype="f2"), "weight_scale": drawn(8, 4)},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("method", QUANTISED)

@@ -94,35 +94,26 @@ def test_one_adapter_in_every_dialect_is_the_same(tmp_path, scale):
 
 
 @pytest.mark.parametrize(
-    ("path", "expected"),
+    "expected",
     [
-        (
-            "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_k",
-            "unet.input_blocks.4.1.transformer_blocks.0.attn1.to_k",
-        ),
-        (
-            "lora_te1_text_model_encoder_layers_1_mlp_fc2",
-            "text_encoder.text_model.encoder.layers.1.mlp.fc2",
-        ),
-        (
-            "lora_te2_text_model_encoder_layers_1_self_attn_out_proj",
-            "text_encoder_2.text_model.encoder.layers.1.self_attn.out_proj",
-        ),
-        (
-            "lora_unet_down_blocks_0_resnets_1_time_emb_proj",
-            "unet.down_blocks.0.resnets.1.time_emb_proj",
-        ),
-        (
-            "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k_ip",
-            "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k_ip",
-        ),
-        ("lora_unet_up_blocks_0_upsamplers_0_conv", "unet.up_blocks.0.upsamplers.0.conv"),
-        ("lora_unet_to_kitchen", None),
-        ("lora_unet_", None),
+        "unet.input_blocks.4.1.transformer_blocks.0.attn1.to_k",
+        "text_encoder.text_model.encoder.layers.1.mlp.fc2",
+        "text_encoder_2.text_model.encoder.layers.1.self_attn.out_proj",
+        "unet.down_blocks.0.resnets.1.time_emb_proj",
+        "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k_ip",
+        "unet.up_blocks.0.upsamplers.0.conv",
     ],
 )
-def test_underscores_of_kohya_become_the_dots_of_modules(path, expected):
-    assert canonical(path) == expected
+def test_underscores_of_kohya_become_the_dots_of_modules(expected):
+    part, _, path = expected.partition(".")
+    prefixes = {"unet": ["unet"], "text_encoder": ["te", "te1"], "text_encoder_2": ["te2"]}
+    for prefix in prefixes[part]:
+        assert canonical(f"lora_{prefix}_{path.replace('.', '_')}") == expected
+
+
+@pytest.mark.parametrize("path", ["lora_unet_to_kitchen", "lora_unet_"])
+def test_other_names_of_kohya_are_none(path):
+    assert canonical(path) is None
 
 
 def test_names_of_no_known_module_are_reported(tmp_path):

@@ -259,9 +259,9 @@ def test_two_models_are_read_at_a_time(address, known):
         return httpx.post(url, content=data, timeout=60).json()["id"]
 
     known.waits_for_another = True
-    with ThreadPoolExecutor(20) as people:
-        assert list(people.map(described, range(20))) == [str(number) for number in range(20)]
-    assert known.read == [len(data)] * 20
+    with ThreadPoolExecutor(8) as people:
+        assert list(people.map(described, range(8))) == [str(number) for number in range(8)]
+    assert known.read == [len(data)] * 8
     assert known.most == 2
 
 

@@ -36,12 +36,15 @@ def test_a_file_up_to_the_limit_is_written_and_removed_after_use(uploads):
     assert list(uploads.folder.iterdir()) == []
 
 
-def test_a_larger_one_is_refused_as_soon_as_it_is(uploads):
-    with pytest.raises(TooLarge, match="mine"):  # noqa: PT012, SIM117
-        with uploads.coming(1000) as arrival:
+@pytest.mark.parametrize(
+    ("announced", "sizes", "refusal"), [(1000, (60, 41), TooLarge), (2, (2, 1), Refused)]
+)
+def test_more_than_the_limit_or_was_announced_is_refused(uploads, announced, sizes, refusal):
+    with pytest.raises(refusal, match="mine"):  # noqa: PT012, SIM117
+        with uploads.coming(announced) as arrival:
             arrival.begin("mine")
-            arrival.write(b"x" * 60)
-            arrival.write(b"y" * 41)
+            for size in sizes:
+                arrival.write(b"x" * size)
     assert list(uploads.folder.iterdir()) == []
 
 
@@ -67,15 +70,6 @@ def test_who_announces_much_takes_nothing_from_others(uploads):
         other.begin("last")
         with pytest.raises(Full):
             other.write(b"x" * 41)
-
-
-def test_no_more_comes_than_was_announced(uploads):
-    with pytest.raises(Refused, match="mine"):  # noqa: PT012, SIM117
-        with uploads.coming(2) as arrival:
-            arrival.begin("mine")
-            arrival.write(b"xx")
-            arrival.write(b"x")
-    assert list(uploads.folder.iterdir()) == []
 
 
 def test_what_was_left_behind_makes_room(uploads, monkeypatch):

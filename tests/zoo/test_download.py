@@ -32,13 +32,11 @@ def shared(tmp_path_factory):
 
 @pytest.fixture
 def hub(shared, monkeypatch):
-    """The hub of the module, its log empty, what a test changes of it changed back."""
+    """The hub of the module, as it was at first."""
     monkeypatch.setattr(http, "_FIRST_WAIT_S", 0.001)
     monkeypatch.setattr(http, "_LONGEST_WAIT_S", 0.002)
-    shared.log.clear()
-    yield shared
-    shared.faults, shared.private, shared.token, shared.misbehave = Faults(), set(), None, {}
-    shared.redirects = False
+    shared.behave()
+    return shared
 
 
 def get(table, out, **options):
@@ -161,6 +159,12 @@ def test_words_go_to_the_zoo(hub, tmp_path):
     get(table, tmp_path)
     zoo = px.scan(tmp_path / "SupViT")
     assert (zoo.tree, zoo.texts, zoo.classes) == ("SupViT", {"n01": "crane"}, None)
+    # They join what zoo.json says.
+    about = {"tree": "mine", "classes": ["n01"], "texts": {"n01": "old"}}
+    (tmp_path / "SupViT" / "zoo.json").write_text(json.dumps(about))
+    get(table, tmp_path)
+    zoo = px.scan(tmp_path / "SupViT")
+    assert (zoo.tree, zoo.texts, zoo.classes) == ("mine", {"n01": "crane"}, ("n01",))
 
 
 @pytest.mark.parametrize("redirects", [False, True])
@@ -378,18 +382,6 @@ def test_kill_9_at_ten_random_moments(hub, tmp_path):
     for model in table.models:
         [file] = (tmp_path / "SupViT" / "train" / model.id).glob("snapshots/*/model.safetensors")
         assert file.read_bytes() == contents[model.repo]
-
-
-def test_words_for_classes_join_what_zoo_json_says(hub, tmp_path):
-    about = tmp_path / "SD_200" / "zoo.json"
-    about.parent.mkdir()
-    about.write_text('{"tree": "mine", "classes": ["n1"], "texts": {"n1": "old"}}')
-    get(Table("SD_200", (), {"n1": "new"}), tmp_path)
-    assert json.loads(about.read_text()) == {
-        "tree": "mine",
-        "classes": ["n1"],
-        "texts": {"n1": "new"},
-    }
 
 
 def test_a_commit_that_the_hub_has_no_more_is_given_up(hub, tmp_path):

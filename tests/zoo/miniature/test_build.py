@@ -14,7 +14,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from safetensors import safe_open
 
 from probex_jax.errors import ProbexError
 from probex_jax.zoo.miniature import CLASSES, TREES, Lora, Settings, build, data, hf_files
@@ -22,6 +21,7 @@ from probex_jax.zoo.miniature.finetuning import accuracy, fine_tune
 from probex_jax.zoo.miniature.kinds import Classifiers
 from probex_jax.zoo.miniature.recipes import classifier_recipes as recipes
 from probex_jax.zoo.miniature.vit import ViT
+from tests.zoo.miniature.reading import contents, metadata_of
 
 # One worker builds the zoo; only one tree, as nearly all of the time is compilation.
 pytestmark = pytest.mark.xdist_group("zoo")
@@ -75,19 +75,6 @@ def _models(tree_folder):
     return sorted(tree_folder.glob("*/models--*/snapshots/*/model.safetensors"))
 
 
-def _metadata(path):
-    with safe_open(path, framework="numpy") as file:
-        return file.metadata()
-
-
-def _contents(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
 def test_layout_is_model_js(zoo):
     out, summaries, progress = zoo
     assert sum(progress) == _TINY.models
@@ -112,7 +99,7 @@ def test_layout_is_model_js(zoo):
                 assert set(revision) <= set("0123456789abcdef")
                 assert (model / "snapshots" / revision / "config.json").is_file()
                 path = model / "snapshots" / revision / "model.safetensors"
-                assert _metadata(path)["model_idx"] == str(int(number))
+                assert metadata_of(path)["model_idx"] == str(int(number))
         assert sorted(numbers) == list(range(_TINY.models))
         assert not list(folder.rglob(".partial*"))
 
@@ -121,7 +108,7 @@ def test_labels_and_settings_of_models_are_in_their_files(zoo):
     out, _, _ = zoo
     orders = set()
     for path in _models(out / _TREE):
-        metadata = _metadata(path)
+        metadata = metadata_of(path)
         chosen = ast.literal_eval(metadata["dataset_chosen_targets"])
         assert len(set(chosen)) == _TINY.chosen
         assert set(chosen) <= set(CLASSES)
@@ -143,7 +130,7 @@ def test_recorded_accuracy_is_that_of_the_written_file(zoo):
         score = jax.jit(lambda p, x, architecture=architecture: accuracy(architecture, p, x))
         recorded = []
         for path in _models(out / summary.tree):
-            metadata = _metadata(path)
+            metadata = metadata_of(path)
             recorded.append(float(metadata["accuracy"]))
             chosen = ast.literal_eval(metadata["dataset_chosen_targets"])
             own = held_back[[CLASSES.index(name) for name in chosen]]
@@ -186,7 +173,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes(zoo, tmp_path):
     assert progress[0] == len(kept)
     assert sum(progress) == _TINY.models
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "models were built again"
-    assert _contents(tmp_path) == _contents(out)
+    assert contents(tmp_path) == contents(out)
 
 
 def test_what_has_lost_its_weights_is_built_again(zoo, tmp_path):
@@ -199,7 +186,7 @@ def test_what_has_lost_its_weights_is_built_again(zoo, tmp_path):
     progress = []
     build(_TINY, tmp_path, progress.append)
     assert progress[0] == len(others)
-    assert _contents(tmp_path) == _contents(out)
+    assert contents(tmp_path) == contents(out)
 
 
 def test_another_seed_gives_other_models():

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import probex_jax as px
@@ -27,6 +26,7 @@ from probex_jax.zoo.miniature import (
 )
 from probex_jax.zoo.miniature.denoiser import Denoiser
 from probex_jax.zoo.miniature.recipes import held_out_concepts, lora_recipes
+from tests.zoo.miniature.reading import Layers, contents, metadata_of
 
 pytestmark = pytest.mark.xdist_group("lora")
 
@@ -63,36 +63,10 @@ def _models(folder):
     return sorted(folder.glob("*/model_idx_????/pytorch_lora_weights.safetensors"))
 
 
-def _metadata(path):
-    with safe_open(path, framework="numpy") as file:
-        return file.metadata()
-
-
-def _contents(folder):
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
 def _reference(params, noisy_BSS, level_B):
     """The denoiser in float64, token by token, from its definition."""
-    params = {name: np.asarray(value, np.float64) for name, value in params.items()}
-
-    def dense(x, name):
-        return x @ params[name + ".weight"].T + params[name + ".bias"]
-
-    def norm(x, name):
-        x = x - x.mean(-1, keepdims=True)
-        x = x / np.sqrt(x.var(-1, keepdims=True) + 1e-12)
-        return x * params[name + ".weight"] + params[name + ".bias"]
-
-    def attention(x, at):
-        def split(name):
-            return dense(x, at + name).reshape(16, 4, 8).transpose(1, 0, 2)
-
-        q, k, v = split("to_q"), split("to_k"), split("to_v")
-        weights = np.exp(q @ k.transpose(0, 2, 1) / np.sqrt(8))
-        mixed = weights / weights.sum(-1, keepdims=True) @ v
-        return dense(mixed.transpose(1, 0, 2).reshape(16, 32), at + "to_out.0")
+    layers = Layers(params, 4)
+    params, dense, norm = layers.params, layers.dense, layers.norm
 
     def guess(image, level):
         corners = [(row, column) for row in range(0, 8, 2) for column in range(0, 8, 2)]
@@ -103,7 +77,8 @@ def _reference(params, noisy_BSS, level_B):
         x = x + dense(h / (1 + np.exp(-h)), "time_embed.linear_2")
         for index in range(3):
             at = f"transformer_blocks.{index}."
-            x = x + attention(norm(x, at + "norm1"), at + "attn1.")
+            names = [f"{at}attn1.{part}" for part in ("to_q", "to_k", "to_v", "to_out.0")]
+            x = x + layers.attention(norm(x, at + "norm1"), *names)
             h = np.maximum(dense(norm(x, at + "norm2"), at + "ff.net.0.proj"), 0)
             x = x + dense(h, at + "ff.net.2")
         x = dense(norm(x, "norm_out"), "proj_out")
@@ -214,7 +189,7 @@ def test_files_are_as_diffusers_names_them_in_model_js_layout(zoo):
         tensors = load_file(path)
         assert {name: value.shape for name, value in tensors.items()} == shapes
         assert {value.dtype for value in tensors.values()} == {np.dtype("float32")}
-        metadata = _metadata(path)
+        metadata = metadata_of(path)
         assert metadata["concept"] == recipe.concept
         assert metadata["split"] == recipe.split
         assert metadata["rank"] == "4"
@@ -267,7 +242,7 @@ def test_recorded_losses_are_those_of_root_and_update_merged(zoo):
     assert {name: value.shape for name, value in root.items()} == Denoiser().shapes()
     ratios = []
     for path in _models(folder):
-        metadata = _metadata(path)
+        metadata = metadata_of(path)
         ratios.append(float(metadata["loss_ratio"]))
         if len(ratios) % 6:
             continue
@@ -283,7 +258,7 @@ def test_recorded_losses_are_those_of_root_and_update_merged(zoo):
 def test_loras_know_their_own_concept_best(zoo):
     folder, _, _ = zoo
     root = load_file(folder / "root" / "model.safetensors")
-    one_each = {_metadata(path)["concept"]: path for path in _models(folder)}
+    one_each = {metadata_of(path)["concept"]: path for path in _models(folder)}
     chosen = ["upright zero", "rotated one", "inverted two"]
     losses = np.array(
         [
@@ -318,7 +293,7 @@ def test_what_is_missing_is_built_again_to_the_same_bytes(zoo, tmp_path):
     build(_TINY, tmp_path, progress.append)
     assert progress[0] == len(others)
     assert {path: path.stat().st_mtime_ns for path in others} == kept
-    assert _contents(tmp_path / _TREE) == _contents(folder)
+    assert contents(tmp_path / _TREE) == contents(folder)
 
 
 def test_other_settings_are_refused_by_name(zoo):

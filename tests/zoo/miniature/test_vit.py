@@ -7,6 +7,7 @@ import numpy as np
 
 from probex_jax.zoo.miniature.params import initialise
 from probex_jax.zoo.miniature.vit import ViT
+from tests.zoo.miniature.reading import Layers
 
 
 def _perturbed(shapes):
@@ -20,23 +21,8 @@ def _perturbed(shapes):
 
 
 def _reference(params, images_BSS, heads, blocks):
-    def dense(x, name):
-        return x @ params[name + ".weight"].T + params[name + ".bias"]
-
-    def norm(x, name):
-        x = x - x.mean(-1, keepdims=True)
-        x = x / np.sqrt(x.var(-1, keepdims=True) + 1e-12)
-        return x * params[name + ".weight"] + params[name + ".bias"]
-
-    def attention(x, at):
-        def split(name):
-            y = dense(x, f"{at}attention.{name}")
-            return y.reshape(len(y), heads, -1).transpose(1, 0, 2)
-
-        q, k, v = split("query"), split("key"), split("value")
-        weights = np.exp(q @ k.transpose(0, 2, 1) / math.sqrt(q.shape[-1]))
-        mixed = weights / weights.sum(-1, keepdims=True) @ v
-        return dense(mixed.transpose(1, 0, 2).reshape(len(x), -1), at + "output.dense")
+    layers = Layers(params, heads)
+    params, dense, norm = layers.params, layers.dense, layers.norm
 
     def logits(image):
         at = "vit.embeddings."
@@ -52,7 +38,9 @@ def _reference(params, images_BSS, heads, blocks):
         x = np.stack(tokens) + params[at + "position_embeddings"][0]
         for index in range(blocks):
             at = f"vit.encoder.layer.{index}."
-            x = x + attention(norm(x, at + "layernorm_before"), at + "attention.")
+            names = [f"{at}attention.attention.{part}" for part in ("query", "key", "value")]
+            names.append(f"{at}attention.output.dense")
+            x = x + layers.attention(norm(x, at + "layernorm_before"), *names)
             h = dense(norm(x, at + "layernorm_after"), at + "intermediate.dense")
             h = h * 0.5 * (1 + np.vectorize(math.erf)(h / math.sqrt(2)))
             x = x + dense(h, at + "output.dense")
@@ -67,8 +55,7 @@ def test_logits_agree_with_the_definition():
     images_BSS = np.random.default_rng(0).uniform(-1, 1, (3, 8, 8))
     ours_YB, running = jax.jit(model.apply)(params, images_BSS.astype(np.float32))
     assert running == {}
-    precise = {name: np.asarray(value, np.float64) for name, value in params.items()}
-    expected_BY = _reference(precise, images_BSS, model.num_attention_heads, 2)
+    expected_BY = _reference(params, images_BSS, model.num_attention_heads, 2)
     np.testing.assert_allclose(ours_YB.T, expected_BY, rtol=1e-5, atol=1e-5)
 
 
