@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from probex_jax.encoders.linear import Linear, products_at, promote
-from probex_jax.matrices import at_least_float32
+from probex_jax.matrices.batch import at_least_float32
 
 
 class ClassHead(nn.Module):

@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from probex_jax.errors import ProbexError
+from probex_jax.fitting import TASKS, SeveralClasses, Task, Texts
 from probex_jax.fitting.network import HEADS
-from probex_jax.fitting.task import TASKS, SeveralClasses, Task, Texts
 
 # How a member reads its layer's matrices: as they are, or re-read by `reference_matrix`.
 LAYOUTS = ("canonical", "reference")

@@ -20,8 +20,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.experts.chance import chance, chance_by_class
 from probex_jax.experts.expert import Expert
 from probex_jax.files import parse_json, write_bytes
-from probex_jax.fitting import OneClass, SeveralClasses, Task
-from probex_jax.fitting.task import TASKS
+from probex_jax.fitting import TASKS, OneClass, SeveralClasses, Task
 from probex_jax.layer_store import LayerStore
 
 _NAME = "predictions.safetensors"

@@ -6,12 +6,18 @@ from probex_jax.fitting.data import Split
 from probex_jax.fitting.fit import Fit, fit
 from probex_jax.fitting.metrics import Score, mean_score, share
 from probex_jax.fitting.network import ENCODERS, Network, build_network
+from probex_jax.fitting.number import Number
 from probex_jax.fitting.recipe import Adam
 from probex_jax.fitting.sharding import Devices
-from probex_jax.fitting.task import Number, OneClass, SeveralClasses, Task, Texts
+from probex_jax.fitting.task import OneClass, SeveralClasses, Task, Texts
+
+_OURS: list[type[Task]] = [SeveralClasses, OneClass, Texts, Number]
+# Tasks by their names on cards.
+TASKS = {task.name: task for task in _OURS}
 
 __all__ = [
     "ENCODERS",
+    "TASKS",
     "Adam",
     "ClosedForm",
     "Devices",

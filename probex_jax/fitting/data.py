@@ -20,6 +20,10 @@ class Split(NamedTuple):
       y: targets, as the task takes them: [N, Y] of zeros and ones, [N] int or [N] float.
       texts: [Y, D] float, embeddings of the candidates of the task `Texts`; else None.
       weight: [N] float, 0 for models that only fill up a split, else 1; None where all count.
+
+    Example:
+      >>> Split(np.ones([5, 3, 2], np.float32), np.array([0, 1, 1, 0, 1])).x.shape
+      (5, 3, 2)
     """
 
     x: Matrices

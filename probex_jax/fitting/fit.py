@@ -46,6 +46,14 @@ class Fit:
       shape: (H, W) of the matrices.
       figures: accuracy, chance, loss and calibration error on the models that chose, by name.
       texts: [Y, D], of the task `Texts` the embeddings that were the candidates in training.
+
+    Example:
+      >>> x = np.random.default_rng(0).normal(size=(40, 3, 2)).astype(np.float32)
+      >>> found = fit(Dense(rep_dim=1), x, x[:, :1, 0] > 0)
+      >>> sorted(found.figures)
+      ['accuracy', 'calibration_error', 'chance', 'interval', 'loss', 'n_models', 'penalty']
+      >>> found.predictions(x[:3]).shape
+      (3, 1)
     """
 
     network: Network

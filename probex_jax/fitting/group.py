@@ -222,7 +222,10 @@ def _changed(state: State, change: Callable[..., Any], *others: State) -> State:
     """A state with every leaf changed that is of one network."""
     names = ("params", "opt_state", "loss_E", "best")
     parts = [[getattr(each, name) for each in (state, *others)] for name in names]
-    return State(state.epoch, state.evaluation, *[jax.tree.map(change, *part) for part in parts])
+    counts = state.epoch, state.evaluation
+    if isinstance(state.epoch, jax.Array):  # copies: a step may take the memory of the others
+        counts = jnp.array(state.epoch), jnp.array(state.evaluation)
+    return State(*counts, *[jax.tree.map(change, *part) for part in parts])
 
 
 @partial(jax.jit, static_argnums=(1, 3))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -24,6 +23,13 @@ class Task(ABC):
     training is computed in NumPy, in float64. Subclass it to ask something else, or override
     `loss` to train for something else: scores and calibration stay those of the task. Settings of
     a subclass are fields of a frozen dataclass, since equal tasks share a compiled program.
+
+    Example:
+      >>> class Hinge(SeveralClasses):
+      ...     def loss(self, logits, y):
+      ...         return jnp.maximum(0.0, 1.0 - (2.0 * y - 1.0) * logits).mean(axis=1)
+      >>> Hinge().loss(jnp.array([[2.0, 0.5]]), jnp.array([[1.0, 1.0]])).tolist()
+      [0.25]
     """
 
     name: ClassVar[str]  # on cards and in configs
@@ -178,7 +184,7 @@ class SeveralClasses(ClassTask):
     def check(self, where, y, n_models, n_outputs):
         y = np.asarray(y)
         if y.shape != (n_models, n_outputs) or not n_outputs:
-            expected = f"{n_models} models by {n_outputs} classes"
+            expected = f"({n_models}, {n_outputs}), models by classes"
             raise ProbexError(f"{where} has shape {y.shape}, expected {expected}")
         if y.dtype.kind not in "biuf" or not np.isin(y, (0, 1)).all():
             raise ProbexError(f"{where} of shape {y.shape} ({y.dtype}) is not of 0 and 1 alone")
@@ -250,7 +256,8 @@ class OneClass(ClassTask):
         y = np.asarray(y)
         if y.shape != (n_models,) or not np.issubdtype(y.dtype, np.integer):
             raise ProbexError(
-                f"{where} has shape {y.shape} of {y.dtype}, expected {n_models} whole numbers"
+                f"{where} has shape {y.shape} of {y.dtype}, expected whole numbers of {n_models} "
+                "models"
             )
         if y.min() < 0 or y.max() >= n_outputs:
             raise ProbexError(
@@ -315,86 +322,13 @@ class Texts(OneClass):
 
     Args:
       logit_scale: scale of the cosines in the softmax.
+
+    Example:
+      >>> Texts(logit_scale=20.0).predictions(jnp.zeros([2, 4])).shape
+      (2, 4)
     """
 
     name = "texts"
     predicts = "texts"
     head = "text"
     logit_scale: float = 1.0  # type: ignore[misc]
-
-
-@dataclass(frozen=True)
-class Number(Task):
-    """How much of something: a number for each model, such as its learning rate.
-
-    Targets are [N] float, trained standardised by the training models, with the squared error. The
-    accuracy is R²: 1 less the squared error in units of the training variance, so that always
-    answering the training mean has about 0. Predictions are [N, 2], the number and the standard
-    deviation of its error.
-
-    Args:
-      mean, std: of the training targets; set by `fitted`.
-
-    Example:
-      >>> task = Number().fitted(np.array([1.0, 3.0]))
-      >>> task.predictions(np.array([[0.0], [2.0]]), temperature=0.5).tolist()
-      [[2.0, 0.5], [4.0, 0.5]]
-    """
-
-    name = "number"
-    predicts = "numbers"
-    promised = "probability that a number lies within 1.96 standard deviations"
-    mean: float = 0.0
-    std: float = 1.0
-
-    def n_outputs(self, y):
-        return 1
-
-    def check(self, where, y, n_models, n_outputs):
-        y = np.asarray(y)
-        if y.shape != (n_models,) or y.dtype.kind not in "iuf" or not np.isfinite(y).all():
-            raise ProbexError(
-                f"{where} has shape {y.shape} of {y.dtype}, expected {n_models} finite numbers"
-            )
-
-    def fitted(self, y):
-        if not np.ptp(y := np.asarray(y, np.float64)) > 0:
-            raise ProbexError("y is the same number for all training models: nothing to tell")
-        return replace(self, mean=float(y.mean()), std=float(y.std()))
-
-    def encoded(self, y):
-        return ((np.asarray(y, np.float64) - self.mean) / self.std).astype(np.float32)
-
-    def loss(self, logits, y):
-        return (logits[:, 0] - y) ** 2
-
-    def correct(self, logits, y):
-        return 1 - (logits[:, 0] - y) ** 2
-
-    def predictions(self, logits, temperature=1.0):
-        value_N = self.mean + self.std * jnp.asarray(logits)[:, 0]
-        return jnp.stack([value_N, jnp.full_like(value_N, self.std * temperature)], axis=1)
-
-    def targets(self, y, n_outputs):
-        return np.asarray(self.encoded(y), np.float64)[:, None]
-
-    def chance(self, known, asked):
-        return float(np.mean(1 - ((np.asarray(asked) - np.mean(known)) / self.std) ** 2))
-
-    def best_temperature(self, logits, y):
-        """The standard deviation of the errors, in units of that of the training targets."""
-        return max(self.mean_loss(logits, y) ** 0.5, 1e-6)
-
-    def mean_loss(self, logits, y):
-        return float(np.mean((np.asarray(logits, np.float64) - self.targets(y, 1)) ** 2))
-
-    def best_factor(self, outputs, y):
-        return 1.0, self.mean_loss(outputs, y)
-
-    def promises(self, predictions, y):
-        held_N = np.abs(np.asarray(y) - predictions[:, 0]) <= 1.96 * predictions[:, 1]
-        return np.full(len(held_N), 0.95), held_N.astype(np.float64)
-
-
-_OURS: list[type[Task]] = [SeveralClasses, OneClass, Texts, Number]
-TASKS = {task.name: task for task in _OURS}  # by their names on cards

@@ -4,7 +4,7 @@ Dimension letters, here and in all array code: N models, H rows, W columns, U pr
 V projections, T representation, Y outputs, R rank.
 """
 
-from probex_jax.matrices.batch import at_least_float32, batch_shape, may_be_sharded
+from probex_jax.matrices.batch import batch_shape, may_be_sharded
 from probex_jax.matrices.centred import Centred, centred, dense
 from probex_jax.matrices.kernels import combination, gram, standardise
 from probex_jax.matrices.low_rank import LowRank, stack
@@ -24,7 +24,6 @@ __all__ = [
     "Matrices",
     "Picked",
     "Squared",
-    "at_least_float32",
     "batch_shape",
     "centred",
     "combination",

@@ -30,7 +30,7 @@ from flax import linen as nn
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
 from probex_jax.experts.alignment import Alignment
-from probex_jax.experts.card import Card, MemberCard, versions
+from probex_jax.experts.card import Card
 from probex_jax.experts.evaluation import HOLDOUT
 from probex_jax.files import (
     alone,
@@ -47,13 +47,14 @@ from probex_jax.fitting.loop import State
 from probex_jax.fitting.network import NO_MORE, build_network
 from probex_jax.fitting.recipe import VARIED, Adam, variants
 from probex_jax.fitting.sharding import ONE, Devices
-from probex_jax.fitting.task import TASKS, OneClass, SeveralClasses, Task
+from probex_jax.fitting.task import SeveralClasses, Task
 from probex_jax.layer_store import LayerStore
 from probex_jax.prefetch import prefetch
 from probex_jax.sweeps.jobs import IN_FLIGHT, Job, Room, plan
 from probex_jax.sweeps.processes import divided
 from probex_jax.sweeps.resume import Saver
 from probex_jax.sweeps.select import SweepResult, result, select
+from probex_jax.sweeps.settings import card_before_training, check_settings, config_of
 from probex_jax.sweeps.source import Source
 from probex_jax.sweeps.stopping import Stop
 from probex_jax.sweeps.train import (
@@ -130,14 +131,32 @@ def sweep(
         (`Alignment.candidates`), all layers are frozen, the work directory belongs to another
         config or is being written by a process that does not divide the layers with this one, or a
         checkpoint is damaged.
+
+    Example:
+      >>> import tempfile
+      >>> from safetensors.numpy import save_file
+      >>> from probex_jax import pack, scan
+      >>> folder, rng = Path(tempfile.mkdtemp()), np.random.default_rng(0)
+      >>> for split, count in {"train": 12, "val": 4, "test": 4}.items():
+      ...     for number in range(count):
+      ...         name, pet = folder / "Pets" / split / f"{number}", ("cat", "dog")[number % 2]
+      ...         name.mkdir(parents=True)
+      ...         body = rng.normal(size=(8, 8)) + 2 * (pet == "cat")
+      ...         save_file({"body.weight": body.astype("f4")}, name / "model.safetensors",
+      ...                   {"dataset_chosen_targets": f"['{pet}']"})
+      >>> store = pack(scan(folder / "Pets"), folder / "store").store
+      >>> found = sweep(store, folder / "trained", encoder={"name": "dense"}, head="none",
+      ...               recipe=ClosedForm(), normalise="centre")
+      >>> found.expert, found.test.value
+      (Expert(tree='Pets', reading='body.weight'), 1.0)
     """
     names = tuple(layers if layers is not None else store.layers)
     task = task or (SeveralClasses() if alignment is None else alignment.task)
-    _check(store, names, committee, save_every_s, share, head, task, alignment)
+    check_settings(store, names, committee, save_every_s, share, head, task, alignment)
     if grid and isinstance(recipe, ClosedForm):
         raise ProbexError("grid: the closed form tries its penalties itself")
     recipes = (recipe,) if isinstance(recipe, ClosedForm) else variants(recipe, grid or {})
-    card = _card(store, encoder, head, normalise, task, alignment)
+    card = card_before_training(store, encoder, head, normalise, task, alignment)
     candidates = None if alignment is None else alignment.candidates(store)
 
     network = build_network(
@@ -153,7 +172,7 @@ def sweep(
     reading = network.clone(normalise="none")
     source = Source(store, task, candidates, normalise, reading, devices, encoders)
     _ = [store.split(split) for split in ("train", "val", "test")]  # none is empty
-    config = _config(card, recipe, names, committee, grid)
+    config = config_of(card, recipe, names, committee, grid)
     writers = sharing_writers if share[1] > 1 else one_writer
     with writers(workdir) if devices.writes else nullcontext():
         if devices.writes:
@@ -173,74 +192,6 @@ def sweep(
                     job.select(names, committee)
         devices.wait("chosen")
         return result(workdir, encoders)
-
-
-def _check(
-    store: LayerStore,
-    names: Sequence[str],
-    committee: Any,
-    save_every_s: Any,
-    share: tuple[int, int],
-    head: str,
-    task: Task,
-    alignment: Alignment | None,
-) -> None:
-    if type(committee) is not int or committee < 1:
-        raise ProbexError(f"committee: {committee!r} is not a whole number >= 1")
-    if not names:
-        raise ProbexError("layers: none given; expected one or more")
-    for name in set(names) - set(store.layers):
-        raise ProbexError(f"{store.path}: no layer {name!r}")
-    if type(save_every_s) not in (int, float) or not save_every_s >= 0:
-        raise ProbexError(f"save_every_s: {save_every_s!r} is not a number of seconds >= 0")
-    if not 0 <= share[0] < share[1]:
-        raise ProbexError(f"process {share[0]} of {share[1]}: expected 0 to {share[1] - 1}")
-    if not isinstance(task, SeveralClasses | OneClass) or task.name not in TASKS:
-        raise ProbexError(f"task: {task.name!r} is none that a store has targets of")
-    if len({head == "text", task.head == "text", alignment is not None}) > 1:
-        raise ProbexError('head: "text" and settings of the text belong together')
-
-
-def _card(
-    store: LayerStore,
-    encoder: Mapping[str, Any],
-    head: str,
-    normalise: str,
-    task: Task,
-    alignment: Alignment | None,
-) -> Card:
-    """The card of an expert before it is trained; layer, shape and recipe are not those of one."""
-    classes = store.classes if alignment is None else store.seen_classes
-    return Card(
-        store.tree,
-        tuple(classes),
-        (MemberCard(dict(encoder), "", (1, 1), normalise=normalise),),
-        head,
-        task,
-        None if alignment is None else alignment.card(classes, store.texts),
-        store_hash=store.hash,
-        n_train=len(store.split("train")),
-        versions=versions(),
-    )
-
-
-def _config(
-    card: Card,
-    recipe: Adam | ClosedForm,
-    names: Sequence[str],
-    committee: int,
-    grid: Mapping[str, Sequence[Any]] | None,
-) -> dict[str, Any]:
-    """All that the experts of a sweep depend on."""
-    said = card.to_json()
-    of_card = ("encoder", "head", "normalise", "tree", "store_hash", "text", "task")
-    return {
-        **{name: said[name] for name in of_card if name in said},
-        "recipe": asdict(recipe),
-        "layers": list(names),
-        "committee": committee,
-        **({"grid": {name: list(values) for name, values in grid.items()}} if grid else {}),
-    }
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from probex_jax import Forest, ProbexError, open_model
-from probex_jax.experts import expert, member
+from probex_jax.experts import expert
+from probex_jax.fitting import inference
 from probex_jax.forest import grow as grow_tree
 from probex_jax.model_files import ModelFile
 from tests.conftest import CLASSES, write_toy_lora
@@ -103,7 +104,9 @@ def test_loras_are_described_without_the_text_encoder(
         with open_model(found.path) as model:
             x = model.matrix("a")
         x = dataclasses.replace(x, up=x.up[None], down=x.down[None])
-        expected = dict(zip(classes, tree.probabilities(x, texts)[0], strict=True))
+        expected = dict(
+            zip(classes, np.asarray(tree.probabilities(x, texts))[0].tolist(), strict=True)
+        )
         assert probabilities(found) == pytest.approx(expected, rel=1e-3)
         assert sum(expected.values()) == pytest.approx(1, abs=1e-5)
         assert len(found.predicted) == 1
@@ -247,19 +250,19 @@ def test_many_are_described_as_one_by_one_is_and_in_order(forest, many):
 
 def test_few_programs_are_compiled_for_many(forest_path, many, tmp_path):
     forest = Forest.load(forest_path)
-    member._logits.clear_cache()
+    inference.logits.clear_cache()
     list(forest.describe_all(many))
     # Ant's one layer and Bee's are of one network; Bee's other layer; LoRAs, filled up to rank 4.
-    first = member._logits._cache_size()
+    first = inference.logits._cache_size()
     assert first == 3
     list(forest.describe_all(many))
-    assert member._logits._cache_size() == first
+    assert inference.logits._cache_size() == first
     for rank in (3, 4):
         write_toy_lora(tmp_path / f"{rank}", "red ant", np.random.default_rng(0), rank=rank)
     forest.describe(tmp_path / "4")
-    first = member._logits._cache_size()
+    first = inference.logits._cache_size()
     forest.describe(tmp_path / "3")
-    assert member._logits._cache_size() == first
+    assert inference.logits._cache_size() == first
 
 
 def test_ids_and_neighbours_are_those_given(forest, trees):
@@ -311,6 +314,6 @@ def test_a_lora_without_alpha_is_said_to_be_one(tmp_path, forest):
     save_file(factors, tmp_path / "adapter_model.safetensors")
     found = forest.describe(tmp_path)
     assert (found.stated.unscaled, found.tree) == (1, "")
-    assert "Nothing says alpha for 1 of its layers" in model_card(found)
+    assert "1 of its layers state no alpha" in model_card(found)
     (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 1}')
     assert forest.describe(tmp_path).stated.unscaled == 0

@@ -213,7 +213,7 @@ def test_a_full_disk_is_one_line(toy_store, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("probex_jax.experts.checkpoints.ocp.save", full)
+    monkeypatch.setattr("orbax.checkpoint.v1.save", full)
     with pytest.raises(px.ProbexError, match="no space left on the disk"):
         run(toy_store, tmp_path / "w", recipe=SHORT)
 

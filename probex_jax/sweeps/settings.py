@@ -1,0 +1,79 @@
+"""The settings of a sweep: checked, and as its config and the cards of its experts have them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from probex_jax.errors import ProbexError
+from probex_jax.experts.alignment import Alignment
+from probex_jax.experts.card import Card, MemberCard, versions
+from probex_jax.fitting import TASKS, Adam, ClosedForm, OneClass, SeveralClasses, Task
+from probex_jax.layer_store import LayerStore
+
+
+def check_settings(
+    store: LayerStore,
+    names: Sequence[str],
+    committee: Any,
+    save_every_s: Any,
+    share: tuple[int, int],
+    head: str,
+    task: Task,
+    alignment: Alignment | None,
+) -> None:
+    if type(committee) is not int or committee < 1:
+        raise ProbexError(f"committee: {committee!r} is not a whole number >= 1")
+    if not names:
+        raise ProbexError("layers: none given; expected one or more")
+    for name in set(names) - set(store.layers):
+        raise ProbexError(f"{store.path}: no layer {name!r}")
+    if type(save_every_s) not in (int, float) or not save_every_s >= 0:
+        raise ProbexError(f"save_every_s: {save_every_s!r} is not a number of seconds >= 0")
+    if not 0 <= share[0] < share[1]:
+        raise ProbexError(f"process {share[0]} of {share[1]}: expected 0 to {share[1] - 1}")
+    if not isinstance(task, SeveralClasses | OneClass) or task.name not in TASKS:
+        raise ProbexError(f"task: {task.name!r} is none that a store has targets of")
+    if len({head == "text", task.head == "text", alignment is not None}) > 1:
+        raise ProbexError('head: "text" and settings of the text belong together')
+
+
+def card_before_training(
+    store: LayerStore,
+    encoder: Mapping[str, Any],
+    head: str,
+    normalise: str,
+    task: Task,
+    alignment: Alignment | None,
+) -> Card:
+    """The card of an expert before it is trained; layer, shape and recipe are not those of one."""
+    classes = store.classes if alignment is None else store.seen_classes
+    return Card(
+        store.tree,
+        tuple(classes),
+        (MemberCard(dict(encoder), "", (1, 1), normalise=normalise),),
+        head,
+        task,
+        None if alignment is None else alignment.card(classes, store.texts),
+        store_hash=store.hash,
+        n_train=len(store.split("train")),
+        versions=versions(),
+    )
+
+
+def config_of(
+    card: Card,
+    recipe: Adam | ClosedForm,
+    names: Sequence[str],
+    committee: int,
+    grid: Mapping[str, Sequence[Any]] | None,
+) -> dict[str, Any]:
+    """All that the experts of a sweep depend on."""
+    said = card.to_json()
+    of_card = ("encoder", "head", "normalise", "tree", "store_hash", "text", "task")
+    return {
+        **{name: said[name] for name in of_card if name in said},
+        "recipe": asdict(recipe),
+        "layers": list(names),
+        "committee": committee,
+        **({"grid": {name: list(values) for name, values in grid.items()}} if grid else {}),
+    }
