@@ -25,6 +25,7 @@ class Task(ABC):
     a subclass are fields of a frozen dataclass, since equal tasks share a compiled program.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> class Hinge(SeveralClasses):
       ...     def loss(self, logits, y):
       ...         return jnp.maximum(0.0, 1.0 - (2.0 * y - 1.0) * logits).mean(axis=1)
@@ -324,7 +325,7 @@ class Texts(OneClass):
       logit_scale: scale of the cosines in the softmax.
 
     Example:
-      >>> Texts(logit_scale=20.0).predictions(jnp.zeros([2, 4])).shape
+      >>> Texts(logit_scale=20.0).predictions(np.zeros([2, 4])).shape
       (2, 4)
     """
 

@@ -139,7 +139,7 @@ def sweep(
       >>> folder, rng = Path(tempfile.mkdtemp()), np.random.default_rng(0)
       >>> for split, count in {"train": 12, "val": 4, "test": 4}.items():
       ...     for number in range(count):
-      ...         name, pet = folder / "Pets" / split / f"{number}", ("cat", "dog")[number % 2]
+      ...         name, pet = folder / "Pets" / split / f"{split}{number}", ("cat", "dog")[number % 2]
       ...         name.mkdir(parents=True)
       ...         body = rng.normal(size=(8, 8)) + 2 * (pet == "cat")
       ...         save_file({"body.weight": body.astype("f4")}, name / "model.safetensors",

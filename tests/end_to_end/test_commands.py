@@ -105,7 +105,7 @@ def test_the_report_has_the_figures_of_the_metrics_and_resuming_writes_it_again(
         assert f"{metrics['calibration'][when]['test']:.3f} {when}" in text
     for layer, accuracy in metrics["val_accuracy_by_layer"].items():
         assert layer in text
-        assert f">{accuracy:.3f}</text>" in text
+        assert f">{accuracy:.3f}<" in text
     assert f"--workdir={folder}/w</code>" in text
     assert metrics["store_hash"] in text
 
