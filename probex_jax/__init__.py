@@ -2,7 +2,7 @@
 
 from probex_jax.encoders import Dense, MVProbe, ProbeX
 from probex_jax.errors import ProbexError
-from probex_jax.experts import Expert, evaluate
+from probex_jax.experts import Alignment, Card, Expert, TextCard, evaluate
 from probex_jax.fitting import (
     Adam,
     ClosedForm,
@@ -71,7 +71,10 @@ __all__ = [  # noqa: RUF022
     "read_table",
     "scan",
     # Experts, one by one or a store's; and the texts that some are aligned with.
+    "Alignment",
+    "Card",
     "Expert",
+    "TextCard",
     "evaluate",
     "sweep",
     "text_encoder",

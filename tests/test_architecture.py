@@ -35,3 +35,12 @@ def test_what_is_slow_to_import_is_imported_where_it_is_used():
     command = [sys.executable, "-c", program, *slow.split()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()) == (0, [])
+
+
+def test_no_file_of_the_library_is_over_400_lines():
+    long = {
+        path.name: lines
+        for path in (ROOT / "probex_jax").rglob("*.py")
+        if (lines := len(path.read_text().splitlines())) > 400
+    }
+    assert not long

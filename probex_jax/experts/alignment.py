@@ -28,6 +28,11 @@ class Alignment:
         expert to place a text has to give the encoder.
       template: the sentence of a class, with `{class}` where its words stand.
       logit_scale: scale of the cosines in the softmax.
+
+    Example:
+      >>> from probex_jax import text_encoder
+      >>> Alignment(text_encoder("hashing"), spec="hashing", logit_scale=20.0).task.logit_scale
+      20.0
     """
 
     encoder: TextEncoder

@@ -30,6 +30,10 @@ class TextCard:
       template: the sentence of a class, with `{class}` where its words stand.
       logit_scale: scale of the cosines.
       texts: the words for classes whose names are none.
+
+    Example:
+      >>> TextCard("hashing", "hashing-512", 512, "a photo of a {class}", 20.0, {"n02": "a dog"}).dim
+      512
     """
 
     encoder: str
@@ -124,7 +128,10 @@ class Card:
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Card) and self._text == other._text
+        # The task itself, too: one of a user's own may answer otherwise under the same name.
+        if not isinstance(other, Card):
+            return False
+        return self._text == other._text and self.task == other.task
 
     def __hash__(self) -> int:
         return hash(self._text)
@@ -248,7 +255,8 @@ class _Reader:
         if name not in self.value and default:
             return default[0]
         found = self.value.pop(name, None)
-        if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
+        kinds = (int, float) if kind is float else kind
+        if not isinstance(found, kinds) or (kind in (int, float) and isinstance(found, bool)):
             field = f"{self.prefix}{name} ({kind.__name__})"
             raise ProbexError(f"{self._where}: its card has no {field}")
         return found
@@ -304,7 +312,7 @@ def _task(value: Mapping[str, Any] | None, head: str, text: TextCard | None, whe
     try:
         task = TASKS[fields.pop("name")](**fields)
         if task.head == ("class" if head == "none" else head) and all(
-            map(_is_number, fields.values())
+            (v is None and n == "n_classes") or _is_number(v) for n, v in fields.items()
         ):
             return task
     except (KeyError, TypeError):
@@ -313,7 +321,7 @@ def _task(value: Mapping[str, Any] | None, head: str, text: TextCard | None, whe
 
 
 def _is_number(value: Any) -> bool:
-    return value is None or (type(value) in (int, float) and abs(value) < float("inf"))
+    return type(value) in (int, float) and abs(value) < float("inf")
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:

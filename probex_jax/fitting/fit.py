@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from flax.errors import FlaxError
 from jax.typing import ArrayLike
 
 from probex_jax.encoders import Dense
@@ -23,8 +25,8 @@ from probex_jax.fitting.data import Split, check_finite, check_splits
 from probex_jax.fitting.group import Group, select
 from probex_jax.fitting.loop import Loss, State
 from probex_jax.fitting.moments import moments
-from probex_jax.fitting.network import NORMALISATIONS, Network, network_of
-from probex_jax.fitting.recipe import Adam
+from probex_jax.fitting.network import NORMALISATIONS, Network, exact, network_of
+from probex_jax.fitting.recipe import Adam, Rates
 from probex_jax.fitting.sharding import ONE, Devices
 from probex_jax.fitting.task import SeveralClasses, Task
 from probex_jax.matrices import LowRank, Matrices
@@ -41,10 +43,11 @@ class Fit:
       network: encoder and head, reading matrices as they are in files.
       variables: its Linen variables.
       task: what it tells.
-      recipe: how it was fitted.
+      recipe: how it was fitted, as JSON values; "own" for a loss or optimiser that was passed in.
       temperature: what makes its logits calibrated predictions.
       shape: (H, W) of the matrices.
-      figures: accuracy, chance, loss and calibration error on the models that chose, by name.
+      figures: of the models that chose, `accuracy` and its 95 % `interval`, `chance`, `loss`,
+        `calibration_error`; `n_models` by split; `penalty` or `best_epoch`.
       texts: [Y, D], of the task `Texts` the embeddings that were the candidates in training.
 
     Example:
@@ -59,23 +62,35 @@ class Fit:
     network: Network
     variables: Mapping[str, Any]
     task: Task
-    recipe: Adam | ClosedForm
+    recipe: Mapping[str, Any]
     temperature: float
     shape: tuple[int, int]
     figures: Mapping[str, Any]
     texts: Any = None
 
     def logits(self, x: Matrices, texts: ArrayLike | None = None) -> jax.Array:
-        """Logits [N, Y] of matrices [N, H, W], compared with `texts` or those of training."""
+        """Logits [N, Y] of models.
+
+        Args:
+          x: [N, H, W] float, or `LowRank` of that shape.
+          texts: of the task `Texts`, embeddings [Y, D] of candidates; None for those of training.
+
+        Raises:
+          ProbexError: if the matrices are of another shape than in training.
+        """
+        if tuple(x.shape[1:]) != self.shape:
+            raise ProbexError(
+                f"x has shape {x.shape}, expected [N, {self.shape[0]}, {self.shape[1]}]"
+            )
         texts = self.texts if texts is None else jnp.asarray(texts)
         return inference.logits(self.network, self.variables, x, texts)
 
     def predictions(self, x: Matrices, texts: ArrayLike | None = None) -> jax.Array:
-        """Calibrated answers for matrices [N, H, W], as the task has them."""
+        """Calibrated answers, as the task has them; arguments and errors as of `logits`."""
         return self.task.predictions(self.logits(x, texts), self.temperature)
 
     def encode(self, x: Matrices) -> jax.Array:
-        """Representations [N, T] of matrices [N, H, W]."""
+        """Representations [N, T] of models; x as `logits` takes it."""
         return inference.representations(self.network, self.variables, x)
 
 
@@ -98,7 +113,8 @@ def fit(
     """Fits an encoder and a head to the matrices of one layer.
 
     Args:
-      encoder: a Linen module, [N, H, W] matrices -> [N, rep_dim].
+      encoder: a Linen module with parameters alone, [N, H, W] matrices -> [N, rep_dim]. On `Dense`
+        with one output a logit there is no head.
       x: [N, H, W] float, the layer of the training models; or `LowRank` of that shape.
       y: their targets, as the task takes them.
       val: x and y of the models that settings, the best epoch and calibration are chosen by; a
@@ -113,8 +129,8 @@ def fit(
         "none".
       texts: of the task `Texts`, embeddings [Y, D] of the candidates in training.
       loss: of each model [N], of logits [N, Y] and targets; None for the task's.
-      optimiser: for Adam's place; its learning rate and L2 term are then not used.
-      devices: what Adam trains on.
+      optimiser: of Optax, instead of Adam, whose learning rate and L2 term are then not used.
+      devices: what Adam trains on; the closed form is solved on the default device, without a key.
       on_evaluation: called with the network's state after each of Adam's evaluations, the one
         before training included.
 
@@ -123,7 +139,7 @@ def fit(
 
     Raises:
       ProbexError: before anything is fitted, if an array does not fit the others, the task or the
-        network, matrices are not finite or all the same, or an argument is not of this recipe.
+        network, matrices are not finite or all the same, or an argument is of a wrong type.
 
     Example:
       >>> import jax
@@ -137,6 +153,7 @@ def fit(
       >>> found.predictions(x[:3]).shape
       (3, 1)
     """
+    _check_arguments(encoder, task, recipe, key, val)
     solves = isinstance(encoder, Dense) and task.head != "text"
     recipe = recipe or (ClosedForm() if solves else Adam())
     if isinstance(recipe, ClosedForm) and not (loss is None and optimiser is None):
@@ -144,10 +161,10 @@ def fit(
     if normalise not in NORMALISATIONS:
         raise ProbexError(f"normalise: {normalise!r} is not one of {', '.join(NORMALISATIONS)}")
     texts = None if texts is None else np.asarray(texts)
-    splits = {"train": Split(x, np.asarray(y), texts)}
+    splits = {"train": _on_host("train", Split(x, y, texts))}
     if val is not None:
-        given = val if isinstance(val, Split) else Split(*val, texts)
-        splits["val"] = given._replace(y=np.asarray(given.y))
+        given = val if isinstance(val, Split) else Split(val[0], val[1], texts)
+        splits["val"] = _on_host("val", given)
     n_outputs = None if task.head == "text" else task.n_outputs(splits["train"].y)
     check_splits(task, n_outputs, splits)
     check_finite(splits)
@@ -158,8 +175,10 @@ def fit(
     task = task.fitted(train.y)
     tree = _tree(train.x, normalise)
     splits = {n: split._replace(x=normalised(split.x, tree)) for n, split in splits.items()}
-    head = "none" if isinstance(recipe, ClosedForm) else task.head
+    is_linear = isinstance(encoder, Dense) and encoder.rep_dim == n_outputs
+    head = "none" if isinstance(recipe, ClosedForm) or is_linear else task.head
     reading = network_of(encoder, head, n_outputs or 0, logit_scale=task.logit_scale)
+    about = dataclasses.asdict(recipe)
     if isinstance(recipe, ClosedForm):
         found = fit_closed_form(reading, task, recipe, splits["train"], splits.get("val"))
         params, logits_MY, more = found.params, found.logits, {"penalty": found.penalty}
@@ -175,8 +194,17 @@ def fit(
             loss=loss,
             optimiser=optimiser,
         )
+        _check_network(group, splits["train"])
         best = _trained(group, splits, on_evaluation)
-        params, more = best.params, {"best_epoch": int(best.epoch)}
+        # What computed in other precisions answers in float32, as an expert will.
+        reading = reading.clone(encoder=exact(encoder))
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), best.params)
+        more = {"best_epoch": int(best.epoch)}
+        if optimiser is not None:
+            about = {n: v for n, v in about.items() if n not in ("learning_rate", "l2")}
+            about["optimiser"] = "own"
+        if loss is not None:
+            about["loss"] = "own"
         asked = splits["val"]
         logits_MY = np.asarray(inference.logits(reading, {"params": params}, asked.x, asked.texts))
     network = reading.clone(normalise=normalise, centre_rank=centre_rank(tree))
@@ -195,7 +223,56 @@ def fit(
         **more,
     }
     shape = (x.shape[1], x.shape[2])
-    return Fit(network, variables, task, recipe, temperature, shape, figures, texts)
+    return Fit(network, variables, task, about, temperature, shape, figures, texts)
+
+
+def _check_arguments(encoder: Any, task: Any, recipe: Any, key: Any, val: Any) -> None:
+    for name, value, kind in (
+        ("encoder", encoder, nn.Module),
+        ("task", task, Task),
+        ("recipe", recipe, Adam | ClosedForm | None),
+    ):
+        if not isinstance(value, kind):
+            raise ProbexError(f"{name}: {value!r} is of a wrong type; give an instance")
+    if type(getattr(encoder, "rep_dim", None)) is not int:
+        raise ProbexError(f"encoder: {type(encoder).__name__} has no rep_dim, a whole number")
+    if key is not None and not (
+        isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    ):
+        raise ProbexError(f"key: {key!r} is no key; make one by jax.random.key(seed)")
+    if not (val is None or isinstance(val, Split) or (isinstance(val, tuple) and len(val) == 2)):
+        raise ProbexError("val: expected a pair of x and y, a Split, or None")
+
+
+def _on_host(name: str, split: Split) -> Split:
+    """A split as it is checked and centred, wherever its arrays are."""
+    if split.weight is not None:
+        raise ProbexError(f"{name}: weight is given, expected None: all models count")
+    try:
+        y = np.asarray(split.y)
+    except ValueError as error:
+        raise ProbexError(f"{name}: y is no array ({error})") from None
+    return split._replace(x=jax.device_get(split.x), y=y)
+
+
+def _check_network(group: Group, train: Split) -> None:
+    """Whether encoder and loss give what training needs, without computing anything."""
+    x, texts = train.x[:1], train.texts
+    try:
+        shapes = jax.eval_shape(group.network.init, jax.random.key(0), x, texts)
+        logits_1Y = jax.eval_shape(group.network.apply, shapes, x, texts)
+        y = jnp.asarray(group.task.encoded(train.y[:1]))
+        losses = jax.eval_shape(group.loss or group.task.loss, logits_1Y, y)
+        optimiser = group.program.optimiser_at(Rates(0.0, 0.0))
+        jax.eval_shape(lambda p: optimiser.update(p, optimiser.init(p), p), shapes["params"])
+    except (TypeError, ValueError, FlaxError) as error:
+        reason = str(error).splitlines()[0]
+        raise ProbexError(f"the encoder, loss or optimiser fails on one model: {reason}") from error
+    if set(shapes) != {"params"}:
+        more = ", ".join(sorted(set(shapes) - {"params"}))
+        raise ProbexError(f"encoder: it has variables {more}; expected parameters alone")
+    if losses.shape != (1,):
+        raise ProbexError(f"loss: of one model it has shape {losses.shape}, expected [N]")
 
 
 def _set_aside(train: Split, key: jax.Array) -> dict[str, Split]:

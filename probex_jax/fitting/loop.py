@@ -180,7 +180,9 @@ def step(
     params, opt_state = carry
     found = loss_and_gradient(program, params, train, *batch, n_models=size)
     loss, gradient = _summed(found, axis)
-    updates, opt_state = program.optimiser_at(rates).update(gradient, opt_state, params)
+    updates, moved = program.optimiser_at(rates).update(gradient, opt_state, params)
+    # Rates are float32, and would make float32 of what narrower parameters are moved by.
+    opt_state = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, opt_state)
     return (optax.apply_updates(params, updates), opt_state), loss
 
 

@@ -22,8 +22,10 @@ ENCODERS: Mapping[str, type[nn.Module]] = types.MappingProxyType(
 NO_MORE: Mapping[str, type[nn.Module]] = FrozenDict()
 HEADS = ("class", "none", "text")
 NORMALISATIONS = ("none", "scale", "centre")
-# Fields that are no settings: Linen's own, and what a caller computes in.
-_NO_SETTINGS = ("name", "parent", "dtype", "param_dtype", "precision")
+# Fields that are no settings: Linen's own, and of our encoders what a caller computes in.
+_LINEN = ("name", "parent")
+_OURS = tuple(ENCODERS.values())
+_COMPUTING = {"dtype": None, "param_dtype": jnp.float32, "precision": None}
 
 
 class Network(nn.Module):
@@ -174,13 +176,19 @@ def encoder_settings(
     )
 
 
+def exact(encoder: nn.Module) -> nn.Module:
+    """One of our encoders computing in float32, as an expert does; others as they are."""
+    return encoder.clone(**_COMPUTING) if isinstance(encoder, _OURS) else encoder
+
+
 def _settings(encoder: type[nn.Module]) -> dict[str, Any]:
     """The settings of an encoder, with their types."""
     hints = get_type_hints(encoder)
+    left_out = {*_LINEN, *(_COMPUTING if issubclass(encoder, _OURS) else ())}
     return {
         field.name: hints[field.name]
         for field in dataclasses.fields(encoder)
-        if field.name not in _NO_SETTINGS
+        if field.name not in left_out
     }
 
 

@@ -185,7 +185,7 @@ class SeveralClasses(ClassTask):
     def check(self, where, y, n_models, n_outputs):
         y = np.asarray(y)
         if y.shape != (n_models, n_outputs) or not n_outputs:
-            expected = f"({n_models}, {n_outputs}), models by classes"
+            expected = f"({n_models}, {n_outputs or 'Y'}), models by classes"
             raise ProbexError(f"{where} has shape {y.shape}, expected {expected}")
         if y.dtype.kind not in "biuf" or not np.isin(y, (0, 1)).all():
             raise ProbexError(f"{where} of shape {y.shape} ({y.dtype}) is not of 0 and 1 alone")

@@ -44,7 +44,7 @@ from probex_jax.files import (
 from probex_jax.fitting.centre import FrozenLayer
 from probex_jax.fitting.closed_form import ClosedForm, check_closed_form
 from probex_jax.fitting.loop import State
-from probex_jax.fitting.network import NO_MORE, build_network
+from probex_jax.fitting.network import NO_MORE, build_network, encoder_settings
 from probex_jax.fitting.recipe import VARIED, Adam, variants
 from probex_jax.fitting.sharding import ONE, Devices
 from probex_jax.fitting.task import SeveralClasses, Task
@@ -71,9 +71,9 @@ from probex_jax.sweeps.train import (
 
 def sweep(
     store: LayerStore,
-    workdir: Path,
+    workdir: str | Path,
     *,
-    encoder: Mapping[str, Any],
+    encoder: nn.Module | Mapping[str, Any],
     head: str,
     recipe: Adam | ClosedForm,
     task: Task | None = None,
@@ -98,7 +98,7 @@ def sweep(
     Args:
       store: the tree's matrices and labels.
       workdir: where everything goes; must be new, or of the same settings and store.
-      encoder, head: settings, as `build_network` takes them.
+      encoder, head: settings, as `build_network` takes them; or an encoder.
       recipe: how each expert is trained; `ClosedForm` for a dense one.
       task: what is asked of a model; None for the texts of `alignment`, or else several classes.
       grid: values of some of the recipe's fields to try (`variants`); of each layer what is best on
@@ -139,8 +139,9 @@ def sweep(
       >>> folder, rng = Path(tempfile.mkdtemp()), np.random.default_rng(0)
       >>> for split, count in {"train": 12, "val": 4, "test": 4}.items():
       ...     for number in range(count):
-      ...         name, pet = folder / "Pets" / split / f"{split}{number}", ("cat", "dog")[number % 2]
+      ...         name = folder / "Pets" / split / f"{split}{number}"
       ...         name.mkdir(parents=True)
+      ...         pet = ("cat", "dog")[number % 2]
       ...         body = rng.normal(size=(8, 8)) + 2 * (pet == "cat")
       ...         save_file({"body.weight": body.astype("f4")}, name / "model.safetensors",
       ...                   {"dataset_chosen_targets": f"['{pet}']"})
@@ -150,6 +151,9 @@ def sweep(
       >>> found.expert, found.test.value
       (Expert(tree='Pets', reading='body.weight'), 1.0)
     """
+    workdir = Path(workdir)
+    if isinstance(encoder, nn.Module):
+        encoder = encoder_settings(encoder, encoders)
     names = tuple(layers if layers is not None else store.layers)
     task = task or (SeveralClasses() if alignment is None else alignment.task)
     check_settings(store, names, committee, save_every_s, share, head, task, alignment)

@@ -20,7 +20,7 @@ def at_the_store(tmp_path, toy_store, monkeypatch):
 
 def test_an_encoder_of_one_s_own_is_fitted_kept_and_swept(at_the_store):
     names = {}
-    exec("import jax\nfrom pathlib import Path\n" + FILES["arrays.py"], names)
+    exec(FILES["arrays.py"], names)
     exec(FILES["own_encoder.py"], names)
     figures = names["found"].figures
     assert figures["accuracy"] > figures["chance"]

@@ -41,7 +41,7 @@ def test_what_was_fitted_is_an_expert(tmp_path):
     assert px.Expert.load(tmp_path / "e", encoders).hash == expert.hash
     with pytest.raises(px.ProbexError, match="wide"):
         px.Expert.load(tmp_path / "e")
-    for wrong, named in (({"classes": ["one"]}, "parameters"), ({"encoders": {}}, "Wide")):
+    for wrong, named in (({"classes": ["one"]}, "classes"), ({"encoders": {}}, "Wide")):
         with pytest.raises(px.ProbexError, match=named):
             px.Expert.of(found, **{**about, **wrong})
 

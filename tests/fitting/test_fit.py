@@ -138,7 +138,7 @@ def test_candidates_of_val_may_be_others():
 
 
 def test_dense_is_solved_unless_it_is_asked_of_texts():
-    assert isinstance(fit(None, px.OneClass(), encoder=px.Dense(Y)).recipe, px.ClosedForm)
+    assert "penalties" in fit(None, px.OneClass(), encoder=px.Dense(Y)).recipe
     aligned = fit(ADAM, px.Texts(logit_scale=10.0), encoder=px.Dense(8))
     assert aligned.figures["accuracy"] > aligned.figures["chance"]
 
@@ -223,3 +223,52 @@ def test_what_the_closed_form_is_not_for(encoder, task, settings, named):
 def test_devices_are_an_argument():
     alone, given = (fit(ADAM, ONE, devices=Devices.of(jax.devices()[:n])) for n in (1, None))
     np.testing.assert_allclose(alone.logits(X), given.logits(X), rtol=1e-3, atol=1e-3)
+
+
+class TestWhatUsersMayPassByMistake:
+    """Each is one error that names it, before anything is fitted."""
+
+    X = np.random.default_rng(3).normal(size=(20, 6, 5)).astype(np.float32)
+    Y = (X[:, :3, 0] > 0).astype(int)
+
+    @pytest.mark.parametrize(
+        ("named", "changed"),
+        [
+            ("encoder", {"encoder": px.ProbeX}),
+            ("task", {"task": px.SeveralClasses}),
+            ("recipe", {"recipe": {"epochs": 3}}),
+            ("key", {"key": 0}),
+            ("val", {"val": X}),
+            ("weight", {"val": px.Split(X, Y, None, np.ones(20))}),
+            ("y", {"y": [[1, 0], [1]]}),
+            ("loss", {"loss": lambda logits, y: (logits - y) ** 2}),
+            ("loss", {"loss": lambda logits, y: jnp.mean((logits - y) ** 2)}),
+            ("optimiser", {"optimiser": optax.lbfgs()}),
+        ],
+    )
+    def test_it_is_named(self, named, changed):
+        given = {"encoder": px.ProbeX(4, 4, 8), "x": self.X, "y": self.Y, "recipe": px.Adam()}
+        with pytest.raises(px.ProbexError, match=rf"\b{named}\b"):
+            px.fit(**(given | changed))
+
+    def test_what_an_expert_cannot_keep(self):
+        class Doubled(px.SeveralClasses):
+            def predictions(self, logits, temperature=1.0):
+                return super().predictions(2 * logits, temperature)
+
+        about = {"tree": "t", "layer": "a", "classes": ["one", "two", "three"]}
+        found = px.fit(px.Dense(3), self.X, self.Y, task=Doubled())
+        with pytest.raises(px.ProbexError, match="task: Doubled"):
+            px.Expert.of(found, **about)
+        with pytest.raises(px.ProbexError, match="classes: 2 names"):
+            found = px.fit(px.Dense(3), self.X, self.Y)
+            px.Expert.of(found, **about | {"classes": ["one", "two"]})
+
+    def test_arrays_on_a_mesh_and_narrow_parameters_are_taken(self):
+        mesh = jax.make_mesh((1,), ("models",))
+        x = jax.device_put(self.X, jax.NamedSharding(mesh, jax.P("models")))
+        encoder = px.ProbeX(4, 4, 8, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+        found = px.fit(encoder, x, self.Y, recipe=px.Adam(epochs=3))
+        about = {"tree": "t", "layer": "a", "classes": ["one", "two", "three"]}
+        expert = px.Expert.of(found, **about)
+        np.testing.assert_array_equal(expert.logits(self.X), found.logits(self.X))
