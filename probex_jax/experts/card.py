@@ -32,7 +32,7 @@ class TextCard:
       texts: the words for classes whose names are none.
 
     Example:
-      >>> TextCard("hashing", "hashing-512", 512, "a photo of a {class}", 20.0, {"n02": "a dog"}).dim
+      >>> TextCard("hashing", "hashing-512", 512, "a {class}", 20.0, {"n02": "big dog"}).dim
       512
     """
 

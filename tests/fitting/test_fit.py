@@ -260,8 +260,8 @@ class TestWhatUsersMayPassByMistake:
         found = px.fit(px.Dense(3), self.X, self.Y, task=Doubled())
         with pytest.raises(px.ProbexError, match="task: Doubled"):
             px.Expert.of(found, **about)
+        found = px.fit(px.Dense(3), self.X, self.Y)
         with pytest.raises(px.ProbexError, match="classes: 2 names"):
-            found = px.fit(px.Dense(3), self.X, self.Y)
             px.Expert.of(found, **about | {"classes": ["one", "two"]})
 
     def test_arrays_on_a_mesh_and_narrow_parameters_are_taken(self):
