@@ -50,7 +50,12 @@ def products(module, variables, inputs):
     return [e for e in equations(program.jaxpr) if e.primitive.name == "dot_general"]
 
 
-@pytest.mark.parametrize("case", CASES)
+# What takes longest to compile is of make parity.
+SLOW = {"mvprobe, centred": pytest.mark.parity}
+PARAMETERS = [pytest.param(case, marks=SLOW.get(case, ())) for case in CASES]
+
+
+@pytest.mark.parametrize("case", PARAMETERS)
 def test_all_products_are_in_the_dtype_that_is_asked_for(case):
     kind, settings, inputs = CASES[case]
     variables = jax.jit(kind(**settings).init)(jax.random.key(0), *inputs)
