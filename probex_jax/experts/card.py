@@ -341,3 +341,19 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def named_task(task: Task) -> Task:
+    """The task as a card names it; one of a user's own may differ from ours in its loss alone.
+
+    Raises:
+      ProbexError: if it is none of `TASKS`, or answers otherwise.
+    """
+    ours, own = TASKS.get(task.name), vars(type(task))
+    defined = {name for name in own if not name.startswith("_")} - {"loss", "name"}
+    if ours is None or not (type(task) is ours or (type(task).__base__ is ours and not defined)):
+        raise ProbexError(
+            f"task: {type(task).__name__} is none of {', '.join(TASKS)}, or answers otherwise; a "
+            "card can name these alone, of which a subclass may change the loss"
+        )
+    return ours(**{field.name: getattr(task, field.name) for field in dataclasses.fields(ours)})

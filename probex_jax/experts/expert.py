@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from jax.typing import ArrayLike
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
-from probex_jax.experts.card import Calibration, Card, MemberCard, TextCard, versions
+from probex_jax.experts.card import Calibration, Card, MemberCard, TextCard, named_task, versions
 from probex_jax.experts.member import Member
-from probex_jax.fitting import TASKS, Fit, Task
+from probex_jax.fitting import Fit
 from probex_jax.fitting.network import NO_MORE, encoder_settings
 from probex_jax.language import TextEncoder, embed, text_encoder
 from probex_jax.matrices import Matrices
@@ -101,7 +101,7 @@ class Expert:
           ProbexError: if the encoder has no name, there are more or fewer names than outputs, the
             task is none that a card can name, or it is `Texts` and `text` is missing.
         """
-        task = _named_task(found.task)
+        task = named_task(found.task)
         n_outputs = getattr(found.network.head, "n_classes", found.network.encoder.rep_dim)
         if task.head == "text":
             if text is None:
@@ -386,15 +386,3 @@ class Expert:
                     f"layer there are {size}"
                 )
             yield member, matrices
-
-
-def _named_task(task: Task) -> Task:
-    """The task as a card names it; one of a user's own may differ from ours in its loss alone."""
-    ours, own = TASKS.get(task.name), vars(type(task))
-    defined = {name for name in own if not name.startswith("_")} - {"loss", "name"}
-    if ours is None or not (type(task) is ours or (type(task).__base__ is ours and not defined)):
-        raise ProbexError(
-            f"task: {type(task).__name__} is none of {', '.join(TASKS)}, or answers otherwise; a "
-            "card can name these alone, of which a subclass may change the loss"
-        )
-    return ours(**{field.name: getattr(task, field.name) for field in fields(ours)})

@@ -178,9 +178,11 @@ def fit(
     is_linear = isinstance(encoder, Dense) and encoder.rep_dim == n_outputs
     head = "none" if isinstance(recipe, ClosedForm) or is_linear else task.head
     reading = network_of(encoder, head, n_outputs or 0, logit_scale=task.logit_scale)
+    # What was trained in other precisions answers in float32, as an expert will.
+    answering = reading.clone(encoder=exact(encoder))
     about = dataclasses.asdict(recipe)
     if isinstance(recipe, ClosedForm):
-        found = fit_closed_form(reading, task, recipe, splits["train"], splits.get("val"))
+        found = fit_closed_form(answering, task, recipe, splits["train"], splits.get("val"))
         params, logits_MY, more = found.params, found.logits, {"penalty": found.penalty}
     else:
         group = Group(
@@ -196,8 +198,6 @@ def fit(
         )
         _check_network(group, splits["train"])
         best = _trained(group, splits, on_evaluation)
-        # What computed in other precisions answers in float32, as an expert will.
-        reading = reading.clone(encoder=exact(encoder))
         params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), best.params)
         more = {"best_epoch": int(best.epoch)}
         if optimiser is not None:
@@ -206,8 +206,10 @@ def fit(
         if loss is not None:
             about["loss"] = "own"
         asked = splits["val"]
-        logits_MY = np.asarray(inference.logits(reading, {"params": params}, asked.x, asked.texts))
-    network = reading.clone(normalise=normalise, centre_rank=centre_rank(tree))
+        logits_MY = np.asarray(
+            inference.logits(answering, {"params": params}, asked.x, asked.texts)
+        )
+    network = answering.clone(normalise=normalise, centre_rank=centre_rank(tree))
     variables = {"params": params} | ({"tree": dict(tree)} if tree else {})
     asked_y = chosen_by.y
     temperature = task.best_temperature(logits_MY, asked_y)

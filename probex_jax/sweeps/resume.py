@@ -68,8 +68,7 @@ class Saver:
         return serialization.from_state_dict(template, arrays)
 
     def _count(self, epoch: int) -> None:
-        if self._devices.writes:
-            self._on_epochs(epoch - self._epoch)
+        self._on_epochs(epoch - self._epoch)
         self._epoch = epoch
 
     def __call__(self, state: State) -> None:

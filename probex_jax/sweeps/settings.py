@@ -6,7 +6,7 @@ from typing import Any
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts.alignment import Alignment
-from probex_jax.experts.card import Card, MemberCard, versions
+from probex_jax.experts.card import Card, MemberCard, named_task, versions
 from probex_jax.fitting import TASKS, Adam, ClosedForm, OneClass, SeveralClasses, Task
 from probex_jax.layer_store import LayerStore
 
@@ -21,6 +21,7 @@ def check_settings(
     task: Task,
     alignment: Alignment | None,
 ) -> None:
+    """Raises a ProbexError that names the setting unless all are usable; arguments of `sweep`."""
     if type(committee) is not int or committee < 1:
         raise ProbexError(f"committee: {committee!r} is not a whole number >= 1")
     if not names:
@@ -32,7 +33,7 @@ def check_settings(
     if not 0 <= share[0] < share[1]:
         raise ProbexError(f"process {share[0]} of {share[1]}: expected 0 to {share[1] - 1}")
     if not isinstance(task, SeveralClasses | OneClass) or task.name not in TASKS:
-        raise ProbexError(f"task: {task.name!r} is none that a store has targets of")
+        raise ProbexError(f"task: {task.name!r} stores have no targets for it")
     if len({head == "text", task.head == "text", alignment is not None}) > 1:
         raise ProbexError('head: "text" and settings of the text belong together')
 
@@ -52,7 +53,7 @@ def card_before_training(
         tuple(classes),
         (MemberCard(dict(encoder), "", (1, 1), normalise=normalise),),
         head,
-        task,
+        named_task(task),
         None if alignment is None else alignment.card(classes, store.texts),
         store_hash=store.hash,
         n_train=len(store.split("train")),
@@ -62,6 +63,7 @@ def card_before_training(
 
 def config_of(
     card: Card,
+    task: Task,
     recipe: Adam | ClosedForm,
     names: Sequence[str],
     committee: int,
@@ -75,5 +77,6 @@ def config_of(
         "recipe": asdict(recipe),
         "layers": list(names),
         "committee": committee,
+        **({} if type(task) is type(card.task) else {"loss": f"of {type(task).__name__}"}),
         **({"grid": {name: list(values) for name, values in grid.items()}} if grid else {}),
     }

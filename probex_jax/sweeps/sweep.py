@@ -176,7 +176,7 @@ def sweep(
     reading = network.clone(normalise="none")
     source = Source(store, task, candidates, normalise, reading, devices, encoders)
     _ = [store.split(split) for split in ("train", "val", "test")]  # none is empty
-    config = config_of(card, recipe, names, committee, grid)
+    config = config_of(card, task, recipe, names, committee, grid)
     writers = sharing_writers if share[1] > 1 else one_writer
     with writers(workdir) if devices.writes else nullcontext():
         if devices.writes:

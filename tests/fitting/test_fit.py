@@ -272,3 +272,8 @@ class TestWhatUsersMayPassByMistake:
         about = {"tree": "t", "layer": "a", "classes": ["one", "two", "three"]}
         expert = px.Expert.of(found, **about)
         np.testing.assert_array_equal(expert.logits(self.X), found.logits(self.X))
+
+    def test_the_closed_form_answers_in_float32_too(self):
+        found = px.fit(px.Dense(3, dtype=jnp.bfloat16), self.X, self.Y)
+        exact = px.fit(px.Dense(3), self.X, self.Y)
+        np.testing.assert_array_equal(found.logits(self.X), exact.logits(self.X))
