@@ -19,6 +19,9 @@ from probex_jax.heads import ClassHead, TextHead
 from probex_jax.matrices import Centred, LowRank, Squared, squared
 from tests.numeric import error
 
+# So small that a CPU takes every batch in several micro-batches, as it does large matrices.
+inference.MICRO_BATCH_BYTES = 1e3
+
 N, H, W, R, T = 16, 9, 8, 2, 5
 SMALL = {"n_probes": 4, "proj_dim": 3, "rep_dim": T}
 ENCODERS = {

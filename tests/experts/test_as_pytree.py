@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import probex_jax as px
 from tests.fitting.on_meshes import H, W, expert_of
 from tests.numeric import draw, error
 
@@ -51,3 +52,23 @@ def test_logits_are_exported_for_any_platform_and_number_of_models(encoder):
     assert exported.platforms == tuple(platforms)
     for size in (1, 5):
         assert error(exported.call(X[:size]), expert.logits(X[:size])) <= 1e-6
+
+
+def test_tasks_that_answer_otherwise_are_no_program_of_one_another():
+    """Cards name tasks alone; two of one name must not share what `jit` has compiled."""
+
+    def task(factor):
+        class Scaled(px.SeveralClasses):
+            def predictions(self, logits, temperature=1.0):
+                return super().predictions(factor * logits, temperature)
+
+        return Scaled()
+
+    x = np.random.default_rng(0).normal(size=(20, 6, 5)).astype(np.float32)
+    found = px.fit(px.Dense(2), x, x[:, :2, 0] > 0)
+    expert = px.Expert.of(found, tree="t", layer="a", classes=["one", "two"])
+    asked = jax.jit(px.Expert.probabilities)
+    for factor in (0.5, 2.0):
+        expected = jax.nn.sigmoid(factor * found.logits(x) / found.temperature)
+        scaled = expert.with_card(task=task(factor))
+        np.testing.assert_allclose(asked(scaled, x), expected, rtol=1e-5)
