@@ -64,8 +64,9 @@ def test_tasks_that_answer_otherwise_are_no_program_of_one_another():
 
         return Scaled()
 
-    x = np.random.default_rng(0).normal(size=(20, 6, 5)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(60, 3, 2)).astype(np.float32)
     found = px.fit(px.Dense(2), x, x[:, :2, 0] > 0)
+    assert np.abs(found.logits(x)).mean() > 1
     expert = px.Expert.of(found, tree="t", layer="a", classes=["one", "two"])
     asked = jax.jit(px.Expert.probabilities)
     for factor in (0.5, 2.0):
