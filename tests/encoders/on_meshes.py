@@ -19,9 +19,6 @@ from probex_jax.heads import ClassHead, TextHead
 from probex_jax.matrices import Centred, LowRank, Squared, squared
 from tests.numeric import error
 
-# So small that a CPU takes every batch in several micro-batches, as it does large matrices.
-inference.MICRO_BATCH_BYTES = 1e3
-
 N, H, W, R, T = 16, 9, 8, 2, 5
 SMALL = {"n_probes": 4, "proj_dim": 3, "rep_dim": T}
 ENCODERS = {
@@ -198,9 +195,15 @@ def others(axes):
         yield name, collectives(compiled), largest_error(compiled(sharded), expected)
 
 
-def main(which):
+def prepare():
+    """A CPU of eight devices that takes every batch in micro-batches, as it does large matrices."""
     jax.config.update("jax_num_cpu_devices", 8)
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    inference.MICRO_BATCH_BYTES = 1e3
+
+
+def main(which):
+    prepare()
     found = {"; ".join(case): tried(measured, *case) for case in CASES[which]}
     for axes in ("Auto", "Explicit") if which == "slow" else ("Explicit",):
         found[f"others; {axes}"] = tried(lambda axes: list(others(axes)), axes)

@@ -19,6 +19,7 @@ from tests.encoders.on_meshes import (
     collectives,
     made,
     matrices,
+    prepare,
     shardings,
     tried,
 )
@@ -111,8 +112,7 @@ def measured(encoder, kind, normalise, axes, mesh):
 
 
 def main(which):
-    jax.config.update("jax_num_cpu_devices", 8)
-    jax.config.update("jax_numpy_rank_promotion", "raise")
+    prepare()
     print(json.dumps({"; ".join(case): tried(measured, *case) for case in CASES[which]}))
 
 
