@@ -9,6 +9,6 @@ from probex_jax.encoders.dense import Dense
 from probex_jax.encoders.linear import Linear
 from probex_jax.encoders.mvprobe import MVProbe
 from probex_jax.encoders.probex import ProbeX
-from probex_jax.encoders.statnn import statistics
+from probex_jax.encoders.statnn import N_STATISTICS, Statistics, statistics
 
-__all__ = ["Dense", "Linear", "MVProbe", "ProbeX", "statistics"]
+__all__ = ["N_STATISTICS", "Dense", "Linear", "MVProbe", "ProbeX", "Statistics", "statistics"]

@@ -111,8 +111,9 @@ def _check(experts: Sequence[Expert], weights: Sequence[float]) -> None:
     if len(weights) != len(experts) or not all(0 < w < float("inf") for w in weights):
         raise ProbexError(f"committee: {len(experts)} experts need as many weights > 0")
     layers = [layer for expert in experts for layer in expert.layers]
-    if len(set(layers)) < len(layers) or len(layers) > len(experts):
-        raise ProbexError("committee: each expert must read one layer, another than the others")
+    read = {(member.layer, member.encoder["name"]) for e in experts for member in e.card.members}
+    if len(read) < len(experts) or any(len(expert.card.members) > 1 for expert in experts):
+        raise ProbexError("committee: each expert must read one layer, otherwise than the others")
     for expert in experts[1:]:
         for key in _COMMON:
             if getattr(expert.card, key) != getattr(experts[0].card, key):

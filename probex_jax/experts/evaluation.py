@@ -132,8 +132,8 @@ def calibrated(expert: Expert, store: LayerStore, encoder: TextEncoder | None = 
     return calibrated_by(expert, answers(expert, store, splits, encoder))
 
 
-def calibrated_by(expert: Expert, found: Mapping[str, Answers]) -> Expert:
-    """As `calibrated`, from the expert's answers by split; "val" decides."""
+def calibrated_by(expert: Expert, found: Mapping[str, Answers], chosen_by: str = "val") -> Expert:
+    """As `calibrated`, from the expert's answers by split, one of which decides."""
 
     task = expert.card.task
 
@@ -145,5 +145,5 @@ def calibrated_by(expert: Expert, found: Mapping[str, Answers]) -> Expert:
             for split, (logits_NY, y) in found.items()
         }
 
-    best = task.best_temperature(*found["val"])
-    return expert.with_card(calibration=Calibration(best, "val", errors(1.0), errors(best)))
+    best = task.best_temperature(*found[chosen_by])
+    return expert.with_card(calibration=Calibration(best, chosen_by, errors(1.0), errors(best)))

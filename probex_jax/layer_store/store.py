@@ -182,6 +182,11 @@ class LayerStore:
         check_held_out(self.path, [(m.id, m.split, m.labels) for m in self.models])
         return self._classes_of(*HELD_OUT_SPLITS)
 
+    @cached_property
+    def exclusive(self) -> bool:
+        """Whether every model has exactly one class."""
+        return all(len(model.labels) == 1 for model in self.models)
+
     def _classes_of(self, *splits: str) -> tuple[str, ...]:
         found = {label for m in self.models if m.split in splits for label in m.labels}
         return tuple(name for name in self.classes if name in found)
@@ -204,7 +209,7 @@ class LayerStore:
         store.__dict__ = {
             name: value
             for name, value in self.__dict__.items()
-            if name not in ("hash", "seen_classes", "held_out_classes")
+            if name not in ("hash", "exclusive", "seen_classes", "held_out_classes")
         }
         store.models = tuple(model for model in self.models if model not in left_out)
         return store

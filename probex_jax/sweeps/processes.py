@@ -4,11 +4,37 @@ What one of them is training it holds a lock on, which the system takes back whe
 is left goes to whoever is free.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from probex_jax.files import alone
+from probex_jax.fitting.sharding import Devices
 from probex_jax.sweeps.jobs import Job
+
+
+def run(
+    jobs: Sequence[Job],
+    folder: Path,
+    share: tuple[int, int],
+    devices: Devices,
+    is_finished: Callable[[Job], bool],
+    finish: Callable[[Iterator[Job]], None],
+    skipped: Callable[[Job], None],
+) -> None:
+    """Has jobs finished that are not, here or in other processes; arguments as of `divided`.
+
+    Args:
+      devices: whose processes agree on what is finished.
+    """
+    done = devices.agree([is_finished(job) for job in jobs])
+    for job in itertools.compress(jobs, done):
+        skipped(job)
+    todo = [job for job, is_done in zip(jobs, done, strict=True) if not is_done]
+    if share[1] == 1:
+        finish(iter(todo))
+    else:
+        divided(todo, folder, share, is_finished, finish, skipped)
 
 
 def divided(

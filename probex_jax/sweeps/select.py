@@ -13,7 +13,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.experts.alignment import ZeroShot, zero_shot
 from probex_jax.experts.chance import chance
 from probex_jax.experts.committee import best_committee, committee
-from probex_jax.experts.evaluation import HOLDOUT, answers, calibrated_by, score
+from probex_jax.experts.evaluation import HOLDOUT, Answers, answers, calibrated_by, score
 from probex_jax.experts.expert import Expert
 from probex_jax.experts.predictions import Predictions, stored_logits
 from probex_jax.files import read_json, write_json
@@ -73,9 +73,36 @@ def select(
         held_out, _ = best_variants(folders, HOLDOUT, metric, encoders)
         among_all = candidates.among_all("val_holdout")
         kept[HOLDOUT], _ = _best(held_out, source, "val_holdout", among_all, most)
+    found = answers(kept["expert"], store, ("val",), candidates and candidates.encoder)
+    of_layers = {
+        "val_accuracy_by_layer": by_layer,
+        "val_chance": chance(task, store, "val", expert.card.classes),
+        **({"variants": by_variant} if by_variant else {}),
+    }
+    finish(source, workdir, kept, found, of_layers, left_out)
+
+
+def finish(
+    source: Source,
+    workdir: Path,
+    kept: Mapping[str, Expert],
+    chosen_by: Mapping[str, Answers],
+    of_layers: Mapping[str, Any],
+    left_out: Mapping[str, str],
+) -> None:
+    """Calibrates what was chosen, tests it, and writes all that there is to say of it.
+
+    Args:
+      source, workdir, left_out: as `select` takes them.
+      kept: "expert" and, where there are two, `HOLDOUT`: their folder to the expert.
+      chosen_by: of the models that the choice was made by, a name to the expert's answers for them.
+      of_layers: figures by layer, for these.
+    """
+    store, candidates, task = source.store, source.candidates, source.task
+    kept, (chose,) = dict(kept), chosen_by
     encoder = None if candidates is None else candidates.encoder
-    found = answers(kept["expert"], store, ("val", "test"), encoder)
-    kept["expert"] = calibrated_by(kept["expert"], found)
+    found = {**chosen_by, **answers(kept["expert"], store, ("test",), encoder)}
+    kept["expert"] = calibrated_by(kept["expert"], found, chose)
     represented_by, card = kept.get(HOLDOUT, kept["expert"]), kept["expert"].card
     predictions = Predictions.of(store, card.classes, task, found["test"], represented_by)
     predictions.write(workdir)
@@ -84,13 +111,10 @@ def select(
     if candidates is not None and store.has("test_holdout"):
         unseen = zero_shot(represented_by, store, encoder=encoder)
         tested["zero_shot"] = dataclasses.asdict(unseen)
-    of_layers = {
-        "val_accuracy_by_layer": by_layer,
-        "val_chance": chance(task, store, "val", card.classes),
-    }
     # The folder `expert` last: what it says of the other is there by then.
     for name, expert in reversed(kept.items()):
-        metrics = {**expert.card.figures, **tested, **of_layers}
+        figures = {n: value for n, value in of_layers.items() if n != "variants"}
+        metrics = {**expert.card.figures, **tested, **figures}
         expert.with_card(metrics=metrics).save(workdir / name)
     first = card.members[0]
     metrics = {
@@ -98,6 +122,7 @@ def select(
         "encoder": first.encoder,
         "head": card.head,
         "task": task.name,
+        "selected_on": card.selected_on,
         "normalise": first.normalise,
         "recipe": first.recipe,
         "store_hash": card.store_hash,
@@ -107,7 +132,6 @@ def select(
         "n_models": {s: len(store.split(s)) for s in sorted({m.split for m in store.models})},
         **of_layers,
         "left_out": dict(left_out),
-        **({"variants": by_variant} if by_variant else {}),
         "committee_accuracy": card.figures["committee_accuracy"],
         "calibration": card.to_json()["calibration"],
         **tested,

@@ -22,8 +22,8 @@ def check_settings(
     alignment: Alignment | None,
 ) -> None:
     """Raises a ProbexError that names the setting unless all are usable; arguments of `sweep`."""
-    if type(committee) is not int or committee < 1:
-        raise ProbexError(f"committee: {committee!r} is not a whole number >= 1")
+    if committee is not None and (type(committee) is not int or committee < 1):
+        raise ProbexError(f"committee: {committee!r} is not a whole number >= 1, or None for all")
     if not names:
         raise ProbexError("layers: none given; expected one or more")
     for name in set(names) - set(store.layers):
@@ -36,6 +36,11 @@ def check_settings(
         raise ProbexError(f"task: {task.name!r} stores have no targets for it")
     if len({head == "text", task.head == "text", alignment is not None}) > 1:
         raise ProbexError('head: "text" and settings of the text belong together')
+
+
+def told_task(store: LayerStore) -> Task:
+    """What the labels of a store ask: which one class, if every model has exactly one."""
+    return OneClass() if store.exclusive else SeveralClasses()
 
 
 def card_before_training(
@@ -66,7 +71,7 @@ def config_of(
     task: Task,
     recipe: Adam | ClosedForm,
     names: Sequence[str],
-    committee: int,
+    committee: int | None,
     grid: Mapping[str, Sequence[Any]] | None,
 ) -> dict[str, Any]:
     """All that the experts of a sweep depend on."""

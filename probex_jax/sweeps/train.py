@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from probex_jax.errors import ProbexError
 from probex_jax.experts.card import Card
 from probex_jax.experts.expert import Expert
 from probex_jax.fitting.centre import FrozenLayer, Tree, centre_rank
-from probex_jax.fitting.closed_form import ClosedForm, fit_closed_form
 from probex_jax.fitting.data import Split
 from probex_jax.fitting.group import Group
 from probex_jax.fitting.loop import Best, State, advance
@@ -232,32 +230,6 @@ def train(source: Source, ready: Ready, saver: Saver) -> State:
         state = saver.restored(group.template(given)) or ready.state or group.initial(given)
         splits["train"] = given
         return group.train(state, splits, program=program, on_evaluation=saver)
-
-
-def solve(source: Source, layer: str, card: Card, recipe: ClosedForm) -> Expert:
-    """Fits an expert on one layer in closed form; the layer is in memory as a whole.
-
-    Raises:
-      FrozenLayer: if the training matrices are all the same.
-      ProbexError: as `fit_closed_form`.
-    """
-    tree = source.tree(layer)
-    train, val = (
-        source.targets(name)._replace(x=jax.device_put(source.matrices(layer, tree, name)))
-        for name in ("train", "val")
-    )
-    network, task = source.network, source.task
-    try:
-        found = fit_closed_form(network, task, recipe, train, val)
-    except ProbexError as error:
-        raise ProbexError(f"{source.store.path}: {layer}: {error}") from None
-    metrics = {
-        "val_accuracy": float(np.mean(task.accuracies(found.logits, val.y))),
-        "val_loss": found.loss,
-        "penalty": found.penalty,
-        "factor": found.factor,
-    }
-    return expert_of(source, found.params, tree, card).with_card(selected_on="val", metrics=metrics)
 
 
 def expert_of(source: Source, params: Any, tree: Tree, card: Card) -> Expert:

@@ -193,7 +193,7 @@ def test_what_cannot_be_fitted_is_named_before_anything_is(wrong, recipe, monkey
     task, given, named = WRONG[wrong]
     if recipe is not ADAM and task.head == "text":
         return
-    for untouched in ("group.Group.train", "closed_form._solver"):
+    for untouched in ("group.Group.train", "ridge.Ridge.solution"):
         monkeypatch.setattr(f"probex_jax.fitting.{untouched}", None)
     settings = {"x": X, "y": TARGETS.get(task, PLACES), "val": None} | given
     if task.head == "text":

@@ -1,0 +1,130 @@
+"""Ridge regression in dual form: solutions and left-out outputs for every penalty, from one kernel.
+
+With K [N, N] the inner products of the models, centred, t their targets and p a penalty,
+
+    alpha = (K + p tr(K)/N 1)^-1 (t - mean t)
+
+and a model x is answered by sum_n alpha_n <x, x_n> and an intercept, which no penalty shrinks. One
+eigendecomposition of K serves all penalties, and all parts that are left out in turn: with
+G = (K + p tr(K)/N 1)^-1, the residuals of a part S by the solution of the others are
+(G_SS)^-1 (G t)_S.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from probex_jax.errors import ProbexError
+from probex_jax.fitting.task import Task
+
+# Parts of the models that are left out in turn.
+FOLDS = 5
+# Weight of the constant kernel that makes the intercept, in units of the mean of K's diagonal.
+_CONSTANT = 1e4
+
+
+class Chosen(NamedTuple):
+    """The penalty of the lowest loss.
+
+    Args:
+      penalty: it.
+      factor: what turns outputs into logits.
+      loss: the task's own, of these logits.
+      logits: [N, Y] float64 of the models that chose.
+    """
+
+    penalty: float
+    factor: float
+    loss: float
+    logits: np.ndarray
+
+
+class Ridge:
+    """Ridge regression of targets on models, for every penalty.
+
+    Args:
+      kernel_NN: inner products of the models, float64.
+      targets_NY: what is regressed, float64.
+
+    Raises:
+      ProbexError: if the kernel is not finite, or all models are the same.
+
+    Example:
+      >>> x = np.array([[1.0], [2.0], [4.0]])
+      >>> ridge = Ridge(x @ x.T, 3.0 * x + 1.0)
+      >>> alpha, intercept = ridge.solution(1e-9)
+      >>> np.allclose(x @ (x.T @ alpha) + intercept, 3.0 * x + 1.0)
+      True
+      >>> np.allclose(ridge.left_out(1e-9, [0, 1, 2]), 3.0 * x + 1.0)
+      True
+    """
+
+    def __init__(self, kernel_NN: np.ndarray, targets_NY: np.ndarray):
+        self._targets_NY = targets_NY
+        self._mean_N = kernel_NN.mean(axis=0)
+        centred_NN = centred(kernel_NN)
+        self.unit = float(np.trace(centred_NN)) / len(centred_NN)
+        if not 0 < self.unit < np.inf:
+            raise ProbexError("the training matrices are all the same, or not finite")
+        values_N, self._vectors_NN = np.linalg.eigh(centred_NN + _CONSTANT * self.unit)
+        self._values_N = np.maximum(values_N, 0.0)
+        self._rotated_NY = self._vectors_NN.T @ targets_NY
+
+    def _inverse(self, penalty: float) -> np.ndarray:
+        return 1 / (self._values_N + penalty * self.unit)
+
+    def solution(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
+        """alpha [N, Y] and the intercept [Y]."""
+        alpha_NY = self._vectors_NN @ (self._inverse(penalty)[:, None] * self._rotated_NY)
+        alpha_NY -= alpha_NY.mean(axis=0)
+        return alpha_NY, self._targets_NY.mean(axis=0) - self._mean_N @ alpha_NY
+
+    def left_out(self, penalty: float, fold_N: Sequence[int] | np.ndarray) -> np.ndarray:
+        """[N, Y]: the outputs of each model by the solution without its part."""
+        inverse_N, fold_N = self._inverse(penalty), np.asarray(fold_N)
+        solved_NY = self._vectors_NN @ (inverse_N[:, None] * self._rotated_NY)
+        outputs_NY = self._targets_NY.copy()
+        for fold in np.unique(fold_N):
+            part = np.flatnonzero(fold_N == fold)
+            rows = self._vectors_NN[part]
+            outputs_NY[part] -= np.linalg.solve((rows * inverse_N) @ rows.T, solved_NY[part])
+        return outputs_NY
+
+    def choose(
+        self, task: Task, y: np.ndarray, penalties: Sequence[float], fold_N: np.ndarray
+    ) -> Chosen:
+        """The best penalty for models that are left out in turn."""
+        found = []
+        for penalty in penalties:
+            outputs_NY = self.left_out(penalty, fold_N)
+            factor, loss = task.best_factor(outputs_NY, y)
+            found.append(Chosen(penalty, factor, loss, factor * outputs_NY))
+        return min(found, key=lambda each: each.loss)
+
+
+def centred(kernel_NN: np.ndarray) -> np.ndarray:
+    """The inner products of the models less their mean."""
+    mean_N = kernel_NN.mean(axis=0)
+    return kernel_NN - mean_N - mean_N[:, None] + mean_N.mean()
+
+
+def folds(task: Task, y: np.ndarray) -> np.ndarray:
+    """[N] int: the part of each model, of `FOLDS` or of as many as there are models.
+
+    Args:
+      task: of exclusive classes each part has its share of each.
+      y: its targets.
+
+    Example:
+      >>> from probex_jax.fitting.task import OneClass
+      >>> fold_N = folds(OneClass(), np.array([0] * 10 + [1] * 5))
+      >>> [int(np.sum(fold_N[10:] == fold)) for fold in range(5)]
+      [1, 1, 1, 1, 1]
+    """
+    order_N = np.random.default_rng(0).permutation(len(y))
+    if task.exclusive:
+        order_N = order_N[np.argsort(np.asarray(y)[order_N], kind="stable")]
+    fold_N = np.empty(len(y), int)
+    fold_N[order_N] = np.arange(len(y)) % min(FOLDS, len(y))
+    return fold_N

@@ -1,0 +1,238 @@
+"""A sweep in closed form: the kernel of each layer, and one ridge regression on all of them.
+
+Training and validation models are read twice: for the kernels, which are kept in the work directory
+until the sweep is finished, and for the weights of the layers that answer. Where all layers answer,
+the statistics of the small ones are one more layer: what is the same in any order of the entries
+is hard to tell from these, and easily from their statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from io import BytesIO
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from probex_jax.encoders import N_STATISTICS, statistics
+from probex_jax.errors import ProbexError
+from probex_jax.experts import checkpoints
+from probex_jax.experts.card import Card
+from probex_jax.experts.committee import committee
+from probex_jax.experts.evaluation import Answers
+from probex_jax.experts.expert import Expert
+from probex_jax.files import layer_folder, write_bytes
+from probex_jax.fitting.centre import FrozenLayer, Tree, normalised
+from probex_jax.fitting.closed_form import ClosedForm, check_closed_form
+from probex_jax.fitting.multiple_kernels import Together, fit_alone, fit_together
+from probex_jax.fitting.ridge import folds
+from probex_jax.matrices import LowRank, Matrices, combination, gram
+from probex_jax.sweeps.jobs import Job
+from probex_jax.sweeps.left_out import leave_out, left_out, reasons
+from probex_jax.sweeps.processes import run
+from probex_jax.sweeps.select import finish
+from probex_jax.sweeps.source import Source
+from probex_jax.sweeps.train import expert_of
+
+CROSS_VALIDATION = "cross-validation"
+STATISTICS = "statistics of all layers"
+# Largest matrices whose statistics are taken: of more entries, these tell more and a sort costs.
+_MOST_ENTRIES = 2**16
+# Spread of a statistic over the models, in units of its size, below which it is rounding.
+_CONSTANT = 1e-6
+
+
+_statistics = jax.jit(statistics)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """One process's part of a sweep in closed form; fields as the arguments of `sweep`."""
+
+    source: Source
+    workdir: Path
+    card: Card
+    recipe: ClosedForm
+    share: tuple[int, int]
+    on_progress: Callable[[str, int], None]
+
+    needs = ("train",)
+    epochs = 1
+
+    @property
+    def fitted(self) -> tuple[str, ...]:
+        """The splits whose models it is fitted to; those that validate others train here, too."""
+        return ("train", "val") if self.source.store.has("val") else ("train",)
+
+    def path(self, layer: str) -> Path:
+        """Where the kernel and the statistics of a layer are kept."""
+        return layer_folder(self.workdir / "training" / "kernels", layer) / "kernel.npz"
+
+    def train_all(self, names: Sequence[str]) -> None:
+        """Computes the kernels that are missing, here or in another process."""
+        jobs = [Job((name,), (self.recipe,)) for name in names]
+        locks, devices = self.workdir / "training", self.source.devices
+        run(jobs, locks, self.share, devices, self._finished, self._compute, self._count)
+
+    def _finished(self, job: Job) -> bool:
+        (layer,) = job.layers
+        return self.path(layer).exists() or left_out(self.workdir, layer).exists()
+
+    def _count(self, job: Job) -> None:
+        self.on_progress(job.layers[0], self.epochs)
+
+    def _compute(self, jobs: Iterator[Job]) -> None:
+        for job in jobs:
+            (layer,) = job.layers
+            try:
+                tree = self.source.tree(layer, self.fitted)
+            except FrozenLayer as error:
+                leave_out(self.workdir, layer, str(error))
+            else:
+                raw = self._matrices(layer)
+                x = self._as_read(raw, tree)
+                kernel_NN = np.asarray(gram(x, x), np.float64)
+                if not np.isfinite(kernel_NN).all() or not kernel_NN.any():
+                    raise ProbexError(
+                        f"{self.source.store.path}: {layer}: the training matrices are all zero, "
+                        "or not finite"
+                    )
+                arrays = {"kernel": kernel_NN}
+                if not isinstance(raw, LowRank) and raw[0].size <= _MOST_ENTRIES:
+                    arrays["statistics"] = np.asarray(_statistics(raw), np.float64)
+                buffer = BytesIO()
+                np.savez(buffer, **arrays)
+                self.path(layer).parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(self.path(layer), buffer.getvalue())
+            self._count(job)
+
+    def _matrices(self, layer: str) -> np.ndarray | LowRank:
+        """Those of all models that are fitted to."""
+        parts = [self.source.store.matrices(layer, split) for split in self.fitted]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    def _as_read(self, x: Matrices, tree: Tree) -> Matrices:
+        """Matrices as the encoder takes them."""
+        encoder = check_closed_form(self.source.network, self.source.task)
+        return encoder.read(jax.device_put(normalised(x, tree)))
+
+    def select(self, names: Sequence[str], most: int | None) -> None:
+        """Fits the layers together, whoever computed their kernels, and tests them once."""
+        source, task, n_outputs = self.source, self.source.task, len(self.card.classes)
+        missing = reasons(self.workdir, names)
+        layers = [name for name in names if name not in missing]
+        # One layer's inner products, or the statistics of all of them, are no sum of layers.
+        statistics = self._statistics(layers) if most is None else {}
+        kernels = _Kernels({name: self.path(name) for name in layers}, statistics)
+        y = np.concatenate([source.targets(split).y for split in self.fitted])
+        about = y, task, n_outputs, self.recipe.penalties, folds(task, y)
+        alone = fit_alone(kernels, *about)
+        sizes = {name: prod(source.store.layers[name]) * n_outputs for name in layers}
+        sizes[STATISTICS] = N_STATISTICS * len(statistics) * n_outputs
+        found = fit_together(kernels, alone.best(most, sizes, self.recipe.most_parameters), *about)
+        accuracies = {
+            name: float(np.mean(task.accuracies(chosen.logits, y)))
+            for name, chosen in alone.chosen.items()
+        }
+        metrics = {
+            "committee_accuracy": float(np.mean(task.accuracies(found.chosen.logits, y))),
+            "val_loss": found.chosen.loss,
+            "penalty": found.chosen.penalty,
+            "factor": found.chosen.factor,
+        }
+        members = sorted(self._members(found, statistics), key=lambda member: -member[1])
+        expert = committee(*zip(*members, strict=True)).with_card(
+            selected_on=CROSS_VALIDATION, metrics=metrics, n_train=len(y)
+        )
+        of_layers = {"val_accuracy_by_layer": accuracies, "val_chance": task.chance(y, y)}
+        answers = {CROSS_VALIDATION: Answers(found.chosen.logits, y)}
+        finish(source, self.workdir, {"expert": expert}, answers, of_layers, missing)
+        checkpoints.remove(self.workdir / "training")
+
+    def _statistics(self, layers: Sequence[str]) -> dict[str, Standardised]:
+        found = {}
+        for layer in layers:
+            with np.load(self.path(layer), allow_pickle=False) as kept:
+                if "statistics" in kept:
+                    found[layer] = Standardised.of(kept["statistics"])
+        return found
+
+    def _members(
+        self, found: Together, statistics: Mapping[str, Standardised]
+    ) -> Iterator[tuple[Expert, float]]:
+        """The parts of the solution as networks on a layer each, with their weights."""
+        for layer, weight in found.weights.items():
+            solution_NY = found.solution[layer] / weight
+            if layer == STATISTICS:
+                for name, features in statistics.items():
+                    # Its share of the sum, as if it were all.
+                    params = features.linear(solution_NY * len(statistics), found.bias)
+                    yield self._expert(name, "statistics", params, {}), weight / len(statistics)
+                continue
+            tree = self.source.tree(layer, self.fitted)
+            x = self._as_read(self._matrices(layer), tree)
+            weight_HWY = combination(x, jnp.asarray(solution_NY, jnp.float32))
+            params = {"weight": weight_HWY, "bias": found.bias}
+            yield self._expert(layer, None, params, tree), weight
+
+    def _expert(self, layer: str, encoder: str | None, params: Any, tree: Tree) -> Expert:
+        params = {name: np.asarray(value, np.float32) for name, value in params.items()}
+        (member,) = self.card.members
+        shape = self.source.store.layers[layer]
+        member = replace(member, layer=layer, shape=shape, recipe=asdict(self.recipe))
+        if encoder is not None:
+            member = replace(member, encoder={"name": encoder}, normalise="none")
+        card = replace(self.card, members=(member,))
+        return expert_of(self.source, {"encoder": params}, tree, card)
+
+
+class Standardised(NamedTuple):
+    """Statistics of a layer in units of their spread over the models.
+
+    Args:
+      values: [N, 7] float64; 0 where all models have the same.
+      mean, spread: [7] of what they were; the spread infinite there.
+    """
+
+    values: np.ndarray
+    mean: np.ndarray
+    spread: np.ndarray
+
+    @classmethod
+    def of(cls, statistics_NS: np.ndarray) -> Standardised:
+        """Standardises [N, 7] statistics."""
+        mean, spread = statistics_NS.mean(axis=0), statistics_NS.std(axis=0)
+        spread = np.where(spread > _CONSTANT * np.abs(statistics_NS).max(axis=0), spread, np.inf)
+        return cls((statistics_NS - mean) / spread, mean, spread)
+
+    def linear(self, solution_NY: np.ndarray, bias_Y: np.ndarray) -> dict[str, np.ndarray]:
+        """The map of statistics as they are, for coefficients of the models."""
+        weight_SY = (self.values.T @ solution_NY) / self.spread[:, None]
+        return {"weight": weight_SY, "bias": bias_Y - self.mean @ weight_SY}
+
+
+class _Kernels(Mapping[str, np.ndarray]):
+    """Kernels on disk, of which one is in memory at a time, and that of the statistics."""
+
+    def __init__(self, paths: Mapping[str, Path], statistics: Mapping[str, Standardised]):
+        self._paths = paths
+        self._of_statistics = sum(each.values @ each.values.T for each in statistics.values())
+
+    def __getitem__(self, layer: str) -> np.ndarray:
+        if layer == STATISTICS:
+            return np.asarray(self._of_statistics)
+        with np.load(self._paths[layer], allow_pickle=False) as kept:
+            return kept["kernel"]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._paths
+        if np.any(self._of_statistics):
+            yield STATISTICS
+
+    def __len__(self) -> int:
+        return len([*self])
