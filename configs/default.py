@@ -24,19 +24,24 @@ def get_config() -> ml_collections.ConfigDict:
     config.encoder = ml_collections.ConfigDict()
     config.encoder.name = "dense"
     # Whether every matrix is brought to mean 0 and standard deviation 1 over its entries.
-    config.encoder.standardise = True
+    config.encoder.standardise = False
     # Head: "none", since the encoder has one output per class.
     config.head = "none"
+    # What is asked: "one_class" where each model has exactly one, "several_classes" where any number;
+    # empty to be told by the labels.
+    config.task = ""
     # "centre" to subtract the mean of the training matrices and divide by the spread of what is
     # left, "scale" to divide alone, or "none".
     config.normalise = "centre"
-    # The most layers whose experts answer together; how many do is chosen on validation.
-    config.committee = 12
+    # The most layers that answer together, those that tell most by themselves; 0 for all.
+    config.committee = 0
     # "ridge" for the closed form.
     config.fit = "ridge"
     config.recipe = ml_collections.ConfigDict()
     # L2 penalties that are tried, relative to the mean inner product of a matrix with itself.
     config.recipe.penalties = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
+    # The most parameters of an expert; layers that tell least are left out.
+    config.recipe.most_parameters = 2**26
     # A layer's training is saved at the first evaluation so many seconds after the last save.
     config.save_every_s = 1.0
     return config.lock()

@@ -24,6 +24,8 @@ from probex_jax.zoo import miniature
 from probex_jax.zoo.model_j import SPLITS
 
 Row = dict[str, object]
+# What labels can tell, by the names in configs.
+TOLD = {task.name: task for task in (px.OneClass(), px.SeveralClasses())}
 _COMMONEST, _GUESSING = "what always giving the commonest answer has", "what guessing has"
 
 
@@ -145,7 +147,8 @@ def train(
             recipe=recipe,
             alignment=alignment,
             normalise=config["normalise"],
-            committee=config["committee"],
+            committee=config["committee"] or None,
+            task=_task(config["task"]),
             layers=layers,
             share=share,
             save_every_s=config["save_every_s"],
@@ -156,6 +159,13 @@ def train(
     for reason in metrics["left_out"].values():
         print(f"left out {reason}", file=sys.stderr)
     return metrics
+
+
+def _task(name: str) -> px.Task | None:
+    """What a config asks; None to be told by the labels."""
+    if name and name not in TOLD:
+        raise px.ProbexError(f"config.task: {name!r} is not one of {', '.join(TOLD)}, nor empty")
+    return TOLD[name] if name else None
 
 
 def _alignment(text: Mapping[str, Any]) -> Alignment:

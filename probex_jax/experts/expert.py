@@ -33,8 +33,8 @@ class Expert:
     """What was trained on the models of one tree: a network on one layer, or a committee of such.
 
     A committee (made by `committee`) answers as one expert: its logits are the weighted mean of its
-    members', its representation is theirs side by side. An expert is a pytree of its variables:
-    `jit`, `grad` and `vmap` take it as an argument, and its methods run inside of them.
+    members'. An expert is a pytree of its variables: `jit`, `grad` and `vmap` take it as an
+    argument, and its methods run inside of them.
 
     Args:
       variables: the network's Linen variables; of a committee, number of a member to its variables.
@@ -200,7 +200,8 @@ class Expert:
     @property
     def rep_dim(self) -> int:
         """Size T of the representations."""
-        return sum(member.rep_dim for member in self.members)
+        sizes = [member.rep_dim for member in self.members]
+        return sizes[0] if self.card.head == "none" else sum(sizes)
 
     def read(self, model: ModelFile) -> dict[str, Any]:
         """The matrices [H, W] of one model that the expert reads, by layer; the file is open once.
@@ -224,11 +225,14 @@ class Expert:
 
         Returns:
           Those of an expert aligned with text are of length one, since it is trained by their
-          direction.
+          direction; of one without a head they are its logits; of a committee else, those of its
+          members side by side.
 
         Raises:
           ProbexError: if a layer is missing, or its matrices are of another shape.
         """
+        if self.card.head == "none":
+            return self.logits(x)
         vectors = [member.encode(matrices) for member, matrices in self._with_matrices(x)]
         return jnp.concatenate(vectors, axis=1)
 

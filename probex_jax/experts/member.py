@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import jax
@@ -110,15 +110,22 @@ class Member:
         except ProbexError as error:
             raise ProbexError(f"{path}: {error}") from None
         shape = self.card.shape[::-1] if self.card.layout == "reference" else self.card.shape
-        x, text = jax.ShapeDtypeStruct((1, *shape), jnp.float32), self.whole.text
-        texts = None if text is None else jax.ShapeDtypeStruct((1, text.dim), jnp.float32)
+        dim = None if self.whole.text is None else self.whole.text.dim
         try:
-            expected = jax.eval_shape(network.init, jax.random.key(0), x, texts)
+            expected = _variables(network, shape, dim)
         except OverflowError:  # sizes on the card are no sizes of arrays
             expected = None
-        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), expected)
-        if jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), self.variables) != shapes:
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), self.variables)
+        if shapes != jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), expected):
             raise ProbexError(f"{path}: the parameters do not fit the encoder on the expert's card")
+
+
+@lru_cache(256)
+def _variables(network: Network, shape: tuple[int, int], text_dim: int | None) -> Any:
+    """Shapes and dtypes of a network's variables; members are often alike."""
+    x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    texts = None if text_dim is None else jax.ShapeDtypeStruct((1, text_dim), jnp.float32)
+    return jax.eval_shape(network.init, jax.random.key(0), x, texts)
 
 
 @partial(jax.jit, static_argnames="network")

@@ -47,7 +47,7 @@ _MOST_ENTRIES = 2**16
 _CONSTANT = 1e-6
 
 
-_statistics = jax.jit(statistics)
+_statistics, _gram, _combination = jax.jit(statistics), jax.jit(gram), jax.jit(combination)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Kernels:
             else:
                 raw = self._matrices(layer)
                 x = self._as_read(raw, tree)
-                kernel_NN = np.asarray(gram(x, x), np.float64)
+                kernel_NN = np.asarray(_gram(x, x), np.float64)
                 if not np.isfinite(kernel_NN).all() or not kernel_NN.any():
                     raise ProbexError(
                         f"{self.source.store.path}: {layer}: the training matrices are all zero, "
@@ -176,7 +176,7 @@ class Kernels:
                 continue
             tree = self.source.tree(layer, self.fitted)
             x = self._as_read(self._matrices(layer), tree)
-            weight_HWY = combination(x, jnp.asarray(solution_NY, jnp.float32))
+            weight_HWY = _combination(x, jnp.asarray(solution_NY, jnp.float32))
             params = {"weight": weight_HWY, "bias": found.bias}
             yield self._expert(layer, None, params, tree), weight
 

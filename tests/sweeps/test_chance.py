@@ -67,18 +67,20 @@ def test_metrics_and_cards_and_evaluations_have_it(toy_store, tmp_path):
     result = sweep(toy_store, tmp_path / "w", **CLOSED)
     counts = Counter(label for model in toy_store.split("train") for label in model.labels)
     usual = {name for name, count in counts.items() if count > len(toy_store.split("train")) / 2}
+    fitted = toy_store.split("train") + toy_store.split("val")
+    models = {"test": toy_store.split("test"), "train and val": fitted}
     for split, found in (
         ("test", result.metrics["test_accuracy"]["chance"]),
         ("test", result.expert.card.figures["test_accuracy"]["chance"]),
         ("test", result.test.chance),
         ("test", evaluate(result.expert, toy_store)[0].chance),
         ("test", run_statnn(toy_store, tmp_path / "s", n_trees=2)["test_accuracy"]["chance"]),
-        ("val", result.metrics["val_chance"]),
-        ("val", result.expert.card.figures["val_chance"]),
+        ("train and val", result.metrics["val_chance"]),
+        ("train and val", result.expert.card.figures["val_chance"]),
     ):
         right = [
             (name in model.labels) == (name in usual)
-            for model in toy_store.split(split)
+            for model in models[split]
             for name in toy_store.classes
         ]
         assert found == pytest.approx(np.mean(right))

@@ -1,6 +1,6 @@
 """What a sweep fits in closed form, and what it refuses to."""
 
-import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from probex_jax.fitting.moments import moments
 from probex_jax.matrices import dense
 from probex_jax.sweeps import sweep
 from tests.numeric import error
+from tests.sweeps.test_sweeps import check_same_files, killed, same
 
 pytestmark = pytest.mark.xdist_group("sweeps")
 
@@ -48,12 +49,21 @@ def test_other_networks_are_refused(encoder, head, toy_store, tmp_path):
     assert not (tmp_path / "w").exists(), "a refused training must not claim its folder"
 
 
+def fitted_to(store, layer):
+    """Training and validation models, multiplied out, in float64, and their targets."""
+    x = [np.asarray(dense(store.matrices(layer, s)), np.float64) for s in ("train", "val")]
+    return np.concatenate(x), np.concatenate([store.targets(s) for s in ("train", "val")])
+
+
 @pytest.mark.parametrize("which", ["dense", "factors"])
-def test_a_sweep_keeps_what_was_fitted(which, toy_store, toy_lora_store, tmp_path):
-    """Fitted here to what is centred dense: the same logits as of the expert that is loaded."""
+def test_one_layer_is_fitted_to_training_and_validation_models(
+    which, toy_store, toy_lora_store, tmp_path
+):
+    """The same logits as of the network that is fitted here to what is centred here."""
     store, layer = (toy_store, "a.weight") if which == "dense" else (toy_lora_store, "a")
     encoder = {"name": "dense", "standardise": True}
     settings = {"encoder": encoder, "head": "none", "normalise": "centre", "layers": [layer]}
+    settings["task"] = SeveralClasses()
 
     def run(recipe):
         told = []
@@ -62,28 +72,25 @@ def test_a_sweep_keeps_what_was_fitted(which, toy_store, toy_lora_store, tmp_pat
 
     result, told = run(ClosedForm([0.1, 1.0]))
     assert told == [(layer, 1)]
-    x = {
-        split: np.asarray(dense(store.matrices(layer, split))) for split in ("train", "val", "test")
-    }
-    tree = tree_of(moments([x["train"]]), "centre", factors=False)
-    train, val = (
-        Split(np.asarray(normalised(x[split], tree)), store.targets(split))
-        for split in ("train", "val")
-    )
+    x, y = fitted_to(store, layer)
+    tree = tree_of(moments([x]), "centre", factors=False)
     network = build_network(encoder, "none", len(store.classes))
-    fitted = fit_closed_form(network, SeveralClasses(), ClosedForm((0.1, 1.0)), train, val)
-    expected = network.apply({"params": fitted.params}, normalised(x["test"], tree))
+    data = Split(np.asarray(normalised(x, tree), np.float32), y)
+    fitted = fit_closed_form(network, SeveralClasses(), ClosedForm((0.1, 1.0)), data)
+    tested = np.asarray(dense(store.matrices(layer, "test")))
+    expected = network.apply({"params": fitted.params}, normalised(tested, tree))
     expert = px.Expert.load(tmp_path)
     found = expert.logits(store.matrices(layer, "test"))
     assert error(found, np.asarray(expected, np.float64)) <= 2e-3
-    figures, (member,) = expert.card.figures, expert.card.members
-    assert figures["penalty"] == fitted.penalty
-    assert figures["val_loss"] == pytest.approx(fitted.loss, rel=1e-3)
-    logits = np.asarray(expert.logits(store.matrices(layer, "val")))
-    right = (logits > 0) == (store.targets("val") > 0.5)
-    assert figures["val_accuracy"] == pytest.approx(right.mean())
-    assert list(member.recipe["penalties"]) == [0.1, 1.0]
-    assert json.loads((tmp_path / "metrics.json").read_text())["recipe"] == member.recipe
+    card = expert.card
+    assert (card.selected_on, card.n_train) == ("cross-validation", len(y))
+    assert card.figures["penalty"] == fitted.penalty
+    assert card.figures["val_loss"] == pytest.approx(fitted.loss, rel=1e-3)
+    assert card.figures["committee_accuracy"] == pytest.approx(np.mean((fitted.logits > 0) == y))
+    assert card.temperature == pytest.approx(
+        SeveralClasses().best_temperature(fitted.logits, y), rel=1e-2
+    )
+    assert result.metrics["recipe"] == card.members[0].recipe
     if which == "dense":
         assert result.test.value > 0.85
     # Found finished, with the settings as they are; other ones are another training.
@@ -91,3 +98,111 @@ def test_a_sweep_keeps_what_was_fitted(which, toy_store, toy_lora_store, tmp_pat
     for other in (ClosedForm((0.1,)), Adam()):
         with pytest.raises(px.ProbexError, match=r"recipe\.penalties is \[0\.1, 1\.0\] there"):
             run(other)
+
+
+SETTINGS = {"encoder": {"name": "dense"}, "head": "none", "recipe": ClosedForm((0.1, 1.0))}
+
+
+@pytest.fixture(scope="module")
+def together(toy_store, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("together")
+    return workdir, sweep(toy_store, workdir, committee=None, normalise="centre", **SETTINGS)
+
+
+def reference(store, expert):
+    """Logits of the test models: one ridge regression on all that the members read, by NumPy."""
+    known, asked = [], []
+    y = fitted_to(store, "a.weight")[1]
+    statistics = [m for m in expert.card.members if m.encoder["name"] == "statistics"]
+    for member in expert.card.members:
+        x = fitted_to(store, member.layer)[0].reshape(len(y), -1)
+        of_test = np.asarray(store.matrices(member.layer, "test"), np.float64)
+        of_test = of_test.reshape(len(of_test), -1)
+        if member in statistics:
+            x, of_test = (
+                np.column_stack([z.mean(1), z.var(1), np.quantile(z, QUARTERS, axis=1).T])
+                for z in (x, of_test)
+            )
+            mean, spread = x.mean(axis=0), x.std(axis=0)
+            x, of_test = (x - mean) / spread, (of_test - mean) / spread
+            unit = len(statistics) * 7 / len(statistics)
+        else:
+            x, of_test = x - x.mean(axis=0), of_test - x.mean(axis=0)
+            unit = np.mean(np.sum(x**2, axis=1))
+        known.append(x * (member.weight / unit) ** 0.5)
+        asked.append(of_test * (member.weight / unit) ** 0.5)
+    x, targets = np.concatenate(known, axis=1), 2 * y - 1
+    unit = np.mean(np.sum(x**2, axis=1))
+    normal = x.T @ x + expert.card.figures["penalty"] * unit * np.eye(x.shape[1])
+    weight = np.linalg.solve(normal, x.T @ (targets - targets.mean(axis=0)))
+    outputs = np.concatenate(asked, axis=1) @ weight + targets.mean(axis=0)
+    return expert.card.figures["factor"] * outputs
+
+
+QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def test_all_layers_and_their_statistics_are_one_regression(together, toy_store):
+    _, result = together
+    expert = result.expert
+    assert sum(m.weight for m in expert.card.members) == pytest.approx(1)
+    assert {m.encoder["name"] for m in expert.card.members} == {"dense", "statistics"}
+    assert set(expert.layers) == set(toy_store.layers)
+    found = expert.logits(toy_store.by_layer("test"))
+    assert error(found, reference(toy_store, expert)) <= 1e-3
+    np.testing.assert_array_equal(expert.encode(toy_store.by_layer("test")), found)
+    weights = {m.layer: m.weight for m in expert.card.members if m.encoder["name"] == "dense"}
+    assert max(weights, key=weights.get) == "a.weight", "the layer that carries the classes"
+    assert result.test.value > 0.85
+    assert set(result.layers) == {*toy_store.layers, "statistics of all layers"}
+    assert result.layers["a.weight"] > 0.85 > result.layers["b.weight"]
+
+
+def test_the_choice_never_sees_the_test_split(together, toy_zoo, tmp_path):
+    """Other test models: the same expert, to the bit."""
+    shutil.copytree(toy_zoo, tmp_path / "Toy")
+    for model in sorted((tmp_path / "Toy" / "test").iterdir())[:10]:
+        shutil.rmtree(model)
+    store = px.pack(px.scan(tmp_path / "Toy"), tmp_path / "s").store
+    result = sweep(store, tmp_path / "w", committee=None, normalise="centre", **SETTINGS)
+    same(result.expert, together[1].expert)
+    assert result.test.n_models == 10
+
+
+def test_a_killed_sweep_goes_on_to_the_same_bits(together, toy_store, tmp_path):
+    """Killed when the kernel of the second layer was kept: the first two are not read again."""
+    told = killed(toy_store, tmp_path, 2, committee=None, normalise="centre", **SETTINGS)
+    assert len(told) == 2
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "training").rglob("*.npz")}
+    assert len(kept) == 2
+
+    def on_progress(layer, epochs):
+        assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+    settings = {**SETTINGS, "committee": None, "normalise": "centre"}
+    sweep(toy_store, tmp_path, on_progress=on_progress, **settings)
+    check_same_files(tmp_path, together[0])
+
+
+def test_the_most_layers_and_parameters_are_respected(toy_store, tmp_path):
+    alone = sweep(toy_store, tmp_path / "1", normalise="centre", **SETTINGS)
+    assert list(alone.expert.layers) == ["a.weight"]
+    settings = {**SETTINGS, "recipe": ClosedForm((0.1, 1.0), most_parameters=12 * 16 * 6 + 1)}
+    small = sweep(toy_store, tmp_path / "2", normalise="centre", committee=2, **settings)
+    assert list(small.expert.layers) == ["a.weight"]
+    both = sweep(toy_store, tmp_path / "3", normalise="centre", committee=2, **SETTINGS)
+    assert len(both.expert.layers) == 2
+
+
+def test_validation_models_are_not_needed(toy_zoo, tmp_path):
+    shutil.copytree(toy_zoo, tmp_path / "Toy", ignore=shutil.ignore_patterns("val"))
+    store = px.pack(px.scan(tmp_path / "Toy"), tmp_path / "s").store
+    result = sweep(store, tmp_path / "w", normalise="centre", **SETTINGS)
+    assert result.expert.card.n_train == len(store.split("train"))
+    assert result.test.value > 0.8
+
+
+def test_statistics_of_factors_are_not_taken(toy_lora_store, tmp_path):
+    settings = {**SETTINGS, "task": SeveralClasses()}
+    result = sweep(toy_lora_store, tmp_path, committee=None, normalise="centre", **settings)
+    assert {m.encoder["name"] for m in result.expert.card.members} == {"dense"}

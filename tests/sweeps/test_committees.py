@@ -10,17 +10,18 @@ from safetensors.numpy import save_file
 
 import probex_jax as px
 from probex_jax.experts import Alignment, best_committee, committee, evaluate, load_experts
-from probex_jax.fitting import Adam, ClosedForm, SeveralClasses, Texts
+from probex_jax.fitting import Adam, SeveralClasses, Texts
 from probex_jax.language import HashingEncoder
 from probex_jax.search import Subject, measure
 from probex_jax.sweeps import sweep
 from tests.conftest import CLASSES
 from tests.end_to_end import warm
-from tests.sweeps.test_sweeps import check_same_files, killed, same
+from tests.sweeps.test_sweeps import check_same_files, same
 
 pytestmark = pytest.mark.xdist_group("sweeps")
 
-CLOSED = {"encoder": {"name": "dense"}, "head": "none", "recipe": ClosedForm((0.1, 1.0))}
+RECIPE = Adam(epochs=30, eval_every=10, batch_size=12, learning_rate=1e-2, l2=1e-2)
+DENSE = {"encoder": {"name": "dense"}, "head": "none", "recipe": RECIPE}
 
 
 def write_tree(zoo, *, blank_test=False):
@@ -51,7 +52,7 @@ def tree(tmp_path_factory):
 @pytest.fixture(scope="module")
 def swept(tree, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("swept")
-    return workdir, sweep(tree, workdir, committee=3, **CLOSED)
+    return workdir, sweep(tree, workdir, committee=3, **DENSE)
 
 
 def by_layer(workdir, store, split):
@@ -94,7 +95,7 @@ def test_the_choice_never_sees_the_test_split(swept, tree, tmp_path):
     zoo = write_tree(tmp_path / "Toy", blank_test=True)
     store = px.pack(px.scan(zoo), tmp_path / "s").store
     assert store.hash != tree.hash
-    result, (_, original) = sweep(store, tmp_path / "w", committee=3, **CLOSED), swept
+    result, (_, original) = sweep(store, tmp_path / "w", committee=3, **DENSE), swept
     assert list(result.expert.layers) == list(original.expert.layers)
     same(result.expert, original.expert)
     figure = "committee_accuracy"
@@ -105,20 +106,10 @@ def test_the_choice_never_sees_the_test_split(swept, tree, tmp_path):
 @pytest.mark.parametrize("most", [1, 2])
 def test_the_most_layers_are_respected(swept, tree, tmp_path, most):
     workdir, _ = swept
-    result = sweep(tree, tmp_path, committee=most, **CLOSED)
+    result = sweep(tree, tmp_path, committee=most, **DENSE)
     answers = by_layer(workdir, tree, "val")
     expected = best_committee(answers, tree.targets("val"), most, SeveralClasses())
     assert tuple(result.expert.layers) == expected
-
-
-def test_a_killed_sweep_goes_on_to_the_same_bits(swept, tree, tmp_path):
-    """Killed when the second layer of four was kept."""
-    told = killed(tree, tmp_path, 2, committee=3, **CLOSED)
-    assert told == ["a.weight 1", "b.weight 1"]
-    kept = [folder.parent.name for folder in (tmp_path / "layers").glob("*/expert")]
-    assert sorted(kept) == ["a.weight", "b.weight"]
-    sweep(tree, tmp_path, committee=3, **CLOSED)
-    check_same_files(tmp_path, swept[0])
 
 
 def test_a_choice_that_was_interrupted_is_made_again(swept, tree, tmp_path, monkeypatch):
@@ -126,8 +117,8 @@ def test_a_choice_that_was_interrupted_is_made_again(swept, tree, tmp_path, monk
     workdir, result = swept
     shutil.copytree(workdir, tmp_path / "w")
     (tmp_path / "w" / "metrics.json").unlink()
-    monkeypatch.setattr(sys.modules["probex_jax.sweeps.sweep"], "solve", None)
-    again = sweep(tree, tmp_path / "w", committee=3, **CLOSED)
+    monkeypatch.setattr(sys.modules["probex_jax.sweeps.descent"], "train", None)
+    again = sweep(tree, tmp_path / "w", committee=3, **DENSE)
     assert again.metrics == result.metrics
     check_same_files(tmp_path / "w", workdir)
 

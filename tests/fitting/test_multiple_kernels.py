@@ -1,0 +1,147 @@
+"""One ridge regression on several layers: against refits by hand, in float64."""
+
+import numpy as np
+import pytest
+
+import probex_jax as px
+from probex_jax.fitting import Number, OneClass, SeveralClasses
+from probex_jax.fitting.multiple_kernels import fit_alone, fit_together
+from probex_jax.fitting.ridge import FOLDS, Ridge, folds
+
+N, Y = 40, 3
+PENALTIES = (0.03, 0.3, 3.0)
+
+
+def layers(seed=0):
+    """Models whose classes the first layer shows, the second one a little, the third not."""
+    rng = np.random.default_rng(seed)
+    place_N = rng.permutation(np.arange(N) % Y)
+    shown = rng.normal(size=(Y, 9))[place_N]
+    return place_N, {
+        "much": shown + 0.7 * rng.normal(size=(N, 9)),
+        "little": 100 * (shown[:, :4] + 2.0 * rng.normal(size=(N, 4))),
+        "nothing": 0.01 * rng.normal(size=(N, 30)),
+    }
+
+
+def kernels(x):
+    return {name: each @ each.T for name, each in x.items()}
+
+
+def solved(x, targets, penalty, unit):
+    """Weights and intercept of the primal ridge regression."""
+    mean = x.mean(axis=0)
+    normal = (x - mean).T @ (x - mean) + penalty * unit * np.eye(x.shape[1])
+    weight = np.linalg.solve(normal, (x - mean).T @ (targets - targets.mean(axis=0)))
+    return weight, targets.mean(axis=0) - mean @ weight
+
+
+def mean_square(x):
+    return np.mean(np.sum((x - x.mean(axis=0)) ** 2, axis=1))
+
+
+@pytest.mark.parametrize("shift", [0.0, 5.0], ids=["centred", "far from zero"])
+def test_what_is_left_out_is_told_by_the_others(shift):
+    """As if each part had been left out and the rest been fitted; the intercept, too."""
+    y, x = layers()
+    x, targets = x["much"] - x["much"].mean(axis=0) + shift, np.eye(Y)[y]
+    fold_N = folds(OneClass(), y)
+    found = Ridge(x @ x.T, targets).left_out(0.3, fold_N)
+    for fold in range(FOLDS):
+        out = fold_N == fold
+        weight, intercept = solved(x[~out], targets[~out], 0.3, mean_square(x))
+        np.testing.assert_allclose(found[out], x[out] @ weight + intercept, atol=1e-3)
+
+
+def test_folds_have_their_share_of_every_class():
+    y = np.array([0] * 20 + [1] * 10 + [2] * 5)
+    fold_N = folds(OneClass(), y)
+    for fold in range(FOLDS):
+        assert np.bincount(y[fold_N == fold]).tolist() == [4, 2, 1]
+    assert np.bincount(folds(SeveralClasses(), np.zeros([7, 2]))).tolist() == [2, 2, 1, 1, 1]
+    assert sorted(folds(OneClass(), np.array([0, 1, 1]))) == [0, 1, 2]
+
+
+def fitted(y, x, task, n_outputs, most=None, room=10**6):
+    about = y, task, n_outputs, PENALTIES, folds(task, y)
+    alone = fit_alone(kernels(x), *about)
+    sizes = {name: each.shape[1] * n_outputs for name, each in x.items()}
+    return alone, fit_together(kernels(x), alone.best(most, sizes, room), *about)
+
+
+TASKS = {
+    "one class": (OneClass(), Y, lambda y: y),
+    "several classes": (SeveralClasses(), Y, lambda y: np.eye(Y)[y]),
+    "a number": (Number().fitted(np.arange(N)), 1, lambda y: 1.0 * y),
+}
+
+
+@pytest.mark.parametrize("which", TASKS)
+def test_it_is_one_regression_on_all_entries(which):
+    """Of all layers side by side, each in units of its size, times the root of its weight."""
+    task, n_outputs, of = TASKS[which]
+    place_N, x = layers()
+    y = of(place_N)
+    _, found = fitted(y, x, task, n_outputs)
+    scaled = np.concatenate(
+        [each * (found.weights[name] / mean_square(each)) ** 0.5 for name, each in x.items()],
+        axis=1,
+    )
+    targets = task.regressed(y, n_outputs)
+    unit = mean_square(scaled)
+    assert unit == pytest.approx(1)
+    weight, intercept = solved(scaled, targets, found.chosen.penalty, unit)
+    expected = found.chosen.factor * (scaled @ weight + intercept)
+    logits = sum(each @ (each.T @ found.solution[name]) for name, each in x.items()) + found.bias
+    np.testing.assert_allclose(logits, expected, atol=1e-6 * np.abs(expected).max())
+
+
+def test_layers_weigh_what_they_tell():
+    y, x = layers()
+    alone, found = fitted(y, x, OneClass(), Y)
+    assert found.weights["much"] > found.weights["little"] > found.weights["nothing"] > 0
+    assert sum(found.weights.values()) == pytest.approx(1)
+    assert found.chosen.loss < alone.prior_loss
+    # A layer that tells nothing has a part of the first of four powers alone.
+    assert found.weights["nothing"] == pytest.approx(1 / 3 / 4, abs=0.02)
+    scaled = {name: 1e3 * each for name, each in x.items()}
+    _, again = fitted(y, scaled, OneClass(), Y)
+    assert again.weights == pytest.approx(found.weights, rel=1e-6)
+
+
+def test_where_no_layer_tells_anything_all_weigh_alike():
+    y, _ = layers()
+    noise = {name: np.random.default_rng(n).normal(size=(N, 4)) for n, name in enumerate("abc")}
+    about = y, OneClass(), Y, PENALTIES, folds(OneClass(), y)
+    found = fit_together(kernels(noise), dict.fromkeys(noise, -0.1), *about)
+    assert found.weights == pytest.approx(dict.fromkeys(noise, 1 / 3))
+
+
+def test_the_best_layers_that_there_is_room_for_are_kept():
+    y, x = layers()
+    for most, room, kept in (
+        (None, 10**6, ["much", "little", "nothing"]),
+        (1, 10**6, ["much"]),
+        (None, 9 * Y + 30 * Y, ["much", "little"]),
+        (None, 1, ["much"]),
+    ):
+        _, found = fitted(y, x, OneClass(), Y, most, room)
+        assert [*found.weights] == kept
+
+
+def test_its_own_label_says_nothing_of_a_model():
+    """What is left out is told alike, whatever its label was."""
+    y, x = layers()
+    kernel, fold_N = x["much"] @ x["much"].T, folds(SeveralClasses(), np.eye(Y)[y])
+    targets = np.eye(Y)[y]
+    flipped = targets.copy()
+    flipped[3] = 1 - flipped[3]
+    one, other = (Ridge(kernel, each).left_out(0.3, fold_N) for each in (targets, flipped))
+    np.testing.assert_allclose(one[3], other[3], atol=1e-9)
+    assert np.abs(one - other).max() > 1e-2
+
+
+@pytest.mark.parametrize("value", [1.0, np.nan, np.inf])
+def test_models_that_are_all_the_same_are_refused(value):
+    with pytest.raises(px.ProbexError, match="same"), np.errstate(invalid="ignore"):
+        Ridge(np.full([4, 4], value), np.eye(4))
