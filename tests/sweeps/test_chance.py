@@ -65,10 +65,9 @@ def test_of_candidates_the_commonest_of_training_is_given(tmp_path, train, test,
 
 def test_metrics_and_cards_and_evaluations_have_it(toy_store, tmp_path):
     result = sweep(toy_store, tmp_path / "w", **CLOSED)
-    counts = Counter(label for model in toy_store.split("train") for label in model.labels)
-    usual = {name for name, count in counts.items() if count > len(toy_store.split("train")) / 2}
     fitted = toy_store.split("train") + toy_store.split("val")
     models = {"test": toy_store.split("test"), "train and val": fitted}
+    known = {"test": toy_store.split("train"), "train and val": fitted}
     for split, found in (
         ("test", result.metrics["test_accuracy"]["chance"]),
         ("test", result.expert.card.figures["test_accuracy"]["chance"]),
@@ -78,6 +77,8 @@ def test_metrics_and_cards_and_evaluations_have_it(toy_store, tmp_path):
         ("train and val", result.metrics["val_chance"]),
         ("train and val", result.expert.card.figures["val_chance"]),
     ):
+        counts = Counter(label for model in known[split] for label in model.labels)
+        usual = {name for name, count in counts.items() if count > len(known[split]) / 2}
         right = [
             (name in model.labels) == (name in usual)
             for model in models[split]
