@@ -30,12 +30,13 @@ def read_header(model: ZooModel, tables: Tables) -> ModelHeader:
     """Opens a model and reads no weights; a ProbexError becomes the header's `fault`."""
     try:
         with model.open() as file:
-            file.check_has_layers()
+            if file.unread or not file.vectors:
+                file.check_has_layers()
             labels = model.labels_in(file)
             about = fingerprint(file), stated_base(file)
             # On a server, the weights are later read at the same commit.
             pinned = replace(model, path=Path(file.path))
-            layers = tables.setdefault(tuple(file.layers.items()), file.layers)
+            layers = tables.setdefault(tuple(file.all_layers.items()), file.all_layers)
             return ModelHeader(
                 pinned, layers, labels, *about, bool(file.unscaled), bool(file.unread)
             )

@@ -109,7 +109,7 @@ class Packer:
         """Writes the arrays of a model; yields each with its checksum."""
         model = task.header.model
         with model.open() as file:
-            if layer_faults(file.layers, self._layers):
+            if layer_faults(file.all_layers, self._layers):
                 raise ProbexError(f"{model.where}: changed while it was packed")
             for name, matrix in file.each_matrix(self._layers):
                 for part, array in _arrays(matrix, self._layers[name].rank).items():
