@@ -241,7 +241,9 @@ class ModelFile:
             return ""
         if self.unread:
             return f"an adapter that could not be read: {next(iter(self.unread.values()))}"
-        return f"it has no layer; of its first tensor: {next(iter(self.left_out.values()))}"
+        if self.left_out:
+            return f"it has no layer; of its first tensor: {next(iter(self.left_out.values()))}"
+        return "it has no layer of two dimensions, only vectors"
 
     def check_has_layers(self) -> None:
         """Raises a ProbexError if there are no matrices."""

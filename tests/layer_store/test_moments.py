@@ -113,7 +113,7 @@ def test_by_layer_reads_what_is_asked_for_when_it_is(toy_store, monkeypatch):
     )
     found = toy_store.by_layer("val")
     assert isinstance(found, Mapping)
-    assert (list(found), len(found)) == (["a.weight", "b.weight"], 2)
+    assert (list(found), len(found)) == (["a.weight", "b.weight", "c.bias"], 3)
     assert "a.weight" in found
     assert "c.weight" not in found
     assert not read
