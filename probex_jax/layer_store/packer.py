@@ -161,7 +161,6 @@ class Packer:
             "fingerprint": header.fingerprint,
             "base": header.base,
             "content_hash": content,
-            "layers": dict.fromkeys(self._layers, "packed"),
         }
 
     def _skipped_line(self, header: ModelHeader, reason: str) -> dict[str, Any]:
