@@ -101,6 +101,7 @@ def pack_row(summary: PackSummary) -> Row:
     return {
         "tree": store.tree,
         "layers": len(store.layers),
+        "vectors": len(store.vectors),
         **{s: count for s in SPLITS if (count := sum(m.split == s for m in store.models))},
         "added": summary.added,
         "skipped": len(summary.skipped),

@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import probex_jax as px
+from experiments import steps
 from probex_jax.fitting.moments import moments
 from probex_jax.layer_store import arrays
 
@@ -114,7 +115,7 @@ def test_what_is_left_out_is_told_with_its_reason(zoo, tmp_path):
     """Once each: also what few models have, and what most have in another form."""
     rare = {"extra.bias": np.ones(3, np.float32), "mask": np.zeros((2, 2), bool)}
     for number in (10, 11, 12):
-        write(zoo / "train" / f"m{number}", number, **rare, **{"step": np.ones(number, np.float32)})
+        write(zoo / "train" / f"m{number}", number, **rare, step=np.ones(number, np.float32))
     found = px.pack(px.scan(zoo), tmp_path / "s").left_out
     assert {name: reason.split(" (")[0] for name, reason in found.items()} == {
         "body.hada_w1_a": "part of an adapter",
@@ -129,6 +130,14 @@ def test_what_is_left_out_is_told_with_its_reason(zoo, tmp_path):
     }
     # Whoever named the layers did not want the others.
     assert px.pack(px.scan(zoo), tmp_path / "t", "body.weight").left_out == {}
+
+
+def test_the_command_gives_a_line_for_each_reason(zoo, tmp_path, capsys):
+    steps.pack(zoo, tmp_path / "s")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out")]
+    assert len(lines) == len(OTHERS) - 1
+    [integers] = [line for line in lines if line.endswith(": integer")]
+    assert {"norm.num_batches_tracked,", "position_ids:"} <= {*integers.split()}
 
 
 @pytest.mark.parametrize(
@@ -197,7 +206,9 @@ def test_damaged_vectors_are_one_line(zoo, tmp_path, damage):
 
 
 def test_no_array_of_vectors_is_longer_than_it_must_be():
-    sizes = {str(n): int(size) for n, size in enumerate(np.random.default_rng(0).integers(1, 6000, 99))}
+    sizes = {
+        str(n): int(size) for n, size in enumerate(np.random.default_rng(0).integers(1, 6000, 99))
+    }
     places = arrays.places(sizes)
     ends: dict[int, int] = {}
     for name, size in sizes.items():

@@ -100,6 +100,16 @@ def test_a_frozen_layer_is_left_out_and_the_others_are_trained(tmp_path):
         run(store, tmp_path / "v", **CLOSED, normalise="centre", layers=["frozen.weight"])
 
 
+@pytest.mark.parametrize("recipe", [SHORT, ClosedForm((0.1,))])
+def test_by_gradient_descent_vectors_are_read_if_they_are_asked_for(toy_store, tmp_path, recipe):
+    settings = CLOSED | {"recipe": recipe, "normalise": "centre"}
+    assert toy_store.vectors == ("c.bias",)
+    told = run(toy_store, tmp_path / "told", **settings, layers=["b.weight", "c.bias"])
+    assert set(told.layers) == {"b.weight", "c.bias"}
+    found = set(run(toy_store, tmp_path / "all", **settings).layers)
+    assert found == set(toy_store.layers) - ({"c.bias"} if recipe is SHORT else set())
+
+
 KILLED = """
 import os, signal
 from pathlib import Path
