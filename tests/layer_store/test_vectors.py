@@ -91,6 +91,18 @@ def test_models_packed_later_have_their_vectors(zoo, tmp_path):
     check_holds_the_files(first)  # which knows nothing of them
 
 
+def test_the_content_hash_tells_vectors_apart(zoo, tmp_path):
+    stores = [px.pack(px.scan(zoo), tmp_path / "a").store]
+    file = zoo / "train" / "m3" / "model.safetensors"
+    weights = load_file(file)
+    weights["token"][0, 0, 8] *= np.float32(1 + 2**-22)
+    save_file(weights, file, {"dataset_chosen_targets": "['1']"})
+    stores.append(px.pack(px.scan(zoo), tmp_path / "b").store)
+    one, other = ([(model.id, model.content_hash) for model in store.models] for store in stores)
+    assert {name for name, _ in {*one} - {*other}} == {"m3"}
+    assert stores[0].hash != stores[1].hash
+
+
 def test_numbers_are_those_of_matrices(zoo, tmp_path):
     with px.open_model(zoo / "train" / "m0") as model:
         assert (tuple(model.layers), set(model.vectors) & set(MATRICES)) == (MATRICES, set())
