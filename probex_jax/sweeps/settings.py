@@ -19,8 +19,8 @@ def default_layers(store: LayerStore, recipe: Adam | ClosedForm) -> tuple[str, .
       recipe: how each is trained.
 
     Returns:
-      In closed form all. By gradient descent, of encoders that probe rows and columns, the matrices;
-      of a store without matrices, all as well.
+      In closed form all. By gradient descent, of encoders that probe rows and columns, the
+      matrices; of a store without matrices, all as well.
     """
     matrices = tuple(name for name in store.layers if name not in store.vectors)
     return matrices if isinstance(recipe, Adam) and matrices else tuple(store.layers)

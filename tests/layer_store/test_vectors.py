@@ -168,6 +168,26 @@ def test_a_model_whose_vectors_do_not_fit_is_skipped(zoo, tmp_path, changes, rea
     check_holds_the_files(summary.store)
 
 
+def test_what_stands_beside_loras_is_stored_beside_their_factors(tmp_path):
+    layer, rng = "base_model.model.unet.to_q", np.random.default_rng(0)
+    for number in range(3):
+        shapes = {"lora_A.weight": (2, 6), "lora_B.weight": (4, 2), "bias": (4,)}
+        tensors = {f"{layer}.{end}": rng.normal(size=shape) for end, shape in shapes.items()}
+        tensors |= {
+            "base_model.model.head.weight": rng.normal(size=(3, 4)),
+            "head.bias": rng.normal(size=3),
+        }
+        folder = tmp_path / "zoo" / "train" / str(number)
+        folder.mkdir(parents=True)
+        kept = {name: value.astype(np.float32) for name, value in tensors.items()}
+        save_file(kept, folder / "adapter_model.safetensors", {"concept": "x"})
+    store = px.pack(px.scan(tmp_path / "zoo"), tmp_path / "s").store
+    assert store.ranks == {"unet.to_q": 2}
+    assert store.layers["base_model.model.head.weight"] == (3, 4)
+    assert store.vectors == (f"{layer}.bias", "head.bias")
+    assert store.matrices("head.bias")[2].ravel().tolist() == kept["head.bias"].tolist()
+
+
 def test_models_of_vectors_alone_are_packed(tmp_path):
     for number in range(3):
         folder = tmp_path / "zoo" / "train" / str(number)
