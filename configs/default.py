@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.encoder = ml_collections.ConfigDict()
     config.encoder.name = "dense"
     # Whether every matrix is brought to mean 0 and standard deviation 1 over its entries.
-    config.encoder.standardise = False
+    config.encoder.standardise = True
     # Head: "none", since the encoder has one output per class.
     config.head = "none"
     # What is asked: "one_class" where each model has exactly one, "several_classes" where any number;

@@ -20,7 +20,8 @@ _STORE = flags.DEFINE_string("store", None, "Folder of the store, made if absent
 _LAYERS = flags.DEFINE_string(
     "layers",
     "",
-    "Layers to pack: names, numbers or regular expressions, separated by commas. Default: all.",
+    "Layers to pack: names, numbers of matrices or regular expressions, separated by commas. "
+    "Default: all, matrices and vectors.",
 )
 
 

@@ -21,6 +21,7 @@ class Dense(nn.Module):
       rep_dim: size T of the output.
       standardise: whether every matrix is first given mean 0 and standard deviation 1 over its
         entries. If the tree's centre was subtracted, this removes how far the model was trained.
+        A single entry, of which nothing would be left, stays as it is.
       dtype: of the computation; None promotes the input and the parameters, as in Flax.
       param_dtype: of the parameters at initialisation.
       precision: of the products, a `jax.lax.Precision` or its name; None for JAX's default.
@@ -55,4 +56,5 @@ class Dense(nn.Module):
 
     def read(self, x: Matrices) -> Matrices:
         """[N, H, W] weight matrices -> the [N, H, W] entries that the map takes."""
-        return standardise(x) if self.standardise else x
+        _, rows, columns = batch_shape(x)
+        return standardise(x) if self.standardise and rows * columns > 1 else x

@@ -222,7 +222,9 @@ class Card:
                 read.take(name, object, None)
         else:
             members = (_member(read, where, alone=True),)
-        if len({(member.layer, str(member.encoder.get("name"))) for member in members}) < len(members):
+        if len({(member.layer, str(member.encoder.get("name"))) for member in members}) < len(
+            members
+        ):
             raise ProbexError(f"{where}: no expert: two of its members read the same layer alike")
         task = _task(read.take("task", dict, None), head, text, where)
         return cls(

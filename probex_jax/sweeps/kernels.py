@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
-from probex_jax.encoders import N_STATISTICS, statistics
+from probex_jax.encoders import N_STATISTICS, Dense, Statistics, statistics
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
 from probex_jax.experts.card import Card
@@ -30,6 +31,7 @@ from probex_jax.files import layer_folder, write_bytes
 from probex_jax.fitting.centre import FrozenLayer, Tree, normalised
 from probex_jax.fitting.closed_form import ClosedForm, check_closed_form
 from probex_jax.fitting.multiple_kernels import Together, fit_alone, fit_together
+from probex_jax.fitting.network import encoder_settings
 from probex_jax.fitting.ridge import folds
 from probex_jax.matrices import LowRank, Matrices, combination, gram
 from probex_jax.sweeps.jobs import Job
@@ -43,6 +45,8 @@ CROSS_VALIDATION = "cross-validation"
 STATISTICS = "statistics of all layers"
 # Largest matrices whose statistics are taken: of more entries, these tell more and a sort costs.
 _MOST_ENTRIES = 2**16
+# Fewest entries of a matrix that is standardised: of fewer that leaves next to nothing.
+_FEWEST = 8
 # Spread of a statistic over the models, in units of its size, below which it is rounding.
 _CONSTANT = 1e-6
 
@@ -95,7 +99,7 @@ class Kernels:
                 leave_out(self.workdir, layer, str(error))
             else:
                 raw = self._matrices(layer)
-                x = self._as_read(raw, tree)
+                x = self._as_read(layer, raw, tree)
                 kernel_NN = np.asarray(_gram(x, x), np.float64)
                 if not np.isfinite(kernel_NN).all() or not kernel_NN.any():
                     raise ProbexError(
@@ -116,10 +120,15 @@ class Kernels:
         parts = [self.source.store.matrices(layer, split) for split in self.fitted]
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
-    def _as_read(self, x: Matrices, tree: Tree) -> Matrices:
-        """Matrices as the encoder takes them."""
+    def _encoder(self, layer: str) -> Dense:
+        """The encoder of a layer."""
         encoder = check_closed_form(self.source.network, self.source.task)
-        return encoder.read(jax.device_put(normalised(x, tree)))
+        is_small = prod(self.source.store.layers[layer]) < _FEWEST
+        return encoder.clone(standardise=encoder.standardise and not is_small)
+
+    def _as_read(self, layer: str, x: Matrices, tree: Tree) -> Matrices:
+        """Matrices as the encoder takes them."""
+        return self._encoder(layer).read(jax.device_put(normalised(x, tree)))
 
     def select(self, names: Sequence[str], most: int | None) -> None:
         """Fits the layers together, whoever computed their kernels, and tests them once."""
@@ -172,21 +181,28 @@ class Kernels:
                 for name, features in statistics.items():
                     # Its share of the sum, as if it were all.
                     params = features.linear(solution_NY * len(statistics), found.bias)
-                    yield self._expert(name, "statistics", params, {}), weight / len(statistics)
+                    encoder = Statistics(len(found.bias))
+                    yield self._expert(name, encoder, params, {}), weight / len(statistics)
                 continue
             tree = self.source.tree(layer, self.fitted)
-            x = self._as_read(self._matrices(layer), tree)
+            x = self._as_read(layer, self._matrices(layer), tree)
             weight_HWY = _combination(x, jnp.asarray(solution_NY, jnp.float32))
             params = {"weight": weight_HWY, "bias": found.bias}
-            yield self._expert(layer, None, params, tree), weight
+            yield self._expert(layer, self._encoder(layer), params, tree), weight
 
-    def _expert(self, layer: str, encoder: str | None, params: Any, tree: Tree) -> Expert:
+    def _expert(self, layer: str, encoder: nn.Module, params: Any, tree: Tree) -> Expert:
         params = {name: np.asarray(value, np.float32) for name, value in params.items()}
         (member,) = self.card.members
         shape = self.source.store.layers[layer]
-        member = replace(member, layer=layer, shape=shape, recipe=asdict(self.recipe))
-        if encoder is not None:
-            member = replace(member, encoder={"name": encoder}, normalise="none")
+        settings = {n: v for n, v in encoder_settings(encoder).items() if n != "rep_dim"}
+        member = replace(
+            member,
+            encoder=settings,
+            layer=layer,
+            shape=shape,
+            normalise=member.normalise if tree else "none",
+            recipe=asdict(self.recipe),
+        )
         card = replace(self.card, members=(member,))
         return expert_of(self.source, {"encoder": params}, tree, card)
 

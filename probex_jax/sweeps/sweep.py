@@ -34,7 +34,13 @@ from probex_jax.layer_store import LayerStore
 from probex_jax.sweeps.descent import Descent
 from probex_jax.sweeps.kernels import Kernels
 from probex_jax.sweeps.select import SweepResult, result
-from probex_jax.sweeps.settings import card_before_training, check_settings, config_of, told_task
+from probex_jax.sweeps.settings import (
+    card_before_training,
+    check_settings,
+    config_of,
+    default_layers,
+    told_task,
+)
 from probex_jax.sweeps.source import Source
 from probex_jax.sweeps.stopping import Stop
 
@@ -79,7 +85,7 @@ def sweep(
         divide alone; "none" to take them as they are.
       committee: the most layers whose experts answer together; how many do is chosen on validation
         (`best_committee`). 1 for the best layer alone.
-      layers: which layers; None for all of the store.
+      layers: which layers; None for all of the store, by `Adam` for all that are no vectors.
       stream: whether the batches of all layers are read from the store as they are needed, and not
         only of those that do not fit the devices.
       devices: what every expert is trained on. Of several processes all run the same sweep at once,
@@ -124,7 +130,7 @@ def sweep(
     workdir = Path(workdir)
     if isinstance(encoder, nn.Module):
         encoder = encoder_settings(encoder, encoders)
-    names = tuple(layers if layers is not None else store.layers)
+    names = tuple(layers if layers is not None else default_layers(store, recipe))
     task = task or (told_task(store) if alignment is None else alignment.task)
     check_settings(store, names, committee, save_every_s, share, head, task, alignment)
     card = card_before_training(store, encoder, head, normalise, task, alignment)

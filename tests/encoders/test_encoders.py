@@ -144,6 +144,11 @@ def test_models_do_not_influence_each_other(case, x):
         )
 
 
+def test_a_single_entry_is_not_standardised_away():
+    x = np.array([3.0, -1.0, 0.5], np.float32).reshape(3, 1, 1)
+    np.testing.assert_array_equal(px.Dense(2, standardise=True).read(x), x)
+
+
 def test_linear_probex_is_a_tucker_decomposition(monkeypatch, x):
     """Proposition 2 of the paper: without the ReLU, one dense tensor [H, W, Y] does the same."""
     encoder, head, _ = CASES["probex"]

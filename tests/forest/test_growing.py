@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from probex_jax import Expert, Forest, ProbexError, open_model, pack, scan
-from probex_jax.experts import Calibration, calibrated
+from probex_jax.experts import Calibration, calibrated, committee
 from probex_jax.forest import grow as grow_tree
 from probex_jax.forest import growing
 from tests.conftest import CLASSES
@@ -23,6 +23,7 @@ from tests.forest.conftest import (
     one_line,
     pack_tree,
     probabilities,
+    write_member,
 )
 
 # One worker makes the toy trees and the forest.
@@ -53,6 +54,26 @@ def test_experts_are_calibrated_on_the_store_they_are_grown_with(forest, trees):
     expected = calibrated(class_expert("Ant", 1), trees[1]["Ant"])
     assert forest.trees["Ant"].expert.hash == expected.hash
     assert forest.trees["Ant"].expert.card.temperature != 1
+
+
+def test_an_expert_may_read_vectors_of_which_the_router_asks_nothing(tmp_path, trees):
+    folder, stores = trees
+    about = {"layer": "body.bias", "shape": (6, 1)}
+    expert = committee([class_expert("Ant", 1), class_expert("Ant", 1, **about)])
+    grow_tree(tmp_path / "f", stores["Ant"], expert)
+    forest = Forest.load(tmp_path / "f")
+    names = {layer.name for layer in forest.trees["Ant"].router.checked.layers}
+    assert LAYER in names
+    assert "body.bias" not in names
+    described = forest.describe(next((folder / "Ant" / "test").iterdir()))
+    assert described.tree == "Ant"
+    assert described.expert.layers == (LAYER, "body.bias")
+    odd = write_member(tmp_path / "odd", 1, CLASSES[:1], of=1, **{"body.bias": np.ones((2, 3))})
+    with (
+        open_model(odd) as model,
+        pytest.raises(ProbexError, match=r"body\.bias is \(2, 3\).* reads \(6, 1\)"),
+    ):
+        expert.read(model)
 
 
 def test_a_calibration_that_an_expert_has_is_kept(tmp_path, trees):

@@ -288,6 +288,61 @@ def test_kernels_of_other_layers_are_left_out(tmp_path):
         assert set(m.left_out) == set(names)
 
 
+def test_of_a_vector_the_order_of_axes_does_not_matter(tmp_path):
+    """Unless it tells the row from the column."""
+    experts = "block.experts.gate_up_proj"
+    shapes = {"a.kernel": (8, 1), "b.kernel": (1, 8), "c.kernel": (3, 1, 1), "kernel": (5,)}
+    tensors = {name: drawn(*shape) for name, shape in shapes.items()} | {experts: drawn(4, 1, 1)}
+    with opened(tmp_path, tensors) as m:
+        assert (dict(m.layers), dict(m.left_out)) == ({}, {})
+        found = {name: info.shape for name, info in m.vectors.items()}
+        assert found == {
+            "a.kernel": (1, 8),
+            "b.kernel": (8, 1),
+            "c.kernel": (3, 1),
+            "kernel": (5, 1),
+            experts: (4, 1),
+        }
+        for name, value in tensors.items():
+            np.testing.assert_array_equal(m.matrix(name).ravel(), value.ravel())
+
+
+def test_what_is_empty_tells_nothing_of_the_others(tmp_path):
+    with opened(tmp_path, {"h.0.mlp.c_fc.weight": drawn(0, 5), "scale.kernel": drawn()}) as m:
+        assert dict(m.left_out) == {"h.0.mlp.c_fc.weight": "empty"}
+        assert [*m.vectors] == ["scale.kernel"]
+
+
+def test_vectors_beside_adapters_and_quantised_layers(tmp_path):
+    """Biases are read; factors, alphas, magnitudes and scales are no vectors."""
+    lora = f"base_model.model.{LAYER}"
+    tensors = {
+        f"{lora}.lora_A.weight": drawn(2, 8),
+        f"{lora}.lora_B.weight": drawn(8, 2),
+        f"{lora}.lora_magnitude_vector": drawn(8),
+        f"{lora}.bias": drawn(8),
+        "lora_unet_mid_block_attentions_0.alpha": np.array(4.0, "f4"),
+        "fc.qweight": np.ones((2, 2), "i4"),
+        "fc.scales": drawn(2),
+        "fc.bias": drawn(2),
+        "norm.running_mean": drawn(4),
+        "norm.num_batches_tracked": np.array(7),
+    }
+    with opened(tmp_path, tensors) as m:
+        assert {info.kind for info in m.layers.values()} == {"lora"}
+        assert {*m.vectors} == {f"{lora}.bias", "fc.bias", "norm.running_mean"}
+        assert {"fc.scales", f"{lora}.lora_magnitude_vector"} <= {*m.left_out}
+        assert not m.vectors.keys() & m.left_out.keys()
+
+
+def test_a_model_of_vectors_has_no_layers_and_says_so(tmp_path):
+    with opened(tmp_path, {"b": drawn(3)}) as m:
+        assert [*m.vectors] == ["b"]
+        assert "vectors" in m.without_layers
+        with pytest.raises(ProbexError, match="vectors"):
+            m.check_has_layers()
+
+
 def test_of_what_is_turned_only_one_scale_is_multiplied_in(tmp_path):
     stored, scale = drawn(4, 4, dtype=FLOAT8), np.full([1], 2, "f4")
     tensors = {"a.kernel": stored, "a.kernel_scale": scale}

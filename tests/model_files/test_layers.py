@@ -50,6 +50,15 @@ def test_numbers_are_the_reference_s(names, number, expected):
     assert select_layers(reversed(names), str(number)) == [expected]
 
 
+def test_vectors_have_no_numbers():
+    vectors = {"vit.encoder.layer.5.layernorm.bias", "a.bias", "z.bias"}
+    everything = [*vit_base(), *vectors]
+    expected = select_layers(vit_base(), 59)
+    assert select_layers(everything, 59, vectors) == expected
+    assert select_layers(everything, "z.bias, 59", vectors) == [*expected, "z.bias"]
+    assert {*select_layers(everything, None, vectors)} == {*everything}
+
+
 NAMES = ["c.weight", "a.0.weight", "a.1.weight", "a.10.weight", "b,x.weight"]
 
 

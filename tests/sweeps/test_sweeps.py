@@ -94,10 +94,20 @@ def test_a_frozen_layer_is_left_out_and_the_others_are_trained(tmp_path):
         save_file({**arrays, "frozen.weight": frozen}, file, metadata)
     store = px.pack(px.scan(zoo), tmp_path / "s").store
     result = run(store, tmp_path / "w", **CLOSED, normalise="centre", committee=3)
-    assert set(result.layers) == {"a.weight", "b.weight"}
+    assert set(result.layers) == {"a.weight", "b.weight", "c.bias"}
     assert list(result.metrics["left_out"]) == ["frozen.weight"]
     with pytest.raises(px.ProbexError, match=r"frozen\.weight"):
         run(store, tmp_path / "v", **CLOSED, normalise="centre", layers=["frozen.weight"])
+
+
+@pytest.mark.parametrize("recipe", [SHORT, ClosedForm((0.1,))])
+def test_by_gradient_descent_vectors_are_read_if_they_are_asked_for(toy_store, tmp_path, recipe):
+    settings = CLOSED | {"recipe": recipe, "normalise": "centre"}
+    assert toy_store.vectors == ("c.bias",)
+    told = run(toy_store, tmp_path / "told", **settings, layers=["b.weight", "c.bias"])
+    assert set(told.layers) == {"b.weight", "c.bias"}
+    found = set(run(toy_store, tmp_path / "all", **settings).layers)
+    assert found == set(toy_store.layers) - ({"c.bias"} if recipe is SHORT else set())
 
 
 KILLED = """
