@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -269,8 +269,8 @@ class Expert:
                     f"text embeddings of shape {texts.shape}: the expert was aligned with the "
                     f"{self.text.dim} dimensions of {self.text.name}"
                 )
-        parts = [member.logits(matrices, texts) for member, matrices in self._with_matrices(x)]
-        return jnp.sum(jnp.stack(parts), axis=0)
+        parts = (member.logits(matrices, texts) for member, matrices in self._with_matrices(x))
+        return reduce(jnp.add, parts)
 
     def apply(
         self, variables: Mapping[str, Any], x: Layers, texts: ArrayLike | None = None

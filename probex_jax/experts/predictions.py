@@ -75,10 +75,15 @@ class Predictions:
         """
         splits = ["test", *(["test_holdout"] if expert and store.has("test_holdout") else [])]
         models = [model for split in splits for model in store.split(split)]
-        vectors = np.zeros([0, 0])
+        (logits_NY, y), vectors = answers, np.zeros([0, 0])
         if expert is not None:
-            vectors = np.concatenate([stored_vectors(expert, store, split) for split in splits])
-        logits_NY, y = answers
+            of_splits = [
+                logits_NY
+                if split == "test" and expert.card.head == "none"  # they represent the models
+                else stored_vectors(expert, store, split)
+                for split in splits
+            ]
+            vectors = np.concatenate(of_splits)
         return cls(
             tuple(classes),
             tuple(model.id for model in models),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from io import BytesIO
 from math import prod
 from pathlib import Path
@@ -32,7 +33,7 @@ from probex_jax.fitting.centre import FrozenLayer, Tree, normalised
 from probex_jax.fitting.closed_form import ClosedForm, check_closed_form
 from probex_jax.fitting.multiple_kernels import Together, fit_alone, fit_together
 from probex_jax.fitting.network import encoder_settings
-from probex_jax.fitting.ridge import folds
+from probex_jax.fitting.ridge import centred, folds
 from probex_jax.matrices import LowRank, Matrices, combination, gram
 from probex_jax.sweeps.jobs import Job
 from probex_jax.sweeps.left_out import leave_out, left_out, reasons
@@ -51,7 +52,20 @@ _FEWEST = 8
 _CONSTANT = 1e-6
 
 
-_statistics, _gram, _combination = jax.jit(statistics), jax.jit(gram), jax.jit(combination)
+_statistics = jax.jit(statistics)
+
+
+@partial(jax.jit, static_argnames="encoder")
+def _kernel(encoder: Dense, x: Matrices) -> jax.Array:
+    """[N, N]: inner products of what the encoder takes of [N, H, W] matrices."""
+    read = encoder.read(x)
+    return gram(read, read)
+
+
+@partial(jax.jit, static_argnames="encoder")
+def _weight(encoder: Dense, x: Matrices, solution_NY: jax.Array) -> jax.Array:
+    """[H, W, Y]: the encoder's, of the coefficients of the models."""
+    return combination(encoder.read(x), solution_NY)
 
 
 @dataclass(frozen=True)
@@ -94,26 +108,29 @@ class Kernels:
         for job in jobs:
             (layer,) = job.layers
             try:
-                tree = self.source.tree(layer, self.fitted)
+                arrays = self._products(layer)
             except FrozenLayer as error:
                 leave_out(self.workdir, layer, str(error))
             else:
-                raw = self._matrices(layer)
-                x = self._as_read(layer, raw, tree)
-                kernel_NN = np.asarray(_gram(x, x), np.float64)
-                if not np.isfinite(kernel_NN).all() or not kernel_NN.any():
-                    raise ProbexError(
-                        f"{self.source.store.path}: {layer}: the training matrices are all zero, "
-                        "or not finite"
-                    )
-                arrays = {"kernel": kernel_NN}
-                if not isinstance(raw, LowRank) and raw[0].size <= _MOST_ENTRIES:
-                    arrays["statistics"] = np.asarray(_statistics(raw), np.float64)
                 buffer = BytesIO()
                 np.savez(buffer, **arrays)
                 self.path(layer).parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(self.path(layer), buffer.getvalue())
             self._count(job)
+
+    def _products(self, layer: str) -> dict[str, np.ndarray]:
+        """A layer's kernel [N, N] and, if it is small, its statistics [N, 7]; float64."""
+        where = f"{self.source.store.path}: {layer}"
+        raw, tree = self._matrices(layer), self.source.tree(layer, self.fitted)
+        kernel_NN = np.asarray(_kernel(self._encoder(layer), normalised(raw, tree)), np.float64)
+        if not np.isfinite(kernel_NN).all():
+            raise ProbexError(f"{where}: some matrices are too large to be multiplied")
+        if not np.trace(centred(kernel_NN)) > 0:
+            raise FrozenLayer(f"{where}: the training matrices are all the same")
+        arrays = {"kernel": kernel_NN}
+        if not isinstance(raw, LowRank) and raw[0].size <= _MOST_ENTRIES:
+            arrays["statistics"] = np.asarray(_statistics(raw), np.float64)
+        return arrays
 
     def _matrices(self, layer: str) -> np.ndarray | LowRank:
         """Those of all models that are fitted to."""
@@ -125,10 +142,6 @@ class Kernels:
         encoder = check_closed_form(self.source.network, self.source.task)
         is_small = prod(self.source.store.layers[layer]) < _FEWEST
         return encoder.clone(standardise=encoder.standardise and not is_small)
-
-    def _as_read(self, layer: str, x: Matrices, tree: Tree) -> Matrices:
-        """Matrices as the encoder takes them."""
-        return self._encoder(layer).read(jax.device_put(normalised(x, tree)))
 
     def select(self, names: Sequence[str], most: int | None) -> None:
         """Fits the layers together, whoever computed their kernels, and tests them once."""
@@ -185,10 +198,13 @@ class Kernels:
                     yield self._expert(name, encoder, params, {}), weight / len(statistics)
                 continue
             tree = self.source.tree(layer, self.fitted)
-            x = self._as_read(layer, self._matrices(layer), tree)
-            weight_HWY = _combination(x, jnp.asarray(solution_NY, jnp.float32))
+            x, encoder = (
+                jax.device_put(normalised(self._matrices(layer), tree)),
+                self._encoder(layer),
+            )
+            weight_HWY = _weight(encoder, x, jnp.asarray(solution_NY, jnp.float32))
             params = {"weight": weight_HWY, "bias": found.bias}
-            yield self._expert(layer, self._encoder(layer), params, tree), weight
+            yield self._expert(layer, encoder, params, tree), weight
 
     def _expert(self, layer: str, encoder: nn.Module, params: Any, tree: Tree) -> Expert:
         params = {name: np.asarray(value, np.float32) for name, value in params.items()}

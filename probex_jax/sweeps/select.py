@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +32,29 @@ class SweepResult:
     """What a sweep found.
 
     Args:
+      workdir: where it is.
+      encoders: encoders by name that are not ours.
       layers: layer to validation accuracy.
-      expert: the best one, or the committee of the best ones.
-      test: its accuracy on the test split.
+      test: the accuracy of `expert` on the test split.
       zero_shot: of an expert aligned with text, its accuracy on held-out classes, if there are any.
       metrics: all of it, as written to metrics.json.
     """
 
+    workdir: Path
+    encoders: Mapping[str, type[nn.Module]]
     layers: Mapping[str, float]
-    expert: Expert
     test: Score
     zero_shot: ZeroShot | None
     metrics: Mapping[str, Any]
+
+    @cached_property
+    def expert(self) -> Expert:
+        """The best one, or those that answer together; loaded when it is asked for.
+
+        Raises:
+          ProbexError: if it is damaged.
+        """
+        return Expert.load(self.workdir, self.encoders)
 
 
 def select(
@@ -205,8 +217,9 @@ def result(workdir: Path, encoders: Mapping[str, type[nn.Module]]) -> SweepResul
         metrics = read_json(path)
         found = metrics.get("zero_shot")
         return SweepResult(
+            workdir,
+            encoders,
             layers=metrics["val_accuracy_by_layer"],
-            expert=Expert.load(workdir, encoders),
             test=Score(**metrics["test_accuracy"]),
             zero_shot=None if found is None else ZeroShot.from_json(found),
             metrics=metrics,

@@ -31,7 +31,7 @@ def test_a_layer_that_cannot_be_fitted_is_named(tmp_path):
             save_file(zeros, folder / "model.safetensors", labels)
     store = px.pack(px.scan(tmp_path / "Zeros"), tmp_path / "s").store
     settings = {"encoder": {"name": "dense"}, "head": "none", "recipe": ClosedForm()}
-    with pytest.raises(px.ProbexError, match=r"s: a: .*zero"):
+    with pytest.raises(px.ProbexError, match=r"s: a: .*same"):
         sweep(store, tmp_path / "w", **settings)
 
 
