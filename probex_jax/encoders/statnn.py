@@ -67,6 +67,6 @@ class Statistics(nn.Module):
         shape = N_STATISTICS, self.rep_dim
         weight_ST = self.param("weight", initialise, shape, self.param_dtype)
         bias_T = self.param("bias", initialise, shape[-1:], self.param_dtype)
-        x, weight_ST, bias_T = promote(dense(x), weight_ST, bias_T, dtype=self.dtype)
+        entries, weight_ST, bias_T = promote(dense(x), weight_ST, bias_T, dtype=self.dtype)
         with products_at(self.precision):
-            return statistics(x) @ weight_ST + bias_T[None]
+            return statistics(dense(entries)) @ weight_ST + bias_T[None]

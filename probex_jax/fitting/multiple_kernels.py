@@ -45,7 +45,8 @@ class Alone(NamedTuple):
           room: the number of parameters that they may have together; the best one is kept anyway.
         """
         order = sorted(self.chosen, key=lambda layer: self.chosen[layer].loss)
-        kept, taken = {}, 0
+        kept: dict[str, float] = {}
+        taken = 0
         for layer in order[:most]:
             if not kept or taken + sizes[layer] <= room:
                 kept[layer] = self.prior_loss - self.chosen[layer].loss

@@ -113,7 +113,7 @@ class Kernels:
                 leave_out(self.workdir, layer, str(error))
             else:
                 buffer = BytesIO()
-                np.savez(buffer, **arrays)
+                np.savez(buffer, **arrays)  # type: ignore[arg-type]
                 self.path(layer).parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(self.path(layer), buffer.getvalue())
             self._count(job)
@@ -132,7 +132,7 @@ class Kernels:
             arrays["statistics"] = np.asarray(_statistics(raw), np.float64)
         return arrays
 
-    def _matrices(self, layer: str) -> np.ndarray | LowRank:
+    def _matrices(self, layer: str) -> Any:
         """Those of all models that are fitted to."""
         parts = [self.source.store.matrices(layer, split) for split in self.fitted]
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
@@ -194,8 +194,8 @@ class Kernels:
                 for name, features in statistics.items():
                     # Its share of the sum, as if it were all.
                     params = features.linear(solution_NY * len(statistics), found.bias)
-                    encoder = Statistics(len(found.bias))
-                    yield self._expert(name, encoder, params, {}), weight / len(statistics)
+                    reading = Statistics(len(found.bias))
+                    yield self._expert(name, reading, params, {}), weight / len(statistics)
                 continue
             tree = self.source.tree(layer, self.fitted)
             x, encoder = (

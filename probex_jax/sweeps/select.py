@@ -85,7 +85,8 @@ def select(
         held_out, _ = best_variants(folders, HOLDOUT, metric, encoders)
         among_all = candidates.among_all("val_holdout")
         kept[HOLDOUT], _ = _best(held_out, source, "val_holdout", among_all, most)
-    found = answers(kept["expert"], store, ("val",), candidates and candidates.encoder)
+    encoder = None if candidates is None else candidates.encoder
+    found = answers(kept["expert"], store, ("val",), encoder)
     of_layers = {
         "val_accuracy_by_layer": by_layer,
         "val_chance": chance(task, store, "val", expert.card.classes),
