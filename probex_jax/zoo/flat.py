@@ -33,7 +33,9 @@ def flat_models(root: Path, named: Any, where: str) -> Iterator[tuple[str, Path]
         return
     folder = root / "models" if (root / "models").is_dir() else root
     for path in sorted(folder.iterdir()):
-        if not path.name.startswith(".") and (_is_model(path) if path.is_dir() else is_weights(path)):
+        if not path.name.startswith(".") and (
+            _is_model(path) if path.is_dir() else is_weights(path)
+        ):
             yield path.name.removesuffix(".safetensors"), path
 
 

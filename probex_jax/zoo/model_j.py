@@ -128,8 +128,8 @@ def stated_in_metadata(model: ModelFile) -> tuple[tuple[str, ...], str]:
         return distinct_texts(stated, where, stated), LABELS_KEY
     for key in LABEL_KEYS:
         if key in model.metadata:
-            stated = model.metadata[key].strip()
-            return distinct_texts([stated], f"{model.path}: {key}", stated), key
+            label = model.metadata[key].strip()
+            return distinct_texts([label], f"{model.path}: {key}", label), key
     return (), ""
 
 

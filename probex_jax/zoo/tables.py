@@ -115,9 +115,7 @@ class Names:
     def __init__(self, ids: Iterable[str]):
         self._ids = frozenset(ids)
         counts = Counter(id.rpartition("/")[2] for id in self._ids)
-        self._by_last = {
-            last: id for id in self._ids if counts[last := id.rpartition("/")[2]] == 1
-        }
+        self._by_last = {last: id for id in self._ids if counts[last := id.rpartition("/")[2]] == 1}
 
     def find(self, name: str) -> str | None:
         """The id of the model meant, or None."""
