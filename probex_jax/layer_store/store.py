@@ -200,7 +200,7 @@ class LayerStore:
 
     def with_tables(self, tables: Tables) -> LayerStore:
         """The same store, whose views may also be of other tables; these come first."""
-        return self._with(tables=self.tables.joined(tables, ()))
+        return self._with(tables=self.tables.under(tables))
 
     @property
     def columns(self) -> tuple[str, ...]:

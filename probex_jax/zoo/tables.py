@@ -91,9 +91,21 @@ class Tables:
             splits[name] = {part: found for part, found in parts.items() if found}
         return Tables(
             {name: column for name, column in columns.items() if column},
-            tuple(dict.fromkeys([*self.numbers, *other.numbers])),
+            self._numbers_beside(other),
             {name: parts for name, parts in splits.items() if parts},
         )
+
+    def under(self, other: "Tables") -> "Tables":
+        """These tables and others, of which a column or split replaces one of the same name."""
+        return Tables(
+            {**self.columns, **other.columns},
+            self._numbers_beside(other),
+            {**self.splits, **other.splits},
+        )
+
+    def _numbers_beside(self, other: "Tables") -> tuple[str, ...]:
+        old = [name for name in self.numbers if name not in other.columns]
+        return tuple(dict.fromkeys([*old, *other.numbers]))
 
 
 def _listed(known: str) -> str:
