@@ -8,7 +8,7 @@ from typing import Any
 import probex_jax as px
 from experiments import cli
 from probex_jax.errors import ProbexError
-from probex_jax.files import one_writer, read_json, write_json
+from probex_jax.files import disk_errors, one_writer, read_json, write_json
 from probex_jax.layer_store.tables import check_labels
 from probex_jax.model_files.untrusted_text import plain_name
 from probex_jax.zoo import Zoo
@@ -79,6 +79,37 @@ def split(
         }
         for one, parts in made.items()
     ]
+
+
+def write_zoos(folder: Path, trees: Sequence[Mapping[str, Path]], labels: str | None) -> None:
+    """Writes a zoo for each tree, which names its models where they are.
+
+    Args:
+      folder: of the zoos.
+      trees: id to path of the models of each.
+      labels: a file of labels for all of them; None for what headers say.
+
+    Raises:
+      ProbexError: if the folder holds zoos of other models, or the labels are malformed.
+    """
+    ids = [id for models in trees for id in models]
+    tables, unknown = (Tables(), ()) if labels is None else _labels_in(Path(labels), Names(ids))
+    told_unmatched({str(labels): unknown}, folder)
+    for number, models in enumerate(trees, start=1):
+        zoo = folder / f"tree-{number}"
+        about = {"models": {id: str(path.resolve()) for id, path in models.items()}}
+        if (zoo / "zoo.json").exists() and read_json(zoo / "zoo.json") != about:
+            raise ProbexError(f"{zoo}: a zoo of other models; choose another folder")
+        with disk_errors(zoo):
+            zoo.mkdir(parents=True, exist_ok=True)
+        write_json(zoo / "zoo.json", about)
+        if labels is not None:
+            rows = [
+                {"model": id}
+                | {name: said[id] for name, said in tables.columns.items() if id in said}
+                for id in models
+            ]
+            write_json(zoo / "labels.json", rows)
 
 
 def _number(text: str) -> float:
@@ -198,9 +229,19 @@ def repeats(config: Mapping[str, Any]) -> dict[str, str]:
 
 def write_view(workdir: Path, config: Mapping[str, Any]) -> None:
     """Keeps beside the experts what they were trained on, for `store_of`."""
-    if config["labels"] or config["split"]:
-        given = {name: config[name] for name in ("labels", "split")}
-        write_json(workdir / _VIEW, {**given, "store": str(Path(config["store"]).resolve())})
+    if not (config["labels"] or config["split"]):
+        return
+    store = px.LayerStore.open(config["store"])
+    given = {
+        "labels": _absolute(config["labels"], (*store.columns, *store.tables.numbers)),
+        "split": _absolute(config["split"], store.splits),
+    }
+    write_json(workdir / _VIEW, {**given, "store": str(store.path.resolve())})
+
+
+def _absolute(given: str, known: Sequence[str]) -> str:
+    path, name = _file(given, known)
+    return given if path is None else f"{path.resolve()}{f':{name}' * bool(name)}"
 
 
 def store_of(experts: str | Path, store: str | None = None) -> px.LayerStore:

@@ -61,7 +61,7 @@ def rows(summary: Mapping[str, Any]) -> list[Row]:
     """A row of each figure."""
     return [
         {
-            "figure": name.replace("_", " "),
+            "figure": _in_words(name),
             "mean": f"{found['mean']:.3f}",
             "standard deviation": _shown(found["standard_deviation"]),
             "chance": _shown(found["chance"]),
@@ -71,6 +71,10 @@ def rows(summary: Mapping[str, Any]) -> list[Row]:
     ]
 
 
+def _in_words(figure: str) -> str:
+    return figure.replace("_", " ").replace(".", ": ")
+
+
 def _shown(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
@@ -78,7 +82,7 @@ def _shown(value: float | None) -> str:
 def not_above_chance(summary: Mapping[str, Any]) -> list[str]:
     """A line for each figure whose mean is not above its chance."""
     return [
-        f"{name.replace('_', ' ')}: mean {found['mean']:.3f} is not above chance, {chance:.3f}"
+        f"{_in_words(name)}: mean {found['mean']:.3f} is not above chance, {chance:.3f}"
         for name, found in summary["figures"].items()
         if (chance := found["chance"]) is not None and found["mean"] <= chance
     ]

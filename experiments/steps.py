@@ -86,7 +86,8 @@ def pack_row(summary: PackSummary) -> Row:
     return {
         "tree": store.tree,
         "layers": len(store.layers),
-        **{s: count for s in ("", *SPLITS) if (count := sum(m.split == s for m in store.models))},
+        "models": len(store.packed),
+        **{s: count for s in SPLITS if (count := sum(m.split == s for m in store.models))},
         "added": summary.added,
         "skipped": len(summary.skipped),
     }
