@@ -167,7 +167,8 @@ def open_view(store: str | Path, labels: str, split: str) -> px.LayerStore:
     opened = px.LayerStore.open(store)
     opened, column = _with_labels(opened, labels)
     opened, name = _with_split(opened, split)
-    return opened.view(column, name) if labels or split else opened
+    in_folders = any(opened.folders.values())
+    return opened if in_folders and not (labels or split) else opened.view(column, name)
 
 
 def _with_labels(store: px.LayerStore, labels: str) -> tuple[px.LayerStore, str]:

@@ -238,8 +238,11 @@ class LayerStore:
         labels = known if own else self.tables.column(column, self.path)
         parts = self.tables.parts(split, self.path) if split else self.folders
         if not any(parts.values()):
-            there = ", ".join(self.splits) or "none; experiments.split makes some"
-            raise ProbexError(f"{self.path}: no folders divide its models; splits are {there}")
+            there = f"give one of its splits: {', '.join(self.splits)}"
+            raise ProbexError(
+                f"{self.path}: its models are in no split folders; "
+                f"{there if self.splits else 'experiments.split makes splits, and pack takes them'}"
+            )
         where = f"{self.path}: column {column!r}, split {split!r}"
         models = viewed(self.packed, labels, parts, where)
         classes = tuple(sorted({label for model in models for label in model.labels}))

@@ -118,7 +118,7 @@ def test_exclusive_is_told_from_the_labels(store):
         ("gian", "kind-0", "no label column 'gian'"),
         ("loss", "kind-0", "'loss' is a number"),
         ("kind", "kind-7", "no split 'kind-7'; there are 'kind-0', 'kind-1'"),
-        ("kind", "", "no folders divide its models; splits are kind-0"),
+        ("kind", "", "in no split folders; give one of its splits: kind-0, kind-1"),
     ],
 )
 def test_what_a_view_cannot_have_is_named(store, column, split, says):
@@ -185,7 +185,7 @@ def test_a_zoo_of_folders_has_views_too(made, tmp_path):
     store = px.pack(px.scan(zoo), tmp_path / "store").store
     assert (store.hash, store.columns) == (old.hash, ("gain", "kind", "style"))
     assert [m.id for m in store.view("gain").split("test")] == ["m10"]
-    assert [m.id for m in store.view("kind", "other").split("test")] == ["m01", "m00"]
+    assert [m.id for m in store.view("kind", "other").split("test")] == ["m00", "m01"]
     assert store.view(split="other").classes == old.classes
 
 
