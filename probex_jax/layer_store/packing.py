@@ -65,6 +65,9 @@ def pack(
     zoo's own, or else all classes of its training and held-out models. LoRA updates are kept as
     factors, of the highest rank that a model of a new store has.
 
+    Label columns and splits of the zoo are taken over, also for models that the store holds
+    already. Models of a zoo that has columns, or no split folders, need no label of their own.
+
     Args:
       zoo: the models.
       path: folder of the store, which is made or continued.

@@ -216,6 +216,18 @@ def test_what_is_discovered_can_be_split_and_packed_where_it_lies(tmp_path):
     assert "labels parity: 2 classes, 12 models" in packed.stdout
     assert "labels in headers: 2 classes, 12 models" in packed.stdout
     assert not list((tmp_path / "zoos").rglob("*.safetensors"))
+    trained = ok(
+        "train",
+        f"--workdir={tmp_path}/out",
+        f"--config.store={tmp_path}/store",
+        "--config.labels=parity",
+        "--config.split=parity-0",
+    )
+    assert "tree-2" in trained.stdout
+    # The forest takes the labels and the split that the expert was trained on.
+    stores, experts = f"--stores={tmp_path}/store", f"--experts={tmp_path}/out"
+    grown = ok("grow_forest", stores, experts, f"--forest={tmp_path}/forest")
+    assert "| tree-2 | not known | 8 " in grown.stdout
     refused = warm.run("discover", f"--models={tmp_path}/downloads/of-0", arguments[1])
     assert refused.returncode == 2
     assert "tree-1: a zoo of other models" in refused.stderr
