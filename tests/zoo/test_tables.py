@@ -22,6 +22,7 @@ FORMS = {
     "first.csv": CSV.replace("model", "net"),
     "behind.csv": "kind,style,Model\namp,rock; blues, a\npedal,,b\n,[],c\n",
     "labels.json": json.dumps(ROWS),
+    "marked.json": "\ufeff" + json.dumps(ROWS),
     "columns.json": json.dumps({row["model"]: {**row, "model": None} for row in ROWS}),
     "labels.jsonl": "\n\n".join(map(json.dumps, ROWS)),
 }
