@@ -62,6 +62,9 @@ def read_labels(path: Path) -> Labels:
         {"model": …, column: …}; JSON lines are such rows. A blank cell, null or nothing is
         "unknown". Whole numbers are names of classes; a column of other numbers is none of classes.
 
+    Returns:
+      The labels, by the names that the file has for the models (`Names` finds these).
+
     Raises:
       ProbexError: if the file cannot be read or is malformed, a model has two rows, or a value is
         no class; the row is named.
