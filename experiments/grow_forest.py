@@ -9,12 +9,13 @@ Example:
     --experts=out/trained,out/align --roots=MiniLoRA=me/denoiser
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from absl import flags
 
 import probex_jax as px
-from experiments import cli, forest_steps
+from experiments import cli, forest_steps, label_steps
 
 _STORES = flags.DEFINE_list(
     "stores", None, "Layer stores made by pack, one for each tree.", required=True
@@ -35,9 +36,16 @@ _ROOTS = flags.DEFINE_list(
 
 def main() -> None:
     roots = dict(_named(item) for item in _ROOTS.value)
-    stores = [px.LayerStore.open(path) for path in _STORES.value]
     experts = [px.Expert.load(path) for path in _EXPERTS.value]
+    trained = {expert.card.tree: path for path, expert in zip(_EXPERTS.value, experts, strict=True)}
+    stores = [_store(path, trained) for path in _STORES.value]
     print(cli.table(forest_steps.grow_forest(Path(_FOREST.value), stores, experts, roots)))
+
+
+def _store(path: str, trained: Mapping[str, str]) -> px.LayerStore:
+    """A store, with the labels and split that the expert of its tree was trained on."""
+    store = px.LayerStore.open(path)
+    return label_steps.store_of(trained[store.tree], path) if store.tree in trained else store
 
 
 def _named(item: str) -> tuple[str, str]:

@@ -20,7 +20,7 @@ class ModelHeader:
     model: ZooModel
     layers: Mapping[str, LayerInfo]
     left_out: Mapping[str, str]
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] | None
     fingerprint: str = ""
     base: str = ""
     is_unscaled: bool = False
@@ -34,7 +34,7 @@ def read_header(model: ZooModel, tables: Tables) -> ModelHeader:
         with model.open() as file:
             if file.unread or not file.vectors:
                 file.check_has_layers()
-            labels = model.labels_in(file)
+            labels = model.labels_if_known(file)
             about = fingerprint(file), stated_base(file)
             # On a server, the weights are later read at the same commit.
             pinned = replace(model, path=Path(file.path))
@@ -45,4 +45,4 @@ def read_header(model: ZooModel, tables: Tables) -> ModelHeader:
             unsaid = bool(file.unscaled), bool(file.unread)
             return ModelHeader(pinned, layers, left_out, labels, *about, *unsaid)
     except ProbexError as error:
-        return ModelHeader(model, {}, {}, (), fault=str(error))
+        return ModelHeader(model, {}, {}, None, fault=str(error))
