@@ -22,8 +22,14 @@ _STORES = flags.DEFINE_list(
 _EXPERTS = flags.DEFINE_list(
     "experts",
     [],
-    "A --workdir of train for each tree. Models of a tree without one are recognised, but not "
-    "described.",
+    "A --workdir of train for each tree, or several, one for each label set. Models of a tree "
+    "without one are recognised, but not described.",
+)
+_LABEL_SETS = flags.DEFINE_list(
+    "label_sets",
+    [],
+    "What the classes of each of --experts are about, such as gain: the titles of their tables. By "
+    "default what their cards or stores say.",
 )
 _FOREST = flags.DEFINE_string(
     "forest", None, "Folder of the forest, made if absent.", required=True
@@ -37,7 +43,7 @@ def main() -> None:
     roots = dict(_named(item) for item in _ROOTS.value)
     stores = [px.LayerStore.open(path) for path in _STORES.value]
     experts = [px.Expert.load(path) for path in _EXPERTS.value]
-    print(cli.table(forest_steps.grow_forest(Path(_FOREST.value), stores, experts, roots)))
+    print(cli.table(forest_steps.grow_forest(Path(_FOREST.value), stores, experts, roots, _LABEL_SETS.value)))
 
 
 def _named(item: str) -> tuple[str, str]:

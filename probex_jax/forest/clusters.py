@@ -78,7 +78,8 @@ class Clusters:
         elif self._one_tree:
             self._clusters = [model]
         elif (home := self._home(model)) is not None:
-            self._clusters[home].members.append(number)  # its centre is a mean of many already
+            self._clusters[home].join(model)
+            self._centres_CD[home] = self._clusters[home].centre
         else:
             self._waiting.append(model)
             if len(self._waiting) == self._at_once:

@@ -67,12 +67,13 @@ def discover(
     """Finds groups of models with a common ancestor.
 
     Models of one architecture (`model_files.fingerprint`) are clustered by the cosines of a few
-    rows of their weights, down to what unrelated models reach (`sketch`, `clusters`). LoRAs form a tree if they change the same
-    layers of the same base model; those without a base model join the only one that others name.
+    rows of their weights, down to what unrelated models reach (`sketch`, `clusters`). LoRAs form a
+    tree if they change the same layers of the same base model; those without a base model join the
+    only one that others name.
 
     Args:
       paths: of the models, as for `open_model`.
-      models_at_once: models of an architecture that are clustered together, which bounds the memory.
+      models_at_once: models of an architecture that are clustered together; bounds the memory.
       on_model: called after each model with the reason why it could not be read, or "".
 
     Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,7 +118,9 @@ def shared_size(
       sizes_NK: lengths of the layers relative to what is usual in the tree.
     """
     shared_ND = np.float64(models_ND) * centre_D
-    parts_NK = np.stack([shared_ND[:, sketch.columns(layer)].sum(axis=1) for layer in sketch.layers])
+    parts_NK = np.stack(
+        [shared_ND[:, sketch.columns(layer)].sum(axis=1) for layer in sketch.layers]
+    )
     return np.sum(parts_NK.T * sizes_NK, axis=1)
 
 
@@ -128,12 +131,11 @@ def _scale_range(
     count = len(models_ND)
     if count < _SCALE_MODELS:
         return None
-    models_ND = np.float64(models_ND)
-    others_ND = (models_ND.sum(axis=0) - models_ND) / (count - 1)
+    others_ND = (models_ND.sum(axis=0, dtype=np.float64) - models_ND) / (count - 1)
     shared_N = shared_size(sketch, others_ND, models_ND, sizes_NK)
     if np.min(shared_N) <= 0:
         return None
-    growth = float(np.exp(_SCALE_GROWTH + _FEW_SCALE_GROWTH / np.sqrt(count)))
+    growth = math.exp(_SCALE_GROWTH + _FEW_SCALE_GROWTH / math.sqrt(count))
     return float(np.min(shared_N)) / growth, float(np.max(shared_N)) * growth
 
 

@@ -1,8 +1,8 @@
 """Sketches of models: a few rows of a few layers, to estimate the distance of two models.
 
 The rows are a random sample, so up to a factor the squared distance of two sketches estimates the
-squared L2 distance of the weights, with the entries of all layers scaled to one size. They are a few
-kilobytes of a file: large models take no longer than small ones.
+squared L2 distance of the weights, with the entries of all layers scaled to one size. They are a
+few kilobytes of a file: large models take no longer than small ones.
 """
 
 import math
@@ -21,7 +21,7 @@ from probex_jax.model_files.architecture import backbone
 
 _ENTRIES = 1024  # of a layer at least, in whole rows
 # Layers of a sketch: as many as it takes to have four times the entries above, within limits.
-_LEAST_LAYERS, _MOST_LAYERS = 4, 16
+_LEAST_LAYERS, _MOST_LAYERS = 4, 8
 
 # Layers that unrelated models share, such as sines.
 _ALIKE = re.compile(
@@ -66,7 +66,7 @@ class Sketch:
         """The sketch of an architecture; equal for all models with these layers.
 
         Args:
-          layers: name to (H, W). Four are taken, or up to 16 small ones, spread over the sorted
+          layers: name to (H, W). Four are taken, or up to eight small ones, spread over the sorted
             names; classifier heads, position embeddings and vectors only if there is nothing else.
           also: names of further layers, except those kinds.
         """

@@ -17,8 +17,8 @@ _ORDERS = 64
 # of unrelated models, or that share of the way from there to the models of the tree.
 _DEVIATIONS = 5.0
 _SHARE = 0.25
-# Among thousands of models are millions of pairs: their cosines may be that many standard deviations
-# above the mean by chance.
+# Among thousands of models are millions of pairs: their cosines may be that many standard
+# deviations above the mean by chance.
 _PAIR_DEVIATIONS = 6.0
 
 Cosines = Callable[[Sketch, np.ndarray, np.ndarray], np.ndarray]

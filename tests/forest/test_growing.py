@@ -111,7 +111,7 @@ def test_growing_that_is_cut_short_leaves_what_was_there(
     tmp_path, toy_lora_store, trees, monkeypatch, where, forest_path
 ):
     if where == "_embedded":
-        store, given = toy_lora_store, Expert.load(forest_path / "trees" / "ToyLoRA" / "expert")
+        store, given = toy_lora_store, Expert.load(forest_path / "trees" / "ToyLoRA" / "experts" / "0")
     else:
         store, given = trees[1]["Ant"], class_expert("Ant", 1)
     grow_tree(tmp_path / "f", trees[1]["Bee"])
@@ -169,7 +169,7 @@ def test_a_damaged_tree_is_grown_again_and_no_other(copied, trees):
 
 
 def test_a_tree_whose_expert_is_gone_is_grown_again(copied, trees):
-    shutil.rmtree(copied / "trees" / "Ant" / "expert")
+    shutil.rmtree(copied / "trees" / "Ant" / "experts" / "0")
     tree, done = grow_tree(copied, trees[1]["Ant"], class_expert("Ant", 1), "me/ant-root")
     assert (done, tree.expert.card.tree) == ("replaced", "Ant")
     assert (
@@ -254,8 +254,8 @@ def test_a_second_store_of_one_tree_is_refused(tmp_path, forest_path, trees, cop
         ("forest.json", b"null"),
         ("forest.json", b"[" * 100_000),
         ("forest.json", b"\xff\xfe"),
-        ("forest.json", b'{"format": "probex_jax forest", "version": 1}'),
-        ("forest.json", b'{"format": "other", "version": 2}'),
+        ("forest.json", b'{"format": "probex_jax forest", "version": 2}'),
+        ("forest.json", b'{"format": "other", "version": 3}'),
         ("trees/Ant/tree.json", b""),
         ("trees/Ant/tree.json", b"\xff"),
         ("trees/Ant/tree.json", b"[]"),
@@ -279,13 +279,13 @@ def test_damaged_files_are_one_line(copied, file, content):
 
 
 @pytest.mark.parametrize("wrong", [None, 3, "x", [], [3], {}, {"x": 1}], ids=repr)
-@pytest.mark.parametrize("field", ["router", "arrays_sha256", "expert"])
+@pytest.mark.parametrize("field", ["router", "arrays_sha256", "experts", "sources"])
 def test_a_tree_with_a_wrong_field_is_one_line(copied, field, wrong):
     path = copied / "trees" / "Ant" / "tree.json"
     about = json.loads(path.read_text())
     path.write_text(json.dumps(about | {field: wrong}))
-    if field == "expert" and not wrong:
-        assert Forest.load(copied).trees["Ant"].expert is None
+    if field in ("experts", "sources") and wrong in ([], {}, ""):
+        assert (Forest.load(copied).trees["Ant"].expert is None) == (field == "experts")
         return
     with pytest.raises(ProbexError, match="trees/Ant") as error:
         Forest.load(copied)
@@ -302,7 +302,9 @@ def test_a_tree_with_a_wrong_field_is_one_line(copied, field, wrong):
         "heads",
         "radii",
         "layer_limits",
+        "scales",
         "length",
+        "usual_lengths",
         "lengths",
     ],
 )
@@ -310,6 +312,8 @@ def test_a_tree_with_a_wrong_field_is_one_line(copied, field, wrong):
 def test_a_router_with_a_wrong_field_is_one_line(copied, field, wrong):
     path = copied / "trees" / "Ant" / "tree.json"
     about = json.loads(path.read_text())
+    if (field, wrong) == ("scales", [None]):
+        pytest.skip("of few models it is not known")
     about["router"][field] = wrong
     path.write_text(json.dumps(about))
     with pytest.raises(ProbexError, match="trees/Ant") as error:
@@ -324,19 +328,19 @@ def test_no_forest_is_one_line(tmp_path):
 
 
 def test_a_damaged_expert_fails_models_of_its_tree_alone(copied, trees):
-    for path in (copied / "trees" / "Ant" / "expert").rglob("*"):
+    for path in (copied / "trees" / "Ant" / "experts" / "0").rglob("*"):
         if path.is_file() and path.name != "_CHECKPOINT_METADATA":
             path.write_bytes(b"x")
     paths = [trees[0] / name / "test" / "m17" for name in ("Ant", "Bee")]
     ant, bee = Forest.load(copied).describe_all(paths)
     assert isinstance(ant, ProbexError)
-    assert str(ant).startswith(f"{copied}/trees/Ant/expert: ")
+    assert str(ant).startswith(f"{copied}/trees/Ant/experts/0: ")
     assert "\n" not in str(ant)
     assert bee.tree == "Bee"
 
 
 def test_another_expert_in_a_trees_folder_is_refused(copied, trees):
-    class_expert("Ant", 1, gain=9.0).save(copied / "trees" / "Ant" / "expert")
+    class_expert("Ant", 1, gain=9.0).save(copied / "trees" / "Ant" / "experts" / "0")
     with pytest.raises(ProbexError, match="expert"):
         Forest.load(copied).describe(trees[0] / "Ant" / "test" / "m17")
 
