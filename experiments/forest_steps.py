@@ -69,6 +69,14 @@ def grow_forest(
                 f"tree {name}: {len(of_tree)} stores and {len(with_experts)} experts; give one "
                 "store, or one for each expert"
             )
+        told = {
+            label_set or expert.card.more.get("label_set") or expert.card.classes
+            for expert, label_set in with_experts
+        }
+        if len(told) < len(with_experts):
+            raise ProbexError(
+                f"tree {name}: two experts are of one label set; give one, or --label_sets"
+            )
         if not with_experts:
             grown.append((of_tree[0], None, None))
         for place, (expert, label_set) in enumerate(with_experts):

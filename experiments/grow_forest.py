@@ -43,7 +43,11 @@ def main() -> None:
     roots = dict(_named(item) for item in _ROOTS.value)
     stores = [px.LayerStore.open(path) for path in _STORES.value]
     experts = [px.Expert.load(path) for path in _EXPERTS.value]
-    print(cli.table(forest_steps.grow_forest(Path(_FOREST.value), stores, experts, roots, _LABEL_SETS.value)))
+    print(
+        cli.table(
+            forest_steps.grow_forest(Path(_FOREST.value), stores, experts, roots, _LABEL_SETS.value)
+        )
+    )
 
 
 def _named(item: str) -> tuple[str, str]:

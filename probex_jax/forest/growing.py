@@ -293,6 +293,9 @@ def _write(
         entries.append(entry)
         if expert.card.text is not None:
             arrays[texts_of(entry.folder)] = np.ascontiguousarray(_embedded(expert), np.float32)
+    if before is not None:  # each keeps its place
+        order = list(before.entries)
+        entries.sort(key=lambda e: order.index(e.label_set) if e.label_set in order else len(order))
     data = save(arrays)
     (folder / "arrays.safetensors").write_bytes(data)
     about = {

@@ -310,16 +310,17 @@ def route(model: ModelFile, trees: Sequence[TreeRouter], base: str | None = None
     found = [(*tree.nearest(sketched[tree.sketch]), tree) for tree in possible]
     distance, radius, place, tree = min(found, key=lambda one: one[0] / one[1])
     if distance > radius:
-        reason = f"{_farther(distance / radius)} from {tree.tree} than its models can be"
+        reason = _farther(distance / radius, tree.tree)
     else:
         reason = tree.objection(model, place)
     return Route("" if reason else tree.tree, tree.tree, distance, radius, reason)
 
 
-def _farther(ratio: float) -> str:
+def _farther(ratio: float, tree: str) -> str:
     """By how much a distance is beyond a radius, never rounded to nothing."""
-    excess = 100 * (ratio - 1)
-    return f"{excess:.2g} % farther" if excess < 100 else f"{ratio:.3g} times farther"
+    if ratio < 2:
+        return f"{100 * (ratio - 1):.2g} % farther from {tree} than its models can be"
+    return f"{ratio:.3g} times as far from {tree} as its models can be"
 
 
 def _relative(lengths_NK: np.ndarray, usual_K: Sequence[float] | np.ndarray) -> np.ndarray:

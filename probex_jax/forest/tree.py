@@ -44,7 +44,7 @@ class ExpertEntry:
         """From the JSON of one; other errors than ProbexError if it is damaged."""
         layers = {name: (int(h), int(w)) for name, (h, w) in value["layers"].items()}
         folder = str(value["folder"])
-        if Path(folder).name != folder or folder.startswith("."):
+        if not folder or Path(folder).name != folder or folder.startswith("."):
             raise ValueError(f"folder {folder!r:.50}")
         classes = tuple(map(str, value["classes"]))
         return cls(str(value["label_set"]), folder, str(value["hash"]), layers, classes)

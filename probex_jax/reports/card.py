@@ -165,8 +165,8 @@ def _chance(accuracy: Mapping[str, Any] | None) -> str:
     if accuracy is None or chance is None:
         return ""
     return (
-        f" On test models its answers were right on {accuracy['value']:.3f}, always giving the most "
-        f"common answer on {chance:.3f}."
+        f" On test models it was right on {accuracy['value']:.3f}; always giving the most common "
+        f"answer is right on {chance:.3f}."
     )
 
 
@@ -199,7 +199,7 @@ def _comparisons(description: Description) -> list[str]:
         lines.append(about + _compared(comparison) + "\n")
     unknown = set.intersection(*(set(c.unknown) for _, c in found))
     if unknown:
-        listed = ", ".join(_code(l) for l in labels[:_MAX_LISTED] if l in unknown)
+        listed = ", ".join(_code(name) for name in labels[:_MAX_LISTED] if name in unknown)
         whose = "expert" if len(found) == 1 else "experts"
         lines[-1] = f"{lines[-1].rstrip()}\nStated but unknown to the {whose}: {listed}.\n"
     return lines

@@ -113,7 +113,7 @@ def test_a_model_between_two_settled_clusters_joins_them():
     """No two of them are related by themselves, each to the one that comes last."""
     rng = np.random.default_rng(0)
     root = rng.normal(size=D)
-    apart = root + noise_of(0.1) * rng.normal(size=(2, D))
+    apart = root + noise_of(0.19) * rng.normal(size=(2, D))
     assert len(found(apart)) == 2
     clusters = found([*apart, root], models_at_once=2)
     assert partition(clusters) == {frozenset(range(3))}

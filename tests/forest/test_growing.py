@@ -111,7 +111,10 @@ def test_growing_that_is_cut_short_leaves_what_was_there(
     tmp_path, toy_lora_store, trees, monkeypatch, where, forest_path
 ):
     if where == "_embedded":
-        store, given = toy_lora_store, Expert.load(forest_path / "trees" / "ToyLoRA" / "experts" / "0")
+        store, given = (
+            toy_lora_store,
+            Expert.load(forest_path / "trees" / "ToyLoRA" / "experts" / "0"),
+        )
     else:
         store, given = trees[1]["Ant"], class_expert("Ant", 1)
     grow_tree(tmp_path / "f", trees[1]["Bee"])
