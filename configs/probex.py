@@ -15,6 +15,10 @@ def get_config(size: str = "paper") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     # Layer store to train on.
     config.store = ""
+    # Label column of the store, or FILE or FILE:COLUMN; empty for what the zoo of folders says.
+    config.labels = ""
+    # Split of the store, or FILE.json:NAME; empty for the folders. NAME runs NAME-0, NAME-1, ….
+    config.split = ""
     # Layers: names, numbers or regular expressions, separated by commas; empty for all.
     config.layers = ""
     # Encoder: its name and its fields.

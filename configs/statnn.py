@@ -13,6 +13,10 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     # Layer store to train on; all of its layers are used.
     config.store = ""
+    # Label column of the store, or FILE or FILE:COLUMN; empty for what the zoo of folders says.
+    config.labels = ""
+    # Split of the store, or FILE.json:NAME; empty for the folders. NAME runs NAME-0, NAME-1, ….
+    config.split = ""
     config.encoder = ml_collections.ConfigDict()
     config.encoder.name = "statnn"
     # Trees of the forest.

@@ -1,7 +1,8 @@
 """Finds the Model Trees in a folder of models: which descend from one ancestor.
 
 No expert is needed. A model that cannot be read is reported and the others go on; the exit code is
-then 1.
+then 1. --write_zoos makes a zoo of each tree, for split and pack, that names the models where they
+are.
 
 Example:
   python -m experiments.discover --models=downloads --out=out/trees.json
@@ -14,19 +15,25 @@ from pathlib import Path
 from absl import flags
 
 import probex_jax as px
-from experiments import cli
-from probex_jax.files import write_json
+from experiments import cli, label_steps
+from probex_jax.files import one_writer, write_json
 from probex_jax.forest import discover
 from probex_jax.search import find_models
 
 _MODELS = flags.DEFINE_string("models", None, "Folder of models, at any depth.", required=True)
 _OUT = flags.DEFINE_string("out", None, "JSON file to write: the models of each tree.")
+_WRITE_ZOOS = flags.DEFINE_string(
+    "write_zoos", None, "Folder to write a zoo of each tree to: tree-1, the largest, and so on."
+)
+_LABELS = flags.DEFINE_string("labels", None, "File of labels for these zoos.")
 _MOST = flags.DEFINE_integer("most", 20, "Trees to list, the largest first.", lower_bound=1)
 
 
 def main(rest: Sequence[str]) -> int:
     if rest:
         raise px.ProbexError(f"unexpected argument {rest[0]!r}; give --models=FOLDER")
+    if _LABELS.value and not _WRITE_ZOOS.value:
+        raise px.ProbexError("--labels are for the zoos of --write_zoos; give that, too")
     models = find_models(_MODELS.value)
     with cli.progress(len(models), "discovering", "model") as bar:
 
@@ -50,6 +57,14 @@ def main(rest: Sequence[str]) -> int:
     if _OUT.value:
         failed = {models[number].id: reason for number, reason in found.failed.items()}
         write_json(Path(_OUT.value), {"trees": trees, "failed": failed})
+    if _WRITE_ZOOS.value:
+        paths = {model.id: model.path for model in models}
+        with one_writer(Path(_WRITE_ZOOS.value)):
+            label_steps.write_zoos(
+                Path(_WRITE_ZOOS.value),
+                [{id: paths[id] for id in tree["models"]} for tree in trees],
+                _LABELS.value,
+            )
     rows = [
         {"tree": number, **tree, "models": len(tree["models"]), "such as": tree["models"][0]}
         for number, tree in enumerate(trees[: _MOST.value], start=1)

@@ -2,25 +2,29 @@ r"""Evaluates a trained expert on a store; each figure has a 95 % interval.
 
 Tasks: classify, which classes a model was trained on; zero_shot, the same for classes never seen in
 training, by their texts; knn, occ (one-class classification) and retrieval, on the representations.
+Of a WORKDIR in which train repeated a split, all repeats are evaluated: mean and spread.
 
 Example:
   python -m experiments.evaluate --experts=out/align \
     --store=out/stores/MiniLoRA --tasks=classify,zero_shot,knn,occ,retrieval
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-import probex_jax as px
-from experiments import cli, steps
+from experiments import cli, label_steps, repeats, steps
 from probex_jax.experts import load_experts
-from probex_jax.search import Subject
+from probex_jax.files import read_json
+from probex_jax.search import Measured, Subject
 
 _EXPERTS = flags.DEFINE_string(
     "experts", None, "A --workdir of train, or one expert in it.", required=True
 )
-_STORE = flags.DEFINE_string("store", None, "Layer store made by pack.", required=True)
+_STORE = flags.DEFINE_string(
+    "store", None, "Layer store made by pack. Default: the one trained on with labels or a split."
+)
 _SPLIT = flags.DEFINE_string(
     "split", "test", "Split to evaluate on. Held-out classes have splits of their own."
 )
@@ -34,14 +38,30 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main() -> None:
-    subject = Subject(
-        load_experts(Path(_EXPERTS.value)),
-        px.LayerStore.open(_STORE.value),
-        _SPLIT.value,
-        _NEIGHBOURS.value,
-    )
-    workdir = Path(_WORKDIR.value or f"{_EXPERTS.value}/evaluation")
-    measured = steps.evaluate(subject, _TASKS.value, workdir)
+    experts = Path(_EXPERTS.value)
+    workdir = Path(_WORKDIR.value or experts / "evaluation")
+    names = repeats.of(experts)
+    if not names:
+        _print(_evaluated(experts, workdir))
+        return
+    for name in names:
+        _evaluated(experts / name, workdir / name)
+    found = {name: read_json(workdir / name / "metrics.json") for name in names}
+    about = {name: read_json(experts / "config.json")[name] for name in ("labels", "split")}
+    summary = repeats.write_summary(workdir / "metrics.json", about, found)
+    print(cli.table(repeats.rows(summary)))
+    for line in repeats.not_above_chance(summary):
+        print(line)
+
+
+def _evaluated(experts: Path, workdir: Path) -> list[Measured]:
+    loaded = load_experts(experts)
+    store = label_steps.store_of(experts, _STORE.value)
+    subject = Subject(loaded, store, _SPLIT.value, _NEIGHBOURS.value)
+    return steps.evaluate(subject, _TASKS.value, workdir)
+
+
+def _print(measured: Sequence[Measured]) -> None:
     for figure in measured:
         rows = steps.class_rows(figure)
         if rows:

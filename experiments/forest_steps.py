@@ -5,7 +5,7 @@ import os
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def grow_forest(
     experts: Sequence[px.Expert],
     roots: Mapping[str, str],
     label_sets: Sequence[str] = (),
+    view: Callable[[px.LayerStore, int], px.LayerStore] = lambda store, number: store,
 ) -> list[Row]:
     """Grows a forest by the trees of some stores; a row of each expert.
 
@@ -53,37 +54,36 @@ def grow_forest(
       experts: of the trees.
       roots: of some of the trees.
       label_sets: what the classes of each expert are about; none for what cards and stores say.
+      view: a store with the labels and split that the expert of a number was trained on.
     """
     if label_sets and len(label_sets) != len(experts):
         raise ProbexError(f"--label_sets: {len(label_sets)} for {len(experts)} experts")
     said: Sequence[str | None] = label_sets or [None] * len(experts)
-    by_tree: dict[str, list[tuple[px.Expert, str | None]]] = {}
-    for expert, label_set in zip(experts, said, strict=True):
-        by_tree.setdefault(expert.card.tree, []).append((expert, label_set))
     grown: list[tuple[px.LayerStore, px.Expert | None, str | None]] = []
     for name in dict.fromkeys(store.tree for store in stores):
         of_tree = [store for store in stores if store.tree == name]
-        with_experts = by_tree.get(name, [])
-        if len(of_tree) not in (1, len(with_experts)):
+        numbers = [n for n, expert in enumerate(experts) if expert.card.tree == name]
+        if len(of_tree) not in (1, len(numbers)):
             raise ProbexError(
-                f"tree {name}: {len(of_tree)} stores and {len(with_experts)} experts; give one "
-                "store, or one for each expert"
+                f"tree {name}: {len(of_tree)} stores and {len(numbers)} experts; give one store, "
+                "or one for each expert"
             )
+        if not numbers:
+            grown.append((of_tree[0], None, None))
+        for place, number in enumerate(numbers):
+            store = view(of_tree[place % len(of_tree)], number)
+            grown.append((store, experts[number], said[number]))
+        cards = [experts[number].card for number in numbers]
         told = {
-            label_set or expert.card.more.get("label_set") or expert.card.classes
-            for expert, label_set in with_experts
+            said[n] or c.more.get("label_set") or c.classes
+            for n, c in zip(numbers, cards, strict=True)
         }
-        if len(told) < len(with_experts):
+        if len(told) < len(numbers):
             raise ProbexError(
                 f"tree {name}: two experts are of one label set; give one, or --label_sets"
             )
-        if not with_experts:
-            grown.append((of_tree[0], None, None))
-        for place, (expert, label_set) in enumerate(with_experts):
-            store = of_tree[place % len(of_tree)]
-            grown.append((store, expert, label_set))
     trees = {store.tree for store in stores}
-    for name in sorted((set(by_tree) | set(roots)) - trees):
+    for name in sorted(({expert.card.tree for expert in experts} | set(roots)) - trees):
         raise ProbexError(f"tree {name}: no store of it is given; a tree needs its store")
     rows = []
     with cli.progress(len(grown), "growing", "expert") as bar:

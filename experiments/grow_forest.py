@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 import probex_jax as px
-from experiments import cli, forest_steps
+from experiments import cli, forest_steps, label_steps
 
 _STORES = flags.DEFINE_list(
     "stores", None, "Layer stores made by pack, one for each tree.", required=True
@@ -43,11 +43,15 @@ def main() -> None:
     roots = dict(_named(item) for item in _ROOTS.value)
     stores = [px.LayerStore.open(path) for path in _STORES.value]
     experts = [px.Expert.load(path) for path in _EXPERTS.value]
-    print(
-        cli.table(
-            forest_steps.grow_forest(Path(_FOREST.value), stores, experts, roots, _LABEL_SETS.value)
-        )
+    grown = forest_steps.grow_forest(
+        Path(_FOREST.value), stores, experts, roots, _LABEL_SETS.value, _as_trained
     )
+    print(cli.table(grown))
+
+
+def _as_trained(store: px.LayerStore, number: int) -> px.LayerStore:
+    """The store with the labels and the split that one of --experts was trained on."""
+    return label_steps.store_of(_EXPERTS.value[number], str(store.path))
 
 
 def _named(item: str) -> tuple[str, str]:

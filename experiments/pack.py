@@ -1,6 +1,8 @@
 r"""Packs the model files of a zoo into a layer store, which train reads.
 
-Run it again to resume, or to add models. A model that cannot be read is listed and skipped.
+Label columns and splits beside the models are kept in the store, too. Run it again to resume, to
+add models, or to take over changed labels and splits. A model that cannot be read is listed and
+skipped.
 
 Example:
   python -m experiments.pack --zoo=out/zoo/MiniSupViT \
@@ -11,10 +13,10 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, steps
+from experiments import cli, label_steps, steps
 
 _ZOO = flags.DEFINE_string(
-    "zoo", None, "Folder of models in train/, val/ and test/.", required=True
+    "zoo", None, "Folder of models, in train/, val/ and test/ or not.", required=True
 )
 _STORE = flags.DEFINE_string("store", None, "Folder of the store, made if absent.", required=True)
 _LAYERS = flags.DEFINE_string(
@@ -27,6 +29,8 @@ _LAYERS = flags.DEFINE_string(
 def main() -> None:
     summary = steps.pack(Path(_ZOO.value), Path(_STORE.value), _LAYERS.value)
     print(cli.table([steps.pack_row(summary)]))
+    for line in label_steps.tables_lines(summary.store):
+        print(cli.one_line(line))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import jax
 from tqdm import tqdm
 
 import probex_jax as px
-from experiments import cli
+from experiments import cli, label_steps
 from probex_jax.experts import Alignment, ZeroShot
 from probex_jax.experts.chance import chance_of, shortfall
 from probex_jax.files import one_writer
@@ -49,8 +49,7 @@ def zoo_row(summary: miniature.TreeSummary) -> Row:
 def pack(zoo: Path, store: Path, layers: str = "") -> PackSummary:
     """Packs a zoo; what is skipped goes to standard error, a line each."""
     found = px.scan(zoo)
-    for name in found.unmatched:
-        print(cli.one_line(f"labels.json: no model {name!r} in {zoo}"), file=sys.stderr)
+    label_steps.told_unmatched(found.unmatched, zoo)
     with cli.progress(0, "packing", "model") as bar:
         summary = px.pack(
             found,
@@ -87,6 +86,7 @@ def pack_row(summary: PackSummary) -> Row:
     return {
         "tree": store.tree,
         "layers": len(store.layers),
+        "models": len(store.packed),
         **{s: count for s in SPLITS if (count := sum(m.split == s for m in store.models))},
         "added": summary.added,
         "skipped": len(summary.skipped),
@@ -110,7 +110,8 @@ def train(
     if store is None:
         if not config["store"]:
             raise px.ProbexError("give --config.store, a layer store; experiments.pack makes one")
-        store = px.LayerStore.open(config["store"])
+        store = label_steps.open_view(config["store"], config["labels"], config["split"])
+    label_steps.warn_of_labels(store)
     encoder = dict(config["encoder"])
     by_steps = encoder["name"] != "statnn" and config["fit"] == "adam"
     if devices.processes > 1 and not by_steps:

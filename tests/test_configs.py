@@ -65,7 +65,7 @@ def test_a_config_is_locked_and_builds_what_it_says(name, size):
         assert miniature.Settings(**config, lora=lora).lora == lora
         return
     encoder, recipe = config.pop("encoder"), config.pop("recipe")
-    assert config.pop("store") == ""
+    assert [config.pop(field) for field in ("store", "labels", "split")] == ["", "", ""]
     if name == "statnn":
         assert (encoder, recipe, config) == ({"name": "statnn", "n_trees": 500}, {"seed": 0}, {})
         return

@@ -112,7 +112,7 @@ def grow(
 def _said_label_set(store: LayerStore, expert: Expert | None) -> str:
     """What the classes of an expert are about, by its card or the store; "" if neither says."""
     said = None if expert is None else expert.card.more.get("label_set")
-    return said if isinstance(said, str) else getattr(store, "label_set", "")
+    return said if isinstance(said, str) else store.label_set
 
 
 def _unsaid_label_set(before: Tree, expert: Expert) -> str:

@@ -3,6 +3,7 @@
 A store is a folder:
 
     store.json              format and version, tree, classes, layers with shapes and ranks
+    tables.json             optional: label columns and splits, from tables beside the models
     models.jsonl            one model per line: packed (with its row) or skipped (with the reason)
     layers/<name>/matrices  zarr3 array [rows, H, W] float32, one chunk per model, checksummed
     layers/<name>/up, down  for a LoRA, its factors [rows, H, R] and [rows, R, W], padded with
@@ -15,6 +16,7 @@ models later rewrites no file, but may leave unused rows at the ends of blocks.
 
 from probex_jax.layer_store.from_hub import pack_from_hub
 from probex_jax.layer_store.packing import PackSummary, pack
-from probex_jax.layer_store.store import LayerStore, StoredModel
+from probex_jax.layer_store.store import LayerStore
+from probex_jax.layer_store.stored_model import StoredModel
 
 __all__ = ["LayerStore", "PackSummary", "StoredModel", "pack", "pack_from_hub"]

@@ -18,7 +18,7 @@ class ModelHeader:
 
     model: ZooModel
     layers: Mapping[str, LayerInfo]
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] | None
     fingerprint: str = ""
     base: str = ""
     is_unscaled: bool = False
@@ -31,7 +31,7 @@ def read_header(model: ZooModel, tables: Tables) -> ModelHeader:
     try:
         with model.open() as file:
             file.check_has_layers()
-            labels = model.labels_in(file)
+            labels = model.labels_if_known(file)
             about = fingerprint(file), stated_base(file)
             # On a server, the weights are later read at the same commit.
             pinned = replace(model, path=Path(file.path))
@@ -40,4 +40,4 @@ def read_header(model: ZooModel, tables: Tables) -> ModelHeader:
                 pinned, layers, labels, *about, bool(file.unscaled), bool(file.unread)
             )
     except ProbexError as error:
-        return ModelHeader(model, {}, (), fault=str(error))
+        return ModelHeader(model, {}, None, fault=str(error))

@@ -126,7 +126,8 @@ class Packer:
         """Why a readable model does not fit the store, or ""."""
         for name, fault in layer_faults(header.layers, self._layers).items():
             return f"{header.model.where}: layer {name}: {fault}"
-        unknown = [label for label in header.labels if label not in self._store.classes]
+        labels = header.labels if header.model.split and header.labels else ()
+        unknown = [label for label in labels if label not in self._store.classes]
         if unknown:
             return (
                 f"{header.model.where}: label {unknown[0]!r} is not among the "
@@ -139,7 +140,8 @@ class Packer:
         return {
             **self._line(header, "packed"),
             "row": row,
-            "labels": header.labels,
+            # Of a model in no split folder they are a column of `tables.json`.
+            "labels": header.labels if header.model.split else None,
             "fingerprint": header.fingerprint,
             "base": header.base,
             "content_hash": content,

@@ -11,7 +11,8 @@ from probex_jax.layer_store.arrays import parts
 from probex_jax.layer_store.common_layers import common_layers, rarer_layers
 from probex_jax.layer_store.headers import ModelHeader, Tables, read_header
 from probex_jax.layer_store.packer import Packer
-from probex_jax.layer_store.store import FORMAT, VERSION, LayerStore, check_held_out
+from probex_jax.layer_store.store import FORMAT, VERSION, LayerStore
+from probex_jax.layer_store.tables import check_held_out, take_over
 from probex_jax.model_files import select_layers
 from probex_jax.model_files.untrusted_text import quoted
 from probex_jax.prefetch import prefetch
@@ -64,6 +65,9 @@ def pack(
     zoo's own, or else all classes of its training and held-out models. LoRA updates are kept as
     factors, of the highest rank that a model of a new store has.
 
+    Label columns and splits of the zoo are taken over, also for models that the store holds
+    already. Models of a zoo that has columns, or no split folders, need no label of their own.
+
     Args:
       zoo: the models.
       path: folder of the store, which is made or continued.
@@ -104,13 +108,14 @@ def pack(
         read = prefetch(lambda model: read_header(model, tables), todo, workers)
         headers = [header for _, header in read]
         packed_before = [(model.id, model.split, model.labels) for model in known.values()]
-        new = [(header.model.id, header.model.split, header.labels) for header in headers]
+        new = [(header.model.id, header.model.split, header.labels or ()) for header in headers]
         check_held_out(path, packed_before + new)
         left_out: Mapping[str, str] = {}
         if store is None:
             store, left_out = _create(path, zoo, headers, layers)
         else:
             _check_same(store, zoo, layers)
+        take_over(path, zoo, headers)
         packer = Packer(store, workers, on_packed)
         for header, fault in packer.run(headers):
             on_model(f"{header.model.id}: {fault}" if fault else "")
@@ -149,7 +154,7 @@ def _create(
     if not chosen:
         raise ProbexError(f"{zoo.tree}: its models have no layer in common")
     classes = zoo.classes or _all_classes(readable.values())
-    if not classes:
+    if not (classes or zoo.is_flat or zoo.tables.columns):
         raise ProbexError(f"{zoo.tree}: no training model, hence no classes; expected train/")
     sizes = [math.prod(shape) for name in chosen for shape in parts(*common[name]).values()]
     about = {
@@ -180,7 +185,7 @@ def _selection(layers: int | str | Sequence[int | str] | None) -> list[str] | No
 def _all_classes(headers: Iterable[ModelHeader]) -> tuple[str, ...]:
     """The classes of the training and held-out models, sorted; none without training models."""
     labels = {
-        split: {name for h in headers if h.model.split == split for name in h.labels}
+        split: {name for h in headers if h.model.split == split for name in h.labels or ()}
         for split in ("train", *HELD_OUT_SPLITS)
     }
     return tuple(sorted(set().union(*labels.values()))) if labels["train"] else ()
@@ -201,12 +206,15 @@ def _check_same(
     packed = {model.id: model for model in store.models}
     for model in zoo.models:
         was = packed.get(model.id)
-        if was and (was.split != model.split or model.stated not in (None, list(was.labels))):
-            now = quoted(model.stated) if model.stated else "the same"
+        if was is None:
+            continue
+        split, said = store.folders[model.id], model.stated_labels() if model.split else ()
+        if split != model.split or said not in ((), was.labels):
+            now = quoted(model.stated) if said else "the same"
             raise ProbexError(
-                f"{store.path}: {model.id} was packed as {was.split} of {list(was.labels)}, the "
-                f"zoo now says {model.split} of {now}; use another "
-                "folder for the store"
+                f"{store.path}: {model.id} was packed as {split or 'in no split'} of "
+                f"{list(was.labels)}, the zoo now says {model.split or 'in no split'} of {now}; "
+                "use another folder for the store"
             )
     if layers is None or _selection(layers) == store.selection:
         return

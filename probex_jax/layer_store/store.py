@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,12 @@ from probex_jax.errors import ProbexError
 from probex_jax.files import parse_json, read_json
 from probex_jax.fitting.moments import Moments, moments
 from probex_jax.layer_store.arrays import LayerArray, parts
+from probex_jax.layer_store.by_layer import ByLayer
+from probex_jax.layer_store.stored_model import StoredModel
+from probex_jax.layer_store.tables import check_held_out, is_exclusive, read_tables, viewed
 from probex_jax.matrices import LowRank
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
+from probex_jax.zoo.tables import Tables
 
 FORMAT = "probex_jax layer store"
 VERSION = 3
@@ -30,31 +33,6 @@ _TEXTS = ("id", "split", "source", "fingerprint", "base", "content_hash")
 _BLOCK_BYTES = 64 * 2**20
 
 
-@dataclass(frozen=True)
-class StoredModel:
-    """One packed model: a line of models.jsonl.
-
-    Args:
-      id: name of the model.
-      row: its row in every layer's array.
-      split: "train", "val", "test", "val_holdout" or "test_holdout".
-      labels: the classes that it was trained on.
-      source: the path that it was packed from.
-      fingerprint: of its architecture (`model_files.fingerprint`).
-      base: the model that it was fine-tuned from, as its file or folder states; or "".
-      content_hash: SHA-256 of names, shapes and CRC-32C checksums of its stored arrays.
-    """
-
-    id: str
-    row: int
-    split: str
-    labels: tuple[str, ...]
-    source: str
-    fingerprint: str
-    base: str
-    content_hash: str
-
-
 # Positions of models in their split.
 Models = slice | Sequence[int] | np.ndarray
 
@@ -62,7 +40,8 @@ Models = slice | Sequence[int] | np.ndarray
 class LayerStore:
     """The packed matrices of one tree's models; opened with `LayerStore.open`.
 
-    Every packed model has every layer of the store, in one shape.
+    Every packed model has every layer of the store, in one shape. `view` takes labels and splits
+    from other tables.
 
     Attributes:
       path: the store's folder.
@@ -74,6 +53,8 @@ class LayerStore:
       selection: how the layers were asked for, a list of texts; None for all, or if unknown.
       models: the packed models, in the order of their rows.
       skipped: id of every skipped model, to the reason.
+      tables: the label columns and splits that there are.
+      label_set, split_set: the column and the split of a view; "" for what the folders say.
 
     Example:
       >>> import pathlib, tempfile, numpy as np
@@ -94,25 +75,32 @@ class LayerStore:
         self.path = path
         self.tree = _of(str, about["tree"])
         self.classes = tuple(_of(str, name) for name in _of(list, about["classes"]))
+        self._own_classes = self.classes
         self.layers = {name: _shape(shape) for name, shape in _of(dict, about["layers"]).items()}
         self.texts = {name: _of(str, text) for name, text in _of(dict, about["texts"]).items()}
         self.ranks = {name: _positive(rank) for name, rank in _of(dict, about["ranks"]).items()}
         self.block = _positive(about["block"])
         self.selection = about.get("selection")
+        self.label_set = self.split_set = ""
+        self.tables = read_tables(path)
         self._opened: dict[str, dict[str, LayerArray]] = {}
         packed: dict[str, StoredModel] = {}
+        self.folders: dict[str, str] = {}  # model to the split that its folder says
         skipped: dict[str, str] = {}
         for line in lines:
             if line["status"] == "skipped":
                 skipped[line["id"]] = line["reason"]
                 continue
             packed[line["id"]] = self._model(line)
-        self.models = tuple(sorted(packed.values(), key=lambda model: model.row))
+            self.folders[line["id"]] = _of(str, line["split"])
+        self.packed = self.models = tuple(sorted(packed.values(), key=lambda model: model.row))
         self.skipped = {id: reason for id, reason in skipped.items() if id not in packed}
 
     def _model(self, line: dict[str, Any]) -> StoredModel:
         texts = {name: _of(str, line[name]) for name in _TEXTS}
-        labels = tuple(_of(list, line["labels"]))
+        is_known = line["labels"] is not None
+        texts["split"] *= is_known
+        labels = tuple(_of(list, line["labels"])) if is_known else ()
         if not set(labels) <= set(self.classes):
             raise ValueError(f"{texts['id']}: labels outside the class list")
         return StoredModel(**texts, row=_positive(line["row"] + 1) - 1, labels=labels)
@@ -200,14 +188,70 @@ class LayerStore:
         if not 0 < n_models <= len(models):
             raise ProbexError(f"{self.path}: {n_models} of {len(models)} models of split {split}")
         left_out = set(models[n_models:])
+        return self._with(models=tuple(model for model in self.models if model not in left_out))
+
+    def _with(self, **changes: Any) -> LayerStore:
+        """The same store with other attributes."""
         store = copy.copy(self)
-        store.__dict__ = {
-            name: value
-            for name, value in self.__dict__.items()
-            if name not in ("hash", "seen_classes", "held_out_classes")
-        }
-        store.models = tuple(model for model in self.models if model not in left_out)
+        derived = ("hash", "seen_classes", "held_out_classes")
+        kept = {name: value for name, value in self.__dict__.items() if name not in derived}
+        store.__dict__ = kept | changes
         return store
+
+    def with_tables(self, tables: Tables) -> LayerStore:
+        """The same store, whose views may also be of other tables; these come first."""
+        return self._with(tables=self.tables.under(tables))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The label columns that `view` may be asked for."""
+        return tuple(self.tables.columns)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that `view` may be asked for, beside what the folders say."""
+        return tuple(self.tables.splits)
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether every model of a split has exactly one class.
+
+        Raises:
+          ProbexError: if all have one but those that have none of the classes; one is named.
+        """
+        return is_exclusive(self.path, self.models)
+
+    def view(self, column: str = "", split: str = "") -> LayerStore:
+        """The same store with the labels of one column, and the models divided as one split says.
+
+        Models that have no label there, or are in no part of the split, are left out.
+
+        Args:
+          column: one of `columns`; "" for what headers say or a `labels.json` that names no column.
+          split: one of `splits`; "" for the folders that the models were packed from.
+
+        Raises:
+          ProbexError: if there is no such column or split, or no model of a part has a label.
+        """
+        own = column == "" and "" not in self.tables.columns
+        known = {model.id: model.labels for model in self.packed if model.split}
+        labels = known if own else self.tables.column(column, self.path)
+        parts = self.tables.parts(split, self.path) if split else self.folders
+        if not any(parts.values()):
+            there = f"give one of its splits: {', '.join(self.splits)}"
+            raise ProbexError(
+                f"{self.path}: its models are in no split folders; "
+                f"{there if self.splits else 'experiments.split makes splits, and pack takes them'}"
+            )
+        where = f"{self.path}: column {column!r}, split {split!r}"
+        models = viewed(self.packed, labels, parts, where)
+        classes = tuple(sorted({label for model in models for label in model.labels}))
+        return self._with(
+            models=models,
+            classes=self._own_classes if own else classes,
+            label_set=column,
+            split_set=split,
+        )
 
     def matrices(
         self, layer: str, split: str = "train", models: Models | None = None
@@ -284,7 +328,7 @@ class LayerStore:
         self, split: str = "train", models: Models | None = None
     ) -> Mapping[str, np.ndarray | LowRank]:
         """`matrices` by layer; each is read on access and not kept."""
-        return _ByLayer(self, split, models)
+        return ByLayer(self.layers, lambda layer: self.matrices(layer, split, models))
 
     def targets(self, split: str = "train") -> np.ndarray:
         """The classes that each model of a split was trained on.
@@ -329,47 +373,6 @@ class LayerStore:
                     f"which is not among the {len(classes)} candidates"
                 )
         return np.array([place[model.labels[0]] for model in models], np.int32)
-
-
-class _ByLayer(Mapping[str, np.ndarray | LowRank]):
-    def __init__(self, store: LayerStore, split: str, models: Models | None = None):
-        self._store, self._split, self._models = store, split, models
-
-    def __getitem__(self, layer: str) -> np.ndarray | LowRank:
-        return self._store.matrices(layer, self._split, self._models)
-
-    def __contains__(self, layer: object) -> bool:
-        return layer in self._store.layers
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._store.layers)
-
-    def __len__(self) -> int:
-        return len(self._store.layers)
-
-
-def check_held_out(where: Path, models: Iterable[tuple[str, str, Sequence[str]]]) -> None:
-    """Checks that no class of a held-out split occurs in another split.
-
-    Args:
-      where: what the message names.
-      models: id, split and labels of each.
-
-    Raises:
-      ProbexError: if one does; the message names the class and two of the models.
-    """
-    held_out: dict[str, str] = {}
-    others: dict[str, str] = {}
-    for model, split, labels in models:
-        known = held_out if split in HELD_OUT_SPLITS else others
-        for label in labels:
-            known.setdefault(label, f"{model} ({split})")
-    both = sorted(held_out.keys() & others.keys())
-    if both:
-        raise ProbexError(
-            f"{where}: class {both[0]!r} of {held_out[both[0]]} also occurs in {others[both[0]]}; "
-            "a held-out class may occur in no other split"
-        )
 
 
 def _of(kind: type, value: Any) -> Any:

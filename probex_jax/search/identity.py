@@ -1,5 +1,6 @@
 """The expert of an index, as its `index.json` describes it."""
 
+import re
 from typing import Any
 
 from probex_jax.experts import Expert
@@ -18,7 +19,9 @@ def identity(expert: Expert) -> dict[str, Any]:
 
 def show(expert: dict[str, Any]) -> str:
     """An identity for error messages."""
-    return f"tree {expert['tree']}, layer {expert['layer']} (hash {expert['hash'][:12]})"
+    reading = expert["layer"]  # a layer's name, or how many there are
+    layers = reading if re.fullmatch(r"\d+ layers", reading) else f"layer {reading}"
+    return f"tree {expert['tree']}, {layers} (hash {expert['hash'][:12]})"
 
 
 def is_complete(about: dict[str, Any]) -> bool:

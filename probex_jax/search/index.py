@@ -234,7 +234,9 @@ class Index:
                     vectors.append(vector_T)
                 if len(rows) == _COMMIT_MODELS:
                     flush()
-                on_model(f"{model.id}: {failed[model.id]}" if model.id in failed else "")
+                reason = failed.get(model.id, "")
+                is_named = not reason or str(model.path) in reason
+                on_model(reason if is_named else f"{model.id}: {reason}")
             flush()
         return AddSummary(**counts, failed=failed)
 

@@ -56,6 +56,7 @@ def card_before_training(
         named_task(task),
         None if alignment is None else alignment.card(classes, store.texts),
         store_hash=store.hash,
+        more={"label_set": store.label_set} if store.label_set else {},
         n_train=len(store.split("train")),
         versions=versions(),
     )

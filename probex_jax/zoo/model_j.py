@@ -1,15 +1,18 @@
-"""Model-J's layout on disk: the models of a folder, with their splits and labels.
+"""The models of a folder, with their splits and labels: Model-J's layout, or a flat folder.
 
     <tree>/<split>/models--<org>--<name>/refs/main and snapshots/<revision>/model.safetensors
 
-A split may also hold model folders of another layout or single weight files. A model's labels are
-the classes that it was trained on: its entry in an optional `labels.json` ({model: [class, ...]})
-beside the splits, or else its header's `dataset_chosen_targets`, a list, or for a LoRA its one
-`imagenet_class_id` or `concept`. An optional `zoo.json` names the tree and the classes, with words
-for classes whose names are ids.
+A split may also hold model folders of another layout or single weight files. Without splits the
+models lie in <tree>/models/ or <tree>/ itself (`flat`), and `splits.json` may divide them.
+
+A model's labels are the classes that it was trained on: its entry in an optional `labels.json`
+({model: [class, ...]}) beside the splits, or else its header's `dataset_chosen_targets`, a list, or
+for a LoRA its one `imagenet_class_id` or `concept`. Files of labels with named columns say more
+(`label_files`). An optional `zoo.json` names the tree and the classes, with words for classes whose
+names are ids.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,18 +20,23 @@ from typing import Any
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import ModelFile, Remote, literal_strings, open_model
 from probex_jax.model_files.hub import shown_path
-from probex_jax.model_files.locate import read_inside
 from probex_jax.model_files.untrusted_text import is_text, json_object, quoted, shown
+from probex_jax.zoo.flat import flat_models, is_weights
+from probex_jax.zoo.label_files import classes_of, distinct_texts, read_table
+from probex_jax.zoo.tables import (
+    HELD_OUT_SPLITS,
+    SPLITS,
+    SPLITS_FILE,
+    Names,
+    Tables,
+    find_labels,
+    read_splits,
+)
 
-# Classes of the held-out splits occur in no other split.
-HELD_OUT_SPLITS = ("val_holdout", "test_holdout")
-SPLITS = ("train", "val", "test", *HELD_OUT_SPLITS)
+__all__ = ["HELD_OUT_SPLITS", "SPLITS", "Zoo", "ZooModel", "scan", "stated_in_metadata"]
+
 LABELS_KEY = "dataset_chosen_targets"
 LABEL_KEYS = ("imagenet_class_id", "concept")
-
-_MAX_TABLE_BYTES = 256 * 2**20
-# Files that may be meant as a model: listed, so that none is ignored silently.
-_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".onnx"}
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,12 @@ class ZooModel:
 
     Args:
       id: the name of its folder, or of its file without `.safetensors`; escaped if not text.
-      split: "train", "val", "test", "val_holdout" or "test_holdout".
+      split: "train", "val", "test", "val_holdout" or "test_holdout"; "" in a flat folder.
       path: where `open_model` finds it.
       stated: its entry in `labels.json`, unchecked; None without one.
       remote: how it is read if it is on a server.
       fault: why the path holds no model; "" if it may hold one.
+      needs_label: whether it is a fault if nothing says what the model was trained on.
     """
 
     id: str
@@ -50,6 +59,7 @@ class ZooModel:
     stated: Any = None
     remote: Remote | None = None
     fault: str = ""
+    needs_label: bool = True
 
     @property
     def where(self) -> str:
@@ -86,15 +96,21 @@ class ZooModel:
             )
         return labels
 
+    def labels_if_known(self, model: ModelFile) -> tuple[str, ...] | None:
+        """As `labels_in`; None if nothing states them and the model needs none."""
+        if self.stated is None and not self.needs_label and not stated_in_metadata(model)[1]:
+            return None
+        return self.labels_in(model)
+
     def stated_labels(self) -> tuple[str, ...]:
         """The labels in `labels.json`; none without an entry.
 
         Raises:
-          ProbexError: if the entry is no list of distinct texts.
+          ProbexError: if the entry is no class, nor a list of distinct ones.
         """
         if self.stated is None:
             return ()
-        return _distinct_texts(self.stated, f"{self.where}: labels in labels.json")
+        return classes_of(self.stated, f"{self.where}: labels in labels.json")
 
 
 def stated_in_metadata(model: ModelFile) -> tuple[tuple[str, ...], str]:
@@ -108,12 +124,12 @@ def stated_in_metadata(model: ModelFile) -> tuple[tuple[str, ...], str]:
     """
     if LABELS_KEY in model.metadata:
         where = f"{model.path}: {LABELS_KEY}"
-        return _distinct_texts(
-            literal_strings(model.metadata[LABELS_KEY], where), where
-        ), LABELS_KEY
+        stated = literal_strings(model.metadata[LABELS_KEY], where)
+        return distinct_texts(stated, where, stated), LABELS_KEY
     for key in LABEL_KEYS:
         if key in model.metadata:
-            return _distinct_texts([model.metadata[key].strip()], f"{model.path}: {key}"), key
+            label = model.metadata[key].strip()
+            return distinct_texts([label], f"{model.path}: {key}", label), key
     return (), ""
 
 
@@ -126,14 +142,21 @@ class Zoo:
       models: sorted by split, then by id.
       classes: the class list of `zoo.json`, or None.
       texts: from `zoo.json`: class to the words for it, for classes whose name is a WordNet id.
-      unmatched: names in `labels.json` without a model in the zoo.
+      unmatched: file of labels to its names without a model in the zoo.
+      tables: label columns and splits, by the ids of the models.
     """
 
     tree: str
     models: tuple[ZooModel, ...]
     classes: tuple[str, ...] | None
     texts: Mapping[str, str] = field(default_factory=dict)
-    unmatched: tuple[str, ...] = ()
+    unmatched: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    tables: Tables = field(default_factory=Tables)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether no folder says which split a model is in."""
+        return not any(model.split for model in self.models)
 
 
 def scan(root: str | Path) -> Zoo:
@@ -141,14 +164,15 @@ def scan(root: str | Path) -> Zoo:
 
     Args:
       root: a folder with one or more of `train/`, `val/`, `test/`, `val_holdout/`,
-        `test_holdout/`.
+        `test_holdout/`, or a flat one, with the models in it or in `models/`.
 
     Returns:
-      The zoo, with labels not yet read.
+      The zoo, with the labels in files' headers not yet read.
 
     Raises:
       ProbexError: if there is no such folder, it holds no models, a model occurs twice, or
-        `zoo.json` or `labels.json` is malformed.
+        `zoo.json`, a file of labels or `splits.json` is malformed; or if `splits.json` names a
+        model that is not there, or a model in two parts.
 
     Example:
       >>> import pathlib, tempfile
@@ -160,30 +184,57 @@ def scan(root: str | Path) -> Zoo:
     root = Path(root)
     if not root.is_dir():
         raise ProbexError(f"{root}: no such folder; expected a zoo with train/, val/ and test/")
-    labels = _table(root / "labels.json")
-    about = _table(root / "zoo.json")
-    models: dict[str, ZooModel] = {}
-    for split in SPLITS:
-        for path in sorted((root / split).iterdir()) if (root / split).is_dir() else ():
-            if not _is_model(path):
-                continue
-            name = path.name.removesuffix(".safetensors")
-            if name in models:
-                raise ProbexError(f"{root}: {name} is in both {models[name].split}/ and {split}/")
-            id, fault = checked_id(name, path)
-            models[name] = ZooModel(id, split, path, labels.get(name), fault=fault)
-    if not models:
+    about = _about(root / "zoo.json")
+    found: dict[str, tuple[str, Path]] = {}
+    for name, split, path in _listed(root, about):
+        if name in found:
+            both = f"{found[name][0]}/ and {split}/" if split else "a file and a folder"
+            raise ProbexError(f"{root}: {name} is in both {both}")
+        found[name] = (split, path)
+    if not found:
         raise ProbexError(f"{root}: no models; {_instead(root)}")
+    names = Names(found)
+    labels, unmatched = find_labels(root, names)
+    splits = root / SPLITS_FILE
+    tables = Tables(
+        {name: column for name, column in labels.columns.items() if name},
+        labels.numbers,
+        read_splits(splits, names) if splits.exists() or splits.is_symlink() else {},
+    )
+    stated = labels.columns.get("", {})
+    needs_label = not (tables.columns or tables.numbers) and any(s for s, _ in found.values())
+    models = []
+    for name, (split, path) in found.items():
+        id, fault = checked_id(name, path)
+        models.append(ZooModel(id, split, path, stated.get(name), None, fault, needs_label))
     classes, tree = about.get("classes"), about.get("tree", root.resolve().name)
     if classes is not None:
-        classes = _distinct_texts(classes, f"{shown(root / 'zoo.json')}: classes")
+        where = f"{shown(root / 'zoo.json')}: classes"
+        if not (isinstance(classes, list) and classes):
+            raise ProbexError(f"{where}: expected a list of class names, found {quoted(classes)}")
+        classes = distinct_texts(classes, where, classes)
     if not (tree and is_text(tree)):
         raise ProbexError(
             f"{shown(root / 'zoo.json')}: tree: expected a text, found {quoted(tree)}"
         )
-    unmatched = tuple(name for name in labels if name not in models)
     texts = _texts(about.get("texts", {}), f"{shown(root / 'zoo.json')}: texts")
-    return Zoo(tree, tuple(models.values()), classes, texts, unmatched)
+    return Zoo(tree, tuple(models), classes, texts, unmatched, tables)
+
+
+def _listed(root: Path, about: Mapping[str, Any]) -> Iterator[tuple[str, str, Path]]:
+    """Name, split and path of every model."""
+    splits = [split for split in SPLITS if (root / split).is_dir()]
+    if not splits:
+        if not _zoos_in(root):
+            flat = flat_models(root, about.get("models"), f"{shown(root / 'zoo.json')}: models")
+            yield from ((name, "", path) for name, path in flat)
+        return
+    if "models" in about:
+        raise ProbexError(f"{shown(root / 'zoo.json')}: models: they are in {splits[0]}/, too")
+    for split in splits:
+        for path in sorted((root / split).iterdir()):
+            if not path.name.startswith(".") and (path.is_dir() or is_weights(path)):
+                yield path.name.removesuffix(".safetensors"), split, path
 
 
 def checked_id(id: str, path: Path) -> tuple[str, str]:
@@ -196,9 +247,13 @@ def checked_id(id: str, path: Path) -> tuple[str, str]:
 
 def _instead(root: Path) -> str:
     """What to give instead of a folder that is no zoo."""
-    if zoos := sorted(path.name for path in root.iterdir() if (path / "train").is_dir()):
+    if zoos := _zoos_in(root):
         return f"give one of the zoos in it, such as {quoted(zoos[0])}"
-    return "expected a folder or .safetensors file each in train/, val/, test/"
+    return "expected a folder or .safetensors file each, in train/, val/, test/ or without splits"
+
+
+def _zoos_in(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if (path / "train").is_dir())
 
 
 def _texts(value: Any, where: str) -> Mapping[str, str]:
@@ -212,27 +267,7 @@ def _texts(value: Any, where: str) -> Mapping[str, str]:
     return value
 
 
-def _is_model(path: Path) -> bool:
-    if path.name.startswith("."):
-        return False
-    return path.is_dir() or path.suffix.lower() in _WEIGHTS
-
-
-def _distinct_texts(value: Any, where: str) -> tuple[str, ...]:
-    texts = value if isinstance(value, list) else [None]
-    if not texts or not all(isinstance(item, str) and item for item in texts):
-        raise ProbexError(f"{where}: expected a list of class names, found {quoted(value)}")
-    if odd := [text for text in texts if not is_text(text)]:
-        raise ProbexError(f"{where}: {quoted(odd[0])} is no name of a class")
-    if len(set(texts)) != len(texts):
-        raise ProbexError(f"{where}: a class stands there twice: {quoted(value)}")
-    return tuple(texts)
-
-
-def _table(path: Path) -> Mapping[str, Any]:
+def _about(path: Path) -> Mapping[str, Any]:
     if not (path.exists() or path.is_symlink()):
         return {}
-    try:
-        return json_object(read_inside(path, _MAX_TABLE_BYTES, "zoo"), str(path))
-    except OSError as error:
-        raise ProbexError(f"{path}: cannot be read: {error.strerror}") from error
+    return json_object(read_table(path, with_mark=True), str(path))

@@ -1,0 +1,51 @@
+r"""Divides the models of a zoo into train, val and test by their labels; no file is copied.
+
+Every part has its share of each class. With --group, models of one group, such as siblings of one
+device or author, stay together. The splits, NAME-0, NAME-1, …, are added to ZOO/splits.json; pack
+takes them over, and train --config.split=NAME runs all of them.
+
+Example:
+  python -m experiments.split --zoo=my_zoo --by=gain --repeats=5 --group=device
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli, label_steps
+
+_ZOO = flags.DEFINE_string("zoo", None, "Folder of models.", required=True)
+_BY = flags.DEFINE_string(
+    "by", "", "Label column. Default: what labels.json or the models' headers say."
+)
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 5, "How many splits, of seeds that follow.", lower_bound=1
+)
+_GROUP = flags.DEFINE_string("group", None, "Column of groups, of which no two parts have models.")
+_NAME = flags.DEFINE_string("name", None, 'Name of the splits. Default: --by, or "split".')
+_LABELS = flags.DEFINE_string("labels", None, "File of labels elsewhere. Default: those in ZOO.")
+_FRACTIONS = flags.DEFINE_list("fractions", ["0.6", "0.15", "0.25"], "Of train, val and test.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the first split.", lower_bound=0)
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace splits of these names.")
+
+
+def main() -> None:
+    print(
+        cli.table(
+            label_steps.split(
+                Path(_ZOO.value),
+                _BY.value,
+                repeats=_REPEATS.value,
+                group=_GROUP.value,
+                name=_NAME.value or _BY.value or "split",
+                labels=_LABELS.value,
+                fractions=_FRACTIONS.value,
+                seed=_SEED.value,
+                overwrite=_OVERWRITE.value,
+            )
+        )
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,55 @@
+"""The models of a folder without splits: in it, in its `models/`, or named by its `zoo.json`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from probex_jax.errors import ProbexError
+from probex_jax.model_files.untrusted_text import is_text, quoted
+
+# Files that may be meant as a model: listed, so that none is ignored silently.
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".onnx"}
+
+
+def is_weights(path: Path) -> bool:
+    """Whether a file may be meant as a model, even as one that is not read."""
+    return path.suffix.lower() in _WEIGHTS
+
+
+def flat_models(root: Path, named: Any, where: str) -> Iterator[tuple[str, Path]]:
+    """The models of a folder without splits, by name.
+
+    Args:
+      root: the folder.
+      named: of `zoo.json`, {name: path, …}; a path is that of a file or folder here, relative to
+        `root` or absolute. None to list what is in `models/`, or else in the folder itself.
+      where: what errors about `named` name.
+
+    Raises:
+      ProbexError: if `named` is malformed.
+    """
+    if named is not None:
+        yield from _named(root, named, where)
+        return
+    folder = root / "models" if (root / "models").is_dir() else root
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith(".") and (
+            _is_model(path) if path.is_dir() else is_weights(path)
+        ):
+            yield path.name.removesuffix(".safetensors"), path
+
+
+def _named(root: Path, named: Any, where: str) -> Iterator[tuple[str, Path]]:
+    if not isinstance(named, dict):
+        raise ProbexError(f"{where}: expected an object, name to path, found {quoted(named)}")
+    for name, path in named.items():
+        if not (is_text(name) and name.strip()):
+            raise ProbexError(f"{where}: {quoted(name)} is no name of a model")
+        if not (is_text(path) and path) or "://" in path:
+            raise ProbexError(f"{where}: {quoted(name)}: expected a path, found {quoted(path)}")
+        yield name, root / path
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether a folder is one model: it holds weights, or is a cache folder of the hub."""
+    return (folder / "snapshots").is_dir() or any(map(is_weights, folder.iterdir()))

@@ -1,0 +1,258 @@
+"""Tables beside the models of a zoo: label columns (`label_files`) and splits, as `splits.json`.
+
+Tables name models as people do: by id or by file name, with or without `.safetensors` and folders.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from probex_jax.errors import ProbexError
+from probex_jax.model_files.untrusted_text import is_text, json_object, plain_name, quoted, shown
+from probex_jax.zoo.label_files import Labels, read_labels, read_table
+
+# Classes of the held-out splits occur in no other split.
+HELD_OUT_SPLITS = ("val_holdout", "test_holdout")
+SPLITS = ("train", "val", "test", *HELD_OUT_SPLITS)
+SPLITS_FILE = "splits.json"
+LABEL_FILES = ("labels.csv", "labels.jsonl", "labels.json")
+
+# Split to part, one of `SPLITS`, to models.
+Splits = Mapping[str, Mapping[str, tuple[str, ...]]]
+
+_Value = TypeVar("_Value")
+# Names of files that are called as all others of their kind: the model is called as its folder.
+_NO_NAMES = ("model", "pytorch_lora_weights", "adapter_model")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What tables say of the models of a zoo.
+
+    Args:
+      columns: label column to model to its classes; () for none of them. The column "" is what
+        `labels.json` says without naming a column, or the models' headers.
+      numbers: columns that hold numbers, which are no classes.
+      splits: split to part to models.
+    """
+
+    columns: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+    numbers: tuple[str, ...] = ()
+    splits: Splits = field(default_factory=dict)
+
+    def column(self, name: str, where: object) -> Mapping[str, tuple[str, ...]]:
+        """The classes of the models that have a label in a column.
+
+        Raises:
+          ProbexError: if there is no such column, or it holds numbers; `where` is named.
+        """
+        if name in self.numbers:
+            raise ProbexError(f"{where}: column {quoted(name)} is a number; not yet a label")
+        if name not in self.columns:
+            known = ", ".join(quoted(column) for column in self.columns if column)
+            raise ProbexError(f"{where}: no label column {quoted(name)}; {_listed(known)}")
+        return self.columns[name]
+
+    def parts(self, name: str, where: object) -> Mapping[str, str]:
+        """Model to part of a split.
+
+        Raises:
+          ProbexError: if there is no such split; `where` is named.
+        """
+        if name not in self.splits:
+            known = ", ".join(map(quoted, self.splits))
+            raise ProbexError(f"{where}: no split {quoted(name)}; {_listed(known)}")
+        return {model: part for part, models in self.splits[name].items() for model in models}
+
+    def joined(self, other: "Tables", models: Iterable[str]) -> "Tables":
+        """These tables, but of some models what others say.
+
+        Args:
+          other: the newer tables.
+          models: those of which nothing is kept but what `other` says.
+        """
+        replaced = set(models)
+        columns = {
+            name: {model: said for model, said in column.items() if model not in replaced}
+            for name, column in self.columns.items()
+        }
+        for name, column in other.columns.items():
+            columns[name] = {**columns.get(name, {}), **column}
+        splits: dict[str, dict[str, tuple[str, ...]]] = {}
+        for name in dict.fromkeys([*self.splits, *other.splits]):
+            old, new = self.splits.get(name, {}), other.splits.get(name, {})
+            parts = {
+                part: tuple(model for model in old.get(part, ()) if model not in replaced)
+                + new.get(part, ())
+                for part in SPLITS
+            }
+            splits[name] = {part: found for part, found in parts.items() if found}
+        return Tables(
+            {name: column for name, column in columns.items() if column},
+            self._numbers_beside(other),
+            {name: parts for name, parts in splits.items() if parts},
+        )
+
+    def under(self, other: "Tables") -> "Tables":
+        """These tables and others, of which a column or split replaces one of the same name."""
+        return Tables(
+            {**self.columns, **other.columns},
+            self._numbers_beside(other),
+            {**self.splits, **other.splits},
+        )
+
+    def _numbers_beside(self, other: "Tables") -> tuple[str, ...]:
+        old = [name for name in self.numbers if name not in other.columns]
+        return tuple(dict.fromkeys([*old, *other.numbers]))
+
+
+def _listed(known: str) -> str:
+    return f"there are {known}" if known else "there is none"
+
+
+class Names:
+    """Finds models by the names that tables have for them.
+
+    Args:
+      ids: of the models.
+
+    Example:
+      >>> names = Names(["first", "b/second"])
+      >>> [names.find(name) for name in ("nets/first.safetensors", "second", "b/second", "third")]
+      ['first', 'b/second', 'b/second', None]
+    """
+
+    def __init__(self, ids: Iterable[str]):
+        self._ids = frozenset(ids)
+        counts = Counter(id.rpartition("/")[2] for id in self._ids)
+        self._by_last = {last: id for id in self._ids if counts[last := id.rpartition("/")[2]] == 1}
+
+    def find(self, name: str) -> str | None:
+        """The id of the model meant, or None."""
+        for called in (name, stem := _stem(name)):
+            if called in self._ids:
+                return called
+        return self._by_last.get(stem.rpartition("/")[2])
+
+    def match(
+        self, table: Mapping[str, _Value], where: object
+    ) -> tuple[dict[str, _Value], tuple[str, ...]]:
+        """A table by the ids of the models, and its names that mean none.
+
+        Raises:
+          ProbexError: if two names mean one model; `where` and both are named.
+        """
+        found: dict[str, _Value] = {}
+        named: dict[str, str] = {}
+        unmatched = []
+        for name, value in table.items():
+            id = self.find(name)
+            if id is None:
+                unmatched.append(name)
+                continue
+            if id in found:
+                both = f"{quoted(named[id])} and {quoted(name)}"
+                raise ProbexError(f"{where}: {both} are one model")
+            found[id], named[id] = value, name
+        return found, tuple(unmatched)
+
+
+def _stem(name: str) -> str:
+    """A file's name without what only files have: `a/b/model.safetensors` is `a/b`."""
+    stem = name.replace("\\", "/").rstrip("/").removeprefix("./")
+    if stem.endswith(".safetensors"):
+        folder, _, last = stem.removesuffix(".safetensors").rpartition("/")
+        stem = folder if folder and last in _NO_NAMES else stem.removesuffix(".safetensors")
+    return stem
+
+
+def find_labels(root: Path, names: Names) -> tuple[Labels, dict[str, tuple[str, ...]]]:
+    """The labels of all label files in a folder, by the ids of its models.
+
+    Returns:
+      The labels, and by file the names that mean no model.
+
+    Raises:
+      ProbexError: if a file is malformed, or two have a column of one name.
+    """
+    columns: dict[str, Mapping[str, Any]] = {}
+    numbers: list[str] = []
+    unmatched = {}
+    for path in (root / name for name in LABEL_FILES):
+        if not (path.exists() or path.is_symlink()):
+            continue
+        labels, unknown = matched(read_labels(path), names, shown(path))
+        for name in (*labels.columns, *labels.numbers):
+            if name in columns or name in numbers:
+                raise ProbexError(f"{shown(path)}: another file has the column {quoted(name)}, too")
+        columns |= labels.columns
+        numbers += labels.numbers
+        if unknown:
+            unmatched[path.name] = unknown
+    return Labels(columns, tuple(numbers)), unmatched
+
+
+def matched(labels: Labels, names: Names, where: object) -> tuple[Labels, tuple[str, ...]]:
+    """Labels by the ids of the models, and the names that mean none.
+
+    Raises:
+      ProbexError: if two names mean one model; `where` is named.
+    """
+    columns: dict[str, Mapping[str, Any]] = {}
+    # A row is of one model in all columns.
+    rows = dict.fromkeys(name for column in labels.columns.values() for name in column)
+    ids, unknown = names.match({name: name for name in rows}, where)
+    for column, table in labels.columns.items():
+        columns[column] = {id: table[name] for id, name in ids.items() if name in table}
+    return Labels(columns, labels.numbers), unknown
+
+
+def read_splits(path: Path, names: Names | None = None) -> Splits:
+    """Reads a file of splits, {split: {"train": [model, …], "val": […], "test": […]}, …}.
+
+    Args:
+      path: the file.
+      names: of the models that there are, by whose ids the splits are returned; None to return
+        what the file says.
+
+    Raises:
+      ProbexError: if the file cannot be read; if a split or part has another name than it may have,
+        or a part is empty; or if a model is named that is not there, or in two parts.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "splits.json"
+      >>> _ = path.write_text('{"kind-0": {"train": ["a.safetensors"], "val": ["b"]}}')
+      >>> read_splits(path, Names(["a", "b"]))
+      {'kind-0': {'train': ('a',), 'val': ('b',)}}
+    """
+    where = shown(path)
+    found: dict[str, dict[str, tuple[str, ...]]] = {}
+    for split, parts in json_object(read_table(path), where).items():
+        plain_name(split, f"{where}: name of a split")
+        here = f"{where}: {split}"
+        if not isinstance(parts, dict) or not parts:
+            raise ProbexError(f"{here}: expected parts such as train, val and test")
+        found[split] = {}
+        part_of: dict[str, str] = {}
+        for part, models in parts.items():
+            if part not in SPLITS:
+                expected = ", ".join(SPLITS)
+                raise ProbexError(f"{here}: no part is called {quoted(part)}; expected {expected}")
+            if not isinstance(models, list) or not all(map(is_text, models)):
+                raise ProbexError(f"{here}: {part}: expected a list of models")
+            if not models:
+                raise ProbexError(f"{here}: {part} is empty")
+            for number, name in enumerate(models):
+                id = name if names is None else names.find(name)
+                if id is None:
+                    raise ProbexError(f"{here}: {part}: there is no model {quoted(name)}")
+                if id in part_of:
+                    twice = " twice" if part_of[id] == part else f" and {part_of[id]}"
+                    raise ProbexError(f"{here}: {quoted(name)} is in {part}{twice}")
+                part_of[id] = part
+                models[number] = id
+            found[split][part] = tuple(models)
+    return found
