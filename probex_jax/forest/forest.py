@@ -3,7 +3,7 @@
     forest.json                        format and version
     trees/<tree>/tree.json             state of the router without its centres; the experts' hashes
     trees/<tree>/arrays.safetensors    the centres; embedded texts of the classes of experts
-    trees/<tree>/experts/<label set>/  an expert or committee
+    trees/<tree>/expert/               the expert or committee; expert-1/ of another label set
 
 Every tree has its own folder, which adding other trees does not touch.
 """

@@ -278,15 +278,14 @@ def _write(
         others = {entry.label_set for entry in kept}
         sources = [s for s in before.about["sources"] if s["label_set"] in others] + sources
         for entry in kept:
-            shutil.copytree(
-                before.path / "experts" / entry.folder, folder / "experts" / entry.folder
-            )
+            shutil.copytree(before.path / entry.folder, folder / entry.folder)
             if (texts := before.texts(entry)) is not None:
                 arrays[texts_of(entry.folder)] = texts
     if expert is not None:
         used = {entry.folder for entry in kept}
-        place = next(str(n) for n in itertools.count() if str(n) not in used)
-        expert.save(folder / "experts" / place)
+        names = itertools.chain(["expert"], (f"expert-{n}" for n in itertools.count(1)))
+        place = next(name for name in names if name not in used)
+        expert.save(folder / place)
         entry = ExpertEntry(
             source["label_set"], place, expert.hash, expert.layers, expert.card.classes
         )

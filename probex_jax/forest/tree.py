@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from probex_jax.forest.router import TreeRouter
 from probex_jax.model_files import open_model
 
 VERSION = 3
+_FOLDER = re.compile(r"expert(-\d+)?")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class ExpertEntry:
         """From the JSON of one; other errors than ProbexError if it is damaged."""
         layers = {name: (int(h), int(w)) for name, (h, w) in value["layers"].items()}
         folder = str(value["folder"])
-        if not folder or Path(folder).name != folder or folder.startswith("."):
+        if not _FOLDER.fullmatch(folder):
             raise ValueError(f"folder {folder!r:.50}")
         classes = tuple(map(str, value["classes"]))
         return cls(str(value["label_set"]), folder, str(value["hash"]), layers, classes)
@@ -110,7 +112,7 @@ class Tree:
             for label_set, entry in self.entries.items():
                 if label_set in self._experts:
                     continue
-                expert = Expert.load(self.path / "experts" / entry.folder)
+                expert = Expert.load(self.path / entry.folder)
                 if expert.hash != entry.hash:
                     raise ProbexError(f"{self.path}: holds a different expert; grow the tree again")
                 self._experts[label_set] = expert

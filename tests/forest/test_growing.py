@@ -113,7 +113,7 @@ def test_growing_that_is_cut_short_leaves_what_was_there(
     if where == "_embedded":
         store, given = (
             toy_lora_store,
-            Expert.load(forest_path / "trees" / "ToyLoRA" / "experts" / "0"),
+            Expert.load(forest_path / "trees" / "ToyLoRA" / "expert"),
         )
     else:
         store, given = trees[1]["Ant"], class_expert("Ant", 1)
@@ -172,7 +172,7 @@ def test_a_damaged_tree_is_grown_again_and_no_other(copied, trees):
 
 
 def test_a_tree_whose_expert_is_gone_is_grown_again(copied, trees):
-    shutil.rmtree(copied / "trees" / "Ant" / "experts" / "0")
+    shutil.rmtree(copied / "trees" / "Ant" / "expert")
     tree, done = grow_tree(copied, trees[1]["Ant"], class_expert("Ant", 1), "me/ant-root")
     assert (done, tree.expert.card.tree) == ("replaced", "Ant")
     assert (
@@ -331,19 +331,19 @@ def test_no_forest_is_one_line(tmp_path):
 
 
 def test_a_damaged_expert_fails_models_of_its_tree_alone(copied, trees):
-    for path in (copied / "trees" / "Ant" / "experts" / "0").rglob("*"):
+    for path in (copied / "trees" / "Ant" / "expert").rglob("*"):
         if path.is_file() and path.name != "_CHECKPOINT_METADATA":
             path.write_bytes(b"x")
     paths = [trees[0] / name / "test" / "m17" for name in ("Ant", "Bee")]
     ant, bee = Forest.load(copied).describe_all(paths)
     assert isinstance(ant, ProbexError)
-    assert str(ant).startswith(f"{copied}/trees/Ant/experts/0: ")
+    assert str(ant).startswith(f"{copied}/trees/Ant/expert: ")
     assert "\n" not in str(ant)
     assert bee.tree == "Bee"
 
 
 def test_another_expert_in_a_trees_folder_is_refused(copied, trees):
-    class_expert("Ant", 1, gain=9.0).save(copied / "trees" / "Ant" / "experts" / "0")
+    class_expert("Ant", 1, gain=9.0).save(copied / "trees" / "Ant" / "expert")
     with pytest.raises(ProbexError, match="expert"):
         Forest.load(copied).describe(trees[0] / "Ant" / "test" / "m17")
 

@@ -155,8 +155,8 @@ def test_models_of_another_tree_bring_no_expert(path, tmp_path):
 
 
 def test_an_expert_that_is_gone_is_one_line_and_is_grown_again(path, trees, coloured):
-    shutil.rmtree(path / "trees" / "Ant" / "experts" / "1")
-    with pytest.raises(ProbexError, match="experts/1"):
+    shutil.rmtree(path / "trees" / "Ant" / "expert-1")
+    with pytest.raises(ProbexError, match="expert-1"):
         Forest.load(path).describe(trees[0] / "Ant" / "test" / "m17")
     tree, done = grow_tree(path, coloured, colour_expert("Hue"))
     assert (done, set(tree.experts)) == ("replaced", {"", "Hue"})
