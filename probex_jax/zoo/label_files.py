@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ NONE_OF_THESE = "[]"
 _BOM = b"\xef\xbb\xbf"
 # What the column that names the models may be called; else it is the first of CSV.
 _MODEL = ("model", "id", "name", "file")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf|nan", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|[+-]?inf|nan", re.IGNORECASE)
 _WHOLE = re.compile(r"[+-]?\d+")
 
 
@@ -60,6 +61,9 @@ def read_labels(path: Path) -> Labels:
         {model: class or [class, …]}, {model: {column: class or [class, …]}} or a list of rows
         {"model": …, column: …}; JSON lines are such rows. A blank cell, null or nothing is
         "unknown". Whole numbers are names of classes; a column of other numbers is none of classes.
+
+    Returns:
+      The labels, by the names that the file has for the models (`Names` finds these).
 
     Raises:
       ProbexError: if the file cannot be read or is malformed, a model has two rows, or a value is
@@ -123,18 +127,15 @@ def _csv_rows(text: str, where: str) -> Iterator[_Row]:
         key = next((lowered.index(name) for name in _MODEL if name in lowered), 0)
         if unnamed := [n for n, name in enumerate(header, start=1) if not name and n != key + 1]:
             raise ProbexError(f"{where}: column {unnamed[0]} has no name")
-        if twice := [name for name in header if header.count(name) > 1]:
-            raise ProbexError(f"{where}: two columns are called {quoted(twice[0])}")
-        values = 0
+        name, count = Counter(header).most_common(1)[0]
+        if count > 1:
+            raise ProbexError(f"{where}: two columns are called {quoted(name)}")
         for cells in table:
             here = f"{where}: line {table.line_num}"
             if not any(map(str.strip, cells)):
                 continue
             if len(cells) != len(header):
                 raise ProbexError(f"{here}: {len(cells)} cells, expected {len(header)}")
-            values += len(cells)
-            if values > MAX_VALUES:
-                raise ProbexError(f"{where} holds more than {MAX_VALUES} values")
             row = dict(zip(header, map(str.strip, cells), strict=True))
             model = row.pop(header[key])
             yield here, model, {name: _cell(cell) for name, cell in row.items()}
@@ -160,6 +161,7 @@ def _row(row: Any, where: str) -> _Row:
 def _columns(rows: Iterable[_Row], where: str) -> Labels:
     columns: dict[str, dict[str, tuple[str, Any]]] = {}
     seen: dict[str, str] = {}
+    values = 0
     for here, model, row in rows:
         if not is_text(model) or not model.strip():
             raise ProbexError(f"{here}: {quoted(model)} is no name of a model")
@@ -168,6 +170,9 @@ def _columns(rows: Iterable[_Row], where: str) -> Labels:
         seen[model] = here.removeprefix(f"{where}: ")
         if not isinstance(row, dict):
             raise ProbexError(f"{here}: expected column to class, as other models have it")
+        values += 1 + len(row)
+        if values > MAX_VALUES:
+            raise ProbexError(f"{where} holds more than {MAX_VALUES} values")
         for name, value in row.items():
             if not is_text(name) or not name.strip():
                 raise ProbexError(f"{here}: {quoted(name)} is no name of a column")

@@ -214,8 +214,10 @@ def read_splits(path: Path, names: Names | None = None) -> Splits:
 
     Args:
       path: the file.
-      names: of the models that there are, by whose ids the splits are returned; None to return
-        what the file says.
+      names: of the models that there are; None not to look them up.
+
+    Returns:
+      Split to part to the ids of models; to their names in the file without `names`.
 
     Raises:
       ProbexError: if the file cannot be read; if a split or part has another name than it may have,

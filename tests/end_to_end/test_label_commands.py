@@ -227,7 +227,7 @@ def test_what_is_discovered_can_be_split_and_packed_where_it_lies(tmp_path):
     # The forest takes the labels and the split that the expert was trained on.
     stores, experts = f"--stores={tmp_path}/store", f"--experts={tmp_path}/out"
     grown = ok("grow_forest", stores, experts, f"--forest={tmp_path}/forest")
-    assert "| tree-2 | not known | 8 " in grown.stdout
+    assert "| not known | 8 " in grown.stdout
     refused = warm.run("discover", f"--models={tmp_path}/downloads/of-0", arguments[1])
     assert refused.returncode == 2
     assert "tree-1: a zoo of other models" in refused.stderr

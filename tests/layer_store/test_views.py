@@ -177,6 +177,7 @@ def test_a_zoo_of_folders_has_views_too(made, tmp_path):
         for number in numbers:
             names.append(f"m{number:02d}")
             write_toy_model(zoo / part / names[-1], [CLASSES[number % 3]], rng)
+    (zoo / "zoo.json").write_text(json.dumps({"classes": CLASSES[::-1]}))
     old = px.pack(px.scan(zoo), tmp_path / "store").store
     assert not (tmp_path / "store" / "tables.json").exists()
     assert old.view().hash == old.hash
@@ -186,7 +187,7 @@ def test_a_zoo_of_folders_has_views_too(made, tmp_path):
     assert (store.hash, store.columns) == (old.hash, ("gain", "kind", "style"))
     assert [m.id for m in store.view("gain").split("test")] == ["m10"]
     assert [m.id for m in store.view("kind", "other").split("test")] == ["m00", "m01"]
-    assert store.view(split="other").classes == old.classes
+    assert store.view(split="other").classes == old.classes == CLASSES[::-1]
 
 
 def test_models_in_folders_whose_labels_only_a_column_knows_are_in_no_split_but_its_own(tmp_path):

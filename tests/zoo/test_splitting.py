@@ -99,3 +99,17 @@ def test_a_model_in_two_groups_is_refused():
     assert check_groups({"a": ("g",), "b": ()}, "device") == {"a": "g"}
     with pytest.raises(ProbexError, match="'device': 'b' is in 2"):
         check_groups({"a": ("g",), "b": ("g", "h")}, "device")
+
+
+def test_of_groups_the_evenest_of_several_draws_is_taken():
+    """A single draw is off by a fifth of a class's share, on average."""
+    off = []
+    for seed in range(8):
+        rng, labels = np.random.default_rng(seed), uneven(seed=seed)
+        groups = {model: f"g{rng.integers(12)}" for model in labels}
+        split = make_split(labels, groups=groups, seed=seed)
+        for name, count in Counter(label for (label,) in labels.values()).items():
+            for part, share in zip(PARTS, FRACTIONS, strict=True):
+                found = sum(labels[model] == (name,) for model in split[part])
+                off.append(abs(found / count / share - 1))
+    assert np.mean(off) < 0.15

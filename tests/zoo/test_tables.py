@@ -1,8 +1,11 @@
 """Labels and splits as files have them: CSV, JSON, JSON lines; what is refused, by row."""
 
 import json
+import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from probex_jax.errors import ProbexError
 from probex_jax.zoo.label_files import read_labels
@@ -22,6 +25,7 @@ FORMS = {
     "first.csv": CSV.replace("model", "net"),
     "behind.csv": "kind,style,Model\namp,rock; blues, a\npedal,,b\n,[],c\n",
     "labels.json": json.dumps(ROWS),
+    "marked.json": "\ufeff" + json.dumps(ROWS),
     "columns.json": json.dumps({row["model"]: {**row, "model": None} for row in ROWS}),
     "labels.jsonl": "\n\n".join(map(json.dumps, ROWS)),
 }
@@ -99,6 +103,73 @@ def test_a_mistake_is_named_with_its_row_in_one_line(tmp_path, name, content, sa
         read_labels(tmp_path / name)
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 400
+
+
+NASTY = [
+    '"',
+    ",",
+    "\n",
+    "\r",
+    ";",
+    "[]",
+    "{",
+    "}",
+    "null",
+    "1.5",
+    "\0",
+    "\x1b",
+    "\ud800",
+    "\\ud800",
+]
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    form=st.sampled_from(sorted(FORMS)),
+    cuts=st.lists(
+        st.tuples(st.floats(0, 1), st.integers(0, 9), st.sampled_from(NASTY)), max_size=4
+    ),
+    tail=st.binary(max_size=4),
+)
+def test_whatever_a_table_holds_is_read_or_refused_in_one_line(tmp_path_factory, form, cuts, tail):
+    text = FORMS[form]
+    for where, length, piece in cuts:
+        at = int(where * len(text))
+        text = text[:at] + piece + text[at + length :]
+    path = tmp_path_factory.getbasetemp() / form
+    path.write_bytes(text.encode(errors="surrogatepass") + tail)
+    error = refusal(path)
+    assert error.isprintable()
+    assert error == "" or error.startswith(str(path))
+    assert len(error) < 600
+
+
+def refusal(path):
+    """Why a table is refused; "" if it is read."""
+    try:
+        labels, _ = matched(read_labels(path), Names(["a", "b"]), path)
+    except ProbexError as error:
+        return str(error)
+    checked = {name: column for name, column in labels.columns.items() if name}
+    json.dumps(checked, ensure_ascii=False).encode()
+    return ""
+
+
+def test_large_tables_are_read_quickly_or_refused(tmp_path):
+    path, began = tmp_path / "l.csv", time.process_time()
+    path.write_text("model,x\n" + "".join(f"m{n},{'1' * 10_000}x\n" for n in range(100)))
+    assert len(read_labels(path).columns["x"]) == 100
+    path.write_text(",".join(map(str, range(200_000))) + "\n")
+    assert read_labels(path).columns == {}
+    path.write_text(
+        "model,"
+        + ",".join(f"c{n}" for n in range(50_000))
+        + "\n"
+        + ("a" + ",1" * 50_000 + "\n") * 50
+    )
+    with pytest.raises(ProbexError, match="stands in line 2"):
+        read_labels(path)
+    assert time.process_time() - began < 5
 
 
 def test_models_are_found_by_file_name_and_two_names_of_one_are_refused(tmp_path):
