@@ -5,7 +5,7 @@ import os
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,35 +43,72 @@ def grow_forest(
     stores: Sequence[px.LayerStore],
     experts: Sequence[px.Expert],
     roots: Mapping[str, str],
+    label_sets: Sequence[str] = (),
+    view: Callable[[px.LayerStore, int], px.LayerStore] = lambda store, number: store,
 ) -> list[Row]:
-    """Grows a forest by the trees of some stores; a row of each."""
-    by_tree = {expert.card.tree: expert for expert in experts}
+    """Grows a forest by the trees of some stores; a row of each expert.
+
+    Args:
+      forest: its folder.
+      stores: of the trees; of one with several experts one store, or one for each expert in order.
+      experts: of the trees.
+      roots: of some of the trees.
+      label_sets: what the classes of each expert are about; none for what cards and stores say.
+      view: a store with the labels and split that the expert of a number was trained on.
+    """
+    if label_sets and len(label_sets) != len(experts):
+        raise ProbexError(f"--label_sets: {len(label_sets)} for {len(experts)} experts")
+    said: Sequence[str | None] = label_sets or [None] * len(experts)
+    grown: list[tuple[px.LayerStore, px.Expert | None, str | None]] = []
+    for name in dict.fromkeys(store.tree for store in stores):
+        of_tree = [store for store in stores if store.tree == name]
+        numbers = [n for n, expert in enumerate(experts) if expert.card.tree == name]
+        if len(of_tree) not in (1, len(numbers)):
+            raise ProbexError(
+                f"tree {name}: {len(of_tree)} stores and {len(numbers)} experts; give one store, "
+                "or one for each expert"
+            )
+        if not numbers:
+            grown.append((of_tree[0], None, None))
+        for place, number in enumerate(numbers):
+            store = view(of_tree[place % len(of_tree)], number)
+            grown.append((store, experts[number], said[number]))
+        cards = [experts[number].card for number in numbers]
+        told = {
+            said[n] or c.more.get("label_set") or c.classes
+            for n, c in zip(numbers, cards, strict=True)
+        }
+        if len(told) < len(numbers):
+            raise ProbexError(
+                f"tree {name}: two experts are of one label set; give one, or --label_sets"
+            )
     trees = {store.tree for store in stores}
-    if len(trees) < len(stores) or len(by_tree) < len(experts):
-        raise ProbexError("two stores or two experts are of the same tree; give one of each")
-    for name in sorted((set(by_tree) | set(roots)) - trees):
+    for name in sorted(({expert.card.tree for expert in experts} | set(roots)) - trees):
         raise ProbexError(f"tree {name}: no store of it is given; a tree needs its store")
     rows = []
-    with cli.progress(len(stores), "growing", "tree") as bar:
-        for store in stores:
-            root = roots.get(store.tree, "")
-            tree, done = grow(forest, store, by_tree.get(store.tree), root)
+    with cli.progress(len(grown), "growing", "expert") as bar:
+        for store, one, label_set in grown:
+            tree, done = grow(forest, store, one, roots.get(store.tree, ""), label_set)
             if len(tree.router.radii) > 1:
                 bar.write(
                     f"{store.path}: its models are of {len(tree.router.radii)} trees by their "
                     "weights; an expert is best on one",
                     file=sys.stderr,
                 )
-            rows.append(_tree_row(tree, done))
+            rows.append(_tree_row(tree, one, done))
             bar.update()
     return rows
 
 
-def _tree_row(tree: Tree, done: str) -> Row:
-    router, expert = tree.router, tree.expert
-    stated = router.stated_root
+def _tree_row(tree: Tree, given: px.Expert | None, done: str) -> Row:
+    router, stated = tree.router, tree.router.stated_root
+    classes = () if given is None else given.card.classes
+    # The label set that it has there; growing may have calibrated the expert itself.
+    label_set = next((n for n, e in tree.entries.items() if e.classes == classes), "")
+    expert = None if given is None else tree.experts[label_set]
     row: Row = {
         "tree": router.tree,
+        "label set": label_set,
         "root": router.root or (f"{stated} (stated)" if stated else "not known"),
         "models": router.n_models,
         "radius": f"{max(router.radii):.3g}",
@@ -214,10 +251,11 @@ def described_row(model: FoundModel, description: Description | ProbexError) -> 
         return {"model": model.id, "tree": "failed", "trained on (probability)": str(description)}
     if not description.tree:
         said = description.route.reason
-    elif description.expert is None:
+    elif not description.answers:
         said = "no expert of this tree"
     else:
-        said = _listed(description.predicted, _SHOWN_CLASSES) or "no class likelier than not"
+        each = [_listed(answer.predicted, _SHOWN_CLASSES) for answer in description.answers]
+        said = "; ".join(one or "no class likelier than not" for one in each)
     tree = description.tree or "unknown"
     return {"model": model.id, "tree": tree, "trained on (probability)": said}
 
@@ -235,7 +273,7 @@ def compared_rows(described: Sequence[Described]) -> list[Row]:
         {
             "model": description.id,
             "tree": description.tree,
-            "agree": _agreement(comparison, description),
+            "agree": _agreement(comparison),
             "surprise": f"{comparison.surprise:.2f}",
             "stated, not predicted": _listed(comparison.missed, _SHOWN_CLASSES),
             "predicted, not stated": _listed(comparison.extra, _SHOWN_CLASSES),
@@ -244,8 +282,8 @@ def compared_rows(described: Sequence[Described]) -> list[Row]:
     ]
 
 
-def _agreement(comparison: Comparison, description: Description) -> str:
-    if description.expert is not None and description.expert.chosen == "one":
+def _agreement(comparison: Comparison) -> str:
+    if comparison.chosen == "one":
         return "no" if comparison.missed else "yes"
     return f"{comparison.n_right} of {comparison.n_classes}"
 

@@ -9,7 +9,6 @@ Example:
     --experts=out/trained,out/align --roots=MiniLoRA=me/denoiser
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from absl import flags
@@ -23,8 +22,14 @@ _STORES = flags.DEFINE_list(
 _EXPERTS = flags.DEFINE_list(
     "experts",
     [],
-    "A --workdir of train for each tree. Models of a tree without one are recognised, but not "
-    "described.",
+    "A --workdir of train for each tree, or several, one for each label set. Models of a tree "
+    "without one are recognised, but not described.",
+)
+_LABEL_SETS = flags.DEFINE_list(
+    "label_sets",
+    [],
+    "What the classes of each of --experts are about, such as gain: the titles of their tables. By "
+    "default what their cards or stores say.",
 )
 _FOREST = flags.DEFINE_string(
     "forest", None, "Folder of the forest, made if absent.", required=True
@@ -36,16 +41,17 @@ _ROOTS = flags.DEFINE_list(
 
 def main() -> None:
     roots = dict(_named(item) for item in _ROOTS.value)
+    stores = [px.LayerStore.open(path) for path in _STORES.value]
     experts = [px.Expert.load(path) for path in _EXPERTS.value]
-    trained = {expert.card.tree: path for path, expert in zip(_EXPERTS.value, experts, strict=True)}
-    stores = [_store(path, trained) for path in _STORES.value]
-    print(cli.table(forest_steps.grow_forest(Path(_FOREST.value), stores, experts, roots)))
+    grown = forest_steps.grow_forest(
+        Path(_FOREST.value), stores, experts, roots, _LABEL_SETS.value, _as_trained
+    )
+    print(cli.table(grown))
 
 
-def _store(path: str, trained: Mapping[str, str]) -> px.LayerStore:
-    """A store, with the labels and split that the expert of its tree was trained on."""
-    store = px.LayerStore.open(path)
-    return label_steps.store_of(trained[store.tree], path) if store.tree in trained else store
+def _as_trained(store: px.LayerStore, number: int) -> px.LayerStore:
+    """The store with the labels and the split that one of --experts was trained on."""
+    return label_steps.store_of(_EXPERTS.value[number], str(store.path))
 
 
 def _named(item: str) -> tuple[str, str]:

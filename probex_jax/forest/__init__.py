@@ -5,13 +5,15 @@ their experts; `Forest.describe` finds the tree of a model (`router`) and predic
 trained on.
 """
 
-from probex_jax.forest.description import Comparison, Description, Neighbour, Prediction
+from probex_jax.forest.description import Answer, Comparison, Description, Neighbour, Prediction
 from probex_jax.forest.discovery import Discovery, FoundTree, discover
-from probex_jax.forest.forest import Forest, Nearest, Tree
+from probex_jax.forest.forest import Forest, Nearest
 from probex_jax.forest.growing import grow
 from probex_jax.forest.router import Route, TreeRouter, route
+from probex_jax.forest.tree import Tree
 
 __all__ = [
+    "Answer",
     "Comparison",
     "Description",
     "Discovery",

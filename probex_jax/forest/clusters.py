@@ -1,22 +1,24 @@
-"""Finding models with a common ancestor: Ward clustering of their sketches, with a cut.
+"""Finding models with a common ancestor: clusters of sketches, cut where chance ends.
 
-Fine-tuning changes weights little: two models of one tree share most of their weights, while models
-trained from scratch share nothing. So for the means c and c' of two clusters
-
-    |c - c'|^2 / (|c|^2 + |c'|^2)
-
-is near 0 within a tree and near 1 between trees, whatever their sizes. Clusters that Ward's method
-joins form one tree while this is below one half, so the number of trees need not be known.
+Fine-tuning keeps a part of the root's weights, so the sketches of two models of one tree have a
+cosine above zero, however far both were trained. Those of unrelated models do not, but for what all
+models of an architecture share: `unrelated_cosine` measures on permuted models what such pairs
+reach by chance. The two clusters with the greatest cosine of their means are joined, then the next
+two, until no pair exceeds that. So the number of trees need not be known, and no pair is left
+untested. The layer in which two clusters are most alike does not count: models of different trees
+may share one, such as frozen embeddings.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-# Two models at half the squared distance of unrelated ones have a cosine of one half.
-_RELATED = 0.5
+from probex_jax.forest.sketch import Sketch
+from probex_jax.forest.unrelated import unrelated_cosine
+
 # Models clustered at once; memory is quadratic in their number.
-WARD_MODELS = 2048
+MODELS_AT_ONCE = 1024
+_MEASURED = 64  # models on which the cosine of unrelated ones is measured
 
 
 @dataclass
@@ -41,28 +43,32 @@ class Cluster:
 class Clusters:
     """Finds trees in a stream of sketches of one architecture, in bounded memory.
 
-    The first models are clustered by Ward's method. Every later model joins the nearest centre if
-    it is related; the others wait until there are enough of them to cluster again.
+    The first models are clustered together. Every later model joins the nearest centre if it is
+    related; the others wait until there are enough of them to cluster again.
 
     Args:
+      sketch: what the models' sketches consist of.
       one_tree: whether all models form one tree, as LoRAs do, whose weights share no ancestor.
-      ward_models: number of models that are clustered at once.
+      models_at_once: number of models that are clustered at once.
 
     Example:
       >>> rng = np.random.default_rng(0)
-      >>> roots = rng.normal(size=(2, 64))
-      >>> found = Clusters()
+      >>> roots = rng.normal(size=(2, 512))
+      >>> found = Clusters(Sketch.of_layers({"a.weight": (8, 64)}))
       >>> for number in range(20):
-      ...     found.add(number, roots[number % 2] + 0.1 * rng.normal(size=64))
+      ...     found.add(number, roots[number % 2] + rng.normal(size=512))
       >>> [cluster.members[:3] for cluster in found.finish()]
       [[0, 2, 4], [1, 3, 5]]
     """
 
-    def __init__(self, *, one_tree: bool = False, ward_models: int = WARD_MODELS):
-        self._one_tree, self._ward_models = one_tree, ward_models
+    def __init__(
+        self, sketch: Sketch, *, one_tree: bool = False, models_at_once: int = MODELS_AT_ONCE
+    ):
+        self._sketch, self._one_tree, self._at_once = sketch, one_tree, models_at_once
         self._clusters: list[Cluster] = []
-        self._centres_CD = np.empty([0, 0])
+        self._centres_CD = np.empty([0, sketch.size], np.float32)
         self._waiting: list[Cluster] = []
+        self._limit = np.inf
 
     def add(self, number: int, sketch: np.ndarray) -> None:
         """Adds a model by its number and sketch [D]."""
@@ -72,10 +78,11 @@ class Clusters:
         elif self._one_tree:
             self._clusters = [model]
         elif (home := self._home(model)) is not None:
-            home.members.append(number)  # the centre is already a mean of many models
+            self._clusters[home].join(model)
+            self._centres_CD[home] = self._clusters[home].centre
         else:
             self._waiting.append(model)
-            if len(self._waiting) == self._ward_models:
+            if len(self._waiting) == self._at_once:
                 self._settle()
 
     def take_in(self, other: "Clusters") -> None:
@@ -90,77 +97,97 @@ class Clusters:
             cluster.members.sort()
         return sorted(self._clusters, key=lambda cluster: cluster.members[0])
 
-    def _home(self, model: Cluster) -> Cluster | None:
-        """The settled cluster that a model belongs to, if any."""
-        if not len(self._centres_CD):
+    def _home(self, model: Cluster) -> int | None:
+        """The number of the settled cluster that a model is related to, if any."""
+        if not self._clusters:
             return None
-        inner_C = self._centres_CD @ model.centre
-        squares_C = np.sum(self._centres_CD**2, axis=1)
-        home = _related(inner_C, squares_C, float(np.sum(model.centre**2)))
-        return None if home is None else self._clusters[home]
+        alike_C = _cosines(self._sketch, model.centre[None], self._centres_CD)[0]
+        home = int(np.argmax(alike_C))
+        return home if alike_C[home] > self._limit else None
 
     def _settle(self) -> None:
-        """Clusters the waiting models."""
-        for tree in _trees(self._waiting):
-            home = self._home(tree)
-            if home is None:
-                self._clusters.append(tree)
-            else:
-                home.join(tree)
+        """Clusters the waiting models, and joins settled clusters that they connect."""
+        if self._limit == np.inf and len(self._waiting) > 1:
+            some_MD = np.stack([model.centre for model in self._waiting[:_MEASURED]])
+            self._limit = unrelated_cosine(self._sketch, some_MD, _cosines)
+        trees, homes = self._joined(self._waiting), list(self._clusters)
+        if trees and homes:
+            centres_ND = np.stack([tree.centre for tree in trees])
+            related_NC = _cosines(self._sketch, centres_ND, self._centres_CD) > self._limit
+        else:
+            related_NC = np.zeros([len(trees), 0], bool)
+        for tree, related_C in zip(trees, related_NC, strict=True):
+            connected = [tree, *(homes[number] for number in np.flatnonzero(related_C))]
+            first, *others = {id(cluster): cluster for cluster in connected[::-1]}.values()
+            for other in others:
+                first.join(other)
+                homes = [first if home is other else home for home in homes]
+            if first is tree:
+                homes.append(tree)
+        self._clusters = list({id(home): home for home in homes}.values())
+        if len(self._clusters) <= self._at_once:  # their centres have moved
+            self._clusters = self._joined(self._clusters)
+        self._centres_CD = np.array([cluster.centre for cluster in self._clusters], np.float32)
         self._waiting = []
-        if self._clusters:
-            self._centres_CD = np.stack([cluster.centre for cluster in self._clusters])
+
+    def _joined(self, clusters: list[Cluster]) -> list[Cluster]:
+        """Joins the two nearest clusters as long as they are related."""
+        if len(clusters) < 2:
+            return clusters
+        centres_ND = np.stack([cluster.centre for cluster in clusters]).astype(np.float32)
+        # Inner products of the centres by layer, updated as clusters are joined.
+        inner_KNN = _inner(self._sketch, centres_ND, centres_ND)
+        squares_N = np.einsum("knn->n", inner_KNN)
+        alike_NN = _without_the_most(inner_KNN, squares_N[:, None], squares_N)
+        np.fill_diagonal(alike_NN, -np.inf)
+        every, nearest_N = np.arange(len(clusters)), np.argmax(alike_NN, axis=1)
+        left_N = np.ones(len(clusters), bool)
+        while True:
+            one = int(np.argmax(alike_NN[every, nearest_N]))
+            other = int(nearest_N[one])
+            if not alike_NN[one, other] > self._limit:
+                return [cluster for cluster, left in zip(clusters, left_N, strict=True) if left]
+            ours, theirs = (len(clusters[number].members) for number in (one, other))
+            clusters[one].join(clusters[other])
+            for view_KNN in (inner_KNN, inner_KNN.mT):
+                both_KN = ours * view_KNN[:, one] + theirs * view_KNN[:, other]
+                view_KNN[:, one] = both_KN / (ours + theirs)
+            squares_N[one] = np.sum(inner_KNN[:, one, one])
+            left_N[other] = False
+            alike_N = _without_the_most(inner_KNN[:, one], squares_N[one], squares_N)
+            alike_N[one] = alike_N[~left_N] = -np.inf
+            alike_NN[other] = alike_NN[:, other] = -np.inf
+            alike_NN[one] = alike_NN[:, one] = alike_N
+            stale_N = np.isin(nearest_N, (one, other)) | (every == one)
+            nearest_N[stale_N] = np.argmax(alike_NN[stale_N], axis=1)
+            nearest_N[alike_N > alike_NN[every, nearest_N]] = one
 
 
-def _trees(models: list[Cluster]) -> list[Cluster]:
-    """Clusters models by Ward's joins, skipping those of unrelated clusters."""
-    from scipy.cluster.hierarchy import linkage  # half a second
-
-    if len(models) < 2:
-        return models
-    centres_ND = np.stack([model.centre for model in models])
-    # Inner products of the centres, updated as clusters are joined.
-    inner_NN = centres_ND @ centres_ND.T
-    found = {number: [number] for number in range(len(models))}
-    for step, pair in enumerate(linkage(_distances(centres_ND), "ward")[:, :2].astype(int)):
-        trees, others = sorted((found.pop(number) for number in pair), key=len, reverse=True)
-        for other in others:
-            home = _related(
-                inner_NN[other, trees], np.diag(inner_NN)[trees], inner_NN[other, other]
-            )
-            if home is None:
-                trees.append(other)
-                continue
-            ours, theirs = (len(models[number].members) for number in (trees[home], other))
-            models[trees[home]].join(models[other])
-            for view_NN in (inner_NN, inner_NN.T):
-                both_N = ours * view_NN[trees[home]] + theirs * view_NN[other]
-                view_NN[trees[home]] = both_N / (ours + theirs)
-        found[len(models) + step] = trees
-    [trees] = found.values()
-    return [models[number] for number in trees]
+def _cosines(sketch: Sketch, ones_ND: np.ndarray, others_MD: np.ndarray) -> np.ndarray:
+    """Cosines [N, M] without the layer that adds most."""
+    squares_N, squares_M = (np.sum(x**2, axis=1) for x in (ones_ND, others_MD))
+    inner_KNM = _inner(sketch, ones_ND, others_MD)
+    return _without_the_most(inner_KNM, squares_N[:, None], squares_M)
 
 
-def _related(inner_C: np.ndarray, squares_C: np.ndarray, square: float) -> int | None:
-    """The nearest centre, if it shares more than half of the weights.
+def _inner(sketch: Sketch, ones_ND: np.ndarray, others_MD: np.ndarray) -> np.ndarray:
+    """Inner products [K, N, M] of the K layers."""
+    parts = [(ones_ND[:, c], others_MD[:, c]) for c in map(sketch.columns, sketch.layers)]
+    return np.stack([np.float32(one_ND @ other_MD.T) for one_ND, other_MD in parts])
+
+
+def _without_the_most(
+    inner_KM: np.ndarray, square: np.ndarray, squares_M: np.ndarray
+) -> np.ndarray:
+    """Cosines without the layer that adds most, from inner products; 0 for zeros.
 
     Args:
-      inner_C: inner products with the centres.
-      squares_C: squared lengths of the centres.
-      square: squared length of the model.
+      inner_KM: by layer, [K, ..., M].
+      square: squared lengths of the ones.
+      squares_M: of the others.
     """
-    if not len(inner_C):
-        return None
-    apart_C = squares_C + square - 2 * inner_C
-    nearest = int(np.argmin(apart_C))
-    return nearest if apart_C[nearest] < _RELATED * (squares_C[nearest] + square) else None
-
-
-def _distances(sketches_ND: np.ndarray) -> np.ndarray:
-    """Distances [N (N - 1) / 2] of all pairs, in SciPy's order."""
-    # Centred, so that differences of squares lose no digits.
-    centred_ND = sketches_ND - sketches_ND.mean(axis=0)
-    squares_N = np.sum(centred_ND**2, axis=1)
-    squared_NN = squares_N[:, None] + squares_N - 2 * (centred_ND @ centred_ND.T)
-    pairs = np.triu_indices(len(sketches_ND), 1)
-    return np.sqrt(np.maximum(squared_NN[pairs], 0.0))
+    total_M = np.sum(inner_KM, axis=0)
+    if len(inner_KM) > 1:
+        total_M -= np.max(inner_KM, axis=0)
+    lengths_M = np.sqrt(square * squares_M)
+    return np.where(lengths_M > 0, total_M / np.maximum(lengths_M, 1e-30), 0.0)

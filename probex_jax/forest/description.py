@@ -13,6 +13,7 @@ from probex_jax.forest.router import Route
 from probex_jax.forest.stated_facts import StatedFacts
 
 _LEAST_PROBABILITY = 1e-9
+_SHOWN_NAMES = 3
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Comparison:
       unknown: stated, but unknown to the expert.
       surprise: -log of the probability of all stated classes together, or of the one stated class
         if the expert chooses among them.
+      chosen: as of the expert.
     """
 
     n_right: int
@@ -93,6 +95,45 @@ class Comparison:
     extra: tuple[Prediction, ...]
     unknown: tuple[str, ...]
     surprise: float
+    chosen: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one expert of the tree predicts of a model.
+
+    Args:
+      predictions: all classes that the expert knows, most probable first.
+      expert: made the predictions.
+      label_set: what the classes are about, such as "gain"; "" if that has no name.
+    """
+
+    predictions: tuple[Prediction, ...]
+    expert: ExpertFacts
+    label_set: str = ""
+
+    @property
+    def title(self) -> str:
+        """The label set, or its first classes."""
+        return self.label_set or abbreviated(sorted(p.text for p in self.predictions))
+
+    @property
+    def chooses_one(self) -> bool:
+        """Whether the classes exclude each other."""
+        return self.expert.chosen == "one"
+
+    @property
+    def predicted(self) -> tuple[Prediction, ...]:
+        """The most probable class, or those with probability >= 0.5 if there may be several."""
+        return predicted(self.predictions, self.expert.chosen)
+
+    def compared_with(self, labels: Sequence[str]) -> Comparison | None:
+        """Predicted against given classes; None if there is nothing to compare.
+
+        Args:
+          labels: classes of the model, by name or text.
+        """
+        return compared(self.predictions, labels, self.expert.chosen)
 
 
 @dataclass(frozen=True)
@@ -105,9 +146,8 @@ class Description:
       stated: what its own files state.
       route: its tree, or why it is unknown.
       root: the root of the tree, as given when the forest was grown; "" if unknown.
-      predictions: all classes that the expert of the tree knows, most probable first; empty if the
-        tree is unknown or has no expert.
-      expert: made the predictions.
+      answers: of the experts of the tree, one for each label set; empty if the tree is unknown or
+        has no expert.
       neighbours: the nearest documented models; None without an index.
       stated_root: the ancestor that all training models of the tree state, or "".
 
@@ -116,7 +156,8 @@ class Description:
       >>> from probex_jax.forest.stated_facts import StatedFacts
       >>> said = StatedFacts((), "", "", "", "", "", False, parameters=9, dtype="F32", layers=1)
       >>> likely = (Prediction("cat", "cat", 0.9), Prediction("dog", "dog", 0.2))
-      >>> found = Description("mine", "mine.safetensors", said, Route("cats"), "", likely)
+      >>> answer = Answer(likely, ExpertFacts("", (), "", 9, None, {}, "several"), "animals")
+      >>> found = Description("mine", "mine.safetensors", said, Route("cats"), "", (answer,))
       >>> found.tree, [prediction.text for prediction in found.predicted]
       ('cats', ['cat'])
     """
@@ -126,8 +167,7 @@ class Description:
     stated: StatedFacts
     route: Route
     root: str = ""
-    predictions: tuple[Prediction, ...] = ()
-    expert: ExpertFacts | None = None
+    answers: tuple[Answer, ...] = ()
     neighbours: tuple[Neighbour, ...] | None = None
     stated_root: str = ""
 
@@ -137,33 +177,62 @@ class Description:
         return self.route.tree
 
     @property
+    def predictions(self) -> tuple[Prediction, ...]:
+        """Of the first answer; empty if there is none."""
+        return self.answers[0].predictions if self.answers else ()
+
+    @property
+    def expert(self) -> ExpertFacts | None:
+        """Of the first answer."""
+        return self.answers[0].expert if self.answers else None
+
+    @property
     def predicted(self) -> tuple[Prediction, ...]:
-        """The predicted classes: those with probability >= 0.5, or the most probable one."""
-        return predicted(self.predictions, "several" if self.expert is None else self.expert.chosen)
+        """The predicted classes of all answers."""
+        return tuple(p for answer in self.answers for p in answer.predicted)
 
     @cached_property
     def comparison(self) -> Comparison | None:
-        """Predicted against stated classes; None if either is missing."""
+        """Predicted against stated classes, as `compared_with`."""
         return self.compared_with(self.stated.labels)
 
     def compared_with(self, labels: Sequence[str]) -> Comparison | None:
-        """Predicted against given classes; None if there is nothing to compare.
+        """Predicted against given classes, by the answer that knows most of them.
 
         Args:
           labels: classes of the model, by name or text.
+
+        Returns:
+          The comparison; None if there is nothing to compare.
         """
-        if self.expert is None:
-            return None
-        return compared(self.predictions, labels, self.expert.chosen)
+        found = [c for c in (answer.compared_with(labels) for answer in self.answers) if c]
+        return max(found, key=lambda comparison: comparison.n_known, default=None)
 
     def as_json(self) -> dict[str, Any]:
-        """The description as JSON values."""
+        """The description as JSON; `predictions` and `expert` are of the first answer."""
         value = dataclasses.asdict(self)
         value["tree"] = self.tree
+        for answer, shown in zip(self.answers, value["answers"], strict=True):
+            shown["title"] = answer.title
+            shown["predicted"] = [p.label for p in answer.predicted]
+        first = value["answers"][0] if self.answers else {"predictions": [], "expert": None}
+        value |= {name: first[name] for name in ("predictions", "expert")}
         value["predicted"] = [p.label for p in self.predicted]
         found = self.comparison
         value["comparison"] = None if found is None else dataclasses.asdict(found)
         return value
+
+
+def abbreviated(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are.
+
+    Example:
+      >>> abbreviated(["amp", "pedal"]), abbreviated("abcdefg")
+      ('amp, pedal', 'a, b, c and 4 more')
+    """
+    shown = names if len(names) <= _SHOWN_NAMES + 1 else names[:_SHOWN_NAMES]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def predicted(predictions: Sequence[Prediction], chosen: str) -> tuple[Prediction, ...]:
@@ -203,6 +272,7 @@ def compared(
         extra=tuple(p for p in predictions if p.label in extra),
         unknown=tuple(label for plain, label in said.items() if plain not in known),
         surprise=_surprise(predictions, stated, chosen),
+        chosen=chosen,
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.forest.clusters import WARD_MODELS, Clusters
+from probex_jax.forest.clusters import MODELS_AT_ONCE, Clusters
 from probex_jax.forest.sketch import Sketch
 from probex_jax.model_files import fingerprint, open_model, stated_base
 from probex_jax.model_files.architecture import base_key
@@ -54,24 +54,26 @@ class _Seen:
     fingerprint: str
     base: str
     is_lora: bool
+    sketch: Sketch
     sketch_D: np.ndarray
 
 
 def discover(
     paths: Iterable[str | Path],
     *,
-    ward_models: int = WARD_MODELS,
+    models_at_once: int = MODELS_AT_ONCE,
     on_model: Callable[[str], None] = lambda reason: None,
 ) -> Discovery:
     """Finds groups of models with a common ancestor.
 
-    Models of one architecture (`model_files.fingerprint`) are clustered by the L2 distance of a
-    few rows of their weights (`sketch`, `clusters`). LoRAs form a tree if they change the same
-    layers of the same base model; those without a base model join the only one that others name.
+    Models of one architecture (`model_files.fingerprint`) are clustered by the cosines of a few
+    rows of their weights, down to what unrelated models reach (`sketch`, `clusters`). LoRAs form a
+    tree if they change the same layers of the same base model; those without a base model join the
+    only one that others name.
 
     Args:
       paths: of the models, as for `open_model`.
-      ward_models: models of an architecture that are clustered at once, which bounds the memory.
+      models_at_once: models of an architecture that are clustered together; bounds the memory.
       on_model: called after each model with the reason why it could not be read, or "".
 
     Returns:
@@ -81,9 +83,9 @@ def discover(
       >>> import pathlib, tempfile
       >>> from safetensors.numpy import save_file
       >>> folder, rng = pathlib.Path(tempfile.mkdtemp()), np.random.default_rng(0)
-      >>> roots, paths = rng.normal(size=(2, 8, 8)), []
+      >>> roots, paths = rng.normal(size=(2, 16, 16)), []
       >>> for number in range(6):
-      ...     weights = {"fc1.weight": roots[number % 2] + 0.1 * rng.normal(size=(8, 8))}
+      ...     weights = {"fc1.weight": roots[number % 2] + 0.1 * rng.normal(size=(16, 16))}
       ...     paths.append(folder / f"{number}.safetensors")
       ...     save_file(weights, paths[-1])
       >>> [tree.members for tree in discover(paths).trees]
@@ -98,7 +100,9 @@ def discover(
         else:
             key = (seen.fingerprint, base_key(seen.base) if seen.is_lora else "", seen.is_lora)
             if key not in groups:
-                groups[key] = Clusters(one_tree=seen.is_lora, ward_models=ward_models)
+                groups[key] = Clusters(
+                    seen.sketch, one_tree=seen.is_lora, models_at_once=models_at_once
+                )
             groups[key].add(number, seen.sketch_D)
             if seen.base:
                 bases[number] = seen.base
@@ -139,7 +143,7 @@ def _see(path: Path, sketches: dict[str, Sketch]) -> _Seen | ProbexError:
             sketch = sketches.setdefault(architecture, Sketch.of_layers(layers))
             is_lora = any(layer.kind == "lora" for layer in model.layers.values())
             sketch_D, _ = sketch.of_model(model)
-            seen = _Seen(architecture, stated_base(model), is_lora, sketch_D)
+            seen = _Seen(architecture, stated_base(model), is_lora, sketch, sketch_D)
             model.check_unchanged()
             return seen
     except ProbexError as error:

@@ -1,9 +1,9 @@
 """A forest: known trees with their routers and experts.
 
     forest.json                        format and version
-    trees/<tree>/tree.json             state of the router without its centres; the expert's hash
-    trees/<tree>/arrays.safetensors    the centres; embedded texts of the expert's classes
-    trees/<tree>/expert/               the expert or committee
+    trees/<tree>/tree.json             state of the router without its centres; the experts' hashes
+    trees/<tree>/arrays.safetensors    the centres; embedded texts of the classes of experts
+    trees/<tree>/expert/               the expert or committee; expert-1/ of another label set
 
 Every tree has its own folder, which adding other trees does not touch.
 """
@@ -11,9 +11,7 @@ Every tree has its own folder, which adding other trees does not touch.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,19 +19,17 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from probex_jax.errors import ProbexError
-from probex_jax.experts import Expert, Read, batch_size, in_batches
+from probex_jax.experts import Read, batch_size
 from probex_jax.files import disk_errors, read_json
-from probex_jax.forest.description import Description, ExpertFacts, Neighbour, Prediction
-from probex_jax.forest.router import Route, TreeRouter, route
+from probex_jax.forest.description import Answer, Description, Neighbour
+from probex_jax.forest.router import Route, route
 from probex_jax.forest.stated_facts import StatedFacts, read_stated_facts
+from probex_jax.forest.tree import VERSION, Tree
 from probex_jax.model_files import ModelFile, open_model
 from probex_jax.model_files.hub import hub_address, remote_url, shown_path, shown_url
 
 FORMAT = "probex_jax forest"
-VERSION = 2
 
 _READERS = 4
 
@@ -47,83 +43,7 @@ class _Seen:
 
     stated: StatedFacts
     route: Route
-    matrices: Read | None
-
-
-class Tree:
-    """One tree of a forest.
-
-    Attributes:
-      path: its folder.
-      router: recognises its models.
-      about: the content of tree.json.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        try:
-            self.about = read_json(path / "tree.json")
-            if (version := self.about["version"]) != VERSION:
-                raise ProbexError(
-                    f"{path}: tree of version {version!r}, expected {VERSION}; grow it again"
-                )
-            self._arrays = _arrays(path / "arrays.safetensors", self.about["arrays_sha256"])
-            self.router = TreeRouter.from_json(self.about["router"], self._arrays["centres"])
-            shapes = self.about["expert"]["layers"] if self.about["expert"] else {}
-            self.layers = {name: (int(h), int(w)) for name, (h, w) in shapes.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
-            raise ProbexError(f"{path}: damaged tree ({error!r}); grow it again") from error
-        self._lock = threading.Lock()
-        self._expert: Expert | None = None
-
-    @property
-    def expert(self) -> Expert | None:
-        """The expert; None for a tree without one.
-
-        Raises:
-          ProbexError: if it is damaged, or not the one that the tree was grown with.
-        """
-        with self._lock:
-            if self._expert is None and self.about["expert"]:
-                self._expert = Expert.load(self.path / "expert")
-                if self._expert.hash != self.about["expert"]["hash"]:
-                    raise ProbexError(f"{self.path}: holds a different expert; grow the tree again")
-        return self._expert
-
-    def predict(
-        self, models: Sequence[Read], size: int
-    ) -> list[tuple[Prediction, ...] | ProbexError]:
-        """Predictions for models, in compiled calls of `size` models."""
-        expert = self.expert
-        assert expert is not None
-        classes, texts = expert.card.classes, expert.card.words
-        found: dict[int, tuple[Prediction, ...] | ProbexError] = {}
-        for places, batch in in_batches(expert, models, size):
-            p_NY = np.asarray(expert.probabilities(batch, self._arrays.get("texts")))
-            for place, p_Y in zip(places, p_NY, strict=False):
-                if not np.isfinite(p_Y).all():
-                    found[place] = ProbexError("its weights are too large for finite probabilities")
-                    continue
-                found[place] = tuple(
-                    Prediction(classes[y], texts.get(classes[y], classes[y]), float(p_Y[y]))
-                    for y in np.argsort(-p_Y, kind="stable")
-                )
-        return [found[place] for place in range(len(models))]
-
-    def facts(self) -> ExpertFacts:
-        """The facts about the expert for descriptions."""
-        expert = self.expert
-        assert expert is not None
-        card = expert.card
-        return ExpertFacts(
-            hash=expert.hash,
-            layers=tuple(expert.layers),
-            encoder=(card.common("encoder") or {"name": "committee"})["name"],
-            n_train=card.n_train,
-            accuracy=card.figures.get("test_accuracy"),
-            calibration_error=(card.calibration and card.calibration.after) or {},
-            chosen="one" if card.task.exclusive else "several",
-        )
+    matrices: Mapping[str, Read]  # by label set
 
 
 class Forest:
@@ -176,6 +96,7 @@ class Forest:
 
     def check_tree(self, model: ModelFile, tree: str) -> None:
         """Raises a ProbexError if an open model is not of a tree of the forest."""
+        tree = next((n for n, one in self.trees.items() if tree in one.names), tree)
         if tree not in self.trees:
             raise ProbexError(
                 f"{self.path}: no tree {tree}; the forest has {', '.join(self.trees)}"
@@ -242,8 +163,8 @@ class Forest:
             with open_model(path) as model:
                 said = read_stated_facts(model)
                 where = self.route(model, said.base)
-                expert = self.trees[where.tree].expert if where.tree else None
-                matrices = None if expert is None else expert.read(model)
+                experts = self.trees[where.tree].experts if where.tree else {}
+                matrices = {label_set: one.read(model) for label_set, one in experts.items()}
                 model.check_unchanged()
                 return _Seen(said, where, matrices)
         except ProbexError as error:
@@ -258,7 +179,7 @@ class Forest:
         size: int,
         nearest: Nearest | None,
     ) -> Iterator[Description | ProbexError]:
-        predictions: dict[int, tuple[Prediction, ...] | ProbexError] = {}
+        answers: dict[int, tuple[Answer, ...] | ProbexError] = {}
         neighbours: dict[int, Sequence[Neighbour] | ProbexError] = {}
         for name, tree in self.trees.items():
             of_tree = {
@@ -268,9 +189,8 @@ class Forest:
             }
             if not of_tree:
                 continue
-            read = {p: one.matrices for p, one in of_tree.items() if one.matrices is not None}
-            if read:
-                predictions |= zip(read, tree.predict(list(read.values()), size), strict=True)
+            read = [one.matrices for one in of_tree.values()]
+            answers |= zip(of_tree, tree.answers(read, size), strict=True)
             if nearest is not None:
                 try:
                     found = nearest(name, [batch[place][0] for place in of_tree])
@@ -278,7 +198,7 @@ class Forest:
                     found = [error] * len(of_tree)
                 neighbours |= zip(of_tree, found, strict=True)
         for place, ((path, name), one) in enumerate(zip(batch, seen, strict=True)):
-            said, near = predictions.get(place), neighbours.get(place)
+            said, near = answers.get(place, ()), neighbours.get(place)
             if isinstance(one, ProbexError):
                 yield one
             elif isinstance(said, ProbexError):
@@ -292,7 +212,7 @@ class Forest:
     def _of_tree(
         self,
         about: Description,
-        predictions: tuple[Prediction, ...] | None,
+        answers: tuple[Answer, ...],
         neighbours: Sequence[Neighbour] | None,
     ) -> Description:
         tree = self.trees[about.tree]
@@ -300,8 +220,7 @@ class Forest:
             about,
             root=tree.router.root,
             stated_root=tree.router.stated_root,
-            predictions=predictions or (),
-            expert=None if predictions is None else tree.facts(),
+            answers=answers,
             neighbours=None if neighbours is None else tuple(neighbours),
         )
 
@@ -326,13 +245,6 @@ def tree_folders(path: Path) -> list[Path]:
         for file in path.glob("trees/.*.old/tree.json"):
             found.setdefault(file.parent.name[1 : -len(".old")], file.parent)
     return [found[name] for name in sorted(found)]
-
-
-def _arrays(path: Path, sha256: str) -> dict[str, np.ndarray]:
-    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        raise ProbexError(f"{path}: damaged: its content does not match its hash")
-    with open_model(path) as file:
-        return {name: file.tensor(name) for name in file.tensors}
 
 
 def model_name(path: Path) -> str:

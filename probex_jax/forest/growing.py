@@ -1,9 +1,12 @@
 """Adding trees to a forest, each atomically."""
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +17,26 @@ from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, calibrated
 from probex_jax.experts.alignment import class_sentences
 from probex_jax.files import disk_errors, layer_folder, one_writer, write_json
-from probex_jax.forest.forest import FORMAT, VERSION, Tree, tree_folders
+from probex_jax.forest.description import abbreviated
+from probex_jax.forest.forest import FORMAT, tree_folders
 from probex_jax.forest.router import ROUTER_VERSION, TreeRouter, check_apart
+from probex_jax.forest.tree import VERSION, ExpertEntry, Tree, texts_of
 from probex_jax.language import embed
 from probex_jax.layer_store import LayerStore
 
 
 def grow(
-    path: str | Path, store: LayerStore, expert: Expert | None = None, root: str = ""
+    path: str | Path,
+    store: LayerStore,
+    expert: Expert | None = None,
+    root: str = "",
+    label_set: str | None = None,
 ) -> tuple[Tree, str]:
-    """Adds a tree to a forest, which is created if necessary.
+    """Adds a tree to a forest, or an expert of another label set to one of its trees.
+
+    The forest is created if necessary. A tree has one router, learnt from the store with the most
+    training models, and an expert for each label set. A store of another name whose models are of
+    a tree of the forest brings its expert there, if that knows other classes.
 
     Args:
       path: the forest's folder.
@@ -31,6 +44,8 @@ def grow(
       expert: predicts for its models and was trained on the tree. If it is not calibrated yet and
         was trained on this store, it is calibrated on the validation split. None for a tree whose
         models are only recognised.
+      label_set: what the classes of the expert are about. An expert takes the place of one with the
+        same label set. None for what the expert's card or the store says: "" if neither names it.
       root: the model that they were fine-tuned from, preferably a hub id; "" if unknown.
 
     Returns:
@@ -65,16 +80,24 @@ def grow(
         raise ProbexError(f"tree {store.tree}: its name starts with a dot; rename the zoo")
     with one_writer(path):
         trees = _begun(path, folder)
-        given = None if expert is None else expert.hash
         if expert is not None:
             expert.check_fits(store.tree, store.classes)
-        source = _source(store, given, root)
-        before = trees.get(store.tree)
-        if before is not None and before.about["source"] == source and _is_whole(before, folder):
+        if label_set is None:
+            label_set = _said_label_set(store, expert)
+        before = trees.get(store.tree) or _of_the_same_tree(trees, store, expert, label_set)
+        if before is not None and before.router.tree != store.tree:
+            label_set = label_set or store.tree
+            folder = layer_folder(path / "trees", before.router.tree)
+        elif before is not None and expert is not None:
+            label_set = label_set or _unsaid_label_set(before, expert)
+        source = _source(store, expert, root, label_set)
+        if before is not None and source in before.about["sources"] and _is_whole(before, folder):
             return before, "unchanged"
-        router = TreeRouter.fit(store, root, () if expert is None else expert.layers)
-        for name, tree in trees.items():
-            if name != store.tree:
+        known = before.entries.values() if before is not None else ()
+        kept = [entry for entry in known if entry.label_set != label_set]
+        router, owner = _router(store, expert, root, label_set, before, kept)
+        for tree in trees.values():
+            if before is None or tree.router.tree != before.router.tree:
                 check_apart(router, tree.router)
         if expert is not None and expert.card.calibration is None:
             if expert.card.store_hash not in (None, store.hash):
@@ -83,26 +106,102 @@ def grow(
                     "may overlap with the validation split of this one; calibrate it there"
                 )
             expert = calibrated(expert, store)
-        beside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
-        with disk_errors(path):
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-            _write(beside, router, expert, source)
-            if there := folder.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                os.replace(folder, old)
-            os.replace(beside, folder)
-            shutil.rmtree(old, ignore_errors=True)
-        return Tree(folder), "replaced" if there else "added"
+        return _replaced(folder, router, owner, expert, source, before, kept)
 
 
-def _source(store: LayerStore, expert: str | None, root: str) -> dict[str, Any]:
-    """Everything that a tree depends on, as JSON values."""
+def _said_label_set(store: LayerStore, expert: Expert | None) -> str:
+    """What the classes of an expert are about, by its card or the store; "" if neither says."""
+    said = None if expert is None else expert.card.more.get("label_set")
+    return said if isinstance(said, str) else store.label_set
+
+
+def _unsaid_label_set(before: Tree, expert: Expert) -> str:
+    """The label set with which an expert has classes in common, or else its first classes."""
+    classes = expert.card.classes
+    alike = [name for name, e in before.entries.items() if set(classes) & set(e.classes)]
+    new = abbreviated(sorted(classes)) if before.entries else ""
+    return alike[0] if alike else new
+
+
+def _of_the_same_tree(
+    trees: Mapping[str, Tree], store: LayerStore, expert: Expert | None, label_set: str
+) -> Tree | None:
+    """The tree that a store of another name belongs to, if its expert tells something else there.
+
+    A second store of a tree for the same label set is refused later on (`check_apart`).
+    """
+    if expert is None:
+        return None
+    for tree in trees.values():
+        if store.tree in tree.names:
+            return tree
+    near = [tree for tree in trees.values() if _is_same(store, tree)]
+    if len(near) != 1:
+        return None
+    [tree] = near
+    known = {name for entry in tree.entries.values() for name in entry.classes}
+    is_new = label_set not in tree.entries if label_set else not known & set(expert.card.classes)
+    return tree if is_new else None
+
+
+def _is_same(store: LayerStore, tree: Tree) -> bool:
+    router = tree.router
+    if not {model.fingerprint for model in store.split("train")} & set(router.fingerprints):
+        return False
+    try:
+        check_apart(TreeRouter.fit(store), router)
+    except ProbexError:
+        return True
+    return False
+
+
+def _router(
+    store: LayerStore,
+    expert: Expert | None,
+    root: str,
+    label_set: str,
+    before: Tree | None,
+    kept: Sequence[ExpertEntry],
+) -> tuple[TreeRouter, str]:
+    """What recognises the tree, and the label set of the store that it was learnt from.
+
+    With several label sets that is the store with the most training models.
+    """
+    reads = set() if expert is None else set(expert.layers)
+    others = {name for entry in kept for name in entry.layers}
+    if before is None or not kept:
+        return TreeRouter.fit(store, root, reads), label_set
+    known = before.router
+    root = root or known.root
+    checked = {layer.name for layer in known.checked.layers}
+    owner = before.about["router_of"]
+    if others <= set(store.layers):
+        router = TreeRouter.fit(store, root, reads | others)
+        if owner == label_set or router.n_models > known.n_models or not reads <= checked:
+            router = replace(
+                router,
+                tree=known.tree,
+                fingerprints=tuple(sorted({*router.fingerprints, *known.fingerprints})),
+                bases=tuple(sorted({*router.bases, *known.bases})),
+            )
+            return router, label_set
+    elif not reads <= checked:
+        missing = sorted(others - set(store.layers))
+        raise ProbexError(
+            f"{store.path}: lacks layer {missing[0]}, which another expert of {known.tree} reads"
+        )
+    return replace(known, root=root), owner
+
+
+def _source(store: LayerStore, expert: Expert | None, root: str, label_set: str) -> dict[str, Any]:
+    """Everything that an expert's place in a tree depends on, as JSON values."""
     models = sorted((model.id, model.fingerprint, model.base) for model in store.split("train"))
     return {
+        "tree": store.tree,
+        "label_set": label_set,
         "store_hash": store.hash,
         "models": hashlib.sha256(json.dumps(models).encode()).hexdigest(),
-        "expert": expert,
+        "expert": None if expert is None else expert.hash,
         "root": root,
         "router": ROUTER_VERSION,
     }
@@ -110,7 +209,7 @@ def _source(store: LayerStore, expert: str | None, root: str) -> dict[str, Any]:
 
 def _is_whole(tree: Tree, folder: Path) -> bool:
     try:
-        return tree.path == folder and (tree.expert is not None or not tree.about["expert"])
+        return tree.path == folder and len(tree.experts) == len(tree.entries)
     except ProbexError:
         return False
 
@@ -140,23 +239,72 @@ def _begun(path: Path, folder: Path) -> dict[str, Tree]:
     return trees
 
 
-def _write(folder: Path, router: TreeRouter, expert: Expert | None, source: dict[str, Any]) -> None:
+def _replaced(
+    folder: Path,
+    router: TreeRouter,
+    owner: str,
+    expert: Expert | None,
+    source: dict[str, Any],
+    before: Tree | None,
+    kept: Sequence[ExpertEntry],
+) -> tuple[Tree, str]:
+    """Writes a tree beside its folder, and then into its place."""
+    new, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
+    with disk_errors(folder):
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        _write(new, router, owner, expert, source, before, kept)
+        if there := folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(folder, old)
+        os.replace(new, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    joins = before is not None and source["label_set"] not in before.label_sets
+    return Tree(folder), "replaced" if there and not joins else "added"
+
+
+def _write(
+    folder: Path,
+    router: TreeRouter,
+    owner: str,
+    expert: Expert | None,
+    source: dict[str, Any],
+    before: Tree | None,
+    kept: Sequence[ExpertEntry],
+) -> None:
     arrays = {"centres": np.ascontiguousarray(router.centres_CD, np.float32)}
-    about: dict[str, Any] = {
-        "version": VERSION,
-        "router": router.as_json(),
-        "source": source,
-        "expert": None,
-    }
+    entries, sources = list(kept), [source]
+    if before is not None:
+        others = {entry.label_set for entry in kept}
+        sources = [s for s in before.about["sources"] if s["label_set"] in others] + sources
+        for entry in kept:
+            shutil.copytree(before.path / entry.folder, folder / entry.folder)
+            if (texts := before.texts(entry)) is not None:
+                arrays[texts_of(entry.folder)] = texts
     if expert is not None:
-        expert.save(folder / "expert")
-        layers = {name: list(shape) for name, shape in expert.layers.items()}
-        about["expert"] = {"hash": expert.hash, "layers": layers}
+        used = {entry.folder for entry in kept}
+        names = itertools.chain(["expert"], (f"expert-{n}" for n in itertools.count(1)))
+        place = next(name for name in names if name not in used)
+        expert.save(folder / place)
+        entry = ExpertEntry(
+            source["label_set"], place, expert.hash, expert.layers, expert.card.classes
+        )
+        entries.append(entry)
         if expert.card.text is not None:
-            arrays["texts"] = np.ascontiguousarray(_embedded(expert), np.float32)
+            arrays[texts_of(entry.folder)] = np.ascontiguousarray(_embedded(expert), np.float32)
+    if before is not None:  # each keeps its place
+        order = list(before.entries)
+        entries.sort(key=lambda e: order.index(e.label_set) if e.label_set in order else len(order))
     data = save(arrays)
     (folder / "arrays.safetensors").write_bytes(data)
-    about["arrays_sha256"] = hashlib.sha256(data).hexdigest()
+    about = {
+        "version": VERSION,
+        "router": router.as_json(),
+        "router_of": owner,
+        "experts": [entry.as_json() for entry in entries],
+        "sources": sources,
+        "arrays_sha256": hashlib.sha256(data).hexdigest(),
+    }
     write_json(folder / "tree.json", json.loads(json.dumps(about)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,18 +19,19 @@ _LEAST_DEVIATION = 0.1
 _FEW_DEVIATION = 0.5
 # Minimal radius relative to the length of the centre; half precision changes weights by less.
 _LEAST_RADIUS = 0.02
-# A layer may be longer or shorter than all training models by a factor. Its logarithm is at least
-# the first; the second over the root of the number of models; and that many standard deviations of
-# the logarithms of the lengths, with more for few models.
-_LEAST_GROWTH = 0.3
-_FEW_GROWTH = 1.0
-FEW_GROWTH_AS_A_WHOLE = 0.5  # deviations of layers average out
+# A model or a layer may be longer or shorter than all training models by a factor. Its logarithm is
+# at least the first; the second over the root of the number of models; and that many standard
+# deviations of the logarithms of the lengths, and the third over that root in addition. Single
+# layers vary more, and there are many of them.
+_GROWTH, _LAYER_GROWTH = (0.3, 0.5, 3.0), (1.1, 1.1, 8.0)
 _GROWTH_DEVIATIONS = 1.5
-_FEW_GROWTH_DEVIATIONS = 8.0
 _MOST_GROWTH = 100.0  # within float64
 # For LoRAs, whose lengths depend on learning rates and alphas.
 _LORA_GROWTH = float(np.log(100))
 _ROUNDING = 1e-5  # of a centre's length
+# The same for the size of what a model shares with the tree, which varies less than lengths do.
+_SCALE_GROWTH, _FEW_SCALE_GROWTH = 0.25, 0.5
+_SCALE_MODELS = 4  # with fewer models, their own ancestor may be another than the tree's
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Reach:
       centre_D: the mean of the training models.
       radius: as of a `TreeRouter`.
       layer_limits: as of a `TreeRouter`.
+      scale: as of a `TreeRouter`.
       n_inside: number of training models that are closer to the mean of the others than unrelated
         models may be.
     """
@@ -47,16 +50,25 @@ class Reach:
     centre_D: np.ndarray
     radius: float
     layer_limits: tuple[float | None, ...]
+    scale: tuple[float, float] | None
     n_inside: int
 
     @classmethod
-    def fit(cls, sketch: Sketch, heads: Sketch, models_ND: np.ndarray, is_lora: bool) -> Reach:
+    def fit(
+        cls,
+        sketch: Sketch,
+        heads: Sketch,
+        models_ND: np.ndarray,
+        sizes_NK: np.ndarray,
+        is_lora: bool,
+    ) -> Reach:
         """Learns the limits from training models.
 
         Args:
           sketch: as of a `TreeRouter`.
           heads: as of a `TreeRouter`.
           models_ND: sketches of the models by both, concatenated.
+          sizes_NK: lengths of the layers of `sketch` relative to what is usual in the tree.
           is_lora: whether they are LoRAs.
         """
         centre_D = models_ND.mean(axis=0)
@@ -66,21 +78,23 @@ class Reach:
         layers = (sketch + heads).layers
         if is_lora:  # they share little, whatever their origin
             radius = radius_of(distances_N, centre_D[:split], np.inf, is_lora=True)
-            return cls(centre_D, radius, (None,) * len(layers), len(models_ND))
+            return cls(centre_D, radius, (None,) * len(layers), None, len(models_ND))
         arrays = (centre_D, models_ND, apart_ND)
         limit, limits_K = unrelated_limits(sketch, *(array[..., :split] for array in arrays))
         _, head_limits_K = unrelated_limits(heads, *(array[..., split:] for array in arrays))
         radius = radius_of(distances_N, centre_D[:split], limit)
-        varies = _usual(distances_N, float(np.linalg.norm(centre_D[:split]))) is not None
         layer_limits: list[float | None] = []
         for layer, of_layer in zip(layers, [*limits_K, *head_limits_K], strict=True):
-            apart_NL = apart_ND[:, (sketch + heads).columns(layer)]
-            farthest = float(np.max(np.linalg.norm(apart_NL, axis=1)))
-            # With few models, others may be farther away.
-            told = varies and farthest * (1 + len(models_ND) ** -0.5) < of_layer
+            columns = (sketch + heads).columns(layer)
+            reach = _usual(
+                np.linalg.norm(apart_ND[:, columns], axis=1),
+                float(np.linalg.norm(centre_D[columns])),
+            )
+            told = reach is not None and reach < of_layer
             layer_limits.append(float(of_layer) if told else None)
+        scale = _scale_range(sketch, models_ND[:, :split], sizes_NK)
         n_inside = int(np.sum(distances_N < limit))
-        return cls(centre_D, radius, tuple(layer_limits), n_inside)
+        return cls(centre_D, radius, tuple(layer_limits), scale, n_inside)
 
 
 def _from_the_others(apart_ND: np.ndarray) -> np.ndarray:
@@ -89,13 +103,49 @@ def _from_the_others(apart_ND: np.ndarray) -> np.ndarray:
     return apart_ND * (count / max(count - 1, 1))
 
 
+def shared_size(
+    sketch: Sketch, centre_D: np.ndarray, models_ND: np.ndarray, sizes_NK: np.ndarray
+) -> np.ndarray:
+    """The part of each model [N] along a centre, if its layers had their own lengths.
+
+    Training adds to a model what is at right angles to the root, so it changes the length of a
+    model more than the length of what it shares with its tree.
+
+    Args:
+      sketch: of the models.
+      centre_D: the centre, or the centres [N, D].
+      models_ND: their sketches.
+      sizes_NK: lengths of the layers relative to what is usual in the tree.
+    """
+    shared_ND = np.float64(models_ND) * centre_D
+    parts_NK = np.stack(
+        [shared_ND[:, sketch.columns(layer)].sum(axis=1) for layer in sketch.layers]
+    )
+    return np.sum(parts_NK.T * sizes_NK, axis=1)
+
+
+def _scale_range(
+    sketch: Sketch, models_ND: np.ndarray, sizes_NK: np.ndarray
+) -> tuple[float, float] | None:
+    """The least and the greatest `shared_size` in a tree; None if its models do not tell."""
+    count = len(models_ND)
+    if count < _SCALE_MODELS:
+        return None
+    others_ND = (models_ND.sum(axis=0, dtype=np.float64) - models_ND) / (count - 1)
+    shared_N = shared_size(sketch, others_ND, models_ND, sizes_NK)
+    if np.min(shared_N) <= 0:
+        return None
+    growth = math.exp(_SCALE_GROWTH + _FEW_SCALE_GROWTH / math.sqrt(count))
+    return float(np.min(shared_N)) / growth, float(np.max(shared_N)) * growth
+
+
 def radius_of(
     distances_N: np.ndarray, centre_D: np.ndarray, limit: float, *, is_lora: bool = False
 ) -> float:
     """The radius of a tree around its centre.
 
-    It stays below the distance of unrelated models. Except for LoRAs, it also stays below the
-    distance at which less than half of the weights are shared, unless training models exceed it.
+    It is a multiple of the usual distances and stays below the distance of unrelated models. One
+    model, or equal ones, say nothing of usual distances: it is that of unrelated models then.
 
     Args:
       distances_N: of each training model from the mean of the others.
@@ -106,12 +156,9 @@ def radius_of(
     length = float(np.linalg.norm(centre_D))
     reach = _usual(distances_N, length)
     if reach is None:
-        radius = length or 1.0
-    elif is_lora:
-        radius = reach
+        radius = limit if np.isfinite(limit) else length or 1.0
     else:
-        farthest = _MARGIN * float(np.max(distances_N))
-        radius = min(max(reach, _LEAST_RADIUS * length), max(farthest, length))
+        radius = reach if is_lora else max(reach, _LEAST_RADIUS * length)
     return max(min(radius, limit), _ROUNDING * (length or 1.0))
 
 
@@ -144,16 +191,17 @@ def resized(length: float, bounds: tuple[float, float]) -> str:
 
 
 def length_range(
-    lengths_N: np.ndarray, is_lora: bool, few_growth: float = _FEW_GROWTH
+    lengths_N: np.ndarray, is_lora: bool, *, as_a_whole: bool = False
 ) -> tuple[float, float]:
     """The least and the greatest length of a layer, or of a whole model, in a tree."""
+    least_growth, few_growth, few_deviations = _GROWTH if as_a_whole else _LAYER_GROWTH
     least, greatest = float(np.min(lengths_N)), float(np.max(lengths_N))
     few = float(1 / np.sqrt(len(lengths_N)))
     if is_lora:
         growth = _LORA_GROWTH
     else:
         deviation = float(np.log(lengths_N[lengths_N > 0]).std()) if greatest > 0 else 0.0
-        deviations = _GROWTH_DEVIATIONS + _FEW_GROWTH_DEVIATIONS * few
-        growth = max(_LEAST_GROWTH, few_growth * few, deviations * deviation)
+        deviations = _GROWTH_DEVIATIONS + few_deviations * few
+        growth = max(least_growth, few_growth * few, deviations * deviation)
         growth = min(growth, _MOST_GROWTH)
     return least * float(np.exp(-growth)), greatest * float(np.exp(growth))

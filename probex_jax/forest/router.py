@@ -15,11 +15,11 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.forest.clusters import Clusters
 from probex_jax.forest.reach import (
-    FEW_GROWTH_AS_A_WHOLE,
     Reach,
     geometric_mean,
     length_range,
     resized,
+    shared_size,
 )
 from probex_jax.forest.sketch import Sketch, SketchLayer
 from probex_jax.layer_store import LayerStore
@@ -28,7 +28,7 @@ from probex_jax.model_files.architecture import is_head, same_base
 from probex_jax.model_files.untrusted_text import quoted
 
 # Trees of another version are grown again.
-ROUTER_VERSION = 2
+ROUTER_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,10 @@ class TreeRouter:
       radii: C radii.
       layer_limits: C times K maximal distances of single layers; None where unrelated models may
         be as close.
+      scales: C bounds of `shared_size`; None where they are not known.
       length: bounds of the geometric mean of the lengths of the layers of `sketch`.
       lengths: bounds of the length of each layer of both.
+      usual_lengths: of the layers of `sketch`, in its order.
       n_models: number of training models.
     """
 
@@ -84,8 +86,10 @@ class TreeRouter:
     centres_CD: np.ndarray
     radii: tuple[float, ...]
     layer_limits: tuple[tuple[float | None, ...], ...]
+    scales: tuple[tuple[float, float] | None, ...]
     length: tuple[float, float]
     lengths: Mapping[str, tuple[float, float]]
+    usual_lengths: tuple[float, ...]
     n_models: int
 
     @classmethod
@@ -116,12 +120,19 @@ class TreeRouter:
         heads = Sketch.of_all({n: matrices[n] for n in sorted(layers - sketched)})
         checked = sketch + heads
         checked_ND, lengths_NK = checked.of_store(store)
-        clusters = Clusters(one_tree=is_lora)
+        clusters = Clusters(sketch, one_tree=is_lora)
         for number, checked_D in enumerate(checked_ND):
             clusters.add(number, checked_D[: sketch.size])
         members = [cluster.members for cluster in clusters.finish()]
-        reaches = [Reach.fit(sketch, heads, checked_ND[rows], is_lora) for rows in members]
-        if sum(reach.n_inside for reach in reaches) < len(models) / 2:
+        sketch_lengths_NK = lengths_NK[:, : len(sketch.layers)]
+        usual_K = geometric_mean(sketch_lengths_NK.T)
+        sizes_NK = _relative(sketch_lengths_NK, usual_K)
+        reaches = [
+            Reach.fit(sketch, heads, checked_ND[rows], sizes_NK[rows], is_lora) for rows in members
+        ]
+        # Of several models, one that is related to no other has nothing in common with them.
+        told = [r.n_inside for r, rows in zip(reaches, members, strict=True) if len(rows) > 1]
+        if len(models) > 1 and sum(told) < len(models) / 2:
             raise ProbexError(
                 f"{store.path}: its training models have too little in common to be told apart "
                 "from unrelated ones; pack more models or more layers"
@@ -138,15 +149,13 @@ class TreeRouter:
             centres_CD=np.stack([reach.centre_D for reach in reaches]),
             radii=tuple(reach.radius for reach in reaches),
             layer_limits=tuple(reach.layer_limits for reach in reaches),
-            length=length_range(
-                geometric_mean(lengths_NK[:, : len(sketch.layers)]),
-                is_lora,
-                few_growth=FEW_GROWTH_AS_A_WHOLE,
-            ),
+            scales=tuple(reach.scale for reach in reaches),
+            length=length_range(geometric_mean(sketch_lengths_NK), is_lora, as_a_whole=True),
             lengths={
                 layer.name: length_range(lengths_N, is_lora)
                 for layer, lengths_N in zip(checked.layers, lengths_NK.T, strict=True)
             },
+            usual_lengths=tuple(map(float, usual_K)),
             n_models=len(models),
         )
 
@@ -187,10 +196,18 @@ class TreeRouter:
         checked_D, lengths = checked.of_model(model)
         for layer, length in zip(checked.layers, lengths, strict=True):
             if found := resized(length, self.lengths[layer.name]):
-                return f"its layer {quoted(layer.name)} is {found} in models of {self.tree}"
+                return f"its layer {quoted(layer.name)} is {found} that of models of {self.tree}"
         of_sketch = [layer in self.sketch.layers for layer in checked.layers]
-        if found := resized(float(geometric_mean(lengths[of_sketch])), self.length):
-            return f"it is as a whole {found} in models of {self.tree}"
+        found = resized(float(geometric_mean(lengths[of_sketch])), self.length)
+        if (scale := self.scales[place]) and not found:
+            size = self.sketch.size
+            sizes_NK = _relative(lengths[None, of_sketch], self.usual_lengths)
+            [shared] = shared_size(
+                self.sketch, self.centres_CD[place, :size], checked_D[None, :size], sizes_NK
+            )
+            found = resized(float(max(shared, 0.01 * scale[0])), scale)
+        if found:
+            return f"it is as a whole {found} models of {self.tree}"
         limits = dict(zip(self.checked.layers, self.layer_limits[place], strict=True))
         for layer in checked.layers:
             centre_D = self.centres_CD[place, self.checked.columns(layer)]
@@ -214,7 +231,9 @@ class TreeRouter:
             "heads": _sketch_as_json(self.heads),
             "radii": list(self.radii),
             "layer_limits": [list(limits) for limits in self.layer_limits],
+            "scales": [None if scale is None else list(scale) for scale in self.scales],
             "length": list(self.length),
+            "usual_lengths": list(self.usual_lengths),
             "lengths": {name: list(bounds) for name, bounds in self.lengths.items()},
             "n_models": self.n_models,
         }
@@ -240,12 +259,18 @@ class TreeRouter:
                 tuple(None if limit is None else float(limit) for limit in limits)
                 for limits in value["layer_limits"]
             ),
+            scales=tuple(None if scale is None else _range(scale) for scale in value["scales"]),
             length=_range(value["length"]),
+            usual_lengths=tuple(map(float, value["usual_lengths"])),
             lengths={name: _range(bounds) for name, bounds in value["lengths"].items()},
             n_models=value["n_models"],
         )
         if centres_CD.shape != (len(router.radii), router.checked.size):
             raise ValueError(f"centres of shape {centres_CD.shape}")
+        if len(router.scales) != len(router.radii):
+            raise ValueError("scales of other centres")
+        if len(router.usual_lengths) != len(router.sketch.layers):
+            raise ValueError("usual_lengths of other layers")
         names = [layer.name for layer in router.checked.layers]
         if list(map(len, router.layer_limits)) != [len(names)] * len(router.radii):
             raise ValueError("layer_limits of other layers")
@@ -286,10 +311,23 @@ def route(model: ModelFile, trees: Sequence[TreeRouter], base: str | None = None
     found = [(*tree.nearest(sketched[tree.sketch]), tree) for tree in possible]
     distance, radius, place, tree = min(found, key=lambda one: one[0] / one[1])
     if distance > radius:
-        reason = f"{distance / radius:.3g} times as far from {tree.tree} as its models can be"
+        reason = _farther(distance / radius, tree.tree)
     else:
         reason = tree.objection(model, place)
     return Route("" if reason else tree.tree, tree.tree, distance, radius, reason)
+
+
+def _farther(ratio: float, tree: str) -> str:
+    """By how much a distance is beyond a radius, never rounded to nothing."""
+    if ratio < 2:
+        return f"{100 * (ratio - 1):.2g} % farther from {tree} than its models can be"
+    return f"{ratio:.3g} times as far from {tree} as its models can be"
+
+
+def _relative(lengths_NK: np.ndarray, usual_K: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Lengths relative to the usual ones; 0 where these are."""
+    usual_K = np.asarray(usual_K)
+    return np.where(usual_K > 0, lengths_NK / np.where(usual_K > 0, usual_K, 1.0), 0.0)
 
 
 def check_apart(new: TreeRouter, known: TreeRouter) -> None:
@@ -320,7 +358,7 @@ def _is_near(one: TreeRouter, other: TreeRouter) -> bool:
     if not shared:
         return False
     ours, theirs = (
-        tree.centres_CD[:, np.concatenate([tree.sketch.columns(layer) for layer in shared])]
+        tree.centres_CD[:, np.r_[*(tree.sketch.columns(layer) for layer in shared)]]
         for tree in (one, other)
     )
     # Distances grow with the square root of the number of entries.

@@ -1,10 +1,11 @@
 """Sketches of models: a few rows of a few layers, to estimate the distance of two models.
 
 The rows are a random sample, so up to a factor the squared distance of two sketches estimates the
-squared L2 distance of the weights, with each layer scaled to length one. They are a few kilobytes
-of a file: large models take no longer than small ones.
+squared L2 distance of the weights, with the entries of all layers scaled to one size. They are a
+few kilobytes of a file: large models take no longer than small ones.
 """
 
+import math
 import re
 import zlib
 from collections.abc import Collection, Mapping, Sequence
@@ -18,8 +19,9 @@ from probex_jax.matrices import LowRank
 from probex_jax.model_files import ModelFile
 from probex_jax.model_files.architecture import backbone
 
-_LAYERS = 4
 _ENTRIES = 1024  # of a layer at least, in whole rows
+# Layers of a sketch: as many as it takes to have four times the entries above, within limits.
+_LEAST_LAYERS, _MOST_LAYERS = 4, 8
 
 # Layers that unrelated models share, such as sines.
 _ALIKE = re.compile(
@@ -64,13 +66,16 @@ class Sketch:
         """The sketch of an architecture; equal for all models with these layers.
 
         Args:
-          layers: name to (H, W). Up to four are taken, spread over the sorted names; classifier
-            heads and position embeddings only if there is nothing else.
+          layers: name to (H, W). Four are taken, or up to eight small ones, spread over the sorted
+            names; classifier heads, position embeddings and vectors only if there is nothing else.
           also: names of further layers, except those kinds.
         """
         names = sorted(backbone(layers))
         names = [name for name in names if not _ALIKE.fullmatch(name)] or names
-        places = np.linspace(0, len(names) - 1, min(_LAYERS, len(names))).round().astype(int)
+        names = [name for name in names if 1 not in layers[name]] or names
+        mean = np.mean([min(math.prod(layers[name]), _ENTRIES) for name in names])
+        count = np.clip(np.ceil(_LEAST_LAYERS * _ENTRIES / mean), _LEAST_LAYERS, _MOST_LAYERS)
+        places = np.linspace(0, len(names) - 1, min(int(count), len(names))).round().astype(int)
         chosen = {names[place] for place in places} | (set(names) & set(also))
         return cls.of_all({name: layers[name] for name in sorted(chosen)})
 
@@ -95,11 +100,11 @@ class Sketch:
         """The size D of the sketches."""
         return sum(len(layer.rows) * layer.shape[1] for layer in self.layers)
 
-    def columns(self, layer: SketchLayer) -> np.ndarray:
-        """The indices of the entries of one layer, from 0 to D - 1."""
+    def columns(self, layer: SketchLayer) -> slice:
+        """Where the entries of one layer are, from 0 to D - 1."""
         sizes = [len(each.rows) * each.shape[1] for each in self.layers]
         place = self.layers.index(layer)
-        return sum(sizes[:place]) + np.arange(sizes[place])
+        return slice(sum(sizes[:place]), sum(sizes[: place + 1]))
 
     def of_model(self, model: ModelFile) -> tuple[np.ndarray, np.ndarray]:
         """The sketch of one model.
@@ -147,13 +152,14 @@ def _lengths(part_ND: np.ndarray) -> np.ndarray:
 
 
 def _scaled(part_ND: np.ndarray, lengths_N1: np.ndarray, is_lora: bool) -> np.ndarray:
-    """Scales the entries of one layer to length one, so that no layer outweighs the others.
+    """Scales the entries of one layer to one mean square, so that layers count by their entries.
 
     Updates are not scaled, since their length matters.
     """
     if is_lora:
         return part_ND
-    return (part_ND / np.where(lengths_N1 > 0, lengths_N1, 1.0)).astype(np.float32)
+    length = (part_ND.shape[1] / _ENTRIES) ** 0.5
+    return (part_ND * (length / np.where(lengths_N1 > 0, lengths_N1, 1.0))).astype(np.float32)
 
 
 def _rows(block_NHW: np.ndarray | LowRank, rows: Sequence[int]) -> np.ndarray:

@@ -1,12 +1,12 @@
-"""The distance of unrelated models from the centre of a tree.
+"""How near unrelated models come to each other, and to the centre of a tree.
 
 Permuting the hidden units of a model keeps its function but makes its weights unrelated to the
-tree. So permuted centres simulate unrelated models: they keep what any model of the architecture
-may share with the tree, such as the lengths of rows and columns, and lose what only a common
-ancestor explains.
+tree. So permuted models simulate unrelated ones: they keep what any model of the architecture
+may share with the tree, such as the lengths and means of rows and columns, and lose what only a
+common ancestor explains.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,6 +17,44 @@ _ORDERS = 64
 # of unrelated models, or that share of the way from there to the models of the tree.
 _DEVIATIONS = 5.0
 _SHARE = 0.25
+# Among thousands of models are millions of pairs: their cosines may be that many standard
+# deviations above the mean by chance.
+_PAIR_DEVIATIONS = 6.0
+
+Cosines = Callable[[Sketch, np.ndarray, np.ndarray], np.ndarray]
+
+
+def unrelated_cosine(sketch: Sketch, models_MD: np.ndarray, cosines: Cosines) -> float:
+    """The greatest cosine that two unrelated models are expected to have.
+
+    Either the rows or the columns of one of them are permuted, whichever brings more.
+
+    Args:
+      sketch: of the models.
+      models_MD: sketches of some of them.
+      cosines: measures those [N, M] of two sets of sketches.
+
+    Example:
+      >>> models = np.random.default_rng(0).normal(size=(20, 512))
+      >>> sketch = Sketch.of_layers({"a.weight": (8, 64)})
+      >>> models /= np.linalg.norm(models, axis=1, keepdims=True)
+      >>> found = unrelated_cosine(sketch, models, lambda _, x, y: x @ y.T)
+      >>> 5 < found * 512**0.5 < 7  # the spread of their cosines is 512 ** -0.5
+      True
+    """
+    rng = np.random.default_rng(0)
+    orders = -(-_ORDERS // len(models_MD))
+    found = []
+    for axis in (0, 1):
+        others = np.empty([len(models_MD), orders, sketch.size])
+        for layer in sketch.layers:
+            columns = sketch.columns(layer)
+            for model_D, other in zip(models_MD, others, strict=True):
+                layer_RW = model_D[columns].reshape(len(layer.rows), -1)
+                other[:, columns] = _reordered(layer_RW, axis, rng, orders).reshape(orders, -1)
+        alike_NM = cosines(sketch, models_MD, others.reshape(-1, sketch.size))
+        found.append(float(np.mean(alike_NM) + _PAIR_DEVIATIONS * np.std(alike_NM)))
+    return max(found)
 
 
 def unrelated_limits(
@@ -53,7 +91,7 @@ def unrelated_limits(
         for layer in sketch.layers:
             columns = sketch.columns(layer)
             centre_RW = np.float64(centre_D[columns]).reshape(len(layer.rows), -1)
-            others_PD = _reordered(centre_RW, axis, rng).reshape(_ORDERS, -1)
+            others_PD = _reordered(centre_RW, axis, rng, _ORDERS).reshape(_ORDERS, -1)
             part_ND = sketches_ND[:, columns]
             squares_N1 = np.sum(part_ND**2, axis=1, keepdims=True)
             strange_NP = squares_N1 + np.sum(centre_RW**2) - 2 * part_ND @ others_PD.T
@@ -64,14 +102,16 @@ def unrelated_limits(
     return min(wholes), np.min(np.reshape(layers, [2, -1]), axis=0)
 
 
-def _reordered(centre_RW: np.ndarray, axis: int, rng: np.random.Generator) -> np.ndarray:
-    """Permutations [P, R, W] of a matrix [R, W] in which no row or column stays in place."""
-    if centre_RW.shape[axis] == 1:
+def _reordered(
+    matrix_RW: np.ndarray, axis: int, rng: np.random.Generator, count: int
+) -> np.ndarray:
+    """`count` permutations [P, R, W] of a matrix in which no row or column stays in place."""
+    if matrix_RW.shape[axis] == 1:
         axis = 1 - axis
-    orders: Sequence[np.ndarray] = [rng.permutation(centre_RW.shape[axis]) for _ in range(_ORDERS)]
+    orders: Sequence[np.ndarray] = [rng.permutation(matrix_RW.shape[axis]) for _ in range(count)]
     # Cyclic permutations have no fixed points.
     moved = [order[np.argsort(np.roll(order, 1))] for order in orders]
-    return np.stack([np.take(centre_RW, order, axis=axis) for order in moved])
+    return np.stack([np.take(matrix_RW, order, axis=axis) for order in moved])
 
 
 def _least(squares_NP: np.ndarray, apart_ND: np.ndarray) -> float:

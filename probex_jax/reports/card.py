@@ -11,7 +11,7 @@ from typing import Any
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts.chance import chance_of, shortfall
-from probex_jax.forest import Comparison, Description, Prediction
+from probex_jax.forest import Answer, Comparison, Description, Prediction
 from probex_jax.reports.tables import table
 
 _MAX_CHARACTERS = 100
@@ -55,6 +55,7 @@ def model_card(description: Description) -> str:
         _stated(description),
         _neighbours(description),
         _how(description),
+        _untold(description),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -129,26 +130,44 @@ def _predictions(description: Description) -> str:
     title = "## What it was trained on: predicted from the weights\n"
     if not description.tree:
         return f"{title}\nNothing is predicted, since the model's tree is unknown.\n"
-    expert = description.expert
-    if expert is None:
+    if not description.answers:
         return f"{title}\nNothing is predicted, since the tree has no expert.\n"
-    chosen = expert.chosen == "one"
-    shown = description.predictions[:5] if chosen else description.predicted
+    several = len(description.answers) > 1
+    return "\n".join([title, *(_answer(a, with_title=several) for a in description.answers)])
+
+
+def _answer(answer: Answer, *, with_title: bool) -> str:
+    """The table of one label set."""
+    chosen = answer.chooses_one
+    shown = answer.predictions[:5] if chosen else answer.predicted
     rows = [{"class": _named(p), "probability": _probability(p)} for p in shown[:_MAX_ROWS]]
     if len(shown) > _MAX_ROWS:
         rows.append({"class": f"and {len(shown) - _MAX_ROWS} more", "probability": ""})
     likely = table(rows) if rows else "No class has a probability of one half or more."
-    others = [p for p in description.predictions[len(shown) :] if p.probability >= _MIN_SHOWN]
+    others = [p for p in answer.predictions[len(shown) :] if p.probability >= _MIN_SHOWN]
     listed = [f"{_named(p)} {_probability(p)}" for p in others[:_MAX_LISTED]]
     rest = f"Less probable: {', '.join(listed)}.\n" if listed and not chosen else ""
-    known = len(description.predictions)
+    known = len(answer.predictions)
     among = (
         f"One of the {known} classes that the expert knows; their probabilities add up to one."
         if chosen
         else f"Any of the {known} classes that the expert knows."
     )
-    about = f"{among} It knows no other classes.\n"
-    return "\n".join([title, about, f"{likely}\n", *([rest] if rest else [])])
+    heading = f"### {_code(answer.title)}\n" if with_title or answer.label_set else ""
+    chance = _chance(answer.expert.accuracy)
+    about = f"{among} It knows no other classes.{chance}\n"
+    return "\n".join(part for part in [heading, about, f"{likely}\n", rest] if part)
+
+
+def _chance(accuracy: Mapping[str, Any] | None) -> str:
+    """How often the commonest answer is right, beside the answer itself."""
+    chance = None if accuracy is None else chance_of(accuracy)
+    if accuracy is None or chance is None:
+        return ""
+    return (
+        f" On test models it was right on {accuracy['value']:.3f}; always giving the most common "
+        f"answer is right on {chance:.3f}."
+    )
 
 
 def _stated(description: Description) -> str:
@@ -159,17 +178,35 @@ def _stated(description: Description) -> str:
     labels = ", ".join(map(_code, said.labels[:_MAX_LISTED]))
     more = f" and {len(said.labels) - _MAX_LISTED} more" if len(said.labels) > _MAX_LISTED else ""
     lines = [title, f"{_plain(said.source)}: {labels}{more}.\n"]
-    if description.comparison is not None:
-        expert = description.expert
-        one = expert is not None and expert.chosen == "one"
-        lines.append(_compared(description.comparison, one=one))
+    lines += _comparisons(description)
     return "\n".join(lines)
 
 
-def _compared(found: Comparison, *, one: bool) -> str:
-    if not found.n_known:
-        return "The expert knows none of these classes.\n"
-    if one:
+def _comparisons(description: Description) -> list[str]:
+    """What each expert says of the stated classes, if it knows any, and those that none knows."""
+    labels = description.stated.labels
+    each = [(answer, answer.compared_with(labels)) for answer in description.answers]
+    found = [(answer, c) for answer, c in each if c is not None]
+    if not found:
+        return []
+    known = [(answer, c) for answer, c in found if c.n_known]
+    if not known:
+        whose = "The expert knows" if len(found) == 1 else "The experts know"
+        return [f"{whose} none of these classes.\n"]
+    lines = []
+    for answer, comparison in known:
+        about = f"{_code(answer.title)}: " if len(found) > 1 else ""
+        lines.append(about + _compared(comparison) + "\n")
+    unknown = set.intersection(*(set(c.unknown) for _, c in found))
+    if unknown:
+        listed = ", ".join(_code(name) for name in labels[:_MAX_LISTED] if name in unknown)
+        whose = "expert" if len(found) == 1 else "experts"
+        lines[-1] = f"{lines[-1].rstrip()}\nStated but unknown to the {whose}: {listed}.\n"
+    return lines
+
+
+def _compared(found: Comparison) -> str:
+    if found.chosen == "one":
         lines = [f"That is {'not ' if found.missed else ''}the most probable class."]
     else:
         counts = f"{found.n_right} of {found.n_classes} classes"
@@ -181,10 +218,7 @@ def _compared(found: Comparison, *, one: bool) -> str:
         if predictions:
             listed = [f"{_named(p)} ({_probability(p)})" for p in predictions[:_MAX_LISTED]]
             lines.append(f"{what}: {', '.join(listed)}.")
-    if found.unknown:
-        names = ", ".join(map(_code, found.unknown[:_MAX_LISTED]))
-        lines.append(f"Stated but unknown to the expert: {names}.")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _neighbours(description: Description) -> str:
@@ -201,13 +235,18 @@ def _neighbours(description: Description) -> str:
 
 
 def _how(description: Description) -> str:
-    expert = description.expert
-    if expert is None:
+    if not description.answers:
         return ""
+    title = "## The expert\n" if len(description.answers) == 1 else "## The experts\n"
+    return "\n".join([title, *(_how_one(description, answer) for answer in description.answers)])
+
+
+def _how_one(description: Description, answer: Answer) -> str:
+    expert, several = answer.expert, len(description.answers) > 1
     trained = "" if expert.n_train is None else f", trained on {expert.n_train} of its models"
+    whose = f"{_code(answer.title)}: expert" if several else "Expert"
     lines = [
-        "## The expert\n",
-        f"Expert `{expert.hash[:16]}` of tree {_code(description.tree)} (`{expert.encoder}`)"
+        f"{whose} `{expert.hash[:16]}` of tree {_code(description.tree)} (`{expert.encoder}`)"
         f"{trained}, reading {_reading(expert.layers)}.",
     ]
     if expert.accuracy is not None:
@@ -225,6 +264,22 @@ def _how(description: Description) -> str:
                 f"Its probabilities are calibrated (calibration error {error:.3f}, {split})."
             )
             break
+    return "\n".join(lines) + "\n"
+
+
+def _untold(description: Description) -> str:
+    """What no expert can say of the model."""
+    if not description.answers:
+        return ""
+    lines = [
+        "## What the weights do not tell\n",
+        "Who trained the model, on which files, under which licence, and how good it is.",
+    ]
+    if any(answer.chooses_one for answer in description.answers):
+        lines.append(
+            "Nor whether it was trained on something else than the classes above: probabilities "
+            "that add up to one do so even then."
+        )
     return "\n".join(lines) + "\n"
 
 

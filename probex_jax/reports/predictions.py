@@ -44,14 +44,14 @@ def as_text(models: Iterable[LabelledDescription]) -> str:
     """What was predicted of each model, how surely, and where that is wrong.
 
     Example:
-      >>> from probex_jax.forest import Prediction, Route
+      >>> from probex_jax.forest import Answer, Prediction, Route
       >>> from probex_jax.forest.description import ExpertFacts
       >>> from probex_jax.forest.stated_facts import StatedFacts
       >>> said = StatedFacts((), "", "", "", "", "", False, parameters=9, dtype="F32", layers=1)
       >>> expert = ExpertFacts("", (), "", 9, None, {}, "several")
       >>> found = [Prediction(name, name, p) for name, p in
       ...          (("one", 0.98), ("two", 0.61), ("six", 0.2))]
-      >>> m7 = Description("m7", "", said, Route("MiniMAE"), "", tuple(found), expert)
+      >>> m7 = Description("m7", "", said, Route("MiniMAE"), "", (Answer(tuple(found), expert),))
       >>> print(as_text([LabelledDescription(m7, "MiniMAE", ("one", "six"))]))
       m7
         tree        ✓ MiniMAE
@@ -101,13 +101,19 @@ def of_description(model: LabelledDescription) -> ModelAnswers:
     else:
         verdict = f"✗ {said.tree or 'no tree of the forest'}; it is {true}"
     lines: list[tuple[str, Sequence[str]]] = [("tree", [verdict])]
-    one = said.expert is not None and said.expert.chosen == "one"
     if not said.tree:
         lines.append(("why", [said.route.reason]))
+    elif len(said.answers) < 2:
+        one = next(iter(said.answers), None)
+        chosen = "several" if one is None else one.expert.chosen
+        lines += answers(said.predictions, model.labels, chosen)
     else:
-        lines += answers(said.predictions, model.labels, "one" if one else "several")
+        for one in said.answers:
+            shown = one.predictions[:_SHOWN_OF_ONE] if one.chooses_one else one.predicted
+            lines.append((one.title, [_shown(p) for p in shown] or ["none"]))
+        lines.append(("truth", list(model.labels) or ["not known"]))
     # Models of many classes have long texts, which say little of the neighbours.
-    if said.neighbours and one:
+    if said.neighbours and all(one.chooses_one for one in said.answers):
         nearest = [f"{near.text} {near.similarity:.2f}" for near in said.neighbours[:_SHOWN_NEAR]]
         lines.append(("nearest", nearest))
     return ModelAnswers(said.id, lines)

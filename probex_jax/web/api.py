@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
 from probex_jax.errors import ProbexError
+from probex_jax.forest import Tree
 from probex_jax.reports import model_card
 from probex_jax.search import Filter, Hit
 from probex_jax.web.catalogue import Catalogue, as_json
@@ -186,17 +187,21 @@ def _tree(catalogue: Catalogue, name: str) -> dict[str, Any]:
         "tree": name,
         "root": tree.router.root or tree.router.stated_root,
         "models": tree.router.n_models,
-        "expert": None,
         "index": None,
     }
-    if tree.expert is not None:
-        facts = tree.facts()
-        about["expert"] = {
-            "hash": facts.hash,
-            "layers": facts.layers,
-            "accuracy": facts.accuracy,
-            "classes": list(tree.expert.card.classes),
-        }
+    about["experts"] = [_expert(tree, label_set) for label_set in tree.entries]
+    about["expert"] = next(iter(about["experts"]), None)
     if snapshot is not None:
         about["index"] = {"models": len(snapshot), "texts": snapshot.knows_texts}
     return about
+
+
+def _expert(tree: Tree, label_set: str) -> dict[str, Any]:
+    facts = tree.facts(label_set)
+    return {
+        "label_set": label_set,
+        "hash": facts.hash,
+        "layers": facts.layers,
+        "accuracy": facts.accuracy,
+        "classes": list(tree.entries[label_set].classes),
+    }

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from probex_jax.experts.chance import chance_of, shortfall
-from probex_jax.forest import Description, Prediction, Tree
+from probex_jax.forest import Answer, Description, Prediction, Tree
 from probex_jax.forest.description import ExpertFacts
 from probex_jax.reports import model_card
 from probex_jax.reports.html import page
@@ -103,19 +103,25 @@ def _predictions(said: Description) -> str:
     title = "<h3>What it was trained on: predicted from the weights</h3>"
     if not said.tree:
         return f"{title}<p>Nothing is predicted, since its tree is unknown.</p>"
-    if said.expert is None:
+    if not said.answers:
         return f"{title}<p>Nothing is predicted, since its tree has no expert.</p>"
-    one, known = said.expert.chosen == "one", len(said.predictions)
+    several = len(said.answers) > 1
+    return title + "".join(_answer(answer, with_title=several) for answer in said.answers)
+
+
+def _answer(answer: Answer, *, with_title: bool) -> str:
+    title = f"<h4>{escape(answer.title)}</h4>" if with_title or answer.label_set else ""
+    one, known = answer.chooses_one, len(answer.predictions)
     about = (
         f"One of {known} classes; the probabilities add up to one."
         if one
         else f"Any of {known} classes; those with a probability above one half count as predicted."
     )
-    shown = said.predictions[: 5 if one else _MOST_BARS]
+    shown = answer.predictions[: 5 if one else _MOST_BARS]
     rest = "" if known == len(shown) else f"<p>and {known - len(shown)} less likely</p>"
     bars = _bars([(p.text, p.probability) for p in shown], "class", "probability")
     return (
-        f'{title}<p class="px-quiet">{about} {_tested(said.expert)} The expert '
+        f'{title}<p class="px-quiet">{about} {_tested(answer.expert)} The expert '
         f"knows no other classes.</p>{bars}{rest}"
     )
 
@@ -253,7 +259,7 @@ def forest(trees: Mapping[str, Tree], indexed: Mapping[str, int]) -> str:
 
 
 def _tree(tree: Tree, n_indexed: int | None) -> str:
-    router, expert = tree.router, tree.expert
+    router, experts = tree.router, tree.experts
     root = router.root or router.stated_root
     lines = [
         f"Learnt from {router.n_models:,} {'LoRAs' if router.is_lora else 'models'}",
@@ -262,11 +268,12 @@ def _tree(tree: Tree, n_indexed: int | None) -> str:
     if n_indexed is not None:
         lines.append(f"{n_indexed:,} documented models in the index")
     more = ""
-    if expert is None:
+    if not experts:
         lines.append("No expert: models are recognised, but nothing is predicted")
-    else:
-        facts, card = tree.facts(), expert.card
-        lines.append(f"The expert reads {escape(expert.reading)}")
+    for label_set, expert in experts.items():
+        facts, card = tree.facts(label_set), expert.card
+        about = f" of {escape(label_set)}" if label_set else ""
+        lines.append(f"The expert{about} reads {escape(expert.reading)}")
         if (found := facts.accuracy) is not None:
             lines.append(
                 f"Test accuracy {found['value']:.3f} (95% interval {found['low']:.3f} to "
@@ -278,7 +285,7 @@ def _tree(tree: Tree, n_indexed: int | None) -> str:
         listed += f" and {rest:,} more" if rest > 0 else ""
         one = facts.chosen == "one"
         can_say = f"Predicts {'one' if one else 'any'} of {len(classes):,} classes"
-        more = f"<details><summary>{can_say}</summary><p>{listed}</p></details>"
+        more += f"<details><summary>{can_say}</summary><p>{listed}</p></details>"
         more += _by_layer(card.figures)
     items = "".join(f"<li>{line}</li>" for line in lines)
     return (

@@ -85,8 +85,8 @@ def test_growing_with_what_does_not_belong_together_is_a_mistake(tmp_path, store
     ant, bee = stores["Ant"], stores["Bee"]
     expert = class_expert("Ant", 1)
     given, message = {
-        "same store": (([ant, ant], [], {}), "two stores or two experts"),
-        "same expert": (([ant], [expert, expert], {}), "two stores or two experts"),
+        "same store": (([ant, ant], [], {}), "tree Ant: 2 stores"),
+        "same expert": (([ant], [expert, expert], {}), "tree Ant: two experts"),
         "no store": (([bee], [expert], {}), "tree Ant: no store of it is given"),
         "no store of root": (([bee], [], {"Cow": "me/c"}), "tree Cow: no store of it"),
     }[settings]

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from probex_jax import open_model
-from probex_jax.forest import Description, Prediction, Route
+from probex_jax.forest import Answer, Description, Prediction, Route
 from probex_jax.forest.description import ExpertFacts
 from probex_jax.forest.stated_facts import StatedFacts, read_stated_facts
 
@@ -23,7 +23,7 @@ def description(probabilities, labels=(), chosen="several"):
         Prediction(label, WORDS.get(label, label), p)
         for label, p in sorted(probabilities.items(), key=lambda one: -one[1])
     )
-    return Description("m", "m", said, Route("T"), "", predictions, expert)
+    return Description("m", "m", said, Route("T"), "", (Answer(predictions, expert),))
 
 
 def labels(predictions):

@@ -65,7 +65,7 @@ def test_trees_are_told_by_weights_architecture_and_kind(models):
     assert found.failed[5] == told[5]
 
 
-@pytest.mark.parametrize("settings", [{"ward_models": 3}, {}])
+@pytest.mark.parametrize("settings", [{"models_at_once": 3}, {}])
 def test_neither_order_nor_streaming_changes_the_trees(models, settings):
     order = np.random.default_rng(1).permutation(len(models))
     shuffled = discover([models[place] for place in order], **settings)

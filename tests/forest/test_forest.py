@@ -237,9 +237,7 @@ def test_many_are_described_as_one_by_one_is_and_in_order(forest, many):
         if isinstance(alone, str):
             assert found == alone
             continue
-        assert dataclasses.replace(found, predictions=()) == dataclasses.replace(
-            alone, predictions=()
-        )
+        assert dataclasses.replace(found, answers=()) == dataclasses.replace(alone, answers=())
         assert probabilities(found) == pytest.approx(probabilities(alone), rel=1e-3, abs=1e-6)
     kinds = [found if isinstance(found, str) else found.tree for found in together]
     assert kinds[:6] == ["Ant", "Bee", "", "Ant", "ToyLoRA", "ToyLoRA"]

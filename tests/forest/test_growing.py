@@ -132,7 +132,10 @@ def test_growing_that_is_cut_short_leaves_what_was_there(
     tmp_path, toy_lora_store, trees, monkeypatch, where, forest_path
 ):
     if where == "_embedded":
-        store, given = toy_lora_store, Expert.load(forest_path / "trees" / "ToyLoRA" / "expert")
+        store, given = (
+            toy_lora_store,
+            Expert.load(forest_path / "trees" / "ToyLoRA" / "expert"),
+        )
     else:
         store, given = trees[1]["Ant"], class_expert("Ant", 1)
     grow_tree(tmp_path / "f", trees[1]["Bee"])
@@ -275,8 +278,8 @@ def test_a_second_store_of_one_tree_is_refused(tmp_path, forest_path, trees, cop
         ("forest.json", b"null"),
         ("forest.json", b"[" * 100_000),
         ("forest.json", b"\xff\xfe"),
-        ("forest.json", b'{"format": "probex_jax forest", "version": 1}'),
-        ("forest.json", b'{"format": "other", "version": 2}'),
+        ("forest.json", b'{"format": "probex_jax forest", "version": 2}'),
+        ("forest.json", b'{"format": "other", "version": 3}'),
         ("trees/Ant/tree.json", b""),
         ("trees/Ant/tree.json", b"\xff"),
         ("trees/Ant/tree.json", b"[]"),
@@ -300,13 +303,13 @@ def test_damaged_files_are_one_line(copied, file, content):
 
 
 @pytest.mark.parametrize("wrong", [None, 3, "x", [], [3], {}, {"x": 1}], ids=repr)
-@pytest.mark.parametrize("field", ["router", "arrays_sha256", "expert"])
+@pytest.mark.parametrize("field", ["router", "arrays_sha256", "experts", "sources"])
 def test_a_tree_with_a_wrong_field_is_one_line(copied, field, wrong):
     path = copied / "trees" / "Ant" / "tree.json"
     about = json.loads(path.read_text())
     path.write_text(json.dumps(about | {field: wrong}))
-    if field == "expert" and not wrong:
-        assert Forest.load(copied).trees["Ant"].expert is None
+    if field in ("experts", "sources") and wrong in ([], {}, ""):
+        assert (Forest.load(copied).trees["Ant"].expert is None) == (field == "experts")
         return
     with pytest.raises(ProbexError, match="trees/Ant") as error:
         Forest.load(copied)
@@ -323,7 +326,9 @@ def test_a_tree_with_a_wrong_field_is_one_line(copied, field, wrong):
         "heads",
         "radii",
         "layer_limits",
+        "scales",
         "length",
+        "usual_lengths",
         "lengths",
     ],
 )
@@ -331,6 +336,8 @@ def test_a_tree_with_a_wrong_field_is_one_line(copied, field, wrong):
 def test_a_router_with_a_wrong_field_is_one_line(copied, field, wrong):
     path = copied / "trees" / "Ant" / "tree.json"
     about = json.loads(path.read_text())
+    if (field, wrong) == ("scales", [None]):
+        pytest.skip("of few models it is not known")
     about["router"][field] = wrong
     path.write_text(json.dumps(about))
     with pytest.raises(ProbexError, match="trees/Ant") as error:

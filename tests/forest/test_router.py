@@ -72,12 +72,14 @@ def test_distance_and_radius_are_those_of_the_nearest_centre(trees, routers):
 
 def test_distances_are_measured_in_radii(trees, routers):
     path, ant = trees[0] / "Ant" / "test" / "m17", routers[0]
+    ant = dataclasses.replace(ant, scales=(None,))
     narrow = dataclasses.replace(ant, tree="Narrow", radii=(0.01,))
     wide = dataclasses.replace(ant, tree="Wide", centres_CD=0 * ant.centres_CD, radii=(1e3,))
     assert routed(path, [narrow, wide]).tree == "Wide"
     both = np.concatenate([narrow.centres_CD, wide.centres_CD])
     limits = 2 * ((None,) * len(ant.sketch.layers),)
-    router = dataclasses.replace(ant, centres_CD=both, radii=(0.01, 1e3), layer_limits=limits)
+    several = {"centres_CD": both, "radii": (0.01, 1e3), "scales": (None, None)}
+    router = dataclasses.replace(ant, **several, layer_limits=limits)
     assert routed(path, [router]).radius == 1e3
 
 
@@ -167,11 +169,12 @@ def test_the_only_base_that_models_agree_on_is_the_stated_root(tmp_path):
 
 
 @pytest.mark.parametrize("copies", [1, 3])
-def test_one_model_or_equal_ones_reach_as_far_as_half_of_the_weights(tmp_path, copies):
+def test_one_model_or_equal_ones_reach_as_far_as_unrelated_models_come(tmp_path, copies):
     for number in range(copies):
         write_member(tmp_path / "One" / "train" / f"m{number}", 0, ["ant"], of=1)
     router = TreeRouter.fit(px.pack(px.scan(tmp_path / "One"), tmp_path / "s").store)
-    assert router.radii == (pytest.approx(np.linalg.norm(router.centres_CD[0])),)
+    length = np.linalg.norm(router.centres_CD[0])
+    assert length < router.radii[0] < 0.95 * 2**0.5 * length
     for seed, of, tree in ((1, 1, "One"), (2, 1, "One"), (3, 2, "")):
         write_member(tmp_path / f"{seed}", seed, labels_of(seed), of=of)
         assert routed(tmp_path / f"{seed}", [router]).tree == tree
@@ -202,11 +205,13 @@ def test_the_radius_reaches_over_the_farthest_and_over_what_is_usual():
     assert radius(many, is_lora=True) == pytest.approx(np.exp(0.6))
     assert radius(np.append(many[1:], 9)) == pytest.approx(13.5)
     wide = np.exp(np.array([-1.0, 1.0, -1.0, 1.0]))
-    assert radius(wide) == pytest.approx(100)  # exp(6) is 403
+    assert radius(wide) == pytest.approx(np.exp(6))
+    assert radius(wide, 110) == pytest.approx(110)
     assert radius(wide, is_lora=True) == pytest.approx(np.exp(6))
-    assert radius([90.0, 90.0]) == pytest.approx(135)
+    assert radius([90.0, 90.0]) == pytest.approx(90 * np.exp(3 / 2**0.5))
     assert radius([90.0, 90.0], 110) == pytest.approx(110)
     assert radius(np.zeros(3)) == pytest.approx(100)
+    assert radius(np.zeros(3), 110) == pytest.approx(110)
     assert radius_of(np.zeros(1), np.zeros(100), np.inf) == 1
     # Of few models the spread is a guess: four may differ by a quarter more than they do.
     assert radius(np.full(4, 9.0)) == pytest.approx(9 * np.exp(6 * 0.25))

@@ -10,11 +10,11 @@ from probex_jax.experts import Calibration, committee
 from probex_jax.forest import grow as grow_tree
 from tests.forest.conftest import CLASSES, class_expert
 
-N_LAYERS, SHAPE = 9, (12, 16)
+N_LAYERS, SHAPE = 10, (12, 16)
 NAMES = [f"block.{n}.weight" for n in range(N_LAYERS)]
 NAMES.append("block.position_embeddings")
 # What the expert reads; only the first is among the layers that any sketch is made of.
-READ = (NAMES[0], NAMES[1], NAMES[-1], "classifier.weight")
+READ = (NAMES[0], NAMES[2], NAMES[-1], "classifier.weight")
 ROOT = 0.2 * np.random.default_rng(0).normal(size=(N_LAYERS + 1, *SHAPE))
 HEAD = (3, 16)
 # Spread of the models, least and most, as a share of the root's; and training models.
@@ -112,6 +112,28 @@ def test_members_times_a_number_are_unknown(tree, tmp_path, factor):
     kind, forest = tree
     models = [{n: factor * w for n, w in member(kind, 500 + s).items()} for s in range(5)]
     check_unknown(forest, tmp_path, models)
+
+
+def test_models_whose_lengths_vary_are_known_and_those_times_two_are_not(tmp_path):
+    """What they share with the tree has one size, whatever training added to it."""
+    rng = np.random.default_rng(0)
+
+    def varied():
+        added = np.exp(rng.uniform(-1, 1))
+        weights = ROOT + 0.2 * added * rng.normal(size=ROOT.shape)
+        return dict(zip(NAMES, weights, strict=True))
+
+    for number in range(40):
+        write(tmp_path / "Far" / "train" / f"m{number}.safetensors", varied())
+    store = px.pack(px.scan(tmp_path / "Far"), tmp_path / "store").store
+    grow_tree(tmp_path / "forest", store)
+    forest, models = Forest.load(tmp_path / "forest"), [varied() for _ in range(20)]
+    assert {found.tree for found in described(forest, tmp_path, models)} == {"Far"}
+    for factor in (0.5, 2.0):
+        others = [{name: factor * w for name, w in model.items()} for model in models]
+        for found in described(forest, tmp_path, others):
+            assert found.tree == ""
+            assert "as a whole" in found.route.reason
 
 
 @pytest.mark.parametrize("layer", READ)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from probex_jax.forest import Description, Neighbour, Prediction, Route
+from probex_jax.forest import Answer, Description, Neighbour, Prediction, Route
 from probex_jax.forest.description import ExpertFacts
 from probex_jax.forest.stated_facts import StatedFacts
 from probex_jax.reports import model_card
@@ -26,6 +26,7 @@ SECTIONS = [
     "## What its own files say",
     "## Nearest documented models",
     "## The expert",
+    "## What the weights do not tell",
 ]
 
 
@@ -51,13 +52,16 @@ def of_accuracy(**accuracy):
     return dataclasses.replace(EXPERT, accuracy=known | accuracy)
 
 
-def described(probabilities=None, stated=None, *, expert=EXPERT, tree="Ant", **changes):
+def described(
+    probabilities=None, stated=None, *, expert=EXPERT, tree="Ant", label_set="", **changes
+):
     probabilities = (
         {"ant": 0.97, "bee": 0.6, "cat": 0.2} if probabilities is None else probabilities
     )
     predictions = tuple(Prediction(label, label, p) for label, p in probabilities.items())
     route = Route(tree, tree, 1.5, 4.0)
-    fields = {"root": "me/ant-root", "predictions": predictions, "expert": expert} | changes
+    answers = () if expert is None else (Answer(predictions, expert, label_set),)
+    fields = {"root": "me/ant-root", "answers": answers} | changes
     return Description("m1", "m1.safetensors", stated or said(), route, **fields)
 
 
@@ -90,7 +94,7 @@ def test_front_matter_states_what_files_show_and_the_tree():
         "pipeline_tag": "image-classification",
         "tags": ["probex_jax", "predicted-from-weights", "model-tree:Ant"],
     }
-    assert headings(lines) == ["# `m1`", *SECTIONS[:2], SECTIONS[3]]
+    assert headings(lines) == ["# `m1`", *SECTIONS[:2], *SECTIONS[3:]]
 
 
 def test_the_hub_s_own_reader_reads_a_card():
@@ -171,12 +175,12 @@ def test_of_candidates_the_five_likeliest_are_shown():
 
 
 def test_an_unknown_tree_is_said_with_its_reason_and_nothing_is_predicted():
-    route = Route("", "Ant", 8.0, 4.0, "2.0 times as far from Ant as its models can be")
+    route = Route("", "Ant", 8.0, 4.0, "3 % farther from Ant than its models can be")
     matter, lines = split(model_card(Description("m", "m", said(["ant"]), route)))
     assert matter["tags"] == ["probex_jax", "predicted-from-weights"]
     assert "base_model" not in matter
     text = "\n".join(lines)
-    assert "Model Tree: **unknown**: 2.0 times as far from Ant as its models can be" in text
+    assert "Model Tree: **unknown**: 3 % farther from Ant than its models can be" in text
     assert "Distance from the centre of `Ant`: 8" in text
     assert "Nothing is predicted" in text
     assert "config.json, id2label: `ant`." in text
@@ -250,7 +254,7 @@ def test_text_of_strangers_cannot_break_out(text, known):
     near = (Neighbour(text, 0.9, text, text),)
     found = Description(
         text, text, stated, route, text,
-        predictions if known else (), expert if known else None, near if known else None,
+        (Answer(predictions, expert, text),) if known else (), near if known else None,
     )  # fmt: skip
     card = model_card(found)
     card.encode()
@@ -259,8 +263,10 @@ def test_text_of_strangers_cannot_break_out(text, known):
     tags = matter["tags"]
     assert all(isinstance(tag, str) and len(tag) < 120 for tag in tags)
     assert len(tags) == 2 + known
-    assert [line for line in headings(lines)[1:] if line not in SECTIONS] == []
-    assert len(headings(lines)) == (5 if known else 3)
+    others = [line for line in headings(lines)[1:] if line not in SECTIONS]
+    assert len(others) == known  # the label set, a code span
+    assert all(re.fullmatch(r"### `[^`]+`", line) for line in others)
+    assert len(headings(lines)) == (7 if known else 3)
     assert headings(lines)[0].startswith("# `")
     assert not any(re.match(r"\s*(---|===|\* |\d+\. |>|```|~~~)", line) for line in lines)
     assert all(c.isprintable() for line in lines for c in line)

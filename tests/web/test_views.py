@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from probex_jax.forest import Description, Forest, Neighbour, Prediction, Route
+from probex_jax.forest import Answer, Description, Forest, Neighbour, Prediction, Route
 from probex_jax.forest.description import ExpertFacts
 from probex_jax.forest.stated_facts import StatedFacts
 from probex_jax.search import Hit
@@ -46,7 +46,7 @@ def described(text, chosen="several"):
     predictions = (Prediction(text, text, 0.9), Prediction("b", "b", 0.1))
     near = (Neighbour(text, 0.5, text, "/nowhere"),)
     route = Route(text, text, 1.0, 2.0)
-    found = Description(text, text, said, route, text, predictions, expert, near)
+    found = Description(text, text, said, route, text, (Answer(predictions, expert, text),), near)
     return Described(text, found)
 
 
@@ -120,7 +120,8 @@ def test_the_base_that_files_name_and_what_is_not_listed_are_said():
     found = described("a", "one")
     predictions = tuple(Prediction(f"c{n}", f"c{n}", 0.1) for n in range(9))
     stated = dataclasses.replace(found.description.stated, base="me/root")
-    said = dataclasses.replace(found.description, stated=stated, predictions=predictions)
+    answer = dataclasses.replace(found.description.answers[0], predictions=predictions)
+    said = dataclasses.replace(found.description, stated=stated, answers=(answer,))
     text = views.described(dataclasses.replace(found, description=said))
     assert "Fine-tuned from me/root." in text
     assert "and 4 less likely" in text
@@ -133,7 +134,8 @@ def test_how_well_an_expert_was_tested_stands_beside_chance(chance, says):
     found = described("ant")
     accuracy = dict(found.description.expert.accuracy) | ({"chance": chance} if chance else {})
     expert = dataclasses.replace(found.description.expert, accuracy=accuracy)
-    description = dataclasses.replace(found.description, expert=expert)
+    answer = dataclasses.replace(found.description.answers[0], expert=expert)
+    description = dataclasses.replace(found.description, answers=(answer,))
     text = views.described(dataclasses.replace(found, description=description))
     assert ("most common" in text) == (chance is not None)
     assert not chance or f"{chance:.1%}" in text

@@ -1,0 +1,188 @@
+"""A tree of a forest on disk: its router, and an expert for each label set."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probex_jax.errors import ProbexError
+from probex_jax.experts import Expert, Read, in_batches
+from probex_jax.files import read_json
+from probex_jax.forest.description import Answer, ExpertFacts, Prediction
+from probex_jax.forest.router import TreeRouter
+from probex_jax.model_files import open_model
+
+VERSION = 3
+_FOLDER = re.compile(r"expert(-\d+)?")
+
+
+@dataclass(frozen=True)
+class ExpertEntry:
+    """An expert in a tree's table.
+
+    Args:
+      label_set: what its classes are about; "" if that has no name.
+      folder: in the tree's folder.
+      hash: of the expert.
+      layers: name to (H, W), the layers that it reads.
+      classes: that it knows.
+    """
+
+    label_set: str
+    folder: str
+    hash: str
+    layers: Mapping[str, tuple[int, int]]
+    classes: tuple[str, ...]
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ExpertEntry:
+        """From the JSON of one; other errors than ProbexError if it is damaged."""
+        layers = {name: (int(h), int(w)) for name, (h, w) in value["layers"].items()}
+        folder = str(value["folder"])
+        if not _FOLDER.fullmatch(folder):
+            raise ValueError(f"folder {folder!r:.50}")
+        classes = tuple(map(str, value["classes"]))
+        return cls(str(value["label_set"]), folder, str(value["hash"]), layers, classes)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        layers = {name: list(shape) for name, shape in self.layers.items()}
+        return {
+            "label_set": self.label_set,
+            "folder": self.folder,
+            "hash": self.hash,
+            "layers": layers,
+            "classes": list(self.classes),
+        }
+
+
+class Tree:
+    """One tree of a forest.
+
+    Attributes:
+      path: its folder.
+      router: recognises its models.
+      entries: label sets to their experts in the table.
+      layers: name to (H, W), the layers that the experts read.
+      label_sets: with or without an expert.
+      names: of the tree and of the stores that brought its experts.
+      about: the content of tree.json.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.about = read_json(path / "tree.json")
+            if (version := self.about["version"]) != VERSION:
+                raise ProbexError(
+                    f"{path}: tree of version {version!r}, expected {VERSION}; grow it again"
+                )
+            self._arrays = _arrays(path / "arrays.safetensors", self.about["arrays_sha256"])
+            self.router = TreeRouter.from_json(self.about["router"], self._arrays["centres"])
+            entries = [ExpertEntry.from_json(entry) for entry in self.about["experts"]]
+            self.entries = {entry.label_set: entry for entry in entries}
+            self.label_sets = {str(source["label_set"]) for source in self.about["sources"]}
+            self.names = frozenset(str(source["tree"]) for source in self.about["sources"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+            raise ProbexError(f"{path}: damaged tree ({error!r}); grow it again") from error
+        self.layers = {n: shape for e in self.entries.values() for n, shape in e.layers.items()}
+        self._lock = threading.Lock()
+        self._experts: dict[str, Expert] = {}
+
+    @property
+    def expert(self) -> Expert | None:
+        """The expert of the first label set; None for a tree without one; errors as `experts`."""
+        return next(iter(self.experts.values()), None)
+
+    @property
+    def experts(self) -> Mapping[str, Expert]:
+        """The experts by their label sets, in the order in which they joined.
+
+        Raises:
+          ProbexError: if one is damaged, or not the one that the tree was grown with.
+        """
+        with self._lock:
+            for label_set, entry in self.entries.items():
+                if label_set in self._experts:
+                    continue
+                expert = Expert.load(self.path / entry.folder)
+                if expert.hash != entry.hash:
+                    raise ProbexError(f"{self.path}: holds a different expert; grow the tree again")
+                self._experts[label_set] = expert
+            return {label_set: self._experts[label_set] for label_set in self.entries}
+
+    def texts(self, entry: ExpertEntry) -> np.ndarray | None:
+        """Embedded texts [Y, D] of the classes of an expert; None for one without text."""
+        return self._arrays.get(texts_of(entry.folder))
+
+    def answers(
+        self, models: Sequence[Mapping[str, Read]], size: int
+    ) -> list[tuple[Answer, ...] | ProbexError]:
+        """The answers of all experts for models, in compiled calls of `size` models.
+
+        Args:
+          models: what each expert reads of them, by label set.
+          size: models in a call.
+        """
+        found: list[tuple[Answer, ...] | ProbexError] = [() for _ in models]
+        for label_set, expert in self.experts.items():
+            facts = self.facts(label_set)
+            predictions = self._predict(label_set, expert, [m[label_set] for m in models], size)
+            for place, one in enumerate(predictions):
+                before = found[place]
+                if isinstance(one, ProbexError):
+                    found[place] = one
+                elif not isinstance(before, ProbexError):
+                    found[place] = (*before, Answer(one, facts, label_set))
+        return found
+
+    def _predict(
+        self, label_set: str, expert: Expert, models: Sequence[Read], size: int
+    ) -> list[tuple[Prediction, ...] | ProbexError]:
+        classes, words = expert.card.classes, expert.card.words
+        texts = self.texts(self.entries[label_set])
+        found: dict[int, tuple[Prediction, ...] | ProbexError] = {}
+        for places, batch in in_batches(expert, models, size):
+            p_NY = np.asarray(expert.probabilities(batch, texts))
+            for place, p_Y in zip(places, p_NY, strict=False):
+                if not np.isfinite(p_Y).all():
+                    found[place] = ProbexError("its weights are too large for finite probabilities")
+                    continue
+                found[place] = tuple(
+                    Prediction(classes[y], words.get(classes[y], classes[y]), float(p_Y[y]))
+                    for y in np.argsort(-p_Y, kind="stable")
+                )
+        return [found[place] for place in range(len(models))]
+
+    def facts(self, label_set: str) -> ExpertFacts:
+        """The facts about an expert for descriptions."""
+        expert = self.experts[label_set]
+        card = expert.card
+        return ExpertFacts(
+            hash=expert.hash,
+            layers=tuple(expert.layers),
+            encoder=(card.common("encoder") or {"name": "committee"})["name"],
+            n_train=card.n_train,
+            accuracy=card.figures.get("test_accuracy"),
+            calibration_error=(card.calibration and card.calibration.after) or {},
+            chosen="one" if card.task.exclusive else "several",
+        )
+
+
+def texts_of(folder: str) -> str:
+    """The name of the embedded texts of an expert among the arrays of its tree."""
+    return f"texts.{folder}"
+
+
+def _arrays(path: Path, sha256: str) -> dict[str, np.ndarray]:
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise ProbexError(f"{path}: damaged: its content does not match its hash")
+    with open_model(path) as file:
+        return {name: file.tensor(name) for name in file.tensors}
