@@ -42,10 +42,8 @@ def main() -> None:
     )
     workdir = Path(_WORKDIR.value or f"{_EXPERTS.value}/evaluation")
     measured = steps.evaluate(subject, _TASKS.value, workdir)
-    for figure in measured:
-        rows = steps.class_rows(figure)
-        if rows:
-            print(cli.table(rows), end="\n\n")
+    if rows := steps.class_rows(measured):
+        print(cli.table(rows), end="\n\n")
     print(cli.table([steps.measured_row(figure) for figure in measured]))
     for line in steps.measured_not_above_chance(measured):
         print(line)

@@ -19,6 +19,7 @@ from probex_jax.experts.alignment import check_unseen, class_sentences
 from probex_jax.experts.chance import chance_by_class, targets
 from probex_jax.files import one_writer, write_json
 from probex_jax.fitting import OneClass, Score, share
+from probex_jax.fitting.metrics import auc_by_class
 from probex_jax.language import TextEncoder
 from probex_jax.layer_store import LayerStore
 from probex_jax.search.neighbours import auc, knn, mahalanobis, one_class, retrieval
@@ -38,7 +39,8 @@ class Measured:
       classes: "seen", "held out", or "in all".
       n_classes: number of candidate classes.
       score: the figure with its interval.
-      chance: for an accuracy, that of always giving the most common answer; else that of guessing.
+      chance: for an accuracy, that of always giving the most common answer; of an AUC one half;
+        else that of guessing.
       by_class: the figure of each class, if there is one.
       chance_by_class: the chance of each class, where each has its own answer.
     """
@@ -201,11 +203,19 @@ def _classify(subject: Subject) -> Iterator[Measured]:
     expert, store, split = subject.experts["val"], subject.store, subject.split
     score, logits_NY = evaluate(expert, store, split, subject.encoder)
     classes, task = expert.card.classes, expert.card.task
-    shares = task.accuracy_by_class(logits_NY, targets(task, store, split, classes))
-    by_class = {classes[y]: share for y, share in shares.items()}
-    chances = dict(zip(classes, map(float, chance_by_class(task, store, split)), strict=False))
-    what = "seen", len(classes), score, _chance(score), by_class, chances
-    yield Measured("classify", "accuracy", "accuracy", *what)
+    y, among = targets(task, store, split, classes), ("seen", len(classes))
+
+    def named(found: Mapping[int, float]) -> dict[str, float]:
+        return {classes[place]: float(value) for place, value in found.items()}
+
+    by_class = named(task.accuracy_by_class(logits_NY, y))
+    chances = named(dict(enumerate(chance_by_class(task, store, split, classes))))
+    about = score, _chance(score), by_class, chances
+    yield Measured("classify", "accuracy", "accuracy", *among, *about)
+    if auc_of_all := task.auc(logits_NY, y):
+        by_class = named(auc_by_class(task.evidence(logits_NY), y))
+        about = auc_of_all, _chance(auc_of_all), by_class, dict.fromkeys(by_class, 0.5)
+        yield Measured("classify", "auc", "macro AUC", *among, *about)
 
 
 def _chance(score: Score) -> float:

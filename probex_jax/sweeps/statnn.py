@@ -94,10 +94,11 @@ def run_statnn(
         if not path.exists():
             logits_NY, y = statnn_answers(store, n_trees=n_trees, seed=seed), store.targets("test")
             Predictions.of(store, store.classes, _TASK, (logits_NY, y)).write(workdir)
-            score = _score(logits_NY, store)
+            score, auc = _score(logits_NY, store), _TASK.auc(logits_NY, y)
             figures = {
                 "n_models": {split: len(store.split(split)) for split in ("train", "test")},
                 "test_accuracy": dataclasses.asdict(score),
+                **({"test_auc": dataclasses.asdict(auc)} if auc else {}),
                 "versions": versions(),
             }
             write_json(path, settings | figures)
