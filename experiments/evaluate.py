@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 import probex_jax as px
-from experiments import cli, steps
+from experiments import baseline_steps, cli, steps
 from probex_jax.experts import load_experts
 from probex_jax.search import Subject
 
@@ -27,6 +27,9 @@ _SPLIT = flags.DEFINE_string(
 _TASKS = flags.DEFINE_list("tasks", ["classify"], "What to measure.")
 _NEIGHBOURS = flags.DEFINE_integer(
     "neighbours", 5, "Neighbours that knn and retrieval look at.", lower_bound=1
+)
+_BASELINES = flags.DEFINE_bool(
+    "baselines", False, "Also measure scikit-learn's methods on all tensors, beside the expert."
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for metrics.json. Default: EXPERTS/evaluation."
@@ -47,6 +50,11 @@ def main() -> None:
     print(cli.table([steps.measured_row(figure) for figure in measured]))
     for line in steps.measured_not_above_chance(measured):
         print(line)
+    if _BASELINES.value:
+        found = baseline_steps.measure(subject, workdir)
+        print("\n" + cli.table([baseline_steps.row(each) for each in (found.ours, *found.others)]))
+        for line in baseline_steps.in_words(found):
+            print(line)
 
 
 if __name__ == "__main__":

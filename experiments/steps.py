@@ -25,7 +25,7 @@ from probex_jax.zoo.model_j import SPLITS
 
 Row = dict[str, object]
 _COMMONEST, _GUESSING = "what always giving the commonest answer has", "what guessing has"
-_AUC = "AUC, chance .5"
+AUC = "AUC, chance .5"
 
 
 def build_zoo(config: Mapping[str, Any], out: Path) -> list[miniature.TreeSummary]:
@@ -240,11 +240,11 @@ def class_rows(figures: Sequence[Measured]) -> Sequence[Row]:
     rows: dict[str, Row] = {}
     for figure in figures:
         for name, value in figure.by_class.items():
-            row = rows.setdefault(name, {"class": name, "accuracy": "", "chance": "", _AUC: ""})
+            row = rows.setdefault(name, {"class": name, "accuracy": "", "chance": "", AUC: ""})
             if figure.is_accuracy:
                 row |= {"accuracy": value, "chance": figure.chance_by_class[name]}
             else:
-                row[_AUC] = value
+                row[AUC] = value
     return list(rows.values())
 
 
@@ -258,7 +258,7 @@ def train_row(metrics: Mapping[str, Any]) -> Row:
         "test accuracy": f"{test['value']:.3f}",
         "95 % interval": f"{test['low']:.3f} to {test['high']:.3f}",
         "chance": "" if (chance := chance_of(test)) is None else f"{chance:.3f}",
-        **({_AUC: f"{metrics['test_auc']['value']:.3f}"} if "test_auc" in metrics else {}),
+        **({AUC: f"{metrics['test_auc']['value']:.3f}"} if "test_auc" in metrics else {}),
         "models": test["n_models"],
         "calibration error": _calibration_error(metrics),
     }

@@ -23,13 +23,15 @@ from probex_jax.files import one_writer, read_json, write_json
 from probex_jax.fitting import OneClass, Score, SeveralClasses
 from probex_jax.fitting.task import ClassTask
 from probex_jax.layer_store import LayerStore
-from probex_jax.search.downstream import Subject
+from probex_jax.search.downstream import Subject, kept_baselines
 from probex_jax.search.tensors import Tensors, read_tensors
 from probex_jax.sweeps.statnn import forest_probabilities
 
 _FOLDS = 5
 _KNOWN = ("train", "val")
 _NEVER = 1e-6  # the least probability of a class that no known model is of
+
+_N_TREES = 200
 
 Setting = Mapping[str, float]
 
@@ -190,7 +192,9 @@ def _forest(models: _Models, known: np.ndarray, asked: np.ndarray, setting: Sett
     x_MF, t_NY = models.tensors.statistics, models.targets_NY[known].astype(int)
     assert x_MF is not None
     leaf = int(setting["min_samples_leaf"])
-    p_QY = forest_probabilities(x_MF[known], t_NY, x_MF[asked], min_samples_leaf=leaf)
+    p_QY = forest_probabilities(
+        x_MF[known], t_NY, x_MF[asked], n_trees=_N_TREES, min_samples_leaf=leaf
+    )
     return _logits(models, _smoothed(models, known, p_QY, len(known)))
 
 
@@ -220,7 +224,12 @@ METHODS: Mapping[str, _Method] = {
     "ridge, everything": _Method(_ridge, _PENALTIES),
     "logistic regression, everything": _Method(_logistic, _each("C", 1.0, 10.0, 100.0, 1e3, 1e4)),
     "RBF SVM, unit length": _Method(
-        _svm, [{"C": C, "gamma": gamma} for C in (1.0, 3.0, 10.0, 30.0) for gamma in (0.03, 0.1, 0.3, 1.0)]
+        _svm,
+        [
+            {"C": C, "gamma": gamma}
+            for C in (1.0, 3.0, 10.0, 30.0)
+            for gamma in (0.03, 0.1, 0.3, 1.0)
+        ],
     ),
     "kNN, cosine": _Method(_neighbours, _each("k", 1, 3, 5, 9, 15, 25)),
     "forest on statistics": _Method(_forest, _each("min_samples_leaf", 1, 3)),
@@ -260,7 +269,6 @@ def _others(
     models: _Models, path: Path, on_method: Callable[[str], None]
 ) -> tuple[tuple[Compared, ...], Mapping[str, str], float]:
     """The baselines, those left out, and the seconds of reading."""
-    metrics = read_json(path) if path.exists() else {}
     of = {
         "store_hash": models.store.hash,
         "split": models.split,
@@ -268,28 +276,50 @@ def _others(
         "task": models.task.name,
         "classes": list(models.classes),
     }
-    kept = metrics.get("baselines", {})
-    if {name: kept.get(name) for name in of} != of:
-        kept = of | {"versions": versions(), "reading_s": 0.0, "left_out": {}, "methods": {}}
-    if models.store.ranks:
-        reason = "a store of factors does not tell the quantiles of their products"
-        kept["left_out"] = {"forest on statistics": reason}
-    for name, method in METHODS.items():
-        if name not in kept["methods"] and name not in kept["left_out"]:
+    found, reading_s = _kept(path, of)
+    left_out = _left_out(models.store)
+    metrics = read_json(path) if path.exists() else {}
+    for name in METHODS:
+        if name in left_out:
+            continue
+        if name not in found:
             if "tensors" not in vars(models):
                 start = time.monotonic()
                 _ = models.tensors
-                kept["reading_s"] = time.monotonic() - start
-            kept["methods"][name] = asdict(_measured(name, method, models))
-            write_json(path, metrics | {"baselines": kept})
+                reading_s = time.monotonic() - start
+            found[name] = _measured(name, models)
+            measured = {method: asdict(figures) for method, figures in found.items()}
+            about = {"versions": versions(), "reading_s": reading_s, "left_out": left_out}
+            write_json(path, metrics | {"baselines": of | about | {"methods": measured}})
         on_method(name)
-    others = tuple(Compared.from_json(found) for found in kept["methods"].values())
-    return others, kept["left_out"], kept["reading_s"]
+    return tuple(found[name] for name in METHODS if name in found), left_out, reading_s
 
 
-def _measured(name: str, method: _Method, models: _Models) -> Compared:
+def _left_out(store: LayerStore) -> dict[str, str]:
+    """Baseline to the reason why it says nothing of a store."""
+    found = {}
+    if not any(1 in shape for shape in store.layers.values()):
+        found["ridge, matrices"] = "the store holds nothing else"
+    if store.ranks:
+        found["forest on statistics"] = "factors do not tell the quantiles of their product"
+    return found
+
+
+def _kept(path: Path, of: Mapping[str, Any]) -> tuple[dict[str, Compared], float]:
+    """The baselines that were measured of the same, and the seconds of reading."""
+    kept = kept_baselines(path)
+    if {name: kept.get(name) for name in of} != of:
+        return {}, 0.0
+    try:
+        found = {name: Compared.from_json(figures) for name, figures in kept["methods"].items()}
+        return found, float(kept["reading_s"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ProbexError(f"{path}: damaged ({error}); remove it to measure anew") from error
+
+
+def _measured(name: str, models: _Models) -> Compared:
     """Chooses, fits to all known models, and asks once."""
-    start, n_known = time.monotonic(), len(models.y)
+    start, n_known, method = time.monotonic(), len(models.y), METHODS[name]
     fold_N = _folds(models.task, models.y)
 
     def left_out(setting: Setting) -> np.ndarray:

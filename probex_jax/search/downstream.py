@@ -17,7 +17,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, evaluate, versions, zero_shot
 from probex_jax.experts.alignment import check_unseen, class_sentences
 from probex_jax.experts.chance import chance_by_class, targets
-from probex_jax.files import one_writer, write_json
+from probex_jax.files import one_writer, read_json, write_json
 from probex_jax.fitting import OneClass, Score, share
 from probex_jax.fitting.metrics import auc_by_class
 from probex_jax.language import TextEncoder
@@ -151,10 +151,25 @@ def measure_all(
     """
     for task in tasks or [""]:
         _check_task(task)
+    path = workdir / "metrics.json"
     with one_writer(workdir):
         by_task, faults = _measured(subject, tasks, on_task)
-        write_json(workdir / "metrics.json", _metrics(subject, by_task, faults))
+        baselines = {"baselines": kept} if (kept := kept_baselines(path)) else {}
+        write_json(path, _metrics(subject, by_task, faults) | baselines)
     return [figure for figures in by_task.values() for figure in figures]
+
+
+def kept_baselines(path: Path) -> dict[str, Any]:
+    """What a `metrics.json` has of baselines (`baselines.compare`), which know no expert.
+
+    Raises:
+      ProbexError: if it is damaged.
+    """
+    metrics = read_json(path) if path.exists() else {}
+    found = metrics.get("baselines", {}) if isinstance(metrics, dict) else None
+    if not isinstance(found, dict):
+        raise ProbexError(f"{path}: damaged; remove it to measure anew")
+    return found
 
 
 def _measured(
