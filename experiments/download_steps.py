@@ -115,7 +115,7 @@ def _bytes_of_layers(table: Table, layers: str) -> int:
     for place, model in enumerate(table.models):
         try:
             with px.open_model(str(model.address())) as file:
-                chosen = px.select_layers(file.layers, layers)
+                chosen = px.select_layers(file.all_layers, layers, file.vectors)
                 tensors = [file.tensors[t] for name in chosen for t in file.tensors_of(name)]
                 return sum(tensor.end - tensor.begin for tensor in tensors)
         except px.ProbexError:

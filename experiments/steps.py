@@ -19,11 +19,12 @@ from probex_jax.fitting import Adam, ClosedForm, Devices
 from probex_jax.language import CachedEncoder, default_cache, text_encoder
 from probex_jax.layer_store import PackSummary
 from probex_jax.search import FoundModel, Index, Measured, Subject, measure_all
-from probex_jax.sweeps import run_statnn, sweep
+from probex_jax.sweeps import default_layers, run_statnn, sweep
 from probex_jax.zoo import miniature
 from probex_jax.zoo.model_j import SPLITS
 
 Row = dict[str, object]
+_NAMED = 3  # names that a line gives
 _COMMONEST, _GUESSING = "what always giving the commonest answer has", "what guessing has"
 AUC = "AUC, chance .5"
 
@@ -71,9 +72,22 @@ def pack(zoo: Path, store: Path, layers: str = "") -> PackSummary:
             "ModelFile.unread lists them with the reason",
             file=sys.stderr,
         )
-    for name, reason in summary.left_out.items():
-        print(cli.one_line(f"left out layer {name}: {reason}"), file=sys.stderr)
+    for line in _left_out(summary.left_out):
+        print(cli.one_line(line), file=sys.stderr)
     return summary
+
+
+def _left_out(reasons: Mapping[str, str]) -> list[str]:
+    """A line for each reason, with some of the names."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [
+        f"left out {', '.join(names[:_NAMED])}"
+        + f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)
+        + f": {reason}"
+        for reason, names in by_reason.items()
+    ]
 
 
 def _reported(bar: tqdm, what: str, fault: str) -> None:
@@ -128,7 +142,10 @@ def train(
         raise px.ProbexError(f"config.fit: {config['fit']!r} is not one of adam, ridge") from None
     except TypeError as error:
         raise px.ProbexError(f"config.recipe: {error}") from None
-    layers = px.select_layers(store.layers, config["layers"] or None)
+    if config["layers"]:
+        layers: Sequence[str] = px.select_layers(store.layers, config["layers"], store.vectors)
+    else:
+        layers = default_layers(store, recipe)
     alignment = _alignment(config["text"]) if config["head"] == "text" else None
     settings: dict[str, Any] = {"grid": {}}
     if by_steps:

@@ -209,10 +209,10 @@ class Expert:
           ProbexError: if a layer is missing or of another shape, or the file is damaged.
         """
         for layer, shape in self.layers.items():
-            if layer in model.layers and model.layers[layer].shape != shape:
+            found = model.all_layers.get(layer)
+            if found is not None and found.shape != shape:
                 raise ProbexError(
-                    f"{model.path}: layer {layer} is {model.layers[layer].shape}, the expert "
-                    f"reads {shape}"
+                    f"{model.path}: layer {layer} is {found.shape}, the expert reads {shape}"
                 )
         return model.matrices(self.layers)
 

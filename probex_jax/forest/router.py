@@ -102,17 +102,18 @@ class TreeRouter:
             or the models have too little in common to be told apart from unrelated ones.
         """
         models = store.split("train")
-        if all(map(is_head, store.layers)):
+        matrices = {n: shape for n, shape in store.layers.items() if n not in store.vectors}
+        if all(map(is_head, matrices)):
             raise ProbexError(
                 f"{store.path}: holds only a classifier head, which does not identify a tree; pack "
                 "a layer of the backbone as well"
             )
         if missing := sorted(set(layers) - set(store.layers)):
             raise ProbexError(f"{store.path}: lacks layer {missing[0]}, which the expert reads")
-        is_lora = bool(store.ranks)
-        sketch = Sketch.of_layers(store.layers, also=layers)
+        is_lora, layers = bool(store.ranks), set(layers) & set(matrices)
+        sketch = Sketch.of_layers(matrices, also=layers)
         sketched = {layer.name for layer in sketch.layers}
-        heads = Sketch.of_all({n: store.layers[n] for n in sorted(set(layers) - sketched)})
+        heads = Sketch.of_all({n: matrices[n] for n in sorted(layers - sketched)})
         checked = sketch + heads
         checked_ND, lengths_NK = checked.of_store(store)
         clusters = Clusters(one_tree=is_lora)

@@ -87,7 +87,7 @@ class Sketch:
 
     def fitting(self, model: ModelFile) -> "Sketch":
         """The sketch of the layers that a model has in the same shape."""
-        shapes = {name: layer.shape for name, layer in model.layers.items()}
+        shapes = {name: layer.shape for name, layer in model.all_layers.items()}
         return Sketch(tuple(one for one in self.layers if shapes.get(one.name) == one.shape))
 
     @property
@@ -112,15 +112,15 @@ class Sketch:
         """
         parts, lengths = [], []
         for name, shape, rows in ((layer.name, layer.shape, layer.rows) for layer in self.layers):
-            if name in model.layers and model.layers[name].shape != shape:
-                height, width = model.layers[name].shape
+            if name in model.all_layers and model.all_layers[name].shape != shape:
+                height, width = model.all_layers[name].shape
                 raise ProbexError(
                     f"{model.path}: layer {name} is {height}x{width}, that of the tree's models is "
                     f"{shape[0]}x{shape[1]}"
                 )
             part_1D = model.rows(name, rows).reshape(1, -1)
             lengths.append(_lengths(part_1D))
-            parts.append(_scaled(part_1D, lengths[-1], model.layers[name].kind == "lora"))
+            parts.append(_scaled(part_1D, lengths[-1], model.all_layers[name].kind == "lora"))
         return np.concatenate(parts, axis=1)[0], np.concatenate(lengths, axis=1)[0]
 
     def of_store(self, store: LayerStore, split: str = "train") -> tuple[np.ndarray, np.ndarray]:

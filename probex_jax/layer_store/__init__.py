@@ -1,4 +1,4 @@
-"""The matrices of many models, layer by layer, with a table of the models.
+"""The matrices and vectors of many models, layer by layer, with a table of the models.
 
 A store is a folder:
 
@@ -7,6 +7,7 @@ A store is a folder:
     layers/<name>/matrices  zarr3 array [rows, H, W] float32, one chunk per model, checksummed
     layers/<name>/up, down  for a LoRA, its factors [rows, H, R] and [rows, R, W], padded with
                             zeros where a model's rank is lower
+    vectors/<number>        the vectors, several in one array [rows, 1, entries]
 
 Packing writes the rows of a block of models to every layer and then their lines in models.jsonl,
 so that the next run overwrites whatever a killed one left behind. A block is one shard: adding

@@ -1,20 +1,25 @@
 """Matrices of one layer on disk: sharded, checksummed zarr3 arrays, read by TensorStore.
 
 A layer is one array, `matrices` [rows, H, W]. A LoRA layer is two: `up` [rows, H, R] and `down`
-[rows, R, W].
+[rows, R, W]. Vectors, which are many and small, share arrays [rows, 1, entries].
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore as ts
 
 from probex_jax.errors import ProbexError
 from probex_jax.files import layer_folder
+
+# Entries of an array of vectors, unless a single vector has more.
+_TOGETHER = 4096
+# Whoever reads a vector reads its whole array, and finds the next vector in the cache.
+_CACHE_BYTES = 64 * 2**20
 
 _CHECKED = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 
@@ -57,26 +62,78 @@ def parts(shape: tuple[int, int], rank: int | None) -> dict[str, tuple[int, int]
     return {"up": (shape[0], rank), "down": (rank, shape[1])}
 
 
+class Place(NamedTuple):
+    """Where a vector lies: the number of its array, and its first entry there."""
+
+    array: int
+    start: int
+
+
+def places(sizes: Mapping[str, int]) -> dict[str, Place]:
+    """Divides vectors among arrays.
+
+    Args:
+      sizes: name to number of entries, in the order in which they are read.
+
+    Example:
+      >>> places({"a": 3000, "b": 1000, "c": 500})
+      {'a': Place(array=0, start=0), 'b': Place(array=0, start=3000), 'c': Place(array=1, start=0)}
+    """
+    found: dict[str, Place] = {}
+    array, end = 0, 0
+    for name, size in sizes.items():
+        if end and end + size > _TOGETHER:
+            array, end = array + 1, 0
+        found[name] = Place(array, end)
+        end += size
+    return found
+
+
+def array_sizes(sizes: Mapping[str, int], at: Mapping[str, Place]) -> dict[int, int]:
+    """The number of entries of each array of vectors."""
+    ends: dict[int, int] = {}
+    for name, place in at.items():
+        ends[place.array] = max(ends.get(place.array, 0), place.start + sizes[name])
+    return ends
+
+
+def cache() -> ts.Context:
+    """Room for rows that were read, shared by the arrays that are opened with it."""
+    return ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+
+
+def part_folder(store: Path, layer: str, part: str) -> Path:
+    """The folder of an array of a layer."""
+    return layer_folder(store / "layers", layer) / part
+
+
+def vectors_folder(store: Path, number: int) -> Path:
+    """The folder of an array of vectors."""
+    return store / "vectors" / str(number)
+
+
 class LayerArray:
-    """One array of a layer, [rows, a, b] float32, read by rows."""
+    """An array [rows, a, b] float32, read by rows."""
 
     def __init__(self, path: Path, array: Any):
         self._path = path
         self._array = array
 
     @classmethod
-    def open(cls, store: Path, layer: str, part: str, shape: tuple[int, int]) -> "LayerArray":
+    def open(
+        cls, folder: Path, shape: tuple[int, int], cache: ts.Context | None = None
+    ) -> "LayerArray":
         """Opens an array; a ProbexError unless its rows have the given shape."""
-        folder = layer_folder(store / "layers", layer)
         spec = {
             "driver": "zarr3",
-            "kvstore": {"driver": "file", "path": f"{folder.resolve()}/{part}/"},
+            "kvstore": {"driver": "file", "path": f"{folder.resolve()}/"},
             # A missing chunk would otherwise read as zeros.
             "fill_missing_data_reads": False,
             "open": True,
+            "recheck_cached_data": "open",
         }
         with _one_line_errors(folder):
-            array = ts.open(spec).result()
+            array = ts.open(spec, context=cache).result()
         if array.shape[1:] != shape or array.dtype.name != "float32":
             raise ProbexError(f"{folder}: rows differ from store.json: expected {shape} float32")
         return cls(folder, array)
@@ -86,12 +143,12 @@ class LayerArray:
         """Number of rows."""
         return int(self._array.shape[0])
 
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        """Reads rows [n] as [n, a, b] float32, in the given order."""
+    def read(self, rows: np.ndarray, columns: slice = slice(None)) -> np.ndarray:
+        """Reads rows [n] as [n, a, b] float32, in the given order; of them some columns."""
         with _one_line_errors(self._path):
             contiguous = len(rows) > 0 and np.array_equal(rows, rows[0] + np.arange(len(rows)))
             index = slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else rows
-            return np.asarray(self._array[index].read().result())
+            return np.asarray(self._array[index][:, :, columns].read().result())
 
 
 @contextmanager

@@ -14,6 +14,7 @@ class StoredLayer(NamedTuple):
 
     shape: tuple[int, int]
     rank: int | None
+    is_vector: bool = False
 
 
 def common_layers(models: Sequence[Layers]) -> dict[str, StoredLayer]:
@@ -26,40 +27,59 @@ def common_layers(models: Sequence[Layers]) -> dict[str, StoredLayer]:
       Name to form; the rank of factors is the highest of any model.
     """
     votes = Counter(
-        (name, layer.shape, layer.rank is not None)
+        (name, layer.shape, layer.rank is not None, layer.kind == "vector")
         for layers in models
         for name, layer in layers.items()
     )
     common: dict[str, StoredLayer] = {}
-    for (name, shape, is_low_rank), count in votes.most_common():
+    for (name, shape, is_low_rank, is_vector), count in votes.most_common():
         if 2 * count > len(models) and name not in common:
             ranks = [
                 layers[name].rank or 0
                 for layers in models
                 if name in layers and layers[name].shape == shape
             ]
-            common[name] = StoredLayer(shape, max(ranks) if is_low_rank else None)
+            common[name] = StoredLayer(shape, max(ranks) if is_low_rank else None, is_vector)
     return common
 
 
-def rarer_layers(models: Mapping[str, Layers], common: Mapping[str, StoredLayer]) -> dict[str, str]:
-    """The layers that are not common, each with the models that lack it.
+def left_out(
+    models: Sequence[Layers],
+    others: Sequence[Mapping[str, str]],
+    common: Mapping[str, StoredLayer],
+) -> dict[str, str]:
+    """What a store of the common layers does not hold, by name, with the reason.
 
     Args:
-      models: id to the layers of a model.
+      models: the layers of each model.
+      others: of each model the tensors that are no layers, name to the reason.
       common: the result of `common_layers`.
+
+    Example:
+      >>> left_out([{}, {}], [{"step": "integer", "mask": "boolean"}, {"step": "integer"}], {})
+      {'mask': 'boolean, in 1 of 2 models', 'step': 'integer'}
     """
-    others = sorted({name for layers in models.values() for name in layers} - set(common))
-    reasons = {}
-    for name in others:
-        lacking = [model for model, layers in models.items() if name not in layers]
-        some = f" ({', '.join(lacking[:5])}{', …' if len(lacking) > 5 else ''})" if lacking else ""
-        forms = {(v[name].shape, v[name].rank is None) for v in models.values() if name in v}
-        reasons[name] = (
-            f"{len(lacking)} of {len(models)} models lack it{some}, the others have it in "
-            f"{len(forms)} shapes"
-        )
-    return reasons
+    forms: dict[str, Counter[tuple[tuple[int, int], bool]]] = {}
+    for layers in models:
+        for name in layers.keys() - common.keys():
+            form = layers[name].shape, layers[name].rank is None
+            forms.setdefault(name, Counter())[form] += 1
+    reasons: dict[str, Counter[str]] = {}
+    for tensors in others:
+        for name in tensors.keys() - common.keys():
+            reasons.setdefault(name, Counter())[tensors[name]] += 1
+
+    def often(count: int) -> str:
+        return f"in {count} of {len(models)} models"
+
+    found = {}
+    for name, shapes in forms.items():
+        several = f", in {len(shapes)} shapes" if len(shapes) > 1 else ""
+        found[name] = often(shapes.total()) + several
+    for name, given in reasons.items():
+        rarely = "" if given.total() == len(models) else f", {often(given.total())}"
+        found.setdefault(name, given.most_common(1)[0][0] + rarely)
+    return dict(sorted(found.items()))
 
 
 def layer_faults(layers: Layers, stored: Mapping[str, StoredLayer]) -> dict[str, str]:

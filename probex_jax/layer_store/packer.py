@@ -11,7 +11,7 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors
-from probex_jax.layer_store.arrays import parts
+from probex_jax.layer_store.arrays import part_folder, parts, vectors_folder
 from probex_jax.layer_store.common_layers import StoredLayer, layer_faults
 from probex_jax.layer_store.headers import ModelHeader
 from probex_jax.layer_store.shard_writer import LayerWriter, UnwritableError
@@ -19,6 +19,9 @@ from probex_jax.layer_store.store import LayerStore
 from probex_jax.matrices import LowRank, stack
 from probex_jax.prefetch import prefetch
 from probex_jax.zoo import ZooModel
+
+# Of an array: a layer's name and part; or "" and the number of an array of vectors.
+_Key = tuple[str, str | int]
 
 
 class _Task(NamedTuple):
@@ -47,16 +50,22 @@ class Packer:
         self._layers = {
             name: StoredLayer(shape, store.ranks.get(name)) for name, shape in store.layers.items()
         }
-        shapes = {
-            (name, part): shape
-            for name, layer in self._layers.items()
-            for part, shape in parts(*layer).items()
-        }
-        self._writers = {
-            key: LayerWriter(store.path, *key, shape, store.block) for key, shape in shapes.items()
-        }
-        # Each array's name and shape, which go into a model's hash with its checksum.
-        self._hashed = {key: json.dumps([*key, shape]).encode() for key, shape in shapes.items()}
+        self._places = store.reader.places
+        # What each array holds, names and shapes, goes into a model's hash with its checksum.
+        self._writers: dict[_Key, LayerWriter] = {}
+        self._hashed: dict[_Key, bytes] = {}
+        for name, layer in self._layers.items():
+            for part, shape in parts(*layer[:2]).items() if name not in self._places else ():
+                folder = part_folder(store.path, name, part)
+                self._writers[name, part] = LayerWriter(folder, shape, store.block)
+                self._hashed[name, part] = json.dumps([name, part, shape]).encode()
+        held: dict[int, list[tuple[str, tuple[int, int]]]] = {}
+        for name, place in self._places.items():
+            held.setdefault(place.array, []).append((name, store.layers[name]))
+        for number, size in store.reader.vector_arrays.items():
+            folder = vectors_folder(store.path, number)
+            self._writers["", number] = LayerWriter(folder, (1, size), store.block)
+            self._hashed["", number] = json.dumps(held[number]).encode()
         for number, count in Counter(model.row // store.block for model in store.models).items():
             for writer in self._writers.values():
                 writer.check(number * store.block, count)
@@ -105,13 +114,20 @@ class Packer:
             return "", str(error)
         return content.hexdigest(), ""
 
-    def _written(self, task: _Task) -> Iterator[tuple[tuple[str, str], bytes]]:
+    def _written(self, task: _Task) -> Iterator[tuple[_Key, bytes]]:
         """Writes the arrays of a model; yields each with its checksum."""
         model = task.header.model
+        sizes = self._store.reader.vector_arrays
+        vectors = {number: np.empty([1, size], "<f4") for number, size in sizes.items()}
         with model.open() as file:
-            if layer_faults(file.layers, self._layers):
+            if layer_faults(file.all_layers, self._layers):
                 raise ProbexError(f"{model.where}: changed while it was packed")
             for name, matrix in file.each_matrix(self._layers):
+                if name in self._places:
+                    number, start = self._places[name]
+                    values = np.ravel(matrix)
+                    vectors[number][0, start : start + len(values)] = values
+                    continue
                 for part, array in _arrays(matrix, self._layers[name].rank).items():
                     data = np.ascontiguousarray(array, "<f4")
                     yield (name, part), self._writers[name, part].put(task.slot, data)
@@ -120,6 +136,8 @@ class Packer:
                     array,
                     data,
                 )  # so that the next matrix reuses their memory, still in the cache
+            for number, values in vectors.items():
+                yield ("", number), self._writers["", number].put(task.slot, values)
             file.check_unchanged()
 
     def _unfit(self, header: ModelHeader) -> str:
@@ -143,7 +161,6 @@ class Packer:
             "fingerprint": header.fingerprint,
             "base": header.base,
             "content_hash": content,
-            "layers": dict.fromkeys(self._layers, "packed"),
         }
 
     def _skipped_line(self, header: ModelHeader, reason: str) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, layer_folder, one_writer, write_json
-from probex_jax.layer_store.arrays import parts
-from probex_jax.layer_store.common_layers import common_layers, rarer_layers
+from probex_jax.layer_store.arrays import parts, places
+from probex_jax.layer_store.common_layers import common_layers, left_out
 from probex_jax.layer_store.headers import ModelHeader, Tables, read_header
 from probex_jax.layer_store.packer import Packer
 from probex_jax.layer_store.store import FORMAT, VERSION, LayerStore, check_held_out
@@ -31,8 +31,8 @@ class PackSummary:
       store: the store, opened.
       added: how many models this run packed.
       skipped: id of every model that this run could not pack, to the reason.
-      left_out: layers that a new store does not hold, since at most half of the models have them in
-        one shape, to the reason.
+      left_out: what models have and a new store of all layers does not hold, to the reason: layers
+        that at most half of the models have in one shape, and tensors that are no layers.
       unscaled: how many of the models that this run read are LoRAs of PEFT or kohya with layers for
         which nothing states alpha, so that their scale is taken to be 1.
       unread: how many of them have adapter tensors that are in no layer (`ModelFile.unread`).
@@ -67,7 +67,7 @@ def pack(
     Args:
       zoo: the models.
       path: folder of the store, which is made or continued.
-      layers: which layers, as `select_layers` takes them; None for all of them.
+      layers: which layers, as `select_layers` takes them; None for all, matrices and vectors.
       workers: how many models are read at a time.
       on_models: called once with the number of models to pack.
       on_model: called after each model with the reason why it was skipped, or "".
@@ -106,9 +106,9 @@ def pack(
         packed_before = [(model.id, model.split, model.labels) for model in known.values()]
         new = [(header.model.id, header.model.split, header.labels) for header in headers]
         check_held_out(path, packed_before + new)
-        left_out: Mapping[str, str] = {}
+        lacking: Mapping[str, str] = {}
         if store is None:
-            store, left_out = _create(path, zoo, headers, layers)
+            store, lacking = _create(path, zoo, headers, layers)
         else:
             _check_same(store, zoo, layers)
         packer = Packer(store, workers, on_packed)
@@ -122,7 +122,7 @@ def pack(
             packed,
             added=len(packed.models) - len(known),
             skipped=packer.skipped,
-            left_out=left_out,
+            left_out=lacking,
             unscaled=sum(header.is_unscaled for header in headers),
             unread=sum(header.is_unread for header in headers),
         )
@@ -137,12 +137,14 @@ def _create(
     readable = {header.model.id: header for header in headers if not header.fault}
     if not readable:
         raise ProbexError(f"{zoo.tree}: no model can be packed; the first: {headers[0].fault}")
-    common = common_layers([header.layers for header in readable.values()])
-    rarer = rarer_layers({id: header.layers for id, header in readable.items()}, common)
+    tables = [header.layers for header in readable.values()]
+    common = common_layers(tables)
+    lacking = left_out(tables, [header.left_out for header in readable.values()], common)
+    vectors = [name for name, layer in common.items() if layer.is_vector]
     try:
-        chosen = select_layers(common, layers)
+        chosen = select_layers(common, layers, vectors)
     except ProbexError as error:
-        hint = f"; in few models only: {', '.join([*rarer][:5])}" if rarer else ""
+        hint = f"; left out: {', '.join([*lacking][:5])}" if lacking else ""
         raise ProbexError(f"{zoo.tree}: {error}{hint}") from None
     for name in chosen:
         layer_folder(path, name)
@@ -151,7 +153,8 @@ def _create(
     classes = zoo.classes or _all_classes(readable.values())
     if not classes:
         raise ProbexError(f"{zoo.tree}: no training model, hence no classes; expected train/")
-    sizes = [math.prod(shape) for name in chosen for shape in parts(*common[name]).values()]
+    sizes = [math.prod(shape) for name in chosen for shape in parts(*common[name][:2]).values()]
+    vector_sizes = {n: math.prod(common[n].shape) for n in chosen if common[n].is_vector}
     about = {
         "format": FORMAT,
         "version": VERSION,
@@ -160,13 +163,14 @@ def _create(
         "texts": {name: zoo.texts[name] for name in classes if name in zoo.texts},
         "layers": {name: common[name].shape for name in chosen},
         "ranks": {name: rank for name in chosen if (rank := common[name].rank) is not None},
+        "vectors": places(vector_sizes),
         "selection": _selection(layers),
         "block": max(1, min(_BLOCK_MODELS, _BLOCK_BYTES // (4 * sum(sizes)))),
     }
     with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     write_json(path / "store.json", about)
-    return LayerStore.open(path), rarer if layers is None else {}
+    return LayerStore.open(path), lacking if layers is None else {}
 
 
 def _selection(layers: int | str | Sequence[int | str] | None) -> list[str] | None:
@@ -214,7 +218,7 @@ def _check_same(
     same = _selection(layers) == sorted(store.layers)
     if store.selection is None:
         try:
-            same = select_layers(store.layers, layers) == sorted(store.layers)
+            same = select_layers(store.layers, layers, store.vectors) == sorted(store.layers)
         except ProbexError:
             same = False
     if not same:

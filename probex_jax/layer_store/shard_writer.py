@@ -24,7 +24,7 @@ import google_crc32c
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.files import disk_errors, layer_folder
+from probex_jax.files import disk_errors
 from probex_jax.layer_store.arrays import LayerArray, array_metadata
 
 _CRC_BYTES = 4
@@ -37,25 +37,22 @@ class UnwritableError(ProbexError):
 
 
 class LayerWriter:
-    """Writes one array of a layer, [rows, a, b] float32.
+    """Writes one array [rows, a, b] float32.
 
     Matrices are first put into slots, the room for one matrix in a shard's file. `finish` then says
     which slots are rows, since the matrices of a model that turns out to be faulty belong to none.
 
     Args:
-      store: the store's folder.
-      layer: name of the layer.
-      part: one of the layer's `arrays.parts`.
+      folder: of the array.
       shape: of a matrix.
       block: rows per shard; a shard is one file.
     """
 
-    def __init__(self, store: Path, layer: str, part: str, shape: tuple[int, int], block: int):
-        folder = layer_folder(store / "layers", layer) / part
+    def __init__(self, folder: Path, shape: tuple[int, int], block: int):
         self._metadata, self._shape, self._block = folder / "zarr.json", shape, block
         self._folder = folder / "c"
         is_there = self._metadata.exists()
-        self._rows = LayerArray.open(store, layer, part, shape).rows if is_there else 0
+        self._rows = LayerArray.open(folder, shape).rows if is_there else 0
         self._chunk_bytes = 4 * math.prod(shape) + _CRC_BYTES
 
     def put(self, slot: int, matrix: np.ndarray) -> bytes:

@@ -16,12 +16,15 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.files import parse_json, read_json
 from probex_jax.fitting.moments import Moments, moments
-from probex_jax.layer_store.arrays import LayerArray, parts
+from probex_jax.layer_store.arrays import Place
+from probex_jax.layer_store.reader import Reader
 from probex_jax.matrices import LowRank
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
 FORMAT = "probex_jax layer store"
-VERSION = 3
+VERSION = 4
+# A store of version 3 is one without vectors.
+_READ = (3, VERSION)
 
 # The text fields of a line in models.jsonl.
 _TEXTS = ("id", "split", "source", "fingerprint", "base", "content_hash")
@@ -69,7 +72,7 @@ class LayerStore:
       tree: name of the tree.
       classes: the class names, in the order of the columns of `targets`.
       texts: class to the words for it, for classes whose name is an id.
-      layers: name to (H, W).
+      layers: name to (H, W); a vector has one column or one row.
       ranks: name to R, for the layers that are kept as factors.
       selection: how the layers were asked for, a list of texts; None for all, or if unknown.
       models: the packed models, in the order of their rows.
@@ -97,9 +100,10 @@ class LayerStore:
         self.layers = {name: _shape(shape) for name, shape in _of(dict, about["layers"]).items()}
         self.texts = {name: _of(str, text) for name, text in _of(dict, about["texts"]).items()}
         self.ranks = {name: _positive(rank) for name, rank in _of(dict, about["ranks"]).items()}
+        places = {n: _place(place) for n, place in _of(dict, about.get("vectors", {})).items()}
+        self.reader = Reader(path, self.layers, self.ranks, places)
         self.block = _positive(about["block"])
         self.selection = about.get("selection")
-        self._opened: dict[str, dict[str, LayerArray]] = {}
         packed: dict[str, StoredModel] = {}
         skipped: dict[str, str] = {}
         for line in lines:
@@ -134,7 +138,7 @@ class LayerStore:
                 f"{path}: no layer store here; make one with experiments.pack"
             ) from None
         version = about.get("version") if isinstance(about, dict) else None
-        if not isinstance(about, dict) or (about.get("format"), version) != (FORMAT, VERSION):
+        if not isinstance(about, dict) or about.get("format") != FORMAT or version not in _READ:
             raise ProbexError(
                 f"{about_path}: store of version {version!r}, expected {VERSION}; pack it again"
             )
@@ -146,6 +150,11 @@ class LayerStore:
             raise ProbexError(
                 f"{path}: store.json or models.jsonl is damaged ({error}); pack it again"
             ) from error
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """Names of the layers that are vectors: biases, norms, statistics, scalars."""
+        return tuple(self.reader.places)
 
     @cached_property
     def hash(self) -> str:
@@ -226,7 +235,7 @@ class LayerStore:
         Raises:
           ProbexError: if there is no such layer, split or model, or the store is damaged.
         """
-        return self._read(self._arrays(layer), self._rows(split, models))
+        return self.reader.read(layer, self._rows(split, models))
 
     def _rows(self, split: str, models: Models | None = None) -> np.ndarray:
         rows = np.array([model.row for model in self.split(split)], np.int64)
@@ -242,23 +251,6 @@ class LayerStore:
             rows = rows[places]
         return rows
 
-    def _parts(self, layer: str) -> dict[str, tuple[int, int]]:
-        return parts(self.layers[layer], self.ranks.get(layer))
-
-    def _arrays(self, layer: str) -> dict[str, LayerArray]:
-        if layer not in self.layers:
-            raise ProbexError(f"{self.path}: no layer {layer!r}; it has {', '.join(self.layers)}")
-        if layer not in self._opened:  # two threads may both open it, harmlessly
-            self._opened[layer] = {
-                part: LayerArray.open(self.path, layer, part, shape)
-                for part, shape in self._parts(layer).items()
-            }
-        return self._opened[layer]
-
-    def _read(self, arrays: Mapping[str, LayerArray], rows: np.ndarray) -> np.ndarray | LowRank:
-        read = {part: array.read(rows) for part, array in arrays.items()}
-        return read["matrices"] if "matrices" in read else LowRank(**read)
-
     def blocks(
         self, layer: str, split: str = "train", models: Models | None = None
     ) -> Iterator[np.ndarray | LowRank]:
@@ -267,10 +259,10 @@ class LayerStore:
         Yields:
           [n, H, W] float32, or `LowRank` of it, about 64 MB each, in the order of the split.
         """
-        arrays, rows = self._arrays(layer), self._rows(split, models)
-        size = max(1, _BLOCK_BYTES // sum(4 * a * b for a, b in self._parts(layer).values()))
+        rows = self._rows(split, models)
+        size = max(1, _BLOCK_BYTES // (4 * self.reader.entries(layer)))
         for start in range(0, len(rows), size):
-            yield self._read(arrays, rows[start : start + size])
+            yield self.reader.read(layer, rows[start : start + size])
 
     def moments(self, layer: str, split: str = "train", models: Models | None = None) -> Moments:
         """Mean matrix and spread of a layer over models of a split, in one pass.
@@ -382,6 +374,11 @@ def _positive(value: Any) -> int:
     if _of(int, value) < 1:
         raise ValueError(f"{value} is less than 1")
     return value
+
+
+def _place(value: Any) -> Place:
+    array, start = _of(list, value)
+    return Place(_positive(array + 1) - 1, _positive(start + 1) - 1)
 
 
 def _shape(value: Any) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Sorts the tensors of a file into layers and others."""
+"""Sorts the tensors of a file into matrices, vectors and others."""
 
 import math
 import re
@@ -44,16 +44,18 @@ class Contents:
     """The layers of a file, and its other tensors.
 
     Args:
-      layers: name to LayerInfo, sorted by name.
-      sources: of the layers that are not LoRAs.
+      layers: name of every matrix and LoRA to LayerInfo, sorted by name.
+      vectors: the same of every vector.
+      sources: of the layers that are not LoRAs, and of the vectors.
       factors: of the LoRAs.
-      left_out: name of every tensor that is in no layer, to the reason.
+      left_out: name of every tensor that is in neither, to the reason.
       unread: the part of `left_out` that belongs to adapters.
       names: name of every tensor, to the same without wrappers' prefixes.
       quantiser: names of a quantiser's own tensors.
     """
 
     layers: Mapping[str, LayerInfo]
+    vectors: Mapping[str, LayerInfo]
     sources: Mapping[str, Source]
     factors: Mapping[str, Factors]
     left_out: Mapping[str, str]
@@ -63,7 +65,7 @@ class Contents:
 
 
 def find_contents(tensors: Mapping[str, TensorInfo], where: str) -> Contents:
-    """Sorts the tensors of a file into layers and others.
+    """Sorts the tensors of a file into matrices, vectors and others.
 
     Args:
       tensors: all tensors, by name.
@@ -98,6 +100,7 @@ def find_contents(tensors: Mapping[str, TensorInfo], where: str) -> Contents:
     factors = {layer: pair for layer, pair in factors.items() if layer in layers}
     unread |= unread_parts(name for name in rest if name not in unread)
     left_out |= unread
+    vectors: dict[str, LayerInfo] = {}
     sources: dict[str, Source] = {}
     whole = {name: info for name, info in rest.items() if name not in unread}
     for name, info, source in _sources(whole, packed, tensors):
@@ -107,9 +110,11 @@ def find_contents(tensors: Mapping[str, TensorInfo], where: str) -> Contents:
         elif layer in layers:
             raise ProbexError(f"{where}: {quoted(layer)} is a tensor and a LoRA as well")
         else:
-            layers[layer], sources[layer] = info, source
+            (vectors if info.kind == "vector" else layers)[layer] = info
+            sources[layer] = source
     return Contents(
         dict(sorted(layers.items())),
+        dict(sorted(vectors.items())),
         sources,
         factors,
         dict(sorted(left_out.items())),
@@ -123,10 +128,15 @@ def _sources(
     tensors: Mapping[str, TensorInfo], packed: Quantised, everything: Mapping[str, TensorInfo]
 ) -> Iterable[tuple[str, LayerInfo | str, Source]]:
     """Each tensor with its layer, or the reason why it is none, and how it is read."""
-    axes = axes_of(tensors)
+    infos = {name: as_layer(tensor) for name, tensor in tensors.items()}
+    axes = axes_of(
+        {n: t for n, t in tensors.items() if len(t.shape) > 1 and not isinstance(infos[n], str)}
+    )
     for name, tensor in tensors.items():
-        order, info = axes.get(name), as_layer(tensor)
+        order, info = axes.get(name), infos[name]
         scale = packed.scales.get(name, "")
+        if isinstance(order, str) and isinstance(info, LayerInfo) and info.kind == "vector":
+            order = None  # whatever the order of its axes, the values are in one order
         if order is None or isinstance(info, str):
             yield name, info, Source(name, None, scale)
         elif isinstance(order, str):

@@ -1,10 +1,10 @@
-"""Which tensors are layers, their canonical matrices, and how layers are selected."""
+"""Which tensors are matrices and vectors, their canonical form, and how layers are selected."""
 
 import difflib
 import math
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,8 @@ class LayerInfo:
       dtype: the stored dtype's name in safetensors, one of F64, F32, F16, BF16, F8_E4M3,
         F8_E5M2; for a LoRA, that of the factor `up`.
       kind: "linear" ([out, in] as stored), "conv" (kernels [O, I, k...] as [O, I·k...]),
-        "embedding" (positions [1, a, b] as [a, b]) or "lora" (factors of an update).
+        "embedding" (positions [1, a, b] as [a, b]), "lora" (factors of an update), or "vector" (at
+        most one axis is longer than 1: [n] as [n, 1], [O, I, 1...] as [O, I], a scalar as [1, 1]).
       rank: R of the factors of a LoRA; None for the others.
 
     Example:
@@ -49,14 +50,15 @@ class LayerInfo:
 
 
 def as_layer(tensor: TensorInfo) -> LayerInfo | str:
-    """The layer that a tensor makes, or the reason why it makes none."""
+    """The matrix or vector that a tensor makes, or the reason why it makes none."""
     if tensor.dtype not in MATRIX_DTYPES:
         reason = _OTHER_DTYPES.get(tensor.dtype) or _OTHER_DTYPES.get(tensor.dtype[0])
         return reason or f"{tensor.dtype}, which is not read"
     if 0 in tensor.shape:
         return "empty"
     if sum(size > 1 for size in tensor.shape) < 2:
-        return "one-dimensional"
+        first, *rest = tensor.shape or (1,)
+        return LayerInfo((first, math.prod(rest)), tensor.dtype, "vector")
     if len(tensor.shape) > 5:
         return f"{len(tensor.shape)}-dimensional"
     first, second, *rest = tensor.shape
@@ -89,17 +91,20 @@ def reference_matrix(matrix: Any) -> Any:
 
 
 def select_layers(
-    names: Iterable[str], spec: int | str | Sequence[int | str] | None = None
+    names: Iterable[str],
+    spec: int | str | Sequence[int | str] | None = None,
+    vectors: Collection[str] = (),
 ) -> list[str]:
     """Picks layers by name, number, list or regular expression.
 
-    Numbers are the reference's: the names sorted as text, counted from 0, leaving out the patch
-    projection of ViTs. A text is tried as a name, then as a number, then as a regular expression
-    that must match a whole name; several are separated by commas.
+    Numbers are the reference's: the names of matrices sorted as text, counted from 0, leaving out
+    the patch projection of ViTs. A text is tried as a name, then as a number, then as a regular
+    expression that must match a whole name; several are separated by commas.
 
     Args:
       names: the layers of a model, in any order.
       spec: None for all, a number, a text, or a sequence of numbers and texts.
+      vectors: those of the names that have no number.
 
     Returns:
       The names picked, each once, sorted as text.
@@ -125,7 +130,9 @@ def select_layers(
     ordered = sorted(set(names))
     if spec is None:
         return ordered
-    picked = {name for part in _parts(ordered, spec) for name in _pick(ordered, part)}
+    vectors = frozenset(vectors)
+    numbered = [n for n in ordered if n not in vectors and not n.endswith(_UNNUMBERED)]
+    picked = {name for part in _parts(ordered, spec) for name in _pick(ordered, numbered, part)}
     return [name for name in ordered if name in picked]
 
 
@@ -164,14 +171,14 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _pick(names: Sequence[str], part: int | str) -> list[str]:
+def _pick(names: Sequence[str], numbered: Sequence[str], part: int | str) -> list[str]:
     if not isinstance(part, str):
-        return [_numbered(names, part)]
+        return [_numbered(names, numbered, part)]
     part = part if part in names else part.strip()
     if part in names:
         return [part]
     if part.isascii() and part.isdigit():
-        return [_numbered(names, int(part[:18]))]
+        return [_numbered(names, numbered, int(part[:18]))]
     if not part:
         raise ProbexError(f"an empty text selects no layer; {_available(names)}")
     pattern = _pattern(part)
@@ -181,8 +188,7 @@ def _pick(names: Sequence[str], part: int | str) -> list[str]:
     return matched
 
 
-def _numbered(names: Sequence[str], number: int) -> str:
-    numbered = [name for name in names if not name.endswith(_UNNUMBERED)]
+def _numbered(names: Sequence[str], numbered: Sequence[str], number: int) -> str:
     if not 0 <= number < len(numbered):
         raise ProbexError(
             f"no layer number {number}, numbers go from 0 to {len(numbered) - 1}; "

@@ -1,4 +1,4 @@
-"""One model: its layers, read one by one from the safetensors files that hold it."""
+"""One model: its matrices and vectors, read one by one from the safetensors files that hold it."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,8 +34,9 @@ class ModelFile:
 
     Attributes:
       path: what was opened; on a server, the address with a commit as its revision.
-      layers: name to LayerInfo, sorted by name.
-      left_out: name of every tensor that is in no layer, to the reason.
+      layers: name of every matrix to LayerInfo, sorted by name; the updates of LoRAs, too.
+      vectors: the same of every vector: biases, norms, statistics, scalars.
+      left_out: name of every tensor that is in neither, to the reason.
       tensors: name of every tensor to its dtype and shape.
       metadata: the header's free text, key to value, merged over shards.
 
@@ -46,8 +47,8 @@ class ModelFile:
       >>> weights = {"a.weight": np.ones((2, 3), "f4"), "a.bias": np.ones(2, "f4")}
       >>> save_file(weights, f"{folder.name}/model.safetensors", {"author": "me"})
       >>> with open_model(folder.name) as m:
-      ...     print(*m.layers, dict(m.left_out), dict(m.metadata), m.matrix("a.weight").shape)
-      a.weight {'a.bias': 'one-dimensional'} {'author': 'me'} (2, 3)
+      ...     print(*m.layers, *m.vectors, dict(m.metadata), m.matrix("a.weight").shape)
+      a.weight a.bias {'author': 'me'} (2, 3)
       >>> folder.cleanup()
     """
 
@@ -63,7 +64,13 @@ class ModelFile:
         self._factors, self._sources = self._contents.factors, self._contents.sources
         self._scales = Scales(self._contents, self._stored, self._beside, self.metadata, str(path))
         self.layers: Mapping[str, LayerInfo] = MappingProxyType(self._contents.layers)
+        self.vectors: Mapping[str, LayerInfo] = MappingProxyType(self._contents.vectors)
         self.left_out: Mapping[str, str] = MappingProxyType(self._contents.left_out)
+
+    @cached_property
+    def all_layers(self) -> Mapping[str, LayerInfo]:
+        """Matrices and vectors, sorted by name."""
+        return MappingProxyType(dict(sorted({**self.layers, **self.vectors}.items())))
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -107,7 +114,7 @@ class ModelFile:
         """Reads one layer and no other bytes of the file.
 
         Args:
-          name: one of `layers`.
+          name: one of `layers` or `vectors`.
 
         Returns:
           float32 [H, W], a contiguous array of the caller's own; for a LoRA the factors, as a
@@ -118,23 +125,22 @@ class ModelFile:
             the file cannot be read.
           ValueError: if the model was closed.
         """
-        if name not in self.layers:
-            raise self._no_layer(name)
+        shape = self._shape(name)
         if name in self._factors:
-            pair, (height, width) = self._factors[name], self.layers[name].shape
+            pair, (height, width) = self._factors[name], shape
             up, down = self.tensor(pair.up).reshape(height, -1), self.tensor(pair.down)
             return LowRank(up=self._scaled(name, up), down=down.reshape(-1, width))
         source = self._sources[name]
         values = self.tensor(source.tensor)
         if source.axes is not None:
             values = np.ascontiguousarray(values.transpose(source.axes))
-        return self._dequantised(name, values.reshape(self.layers[name].shape))
+        return self._dequantised(name, values.reshape(shape))
 
     def matrices(self, names: Iterable[str]) -> dict[str, np.ndarray | LowRank]:
         """Reads several layers; from a server in few requests, several at a time.
 
         Args:
-          names: of `layers`.
+          names: of `layers` and `vectors`.
 
         Returns:
           Name to what `matrix` returns.
@@ -157,8 +163,7 @@ class ModelFile:
         Raises:
           ProbexError: if there is no such layer.
         """
-        if name not in self.layers:
-            raise self._no_layer(name)
+        self._shape(name)
         if name not in self._factors:
             source = self._sources[name]
             return (source.tensor, *([source.scale] if source.scale else []))
@@ -187,7 +192,7 @@ class ModelFile:
         """Reads some rows of one layer and no other bytes of its tensor.
 
         Args:
-          name: one of `layers`.
+          name: one of `layers` or `vectors`.
           rows: their numbers, from 0 to H - 1.
 
         Returns:
@@ -197,9 +202,7 @@ class ModelFile:
           ProbexError: as `matrix`.
           ValueError: if the model was closed, or there is no such row.
         """
-        if name not in self.layers:
-            raise self._no_layer(name)
-        height, width = self.layers[name].shape
+        height, width = self._shape(name)
         if not all(0 <= row < height for row in rows):
             raise ValueError(f"{name}: rows {rows} of {height}")
         if name not in self._factors:
@@ -233,15 +236,17 @@ class ModelFile:
 
     @property
     def without_layers(self) -> str:
-        """Why there are no layers; "" if there are."""
+        """Why there are no matrices; "" if there are."""
         if self.layers:
             return ""
         if self.unread:
             return f"an adapter that could not be read: {next(iter(self.unread.values()))}"
-        return f"it has no layer; of its first tensor: {next(iter(self.left_out.values()))}"
+        if self.left_out:
+            return f"it has no layer; of its first tensor: {next(iter(self.left_out.values()))}"
+        return "it has no layer of two dimensions, only vectors"
 
     def check_has_layers(self) -> None:
-        """Raises a ProbexError if there are no layers."""
+        """Raises a ProbexError if there are no matrices."""
         if self.without_layers:
             raise ProbexError(f"{self.path}: {self.without_layers}")
 
@@ -281,12 +286,15 @@ class ModelFile:
         """Raises a ProbexError if a file was written to since the model was opened."""
         self._stored.check_unchanged()
 
-    def _no_layer(self, name: str) -> ProbexError:
+    def _shape(self, name: str) -> tuple[int, int]:
+        """The shape of a layer or vector; a ProbexError if there is none."""
+        if name in self.all_layers:
+            return self.all_layers[name].shape
         if name in self.left_out:
-            return ProbexError(f"{self.path}: tensor {quoted(name)} is {self.left_out[name]}")
+            raise ProbexError(f"{self.path}: tensor {quoted(name)} is {self.left_out[name]}")
         if not self.layers and self.unread:
-            return ProbexError(f"{self.path}: {self.without_layers}")
-        return ProbexError(f"{self.path}: {no_such_layer([*self.layers], name)}")
+            raise ProbexError(f"{self.path}: {self.without_layers}")
+        raise ProbexError(f"{self.path}: {no_such_layer([*self.all_layers], name)}")
 
     def close(self) -> None:
         """Closes the files; what was read stays valid."""

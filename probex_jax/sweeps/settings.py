@@ -11,6 +11,16 @@ from probex_jax.fitting import TASKS, Adam, ClosedForm, OneClass, SeveralClasses
 from probex_jax.layer_store import LayerStore
 
 
+def default_layers(store: LayerStore, recipe: Adam | ClosedForm) -> tuple[str, ...]:
+    """The layers of a store that a sweep trains on unless it is told which.
+
+    In closed form these are all. By gradient descent, of encoders that probe matrices, they are the
+    matrices; a store of vectors alone gives these.
+    """
+    matrices = tuple(name for name in store.layers if name not in store.vectors)
+    return matrices if isinstance(recipe, Adam) and matrices else tuple(store.layers)
+
+
 def check_settings(
     store: LayerStore,
     names: Sequence[str],

@@ -54,7 +54,12 @@ from probex_jax.sweeps.jobs import IN_FLIGHT, Job, Room, plan
 from probex_jax.sweeps.processes import divided
 from probex_jax.sweeps.resume import Saver
 from probex_jax.sweeps.select import SweepResult, result, select
-from probex_jax.sweeps.settings import card_before_training, check_settings, config_of
+from probex_jax.sweeps.settings import (
+    card_before_training,
+    check_settings,
+    config_of,
+    default_layers,
+)
 from probex_jax.sweeps.source import Source
 from probex_jax.sweeps.stopping import Stop
 from probex_jax.sweeps.train import (
@@ -109,7 +114,7 @@ def sweep(
         divide alone; "none" to take them as they are.
       committee: the most layers whose experts answer together; how many do is chosen on validation
         (`best_committee`). 1 for the best layer alone.
-      layers: which layers; None for all of the store.
+      layers: which layers; None for all of the store, by `Adam` for all that are no vectors.
       stream: whether the batches of all layers are read from the store as they are needed, and not
         only of those that do not fit the devices.
       devices: what every expert is trained on. Of several processes all run the same sweep at once,
@@ -154,7 +159,7 @@ def sweep(
     workdir = Path(workdir)
     if isinstance(encoder, nn.Module):
         encoder = encoder_settings(encoder, encoders)
-    names = tuple(layers if layers is not None else store.layers)
+    names = tuple(layers if layers is not None else default_layers(store, recipe))
     task = task or (SeveralClasses() if alignment is None else alignment.task)
     check_settings(store, names, committee, save_every_s, share, head, task, alignment)
     if grid and isinstance(recipe, ClosedForm):

@@ -16,7 +16,7 @@ from probex_jax.layer_store.shard_writer import LayerWriter
 from tests.conftest import CLASSES, write_toy_zoo
 from tests.layer_store.test_packing import folder_hash
 
-SHAPE, BLOCK = (3, 5), 4
+SHAPE, BLOCK, ARRAY = (3, 5), 4, "layers/l/matrices"
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def zoo(tmp_path):
 def written(folder, places, n_rows):
     """Random matrices written to places, the rows of an array but for those of no model."""
     matrices = np.random.default_rng(0).normal(size=(len(places), *SHAPE)).astype(np.float32)
-    writer = LayerWriter(folder, "l", "matrices", SHAPE, BLOCK)
+    writer = LayerWriter(folder / ARRAY, SHAPE, BLOCK)
     for place, matrix in zip(places, matrices, strict=True):
         writer.put(place, matrix)
     for first in range(0, n_rows, BLOCK):
@@ -51,7 +51,7 @@ def tensorstore_array(path):
 
 def test_the_files_are_those_of_tensorstore(tmp_path):
     matrices = written(tmp_path / "ours", range(6), 6)
-    array = tensorstore_array(tmp_path / "theirs" / "layers" / "l" / "matrices")
+    array = tensorstore_array(tmp_path / "theirs" / ARRAY)
     for first in range(0, 6, BLOCK):  # as `pack` wrote them first
         part = matrices[first : first + BLOCK]
         array = array.resize(exclusive_max=[first + len(part), None, None]).result()
@@ -61,7 +61,7 @@ def test_the_files_are_those_of_tensorstore(tmp_path):
 
 def test_places_of_no_model_are_passed_over(tmp_path):
     matrices = written(tmp_path, [0, 2, 3, 4, 6], 7)  # 1 and 5 were never finished
-    read = LayerArray.open(tmp_path, "l", "matrices", SHAPE)
+    read = LayerArray.open(tmp_path / ARRAY, SHAPE)
     np.testing.assert_array_equal(read.read(np.array([0, 1, 2, 4, 5])), matrices)
     with pytest.raises(px.ProbexError, match="missing"):
         read.read(np.array([3]))
@@ -69,7 +69,7 @@ def test_places_of_no_model_are_passed_over(tmp_path):
 
 def test_the_rest_of_a_longer_file_is_cut_off(tmp_path):
     written(tmp_path / "once", range(2), 2)
-    writer = LayerWriter(tmp_path / "twice", "l", "matrices", SHAPE, BLOCK)
+    writer = LayerWriter(tmp_path / "twice" / ARRAY, SHAPE, BLOCK)
     for place in range(BLOCK):
         writer.put(place, np.full(SHAPE, 7, np.float32))
     written(tmp_path / "twice", range(2), 2)

@@ -146,7 +146,7 @@ def read_all(folder: Path) -> str:
     model = attempt(open_model, folder)
     if model is not None:
         with model:
-            for name in model.layers:
+            for name in model.all_layers:
                 _read_layer(model, name, attempt)
             for name in model.tensors:
                 assert ".." not in name.split("/"), name
@@ -159,8 +159,8 @@ def read_all(folder: Path) -> str:
             attempt(stated_in_metadata, model)
             attempt(lambda: model.unscaled)
             attempt(lambda: model.config)
-            attempt(select_layers, model.layers, 0)
-            attempt(select_layers, model.layers, [*model.layers][:2])
+            attempt(select_layers, model.all_layers, 0, model.vectors)
+            attempt(select_layers, model.all_layers, [*model.all_layers][:2])
             attempt(model.matrix, "layer.0.wieght")
             attempt(model.check_unchanged)
     else:
@@ -172,7 +172,7 @@ def read_all(folder: Path) -> str:
 
 
 def _read_layer(model: ModelFile, name: str, attempt: Callable[..., Any]) -> None:
-    shape = model.layers[name].shape
+    shape = model.all_layers[name].shape
     matrix = attempt(model.matrix, name)
     assert matrix is None or matrix.shape == shape
     rows = attempt(model.rows, name, [shape[0] - 1, 0])

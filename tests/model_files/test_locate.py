@@ -53,7 +53,7 @@ def test_shards(shards):
     folder, _ = shards
     with open_model(folder) as m:
         assert list(m.layers) == ["a", "c"]
-        assert m.left_out == {"b": "one-dimensional"}
+        assert list(m.vectors) == ["b"]
         assert m.metadata == {"format": "pt", "x": "1", "y": "2"}
         np.testing.assert_array_equal(m.matrix("a"), W)
         np.testing.assert_array_equal(m.matrix("c"), W + 1)

@@ -51,17 +51,32 @@ def test_float_dtypes_are_read_as_float32(tmp_path, dtype, stored):
         ((1, 4, 3, 3), (1, 36), "conv"),
         ((4, 3, 1, 1), (4, 3), "conv"),
         ((4, 3, 2, 2, 2), (4, 24), "conv"),
+        ((), (1, 1), "vector"),
+        ((1,), (1, 1), "vector"),
+        ((5,), (5, 1), "vector"),
+        ((5, 1), (5, 1), "vector"),
+        ((1, 5), (1, 5), "vector"),
+        ((16, 1, 1), (16, 1), "vector"),
+        ((1, 8, 1), (1, 8), "vector"),
+        ((1, 1, 9), (1, 9), "vector"),
+        ((1, 1, 1, 1, 1, 7), (1, 7), "vector"),
     ],
 )
 def test_canonical_form_keeps_the_order_in_memory(tmp_path, shape, canonical, kind):
-    value = random(shape)
+    value = np.asarray(random(shape))
     save_file({"w": value}, tmp_path / "model.safetensors")
     with open_model(tmp_path) as m:
-        assert m.layers["w"] == LayerInfo(canonical, "F32", kind)
-        np.testing.assert_array_equal(m.matrix("w"), value.reshape(canonical))
+        found, others = (m.vectors, m.layers) if kind == "vector" else (m.layers, m.vectors)
+        assert (found["w"], dict(others)) == (LayerInfo(canonical, "F32", kind), {})
+        assert (m.tensors_of("w"), m.left_out) == (("w",), {})
+        expected = value.reshape(canonical)
+        np.testing.assert_array_equal(m.matrix("w"), expected)
+        np.testing.assert_array_equal(m.matrices(["w"])["w"], expected)
+        last = len(expected) - 1
+        np.testing.assert_array_equal(m.rows("w", [last, 0]), expected[[last, 0]])
 
 
-def test_every_tensor_is_a_layer_or_left_out_with_a_reason(tmp_path):
+def test_every_tensor_is_a_layer_a_vector_or_left_out_with_a_reason(tmp_path):
     weights = {
         "z": random((2, 2)),
         "bias": random((3,)),
@@ -78,8 +93,9 @@ def test_every_tensor_is_a_layer_or_left_out_with_a_reason(tmp_path):
     save_file(weights, tmp_path / "model.safetensors")
     with open_model(tmp_path) as m:
         assert list(m.layers) == ["a", "z"]
+        assert list(m.vectors) == ["bias", "column", "scalar", "token"]
+        assert list(m.all_layers) == sorted([*m.layers, *m.vectors])
         assert m.left_out == {
-            **dict.fromkeys(["bias", "token", "scalar", "column"], "one-dimensional"),
             **dict.fromkeys(["ids", "bytes"], "integer"),
             "mask": "boolean",
             "none": "empty",
@@ -233,12 +249,15 @@ def test_signalling_nan_does_not_warn(write_raw):
 
 
 def test_unknown_layer_gets_a_suggestion(tmp_path):
-    save_file({"head.weight": random((2, 2)), "head.bias": random(2)}, tmp_path / "a.safetensors")
+    weights = {"head.weight": random((2, 2)), "head.bias": random(2), "head.ids": np.ones(2, "i8")}
+    save_file(weights, tmp_path / "a.safetensors")
     with open_model(tmp_path) as m:
         with pytest.raises(ProbexError, match=r"did you mean 'head\.weight'"):
             m.matrix("haed.weight")
-        with pytest.raises(ProbexError, match=r"tensor 'head\.bias' is one-dimensional"):
-            m.matrix("head.bias")
+        with pytest.raises(ProbexError, match=r"did you mean 'head\.bias'"):
+            m.matrix("haed.bias")
+        with pytest.raises(ProbexError, match=r"tensor 'head\.ids' is integer"):
+            m.matrix("head.ids")
 
 
 def test_a_closed_model_reads_nothing(tmp_path):

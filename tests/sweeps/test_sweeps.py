@@ -95,7 +95,7 @@ def test_a_frozen_layer_is_left_out_and_the_others_are_trained(tmp_path):
         save_file({**arrays, "frozen.weight": frozen}, file, metadata)
     store = px.pack(px.scan(zoo), tmp_path / "s").store
     result = run(store, tmp_path / "w", **CLOSED, normalise="centre", committee=3)
-    assert set(result.layers) == {"a.weight", "b.weight"}
+    assert set(result.layers) == {"a.weight", "b.weight", "c.bias"}
     assert list(result.metrics["left_out"]) == ["frozen.weight"]
     with pytest.raises(px.ProbexError, match=r"frozen\.weight"):
         run(store, tmp_path / "v", **CLOSED, normalise="centre", layers=["frozen.weight"])

@@ -99,7 +99,8 @@ def shared_layers(stores: Sequence[px.LayerStore]) -> list[str]:
     layers = [
         layer
         for layer, shape in first.layers.items()
-        if not any(part in layer for part in LEFT_OUT)
+        if layer not in first.vectors
+        and not any(part in layer for part in LEFT_OUT)
         and all(store.layers.get(layer) == shape for store in others)
     ]
     if not layers:
