@@ -237,7 +237,11 @@ METHODS: Mapping[str, _Method] = {
 
 
 def compare(
-    subject: Subject, workdir: Path, *, on_method: Callable[[str], None] = lambda name: None
+    subject: Subject,
+    workdir: Path,
+    *,
+    methods: Sequence[str] = tuple(METHODS),
+    on_method: Callable[[str], None] = lambda name: None,
 ) -> Baselines:
     """The expert beside the baselines; each is kept in `metrics.json` as soon as it is measured.
 
@@ -245,13 +249,21 @@ def compare(
       subject: expert and models.
       workdir: created if missing. Baselines that its `metrics.json` has of the same models are not
         run again.
+      methods: some of `METHODS`.
       on_method: called with the name of each baseline that is done.
 
+    Returns:
+      The expert, and the baselines in the order of `METHODS`.
+
     Raises:
-      ProbexError: if scikit-learn is missing (extra `search`), the expert does not tell classes or
-        does not fit the store, there are too few known models, or the folder is being written.
+      ProbexError: if scikit-learn is missing (extra `search`), there is no such method, the expert
+        does not tell classes or does not fit the store, there are too few known models, or the
+        folder is being written.
     """
     _check_sklearn()
+    for name in methods:
+        if name not in METHODS:
+            raise ProbexError(f"methods: {name!r} is not one of {', '.join(METHODS)}")
     card, store = subject.experts["val"].card, subject.store
     if not isinstance(card.task, ClassTask):
         raise ProbexError(f"{store.path}: baselines tell classes, the expert a {card.task.name}")
@@ -262,11 +274,11 @@ def compare(
     logits_QY = found[subject.split].logits / card.temperature
     ours = _compared("ours", models, logits_QY, subject.experts["val"].reading)
     with one_writer(workdir):
-        return Baselines(ours, *_others(models, workdir / "metrics.json", on_method))
+        return Baselines(ours, *_others(models, methods, workdir / "metrics.json", on_method))
 
 
 def _others(
-    models: _Models, path: Path, on_method: Callable[[str], None]
+    models: _Models, methods: Sequence[str], path: Path, on_method: Callable[[str], None]
 ) -> tuple[tuple[Compared, ...], Mapping[str, str], float]:
     """The baselines, those left out, and the seconds of reading."""
     of = {
@@ -279,7 +291,7 @@ def _others(
     found, reading_s = _kept(path, of)
     left_out = _left_out(models.store)
     metrics = read_json(path) if path.exists() else {}
-    for name in METHODS:
+    for name in methods:
         if name in left_out:
             continue
         if name not in found:

@@ -127,6 +127,9 @@ def test_a_model_that_does_not_fit_the_sketch_is_refused(tmp_path):
     sketch = Sketch.of_layers(shapes)
     wide = write_member(tmp_path / "w", 0, of=1, **{"body.0.weight": np.ones((12, 17))})
     small = write_member(tmp_path / "s", 0, of=1, **{"body.0.weight": np.ones(12)})
-    for path, message in ((wide, "12x17, that of the tree's models is 12x16"), (small, "12x1, that of")):
+    for path, message in (
+        (wide, "12x17, that of the tree's models is 12x16"),
+        (small, "12x1, that of"),
+    ):
         with open_model(path) as model, pytest.raises(ProbexError, match=message):
             sketch.of_model(model)

@@ -197,7 +197,9 @@ def test_damaged_vectors_are_one_line(zoo, tmp_path, damage):
 
 
 def test_no_array_of_vectors_is_longer_than_it_must_be():
-    sizes = {str(n): int(size) for n, size in enumerate(np.random.default_rng(0).integers(1, 6000, 99))}
+    sizes = {
+        str(n): int(size) for n, size in enumerate(np.random.default_rng(0).integers(1, 6000, 99))
+    }
     places = arrays.places(sizes)
     ends: dict[int, int] = {}
     for name, size in sizes.items():

@@ -9,10 +9,10 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import probex_jax as px
-from probex_jax.experts import Alignment, load_experts
+from probex_jax.experts import Alignment, evaluate, load_experts
 from probex_jax.fitting import Adam
 from probex_jax.language import HashingEncoder
-from probex_jax.search import TASKS, Subject, measure
+from probex_jax.search import TASKS, Subject, compare, measure
 from probex_jax.sweeps import sweep
 from tests.conftest import HELD_OUT
 
@@ -134,6 +134,18 @@ def test_accuracy_by_class_adds_up(subject, measured):
     assert set(figure.by_class) == set(subject.store.seen_classes)
     # Two test models of each class.
     assert np.mean(list(figure.by_class.values())) == pytest.approx(figure.score.value)
+
+
+def test_baselines_read_factors(subject, tmp_path):
+    """They are told apart by kernels of factors; what factors do not tell is said."""
+    compared = compare(subject, tmp_path)
+    assert compared.left_out.keys() == {"ridge, matrices", "forest on statistics"}
+    found = {each.method: each for each in compared.others}
+    expert, store = subject.experts["val"], subject.store
+    assert compared.ours.accuracy == evaluate(expert, store)[0]
+    assert found["commonest class"].accuracy.value < 0.2
+    assert found["ridge, everything"].accuracy.value > 0.5
+    assert found["logistic regression, everything"].auc.value > 0.9
 
 
 def test_classes_with_too_few_known_models_are_left_out(subject, toy_lora_zoo, tmp_path):
