@@ -2,6 +2,7 @@ r"""Evaluates a trained expert on a store; each figure has a 95 % interval.
 
 Tasks: classify, which classes a model was trained on; zero_shot, the same for classes never seen in
 training, by their texts; knn, occ (one-class classification) and retrieval, on the representations.
+--baselines adds what scikit-learn's methods make of the same models.
 
 Example:
   python -m experiments.evaluate --experts=out/align \

@@ -218,19 +218,19 @@ def _classify(subject: Subject) -> Iterator[Measured]:
     expert, store, split = subject.experts["val"], subject.store, subject.split
     score, logits_NY = evaluate(expert, store, split, subject.encoder)
     classes, task = expert.card.classes, expert.card.task
-    y, among = targets(task, store, split, classes), ("seen", len(classes))
+    y, n_classes = targets(task, store, split, classes), len(classes)
 
     def named(found: Mapping[int, float]) -> dict[str, float]:
         return {classes[place]: float(value) for place, value in found.items()}
 
     by_class = named(task.accuracy_by_class(logits_NY, y))
     chances = named(dict(enumerate(chance_by_class(task, store, split, classes))))
-    about = score, _chance(score), by_class, chances
-    yield Measured("classify", "accuracy", "accuracy", *among, *about)
-    if auc_of_all := task.auc(logits_NY, y):
+    of_all = "seen", n_classes, score, _chance(score)
+    yield Measured("classify", "accuracy", "accuracy", *of_all, by_class, chances)
+    if area := task.auc(logits_NY, y):
         by_class = named(auc_by_class(task.evidence(logits_NY), y))
-        about = auc_of_all, _chance(auc_of_all), by_class, dict.fromkeys(by_class, 0.5)
-        yield Measured("classify", "auc", "macro AUC", *among, *about)
+        of_all, chances = ("seen", n_classes, area, _chance(area)), dict.fromkeys(by_class, 0.5)
+        yield Measured("classify", "auc", "macro AUC", *of_all, by_class, chances)
 
 
 def _chance(score: Score) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from probex_jax.encoders import statistics
@@ -106,7 +107,7 @@ def standardised_products(x: np.ndarray | LowRank, n_known: int) -> np.ndarray:
     else:
         size = float(np.sum(np.square(x[:n_known]), dtype=np.float64))
         x -= x[:n_known].mean(axis=0, dtype=np.float64).astype(x.dtype)
-        products_MM = np.asarray(gram(x, x), np.float64)
+        products_MM = np.asarray(gram(jnp.asarray(x), jnp.asarray(x)), np.float64)
     to_centre_M = products_MM[:, :n_known].mean(axis=1)
     products_MM += to_centre_M[:n_known].mean() - to_centre_M[:, None] - to_centre_M
     spread = float(np.trace(products_MM[:n_known, :n_known]))
