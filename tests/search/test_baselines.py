@@ -98,6 +98,14 @@ def test_factors_have_the_products_of_their_matrices():
     )
 
 
+def test_what_all_models_share_costs_no_digits():
+    x = (1000 + np.random.default_rng(0).normal(size=(9, 5, 4))).astype(np.float32)
+    exact = x.reshape(9, -1).astype(np.float64)
+    exact -= exact[:6].mean(axis=0)
+    exact /= exact[:6].std()
+    np.testing.assert_allclose(standardised_products(x, 6), exact @ exact.T, atol=0.01)
+
+
 @pytest.mark.parametrize("method", ["ridge, matrices", "ridge, everything", "logistic regression"])
 def test_linear_methods_answer_as_on_all_entries(store, found, method):
     """The same figures as scikit-learn's on standardised entries, at the setting chosen."""
