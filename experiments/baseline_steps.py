@@ -45,7 +45,7 @@ def _better(what: str, ours: Score | None, others: Mapping[str, Score | None]) -
         return f"{what}: none, since no class can be told from the rest"
     better = {name: score for name, score in others.items() if score and score.value > ours.value}
     listed = (
-        f"{name} ({score.value:.3f}, {'beyond' if score.value > ours.high else 'within'} its "
+        f"{name} ({score.value:.3f}, {'beyond' if score.value > ours.high else 'within'} our "
         "interval)"
         for name, score in better.items()
     )
