@@ -3,6 +3,7 @@ r"""Evaluates a trained expert on a store; each figure has a 95 % interval.
 Tasks: classify, which classes a model was trained on; zero_shot, the same for classes never seen in
 training, by their texts; knn, occ (one-class classification) and retrieval, on the representations.
 Of a WORKDIR in which train repeated a split, all repeats are evaluated: mean and spread.
+--baselines adds what scikit-learn's methods make of the same models.
 
 Example:
   python -m experiments.evaluate --experts=out/align \
@@ -14,10 +15,10 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, label_steps, repeats, steps
+from experiments import baseline_steps, cli, label_steps, repeats, steps
 from probex_jax.experts import load_experts
 from probex_jax.files import read_json
-from probex_jax.search import Measured, Subject
+from probex_jax.search import Baselines, Measured, Subject
 
 _EXPERTS = flags.DEFINE_string(
     "experts", None, "A --workdir of train, or one expert in it.", required=True
@@ -32,6 +33,9 @@ _TASKS = flags.DEFINE_list("tasks", ["classify"], "What to measure.")
 _NEIGHBOURS = flags.DEFINE_integer(
     "neighbours", 5, "Neighbours that knn and retrieval look at.", lower_bound=1
 )
+_BASELINES = flags.DEFINE_bool(
+    "baselines", False, "Also measure scikit-learn's methods on all tensors, beside the expert."
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for metrics.json. Default: EXPERTS/evaluation."
 )
@@ -42,7 +46,7 @@ def main() -> None:
     workdir = Path(_WORKDIR.value or experts / "evaluation")
     names = repeats.of(experts)
     if not names:
-        _print(_evaluated(experts, workdir))
+        _print(*_evaluated(experts, workdir))
         return
     for name in names:
         _evaluated(experts / name, workdir / name)
@@ -54,21 +58,26 @@ def main() -> None:
         print(line)
 
 
-def _evaluated(experts: Path, workdir: Path) -> list[Measured]:
+def _evaluated(experts: Path, workdir: Path) -> tuple[list[Measured], Baselines | None]:
+    """The figures of one expert and, where they are asked for, of the baselines."""
     loaded = load_experts(experts)
     store = label_steps.store_of(experts, _STORE.value)
     subject = Subject(loaded, store, _SPLIT.value, _NEIGHBOURS.value)
-    return steps.evaluate(subject, _TASKS.value, workdir)
+    measured = steps.evaluate(subject, _TASKS.value, workdir)
+    return measured, baseline_steps.measure(subject, workdir) if _BASELINES.value else None
 
 
-def _print(measured: Sequence[Measured]) -> None:
-    for figure in measured:
-        rows = steps.class_rows(figure)
-        if rows:
-            print(cli.table(rows), end="\n\n")
+def _print(measured: Sequence[Measured], compared: Baselines | None) -> None:
+    if rows := steps.class_rows(measured):
+        print(cli.table(rows), end="\n\n")
     print(cli.table([steps.measured_row(figure) for figure in measured]))
     for line in steps.measured_not_above_chance(measured):
         print(line)
+    if compared is not None:
+        each = (compared.ours, *compared.others)
+        print("\n" + cli.table([baseline_steps.row(method) for method in each]))
+        for line in baseline_steps.in_words(compared):
+            print(line)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ Row = dict[str, object]
 TOLD = {task.name: task for task in (px.OneClass(), px.SeveralClasses())}
 _NAMED = 3  # names that a line gives
 _COMMONEST, _GUESSING = "what always giving the commonest answer has", "what guessing has"
+AUC = "AUC, chance .5"
 
 
 def build_zoo(config: Mapping[str, Any], out: Path) -> list[miniature.TreeSummary]:
@@ -263,14 +264,17 @@ def measured_row(figure: Measured) -> Row:
     }
 
 
-def class_rows(figure: Measured) -> Sequence[Row]:
-    """A figure by class; none where there is none."""
-    if not figure.chance_by_class:  # always giving one answer finds all of a class and none else
-        return [{"class": name, "found": value} for name, value in figure.by_class.items()]
-    return [
-        {"class": name, "accuracy": value, "chance": figure.chance_by_class[name]}
-        for name, value in figure.by_class.items()
-    ]
+def class_rows(figures: Sequence[Measured]) -> Sequence[Row]:
+    """What is known by class; none where there is nothing."""
+    rows: dict[str, Row] = {}
+    for figure in figures:
+        for name, value in figure.by_class.items():
+            row = rows.setdefault(name, {"class": name, "accuracy": "", "chance": "", AUC: ""})
+            if figure.is_accuracy:
+                row |= {"accuracy": value, "chance": figure.chance_by_class[name]}
+            else:
+                row[AUC] = value
+    return list(rows.values())
 
 
 def train_row(metrics: Mapping[str, Any]) -> Row:
@@ -283,6 +287,7 @@ def train_row(metrics: Mapping[str, Any]) -> Row:
         "test accuracy": f"{test['value']:.3f}",
         "95 % interval": f"{test['low']:.3f} to {test['high']:.3f}",
         "chance": "" if (chance := chance_of(test)) is None else f"{chance:.3f}",
+        **({AUC: f"{metrics['test_auc']['value']:.3f}"} if "test_auc" in metrics else {}),
         "models": test["n_models"],
         "calibration error": _calibration_error(metrics),
     }
@@ -296,12 +301,14 @@ def train_row(metrics: Mapping[str, Any]) -> Row:
 def not_above_chance(metrics: Mapping[str, Any]) -> list[str]:
     """A line for each accuracy of a training that is not above chance."""
     lines = [_short("test accuracy", metrics["test_accuracy"], _COMMONEST)]
+    if "test_auc" in metrics:
+        lines.append(_short("test AUC", metrics["test_auc"], _GUESSING))
     if "zero_shot" in metrics:
         found = ZeroShot.from_json(metrics["zero_shot"])
         among, every = f"zero-shot among {found.n_held_out}", f"among all {found.n_all}"
         lines += [
             _short(f"accuracy {among}", vars(found.among_held_out), _COMMONEST),
-            _short(f"accuracy {every}", vars(found.among_all), _GUESSING),
+            _short(f"accuracy {every}", vars(found.among_all), _COMMONEST),
         ]
     return [line for line in lines if line]
 
@@ -312,7 +319,7 @@ def measured_not_above_chance(figures: Sequence[Measured]) -> list[str]:
         _short(
             f"{figure.task}: {figure.what} ({figure.n_classes} {figure.classes})",
             {**vars(figure.score), "chance": figure.chance},
-            _COMMONEST if figure.is_accuracy and figure.classes != "in all" else _GUESSING,
+            _COMMONEST if figure.is_accuracy else _GUESSING,
         )
         for figure in figures
     ]

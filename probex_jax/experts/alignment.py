@@ -147,8 +147,7 @@ class ZeroShot:
       n_held_out, n_all: numbers of candidates.
 
     No model of a held-out class is trained on, so there is no commonest answer to learn. The chance
-    of `among_held_out` is the share of the commonest class of the models, which no one answer can
-    exceed; that of `among_all` is that of guessing, one of `n_all`.
+    of both is the share of the commonest class of the models, which no one answer can exceed.
     """
 
     among_held_out: Score
@@ -196,11 +195,10 @@ def zero_shot(
     candidates = (*held_out, *expert.card.classes)
     logits_NY = text_logits(expert, store, split, candidates, encoder)
     n_held_out = len(held_out)
-    among_held_out = Texts().score(logits_NY[:, :n_held_out], labels_N)
-    among_all = Texts().score(logits_NY, labels_N)
+    chance = Texts().chance(labels_N, labels_N)
     return ZeroShot(
-        among_held_out=replace(among_held_out, chance=Texts().chance(labels_N, labels_N)),
-        among_all=replace(among_all, chance=1 / len(candidates)),
+        among_held_out=replace(Texts().score(logits_NY[:, :n_held_out], labels_N), chance=chance),
+        among_all=replace(Texts().score(logits_NY, labels_N), chance=chance),
         n_held_out=n_held_out,
         n_all=len(candidates),
     )

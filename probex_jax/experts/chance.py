@@ -26,28 +26,35 @@ def chance(task: Task, store: LayerStore, split: str, classes: Sequence[str]) ->
 
     Args:
       task: what is asked.
-      store: the models. Without training models the commonest answer is that of the split.
+      store: the models. Where no training model is of the candidates, the commonest answer is that
+        of the split.
       split: what the accuracy is of.
       classes: the candidates, where one of them is right.
 
     Raises:
       ProbexError: as `targets`.
     """
-    asked = targets(task, store, split, classes)
+    return task.chance(*_known_and_asked(task, store, split, classes))
+
+
+def chance_by_class(
+    task: Task, store: LayerStore, split: str, classes: Sequence[str]
+) -> np.ndarray:
+    """`chance` of each class [Y]; where one is right, how common each is among training models."""
+    return task.chance_by_class(*_known_and_asked(task, store, split, classes))
+
+
+def _known_and_asked(
+    task: Task, store: LayerStore, split: str, classes: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    known, asked = "train" if store.has("train") else split, targets(task, store, split, classes)
     if not task.exclusive:
-        return task.chance(store.targets(_known(store, split)), asked)
+        return store.targets(known), asked
     # Training models of other classes than the candidates tell nothing of these.
     places = {name: place for place, name in enumerate(classes)}
-    labels = [model.labels[0] for model in store.split(_known(store, split))]
+    labels = [model.labels[0] for model in store.split(known)]
     known_N = [places[label] for label in labels if label in places]
-    return task.chance(np.array(known_N), asked) if known_N else 1 / len(classes)
-
-
-def chance_by_class(task: Task, store: LayerStore, split: str) -> np.ndarray:
-    """`chance` of each class [Y], where each is answered for itself; else [0]."""
-    if task.exclusive:
-        return np.zeros(0)
-    return task.chance_by_class(store.targets(_known(store, split)), store.targets(split))
+    return (np.array(known_N) if known_N else asked), asked
 
 
 def chance_of(accuracy: Mapping[str, Any]) -> float | None:
@@ -77,7 +84,3 @@ def shortfall(accuracy: Mapping[str, Any]) -> str:
     if found is None or accuracy["low"] > found + _ROUNDING:
         return ""
     return "not above" if accuracy["value"] <= found + _ROUNDING else "not clearly above"
-
-
-def _known(store: LayerStore, split: str) -> str:
-    return "train" if store.has("train") else split

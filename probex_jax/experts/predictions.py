@@ -41,7 +41,7 @@ class Predictions:
       y: targets of the task.
       vectors: [M, T] representations; [0, 0] of what makes none.
       chance: the accuracy of always giving the commonest answer (`chance.chance`).
-      chance_by_class: where each class is answered for itself, that of each.
+      chance_by_class: that of each class (`chance.chance_by_class`).
       task: what was asked.
     """
 
@@ -92,7 +92,7 @@ class Predictions:
             np.asarray(y, np.int32),
             np.asarray(vectors, np.float32),
             chance(task, store, "test", classes),
-            tuple(map(float, chance_by_class(task, store, "test"))),
+            tuple(map(float, chance_by_class(task, store, "test", classes))),
             task,
         )
 

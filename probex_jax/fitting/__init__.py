@@ -4,7 +4,7 @@ from probex_jax.fitting.calibration import calibration_error, reliability
 from probex_jax.fitting.closed_form import ClosedForm, fit_closed_form
 from probex_jax.fitting.data import Split
 from probex_jax.fitting.fit import Fit, fit
-from probex_jax.fitting.metrics import Score, mean_score, share
+from probex_jax.fitting.metrics import Score, auc_score, macro_auc, mean_score, share
 from probex_jax.fitting.network import ENCODERS, Network, build_network
 from probex_jax.fitting.number import Number
 from probex_jax.fitting.recipe import Adam
@@ -30,10 +30,12 @@ __all__ = [
     "Split",
     "Task",
     "Texts",
+    "auc_score",
     "build_network",
     "calibration_error",
     "fit",
     "fit_closed_form",
+    "macro_auc",
     "mean_score",
     "reliability",
     "share",

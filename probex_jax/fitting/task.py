@@ -12,7 +12,7 @@ import optax
 
 from probex_jax.errors import ProbexError
 from probex_jax.fitting.calibration import best_factor, best_temperature
-from probex_jax.fitting.metrics import Score, share
+from probex_jax.fitting.metrics import Score, auc_score, share
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Task(ABC):
         """The accuracy for targets `asked` of always answering what is commonest in `known`."""
 
     def chance_by_class(self, known: Any, asked: Any) -> np.ndarray:
-        """`chance` of each output [Y], where each is answered for itself; else [0]."""
+        """[Y]: of each class, the figure of `accuracy_by_class` that needs no weights; else [0]."""
         return np.zeros(0)
 
     def score(self, logits: Any, y: Any) -> Score:
@@ -101,6 +101,14 @@ class Task(ABC):
     def accuracy_by_class(self, logits: Any, y: Any) -> dict[int, float]:
         """The accuracy of each class that the targets are of, by its place."""
         return {0: float(self.accuracies(logits, y).mean())}
+
+    def evidence(self, logits: Any) -> np.ndarray:
+        """[N, Y] float64: what ranks the models for each class; [N, 0] where there are none."""
+        return np.zeros([len(logits), 0])
+
+    def auc(self, logits: Any, y: Any) -> Score | None:
+        """The macro AUC, with its interval over the models; None where no class can be told."""
+        return auc_score(self.evidence(logits), y)
 
     def accuracies(self, logits: Any, y: Any) -> np.ndarray:
         """[N] float64: `correct` of targets as they are given."""
@@ -150,6 +158,9 @@ class ClassTask(Task):
         right at (n + 1) / (n + 2), as in Platt scaling. Of candidates the likeliest other one gets
         the rest. Otherwise models told apart without a mistake would ask for a temperature of 0.
         """
+
+    def evidence(self, logits):
+        return np.asarray(logits, np.float64)
 
     def mean_loss(self, logits, y):
         targets_NY = self.targets(y, np.shape(logits)[1])
@@ -294,6 +305,16 @@ class OneClass(ClassTask):
         counts = np.bincount(known)
         commonest = np.flatnonzero(counts == counts.max())
         return float(np.isin(asked, commonest).mean() / len(commonest))
+
+    def chance_by_class(self, known, asked):
+        """As `Task`: guessing a class as often as it is known finds that share of its models."""
+        n_outputs = self.n_outputs(np.concatenate([known, asked]))
+        return np.bincount(known, minlength=n_outputs) / len(known)
+
+    def evidence(self, logits):
+        """As `ClassTask`: log-probabilities, since logits tell classes from each other alone."""
+        exact_NY = np.asarray(logits, np.float64)
+        return exact_NY - np.logaddexp.reduce(exact_NY, axis=1, keepdims=True)
 
     def cross_entropy(self, logits, targets):
         return float(np.mean(np.logaddexp.reduce(logits, axis=1) - (targets * logits).sum(axis=1)))

@@ -59,6 +59,7 @@ class ExpertFacts:
       n_train: number of training models; None if its card does not say.
       accuracy: on test models, as {"value", "low", "high", "n_models", "chance"}; experts of
         earlier versions lack "chance"; None if not measured.
+      auc: the macro AUC on test models in the same form; None if not measured.
       calibration_error: after calibration, by split.
       chosen: "several" if each class has its own probability, "one" if it chooses among them.
     """
@@ -70,6 +71,7 @@ class ExpertFacts:
     accuracy: Mapping[str, Any] | None
     calibration_error: Mapping[str, float]
     chosen: str
+    auc: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

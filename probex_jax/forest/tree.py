@@ -173,6 +173,7 @@ class Tree:
             accuracy=card.figures.get("test_accuracy"),
             calibration_error=(card.calibration and card.calibration.after) or {},
             chosen="one" if card.task.exclusive else "several",
+            auc=card.figures.get("test_auc"),
         )
 
 

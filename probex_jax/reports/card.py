@@ -257,6 +257,13 @@ def _how_one(description: Description, answer: Answer) -> str:
             f"{found['value']:.3f} of {what} (95 % interval {found['low']:.3f} to "
             f"{found['high']:.3f}).{_beside_chance(found)}"
         )
+    if expert.auc is not None:
+        area, short = expert.auc, shortfall(expert.auc)
+        lines.append(
+            f"It ranks models of a class above others with an AUC of {area['value']:.3f} (95 % "
+            f"interval {area['low']:.3f} to {area['high']:.3f}, mean over classes; guessing has "
+            f".500).{f' **That is {short} guessing.**' if short else ''}"
+        )
     for split in ("test", "val"):
         if split in expert.calibration_error:
             error = expert.calibration_error[split]

@@ -173,6 +173,9 @@ def _result_rows(training: Training) -> Iterator[dict[str, Any]]:
         chance = training.answered.chance
     accuracy = _score(metrics["test_accuracy"], chance)
     yield {"figure": f"{training.name}: accuracy", **accuracy, "reads": reads}
+    if "test_auc" in metrics:
+        area = _score(metrics["test_auc"], chance_of(metrics["test_auc"]))
+        yield {"figure": f"{training.name}: macro AUC", **area, "reads": reads}
     if "zero_shot" in metrics:
         found = ZeroShot.from_json(metrics["zero_shot"])
         for what, score, count in (

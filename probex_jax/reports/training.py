@@ -13,6 +13,7 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Predictions
 from probex_jax.fitting import reliability
+from probex_jax.fitting.metrics import auc_by_class
 from probex_jax.forest import Prediction
 from probex_jax.reports.figures import FEW, accuracy_by_layer, calibration_curve, svg_image
 from probex_jax.reports.html import Html, escaped, figure, html_table
@@ -182,9 +183,11 @@ def _of_several(answered: Predictions) -> str:
     }
     wrong_Y = counts["false negative"] + counts["false positive"]
     worst = np.argsort(-wrong_Y, kind="stable")[:_MAX_ROWS]
+    areas = auc_by_class(answered.task.evidence(answered.logits), answered.y)
     rows = [
         {"class": answered.classes[y]}
         | {name: str(count[y]) for name, count in counts.items()}
+        | {"AUC": f"{areas[y]:.3f}" if y in areas else ""}
         | {"accuracy": f"{1 - wrong_Y[y] / len(answered.y):.3f}"}
         | ({"chance": f"{answered.chance_by_class[y]:.3f}"} if answered.chance_by_class else {})
         for y in worst
@@ -201,6 +204,7 @@ def _of_one(answered: Predictions) -> str:
     predicted_N = answered.logits.argmax(axis=1)
     n_right, n_models = int((predicted_N == answered.y).sum()), len(answered.y)
     accuracy = f"<p>{n_right} of {n_models} test models were classified correctly.</p>"
+    accuracy += _by_class(answered)
     if len(answered.classes) <= _MAX_IN_A_MATRIX:
         return accuracy + _matrix(answered, predicted_N)
     wrong = Counter(
@@ -220,6 +224,24 @@ def _of_one(answered: Predictions) -> str:
     left_out = len(wrong) - len(rows)
     more = f"; {left_out} rarer ones left out" if left_out else ""
     return accuracy + html_table(rows, caption=f"Most frequent confusions{more}")
+
+
+def _by_class(answered: Predictions) -> str:
+    """Of each class the share that was found, beside how common it is; rarest found first."""
+    found = answered.task.accuracy_by_class(answered.logits, answered.y)
+    areas = auc_by_class(answered.task.evidence(answered.logits), answered.y)
+    rows = [
+        {
+            "class": answered.classes[y],
+            "models": str(int((answered.y == y).sum())),
+            "AUC": f"{areas[y]:.3f}" if y in areas else "",
+            "found": f"{found[y]:.3f}",
+        }
+        | ({"chance": f"{answered.chance_by_class[y]:.3f}"} if answered.chance_by_class else {})
+        for y in sorted(found, key=found.__getitem__)[:_MAX_ROWS]
+    ]
+    caption = "Found: share of a class's models that were. Chance: of guessing it as often as known"
+    return html_table(rows, caption=caption)
 
 
 def _matrix(answered: Predictions, predicted_N: np.ndarray) -> str:

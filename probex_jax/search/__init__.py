@@ -1,5 +1,6 @@
 """Neighbours of models in representation space, and an index to search them."""
 
+from probex_jax.search.baselines import Baselines, Compared, compare
 from probex_jax.search.downstream import TASKS, Measured, Subject, measure, measure_all
 from probex_jax.search.folders import FoundModel, find_models
 from probex_jax.search.index import AddSummary, Hit, Index
@@ -18,6 +19,8 @@ __all__ = [
     "EVERY",
     "TASKS",
     "AddSummary",
+    "Baselines",
+    "Compared",
     "Filter",
     "FoundModel",
     "Hit",
@@ -28,6 +31,7 @@ __all__ = [
     "Snapshot",
     "Subject",
     "auc",
+    "compare",
     "find_models",
     "knn",
     "mahalanobis",

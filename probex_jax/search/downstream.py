@@ -17,8 +17,9 @@ from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, evaluate, versions, zero_shot
 from probex_jax.experts.alignment import check_unseen, class_sentences
 from probex_jax.experts.chance import chance_by_class, targets
-from probex_jax.files import one_writer, write_json
+from probex_jax.files import one_writer, read_json, write_json
 from probex_jax.fitting import OneClass, Score, share
+from probex_jax.fitting.metrics import auc_by_class
 from probex_jax.language import TextEncoder
 from probex_jax.layer_store import LayerStore
 from probex_jax.search.neighbours import auc, knn, mahalanobis, one_class, retrieval
@@ -38,7 +39,8 @@ class Measured:
       classes: "seen", "held out", or "in all".
       n_classes: number of candidate classes.
       score: the figure with its interval.
-      chance: for an accuracy, that of always giving the most common answer; else that of guessing.
+      chance: for an accuracy, that of always giving the most common answer; of an AUC one half;
+        else that of guessing.
       by_class: the figure of each class, if there is one.
       chance_by_class: the chance of each class, where each has its own answer.
     """
@@ -149,10 +151,25 @@ def measure_all(
     """
     for task in tasks or [""]:
         _check_task(task)
+    path = workdir / "metrics.json"
     with one_writer(workdir):
         by_task, faults = _measured(subject, tasks, on_task)
-        write_json(workdir / "metrics.json", _metrics(subject, by_task, faults))
+        baselines = {"baselines": kept} if (kept := kept_baselines(path)) else {}
+        write_json(path, _metrics(subject, by_task, faults) | baselines)
     return [figure for figures in by_task.values() for figure in figures]
+
+
+def kept_baselines(path: Path) -> dict[str, Any]:
+    """What a `metrics.json` has of baselines (`baselines.compare`), which know no expert.
+
+    Raises:
+      ProbexError: if it is damaged.
+    """
+    metrics = read_json(path) if path.exists() else {}
+    found = metrics.get("baselines", {}) if isinstance(metrics, dict) else None
+    if not isinstance(found, dict):
+        raise ProbexError(f"{path}: damaged; remove it to measure anew")
+    return found
 
 
 def _measured(
@@ -201,11 +218,19 @@ def _classify(subject: Subject) -> Iterator[Measured]:
     expert, store, split = subject.experts["val"], subject.store, subject.split
     score, logits_NY = evaluate(expert, store, split, subject.encoder)
     classes, task = expert.card.classes, expert.card.task
-    shares = task.accuracy_by_class(logits_NY, targets(task, store, split, classes))
-    by_class = {classes[y]: share for y, share in shares.items()}
-    chances = dict(zip(classes, map(float, chance_by_class(task, store, split)), strict=False))
-    what = "seen", len(classes), score, _chance(score), by_class, chances
-    yield Measured("classify", "accuracy", "accuracy", *what)
+    y, n_classes = targets(task, store, split, classes), len(classes)
+
+    def named(found: Mapping[int, float]) -> dict[str, float]:
+        return {classes[place]: float(value) for place, value in found.items()}
+
+    by_class = named(task.accuracy_by_class(logits_NY, y))
+    chances = named(dict(enumerate(chance_by_class(task, store, split, classes))))
+    of_all = "seen", n_classes, score, _chance(score)
+    yield Measured("classify", "accuracy", "accuracy", *of_all, by_class, chances)
+    if area := task.auc(logits_NY, y):
+        by_class = named(auc_by_class(task.evidence(logits_NY), y))
+        of_all, chances = ("seen", n_classes, area, _chance(area)), dict.fromkeys(by_class, 0.5)
+        yield Measured("classify", "auc", "macro AUC", *of_all, by_class, chances)
 
 
 def _chance(score: Score) -> float:

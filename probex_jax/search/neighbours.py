@@ -1,10 +1,9 @@
 """Measures on neighbours in representation space: kNN, one-class scores, AUC, retrieval.
 
-All are functions of arrays: N known models (the gallery), Q queries, C classes numbered from 0, D
-bootstrap draws, M models of the largest class.
+All are functions of arrays: N known models (the gallery), Q queries, C classes numbered from 0, M
+models of the largest class.
 
-scikit-learn's kNN breaks ties by class number, and its AUC has no bootstrap; covariance and AUC of
-a single class are scikit-learn's.
+scikit-learn's kNN breaks ties by class number; covariance is scikit-learn's.
 """
 
 from collections.abc import Callable
@@ -18,11 +17,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from probex_jax.errors import ProbexError
-from probex_jax.fitting import Score, share
+from probex_jax.fitting import Score, auc_score, share
 
 # Distances held at once; more queries take turns.
 _BYTES = 256 * 2**20
-_DRAWS = 2000
 
 
 def knn(gallery_NT: ArrayLike, labels_N: ArrayLike, queries_QT: ArrayLike, k: int) -> np.ndarray:
@@ -114,7 +112,7 @@ def mahalanobis(train_NT: ArrayLike, labels_N: ArrayLike, queries_QT: ArrayLike)
       >>> d.tolist()
       [[0.0, 289.0], [64.0, 1.0]]
     """
-    covariance = _sklearn("covariance")
+    ledoit_wolf = _ledoit_wolf()
     train_NT, labels_N, queries_QT = _checked(train_NT, labels_N, queries_QT)
     sizes_C = _class_sizes(labels_N, least=2)
     scores_QC = np.empty([len(queries_QT), len(sizes_C)])
@@ -122,7 +120,7 @@ def mahalanobis(train_NT: ArrayLike, labels_N: ArrayLike, queries_QT: ArrayLike)
         models_NT = train_NT[labels_N == number].astype(np.float64)
         if not np.ptp(models_NT, axis=0).any():
             raise ProbexError(f"class {number}: all its models have the same representation")
-        fitted = covariance.LedoitWolf(store_precision=False).fit(models_NT)
+        fitted = ledoit_wolf(store_precision=False).fit(models_NT)
         # A shrunk covariance has an inverse, which is far cheaper than the pseudo-inverse.
         shrunk, covariance_TT = fitted.shrinkage_ > 1e-6, fitted.covariance_
         precision_TT = (
@@ -138,9 +136,7 @@ def mahalanobis(train_NT: ArrayLike, labels_N: ArrayLike, queries_QT: ArrayLike)
 def auc(scores_QC: ArrayLike, labels_Q: ArrayLike) -> Score:
     """Area under the ROC curve of each class against all others, mean over classes.
 
-    A bootstrap draw weighs every model by how often it was drawn: its AUC is the weighted share of
-    (member, other) pairs in the right order, where ties count half. Classes without queries, or
-    with all of them, are left out, in the value and in each draw.
+    As `fitting.auc_score`, of distances.
 
     Args:
       scores_QC: [Q, C] float, from `one_class` or `mahalanobis`; low for members.
@@ -150,27 +146,21 @@ def auc(scores_QC: ArrayLike, labels_Q: ArrayLike) -> Score:
       The mean AUC (chance is one half) with a 95 % bootstrap interval over the models.
 
     Raises:
-      ProbexError: if scikit-learn is missing (extra `search`), a label has no column, all models
-        are of one class, or the shapes do not fit.
+      ProbexError: if a label has no column, all models are of one class, or the shapes do not fit.
 
     Example:
       >>> print(auc([[0.1, 0.9], [0.2, 0.3], [0.8, 0.4]], [0, 0, 1]).value)
       0.75
     """
-    metrics = _sklearn("metrics")
     scores_QC, labels_Q = np.asarray(scores_QC), np.asarray(labels_Q)
     if scores_QC.ndim != 2 or labels_Q.shape != scores_QC.shape[:1]:
         raise ProbexError(f"scores {scores_QC.shape} and labels {labels_Q.shape} do not fit")
     if not np.isin(labels_Q, np.arange(scores_QC.shape[1])).all():
         raise ProbexError(f"labels: expected classes from 0 to {scores_QC.shape[1] - 1}")
-    present = np.unique(labels_Q)
-    if len(present) < 2:
+    found = auc_score(-scores_QC, labels_Q)
+    if found is None:
         raise ProbexError("AUC needs models of two classes or more")
-    values = [metrics.roc_auc_score(labels_Q == c, -scores_QC[:, c]) for c in present]
-    draws_DQ = np.random.default_rng(0).integers(len(labels_Q), size=(_DRAWS, len(labels_Q)))
-    areas_D = _bootstrapped_areas(scores_QC, labels_Q, _counts(draws_DQ))
-    low, high = np.nanquantile(areas_D, [0.025, 0.975])
-    return Score(float(np.mean(values)), float(low), float(high), len(labels_Q))
+    return found
 
 
 @dataclass(frozen=True)
@@ -261,13 +251,12 @@ def _class_sizes(labels_N: np.ndarray, least: int) -> np.ndarray:
     return sizes_C
 
 
-def _sklearn(module: str) -> Any:
+def _ledoit_wolf() -> Any:
     try:
-        import sklearn.covariance
-        import sklearn.metrics
+        from sklearn.covariance import LedoitWolf
     except ImportError:
         raise ProbexError("this measure needs scikit-learn: pip install scikit-learn") from None
-    return getattr(sklearn, module)
+    return LedoitWolf
 
 
 def _centred(queries_QT: ArrayLike, gallery_NT: ArrayLike) -> tuple[jax.Array, jax.Array]:
@@ -341,32 +330,3 @@ def _precisions(
         average_Q = (precision_QN * relevant_QN).sum(axis=1) / np.maximum(n_relevant_Q, 1)
         parts.append(np.stack([n_relevant_Q, precision_QN[:, k - 1], average_Q]))
     return np.concatenate(parts, axis=1)
-
-
-def _counts(draws_DQ: np.ndarray) -> np.ndarray:
-    """Number of times each model is in each draw, [D, Q]."""
-    n_draws, n = draws_DQ.shape
-    flat = draws_DQ + n * np.arange(n_draws)[:, None]
-    return np.bincount(flat.ravel(), minlength=n_draws * n).reshape(n_draws, n).astype(np.float32)
-
-
-def _bootstrapped_areas(
-    scores_QC: np.ndarray, labels_Q: np.ndarray, counts_DQ: np.ndarray
-) -> np.ndarray:
-    """Mean AUC of every draw, [D]; NaN where all drawn models have one class."""
-    total_D, classes_D = np.zeros(len(counts_DQ)), np.zeros(len(counts_DQ))
-    for number in np.unique(labels_Q):
-        of_class, column_Q = labels_Q == number, scores_QC[:, number]
-        inside_P = column_Q[of_class][:, None]
-        right_PQ = ((inside_P < column_Q) + 0.5 * (inside_P == column_Q)) * ~of_class
-        # Counts and halves: exact in float32 up to 2^23 models.
-        right_DP = counts_DQ @ right_PQ.T.astype(np.float32)
-        counts_DP = counts_DQ[:, of_class]
-        right_D = np.einsum("dp,dp->d", right_DP, counts_DP, dtype=np.float64)
-        inside_D = counts_DP.sum(axis=1, dtype=np.float64)
-        pairs_D = inside_D * (len(labels_Q) - inside_D)
-        drawn_D = pairs_D > 0
-        total_D[drawn_D] += right_D[drawn_D] / pairs_D[drawn_D]
-        classes_D[drawn_D] += 1
-    none_D = classes_D == 0
-    return np.where(none_D, np.nan, total_D / np.where(none_D, 1, classes_D))

@@ -121,6 +121,8 @@ def finish(
     predictions.write(workdir)
     test = score(kept["expert"], store, "test", found["test"])
     tested: dict[str, Any] = {"test_accuracy": dataclasses.asdict(test)}
+    if auc := task.auc(*found["test"]):
+        tested["test_auc"] = dataclasses.asdict(auc)
     if candidates is not None and store.has("test_holdout"):
         unseen = zero_shot(represented_by, store, encoder=encoder)
         tested["zero_shot"] = dataclasses.asdict(unseen)

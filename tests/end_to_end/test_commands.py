@@ -60,10 +60,15 @@ def test_without_a_config_train_makes_a_committee_that_evaluate_takes(made):
     layers, result = trained.stdout.split("\n\n")
     assert {"a.weight", "b.weight"} <= {row.split("|")[1].strip() for row in layers.splitlines()}
     assert "centred dense, ridge" in result
-    evaluated = warm.run("evaluate", f"--experts={workdir}", f"--store={folder}/store")
+    evaluated = warm.run(
+        "evaluate", f"--experts={workdir}", f"--store={folder}/store", "--baselines"
+    )
     assert evaluated.returncode == 0, evaluated.stderr
     metrics = json.loads((workdir / "metrics.json").read_text())
     found = json.loads((workdir / "evaluation" / "metrics.json").read_text())
+    for name, baseline in found["baselines"]["methods"].items():
+        (row,) = (line for line in evaluated.stdout.splitlines() if line.startswith(f"| {name} "))
+        assert f" {baseline['accuracy']['value']:.3f} " in row
     assert found["classify"]["accuracy"].items() >= metrics["test_accuracy"].items()
     assert metrics["test_accuracy"]["value"] > 0.8
 

@@ -299,5 +299,15 @@ def test_chance_stands_beside_the_accuracy(chance, says):
     assert ("not" in says) == ("above" in card)
 
 
+@pytest.mark.parametrize(("low", "says"), [(0.6, ""), (0.45, "not clearly above")])
+def test_an_auc_stands_beside_the_accuracy(low, says):
+    area = {"value": 0.731, "low": low, "high": 0.85, "n_models": 20, "chance": 0.5}
+    card = model_card(described(expert=ExpertFacts(**vars(EXPERT) | {"auc": area})))
+    assert "0.731" in card
+    assert says in card
+    assert bool(says) == ("above guessing" in card)
+    assert "AUC" not in model_card(described(expert=EXPERT))
+
+
 def test_of_an_expert_without_chance_nothing_is_said_of_it():
     assert model_card(described(expert=of_accuracy())).count("0.8") == 2

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from scipy.special import expit, softmax
+from sklearn.metrics import roc_auc_score
 
 from probex_jax.experts import Predictions
 from probex_jax.fitting import OneClass, SeveralClasses, calibration_error
@@ -132,12 +133,13 @@ def test_results_calibration_and_settings_are_those_of_the_metrics():
 
 def test_confusion_counts_each_class():
     found = answered()
-    rows = {row[0]: row[1:] for row in tables(written(training(found))) if len(row) == 7}
+    rows = {row[0]: row[1:] for row in tables(written(training(found))) if len(row) == 8}
     for place, name in enumerate(("ant", "bee")):
         said, so = found.logits[:, place] > 0, found.y[:, place] == 1
         counts = [so, said & so, ~said & so, ~so, said & ~so]
         assert rows[name] == (
             *(str(int(count.sum())) for count in counts),
+            f"{roc_auc_score(so, found.logits[:, place]):.3f}",
             f"{np.mean(said == so):.3f}",
         )
 
@@ -153,6 +155,17 @@ def test_confusion_of_one_class_among_a_few_is_a_matrix():
     assert len(rows) == 3
 
 
+def test_what_is_found_of_one_class_among_others_stands_beside_how_common_it_is():
+    shares = (0.4, 0.3, 0.2, 0.1)
+    found = dataclasses.replace(answered(several=False), chance_by_class=shares)
+    rows = [row for row in tables(written(training(found))) if row[-1:] == ("0.400",)]
+    said, so = found.logits.argmax(axis=1) == 0, found.y == 0
+    log_p = np.log(softmax(found.logits.astype(np.float64), axis=1))[:, 0]
+    assert rows == [
+        ("ant", f"{so.sum()}", f"{roc_auc_score(so, log_p):.3f}", f"{said[so].mean():.3f}", "0.400")
+    ]
+
+
 def test_confusion_of_one_class_among_many_lists_the_most_frequent():
     names = [f"class {number}" for number in range(30)]
     found = answered(several=False, classes=names, n_models=90)
@@ -160,7 +173,7 @@ def test_confusion_of_one_class_among_many_lists_the_most_frequent():
     said = found.logits.argmax(axis=1)
     n_right = int((said == found.y).sum())
     assert f"{n_right} of 90 test models" in text
-    rows = [row for row in tables(text) if len(row) == 4 and row[0].startswith("class ")]
+    rows = [row for row in tables(text) if len(row) == 4 and row[1] in names]
     first = rows[0]
     pairs = (said == names.index(first[1])) & (found.y == names.index(first[0]))
     assert first[2:] == (str(int(pairs.sum())), "3")
@@ -293,5 +306,5 @@ def test_layers_and_classes_stand_beside_their_chance():
     text = written(training(found, val_chance=0.4375))
     assert "chance 0.438." in text
     assert ">chance 0" not in written(training(answered()))
-    shown = {row[-1] for row in tables(text) if len(row) == 8}
+    shown = {row[-1] for row in tables(text) if len(row) == 9}
     assert shown == {"chance", *(f"{chance:.3f}" for chance in chances)}

@@ -9,10 +9,10 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import probex_jax as px
-from probex_jax.experts import Alignment, load_experts
+from probex_jax.experts import Alignment, evaluate, load_experts
 from probex_jax.fitting import Adam
 from probex_jax.language import HashingEncoder
-from probex_jax.search import TASKS, Subject, measure
+from probex_jax.search import TASKS, Subject, compare, measure
 from probex_jax.sweeps import sweep
 from tests.conftest import HELD_OUT
 
@@ -61,6 +61,7 @@ def test_every_figure_has_its_denominators(measured):
     seen, held_out = (13, 26), (3, 24)
     assert counted == {
         ("classify", "accuracy"): seen,
+        ("classify", "auc"): seen,
         ("zero_shot", "among_held_out"): held_out,
         ("zero_shot", "among_all"): (16, 24),
         ("knn", "accuracy_seen"): seen,
@@ -78,7 +79,9 @@ def test_every_figure_has_its_denominators(measured):
         ("retrieval", "mean_average_precision_by_text_held_out"): (3, 3),
     }
     assert measured["zero_shot"]["among_held_out"].chance == pytest.approx(1 / 3)
-    assert measured["zero_shot"]["among_all"].chance == pytest.approx(1 / 16)
+    # Of whatever candidates: no one answer is right of more than the commonest class asked.
+    assert measured["zero_shot"]["among_all"].chance == pytest.approx(1 / 3)
+    assert measured["classify"]["auc"].chance == 0.5
     assert measured["occ"]["auc_nearest_seen"].chance == 0.5
     assert measured["retrieval"]["precision_held_out"].chance == pytest.approx(1 / 3)
 
@@ -131,6 +134,18 @@ def test_accuracy_by_class_adds_up(subject, measured):
     assert set(figure.by_class) == set(subject.store.seen_classes)
     # Two test models of each class.
     assert np.mean(list(figure.by_class.values())) == pytest.approx(figure.score.value)
+
+
+def test_baselines_read_factors(subject, tmp_path):
+    """They are told apart by kernels of factors; what factors do not tell is said."""
+    compared = compare(subject, tmp_path)
+    assert compared.left_out.keys() == {"ridge, matrices", "forest on statistics"}
+    found = {each.method: each for each in compared.others}
+    expert, store = subject.experts["val"], subject.store
+    assert compared.ours.accuracy == evaluate(expert, store)[0]
+    assert found["commonest class"].accuracy.value < 0.2
+    assert found["ridge, everything"].accuracy.value > 0.5
+    assert found["logistic regression, everything"].auc.value > 0.9
 
 
 def test_classes_with_too_few_known_models_are_left_out(subject, toy_lora_zoo, tmp_path):
@@ -203,13 +218,13 @@ def test_what_does_not_fit_is_refused(subject, toy_store, tmp_path):
         measure(of_classes, "zero_shot")
     with pytest.raises(px.ProbexError, match="3 classes"):
         measure(of_classes, "knn")
-    (accuracy,) = measure(of_classes, "classify")
+    accuracy, _ = measure(of_classes, "classify")
     assert accuracy.n_classes == 6
     (root := tmp_path / "Toy").mkdir()
     shutil.copytree(toy_store_zoo(toy_store), root / "test")
     (root / "zoo.json").write_text(json.dumps({"classes": list(toy_store.classes)}))
     only_test = px.pack(px.scan(root), tmp_path / "s").store
-    (again,) = measure(Subject(of_classes.experts, only_test), "classify")
+    again, _ = measure(Subject(of_classes.experts, only_test), "classify")
     assert again.score == accuracy.score
     assert 0.5 <= again.chance <= 1
     with pytest.raises(px.ProbexError, match="the expert is of tree ToyLoRA"):

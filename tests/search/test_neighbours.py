@@ -6,6 +6,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 
 from probex_jax import ProbexError
+from probex_jax.fitting import metrics
 from probex_jax.search import auc, knn, mahalanobis, neighbours, one_class, retrieval
 
 CLASSES = 4
@@ -110,7 +111,7 @@ def test_mahalanobis_is_scikit_learns_class_by_class(known, of_two):
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_auc_and_its_interval_are_scikit_learns_on_every_resample(known, ties, monkeypatch):
-    monkeypatch.setattr(neighbours, "_DRAWS", 60)
+    monkeypatch.setattr(metrics, "_DRAWS", 60)
     train_NT, labels_N, queries_QT, labels_Q = known
     queries_QT, labels_Q = queries_QT[:9], np.array([0, 0, 1, 1, 1, 1, 2, 2, 2])  # none of 3
     scores_QC = one_class(train_NT, labels_N, queries_QT)

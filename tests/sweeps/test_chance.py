@@ -34,7 +34,7 @@ def several(found, split):
 
 
 def by_class(found, split):
-    return chance_by_class(SeveralClasses(), found, split)
+    return chance_by_class(SeveralClasses(), found, split, found.classes)
 
 
 def test_of_each_class_what_most_training_models_are(tmp_path):
@@ -57,10 +57,16 @@ def test_a_class_that_no_training_model_is_of_is_answered_no(tmp_path):
     [("aaabbc", "abbcc", 1 / 5), ("aaabbc", "aabc", 2 / 4), ("aabbc", "bbbc", (0 + 3 / 4) / 2)],
 )
 def test_of_candidates_the_commonest_of_training_is_given(tmp_path, train, test, expected):
-    """Of as common ones the mean."""
+    """Of as common ones the mean; of each class how common it is."""
     found = store(tmp_path, train=train, test=test)
     assert chance(OneClass(), found, "test", "abc") == pytest.approx(expected)
-    assert chance_by_class(OneClass(), found, "test").shape == (0,)
+    shares = [train.count(name) / len(train) for name in "abc"]
+    assert chance_by_class(OneClass(), found, "test", "abc") == pytest.approx(shares)
+
+
+def test_of_candidates_that_no_training_model_is_of_the_commonest_asked_counts(tmp_path):
+    found = store(tmp_path, train="aab", test_holdout="ccccd")
+    assert chance(OneClass(), found, "test_holdout", "cdefgh") == pytest.approx(4 / 5)
 
 
 def test_metrics_and_cards_and_evaluations_have_it(toy_store, tmp_path):
@@ -97,9 +103,13 @@ def test_a_training_that_learnt_nothing_says_so(tmp_path):
     rare = {split: ["a"] * 15 + ["b"] for split in ("train", "val", "test")}
     result = sweep(store(tmp_path, **rare), tmp_path / "w", **CLOSED)
     assert result.metrics["test_accuracy"]["chance"] == 15 / 16
-    [line] = steps.not_above_chance(result.metrics)
+    line, *of_auc = steps.not_above_chance(result.metrics)
     assert "0.938" in line
     assert "above" in line
+    area = result.metrics["test_auc"]
+    assert area["chance"] == 0.5
+    assert bool(of_auc) == (area["low"] <= 0.5)
+    assert all(f"{area['value']:.3f}" in line for line in of_auc)
 
 
 def test_a_training_of_an_earlier_version_says_nothing(toy_store, tmp_path):

@@ -1,0 +1,52 @@
+"""The baselines of `evaluate`: their progress bar, table and words."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from experiments import cli
+from experiments.steps import AUC, Row
+from probex_jax.fitting import Score
+from probex_jax.search import Baselines, Compared, Subject, compare
+from probex_jax.search.baselines import METHODS
+
+
+def measure(subject: Subject, workdir: Path) -> Baselines:
+    """The expert beside scikit-learn's methods."""
+    with cli.progress(len(METHODS), "baselines", "method") as bar:
+        return compare(subject, workdir, on_method=lambda name: bar.update())
+
+
+def row(found: Compared) -> Row:
+    """A method among the baselines, or the expert beside them."""
+    return {
+        "method": found.method,
+        "accuracy": f"{found.accuracy.value:.3f}",
+        "95 % interval": f"{found.accuracy.low:.3f} to {found.accuracy.high:.3f}",
+        "chance": f"{found.accuracy.chance:.3f}",
+        AUC: "" if found.auc is None else f"{found.auc.value:.3f}",
+        "log loss": f"{found.log_loss:.3f}",
+        "setting": found.setting,
+        "seconds": "" if found.seconds is None else f"{found.seconds:.1f}",
+    }
+
+
+def in_words(found: Baselines) -> list[str]:
+    """Which baselines are better than the expert and by how much, and what was not run."""
+    return [
+        _better("accuracy", found.ours.accuracy, {m.method: m.accuracy for m in found.others}),
+        _better("AUC", found.ours.auc, {m.method: m.auc for m in found.others}),
+        *(f"not run: {method}: {reason}" for method, reason in found.left_out.items()),
+        f"reading all tensors, and their inner products: {found.reading_s:.1f} seconds",
+    ]
+
+
+def _better(what: str, ours: Score | None, others: Mapping[str, Score | None]) -> str:
+    if ours is None:
+        return f"{what}: none, since no class can be told from the rest"
+    better = {name: score for name, score in others.items() if score and score.value > ours.value}
+    listed = (
+        f"{name} ({score.value:.3f}, {'beyond' if score.value > ours.high else 'within'} our "
+        "interval)"
+        for name, score in better.items()
+    )
+    return f"higher {what} than ours, {ours.value:.3f}: {', '.join(listed) or 'no baseline'}"
