@@ -29,8 +29,8 @@ def get_config(size: str = "paper") -> ml_collections.ConfigDict:
     config.encoder.rep_dim = 128
     # Head: "class" for a linear one on the representation, "none" for none.
     config.head = "class"
-    # What is asked: "one_class" where each model has exactly one, "several_classes" where any number;
-    # empty to be told by the labels.
+    # What is asked: "one_class" where each model has exactly one, "several_classes" where any
+    # number; empty to be told by the labels.
     config.task = ""
     # "centre" to subtract the mean of the training matrices and divide by the spread of what is
     # left, "scale" to divide alone, or "none".
