@@ -158,7 +158,8 @@ def train(
     elif config["fit"] == "ridge" and any(config.get("grid", {}).values()):
         raise px.ProbexError("config.grid: the closed form tries its penalties itself")
     tried = math.prod(map(len, settings["grid"].values()))
-    with cli.progress(recipe.epochs * tried * len(layers), "training", "epoch") as bar:
+    each, unit = (tried * recipe.epochs, "epoch") if isinstance(recipe, Adam) else (1, "layer")
+    with cli.progress(each * len(layers), "training", unit) as bar:
         metrics = sweep(
             store,
             workdir,

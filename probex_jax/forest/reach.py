@@ -191,9 +191,16 @@ def resized(length: float, bounds: tuple[float, float]) -> str:
 
 
 def length_range(
-    lengths_N: np.ndarray, is_lora: bool, *, as_a_whole: bool = False
+    lengths_N: np.ndarray, is_lora: bool, *, as_a_whole: bool = False, may_vanish: bool = False
 ) -> tuple[float, float]:
-    """The least and the greatest length of a layer, or of a whole model, in a tree."""
+    """The least and the greatest length of a layer, or of a whole model, in a tree.
+
+    Args:
+      lengths_N: of the training models.
+      is_lora: whether they are LoRAs.
+      as_a_whole: whether they are of models instead of layers.
+      may_vanish: whether it may be as small as can be, as a bias of one number.
+    """
     least_growth, few_growth, few_deviations = _GROWTH if as_a_whole else _LAYER_GROWTH
     least, greatest = float(np.min(lengths_N)), float(np.max(lengths_N))
     few = float(1 / np.sqrt(len(lengths_N)))
@@ -204,4 +211,5 @@ def length_range(
         deviations = _GROWTH_DEVIATIONS + few_deviations * few
         growth = max(least_growth, few_growth * few, deviations * deviation)
         growth = min(growth, _MOST_GROWTH)
-    return least * float(np.exp(-growth)), greatest * float(np.exp(growth))
+    least = 0.0 if may_vanish else least * float(np.exp(-growth))
+    return least, greatest * float(np.exp(growth))

@@ -114,10 +114,10 @@ class TreeRouter:
             )
         if missing := sorted(set(layers) - set(store.layers)):
             raise ProbexError(f"{store.path}: lacks layer {missing[0]}, which the expert reads")
-        is_lora, layers = bool(store.ranks), set(layers) & set(matrices)
+        is_lora, layers = bool(store.ranks), set(layers)
         sketch = Sketch.of_layers(matrices, also=layers)
         sketched = {layer.name for layer in sketch.layers}
-        heads = Sketch.of_all({n: matrices[n] for n in sorted(layers - sketched)})
+        heads = Sketch.of_all({n: store.layers[n] for n in sorted(layers - sketched)})
         checked = sketch + heads
         checked_ND, lengths_NK = checked.of_store(store)
         clusters = Clusters(sketch, one_tree=is_lora)
@@ -152,7 +152,7 @@ class TreeRouter:
             scales=tuple(reach.scale for reach in reaches),
             length=length_range(geometric_mean(sketch_lengths_NK), is_lora, as_a_whole=True),
             lengths={
-                layer.name: length_range(lengths_N, is_lora)
+                layer.name: length_range(lengths_N, is_lora, may_vanish=1 in layer.shape)
                 for layer, lengths_N in zip(checked.layers, lengths_NK.T, strict=True)
             },
             usual_lengths=tuple(map(float, usual_K)),
