@@ -23,7 +23,7 @@ from probex_jax.reports.predictions import ModelAnswers, answers, as_html
 from probex_jax.zoo.model_j import SPLITS
 
 # Layers that fit into a figure.
-_MAX_BARS = 40
+_MAX_BARS = 24
 # Test models that are shown beside the truth.
 _MAX_COMPARED = 10
 # Classes with which a matrix is legible, and rows of a table.

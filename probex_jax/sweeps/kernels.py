@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -29,8 +28,9 @@ from probex_jax.experts.committee import committee
 from probex_jax.experts.evaluation import Answers
 from probex_jax.experts.expert import Expert
 from probex_jax.files import layer_folder, write_bytes
-from probex_jax.fitting.centre import FrozenLayer, Tree, normalised
+from probex_jax.fitting.centre import FrozenLayer, Tree, normalised, tree_of
 from probex_jax.fitting.closed_form import ClosedForm, check_closed_form
+from probex_jax.fitting.moments import moments
 from probex_jax.fitting.multiple_kernels import Together, fit_alone, fit_together
 from probex_jax.fitting.network import encoder_settings
 from probex_jax.fitting.ridge import centred, folds
@@ -121,7 +121,7 @@ class Kernels:
     def _products(self, layer: str) -> dict[str, np.ndarray]:
         """A layer's kernel [N, N] and, if it is small, its statistics [N, 7]; float64."""
         where = f"{self.source.store.path}: {layer}"
-        raw, tree = self._matrices(layer), self.source.tree(layer, self.fitted)
+        raw, tree = self._read(layer)
         kernel_NN = np.asarray(_kernel(self._encoder(layer), normalised(raw, tree)), np.float64)
         if not np.isfinite(kernel_NN).all():
             raise ProbexError(f"{where}: some matrices are too large to be multiplied")
@@ -132,10 +132,13 @@ class Kernels:
             arrays["statistics"] = np.asarray(_statistics(raw), np.float64)
         return arrays
 
-    def _matrices(self, layer: str) -> Any:
-        """Those of all models that are fitted to."""
-        parts = [self.source.store.matrices(layer, split) for split in self.fitted]
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    def _read(self, layer: str) -> tuple[Any, Tree]:
+        """The matrices of all models that are fitted to, and what is taken off them."""
+        store, normalise = self.source.store, self.source.normalise
+        parts = [store.matrices(layer, split) for split in self.fitted]
+        where, factors = f"{store.path}: {layer}", layer in store.ranks
+        tree = tree_of(moments(parts), normalise, factors=factors, where=where)
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts), tree
 
     def _encoder(self, layer: str) -> Dense:
         """The encoder of a layer."""
@@ -197,12 +200,12 @@ class Kernels:
                     reading = Statistics(len(found.bias))
                     yield self._expert(name, reading, params, {}), weight / len(statistics)
                 continue
-            tree = self.source.tree(layer, self.fitted)
+            raw, tree = self._read(layer)
             x, encoder = (
-                jax.device_put(normalised(self._matrices(layer), tree)),
+                jax.device_put(normalised(raw, tree)),
                 self._encoder(layer),
             )
-            weight_HWY = _weight(encoder, x, jnp.asarray(solution_NY, jnp.float32))
+            weight_HWY = _weight(encoder, x, solution_NY.astype(np.float32))
             params = {"weight": weight_HWY, "bias": found.bias}
             yield self._expert(layer, encoder, params, tree), weight
 

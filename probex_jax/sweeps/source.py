@@ -1,7 +1,7 @@
 """Where the data of a sweep comes from."""
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -54,8 +54,8 @@ class Source:
         """Models of each split."""
         return {name: len(self.store.split(name)) for name in self.splits}
 
-    def tree(self, layer: str, splits: Sequence[str] = ("train",)) -> Tree:
-        """What is taken off a layer before an expert that is fitted to some splits reads it.
+    def tree(self, layer: str) -> Tree:
+        """What is taken off a layer before an expert reads it.
 
         Raises:
           FrozenLayer: if the training matrices are all the same.
@@ -64,16 +64,15 @@ class Source:
             return {}
         where = f"{self.store.path}: {layer}"
         factors = layer in self.store.ranks
-        found = reduce(operator.add, [self._moments(layer, split) for split in splits])
-        return tree_of(found, self.normalise, factors=factors, where=where)
+        return tree_of(self._moments(layer), self.normalise, factors=factors, where=where)
 
-    def _moments(self, layer: str, split: str) -> Moments:
-        """Of the models of a split; of several processes each reads its share."""
-        n_models, processes = len(self.store.split(split)), self.devices.processes
+    def _moments(self, layer: str) -> Moments:
+        """Of the training models; of several processes each reads its share."""
+        n_models, processes = len(self.store.split("train")), self.devices.processes
         if processes == 1 or n_models < processes:
-            return self.store.moments(layer, split)
+            return self.store.moments(layer, "train")
         shares = np.array_split(np.arange(n_models), processes)
-        ours = self.store.moments(layer, split, shares[jax.process_index()])
+        ours = self.store.moments(layer, "train", shares[jax.process_index()])
         # As bits, since JAX would make float32 of it.
         packed = np.concatenate([[ours.n_models, ours.squares], ours.mean.ravel()]).view(np.uint32)
         gathered = np.asarray(multihost_utils.process_allgather(packed))

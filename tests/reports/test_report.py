@@ -260,7 +260,7 @@ def test_of_many_layers_the_best_are_drawn_and_all_are_listed():
     figures = {f"layer {number}": (number * 7 % 100) / 100 for number in range(100)}
     text = written(training(answered(), val_accuracy_by_layer=figures))
     panel = text.split("<h2>Accuracy by layer")[1].split("<h2>")[0]
-    assert "The best 40 of 100 layers" in panel
+    assert "The best 24 of 100 layers" in panel
     assert {row[0]: row[1] for row in tables(panel) if len(row) == 2} == {"layer": "default"} | {
         layer: f"{value:.3f}" for layer, value in figures.items()
     }
