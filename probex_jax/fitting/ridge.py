@@ -62,11 +62,13 @@ class Ridge:
 
     def __init__(self, kernel_NN: np.ndarray, targets_NY: np.ndarray):
         self._targets_NY = targets_NY
+        if not np.isfinite(kernel_NN).all():
+            raise ProbexError("some training matrices are not finite, or too large")
         self._mean_N = kernel_NN.mean(axis=0)
         centred_NN = centred(kernel_NN)
         self.unit = float(np.trace(centred_NN)) / len(centred_NN)
-        if not 0 < self.unit < np.inf:
-            raise ProbexError("the training matrices are all the same, or not finite")
+        if not self.unit > 0:
+            raise ProbexError("the training matrices are all the same")
         values_N, self._vectors_NN = np.linalg.eigh(centred_NN + _CONSTANT * self.unit)
         self._values_N = np.maximum(values_N, 0.0)
         self._rotated_NY = self._vectors_NN.T @ targets_NY

@@ -25,7 +25,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
 from probex_jax.experts.card import Card
 from probex_jax.experts.committee import committee
-from probex_jax.experts.evaluation import Answers
+from probex_jax.experts.evaluation import Answers, answers
 from probex_jax.experts.expert import Expert
 from probex_jax.files import layer_folder, write_bytes
 from probex_jax.fitting.centre import FrozenLayer, Tree, normalised, tree_of
@@ -175,8 +175,12 @@ class Kernels:
             selected_on=CROSS_VALIDATION, metrics=metrics, n_train=len(y)
         )
         of_layers = {"val_accuracy_by_layer": accuracies, "val_chance": task.chance(y, y)}
-        answers = {CROSS_VALIDATION: Answers(found.chosen.logits, y)}
-        finish(source, self.workdir, {"expert": expert}, answers, of_layers, missing)
+        told = {
+            CROSS_VALIDATION: Answers(found.chosen.logits, y),
+            **answers(expert, source.store, ("test",)),
+        }
+        kept = {"expert": expert}
+        finish(source, self.workdir, kept, told, CROSS_VALIDATION, of_layers, missing)
         checkpoints.remove(self.workdir / "training")
 
     def _statistics(self, layers: Sequence[str]) -> dict[str, Standardised]:

@@ -86,20 +86,21 @@ def select(
         among_all = candidates.among_all("val_holdout")
         kept[HOLDOUT], _ = _best(held_out, source, "val_holdout", among_all, most)
     encoder = None if candidates is None else candidates.encoder
-    found = answers(kept["expert"], store, ("val",), encoder)
+    found = answers(kept["expert"], store, ("val", "test"), encoder)
     of_layers = {
         "val_accuracy_by_layer": by_layer,
         "val_chance": chance(task, store, "val", expert.card.classes),
         **({"variants": by_variant} if by_variant else {}),
     }
-    finish(source, workdir, kept, found, of_layers, left_out)
+    finish(source, workdir, kept, found, "val", of_layers, left_out)
 
 
 def finish(
     source: Source,
     workdir: Path,
     kept: Mapping[str, Expert],
-    chosen_by: Mapping[str, Answers],
+    found: Mapping[str, Answers],
+    chosen_by: str,
     of_layers: Mapping[str, Any],
     left_out: Mapping[str, str],
 ) -> None:
@@ -108,14 +109,13 @@ def finish(
     Args:
       source, workdir, left_out: as `select` takes them.
       kept: "expert" and, where there are two, `HOLDOUT`: their folder to the expert.
-      chosen_by: of the models that the choice was made by, a name to the expert's answers for them.
+      found: the expert's answers, for "test" and for the models that the choice was made by.
+      chosen_by: the name of these.
       of_layers: figures by layer, for these.
     """
     store, candidates, task = source.store, source.candidates, source.task
-    kept, (chose,) = dict(kept), chosen_by
+    kept = {**kept, "expert": calibrated_by(kept["expert"], found, chosen_by)}
     encoder = None if candidates is None else candidates.encoder
-    found = {**chosen_by, **answers(kept["expert"], store, ("test",), encoder)}
-    kept["expert"] = calibrated_by(kept["expert"], found, chose)
     represented_by, card = kept.get(HOLDOUT, kept["expert"]), kept["expert"].card
     predictions = Predictions.of(store, card.classes, task, found["test"], represented_by)
     predictions.write(workdir)

@@ -114,7 +114,7 @@ def test_held_out_models_do_not_reach_the_training(swept, toy_lora_zoo, toy_lora
 
 def test_running_again_trains_nothing(swept, toy_lora_store, monkeypatch):
     workdir, result = swept
-    monkeypatch.setattr(sys.modules["probex_jax.sweeps.sweep"], "train", None)
+    monkeypatch.setattr(sys.modules["probex_jax.sweeps.descent"], "train", None)
     again = run(toy_lora_store, workdir)
     assert again.metrics == result.metrics
     assert again.zero_shot == result.zero_shot

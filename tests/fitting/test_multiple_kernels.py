@@ -143,5 +143,5 @@ def test_its_own_label_says_nothing_of_a_model():
 
 @pytest.mark.parametrize("value", [1.0, np.nan, np.inf])
 def test_models_that_are_all_the_same_are_refused(value):
-    with pytest.raises(px.ProbexError, match="same"), np.errstate(invalid="ignore"):
+    with pytest.raises(px.ProbexError, match="training matrices"):
         Ridge(np.full([4, 4], value), np.eye(4))
