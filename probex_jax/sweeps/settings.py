@@ -54,8 +54,19 @@ def check_settings(
 
 
 def told_task(store: LayerStore) -> Task:
-    """What the labels of a store ask: which one class, if every model has exactly one."""
-    return OneClass() if store.exclusive else SeveralClasses()
+    """What the labels of a store ask: which one class, if every model has exactly one.
+
+    Raises:
+      ProbexError: if all training models are of one class, or some have none where others have one.
+    """
+    if not store.exclusive:
+        return SeveralClasses()
+    if len(store.seen_classes) == 1:
+        (name,) = store.seen_classes
+        raise ProbexError(
+            f"{store.path}: all training models are of class {name!r}: nothing to tell"
+        )
+    return OneClass()
 
 
 def card_before_training(

@@ -1,9 +1,10 @@
-"""One expert per layer of a tree, the best chosen on validation, tested once; resumable.
+"""Experts on the layers of a tree, chosen without the test models, tested once; resumable.
 
 A work directory holds
 
     config.json                     what is trained, and the hash of the store
     training/<job>/                 the state of experts that are being trained together
+    training/kernels/<layer>/       in closed form, the inner products of a layer's matrices
     layers/<layer>/expert/          the finished expert of a layer, validation metrics on its card
     layers/<layer>/<variant>/...    the same, where several variants of the recipe are tried
     layers/<layer>/left_out.json    why a layer has none
@@ -66,25 +67,28 @@ def sweep(
     encoders: Mapping[str, type[nn.Module]] = NO_MORE,
     on_progress: Callable[[str, int], None] = lambda layer, epochs: None,
 ) -> SweepResult:
-    """Trains one expert per layer; finished layers are kept, an interrupted one resumes.
+    """Trains experts on layers; what is finished is kept, and an interrupted sweep resumes.
 
-    Layers of one shape, and variants of the recipe, are trained side by side, as many as memory
-    allows (`jobs.plan`).
+    By gradient descent each layer has an expert, the best of which answer together. Layers of one
+    shape, and variants of the recipe, are trained side by side, as many as memory allows
+    (`jobs.plan`). In closed form one regression is fitted to all layers, and to validation models
+    as well: it chooses by cross-validation (`multiple_kernels`).
 
     Args:
       store: the tree's matrices and labels.
       workdir: where everything goes; must be new, or of the same settings and store.
       encoder, head: settings, as `build_network` takes them; or an encoder.
       recipe: how each expert is trained; `ClosedForm` for a dense one.
-      task: what is asked of a model; None for the texts of `alignment`, or else several classes.
+      task: what is asked of a model; None for the texts of `alignment`, or what the labels ask: one
+        class where every model has exactly one, else several.
       grid: values of some of the recipe's fields to try (`variants`); of each layer what is best on
         validation is kept.
       alignment: of the head "text", what it is aligned with.
       normalise: "centre" to subtract from all matrices the mean of the training ones, and to divide
         by the standard deviation of what is left of these, which the expert keeps; "scale" to
         divide alone; "none" to take them as they are.
-      committee: the most layers whose experts answer together; how many do is chosen on validation
-        (`best_committee`). 1 for the best layer alone.
+      committee: the most layers that answer together; 1 for the best alone, None for all of them.
+        By gradient descent how many do is chosen on validation (`best_committee`).
       layers: which layers; None for all of the store, by `Adam` for all that are no vectors.
       stream: whether the batches of all layers are read from the store as they are needed, and not
         only of those that do not fit the devices.
@@ -99,14 +103,15 @@ def sweep(
       on_progress: called with a layer's name and the number of epochs done since the last call.
 
     Returns:
-      Validation accuracy by layer, the best expert, and its accuracy on the test split. Layers that
-      are normalised and the same in all training models are left out, with the reason in `metrics`.
+      The accuracy of each layer where it was chosen, the expert, and its accuracy on the test
+      split. Layers that are normalised and the same in all training models are left out, with the
+      reason in `metrics`.
 
     Raises:
-      ProbexError: if a setting is wrong, a split is empty, the texts do not tell the classes apart
-        (`Alignment.candidates`), all layers are frozen, the work directory belongs to another
-        config or is being written by a process that does not divide the layers with this one, or a
-        checkpoint is damaged.
+      ProbexError: if a setting is wrong, all models are of one class, a split is empty, the texts
+        do not tell the classes apart (`Alignment.candidates`), all layers are frozen, the work
+        directory belongs to another config or is being written by a process that does not divide
+        the layers with this one, or a checkpoint is damaged.
 
     Example:
       >>> import tempfile

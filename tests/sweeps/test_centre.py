@@ -175,7 +175,7 @@ def write_zoo(zoo, *weights):
                 {key: value.astype(np.float32) for key, value in arrays.items()},
                 zoo / split / name / f"{file}.safetensors",
             )
-            labels[name] = ["x"]
+            labels[name] = ["xy"[index % 2]]
     (zoo / "labels.json").write_text(json.dumps(labels))
     return zoo
 

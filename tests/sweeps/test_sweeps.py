@@ -297,6 +297,21 @@ def test_one_class_of_several_is_told(singles, tmp_path, settings):
         run(singles, workdir, task=SeveralClasses(), **settings)
 
 
+def test_one_class_alone_is_refused_before_anything_is_trained(tmp_path):
+    zoo = tmp_path / "Same"
+    for split in ("train", "val", "test"):
+        for number in range(3):
+            path = zoo / split / f"{split}{number}"
+            path.mkdir(parents=True)
+            x = np.random.default_rng(number).normal(size=(4, 3)).astype(np.float32)
+            labels = {"dataset_chosen_targets": "['ant']"}
+            save_file({"a": x}, path / "model.safetensors", labels)
+    store = px.pack(px.scan(zoo), tmp_path / "s").store
+    with pytest.raises(px.ProbexError, match="ant"):
+        run(store, tmp_path / "w", **CLOSED)
+    assert not (tmp_path / "w").exists()
+
+
 def test_models_of_several_classes_are_not_told_as_of_one(toy_store, tmp_path):
     with pytest.raises(px.ProbexError, match="class"):
         run(toy_store, tmp_path / "w", task=OneClass(), **CLOSED)
