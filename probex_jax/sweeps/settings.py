@@ -63,9 +63,7 @@ def told_task(store: LayerStore) -> Task:
         return SeveralClasses()
     if len(store.seen_classes) == 1:
         (name,) = store.seen_classes
-        raise ProbexError(
-            f"{store.path}: all training models are of class {name!r}: nothing to tell"
-        )
+        raise ProbexError(f"{store.path}: all training models are of one class, {name!r}")
     return OneClass()
 
 
