@@ -297,6 +297,14 @@ def _check_depth(value: Any, where: str) -> None:
     raise ProbexError(f"{where}: not JSON of ours: nested more than {_MAX_DEPTH} deep")
 
 
+def user_cache() -> Path:
+    """Where we keep what can be made again: `probex_jax` in $XDG_CACHE_HOME or ~/.cache."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification ignores relative paths.
+    base = Path(root) if os.path.isabs(root) else Path(os.path.expanduser("~")) / ".cache"
+    return base / "probex_jax"
+
+
 def layer_folder(root: Path, layer: str) -> Path:
     """The folder that belongs to a layer.
 

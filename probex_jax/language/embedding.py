@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.files import disk_errors
+from probex_jax.files import disk_errors, user_cache
 from probex_jax.language.clip import ClipTextEncoder
 from probex_jax.language.hashing import HashingEncoder
 from probex_jax.language.interface import (
@@ -140,10 +139,7 @@ def default_cache() -> Path:
       >>> default_cache().parts[-2:]
       ('probex_jax', 'text_embeddings')
     """
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification ignores relative paths.
-    base = Path(root) if os.path.isabs(root) else Path(os.path.expanduser("~")) / ".cache"
-    return base / "probex_jax" / "text_embeddings"
+    return user_cache() / "text_embeddings"
 
 
 def _check_texts(texts: list[str]) -> None:
