@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from probex_jax.encoders import Dense, MVProbe, ProbeX, statistics
+from probex_jax.encoders import Dense, MVProbe, ProbeX, Statistics, statistics
 from probex_jax.fitting import inference
 from probex_jax.heads import ClassHead, TextHead
 from probex_jax.matrices import Centred, LowRank, Squared, squared
@@ -29,6 +29,7 @@ ENCODERS = {
     "half of mvprobe": MVProbe(**SMALL, branches=("xu", "xxtu")),
     "dense": Dense(T),
     "standardised": Dense(T, standardise=True),
+    "statistics": Statistics(T),
 }
 # Mesh axes, and how the models are divided among them.
 MESHES = {"one axis": ({"m": 8}, P("m")), "two axes": ({"x": 4, "y": 2}, P(("x", "y")))}
@@ -42,6 +43,7 @@ QUICK = (
     ("mvprobe", "dense", "Explicit", "two axes", "in_shardings"),
     ("half of mvprobe", "centred", "Explicit", "two axes", "committed"),
     ("standardised", "dense", "Explicit", "one axis", "committed"),
+    ("statistics", "dense", "Auto", "one axis", "set_mesh"),
 )
 SLOW = (
     *(

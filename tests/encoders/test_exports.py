@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from probex_jax.encoders import Dense, MVProbe, ProbeX
+from probex_jax.encoders import Dense, MVProbe, ProbeX, Statistics
 from probex_jax.heads import ClassHead, TextHead
 from probex_jax.matrices import LowRank
 from tests.numeric import draw, error
@@ -20,6 +20,7 @@ ENCODERS = {
     "mvprobe": MVProbe(**SMALL),
     "dense": Dense(T),
     "standardised": Dense(T, standardise=True),
+    "statistics": Statistics(T),
 }
 BATCHES = {
     "dense": lambda n: draw(n, n, H, W),
