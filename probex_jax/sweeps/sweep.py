@@ -115,6 +115,7 @@ def sweep(
 
     Example:
       >>> import tempfile
+      >>> import numpy as np
       >>> from safetensors.numpy import save_file
       >>> from probex_jax import pack, scan
       >>> folder, rng = Path(tempfile.mkdtemp()), np.random.default_rng(0)

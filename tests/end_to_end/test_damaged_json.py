@@ -12,6 +12,7 @@ from probex_jax.forest import Forest, grow
 from probex_jax.search import Index
 from probex_jax.sweeps import run_statnn, sweep
 from tests.conftest import write_toy_zoo
+from tests.forest.conftest import pack_tree
 from tests.search.conftest import make_expert
 from tests.writer import SETTINGS
 
@@ -53,9 +54,9 @@ def statnn(folder):
 def made(tmp_path_factory):
     """A store, an index, a forest and trainings."""
     folder = tmp_path_factory.mktemp("made")
-    store = px.pack(px.scan(write_toy_zoo(folder / "Toy", 20)), folder / "store").store
+    px.pack(px.scan(write_toy_zoo(folder / "Toy", 20)), folder / "store")
     Index.create_or_open(folder / "index", make_expert())
-    grow(folder / "forest", store)
+    grow(folder / "forest", pack_tree(folder / "related", "Toy", 1))
     trained(folder)
     statnn(folder)
     (folder / "trained" / "costs.json").write_text(json.dumps({"about": {}, "steps": []}))

@@ -17,6 +17,7 @@ from probex_jax.search import Index, Snapshot, find_models
 from probex_jax.sweeps import sweep
 from tests.conftest import write_toy_model, write_toy_zoo
 from tests.end_to_end import warm
+from tests.forest.conftest import pack_tree
 from tests.search.conftest import make_expert, write_model
 from tests.writer import SETTINGS
 
@@ -88,10 +89,7 @@ class Growing:
 
     def __init__(self, folder):
         self.folder = folder / "forest"
-        self.stores = {}
-        for name in ("Toy", "Twin"):
-            write_toy_zoo(folder / name, 12)
-            self.stores[name] = px.pack(px.scan(folder / name), folder / f"{name}-store").store
+        self.stores = {name: pack_tree(folder, name, 1) for name in ("Toy", "Twin")}
         self.arguments = ("forest", self.stores["Toy"].path, self.folder)
         self.others = ("forest", self.stores["Twin"].path, self.folder)
 
