@@ -1,7 +1,9 @@
 """The baselines of `evaluate`: their progress bar, table and words."""
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments import cli
 from experiments.steps import AUC, Row
@@ -28,6 +30,31 @@ def row(found: Compared) -> Row:
         "setting": found.setting,
         "seconds": "" if found.seconds is None else f"{found.seconds:.1f}",
     }
+
+
+def rows_over_repeats(found: Mapping[str, Any]) -> list[Row]:
+    """A row of each method, ours first: mean and standard deviation of what repeats measured."""
+    kept = [metrics["baselines"]["methods"] for metrics in found.values()]
+    of_methods = {"ours": [metrics["classify"] for metrics in found.values()]}
+    common = [name for name in kept[0] if all(name in methods for methods in kept)]
+    of_methods |= {name: [methods[name] for methods in kept] for name in common}
+    return [
+        {
+            "method": name,
+            "accuracy": _mean([each["accuracy"] for each in of]),
+            AUC: _mean([each.get("auc", each.get("macro_auc")) for each in of]),
+            "log loss": _mean([{"value": each["log_loss"]} for each in of if "log_loss" in each]),
+        }
+        for name, of in of_methods.items()
+    ]
+
+
+def _mean(scores: Sequence[Mapping[str, float] | None]) -> str:
+    values = [score["value"] for score in scores if score]
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{spread}"
 
 
 def in_words(found: Baselines) -> list[str]:

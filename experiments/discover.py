@@ -70,7 +70,8 @@ def main(rest: Sequence[str]) -> int:
         for number, tree in enumerate(trees[: _MOST.value], start=1)
     ]
     print(cli.table(rows))
-    print(f"{len(trees)} trees of {len(models) - len(found.failed)} models")
+    several = "tree" if len(trees) == 1 else "trees"
+    print(f"{len(trees)} {several} of {len(models) - len(found.failed)} models")
     return 1 if found.failed else 0
 
 

@@ -10,6 +10,7 @@ Example:
     --store=out/stores/MiniLoRA --tasks=classify,zero_shot,knn,occ,retrieval
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,9 +54,11 @@ def main() -> None:
     found = {name: read_json(workdir / name / "metrics.json") for name in names}
     about = {name: read_json(experts / "config.json")[name] for name in ("labels", "split")}
     summary = repeats.write_summary(workdir / "metrics.json", about, found)
-    print(cli.table(repeats.rows(summary)))
-    for line in repeats.not_above_chance(summary):
+    print(cli.table(repeats.rows(summary, without="baselines.")))
+    for line in repeats.not_above_chance(summary, without="baselines."):
         print(line)
+    if _BASELINES.value:
+        print("\n" + cli.table(baseline_steps.rows_over_repeats(found)))
 
 
 def _evaluated(experts: Path, workdir: Path) -> tuple[list[Measured], Baselines | None]:
@@ -64,6 +67,12 @@ def _evaluated(experts: Path, workdir: Path) -> tuple[list[Measured], Baselines 
     store = label_steps.store_of(experts, _STORE.value)
     subject = Subject(loaded, store, _SPLIT.value, _NEIGHBOURS.value)
     measured = steps.evaluate(subject, _TASKS.value, workdir)
+    known = {"train", "val"} if loaded["val"].card.selected_on != "val" else {"train"}
+    if _SPLIT.value in known:
+        print(
+            f"{_SPLIT.value}: the expert was fitted to these models; of others it knows less",
+            file=sys.stderr,
+        )
     return measured, baseline_steps.measure(subject, workdir) if _BASELINES.value else None
 
 

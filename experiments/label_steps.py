@@ -274,7 +274,8 @@ def tables_lines(store: px.LayerStore) -> list[str]:
         packed = [column[model.id] for model in store.packed if model.id in column]
         classes = {label for labels in packed for label in labels}
         of = f"labels {name}" if name else "labels in headers"
-        lines.append(f"{of}: {len(classes)} classes, {len(packed)} models")
+        several = "class" if len(classes) == 1 else "classes"
+        lines.append(f"{of}: {len(classes)} {several}, {len(packed)} models")
     lines += [f"{name} is a column of numbers, no labels" for name in store.tables.numbers]
     return lines + ([f"splits: {', '.join(store.splits)}"] if store.splits else [])
 

@@ -57,8 +57,8 @@ def _summed(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def rows(summary: Mapping[str, Any]) -> list[Row]:
-    """A row of each figure."""
+def rows(summary: Mapping[str, Any], without: str = "\0") -> list[Row]:
+    """A row of each figure but those that begin `without`."""
     return [
         {
             "figure": _in_words(name),
@@ -68,6 +68,7 @@ def rows(summary: Mapping[str, Any]) -> list[Row]:
             **{repeat: f"{value:.3f}" for repeat, value in found["values"].items()},
         }
         for name, found in summary["figures"].items()
+        if not name.startswith(without)
     ]
 
 
@@ -79,13 +80,16 @@ def _shown(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def not_above_chance(summary: Mapping[str, Any]) -> list[str]:
-    """A line for each figure whose mean is not above its chance."""
-    return [
-        f"{_in_words(name)}: mean {found['mean']:.3f} is not above chance, {chance:.3f}"
-        for name, found in summary["figures"].items()
-        if (chance := found["chance"]) is not None and found["mean"] <= chance
-    ]
+def not_above_chance(summary: Mapping[str, Any], without: str = "\0") -> list[str]:
+    """A line for each figure whose mean is not above its chance by its spread over the repeats."""
+    lines = []
+    for name, found in summary["figures"].items():
+        chance, mean, spread = found["chance"], found["mean"], found["standard_deviation"] or 0.0
+        if chance is None or name.startswith(without) or mean > chance + spread:
+            continue
+        how = "not above" if mean <= chance else "not clearly above"
+        lines.append(f"{_in_words(name)}: mean {mean:.3f} is {how} chance, {chance:.3f}")
+    return lines
 
 
 def of(workdir: Path) -> tuple[str, ...]:

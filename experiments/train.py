@@ -1,12 +1,12 @@
-r"""Trains an expert on every layer, and tests the best of them.
+r"""Trains an expert on the layers of a tree, and tests it.
 
-The layer, or the few layers together, that do best on the validation models are tested once. Run
-the same command again to resume. WORKDIR/report.html shows what was found; open it in a browser.
+What answers is chosen without the test models, which are asked once. Run the same command again to
+resume. WORKDIR/report.html shows what was found; open it in a browser.
 
 --config.labels is a label column, --config.split a split: of one whose repeats are NAME-0, NAME-1
 and so on, NAME trains on all, in WORKDIR/NAME-0 and so on, and reports mean and spread.
 
-Without --config it is configs/default.py: ridge regression on centred matrices, in closed form.
+Without --config it is configs/default.py: one ridge regression on all layers, in closed form.
 
 Example:
   python -m experiments.train --workdir=out/trained \

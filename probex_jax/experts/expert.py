@@ -200,8 +200,7 @@ class Expert:
     @property
     def rep_dim(self) -> int:
         """Size T of the representations."""
-        sizes = [member.rep_dim for member in self.members]
-        return sizes[0] if self.card.head == "none" else sum(sizes)
+        return sum(member.rep_dim for member in self.members)
 
     def read(self, model: ModelFile) -> dict[str, Any]:
         """The matrices [H, W] of one model that the expert reads, by layer; the file is open once.
@@ -225,14 +224,11 @@ class Expert:
 
         Returns:
           Those of an expert aligned with text are of length one, since it is trained by their
-          direction; of one without a head they are its logits; of a committee else, those of its
-          members side by side.
+          direction; those of a committee are its members' side by side.
 
         Raises:
           ProbexError: if a layer is missing, or its matrices are of another shape.
         """
-        if self.card.head == "none":
-            return self.logits(x)
         vectors = [member.encode(matrices) for member, matrices in self._with_matrices(x)]
         return jnp.concatenate(vectors, axis=1)
 

@@ -65,6 +65,8 @@ class Member:
         Aligned with text they are trained by their direction, and their length is the root of the
         weight: the cosine of two such vectors side by side is the weighted mean of the members'.
         """
+        if self.network.head is None:  # one program for both
+            return self.card.weight**-0.5 * self.logits(x)
         vectors_NT = representations(self.network, self.variables, self._as_read(x))
         if self.whole.text is not None:
             vectors_NT = unit(vectors_NT)

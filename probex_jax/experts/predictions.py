@@ -75,15 +75,10 @@ class Predictions:
         """
         splits = ["test", *(["test_holdout"] if expert and store.has("test_holdout") else [])]
         models = [model for split in splits for model in store.split(split)]
-        (logits_NY, y), vectors = answers, np.zeros([0, 0])
+        vectors = np.zeros([0, 0])
         if expert is not None:
-            of_splits = [
-                logits_NY
-                if split == "test" and expert.card.head == "none"  # they represent the models
-                else stored_vectors(expert, store, split)
-                for split in splits
-            ]
-            vectors = np.concatenate(of_splits)
+            vectors = np.concatenate([stored_vectors(expert, store, split) for split in splits])
+        logits_NY, y = answers
         return cls(
             tuple(classes),
             tuple(model.id for model in models),
@@ -149,7 +144,7 @@ def stored_logits(
       texts_YD: of an expert aligned with text, the candidates.
 
     Raises:
-      ProbexError: as `LayerStore.matrices` and `Expert.logits`.
+      ProbexError: as `LayerStore.matrices` and `Expert.logits`, or if a model's are not finite.
     """
     return _in_blocks(expert, store, split, lambda x: expert.logits(x, texts_YD))
 
@@ -170,4 +165,10 @@ def _in_blocks(
         # The last block is filled up, so that there is one program.
         models = np.minimum(np.arange(start, start + size), n_models - 1)
         blocks.append(np.asarray(answer(store.by_layer(split, models))))
-    return np.concatenate(blocks)[:n_models]
+    found = np.concatenate(blocks)[:n_models]
+    if not (finite_N := np.isfinite(found).all(axis=1)).all():
+        odd = store.split(split)[int(np.argmin(finite_N))]
+        raise ProbexError(
+            f"{store.path}: {odd.id}: its weights are too large for finite answers; remove it"
+        )
+    return found

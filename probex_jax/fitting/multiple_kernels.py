@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from probex_jax.fitting.ridge import Chosen, Ridge, centred
+from probex_jax.fitting.ridge import Chosen, Ridge, centred, threads_for
 from probex_jax.fitting.task import Task
 
 _EXPONENTS = (0, 1, 2, 4)
@@ -42,16 +42,15 @@ class Alone(NamedTuple):
         Args:
           most: how many; None for all.
           sizes: layer to the number of its parameters.
-          room: the number of parameters that they may have together; the best one is kept anyway.
+          room: the number of parameters that they may have together; if none has so few, the best
+            one is kept.
         """
-        order = sorted(self.chosen, key=lambda layer: self.chosen[layer].loss)
-        kept: dict[str, float] = {}
-        taken = 0
-        for layer in order[:most]:
-            if not kept or taken + sizes[layer] <= room:
-                kept[layer] = self.prior_loss - self.chosen[layer].loss
+        order, kept, taken = sorted(self.chosen, key=lambda n: self.chosen[n].loss)[:most], [], 0
+        for layer in order:
+            if taken + sizes[layer] <= room:
+                kept.append(layer)
                 taken += sizes[layer]
-        return kept
+        return {name: self.prior_loss - self.chosen[name].loss for name in kept or order[:1]}
 
 
 class Together(NamedTuple):
@@ -93,10 +92,11 @@ def fit_alone(
       ProbexError: if the matrices of a layer are all the same, or not finite.
     """
     targets_NY = task.regressed(y, n_outputs)
-    chosen = {
-        layer: Ridge(kernels[layer], targets_NY).choose(task, y, penalties, fold_N)
-        for layer in kernels
-    }
+    with threads_for(len(y)):
+        chosen = {
+            layer: Ridge(kernels[layer], targets_NY).choose(task, y, penalties, fold_N)
+            for layer in kernels
+        }
     means_NY = np.empty_like(targets_NY)
     for fold in np.unique(fold_N):
         means_NY[fold_N == fold] = targets_NY[fold_N != fold].mean(axis=0)
@@ -141,9 +141,10 @@ def fit_together(
         of_layer_NN = kernels[layer]
         scales[layer] = weight * len(y) / float(np.trace(centred(of_layer_NN)))
         kernel_NN += scales[layer] * of_layer_NN
-    ridge = Ridge(kernel_NN, targets_NY)
-    chosen = ridge.choose(task, y, penalties, fold_N)
-    alpha_NY, intercept_Y = ridge.solution(chosen.penalty)
+    with threads_for(len(y)):
+        ridge = Ridge(kernel_NN, targets_NY)
+        chosen = ridge.choose(task, y, penalties, fold_N)
+        alpha_NY, intercept_Y = ridge.solution(chosen.penalty)
     solution = {layer: chosen.factor * scale * alpha_NY for layer, scale in scales.items()}
     return Together(weights, chosen, solution, chosen.factor * intercept_Y)
 

@@ -11,9 +11,11 @@ G = (K + p tr(K)/N 1)^-1, the residuals of a part S by the solution of the other
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from probex_jax.errors import ProbexError
 from probex_jax.fitting.task import Task
@@ -22,6 +24,10 @@ from probex_jax.fitting.task import Task
 FOLDS = 5
 # Weight of the constant kernel that makes the intercept, in units of the mean of K's diagonal.
 _CONSTANT = 1e4
+
+
+# Models up to which the threads of BLAS wait for each other longer than they work.
+_FEW = 512
 
 
 class Chosen(NamedTuple):
@@ -103,6 +109,11 @@ class Ridge:
             factor, loss = task.best_factor(outputs_NY, y)
             found.append(Chosen(penalty, factor, loss, factor * outputs_NY))
         return min(found, key=lambda each: each.loss)
+
+
+def threads_for(n_models: int) -> AbstractContextManager[Any]:
+    """A context with the threads that eigenproblems of so many models gain by."""
+    return threadpool_limits(1) if n_models <= _FEW else nullcontext()
 
 
 def centred(kernel_NN: np.ndarray) -> np.ndarray:

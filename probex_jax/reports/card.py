@@ -14,6 +14,8 @@ from probex_jax.experts.chance import chance_of, shortfall
 from probex_jax.forest import Answer, Comparison, Description, Prediction
 from probex_jax.reports.tables import table
 
+# Calibration error from which probabilities are not to be taken at their word.
+_OFF = 0.1
 _MAX_CHARACTERS = 100
 _MAX_LISTED = 50
 _MAX_ROWS = 200
@@ -267,8 +269,11 @@ def _how_one(description: Description, answer: Answer) -> str:
     for split in ("test", "val"):
         if split in expert.calibration_error:
             error = expert.calibration_error[split]
+            found = f"(calibration error {error:.3f}, {split})"
             lines.append(
-                f"Its probabilities are calibrated (calibration error {error:.3f}, {split})."
+                f"Its probabilities are calibrated {found}."
+                if error < _OFF
+                else f"Its probabilities are off {found}: they order the answers, no more."
             )
             break
     return "\n".join(lines) + "\n"

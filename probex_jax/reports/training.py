@@ -62,12 +62,12 @@ class Training:
 
 
 def by_layer(trainings: Sequence[Training]) -> str:
-    """Validation accuracy by layer, a part per tree; "" if no method reads single layers."""
+    """Accuracy by layer where it was chosen, a part per tree; "" if no method reads layers."""
     trainings = [t for t in trainings if _BY_LAYER in t.metrics]
     trees = dict.fromkeys(t.metrics["tree"] for t in trainings)
     parts = (_of_tree(tree, [t for t in trainings if t.metrics["tree"] == tree]) for tree in trees)
     about = (
-        "<p>Validation accuracy of an expert on each layer alone, by which the layers were chosen. "
+        "<p>Accuracy of each layer alone on the models that chose, not on test models. "
         "Methods that read all layers at once are not shown.</p>"
     )
     return f'{about}<div class="side">{"".join(parts)}</div>' if trees else ""
@@ -134,8 +134,8 @@ def calibration(training: Training) -> str:
     before, after = (_reliability(answered, t) for t in (1.0, about["temperature"]))
     errors = [about[when]["test"] for when in ("before", "after")]
     about_it = (
-        f"Temperature {about['temperature']:.3f}, chosen on validation. Expected calibration error "
-        f"on test models: {errors[0]:.3f} before, {errors[1]:.3f} after."
+        f"Temperature {about['temperature']:.3f}, chosen without the test models. Expected "
+        f"calibration error on these: {errors[0]:.3f} before, {errors[1]:.3f} after."
     )
     drawn = _picture(
         lambda: calibration_curve({"before": before, "after": after}),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts import versions
@@ -21,13 +22,13 @@ from probex_jax.experts.chance import chance, targets
 from probex_jax.experts.evaluation import answers
 from probex_jax.files import one_writer, read_json, write_json
 from probex_jax.fitting import OneClass, Score, SeveralClasses
+from probex_jax.fitting.ridge import FOLDS, folds
 from probex_jax.fitting.task import ClassTask
 from probex_jax.layer_store import LayerStore
 from probex_jax.search.downstream import Subject, kept_baselines
 from probex_jax.search.tensors import Tensors, read_tensors
 from probex_jax.sweeps.statnn import forest_probabilities
 
-_FOLDS = 5
 _KNOWN = ("train", "val")
 _NEVER = 1e-6  # the least probability of a class that no known model is of
 
@@ -91,8 +92,8 @@ class _Models:
     @cached_property
     def known(self) -> tuple[str, ...]:
         found = tuple(s for s in _KNOWN if s != self.split and self.store.has(s))
-        if sum(len(self.store.split(split)) for split in found) < _FOLDS:
-            raise ProbexError(f"{self.store.path}: baselines need {_FOLDS} models of train and val")
+        if sum(len(self.store.split(split)) for split in found) < FOLDS:
+            raise ProbexError(f"{self.store.path}: baselines need {FOLDS} models of train and val")
         return found
 
     @cached_property
@@ -285,8 +286,6 @@ def _others(
         "task": models.task.name,
         "classes": list(models.classes),
     }
-    from threadpoolctl import threadpool_limits  # scikit-learn brings it
-
     found, reading_s = _kept(path, of)
     left_out = _left_out(models.store)
     metrics = read_json(path) if path.exists() else {}
@@ -332,11 +331,11 @@ def _kept(path: Path, of: Mapping[str, Any]) -> tuple[dict[str, Compared], float
 def _measured(name: str, models: _Models) -> Compared:
     """Chooses, fits to all known models, and asks once."""
     start, n_known, method = time.monotonic(), len(models.y), METHODS[name]
-    fold_N = _folds(models.task, models.y)
+    fold_N = folds(models.task, models.y)
 
     def left_out(setting: Setting) -> np.ndarray:
         outputs_NY = np.empty([n_known, len(models.classes)])
-        for fold in range(_FOLDS):
+        for fold in np.unique(fold_N):
             rest, out = np.flatnonzero(fold_N != fold), np.flatnonzero(fold_N == fold)
             outputs_NY[out] = method.answer(models, rest, out, setting)
         return outputs_NY
@@ -347,15 +346,6 @@ def _measured(name: str, models: _Models) -> Compared:
     logits_QY = factor * method.answer(models, np.arange(n_known), asked, setting)
     chosen = ", ".join(f"{field} {value:g}" for field, value in setting.items())
     return _compared(name, models, logits_QY, chosen, time.monotonic() - start)
-
-
-def _folds(task: ClassTask, y: np.ndarray) -> np.ndarray:
-    """Fold of each model; where one class is right each has models in as many folds as it can."""
-    shuffled_N = np.random.default_rng(0).permutation(len(y))
-    order_N = shuffled_N[np.argsort(y[shuffled_N], kind="stable")] if task.exclusive else shuffled_N
-    fold_N = np.empty(len(y), int)
-    fold_N[order_N] = np.arange(len(y)) % _FOLDS
-    return fold_N
 
 
 def _compared(

@@ -122,14 +122,21 @@ class Kernels:
         """A layer's kernel [N, N] and, if it is small, its statistics [N, 7]; float64."""
         where = f"{self.source.store.path}: {layer}"
         raw, tree = self._read(layer)
-        kernel_NN = np.asarray(_kernel(self._encoder(layer), normalised(raw, tree)), np.float64)
-        if not np.isfinite(kernel_NN).all():
-            raise ProbexError(f"{where}: some matrices are too large to be multiplied")
-        if not np.trace(centred(kernel_NN)) > 0:
-            raise FrozenLayer(f"{where}: the training matrices are all the same")
-        arrays = {"kernel": kernel_NN}
+        with np.errstate(over="ignore", invalid="ignore"):
+            x = normalised(raw, tree)
+        arrays = {"kernel": np.asarray(_kernel(self._encoder(layer), x), np.float64)}
         if not isinstance(raw, LowRank) and raw[0].size <= _MOST_ENTRIES:
             arrays["statistics"] = np.asarray(_statistics(raw), np.float64)
+        # Of a model that is too large no entry is finite; of others all but that.
+        finite_N = np.isfinite(arrays["kernel"]).any(axis=1)
+        if "statistics" in arrays:
+            finite_N &= np.isfinite(arrays["statistics"]).all(axis=1)
+        if not finite_N.all():
+            models = [model for split in self.fitted for model in self.source.store.split(split)]
+            odd = models[int(np.argmin(finite_N))].id
+            raise ProbexError(f"{where}: {odd}: its weights are too large; remove the model")
+        if not np.trace(centred(arrays["kernel"])) > 0:
+            raise FrozenLayer(f"{where}: the training matrices are all the same")
         return arrays
 
     def _read(self, layer: str) -> tuple[Any, Tree]:
@@ -159,7 +166,14 @@ class Kernels:
         alone = fit_alone(kernels, *about)
         sizes = {name: prod(source.store.layers[name]) * n_outputs for name in layers}
         sizes[STATISTICS] = N_STATISTICS * len(statistics) * n_outputs
-        found = fit_together(kernels, alone.best(most, sizes, self.recipe.most_parameters), *about)
+        best = alone.best(most, sizes, self.recipe.most_parameters)
+        for name in layers if most is None else ():
+            if name not in best:
+                missing[name] = (
+                    f"{source.store.path}: {name}: tells less than layers that fill "
+                    "recipe.most_parameters"
+                )
+        found = fit_together(kernels, best, *about)
         accuracies = {
             name: float(np.mean(task.accuracies(chosen.logits, y)))
             for name, chosen in alone.chosen.items()

@@ -10,18 +10,11 @@ import numpy as np
 from probex_jax.encoders import statistics
 from probex_jax.errors import ProbexError
 from probex_jax.experts.card import versions
-from probex_jax.experts.chance import chance
+from probex_jax.experts.chance import chance, targets
 from probex_jax.experts.predictions import Predictions
 from probex_jax.files import claim, one_writer, read_json, write_json
-from probex_jax.fitting import Score, SeveralClasses
 from probex_jax.layer_store import LayerStore
-
-_TASK = SeveralClasses()
-
-
-def _score(logits_NY: np.ndarray, store: LayerStore) -> Score:
-    score = _TASK.score(logits_NY, store.targets("test"))
-    return dataclasses.replace(score, chance=chance(_TASK, store, "test", store.classes))
+from probex_jax.sweeps.settings import told_task
 
 
 def statnn_answers(store: LayerStore, *, n_trees: int = 500, seed: int = 0) -> np.ndarray:
@@ -35,7 +28,7 @@ def statnn_answers(store: LayerStore, *, n_trees: int = 500, seed: int = 0) -> n
       seed: of the forest.
 
     Returns:
-      [N, Y] probabilities less one half.
+      [N, Y] probabilities less one half; where one class is right the largest is the answer.
 
     Raises:
       ProbexError: if scikit-learn is missing (extra `zoo`), or the store holds factors: quantiles
@@ -114,7 +107,7 @@ def run_statnn(
     for name, value, least in (("encoder.n_trees", n_trees, 1), ("recipe.seed", seed, 0)):
         if not (type(value) is int and least <= value < 2**31):
             raise ProbexError(f"{name}: {value!r} is not a whole number >= {least}")
-    encoder = {"name": "statnn", "n_trees": n_trees}
+    encoder, task = {"name": "statnn", "n_trees": n_trees}, told_task(store)
     settings = {
         "encoder": encoder,
         "recipe": {"seed": seed},
@@ -125,10 +118,15 @@ def run_statnn(
         claim(workdir, settings)
         path = workdir / "metrics.json"
         if not path.exists():
-            logits_NY, y = statnn_answers(store, n_trees=n_trees, seed=seed), store.targets("test")
-            Predictions.of(store, store.classes, _TASK, (logits_NY, y)).write(workdir)
-            score, auc = _score(logits_NY, store), _TASK.auc(logits_NY, y)
+            logits_NY, y = (
+                statnn_answers(store, n_trees=n_trees, seed=seed),
+                targets(task, store, "test", store.classes),
+            )
+            Predictions.of(store, store.classes, task, (logits_NY, y)).write(workdir)
+            score, auc = task.score(logits_NY, y), task.auc(logits_NY, y)
+            score = dataclasses.replace(score, chance=chance(task, store, "test", store.classes))
             figures = {
+                "task": task.name,
                 "n_models": {split: len(store.split(split)) for split in ("train", "test")},
                 "test_accuracy": dataclasses.asdict(score),
                 **({"test_auc": dataclasses.asdict(auc)} if auc else {}),

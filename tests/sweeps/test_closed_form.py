@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import probex_jax as px
@@ -150,7 +151,11 @@ def test_all_layers_and_their_statistics_are_one_regression(together, toy_store)
     assert set(expert.layers) == set(toy_store.layers)
     found = expert.logits(toy_store.by_layer("test"))
     assert error(found, reference(toy_store, expert)) <= 1e-3
-    np.testing.assert_array_equal(expert.encode(toy_store.by_layer("test")), found)
+    # Representations are the members' outputs, whose weighted sum the logits are.
+    vectors = np.asarray(expert.encode(toy_store.by_layer("test")))
+    roots = np.array([m.weight**0.5 for m in expert.card.members])
+    parts = vectors.reshape(len(found), len(roots), -1)
+    np.testing.assert_allclose(np.einsum("nky,k->ny", parts, roots), found, rtol=1e-3, atol=1e-3)
     weights = {m.layer: m.weight for m in expert.card.members if m.encoder["name"] == "dense"}
     assert max(weights, key=weights.get) == "a.weight", "the layer that carries the classes"
     assert result.test.value > 0.85
@@ -206,3 +211,15 @@ def test_statistics_of_factors_are_not_taken(toy_lora_store, tmp_path):
     settings = {**SETTINGS, "task": SeveralClasses()}
     result = sweep(toy_lora_store, tmp_path, committee=None, normalise="centre", **settings)
     assert {m.encoder["name"] for m in result.expert.card.members} == {"dense"}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_model_too_large_to_be_answered_is_named(split, toy_zoo, tmp_path):
+    shutil.copytree(toy_zoo, tmp_path / "Toy")
+    path = sorted((tmp_path / "Toy" / split).iterdir())[1] / "model.safetensors"
+    with safe_open(path, "numpy") as file:
+        arrays, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file({**arrays, "a.weight": 1e30 * arrays["a.weight"]}, path, about)
+    store = px.pack(px.scan(tmp_path / "Toy"), tmp_path / "s").store
+    with pytest.raises(px.ProbexError, match=path.parent.name):
+        sweep(store, tmp_path / "w", committee=None, normalise="centre", **SETTINGS)
