@@ -7,6 +7,8 @@ from probex_jax.errors import ProbexError
 # More points take long to lay out and hide one another.
 MAX_POINTS = 1000
 _MAX_PERPLEXITY = 15
+# Models whose neighbourhoods are too few for t-SNE.
+_FEW = 3 * _MAX_PERPLEXITY + 5
 # Neighbours that decide where a new model belongs.
 _NEAREST = 5
 # Squared distances between directions below this are rounding errors.
@@ -34,8 +36,8 @@ def sample_for_map(n_models: int) -> np.ndarray:
 def layout_2d(vectors: np.ndarray) -> np.ndarray:
     """Lays models out in the plane by the directions of their representations.
 
-    Uses t-SNE with a fixed seed. Three models or fewer, or representations of at most two
-    dimensions, lie in a plane anyway and keep their true distances.
+    Uses t-SNE with a fixed seed. Of few models the two principal components are shown, which keep
+    the true distances of representations of at most two dimensions.
 
     Args:
       vectors: [N, T] float representations; N may be 0.
@@ -59,7 +61,7 @@ def layout_2d(vectors: np.ndarray) -> np.ndarray:
     centred_NT = units_NT - units_NT.mean(axis=0)
     if np.max(np.sum(centred_NT**2, axis=1)) < _SAME:
         return np.zeros([len(units_NT), 2])
-    if len(units_NT) > 3 and units_NT.shape[1] > 2:
+    if len(units_NT) > _FEW and units_NT.shape[1] > 2:
         points_N2 = _by_tsne(units_NT)
         return points_N2 - points_N2.mean(axis=0)
     left, sizes, _ = np.linalg.svd(centred_NT, full_matrices=False)
