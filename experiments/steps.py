@@ -27,6 +27,7 @@ Row = dict[str, object]
 # What labels can tell, by the names in configs.
 TOLD = {task.name: task for task in (px.OneClass(), px.SeveralClasses())}
 _NAMED = 3  # names that a line gives
+_SHOWN = 24  # layers in a table; the report has all
 _COMMONEST, _GUESSING = "what always giving the commonest answer has", "what guessing has"
 AUC = "AUC, chance .5"
 
@@ -352,10 +353,10 @@ def _reading(metrics: Mapping[str, Any]) -> str:
 
 
 def layer_rows(metrics: Mapping[str, Any]) -> Sequence[Row]:
-    """Validation accuracy of each layer; none where a method has no layers."""
+    """The layers that are most accurate where they were chosen; none where a method has none."""
     accuracies = metrics.get("val_accuracy_by_layer", {})
+    crossed = metrics.get("selected_on") == "cross-validation"
+    what = "cross-validated accuracy" if crossed else "validation accuracy"
     beside = {"chance": metrics["val_chance"]} if "val_chance" in metrics else {}
-    return [
-        {"layer": name, "validation accuracy": value, **beside}
-        for name, value in accuracies.items()
-    ]
+    best = sorted(accuracies, key=accuracies.__getitem__, reverse=True)[:_SHOWN]
+    return [{"layer": name, what: accuracies[name], **beside} for name in best]

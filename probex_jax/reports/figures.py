@@ -26,7 +26,7 @@ def accuracy_by_layer(
     path: Path | None = None,
     chance: Mapping[str, float | None] | None = None,
 ) -> Any:
-    """Bar chart of validation accuracy by layer, a panel per tree.
+    """Bar chart of the accuracy of each layer alone, a panel per tree.
 
     Args:
       accuracies: tree to method to layer to accuracy; a method has no bar at a layer it lacks.
@@ -85,7 +85,7 @@ def _panel(
     panel.set_ylim(len(layers) - 0.4, -0.6)
     panel.set_xlim(max(least - 0.08, 0.0), 1.06)
     begin = "" if chance is None else f"\n(bars start at chance, {chance:.3f})"
-    panel.set_xlabel(f"validation accuracy{begin}", fontsize=8)
+    panel.set_xlabel(f"accuracy of the layer alone{begin}", fontsize=8)
     panel.tick_params(labelsize=7)
     panel.set_title(_printable(tree), fontsize=10)
     panel.spines[["top", "right"]].set_visible(False)

@@ -34,7 +34,7 @@ class SweepResult:
     Args:
       workdir: where it is.
       encoders: encoders by name that are not ours.
-      layers: layer to validation accuracy.
+      layers: layer to its accuracy alone, on the models that chose.
       test: the accuracy of `expert` on the test split.
       zero_shot: of an expert aligned with text, its accuracy on held-out classes, if there are any.
       metrics: all of it, as written to metrics.json.
