@@ -298,11 +298,13 @@ def _check_depth(value: Any, where: str) -> None:
 
 
 def user_cache() -> Path:
-    """Where we keep what can be made again: `probex_jax` in $XDG_CACHE_HOME or ~/.cache."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification ignores relative paths.
-    base = Path(root) if os.path.isabs(root) else Path(os.path.expanduser("~")) / ".cache"
-    return base / "probex_jax"
+    """Where we keep what can be made again: `probex_jax` in $XDG_CACHE_HOME or ~/.cache.
+
+    Returns:
+      The folder, which may not exist yet.
+    """
+    root = os.environ.get("XDG_CACHE_HOME", "")  # relative ones are ignored, as XDG says
+    return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "probex_jax"
 
 
 def layer_folder(root: Path, layer: str) -> Path:
