@@ -94,11 +94,16 @@ def _train(
 
 
 def _by_layer(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    key = "val_accuracy_by_layer"
-    return {
-        tree: {name: found[key] for name, found in methods.items() if key in found}
-        for tree, methods in metrics.items()
-    }
+    """Accuracy of the layers that all methods read, but those that read no single ones."""
+    key, drawn = "val_accuracy_by_layer", {}
+    for tree, methods in metrics.items():
+        of_methods = {name: found[key] for name, found in methods.items() if key in found}
+        common = set.intersection(*map(set, of_methods.values()))
+        drawn[tree] = {
+            name: {layer: told for layer, told in found.items() if layer in common}
+            for name, found in of_methods.items()
+        }
+    return drawn
 
 
 def _report(
