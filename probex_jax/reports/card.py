@@ -269,11 +269,11 @@ def _how_one(description: Description, answer: Answer) -> str:
     for split in ("test", "val"):
         if split in expert.calibration_error:
             error = expert.calibration_error[split]
-            found = f"(calibration error {error:.3f}, {split})"
+            measured = f"(calibration error {error:.3f}, {split})"
             lines.append(
-                f"Its probabilities are calibrated {found}."
+                f"Its probabilities are calibrated {measured}."
                 if error < _OFF
-                else f"Its probabilities are off {found}: they order the answers, no more."
+                else f"Its probabilities are off {measured}: they order the answers, no more."
             )
             break
     return "\n".join(lines) + "\n"
