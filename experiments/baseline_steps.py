@@ -11,6 +11,9 @@ from probex_jax.fitting import Score
 from probex_jax.search import Baselines, Compared, Subject, compare
 from probex_jax.search.baselines import METHODS
 
+# Figures over repeats, and their names in metrics.json.
+_OVER_REPEATS = {"accuracy": "accuracy", AUC: "auc"}
+
 
 def measure(subject: Subject, workdir: Path) -> Baselines:
     """The expert beside scikit-learn's methods."""
@@ -36,15 +39,11 @@ def rows_over_repeats(found: Mapping[str, Any]) -> list[Row]:
     """A row of each method, ours first: mean and standard deviation of what repeats measured."""
     kept = [metrics["baselines"]["methods"] for metrics in found.values()]
     of_methods = {"ours": [metrics["classify"] for metrics in found.values()]}
-    common = [name for name in kept[0] if all(name in methods for methods in kept)]
+    common = [name for name in METHODS if all(name in methods for methods in kept)]
     of_methods |= {name: [methods[name] for methods in kept] for name in common}
     return [
-        {
-            "method": name,
-            "accuracy": _mean([each["accuracy"] for each in of]),
-            AUC: _mean([each.get("auc", each.get("macro_auc")) for each in of]),
-            "log loss": _mean([{"value": each["log_loss"]} for each in of if "log_loss" in each]),
-        }
+        {"method": name}
+        | {what: _mean([each.get(key) for each in of]) for what, key in _OVER_REPEATS.items()}
         for name, of in of_methods.items()
     ]
 

@@ -158,7 +158,7 @@ class Kernels:
         source, task, n_outputs = self.source, self.source.task, len(self.card.classes)
         missing = reasons(self.workdir, names)
         layers = [name for name in names if name not in missing]
-        # One layer's inner products, or the statistics of all of them, are no sum of layers.
+        # Who asks for a few layers wants an expert that reads no others.
         statistics = self._statistics(layers) if most is None else {}
         kernels = _Kernels({name: self.path(name) for name in layers}, statistics)
         y = np.concatenate([source.targets(split).y for split in self.fitted])
@@ -219,10 +219,7 @@ class Kernels:
                     yield self._expert(name, reading, params, {}), weight / len(statistics)
                 continue
             raw, tree = self._read(layer)
-            x, encoder = (
-                jax.device_put(normalised(raw, tree)),
-                self._encoder(layer),
-            )
+            x, encoder = normalised(raw, tree), self._encoder(layer)
             weight_HWY = _weight(encoder, x, solution_NY.astype(np.float32))
             params = {"weight": weight_HWY, "bias": found.bias}
             yield self._expert(layer, encoder, params, tree), weight

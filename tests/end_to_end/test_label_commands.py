@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import statistics
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -142,6 +145,35 @@ def test_training_again_goes_on_and_a_single_split_is_the_same(made):
     assert f"{figures[0]['value']:.3f}" in evaluated.stdout
     card = json.loads((folder / "single" / "view.json").read_text())
     assert card["labels"] == f"{folder}/zoo/labels.csv:kind"
+
+
+def test_figures_of_models_that_were_fitted_to_say_so(made):
+    folder, outputs = made
+    assert "fitted" not in outputs["evaluate"].stderr
+    workdir = f"--workdir={folder}/fitted"
+    for split in ("train", "val"):
+        done = ok("evaluate", f"--experts={folder}/out/kind-0", f"--split={split}", workdir)
+        assert done.stderr.startswith(f"{split}: ")
+
+
+def test_commands_keep_what_they_compile(made, tmp_path):
+    """The next one compiles nothing: no program is added."""
+    folder, _ = made
+    env = {name: value for name, value in os.environ.items() if "COMPILATION_CACHE" not in name}
+    evaluate = f"--experts={folder}/out/kind-0 --workdir={tmp_path}/w".split()
+    kept = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments.evaluate", *evaluate],
+            cwd=warm.ROOT,
+            env=env | {"XDG_CACHE_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        kept.append({path.name for path in (tmp_path / "probex_jax" / "compiled").rglob("*-cache")})
+    assert kept[0]
+    assert kept[0] == kept[1]
 
 
 def test_classes_that_are_hard_to_learn_are_named_before_training(made):

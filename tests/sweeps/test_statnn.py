@@ -6,7 +6,7 @@ from safetensors.numpy import save_file
 
 import probex_jax as px
 from probex_jax.experts import Predictions
-from probex_jax.fitting import SeveralClasses
+from probex_jax.fitting import OneClass, SeveralClasses
 from probex_jax.sweeps import run_statnn
 
 
@@ -29,7 +29,12 @@ def test_statnn_sees_the_scale_of_weights_but_not_their_directions(toy_store, tm
         labels = {"dataset_chosen_targets": "['large']" if index % 2 else "['small']"}
         save_file({"w": weights}, folder / "model.safetensors", labels)
     scales = px.pack(px.scan(tmp_path / "Scale"), tmp_path / "s").store
-    assert run_statnn(scales, tmp_path / "v", n_trees=50)["test_accuracy"]["value"] > 0.9
+    found_of_scales = run_statnn(scales, tmp_path / "v", n_trees=50)
+    assert found_of_scales["test_accuracy"]["value"] > 0.9
+    # One class each: the same task as an expert would have.
+    assert found_of_scales["task"] == OneClass.name
+    y, large = Predictions.read(tmp_path / "v").y, scales.classes.index("large")
+    np.testing.assert_array_equal(y == large, scales.targets("test")[:, large])
     assert run_statnn(toy_store, tmp_path / "w", n_trees=50) == found
 
 
