@@ -42,8 +42,10 @@ def rows_over_repeats(found: Mapping[str, Any]) -> list[Row]:
     common = [name for name in METHODS if all(name in methods for methods in kept)]
     of_methods |= {name: [methods[name] for methods in kept] for name in common}
     return [
-        {"method": name}
-        | {what: _mean([each.get(key) for each in of]) for what, key in _OVER_REPEATS.items()}
+        {
+            "method": name,
+            **{what: _mean([each.get(key) for each in of]) for what, key in _OVER_REPEATS.items()},
+        }
         for name, of in of_methods.items()
     ]
 
