@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from probex_jax.encoders.linear import products_at, promote, symmetric_uniform
-from probex_jax.matrices import Matrices, batch_shape, inner, standardise
+from probex_jax.encoders.linear import entries, products_at, promote, symmetric_uniform
+from probex_jax.matrices import Matrices, batch_shape, inner
 
 
 class Dense(nn.Module):
@@ -56,5 +56,4 @@ class Dense(nn.Module):
 
     def read(self, x: Matrices) -> Matrices:
         """[N, H, W] weight matrices -> the [N, H, W] entries that the map takes."""
-        _, rows, columns = batch_shape(x)
-        return standardise(x) if self.standardise and rows * columns > 1 else x
+        return entries(x, self.standardise)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from probex_jax.matrices import Matrices, batch_shape, standardise
+
 
 def symmetric_uniform(fan_in: int) -> Callable[..., jax.Array]:
     """Initialiser: uniform in ±1/sqrt(fan_in).
@@ -54,6 +56,15 @@ def products_at(precision: Any) -> contextlib.AbstractContextManager:
     if isinstance(precision, jax.lax.Precision):
         precision = precision.name.lower()
     return jax.default_matmul_precision(precision)
+
+
+def entries(x: Matrices, standardised: bool) -> Matrices:
+    """The entries of [N, H, W] matrices that a linear map takes: as they are, or standardised.
+
+    A single entry, of which nothing would be left, stays as it is.
+    """
+    _, rows, columns = batch_shape(x)
+    return standardise(x) if standardised and rows * columns > 1 else x
 
 
 class Linear(nn.Module):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from probex_jax.encoders.linear import Linear, products_at, promote, symmetric_uniform
+from probex_jax.encoders.linear import Linear, entries, products_at, promote, symmetric_uniform
 from probex_jax.matrices import Matrices, batch_shape, project
 
 
@@ -19,10 +19,16 @@ class ProbeX(nn.Module):
     them; the encoders M_l of all probes are one matrix [U · V, T], flattened probe-major. All start
     uniform in ±1/sqrt(fan_in), but the probes in ±1/sqrt(U), as in the reference.
 
+    Without the ReLU it is a linear map of X whose weight has a Tucker decomposition; `ClosedForm`
+    fits that.
+
     Args:
       n_probes: number of probes U.
       proj_dim: size V of a projected response.
       rep_dim: size T of the representation.
+      relu: whether the responses pass a ReLU.
+      standardise: whether every matrix is first given mean 0 and standard deviation 1 over its
+        entries, as `Dense` does.
       dtype: of the computation; None promotes the input and the parameters, as in Flax.
       param_dtype: of the parameters at initialisation.
       precision: of the products, a `jax.lax.Precision` or its name; None for JAX's default.
@@ -42,6 +48,8 @@ class ProbeX(nn.Module):
     n_probes: int = 128
     proj_dim: int = 128
     rep_dim: int = 512
+    relu: bool = True
+    standardise: bool = False
     dtype: Any = None
     param_dtype: Any = jnp.float32
     precision: Any = None
@@ -56,7 +64,13 @@ class ProbeX(nn.Module):
         v_HV = self.param("projection", start, (rows, self.proj_dim), self.param_dtype)
         x, u_WU, v_HV = promote(x, u_WU, v_HV, dtype=self.dtype)
         with products_at(self.precision):
-            response_NUV = nn.relu(project(x, v_HV, u_WU).mT)
+            response_NUV = project(self.read(x), v_HV, u_WU).mT
+        if self.relu:
+            response_NUV = nn.relu(response_NUV)
         numeric = self.dtype, self.param_dtype, self.precision
         encoder = Linear(self.rep_dim, *numeric, name="encoder")
         return encoder(response_NUV.reshape(n_models, -1))
+
+    def read(self, x: Matrices) -> Matrices:
+        """[N, H, W] weight matrices -> the [N, H, W] entries that the probes pass through."""
+        return entries(x, self.standardise)

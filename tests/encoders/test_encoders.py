@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 import probex_jax as px
 from probex_jax.encoders import statistics
@@ -144,17 +143,24 @@ def test_models_do_not_influence_each_other(case, x):
         )
 
 
-def test_a_single_entry_is_not_standardised_away():
+@pytest.mark.parametrize("kind", [px.Dense, px.ProbeX])
+def test_a_single_entry_is_not_standardised_away(kind):
     x = np.array([3.0, -1.0, 0.5], np.float32).reshape(3, 1, 1)
-    np.testing.assert_array_equal(px.Dense(2, standardise=True).read(x), x)
+    np.testing.assert_array_equal(kind(rep_dim=2, standardise=True).read(x), x)
 
 
-def test_linear_probex_is_a_tucker_decomposition(monkeypatch, x):
+def test_probes_pass_through_standardised_entries(x):
+    params = px.ProbeX(U, V, T).init(jax.random.key(0), x)
+    found = px.ProbeX(U, V, T, standardise=True).apply(params, 7.0 * x + 2.0)
+    standardised = (x - x.mean((1, 2), keepdims=True)) / x.std((1, 2), ddof=1, keepdims=True)
+    assert error(found, px.ProbeX(U, V, T).apply(params, standardised)) <= 1e-5
+
+
+def test_linear_probex_is_a_tucker_decomposition(x):
     """Proposition 2 of the paper: without the ReLU, one dense tensor [H, W, Y] does the same."""
     encoder, head, _ = CASES["probex"]
-    network = build_network(encoder, head, Y)
+    network = build_network({**encoder, "relu": False}, head, Y)
     params = network.init(jax.random.key(1), x)["params"]
-    monkeypatch.setattr(nn, "relu", lambda values: values)
     p = in_float64(params)
     core_UVT = p["encoder"]["encoder"]["dense"]["kernel"].reshape(U, V, T)
     head_p = p["head"]["linear"]["dense"]
