@@ -27,7 +27,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.layers = ""
     # Encoder: its name and its fields.
     config.encoder = ml_collections.ConfigDict()
-    config.encoder.name = "dense"
+    config.encoder.name = "probex"
+    # The most probes and projections; fewer, where that is better, and all entries of matrices that
+    # have fewer than responses.
+    config.encoder.n_probes = 128
+    config.encoder.proj_dim = 128
+    # Without it ProbeX is linear, which the closed form asks for.
+    config.encoder.relu = False
     # Whether every matrix is brought to mean 0 and standard deviation 1 over its entries.
     config.encoder.standardise = True
     # Head: "none", since the encoder has one output per class.
@@ -44,7 +50,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.fit = "ridge"
     config.recipe = ml_collections.ConfigDict()
     # L2 penalties that are tried, relative to the mean inner product of a matrix with itself.
-    config.recipe.penalties = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
+    config.recipe.penalties = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
     # The most parameters of an expert; layers that tell least are left out.
     config.recipe.most_parameters = 2**26
     # A layer's training is saved at the first evaluation so many seconds after the last save.

@@ -15,9 +15,10 @@ bases are chosen by. Several layers together: `multiple_kernels`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -26,9 +27,10 @@ import numpy as np
 
 from probex_jax.encoders import Dense, ProbeX
 from probex_jax.errors import ProbexError
+from probex_jax.fitting.centre import Tree, normalised
 from probex_jax.fitting.data import Split, check_splits
 from probex_jax.fitting.network import Network
-from probex_jax.fitting.ridge import Kernel, Regression, fewer, folds
+from probex_jax.fitting.ridge import Kernel, Regression, fewer, folds, threads_for
 from probex_jax.fitting.strips import Strips
 from probex_jax.fitting.task import Task
 from probex_jax.fitting.tucker import Bases, bases, responses
@@ -36,6 +38,9 @@ from probex_jax.matrices import LowRank, combination
 
 # Encoders that are fitted; ProbeX without its ReLU.
 Linear = Dense | ProbeX
+# Matrices that are read at a time.
+_BLOCK_BYTES = 64 * 2**20
+NO_TREE: Tree = MappingProxyType({})
 # Fewest probes of the ladder, and most entries of matrices that may be read whole all the same.
 _FEWEST = 16
 _MOST_WHOLE = 2**18
@@ -58,7 +63,7 @@ class ClosedForm:
       (0.1, 1.0)
     """
 
-    penalties: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
+    penalties: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
     most_parameters: int = 2**26
 
     def __post_init__(self) -> None:
@@ -94,7 +99,12 @@ class Fitted(NamedTuple):
 
 
 def fit_closed_form(
-    network: Network, task: Task, recipe: ClosedForm, train: Split, val: Split | None = None
+    network: Network,
+    task: Task,
+    recipe: ClosedForm,
+    train: Split,
+    val: Split | None = None,
+    tree: Tree = NO_TREE,
 ) -> Fitted:
     """Fits a network that is linear.
 
@@ -104,6 +114,7 @@ def fit_closed_form(
       recipe: how.
       train: x [N, H, W], y targets of the task.
       val: the models that choose; None to choose by five-fold cross-validation.
+      tree: what is taken off all matrices before.
 
     Returns:
       Its parameters, fitted to all of `train`, and what was chosen.
@@ -138,13 +149,15 @@ def fit_closed_form(
         fold_N = folds(task, y)
         fold_N = fewer(fold_N) if is_reduced(encoder, shape) else fold_N
     regression = Regression(task, y, targets_NY, recipe.penalties, fold_N, refit=val is None)
-    read = jax.jit(encoder.read)
-    strips = Strips(
-        lambda: [read(split.x) for split in splits.values()],
-        len(y),
-        shape,
-        factors=isinstance(train.x, LowRank),
-    )
+    read, size = jax.jit(encoder.read), max(1, _BLOCK_BYTES // (4 * prod(shape)))
+
+    def blocks() -> Iterator[Any]:
+        for x in (split.x for split in splits.values()):
+            for start in range(0, x.shape[0], size):
+                yield read(normalised(x[start : start + size], tree))
+
+    factors = isinstance(train.x, LowRank) and "centre" not in tree
+    strips = Strips(blocks, len(y), shape, factors=factors)
     kernel_NN = strips.kernel()
     finite_N = np.isfinite(kernel_NN).any(axis=1)
     if not finite_N[n_train:].all() and finite_N[:n_train].any():
@@ -212,14 +225,15 @@ def features(
     if not is_reduced(encoder, shape):
         return whole
     assert isinstance(encoder, ProbeX)
-    penalty = regression.choose(whole.kernel).penalty
     parts = [*regression.parts]
     # What is fitted to in the end is what is without the one part, where that is not fitted to.
     sets = [None, *parts] if regression.refit else parts
-    solutions = [regression.solve(kernel_NN, penalty, part)[0] for part in sets]
+    with threads_for(len(kernel_NN)):
+        penalty = regression.choose(whole.kernel).penalty
+        solutions = [regression.solve(kernel_NN, penalty, part)[0] for part in sets]
     most = bases(strips, solutions, encoder.n_probes, encoder.proj_dim)
     responses_FNUV = responses(strips, most)
-    tried = [whole] if shape[0] * shape[1] <= _MOST_WHOLE else []
+    tried = [whole] if prod(shape) <= _MOST_WHOLE else []
     for rank in _ladder(encoder):
         cut_FNUV = responses_FNUV[:, :, :rank, :rank]
         kernels_FNN = np.stack([_products(each) for each in cut_FNUV])
@@ -227,7 +241,8 @@ def features(
         kernel, chosen_bases = Kernel(kernels_FNN[0], of_parts), most[0].cut(rank)
         reader, cut_NUV = chosen_bases.of(encoder), np.ascontiguousarray(cut_FNUV[0])
         tried.append(Features(reader, kernel, chosen_bases, cut_NUV))
-    return min(tried, key=lambda each: regression.choose(each.kernel).loss)
+    with threads_for(len(kernel_NN)):
+        return min(tried, key=lambda each: regression.choose(each.kernel).loss)
 
 
 def is_reduced(encoder: Linear, shape: tuple[int, int]) -> bool:
@@ -272,7 +287,8 @@ def _ladder(encoder: ProbeX) -> list[int]:
 def _products(responses_NUV: np.ndarray) -> np.ndarray:
     """[N, N] float64: inner products of responses."""
     responses_NF = responses_NUV.reshape(len(responses_NUV), -1)
-    return np.asarray(responses_NF @ responses_NF.T, np.float64)
+    with threads_for(len(responses_NF)):
+        return np.asarray(responses_NF @ responses_NF.T, np.float64)
 
 
 def _weight(strips: Strips, solution_NY: np.ndarray) -> np.ndarray:

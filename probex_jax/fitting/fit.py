@@ -176,7 +176,6 @@ def fit(
     train, chosen_by = splits["train"], splits.get("val", splits["train"])
     task = task.fitted(train.y)
     tree = _tree(train.x, normalise)
-    splits = {n: split._replace(x=normalised(split.x, tree)) for n, split in splits.items()}
     is_linear = solves and encoder.rep_dim == n_outputs
     head = "none" if isinstance(recipe, ClosedForm) or is_linear else task.head
     reading = network_of(encoder, head, n_outputs or 0, logit_scale=task.logit_scale)
@@ -184,11 +183,12 @@ def fit(
     answering = reading.clone(encoder=exact(encoder))
     about = dataclasses.asdict(recipe)
     if isinstance(recipe, ClosedForm):
-        found = fit_closed_form(answering, task, recipe, splits["train"], splits.get("val"))
+        found = fit_closed_form(answering, task, recipe, train, splits.get("val"), tree)
         answering, params, logits_MY = found.network, found.params, found.logits
         chosen_by = chosen_by._replace(y=chosen_by.y[found.models])
         more = {"penalty": found.penalty}
     else:
+        splits = {n: split._replace(x=normalised(split.x, tree)) for n, split in splits.items()}
         group = Group(
             reading,
             task,

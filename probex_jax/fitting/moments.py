@@ -56,7 +56,9 @@ def moments(blocks: Iterable[np.ndarray | LowRank]) -> Moments:
 def _of_block(block: np.ndarray | LowRank) -> Moments:
     if not isinstance(block, LowRank):
         mean = block.mean(axis=0, dtype=np.float64)
-        return Moments(len(block), mean, float(((block - mean) ** 2).sum()))
+        # Model by model: all deviations in float64 would be twice the block.
+        deviations = (np.ravel(matrix - mean) for matrix in block)
+        return Moments(len(block), mean, float(sum(np.dot(each, each) for each in deviations)))
     up, down = (np.asarray(factor, np.float64) for factor in (block.up, block.down))
     # The sum of all updates is one product of all factors side by side.
     total = np.concatenate(up, axis=1) @ np.concatenate(down, axis=0)

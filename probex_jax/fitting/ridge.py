@@ -24,7 +24,7 @@ from probex_jax.fitting.task import Task
 # Parts of the models that are left out in turn.
 FOLDS = 5
 # Models that are enough to choose features by.
-_ENOUGH = 64
+_ENOUGH = 32
 # Weight of the constant kernel that makes the intercept, in units of the mean of K's diagonal.
 _CONSTANT = 1e4
 
@@ -236,7 +236,7 @@ def fewer(fold_N: np.ndarray) -> np.ndarray:
 
     Example:
       >>> np.unique(fewer(np.arange(160) % FOLDS), return_counts=True)
-      (array([-1,  0,  1]), array([96, 32, 32]))
+      (array([-1,  0]), array([128,  32]))
     """
     counts = np.cumsum(np.bincount(fold_N))
     return np.where(fold_N <= np.searchsorted(counts, min(_ENOUGH, counts[-1])), fold_N, -1)
