@@ -154,9 +154,7 @@ def _centred(kinds: Sequence[_Kind], entries_NE: jax.Array) -> tuple[jax.Array, 
 
 def _means(kinds: Sequence[_Kind], values_NE: jax.Array) -> jax.Array:
     """[N, M]: the mean over the entries of each matrix."""
-    sums_MN = jax.ops.segment_sum(
-        values_NE.T, _matrix(kinds), len(kinds), indices_are_sorted=True
-    )
+    sums_MN = jax.ops.segment_sum(values_NE.T, _matrix(kinds), len(kinds), indices_are_sorted=True)
     return sums_MN.T / np.float32(_sizes(kinds))[None]
 
 

@@ -61,8 +61,14 @@ def test_what_members_share_is_stored_once(tmp_path):
 
 @pytest.mark.parametrize(
     "places",
-    [[], {"0": {"bias": ["float32", 0]}}, {"0": {"bias": ["float64", 0, []]}}, {"0": {"bias": 3}}]
-    + [{"0": {"bias": ["float32", 0, [2, 9]]}}, {"0": {"bias": ["float32", 0.5, ["x"]]}}],
+    [
+        [],
+        {"0": {"bias": 3}},
+        {"0": {"bias": ["float32", 0]}},
+        {"0": {"bias": ["float64", 0, []]}},
+        {"0": {"bias": ["float32", 0, [2, 9]]}},
+        {"0": {"bias": ["float32", 0.5, ["x"]]}},
+    ],
 )
 def test_places_that_are_none(tmp_path, places):
     stored = {"float32": np.ones([1], "f4")}

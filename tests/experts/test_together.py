@@ -52,7 +52,8 @@ def test_matrices_without_spread():
     assert error(expert.logits(x), one_by_one(expert, x)) <= 1e-5
     x["d"][2, 0, 3] = np.nan
     finite = np.isfinite(expert.logits(x))
-    assert finite[[0, 1, 3, 4]].all() and not finite[2].any()
+    assert finite[[0, 1, 3, 4]].all()
+    assert not finite[2].any()
 
 
 def test_gradients_are_those_of_the_members():

@@ -395,9 +395,9 @@ def test_a_committee_is_refused_for_the_first_member_without_a_form(tmp_path):
         toys.make_expert("c", encoder={"name": "statistics"}, head="none", classes=CLASSES),
     ]
     members[0] = members[0].with_card(calibration=None)
-    with pytest.raises(px.ProbexError, match="Mini, b: .*dense"):
+    with pytest.raises(px.ProbexError, match=r"Mini, b: .*dense"):
         to_torch(committee(members), tmp_path / "all")
-    with pytest.raises(px.ProbexError, match="Mini, c: .*statistics"):
+    with pytest.raises(px.ProbexError, match=r"Mini, c: .*statistics"):
         to_torch(committee([members[0], members[2]]), tmp_path / "all")
     assert not any(tmp_path.iterdir())
 
