@@ -118,7 +118,8 @@ def _dense(kinds: Sequence[_Kind], entries_NE: jax.Array) -> jax.Array:
     standardise_1M = np.array([kind.standardise for kind in kinds])[None]
     standardise_1E = standardise_1M[:, matrix_E]
     entries_NE = jnp.where(standardise_1E, _centred(kinds, entries_NE)[1], entries_NE)
-    variance_NM = _means(kinds, entries_NE**2) * (sizes_M / np.maximum(sizes_M - 1, 1))[None]
+    unbiased_M = np.asarray(sizes_M / np.maximum(sizes_M - 1, 1), np.float32)
+    variance_NM = _means(kinds, entries_NE**2) * unbiased_M[None]
     deviation_NM = jnp.where(standardise_1M, deviation(variance_NM, (2, 1)), 1.0)
     return entries_NE / deviation_NM[:, matrix_E]
 
@@ -134,7 +135,7 @@ def _statistics(kinds: Sequence[_Kind], entries_NE: jax.Array) -> jax.Array:
     low_MQ = np.floor(place_MQ).astype(int)
     high_MQ = np.ceil(place_MQ).astype(int)
     start_M1 = np.cumsum(sizes_M)[:, None] - sizes_M[:, None]
-    share_1MQ = np.float32(place_MQ - low_MQ)[None]
+    share_1MQ = np.asarray(place_MQ - low_MQ, np.float32)[None]
     quantiles_NMQ = sorted_NE[:, start_M1 + low_MQ] * (1 - share_1MQ)
     quantiles_NMQ += sorted_NE[:, start_M1 + high_MQ] * share_1MQ
     moments_NM2 = jnp.stack([mean_NM, variance_NM], axis=2)
@@ -155,7 +156,7 @@ def _centred(kinds: Sequence[_Kind], entries_NE: jax.Array) -> tuple[jax.Array, 
 def _means(kinds: Sequence[_Kind], values_NE: jax.Array) -> jax.Array:
     """[N, M]: the mean over the entries of each matrix."""
     sums_MN = jax.ops.segment_sum(values_NE.T, _matrix(kinds), len(kinds), indices_are_sorted=True)
-    return sums_MN.T / np.float32(_sizes(kinds))[None]
+    return sums_MN.T / np.asarray(_sizes(kinds), np.float32)[None]
 
 
 def _matrix(kinds: Sequence[_Kind]) -> np.ndarray:
