@@ -1,33 +1,49 @@
-"""Ridge regression: a dense network in closed form, for trees of hundreds or thousands of models.
+"""Linear networks in closed form: ridge regression on all entries, and ProbeX without its ReLU.
 
 A layer has many more entries than a tree has models, so the weights are a combination of the
 training matrices, w = sum_n alpha_n x_n, and the solution follows from their inner products
 (`ridge`), with targets t that are 2 y - 1 where classes are answered for themselves, one-hot where
-one class is right, standardised where a number is. The penalty, and the one factor that turns
-outputs into logits, are those of the lowest loss on validation models; without any, on training
-models that are left out in turn. Several layers together: `multiple_kernels`.
+one class is right, standardised where a number is.
+
+`Dense` takes that. Of `ProbeX` the probes and projections are bases of it (`tucker`), and its
+encoder is a second ridge regression, on the responses. How many there are is chosen from a ladder
+that ends at what the encoder says; matrices of few entries are read whole, which is `Dense`. The
+penalties, the one factor that turns outputs into logits, and the rung are those of the lowest loss
+on validation models; without any, on training models that are left out in turn, also of what the
+bases are chosen by. Several layers together: `multiple_kernels`.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probex_jax.encoders import Dense
+from probex_jax.encoders import Dense, ProbeX
 from probex_jax.errors import ProbexError
 from probex_jax.fitting.data import Split, check_splits
 from probex_jax.fitting.network import Network
-from probex_jax.fitting.ridge import Chosen, Ridge, folds
+from probex_jax.fitting.ridge import Kernel, Regression, fewer, folds
+from probex_jax.fitting.strips import Strips
 from probex_jax.fitting.task import Task
-from probex_jax.matrices import combination, gram
+from probex_jax.fitting.tucker import Bases, bases, responses
+from probex_jax.matrices import LowRank, combination
+
+# Encoders that are fitted; ProbeX without its ReLU.
+Linear = Dense | ProbeX
+# Fewest probes of the ladder, and most entries of matrices that may be read whole all the same.
+_FEWEST = 16
+_MOST_WHOLE = 2**18
 
 
 @dataclass(frozen=True)
 class ClosedForm:
-    """A dense network fitted in closed form.
+    """A linear network fitted in closed form.
 
     Args:
       penalties: weights of the L2 penalty that are tried, in units of the mean of K's diagonal.
@@ -60,26 +76,30 @@ class Fitted(NamedTuple):
     """What `fit_closed_form` found.
 
     Args:
-      params: of the network.
+      network: what the parameters are of: of a ProbeX as many probes as were chosen, or `Dense`.
+      params: its.
       penalty, factor: those chosen.
       loss: the task's own, on the models that chose.
-      logits: [M, Y] float64 of these models; of training models by networks that did not see them.
+      logits: [M, Y] float64 of these models, by networks that did not see them.
+      models: [M] int, which of `val`, or without it of `train`, these are.
     """
 
+    network: Network
     params: Any
     penalty: float
     factor: float
     loss: float
     logits: np.ndarray
+    models: np.ndarray
 
 
 def fit_closed_form(
     network: Network, task: Task, recipe: ClosedForm, train: Split, val: Split | None = None
 ) -> Fitted:
-    """Fits a network that is `Dense` alone.
+    """Fits a network that is linear.
 
     Args:
-      network: an encoder `Dense` without a head.
+      network: an encoder `Dense`, or `ProbeX` without ReLU, without a head.
       task: what is to be told.
       recipe: how.
       train: x [N, H, W], y targets of the task.
@@ -105,46 +125,166 @@ def fit_closed_form(
     encoder = check_closed_form(network, task)
     splits = {"train": train} if val is None else {"train": train, "val": val}
     check_splits(task, encoder.rep_dim, splits)
-    if val is None and len(train.y) < 2:
+    y, n_train = np.concatenate([np.asarray(split.y) for split in splits.values()]), len(train.y)
+    if val is None and n_train < 2:
         raise ProbexError("train: y of one model: none to leave out in turn; give val")
-    x = encoder.read(train.x)
-    size = x.shape[-2] * x.shape[-1]
-    kernel_NN = np.asarray(gram(x, x), np.float64) / size
-    targets_NY = task.regressed(train.y, encoder.rep_dim)
+    targets_NY = task.regressed(y, encoder.rep_dim)
     if targets_NY.shape[1] != encoder.rep_dim:
         raise ProbexError(
             f"encoder.rep_dim: {encoder.rep_dim}, expected the task's {targets_NY.shape[1]}"
         )
-    ridge = Ridge(kernel_NN, targets_NY)
+    shape, fold_N = train.x.shape[1:], np.repeat([-1, 0], [n_train, len(y) - n_train])
     if val is None:
-        y = np.asarray(train.y)
-        chosen = ridge.choose(task, y, recipe.penalties, folds(task, y))
-    else:
-        kernel_MN = np.asarray(gram(encoder.read(val.x), x), np.float64) / size
-        if not np.isfinite(kernel_MN).all():
-            raise ProbexError("some validation matrices are not finite")
-        found = []
-        for penalty in recipe.penalties:
-            alpha_NY, intercept_Y = ridge.solution(penalty)
-            outputs_MY = kernel_MN @ alpha_NY + intercept_Y
-            factor, loss = task.best_factor(outputs_MY, np.asarray(val.y))
-            found.append(Chosen(penalty, factor, loss, factor * outputs_MY))
-        chosen = min(found, key=lambda each: each.loss)
-    alpha_NY, intercept_Y = ridge.solution(chosen.penalty)
-    weight_HWY = combination(x, jnp.asarray(chosen.factor / size * alpha_NY, jnp.float32))
-    bias_Y = jnp.asarray(chosen.factor * intercept_Y, jnp.float32)
-    params = {"encoder": {"weight": weight_HWY, "bias": bias_Y}}
-    return Fitted(jax.tree.map(np.asarray, params), *chosen)
+        fold_N = folds(task, y)
+        fold_N = fewer(fold_N) if is_reduced(encoder, shape) else fold_N
+    regression = Regression(task, y, targets_NY, recipe.penalties, fold_N, refit=val is None)
+    read = jax.jit(encoder.read)
+    strips = Strips(
+        lambda: [read(split.x) for split in splits.values()],
+        len(y),
+        shape,
+        factors=isinstance(train.x, LowRank),
+    )
+    kernel_NN = strips.kernel()
+    finite_N = np.isfinite(kernel_NN).any(axis=1)
+    if not finite_N[n_train:].all() and finite_N[:n_train].any():
+        raise ProbexError("some validation matrices are not finite")
+    found = features(strips, kernel_NN, encoder, shape, regression)
+    chosen = regression.choose(found.kernel)
+    solution_NY, intercept_Y = regression.solve(found.kernel.whole, chosen.penalty)
+    params = found.params(strips, chosen.factor * solution_NY, chosen.factor * intercept_Y)
+    network = network.clone(encoder=found.encoder)
+    models = regression.asked if val is None else np.arange(len(val.y))
+    return Fitted(network, {"encoder": params}, *chosen, models)
 
 
-def check_closed_form(network: Network, task: Task) -> Dense:
+class Features(NamedTuple):
+    """What of a layer is regressed on.
+
+    Args:
+      encoder: what reads it.
+      kernel: the inner products of the models by it.
+      bases: of a ProbeX; None where all entries are read.
+      responses: [N, U, V] float32, of a ProbeX those of all models.
+    """
+
+    encoder: Linear
+    kernel: Kernel
+    bases: Bases | None = None
+    responses: np.ndarray | None = None
+
+    def params(
+        self, strips: Strips | None, solution_NY: np.ndarray, bias_Y: np.ndarray
+    ) -> dict[str, Any]:
+        """The encoder's, float32, for coefficients [N, Y] of the models and a bias [Y].
+
+        Strips are asked for where all entries are read.
+        """
+        bias_Y = np.asarray(bias_Y, np.float32)
+        if self.bases is None or self.responses is None:
+            assert strips is not None
+            return {"weight": _weight(strips, solution_NY), "bias": bias_Y}
+        responses_NF = self.responses.reshape(len(self.responses), -1)
+        kernel_FY = np.asarray(responses_NF.T @ solution_NY, np.float32)
+        return {**self.bases._asdict(), "encoder": {"dense": {"kernel": kernel_FY, "bias": bias_Y}}}
+
+
+def features(
+    strips: Strips,
+    kernel_NN: np.ndarray,
+    encoder: Linear,
+    shape: tuple[int, int],
+    regression: Regression,
+) -> Features:
+    """What an encoder reads of a layer: of `ProbeX` as many probes as tell most.
+
+    Args:
+      strips: its matrices.
+      kernel_NN: their inner products.
+      encoder: one that `check_closed_form` lets pass; the most probes and projections.
+      shape: (H, W).
+      regression: of what.
+
+    Returns:
+      The encoder with the probes that were chosen, or `Dense`, and what it takes of the models.
+    """
+    whole = Features(all_entries(encoder), Kernel(kernel_NN))
+    if not is_reduced(encoder, shape):
+        return whole
+    assert isinstance(encoder, ProbeX)
+    penalty = regression.choose(whole.kernel).penalty
+    parts = [*regression.parts]
+    # What is fitted to in the end is what is without the one part, where that is not fitted to.
+    sets = [None, *parts] if regression.refit else parts
+    solutions = [regression.solve(kernel_NN, penalty, part)[0] for part in sets]
+    most = bases(strips, solutions, encoder.n_probes, encoder.proj_dim)
+    responses_FNUV = responses(strips, most)
+    tried = [whole] if shape[0] * shape[1] <= _MOST_WHOLE else []
+    for rank in _ladder(encoder):
+        cut_FNUV = responses_FNUV[:, :, :rank, :rank]
+        kernels_FNN = np.stack([_products(each) for each in cut_FNUV])
+        of_parts = kernels_FNN[1:] if regression.refit else kernels_FNN
+        kernel, chosen_bases = Kernel(kernels_FNN[0], of_parts), most[0].cut(rank)
+        reader, cut_NUV = chosen_bases.of(encoder), np.ascontiguousarray(cut_FNUV[0])
+        tried.append(Features(reader, kernel, chosen_bases, cut_NUV))
+    return min(tried, key=lambda each: regression.choose(each.kernel).loss)
+
+
+def is_reduced(encoder: Linear, shape: tuple[int, int]) -> bool:
+    """Whether an encoder has fewer responses than matrices [H, W] have entries."""
+    if not isinstance(encoder, ProbeX):
+        return False
+    return encoder.n_probes * encoder.proj_dim < shape[0] * shape[1]
+
+
+def all_entries(encoder: Linear) -> Dense:
+    """What reads all entries as an encoder reads some."""
+    names = "rep_dim", "standardise", "dtype", "param_dtype", "precision"
+    return Dense(**{name: getattr(encoder, name) for name in names})
+
+
+def n_parameters(encoder: Linear, shape: tuple[int, int]) -> int:
+    """The number of weights of an encoder of matrices [H, W], biases apart."""
+    if isinstance(encoder, Dense):
+        return prod(shape) * encoder.rep_dim
+    bases = shape[0] * encoder.proj_dim + shape[1] * encoder.n_probes
+    return bases + encoder.n_probes * encoder.proj_dim * encoder.rep_dim
+
+
+def check_closed_form(network: Network, task: Task) -> Linear:
     """The encoder of a network that `fit_closed_form` fits; a ProbexError for another."""
-    if not isinstance(network.encoder, Dense) or network.head is not None or task.head == "text":
+    encoder = network.encoder
+    linear = isinstance(encoder, Dense) or (isinstance(encoder, ProbeX) and not encoder.relu)
+    if not linear or network.head is not None or task.head == "text":
         raise ProbexError(
-            'the closed form fits the encoder dense, with head "none", to classes or a number; '
-            "other encoders, heads and texts need gradient descent"
+            'the closed form fits the encoder dense, or probex without relu, with head "none", to '
+            "classes or a number; other encoders, heads and texts need gradient descent"
         )
-    return network.encoder
+    return encoder
+
+
+def _ladder(encoder: ProbeX) -> list[int]:
+    """Numbers of probes and projections that are tried; of the fewer of both there are fewer."""
+    most = max(encoder.n_probes, encoder.proj_dim)
+    return [*(_FEWEST << n for n in range(32) if _FEWEST << n < most), most]
+
+
+def _products(responses_NUV: np.ndarray) -> np.ndarray:
+    """[N, N] float64: inner products of responses."""
+    responses_NF = responses_NUV.reshape(len(responses_NUV), -1)
+    return np.asarray(responses_NF @ responses_NF.T, np.float64)
+
+
+def _weight(strips: Strips, solution_NY: np.ndarray) -> np.ndarray:
+    """[H, W, Y] float32: sums of the matrices, weighted by the coefficients."""
+    solution_NY = np.asarray(solution_NY, np.float32)
+    parts = strips.map(lambda strip: jnp.moveaxis(_combination(strip, solution_NY), -1, 0))
+    weight_YHW = strips.joined([*parts])
+    weight_YHW = weight_YHW.mT if strips.transposed else weight_YHW
+    return np.ascontiguousarray(np.moveaxis(weight_YHW, 0, -1))
+
+
+_combination = jax.jit(combination)
 
 
 def _is_penalty(value: Any) -> bool:

@@ -15,7 +15,7 @@ from flax import linen as nn
 from flax.errors import FlaxError
 from jax.typing import ArrayLike
 
-from probex_jax.encoders import Dense
+from probex_jax.encoders import Dense, ProbeX
 from probex_jax.errors import ProbexError
 from probex_jax.fitting import inference
 from probex_jax.fitting.calibration import calibration_error
@@ -154,7 +154,9 @@ def fit(
       (3, 1)
     """
     _check_arguments(encoder, task, recipe, key, val)
-    solves = isinstance(encoder, Dense) and task.head != "text"
+    solves = task.head != "text" and (
+        isinstance(encoder, Dense) or (isinstance(encoder, ProbeX) and not encoder.relu)
+    )
     recipe = recipe or (ClosedForm() if solves else Adam())
     if isinstance(recipe, ClosedForm) and not (loss is None and optimiser is None):
         raise ProbexError("loss, optimiser: the closed form has its own; give recipe=Adam()")
@@ -175,7 +177,7 @@ def fit(
     task = task.fitted(train.y)
     tree = _tree(train.x, normalise)
     splits = {n: split._replace(x=normalised(split.x, tree)) for n, split in splits.items()}
-    is_linear = isinstance(encoder, Dense) and encoder.rep_dim == n_outputs
+    is_linear = solves and encoder.rep_dim == n_outputs
     head = "none" if isinstance(recipe, ClosedForm) or is_linear else task.head
     reading = network_of(encoder, head, n_outputs or 0, logit_scale=task.logit_scale)
     # What was trained in other precisions answers in float32, as an expert will.
@@ -183,7 +185,9 @@ def fit(
     about = dataclasses.asdict(recipe)
     if isinstance(recipe, ClosedForm):
         found = fit_closed_form(answering, task, recipe, splits["train"], splits.get("val"))
-        params, logits_MY, more = found.params, found.logits, {"penalty": found.penalty}
+        answering, params, logits_MY = found.network, found.params, found.logits
+        chosen_by = chosen_by._replace(y=chosen_by.y[found.models])
+        more = {"penalty": found.penalty}
     else:
         group = Group(
             reading,

@@ -14,13 +14,12 @@ References:
   Gönen, Alpaydın: Multiple Kernel Learning Algorithms, JMLR 2011 (section 3.2, heuristics).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from probex_jax.fitting.ridge import Chosen, Ridge, centred, threads_for
-from probex_jax.fitting.task import Task
+from probex_jax.fitting.ridge import Chosen, Kernel, Regression, centred, threads_for
 
 _EXPONENTS = (0, 1, 2, 4)
 
@@ -70,52 +69,28 @@ class Together(NamedTuple):
     bias: np.ndarray
 
 
-def fit_alone(
-    kernels: Mapping[str, np.ndarray],
-    y: np.ndarray,
-    task: Task,
-    n_outputs: int,
-    penalties: Sequence[float],
-    fold_N: np.ndarray,
-) -> Alone:
+def fit_alone(kernels: Mapping[str, Kernel], regression: Regression) -> Alone:
     """Fits a ridge regression to each layer.
 
     Args:
-      kernels: layer to the inner products [N, N] of its matrices.
-      y: targets of the task.
-      task: what is to be told.
-      n_outputs: Y.
-      penalties: those tried, in units of the mean of the kernel's diagonal.
-      fold_N: [N] int, the part of each model in cross-validation (`ridge.folds`).
+      kernels: layer to the inner products of its matrices.
+      regression: of what.
 
     Raises:
       ProbexError: if the matrices of a layer are all the same, or not finite.
     """
-    targets_NY = task.regressed(y, n_outputs)
-    with threads_for(len(y)):
-        chosen = {
-            layer: Ridge(kernels[layer], targets_NY).choose(task, y, penalties, fold_N)
-            for layer in kernels
-        }
-    means_NY = np.empty_like(targets_NY)
-    for fold in np.unique(fold_N):
-        means_NY[fold_N == fold] = targets_NY[fold_N != fold].mean(axis=0)
-    return Alone(chosen, task.best_factor(means_NY, y)[1])
+    with threads_for(len(regression.y)):
+        chosen = {layer: regression.choose(kernels[layer]) for layer in kernels}
+    return Alone(chosen, regression.prior_loss())
 
 
 def fit_together(
-    kernels: Mapping[str, np.ndarray],
-    gains: Mapping[str, float],
-    y: np.ndarray,
-    task: Task,
-    n_outputs: int,
-    penalties: Sequence[float],
-    fold_N: np.ndarray,
+    kernels: Mapping[str, Kernel], gains: Mapping[str, float], regression: Regression
 ) -> Together:
     """Fits one ridge regression to several layers.
 
     Args:
-      kernels, y, task, n_outputs, penalties, fold_N: as `fit_alone` takes them.
+      kernels, regression: as `fit_alone` takes them.
       gains: layer to how much lower than the prior's its loss is (`Alone.best`).
 
     Example:
@@ -124,29 +99,45 @@ def fit_together(
       >>> rng, task = np.random.default_rng(0), SeveralClasses()
       >>> layers = {"told": rng.normal(size=(40, 6)), "noise": rng.normal(size=(40, 6))}
       >>> y = (layers["told"][:, :1] > 0).astype(float)
-      >>> kernels = {name: x @ x.T for name, x in layers.items()}
-      >>> about = y, task, 1, [0.1, 1.0], folds(task, y)
-      >>> gains = fit_alone(kernels, *about).best(None, {"told": 6, "noise": 6}, 100)
-      >>> found = fit_together(kernels, gains, *about)
+      >>> kernels = {name: Kernel(x @ x.T) for name, x in layers.items()}
+      >>> regression = Regression(task, y, 2 * y - 1, [0.1, 1.0], folds(task, y))
+      >>> gains = fit_alone(kernels, regression).best(None, {"told": 6, "noise": 6}, 100)
+      >>> found = fit_together(kernels, gains, regression)
       >>> found.weights["told"] > 0.8
       True
       >>> logits = sum(layers[k] @ (layers[k].T @ found.solution[k]) for k in layers) + found.bias
       >>> bool(((logits > 0) == y).mean() > 0.9)
       True
     """
-    targets_NY = task.regressed(y, n_outputs)
     weights = _weights(gains)
-    kernel_NN, scales = np.zeros((len(y), len(y))), {}
+    n_models = len(regression.y)
+    kernel, scales = Kernel(np.zeros((n_models, n_models))), {}
     for layer, weight in weights.items():
-        of_layer_NN = kernels[layer]
-        scales[layer] = weight * len(y) / float(np.trace(centred(of_layer_NN)))
-        kernel_NN += scales[layer] * of_layer_NN
-    with threads_for(len(y)):
-        ridge = Ridge(kernel_NN, targets_NY)
-        chosen = ridge.choose(task, y, penalties, fold_N)
-        alpha_NY, intercept_Y = ridge.solution(chosen.penalty)
+        of_layer = kernels[layer]
+        scales[layer] = _scale(of_layer.whole, weight)
+        kernel = _sum(kernel, of_layer, weight)
+    with threads_for(n_models):
+        chosen = regression.choose(kernel)
+        alpha_NY, intercept_Y = regression.solve(kernel.whole, chosen.penalty)
     solution = {layer: chosen.factor * scale * alpha_NY for layer, scale in scales.items()}
     return Together(weights, chosen, solution, chosen.factor * intercept_Y)
+
+
+def _scale(kernel_NN: np.ndarray, weight: float) -> float:
+    """What gives a kernel, centred, the mean diagonal `weight`."""
+    return weight * len(kernel_NN) / float(np.trace(centred(kernel_NN)))
+
+
+def _sum(total: Kernel, of_layer: Kernel, weight: float) -> Kernel:
+    whole_NN = total.whole + _scale(of_layer.whole, weight) * of_layer.whole
+    by_targets = [each.without for each in (total, of_layer) if each.without is not None]
+    if not by_targets:
+        return Kernel(whole_NN)
+    parts = [
+        total.left_out(part) + _scale(kernel_NN, weight) * kernel_NN
+        for part, kernel_NN in ((p, of_layer.left_out(p)) for p in range(len(by_targets[0])))
+    ]
+    return Kernel(whole_NN, np.stack(parts))
 
 
 def _weights(gains: Mapping[str, float]) -> dict[str, float]:

@@ -12,6 +12,7 @@ G = (K + p tr(K)/N 1)^-1, the residuals of a part S by the solution of the other
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,12 +23,31 @@ from probex_jax.fitting.task import Task
 
 # Parts of the models that are left out in turn.
 FOLDS = 5
+# Models that are enough to choose features by.
+_ENOUGH = 64
 # Weight of the constant kernel that makes the intercept, in units of the mean of K's diagonal.
 _CONSTANT = 1e4
 
 
 # Models up to which the threads of BLAS wait for each other longer than they work.
 _FEW = 512
+
+
+class Kernel(NamedTuple):
+    """Inner products of models, by features that may have been chosen with regard to targets.
+
+    Args:
+      whole: [N, N] float64, by features that are chosen by all models.
+      without: [F, N, N], by those that are chosen without part f, of the parts that are left out in
+        turn; None where features do not depend on targets.
+    """
+
+    whole: np.ndarray
+    without: np.ndarray | None = None
+
+    def left_out(self, part: int) -> np.ndarray:
+        """By features that know nothing of a part's targets."""
+        return self.whole if self.without is None else self.without[part]
 
 
 class Chosen(NamedTuple):
@@ -37,7 +57,7 @@ class Chosen(NamedTuple):
       penalty: it.
       factor: what turns outputs into logits.
       loss: the task's own, of these logits.
-      logits: [N, Y] float64 of the models that chose.
+      logits: [M, Y] float64 of the models that chose (`Regression.asked`).
     """
 
     penalty: float
@@ -89,26 +109,92 @@ class Ridge:
         return alpha_NY, self._targets_NY.mean(axis=0) - self._mean_N @ alpha_NY
 
     def left_out(self, penalty: float, fold_N: Sequence[int] | np.ndarray) -> np.ndarray:
-        """[N, Y]: the outputs of each model by the solution without its part."""
+        """[N, Y]: the outputs of each model by the solution without its part.
+
+        Those of models of no part, a number below 0, stay what their targets are.
+        """
         inverse_N, fold_N = self._inverse(penalty), np.asarray(fold_N)
         solved_NY = self._vectors_NN @ (inverse_N[:, None] * self._rotated_NY)
         outputs_NY = self._targets_NY.copy()
-        for fold in np.unique(fold_N):
+        for fold in np.unique(fold_N[fold_N >= 0]):
             part = np.flatnonzero(fold_N == fold)
             rows = self._vectors_NN[part]
             outputs_NY[part] -= np.linalg.solve((rows * inverse_N) @ rows.T, solved_NY[part])
         return outputs_NY
 
-    def choose(
-        self, task: Task, y: np.ndarray, penalties: Sequence[float], fold_N: np.ndarray
-    ) -> Chosen:
-        """The best penalty for models that are left out in turn."""
-        found = []
-        for penalty in penalties:
-            outputs_NY = self.left_out(penalty, fold_N)
-            factor, loss = task.best_factor(outputs_NY, y)
-            found.append(Chosen(penalty, factor, loss, factor * outputs_NY))
+
+@dataclass(frozen=True)
+class Regression:
+    """Targets of N models, and who of them choose a penalty.
+
+    Args:
+      task: what is to be told.
+      y: its targets.
+      targets_NY: what is regressed.
+      penalties: those tried, in units of the mean of a kernel's diagonal.
+      fold_N: [N] int, the part of each model; parts are left out in turn, and models of none,
+        below 0, never.
+      refit: whether models that were left out are fitted to in the end.
+    """
+
+    task: Task
+    y: np.ndarray
+    targets_NY: np.ndarray
+    penalties: Sequence[float]
+    fold_N: np.ndarray
+    refit: bool = True
+
+    @property
+    def asked(self) -> np.ndarray:
+        """[M] int: the models that choose."""
+        return np.flatnonzero(self.fold_N >= 0)
+
+    @property
+    def parts(self) -> np.ndarray:
+        """The parts that are left out in turn."""
+        return np.unique(self.fold_N[self.asked])
+
+    def known(self, part: int | None = None) -> np.ndarray:
+        """[M] int: the models that are fitted to without a part, or in the end."""
+        if part is None:
+            return np.flatnonzero(self.refit | (self.fold_N < 0))
+        return np.flatnonzero(self.fold_N != part)
+
+    def solve(
+        self, kernel_NN: np.ndarray, penalty: float, part: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """alpha [N, Y], 0 for models that are not fitted to, and the intercept [Y]."""
+        known, alpha_NY = self.known(part), np.zeros_like(self.targets_NY)
+        ridge = Ridge(kernel_NN[np.ix_(known, known)], self.targets_NY[known])
+        alpha_NY[known], intercept_Y = ridge.solution(penalty)
+        return alpha_NY, intercept_Y
+
+    def choose(self, kernel: Kernel) -> Chosen:
+        """The best penalty for the models that are left out."""
+        outputs = {penalty: self.targets_NY.copy() for penalty in self.penalties}
+        if kernel.without is None and self.refit:
+            ridge = Ridge(kernel.whole, self.targets_NY)
+            outputs = {penalty: ridge.left_out(penalty, self.fold_N) for penalty in outputs}
+        else:
+            for part in self.parts:
+                known, out = self.known(part), np.flatnonzero(self.fold_N == part)
+                kernel_NN = kernel.left_out(part)
+                ridge = Ridge(kernel_NN[np.ix_(known, known)], self.targets_NY[known])
+                for penalty, outputs_NY in outputs.items():
+                    alpha_NY, intercept_Y = ridge.solution(penalty)
+                    outputs_NY[out] = kernel_NN[np.ix_(out, known)] @ alpha_NY + intercept_Y
+        found, asked = [], self.asked
+        for penalty, outputs_NY in outputs.items():
+            factor, loss = self.task.best_factor(outputs_NY[asked], self.y[asked])
+            found.append(Chosen(penalty, factor, loss, factor * outputs_NY[asked]))
         return min(found, key=lambda each: each.loss)
+
+    def prior_loss(self) -> float:
+        """The loss of always answering the mean of the others' targets."""
+        means_NY = np.empty_like(self.targets_NY)
+        for part in self.parts:
+            means_NY[self.fold_N == part] = self.targets_NY[self.known(part)].mean(axis=0)
+        return self.task.best_factor(means_NY[self.asked], self.y[self.asked])[1]
 
 
 def threads_for(n_models: int) -> AbstractContextManager[Any]:
@@ -141,3 +227,16 @@ def folds(task: Task, y: np.ndarray) -> np.ndarray:
     fold_N = np.empty(len(y), int)
     fold_N[order_N] = np.arange(len(y)) % min(FOLDS, len(y))
     return fold_N
+
+
+def fewer(fold_N: np.ndarray) -> np.ndarray:
+    """As many of the parts of `folds` as have enough models to choose by; -1 for all others.
+
+    Each part that is left out costs as much as a fit, where features are chosen by targets.
+
+    Example:
+      >>> np.unique(fewer(np.arange(160) % FOLDS), return_counts=True)
+      (array([-1,  0,  1]), array([96, 32, 32]))
+    """
+    counts = np.cumsum(np.bincount(fold_N))
+    return np.where(fold_N <= np.searchsorted(counts, min(_ENOUGH, counts[-1])), fold_N, -1)

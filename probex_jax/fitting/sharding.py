@@ -77,6 +77,13 @@ class Devices:
         return len({device.process_index for device in self.mesh.devices.flat})
 
     @property
+    def local(self) -> list[jax.Device]:
+        """Those of this process; none where there is the default one alone."""
+        if self.mesh is None:
+            return []
+        return [d for d in self.mesh.devices.flat if d.process_index == jax.process_index()]
+
+    @property
     def writes(self) -> bool:
         """Whether this process is the one that writes files."""
         return self.processes == 1 or jax.process_index() == 0

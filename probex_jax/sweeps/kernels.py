@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from io import BytesIO
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,22 +19,30 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from probex_jax.encoders import N_STATISTICS, Dense, Statistics, statistics
+from probex_jax.encoders import N_STATISTICS, Statistics, statistics
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
 from probex_jax.experts.card import Card
 from probex_jax.experts.committee import committee
 from probex_jax.experts.evaluation import Answers, answers
 from probex_jax.experts.expert import Expert
-from probex_jax.files import layer_folder, write_bytes
+from probex_jax.files import layer_folder
 from probex_jax.fitting.centre import FrozenLayer, Tree, normalised, tree_of
-from probex_jax.fitting.closed_form import ClosedForm, check_closed_form
+from probex_jax.fitting.closed_form import (
+    ClosedForm,
+    Linear,
+    check_closed_form,
+    features,
+    is_reduced,
+    n_parameters,
+)
 from probex_jax.fitting.moments import moments
 from probex_jax.fitting.multiple_kernels import Together, fit_alone, fit_together
 from probex_jax.fitting.network import encoder_settings
-from probex_jax.fitting.ridge import centred, folds
-from probex_jax.matrices import LowRank, Matrices, combination, gram
+from probex_jax.fitting.ridge import Regression, centred, fewer, folds
+from probex_jax.fitting.strips import Strips
 from probex_jax.sweeps.jobs import Job
+from probex_jax.sweeps.kept import Kept, KeptKernels
 from probex_jax.sweeps.left_out import leave_out, left_out, reasons
 from probex_jax.sweeps.processes import run
 from probex_jax.sweeps.select import finish
@@ -53,19 +60,7 @@ _CONSTANT = 1e-6
 
 
 _statistics = jax.jit(statistics)
-
-
-@partial(jax.jit, static_argnames="encoder")
-def _kernel(encoder: Dense, x: Matrices) -> jax.Array:
-    """[N, N]: inner products of what the encoder takes of [N, H, W] matrices."""
-    read = encoder.read(x)
-    return gram(read, read)
-
-
-@partial(jax.jit, static_argnames="encoder")
-def _weight(encoder: Dense, x: Matrices, solution_NY: jax.Array) -> jax.Array:
-    """[H, W, Y]: the encoder's, of the coefficients of the models."""
-    return combination(encoder.read(x), solution_NY)
+_read = jax.jit(lambda encoder, x: encoder.read(x), static_argnums=0)
 
 
 @dataclass(frozen=True)
@@ -87,9 +82,9 @@ class Kernels:
         """The splits whose models it is fitted to; those that validate others train here, too."""
         return ("train", "val") if self.source.store.has("val") else ("train",)
 
-    def path(self, layer: str) -> Path:
-        """Where the kernel and the statistics of a layer are kept."""
-        return layer_folder(self.workdir / "training" / "kernels", layer) / "kernel.npz"
+    def kept(self, layer: str) -> Kept:
+        """Where it is kept what a layer gives."""
+        return Kept(layer_folder(self.workdir / "training" / "kernels", layer) / "kernel.npz")
 
     def train_all(self, names: Sequence[str]) -> None:
         """Computes the kernels that are missing, here or in another process."""
@@ -99,7 +94,7 @@ class Kernels:
 
     def _finished(self, job: Job) -> bool:
         (layer,) = job.layers
-        return self.path(layer).exists() or left_out(self.workdir, layer).exists()
+        return self.kept(layer).path.exists() or left_out(self.workdir, layer).exists()
 
     def _count(self, job: Job) -> None:
         self.on_progress(job.layers[0], self.epochs)
@@ -108,50 +103,80 @@ class Kernels:
         for job in jobs:
             (layer,) = job.layers
             try:
-                arrays = self._products(layer)
+                self._reduce(layer)
             except FrozenLayer as error:
                 leave_out(self.workdir, layer, str(error))
-            else:
-                buffer = BytesIO()
-                np.savez(buffer, **arrays)  # type: ignore[arg-type]
-                self.path(layer).parent.mkdir(parents=True, exist_ok=True)
-                write_bytes(self.path(layer), buffer.getvalue())
             self._count(job)
 
-    def _products(self, layer: str) -> dict[str, np.ndarray]:
-        """A layer's kernel [N, N] and, if it is small, its statistics [N, 7]; float64."""
-        where = f"{self.source.store.path}: {layer}"
-        raw, tree = self._read(layer)
-        with np.errstate(over="ignore", invalid="ignore"):
-            x = normalised(raw, tree)
-        arrays = {"kernel": np.asarray(_kernel(self._encoder(layer), x), np.float64)}
-        if not isinstance(raw, LowRank) and raw[0].size <= _MOST_ENTRIES:
-            arrays["statistics"] = np.asarray(_statistics(raw), np.float64)
+    def _reduce(self, layer: str) -> None:
+        """Keeps what a layer gives to the regression."""
+        where, shape = f"{self.source.store.path}: {layer}", self.source.store.layers[layer]
+        encoder, tree = self._encoder(layer), self._tree(layer)
+        strips = self._strips(layer, encoder, tree)
+        kernel_NN = strips.kernel()
+        statistics_NS = None
+        if layer not in self.source.store.ranks and prod(shape) <= _MOST_ENTRIES:
+            raw = np.concatenate([*self._blocks(layer)])
+            statistics_NS = np.asarray(_statistics(raw), np.float64)
         # Of a model that is too large no entry is finite; of others all but that.
-        finite_N = np.isfinite(arrays["kernel"]).any(axis=1)
-        if "statistics" in arrays:
-            finite_N &= np.isfinite(arrays["statistics"]).all(axis=1)
+        finite_N = np.isfinite(kernel_NN).any(axis=1)
+        if statistics_NS is not None:
+            finite_N &= np.isfinite(statistics_NS).all(axis=1)
         if not finite_N.all():
             models = [model for split in self.fitted for model in self.source.store.split(split)]
             odd = models[int(np.argmin(finite_N))].id
             raise ProbexError(f"{where}: {odd}: its weights are too large; remove the model")
-        if not np.trace(centred(arrays["kernel"])) > 0:
+        if not np.trace(centred(kernel_NN)) > 0:
             raise FrozenLayer(f"{where}: the training matrices are all the same")
-        return arrays
+        found = features(strips, kernel_NN, encoder, shape, self._regression)
+        self.kept(layer).write(found, tree, statistics_NS)
 
-    def _read(self, layer: str) -> tuple[Any, Tree]:
-        """The matrices of all models that are fitted to, and what is taken off them."""
+    def _blocks(self, layer: str) -> Iterator[Any]:
+        """The matrices of all models that are fitted to, some at a time."""
+        for split in self.fitted:
+            yield from self.source.store.blocks(layer, split)
+
+    def _tree(self, layer: str) -> Tree:
+        """What is taken off them."""
         store, normalise = self.source.store, self.source.normalise
-        parts = [store.matrices(layer, split) for split in self.fitted]
         where, factors = f"{store.path}: {layer}", layer in store.ranks
-        tree = tree_of(moments(parts), normalise, factors=factors, where=where)
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts), tree
+        return tree_of(moments(self._blocks(layer)), normalise, factors=factors, where=where)
 
-    def _encoder(self, layer: str) -> Dense:
+    def _strips(self, layer: str, encoder: Linear, tree: Tree) -> Strips:
+        """They as the encoder reads them."""
+        store = self.source.store
+
+        def blocks() -> Iterator[Any]:
+            for raw in self._blocks(layer):
+                with np.errstate(over="ignore", invalid="ignore"):
+                    yield _read(encoder, normalised(raw, tree))
+
+        factors = layer in store.ranks and not (tree and "centre" in tree)
+        return Strips(
+            blocks,
+            sum(len(store.split(split)) for split in self.fitted),
+            store.layers[layer],
+            factors=factors,
+            devices=self.source.devices.local,
+        )
+
+    def _encoder(self, layer: str) -> Linear:
         """The encoder of a layer."""
         encoder = check_closed_form(self.source.network, self.source.task)
         is_small = prod(self.source.store.layers[layer]) < _FEWEST
         return encoder.clone(standardise=encoder.standardise and not is_small)
+
+    @cached_property
+    def _regression(self) -> Regression:
+        """What is regressed on any layer, and by which models it is chosen."""
+        task, store = self.source.task, self.source.store
+        y = np.concatenate([self.source.targets(split).y for split in self.fitted])
+        encoder = check_closed_form(self.source.network, task)
+        fold_N = folds(task, y)
+        if any(is_reduced(encoder, shape) for shape in store.layers.values()):
+            fold_N = fewer(fold_N)
+        targets_NY = task.regressed(y, len(self.card.classes))
+        return Regression(task, y, targets_NY, self.recipe.penalties, fold_N)
 
     def select(self, names: Sequence[str], most: int | None) -> None:
         """Fits the layers together, whoever computed their kernels, and tests them once."""
@@ -160,11 +185,14 @@ class Kernels:
         layers = [name for name in names if name not in missing]
         # Who asks for a few layers wants an expert that reads no others.
         statistics = self._statistics(layers) if most is None else {}
-        kernels = _Kernels({name: self.path(name) for name in layers}, statistics)
-        y = np.concatenate([source.targets(split).y for split in self.fitted])
-        about = y, task, n_outputs, self.recipe.penalties, folds(task, y)
-        alone = fit_alone(kernels, *about)
-        sizes = {name: prod(source.store.layers[name]) * n_outputs for name in layers}
+        kept = {name: self.kept(name) for name in layers}
+        of_statistics = sum(each.values @ each.values.T for each in statistics.values())
+        kernels = KeptKernels(kept, {STATISTICS: np.asarray(of_statistics)})
+        regression = self._regression
+        alone = fit_alone(kernels, regression)
+        encoders = {name: each.encoder(self._encoder(name)) for name, each in kept.items()}
+        shapes = source.store.layers
+        sizes = {name: n_parameters(each, shapes[name]) for name, each in encoders.items()}
         sizes[STATISTICS] = N_STATISTICS * len(statistics) * n_outputs
         best = alone.best(most, sizes, self.recipe.most_parameters)
         for name in layers if most is None else ():
@@ -173,13 +201,14 @@ class Kernels:
                     f"{source.store.path}: {name}: tells less than layers that fill "
                     "recipe.most_parameters"
                 )
-        found = fit_together(kernels, best, *about)
+        found = fit_together(kernels, best, regression)
+        asked_y, y = regression.y[regression.asked], regression.y
         accuracies = {
-            name: float(np.mean(task.accuracies(chosen.logits, y)))
+            name: float(np.mean(task.accuracies(chosen.logits, asked_y)))
             for name, chosen in alone.chosen.items()
         }
         metrics = {
-            "committee_accuracy": float(np.mean(task.accuracies(found.chosen.logits, y))),
+            "committee_accuracy": float(np.mean(task.accuracies(found.chosen.logits, asked_y))),
             "val_loss": found.chosen.loss,
             "penalty": found.chosen.penalty,
             "factor": found.chosen.factor,
@@ -188,9 +217,9 @@ class Kernels:
         expert = committee(*zip(*members, strict=True)).with_card(
             selected_on=CROSS_VALIDATION, metrics=metrics, n_train=len(y)
         )
-        of_layers = {"val_accuracy_by_layer": accuracies, "val_chance": task.chance(y, y)}
+        of_layers = {"val_accuracy_by_layer": accuracies, "val_chance": task.chance(y, asked_y)}
         told = {
-            CROSS_VALIDATION: Answers(found.chosen.logits, y),
+            CROSS_VALIDATION: Answers(found.chosen.logits, asked_y),
             **answers(expert, source.store, ("test",)),
         }
         kept = {"expert": expert}
@@ -198,12 +227,8 @@ class Kernels:
         checkpoints.remove(self.workdir / "training")
 
     def _statistics(self, layers: Sequence[str]) -> dict[str, Standardised]:
-        found = {}
-        for layer in layers:
-            with np.load(self.path(layer), allow_pickle=False) as kept:
-                if "statistics" in kept:
-                    found[layer] = Standardised.of(kept["statistics"])
-        return found
+        found = {layer: self.kept(layer).statistics for layer in layers}
+        return {layer: Standardised.of(each) for layer, each in found.items() if each is not None}
 
     def _members(
         self, found: Together, statistics: Mapping[str, Standardised]
@@ -218,14 +243,14 @@ class Kernels:
                     reading = Statistics(len(found.bias))
                     yield self._expert(name, reading, params, {}), weight / len(statistics)
                 continue
-            raw, tree = self._read(layer)
-            x, encoder = normalised(raw, tree), self._encoder(layer)
-            weight_HWY = _weight(encoder, x, solution_NY.astype(np.float32))
-            params = {"weight": weight_HWY, "bias": found.bias}
-            yield self._expert(layer, encoder, params, tree), weight
+            kept, encoder = self.kept(layer), self._encoder(layer)
+            read, tree = kept.features(encoder), kept.tree or self._tree(layer)
+            strips = self._strips(layer, encoder, tree) if read.bases is None else None
+            params = read.params(strips, solution_NY, found.bias)
+            yield self._expert(layer, read.encoder, params, tree), weight
 
     def _expert(self, layer: str, encoder: nn.Module, params: Any, tree: Tree) -> Expert:
-        params = {name: np.asarray(value, np.float32) for name, value in params.items()}
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
         (member,) = self.card.members
         shape = self.source.store.layers[layer]
         settings = {n: v for n, v in encoder_settings(encoder).items() if n != "rep_dim"}
@@ -264,25 +289,3 @@ class Standardised(NamedTuple):
         """The map of statistics as they are, for coefficients of the models."""
         weight_SY = (self.values.T @ solution_NY) / self.spread[:, None]
         return {"weight": weight_SY, "bias": bias_Y - self.mean @ weight_SY}
-
-
-class _Kernels(Mapping[str, np.ndarray]):
-    """Kernels on disk, of which one is in memory at a time, and that of the statistics."""
-
-    def __init__(self, paths: Mapping[str, Path], statistics: Mapping[str, Standardised]):
-        self._paths = paths
-        self._of_statistics = sum(each.values @ each.values.T for each in statistics.values())
-
-    def __getitem__(self, layer: str) -> np.ndarray:
-        if layer == STATISTICS:
-            return np.asarray(self._of_statistics)
-        with np.load(self._paths[layer], allow_pickle=False) as kept:
-            return kept["kernel"]
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self._paths
-        if np.any(self._of_statistics):
-            yield STATISTICS
-
-    def __len__(self) -> int:
-        return len([*self])

@@ -6,7 +6,7 @@ import pytest
 import probex_jax as px
 from probex_jax.fitting import Number, OneClass, SeveralClasses
 from probex_jax.fitting.multiple_kernels import fit_alone, fit_together
-from probex_jax.fitting.ridge import FOLDS, Ridge, folds
+from probex_jax.fitting.ridge import FOLDS, Kernel, Regression, Ridge, folds
 
 N, Y = 40, 3
 PENALTIES = (0.03, 0.3, 3.0)
@@ -25,7 +25,7 @@ def layers(seed=0):
 
 
 def kernels(x):
-    return {name: each @ each.T for name, each in x.items()}
+    return {name: Kernel(each @ each.T) for name, each in x.items()}
 
 
 def solved(x, targets, penalty, unit):
@@ -63,10 +63,11 @@ def test_folds_have_their_share_of_every_class():
 
 
 def fitted(y, x, task, n_outputs, most=None, room=10**6):
-    about = y, task, n_outputs, PENALTIES, folds(task, y)
-    alone = fit_alone(kernels(x), *about)
+    targets_NY = task.regressed(y, n_outputs)
+    regression = Regression(task, y, targets_NY, PENALTIES, folds(task, y))
+    alone = fit_alone(kernels(x), regression)
     sizes = {name: each.shape[1] * n_outputs for name, each in x.items()}
-    return alone, fit_together(kernels(x), alone.best(most, sizes, room), *about)
+    return alone, fit_together(kernels(x), alone.best(most, sizes, room), regression)
 
 
 TASKS = {
@@ -112,8 +113,8 @@ def test_layers_weigh_what_they_tell():
 def test_where_no_layer_tells_anything_all_weigh_alike():
     y, _ = layers()
     noise = {name: np.random.default_rng(n).normal(size=(N, 4)) for n, name in enumerate("abc")}
-    about = y, OneClass(), Y, PENALTIES, folds(OneClass(), y)
-    found = fit_together(kernels(noise), dict.fromkeys(noise, -0.1), *about)
+    regression = Regression(OneClass(), y, np.eye(Y)[y], PENALTIES, folds(OneClass(), y))
+    found = fit_together(kernels(noise), dict.fromkeys(noise, -0.1), regression)
     assert found.weights == pytest.approx(dict.fromkeys(noise, 1 / 3))
 
 

@@ -1,0 +1,153 @@
+"""One layer of many models, strip by strip of its rows, on one device or several.
+
+All that a closed form takes of a layer are sums over its rows: inner products of models, Gram
+matrices of weights, projections. A strip is [N, h, W], the same rows of all models. Strips lie on
+the devices in turns, and what they give is added up on the host, in float64 and in their order: the
+sums have the same bits on any number of devices. Strips that have room together are made once;
+others are read again whenever they are asked for, so that memory does not grow with the number of
+models.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from probex_jax.matrices import LowRank, Matrices, dense, gram
+
+# Size of a strip, multiplied out.
+_STRIP_BYTES = 64 * 2**20
+
+Blocks = Callable[[], Iterable[Matrices]]
+
+
+class Strips:
+    """The matrices of a layer, the longer side of which is divided.
+
+    Args:
+      blocks: called for each pass over the models, yields them in order, [n, H, W] float or
+        `LowRank`, as an encoder reads them.
+      n_models: N, of all blocks.
+      shape: (H, W).
+      factors: whether they are `LowRank`; those of all models are kept.
+      room: bytes that all strips may take together, on the host and on devices that share its
+        memory; None for no limit. Those that need more are read again in every pass.
+      devices: where strips lie in turns; none for the default device.
+
+    Attributes:
+      transposed: whether strips are columns of the matrices, of which there are more than rows.
+      rows, columns: size of the side that is divided, and of the other.
+
+    Example:
+      >>> x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+      >>> strips = Strips(lambda: [x], 2, (3, 4))
+      >>> strips.transposed, strips.rows, strips.columns
+      (True, 4, 3)
+      >>> bool((strips.kernel() == np.einsum("nhw,mhw->nm", x, x)).all())
+      True
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        n_models: int,
+        shape: tuple[int, int],
+        *,
+        factors: bool = False,
+        room: int | None = None,
+        devices: Sequence[jax.Device] = (),
+    ):
+        self.n_models = n_models
+        self.transposed = shape[1] > shape[0]
+        self.rows, self.columns = shape[::-1] if self.transposed else shape
+        self._blocks, self._devices = blocks, devices
+        size = 4 * n_models * self.rows * self.columns
+        resident = factors or room is None or size <= room
+        strip_bytes = _STRIP_BYTES if resident else max(_STRIP_BYTES, (room or 0) // 2)
+        self._height = -(-self.rows // min(self.rows, -(-size // strip_bytes)))
+        self._starts = range(0, self.rows, self._height)
+        self._factors = self._all_factors() if factors else None
+        every = range(len(self._starts))
+        self._kept = [*self._read(every)] if resident and not factors else None
+
+    def _all_factors(self) -> LowRank:
+        whole = jax.tree.map(lambda *parts: jnp.concatenate(parts), *self._blocks())
+        return LowRank(whole.down.mT, whole.up.mT) if self.transposed else whole
+
+    def _device(self, number: int) -> jax.Device | None:
+        return self._devices[number % len(self._devices)] if self._devices else None
+
+    def _padded(self, part: Any) -> Any:
+        """Rows [..., h, W] of the last strip filled up with zeros, so that all have one shape."""
+        missing = self._height - part.shape[-2]
+        widths = [(0, 0)] * (part.ndim - 2) + [(0, missing), (0, 0)]
+        return np.pad(part, widths) if missing else part
+
+    def _read(self, numbers: Iterable[int]) -> Iterator[jax.Array]:
+        """Makes strips in one pass over the models."""
+        shape = self.n_models, self._height, self.columns
+        buffers = {number: np.zeros(shape, np.float32) for number in numbers}
+        place = 0
+        for block in self._blocks():
+            block_nhw = np.asarray(dense(block))
+            block_nhw = block_nhw.mT if self.transposed else block_nhw
+            models = slice(place, place + len(block_nhw))
+            for number, buffer in buffers.items():
+                start = self._starts[number]
+                part = block_nhw[:, start : start + self._height]
+                buffer[models, : part.shape[1]] = part
+            place = models.stop
+        for number in [*buffers]:
+            yield jax.device_put(buffers.pop(number), self._device(number))
+
+    def __iter__(self) -> Iterator[Any]:
+        """The strips [N, h, W], or `LowRank` of them, each on its device."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        for number, start in enumerate(self._starts):
+            if self._factors is None:
+                yield from self._read([number])
+            else:
+                up = self._padded(np.asarray(self._factors.up[:, start : start + self._height]))
+                yield jax.device_put(LowRank(up, self._factors.down), self._device(number))
+
+    def split(self, rows: np.ndarray) -> list[np.ndarray]:
+        """[..., rows, K] as the strips divide it, the last part filled up with zeros."""
+        return [self._padded(rows[..., start : start + self._height, :]) for start in self._starts]
+
+    def joined(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """What `split` divided."""
+        return np.concatenate(parts, axis=-2)[..., : self.rows, :]
+
+    def map(self, function: Callable[..., Any], *split: Sequence[Any]) -> Iterator[np.ndarray]:
+        """function(strip, its part of each of `split`) on the strips' devices, on the host."""
+        busy: deque[Any] = deque()
+        for strip, *parts in zip(self, *split, strict=True):
+            busy.append(function(strip, *parts))
+            if len(busy) > max(1, len(self._devices)):
+                yield np.asarray(busy.popleft())
+        yield from map(np.asarray, busy)
+
+    def sum(self, function: Callable[..., Any], *split: Sequence[Any]) -> np.ndarray:
+        """The sum of `map` over the strips, in float64."""
+        total: Any = 0.0
+        for part in self.map(function, *split):
+            total = total + part.astype(np.float64)
+        return total
+
+    def kernel(self) -> np.ndarray:
+        """[N, N] float64: inner products of all models."""
+        if self._factors is not None:
+            return np.asarray(_kernel(self._factors), np.float64)
+        return self.sum(_kernel)
+
+
+@jax.jit
+def _kernel(x: Matrices) -> jax.Array:
+    return gram(x, x)

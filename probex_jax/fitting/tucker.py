@@ -1,0 +1,165 @@
+"""Bases of linear maps of matrices: the probes and projections of a ProbeX that needs no training.
+
+A solution of ridge regression in dual form has for each output y a matrix of weights,
+W_y = sum_n alpha_ny X_n. Most of each is noise, since there are more entries than models; what the
+outputs share shows in the leading eigenvectors
+
+    U of sum_y W_yᵀ W_y  [W, U],      V of sum_y (W_y U) (W_y U)ᵀ  [H, V]
+
+(where H < W the other way round), which are the factors of a Tucker decomposition of the weights by
+sequentially truncated HOSVD. The responses Vᵀ X U are then few enough to be regressed on anew. A
+ProbeX without its ReLU is a linear map with such factors (Proposition 2 of its paper).
+
+References:
+  Horwitz et al.: arXiv 2410.13569, section 4.2 and Proposition 2.
+  Vannieuwenhoven, Vandebril, Meerbergen: A New Truncation Strategy for the Higher-Order Singular
+    Value Decomposition, SIAM J. Sci. Comput. 2012.
+  Halko, Martinsson, Tropp: Finding Structure with Randomness, SIAM Review 2011 (section 4.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from probex_jax.encoders import ProbeX
+from probex_jax.fitting.strips import Strips
+from probex_jax.matrices import Matrices, dense
+
+# Most combinations of the outputs whose weights are taken: their principal ones.
+_MOST_OUTPUTS = 128
+# Columns beyond those asked for, and iterations, of a search for leading eigenvectors.
+_MORE = 32
+_ITERATIONS = 6
+
+
+class Bases(NamedTuple):
+    """Probes and projections, the leading ones first.
+
+    Args:
+      probes: [W, U] float32, orthonormal columns.
+      projection: [H, V], the same.
+    """
+
+    probes: np.ndarray
+    projection: np.ndarray
+
+    def cut(self, rank: int) -> Bases:
+        """The leading ones."""
+        return Bases(self.probes[:, :rank], self.projection[:, :rank])
+
+    def of(self, encoder: ProbeX) -> ProbeX:
+        """An encoder with as many probes and projections."""
+        return encoder.clone(n_probes=self.probes.shape[1], proj_dim=self.projection.shape[1])
+
+
+def bases(
+    strips: Strips, solutions: Sequence[np.ndarray], probes: int, projections: int
+) -> list[Bases]:
+    """The bases of each of several solutions.
+
+    Args:
+      strips: the matrices of N models.
+      solutions: of each the coefficients [N, Y] of the models.
+      probes, projections: how many of each; of a side that is shorter, all.
+
+    Example:
+      >>> rng = np.random.default_rng(0)
+      >>> a, b = rng.normal(size=(6, 2)), rng.normal(size=(9, 2))
+      >>> x = np.einsum("nr,hr,wr->nhw", rng.normal(size=(20, 2)), a, b).astype(np.float32)
+      >>> (found,) = bases(Strips(lambda: [x], 20, (6, 9)), [rng.normal(size=(20, 3))], 2, 2)
+      >>> found.probes.shape, found.projection.shape
+      ((9, 2), (6, 2))
+      >>> kept = found.projection @ (found.projection.T @ x @ found.probes) @ found.probes.T
+      >>> np.allclose(kept, x, atol=1e-4)
+      True
+    """
+    across, along = (projections, probes) if strips.transposed else (probes, projections)
+    across, along = min(across, strips.columns), min(along, strips.rows)
+    solutions_FNS = np.stack([_principal(each) for each in solutions])
+    gram_FWW = strips.sum(partial(_column_grams, solutions_FNS))
+    across_FWU = [_leading(partial(np.matmul, gram), strips.columns, across) for gram in gram_FWW]
+    seen = partial(_combined_responses, np.stack(across_FWU), solutions_FNS)
+    weights_FHK = strips.joined([*strips.map(seen)])
+    along_FHV = [
+        _leading(partial(_gram_times, jnp.asarray(weights)), strips.rows, along)
+        for weights in weights_FHK
+    ]
+    found = zip(across_FWU, along_FHV, strict=True)
+    return [Bases(v, u) if strips.transposed else Bases(u, v) for u, v in found]
+
+
+def responses(strips: Strips, each: Sequence[Bases]) -> np.ndarray:
+    """[F, N, U, V] float32: what several bases of equal sizes take of the models, Uᵀ Xᵀ V."""
+    sides = [(b.projection, b.probes) if strips.transposed else b for b in each]
+    across_FWU, along_FHV = (np.stack(side) for side in zip(*sides, strict=True))
+    found_FNUV = strips.sum(partial(_responses, across_FWU), strips.split(along_FHV))
+    return (found_FNUV.mT if strips.transposed else found_FNUV).astype(np.float32)
+
+
+def _principal(solution_NY: np.ndarray) -> np.ndarray:
+    """[N, S] float32: combinations of the outputs with the same sum of W_y W_yᵀ, or most of it."""
+    vectors_NS, values_S, _ = np.linalg.svd(solution_NY, full_matrices=False)
+    return (vectors_NS * values_S)[:, :_MOST_OUTPUTS].astype(np.float32)
+
+
+@jax.jit
+def _column_grams(solutions_FNS: jax.Array, strip: Matrices) -> jax.Array:
+    """[F, W, W]: sums of W_yᵀ W_y over the rows of a strip."""
+    x_NhW = dense(strip)
+
+    def one(solution_NS: jax.Array) -> jax.Array:
+        weights_KW = jnp.tensordot(solution_NS.T, x_NhW, 1).reshape(-1, x_NhW.shape[-1])
+        return weights_KW.T @ weights_KW
+
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.map(one, solutions_FNS)
+
+
+@jax.jit
+def _combined_responses(
+    across_FWU: jax.Array, solutions_FNS: jax.Array, strip: Matrices
+) -> jax.Array:
+    """[F, h, S · U]: the rows of W_y U of a strip."""
+
+    def one(both: tuple[jax.Array, jax.Array]) -> jax.Array:
+        across_WU, solution_NS = both
+        found_hSU = jnp.einsum("nhu,ns->hsu", strip @ across_WU, solution_NS)
+        return found_hSU.reshape(found_hSU.shape[0], -1)
+
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.map(one, (across_FWU, solutions_FNS))
+
+
+@jax.jit
+def _responses(across_FWU: jax.Array, strip: Matrices, along_FhV: jax.Array) -> jax.Array:
+    """[F, N, U, V]: a strip's part of the responses."""
+
+    def one(both: tuple[jax.Array, jax.Array]) -> jax.Array:
+        across_WU, along_hV = both
+        return jnp.einsum("nhu,hv->nuv", strip @ across_WU, along_hV)
+
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.map(one, (across_FWU, along_FhV))
+
+
+@jax.jit
+def _gram_times(a_HK: jax.Array, q_HR: jax.Array) -> jax.Array:
+    """A Aᵀ Q, without the product of A with itself."""
+    with jax.default_matmul_precision("highest"):
+        return a_HK @ (a_HK.T @ q_HR)
+
+
+def _leading(times: Callable[[np.ndarray], np.ndarray], size: int, rank: int) -> np.ndarray:
+    """[size, rank] float32: leading eigenvectors of a symmetric matrix, >= 0, by products."""
+    start = np.random.default_rng(0).normal(size=(size, min(size, rank + _MORE)))
+    basis = start.astype(np.float32)
+    for _ in range(_ITERATIONS if basis.shape[1] < size else 1):
+        basis = np.linalg.qr(np.asarray(times(basis)))[0]
+    _, vectors = np.linalg.eigh(basis.T @ np.asarray(times(basis)))
+    return np.ascontiguousarray((basis @ vectors[:, ::-1])[:, :rank], np.float32)
