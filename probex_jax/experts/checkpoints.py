@@ -1,7 +1,12 @@
-"""Arrays and their card on disk: one Orbax checkpoint, with a hash that loading checks."""
+"""Arrays and their card on disk: one Orbax checkpoint, with a hash that loading checks.
+
+Orbax takes a millisecond for each array, and a committee has hundreds of small ones: these lie one
+after the other in one array. Arrays of equal content are there once, whoever has them.
+"""
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import threading
@@ -15,7 +20,9 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 
-_HASH = "content_hash"
+_HASH, _PLACES = "content_hash", "arrays_at"
+# Arrays of fewer bytes lie together.
+_SMALL = 2**16
 # Orbax saves and loads in one thread at a time: two at once mix up their files.
 _ORBAX = threading.Lock()
 # It is imported where it is used: that takes half a second.
@@ -35,15 +42,16 @@ def save(path: Path, arrays: Any, card: Mapping[str, Any]) -> None:
     from orbax.checkpoint import v1 as ocp
 
     arrays = jax.tree.map(np.asarray, arrays)
-    metadata = {**card, _HASH: content_hash(arrays, card)}
+    places, stored = _packed(arrays)
+    metadata = {**card, _HASH: content_hash(arrays, card), _PLACES: places}
     # Orbax would remove what is there before it begins to write.
     beside = path.resolve().with_name(path.name + ".new")
     try:
         with _ORBAX:
             if jax.process_count() == 1:
-                ocp.save(beside, arrays, custom_metadata=metadata, overwrite=True)
+                ocp.save(beside, stored, custom_metadata=metadata, overwrite=True)
             else:
-                _save_alone(beside, arrays, metadata)
+                _save_alone(beside, stored, metadata)
         if path.exists():
             shutil.rmtree(path)
         os.replace(beside, path)
@@ -72,10 +80,13 @@ def load(path: Path) -> tuple[Any, dict[str, Any]]:
             leaves = metadata.metadata
             template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), leaves)
             arrays = ocp.load(path.resolve(), template)
+        card = dict(metadata.custom_metadata or {})
+        if (places := card.pop(_PLACES, None)) is not None:  # earlier versions have none
+            arrays = _unpacked(places, arrays)
     except (
         OSError,
         ValueError,
-        KeyError,
+        LookupError,
         TypeError,
         AttributeError,
         RecursionError,
@@ -89,10 +100,53 @@ def load(path: Path) -> tuple[Any, dict[str, Any]]:
             raise ProbexError(f"{path}: no expert here; experiments.train makes one") from None
         reason = " ".join(str(error).split())[:200]
         raise ProbexError(f"{path}: not a whole checkpoint ({reason})") from error
-    card = dict(metadata.custom_metadata or {})
     if card.pop(_HASH, None) != content_hash(arrays, card):
         raise ProbexError(f"{path}: damaged: its content does not match its hash")
     return arrays, card
+
+
+def _packed(arrays: Any) -> tuple[Any, dict[str, Any]]:
+    """What is stored of arrays, each content once: large ones by number, small ones by dtype.
+
+    Returns:
+      Nested dicts as `arrays`, with the place of each: its number, or dtype, start and shape; and
+      what is stored.
+    """
+    known: dict[Any, Any] = {}
+    large: dict[str, np.ndarray] = {}
+    small: dict[str, list[np.ndarray]] = {}
+
+    def place(leaf: np.ndarray) -> Any:
+        content = hashlib.sha256(np.ascontiguousarray(leaf).data).digest()
+        key = leaf.dtype.str, leaf.shape, content
+        if key in known:
+            return known[key]
+        if leaf.nbytes >= _SMALL:
+            known[key] = [str(len(large))]
+            large[known[key][0]] = leaf
+        else:
+            together = small.setdefault(leaf.dtype.name, [])
+            known[key] = [leaf.dtype.name, sum(each.size for each in together), list(leaf.shape)]
+            together.append(leaf)
+        return known[key]
+
+    places = jax.tree.map(place, arrays)
+    joined = {
+        name: np.concatenate([leaf.ravel() for leaf in leaves]) for name, leaves in small.items()
+    }
+    return places, large | joined
+
+
+def _unpacked(places: Any, stored: Mapping[str, np.ndarray]) -> Any:
+    """The arrays that `_packed` made places of; other errors than ProbexError if they are none."""
+    if isinstance(places, Mapping):
+        return {name: _unpacked(place, stored) for name, place in places.items()}
+    if places is None:
+        return None
+    if len(places) == 1:
+        return stored[places[0]]
+    name, start, shape = places
+    return stored[name][start : start + math.prod(shape)].reshape(shape)
 
 
 def _save_alone(path: Path, arrays: Any, metadata: Mapping[str, Any]) -> None:

@@ -15,10 +15,11 @@ from flax import linen as nn
 from jax.typing import ArrayLike
 
 from probex_jax.errors import ProbexError
-from probex_jax.experts import checkpoints
+from probex_jax.experts import checkpoints, together
 from probex_jax.experts.card import Calibration, Card, MemberCard, TextCard, named_task, versions
 from probex_jax.experts.member import Member
 from probex_jax.fitting import Fit
+from probex_jax.fitting.inference import predictions
 from probex_jax.fitting.network import NO_MORE, encoder_settings
 from probex_jax.language import TextEncoder, embed, text_encoder
 from probex_jax.matrices import Matrices
@@ -265,7 +266,15 @@ class Expert:
                     f"text embeddings of shape {texts.shape}: the expert was aligned with the "
                     f"{self.text.dim} dimensions of {self.text.name}"
                 )
-        parts = (member.logits(matrices, texts) for member, matrices in self._with_matrices(x))
+        small: list[tuple[Member, jax.Array]] = []
+        parts = []
+        for member, matrices in self._with_matrices(x):
+            if len(self.members) > 1 and together.is_small(member, matrices):
+                small.append((member, matrices))
+            else:
+                parts.append(member.logits(matrices, texts))
+        if small:
+            parts.append(together.logits(small))
         return reduce(jnp.add, parts)
 
     def apply(
@@ -289,7 +298,7 @@ class Expert:
 
     def as_probabilities(self, logits: ArrayLike) -> jax.Array:
         """What `probabilities` makes of logits [N, Y]."""
-        return self.card.task.predictions(jnp.asarray(logits), self.card.temperature)
+        return predictions(self.card.task, jnp.asarray(logits), self.card.temperature)
 
     def with_card(self, **changes: Any) -> Expert:
         """The expert with other fields of its `Card`."""

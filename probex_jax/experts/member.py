@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from probex_jax.errors import ProbexError
@@ -83,7 +84,7 @@ class Member:
 
     def checked(self, x: Any) -> Any:
         """The matrices, if they are of the member's layer."""
-        if not isinstance(x, LowRank | Centred):
+        if not isinstance(x, LowRank | Centred | np.ndarray):
             x = jnp.asarray(x)
         rows, columns = self.card.shape
         if x.shape[:1] == (0,):

@@ -19,6 +19,7 @@ from safetensors.numpy import save
 from probex_jax.errors import ProbexError
 from probex_jax.experts.chance import chance, chance_by_class
 from probex_jax.experts.expert import Expert
+from probex_jax.experts.together import SMALL
 from probex_jax.files import parse_json, write_bytes
 from probex_jax.fitting import TASKS, OneClass, SeveralClasses, Task
 from probex_jax.layer_store import LayerStore
@@ -158,7 +159,8 @@ def _in_blocks(
     expert: Expert, store: LayerStore, split: str, answer: Callable[[Any], Any]
 ) -> np.ndarray:
     n_models = len(store.split(split))
-    largest = max(math.prod(shape) for shape in expert.layers.values())
+    entries = [math.prod(shape) for shape in expert.layers.values()]
+    largest = max(*entries, sum(size for size in entries if size <= SMALL), 1)
     size = min(n_models, max(1, _BLOCK_BYTES // (4 * largest)))
     blocks = []
     for start in range(0, n_models, size):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from probex_jax.fitting.network import Network
+from probex_jax.fitting.task import Task
 from probex_jax.matrices import Matrices, Squared, may_be_sharded
 
 # A CPU takes a batch in micro-batches of about this many bytes of weights: 16 matrices of 768x768.
@@ -33,6 +34,12 @@ def representations(
     """Representations [N, T] of any number of matrices [N, H, W]."""
     with products(compute):
         return in_micro_batches(lambda x: network.apply(variables, x, method="encode"), x)
+
+
+@partial(jax.jit, static_argnums=0)
+def predictions(task: Task, logits: jax.Array, temperature: float) -> jax.Array:
+    """What a task makes of logits [N, Y], in one program."""
+    return task.predictions(logits, temperature)
 
 
 def forward(

@@ -64,12 +64,16 @@ class Descent:
         return folder / ",".join(f"{name}={getattr(recipe, name)}" for name in differing)
 
     def finished(self, job: Job) -> bool:
-        """Whether all experts of a job are there."""
-        return all(
-            left_out(self.workdir, layer).exists()
-            or (self.folder(layer, recipe) / "expert").exists()
-            for layer in job.layers
-            for recipe in job.recipes
+        """Whether all experts of a job are there, or the sweep is finished and some were chosen."""
+        # In this order: another process may be choosing.
+        return (
+            all(
+                left_out(self.workdir, layer).exists()
+                or (self.folder(layer, recipe) / "expert").exists()
+                for layer in job.layers
+                for recipe in job.recipes
+            )
+            or (self.workdir / "metrics.json").exists()
         )
 
     def train_all(self, names: Sequence[str]) -> None:

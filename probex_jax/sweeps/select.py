@@ -11,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from probex_jax.errors import ProbexError
+from probex_jax.experts import checkpoints
 from probex_jax.experts.alignment import ZeroShot, zero_shot
 from probex_jax.experts.chance import chance
 from probex_jax.experts.committee import best_committee, committee
@@ -78,13 +79,14 @@ def select(
     """
     store, candidates, task = source.store, source.candidates, source.task
     found_best, by_variant = best_variants(folders, "expert", "val_accuracy", source.encoders)
-    expert, by_layer = _best(found_best, source, "val", source.targets("val"), most)
+    expert, by_layer, paths = _best(found_best, source, "val", source.targets("val"), most)
     kept = {"expert": expert}
     if candidates is not None and _all_have(HOLDOUT, folders):
         metric, encoders = "val_holdout_accuracy", source.encoders
         held_out, _ = best_variants(folders, HOLDOUT, metric, encoders)
         among_all = candidates.among_all("val_holdout")
-        kept[HOLDOUT], _ = _best(held_out, source, "val_holdout", among_all, most)
+        kept[HOLDOUT], _, others = _best(held_out, source, "val_holdout", among_all, most)
+        paths += others
     encoder = None if candidates is None else candidates.encoder
     found = answers(kept["expert"], store, ("val", "test"), encoder)
     of_layers = {
@@ -93,6 +95,8 @@ def select(
         **({"variants": by_variant} if by_variant else {}),
     }
     finish(source, workdir, kept, found, "val", of_layers, left_out)
+    for path in paths:  # what was kept holds them
+        checkpoints.remove(path)
 
 
 def finish(
@@ -187,9 +191,10 @@ def best_variants(
 
 def _best(
     paths: Mapping[str, Path], source: Source, split: str, asked: Split, most: int
-) -> tuple[Expert, dict[str, float]]:
+) -> tuple[Expert, dict[str, float], list[Path]]:
     """The committee that answers best for validation models, and what `val` says of each layer.
 
+    The paths of the committee's members come last.
     Experts and models are in memory a few layers at a time.
     """
 
@@ -206,7 +211,7 @@ def _best(
     expert = committee([Expert.load(paths[layer], source.encoders) for layer in chosen])
     metrics = {**expert.card.figures, "committee_accuracy": together}
     accuracies = {layer: accuracy for layer, (_, accuracy) in found.items()}
-    return expert.with_card(metrics=metrics), accuracies
+    return expert.with_card(metrics=metrics), accuracies, [paths[layer] for layer in chosen]
 
 
 def result(workdir: Path, encoders: Mapping[str, type[nn.Module]]) -> SweepResult:

@@ -5,7 +5,8 @@ A work directory holds
     config.json                     what is trained, and the hash of the store
     training/<job>/                 the state of experts that are being trained together
     training/kernels/<layer>/       in closed form, the inner products of a layer's matrices
-    layers/<layer>/expert/          the finished expert of a layer, validation metrics on its card
+    layers/<layer>/expert/          the finished expert of a layer, validation metrics on its card;
+                                    in the end of those layers that were not chosen
     layers/<layer>/<variant>/...    the same, where several variants of the recipe are tried
     layers/<layer>/left_out.json    why a layer has none
     expert/                         the chosen expert or committee, test metrics on its card

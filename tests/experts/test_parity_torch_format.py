@@ -129,28 +129,36 @@ def test_a_convolution_in_the_reference_s_layout(tmp_path, name):
     assert error(expert.logits(x), logits.numpy()) <= 1e-5
 
 
+CLOSED_FORM = {"name": "probex", "relu": False, "standardise": True}
+CASES = [({"name": "mvprobe"}, "class"), ({"name": "probex", "relu": False}, "class")]
+CASES += [(CLOSED_FORM, "class"), (CLOSED_FORM, "none")]
+
+
 @pytest.mark.parametrize("centre_rank", [0, 2])
-def test_the_documented_snippet_applies_centre_and_scale(tmp_path, centre_rank):
+@pytest.mark.parametrize(("encoder", "head"), CASES)
+def test_the_documented_snippet_does_what_the_module_does_not(tmp_path, encoder, head, centre_rank):
     """docs/formats.md shows how; without it torch refuses the file."""
     import torch
     from safetensors.torch import load_file
 
     import probex_jax as px
 
-    encoder = {"name": "mvprobe", "n_probes": 5, "proj_dim": 6, "rep_dim": 8}
+    n_probes, proj_dim, rep_dim = 5, 6, 4 if head == "none" else 8
+    encoder = encoder | {"n_probes": n_probes, "proj_dim": proj_dim, "rep_dim": rep_dim}
     tree = {"normalise": "centre", "centre_rank": centre_rank}
-    network = build_network(encoder, "class", 4, **tree)
+    network = build_network(encoder, head, 4, **tree)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(5, 7, 9)).astype(np.float32)
     variables = {**network.init(jax.random.key(0), jnp.asarray(x))}
     values = {key: rng.normal(size=v.shape) for key, v in variables["tree"].items()}
     variables["tree"] = {key: np.float32(value) for key, value in values.items()}
     variables["tree"]["scale"] = np.float32(0.5)
-    card = {"encoder": encoder, "head": "class", "layer": "a", "shape": [7, 9], "tree": "Mini"}
+    card = {"encoder": encoder, "head": head, "layer": "a", "shape": [7, 9], "tree": "Mini"}
     expert = px.Expert(variables, {**card, "classes": ["a", "b", "c", "d"], **tree})
     to_torch(expert, tmp_path / "expert.safetensors")
 
-    module = torch_module("mvprobe", "class", 7, 9, 5, 6, 8, 4)
+    name, twice = encoder["name"], 1 if encoder.get("relu", True) else 2
+    module = torch_module(name, "class", 7, 9, n_probes, twice * proj_dim, rep_dim, 4)
     text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
     snippet = re.search(r"```python\n(.*?load_state_dict.*?)```", text, re.DOTALL)[1]
     names = {"path": tmp_path / "expert.safetensors", "module": module, "x": torch.tensor(x)}
@@ -160,5 +168,6 @@ def test_the_documented_snippet_applies_centre_and_scale(tmp_path, centre_rank):
     assert error(expert.encode(x), e.numpy()) <= 1e-5
     assert error(expert.logits(x), logits.numpy()) <= 1e-5
 
+    module = torch_module(name, "class", 7, 9, n_probes, proj_dim, rep_dim, 4)
     with pytest.raises(RuntimeError, match=r"Unexpected key.*probex_jax\.tree\.scale"):
         module.load_state_dict(load_file(names["path"]), strict=True)

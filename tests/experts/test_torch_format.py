@@ -52,6 +52,9 @@ def reference(state, x, texts=None):
     vectors = []
     for x_HW in np.float64(x):
         x_HW = (x_HW - tree.get("centre", 0.0)) / tree.get("scale", 1.0)
+        if "probex_jax.standardise" in p:
+            x_HW = (x_HW - x_HW.mean()) / (x_HW.std(ddof=1) + 1e-8)
+        least = -np.inf if "probex_jax.linear" in p else 0
         if "probes.weight" in p:
             sides, last = [(x_HW @ p["probes.weight"], "shared_probe_proj")], "per_probe_encoders"
         else:
@@ -64,7 +67,7 @@ def reference(state, x, texts=None):
             ]
             sides = [((s - s.mean()) / (s.std(ddof=1) + 1e-8), name) for s, name in sides]
         features = [
-            np.maximum(p[f"{name}.weight"] @ s[:, probe], 0)
+            np.maximum(p[f"{name}.weight"] @ s[:, probe], least)
             for s, name in sides
             for probe in range(U)
         ]
@@ -86,9 +89,10 @@ def check_agrees(expert, state, x, read=None):
     assert error(expert.logits(x, texts), logits_NY * (1 if texts is None else 7)) <= 1e-5
 
 
-def make_expert(name, head, **about):
+def make_expert(name, head, encoder=None, **about):
     """An expert of ours with random weights."""
-    encoder = {"name": name, "n_probes": U, "proj_dim": V, "rep_dim": T}
+    rep_dim = Y if head == "none" else T
+    encoder = {"name": name, "n_probes": U, "proj_dim": V, "rep_dim": rep_dim} | (encoder or {})
     about = {"classes": CLASSES, "metrics": {"losses": [0.1, 1 / 3]}} | about
     about["calibration"] = {"temperature": 1.7, "after": {"val": 0.01}}
     return toys.make_expert(encoder=encoder, head=head, **about)
@@ -114,6 +118,32 @@ def test_ours_is_theirs_and_ours_again(tmp_path, name, head, tree):
     same(from_torch(path), expert)
 
 
+CLOSED_FORM = {"relu": False, "standardise": True}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "head", "tree"),
+    [
+        ({}, "none", "none"),
+        ({"relu": False}, "text", "none"),
+        ({"standardise": True}, "class", "factors"),
+        (CLOSED_FORM, "none", "centre"),
+    ],
+)
+def test_what_the_reference_does_otherwise_is_a_tensor(tmp_path, encoder, head, tree):
+    """So none of its modules runs an expert without its ReLU by mistake."""
+    path = tmp_path / "expert.safetensors"
+    expert = make_expert("probex", head, encoder, **TREES[tree])
+    to_torch(expert, path)
+    state = load_file(path)
+    of_theirs = theirs("probex", "text" if head == "text" else "class").keys()
+    others = {"relu": "probex_jax.linear", "standardise": "probex_jax.standardise"}
+    unknown = {key for key in state.keys() - of_theirs if "tree" not in key}
+    assert unknown == {others[field] for field in encoder}
+    check_agrees(expert, state, draw(1, 4, H, W))
+    same(from_torch(path), expert)
+
+
 @pytest.mark.parametrize("head", ["class", "text"])
 @pytest.mark.parametrize("name", NAMES)
 def test_theirs_is_ours_and_theirs_again(tmp_path, name, head):
@@ -132,6 +162,13 @@ def test_theirs_is_ours_and_theirs_again(tmp_path, name, head):
     assert again.keys() == state.keys()
     for key, value in state.items():
         np.testing.assert_array_equal(again[key], value, strict=True)
+
+
+def test_a_state_dict_without_a_card_may_be_linear(tmp_path):
+    state = theirs("probex", "class") | {"probex_jax.linear": np.ones([], "f4")}
+    save_file(state, tmp_path / "theirs.safetensors")
+    expert = from_torch(tmp_path / "theirs.safetensors", **ABOUT)
+    check_agrees(expert, state, draw(1, 4, H, W))
 
 
 def test_equal_experts_are_equal_files(tmp_path):
@@ -170,6 +207,9 @@ PROJECTED, NO_HEAD = "shared_probe_proj_col.weight", (HEAD, "classification_head
         ("probex", put("probes_xu.weight", draw(0, W, U)), "one encoder, .*two"),
         ("probex", put("regression_head.bias", draw(0, T)), "one head, .*two"),
         ("probex", without(*NO_HEAD), "one head, .*none"),
+        ("probex", put("probex_jax.linear", np.zeros([], "f4")), "probex_jax.linear"),
+        ("probex", put("probex_jax.linear", draw(0, 1)), "probex_jax.linear"),
+        ("mvprobe", put("probex_jax.linear", np.ones([], "f4")), "unexpected .*probex_jax.linear"),
         ("probex", turned(LAST), rf"{LAST} is \[12, 8\].*\[T, UV\] = \[12, 12\]"),
         ("probex", turned(PROBES), rf"{LAST} is \[8, 12\].*\[T, UV\] = \[8, 20\]"),
         ("mvprobe", put(PROJECTED, draw(0, V, H)), rf"{PROJECTED} is \[4, 6\].*\[V, W\]"),
@@ -288,6 +328,7 @@ LESS = {"name": "mvprobe", "n_probes": U, "proj_dim": V, "rep_dim": T, "relu": F
         (on_card(tree=["Mini"]), "tree"),
         (on_card(layer={}), "layer"),
         (on_card(head="text"), "text"),
+        (on_card(head="none"), "classification_head"),
         (on_card(calibration={"temperature": -1.0}), "temperature"),
         (on_card(store_hash="other"), "hash"),
     ],
@@ -344,6 +385,38 @@ def test_what_has_no_form_there_is_refused(tmp_path):
         with pytest.raises(px.ProbexError, match=named):
             to_torch(toys.make_expert(encoder=encoder, head=head), tmp_path / "x.safetensors")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_committee_is_refused_for_the_first_member_without_a_form(tmp_path):
+    probex, dense = {"n_probes": U, "proj_dim": V}, {"name": "dense", "standardise": True}
+    members = [
+        make_expert("probex", "none", probex | CLOSED_FORM, layer="a"),
+        toys.make_expert("b", encoder=dense, head="none", classes=CLASSES),
+        toys.make_expert("c", encoder={"name": "statistics"}, head="none", classes=CLASSES),
+    ]
+    members[0] = members[0].with_card(calibration=None)
+    with pytest.raises(px.ProbexError, match=r"Mini, b: .*dense"):
+        to_torch(committee(members), tmp_path / "all")
+    with pytest.raises(px.ProbexError, match=r"Mini, c: .*statistics"):
+        to_torch(committee([members[0], members[2]]), tmp_path / "all")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state: state.pop("probex_jax.linear"),
+        put("probex_jax.standardise", np.ones([], "f4")),
+        put(HEAD, lambda state: state[HEAD] + 1),
+        put(NO_HEAD[1], draw(0, Y)),
+    ],
+)
+def test_a_card_that_says_otherwise_than_the_tensors(tmp_path, spoil):
+    path = tmp_path / "expert.safetensors"
+    to_torch(make_expert("probex", "none", {"relu": False}), path)
+    rewritten(path, tensors=spoil)
+    with pytest.raises(px.ProbexError, match=f"^{path}: .*(probex_jax|classification_head)"):
+        from_torch(path)
 
 
 def test_nothing_that_is_there_is_touched(tmp_path):

@@ -10,10 +10,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from probex_jax import Forest, ProbexError, open_model
-from probex_jax.experts import expert
+from probex_jax.experts import expert, together
 from probex_jax.fitting import inference
 from probex_jax.forest import grow as grow_tree
 from probex_jax.model_files import ModelFile
+from probex_jax.model_files.byte_ranges import ByteRanges
 from tests.conftest import CLASSES, write_toy_lora
 from tests.forest.conftest import (
     CONV,
@@ -248,19 +249,43 @@ def test_many_are_described_as_one_by_one_is_and_in_order(forest, many):
 
 def test_few_programs_are_compiled_for_many(forest_path, many, tmp_path):
     forest = Forest.load(forest_path)
-    inference.logits.clear_cache()
+    programs = inference.logits, together.program
+    for program in programs:
+        program.clear_cache()
     list(forest.describe_all(many))
-    # Ant's one layer and Bee's are of one network; Bee's other layer; LoRAs, filled up to rank 4.
-    first = inference.logits._cache_size()
-    assert first == 3
+    # Ant's one layer, and LoRAs, filled up to rank 4; Bee's two layers together.
+    first = [program._cache_size() for program in programs]
+    assert first == [2, 1]
     list(forest.describe_all(many))
-    assert inference.logits._cache_size() == first
+    assert [program._cache_size() for program in programs] == first
     for rank in (3, 4):
         write_toy_lora(tmp_path / f"{rank}", "red ant", np.random.default_rng(0), rank=rank)
     forest.describe(tmp_path / "4")
     first = inference.logits._cache_size()
     forest.describe(tmp_path / "3")
     assert inference.logits._cache_size() == first
+
+
+def test_no_other_tree_s_expert_and_no_other_layer_is_read(
+    forest_path, trees, tmp_path, monkeypatch
+):
+    shutil.copytree(forest_path, tmp_path / "forest")
+    shutil.rmtree(tmp_path / "forest" / "trees" / "Bee" / "expert")
+    forest = Forest.load(tmp_path / "forest")
+    read, real = [], ByteRanges.read
+    monkeypatch.setattr(
+        ByteRanges, "read", lambda self, a, b: read.append((a, b)) or real(self, a, b)
+    )
+    [ant, bee] = (trees[0] / name / "test" / "m17" for name in ("Ant", "Bee"))
+    assert forest.describe(ant).predicted
+    data = (ant / "model.safetensors").read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    offsets = {n: v["data_offsets"] for n, v in json.loads(data[8:start]).items() if "_" not in n}
+    taken = {n for n, (a, b) in offsets.items() for x, y in read if x < start + b and start + a < y}
+    assert LAYER in taken
+    assert not taken & {"body.bias", "classifier.weight"}
+    with pytest.raises(ProbexError, match="Bee"):
+        forest.describe(bee)
 
 
 def test_ids_and_neighbours_are_those_given(forest, trees):

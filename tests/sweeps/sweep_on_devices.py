@@ -8,6 +8,7 @@ import jax
 
 import probex_jax as px
 from probex_jax.fitting import Adam, Devices
+from tests.sweeps.of_layers import of_layer
 
 ENCODER = {"name": "mvprobe", "n_probes": 4, "proj_dim": 4, "rep_dim": 8}
 # So small a learning rate that Adam makes little of rounding.
@@ -38,9 +39,10 @@ def main(store, folder):
                 **settings,
             )
             losses = {}
-            for path in sorted(Path(folder).glob(f"{name}, {compute}/layers/*/*/expert")):
-                metrics = px.Expert.load(path).card.figures
-                losses["/".join(path.parts[-3:-1])] = metrics["losses"]
+            workdir = Path(folder) / f"{name}, {compute}"
+            for path in sorted(workdir.glob("layers/*/*")):
+                metrics = of_layer(workdir, *path.parts[-2:]).card.figures
+                losses["/".join(path.parts[-2:])] = metrics["losses"]
             found[f"{name}, {compute}"] = {"losses": losses, "test": result.test.value}
     print(json.dumps(found))
 

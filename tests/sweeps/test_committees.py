@@ -16,6 +16,7 @@ from probex_jax.search import Subject, measure
 from probex_jax.sweeps import sweep
 from tests.conftest import CLASSES
 from tests.end_to_end import warm
+from tests.sweeps.of_layers import of_layer
 from tests.sweeps.test_sweeps import check_same_files, same
 
 pytestmark = pytest.mark.xdist_group("sweeps")
@@ -59,7 +60,7 @@ def by_layer(workdir, store, split):
     """What the experts of all layers say of a split."""
     found = {}
     for layer in store.layers:
-        expert = px.Expert.load(workdir / "layers" / layer)
+        expert = of_layer(workdir, layer)
         found[layer] = np.asarray(expert.logits(store.matrices(layer, split)))
     return found
 
@@ -117,10 +118,24 @@ def test_a_choice_that_was_interrupted_is_made_again(swept, tree, tmp_path, monk
     workdir, result = swept
     shutil.copytree(workdir, tmp_path / "w")
     (tmp_path / "w" / "metrics.json").unlink()
+    for layer in result.expert.layers:
+        of_layer(workdir, layer).save(tmp_path / "w" / "layers" / layer / "expert")
     monkeypatch.setattr(sys.modules["probex_jax.sweeps.descent"], "train", None)
     again = sweep(tree, tmp_path / "w", committee=3, **DENSE)
     assert again.metrics == result.metrics
     check_same_files(tmp_path / "w", workdir)
+
+
+def test_the_chosen_are_kept_once(swept, tree):
+    """Among the layers are those that were not chosen, and nothing is trained again."""
+    workdir, result = swept
+    kept = {path.parent.name for path in workdir.glob("layers/*/expert")}
+    assert kept == set(tree.layers) - set(result.expert.layers)
+    assert kept
+    done = []
+    again = sweep(tree, workdir, committee=3, **DENSE, on_progress=lambda *told: done.append(told))
+    same(again.expert, result.expert)
+    assert done == [(layer, RECIPE.epochs) for layer in tree.layers]
 
 
 def test_evaluate_takes_a_committee(swept, tree):
@@ -161,7 +176,7 @@ def test_the_held_out_committee_is_chosen_on_held_out_models(aligned, toy_lora_s
         texts = HashingEncoder().encode(sentences)
         answers, kept = {}, {}
         for layer in store.layers:
-            kept[layer] = px.Expert.load(workdir / "layers" / layer / folder)
+            kept[layer] = of_layer(workdir, layer, folder=folder)
             assert kept[layer].card.selected_on == split
             answers[layer] = np.asarray(kept[layer].logits(store.matrices(layer, split), texts))
         y = store.class_indices(split, candidates[split])
@@ -180,7 +195,7 @@ def test_representations_of_a_committee_are_measured(aligned, toy_lora_store):
     workdir, result = aligned
     both = {
         split: committee(
-            [px.Expert.load(workdir / "layers" / layer / folder) for layer in toy_lora_store.layers]
+            [of_layer(workdir, layer, folder=folder) for layer in toy_lora_store.layers]
         )
         for split, folder in (("val", "expert"), ("val_holdout", "expert_val_holdout"))
     }

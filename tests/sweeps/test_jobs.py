@@ -14,6 +14,7 @@ from probex_jax.fitting.recipe import variants
 from probex_jax.sweeps import train
 from probex_jax.sweeps.jobs import Job, Room, plan
 from probex_jax.sweeps.source import Source
+from tests.sweeps.of_layers import of_layer
 
 ENCODER = {"name": "probex", "n_probes": 4, "proj_dim": 4, "rep_dim": 8}
 RECIPE = Adam(epochs=12, eval_every=5, batch_size=9, learning_rate=3e-3)
@@ -54,10 +55,6 @@ def run(store, workdir, **changes):
 def swept(tree, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("sweep") / "w"
     return workdir, run(tree, workdir)
-
-
-def expert(workdir, layer="a.weight"):
-    return px.Expert.load(workdir / "layers" / layer / "expert")
 
 
 def assert_close(one, other, rtol=1e-4, atol=1e-5):
@@ -120,7 +117,7 @@ def test_a_layer_among_others_is_trained_as_alone(swept, tree, tmp_path, layer):
     assert list(result.metrics["left_out"]) == ["f.weight"]
     assert not (workdir / "training").exists()
     alone = run(tree, tmp_path / "w", layers=[layer])
-    assert_close(expert(workdir, layer), expert(tmp_path / "w", layer))
+    assert_close(of_layer(workdir, layer), of_layer(tmp_path / "w", layer))
     assert result.layers[layer] == pytest.approx(alone.layers[layer], abs=1e-6)
 
 
@@ -152,7 +149,9 @@ def test_too_large_a_program_is_made_smaller(tree, tmp_path, monkeypatch, swept,
     assert tried[-1] == ((1, False) if enough else (1, True))
     for layer, accuracy in result.layers.items():
         assert accuracy == pytest.approx(swept[1].layers[layer], abs=1e-6)
-        assert_close(expert(tmp_path / "w", layer), expert(swept[0], layer), rtol=1e-2, atol=1e-3)
+        assert_close(
+            of_layer(tmp_path / "w", layer), of_layer(swept[0], layer), rtol=1e-2, atol=1e-3
+        )
 
 
 def test_a_grid_keeps_the_best_variant_of_each_layer(tree, tmp_path, monkeypatch):
@@ -201,7 +200,7 @@ def test_streaming_takes_the_same_batches(tree, tmp_path):
     resident = run(tree, tmp_path / "r", recipe=recipe, layers=layers)
     streamed = run(tree, tmp_path / "s", recipe=recipe, layers=layers, stream=True)
     for layer in layers:
-        one, other = (expert(tmp_path / which, layer) for which in "rs")
+        one, other = (of_layer(tmp_path / which, layer) for which in "rs")
         assert_close(one, other)
         cards = one.card.figures, other.card.figures
         np.testing.assert_allclose(*(card["losses"] for card in cards), rtol=1e-5)
@@ -227,5 +226,5 @@ def test_a_stream_that_was_interrupted_goes_on_to_the_same_bits(tree, tmp_path):
     assert sum(done) == RECIPE.epochs
     assert done[0] == 5, "it went on from the evaluation that was saved"
     run(tree, tmp_path / "whole", **settings)
-    one, other = (expert(tmp_path / which).variables for which in ("w", "whole"))
+    one, other = (of_layer(tmp_path / which, "a.weight").variables for which in ("w", "whole"))
     jax.tree.map(np.testing.assert_array_equal, one, other)

@@ -17,6 +17,7 @@ from probex_jax.experts import Predictions, evaluate
 from probex_jax.fitting import Adam, ClosedForm, Number, OneClass, SeveralClasses
 from probex_jax.sweeps import sweep
 from tests.conftest import CLASSES, write_toy_zoo
+from tests.sweeps.of_layers import of_layer
 
 pytestmark = pytest.mark.xdist_group("sweeps")
 
@@ -339,9 +340,7 @@ def test_an_encoder_and_a_loss_of_one_s_own(toy_store, tmp_path):
     assert again.expert.hash == first.expert.hash
     plain = run(toy_store, tmp_path / "v", **settings)
     losses = [
-        px.Expert.load(
-            next((folder / "layers").glob("a.weight/*/expert")), {"narrow": Narrow}
-        ).card.figures["losses"][-1]
+        of_layer(folder, "a.weight", "seed=0", {"narrow": Narrow}).card.figures["losses"][-1]
         for folder in (tmp_path / "w", tmp_path / "v")
     ]
     assert losses[0] == pytest.approx(2 * losses[1], rel=1e-3)

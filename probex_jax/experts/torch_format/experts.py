@@ -1,9 +1,11 @@
 """Experts as the PyTorch implementations of ProbeX and MVProbe keep theirs, both ways.
 
 A file is a state dict in safetensors. What a state dict cannot say (the layer, the tree, the
-classes, …) is given when one is read, and is in the header's metadata of those written here. The
-centre and the scale of a tree are tensors of their own: a module of the reference refuses them
-(`strict=True`), so none runs without them by mistake.
+classes, …) is given when one is read, and is in the header's metadata of those written here. What a
+module of the reference does not do has tensors of its own: the centre and the scale of a tree, a
+ProbeX without its ReLU or of standardised matrices (`SWITCHES`). The module refuses them
+(`strict=True`), so none runs without them by mistake. An expert without a head gets one that leaves
+its encoder's outputs as they are.
 """
 
 import dataclasses
@@ -18,7 +20,7 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import save
 
-from probex_jax.encoders import MVProbe
+from probex_jax.encoders import MVProbe, ProbeX
 from probex_jax.errors import ProbexError
 from probex_jax.experts.alignment import Alignment
 from probex_jax.experts.card import LAYOUTS, versions
@@ -28,10 +30,12 @@ from probex_jax.experts.torch_format.state_dict import (
     ENCODERS,
     HEADS,
     METADATA,
+    SWITCHES,
     TREE,
     TREE_KEYS,
     VERSION,
     Found,
+    identity_head,
 )
 from probex_jax.experts.torch_format.state_dict import read as read_state_dict
 from probex_jax.files import disk_errors, one_writer
@@ -100,7 +104,8 @@ def to_torch(expert: Expert, path: str | os.PathLike[str]) -> None:
     """Writes an expert as the PyTorch implementations keep theirs.
 
     Args:
-      expert: with the encoder ProbeX or MVProbe, on classes or aligned with text.
+      expert: with the encoder ProbeX or MVProbe, on classes or aligned with text; a committee all
+        of whose members have one of these.
       path: where a file, `.safetensors`, or of a committee a folder with a file of each member,
         is made; there must be none yet. Outputs stay in the order of `expert.card.classes`, which
         the metadata names.
@@ -142,7 +147,11 @@ def _as_file(expert: Expert, member: Member, number: int) -> bytes:
     _check_expressible(member, where)
     member.check_variables(where)
     arrays = traverse_util.flatten_dict(member.variables, sep="/")
-    keys = {**ENCODERS[member.card.encoder["name"]], **HEADS[expert.card.head]}
+    head = expert.card.head
+    if head == "none":
+        of_head = identity_head(member.rep_dim)
+        arrays |= {f"params/{key}": value for key, value in of_head.items()}
+    keys = {**ENCODERS[member.card.encoder["name"]], **HEADS["class" if head == "none" else head]}
     tree = [key for key, (ours, *_) in TREE_KEYS.items() if ours in arrays]
     keys |= {key: TREE_KEYS[key] for key in tree}
     tensors = {}
@@ -150,6 +159,7 @@ def _as_file(expert: Expert, member: Member, number: int) -> bytes:
         array = np.asarray(arrays[ours], np.float32)
         # A copy in C order (safetensors writes memory as it lies) of the shape [], too.
         tensors[key] = np.array(array.T if transposed else array, order="C")
+    tensors |= {key: np.ones([], np.float32) for key in _switches(member)}
     card = expert.card.to_json()
     about: dict[str, Any] = {
         "version": VERSION,
@@ -164,11 +174,19 @@ def _as_file(expert: Expert, member: Member, number: int) -> bytes:
     return save(tensors, {METADATA: json.dumps(about, sort_keys=True)})
 
 
+def _switches(member: Member) -> list[str]:
+    """Names of the tensors that say what a member's encoder does otherwise than the reference's."""
+    encoder = member.network.encoder
+    if not isinstance(encoder, ProbeX):
+        return []
+    return [key for key, (field, value) in SWITCHES.items() if getattr(encoder, field) == value]
+
+
 def _check_expressible(member: Member, where: Any) -> None:
     """Raises a ProbexError if a network has no form in the PyTorch implementations."""
     encoder = member.network.encoder
     name = member.card.encoder["name"]
-    if name not in ENCODERS or member.whole.head not in HEADS:
+    if name not in ENCODERS:
         raise ProbexError(
             f"{where}: its encoder is {name}, which the PyTorch implementations have no state dict "
             "for; they have ProbeX and MVProbe (configs/probex.py, configs/mvprobe.py)"
@@ -209,7 +227,16 @@ def _ours(path: Path, found: Sequence[Found]) -> Expert:
             for each, said in zip(found, about, strict=True)
         }
     _check_names_on_card(path, card)
-    return Expert.checked(path, variables, card)
+    expert = Expert.checked(path, variables, card)
+    numbers = [said["member"]["number"] if path.is_dir() else 0 for said in about]
+    for each, number in zip(found, numbers, strict=True):
+        member = expert.members[number]
+        told = [key for key, (field, value) in SWITCHES.items() if each.encoder.get(field) == value]
+        if told != _switches(member):
+            raise ProbexError(
+                f"{each.path}: has the tensors {told}, but its card says {_switches(member)}"
+            )
+    return expert
 
 
 def _foreign(

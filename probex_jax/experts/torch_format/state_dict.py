@@ -73,6 +73,11 @@ TREE_KEYS: Mapping[str, Key] = {
     f"{TREE}centre_up": Key("tree/centre_up", ("H", "R")),
     f"{TREE}centre_down": Key("tree/centre_down", ("R", "W")),
 }
+# Tensors [] that say what a ProbeX does otherwise than the reference's, each 1: field to its value.
+SWITCHES: Mapping[str, tuple[str, bool]] = {
+    "probex_jax.linear": ("relu", False),
+    "probex_jax.standardise": ("standardise", True),
+}
 # What of a tree there is together.
 _TREES = ((), ("scale",), ("scale", "centre"), ("scale", "centre_up", "centre_down"))
 
@@ -85,7 +90,7 @@ class Found:
       path: its file.
       variables: ours.
       encoder: name and fields, as on a card.
-      head: "class" or "text".
+      head: "class" or "text"; "none" where the metadata says so.
       sizes: of the axes, by their letters.
       tree: names of what it has in the collection `tree`.
       about: what the metadata says of it; None where it is not of ours.
@@ -117,6 +122,8 @@ def read(path: Path) -> Found:
         expected = (about or {}).get("tree", complete)
         keys = {**ENCODERS[encoder], **HEADS[head]}
         keys |= {TREE + name: TREE_KEYS[TREE + name] for name in expected}
+        switches = [key for key in SWITCHES if key in file.tensors and encoder == "probex"]
+        keys |= {key: Key(key, ()) for key in switches}
         _check_names(path, keys, file)
         sizes = _sizes(path, keys, file)
         arrays = {}
@@ -126,8 +133,31 @@ def read(path: Path) -> Found:
     if "tree/scale" in arrays and not arrays["tree/scale"] > 0:
         raise ProbexError(f"{path}: tensor {TREE}scale is {arrays['tree/scale']}, expected > 0")
     fields = {"name": encoder, "n_probes": sizes["U"], "proj_dim": sizes["V"]}
+    fields["rep_dim"] = sizes["T"]
+    for key in switches:
+        if arrays.pop(key) != 1:
+            raise ProbexError(f"{path}: tensor {key} is not 1")
+        field, fields[field] = SWITCHES[key]
+    if about is not None and about["card"].get("head") == "none":
+        head = _without_head(path, arrays, sizes)
     variables = traverse_util.unflatten_dict(arrays, sep="/")
-    return Found(path, variables, {**fields, "rep_dim": sizes["T"]}, head, sizes, tree, about)
+    return Found(path, variables, fields, head, sizes, tree, about)
+
+
+def _without_head(path: Path, arrays: dict[str, np.ndarray], sizes: Mapping[str, int]) -> str:
+    """Takes the head off that `identity_head` put on."""
+    square = sizes.get("Y") == sizes["T"]  # or else an identity may be larger than the file
+    for key, value in identity_head(sizes["T"]).items() if square else ():
+        square &= np.array_equal(arrays.pop(f"params/{key}"), value)
+    if not square:
+        raise ProbexError(f"{path}: classification_head is no identity, but its card has no head")
+    return "none"
+
+
+def identity_head(outputs: int) -> dict[str, np.ndarray]:
+    """Parameters of the class head that leaves an encoder's outputs as they are."""
+    kernel = np.eye(outputs, dtype=np.float32)
+    return {"head/linear/dense/kernel": kernel, "head/linear/dense/bias": np.zeros_like(kernel[0])}
 
 
 def _about(file: ModelFile, path: Path) -> Mapping[str, Any] | None:
