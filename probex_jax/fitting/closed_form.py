@@ -31,6 +31,7 @@ from probex_jax.fitting.centre import Tree, normalised
 from probex_jax.fitting.data import Split, check_splits
 from probex_jax.fitting.network import Network
 from probex_jax.fitting.ridge import Kernel, Regression, fewer, folds, threads_for
+from probex_jax.fitting.sharding import ONE, Devices
 from probex_jax.fitting.strips import Strips
 from probex_jax.fitting.task import Task
 from probex_jax.fitting.tucker import Bases, bases, responses
@@ -104,7 +105,9 @@ def fit_closed_form(
     recipe: ClosedForm,
     train: Split,
     val: Split | None = None,
+    *,
     tree: Tree = NO_TREE,
+    devices: Devices = ONE,
 ) -> Fitted:
     """Fits a network that is linear.
 
@@ -115,6 +118,7 @@ def fit_closed_form(
       train: x [N, H, W], y targets of the task.
       val: the models that choose; None to choose by five-fold cross-validation.
       tree: what is taken off all matrices before.
+      devices: what share the work, on each its strips of the matrices.
 
     Returns:
       Its parameters, fitted to all of `train`, and what was chosen.
@@ -144,10 +148,10 @@ def fit_closed_form(
         raise ProbexError(
             f"encoder.rep_dim: {encoder.rep_dim}, expected the task's {targets_NY.shape[1]}"
         )
-    shape, fold_N = train.x.shape[1:], np.repeat([-1, 0], [n_train, len(y) - n_train])
+    shape = train.x.shape[1], train.x.shape[2]
+    fold_N = np.repeat([-1, 0], [n_train, len(y) - n_train])
     if val is None:
-        fold_N = folds(task, y)
-        fold_N = fewer(fold_N) if is_reduced(encoder, shape) else fold_N
+        fold_N = fewer(folds(task, y)) if is_reduced(encoder, shape) else folds(task, y)
     regression = Regression(task, y, targets_NY, recipe.penalties, fold_N, refit=val is None)
     read, size = jax.jit(encoder.read), max(1, _BLOCK_BYTES // (4 * prod(shape)))
 
@@ -157,7 +161,7 @@ def fit_closed_form(
                 yield read(normalised(x[start : start + size], tree))
 
     factors = isinstance(train.x, LowRank) and "centre" not in tree
-    strips = Strips(blocks, len(y), shape, factors=factors)
+    strips = Strips(blocks, len(y), shape, factors=factors, devices=devices.local)
     kernel_NN = strips.kernel()
     finite_N = np.isfinite(kernel_NN).any(axis=1)
     if not finite_N[n_train:].all() and finite_N[:n_train].any():
@@ -268,14 +272,15 @@ def n_parameters(encoder: Linear, shape: tuple[int, int]) -> int:
 
 def check_closed_form(network: Network, task: Task) -> Linear:
     """The encoder of a network that `fit_closed_form` fits; a ProbexError for another."""
-    encoder = network.encoder
-    linear = isinstance(encoder, Dense) or (isinstance(encoder, ProbeX) and not encoder.relu)
-    if not linear or network.head is not None or task.head == "text":
-        raise ProbexError(
-            'the closed form fits the encoder dense, or probex without relu, with head "none", to '
-            "classes or a number; other encoders, heads and texts need gradient descent"
-        )
-    return encoder
+    encoder, is_linear = network.encoder, network.head is None and task.head != "text"
+    if is_linear and isinstance(encoder, Dense):
+        return encoder
+    if is_linear and isinstance(encoder, ProbeX) and not encoder.relu:
+        return encoder
+    raise ProbexError(
+        'the closed form fits the encoder dense, or probex without relu, with head "none", to '
+        "classes or a number; other encoders, heads and texts need gradient descent"
+    )
 
 
 def _ladder(encoder: ProbeX) -> list[int]:

@@ -113,8 +113,8 @@ def fit(
     """Fits an encoder and a head to the matrices of one layer.
 
     Args:
-      encoder: a Linen module with parameters alone, [N, H, W] matrices -> [N, rep_dim]. On `Dense`
-        with one output a logit there is no head.
+      encoder: a Linen module with parameters alone, [N, H, W] matrices -> [N, rep_dim]. On `Dense`,
+        and on `ProbeX` without ReLU, with one output a logit there is no head.
       x: [N, H, W] float, the layer of the training models; or `LowRank` of that shape.
       y: their targets, as the task takes them.
       val: x and y of the models that settings, the best epoch and calibration are chosen by; a
@@ -122,7 +122,9 @@ def fit(
         training models: the closed form by cross-validation, after which it is fitted to all of
         them; Adam by a fifth of them, which it sets aside.
       task: what is to be told; `SeveralClasses`, `OneClass`, `Texts`, `Number`, or your own.
-      recipe: `Adam` or, for `Dense`, the default there, `ClosedForm`.
+      recipe: `Adam`, or for `Dense` and for `ProbeX` without ReLU, the default there, `ClosedForm`.
+        It takes the encoder's probes and projections as the most there may be; matrices of fewer
+        entries than responses it reads whole, by `Dense`.
       key: of Adam's initialisation, order and models set aside; None for the recipe's seed.
       normalise: "centre" to subtract the mean of the training matrices and divide by the spread of
         what is left, which the network does itself when it is asked; "scale" to divide alone;
@@ -130,7 +132,7 @@ def fit(
       texts: of the task `Texts`, embeddings [Y, D] of the candidates in training.
       loss: of each model [N], of logits [N, Y] and targets; None for the task's.
       optimiser: of Optax, instead of Adam, whose learning rate and L2 term are then not used.
-      devices: what Adam trains on; the closed form is solved on the default device, without a key.
+      devices: what it is fitted on.
       on_evaluation: called with the network's state after each of Adam's evaluations, the one
         before training included.
 
@@ -183,7 +185,8 @@ def fit(
     answering = reading.clone(encoder=exact(encoder))
     about = dataclasses.asdict(recipe)
     if isinstance(recipe, ClosedForm):
-        found = fit_closed_form(answering, task, recipe, train, splits.get("val"), tree)
+        val = splits.get("val")
+        found = fit_closed_form(answering, task, recipe, train, val, tree=tree, devices=devices)
         answering, params, logits_MY = found.network, found.params, found.logits
         chosen_by = chosen_by._replace(y=chosen_by.y[found.models])
         more = {"penalty": found.penalty}

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from probex_jax.encoders import Dense
 from probex_jax.files import write_bytes
 from probex_jax.fitting.centre import Tree
 from probex_jax.fitting.closed_form import Features, Linear, all_entries
@@ -72,14 +73,20 @@ class Kept:
 
     def encoder(self, encoder: Linear) -> Linear:
         """What reads the layer, by an encoder or by fewer of its probes."""
-        probes, projection = self._read("probes", "projection")
-        return all_entries(encoder) if probes is None else Bases(probes, projection).of(encoder)
+        return _reader(encoder, *self._read("probes", "projection"))[0]
 
     def features(self, encoder: Linear) -> Features:
         """What is regressed on; the encoder as `encoder` takes it."""
         probes, projection, responses = self._read("probes", "projection", "responses")
-        bases = None if probes is None else Bases(probes, projection)
-        return Features(self.encoder(encoder), self.kernel, bases, responses)
+        reader, bases = _reader(encoder, probes, projection)
+        return Features(reader, self.kernel, bases, responses)
+
+
+def _reader(encoder: Linear, probes: Any, projection: Any) -> tuple[Linear, Bases | None]:
+    if isinstance(encoder, Dense) or probes is None:
+        return all_entries(encoder), None
+    bases = Bases(probes, projection)
+    return bases.of(encoder), bases
 
 
 class KeptKernels(Mapping[str, Kernel]):

@@ -222,8 +222,7 @@ class Kernels:
             CROSS_VALIDATION: Answers(found.chosen.logits, asked_y),
             **answers(expert, source.store, ("test",)),
         }
-        kept = {"expert": expert}
-        finish(source, self.workdir, kept, told, CROSS_VALIDATION, of_layers, missing)
+        finish(source, self.workdir, {"expert": expert}, told, CROSS_VALIDATION, of_layers, missing)
         checkpoints.remove(self.workdir / "training")
 
     def _statistics(self, layers: Sequence[str]) -> dict[str, Standardised]:

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 import probex_jax as px
-from probex_jax.fitting import ClosedForm, Number, OneClass, SeveralClasses, Split, build_network
+from probex_jax.fitting import (
+    ClosedForm,
+    Number,
+    OneClass,
+    SeveralClasses,
+    Split,
+    build_network,
+    closed_form,
+)
 from probex_jax.fitting import fit_closed_form as fit_
 from probex_jax.fitting.calibration import FACTORS
 from probex_jax.matrices import Centred, dense
@@ -179,6 +187,99 @@ def test_classes_that_all_or_no_models_are_of_are_finite():
     np.testing.assert_array_equal(np.sign(found.params["encoder"]["bias"][:2]), [1.0, -1.0])
 
 
+# Of few directions of many, and the rest noise: ridge regression on all entries drowns in it.
+HIDDEN = (60, 80)
+
+
+def hidden(n, seed=0):
+    rng = np.random.default_rng(seed)
+    of_classes = np.random.default_rng(9)
+    left, right = (np.linalg.qr(of_classes.normal(size=(s, Y)))[0] for s in HIDDEN)
+    y = (rng.random([n, Y]) < 0.5).astype(np.float32)
+    x = np.einsum("ny,hy,wy->nhw", 2 * y - 1, left, right) + 0.3 * rng.normal(size=(n, *HIDDEN))
+    return Split(x.astype(np.float32), y)
+
+
+def probex_of(probes=24, **fields):
+    sizes = {"n_probes": probes, "proj_dim": probes}
+    return build_network({"name": "probex", "relu": False, **sizes, **fields}, "none", Y)
+
+
+def accuracy(network, params, split):
+    logits = np.asarray(network.apply({"params": params}, split.x))
+    return float(np.mean((logits > 0) == (split.y > 0)))
+
+
+@pytest.mark.parametrize("kind", ["dense", "factors", "standardised"])
+@pytest.mark.parametrize("known", ["val", "cross-validated"])
+def test_few_probes_tell_what_all_entries_hide(known, kind):
+    train, val, test = hidden(80), hidden(40, 1), hidden(200, 2)
+    network = probex_of(standardise=kind == "standardised")
+    if kind == "factors":
+        factors = [np.linalg.svd(split.x, full_matrices=False) for split in (train, val)]
+        train, val = (
+            split._replace(x=px.LowRank(u * s[:, None], v))
+            for split, (u, s, v) in zip((train, val), factors, strict=True)
+        )
+    found = fit(ClosedForm(), train, val if known == "val" else None, network)
+    sizes = found.network.encoder
+    assert isinstance(sizes, px.ProbeX)
+    assert (sizes.n_probes, sizes.proj_dim) in ((16, 16), (24, 24))
+    params = found.params["encoder"]
+    assert params["probes"].shape == (HIDDEN[1], sizes.n_probes)
+    assert params["projection"].shape == (HIDDEN[0], sizes.proj_dim)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found.params)} == {np.dtype("f4")}
+    dense = fit(ClosedForm(), hidden(80), hidden(40, 1), network_of())
+    told = accuracy(found.network, found.params, test)
+    assert told > accuracy(dense.network, dense.params, test) + 0.02
+    if known == "val":
+        logits = found.network.apply({"params": found.params}, val.x)
+        np.testing.assert_allclose(logits, found.logits, atol=2e-3 * np.abs(found.logits).max())
+        assert found.loss == pytest.approx(loss_of(found.logits, val.y), rel=1e-6)
+
+
+def test_bases_know_nothing_of_the_models_that_choose(monkeypatch):
+    """What is left out is told alike, whatever its label was; the others are told otherwise."""
+    monkeypatch.setattr(closed_form, "_MOST_WHOLE", 0)
+    train, recipe = hidden(60), ClosedForm((0.1,))
+    found = fit(recipe, train, network=probex_of(16))
+    place = found.models[2]
+    y = train.y.copy()
+    y[place] = 1 - y[place]
+    other = fit(recipe, train._replace(y=y), network=probex_of(16))
+    assert found.network == other.network
+    part = found.logits / found.factor - other.logits / other.factor
+    assert np.abs(part[2]).max() <= 1e-6
+    assert len(found.models) == 36, "of five parts those that have 32 models"
+    assert np.abs(part).max() > 1e-3
+    # From models that the bases were chosen with, all is easier than it is.
+    rest = np.setdiff1d(np.arange(60), found.models)
+    assert found.loss > fit(recipe, train, _part(train, rest), probex_of(16)).loss
+
+
+def _part(split, models):
+    return split._replace(x=split.x[models], y=split.y[models])
+
+
+def test_matrices_of_few_entries_are_read_whole():
+    """As `Dense` reads them, to the bit, where there would be as many responses."""
+    train, val = data("dense")
+    found, whole = fit(ClosedForm(), train, val, probex_of(5)), fit(ClosedForm(), train, val)
+    assert found.network.encoder == px.Dense(Y)
+    jax.tree.map(np.testing.assert_array_equal, found.params, whole.params)
+
+
+def test_all_entries_are_a_rung_of_the_ladder(monkeypatch):
+    """They win where every entry tells something; matrices of very many are not read whole."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 30, 40)).astype(np.float32)
+    y = (np.einsum("nhw,hwy->ny", x, rng.normal(size=(30, 40, Y))) > 0).astype(np.float32)
+    train, val = Split(x[:500], y[:500]), Split(x[500:], y[500:])
+    assert fit(ClosedForm(), train, val, probex_of(16)).network.encoder == px.Dense(Y)
+    monkeypatch.setattr(closed_form, "_MOST_WHOLE", 100)
+    assert fit(ClosedForm(), train, val, probex_of(16)).network.encoder.n_probes == 16
+
+
 SMALL = {"n_probes": 3, "proj_dim": 4, "rep_dim": Y}
 
 
@@ -187,6 +288,7 @@ SMALL = {"n_probes": 3, "proj_dim": 4, "rep_dim": Y}
     [
         ({"name": "probex", **SMALL}, "class", SeveralClasses()),
         ({"name": "probex", **SMALL}, "none", SeveralClasses()),
+        ({"name": "probex", **SMALL, "relu": False}, "class", SeveralClasses()),
         ({"name": "dense", "rep_dim": 8}, "class", SeveralClasses()),
         ({"name": "dense"}, "none", px.Texts()),
     ],

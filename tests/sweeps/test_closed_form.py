@@ -223,3 +223,39 @@ def test_a_model_too_large_to_be_answered_is_named(split, toy_zoo, tmp_path):
     store = px.pack(px.scan(tmp_path / "Toy"), tmp_path / "s").store
     with pytest.raises(px.ProbexError, match=path.parent.name):
         sweep(store, tmp_path / "w", committee=None, normalise="centre", **SETTINGS)
+
+
+REDUCED = {**SETTINGS, "encoder": {"name": "probex", "n_probes": 8, "proj_dim": 8, "relu": False}}
+
+
+@pytest.fixture(scope="module")
+def reduced(toy_store, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("reduced")
+    return workdir, sweep(toy_store, workdir, committee=None, normalise="centre", **REDUCED)
+
+
+def test_probes_of_layers_that_they_tell_more_of_than_all_entries(reduced, toy_store):
+    """Members are networks that cards describe; one alone is what `fit` makes of its layer."""
+    chosen = {m.card.layer: m.card.encoder for m in reduced[1].expert.members}
+    assert chosen["a.weight"]["n_probes"] == 8
+    assert chosen["a.weight"]["relu"] is False
+    assert chosen["c.bias"]["name"] in ("dense", "statistics")
+    settings = {**REDUCED, "normalise": "centre", "layers": ["a.weight"]}
+    [alone] = sweep(toy_store, reduced[0].parent / "alone", **settings).expert.members
+    x, y = fitted_to(toy_store, "a.weight")
+    encoder = px.ProbeX(8, 8, y.shape[1], relu=False)
+    fitted = px.fit(encoder, np.asarray(x, np.float32), y, recipe=REDUCED["recipe"])
+    tested = toy_store.matrices("a.weight", "test")
+    assert fitted.network.encoder == alone.network.encoder
+    assert error(alone.logits(tested), np.asarray(fitted.logits(tested), np.float64)) <= 1e-3
+
+
+def test_a_killed_sweep_of_probes_goes_on_to_the_same_bits(reduced, toy_store, tmp_path):
+    settings = {**REDUCED, "committee": None, "normalise": "centre"}
+    killed(toy_store, tmp_path / "w", 1, **settings)
+    [kept] = (tmp_path / "w" / "training").rglob("kernel.npz")
+    written = kept.stat().st_mtime_ns, kept.read_bytes()
+    killed(toy_store, tmp_path / "w", 3, **settings)
+    assert (kept.stat().st_mtime_ns, kept.read_bytes()) == written, "computed again"
+    sweep(toy_store, tmp_path / "w", **settings)
+    check_same_files(tmp_path / "w", reduced[0])
