@@ -197,54 +197,42 @@ def zero_shot(
         )
     check_unseen(expert, store)
     candidates, n_held_out = (*held_out, *expert.card.classes), len(held_out)
-    logits_NY, labels_N = _answers(expert, store, split, candidates, encoder)
+    texts_YD = class_texts(expert, store, candidates, encoder)
+
+    def answers(split: str) -> tuple[np.ndarray, np.ndarray]:
+        logits_NY = _logits(expert, store, split, candidates, texts_YD)
+        return logits_NY, store.class_indices(split, candidates)
+
+    logits_NY, labels_N = answers(split)
     seen = split.removesuffix("_holdout")
     return ZeroShot(
         among_held_out=_score(logits_NY[:, :n_held_out], labels_N),
         among_all=_score(logits_NY, labels_N),
         n_held_out=n_held_out,
         n_all=len(candidates),
-        seen_among_all=_score(*_answers(expert, store, seen, candidates, encoder))
-        if store.has(seen)
-        else None,
+        seen_among_all=_score(*answers(seen)) if store.has(seen) else None,
     )
 
 
-def with_seen_offset(
-    expert: Expert, store: LayerStore, encoder: TextEncoder | None = None
-) -> Expert:
+def with_seen_offset(expert: Expert, candidates: Candidates) -> Expert:
     """The expert, with what validation models say is to be taken off the classes trained on.
 
     Where these and held-out classes are candidates together, the former's logits are too high:
     training raised them.
 
     Args:
-      expert, encoder: as `zero_shot` takes them.
-      store: with models of the splits "val" and "val_holdout".
-
-    Raises:
-      ProbexError: as `zero_shot`.
+      expert: one trained on the seen classes of the store.
+      candidates: of a store with models of the splits "val" and "val_holdout".
     """
-    expert = expert.with_card(text=replace(expert.text, seen_offset=None))
-    held_out = store.held_out_classes
-    candidates = (*held_out, *expert.card.classes)
-    of_seen, of_held_out = (
-        _answers(expert, store, split, candidates, encoder) for split in ("val", "val_holdout")
+    store, n_held_out = candidates.store, len(candidates.held_out_YD)
+    texts_YD = candidates.among_all("val_holdout").texts
+    of_seen_NY, of_held_out_NY = (
+        stored_logits(expert, store, split, texts_YD) for split in ("val", "val_holdout")
     )
-    offset = seen_offset(of_seen, of_held_out, len(held_out))
+    seen_N, held_out_N = (candidates.targets(split).y for split in ("val", "val_holdout"))
+    of_seen = of_seen_NY, seen_N + n_held_out
+    offset = seen_offset(of_seen, (of_held_out_NY, held_out_N), n_held_out)
     return expert.with_card(text=replace(expert.text, seen_offset=offset))
-
-
-def _answers(
-    expert: Expert,
-    store: LayerStore,
-    split: str,
-    candidates: Sequence[str],
-    encoder: TextEncoder | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [N, Y] of the models of a split, and the places [N] of their classes."""
-    logits_NY = text_logits(expert, store, split, candidates, encoder)
-    return logits_NY, store.class_indices(split, candidates)
 
 
 def _score(logits_NY: np.ndarray, labels_N: np.ndarray) -> Score:
@@ -281,6 +269,12 @@ def text_logits(
       ProbexError: as `zero_shot`; or if two classes have the same words.
     """
     texts_YD = class_texts(expert, store, classes, encoder)
+    return _logits(expert, store, split, classes, texts_YD)
+
+
+def _logits(
+    expert: Expert, store: LayerStore, split: str, classes: Sequence[str], texts_YD: np.ndarray
+) -> np.ndarray:
     is_seen_Y = np.isin(classes, expert.card.classes)
     offset_Y = np.where(is_seen_Y, expert.text.seen_offset or 0.0, 0.0).astype(np.float32)
     return stored_logits(expert, store, split, texts_YD) - offset_Y[None]

@@ -117,7 +117,7 @@ def finish(
     kept = {**kept, "expert": calibrated_by(kept["expert"], found, chosen_by)}
     encoder = None if candidates is None else candidates.encoder
     if candidates is not None and store.has("val") and store.has("val_holdout"):
-        kept = {name: with_seen_offset(each, store, encoder) for name, each in kept.items()}
+        kept = {name: with_seen_offset(each, candidates) for name, each in kept.items()}
     represented_by, card = kept.get(HOLDOUT, kept["expert"]), kept["expert"].card
     predictions = Predictions.of(store, card.classes, task, found["test"], represented_by)
     predictions.write(workdir)

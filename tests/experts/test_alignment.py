@@ -93,7 +93,7 @@ def test_classes_trained_on_stand_back_for_new_ones(swept, toy_lora_store):
     expert = px.Expert.load(workdir / "expert_val_holdout")
     raw = expert.with_card(text=dataclasses.replace(expert.text, seen_offset=None))
     assert expert.text.seen_offset
-    assert with_seen_offset(raw, toy_lora_store).card == expert.card
+    assert with_seen_offset(raw, ALIGNMENT.candidates(toy_lora_store)).card == expert.card
 
     def harmonic(each):
         found = zero_shot(each, toy_lora_store, "val_holdout")
