@@ -1,9 +1,9 @@
 """Jobs of a sweep: layers of one shape, with variants of the recipe, that are trained together.
 
-How many is found by trying: as many as fit the memory that is free when the sweep begins, with their
-matrices and all that training keeps of their parameters; on a CPU as many as have their batches and
-parameters in cache together, since more would be slower; and half of them where the compiled program
-would need more memory than there is.
+How many is found by trying: as many as fit the memory that is free when the sweep begins, with
+their matrices and all that training keeps of their parameters; on a CPU as many as have their
+batches and parameters in cache together, since more would be slower; and half of them where the
+compiled program would need more memory than there is.
 """
 
 import hashlib
@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from probex_jax.errors import ProbexError
@@ -31,8 +30,8 @@ _SHARE = 0.8
 _HOST_SHARE, _ALONE_SHARE = 1 / 3, 0.4
 # Jobs whose data is in memory at a time: one that is trained, one that waits, one that is read.
 IN_FLIGHT = 3
-# What training keeps, in parameters: the best of each split that is evaluated, and these, two moments,
-# the gradient and a step; what is saved of them is a copy.
+# What training keeps, in units of the parameters: beside the best of each split that is evaluated
+# these, two moments, and for a step the gradient and the update.
 _PARAMETERS, _MOMENTS, _STEP = 1, 2, 2
 
 

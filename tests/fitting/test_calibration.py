@@ -158,5 +158,5 @@ def test_the_offset_of_seen_classes_is_the_best_of_all():
     assert harmonic(offset) == pytest.approx(max(map(harmonic, np.linspace(-10, 10, 4001))))
     assert harmonic(offset) > harmonic(0.0) + 0.1
     assert 1.0 < offset < 3.0
-    hopeless = np.zeros((2, 3)) + [0.0, 1.0, 2.0], np.array([0, 0])
+    hopeless = np.tile(np.arange(3.0), (2, 1)), np.array([0, 0])
     assert seen_offset(hopeless, hopeless, 2) == 0.0
