@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -23,16 +23,15 @@ from probex_jax.layer_store.arrays import parts
 from probex_jax.sweeps.memory import free_bytes, free_on
 from probex_jax.sweeps.source import Source
 
-# Of the memory of a device that is free, what trainings may fill.
-_SHARE = 0.8
-# Of the free memory of the machine, what all jobs may take, and what one network may alone, which a
-# CPU has twice while its layer is read.
-_HOST_SHARE, _ALONE_SHARE = 1 / 3, 0.4
+# Of the memory that is free, what trainings may fill of a device's, all jobs together of the
+# machine's, and one network alone of the machine's.
+_SHARE, _HOST_SHARE, _ALONE_SHARE = 0.8, 1 / 3, 0.8
 # Jobs whose data is in memory at a time: one that is trained, one that waits, one that is read.
 IN_FLIGHT = 3
 # What training keeps, in units of the parameters: beside the best of each split that is evaluated
-# these, two moments, and for a step the gradient and the update.
-_PARAMETERS, _MOMENTS, _STEP = 1, 2, 2
+# these, two moments, and for a step the gradient and the update. Of all but the last two the memory
+# of the machine holds a copy while they are saved, and what is written of it.
+_PARAMETERS, _MOMENTS, _STEP, _COPIES = 1, 2, 2, 3
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,7 @@ class Room:
       device: bytes on each device.
       host: bytes of the data of one job in the memory of this machine, where some are waiting.
       most: networks of a job; None for as many as the bytes allow.
-      alone: bytes that one network may take on a device, and its data in the memory of this
-        machine, while no other job is in memory.
+      alone: bytes that one network may take on a device while no other job is in memory.
     """
 
     device: float
@@ -145,44 +143,76 @@ def _of_one_shape(
     processes: int,
     stream: bool,
 ) -> list[Job]:
-    store, devices, recipe = source.store, source.devices, recipes[0]
-    shapes = parts(store.layers[names[0]], store.ranks.get(names[0]))
-    entries, counts = sum(map(prod, shapes.values())), source.counts()
-    on_device = sum(-(-count // devices.count) for count in counts.values()) * entries
-    read_bytes = 4 * on_device * devices.count // devices.processes
-    itemsize = jnp.dtype(recipe.storage).itemsize
-    data, parameters = on_device * itemsize, source.parameter_bytes(names[0])
-    state = parameters * (_PARAMETERS + _MOMENTS + len(counts) - 1)
-    network = state + parameters * _STEP
-    if devices.platform == "cpu":
-        network += state  # a copy, to be saved
-    largest = max(room.device, room.alone)
-    if network > largest:
+    needs = _needs(source, names[0], recipes[0])
+
+    def fitting(variants: int) -> int:
+        """Layers, with so many variants of each."""
+        of_device = room.device / (needs.data + variants * needs.network)
+        return int(min(of_device, room.host / (needs.read + variants * needs.saved)))
+
+    is_cpu = source.devices.platform == "cpu"
+    # A CPU has a layer twice while it is read.
+    alone = (2 if is_cpu else 1) * needs.data + needs.network <= room.alone
+    alone = alone and (is_cpu or needs.read + needs.saved <= (IN_FLIGHT + 1) * room.host)
+    if needs.network > (largest := max(room.device, room.alone)):
         raise ProbexError(
-            f"{store.path}: {names[0]}: training takes {network / 1e9:.1f} GB for "
-            f"{parameters / 1e6 / 4:.0f} million parameters, and {largest / 1e9:.1f} GB may be "
+            f"{source.store.path}: {names[0]}: training takes {needs.network / 1e9:.1f} GB for "
+            f"{needs.parameters / 4e6:.0f} million parameters, and {largest / 1e9:.1f} GB may be "
             "taken; give the encoder fewer or smaller probes or representations"
         )
     most = len(names) * len(recipes) if room.most is None else room.most
-    if devices.platform == "cpu":
-        models = min(recipe.batch_size, -(-counts["train"] // devices.count))
-        side_by_side = MICRO_BATCH_BYTES // (models * entries * itemsize + parameters)
-        most = min(most, max(1, int(side_by_side)))
-    fitting = int(min(room.device / (data + network), room.host / read_bytes))
-    alone = not fitting and max(data + network, read_bytes) <= room.alone
-    if stream or not most or not (fitting or alone):
+    if stream or not most or not (fitting(1) or alone):
         return [Job((name,), (recipe,), streamed=True) for name in names for recipe in recipes]
-    if alone:
+    if not fitting(1):
         return [Job((name,), (recipe,), alone=True) for name in names for recipe in recipes]
-    n_variants = min(len(recipes), most, max(1, int((room.device - data) // network)))
-    fitting = int(min(room.device / (data + n_variants * network), room.host / read_bytes))
-    n_layers = max(1, min(fitting, most // n_variants, -(-len(names) // processes)))
+    if is_cpu:
+        most = min(most, max(1, int(MICRO_BATCH_BYTES // (needs.batch + needs.parameters))))
+    n_variants = min(len(recipes), most)
+    while not fitting(n_variants):
+        n_variants -= 1
+    n_layers = max(1, min(fitting(n_variants), most // n_variants, -(-len(names) // processes)))
     one_order = len({recipe.seed for recipe in recipes}) == 1
     return [
         Job(some, variants, one_order=one_order)
         for some in _divided(names, n_layers)
         for variants in _divided(recipes, n_variants)
     ]
+
+
+class _Needs(NamedTuple):
+    """Bytes that training on a layer needs.
+
+    Args:
+      data: its matrices on a device.
+      read: its matrices in the memory of the machine.
+      batch: of these, a batch on a device.
+      parameters: of one network.
+      network: what a device holds of one network.
+      saved: what the machine holds of it while it is saved; where they share memory, nothing more.
+    """
+
+    data: int
+    read: int
+    batch: int
+    parameters: int
+    network: int
+    saved: int
+
+
+def _needs(source: Source, layer: str, recipe: Adam) -> _Needs:
+    store, devices, counts = source.store, source.devices, source.counts()
+    shapes = parts(store.layers[layer], store.ranks.get(layer))
+    entries, itemsize = sum(map(prod, shapes.values())), jnp.dtype(recipe.storage).itemsize
+    held = {name: -(-count // devices.count) for name, count in counts.items()}
+    on_device = sum(held.values()) * entries
+    read = 4 * on_device * devices.count // devices.processes
+    batch = min(recipe.batch_size, held["train"]) * entries * itemsize
+    parameters = source.parameter_bytes(layer)
+    state = parameters * (_PARAMETERS + _MOMENTS + len(counts) - 1)
+    network, saved = state + parameters * _STEP, state * _COPIES
+    if devices.platform == "cpu":
+        network, saved = network + saved, 0
+    return _Needs(on_device * itemsize, read, batch, parameters, network, saved)
 
 
 def _divided(items: Sequence[Any], most: int) -> list[tuple[Any, ...]]:

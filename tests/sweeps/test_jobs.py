@@ -138,9 +138,10 @@ def test_what_training_keeps_of_parameters_must_fit_as_well(tree):
     assert sizes(one, device=2.5 * (LAYER + LARGE_NETWORK)) == [(2, 1)] * 2
     assert sizes(five, device=LAYER + 3.5 * LARGE_NETWORK) == [(1, 3)] * 6
     assert sizes(one, device=0.9 * LARGE_NETWORK, alone=LAYER + LARGE_NETWORK) == [(1, 1)] * 3
-    # A CPU has a copy of what is saved, too; and parameters that fill its cache are alone there.
+    # A CPU has copies of what is saved, too; and parameters that fill its cache are alone there.
+    assert sizes(one, host=2.5 * (LAYER + 12 / 6 * LARGE_NETWORK)) == [(2, 1)] * 2
     assert sizes(one, platform="cpu") == [(3, 1)]
-    more = 4 / 6 * LARGE_NETWORK
+    more = 12 / 6 * LARGE_NETWORK
     room = {"device": 2.5 * (LAYER + LARGE_NETWORK + more), "platform": "cpu"}
     assert sizes(one, **room) == [(2, 1)] * 2
     huge = LARGE | {"n_probes": 2048, "proj_dim": 2048}
