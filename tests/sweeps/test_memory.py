@@ -1,8 +1,12 @@
 """What is free is what the machine has left, or less where a container leaves less."""
 
+import jax
 import pytest
 
-from probex_jax.sweeps.memory import free_bytes
+from probex_jax.fitting.sharding import ONE
+from probex_jax.sweeps import jobs
+from probex_jax.sweeps.jobs import IN_FLIGHT, Job, Room
+from probex_jax.sweeps.memory import free_bytes, free_on
 
 GB = 10**9
 
@@ -54,3 +58,33 @@ def test_a_container_of_version_1_whose_own_group_is_the_top(machine):
 
 def test_where_nothing_tells(tmp_path):
     assert free_bytes(tmp_path) >= free_bytes() > 0
+
+
+class Device:
+    """One of 80 GB."""
+
+    def __init__(self, used):
+        self.used = used
+
+    def memory_stats(self):
+        return {"bytes_limit": 80 * GB, "bytes_in_use": self.used}
+
+
+def test_what_others_use_of_a_device_is_not_free(monkeypatch):
+    assert free_on(ONE) is None, "a CPU has the memory of the machine"
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(30 * GB), Device(79 * GB)])
+    assert free_on(ONE) == 50 * GB, "of the one that trains"
+
+
+@pytest.mark.parametrize("device", [None, Device(0)], ids=["cpu", "gpu"])
+def test_all_jobs_together_take_a_third_of_the_machine(monkeypatch, device):
+    monkeypatch.setattr(jobs, "free_bytes", lambda: 24.0 * GB)
+    if device:
+        monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    room = Room.here(ONE)
+    on_machine = IN_FLIGHT * room.host + (0 if device else room.device)
+    assert 4 * GB < on_machine <= 8.001 * GB
+    assert room.device <= room.alone <= (80 if device else 24) * GB
+    single, several = Job(("a",), (None,)), Job(("a", "b"), (None,))
+    assert room.limit(several) == room.device
+    assert room.limit(single) == room.alone
