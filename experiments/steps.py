@@ -297,6 +297,8 @@ def train_row(metrics: Mapping[str, Any]) -> Row:
         found = ZeroShot.from_json(metrics["zero_shot"])
         row[f"zero-shot among {found.n_held_out}"] = str(found.among_held_out)
         row[f"among all {found.n_all}"] = str(found.among_all)
+        if found.seen_among_all is not None:
+            row[f"seen, among all {found.n_all}"] = str(found.seen_among_all)
     return row
 
 

@@ -11,6 +11,7 @@ from probex_jax.experts.card import TextCard
 from probex_jax.experts.expert import Expert
 from probex_jax.experts.predictions import stored_logits
 from probex_jax.fitting import Score, Split, Texts
+from probex_jax.fitting.calibration import seen_offset
 from probex_jax.language import TextEncoder, embed
 from probex_jax.layer_store import LayerStore
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
@@ -145,6 +146,8 @@ class ZeroShot:
       among_held_out: the candidates being the held-out classes of the store.
       among_all: the candidates being these and the classes of the expert.
       n_held_out, n_all: numbers of candidates.
+      seen_among_all: accuracy on models of the expert's classes, the candidates being all, too;
+        None where there are no such models.
 
     No model of a held-out class is trained on, so there is no commonest answer to learn. The chance
     of both is the share of the commonest class of the models, which no one answer can exceed.
@@ -154,11 +157,13 @@ class ZeroShot:
     among_all: Score
     n_held_out: int
     n_all: int
+    seen_among_all: Score | None = None
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "ZeroShot":
         """From what `dataclasses.asdict` made of one."""
-        scores = {name: Score(**value[name]) for name in ("among_held_out", "among_all")}
+        names = ("among_held_out", "among_all", "seen_among_all")
+        scores = {name: Score(**value[name]) for name in names if value.get(name)}
         return cls(**{**value, **scores})
 
 
@@ -191,17 +196,48 @@ def zero_shot(
             f"{store.path}: no held-out classes; zero-shot needs {' and '.join(HELD_OUT_SPLITS)}"
         )
     check_unseen(expert, store)
-    labels_N = store.class_indices(split, held_out)
-    candidates = (*held_out, *expert.card.classes)
-    logits_NY = text_logits(expert, store, split, candidates, encoder)
-    n_held_out = len(held_out)
-    chance = Texts().chance(labels_N, labels_N)
+    candidates, n_held_out = (*held_out, *expert.card.classes), len(held_out)
+    texts_YD = class_texts(expert, store, candidates, encoder)
+
+    def answers(split: str) -> tuple[np.ndarray, np.ndarray]:
+        logits_NY = _logits(expert, store, split, candidates, texts_YD)
+        return logits_NY, store.class_indices(split, candidates)
+
+    logits_NY, labels_N = answers(split)
+    seen = split.removesuffix("_holdout")
     return ZeroShot(
-        among_held_out=replace(Texts().score(logits_NY[:, :n_held_out], labels_N), chance=chance),
-        among_all=replace(Texts().score(logits_NY, labels_N), chance=chance),
+        among_held_out=_score(logits_NY[:, :n_held_out], labels_N),
+        among_all=_score(logits_NY, labels_N),
         n_held_out=n_held_out,
         n_all=len(candidates),
+        seen_among_all=_score(*answers(seen)) if store.has(seen) else None,
     )
+
+
+def with_seen_offset(expert: Expert, candidates: Candidates) -> Expert:
+    """The expert, with what validation models say is to be taken off the classes trained on.
+
+    Where these and held-out classes are candidates together, the former's logits are too high:
+    training raised them.
+
+    Args:
+      expert: one trained on the seen classes of the store.
+      candidates: of a store with models of the splits "val" and "val_holdout".
+    """
+    store, n_held_out = candidates.store, len(candidates.held_out_YD)
+    texts_YD = candidates.among_all("val_holdout").texts
+    of_seen_NY, of_held_out_NY = (
+        stored_logits(expert, store, split, texts_YD) for split in ("val", "val_holdout")
+    )
+    seen_N, held_out_N = (candidates.targets(split).y for split in ("val", "val_holdout"))
+    of_seen = of_seen_NY, seen_N + n_held_out
+    offset = seen_offset(of_seen, (of_held_out_NY, held_out_N), n_held_out)
+    return expert.with_card(text=replace(expert.text, seen_offset=offset))
+
+
+def _score(logits_NY: np.ndarray, labels_N: np.ndarray) -> Score:
+    chance = Texts().chance(labels_N, labels_N)
+    return replace(Texts().score(logits_NY, labels_N), chance=chance)
 
 
 def check_unseen(expert: Expert, store: LayerStore) -> None:
@@ -227,11 +263,21 @@ def text_logits(
 ) -> np.ndarray:
     """Logits [N, Y] of the models of a split, the candidates being texts of some classes.
 
+    Those of classes that the expert was trained on are less its `TextCard.seen_offset`.
+
     Raises:
       ProbexError: as `zero_shot`; or if two classes have the same words.
     """
     texts_YD = class_texts(expert, store, classes, encoder)
-    return stored_logits(expert, store, split, texts_YD)
+    return _logits(expert, store, split, classes, texts_YD)
+
+
+def _logits(
+    expert: Expert, store: LayerStore, split: str, classes: Sequence[str], texts_YD: np.ndarray
+) -> np.ndarray:
+    is_seen_Y = np.isin(classes, expert.card.classes)
+    offset_Y = np.where(is_seen_Y, expert.text.seen_offset or 0.0, 0.0).astype(np.float32)
+    return stored_logits(expert, store, split, texts_YD) - offset_Y[None]
 
 
 def class_texts(

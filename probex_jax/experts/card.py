@@ -30,6 +30,8 @@ class TextCard:
       template: the sentence of a class, with `{class}` where its words stand.
       logit_scale: scale of the cosines.
       texts: the words for classes whose names are none.
+      seen_offset: what is taken off the logits of the classes trained on where others are
+        candidates, too (`fitting.calibration.seen_offset`); None for nothing.
 
     Example:
       >>> TextCard("hashing", "hashing-512", 512, "a {class}", 20.0, {"n02": "big dog"}).dim
@@ -42,6 +44,7 @@ class TextCard:
     template: str
     logit_scale: float
     texts: Mapping[str, str]
+    seen_offset: float | None = None
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,8 @@ class Card:
         if not all(isinstance(name, str) for name in classes):
             raise ProbexError(f"{where}: classes on the card are not all names")
         text = read.part("text", TextCard, required=head == "text")
+        if text and not abs(text.seen_offset or 0.0) < float("inf"):
+            raise ProbexError(f"{where}: text.seen_offset on the card is not finite")
         calibration = read.part("calibration", Calibration)
         if calibration and not 0 < calibration.temperature < float("inf"):
             raise ProbexError(f"{where}: calibration.temperature on the card is not > 0")

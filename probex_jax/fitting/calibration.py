@@ -93,3 +93,44 @@ def reliability(promised: np.ndarray, held: np.ndarray) -> np.ndarray:
         for weights in (None, p_M, np.asarray(held, np.float64))
     ]
     return np.stack([np.asarray(each, np.float64) for each in sums])
+
+
+def seen_offset(
+    of_seen: tuple[np.ndarray, np.ndarray], of_new: tuple[np.ndarray, np.ndarray], n_new: int
+) -> float:
+    """What to take off the logits of classes trained on, that new ones are told beside them.
+
+    The harmonic mean is largest of the two accuracies, on models of either kind, among all classes.
+
+    Args:
+      of_seen: logits [N, Y] of models of the classes trained on, new classes first, and the places
+        [N] of their classes.
+      of_new: the same of models of new classes.
+      n_new: how many of the Y are new.
+
+    Returns:
+      The offset, half-way between models that it divides.
+
+    Example:
+      >>> of_new = np.array([[2.0, 0, 3], [0, 4, 5]]), np.array([0, 1])
+      >>> of_seen = np.array([[1.0, 0, 9]]), np.array([2])
+      >>> seen_offset(of_seen, of_new, n_new=2)
+      4.5
+
+    References:
+      Chao, Changpinyo, Gong, Sha: An Empirical Study and Analysis of Generalized Zero-Shot
+      Learning for Object Recognition in the Wild, ECCV 2016 (calibrated stacking).
+    """
+
+    def lead(logits_NY: np.ndarray) -> np.ndarray:
+        return logits_NY[:, n_new:].max(axis=1) - logits_NY[:, :n_new].max(axis=1)
+
+    leads = lead(of_seen[0]), lead(of_new[0])
+    told_seen_N = of_seen[0][:, n_new:].argmax(axis=1) + n_new == of_seen[1]
+    told_new_N = of_new[0][:, :n_new].argmax(axis=1) == of_new[1]
+    edges = np.unique(np.concatenate(leads).astype(np.float64))
+    offset_E = np.concatenate([edges[:1], (edges[:-1] + edges[1:]) / 2, edges[-1:]])
+    seen_E = np.mean(told_seen_N & (leads[0] > offset_E[:, None]), axis=1)
+    new_E = np.mean(told_new_N & (leads[1] < offset_E[:, None]), axis=1)
+    harmonic_E = 2 * seen_E * new_E / np.maximum(seen_E + new_E, 1e-9)
+    return float(offset_E[np.argmax(harmonic_E)]) if harmonic_E.any() else 0.0

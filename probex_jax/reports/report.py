@@ -181,7 +181,10 @@ def _result_rows(training: Training) -> Iterator[dict[str, Any]]:
         for what, score, count in (
             (f"zero-shot among {found.n_held_out}", found.among_held_out, found.n_held_out),
             (f"zero-shot among all {found.n_all}", found.among_all, found.n_all),
+            (f"seen classes among all {found.n_all}", found.seen_among_all, found.n_all),
         ):
+            if score is None:  # written by an earlier version
+                continue
             figures = _score(vars(score), score.chance or 1 / count)
             yield {"figure": f"{training.name}: {what}", **figures, "reads": reads}
 

@@ -250,7 +250,16 @@ def _zero_shot(subject: Subject) -> Iterator[Measured]:
             found.n_held_out,
         ),
         ("among_all", "accuracy among all classes", found.among_all, "in all", found.n_all),
+        (
+            "seen_among_all",
+            "accuracy of seen classes among all",
+            found.seen_among_all,
+            "in all",
+            found.n_all,
+        ),
     ):
+        if score is None:
+            continue
         yield Measured("zero_shot", key, what, classes, count, score, _chance(score))
 
 

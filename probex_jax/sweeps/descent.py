@@ -82,8 +82,10 @@ class Descent:
         room = Room.here(devices)
         while True:
             jobs = plan(self.source, names, self.recipes, room, processes, stream=self.stream)
+            # What waits here another process could do; or processes must do all in one order.
+            alone = processes > 1 or devices.processes > 1 or any(job.alone for job in jobs)
             try:
-                return self._run(jobs, self._train_each)
+                return self._run(jobs, partial(self._train_each, room, not alone))
             except TooLarge:
                 room = room.less(jobs)
 
@@ -99,18 +101,17 @@ class Descent:
     def _progress_of(self, job: Job, layer: str, epochs: int) -> None:
         self.on_progress(layer, epochs * len(dict.fromkeys(job.recipes)))
 
-    def _train_each(self, jobs: Iterator[Job]) -> None:
-        """Trains jobs, reading and compiling for the next ones while one is trained."""
-        prepare = partial(read, self.source, programs=self.programs)
-        if self.share[1] > 1 or self.source.devices.processes > 1:
-            # What waits here another process could do; or processes must do all in one order.
-            readied = ((job, prepare(job)) for job in jobs)
-        else:
+    def _train_each(self, room: Room, ahead: bool, jobs: Iterator[Job]) -> None:
+        """Trains jobs, perhaps reading and compiling for the next ones while one is trained."""
+        prepare = partial(read, self.source, programs=self.programs, room=room)
+        if ahead:
             readied = prefetch(prepare, jobs, workers=IN_FLIGHT - 1, beyond=IN_FLIGHT - 1)
+        else:
+            readied = ((job, prepare(job)) for job in jobs)
         for job, ready in readied:
-            self._train(job, ready)
+            self._train(job, ready, room)
 
-    def _train(self, job: Job, ready: Ready) -> None:
+    def _train(self, job: Job, ready: Ready, room: Room) -> None:
         """Trains a job to its end, from where it was, and keeps its experts."""
         devices = self.source.devices
         for layer, reason in ready.frozen.items():
@@ -127,7 +128,7 @@ class Descent:
         folder = self.workdir / "training" / job.key
         saver = Saver(folder, self.save_every_s, devices, on_epochs)
         with self.stop.saves(saver.save):
-            state = train(self.source, ready, saver)
+            state = train(self.source, ready, saver, room)
             if devices.writes:
                 self._keep(job, ready, state)
         if devices.writes:

@@ -76,6 +76,7 @@ class Saver:
         if not self._devices.writes:
             return
         with self._lock:
+            self._unsaved = None  # the one before is given back first
             # A copy: the next step takes the memory of the state.
             self._unsaved = jax.tree.map(np.array, serialization.to_state_dict(state))
         pause_s = max(self._every_s, self._took_s / _SHARE) if self._every_s else 0.0

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
-from probex_jax.experts.alignment import ZeroShot, zero_shot
+from probex_jax.experts.alignment import ZeroShot, with_seen_offset, zero_shot
 from probex_jax.experts.chance import chance
 from probex_jax.experts.committee import best_committee, committee
 from probex_jax.experts.evaluation import HOLDOUT, Answers, answers, calibrated_by, score
@@ -120,6 +120,8 @@ def finish(
     store, candidates, task = source.store, source.candidates, source.task
     kept = {**kept, "expert": calibrated_by(kept["expert"], found, chosen_by)}
     encoder = None if candidates is None else candidates.encoder
+    if candidates is not None and store.has("val") and store.has("val_holdout"):
+        kept = {name: with_seen_offset(each, candidates) for name, each in kept.items()}
     represented_by, card = kept.get(HOLDOUT, kept["expert"]), kept["expert"].card
     predictions = Predictions.of(store, card.classes, task, found["test"], represented_by)
     predictions.write(workdir)

@@ -89,6 +89,13 @@ class Source:
         found = y(split, self.store.classes) if y else self.store.targets(split)
         return Split(None, found)  # type: ignore[arg-type]
 
+    def parameter_bytes(self, layer: str) -> int:
+        """What the parameters of the network that reads a layer take, in float32."""
+        x = jax.ShapeDtypeStruct((1, *self.store.layers[layer]), np.float32)
+        texts = self.targets("train").texts
+        variables = jax.eval_shape(self.network.init, jax.random.key(0), x, texts)
+        return sum(4 * leaf.size for leaf in jax.tree.leaves(variables))
+
     def matrices(
         self,
         layer: str,

@@ -19,7 +19,7 @@ from probex_jax.fitting.group import Group
 from probex_jax.fitting.loop import Best, State, advance
 from probex_jax.fitting.recipe import Adam
 from probex_jax.matrices import Centred, LowRank, dense
-from probex_jax.sweeps.jobs import Job, memory
+from probex_jax.sweeps.jobs import Job, Room
 from probex_jax.sweeps.resume import Saver
 from probex_jax.sweeps.source import Source
 from probex_jax.sweeps.stream import LayerStream
@@ -34,7 +34,6 @@ class Ready(NamedTuple):
       frozen: layer to the reason why not.
       splits: x [L, N, H, W] of this process's models; none left once they are on the devices.
       program: `loop.advance`, compiled; None where that is done later.
-      state: what training begins with, in host memory; None likewise.
     """
 
     job: Job
@@ -42,7 +41,6 @@ class Ready(NamedTuple):
     frozen: Mapping[str, str]
     splits: dict[str, Split]
     program: Callable[..., State] | None = None
-    state: State | None = None
 
 
 class Programs:
@@ -69,7 +67,7 @@ class TooLarge(Exception):
     """A program needs more memory than there is."""
 
 
-def read(source: Source, job: Job, programs: Programs) -> Ready:
+def read(source: Source, job: Job, programs: Programs, room: Room) -> Ready:
     """Reads the data of a job, and compiles its program, if that can be done ahead."""
     trees, frozen = {}, {}
     for layer in dict.fromkeys(job.layers):
@@ -90,8 +88,8 @@ def read(source: Source, job: Job, programs: Programs) -> Ready:
     leaves, structure = jax.tree.flatten(splits)
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     key = group.program, group.recipe.n_evaluations, len(job.recipes), structure, shapes
-    program = programs.get(key, partial(compiled, group, given, evaluated))
-    return Ready(job, trees, frozen, splits, program, group.initial(splits["train"]))
+    program = programs.get(key, partial(compiled, group, given, evaluated, room.limit(job)))
+    return Ready(job, trees, frozen, splits, program)
 
 
 def _group(source: Source, job: Job) -> Group:
@@ -168,16 +166,19 @@ def _memory_errors() -> Iterator[None]:
         raise
 
 
-def compiled(group: Group, train: Split, evaluated: Mapping[str, Split]) -> Callable[..., State]:
+def compiled(
+    group: Group, train: Split, evaluated: Mapping[str, Split], limit: float
+) -> Callable[..., State]:
     """`loop.advance` for data of these shapes.
 
     Args:
       group: what is trained.
       train: from `Group.prepared`; on one device its shapes will do.
       evaluated: the other splits; likewise.
+      limit: bytes that it may take on a device.
 
     Raises:
-      TooLarge: if it needs more memory than the devices have.
+      TooLarge: if it needs more.
     """
     devices, left = group.devices, -1.0
     with suppress(TooLarge) if devices.processes > 1 else nullcontext(), _memory_errors():
@@ -190,7 +191,7 @@ def compiled(group: Group, train: Split, evaluated: Mapping[str, Split]) -> Call
             group.batches(0),
             np.int32(0),
         ).compile()
-        left = memory(devices) - _needed(program)
+        left = limit - _needed(program)
     if devices.least(left) < 0:
         raise TooLarge
     return program
@@ -205,8 +206,10 @@ def _needed(program: Any) -> float:
     return total + sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
 
 
-def train(source: Source, ready: Ready, saver: Saver) -> State:
+def train(source: Source, ready: Ready, saver: Saver, room: Room) -> State:
     """Trains the networks of a job, from where they were, to the end of their recipes.
+
+    Nothing here holds on to the state that training begins with.
 
     Raises:
       TooLarge: if there is not enough memory.
@@ -216,8 +219,7 @@ def train(source: Source, ready: Ready, saver: Saver) -> State:
         (layer,) = ready.job.layers
         stream = LayerStream(group, source, layer, ready.trees[layer])
         one = stream.one()
-        state = saver.restored(group.template(one)) or group.initial(one)
-        return group.train(state, stream=stream, on_evaluation=saver)
+        return group.train(_begun(group, one, saver), stream=stream, on_evaluation=saver)
     with _memory_errors():
         splits = {
             name: source.devices.put(ready.splits[name], count)
@@ -226,10 +228,15 @@ def train(source: Source, ready: Ready, saver: Saver) -> State:
         ready.splits.clear()
         # What it is made from is given back.
         given = group.prepared(splits.pop("train"))
-        program = ready.program or compiled(group, given, splits)
-        state = saver.restored(group.template(given)) or ready.state or group.initial(given)
+        program = ready.program or compiled(group, given, splits, room.limit(ready.job))
         splits["train"] = given
-        return group.train(state, splits, program=program, on_evaluation=saver)
+        run = partial(group.train, program=program, on_evaluation=saver)
+        return run(_begun(group, given, saver), splits)
+
+
+def _begun(group: Group, train: Split, saver: Saver) -> State:
+    """What was saved last, or what training begins with; in host memory."""
+    return saver.restored(group.template(train)) or group.initial(train)
 
 
 def expert_of(source: Source, params: Any, tree: Tree, card: Card) -> Expert:

@@ -1,5 +1,6 @@
 """Alignment with text on toy LoRAs: training, selection, zero-shot, and what is refused."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 import probex_jax as px
 from probex_jax.experts import Alignment, zero_shot
+from probex_jax.experts.alignment import ZeroShot, text_logits, with_seen_offset
 from probex_jax.fitting import Adam
 from probex_jax.language import HashingEncoder
 from probex_jax.sweeps import sweep
@@ -72,6 +74,8 @@ def test_zero_shot_is_what_the_texts_say(swept, toy_lora_store):
     np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1.0, rtol=1e-5)
     e = np.asarray(expert.encode(toy_lora_store.matrices("a", "test_holdout")))
     cosines = (e / np.linalg.norm(e, axis=1, keepdims=True)) @ texts.T
+    offset = expert.text.seen_offset / expert.text.logit_scale
+    cosines[:, len(held_out) :] -= offset
     truth = [model.labels[0] for model in toy_lora_store.split("test_holdout")]
     among_all = [
         (held_out + seen)[i] == name for i, name in zip(cosines.argmax(1), truth, strict=True)
@@ -81,6 +85,31 @@ def test_zero_shot_is_what_the_texts_say(swept, toy_lora_store):
     ]
     assert result.zero_shot.among_all.value == pytest.approx(np.mean(among_all))
     assert result.zero_shot.among_held_out.value == pytest.approx(np.mean(among_held_out))
+
+
+def test_classes_trained_on_stand_back_for_new_ones(swept, toy_lora_store):
+    """By as much as gives both their due on validation; what is among equals stays as it is."""
+    workdir, result = swept
+    expert = px.Expert.load(workdir / "expert_val_holdout")
+    raw = expert.with_card(text=dataclasses.replace(expert.text, seen_offset=None))
+    assert expert.text.seen_offset
+    assert with_seen_offset(raw, ALIGNMENT.candidates(toy_lora_store)).card == expert.card
+
+    def harmonic(each):
+        found = zero_shot(each, toy_lora_store, "val_holdout")
+        return 2 / (1 / found.among_all.value + 1 / found.seen_among_all.value)
+
+    assert harmonic(expert) > harmonic(raw)
+    before, after = zero_shot(raw, toy_lora_store), result.zero_shot
+    assert before.among_held_out == after.among_held_out
+    assert after.seen_among_all.n_models == len(toy_lora_store.split("test"))
+    seen = toy_lora_store.seen_classes
+    logits = [text_logits(each, toy_lora_store, "test", seen) for each in (raw, expert)]
+    np.testing.assert_array_equal(*(each.argmax(axis=1) for each in logits))
+    written = json.loads((workdir / "metrics.json").read_text())["zero_shot"]
+    assert ZeroShot.from_json(written) == after
+    earlier = {name: value for name, value in written.items() if name != "seen_among_all"}
+    assert ZeroShot.from_json(earlier).seen_among_all is None
 
 
 def test_factors_and_product_give_the_same_answers(swept, toy_lora_store):

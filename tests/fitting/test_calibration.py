@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from probex_jax.fitting import Number, OneClass, SeveralClasses, calibration_error
+from probex_jax.fitting.calibration import seen_offset
 
 
 def task_of(y):
@@ -136,3 +137,26 @@ def test_a_number_is_as_uncertain_as_its_errors():
     assert np.std(value_std[:, 0] - y) == pytest.approx(0.6, rel=0.02)
     assert calibration_error(*task.promises(value_std, y)) < 0.01
     assert calibration_error(*task.promises(value_std * [1, 0.3], y)) > 0.3
+
+
+def test_the_offset_of_seen_classes_is_the_best_of_all():
+    """Against all offsets tried one by one, by the accuracies that the logits then have."""
+    rng = np.random.default_rng(0)
+    seen, new = rng.integers(4, 10, 60), rng.integers(0, 4, 40)
+    logits = [3 * np.eye(10)[y] + rng.normal(size=(len(y), 10)) for y in (seen, new)]
+    for each in logits:
+        each[:, 4:] += 2.0  # training raised them
+
+    def harmonic(offset):
+        moved = [each - np.where(np.arange(10) < 4, 0.0, offset) for each in logits]
+        accuracies = [
+            np.mean(each.argmax(axis=1) == y) for each, y in zip(moved, (seen, new), strict=True)
+        ]
+        return 2 / sum(1 / max(accuracy, 1e-9) for accuracy in accuracies)
+
+    offset = seen_offset((logits[0], seen), (logits[1], new), 4)
+    assert harmonic(offset) == pytest.approx(max(map(harmonic, np.linspace(-10, 10, 4001))))
+    assert harmonic(offset) > harmonic(0.0) + 0.1
+    assert 1.0 < offset < 3.0
+    hopeless = np.tile(np.arange(3.0), (2, 1)), np.array([0, 0])
+    assert seen_offset(hopeless, hopeless, 2) == 0.0

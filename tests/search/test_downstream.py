@@ -64,6 +64,7 @@ def test_every_figure_has_its_denominators(measured):
         ("classify", "auc"): seen,
         ("zero_shot", "among_held_out"): held_out,
         ("zero_shot", "among_all"): (16, 24),
+        ("zero_shot", "seen_among_all"): (16, 26),
         ("knn", "accuracy_seen"): seen,
         ("knn", "accuracy_held_out"): held_out,
         ("occ", "auc_nearest_seen"): seen,

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 import probex_jax as px
 from probex_jax.fitting import Adam, Devices
+from probex_jax.fitting.network import build_network
 from probex_jax.fitting.recipe import variants
 from probex_jax.sweeps import train
 from probex_jax.sweeps.jobs import Job, Room, plan
@@ -23,6 +24,12 @@ ALL = [f"{letter}.weight" for letter in "abcdef"]
 # Bytes of a layer of 8 x 6 of 25 + 7 models: of that many a device or a machine has room.
 LAYER = 4 * 48 * 32
 PLENTY = 1e12
+SMALL = {"name": "probex", "n_probes": 1, "proj_dim": 1}
+# Bytes of its training at 8 x 6: parameters, their best on validation, two moments, gradient, step.
+NETWORK = 6 * 4 * (6 + 8 + 4 + 4)
+# Of one with 64 probes of 64 projections.
+LARGE = SMALL | {"n_probes": 64, "proj_dim": 64}
+LARGE_NETWORK = 6 * 4 * (64 * 6 + 64 * 8 + 64 * 64 * 4 + 4)
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +72,25 @@ def assert_close(one, other, rtol=1e-4, atol=1e-5):
     )
 
 
-def planned(tree, names, recipes, *, device=PLENTY, host=PLENTY, most=None, processes=1, **given):
+def planned(
+    tree,
+    names,
+    recipes,
+    *,
+    device=PLENTY,
+    host=PLENTY,
+    most=None,
+    alone=0.0,
+    processes=1,
+    encoder=SMALL,
+    platform="gpu",
+    **given,
+):
     """Jobs of layers; on a device that is no CPU, so that its cache bounds nothing."""
-    devices = type("Gpu", (Devices,), {"platform": property(lambda self: "gpu")})()
-    source = Source(tree, px.SeveralClasses(), None, "none", None, devices)
-    return plan(source, names, recipes, Room(device, host, most), processes, **given)
+    devices = type("Some", (Devices,), {"platform": property(lambda self: platform)})()
+    network = build_network(encoder, "none", 4)
+    source = Source(tree, px.SeveralClasses(), None, "none", network, devices)
+    return plan(source, names, recipes, Room(device, host, most, alone), processes, **given)
 
 
 def test_jobs_are_of_one_size_and_fit(tree):
@@ -83,7 +104,7 @@ def test_jobs_are_of_one_size_and_fit(tree):
     assert (job.layers, job.recipes) == (tuple(names), five)
     assert not job.one_order, "each seed has its own"
     # As many layers as there is room for, all jobs of one size, the last one filled up.
-    found = planned(tree, names[:3], five, device=2.5 * LAYER)
+    found = planned(tree, names[:3], five, device=2.5 * (LAYER + 5 * NETWORK))
     assert layers(found) == ["ac", "dd"]
     # What several jobs in the memory of the machine leave room for.
     assert layers(planned(tree, names, one, host=1.5 * LAYER)) == ["a", "c", "d", "f"]
@@ -100,6 +121,52 @@ def test_jobs_are_of_one_size_and_fit(tree):
     for given in ({"device": 0.9 * LAYER}, {"host": 0.9 * LAYER}, {"most": 0}, {"stream": True}):
         assert planned(tree, names, one, **given) == streamed
     assert len({job.key for job in [*streamed, *planned(tree, ALL, one)]}) == 6
+
+
+def test_what_training_keeps_of_parameters_must_fit_as_well(tree):
+    names = [f"{letter}.weight" for letter in "acd"]
+    one, five = variants(RECIPE, {}), variants(RECIPE, {"seed": [*range(5)]})
+
+    def sizes(recipes, **given):
+        jobs = planned(tree, names, recipes, encoder=LARGE, **given)
+        return [(len(job.layers), len(job.recipes)) for job in jobs]
+
+    assert sizes(five) == [(3, 5)]
+    assert sizes(one, device=2.5 * (LAYER + LARGE_NETWORK)) == [(2, 1)] * 2
+    assert sizes(five, device=LAYER + 3.5 * LARGE_NETWORK) == [(1, 3)] * 6
+    assert sizes(one, device=0.9 * LARGE_NETWORK, alone=LAYER + LARGE_NETWORK) == [(1, 1)] * 3
+    # A CPU has copies of what is saved, too; and parameters that fill its cache are alone there.
+    assert sizes(one, host=2.5 * (LAYER + 12 / 6 * LARGE_NETWORK)) == [(2, 1)] * 2
+    assert sizes(one, platform="cpu") == [(3, 1)]
+    more = 12 / 6 * LARGE_NETWORK
+    room = {"device": 2.5 * (LAYER + LARGE_NETWORK + more), "platform": "cpu"}
+    assert sizes(one, **room) == [(2, 1)] * 2
+    huge = LARGE | {"n_probes": 2048, "proj_dim": 2048}
+    jobs = planned(tree, names, five, encoder=huge, platform="cpu")
+    assert {(len(job.layers), len(job.recipes)) for job in jobs} == {(1, 1)}
+
+
+def test_a_layer_that_fits_alone_is_trained_alone(tree):
+    """Not streamed; what its parameters alone do not fit is refused."""
+    names, one = ["a.weight", "c.weight"], variants(RECIPE, {})
+    alone = [Job((name,), one, alone=True) for name in names]
+    for given in ({"device": 0.9 * LAYER}, {"host": 0.9 * LAYER}):
+        assert planned(tree, names, one, alone=LAYER + NETWORK, **given) == alone
+    room = {"device": 0.9 * LARGE_NETWORK, "encoder": LARGE}
+    with pytest.raises(px.ProbexError, match=r"a\.weight"):
+        planned(tree, names, one, **room)
+    streamed = [Job((name,), one, streamed=True) for name in names]
+    assert planned(tree, names, one, alone=LARGE_NETWORK, **room) == streamed
+
+
+def test_layers_one_by_one_are_as_side_by_side(tree, tmp_path, monkeypatch, swept):
+    """Where so little is free that none is read ahead."""
+    monkeypatch.setattr(Room, "here", lambda devices: Room(1.0, 1.0, alone=PLENTY))
+    layers = ["a.weight", "d.weight"]
+    result = run(tree, tmp_path / "w", layers=layers)
+    for layer in layers:
+        assert_close(expert(tmp_path / "w", layer), expert(swept[0], layer))
+        assert result.layers[layer] == pytest.approx(swept[1].layers[layer], abs=1e-6)
 
 
 def test_half_as_many_networks_are_tried_until_one_is_streamed():
