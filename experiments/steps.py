@@ -34,7 +34,8 @@ AUC = "AUC, chance .5"
 
 def build_zoo(config: Mapping[str, Any], out: Path) -> list[miniature.TreeSummary]:
     """Builds the miniature zoo, or what is left of it to build."""
-    settings = miniature.Settings(**{**config, "lora": miniature.Lora(**config["lora"])})
+    nested = {"vit": miniature.ViT(**config["vit"]), "lora": miniature.Lora(**config["lora"])}
+    settings = miniature.Settings(**{**config, **nested})
     with cli.progress(miniature.count(settings), "fine-tuning", "model") as bar:
         return miniature.build(settings, out, bar.update)
 

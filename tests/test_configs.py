@@ -23,7 +23,7 @@ SHARED = {"__init__"}  # no config
 SUBSETS = ("supvit", "dino", "mae", "resnet", "sd_200", "sd_1k")
 METHODS = ("probex", "mvprobe")
 SIZES = {
-    "zoo_miniature": ("default", "demo", "tiny"),
+    "zoo_miniature": ("default", "demo", "tiny", "wide"),
     "paper": tuple(f"{method}_{subset}" for method in METHODS for subset in SUBSETS),
 }
 
@@ -61,8 +61,9 @@ def test_a_config_is_locked_and_builds_what_it_says(name, size):
         config.unheard_of = 1
     config = config.to_dict()
     if name == "zoo_miniature":
-        lora = miniature.Lora(**config.pop("lora"))
-        assert miniature.Settings(**config, lora=lora).lora == lora
+        lora, vit = miniature.Lora(**config.pop("lora")), miniature.ViT(**config.pop("vit"))
+        settings = miniature.Settings(**config, vit=vit, lora=lora)
+        assert (settings.vit, settings.lora) == (vit, lora)
         return
     encoder, recipe = config.pop("encoder"), config.pop("recipe")
     assert [config.pop(field) for field in ("store", "labels", "split")] == ["", "", ""]

@@ -4,5 +4,6 @@ from probex_jax.zoo.miniature.build import TreeSummary, build, count
 from probex_jax.zoo.miniature.data import CLASSES
 from probex_jax.zoo.miniature.kinds import TREES
 from probex_jax.zoo.miniature.settings import Lora, Settings
+from probex_jax.zoo.miniature.vit import ViT
 
-__all__ = ["CLASSES", "TREES", "Lora", "Settings", "TreeSummary", "build", "count"]
+__all__ = ["CLASSES", "TREES", "Lora", "Settings", "TreeSummary", "ViT", "build", "count"]

@@ -120,8 +120,7 @@ def _build_tree(
     on_progress(len(wanted) - len(missing))
     if missing:
         train = kind.trainer(settings, _root(settings, name, folder))
-        size = kind.models_at_once(settings)
-        for finished in _train_all(kind, train, wanted, missing, size, folder):
+        for finished in _train_all(settings, kind, train, wanted, missing, folder):
             on_progress(finished)
     return TreeSummary(
         tree=name,
@@ -142,11 +141,11 @@ def _root(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
 
 
 def _train_all(
+    settings: Settings,
     kind: Kind,
     train: Train,
     wanted: Sequence[Recipe],
     missing: Sequence[Recipe],
-    size: int,
     folder: Path,
 ) -> Iterator[int]:
     """Trains and writes the missing models; yields how many have been finished.
@@ -154,6 +153,7 @@ def _train_all(
     Models are batched by their number of steps, as none should wait for others, and always in
     the same way, so that a resumed build runs the batches of an uninterrupted one.
     """
+    size = kind.models_at_once(settings)
     in_order = sorted(wanted, key=lambda recipe: (recipe.steps, recipe.index))
     batches = [in_order[start : start + size] for start in range(0, len(in_order), size)]
     todo = set(missing)
@@ -165,7 +165,7 @@ def _train_all(
         for place in mine:
             own = {name: value[place] for name, value in tensors.items()}
             own_scores = {name: float(value[place]) for name, value in scores.items()}
-            files = kind.files(batch[place], own, own_scores)
+            files = kind.files(settings, batch[place], own, own_scores)
             hf_files.write(folder, _folder(kind, folder, batch[place]), files)
         return len(mine)
 

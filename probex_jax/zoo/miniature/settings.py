@@ -10,7 +10,8 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.zoo.miniature import concepts
-from probex_jax.zoo.miniature.data import CLASSES, TRAIN_IMAGES
+from probex_jax.zoo.miniature.data import CLASSES, IMAGE_SIZE, TRAIN_IMAGES
+from probex_jax.zoo.miniature.vit import ViT
 
 TREE_NAMES = ("MiniSupViT", "MiniMAE", "MiniResNet", "MiniLoRA")
 
@@ -100,6 +101,7 @@ class Settings:
       pretraining_batch_size: images per step.
       pretraining_rate: learning rate at its first step.
       models_at_once: models that one compiled program fine-tunes side by side.
+      vit: the architecture of MiniSupViT and MiniMAE; the others take no notice of it.
       lora: all that MiniLoRA is made with, but for the seed; the others take no notice of it.
 
     Example:
@@ -119,6 +121,7 @@ class Settings:
     pretraining_batch_size: int = 64
     pretraining_rate: float = 2e-3
     models_at_once: int = 8
+    vit: ViT = ViT()
     lora: Lora = dataclasses.field(default_factory=Lora)
 
     def __post_init__(self) -> None:
@@ -138,9 +141,22 @@ class Settings:
             "pretraining_batch_size": (_is_whole, _WHOLE),
             "pretraining_rate": (_is_positive, _RATE),
             "models_at_once": (_is_whole, _WHOLE),
+            "vit": (lambda x: isinstance(x, ViT), "a ViT"),
             "lora": (lambda x: isinstance(x, Lora), "a Lora"),
         }
         _check(self, checks)
+        _check_vit(self.vit)
+
+
+def _check_vit(vit: ViT) -> None:
+    checks: Checks = {field.name: (_is_whole, _WHOLE) for field in dataclasses.fields(vit)}
+    _check(vit, checks, "vit.")
+    divisors = {
+        "image_size": (lambda x: x % IMAGE_SIZE == 0, f"a multiple of {IMAGE_SIZE}"),
+        "patch_size": (lambda x: vit.image_size % x == 0, "a divisor of image_size"),
+        "num_attention_heads": (lambda x: vit.hidden_size % x == 0, "a divisor of hidden_size"),
+    }
+    _check(vit, divisors, "vit.")
 
 
 def _check(settings: Any, checks: Checks, prefix: str = "") -> None:

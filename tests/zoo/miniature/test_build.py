@@ -16,18 +16,15 @@ import numpy as np
 import pytest
 
 from probex_jax.errors import ProbexError
-from probex_jax.zoo.miniature import CLASSES, TREES, Lora, Settings, build, data, hf_files
+from probex_jax.zoo.miniature import CLASSES, Lora, Settings, ViT, build, data, hf_files
 from probex_jax.zoo.miniature.finetuning import accuracy, fine_tune
-from probex_jax.zoo.miniature.kinds import Classifiers
 from probex_jax.zoo.miniature.recipes import classifier_recipes as recipes
-from probex_jax.zoo.miniature.vit import ViT
 from tests.zoo.miniature.reading import contents, metadata_of
 
 # One worker builds the zoo; only one tree, as nearly all of the time is compilation.
 pytestmark = pytest.mark.xdist_group("zoo")
 
 _TREE = "MiniMAE"
-_SMALLER = Classifiers(ViT(num_hidden_layers=1), "masked")  # compiles sooner
 
 _LORA = Lora(
     digits=3,
@@ -57,6 +54,7 @@ _TINY = Settings(
     pretraining_batch_size=8,
     pretraining_rate=2e-3,
     models_at_once=4,
+    vit=ViT(num_hidden_layers=1),  # compiles sooner
     lora=_LORA,
 )
 
@@ -66,9 +64,7 @@ def zoo(tmp_path_factory):
     """A zoo, the summaries of its building, and the progress it reported."""
     out = tmp_path_factory.mktemp("zoo")
     progress = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TREES, _TREE, _SMALLER)
-        yield out, build(_TINY, out, progress.append), progress
+    return out, build(_TINY, out, progress.append), progress
 
 
 def _models(tree_folder):
@@ -125,9 +121,8 @@ def test_labels_and_settings_of_models_are_in_their_files(zoo):
 def test_recorded_accuracy_is_that_of_the_written_file(zoo):
     out, summaries, _ = zoo
     for summary in summaries:
-        architecture = TREES[summary.tree].architecture
-        held_back = data.load(architecture.image_size).held_back
-        score = jax.jit(lambda p, x, architecture=architecture: accuracy(architecture, p, x))
+        held_back = data.load(_TINY.vit.image_size).held_back
+        score = jax.jit(lambda p, x: accuracy(_TINY.vit, p, x))
         recorded = []
         for path in _models(out / summary.tree):
             metadata = metadata_of(path)
@@ -144,11 +139,7 @@ def test_recorded_accuracy_is_that_of_the_written_file(zoo):
 _KILLED_BUILD = """
 import os, signal, sys
 from pathlib import Path
-from probex_jax.zoo.miniature import TREES, Lora, Settings, build
-from probex_jax.zoo.miniature.kinds import Classifiers
-from probex_jax.zoo.miniature.vit import ViT
-
-TREES[{tree!r}] = {smaller!r}
+from probex_jax.zoo.miniature import Lora, Settings, ViT, build
 
 def kill_after_a_batch(models):
     if models:
@@ -160,7 +151,7 @@ build({settings!r}, Path(sys.argv[1]), kill_after_a_batch)
 
 def test_a_killed_build_goes_on_to_the_same_bytes(zoo, tmp_path):
     out, _, _ = zoo
-    script = _KILLED_BUILD.format(settings=_TINY, tree=_TREE, smaller=_SMALLER)
+    script = _KILLED_BUILD.format(settings=_TINY)
     command = [sys.executable, "-c", script, tmp_path]
     killed = subprocess.run(command, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
@@ -199,12 +190,11 @@ def test_another_seed_gives_other_models():
 
 def test_models_do_not_depend_on_their_neighbours(zoo):
     out, _, _ = zoo
-    architecture = TREES[_TREE].architecture
-    digits = data.load(architecture.image_size)
+    digits = data.load(_TINY.vit.image_size)
     root = hf_files.load(out / _TREE / "root" / "model.safetensors")
 
     def tune(batch):
-        return fine_tune(architecture, root, digits, batch, batch_size=8, max_steps=5)
+        return fine_tune(_TINY.vit, root, digits, batch, batch_size=8, max_steps=5)
 
     batch = recipes(_TINY, _TREE)[:4]
     assert len({recipe.steps for recipe in batch}) > 1, "the test needs models that wait"
