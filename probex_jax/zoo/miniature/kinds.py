@@ -27,12 +27,13 @@ from probex_jax.zoo.miniature.resnet import ResNet
 from probex_jax.zoo.miniature.settings import Settings
 from probex_jax.zoo.miniature.vit import ViT
 
+S = TypeVar("S")  # settings
 R = TypeVar("R", bound=Recipe)
 # From N recipes to the models' tensors, each [N, ...], and scores, each [N], both by name.
 Train = Callable[[Sequence[R]], tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]
 
 
-class Kind(abc.ABC, Generic[R]):
+class Kind(abc.ABC, Generic[S, R]):
     """A kind of tree.
 
     Attributes:
@@ -44,23 +45,23 @@ class Kind(abc.ABC, Generic[R]):
     measure: ClassVar[str]
 
     @abc.abstractmethod
-    def card(self, settings: Settings, tree: str) -> dict[str, Any]:
+    def card(self, settings: S, tree: str) -> dict[str, Any]:
         """The tree's zoo.json, including all `settings` that determine the tree."""
 
     @abc.abstractmethod
-    def recipes(self, settings: Settings, tree: str) -> list[R]:
+    def recipes(self, settings: S, tree: str) -> list[R]:
         """The recipe of every model."""
 
     @abc.abstractmethod
-    def models_at_once(self, settings: Settings) -> int:
+    def models_at_once(self, settings: S) -> int:
         """Number of models that one compiled program trains side by side."""
 
     @abc.abstractmethod
-    def root(self, settings: Settings, seed: int) -> dict[str, bytes]:
+    def root(self, settings: S, seed: int) -> dict[str, bytes]:
         """Pre-trains the root; returns its files by name."""
 
     @abc.abstractmethod
-    def trainer(self, settings: Settings, root: Params) -> Train[R]:
+    def trainer(self, settings: S, root: Params) -> Train[R]:
         """The function that trains `models_at_once` models."""
 
     @abc.abstractmethod
@@ -69,13 +70,13 @@ class Kind(abc.ABC, Generic[R]):
 
     @abc.abstractmethod
     def files(
-        self, settings: Settings, recipe: R, tensors: hf_files.Tensors, scores: Mapping[str, float]
+        self, settings: S, recipe: R, tensors: hf_files.Tensors, scores: Mapping[str, float]
     ) -> dict[str, bytes]:
         """A model's files by path in its folder, with its scores in their metadata."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Classifiers(Kind[ClassifierRecipe]):
+class Classifiers(Kind[Settings, ClassifierRecipe]):
     """Image classifiers of an architecture, fine-tuned on some of the classes each.
 
     Attributes:
@@ -150,7 +151,7 @@ class Classifiers(Kind[ClassifierRecipe]):
 
 
 @dataclasses.dataclass(frozen=True)
-class Loras(Kind[LoraRecipe]):
+class Loras(Kind[Settings, LoraRecipe]):
     """LoRAs of a denoiser, adapted to a few images of one concept each.
 
     Attributes:
