@@ -157,7 +157,7 @@ class PlantedTree(Kind[Planted, PlantedRecipe]):
     def root(self, settings: Planted, seed: int) -> dict[str, bytes]:
         rng = np.random.default_rng(seed)
         tensors = {
-            f"layers.{place}.weight": _normal(rng, shape, shape[1])
+            f"layers.{place}.weight": _normal(rng, shape, shape[1] ** -0.5)
             for place, shape in enumerate(settings.layers)
         }
         return hf_files.plain(_CONFIG, hf_files.serialise(tensors, {"seed": seed}))
@@ -182,7 +182,7 @@ class PlantedTree(Kind[Planted, PlantedRecipe]):
                     }
                 else:
                     whole = _whole(settings, rng, up_HR, down_RW)
-                    tensors[f"{name}.weight"] = root[f"{name}.weight"] + whole
+                    tensors[f"{name}.weight"] = whole + np.asarray(root[f"{name}.weight"])
             made = {name: value.astype(settings.dtype)[None] for name, value in tensors.items()}
             return made, {"strength": np.mean(recipe.strengths, keepdims=True)}
 
@@ -219,14 +219,14 @@ def _factors(
     used = [*recipe.classes, *range(settings.classes, len(common_RH))]
     shape = (common_RH.shape[1], common_RW.shape[1])
     own_RH, own_RW = _directions(rng, settings.own, shape)
-    shared_R, own_R = rng.normal(size=settings.shared), np.ones(settings.own)
-    strengths_R = [recipe.strengths, settings.nuisance * shared_R, settings.nuisance * own_R]
+    nuisance_R = np.append(rng.normal(size=settings.shared), np.ones(settings.own))
+    strengths_R = np.append(recipe.strengths, settings.nuisance * nuisance_R).astype(np.float32)
     up_RH = np.concatenate([common_RH[used], own_RH])
     down_RW = np.concatenate([common_RW[used], own_RW])
     if settings.factors:
         noise_RH, noise_RW = _directions(rng, len(up_RH), shape)
         up_RH, down_RW = up_RH + settings.noise * noise_RH, down_RW + settings.noise * noise_RW
-    up_HR = up_RH.T * np.concatenate(strengths_R).astype(np.float32)
+    up_HR = up_RH.T * strengths_R
     if settings.factors:  # which direction is a class's is not to be read off its place
         turn_RR = np.linalg.qr(rng.normal(size=2 * [len(up_RH)]))[0].astype(np.float32)
         up_HR, down_RW = up_HR @ turn_RR, turn_RR.T @ down_RW
@@ -238,22 +238,21 @@ def _whole(
 ) -> np.ndarray:
     """The update [H, W], with its noise."""
     x_HW = up_HR @ down_RW
-    noise_HW = _normal(rng, x_HW.shape, x_HW.size / (settings.noise**2 * settings.chosen))
-    return np.add(x_HW, noise_HW, out=x_HW)
+    x_HW += _normal(rng, x_HW.shape, settings.noise * (settings.chosen / x_HW.size) ** 0.5)
+    return x_HW
 
 
 def _directions(
     rng: np.random.Generator, count: int, shape: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Two vectors a direction, [R, H] and [R, W], with norms of about 1."""
-    up_RH, down_RW = (_normal(rng, (count, length), length) for length in shape)
+    up_RH, down_RW = (_normal(rng, (count, length), length**-0.5) for length in shape)
     return up_RH, down_RW
 
 
-def _normal(rng: np.random.Generator, shape: tuple[int, int], precision: float) -> np.ndarray:
-    """Normal numbers of variance 1/precision."""
+def _normal(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> np.ndarray:
     x = rng.standard_normal(shape, np.float32)
-    x *= np.float32(precision**-0.5)
+    x *= np.float32(scale)
     return x
 
 
