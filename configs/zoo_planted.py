@@ -40,6 +40,8 @@ def get_config(size: str = "vit_base") -> ml_collections.ConfigDict:
         config.classes = 50
         config.chosen = 1
         config.own = 7
+        config.nuisance = 1.0
+        config.noise = 1.0
     elif size == "tiny":
         config.models = 20
         config.layers = ((12, 8), (8, 8))
