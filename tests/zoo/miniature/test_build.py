@@ -15,8 +15,9 @@ import jax
 import numpy as np
 import pytest
 
+from configs import zoo_miniature
 from probex_jax.errors import ProbexError
-from probex_jax.zoo.miniature import CLASSES, Lora, Settings, ViT, build, data, hf_files
+from probex_jax.zoo.miniature import CLASSES, TREES, Lora, Settings, ViT, build, data, hf_files
 from probex_jax.zoo.miniature.finetuning import accuracy, fine_tune
 from probex_jax.zoo.miniature.recipes import classifier_recipes as recipes
 from tests.zoo.miniature.reading import contents, metadata_of
@@ -54,7 +55,8 @@ _TINY = Settings(
     pretraining_batch_size=8,
     pretraining_rate=2e-3,
     models_at_once=4,
-    vit=ViT(num_hidden_layers=1),  # compiles sooner
+    # Not the default, and it compiles sooner.
+    vit=ViT(hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=40),
     lora=_LORA,
 )
 
@@ -134,6 +136,34 @@ def test_recorded_accuracy_is_that_of_the_written_file(zoo):
             )
         assert summary.score == pytest.approx(np.mean(recorded))
         assert len(set(recorded)) > 1
+
+
+def test_the_architecture_is_that_of_the_settings(zoo):
+    out, _, _ = zoo
+    card = json.loads((out / _TREE / "zoo.json").read_text())
+    assert card["settings"]["vit"] == dataclasses.asdict(_TINY.vit)
+    for path in (*_models(out / _TREE), out / _TREE / "root" / "model.safetensors"):
+        config = json.loads((path.parent / "config.json").read_text())
+        assert config.items() >= dataclasses.asdict(_TINY.vit).items()
+        shapes = {name: value.shape for name, value in hf_files.load(path).items()}
+        assert shapes == _TINY.vit.shapes(len(config["id2label"]))
+    with pytest.raises(ProbexError, match=r"vit\.hidden_size"):
+        build(dataclasses.replace(_TINY, vit=dataclasses.replace(_TINY.vit, hidden_size=48)), out)
+
+
+@pytest.mark.parametrize("tree", ["MiniSupViT", "MiniMAE", "MiniResNet"])
+def test_zoos_from_before_the_architecture_was_a_setting_are_gone_on_with(tree):
+    settings = dataclasses.replace(_TINY, vit=ViT())
+    assert "vit" not in TREES[tree].card(settings, tree)["settings"]
+    assert ("vit" in TREES[tree].card(_TINY, tree)["settings"]) == (tree != "MiniResNet")
+
+
+def test_the_wide_zoo_is_wide():
+    config = zoo_miniature.get_config("wide").to_dict()
+    vit = ViT(**config["vit"])
+    assert config["models"] >= 300
+    assert vit.hidden_size >= 192
+    assert vit.intermediate_size == 4 * vit.hidden_size
 
 
 _KILLED_BUILD = """
@@ -226,6 +256,7 @@ IMPOSSIBLE = {
     "pretraining_batch_size": (None,),
     "pretraining_rate": (0.0, float("nan"), 10**400),
     "models_at_once": (0,),
+    "vit": ({"hidden_size": 32}, None),
 }
 
 
@@ -235,6 +266,24 @@ IMPOSSIBLE = {
 def test_impossible_settings_are_refused(field, value):
     with pytest.raises(ProbexError, match=f"^{field}: "):
         dataclasses.replace(_TINY, **{field: value})
+
+
+IMPOSSIBLE_VITS = {
+    "image_size": (12, 0),
+    "patch_size": (3, 16),
+    "hidden_size": (0, 32.0),
+    "num_hidden_layers": (0,),
+    "num_attention_heads": (5, True),
+    "intermediate_size": (-1,),
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, x) for field in IMPOSSIBLE_VITS for x in IMPOSSIBLE_VITS[field]]
+)
+def test_impossible_architectures_are_refused(field, value):
+    with pytest.raises(ProbexError, match=rf"^vit\.{field}: "):
+        dataclasses.replace(_TINY, vit=dataclasses.replace(ViT(), **{field: value}))
 
 
 def test_files_of_strided_arrays_hold_their_values(tmp_path):
