@@ -18,8 +18,8 @@ is a LoRA's on held-back images of its concept, as a share of the root's:
   demo        560   .554            79       153
 
 The size `wide`, MiniSupViT alone: accuracy of the models .84 (.73 to .92), 2 processor seconds a
-model and 40 for the root; a quarter of an hour of one core, 1.3 GB. It stands beside the others to show
-what holds for larger matrices, and is no part of the demo.
+model and 40 for the root; a quarter of an hour of one core, 1.3 GB. It shows what holds for larger
+matrices, and is no part of the demo.
 
 What was tried at the size `default`, other fields as they are here. Test accuracy of a ProbeX (32
 probes, 32 projections, logit scale 20, bag-of-words texts) on the best on validation of three or
