@@ -2,9 +2,14 @@ r"""Fine-tunes the miniature zoo: trees of small models with known classes.
 
 They are written as Model-J lies on disk, ready for pack. Run the same command again to resume.
 
+configs/zoo_planted.py makes models of real sizes in minutes, which were not trained: classes are
+written into random weights by hand, for measuring time and memory.
+
 Example:
   python -m experiments.build_zoo --config=configs/zoo_miniature.py:demo \
     --out=out/zoo
+  python -m experiments.build_zoo --config=configs/zoo_planted.py:vit_base \
+    --out=out/planted
 """
 
 from pathlib import Path
@@ -15,7 +20,7 @@ from experiments import cli, steps
 from probex_jax.files import one_writer, write_json
 
 _CONFIG = cli.config(
-    "configs/zoo_miniature.py", "Config of the zoo. Append a size, :default, :demo or :tiny."
+    "configs/zoo_miniature.py", "Config of the zoo. Append a size, :default, :demo, :tiny or :wide."
 )
 _OUT = flags.DEFINE_string("out", None, "Folder of the zoo, made if absent.", required=True)
 

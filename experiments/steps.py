@@ -33,9 +33,14 @@ AUC = "AUC, chance .5"
 
 
 def build_zoo(config: Mapping[str, Any], out: Path) -> list[miniature.TreeSummary]:
-    """Builds the miniature zoo, or what is left of it to build."""
-    settings = miniature.Settings(**{**config, "lora": miniature.Lora(**config["lora"])})
-    with cli.progress(miniature.count(settings), "fine-tuning", "model") as bar:
+    """Builds a miniature or a planted zoo, or what is left of it to build."""
+    settings: miniature.Settings | miniature.Planted
+    if "trees" in config:
+        nested = {"vit": miniature.ViT(**config["vit"]), "lora": miniature.Lora(**config["lora"])}
+        settings = miniature.Settings(**{**config, **nested})
+    else:
+        settings = miniature.Planted(**config)
+    with cli.progress(miniature.count(settings), "building", "model") as bar:
         return miniature.build(settings, out, bar.update)
 
 

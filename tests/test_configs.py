@@ -1,5 +1,6 @@
 """Every config: complete, locked, and what the papers' recipes say."""
 
+import dataclasses
 import importlib
 import subprocess
 import sys
@@ -23,7 +24,8 @@ SHARED = {"__init__"}  # no config
 SUBSETS = ("supvit", "dino", "mae", "resnet", "sd_200", "sd_1k")
 METHODS = ("probex", "mvprobe")
 SIZES = {
-    "zoo_miniature": ("default", "demo", "tiny"),
+    "zoo_miniature": ("default", "demo", "tiny", "wide"),
+    "zoo_planted": ("vit_base", "sd_lora", "tiny"),
     "paper": tuple(f"{method}_{subset}" for method in METHODS for subset in SUBSETS),
 }
 
@@ -61,8 +63,12 @@ def test_a_config_is_locked_and_builds_what_it_says(name, size):
         config.unheard_of = 1
     config = config.to_dict()
     if name == "zoo_miniature":
-        lora = miniature.Lora(**config.pop("lora"))
-        assert miniature.Settings(**config, lora=lora).lora == lora
+        lora, vit = miniature.Lora(**config.pop("lora")), miniature.ViT(**config.pop("vit"))
+        settings = miniature.Settings(**config, vit=vit, lora=lora)
+        assert (settings.vit, settings.lora) == (vit, lora)
+        return
+    if name == "zoo_planted":
+        assert dataclasses.asdict(miniature.Planted(**config)) == config
         return
     encoder, recipe = config.pop("encoder"), config.pop("recipe")
     assert [config.pop(field) for field in ("store", "labels", "split")] == ["", "", ""]
@@ -94,7 +100,16 @@ def test_a_config_is_locked_and_builds_what_it_says(name, size):
 
 
 def test_an_unknown_size_is_refused():
-    for name in ("probex", "mvprobe", "dense", "committee", "align", "zoo_miniature", "paper"):
+    for name in (
+        "probex",
+        "mvprobe",
+        "dense",
+        "committee",
+        "align",
+        "zoo_miniature",
+        "zoo_planted",
+        "paper",
+    ):
         with pytest.raises(ValueError, match="'big': expected"):
             config_of(name, "big")
 

@@ -6,6 +6,7 @@ Linux; reads VmHWM, since ru_maxrss of a child begins at its parent's.
 
 import importlib
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,6 +34,24 @@ def fresh(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
         [sys.executable, "-m", __name__, asked], check=True, stdout=subprocess.PIPE, text=True
     )
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def command(name: str, *arguments: str) -> None:
+    """What `python -m experiments.NAME` does, in this process.
+
+    Args:
+      name: of the command.
+      *arguments: its flags.
+
+    Raises:
+      SystemExit: if it fails.
+    """
+    sys.argv = [name, *arguments]
+    try:
+        runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code:
+            raise
 
 
 def _main(asked: str) -> None:

@@ -19,8 +19,11 @@ from probex_jax.errors import ProbexError
 from probex_jax.files import check_same, one_writer, write_json
 from probex_jax.zoo.miniature import hf_files
 from probex_jax.zoo.miniature.kinds import TREES, Kind, Train
+from probex_jax.zoo.miniature.planted import PLANTED, Planted
 from probex_jax.zoo.miniature.recipes import Recipe
 from probex_jax.zoo.miniature.settings import Settings, generator
+
+_KINDS = TREES | PLANTED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,8 @@ class TreeSummary:
       tree: its name.
       models: number of models by split.
       measure: what tells how well models have learnt, on held-back images of their own classes:
-        "accuracy", or "loss_ratio", the loss divided by the root's.
+        "accuracy", or "loss_ratio", the loss divided by the root's; or of planted ones the
+        "strength" of their classes.
       score: mean over models of that.
       seconds: time that this call spent on the tree.
     """
@@ -44,7 +48,9 @@ class TreeSummary:
 
 
 def build(
-    settings: Settings, out: Path, on_progress: Callable[[int], None] = lambda models: None
+    settings: Settings | Planted,
+    out: Path,
+    on_progress: Callable[[int], None] = lambda models: None,
 ) -> list[TreeSummary]:
     """Builds the zoo, or what an interrupted build has left undone.
 
@@ -70,7 +76,7 @@ def build(
         return [_build_tree(settings, name, out / name, on_progress) for name in settings.trees]
 
 
-def count(settings: Settings) -> int:
+def count(settings: Settings | Planted) -> int:
     """Number of models of the zoo.
 
     Args:
@@ -79,10 +85,10 @@ def count(settings: Settings) -> int:
     Returns:
       That of all its trees together.
     """
-    return sum(len(TREES[name].recipes(settings, name)) for name in settings.trees)
+    return sum(len(_KINDS[name].recipes(settings, name)) for name in settings.trees)
 
 
-def _claim(settings: Settings, name: str, folder: Path) -> None:
+def _claim(settings: Settings | Planted, name: str, folder: Path) -> None:
     """Writes the tree's zoo.json, or checks that an existing one is the same."""
     card = _card(settings, name)
     path = folder / "zoo.json"
@@ -97,31 +103,30 @@ def _claim(settings: Settings, name: str, folder: Path) -> None:
     write_json(path, card)
 
 
-def _card(settings: Settings, name: str) -> dict[str, Any]:
+def _card(settings: Settings | Planted, name: str) -> dict[str, Any]:
     card = {
         "tree": name,
         "root": "root",
         "seed": settings.seed,
         "versions": {"jax": jax.__version__, "numpy": np.__version__},
-        **TREES[name].card(settings, name),
+        **_KINDS[name].card(settings, name),
     }
     return json.loads(json.dumps(card))  # as it will be read back: tuples are lists
 
 
 def _build_tree(
-    settings: Settings, name: str, folder: Path, on_progress: Callable[[int], None]
+    settings: Settings | Planted, name: str, folder: Path, on_progress: Callable[[int], None]
 ) -> TreeSummary:
     start = time.monotonic()
     for torn in folder.glob(".partial-*"):  # of a build that was killed
         shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
-    kind = TREES[name]
+    kind = _KINDS[name]
     wanted = kind.recipes(settings, name)
     missing = [recipe for recipe in wanted if len(_weights(kind, folder, recipe)) != 1]
     on_progress(len(wanted) - len(missing))
     if missing:
         train = kind.trainer(settings, _root(settings, name, folder))
-        size = kind.models_at_once(settings)
-        for finished in _train_all(kind, train, wanted, missing, size, folder):
+        for finished in _train_all(settings, kind, train, wanted, missing, folder):
             on_progress(finished)
     return TreeSummary(
         tree=name,
@@ -132,21 +137,21 @@ def _build_tree(
     )
 
 
-def _root(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
+def _root(settings: Settings | Planted, name: str, folder: Path) -> dict[str, Any]:
     """The tree's pre-trained root, from disk if it is there."""
     path = folder / "root" / "model.safetensors"
     if not path.exists():
         seed = int(generator(settings, name, 2).integers(2**31))
-        hf_files.write(folder, path.parent, TREES[name].root(settings, seed))
+        hf_files.write(folder, path.parent, _KINDS[name].root(settings, seed))
     return hf_files.load(path)
 
 
 def _train_all(
+    settings: Settings | Planted,
     kind: Kind,
     train: Train,
     wanted: Sequence[Recipe],
     missing: Sequence[Recipe],
-    size: int,
     folder: Path,
 ) -> Iterator[int]:
     """Trains and writes the missing models; yields how many have been finished.
@@ -154,6 +159,7 @@ def _train_all(
     Models are batched by their number of steps, as none should wait for others, and always in
     the same way, so that a resumed build runs the batches of an uninterrupted one.
     """
+    size = kind.models_at_once(settings)
     in_order = sorted(wanted, key=lambda recipe: (recipe.steps, recipe.index))
     batches = [in_order[start : start + size] for start in range(0, len(in_order), size)]
     todo = set(missing)
@@ -165,7 +171,7 @@ def _train_all(
         for place in mine:
             own = {name: value[place] for name, value in tensors.items()}
             own_scores = {name: float(value[place]) for name, value in scores.items()}
-            files = kind.files(batch[place], own, own_scores)
+            files = kind.files(settings, batch[place], own, own_scores)
             hf_files.write(folder, _folder(kind, folder, batch[place]), files)
         return len(mine)
 

@@ -14,7 +14,7 @@ CLASSES: tuple[str, ...] = _DIGITS + tuple(f"rotated {name}" for name in _DIGITS
 # What roots are pre-trained on: the same digits, mirrored.
 ROOT_CLASSES: tuple[str, ...] = tuple(f"mirrored {name}" for name in CLASSES)
 
-_IMAGE_SIZE = 8
+IMAGE_SIZE = 8
 TRAIN_IMAGES = 140  # per class; the rarest digit has 174 images
 _EVAL_IMAGES = 34
 _SPLIT_SEED = 20240  # the split of images belongs to the data, not to an experiment
@@ -39,7 +39,7 @@ class Digits:
 
 
 @functools.cache
-def load(image_size: int = _IMAGE_SIZE) -> Digits:
+def load(image_size: int = IMAGE_SIZE) -> Digits:
     """scikit-learn's digits (1797 images of 8×8), and the same rotated by 90°.
 
     Args:
@@ -61,5 +61,5 @@ def load(image_size: int = _IMAGE_SIZE) -> Digits:
     enough = TRAIN_IMAGES + _EVAL_IMAGES
     upright = np.stack([images[labels == digit][:enough] for digit in range(10)])
     both = np.concatenate([upright, np.rot90(upright, axes=(2, 3))])
-    both = both.repeat(image_size // _IMAGE_SIZE, axis=2).repeat(image_size // _IMAGE_SIZE, axis=3)
+    both = both.repeat(image_size // IMAGE_SIZE, axis=2).repeat(image_size // IMAGE_SIZE, axis=3)
     return Digits(train=both[:, :TRAIN_IMAGES], held_back=both[:, TRAIN_IMAGES:])

@@ -21,6 +21,10 @@ from probex_jax.zoo.miniature.vit import ViT
 
 Tensors = Mapping[str, np.ndarray]
 
+# safetensors' names of formats: by NumPy's, which stay as they are; and what others are made.
+_HALVES = {"float16": "F16", "bfloat16": "BF16"}
+_NUMPY = {"F32": "<f4", "I64": "<i8"}
+
 
 def plain(config: Mapping[str, Any], weights: bytes) -> dict[str, bytes]:
     """The files of a model's own folder, by name."""
@@ -68,6 +72,8 @@ def config_json(model: ViT | ResNet, class_names: Sequence[str]) -> dict[str, An
 def serialise(tensors: Tensors, metadata: Mapping[str, Any]) -> bytes:
     """A safetensors file; metadata values are written as `str` makes them.
 
+    Half precision stays; other numbers are float32.
+
     Equal contents give equal bytes, unlike safetensors' own `save`, which orders metadata anew
     in every process.
     """
@@ -76,10 +82,11 @@ def serialise(tensors: Tensors, metadata: Mapping[str, Any]) -> bytes:
     }
     payload = b""
     for name, value in sorted(tensors.items()):
-        whole = name.endswith("num_batches_tracked")
-        data = np.asarray(value, "<i8" if whole else "<f4").tobytes(order="C")
+        dtype = _HALVES.get(np.asarray(value).dtype.name, "F32")
+        dtype = "I64" if name.endswith("num_batches_tracked") else dtype
+        data = np.asarray(value, _NUMPY.get(dtype)).tobytes(order="C")
         header[name] = {
-            "dtype": "I64" if whole else "F32",
+            "dtype": dtype,
             "shape": np.shape(value),
             "data_offsets": [len(payload), len(payload) + len(data)],
         }

@@ -27,12 +27,13 @@ from probex_jax.zoo.miniature.resnet import ResNet
 from probex_jax.zoo.miniature.settings import Settings
 from probex_jax.zoo.miniature.vit import ViT
 
+S = TypeVar("S")  # settings
 R = TypeVar("R", bound=Recipe)
 # From N recipes to the models' tensors, each [N, ...], and scores, each [N], both by name.
 Train = Callable[[Sequence[R]], tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]
 
 
-class Kind(abc.ABC, Generic[R]):
+class Kind(abc.ABC, Generic[S, R]):
     """A kind of tree.
 
     Attributes:
@@ -44,23 +45,23 @@ class Kind(abc.ABC, Generic[R]):
     measure: ClassVar[str]
 
     @abc.abstractmethod
-    def card(self, settings: Settings, tree: str) -> dict[str, Any]:
+    def card(self, settings: S, tree: str) -> dict[str, Any]:
         """The tree's zoo.json, including all `settings` that determine the tree."""
 
     @abc.abstractmethod
-    def recipes(self, settings: Settings, tree: str) -> list[R]:
+    def recipes(self, settings: S, tree: str) -> list[R]:
         """The recipe of every model."""
 
     @abc.abstractmethod
-    def models_at_once(self, settings: Settings) -> int:
+    def models_at_once(self, settings: S) -> int:
         """Number of models that one compiled program trains side by side."""
 
     @abc.abstractmethod
-    def root(self, settings: Settings, seed: int) -> dict[str, bytes]:
+    def root(self, settings: S, seed: int) -> dict[str, bytes]:
         """Pre-trains the root; returns its files by name."""
 
     @abc.abstractmethod
-    def trainer(self, settings: Settings, root: Params) -> Train[R]:
+    def trainer(self, settings: S, root: Params) -> Train[R]:
         """The function that trains `models_at_once` models."""
 
     @abc.abstractmethod
@@ -69,21 +70,21 @@ class Kind(abc.ABC, Generic[R]):
 
     @abc.abstractmethod
     def files(
-        self, recipe: R, tensors: hf_files.Tensors, scores: Mapping[str, float]
+        self, settings: S, recipe: R, tensors: hf_files.Tensors, scores: Mapping[str, float]
     ) -> dict[str, bytes]:
         """A model's files by path in its folder, with its scores in their metadata."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Classifiers(Kind[ClassifierRecipe]):
+class Classifiers(Kind[Settings, ClassifierRecipe]):
     """Image classifiers of an architecture, fine-tuned on some of the classes each.
 
     Attributes:
-      architecture: the model's functions of parameters and images.
+      architecture: of settings, the model's functions of parameters and images.
       pretraining: "supervised", or "masked": reconstruction of hidden patches, no labels.
     """
 
-    architecture: ViT | ResNet
+    architecture: Callable[[Settings], ViT | ResNet]
     pretraining: str
     weights: ClassVar[str] = "snapshots/*/model.safetensors"
     measure: ClassVar[str] = "accuracy"
@@ -92,6 +93,8 @@ class Classifiers(Kind[ClassifierRecipe]):
         own = dataclasses.asdict(settings)
         del own["trees"]  # a tree is the same whichever others are built beside it
         del own["lora"]
+        if self.architecture(settings) in (ViT(), ResNet()):
+            del own["vit"]  # as in cards from before there was this setting
         return {
             "classes": list(data.CLASSES),
             "pretraining": self.pretraining,
@@ -105,20 +108,20 @@ class Classifiers(Kind[ClassifierRecipe]):
         return settings.models_at_once
 
     def root(self, settings: Settings, seed: int) -> dict[str, bytes]:
-        images_YNSS = data.load(self.architecture.image_size).pretraining
-        trained = pretraining.classifier(
-            self.architecture, self.pretraining, settings, images_YNSS, seed
-        )
+        model = self.architecture(settings)
+        images_YNSS = data.load(model.image_size).pretraining
+        trained = pretraining.classifier(model, self.pretraining, settings, images_YNSS, seed)
         metadata = {"seed": seed, "steps": settings.pretraining_steps, "kind": self.pretraining}
-        config = hf_files.config_json(self.architecture, data.ROOT_CLASSES)
+        config = hf_files.config_json(model, data.ROOT_CLASSES)
         return hf_files.plain(config, hf_files.serialise(jax.device_get(trained), metadata))
 
     def trainer(self, settings: Settings, root: Params) -> Train[ClassifierRecipe]:
-        digits = data.load(self.architecture.image_size)
+        model = self.architecture(settings)
+        digits = data.load(model.image_size)
 
         def train(batch: Sequence[ClassifierRecipe]):
             sizes = {"batch_size": settings.batch_size, "max_steps": max(settings.steps)}
-            tensors, accuracy = fine_tune(self.architecture, root, digits, batch, **sizes)
+            tensors, accuracy = fine_tune(model, root, digits, batch, **sizes)
             return tensors, {"accuracy": accuracy}
 
         return train
@@ -127,7 +130,11 @@ class Classifiers(Kind[ClassifierRecipe]):
         return f"models--MiniZoo--{tree}__model_idx_{index:04d}"
 
     def files(
-        self, recipe: ClassifierRecipe, tensors: hf_files.Tensors, scores: Mapping[str, float]
+        self,
+        settings: Settings,
+        recipe: ClassifierRecipe,
+        tensors: hf_files.Tensors,
+        scores: Mapping[str, float],
     ) -> dict[str, bytes]:
         metadata = {
             "dataset_chosen_targets": recipe.class_names,
@@ -139,12 +146,12 @@ class Classifiers(Kind[ClassifierRecipe]):
             "steps": recipe.steps,
             **scores,
         }
-        config = hf_files.config_json(self.architecture, recipe.class_names)
+        config = hf_files.config_json(self.architecture(settings), recipe.class_names)
         return hf_files.cached(config, hf_files.serialise(tensors, metadata))
 
 
 @dataclasses.dataclass(frozen=True)
-class Loras(Kind[LoraRecipe]):
+class Loras(Kind[Settings, LoraRecipe]):
     """LoRAs of a denoiser, adapted to a few images of one concept each.
 
     Attributes:
@@ -199,7 +206,11 @@ class Loras(Kind[LoraRecipe]):
         return f"model_idx_{index:04d}"
 
     def files(
-        self, recipe: LoraRecipe, tensors: hf_files.Tensors, scores: Mapping[str, float]
+        self,
+        settings: Settings,
+        recipe: LoraRecipe,
+        tensors: hf_files.Tensors,
+        scores: Mapping[str, float],
     ) -> dict[str, bytes]:
         metadata = {
             "concept": recipe.concept,
@@ -223,8 +234,8 @@ class Loras(Kind[LoraRecipe]):
 
 
 TREES: dict[str, Kind] = {
-    "MiniSupViT": Classifiers(ViT(), "supervised"),
-    "MiniMAE": Classifiers(ViT(), "masked"),
-    "MiniResNet": Classifiers(ResNet(), "supervised"),
+    "MiniSupViT": Classifiers(lambda settings: settings.vit, "supervised"),
+    "MiniMAE": Classifiers(lambda settings: settings.vit, "masked"),
+    "MiniResNet": Classifiers(lambda settings: ResNet(), "supervised"),
     "MiniLoRA": Loras(Denoiser()),
 }

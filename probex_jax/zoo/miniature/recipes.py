@@ -20,14 +20,12 @@ class Recipe:
       index: the model's number in its tree.
       split: where it belongs.
       seed: decides its batches and its initial weights, where these are random.
-      learning_rate: at the first step.
       steps: number of training steps.
     """
 
     index: int
     split: str
     seed: int
-    learning_rate: float
     steps: int
 
 
@@ -37,10 +35,12 @@ class ClassifierRecipe(Recipe):
 
     Attributes:
       classes: numbers of its classes, in the (random) order of the classifier's outputs.
+      learning_rate: at the first step.
       weight_decay: of matrices, decoupled.
     """
 
     classes: tuple[int, ...]
+    learning_rate: float
     weight_decay: float
 
     @property
@@ -55,9 +55,11 @@ class LoraRecipe(Recipe):
     Attributes:
       concept: what its images show.
       images: numbers of its images among the concept's.
+      learning_rate: at the first step.
     """
 
     concept: str
+    learning_rate: float
     images: tuple[int, ...]
 
 

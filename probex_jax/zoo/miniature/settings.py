@@ -4,20 +4,21 @@ import dataclasses
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.zoo.miniature import concepts
-from probex_jax.zoo.miniature.data import CLASSES, TRAIN_IMAGES
+from probex_jax.zoo.miniature.data import CLASSES, IMAGE_SIZE, TRAIN_IMAGES
+from probex_jax.zoo.miniature.vit import ViT
 
 TREE_NAMES = ("MiniSupViT", "MiniMAE", "MiniResNet", "MiniLoRA")
 
-_MOST = 2**31 - 1  # what an int32 holds
-_WHOLE = f"a whole number from 1 to {_MOST}"
-_STEPS = f"a tuple of one or more whole numbers from 1 to {_MOST}"
-_BOUNDS = "a pair 0 < lowest <= highest"
+MOST = 2**31 - 1  # what an int32 holds
+WHOLE = f"a whole number from 1 to {MOST}"
+_STEPS = f"a tuple of one or more whole numbers from 1 to {MOST}"
+BOUNDS = "a pair 0 < lowest <= highest"
 _RATE = "a finite number > 0"
 
 Checks = Mapping[str, tuple[Callable[[Any], bool], str]]
@@ -59,28 +60,28 @@ class Lora:
         n_digits, n_transforms = len(concepts.DIGITS), len(concepts.TRANSFORMS)
         checks: Checks = {
             "digits": (
-                lambda x: _is_whole(x, 2, n_digits),
+                lambda x: is_whole(x, 2, n_digits),
                 f"a whole number from 2 to {n_digits}",
             ),
             "transforms": (
-                lambda x: _is_whole(x, 2, n_transforms),
+                lambda x: is_whole(x, 2, n_transforms),
                 f"a whole number from 2 to {n_transforms}",
             ),
-            "models": (lambda x: _is_whole(x, 3), f"a whole number from 3 to {_MOST}"),
-            "rank": (_is_whole, _WHOLE),
+            "models": (lambda x: is_whole(x, 3), f"a whole number from 3 to {MOST}"),
+            "rank": (is_whole, WHOLE),
             "images": (
                 _are_counts,
                 f"a pair of whole numbers 0 < fewest <= most <= {TRAIN_IMAGES}",
             ),
             "steps": (_are_steps, _STEPS),
-            "learning_rates": (_are_bounds, _BOUNDS),
-            "batch_size": (_is_whole, _WHOLE),
-            "pretraining_steps": (_is_whole, _WHOLE),
-            "pretraining_batch_size": (_is_whole, _WHOLE),
+            "learning_rates": (are_bounds, BOUNDS),
+            "batch_size": (is_whole, WHOLE),
+            "pretraining_steps": (is_whole, WHOLE),
+            "pretraining_batch_size": (is_whole, WHOLE),
             "pretraining_rate": (_is_positive, _RATE),
-            "models_at_once": (_is_whole, _WHOLE),
+            "models_at_once": (is_whole, WHOLE),
         }
-        _check(self, checks, "lora.")
+        check(self, checks, "lora.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +101,7 @@ class Settings:
       pretraining_batch_size: images per step.
       pretraining_rate: learning rate at its first step.
       models_at_once: models that one compiled program fine-tunes side by side.
+      vit: the architecture of MiniSupViT and MiniMAE; the others take no notice of it.
       lora: all that MiniLoRA is made with, but for the seed; the others take no notice of it.
 
     Example:
@@ -119,38 +121,54 @@ class Settings:
     pretraining_batch_size: int = 64
     pretraining_rate: float = 2e-3
     models_at_once: int = 8
+    vit: ViT = dataclasses.field(default_factory=ViT)
     lora: Lora = dataclasses.field(default_factory=Lora)
 
     def __post_init__(self) -> None:
         checks: Checks = {
             "trees": (_are_trees, f"a tuple of {', '.join(TREE_NAMES)}: at least one, each once"),
-            "models": (_is_whole, _WHOLE),
-            "seed": (lambda x: _is_whole(x, 0, 2**63 - 1), "a whole number from 0 to 2**63 - 1"),
+            "models": (is_whole, WHOLE),
+            "seed": (lambda x: is_whole(x, 0, 2**63 - 1), "a whole number from 0 to 2**63 - 1"),
             "chosen": (
-                lambda x: _is_whole(x, 1, len(CLASSES)),
+                lambda x: is_whole(x, 1, len(CLASSES)),
                 f"a whole number from 1 to {len(CLASSES)}",
             ),
             "steps": (_are_steps, _STEPS),
-            "learning_rates": (_are_bounds, _BOUNDS),
-            "weight_decays": (_are_bounds, _BOUNDS),
-            "batch_size": (_is_whole, _WHOLE),
-            "pretraining_steps": (_is_whole, _WHOLE),
-            "pretraining_batch_size": (_is_whole, _WHOLE),
+            "learning_rates": (are_bounds, BOUNDS),
+            "weight_decays": (are_bounds, BOUNDS),
+            "batch_size": (is_whole, WHOLE),
+            "pretraining_steps": (is_whole, WHOLE),
+            "pretraining_batch_size": (is_whole, WHOLE),
             "pretraining_rate": (_is_positive, _RATE),
-            "models_at_once": (_is_whole, _WHOLE),
+            "models_at_once": (is_whole, WHOLE),
+            "vit": (lambda x: isinstance(x, ViT), "a ViT"),
             "lora": (lambda x: isinstance(x, Lora), "a Lora"),
         }
-        _check(self, checks)
+        check(self, checks)
+        _check_vit(self.vit)
 
 
-def _check(settings: Any, checks: Checks, prefix: str = "") -> None:
+def _check_vit(vit: ViT) -> None:
+    checks: Checks = {field.name: (is_whole, WHOLE) for field in dataclasses.fields(vit)}
+    check(vit, checks, "vit.")
+    divisors = {
+        "image_size": (lambda x: x % IMAGE_SIZE == 0, f"a multiple of {IMAGE_SIZE}"),
+        "patch_size": (lambda x: vit.image_size % x == 0, "a divisor of image_size"),
+        "num_attention_heads": (lambda x: vit.hidden_size % x == 0, "a divisor of hidden_size"),
+    }
+    check(vit, divisors, "vit.")
+
+
+def check(settings: Any, checks: Checks, prefix: str = "") -> None:
+    """Raises ProbexError for the first field that fails its check."""
     for name, (is_right, expected) in checks.items():
         value = getattr(settings, name)
         if not is_right(value):
             raise ProbexError(f"{prefix}{name}: {value!r} is not {expected}")
 
 
-def _is_whole(value: Any, least: int = 1, most: int = _MOST) -> bool:
+def is_whole(value: Any, least: int = 1, most: int = MOST) -> bool:
+    """Whether it is an int within bounds; True is none."""
     return type(value) is int and least <= value <= most
 
 
@@ -164,19 +182,27 @@ def _are_trees(value: Any) -> bool:
 
 
 def _are_steps(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) > 0 and all(map(_is_whole, value))
+    return isinstance(value, tuple) and len(value) > 0 and all(map(is_whole, value))
 
 
-def _are_bounds(value: Any) -> bool:
+def are_bounds(value: Any) -> bool:
+    """Whether it is a pair of finite numbers above zero, the lower first."""
     pair = isinstance(value, tuple) and len(value) == 2 and all(map(_is_positive, value))
     return pair and value[0] <= value[1]
 
 
 def _are_counts(value: Any) -> bool:
-    return _are_bounds(value) and all(_is_whole(x, 1, TRAIN_IMAGES) for x in value)
+    return are_bounds(value) and all(is_whole(x, 1, TRAIN_IMAGES) for x in value)
 
 
-def generator(settings: Settings, tree: str, *path: int) -> np.random.Generator:
+class Seeded(Protocol):
+    """Settings of any kind of tree."""
+
+    @property
+    def seed(self) -> int: ...
+
+
+def generator(settings: Seeded, tree: str, *path: int) -> np.random.Generator:
     """A separate random generator for one purpose in one tree."""
     return np.random.default_rng([settings.seed, zlib.crc32(tree.encode()), *path])
 

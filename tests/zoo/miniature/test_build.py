@@ -15,19 +15,17 @@ import jax
 import numpy as np
 import pytest
 
+from configs import zoo_miniature
 from probex_jax.errors import ProbexError
-from probex_jax.zoo.miniature import CLASSES, TREES, Lora, Settings, build, data, hf_files
+from probex_jax.zoo.miniature import CLASSES, TREES, Lora, Settings, ViT, build, data, hf_files
 from probex_jax.zoo.miniature.finetuning import accuracy, fine_tune
-from probex_jax.zoo.miniature.kinds import Classifiers
 from probex_jax.zoo.miniature.recipes import classifier_recipes as recipes
-from probex_jax.zoo.miniature.vit import ViT
 from tests.zoo.miniature.reading import contents, metadata_of
 
 # One worker builds the zoo; only one tree, as nearly all of the time is compilation.
 pytestmark = pytest.mark.xdist_group("zoo")
 
 _TREE = "MiniMAE"
-_SMALLER = Classifiers(ViT(num_hidden_layers=1), "masked")  # compiles sooner
 
 _LORA = Lora(
     digits=3,
@@ -57,6 +55,8 @@ _TINY = Settings(
     pretraining_batch_size=8,
     pretraining_rate=2e-3,
     models_at_once=4,
+    # Not the default, and it compiles sooner.
+    vit=ViT(hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=40),
     lora=_LORA,
 )
 
@@ -66,9 +66,7 @@ def zoo(tmp_path_factory):
     """A zoo, the summaries of its building, and the progress it reported."""
     out = tmp_path_factory.mktemp("zoo")
     progress = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TREES, _TREE, _SMALLER)
-        yield out, build(_TINY, out, progress.append), progress
+    return out, build(_TINY, out, progress.append), progress
 
 
 def _models(tree_folder):
@@ -125,9 +123,8 @@ def test_labels_and_settings_of_models_are_in_their_files(zoo):
 def test_recorded_accuracy_is_that_of_the_written_file(zoo):
     out, summaries, _ = zoo
     for summary in summaries:
-        architecture = TREES[summary.tree].architecture
-        held_back = data.load(architecture.image_size).held_back
-        score = jax.jit(lambda p, x, architecture=architecture: accuracy(architecture, p, x))
+        held_back = data.load(_TINY.vit.image_size).held_back
+        score = jax.jit(lambda p, x: accuracy(_TINY.vit, p, x))
         recorded = []
         for path in _models(out / summary.tree):
             metadata = metadata_of(path)
@@ -141,14 +138,38 @@ def test_recorded_accuracy_is_that_of_the_written_file(zoo):
         assert len(set(recorded)) > 1
 
 
+def test_the_architecture_is_that_of_the_settings(zoo):
+    out, _, _ = zoo
+    card = json.loads((out / _TREE / "zoo.json").read_text())
+    assert card["settings"]["vit"] == dataclasses.asdict(_TINY.vit)
+    for path in (*_models(out / _TREE), out / _TREE / "root" / "model.safetensors"):
+        config = json.loads((path.parent / "config.json").read_text())
+        assert config.items() >= dataclasses.asdict(_TINY.vit).items()
+        shapes = {name: value.shape for name, value in hf_files.load(path).items()}
+        assert shapes == _TINY.vit.shapes(len(config["id2label"]))
+    with pytest.raises(ProbexError, match=r"vit\.hidden_size"):
+        build(dataclasses.replace(_TINY, vit=dataclasses.replace(_TINY.vit, hidden_size=48)), out)
+
+
+@pytest.mark.parametrize("tree", ["MiniSupViT", "MiniMAE", "MiniResNet"])
+def test_zoos_from_before_the_architecture_was_a_setting_are_gone_on_with(tree):
+    settings = dataclasses.replace(_TINY, vit=ViT())
+    assert "vit" not in TREES[tree].card(settings, tree)["settings"]
+    assert ("vit" in TREES[tree].card(_TINY, tree)["settings"]) == (tree != "MiniResNet")
+
+
+def test_the_wide_zoo_is_wide():
+    config = zoo_miniature.get_config("wide").to_dict()
+    vit = ViT(**config["vit"])
+    assert config["models"] >= 300
+    assert vit.hidden_size >= 192
+    assert vit.intermediate_size == 4 * vit.hidden_size
+
+
 _KILLED_BUILD = """
 import os, signal, sys
 from pathlib import Path
-from probex_jax.zoo.miniature import TREES, Lora, Settings, build
-from probex_jax.zoo.miniature.kinds import Classifiers
-from probex_jax.zoo.miniature.vit import ViT
-
-TREES[{tree!r}] = {smaller!r}
+from probex_jax.zoo.miniature import Lora, Settings, ViT, build
 
 def kill_after_a_batch(models):
     if models:
@@ -160,7 +181,7 @@ build({settings!r}, Path(sys.argv[1]), kill_after_a_batch)
 
 def test_a_killed_build_goes_on_to_the_same_bytes(zoo, tmp_path):
     out, _, _ = zoo
-    script = _KILLED_BUILD.format(settings=_TINY, tree=_TREE, smaller=_SMALLER)
+    script = _KILLED_BUILD.format(settings=_TINY)
     command = [sys.executable, "-c", script, tmp_path]
     killed = subprocess.run(command, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
@@ -199,12 +220,11 @@ def test_another_seed_gives_other_models():
 
 def test_models_do_not_depend_on_their_neighbours(zoo):
     out, _, _ = zoo
-    architecture = TREES[_TREE].architecture
-    digits = data.load(architecture.image_size)
+    digits = data.load(_TINY.vit.image_size)
     root = hf_files.load(out / _TREE / "root" / "model.safetensors")
 
     def tune(batch):
-        return fine_tune(architecture, root, digits, batch, batch_size=8, max_steps=5)
+        return fine_tune(_TINY.vit, root, digits, batch, batch_size=8, max_steps=5)
 
     batch = recipes(_TINY, _TREE)[:4]
     assert len({recipe.steps for recipe in batch}) > 1, "the test needs models that wait"
@@ -236,6 +256,7 @@ IMPOSSIBLE = {
     "pretraining_batch_size": (None,),
     "pretraining_rate": (0.0, float("nan"), 10**400),
     "models_at_once": (0,),
+    "vit": ({"hidden_size": 32}, None),
 }
 
 
@@ -245,6 +266,24 @@ IMPOSSIBLE = {
 def test_impossible_settings_are_refused(field, value):
     with pytest.raises(ProbexError, match=f"^{field}: "):
         dataclasses.replace(_TINY, **{field: value})
+
+
+IMPOSSIBLE_VITS = {
+    "image_size": (12, 0),
+    "patch_size": (3, 16),
+    "hidden_size": (0, 32.0),
+    "num_hidden_layers": (0,),
+    "num_attention_heads": (5, True),
+    "intermediate_size": (-1,),
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, x) for field in IMPOSSIBLE_VITS for x in IMPOSSIBLE_VITS[field]]
+)
+def test_impossible_architectures_are_refused(field, value):
+    with pytest.raises(ProbexError, match=rf"^vit\.{field}: "):
+        dataclasses.replace(_TINY, vit=dataclasses.replace(ViT(), **{field: value}))
 
 
 def test_files_of_strided_arrays_hold_their_values(tmp_path):

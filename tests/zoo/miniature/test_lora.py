@@ -17,6 +17,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.zoo.miniature import (
     Lora,
     Settings,
+    ViT,
     adaptation,
     build,
     concepts,
@@ -46,8 +47,9 @@ _LORA = Lora(
     models_at_once=4,
 )
 _WHOLE = zoo_miniature.get_config("default").to_dict()
-_TINY = Settings(**{**_WHOLE, "trees": (_TREE,), "seed": 7, "lora": _LORA})
-_DEFAULT = Settings(**{**_WHOLE, "trees": (_TREE,), "lora": Lora(**_WHOLE["lora"])})
+_WHOLE |= {"trees": (_TREE,), "vit": ViT(**_WHOLE["vit"]), "lora": Lora(**_WHOLE["lora"])}
+_TINY = Settings(**{**_WHOLE, "seed": 7, "lora": _LORA})
+_DEFAULT = Settings(**_WHOLE)
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def _logits_in_transformers(folder, images_BSS):
 @pytest.mark.parity
 @pytest.mark.parametrize("tree", _TREES)
 def test_fine_tuned_models_score_in_transformers_what_their_files_say(zoo, tree):
-    architecture = TREES[tree].architecture
+    architecture = TREES[tree].architecture(_SETTINGS)
     held_back = data.load(architecture.image_size).held_back
     folders = sorted((zoo / tree).glob("*/models--*/snapshots/*"))
     assert len(folders) == _SETTINGS.models
@@ -80,7 +80,7 @@ def test_fine_tuned_models_score_in_transformers_what_their_files_say(zoo, tree)
 @pytest.mark.parity
 @pytest.mark.parametrize("tree", _TREES)
 def test_roots_load_in_transformers_and_agree(zoo, tree):
-    architecture = TREES[tree].architecture
+    architecture = TREES[tree].architecture(_SETTINGS)
     images_BSS = data.load(architecture.image_size).held_back[:, 0]
     theirs_BY, config = _logits_in_transformers(zoo / tree / "root", images_BSS)
     params = hf_files.load(zoo / tree / "root" / "model.safetensors")
