@@ -4,8 +4,8 @@ All that a closed form takes of a layer are sums over its rows: inner products o
 matrices of weights, projections. A strip is [N, h, W], the same rows of all models. Strips lie on
 the devices in turns, and what they give is added up on the host, in float64 and in their order: the
 sums have the same bits on any number of devices. Strips that have room together are made once;
-others are read again whenever they are asked for, so that memory does not grow with the number of
-models.
+otherwise they are made again in each pass, as many at a time as have room, so that memory does not
+grow with the number of models.
 """
 
 from __future__ import annotations
@@ -67,13 +67,15 @@ class Strips:
         self.rows, self.columns = shape[::-1] if self.transposed else shape
         self._blocks, self._devices = blocks, devices
         size = 4 * n_models * self.rows * self.columns
-        resident = factors or room is None or size <= room
-        strip_bytes = _STRIP_BYTES if resident else max(_STRIP_BYTES, (room or 0) // 2)
-        self._height = -(-self.rows // min(self.rows, -(-size // strip_bytes)))
+        self._height = -(-self.rows // min(self.rows, -(-size // _STRIP_BYTES)))
         self._starts = range(0, self.rows, self._height)
+        # Strips that are made in one pass.
+        self._together = len(self._starts)
+        if room is not None and size > room:
+            self._together = max(1, room // (4 * n_models * self._height * self.columns))
         self._factors = self._all_factors() if factors else None
-        every = range(len(self._starts))
-        self._kept = [*self._read(every)] if resident and not factors else None
+        resident = not factors and self._together >= len(self._starts)
+        self._kept = [*self._read(range(len(self._starts)))] if resident else None
 
     def _all_factors(self) -> LowRank:
         whole = jax.tree.map(lambda *parts: jnp.concatenate(parts), *self._blocks())
@@ -107,13 +109,14 @@ class Strips:
 
     def __iter__(self) -> Iterator[Any]:
         """The strips [N, h, W], or `LowRank` of them, each on its device."""
+        numbers = range(len(self._starts))
         if self._kept is not None:
             yield from self._kept
-            return
-        for number, start in enumerate(self._starts):
-            if self._factors is None:
-                yield from self._read([number])
-            else:
+        elif self._factors is None:
+            for first in numbers[:: self._together]:
+                yield from self._read(numbers[first : first + self._together])
+        else:
+            for number, start in enumerate(self._starts):
                 up = self._padded(np.asarray(self._factors.up[:, start : start + self._height]))
                 yield jax.device_put(LowRank(up, self._factors.down), self._device(number))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,7 @@ from probex_jax.fitting.strips import Strips
 from probex_jax.sweeps.jobs import Job
 from probex_jax.sweeps.kept import Kept, KeptKernels
 from probex_jax.sweeps.left_out import leave_out, left_out, reasons
+from probex_jax.sweeps.memory import free_bytes, free_on
 from probex_jax.sweeps.processes import run
 from probex_jax.sweeps.select import finish
 from probex_jax.sweeps.source import Source
@@ -55,6 +56,9 @@ STATISTICS = "statistics of all layers"
 _MOST_ENTRIES = 2**16
 # Fewest entries of a matrix that is standardised: of fewer that leaves next to nothing.
 _FEWEST = 8
+# Matrices that are read at a time, multiplied out; of the memory that is free what strips may take.
+_BLOCK_BYTES = 64 * 2**20
+_SHARE = 0.5
 # Spread of a statistic over the models, in units of its size, below which it is rounding.
 _CONSTANT = 1e-6
 
@@ -146,17 +150,21 @@ class Kernels:
         """They as the encoder reads them."""
         store = self.source.store
 
+        shape = store.layers[layer]
+        most = max(1, _BLOCK_BYTES // (4 * prod(shape)))
+
         def blocks() -> Iterator[Any]:
             for raw in self._blocks(layer):
-                with np.errstate(over="ignore", invalid="ignore"):
-                    yield _read(encoder, normalised(raw, tree))
+                for start in range(0, raw.shape[0], most):
+                    with np.errstate(over="ignore", invalid="ignore"):
+                        yield _read(encoder, normalised(raw[start : start + most], tree))
 
-        factors = layer in store.ranks and not (tree and "centre" in tree)
         return Strips(
             blocks,
             sum(len(store.split(split)) for split in self.fitted),
-            store.layers[layer],
-            factors=factors,
+            shape,
+            factors=layer in store.ranks and "centre" not in tree,
+            room=int(_SHARE * min(free_bytes(), free_on(self.source.devices) or inf)),
             devices=self.source.devices.local,
         )
 

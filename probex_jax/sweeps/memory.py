@@ -65,10 +65,7 @@ def _table(path: Path) -> dict[str, int]:
 
 def free_on(devices: Devices) -> float | None:
     """Bytes that are free on each device; None where devices share the memory of the machine."""
-    if devices.mesh is None:
-        some = jax.local_devices()[:1]
-    else:
-        some = [d for d in devices.mesh.devices.flat if d.process_index == jax.process_index()]
+    some = devices.local or jax.local_devices()[:1]
     told = [device.memory_stats() or {} for device in some]
     if not all("bytes_limit" in stats for stats in told):
         return None

@@ -165,7 +165,7 @@ def test_layers_one_by_one_are_as_side_by_side(tree, tmp_path, monkeypatch, swep
     layers = ["a.weight", "d.weight"]
     result = run(tree, tmp_path / "w", layers=layers)
     for layer in layers:
-        assert_close(expert(tmp_path / "w", layer), expert(swept[0], layer))
+        assert_close(of_layer(tmp_path / "w", layer), of_layer(swept[0], layer))
         assert result.layers[layer] == pytest.approx(swept[1].layers[layer], abs=1e-6)
 
 
