@@ -13,8 +13,8 @@ TREES = ("MiniMAE", "MiniSupViT", "MiniResNet", LORAS)
 OURS, PUBLISHED = "ours", "MVProbe 128/128/512"
 # Epochs of MVProbe at its published size; its paper has 500.
 EPOCHS = 100
-# Layers that ProbeX leaves to MVProbe and Dense to choose among.
-CANDIDATES = 4
+# Layers that probes choose among on validation.
+CANDIDATES = 3
 
 
 @dataclass(frozen=True)
@@ -46,21 +46,24 @@ class Method:
 def _of_classifiers() -> tuple[tuple[Method, ...], ...]:
     """Stages; all trees go through one before any is in the next."""
     mv, px = _sizes(mvprobe), _sizes(probex)
-    by_probex = Method("ProbeX, to choose a layer", px["mini"], {"epochs": 100}, shown=False)
-    briefly = {"epochs": 75, "learning_rate": 1e-3}
-    by_mvprobe = Method(
-        "MVProbe, to choose a layer", mv["mini"], briefly, by_probex, CANDIDATES, shown=False
+    ours = Method(OURS, default.get_config().to_dict())
+    # A smaller size and fewer epochs, on the layers where ours is best by itself.
+    by_probex, by_mvprobe = (
+        Method(f"{name}, to choose a layer", config, changes, ours, CANDIDATES, shown=False)
+        for name, config, changes in (
+            ("ProbeX", px["mini"], {"epochs": 100}),
+            ("MVProbe", mv["mini"], {"epochs": 75, "learning_rate": 1e-3}),
+        )
     )
-    dense_config = dense.get_config("mini").to_dict()
     return (
-        (Method(OURS, default.get_config().to_dict()),),
+        (ours,),
         (
-            by_probex,
             by_mvprobe,
             Method(PUBLISHED, mv["paper"], {"epochs": EPOCHS}, by_mvprobe),
+            by_probex,
             Method("ProbeX 128/128/128", px["paper"], {}, by_probex),
             Method("MVProbe 32/32/128", mv["mini"], {}, by_mvprobe),
-            Method("Dense", dense_config, {}, by_probex, CANDIDATES),
+            Method("Dense", dense.get_config("mini").to_dict(), {}, ours, CANDIDATES),
             Method("StatNN", statnn.get_config().to_dict()),
         ),
         (Method(f"{PUBLISHED}, 500 epochs", mv["paper"], {}, by_mvprobe),),

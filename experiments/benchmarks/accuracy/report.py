@@ -54,7 +54,7 @@ def _rows(of_tree: Found, what: str) -> list[dict[str, Any]]:
             **{zoo: of_zoos.get(zoo, "") for zoo in zoos},
             "zoos": len(of_zoos),
             "mean": float(np.mean(list(of_zoos.values()))),
-            "std": _std(list(of_zoos.values())),
+            "std": float(np.std(list(of_zoos.values()), ddof=1)) if len(of_zoos) > 1 else "",
             f"error / {plan.PUBLISHED}'s": _ratio(of_zoos, published),
             "s": round(float(np.mean(seconds[method]))),
         }
@@ -64,10 +64,6 @@ def _rows(of_tree: Found, what: str) -> list[dict[str, Any]]:
     ]
 
 
-def _std(values: Sequence[float]) -> float | str:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else ""
-
-
 def _ratio(of_zoos: Mapping[str, float], published: Mapping[str, float]) -> str:
     """That of the mean errors, with the spread of the zoos' own."""
     errors = [(1 - of_zoos[zoo], 1 - published[zoo]) for zoo in of_zoos if zoo in published]
@@ -75,4 +71,5 @@ def _ratio(of_zoos: Mapping[str, float], published: Mapping[str, float]) -> str:
         return ""
     mine, theirs = np.mean(errors, axis=0)
     each = [mine / theirs for mine, theirs in errors if theirs]
-    return f"{mine / theirs:.2f}" + f" ± {_std(each):.2f}" * (len(each) > 1)
+    spread = f" ± {np.std(each, ddof=1):.2f}" if len(each) > 1 else ""
+    return f"{mine / theirs:.2f}{spread}"
