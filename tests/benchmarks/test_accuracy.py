@@ -82,7 +82,7 @@ def toys(tmp_path, toy_zoo, monkeypatch):
     ours = plan.Method(plan.OURS, default.get_config().to_dict())
     best = plan.Method(plan.PUBLISHED, mini, {"epochs": 3, "eval_every": 1}, screen)
     monkeypatch.setattr(plan, "TREES", ("Toy",))
-    monkeypatch.setattr(plan, "STAGES", {"Toy": ((ours,), (screen, best), ())})
+    monkeypatch.setattr(plan, "STAGES", {"Toy": ((ours,), (screen, best))})
     return [zoo], tmp_path / "work"
 
 

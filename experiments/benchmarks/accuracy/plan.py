@@ -60,6 +60,8 @@ def _of_classifiers() -> tuple[tuple[Method, ...], ...]:
         (
             by_mvprobe,
             Method(PUBLISHED, mv["paper"], {"epochs": EPOCHS}, by_mvprobe),
+        ),
+        (
             by_probex,
             Method("ProbeX 128/128/128", px["paper"], {}, by_probex),
             Method("MVProbe 32/32/128", mv["mini"], {}, by_mvprobe),
@@ -84,6 +86,7 @@ def _of_loras() -> tuple[tuple[Method, ...], ...]:
     return (
         (),
         (ours,),
+        (),
         (
             Method("ProbeX 128/128/128", px, regularised, ours),
             Method(PUBLISHED, mv, adam, ours),
@@ -124,7 +127,7 @@ def plan(zoos: Sequence[Path]) -> Iterator[Run]:
     metrics.json last.
     """
     built = [zoo for zoo in zoos if (zoo / "metrics.json").exists()]
-    for stage in range(3):
+    for stage in range(len(STAGES[TREES[0]])):
         for tree in TREES:
             for method in STAGES[tree][stage]:
                 for zoo in built:
