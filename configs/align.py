@@ -4,9 +4,9 @@ python -m experiments.train --config=configs/align.py --workdir=W --config.store
 
 The size `mini` on the MiniLoRA of the miniature zoo of seed 0, test accuracy, mean over three seeds
 of training (results/README.md): .986 among the 64 concepts trained on; zero-shot .823 among the 16
-held out, .444 among all. Tried on validation, among seen concepts, among held-out ones, and these among all, best
-committee: L2 term of 1e-3 1.000, .800, .438; of 1e-2 (as here) 1.000, .838, .438; logit scale 10
-1.000, .825, .412.
+held out, .444 among all. Tried on validation, among seen concepts, among held-out ones, and these
+among all, best committee: L2 term of 1e-3 1.000, .800, .438; of 1e-2 (as here) 1.000, .838, .438;
+logit scale 10 1.000, .825, .412.
 
 The recipe of the ProbeX paper is in `configs/paper.py:probex_sd_200`.
 """
