@@ -101,6 +101,7 @@ def test_runs_leave_records_alone_and_what_is_recorded_is_not_trained_again(toys
     (layer,) = best["val_accuracy_by_layer"]
     assert accuracies[layer] == max(accuracies.values())
     assert len(best["val_accuracies"]) == 4  # before the first epoch and after each
+    assert 0.4 < best["chance"]["test"] < 0.7
 
     kept = {path: path.stat().st_mtime_ns for path in paths.values()}
     ours = paths[plan.OURS]
@@ -132,8 +133,8 @@ def test_the_report_compares_zoo_by_zoo(zoos, tmp_path):
             continue
         value = accuracies.get(name, (0.6, 0.6))[int(zoo)]
         kinds = ("test", "held_out", "all") if run.tree == plan.LORAS else ("test",)
-        record = {"seconds": 1.0, "accuracy": dict.fromkeys(kinds, value), "versions": {"jax": "1"}}
-        found.append((run, record))
+        figures = {"accuracy": dict.fromkeys(kinds, value), "chance": dict.fromkeys(kinds, 0.5)}
+        found.append((run, {"seconds": 1.0, "versions": {"jax": "1"}, **figures}))
     rows = _tables(report.write(found, tmp_path / "results"))
 
     ours = rows["MiniMAE, test"][plan.OURS]
@@ -144,6 +145,7 @@ def test_the_report_compares_zoo_by_zoo(zoos, tmp_path):
     assert _ratio(ours) == pytest.approx((0.4, np.std([0.25, 0.5], ddof=1)), abs=0.005)
     assert _ratio(rows["MiniMAE, test"][plan.PUBLISHED]) == (1.0, 0.0)
     assert not any("choose" in method for method in rows["MiniMAE, test"])
+    assert rows["MiniMAE, test"][report.CHANCE]["mean"] == "0.500"
 
     # Only the first zoo has both.
     assert _ratio(rows["MiniResNet, test"][plan.OURS]) == (0.25,)

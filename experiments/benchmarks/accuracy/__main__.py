@@ -1,8 +1,8 @@
 r"""Trains every method on every tree of several zoos: the tables of results/.
 
 It takes hours. Run the same command again to resume, or when another zoo is
-built; --notrain only writes the tables of what is finished. Zoos differ by the
-seed that they were built with.
+built; --train=false only writes the tables of what is finished. Zoos differ by
+the seed that they were built with.
 
 Example:
   python -m experiments.benchmarks.accuracy --zoos=out/zoos/0,out/zoos/1 \

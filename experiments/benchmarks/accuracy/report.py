@@ -12,6 +12,7 @@ from probex_jax.reports import table
 
 Found = Sequence[tuple[plan.Run, Mapping[str, Any]]]
 
+CHANCE = "chance: the commonest answer"
 WHAT = {"test": "test", "held_out": "zero-shot among held-out", "all": "zero-shot among all"}
 
 
@@ -42,12 +43,13 @@ def write(found: Found, folder: Path) -> str:
 
 
 def _rows(of_tree: Found, what: str) -> list[dict[str, Any]]:
-    """A method a row, the most accurate last."""
+    """A method a row, the most accurate last, and chance among them."""
     zoos = list(dict.fromkeys(run.zoo.name for run, _ in of_tree))
-    accuracies: dict[str, dict[str, float]] = {}
-    seconds: dict[str, list[float]] = {}
+    accuracies: dict[str, dict[str, float]] = {CHANCE: {}}
+    seconds: dict[str, list[float]] = {CHANCE: []}
     for run, record in of_tree:
         accuracies.setdefault(run.method.name, {})[run.zoo.name] = record["accuracy"][what]
+        accuracies[CHANCE][run.zoo.name] = record["chance"][what]
         seconds.setdefault(run.method.name, []).append(record["seconds"])
     published = accuracies.get(plan.PUBLISHED, {})
     return [
@@ -58,7 +60,7 @@ def _rows(of_tree: Found, what: str) -> list[dict[str, Any]]:
             "mean": float(np.mean(list(of_zoos.values()))),
             "std": float(np.std(list(of_zoos.values()), ddof=1)) if len(of_zoos) > 1 else "",
             f"error / {plan.PUBLISHED}'s": _ratio(of_zoos, published),
-            "s": round(float(np.mean(seconds[method]))),
+            "s": round(float(np.mean(seconds[method]))) if seconds[method] else "",
         }
         for method, of_zoos in sorted(
             accuracies.items(), key=lambda item: np.mean(list(item[1].values()))

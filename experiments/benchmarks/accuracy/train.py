@@ -10,6 +10,7 @@ import probex_jax as px
 from experiments import cli, steps
 from experiments.benchmarks.accuracy import plan
 from probex_jax.experts import Expert
+from probex_jax.experts.chance import chance_of
 from probex_jax.files import one_writer, read_json, write_json
 
 
@@ -45,7 +46,7 @@ def _train(workdir: Path, run: plan.Run) -> None:
     metrics = steps.train(config, folder, store)
     found = {
         "seconds": time.perf_counter() - start,
-        "accuracy": _accuracies(metrics),
+        **_scores(metrics),
         **{name: metrics.get(name) for name in ("layers", "val_accuracy_by_layer")},
         "val_accuracies": _val_accuracies(folder),
         "versions": metrics["versions"],
@@ -65,12 +66,16 @@ def _best_layers(
     return sorted(matrices, key=lambda name: (-accuracies[name], name))[: run.method.layers]
 
 
-def _accuracies(metrics: Mapping[str, Any]) -> dict[str, float]:
+def _scores(metrics: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Accuracy and chance, by what was tested."""
     scores = {"test": metrics["test_accuracy"]}
     if "zero_shot" in metrics:
         zero_shot = metrics["zero_shot"]
         scores |= {"held_out": zero_shot["among_held_out"], "all": zero_shot["among_all"]}
-    return {what: score["value"] for what, score in scores.items()}
+    return {
+        "accuracy": {what: score["value"] for what, score in scores.items()},
+        "chance": {what: chance_of(score) for what, score in scores.items()},
+    }
 
 
 def _val_accuracies(folder: Path) -> list[float] | None:
