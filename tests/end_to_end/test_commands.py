@@ -220,7 +220,7 @@ def test_a_task_that_cannot_be_measured_does_not_stop_the_others(made):
         (
             "benchmarks.accuracy",
             [],
-            "give --stores, --workdir and --results; --help says what for",
+            "give --zoos, --workdir and --results; --help says what for",
         ),
         (
             "train",

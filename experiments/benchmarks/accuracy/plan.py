@@ -1,143 +1,135 @@
-"""What is run: methods, trees, seeds, and the variants that tell what each part is worth."""
+"""What is run: every method on every tree of every zoo, the most telling first."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from configs import align, committee, default, dense, mvprobe, probex, statnn
+from configs import align, default, dense, mvprobe, probex, statnn
 
-CLASSIFIERS = ("MiniSupViT", "MiniMAE", "MiniResNet")
 LORAS = "MiniLoRA"
-TREES = (*CLASSIFIERS, LORAS)
-SEEDS = (0, 1, 2)
-# Where the parts of MVProbe are tried.
-VARIANTS = ("MiniMAE",)
+TREES = ("MiniMAE", "MiniSupViT", "MiniResNet", LORAS)
+OURS, PUBLISHED = "ours", "MVProbe 128/128/512"
+# Epochs of MVProbe at its published size; its paper has 500.
+EPOCHS = 100
+# Layers that probes choose among on validation.
+CANDIDATES = 3
 
-PUBLISHED, OURS = "MVProbe", "ours"
-# With the first seed a method is trained on all layers, with the others on so many, those that were
-# best on validation with the first.
-FINALISTS = 2
-# MVProbe takes its time: on these trees it is trained, with the first seed, on so many layers that
-# were best on validation for ProbeX.
-SCREENED = ("MiniResNet", "MiniLoRA")
-CANDIDATES = 4
+
+@dataclass(frozen=True)
+class Method:
+    """What is trained on a tree.
+
+    Args:
+      name: as tables show it.
+      config: as `experiments.train` takes it.
+      changes: of the config's recipe.
+      screen: what chooses the layers, those where it is best on validation; None for all layers.
+      layers: so many of them.
+      shown: whether it is in tables; else it only chooses layers for others.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    screen: "Method | None" = None
+    layers: int = 1
+    shown: bool = True
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The config with its changes."""
+        return {**self.config, "recipe": {**self.config["recipe"], **self.changes}}
+
+
+def _of_classifiers() -> tuple[tuple[Method, ...], ...]:
+    """Stages; all trees go through one before any is in the next."""
+    mv, px = _sizes(mvprobe), _sizes(probex)
+    ours = Method(OURS, default.get_config().to_dict())
+    # A smaller size and fewer epochs, on the layers where ours is best by itself.
+    by_probex, by_mvprobe = (
+        Method(f"{name}, to choose a layer", config, changes, ours, CANDIDATES, shown=False)
+        for name, config, changes in (
+            ("ProbeX", px["mini"], {"epochs": 100}),
+            ("MVProbe", mv["mini"], {"epochs": 75, "learning_rate": 1e-3}),
+        )
+    )
+    return (
+        (ours,),
+        (
+            by_mvprobe,
+            Method(PUBLISHED, mv["paper"], {"epochs": EPOCHS}, by_mvprobe),
+        ),
+        (
+            by_probex,
+            Method("ProbeX 128/128/128", px["paper"], {}, by_probex),
+            Method("MVProbe 32/32/128", mv["mini"], {}, by_mvprobe),
+            Method("Dense", dense.get_config("mini").to_dict(), {}, ours, CANDIDATES),
+            Method("StatNN", statnn.get_config().to_dict()),
+        ),
+        (Method(f"{PUBLISHED}, 500 epochs", mv["paper"], {}, by_mvprobe),),
+    )
+
+
+def _of_loras() -> tuple[tuple[Method, ...], ...]:
+    """All have the same texts and logit scale."""
+    config = align.get_config("mini").to_dict()
+    ours = Method(OURS, config)
+    mv, px = (
+        {**config, "committee": 1, "encoder": _sizes(of)["paper"]["encoder"]}
+        for of in (mvprobe, probex)
+    )
+    adam = {"learning_rate": 3e-4, "epochs": 500, "eval_every": 25, "l2": 1e-5}
+    # At this size ProbeX is far better so than without an L2 term, as its paper has it.
+    regularised = {"learning_rate": 2e-3, "epochs": 200, "l2": 3e-3}
+    return (
+        (),
+        (ours,),
+        (),
+        (
+            Method("ProbeX 128/128/128", px, regularised, ours),
+            Method(PUBLISHED, mv, adam, ours),
+        ),
+    )
+
+
+def _sizes(config: ModuleType) -> dict[str, dict[str, Any]]:
+    return {size: config.get_config(size).to_dict() for size in ("mini", "paper")}
+
+
+STAGES = {tree: _of_loras() if tree == LORAS else _of_classifiers() for tree in TREES}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training, with its choice on validation and its test.
+    """One method on one tree of one zoo, with its choice on validation and its test."""
 
-    Args:
-      tree, method, seed: what is trained; a variant's method is "what: which".
-      config: as `experiments.train` takes it.
-      models: of the training split, so many; None for all.
-      finalists: the method whose layers that were best with the first seed are trained alone; of a
-        variant the best one. "" for all layers.
-    """
-
+    zoo: Path
     tree: str
-    method: str
-    seed: int
-    config: Mapping[str, Any]
-    models: int | None = None
-    finalists: str = ""
+    method: Method
 
     @property
     def folder(self) -> str:
-        """Where it goes in the work directory."""
-        name = self.method.replace(":", "").replace(" ", "_").replace(",", "")
-        return f"{self.tree}/{name}/{self.seed}"
+        """Where it goes in the work directory; its record lies beside."""
+        return f"{self.zoo.name}/{self.tree}/{file_name(self.method.name)}"
 
 
-def plan() -> Iterator[Run]:
-    """All runs, in an order in which what a run needs comes before it."""
-    for tree in CLASSIFIERS:
-        yield from _of_classifiers(tree)
-    yield from _of_loras()
-    for tree in CLASSIFIERS:
-        yield from _variants(tree)
+def file_name(method: str) -> str:
+    """A method's name as that of a file."""
+    return method.replace("/", "-").replace(",", "").replace(" ", "_")
 
 
-def _of_classifiers(tree: str) -> Iterator[Run]:
-    # Closed form: the seed changes nothing.
-    yield Run(tree, OURS, 0, default.get_config().to_dict())
-    yield Run(tree, "MVProbe, centred, committee", 0, committee.get_config("mini").to_dict())
-    for seed in SEEDS:
-        yield Run(tree, "StatNN", seed, _seeded(statnn.get_config(), seed))
-        for method, config in (("Dense", dense), ("ProbeX", probex), (PUBLISHED, mvprobe)):
-            settings = _seeded(config.get_config("mini"), seed)
-            yield Run(tree, method, seed, settings, finalists=_others(tree, method, seed))
+def plan(zoos: Sequence[Path]) -> Iterator[Run]:
+    """All runs on the trees that the zoos have, in an order in which what a run needs comes first.
 
-
-def _of_loras() -> Iterator[Run]:
-    for seed in SEEDS:
-        ours = _seeded(align.get_config("mini"), seed)
-        yield Run(LORAS, OURS, seed, ours)
-        published = ours | {"committee": 1}
-        yield Run(LORAS, "MVProbe, our recipe, best layer", seed, published)
-        # At this size ProbeX is far better so than with the recipe of its paper (L2 term 0).
-        recipe = ours["recipe"] | {"learning_rate": 2e-3, "epochs": 200, "l2": 3e-3}
-        probing = published | {"encoder": {"name": "probex", **_sizes(ours)}, "recipe": recipe}
-        yield Run(LORAS, "ProbeX", seed, probing, finalists=_others(LORAS, "ProbeX", seed))
-        changes = {"learning_rate": 3e-4, "epochs": 500, "eval_every": 25, "l2": 1e-5}
-        recipe = recipe | changes
-        config = published | {"recipe": recipe}
-        yield Run(LORAS, PUBLISHED, seed, config, finalists=_others(LORAS, PUBLISHED, seed))
-
-
-def _variants(tree: str) -> Iterator[Run]:
-    """With the first seed: ours without one of its parts or on fewer models; MVProbe likewise."""
-    ours = default.get_config().to_dict()
-    plain = ours["encoder"] | {"standardise": False}
-    for which, changes in {
-        "best layer alone": {"committee": 1},
-        "no centre": {"normalise": "scale"},
-        "no standardisation": {"encoder": plain},
-        "neither": {"normalise": "scale", "encoder": plain},
-        "2 layers": {"committee": 2},
-        "4 layers": {"committee": 4},
-    }.items():
-        yield Run(tree, f"ours: {which}", 0, ours | changes)
-    for models in (50, 100, 200, 300):
-        yield Run(tree, f"ours: {models} training models", 0, ours, models=models)
-    if tree not in VARIANTS:
-        return
-    # On one layer, that of the MVProbe that was chosen.
-    centred = committee.get_config("mini").to_dict() | {"committee": 1}
-    encoder = centred["encoder"]
-    branches = encoder["branches"]
-    parts: dict[str, dict[str, Any]] = {
-        "as it is": {},
-        "no centre": {"normalise": "none"},
-        **{
-            f"without {name}": {"branches": tuple(b for b in branches if b != name)}
-            for name in branches
-        },
-        **{f"{name} alone": {"branches": (name,)} for name in branches},
-        "no standardisation": {"standardise": False},
-        "no ReLU": {"relu": False},
-        "8 probes": {"n_probes": 8, "proj_dim": 8},
-        "16 probes": {"n_probes": 16, "proj_dim": 16},
-        "64 probes": {"n_probes": 64, "proj_dim": 64},
-    }
-    for which, changes in parts.items():
-        of_encoder = {key: value for key, value in changes.items() if key in encoder}
-        of_config = {key: value for key, value in changes.items() if key not in encoder}
-        config = centred | of_config | {"encoder": encoder | of_encoder}
-        yield Run(tree, f"centred MVProbe: {which}", 0, config, finalists=PUBLISHED)
-
-
-def _others(tree: str, method: str, seed: int) -> str:
-    if seed > SEEDS[0]:
-        return method
-    return "ProbeX" if method == PUBLISHED and tree in SCREENED else ""
-
-
-def _seeded(config: Any, seed: int) -> dict[str, Any]:
-    settings = config.to_dict()
-    settings["recipe"]["seed"] = seed
-    return settings
-
-
-def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
-    return {name: config["encoder"][name] for name in ("n_probes", "proj_dim", "rep_dim")}
+    A zoo has a tree as soon as all of it is built: `experiments.build_zoo` writes the zoo's
+    metrics.json last.
+    """
+    built = [zoo for zoo in zoos if (zoo / "metrics.json").exists()]
+    for stage in range(len(STAGES[TREES[0]])):
+        for tree in TREES:
+            for method in STAGES[tree][stage]:
+                for zoo in built:
+                    if (zoo / tree / "zoo.json").exists():
+                        yield Run(zoo, tree, method)
