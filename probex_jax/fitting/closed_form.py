@@ -153,12 +153,13 @@ def fit_closed_form(
     if val is None:
         fold_N = fewer(folds(task, y)) if is_reduced(encoder, shape) else folds(task, y)
     regression = Regression(task, y, targets_NY, recipe.penalties, fold_N, refit=val is None)
-    read, size = jax.jit(encoder.read), max(1, _BLOCK_BYTES // (4 * prod(shape)))
+    read = jax.jit(lambda x, tree: encoder.read(normalised(x, tree)))
+    size = max(1, _BLOCK_BYTES // (4 * prod(shape)))
 
     def blocks() -> Iterator[Any]:
         for x in (split.x for split in splits.values()):
             for start in range(0, x.shape[0], size):
-                yield read(normalised(x[start : start + size], tree))
+                yield read(x[start : start + size], dict(tree))
 
     factors = isinstance(train.x, LowRank) and "centre" not in tree
     strips = Strips(blocks, len(y), shape, factors=factors, devices=devices.local)

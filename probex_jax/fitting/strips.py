@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -75,7 +76,7 @@ class Strips:
             self._together = max(1, room // (4 * n_models * self._height * self.columns))
         self._factors = self._all_factors() if factors else None
         resident = not factors and self._together >= len(self._starts)
-        self._kept = [*self._read(range(len(self._starts)))] if resident else None
+        self._kept = self._read(range(len(self._starts))) if resident else None
 
     def _all_factors(self) -> LowRank:
         whole = jax.tree.map(lambda *parts: jnp.concatenate(parts), *self._blocks())
@@ -90,22 +91,18 @@ class Strips:
         widths = [(0, 0)] * (part.ndim - 2) + [(0, missing), (0, 0)]
         return np.pad(part, widths) if missing else part
 
-    def _read(self, numbers: Iterable[int]) -> Iterator[jax.Array]:
-        """Makes strips in one pass over the models."""
+    def _read(self, numbers: Sequence[int]) -> list[jax.Array]:
+        """Makes strips in one pass over the models, each on its device."""
         shape = self.n_models, self._height, self.columns
-        buffers = {number: np.zeros(shape, np.float32) for number in numbers}
-        place = 0
+        strips = [jnp.zeros(shape, device=self._device(number)) for number in numbers]
+        model = 0
         for block in self._blocks():
-            block_nhw = np.asarray(dense(block))
-            block_nhw = block_nhw.mT if self.transposed else block_nhw
-            models = slice(place, place + len(block_nhw))
-            for number, buffer in buffers.items():
-                start = self._starts[number]
-                part = block_nhw[:, start : start + self._height]
-                buffer[models, : part.shape[1]] = part
-            place = models.stop
-        for number in [*buffers]:
-            yield jax.device_put(buffers.pop(number), self._device(number))
+            for place, number in enumerate(numbers):
+                strips[place] = _with(
+                    strips[place], block, model, self._starts[number], self.transposed
+                )
+            model += block.shape[0]
+        return strips
 
     def __iter__(self) -> Iterator[Any]:
         """The strips [N, h, W], or `LowRank` of them, each on its device."""
@@ -154,3 +151,17 @@ class Strips:
 @jax.jit
 def _kernel(x: Matrices) -> jax.Array:
     return gram(x, x)
+
+
+@partial(jax.jit, static_argnames="transposed", donate_argnums=0)
+def _with(
+    strip_NhW: jax.Array, block: Matrices, model: int, row: int, transposed: bool
+) -> jax.Array:
+    """A strip with its rows of a block of models, the first of which is its so many-th."""
+    block_nHW = dense(block).mT if transposed else dense(block)
+    _, height, columns = strip_NhW.shape
+    missing = -block_nHW.shape[1] % height
+    block_nHW = jnp.pad(block_nHW, [(0, 0), (0, missing), (0, 0)])
+    sizes = block_nHW.shape[0], height, columns
+    part_nhW = jax.lax.dynamic_slice(block_nHW, (0, row, 0), sizes)
+    return jax.lax.dynamic_update_slice(strip_NhW, part_nhW.astype(strip_NhW.dtype), (model, 0, 0))

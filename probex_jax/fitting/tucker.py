@@ -19,7 +19,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ from probex_jax.matrices import Matrices, dense
 _MOST_OUTPUTS = 128
 # Columns beyond those asked for, and iterations, of a search for leading eigenvectors.
 _MORE = 32
-_ITERATIONS = 4
+_ITERATIONS = 8
 
 
 class Bases(NamedTuple):
@@ -83,15 +83,10 @@ def bases(
     across, along = (projections, probes) if strips.transposed else (probes, projections)
     across, along = min(across, strips.columns), min(along, strips.rows)
     solutions_FNS = np.stack([_principal(each) for each in solutions])
-    upper_FWW = np.triu(strips.sum(partial(_column_grams, solutions_FNS)))
-    gram_FWW = upper_FWW + np.triu(upper_FWW, 1).mT
-    across_FWU = [_leading(partial(np.matmul, gram), strips.columns, across) for gram in gram_FWW]
-    seen = partial(_combined_responses, np.stack(across_FWU), solutions_FNS)
-    weights_FHK = strips.joined([*strips.map(seen)])
-    along_FHV = [
-        _leading(partial(_gram_times, jnp.asarray(weights)), strips.rows, along)
-        for weights in weights_FHK
-    ]
+    grams_FWW = strips.sum(partial(_column_grams, solutions_FNS))
+    across_FWU = np.stack([_leading(gram_WW, across) for gram_WW in grams_FWW])
+    seen_FHK = strips.joined([*strips.map(partial(_combined_responses, across_FWU, solutions_FNS))])
+    along_FHV = [_leading(np.asarray(_upper_gram(seen_HK.T)), along) for seen_HK in seen_FHK]
     found = zip(across_FWU, along_FHV, strict=True)
     return [Bases(v, u) if strips.transposed else Bases(u, v) for u, v in found]
 
@@ -124,13 +119,15 @@ def _column_grams(solutions_FNS: jax.Array, strip: Matrices) -> jax.Array:
         return jax.lax.map(one, solutions_FNS)
 
 
+@jax.jit
 def _upper_gram(x_KW: jax.Array) -> jax.Array:
-    """[W, W]: Xᵀ X, of some blocks below the diagonal zeros: five eighths of the work."""
+    """[W, W]: Xᵀ X on and above the diagonal, with five eighths of the work."""
     size = -(-x_KW.shape[1] // 4)
-    blocks = [
-        jnp.pad(x_KW[:, at : at + size].T @ x_KW[:, at:], ((0, 0), (at, 0)))
-        for at in range(0, x_KW.shape[1], size)
-    ]
+    with jax.default_matmul_precision("highest"):
+        blocks = [
+            jnp.pad(x_KW[:, at : at + size].T @ x_KW[:, at:], ((0, 0), (at, 0)))
+            for at in range(0, x_KW.shape[1], size)
+        ]
     return jnp.concatenate(blocks)
 
 
@@ -162,18 +159,23 @@ def _responses(across_FWU: jax.Array, strip: Matrices, along_FhV: jax.Array) -> 
 
 
 @jax.jit
-def _gram_times(a_HK: jax.Array, q_HR: jax.Array) -> jax.Array:
-    """A Aᵀ Q, without the product of A with itself."""
+def _times(gram_WW: jax.Array, basis_WR: jax.Array) -> jax.Array:
     with jax.default_matmul_precision("highest"):
-        return a_HK @ (a_HK.T @ q_HR)
+        return gram_WW @ basis_WR
 
 
-def _leading(times: Callable[[np.ndarray], np.ndarray], size: int, rank: int) -> np.ndarray:
-    """[size, rank] float32: leading eigenvectors of a symmetric matrix, >= 0, by products."""
-    start = np.random.default_rng(0).normal(size=(size, min(size, rank + _MORE)))
-    basis = start.astype(np.float32)
-    with threadpool_limits(1):  # which wait for each other longer than they work
-        for _ in range(_ITERATIONS if basis.shape[1] < size else 1):
-            basis = np.linalg.qr(np.asarray(times(basis)))[0]
-        _, vectors = np.linalg.eigh(basis.T @ np.asarray(times(basis)))
-    return np.ascontiguousarray((basis @ vectors[:, ::-1])[:, :rank], np.float32)
+def _leading(upper_WW: np.ndarray, rank: int) -> np.ndarray:
+    """[W, rank] float32: leading eigenvectors of a symmetric matrix, >= 0, by subspace iteration.
+
+    Of the matrix what is on and above the diagonal is read.
+    """
+    size, upper_WW = len(upper_WW), np.triu(upper_WW)
+    gram_WW = jnp.asarray(upper_WW + np.triu(upper_WW, 1).T, jnp.float32)
+    start_WR = np.random.default_rng(0).normal(size=(size, min(size, rank + _MORE)))
+    basis_WR = start_WR.astype(np.float32)
+    with threadpool_limits(1):  # BLAS's threads wait for each other longer than they work
+        for _ in range(_ITERATIONS):
+            basis_WR = np.linalg.qr(np.asarray(_times(gram_WW, basis_WR)))[0]
+        inner_RR = basis_WR.T @ np.asarray(_times(gram_WW, basis_WR))
+        _, vectors_RR = np.linalg.eigh((inner_RR + inner_RR.T) / 2)
+        return np.ascontiguousarray((basis_WR @ vectors_RR[:, ::-1])[:, :rank], np.float32)

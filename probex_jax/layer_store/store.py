@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from probex_jax.layer_store.reader import Reader
 from probex_jax.layer_store.stored_model import StoredModel
 from probex_jax.layer_store.tables import check_held_out, is_exclusive, read_tables, viewed
 from probex_jax.matrices import LowRank
+from probex_jax.prefetch import prefetch
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 from probex_jax.zoo.tables import Tables
 
@@ -305,8 +306,12 @@ class LayerStore:
         """
         rows = self._rows(split, models)
         size = max(1, _BLOCK_BYTES // (4 * self.reader.entries(layer)))
-        for start in range(0, len(rows), size):
-            yield self.reader.read(layer, rows[start : start + size])
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        if len(parts) == 1:
+            yield self.reader.read(layer, parts[0])
+        else:  # one is read while another is used
+            for _, block in prefetch(partial(self.reader.read, layer), parts, workers=1, beyond=1):
+                yield block
 
     def moments(self, layer: str, split: str = "train", models: Models | None = None) -> Moments:
         """Mean matrix and spread of a layer over models of a split, in one pass.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import inf, prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,7 +64,12 @@ _CONSTANT = 1e-6
 
 
 _statistics = jax.jit(statistics)
-_read = jax.jit(lambda encoder, x: encoder.read(x), static_argnums=0)
+
+
+@partial(jax.jit, static_argnames="encoder")
+def _read(encoder: Linear, x: Any, tree: Tree) -> Any:
+    """Matrices as an encoder reads them, once a tree is taken off."""
+    return encoder.read(normalised(x, tree))
 
 
 @dataclass(frozen=True)
@@ -156,8 +161,7 @@ class Kernels:
         def blocks() -> Iterator[Any]:
             for raw in self._blocks(layer):
                 for start in range(0, raw.shape[0], most):
-                    with np.errstate(over="ignore", invalid="ignore"):
-                        yield _read(encoder, normalised(raw[start : start + most], tree))
+                    yield _read(encoder, raw[start : start + most], dict(tree))
 
         return Strips(
             blocks,
