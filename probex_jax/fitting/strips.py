@@ -102,6 +102,7 @@ class Strips:
                     strips[place], block, model, self._starts[number], self.transposed
                 )
             model += block.shape[0]
+            jax.block_until_ready(strips)  # or blocks would wait in memory for their turn
         return strips
 
     def __iter__(self) -> Iterator[Any]:
@@ -134,11 +135,14 @@ class Strips:
                 yield np.asarray(busy.popleft())
         yield from map(np.asarray, busy)
 
-    def sum(self, function: Callable[..., Any], *split: Sequence[Any]) -> np.ndarray:
-        """The sum of `map` over the strips, in float64."""
-        total: Any = 0.0
-        for part in self.map(function, *split):
-            total = total + part.astype(np.float64)
+    def sum(
+        self, function: Callable[..., Any], *split: Sequence[Any], dtype: Any = np.float64
+    ) -> np.ndarray:
+        """The sum of `map` over the strips, in the order of these."""
+        parts = self.map(function, *split)
+        total = np.array(next(parts), dtype)
+        for part in parts:
+            total += part
         return total
 
     def kernel(self) -> np.ndarray:

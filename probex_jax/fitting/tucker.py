@@ -95,8 +95,9 @@ def responses(strips: Strips, each: Sequence[Bases]) -> np.ndarray:
     """[F, N, U, V] float32: what several bases of equal sizes take of the models, Uᵀ Xᵀ V."""
     sides = [(b.projection, b.probes) if strips.transposed else b for b in each]
     across_FWU, along_FHV = (np.stack(side) for side in zip(*sides, strict=True))
-    found_FNUV = strips.sum(partial(_responses, across_FWU), strips.split(along_FHV))
-    return (found_FNUV.mT if strips.transposed else found_FNUV).astype(np.float32)
+    along = strips.split(along_FHV)
+    found_FNUV = strips.sum(partial(_responses, across_FWU), along, dtype=np.float32)
+    return found_FNUV.mT if strips.transposed else found_FNUV
 
 
 def _principal(solution_NY: np.ndarray) -> np.ndarray:

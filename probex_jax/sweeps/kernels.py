@@ -57,7 +57,7 @@ _MOST_ENTRIES = 2**16
 # Fewest entries of a matrix that is standardised: of fewer that leaves next to nothing.
 _FEWEST = 8
 # Matrices that are read at a time, multiplied out; of the memory that is free what strips may take.
-_BLOCK_BYTES = 64 * 2**20
+_BLOCK_BYTES = 16 * 2**20
 _SHARE = 0.5
 # Spread of a statistic over the models, in units of its size, below which it is rounding.
 _CONSTANT = 1e-6
