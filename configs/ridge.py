@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.fit = "ridge"
     config.recipe = ml_collections.ConfigDict()
     # L2 penalties that are tried, relative to the mean inner product of a matrix with itself.
-    config.recipe.penalties = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
+    config.recipe.penalties = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
     # The most parameters of an expert; layers that tell least are left out.
     config.recipe.most_parameters = 2**30
     return config.lock()

@@ -6,7 +6,7 @@ resume. WORKDIR/report.html shows what was found; open it in a browser.
 --config.labels is a label column, --config.split a split: of one whose repeats are NAME-0, NAME-1
 and so on, NAME trains on all, in WORKDIR/NAME-0 and so on, and reports mean and spread.
 
-Without --config it is configs/default.py: one ridge regression on all layers, in closed form.
+Without --config it is configs/default.py: a linear ProbeX on all layers, in closed form.
 
 Example:
   python -m experiments.train --workdir=out/trained \

@@ -23,6 +23,7 @@ from experiments.costs import Costs
 from experiments.steps import Row
 from probex_jax.errors import ProbexError
 from probex_jax.experts.chance import chance_of
+from probex_jax.experts.checkpoints import remove
 from probex_jax.files import claim, read_json, write_json
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all that is made.", required=True)
@@ -50,6 +51,7 @@ def main() -> None:
     rows: list[Row] = read_json(path) if path.exists() else []
     for step in _steps(workdir, zoo):
         if step.what not in (row["what"] for row in rows):
+            remove(step.made)  # what was killed half-way would count for its rest alone
             rows.append(_measured(step))
             write_json(path, rows)
     print(cli.table(rows))

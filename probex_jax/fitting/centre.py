@@ -69,6 +69,11 @@ def normalised(x: Matrices, tree: Tree) -> Any:
     return x / tree["scale"] if tree else x
 
 
+def is_centred(tree: Tree) -> bool:
+    """Whether a centre is subtracted, after which factors are none."""
+    return "centre" in tree or "centre_up" in tree
+
+
 def centre_rank(tree: Tree) -> int:
     """Rank of a centre that is kept as factors; 0 for another, or none."""
     return tree["centre_up"].shape[1] if "centre_up" in tree else 0

@@ -27,7 +27,7 @@ import numpy as np
 
 from probex_jax.encoders import Dense, ProbeX
 from probex_jax.errors import ProbexError
-from probex_jax.fitting.centre import Tree, normalised
+from probex_jax.fitting.centre import Tree, is_centred, normalised
 from probex_jax.fitting.data import Split, check_splits
 from probex_jax.fitting.network import Network
 from probex_jax.fitting.ridge import Kernel, Regression, fewer, folds, threads_for
@@ -37,6 +37,8 @@ from probex_jax.fitting.task import Task
 from probex_jax.fitting.tucker import Bases, bases, responses
 from probex_jax.matrices import LowRank, combination
 
+# Fewest models that bases are chosen by.
+_FEWEST_MODELS = 4
 # Encoders that are fitted; ProbeX without its ReLU.
 Linear = Dense | ProbeX
 # Matrices that are read at a time.
@@ -116,7 +118,8 @@ def fit_closed_form(
       task: what is to be told.
       recipe: how.
       train: x [N, H, W], y targets of the task.
-      val: the models that choose; None to choose by five-fold cross-validation.
+      val: the models that choose; None to choose by five-fold cross-validation, of probes by as
+        many of the five parts as hold enough models.
       tree: what is taken off all matrices before.
       devices: what share the work, on each its strips of the matrices.
 
@@ -161,7 +164,7 @@ def fit_closed_form(
             for start in range(0, x.shape[0], size):
                 yield read(x[start : start + size], dict(tree))
 
-    factors = isinstance(train.x, LowRank) and "centre" not in tree
+    factors = isinstance(train.x, LowRank) and not is_centred(tree)
     strips = Strips(blocks, len(y), shape, factors=factors, devices=devices.local)
     kernel_NN = strips.kernel()
     finite_N = np.isfinite(kernel_NN).any(axis=1)
@@ -227,10 +230,11 @@ def features(
       The encoder with the probes that were chosen, or `Dense`, and what it takes of the models.
     """
     whole = Features(all_entries(encoder), Kernel(kernel_NN))
-    if not is_reduced(encoder, shape):
+    parts = [*regression.parts]
+    few = min(len(regression.known(part)) for part in parts) < _FEWEST_MODELS
+    if few or not is_reduced(encoder, shape):
         return whole
     assert isinstance(encoder, ProbeX)
-    parts = [*regression.parts]
     # What is fitted to in the end is what is without the one part, where that is not fitted to.
     sets = [None, *parts] if regression.refit else parts
     with threads_for(len(kernel_NN)):
@@ -251,10 +255,10 @@ def features(
 
 
 def is_reduced(encoder: Linear, shape: tuple[int, int]) -> bool:
-    """Whether an encoder has fewer responses than matrices [H, W] have entries."""
-    if not isinstance(encoder, ProbeX):
+    """Whether an encoder has fewer responses than matrices [H, W], no vectors, have entries."""
+    if not isinstance(encoder, ProbeX) or 1 in shape:
         return False
-    return encoder.n_probes * encoder.proj_dim < shape[0] * shape[1]
+    return min(encoder.n_probes, shape[1]) * min(encoder.proj_dim, shape[0]) < prod(shape)
 
 
 def all_entries(encoder: Linear) -> Dense:

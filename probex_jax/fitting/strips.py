@@ -4,8 +4,8 @@ All that a closed form takes of a layer are sums over its rows: inner products o
 matrices of weights, projections. A strip is [N, h, W], the same rows of all models. Strips lie on
 the devices in turns, and what they give is added up on the host, in float64 and in their order: the
 sums have the same bits on any number of devices. Strips that have room together are made once;
-otherwise they are made again in each pass, as many at a time as have room, so that memory does not
-grow with the number of models.
+otherwise they are made again whenever they are asked for, as many in a pass over the models as have
+room. A strip is one row of all models at least.
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ class Strips:
         model = 0
         for block in self._blocks():
             for place, number in enumerate(numbers):
-                strips[place] = _with(
-                    strips[place], block, model, self._starts[number], self.transposed
-                )
+                device, row = self._device(number), self._starts[number]
+                there = block if device is None else jax.device_put(block, device)
+                strips[place] = _with(strips[place], there, model, row, self.transposed)
             model += block.shape[0]
             jax.block_until_ready(strips)  # or blocks would wait in memory for their turn
         return strips

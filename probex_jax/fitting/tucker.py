@@ -20,7 +20,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -37,6 +37,8 @@ _MOST_OUTPUTS = 128
 # Columns beyond those asked for, and iterations, of a search for leading eigenvectors.
 _MORE = 32
 _ITERATIONS = 8
+# Rows up to which the Gram matrix of the longer side costs less than what it saves.
+_MOST_ROWS = 4096
 
 
 class Bases(NamedTuple):
@@ -84,9 +86,11 @@ def bases(
     across, along = min(across, strips.columns), min(along, strips.rows)
     solutions_FNS = np.stack([_principal(each) for each in solutions])
     grams_FWW = strips.sum(partial(_column_grams, solutions_FNS))
-    across_FWU = np.stack([_leading(gram_WW, across) for gram_WW in grams_FWW])
-    seen_FHK = strips.joined([*strips.map(partial(_combined_responses, across_FWU, solutions_FNS))])
-    along_FHV = [_leading(np.asarray(_upper_gram(seen_HK.T)), along) for seen_HK in seen_FHK]
+    across_FWU = [_leading(_symmetric(gram_WW), across) for gram_WW in grams_FWW]
+    along_FHV = []
+    for across_WU, solution_NS in zip(across_FWU, solutions_FNS, strict=True):
+        seen = partial(_combined_responses, across_WU, solution_NS)
+        along_FHV.append(_leading(_square(strips.joined([*strips.map(seen)])), along))
     found = zip(across_FWU, along_FHV, strict=True)
     return [Bases(v, u) if strips.transposed else Bases(u, v) for u, v in found]
 
@@ -133,18 +137,11 @@ def _upper_gram(x_KW: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _combined_responses(
-    across_FWU: jax.Array, solutions_FNS: jax.Array, strip: Matrices
-) -> jax.Array:
-    """[F, h, S · U]: the rows of W_y U of a strip."""
-
-    def one(both: tuple[jax.Array, jax.Array]) -> jax.Array:
-        across_WU, solution_NS = both
-        found_hSU = jnp.einsum("nhu,ns->hsu", strip @ across_WU, solution_NS)
-        return found_hSU.reshape(found_hSU.shape[0], -1)
-
+def _combined_responses(across_WU: jax.Array, solution_NS: jax.Array, strip: Matrices) -> jax.Array:
+    """[h, S · U]: the rows of W_y U of a strip."""
     with jax.default_matmul_precision("highest"):
-        return jax.lax.map(one, (across_FWU, solutions_FNS))
+        found_hSU = jnp.einsum("nhu,ns->hsu", strip @ across_WU, solution_NS)
+    return found_hSU.reshape(found_hSU.shape[0], -1)
 
 
 @jax.jit
@@ -160,23 +157,37 @@ def _responses(across_FWU: jax.Array, strip: Matrices, along_FhV: jax.Array) -> 
 
 
 @jax.jit
-def _times(gram_WW: jax.Array, basis_WR: jax.Array) -> jax.Array:
+def _product(*factors: jax.Array) -> jax.Array:
+    """The product of matrices, from the right on."""
     with jax.default_matmul_precision("highest"):
-        return gram_WW @ basis_WR
+        return reduce(lambda right, left: left @ right, factors[::-1])
 
 
-def _leading(upper_WW: np.ndarray, rank: int) -> np.ndarray:
-    """[W, rank] float32: leading eigenvectors of a symmetric matrix, >= 0, by subspace iteration.
+def _symmetric(upper_WW: np.ndarray) -> tuple[jax.Array, ...]:
+    """A matrix of which one half is given."""
+    upper_WW = np.triu(upper_WW)
+    return (jnp.asarray(upper_WW + np.triu(upper_WW, 1).T, jnp.float32),)
 
-    Of the matrix what is on and above the diagonal is read.
+
+def _square(a_HK: np.ndarray) -> tuple[jax.Array, ...]:
+    """A Aᵀ, multiplied out where that is little."""
+    if len(a_HK) <= _MOST_ROWS:
+        return _symmetric(np.asarray(_upper_gram(a_HK.T)))
+    factor = jnp.asarray(a_HK)
+    return factor, factor.T
+
+
+def _leading(factors: tuple[jax.Array, ...], rank: int) -> np.ndarray:
+    """[W, rank] float32: leading eigenvectors of a symmetric matrix >= 0, the product of `factors`.
+
+    By subspace iteration: exact where eigenvalues fall; of those that are nearly alike some.
     """
-    size, upper_WW = len(upper_WW), np.triu(upper_WW)
-    gram_WW = jnp.asarray(upper_WW + np.triu(upper_WW, 1).T, jnp.float32)
+    size = len(factors[0])
     start_WR = np.random.default_rng(0).normal(size=(size, min(size, rank + _MORE)))
     basis_WR = start_WR.astype(np.float32)
     with threadpool_limits(1):  # BLAS's threads wait for each other longer than they work
         for _ in range(_ITERATIONS):
-            basis_WR = np.linalg.qr(np.asarray(_times(gram_WW, basis_WR)))[0]
-        inner_RR = basis_WR.T @ np.asarray(_times(gram_WW, basis_WR))
+            basis_WR = np.linalg.qr(np.asarray(_product(*factors, basis_WR)))[0]
+        inner_RR = basis_WR.T @ np.asarray(_product(*factors, basis_WR))
         _, vectors_RR = np.linalg.eigh((inner_RR + inner_RR.T) / 2)
         return np.ascontiguousarray((basis_WR @ vectors_RR[:, ::-1])[:, :rank], np.float32)

@@ -1,7 +1,8 @@
 """A sweep in closed form: the kernel of each layer, and one ridge regression on all of them.
 
-Training and validation models are read twice: for the kernels, which are kept in the work directory
-until the sweep is finished, and for the weights of the layers that answer. Where all layers answer,
+What a layer gives is kept in the work directory until the sweep is finished: the inner products of
+training and validation models, and of large layers their responses to probes. Small layers are read
+once more, for the weights of those that answer. Where all layers answer,
 the statistics of the small ones are one more layer: what is the same in any order of the entries
 is hard to tell from these, and easily from their statistics.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from math import inf, prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from probex_jax.experts.committee import committee
 from probex_jax.experts.evaluation import Answers, answers
 from probex_jax.experts.expert import Expert
 from probex_jax.files import layer_folder
-from probex_jax.fitting.centre import FrozenLayer, Tree, normalised, tree_of
+from probex_jax.fitting.centre import FrozenLayer, Tree, is_centred, normalised, tree_of
 from probex_jax.fitting.closed_form import (
     ClosedForm,
     Linear,
@@ -99,7 +100,8 @@ class Kernels:
         """Computes the kernels that are missing, here or in another process."""
         jobs = [Job((name,), (self.recipe,)) for name in names]
         locks, devices = self.workdir / "training", self.source.devices
-        run(jobs, locks, self.share, devices, self._finished, self._compute, self._count)
+        compute = partial(self._compute, self._regression(names))
+        run(jobs, locks, self.share, devices, self._finished, compute, self._count)
 
     def _finished(self, job: Job) -> bool:
         (layer,) = job.layers
@@ -108,16 +110,17 @@ class Kernels:
     def _count(self, job: Job) -> None:
         self.on_progress(job.layers[0], self.epochs)
 
-    def _compute(self, jobs: Iterator[Job]) -> None:
+    def _compute(self, regression: Regression, jobs: Iterator[Job]) -> None:
         for job in jobs:
             (layer,) = job.layers
             try:
-                self._reduce(layer)
+                if self.source.devices.writes:
+                    self._reduce(layer, regression)
             except FrozenLayer as error:
                 leave_out(self.workdir, layer, str(error))
             self._count(job)
 
-    def _reduce(self, layer: str) -> None:
+    def _reduce(self, layer: str, regression: Regression) -> None:
         """Keeps what a layer gives to the regression."""
         where, shape = f"{self.source.store.path}: {layer}", self.source.store.layers[layer]
         encoder, tree = self._encoder(layer), self._tree(layer)
@@ -137,7 +140,7 @@ class Kernels:
             raise ProbexError(f"{where}: {odd}: its weights are too large; remove the model")
         if not np.trace(centred(kernel_NN)) > 0:
             raise FrozenLayer(f"{where}: the training matrices are all the same")
-        found = features(strips, kernel_NN, encoder, shape, self._regression)
+        found = features(strips, kernel_NN, encoder, shape, regression)
         self.kept(layer).write(found, tree, statistics_NS)
 
     def _blocks(self, layer: str) -> Iterator[Any]:
@@ -148,6 +151,8 @@ class Kernels:
     def _tree(self, layer: str) -> Tree:
         """What is taken off them."""
         store, normalise = self.source.store, self.source.normalise
+        if normalise == "none":
+            return {}
         where, factors = f"{store.path}: {layer}", layer in store.ranks
         return tree_of(moments(self._blocks(layer)), normalise, factors=factors, where=where)
 
@@ -167,10 +172,17 @@ class Kernels:
             blocks,
             sum(len(store.split(split)) for split in self.fitted),
             shape,
-            factors=layer in store.ranks and "centre" not in tree,
-            room=int(_SHARE * min(free_bytes(), free_on(self.source.devices) or inf)),
+            factors=layer in store.ranks and not is_centred(tree),
+            room=self._room(),
             devices=self.source.devices.local,
         )
+
+    def _room(self) -> int:
+        """Bytes that strips may take, here and on devices that have memory of their own."""
+        devices = self.source.devices
+        on_each = free_on(devices)
+        on_devices = inf if on_each is None else on_each * max(1, len(devices.local))
+        return int(_SHARE * min(free_bytes() / self.share[1], on_devices))
 
     def _encoder(self, layer: str) -> Linear:
         """The encoder of a layer."""
@@ -178,14 +190,13 @@ class Kernels:
         is_small = prod(self.source.store.layers[layer]) < _FEWEST
         return encoder.clone(standardise=encoder.standardise and not is_small)
 
-    @cached_property
-    def _regression(self) -> Regression:
-        """What is regressed on any layer, and by which models it is chosen."""
+    def _regression(self, layers: Sequence[str]) -> Regression:
+        """What is regressed on some layers, and by which models it is chosen."""
         task, store = self.source.task, self.source.store
         y = np.concatenate([self.source.targets(split).y for split in self.fitted])
         encoder = check_closed_form(self.source.network, task)
         fold_N = folds(task, y)
-        if any(is_reduced(encoder, shape) for shape in store.layers.values()):
+        if any(is_reduced(encoder, store.layers[layer]) for layer in layers):
             fold_N = fewer(fold_N)
         targets_NY = task.regressed(y, len(self.card.classes))
         return Regression(task, y, targets_NY, self.recipe.penalties, fold_N)
@@ -200,7 +211,7 @@ class Kernels:
         kept = {name: self.kept(name) for name in layers}
         of_statistics = sum(each.values @ each.values.T for each in statistics.values())
         kernels = KeptKernels(kept, {STATISTICS: np.asarray(of_statistics)})
-        regression = self._regression
+        regression = self._regression(names)
         alone = fit_alone(kernels, regression)
         encoders = {name: each.encoder(self._encoder(name)) for name, each in kept.items()}
         shapes = source.store.layers
@@ -224,6 +235,7 @@ class Kernels:
             "val_loss": found.chosen.loss,
             "penalty": found.chosen.penalty,
             "factor": found.chosen.factor,
+            "n_chosen_by": len(asked_y),
         }
         members = sorted(self._members(found, statistics), key=lambda member: -member[1])
         expert = committee(*zip(*members, strict=True)).with_card(
@@ -248,9 +260,9 @@ class Kernels:
         for layer, weight in found.weights.items():
             solution_NY = found.solution[layer] / weight
             if layer == STATISTICS:
-                for name, features in statistics.items():
+                for name, standardised in statistics.items():
                     # Its share of the sum, as if it were all.
-                    params = features.linear(solution_NY * len(statistics), found.bias)
+                    params = standardised.linear(solution_NY * len(statistics), found.bias)
                     reading = Statistics(len(found.bias))
                     yield self._expert(name, reading, params, {}), weight / len(statistics)
                 continue

@@ -235,4 +235,6 @@ def result(workdir: Path, encoders: Mapping[str, type[nn.Module]]) -> SweepResul
             metrics=metrics,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ProbexError(f"{path}: damaged ({error}); remove it to choose anew") from error
+        raise ProbexError(
+            f"{path}: damaged ({error}); remove it to train and choose anew"
+        ) from error

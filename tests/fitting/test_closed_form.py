@@ -261,6 +261,28 @@ def _part(split, models):
     return split._replace(x=split.x[models], y=split.y[models])
 
 
+@pytest.mark.parametrize("standardise", [False, True])
+@pytest.mark.parametrize("shape", [(40, 30), (30, 40)], ids=["tall", "wide"])
+def test_centred_factors_are_as_their_products(shape, standardise):
+    """Of few models the centre is kept as factors, of many it is not."""
+    for n_models in (4, 60):
+        x = px.LowRank(draw(0, n_models, shape[0], 2), draw(1, n_models, 2, shape[1]))
+        y = (draw(2, n_models, Y) > 0).astype(np.float32)
+        encoder = px.ProbeX(4, 4, Y, relu=False, standardise=standardise)
+        found, whole = (px.fit(encoder, each, y) for each in (x, np.asarray(x.up @ x.down)))
+        assert found.network.encoder == whole.network.encoder
+        assert ("centre_up" in found.variables["tree"]) == (n_models == 4)
+        logits = np.asarray(whole.logits(np.asarray(x.up @ x.down)), np.float64)
+        assert error(found.logits(x), logits) <= 2e-3
+
+
+def test_two_models_and_vectors_are_read_whole():
+    for shape, n_models in (((20, 30), 2), ((500, 1), 20)):
+        x, y = draw(0, n_models, *shape), np.arange(n_models)[:, None] % 2
+        found = px.fit(px.ProbeX(4, 4, 1, relu=False), x, y, normalise="none")
+        assert isinstance(found.network.encoder, px.Dense)
+
+
 def test_matrices_of_few_entries_are_read_whole():
     """As `Dense` reads them, to the bit, where there would be as many responses."""
     train, val = data("dense")

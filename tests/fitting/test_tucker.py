@@ -10,6 +10,7 @@ import pytest
 
 import probex_jax as px
 from probex_jax.fitting import strips as module
+from probex_jax.fitting import tucker
 from probex_jax.fitting.strips import Strips
 from probex_jax.fitting.tucker import Bases, bases, responses
 from tests.numeric import error
@@ -57,10 +58,12 @@ def by_eigenvectors(x, solution, shape):
     return leading(np.einsum("ywv,yxv->wx", seen, seen), U), v
 
 
-@pytest.fixture(params=["one strip", "strips"])
+@pytest.fixture(params=["one strip", "strips", "long"])
 def few_rows_a_strip(request, monkeypatch):
-    if request.param == "strips":  # of five rows, and of the two that are left
+    if request.param != "one strip":  # of five rows, and of the two that are left
         monkeypatch.setattr(module, "_STRIP_BYTES", 5 * 4 * N * 7)
+    if request.param == "long":
+        monkeypatch.setattr(tucker, "_MOST_ROWS", 1)
 
 
 @pytest.mark.parametrize("kind", ["dense", "factors"])

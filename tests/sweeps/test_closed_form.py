@@ -279,6 +279,13 @@ def test_large_layers_are_read_by_probes_and_small_ones_whole(reduced, large_sto
     assert error(alone.logits(tested), np.asarray(fitted.logits(tested), np.float64)) <= 1e-3
 
 
+def test_layers_that_are_not_asked_for_do_not_matter(large_store, tmp_path):
+    """Without a large layer all models choose, and with it those of some parts."""
+    for layers, chosen_by in (["small.weight"], 100), ([*large_store.layers], 40):
+        result = sweep(large_store, tmp_path / layers[0], layers=layers, **REDUCED)
+        assert result.expert.card.figures["n_chosen_by"] == chosen_by
+
+
 def test_what_is_kept_of_a_layer_is_small(reduced, large_store, tmp_path):
     """Less than its matrices by much, and nothing of them once the expert is there."""
     killed(large_store, tmp_path, 1, **REDUCED)
