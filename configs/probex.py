@@ -27,6 +27,10 @@ def get_config(size: str = "paper") -> ml_collections.ConfigDict:
     config.encoder.n_probes = 128
     config.encoder.proj_dim = 128
     config.encoder.rep_dim = 128
+    # Whether responses pass a ReLU; whether every matrix is first brought to mean 0 and standard
+    # deviation 1 over its entries.
+    config.encoder.relu = True
+    config.encoder.standardise = False
     # Head: "class" for a linear one on the representation, "none" for none.
     config.head = "class"
     # What is asked: "one_class" where each model has exactly one, "several_classes" where any
@@ -37,7 +41,7 @@ def get_config(size: str = "paper") -> ml_collections.ConfigDict:
     config.normalise = "none"
     # The most layers that answer together; how many do is chosen on validation. 0 for all.
     config.committee = 1
-    # "adam" for gradient descent, "ridge" for the closed form, of a dense encoder alone.
+    # "adam" for gradient descent, "ridge" for the closed form, of a linear encoder alone.
     config.fit = "adam"
     config.recipe = ml_collections.ConfigDict()
     # Adam's learning rate.

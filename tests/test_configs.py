@@ -139,7 +139,7 @@ def test_the_papers_recipes(method, subset):
     assert config["layers"] == layer_of(subset, expected)
     encoder = {"name": method, "n_probes": 128, "proj_dim": 128}
     if method == "probex":
-        encoder["rep_dim"] = 512 if aligned else 128
+        encoder |= {"rep_dim": 512 if aligned else 128, "relu": True, "standardise": False}
         rates = {"learning_rate": 2e-3, "epochs": 200} if aligned else {"learning_rate": 1e-3}
     else:
         encoder |= {"rep_dim": 512, "standardise": True, "relu": True}
@@ -167,4 +167,5 @@ def test_train_without_a_config_is_the_default():
     )
     assert found.stdout == "'configs/default.py'\n"
     config = default.get_config()
-    assert (config.encoder.name, config.fit, config.normalise) == ("dense", "ridge", "centre")
+    assert (config.encoder.name, config.fit, config.normalise) == ("probex", "ridge", "centre")
+    assert config.encoder.relu is False

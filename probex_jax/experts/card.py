@@ -279,6 +279,8 @@ class _Reader:
         for each in dataclasses.fields(of):
             kind = kinds.get(str(each.type).removesuffix(" | None"), dict)
             absent = () if each.default is dataclasses.MISSING else (each.default,)
+            if absent and inner.value.get(each.name) is None:
+                inner.value.pop(each.name, None)
             found[each.name] = inner.take(each.name, kind, *absent)
         return of(**found)
 

@@ -47,6 +47,8 @@ def committee(experts: Sequence[Expert], weights: Sequence[float] | None = None)
       True
     """
     weights = [1.0] * len(experts) if weights is None else list(weights)
+    if len(experts) > 1:
+        experts = [_without_offset(expert) for expert in experts]
     _check(experts, weights)
     if len(experts) == 1:
         return experts[0]
@@ -103,6 +105,14 @@ def best_committee(
     totals = np.cumsum([logits[layer] for layer in order], axis=0)
     together = [merit(total / (index + 1)) for index, total in enumerate(totals)]
     return tuple(order[: 1 + together.index(min(together))])
+
+
+def _without_offset(expert: Expert) -> Expert:
+    """An expert as others are with it: the offset is that of its own logits."""
+    text = expert.card.text
+    if text is None or text.seen_offset is None:
+        return expert
+    return replace(expert, card=replace(expert.card, text=replace(text, seen_offset=None)))
 
 
 def _check(experts: Sequence[Expert], weights: Sequence[float]) -> None:
