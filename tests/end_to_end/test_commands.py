@@ -212,7 +212,7 @@ def test_a_task_that_cannot_be_measured_does_not_stop_the_others(made):
         ("benchmarks.scaling", ["--times=x"], "--times: expected whole numbers, such as 1,4,16"),
         ("benchmarks.page", ["--demo={0}"], "no demo was run here; experiments.demo makes one"),
         (
-            "benchmarks.real_sizes",
+            "benchmarks.planted",
             ["--workdir={0}/x", "--layers=768"],
             "--layers: '768' is not written ROWSxCOLUMNS",
         ),

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.mark.parity
 def test_every_step_is_measured_once(tmp_path):
-    command = [sys.executable, "-m", "experiments.benchmarks.real_sizes", "--size=tiny", "--noadam"]
+    command = [sys.executable, "-m", "experiments.benchmarks.planted", "--size=tiny", "--noadam"]
     command.append(f"--workdir={tmp_path}")
     first = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     rows = {row["what"]: row for row in json.loads((tmp_path / "results.json").read_text())}

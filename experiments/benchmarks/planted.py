@@ -5,8 +5,8 @@ on planted models and say nothing of real ones. Run the same command again to re
 was measured stays as it is.
 
 Example:
-  python -m experiments.benchmarks.real_sizes --workdir=out/real_sizes
-  python -m experiments.benchmarks.real_sizes --workdir=out/thousand \
+  python -m experiments.benchmarks.planted --workdir=out/planted
+  python -m experiments.benchmarks.planted --workdir=out/thousand \
     --layers=768x768 --models=1000 --noadam
 """
 
