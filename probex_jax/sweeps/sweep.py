@@ -79,7 +79,7 @@ def sweep(
       store: the tree's matrices and labels.
       workdir: where everything goes; must be new, or of the same settings and store.
       encoder, head: settings, as `build_network` takes them; or an encoder.
-      recipe: how each expert is trained; `ClosedForm` for a dense one.
+      recipe: how each expert is trained; `ClosedForm` for a linear encoder, all layers together.
       task: what is asked of a model; None for the texts of `alignment`, or what the labels ask: one
         class where every model has exactly one, else several.
       grid: values of some of the recipe's fields to try (`variants`); of each layer what is best on

@@ -59,7 +59,9 @@ def _rows(of_tree: Found, what: str) -> list[dict[str, Any]]:
             "zoos": len(of_zoos),
             "mean": float(np.mean(list(of_zoos.values()))),
             "std": float(np.std(list(of_zoos.values()), ddof=1)) if len(of_zoos) > 1 else "",
-            f"error / {plan.PUBLISHED}'s": _ratio(of_zoos, published),
+            f"error / {plan.PUBLISHED}'s": ""
+            if method in (CHANCE, plan.PUBLISHED)
+            else _ratio(of_zoos, published),
             "s": round(float(np.mean(seconds[method]))) if seconds[method] else "",
         }
         for method, of_zoos in sorted(

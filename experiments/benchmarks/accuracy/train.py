@@ -1,5 +1,6 @@
 """Trains what is missing, a run after the other; of each only a record is kept."""
 
+import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ def train_missing(zoos: Sequence[Path], workdir: Path) -> None:
     """Trains until all runs on the zoos have their records."""
     with one_writer(workdir), cli.progress(0, "training", "run") as bar:
         # Planned anew after each: another zoo may be there by then.
-        while missing := [run for run in plan.plan(zoos) if not record(workdir, run).exists()]:
+        while missing := [run for run in plan.plan(zoos) if _finished(workdir, run) is None]:
             bar.reset(len(missing))
             bar.set_postfix_str(missing[0].folder)
             _train(workdir, missing[0])
@@ -26,8 +27,15 @@ def train_missing(zoos: Sequence[Path], workdir: Path) -> None:
 
 def records(zoos: Sequence[Path], workdir: Path) -> list[tuple[plan.Run, Mapping[str, Any]]]:
     """What is finished."""
-    runs = [run for run in plan.plan(zoos) if record(workdir, run).exists()]
-    return [(run, read_json(record(workdir, run))) for run in runs]
+    found = [(run, _finished(workdir, run)) for run in plan.plan(zoos)]
+    return [(run, kept) for run, kept in found if kept is not None]
+
+
+def _finished(workdir: Path, run: plan.Run) -> Mapping[str, Any] | None:
+    """The record of a run with the settings that its method has now."""
+    path, settings = record(workdir, run), json.loads(json.dumps(run.method.settings))
+    kept = read_json(path) if path.exists() else None
+    return kept if kept is None or kept.get("settings", settings) == settings else None
 
 
 def record(workdir: Path, run: plan.Run) -> Path:
@@ -50,6 +58,7 @@ def _train(workdir: Path, run: plan.Run) -> None:
         **{name: metrics.get(name) for name in ("layers", "val_accuracy_by_layer")},
         "val_accuracies": _val_accuracies(folder),
         "versions": metrics["versions"],
+        "settings": run.method.settings,
         "store_hash": store.hash,
     }
     write_json(record(workdir, run), found)
