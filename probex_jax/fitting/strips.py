@@ -93,6 +93,11 @@ class Strips:
 
     def _read(self, numbers: Sequence[int]) -> list[jax.Array]:
         """Makes strips in one pass over the models, each on its device."""
+        if len(self._starts) == 1:  # a small layer, of which there are many: no program of its own
+            whole_NHW = np.concatenate([np.asarray(dense(block)) for block in self._blocks()])
+            whole_NHW = whole_NHW.mT if self.transposed else whole_NHW
+            whole_NHW = np.asarray(whole_NHW, np.float32)
+            return [jax.device_put(whole_NHW, self._device(0))]
         shape = self.n_models, self._height, self.columns
         strips = [jnp.zeros(shape, device=self._device(number)) for number in numbers]
         model = 0
