@@ -34,6 +34,16 @@ _ADAM = flags.DEFINE_bool("adam", True, "Whether ProbeX is trained by Adam, too,
 
 _FIRST = r"--config.layers=layers\.0(\.weight)?"
 _MB = 10**6
+_COLUMNS = (
+    "what",
+    "process, s",
+    "training, s",
+    "peak, MiB",
+    "on disk, MB",
+    "expert, MB",
+    "accuracy on planted models",
+    "chance",
+)
 
 
 class _Step(NamedTuple):
@@ -54,7 +64,7 @@ def main() -> None:
             remove(step.made)  # what was killed half-way would count for its rest alone
             rows.append(_measured(step))
             write_json(path, rows)
-    print(cli.table(rows))
+    print(cli.table([{column: row[column] for column in _COLUMNS} for row in rows]))
 
 
 def _zoo() -> list[str]:
