@@ -22,7 +22,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from probex_jax.encoders import Dense, ProbeX
@@ -304,8 +303,8 @@ def _products(responses_NUV: np.ndarray) -> np.ndarray:
 def _weight(strips: Strips, solution_NY: np.ndarray) -> np.ndarray:
     """[H, W, Y] float32: sums of the matrices, weighted by the coefficients."""
     solution_NY = np.asarray(solution_NY, np.float32)
-    parts = strips.map(lambda strip: jnp.moveaxis(_combination(strip, solution_NY), -1, 0))
-    weight_YHW = strips.joined([*parts])
+    parts = strips.map(lambda strip: _combination(strip, solution_NY))
+    weight_YHW = strips.joined([np.moveaxis(part, -1, 0) for part in parts])
     weight_YHW = weight_YHW.mT if strips.transposed else weight_YHW
     return np.ascontiguousarray(np.moveaxis(weight_YHW, 0, -1))
 

@@ -145,8 +145,14 @@ class Kernels:
 
     def _blocks(self, layer: str) -> Iterator[Any]:
         """The matrices of all models that are fitted to, some at a time."""
+        store = self.source.store
+        n_models = sum(len(store.split(split)) for split in self.fitted)
+        if 4 * n_models * prod(store.layers[layer]) <= _BLOCK_BYTES:  # one program for all of them
+            parts = [store.matrices(layer, split) for split in self.fitted]
+            yield jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+            return
         for split in self.fitted:
-            yield from self.source.store.blocks(layer, split)
+            yield from store.blocks(layer, split)
 
     def _tree(self, layer: str) -> Tree:
         """What is taken off them."""
