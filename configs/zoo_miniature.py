@@ -17,7 +17,7 @@ is a LoRA's on held-back images of its concept, as a share of the root's:
   default    1200   .554           121       267
   demo        560   .554            79       153
 
-The size `wide`, MiniSupViT alone: accuracy of the models .84 (.73 to .92), 2 processor seconds a
+The size `wide`, MiniSupViT alone: accuracy of the models .85, 2 processor seconds a
 model and 40 for the root; a quarter of an hour of one core, 1.3 GB. It shows what holds for larger
 matrices, and is no part of the demo.
 

@@ -200,7 +200,7 @@ def zero_shot(
     texts_YD = class_texts(expert, store, candidates, encoder)
 
     def answers(split: str) -> tuple[np.ndarray, np.ndarray]:
-        logits_NY = _logits(expert, store, split, candidates, texts_YD)
+        logits_NY = text_logits(expert, store, split, candidates, texts_YD)
         return logits_NY, store.class_indices(split, candidates)
 
     logits_NY, labels_N = answers(split)
@@ -255,26 +255,12 @@ def check_unseen(expert: Expert, store: LayerStore) -> None:
 
 
 def text_logits(
-    expert: Expert,
-    store: LayerStore,
-    split: str,
-    classes: Sequence[str],
-    encoder: TextEncoder | None = None,
-) -> np.ndarray:
-    """Logits [N, Y] of the models of a split, the candidates being texts of some classes.
-
-    Those of classes that the expert was trained on are less its `TextCard.seen_offset`.
-
-    Raises:
-      ProbexError: as `zero_shot`; or if two classes have the same words.
-    """
-    texts_YD = class_texts(expert, store, classes, encoder)
-    return _logits(expert, store, split, classes, texts_YD)
-
-
-def _logits(
     expert: Expert, store: LayerStore, split: str, classes: Sequence[str], texts_YD: np.ndarray
 ) -> np.ndarray:
+    """Logits [N, Y] of the models of a split, the candidates being texts [Y, D] of some classes.
+
+    Those of classes that the expert was trained on are less its `TextCard.seen_offset`.
+    """
     is_seen_Y = np.isin(classes, expert.card.classes)
     offset_Y = np.where(is_seen_Y, expert.text.seen_offset or 0.0, 0.0).astype(np.float32)
     return stored_logits(expert, store, split, texts_YD) - offset_Y[None]
@@ -288,7 +274,7 @@ def class_texts(
     The expert's own words for a class stand before those of the store.
 
     Raises:
-      ProbexError: as `text_logits`.
+      ProbexError: as `zero_shot`; or if two classes have the same words.
     """
     texts = {**store.texts, **expert.text.texts}
     sentences = class_sentences(classes, texts, expert.text.template)

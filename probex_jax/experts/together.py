@@ -62,15 +62,16 @@ def logits(members: Sequence[tuple[Member, jax.Array]]) -> jax.Array:
         kinds[type(encoder)].append(_Kind(card.layer, size, card.weight, standardise and size > 1))
         variables[type(encoder)].append(member.variables)
     x = {member.layer: matrices for member, matrices in members}
-    return program(tuple(map(tuple, kinds.values())), [*variables.values()], x)
+    return _program(tuple(map(tuple, kinds.values())), [*variables.values()], x)
 
 
 @partial(jax.jit, static_argnums=0)
-def program(
+def _program(
     kinds: Sequence[Sequence[_Kind]],
     variables: Sequence[Sequence[Variables]],
     x: Mapping[str, jax.Array],
 ) -> jax.Array:
+    """The sum of the logits [N, Y], of the members of each encoder of `_ANSWERS`."""
     parts = []
     with products("float32"):
         for answer, each, own in zip(_ANSWERS.values(), kinds, variables, strict=True):

@@ -29,7 +29,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.fitting.centre import Tree, is_centred, normalised
 from probex_jax.fitting.data import Split, check_splits
 from probex_jax.fitting.network import Network
-from probex_jax.fitting.ridge import Kernel, Regression, fewer, folds, threads_for
+from probex_jax.fitting.ridge import Kernel, Regression, enough_folds, folds, threads_for
 from probex_jax.fitting.sharding import ONE, Devices
 from probex_jax.fitting.strips import Strips
 from probex_jax.fitting.task import Task
@@ -153,7 +153,7 @@ def fit_closed_form(
     shape = train.x.shape[1], train.x.shape[2]
     fold_N = np.repeat([-1, 0], [n_train, len(y) - n_train])
     if val is None:
-        fold_N = fewer(folds(task, y)) if is_reduced(encoder, shape) else folds(task, y)
+        fold_N = enough_folds(folds(task, y)) if is_reduced(encoder, shape) else folds(task, y)
     regression = Regression(task, y, targets_NY, recipe.penalties, fold_N, refit=val is None)
     read = jax.jit(lambda x, tree: encoder.read(normalised(x, tree)))
     size = max(1, _BLOCK_BYTES // (4 * prod(shape)))

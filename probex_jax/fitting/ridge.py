@@ -229,13 +229,13 @@ def folds(task: Task, y: np.ndarray) -> np.ndarray:
     return fold_N
 
 
-def fewer(fold_N: np.ndarray) -> np.ndarray:
+def enough_folds(fold_N: np.ndarray) -> np.ndarray:
     """As many of the parts of `folds` as have enough models to choose by; -1 for all others.
 
     Each part that is left out costs as much as a fit, where features are chosen by targets.
 
     Example:
-      >>> np.unique(fewer(np.arange(160) % FOLDS), return_counts=True)
+      >>> np.unique(enough_folds(np.arange(160) % FOLDS), return_counts=True)
       (array([-1,  0]), array([128,  32]))
     """
     counts = np.cumsum(np.bincount(fold_N))

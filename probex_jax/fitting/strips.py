@@ -36,6 +36,7 @@ class Strips:
       n_models: N, of all blocks.
       shape: (H, W).
       factors: whether they are `LowRank`; those of all models are kept.
+      strip_bytes: size of a strip, multiplied out, or of one row of all models if that is more.
       room: bytes that all strips may take together, on the host and on devices that share its
         memory; None for no limit. Those that need more are read again in every pass.
       devices: where strips lie in turns; none for the default device.
@@ -60,6 +61,7 @@ class Strips:
         shape: tuple[int, int],
         *,
         factors: bool = False,
+        strip_bytes: int = _STRIP_BYTES,
         room: int | None = None,
         devices: Sequence[jax.Device] = (),
     ):
@@ -68,7 +70,7 @@ class Strips:
         self.rows, self.columns = shape[::-1] if self.transposed else shape
         self._blocks, self._devices = blocks, devices
         size = 4 * n_models * self.rows * self.columns
-        self._height = -(-self.rows // min(self.rows, -(-size // _STRIP_BYTES)))
+        self._height = -(-self.rows // min(self.rows, -(-size // strip_bytes)))
         self._starts = range(0, self.rows, self._height)
         # Strips that are made in one pass.
         self._together = len(self._starts)

@@ -9,9 +9,10 @@ is hard to tell from these, and easily from their statistics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from math import inf, prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +41,7 @@ from probex_jax.fitting.closed_form import (
 from probex_jax.fitting.moments import moments
 from probex_jax.fitting.multiple_kernels import Together, fit_alone, fit_together
 from probex_jax.fitting.network import encoder_settings
-from probex_jax.fitting.ridge import Regression, centred, fewer, folds
+from probex_jax.fitting.ridge import Regression, centred, enough_folds, folds
 from probex_jax.fitting.strips import Strips
 from probex_jax.sweeps.jobs import Job
 from probex_jax.sweeps.kept import Kept, KeptKernels
@@ -64,6 +65,8 @@ _SHARE = 0.5
 _CONSTANT = 1e-6
 
 
+# Yields matrices of models in each call.
+Blocks = Callable[[], Iterable[Any]]
 _statistics = jax.jit(statistics)
 
 
@@ -123,12 +126,13 @@ class Kernels:
     def _reduce(self, layer: str, regression: Regression) -> None:
         """Keeps what a layer gives to the regression."""
         where, shape = f"{self.source.store.path}: {layer}", self.source.store.layers[layer]
-        encoder, tree = self._encoder(layer), self._tree(layer)
-        strips = self._strips(layer, encoder, tree)
+        encoder, blocks = self._encoder(layer), self._blocks(layer)
+        tree = self._tree(layer, blocks)
+        strips = self._strips(layer, encoder, tree, blocks)
         kernel_NN = strips.kernel()
         statistics_NS = None
         if layer not in self.source.store.ranks and prod(shape) <= _MOST_ENTRIES:
-            raw = np.concatenate([*self._blocks(layer)])
+            raw = np.concatenate([*blocks()])
             statistics_NS = np.asarray(_statistics(raw), np.float64)
         # Of a model that is too large no entry is finite; of others all but that.
         finite_N = np.isfinite(kernel_NN).any(axis=1)
@@ -143,39 +147,37 @@ class Kernels:
         found = features(strips, kernel_NN, encoder, shape, regression)
         self.kept(layer).write(found, tree, statistics_NS)
 
-    def _blocks(self, layer: str) -> Iterator[Any]:
-        """The matrices of all models that are fitted to, some at a time."""
+    def _blocks(self, layer: str) -> Blocks:
+        """The matrices of all models that are fitted to: at once, or in blocks from the store."""
         store = self.source.store
         n_models = sum(len(store.split(split)) for split in self.fitted)
         if 4 * n_models * prod(store.layers[layer]) <= _BLOCK_BYTES:  # one program for all of them
             parts = [store.matrices(layer, split) for split in self.fitted]
-            yield jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-            return
-        for split in self.fitted:
-            yield from store.blocks(layer, split)
+            whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+            return lambda: [whole]
+        return lambda: chain.from_iterable(store.blocks(layer, split) for split in self.fitted)
 
-    def _tree(self, layer: str) -> Tree:
+    def _tree(self, layer: str, blocks: Blocks) -> Tree:
         """What is taken off them."""
         store, normalise = self.source.store, self.source.normalise
         if normalise == "none":
             return {}
         where, factors = f"{store.path}: {layer}", layer in store.ranks
-        return tree_of(moments(self._blocks(layer)), normalise, factors=factors, where=where)
+        return tree_of(moments(blocks()), normalise, factors=factors, where=where)
 
-    def _strips(self, layer: str, encoder: Linear, tree: Tree) -> Strips:
+    def _strips(self, layer: str, encoder: Linear, tree: Tree, blocks: Blocks) -> Strips:
         """They as the encoder reads them."""
         store = self.source.store
-
         shape = store.layers[layer]
         most = max(1, _BLOCK_BYTES // (4 * prod(shape)))
 
-        def blocks() -> Iterator[Any]:
-            for raw in self._blocks(layer):
+        def as_read() -> Iterator[Any]:
+            for raw in blocks():
                 for start in range(0, raw.shape[0], most):
                     yield _read(encoder, raw[start : start + most], dict(tree))
 
         return Strips(
-            blocks,
+            as_read,
             sum(len(store.split(split)) for split in self.fitted),
             shape,
             factors=layer in store.ranks and not is_centred(tree),
@@ -203,7 +205,7 @@ class Kernels:
         encoder = check_closed_form(self.source.network, task)
         fold_N = folds(task, y)
         if any(is_reduced(encoder, store.layers[layer]) for layer in layers):
-            fold_N = fewer(fold_N)
+            fold_N = enough_folds(fold_N)
         targets_NY = task.regressed(y, len(self.card.classes))
         return Regression(task, y, targets_NY, self.recipe.penalties, fold_N)
 
@@ -273,8 +275,11 @@ class Kernels:
                     yield self._expert(name, reading, params, {}), weight / len(statistics)
                 continue
             kept, encoder = self.kept(layer), self._encoder(layer)
-            read, tree = kept.features(encoder), kept.tree or self._tree(layer)
-            strips = self._strips(layer, encoder, tree) if read.bases is None else None
+            read, tree, strips = kept.features(encoder), kept.tree, None
+            if read.bases is None:
+                blocks = self._blocks(layer)
+                tree = self._tree(layer, blocks)
+                strips = self._strips(layer, encoder, tree, blocks)
             params = read.params(strips, solution_NY, found.bias)
             yield self._expert(layer, read.encoder, params, tree), weight
 

@@ -10,7 +10,7 @@ import pytest
 
 import probex_jax as px
 from probex_jax.experts import Alignment, zero_shot
-from probex_jax.experts.alignment import ZeroShot, text_logits, with_seen_offset
+from probex_jax.experts.alignment import ZeroShot, class_texts, text_logits, with_seen_offset
 from probex_jax.fitting import Adam
 from probex_jax.language import HashingEncoder
 from probex_jax.sweeps import sweep
@@ -104,7 +104,8 @@ def test_classes_trained_on_stand_back_for_new_ones(swept, toy_lora_store):
     assert before.among_held_out == after.among_held_out
     assert after.seen_among_all.n_models == len(toy_lora_store.split("test"))
     seen = toy_lora_store.seen_classes
-    logits = [text_logits(each, toy_lora_store, "test", seen) for each in (raw, expert)]
+    texts = class_texts(expert, toy_lora_store, seen, None)
+    logits = [text_logits(each, toy_lora_store, "test", seen, texts) for each in (raw, expert)]
     np.testing.assert_array_equal(*(each.argmax(axis=1) for each in logits))
     written = json.loads((workdir / "metrics.json").read_text())["zero_shot"]
     assert ZeroShot.from_json(written) == after

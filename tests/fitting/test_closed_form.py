@@ -13,7 +13,6 @@ from probex_jax.fitting import (
     SeveralClasses,
     Split,
     build_network,
-    closed_form,
 )
 from probex_jax.fitting import fit_closed_form as fit_
 from probex_jax.fitting.calibration import FACTORS
@@ -238,9 +237,8 @@ def test_few_probes_tell_what_all_entries_hide(known, kind):
         assert found.loss == pytest.approx(loss_of(found.logits, val.y), rel=1e-6)
 
 
-def test_bases_know_nothing_of_the_models_that_choose(monkeypatch):
+def test_bases_know_nothing_of_the_models_that_choose():
     """What is left out is told alike, whatever its label was; the others are told otherwise."""
-    monkeypatch.setattr(closed_form, "_MOST_WHOLE", 0)
     train, recipe = hidden(60), ClosedForm((0.1,))
     found = fit(recipe, train, network=probex_of(16))
     place = found.models[2]
@@ -291,15 +289,17 @@ def test_matrices_of_few_entries_are_read_whole():
     jax.tree.map(np.testing.assert_array_equal, found.params, whole.params)
 
 
-def test_all_entries_are_a_rung_of_the_ladder(monkeypatch):
+def test_all_entries_are_a_rung_of_the_ladder():
     """They win where every entry tells something; matrices of very many are not read whole."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(600, 30, 40)).astype(np.float32)
     y = (np.einsum("nhw,hwy->ny", x, rng.normal(size=(30, 40, Y))) > 0).astype(np.float32)
     train, val = Split(x[:500], y[:500]), Split(x[500:], y[500:])
     assert fit(ClosedForm(), train, val, probex_of(16)).network.encoder == px.Dense(Y)
-    monkeypatch.setattr(closed_form, "_MOST_WHOLE", 100)
-    assert fit(ClosedForm(), train, val, probex_of(16)).network.encoder.n_probes == 16
+    x = draw(1, 40, 512, 513)  # noise, by which all entries happen to be ahead
+    y = (draw(51, 40, Y) > 0).astype(np.float32)
+    train, val = Split(x[:30], y[:30]), Split(x[30:], y[30:])
+    assert isinstance(fit(ClosedForm(), train, val, probex_of(16)).network.encoder, px.ProbeX)
 
 
 SMALL = {"n_probes": 3, "proj_dim": 4, "rep_dim": Y}

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 import probex_jax as px
-from probex_jax.fitting import strips as module
-from probex_jax.fitting import tucker
 from probex_jax.fitting.strips import Strips
 from probex_jax.fitting.tucker import Bases, bases, responses
 from tests.numeric import error
 
 ROOT = Path(__file__).parents[2]
 N, Y, U, V = 30, 5, 4, 3
-SHAPES = {"tall": (12, 7), "wide": (7, 12)}
+# Of long sides no Gram matrix is made.
+SHAPES = {"tall": (12, 7), "wide": (7, 12), "long": (5000, 7)}
+# Five rows of all models: of twelve, two are left for the last strip.
+STRIP = 5 * 4 * N * 7
 
 
 def sample(shape, kind="dense"):
@@ -46,31 +47,29 @@ def leading(gram, rank):
     return np.linalg.eigh(gram)[1][:, ::-1][:, :rank]
 
 
+def leading_of_columns(a_YHK, rank):
+    """Of the sum of A Aᵀ, whose rows may be too many for a square of them."""
+    columns = np.concatenate([*a_YHK], axis=1)
+    return np.linalg.svd(columns, full_matrices=False)[0][:, :rank]
+
+
 def by_eigenvectors(x, solution, shape):
     """The side with fewer dimensions first; the other in what that one leaves."""
     weights_YHW = np.einsum("ny,nhw->yhw", solution, wide(x))
     if shape[1] <= shape[0]:
         u = leading(np.einsum("yhw,yhv->wv", weights_YHW, weights_YHW), U)
-        seen = weights_YHW @ u
-        return u, leading(np.einsum("yhu,ygu->hg", seen, seen), V)
+        return u, leading_of_columns(weights_YHW @ u, V)
     v = leading(np.einsum("yhw,ygw->hg", weights_YHW, weights_YHW), V)
-    seen = np.einsum("yhw,hv->ywv", weights_YHW, v)
-    return leading(np.einsum("ywv,yxv->wx", seen, seen), U), v
-
-
-@pytest.fixture(params=["one strip", "strips", "long"])
-def few_rows_a_strip(request, monkeypatch):
-    if request.param != "one strip":  # of five rows, and of the two that are left
-        monkeypatch.setattr(module, "_STRIP_BYTES", 5 * 4 * N * 7)
-    if request.param == "long":
-        monkeypatch.setattr(tucker, "_MOST_ROWS", 1)
+    return leading_of_columns(np.einsum("yhw,hv->ywv", weights_YHW, v), U), v
 
 
 @pytest.mark.parametrize("kind", ["dense", "factors"])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_bases_are_leading_eigenvectors(shape, kind, few_rows_a_strip):
+@pytest.mark.parametrize("size", [{}, {"strip_bytes": STRIP}], ids=["one strip", "strips"])
+@pytest.mark.parametrize("which", SHAPES)
+def test_bases_are_leading_eigenvectors(which, kind, size):
+    shape = SHAPES[which]
     x = sample(shape, kind)
-    strips = strips_of(x)
+    strips = strips_of(x, **({"strip_bytes": 100 * STRIP} if size and which == "long" else size))
     rng = np.random.default_rng(2)
     solutions = [rng.normal(size=(N, Y)) for _ in range(2)]
     found = bases(strips, solutions, U, V)
@@ -98,18 +97,18 @@ def test_more_outputs_than_models_and_more_bases_than_columns():
     )
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_strips_that_have_no_room_are_read_again(shape, monkeypatch):
-    """With the same bits, and never more than one of them at a time."""
-    monkeypatch.setattr(module, "_STRIP_BYTES", 5 * 4 * N * 7)
-    x, passes = sample(shape), []
+@pytest.mark.parametrize("which", ["tall", "wide"])
+def test_strips_that_have_no_room_are_read_again(which):
+    """With the same bits, in a pass for each where there is room for one."""
+    shape, passes = SHAPES[which], []
+    x = sample(shape)
 
     def blocks():
         passes.append(1)
         yield from (x[:20], x[20:])
 
-    streamed = Strips(blocks, N, shape, room=1)
-    kept, solution = strips_of(x), np.random.default_rng(2).normal(size=(N, Y))
+    streamed = Strips(blocks, N, shape, strip_bytes=STRIP, room=1)
+    kept, solution = strips_of(x, strip_bytes=STRIP), np.random.default_rng(2).normal(size=(N, Y))
     assert not passes, "read before it is asked for"
     np.testing.assert_array_equal(streamed.kernel(), kept.kernel())
     assert len(passes) == 3, "one for each strip"

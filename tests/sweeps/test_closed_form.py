@@ -305,6 +305,6 @@ def test_a_killed_sweep_of_probes_goes_on_to_the_same_bits(reduced, large_store,
 
 def test_layers_without_room_give_the_same_bits(reduced, large_store, tmp_path, monkeypatch):
     """Matrices are read again in each pass, where memory is short."""
-    monkeypatch.setattr("probex_jax.sweeps.kernels._SHARE", 0.0)
+    monkeypatch.setattr("probex_jax.sweeps.kernels.free_bytes", lambda: 0.0)
     sweep(large_store, tmp_path, **REDUCED)
     check_same_files(tmp_path, reduced[0])
