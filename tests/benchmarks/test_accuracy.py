@@ -113,6 +113,13 @@ def test_runs_leave_records_alone_and_what_is_recorded_is_not_trained_again(toys
     changed = {path for path, time in kept.items() if path.stat().st_mtime_ns != time}
     assert changed == {ours}
 
+    # Of other settings than its method has now it is none.
+    other = {**before, "settings": {**before["settings"], "normalise": "none"}}
+    ours.write_text(json.dumps(other))
+    assert plan.OURS not in {run.method.name for run, _ in train.records(zoos, workdir)}
+    train.train_missing(zoos, workdir)
+    assert json.loads(ours.read_text())["settings"] == before["settings"]
+
 
 def test_a_run_that_failed_has_no_record(toys):
     zoos, workdir = toys

@@ -86,6 +86,19 @@ def test_bases_are_leading_eigenvectors(which, kind, size):
     assert error(strips.kernel(), kernel) <= 1e-5
 
 
+def test_where_eigenvalues_are_nearly_alike_almost_all_is_found():
+    """Of what the best directions hold; many more of them than are searched at once."""
+    shape = (410, 400)
+    rng = np.random.default_rng(4)
+    x = (rng.normal(size=(N, *shape)) * 0.99 ** np.arange(400)).astype(np.float32)
+    solution = rng.normal(size=(N, Y))
+    (found,) = bases(Strips(lambda: [x], N, shape), [solution], U, V)
+    weights_YHW = np.einsum("ny,nhw->yhw", solution, wide(x))
+    gram_WW = np.einsum("yhw,yhv->wv", weights_YHW, weights_YHW)
+    held = np.trace(found.probes.T @ gram_WW @ found.probes)
+    assert held >= 0.9999 * np.linalg.eigvalsh(gram_WW)[-U:].sum()
+
+
 def test_more_outputs_than_models_and_more_bases_than_columns():
     x = sample(SHAPES["tall"])
     solution = np.random.default_rng(3).normal(size=(N, 300))
