@@ -128,7 +128,8 @@ def _variables(network: Network, shape: tuple[int, int], text_dim: int | None) -
     """Shapes and dtypes of a network's variables; members are often alike."""
     x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     texts = None if text_dim is None else jax.ShapeDtypeStruct((1, text_dim), jnp.float32)
-    return jax.eval_shape(network.init, jax.random.key(0), x, texts)
+    # The key is made inside: outside, a program would be compiled for it.
+    return jax.eval_shape(lambda x, texts: network.init(jax.random.key(0), x, texts), x, texts)
 
 
 @partial(jax.jit, static_argnames="network")

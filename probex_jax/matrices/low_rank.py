@@ -138,7 +138,7 @@ def stack(matrices: Sequence[Any], rank: int | None = None) -> Any:
     xnp: Any = jnp if on_device else np
     factors = [matrix for matrix in matrices if isinstance(matrix, LowRank)]
     if not factors:
-        return xnp.stack(matrices)
+        return matrices[0][None] if len(matrices) == 1 else xnp.stack(matrices)
     if len(factors) < len(matrices):
         raise ValueError("some matrices are dense and some are factors")
     largest = max(matrix.up.shape[-1] for matrix in factors)
