@@ -304,7 +304,7 @@ def _weight(strips: Strips, solution_NY: np.ndarray) -> np.ndarray:
     """[H, W, Y] float32: sums of the matrices, weighted by the coefficients."""
     solution_NY = np.asarray(solution_NY, np.float32)
     parts = strips.map(lambda strip: _combination(strip, solution_NY))
-    weight_YHW = strips.joined([np.moveaxis(part, -1, 0) for part in parts])
+    weight_YHW = strips.joined(np.moveaxis(part, -1, 0) for part in parts)
     weight_YHW = weight_YHW.mT if strips.transposed else weight_YHW
     return np.ascontiguousarray(np.moveaxis(weight_YHW, 0, -1))
 

@@ -129,9 +129,15 @@ class Strips:
         """[..., rows, K] as the strips divide it, the last part filled up with zeros."""
         return [self._padded(rows[..., start : start + self._height, :]) for start in self._starts]
 
-    def joined(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """What `split` divided."""
-        return np.concatenate(parts, axis=-2)[..., : self.rows, :]
+    def joined(self, parts: Iterable[np.ndarray]) -> np.ndarray:
+        """What `split` divided; of the parts one is in memory at a time."""
+        whole = None
+        for start, part in zip(self._starts, parts, strict=True):
+            if whole is None:
+                whole = np.empty((*part.shape[:-2], self.rows, part.shape[-1]), part.dtype)
+            whole[..., start : start + self._height, :] = part[..., : self.rows - start, :]
+        assert whole is not None
+        return whole
 
     def map(self, function: Callable[..., Any], *split: Sequence[Any]) -> Iterator[np.ndarray]:
         """function(strip, its part of each of `split`) on the strips' devices, on the host."""

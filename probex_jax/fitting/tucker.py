@@ -19,8 +19,8 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial, reduce
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -86,11 +86,11 @@ def bases(
     across, along = min(across, strips.columns), min(along, strips.rows)
     solutions_FNS = np.stack([_principal(each) for each in solutions])
     grams_FWW = strips.sum(partial(_column_grams, solutions_FNS))
-    across_FWU = [_leading(_symmetric(gram_WW), across) for gram_WW in grams_FWW]
+    across_FWU = [_leading_of(_symmetric(gram_WW), across) for gram_WW in grams_FWW]
     along_FHV = []
     for across_WU, solution_NS in zip(across_FWU, solutions_FNS, strict=True):
         seen = partial(_combined_responses, across_WU, solution_NS)
-        along_FHV.append(_leading(_square(strips.joined([*strips.map(seen)])), along))
+        along_FHV.append(_leading_rows(strips.joined(strips.map(seen)), along))
     found = zip(across_FWU, along_FHV, strict=True)
     return [Bases(v, u) if strips.transposed else Bases(u, v) for u, v in found]
 
@@ -157,37 +157,54 @@ def _responses(across_FWU: jax.Array, strip: Matrices, along_FhV: jax.Array) -> 
 
 
 @jax.jit
-def _product(*factors: jax.Array) -> jax.Array:
-    """The product of matrices, from the right on."""
+def _product(left: jax.Array, right: jax.Array) -> jax.Array:
     with jax.default_matmul_precision("highest"):
-        return reduce(lambda right, left: left @ right, factors[::-1])
+        return left @ right
 
 
-def _symmetric(upper_WW: np.ndarray) -> tuple[jax.Array, ...]:
-    """A matrix of which one half is given."""
+@jax.jit
+def _square_product(a_HK: jax.Array, right_HR: jax.Array) -> jax.Array:
+    """[H, R]: A Aᵀ times a few columns."""
+    with jax.default_matmul_precision("highest"):
+        return a_HK @ (a_HK.T @ right_HR)
+
+
+def _symmetric(upper_WW: np.ndarray) -> np.ndarray:
+    """A matrix of which one half is given, float32."""
     upper_WW = np.triu(upper_WW)
-    return (jnp.asarray(upper_WW + np.triu(upper_WW, 1).T, jnp.float32),)
+    return np.asarray(upper_WW + np.triu(upper_WW, 1).T, np.float32)
 
 
-def _square(a_HK: np.ndarray) -> tuple[jax.Array, ...]:
-    """A Aᵀ, multiplied out where that is little."""
-    if len(a_HK) <= _MOST_ROWS:
-        return _symmetric(np.asarray(_upper_gram(a_HK.T)))
-    factor = jnp.asarray(a_HK)
-    return factor, factor.T
+def _leading_rows(a_HK: np.ndarray, rank: int) -> np.ndarray:
+    """[H, rank] float32: leading eigenvectors of A Aᵀ, multiplied out where that is little."""
+    if len(a_HK) > _MOST_ROWS:
+        return _leading(partial(_square_product, jnp.asarray(a_HK)), len(a_HK), rank)
+    gram_HH = np.empty([len(a_HK)] * 2, np.float32)
+    # In pieces, as `_upper_gram`; but A, which is large, is not copied.
+    size = -(-len(a_HK) // 4)
+    for row in range(0, len(a_HK), size):
+        for column in range(row, len(a_HK), size):
+            part = _product(a_HK[row : row + size], a_HK[column : column + size].T)
+            gram_HH[row : row + size, column : column + size] = part
+            gram_HH[column : column + size, row : row + size] = part.T
+    return _leading_of(gram_HH, rank)
 
 
-def _leading(factors: tuple[jax.Array, ...], rank: int) -> np.ndarray:
-    """[W, rank] float32: leading eigenvectors of a symmetric matrix >= 0, the product of `factors`.
+def _leading_of(gram_WW: np.ndarray, rank: int) -> np.ndarray:
+    """[W, rank] float32: leading eigenvectors of a symmetric matrix >= 0."""
+    return _leading(partial(_product, jnp.asarray(gram_WW)), len(gram_WW), rank)
+
+
+def _leading(product: Callable[[np.ndarray], jax.Array], size: int, rank: int) -> np.ndarray:
+    """[W, rank] float32: leading eigenvectors of what a product is with.
 
     By subspace iteration: exact where eigenvalues fall; of those that are nearly alike some.
     """
-    size = len(factors[0])
     start_WR = np.random.default_rng(0).normal(size=(size, min(size, rank + _MORE)))
     basis_WR = start_WR.astype(np.float32)
     with threadpool_limits(1):  # BLAS's threads wait for each other longer than they work
         for _ in range(_ITERATIONS):
-            basis_WR = np.linalg.qr(np.asarray(_product(*factors, basis_WR)))[0]
-        inner_RR = basis_WR.T @ np.asarray(_product(*factors, basis_WR))
+            basis_WR = np.linalg.qr(np.asarray(product(basis_WR)))[0]
+        inner_RR = basis_WR.T @ np.asarray(product(basis_WR))
         _, vectors_RR = np.linalg.eigh((inner_RR + inner_RR.T) / 2)
         return np.ascontiguousarray((basis_WR @ vectors_RR[:, ::-1])[:, :rank], np.float32)
