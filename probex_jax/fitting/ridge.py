@@ -7,12 +7,14 @@ With K [N, N] the inner products of the models, centred, t their targets and p a
 and a model x is answered by sum_n alpha_n <x, x_n> and an intercept, which no penalty shrinks. One
 eigendecomposition of K serves all penalties, and all parts that are left out in turn: with
 G = (K + p tr(K)/N 1)^-1, the residuals of a part S by the solution of the others are
-(G_SS)^-1 (G t)_S.
+(G_SS)^-1 (G t)_S. S may be two parts: what is chosen by all models but a part's, such as weights of
+layers, is then known without it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import combinations, permutations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,8 @@ from probex_jax.fitting.task import Task
 FOLDS = 5
 # Models that are enough to choose features by.
 _ENOUGH = 32
+# Fewest parts, and most models, of which pairs of parts are left out.
+_FEWEST_PAIRED, _MOST_PAIRED = 3, 2048
 # Weight of the constant kernel that makes the intercept, in units of the mean of K's diagonal.
 _CONSTANT = 1e4
 
@@ -113,14 +117,38 @@ class Ridge:
 
         Those of models of no part, a number below 0, stay what their targets are.
         """
-        inverse_N, fold_N = self._inverse(penalty), np.asarray(fold_N)
-        solved_NY = self._vectors_NN @ (inverse_N[:, None] * self._rotated_NY)
-        outputs_NY = self._targets_NY.copy()
+        outputs_NY, fold_N = self._targets_NY.copy(), np.asarray(fold_N)
+        residuals = self._residuals(penalty)
         for fold in np.unique(fold_N[fold_N >= 0]):
             part = np.flatnonzero(fold_N == fold)
-            rows = self._vectors_NN[part]
-            outputs_NY[part] -= np.linalg.solve((rows * inverse_N) @ rows.T, solved_NY[part])
+            outputs_NY[part] -= residuals(part)
         return outputs_NY
+
+    def left_out_in_pairs(self, penalty: float, fold_N: np.ndarray) -> np.ndarray:
+        """[F, N, Y]: as `left_out`, but by the solutions without part f, too, of F parts.
+
+        Those of the models of part f itself stay what their targets are.
+        """
+        parts = [np.flatnonzero(fold_N == fold) for fold in np.unique(fold_N[fold_N >= 0])]
+        outputs_FNY = np.stack([self._targets_NY] * len(parts))
+        residuals = self._residuals(penalty)
+        for one, other in combinations(range(len(parts)), 2):
+            both = residuals(np.concatenate([parts[one], parts[other]]))
+            of_one, of_other = np.split(both, [len(parts[one])])
+            outputs_FNY[other, parts[one]] -= of_one
+            outputs_FNY[one, parts[other]] -= of_other
+        return outputs_FNY
+
+    def _residuals(self, penalty: float) -> Callable[[np.ndarray], np.ndarray]:
+        """Gives the residuals [S, Y] of some models by the solution of the others."""
+        inverse_N = self._inverse(penalty)
+        solved_NY = self._vectors_NN @ (inverse_N[:, None] * self._rotated_NY)
+
+        def of(part: np.ndarray) -> np.ndarray:
+            rows = self._vectors_NN[part]
+            return np.linalg.solve((rows * inverse_N) @ rows.T, solved_NY[part])
+
+        return of
 
 
 @dataclass(frozen=True)
@@ -169,32 +197,70 @@ class Regression:
         alpha_NY[known], intercept_Y = ridge.solution(penalty)
         return alpha_NY, intercept_Y
 
+    @property
+    def pairs(self) -> bool:
+        """Whether pairs of parts are left out: of few parts, and of many models, they are not."""
+        few = len(self.y) <= _MOST_PAIRED
+        return self.refit and few and len(self.parts) >= _FEWEST_PAIRED
+
     def choose(self, kernel: Kernel) -> Chosen:
         """The best penalty for the models that are left out."""
-        outputs = {penalty: self.targets_NY.copy() for penalty in self.penalties}
         if kernel.without is None and self.refit:
-            ridge = Ridge(kernel.whole, self.targets_NY)
-            outputs = {penalty: ridge.left_out(penalty, self.fold_N) for penalty in outputs}
-        else:
-            for part in self.parts:
-                known, out = self.known(part), np.flatnonzero(self.fold_N == part)
-                kernel_NN = kernel.left_out(part)
-                ridge = Ridge(kernel_NN[np.ix_(known, known)], self.targets_NY[known])
-                for penalty, outputs_NY in outputs.items():
-                    alpha_NY, intercept_Y = ridge.solution(penalty)
-                    outputs_NY[out] = kernel_NN[np.ix_(out, known)] @ alpha_NY + intercept_Y
+            return self._best_of(Ridge(kernel.whole, self.targets_NY))
+        outputs = {penalty: self.targets_NY.copy() for penalty in self.penalties}
+        for part in self.parts:
+            known, out = self.known(part), np.flatnonzero(self.fold_N == part)
+            kernel_NN = kernel.left_out(part)
+            ridge = Ridge(kernel_NN[np.ix_(known, known)], self.targets_NY[known])
+            for penalty, outputs_NY in outputs.items():
+                alpha_NY, intercept_Y = ridge.solution(penalty)
+                outputs_NY[out] = kernel_NN[np.ix_(out, known)] @ alpha_NY + intercept_Y
+        return self._best(outputs)
+
+    def choose_without(self, kernel: Kernel) -> tuple[Chosen, np.ndarray]:
+        """`choose`, and [F] the loss without each part: of the others, by what knows none of it.
+
+        Where no pairs are left out, or features were chosen, it is that of all for each.
+        """
+        if kernel.without is not None or not self.pairs:
+            chosen = self.choose(kernel)
+            return chosen, np.full(len(self.parts), chosen.loss)
+        ridge = Ridge(kernel.whole, self.targets_NY)
+        chosen = self._best_of(ridge)
+        outputs_FNY = ridge.left_out_in_pairs(chosen.penalty, self.fold_N)
+        return chosen, self._losses(outputs_FNY)
+
+    def prior_losses(self) -> tuple[float, np.ndarray]:
+        """The losses of `choose_without`, of always answering the mean of the others' targets."""
+        means_NY = np.empty_like(self.targets_NY)
+        for part in self.parts:
+            means_NY[self.fold_N == part] = self.targets_NY[self.known(part)].mean(axis=0)
+        asked = self.asked
+        loss = self.task.best_factor(means_NY[asked], self.y[asked])[1]
+        if not self.pairs:
+            return loss, np.full(len(self.parts), loss)
+        means_FNY = np.stack([self.targets_NY] * len(self.parts))
+        for one, other in permutations(self.parts, 2):
+            known = (self.fold_N != one) & (self.fold_N != other)
+            means_FNY[one, self.fold_N == other] = self.targets_NY[known].mean(axis=0)
+        return loss, self._losses(means_FNY)
+
+    def _best_of(self, ridge: Ridge) -> Chosen:
+        return self._best({p: ridge.left_out(p, self.fold_N) for p in self.penalties})
+
+    def _best(self, outputs: Mapping[float, np.ndarray]) -> Chosen:
+        """Of the outputs [N, Y] for each penalty."""
         found, asked = [], self.asked
         for penalty, outputs_NY in outputs.items():
             factor, loss = self.task.best_factor(outputs_NY[asked], self.y[asked])
             found.append(Chosen(penalty, factor, loss, factor * outputs_NY[asked]))
         return min(found, key=lambda each: each.loss)
 
-    def prior_loss(self) -> float:
-        """The loss of always answering the mean of the others' targets."""
-        means_NY = np.empty_like(self.targets_NY)
-        for part in self.parts:
-            means_NY[self.fold_N == part] = self.targets_NY[self.known(part)].mean(axis=0)
-        return self.task.best_factor(means_NY[self.asked], self.y[self.asked])[1]
+    def _losses(self, outputs_FNY: np.ndarray) -> np.ndarray:
+        """[F]: of outputs without each part."""
+        asked = (np.flatnonzero((self.fold_N >= 0) & (self.fold_N != part)) for part in self.parts)
+        each = zip(asked, outputs_FNY, strict=True)
+        return np.array([self.task.best_factor(out_NY[n], self.y[n])[1] for n, out_NY in each])
 
 
 def threads_for(n_models: int) -> AbstractContextManager[Any]:

@@ -232,7 +232,7 @@ class Kernels:
                     f"{source.store.path}: {name}: tells less than layers that fill "
                     "recipe.most_parameters"
                 )
-        found = fit_together(kernels, best, regression)
+        found = fit_together(kernels, best, alone, regression)
         asked_y, y = regression.y[regression.asked], regression.y
         accuracies = {
             name: float(np.mean(task.accuracies(chosen.logits, asked_y)))

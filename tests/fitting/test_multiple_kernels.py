@@ -5,7 +5,7 @@ import pytest
 
 import probex_jax as px
 from probex_jax.fitting import Number, OneClass, SeveralClasses
-from probex_jax.fitting.multiple_kernels import fit_alone, fit_together
+from probex_jax.fitting.multiple_kernels import Alone, fit_alone, fit_together
 from probex_jax.fitting.ridge import FOLDS, Kernel, Regression, Ridge, folds
 
 N, Y = 40, 3
@@ -53,6 +53,18 @@ def test_what_is_left_out_is_told_by_the_others(shift):
         np.testing.assert_allclose(found[out], x[out] @ weight + intercept, atol=1e-3)
 
 
+def test_what_is_left_out_in_pairs_is_told_by_the_other_parts():
+    """Without part 2, those of part 0 by parts 1, 3 and 4; its own models are told by none."""
+    y, x = layers()
+    x, targets, fold_N = x["much"], np.eye(Y)[y], folds(OneClass(), y)
+    found = Ridge(x @ x.T, targets).left_out_in_pairs(0.3, fold_N)
+    for one, other in ((2, 0), (0, 2), (4, 1)):
+        known, out = (fold_N != one) & (fold_N != other), fold_N == other
+        weight, intercept = solved(x[known], targets[known], 0.3, mean_square(x))
+        np.testing.assert_allclose(found[one, out], x[out] @ weight + intercept, atol=1e-5)
+        np.testing.assert_array_equal(found[one, fold_N == one], targets[fold_N == one])
+
+
 def test_folds_have_their_share_of_every_class():
     y = np.array([0] * 20 + [1] * 10 + [2] * 5)
     fold_N = folds(OneClass(), y)
@@ -67,7 +79,7 @@ def fitted(y, x, task, n_outputs, most=None, room=10**6):
     regression = Regression(task, y, targets_NY, PENALTIES, folds(task, y))
     alone = fit_alone(kernels(x), regression)
     sizes = {name: each.shape[1] * n_outputs for name, each in x.items()}
-    return alone, fit_together(kernels(x), alone.best(most, sizes, room), regression)
+    return alone, fit_together(kernels(x), alone.best(most, sizes, room), alone, regression)
 
 
 TASKS = {
@@ -102,19 +114,33 @@ def test_layers_weigh_what_they_tell():
     alone, found = fitted(y, x, OneClass(), Y)
     assert found.weights["much"] > found.weights["little"] > found.weights["nothing"] > 0
     assert sum(found.weights.values()) == pytest.approx(1)
-    assert found.chosen.loss < alone.prior_loss
-    # A layer that tells nothing has a part of the first of four powers alone.
-    assert found.weights["nothing"] == pytest.approx(1 / 3 / 4, abs=0.02)
+    assert found.chosen.loss < alone.chosen["much"].loss + alone.gains["much"]
+    # A layer that tells nothing has a part of the first of two powers alone.
+    assert found.weights["nothing"] == pytest.approx(1 / 3 / 2, abs=0.02)
     scaled = {name: 1e3 * each for name, each in x.items()}
     _, again = fitted(y, scaled, OneClass(), Y)
     assert again.weights == pytest.approx(found.weights, rel=1e-6)
+
+
+def test_a_few_layers_answer_alone_where_others_only_disturb():
+    """And all do where each tells a part: by what their own models do not know."""
+    rng = np.random.default_rng(2)
+    y = np.eye(Y)[rng.permutation(np.arange(N) % Y)]
+    one = {"told": y + 0.4 * rng.normal(size=(N, Y))}
+    disturbing = {f"noise {n}": rng.normal(size=(N, 30)) for n in range(20)}
+    _, found = fitted(y, one | disturbing, SeveralClasses(), Y)
+    assert found.weights["told"] > 0.95
+    parts = {f"part {n}": y + 2 * rng.normal(size=(N, Y)) for n in range(20)}
+    _, found = fitted(y, parts, SeveralClasses(), Y)
+    assert min(found.weights.values()) > 0.49 / 20
 
 
 def test_where_no_layer_tells_anything_all_weigh_alike():
     y, _ = layers()
     noise = {name: np.random.default_rng(n).normal(size=(N, 4)) for n, name in enumerate("abc")}
     regression = Regression(OneClass(), y, np.eye(Y)[y], PENALTIES, folds(OneClass(), y))
-    found = fit_together(kernels(noise), dict.fromkeys(noise, -0.1), regression)
+    nothing = Alone({}, dict.fromkeys(noise, -0.1), dict.fromkeys(noise, np.full(FOLDS, -0.1)))
+    found = fit_together(kernels(noise), [*noise], nothing, regression)
     assert found.weights == pytest.approx(dict.fromkeys(noise, 1 / 3))
 
 
@@ -140,6 +166,24 @@ def test_its_own_label_says_nothing_of_a_model():
     one, other = (Ridge(kernel, each).left_out(0.3, fold_N) for each in (targets, flipped))
     np.testing.assert_allclose(one[3], other[3], atol=1e-9)
     assert np.abs(one - other).max() > 1e-2
+
+
+def test_its_own_label_has_no_part_in_the_weights_that_it_is_told_by():
+    """Nor in what is left out; the weights in the end are of all labels."""
+    place_N, x = layers()
+    y = np.eye(Y)[place_N]
+    flipped = y.copy()
+    flipped[3] = 1 - flipped[3]
+    found = []
+    for each in (y, flipped):
+        regression = Regression(
+            SeveralClasses(), each, 2 * each - 1, [0.3], folds(SeveralClasses(), each)
+        )
+        alone = fit_alone(kernels(x), regression)
+        found.append(fit_together(kernels(x), [*x], alone, regression))
+    told, again = (each.chosen.logits[3] / each.chosen.factor for each in found)
+    np.testing.assert_allclose(told, again, atol=1e-9)
+    assert found[0].weights["much"] != pytest.approx(found[1].weights["much"], rel=1e-4)
 
 
 @pytest.mark.parametrize("value", [1.0, np.nan, np.inf])
