@@ -60,7 +60,7 @@ class Together(NamedTuple):
     """What layers tell together.
 
     Args:
-      weights: layer to its share of the kernel; they add up to one.
+      weights: layer to its share of the kernel, of those that have any; they add up to one.
       chosen: what cross-validation chose.
       solution: layer to [N, Y] float64: the logits are sums over layers and over the N models of
         the inner products with their matrices, times these, and a bias.
@@ -154,12 +154,13 @@ def _weighed(
         ]
     )
     without = np.zeros([n_parts, n_models, n_models]) if regression.pairs else None
-    total, scales = Kernel(np.zeros([n_models, n_models]), without), {}
+    total, weights, scales = Kernel(np.zeros([n_models, n_models]), without), {}, {}
     for layer, share, share_F in zip(layers, share_K, share_FK.T, strict=True):
         of_layer = kernels[layer]
-        scales[layer] = share * _unit(of_layer.whole)
-        total = _sum(total, of_layer, scales[layer], share_F)
-    weights = dict(zip(layers, map(float, share_K), strict=True))
+        scale = share * _unit(of_layer.whole)
+        total = _sum(total, of_layer, scale, share_F)
+        if share > 0:
+            weights[layer], scales[layer] = float(share), scale
     return _Weighed(weights, scales, total.whole, regression.choose(total))
 
 

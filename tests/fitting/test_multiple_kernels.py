@@ -130,6 +130,9 @@ def test_a_few_layers_answer_alone_where_others_only_disturb():
     disturbing = {f"noise {n}": rng.normal(size=(N, 30)) for n in range(20)}
     _, found = fitted(y, one | disturbing, SeveralClasses(), Y)
     assert found.weights["told"] > 0.95
+    # Those that tell nothing have no share at all, and are not read.
+    assert 1 < len(found.weights) < 21
+    assert found.solution.keys() == found.weights.keys()
     parts = {f"part {n}": y + 2 * rng.normal(size=(N, Y)) for n in range(20)}
     _, found = fitted(y, parts, SeveralClasses(), Y)
     assert min(found.weights.values()) > 0.49 / 20
