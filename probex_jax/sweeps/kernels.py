@@ -226,15 +226,13 @@ class Kernels:
         sizes = {name: n_parameters(each, shapes[name]) for name, each in encoders.items()}
         sizes[STATISTICS] = N_STATISTICS * len(statistics) * n_outputs
         best = alone.best(most, sizes, self.recipe.most_parameters)
-        found = fit_together(kernels, best, alone, regression)
         for name in layers if most is None else ():
-            if name not in found.weights:
-                why = (
-                    "tells nothing by itself"
-                    if name in best
-                    else "tells less than layers that fill recipe.most_parameters"
+            if name not in best:
+                missing[name] = (
+                    f"{source.store.path}: {name}: tells less than layers that fill "
+                    "recipe.most_parameters"
                 )
-                missing[name] = f"{source.store.path}: {name}: {why}"
+        found = fit_together(kernels, best, alone, regression)
         asked_y, y = regression.y[regression.asked], regression.y
         accuracies = {
             name: float(np.mean(task.accuracies(chosen.logits, asked_y)))
