@@ -32,12 +32,13 @@ class Alone(NamedTuple):
     Args:
       chosen: layer to what cross-validation chose for it.
       gains: layer to how much lower its loss is than that of the mean of the others' targets.
-      without: layer to [F], the same without each part that is left out.
+      without: layer to [F], the same without each part that is left out; that of all parts where
+        no pairs of them are left out.
     """
 
-    chosen: Mapping[str, Chosen]
-    gains: Mapping[str, float]
-    without: Mapping[str, np.ndarray]
+    chosen: dict[str, Chosen]
+    gains: dict[str, float]
+    without: dict[str, np.ndarray]
 
     def best(self, most: int | None, sizes: Mapping[str, int], room: int) -> list[str]:
         """The best layers, the best first.
@@ -86,11 +87,14 @@ def fit_alone(kernels: Mapping[str, Kernel], regression: Regression) -> Alone:
     with threads_for(len(regression.y)):
         found = {layer: regression.choose_without(kernels[layer]) for layer in kernels}
         prior, priors_F = regression.prior_losses()
-    return Alone(
-        {layer: chosen for layer, (chosen, _) in found.items()},
-        {layer: prior - chosen.loss for layer, (chosen, _) in found.items()},
-        {layer: priors_F - losses_F for layer, (_, losses_F) in found.items()},
-    )
+    alone = Alone({}, {}, {})
+    for layer, (chosen, losses_F) in found.items():
+        alone.chosen[layer], alone.gains[layer] = chosen, prior - chosen.loss
+        if losses_F is None or priors_F is None:
+            alone.without[layer] = np.full(len(regression.parts), prior - chosen.loss)
+        else:
+            alone.without[layer] = priors_F - losses_F
+    return alone
 
 
 def fit_together(

@@ -217,20 +217,19 @@ class Regression:
                 outputs_NY[out] = kernel_NN[np.ix_(out, known)] @ alpha_NY + intercept_Y
         return self._best(outputs)
 
-    def choose_without(self, kernel: Kernel) -> tuple[Chosen, np.ndarray]:
+    def choose_without(self, kernel: Kernel) -> tuple[Chosen, np.ndarray | None]:
         """`choose`, and [F] the loss without each part: of the others, by what knows none of it.
 
-        Where no pairs are left out, or features were chosen, it is that of all for each.
+        None where no pairs are left out, or features were chosen: these know the others' targets.
         """
         if kernel.without is not None or not self.pairs:
-            chosen = self.choose(kernel)
-            return chosen, np.full(len(self.parts), chosen.loss)
+            return self.choose(kernel), None
         ridge = Ridge(kernel.whole, self.targets_NY)
         chosen = self._best_of(ridge)
         outputs_FNY = ridge.left_out_in_pairs(chosen.penalty, self.fold_N)
         return chosen, self._losses(outputs_FNY)
 
-    def prior_losses(self) -> tuple[float, np.ndarray]:
+    def prior_losses(self) -> tuple[float, np.ndarray | None]:
         """The losses of `choose_without`, of always answering the mean of the others' targets."""
         means_NY = np.empty_like(self.targets_NY)
         for part in self.parts:
@@ -238,7 +237,7 @@ class Regression:
         asked = self.asked
         loss = self.task.best_factor(means_NY[asked], self.y[asked])[1]
         if not self.pairs:
-            return loss, np.full(len(self.parts), loss)
+            return loss, None
         means_FNY = np.stack([self.targets_NY] * len(self.parts))
         for one, other in permutations(self.parts, 2):
             known = (self.fold_N != one) & (self.fold_N != other)
