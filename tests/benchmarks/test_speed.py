@@ -57,14 +57,8 @@ def forked(monkeypatch):
     monkeypatch.setattr(programs, "run", run)
 
 
-# Those that start whole programs take their time.
-SLOW = ("sweep", "describe", "search")
-
-
-@pytest.mark.parametrize(
-    "suite",
-    [pytest.param(suite, marks=[pytest.mark.parity] * (suite in SLOW)) for suite in SUITES],
-)
+@pytest.mark.parity  # programs are compiled and started
+@pytest.mark.parametrize("suite", SUITES)
 def test_a_suite_records_rates_against_a_limit(suite, forked, monkeypatch, tmp_path):
     monkeypatch.setattr(figures, "pytorch", lambda: None)
     for module in (encoder, train, sweep, describe, search, products):

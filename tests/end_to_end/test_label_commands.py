@@ -156,6 +156,7 @@ def test_figures_of_models_that_were_fitted_to_say_so(made):
         assert done.stderr.startswith(f"{split}: ")
 
 
+@pytest.mark.parity
 def test_commands_keep_what_they_compile(made, tmp_path):
     """The next one compiles nothing: no program is added."""
     folder, _ = made

@@ -129,6 +129,7 @@ def test_like_and_json(made, toy_lora_zoo):
     assert str(model.resolve()) not in {hit["path"] for hit in found["hits"]}
 
 
+@pytest.mark.parity
 def test_precomputed_embeddings_give_the_same_expert(made, tmp_path):
     """A file of the same vectors under the same name stands for the encoder itself."""
     texts = [f"a photo of a {name}" for name in CONCEPTS]

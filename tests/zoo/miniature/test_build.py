@@ -179,6 +179,7 @@ build({settings!r}, Path(sys.argv[1]), kill_after_a_batch)
 """
 
 
+@pytest.mark.parity
 def test_a_killed_build_goes_on_to_the_same_bytes(zoo, tmp_path):
     out, _, _ = zoo
     script = _KILLED_BUILD.format(settings=_TINY)
