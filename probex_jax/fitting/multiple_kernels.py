@@ -10,7 +10,9 @@ cross-validated loss of ridge regression on K_k alone and l_0 that of the mean o
 with the powers e = 0 and 4, or 2, 4 and 8 where that lowers the loss in every part that is left
 out. So weights are computed for each part without it, from losses of the other parts: weights that
 know a part's labels promise more of it than they keep, the sharper ones most. Such outputs also
-choose the penalty and the scale of the logits; the last fit uses every model.
+choose the penalty and the scale of the logits; the last fit uses every model. Of fewer than three
+parts, of very many models, and where features of a layer are chosen, e is 0 and 4, and the weights
+are those of all.
 
 References:
   Gönen, Alpaydın: Multiple Kernel Learning Algorithms, JMLR 2011 (section 3.2, heuristics).
@@ -32,13 +34,13 @@ class Alone(NamedTuple):
     Args:
       chosen: layer to what cross-validation chose for it.
       gains: layer to how much lower its loss is than that of the mean of the others' targets.
-      without: layer to [F], the same without each part that is left out; that of all parts where
-        no pairs of them are left out.
+      without: layer to [F], the same without each part that is left out; None where they are not
+        computed for every layer.
     """
 
-    chosen: dict[str, Chosen]
-    gains: dict[str, float]
-    without: dict[str, np.ndarray]
+    chosen: Mapping[str, Chosen]
+    gains: Mapping[str, float]
+    without: Mapping[str, np.ndarray] | None = None
 
     def best(self, most: int | None, sizes: Mapping[str, int], room: int) -> list[str]:
         """The best layers, the best first.
@@ -87,14 +89,12 @@ def fit_alone(kernels: Mapping[str, Kernel], regression: Regression) -> Alone:
     with threads_for(len(regression.y)):
         found = {layer: regression.choose_without(kernels[layer]) for layer in kernels}
         prior, priors_F = regression.prior_losses()
-    alone = Alone({}, {}, {})
-    for layer, (chosen, losses_F) in found.items():
-        alone.chosen[layer], alone.gains[layer] = chosen, prior - chosen.loss
-        if losses_F is None or priors_F is None:
-            alone.without[layer] = np.full(len(regression.parts), prior - chosen.loss)
-        else:
-            alone.without[layer] = priors_F - losses_F
-    return alone
+    chosen = {layer: each for layer, (each, _) in found.items()}
+    gains = {layer: prior - each.loss for layer, each in chosen.items()}
+    losses = {layer: of for layer, (_, of) in found.items() if of is not None}
+    if priors_F is None or len(losses) < len(found):
+        return Alone(chosen, gains)
+    return Alone(chosen, gains, {layer: priors_F - losses_F for layer, losses_F in losses.items()})
 
 
 def fit_together(
@@ -124,9 +124,9 @@ def fit_together(
     """
     with threads_for(len(regression.y)):
         found = _weighed(kernels, layers, alone, regression, _POWERS)
-        if regression.pairs and len(layers) > 1:
+        if alone.without is not None and len(layers) > 1:
             sharper = _weighed(kernels, layers, alone, regression, _SHARPER)
-            if (_losses(sharper.chosen, regression) < _losses(found.chosen, regression)).all():
+            if (_by_part(sharper.chosen, regression) < _by_part(found.chosen, regression)).all():
                 found = sharper
         chosen = found.chosen
         alpha_NY, intercept_Y = regression.solve(found.kernel_NN, chosen.penalty)
@@ -151,33 +151,27 @@ def _weighed(
     """What cross-validation chooses for the sum with some powers."""
     n_models, n_parts = len(regression.y), len(regression.parts)
     share_K = _shares(np.array([alone.gains[layer] for layer in layers]), powers)
-    share_FK = np.stack(
-        [
-            _shares(np.array([alone.without[layer][part] for layer in layers]), powers)
-            for part in range(n_parts)
-        ]
-    )
-    without = np.zeros([n_parts, n_models, n_models]) if regression.pairs else None
-    total, weights, scales = Kernel(np.zeros([n_models, n_models]), without), {}, {}
+    share_FK, without_FNN = np.stack([share_K] * n_parts), None
+    if alone.without is not None and len(layers) > 1:
+        gain_KF = np.stack([alone.without[layer] for layer in layers])
+        share_FK = np.stack([_shares(gain_K, powers) for gain_K in gain_KF.T])
+        without_FNN = np.zeros([n_parts, n_models, n_models])
+    whole_NN, weights, scales = np.zeros([n_models, n_models]), {}, {}
     for layer, share, share_F in zip(layers, share_K, share_FK.T, strict=True):
-        of_layer = kernels[layer]
-        scale = share * _unit(of_layer.whole)
-        total = _sum(total, of_layer, scale, share_F)
+        kernel = kernels[layer]
+        unit = _unit(kernel.whole)
+        if without_FNN is None and kernel.without is not None:
+            without_FNN = np.stack([whole_NN] * n_parts)
+        whole_NN += share * unit * kernel.whole
+        if without_FNN is not None:
+            for part in range(n_parts):
+                of_part = kernel.left_out(part)
+                unit_of_part = unit if kernel.without is None else _unit(of_part)
+                without_FNN[part] += share_F[part] * unit_of_part * of_part
         if share > 0:
-            weights[layer], scales[layer] = float(share), scale
-    return _Weighed(weights, scales, total.whole, regression.choose(total))
-
-
-def _sum(total: Kernel, of_layer: Kernel, scale: float, share_F: np.ndarray) -> Kernel:
-    whole_NN = total.whole + scale * of_layer.whole
-    if total.without is None and of_layer.without is None:
-        return Kernel(whole_NN)
-    left_out = (of_layer.left_out(part) for part in range(len(share_F)))
-    parts = [
-        total.left_out(part) + share * _unit(kernel_NN) * kernel_NN
-        for part, (share, kernel_NN) in enumerate(zip(share_F, left_out, strict=True))
-    ]
-    return Kernel(whole_NN, np.stack(parts))
+            weights[layer], scales[layer] = float(share), share * unit
+    chosen = regression.choose(Kernel(whole_NN, without_FNN))
+    return _Weighed(weights, scales, whole_NN, chosen)
 
 
 def _unit(kernel_NN: np.ndarray) -> float:
@@ -194,8 +188,8 @@ def _shares(gain_K: np.ndarray, powers: Sequence[int]) -> np.ndarray:
     return (powers_EK / powers_EK.sum(axis=1, keepdims=True)).mean(axis=0)
 
 
-def _losses(chosen: Chosen, regression: Regression) -> np.ndarray:
-    """[F]: those of the parts that are left out."""
+def _by_part(chosen: Chosen, regression: Regression) -> np.ndarray:
+    """[F]: the losses of the parts that are left out."""
     y, fold_N = regression.y[regression.asked], regression.fold_N[regression.asked]
     parts = [np.flatnonzero(fold_N == part) for part in regression.parts]
     return np.array([regression.task.mean_loss(chosen.logits[part], y[part]) for part in parts])

@@ -11,7 +11,7 @@ G = (K + p tr(K)/N 1)^-1, the residuals of a part S by the solution of the other
 layers, is then known without it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import combinations, permutations
@@ -117,11 +117,13 @@ class Ridge:
 
         Those of models of no part, a number below 0, stay what their targets are.
         """
-        outputs_NY, fold_N = self._targets_NY.copy(), np.asarray(fold_N)
-        residuals = self._residuals(penalty)
+        inverse_N, fold_N = self._inverse(penalty), np.asarray(fold_N)
+        solved_NY = self._vectors_NN @ (inverse_N[:, None] * self._rotated_NY)
+        outputs_NY = self._targets_NY.copy()
         for fold in np.unique(fold_N[fold_N >= 0]):
             part = np.flatnonzero(fold_N == fold)
-            outputs_NY[part] -= residuals(part)
+            rows = self._vectors_NN[part]
+            outputs_NY[part] -= np.linalg.solve((rows * inverse_N) @ rows.T, solved_NY[part])
         return outputs_NY
 
     def left_out_in_pairs(self, penalty: float, fold_N: np.ndarray) -> np.ndarray:
@@ -131,24 +133,15 @@ class Ridge:
         """
         parts = [np.flatnonzero(fold_N == fold) for fold in np.unique(fold_N[fold_N >= 0])]
         outputs_FNY = np.stack([self._targets_NY] * len(parts))
-        residuals = self._residuals(penalty)
+        inverse_NN = (self._vectors_NN * self._inverse(penalty)) @ self._vectors_NN.T
+        solved_NY = inverse_NN @ self._targets_NY
         for one, other in combinations(range(len(parts)), 2):
-            both = residuals(np.concatenate([parts[one], parts[other]]))
-            of_one, of_other = np.split(both, [len(parts[one])])
+            both = np.concatenate([parts[one], parts[other]])
+            residuals_SY = np.linalg.solve(inverse_NN[np.ix_(both, both)], solved_NY[both])
+            of_one, of_other = np.split(residuals_SY, [len(parts[one])])
             outputs_FNY[other, parts[one]] -= of_one
             outputs_FNY[one, parts[other]] -= of_other
         return outputs_FNY
-
-    def _residuals(self, penalty: float) -> Callable[[np.ndarray], np.ndarray]:
-        """Gives the residuals [S, Y] of some models by the solution of the others."""
-        inverse_N = self._inverse(penalty)
-        solved_NY = self._vectors_NN @ (inverse_N[:, None] * self._rotated_NY)
-
-        def of(part: np.ndarray) -> np.ndarray:
-            rows = self._vectors_NN[part]
-            return np.linalg.solve((rows * inverse_N) @ rows.T, solved_NY[part])
-
-        return of
 
 
 @dataclass(frozen=True)
@@ -211,8 +204,12 @@ class Regression:
         for part in self.parts:
             known, out = self.known(part), np.flatnonzero(self.fold_N == part)
             kernel_NN = kernel.left_out(part)
-            ridge = Ridge(kernel_NN[np.ix_(known, known)], self.targets_NY[known])
+            of_known = kernel_NN[np.ix_(known, known)]
+            ridge = Ridge(of_known, self.targets_NY[known]) if _differ(of_known) else None
             for penalty, outputs_NY in outputs.items():
+                if ridge is None:
+                    outputs_NY[out] = self.targets_NY[known].mean(axis=0)
+                    continue
                 alpha_NY, intercept_Y = ridge.solution(penalty)
                 outputs_NY[out] = kernel_NN[np.ix_(out, known)] @ alpha_NY + intercept_Y
         return self._best(outputs)
@@ -225,9 +222,11 @@ class Regression:
         if kernel.without is not None or not self.pairs:
             return self.choose(kernel), None
         ridge = Ridge(kernel.whole, self.targets_NY)
-        chosen = self._best_of(ridge)
-        outputs_FNY = ridge.left_out_in_pairs(chosen.penalty, self.fold_N)
-        return chosen, self._losses(outputs_FNY)
+        # Every third penalty is enough, and that of the least squares; each part has its own.
+        outputs_PFNY = [ridge.left_out_in_pairs(p, self.fold_N) for p in self.penalties[::3]]
+        best_F = np.argmin([self._squares(each) for each in outputs_PFNY], axis=0)
+        outputs_FNY = [outputs_PFNY[best][part] for part, best in enumerate(best_F)]
+        return self._best_of(ridge), self._losses(outputs_FNY)
 
     def prior_losses(self) -> tuple[float, np.ndarray | None]:
         """The losses of `choose_without`, of always answering the mean of the others' targets."""
@@ -255,11 +254,25 @@ class Regression:
             found.append(Chosen(penalty, factor, loss, factor * outputs_NY[asked]))
         return min(found, key=lambda each: each.loss)
 
-    def _losses(self, outputs_FNY: np.ndarray) -> np.ndarray:
-        """[F]: of outputs without each part."""
-        asked = (np.flatnonzero((self.fold_N >= 0) & (self.fold_N != part)) for part in self.parts)
-        each = zip(asked, outputs_FNY, strict=True)
+    def _others(self, part: int) -> np.ndarray:
+        """[M] int: the models that choose, without a part."""
+        return np.flatnonzero((self.fold_N >= 0) & (self.fold_N != part))
+
+    def _squares(self, outputs_FNY: Iterable[np.ndarray]) -> np.ndarray:
+        """[F]: squared errors of outputs without each part."""
+        errors = zip(self.parts, (each - self.targets_NY for each in outputs_FNY), strict=True)
+        return np.array([np.mean(error_NY[self._others(part)] ** 2) for part, error_NY in errors])
+
+    def _losses(self, outputs_FNY: Iterable[np.ndarray]) -> np.ndarray:
+        """[F]: the task's own, of outputs without each part."""
+        others = [self._others(part) for part in self.parts]
+        each = zip(others, outputs_FNY, strict=True)
         return np.array([self.task.best_factor(out_NY[n], self.y[n])[1] for n, out_NY in each])
+
+
+def _differ(kernel_NN: np.ndarray) -> bool:
+    """Whether models are not all the same."""
+    return bool(np.trace(centred(kernel_NN)) > 0)
 
 
 def threads_for(n_models: int) -> AbstractContextManager[Any]:

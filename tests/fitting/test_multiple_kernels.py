@@ -114,7 +114,7 @@ def test_layers_weigh_what_they_tell():
     alone, found = fitted(y, x, OneClass(), Y)
     assert found.weights["much"] > found.weights["little"] > found.weights["nothing"] > 0
     assert sum(found.weights.values()) == pytest.approx(1)
-    assert found.chosen.loss < alone.chosen["much"].loss + alone.gains["much"]
+    assert alone.gains["much"] > alone.gains["little"] > 0 >= alone.gains["nothing"]
     # A layer that tells nothing has a part of the first of two powers alone.
     assert found.weights["nothing"] == pytest.approx(1 / 3 / 2, abs=0.02)
     scaled = {name: 1e3 * each for name, each in x.items()}
@@ -142,7 +142,7 @@ def test_where_no_layer_tells_anything_all_weigh_alike():
     y, _ = layers()
     noise = {name: np.random.default_rng(n).normal(size=(N, 4)) for n, name in enumerate("abc")}
     regression = Regression(OneClass(), y, np.eye(Y)[y], PENALTIES, folds(OneClass(), y))
-    nothing = Alone({}, dict.fromkeys(noise, -0.1), dict.fromkeys(noise, np.full(FOLDS, -0.1)))
+    nothing = Alone({}, dict.fromkeys(noise, -0.1))
     found = fit_together(kernels(noise), [*noise], nothing, regression)
     assert found.weights == pytest.approx(dict.fromkeys(noise, 1 / 3))
 
@@ -171,22 +171,89 @@ def test_its_own_label_says_nothing_of_a_model():
     assert np.abs(one - other).max() > 1e-2
 
 
+def regression_on(y, fold_N=None, penalties=PENALTIES):
+    task = SeveralClasses()
+    return Regression(task, y, 2 * y - 1, penalties, folds(task, y) if fold_N is None else fold_N)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_its_own_label_has_no_part_in_what_weights_are_made_of(seed):
+    """Nor in the penalties that these come from; the weights in the end are of all labels."""
+    place_N, x = layers(seed)
+    model = seed
+    y = np.eye(Y)[place_N]
+    flipped = y.copy()
+    flipped[model] = 1 - flipped[model]
+    penalties = np.geomspace(1e-3, 10.0, 13)
+    one, other = (
+        fit_alone(kernels(x), regression_on(each, penalties=penalties)) for each in (y, flipped)
+    )
+    part = folds(SeveralClasses(), y)[model]
+    for name in x:
+        assert one.without[name][part] == pytest.approx(other.without[name][part], abs=1e-12)
+        assert one.gains[name] != pytest.approx(other.gains[name], abs=1e-6)
+
+
 def test_its_own_label_has_no_part_in_the_weights_that_it_is_told_by():
-    """Nor in what is left out; the weights in the end are of all labels."""
     place_N, x = layers()
     y = np.eye(Y)[place_N]
     flipped = y.copy()
     flipped[3] = 1 - flipped[3]
-    found = []
+    told = []
     for each in (y, flipped):
-        regression = Regression(
-            SeveralClasses(), each, 2 * each - 1, [0.3], folds(SeveralClasses(), each)
+        regression = regression_on(each, penalties=[0.3])
+        found = fit_together(kernels(x), [*x], fit_alone(kernels(x), regression), regression)
+        told.append(found.chosen.logits[3] / found.chosen.factor)
+    np.testing.assert_allclose(*told, atol=1e-9)
+
+
+def test_models_that_are_never_left_out_are_known_to_every_part():
+    """Three parts choose, and the others are fitted to whatever is left out."""
+    place_N, x = layers()
+    y = np.eye(Y)[place_N]
+    fold_N = folds(SeveralClasses(), y)
+    fold_N = np.where(fold_N < 3, fold_N, -1)
+    regression = regression_on(y, fold_N, [0.3])
+    alone = fit_alone({"much": Kernel(x["much"] @ x["much"].T)}, regression)
+    unit = mean_square(x["much"])
+    for part in range(3):
+        outputs, prior = 2 * y - 1, 2 * y - 1
+        for other in {0, 1, 2} - {part}:
+            known, out = (fold_N != part) & (fold_N != other), fold_N == other
+            weight, intercept = solved(x["much"][known], 2 * y[known] - 1, 0.3, unit)
+            outputs[out] = x["much"][out] @ weight + intercept
+            prior[out] = (2 * y[known] - 1).mean(axis=0)
+        others = (fold_N >= 0) & (fold_N != part)
+        loss, nothing = (
+            SeveralClasses().best_factor(each[others], y[others])[1] for each in (outputs, prior)
         )
-        alone = fit_alone(kernels(x), regression)
-        found.append(fit_together(kernels(x), [*x], alone, regression))
-    told, again = (each.chosen.logits[3] / each.chosen.factor for each in found)
-    np.testing.assert_allclose(told, again, atol=1e-9)
-    assert found[0].weights["much"] != pytest.approx(found[1].weights["much"], rel=1e-4)
+        assert alone.without["much"][part] == pytest.approx(nothing - loss, abs=1e-5)
+
+
+def test_where_features_are_chosen_the_weights_are_of_all_models():
+    """A part's features know the others' targets, so no weights can be told without one."""
+    place_N, x = layers()
+    y, found = np.eye(Y)[place_N], kernels(x)
+    found["much"] = Kernel(found["much"].whole, np.stack([found["much"].whole] * FOLDS))
+    alone = fit_alone(found, regression_on(y))
+    assert alone.without is None
+    plain = fit_alone(kernels(x), regression_on(y))
+    # The penalty is in units of the models that are left, not of all.
+    assert alone.gains == pytest.approx(plain.gains, rel=1e-2)
+    together = fit_together(found, [*x], alone, regression_on(y))
+    assert together.weights["nothing"] == pytest.approx(1 / 3 / 2, abs=0.02)
+
+
+@pytest.mark.parametrize("which", [["much"], ["much", "little"]])
+@pytest.mark.parametrize("n_models", [2, 3, 5, 6])
+def test_of_a_few_models_all_but_one_may_be_the_same(n_models, which):
+    x = {name: np.concatenate([np.zeros([n_models - 1, 4]), np.ones([1, 4])]) for name in which}
+    y = (np.arange(n_models) == n_models - 1).astype(float)[:, None]
+    found = kernels(x)
+    regression = regression_on(y)
+    together = fit_together(found, which, fit_alone(found, regression), regression)
+    assert sum(together.weights.values()) == pytest.approx(1)
+    assert np.isfinite(together.chosen.logits).all()
 
 
 @pytest.mark.parametrize("value", [1.0, np.nan, np.inf])
