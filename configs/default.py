@@ -4,10 +4,9 @@ python -m experiments.train --workdir=W --config.store=S
 
 From each matrix and vector the tree's centre is taken off, and it is brought to mean 0 and standard
 deviation 1; the layers' kernels are added up, each by how much it tells alone; the solution is an
-expert that reads all layers that tell something, large ones by probes that show what its classes
-have in common, small ones whole (docs/method.md). Everything is chosen by cross-validation over
-training and validation models, and fitted to both. There is no seed, no number of steps and no size
-to choose.
+expert that reads all layers, large ones by probes that show what its classes have in common, small
+ones whole (docs/method.md). Everything is chosen by cross-validation over training and validation
+models, and fitted to both. There is no seed, no number of steps and no size to choose.
 
 What it tells is in results/: on miniature zoos in accuracy.md, on community models in together.md,
 at real sizes in real_sizes.md.
