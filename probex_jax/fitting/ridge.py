@@ -271,8 +271,8 @@ class Regression:
 
 
 def _differ(kernel_NN: np.ndarray) -> bool:
-    """Whether models are not all the same."""
-    return bool(np.trace(centred(kernel_NN)) > 0)
+    """Whether models are not all the same; what is not finite is refused elsewhere."""
+    return not np.isfinite(kernel_NN).all() or bool(np.trace(centred(kernel_NN)) > 0)
 
 
 def threads_for(n_models: int) -> AbstractContextManager[Any]:
