@@ -87,6 +87,7 @@ def toys(tmp_path, toy_zoo, monkeypatch):
     return [zoo], tmp_path / "work"
 
 
+@pytest.mark.parity
 def test_runs_leave_records_alone_and_what_is_recorded_is_not_trained_again(toys):
     zoos, workdir = toys
     train.train_missing(zoos, workdir)

@@ -247,7 +247,7 @@ TRANSFORMATIONS = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
-@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("prepared", [pytest.param(False, marks=pytest.mark.parity), True])
 def test_transformations_change_no_value_or_gradient(name, prepared):
     """Those that the loop over models, and the choice of it, have to pass through."""
     encoder, x = MVProbe(U, V, T), draw(0, N, H, W)

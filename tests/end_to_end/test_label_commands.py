@@ -230,6 +230,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(made, command, arguments, message
     assert done.stdout == ""
 
 
+@pytest.mark.parity
 def test_what_is_discovered_can_be_split_and_packed_where_it_lies(tmp_path):
     rng = np.random.default_rng(0)
     roots = rng.normal(size=(2, 8, 8))

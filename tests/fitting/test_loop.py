@@ -136,7 +136,7 @@ def test_the_seed_or_the_key_decides_everything():
         assert_same_bits(results[0], results[2])
 
 
-@pytest.mark.parametrize("kind", ["dense", "factors"])
+@pytest.mark.parametrize("kind", ["dense", pytest.param("factors", marks=pytest.mark.parity)])
 def test_the_alignment_loss_is_a_softmax_over_cosines(kind):
     data = aligned(7, kind=kind)
     params = jax.jit(ALIGNED.init)(jax.random.key(0), data.x, data.texts)["params"]

@@ -31,9 +31,14 @@ def layer(seed, kind="dense"):
     }
 
 
-@pytest.mark.parametrize("kind", ["dense", "factors", "centred"])
+RATES, SEEDS = {"learning_rate": [1e-5, 1e-2], "l2": [0.0, 0.1]}, {"seed": [0, 3]}
+QUICK = [("dense", RATES), ("factors", SEEDS)]
+ALL = [(k, g) for k in ("dense", "factors", "centred") for g in ({}, RATES, SEEDS)]
+
+
 @pytest.mark.parametrize(
-    "grid", [{}, {"learning_rate": [1e-5, 1e-2], "l2": [0.0, 0.1]}, {"seed": [0, 3]}]
+    ("kind", "grid"),
+    [pytest.param(*case, marks=[pytest.mark.parity] * (case not in QUICK)) for case in ALL],
 )
 def test_each_of_several_layers_and_variants_is_trained_as_alone(kind, grid):
     layers, recipes = [layer(10, kind), layer(20, kind)], variants(RECIPE, grid)

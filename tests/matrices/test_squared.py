@@ -95,6 +95,7 @@ def test_prepared_matrices_have_the_same_values_and_gradients(shape, branches):
         assert error(leaf, wanted) <= 1e-5, path
 
 
+@pytest.mark.parity
 def test_the_form_for_accelerators_keeps_the_same(request):
     x, encoder = draw(0, N, 9, 6), MVProbe(**SMALL)
     params = start(encoder, x)

@@ -138,6 +138,7 @@ def test_the_chosen_are_kept_once(swept, tree):
     assert done == [(layer, RECIPE.epochs) for layer in tree.layers]
 
 
+@pytest.mark.parity
 def test_evaluate_takes_a_committee(swept, tree):
     workdir, result = swept
     done = warm.run("evaluate", f"--experts={workdir}", f"--store={tree.path}")

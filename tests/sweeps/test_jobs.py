@@ -159,6 +159,7 @@ def test_a_layer_that_fits_alone_is_trained_alone(tree):
     assert planned(tree, names, one, alone=LARGE_NETWORK, **room) == streamed
 
 
+@pytest.mark.parity
 def test_layers_one_by_one_are_as_side_by_side(tree, tmp_path, monkeypatch, swept):
     """Where so little is free that none is read ahead."""
     monkeypatch.setattr(Room, "here", lambda devices: Room(1.0, 1.0, alone=PLENTY))
