@@ -62,11 +62,11 @@ def logits(members: Sequence[tuple[Member, jax.Array]]) -> jax.Array:
         kinds[type(encoder)].append(_Kind(card.layer, size, card.weight, standardise and size > 1))
         variables[type(encoder)].append(member.variables)
     x = {member.layer: matrices for member, matrices in members}
-    return _program(tuple(map(tuple, kinds.values())), [*variables.values()], x)
+    return program(tuple(map(tuple, kinds.values())), [*variables.values()], x)
 
 
 @partial(jax.jit, static_argnums=0)
-def _program(
+def program(
     kinds: Sequence[Sequence[_Kind]],
     variables: Sequence[Sequence[Variables]],
     x: Mapping[str, jax.Array],

@@ -10,9 +10,9 @@ cross-validated loss of ridge regression on K_k alone and l_0 that of the mean o
 with the powers e = 0 and 4, or 2, 4 and 8 where that lowers the loss in every part that is left
 out. So weights are computed for each part without it, from losses of the other parts: weights that
 know a part's labels promise more of it than they keep, the sharper ones most. Such outputs also
-choose the penalty and the scale of the logits; the last fit uses every model. Of fewer than three
-parts, of very many models, and where features of a layer are chosen, e is 0 and 4, and the weights
-are those of all.
+choose the penalty and the scale of the logits; the last fit uses every model. With fewer than three
+parts, with more than `MOST_PAIRED` models, and where features of a layer are chosen, e is 0 and 4,
+and weights for every part are those of all.
 
 References:
   Gönen, Alpaydın: Multiple Kernel Learning Algorithms, JMLR 2011 (section 3.2, heuristics).

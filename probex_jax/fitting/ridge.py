@@ -28,7 +28,7 @@ FOLDS = 5
 # Models that are enough to choose features by.
 _ENOUGH = 32
 # Fewest parts, and most models, of which pairs of parts are left out.
-_FEWEST_PAIRED, _MOST_PAIRED = 3, 2048
+_FEWEST_PAIRED, MOST_PAIRED = 3, 2048
 # Weight of the constant kernel that makes the intercept, in units of the mean of K's diagonal.
 _CONSTANT = 1e4
 
@@ -193,8 +193,8 @@ class Regression:
     @property
     def pairs(self) -> bool:
         """Whether pairs of parts are left out: of few parts, and of many models, they are not."""
-        few = len(self.y) <= _MOST_PAIRED
-        return self.refit and few and len(self.parts) >= _FEWEST_PAIRED
+        enough_parts = len(self.parts) >= _FEWEST_PAIRED
+        return self.refit and enough_parts and len(self.y) <= MOST_PAIRED
 
     def choose(self, kernel: Kernel) -> Chosen:
         """The best penalty for the models that are left out."""
@@ -207,7 +207,7 @@ class Regression:
             of_known = kernel_NN[np.ix_(known, known)]
             ridge = Ridge(of_known, self.targets_NY[known]) if _differ(of_known) else None
             for penalty, outputs_NY in outputs.items():
-                if ridge is None:
+                if ridge is None:  # nothing to tell them apart by
                     outputs_NY[out] = self.targets_NY[known].mean(axis=0)
                     continue
                 alpha_NY, intercept_Y = ridge.solution(penalty)

@@ -196,7 +196,7 @@ def _leading_of(gram_WW: np.ndarray, rank: int) -> np.ndarray:
 
 
 def _leading(product: Callable[[np.ndarray], jax.Array], size: int, rank: int) -> np.ndarray:
-    """[W, rank] float32: leading eigenvectors of what a product is with.
+    """[W, rank] float32: leading eigenvectors of a symmetric matrix, given its product with others.
 
     By subspace iteration: exact where eigenvalues fall; of those that are nearly alike some.
     """

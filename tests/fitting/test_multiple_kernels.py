@@ -74,9 +74,12 @@ def test_folds_have_their_share_of_every_class():
     assert sorted(folds(OneClass(), np.array([0, 1, 1]))) == [0, 1, 2]
 
 
+def regression_of(task, y, n_outputs):
+    return Regression(task, y, task.regressed(y, n_outputs), PENALTIES, folds(task, y))
+
+
 def fitted(y, x, task, n_outputs, most=None, room=10**6):
-    targets_NY = task.regressed(y, n_outputs)
-    regression = Regression(task, y, targets_NY, PENALTIES, folds(task, y))
+    regression = regression_of(task, y, n_outputs)
     alone = fit_alone(kernels(x), regression)
     sizes = {name: each.shape[1] * n_outputs for name, each in x.items()}
     return alone, fit_together(kernels(x), alone.best(most, sizes, room), alone, regression)
@@ -114,6 +117,7 @@ def test_layers_weigh_what_they_tell():
     alone, found = fitted(y, x, OneClass(), Y)
     assert found.weights["much"] > found.weights["little"] > found.weights["nothing"] > 0
     assert sum(found.weights.values()) == pytest.approx(1)
+    assert found.chosen.loss < regression_of(OneClass(), y, Y).prior_losses()[0]
     assert alone.gains["much"] > alone.gains["little"] > 0 >= alone.gains["nothing"]
     # A layer that tells nothing has a part of the first of two powers alone.
     assert found.weights["nothing"] == pytest.approx(1 / 3 / 2, abs=0.02)
@@ -180,15 +184,14 @@ def regression_on(y, fold_N=None, penalties=PENALTIES):
 def test_its_own_label_has_no_part_in_what_weights_are_made_of(seed):
     """Nor in the penalties that these come from; the weights in the end are of all labels."""
     place_N, x = layers(seed)
-    model = seed
     y = np.eye(Y)[place_N]
     flipped = y.copy()
-    flipped[model] = 1 - flipped[model]
+    flipped[seed] = 1 - flipped[seed]
     penalties = np.geomspace(1e-3, 10.0, 13)
     one, other = (
         fit_alone(kernels(x), regression_on(each, penalties=penalties)) for each in (y, flipped)
     )
-    part = folds(SeveralClasses(), y)[model]
+    part = folds(SeveralClasses(), y)[seed]
     for name in x:
         assert one.without[name][part] == pytest.approx(other.without[name][part], abs=1e-12)
         assert one.gains[name] != pytest.approx(other.gains[name], abs=1e-6)

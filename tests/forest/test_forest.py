@@ -249,7 +249,7 @@ def test_many_are_described_as_one_by_one_is_and_in_order(forest, many):
 
 def test_few_programs_are_compiled_for_many(forest_path, many, tmp_path):
     forest = Forest.load(forest_path)
-    programs = inference.logits, together._program
+    programs = inference.logits, together.program
     for program in programs:
         program.clear_cache()
     list(forest.describe_all(many))
