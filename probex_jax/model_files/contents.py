@@ -1,6 +1,5 @@
 """Sorts the tensors of a file into matrices, vectors and others."""
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -8,10 +7,10 @@ from typing import NamedTuple
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.adapters import unread_parts
-from probex_jax.model_files.layers import LayerInfo, as_layer
+from probex_jax.model_files.layers import MATRIX_DTYPES, LayerInfo, as_layer
 from probex_jax.model_files.lora import Factors, as_lora, pair_factors
 from probex_jax.model_files.orientation import axes_of
-from probex_jax.model_files.quantised import Quantised, quantised
+from probex_jax.model_files.quantised import Config, Packed, Raw, find_quantised
 from probex_jax.model_files.safetensors_header import TensorInfo
 from probex_jax.model_files.untrusted_text import leads_out, quoted
 
@@ -26,17 +25,17 @@ class Source(NamedTuple):
     Args:
       tensor: name of its tensor.
       axes: the order of axes that makes it [out, in, k...]; None if it is stored so.
-      scale: name of the tensor that scales its values; "" if there is none.
+      packed: how it is computed, if it is quantised.
     """
 
     tensor: str
     axes: tuple[int, ...] | None = None
-    scale: str = ""
+    packed: Packed | None = None
 
     @property
     def is_as_stored(self) -> bool:
         """Whether the tensor, reshaped, is the matrix."""
-        return self.axes is None and not self.scale
+        return self.axes is None and self.packed is None
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ class Contents:
       unread: the part of `left_out` that belongs to adapters.
       names: name of every tensor, to the same without wrappers' prefixes.
       quantiser: names of a quantiser's own tensors.
+      packed: the quantised weights that are read, by name with wrappers' prefixes.
     """
 
     layers: Mapping[str, LayerInfo]
@@ -62,34 +62,51 @@ class Contents:
     unread: Mapping[str, str]
     names: Mapping[str, str]
     quantiser: frozenset[str]
+    packed: Mapping[str, Packed]
 
 
-def find_contents(tensors: Mapping[str, TensorInfo], where: str) -> Contents:
+def find_contents(
+    tensors: Mapping[str, TensorInfo],
+    where: str,
+    raw: Raw,
+    metadata: Mapping[str, str],
+    config: Config,
+) -> Contents:
     """Sorts the tensors of a file into matrices, vectors and others.
 
     Args:
       tensors: all tensors, by name.
       where: the file's name, for errors.
+      raw: reads a tensor in its stored dtype and shape.
+      metadata: the header's free text.
+      config: reads the model's config.json.
 
     Raises:
       ProbexError: as `pair_factors` and `as_lora`; or if a name is a tensor's and a LoRA's.
 
     Example:
       >>> weight, factor = TensorInfo("F32", (4, 4), 0, 64), TensorInfo("F32", (4, 1), 64, 80)
-      >>> found = find_contents({"_orig_mod.a.weight": weight, "b.lora_a": factor}, "a file")
+      >>> tensors = {"_orig_mod.a.weight": weight, "b.lora_a": factor}
+      >>> found = find_contents(tensors, "a file", raw=..., metadata={}, config=dict)
       >>> [*found.layers], dict(found.left_out)
       (['a.weight'], {'b.lora_a': "part of an adapter ('….lora_a'), which is not read"})
     """
-    packed = quantised(tensors)
-    names = _unwrapped(tensors)
-    taken = {*packed.left_out, *packed.scales.values()}
+    quantised = find_quantised(tensors, raw, metadata, config)
+    packed = quantised.packed
+    taken = {*quantised.left_out, *(name for one in packed.values() for name in one.tensors)}
     rest = {name: info for name, info in tensors.items() if name not in taken}
+    for layer, one in packed.items():
+        stored = tensors[one.tensors[0]]
+        dtype = stored.dtype if stored.dtype in MATRIX_DTYPES else "F32"
+        rest[layer] = replace(stored, dtype=dtype, shape=one.shape)
+    names = _unwrapped({**tensors, **rest})
+    infos = {**tensors, **rest}
     factors, unread = pair_factors(rest, where)
     layers: dict[str, LayerInfo] = {}
-    left_out = dict(packed.left_out)
+    left_out = dict(quantised.left_out)
     for layer, pair in factors.items():
-        found = as_lora(layer, tensors[pair.up], tensors[pair.down], where)
-        if packed.scales.keys() & {pair.up, pair.down}:
+        found = as_lora(layer, infos[pair.up], infos[pair.down], where)
+        if packed.keys() & {pair.up, pair.down}:
             found = "a LoRA of quantised factors, which is not read"
         for name in filter(None, (pair.up, pair.down, pair.alpha)):
             rest.pop(name, None)
@@ -103,7 +120,7 @@ def find_contents(tensors: Mapping[str, TensorInfo], where: str) -> Contents:
     vectors: dict[str, LayerInfo] = {}
     sources: dict[str, Source] = {}
     whole = {name: info for name, info in rest.items() if name not in unread}
-    for name, info, source in _sources(whole, packed, tensors):
+    for name, info, source in _sources(whole, packed):
         layer = names[name]
         if isinstance(info, str):
             left_out[name] = info
@@ -120,12 +137,13 @@ def find_contents(tensors: Mapping[str, TensorInfo], where: str) -> Contents:
         dict(sorted(left_out.items())),
         dict(sorted(unread.items())),
         names,
-        packed.parts,
+        quantised.parts,
+        packed,
     )
 
 
 def _sources(
-    tensors: Mapping[str, TensorInfo], packed: Quantised, everything: Mapping[str, TensorInfo]
+    tensors: Mapping[str, TensorInfo], packed: Mapping[str, Packed]
 ) -> Iterable[tuple[str, LayerInfo | str, Source]]:
     """Each tensor with its layer, or the reason why it is none, and how it is read."""
     infos = {name: as_layer(tensor) for name, tensor in tensors.items()}
@@ -134,18 +152,19 @@ def _sources(
     )
     for name, tensor in tensors.items():
         order, info = axes.get(name), infos[name]
-        scale = packed.scales.get(name, "")
         if isinstance(order, str) and isinstance(info, LayerInfo) and info.kind == "vector":
             order = None  # whatever the order of its axes, the values are in one order
         if order is None or isinstance(info, str):
-            yield name, info, Source(name, None, scale)
+            yield name, info, Source(name, None, packed.get(name))
         elif isinstance(order, str):
             yield name, order, Source(name)
-        elif scale and math.prod(everything[scale].shape) != 1:
-            yield name, "quantised with scales of an axis that is not known", Source(name)
         else:
             shape = tuple(tensor.shape[axis] for axis in order)
-            yield name, as_layer(replace(tensor, shape=shape)), Source(name, order, scale)
+            yield (
+                name,
+                as_layer(replace(tensor, shape=shape)),
+                Source(name, order, packed.get(name)),
+            )
 
 
 def _unwrapped(tensors: Iterable[str]) -> dict[str, str]:

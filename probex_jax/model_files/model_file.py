@@ -20,7 +20,6 @@ from probex_jax.model_files.layers import MATRIX_DTYPES, LayerInfo, no_such_laye
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.locate import Location, locate
 from probex_jax.model_files.lora_scales import Scales
-from probex_jax.model_files.quantised import scaled
 from probex_jax.model_files.safetensors_header import TensorInfo
 from probex_jax.model_files.shards import Shard, merged_metadata, open_shards
 from probex_jax.model_files.stored_tensors import StoredTensors
@@ -60,7 +59,9 @@ class ModelFile:
         self._stored = StoredTensors(location, shards)
         self.metadata: Mapping[str, str] = MappingProxyType(merged_metadata(shards))
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._stored.infos)
-        self._contents = find_contents(self.tensors, str(path))
+        self._contents = find_contents(
+            self.tensors, str(path), self._stored.raw, self.metadata, lambda: self.config
+        )
         self._factors, self._sources = self._contents.factors, self._contents.sources
         self._scales = Scales(self._contents, self._stored, self._beside, self.metadata, str(path))
         self.layers: Mapping[str, LayerInfo] = MappingProxyType(self._contents.layers)
@@ -131,10 +132,10 @@ class ModelFile:
             up, down = self.tensor(pair.up).reshape(height, -1), self.tensor(pair.down)
             return LowRank(up=self._scaled(name, up), down=down.reshape(-1, width))
         source = self._sources[name]
-        values = self.tensor(source.tensor)
+        values = self._dequantised(name) if source.packed else self.tensor(source.tensor)
         if source.axes is not None:
             values = np.ascontiguousarray(values.transpose(source.axes))
-        return self._dequantised(name, values.reshape(shape))
+        return values.reshape(shape)
 
     def matrices(self, names: Iterable[str]) -> dict[str, np.ndarray | LowRank]:
         """Reads several layers; from a server in few requests, several at a time.
@@ -166,7 +167,7 @@ class ModelFile:
         self._shape(name)
         if name not in self._factors:
             source = self._sources[name]
-            return (source.tensor, *([source.scale] if source.scale else []))
+            return source.packed.tensors if source.packed else (source.tensor,)
         alpha = self._factors[name].alpha
         return (*self.factors(name), *([alpha] if alpha else []))
 
@@ -265,6 +266,9 @@ class ModelFile:
             and tensor.shape
             and name not in factors
             and name not in self._contents.quantiser
+        } | {
+            self._contents.names[name]: packed.shape
+            for name, packed in self._contents.packed.items()
         }
 
     def _scaled(self, name: str, up: np.ndarray) -> np.ndarray:
@@ -272,15 +276,17 @@ class ModelFile:
         factor = self._scales.of(name)
         return up if factor in (None, 1.0) else up * np.float32(factor)
 
-    def _dequantised(self, name: str, matrix: np.ndarray) -> np.ndarray:
-        """The values of a layer, times the scales stored beside it."""
-        scale = self._sources[name].scale
-        if not scale:
-            return matrix
-        matrix = scaled(matrix, self.tensor(scale))
-        if bad := count_unfit(matrix.ravel()):
-            raise unfit(str(self.path), name, bad, matrix.size)
-        return matrix
+    def _dequantised(self, name: str) -> np.ndarray:
+        """The values of a quantised layer in its stored order."""
+        packed = self._sources[name].packed
+        assert packed is not None
+        try:
+            values = packed.values(self._stored.raw, lambda: self.config)
+        except ProbexError as error:
+            raise ProbexError(f"{self.path}: {error}") from error
+        if bad := count_unfit(values.ravel()):
+            raise unfit(str(self.path), name, bad, values.size)
+        return values
 
     def check_unchanged(self) -> None:
         """Raises a ProbexError if a file was written to since the model was opened."""
