@@ -107,8 +107,9 @@ def _awq(t: Tensors) -> Fit:
 
 
 def _bitsandbytes(t: Tensors) -> Fit:
-    state = {"nested_blocksize": 1, "nested_offset": 0.0} | t.json("state")
-    shape, size, nested = state.get("shape"), state.get("blocksize"), state["nested_blocksize"]
+    state: dict[str, Any] = {"nested_blocksize": 1, "nested_offset": 0.0, **t.json("state")}
+    shape, nested = state.get("shape"), state["nested_blocksize"]
+    size: Any = state.get("blocksize")
     if not (
         isinstance(shape, list)
         and 0 < len(shape) < 9
@@ -168,8 +169,9 @@ def _scaled(t: Tensors) -> Fit:
     grid = _grid(shape, scale)
     # It is not known which axis of a kernel [in, out] a row of scales is for.
     is_clear = not t.names["weight"].endswith("kernel") or math.prod(scale) == 1
-    fits = grid and is_clear and ("zero" not in t or math.prod(t["zero"]) == math.prod(grid))
-    return (shape, partial(values.scaled, grid=grid)) if fits else None
+    if grid is None or not is_clear or ("zero" in t and math.prod(t["zero"]) != math.prod(grid)):
+        return None
+    return shape, partial(values.scaled, grid=grid)
 
 
 def _of_floats(t: Tensors) -> Fit:
@@ -216,8 +218,8 @@ def _compressed(t: Tensors) -> Fit:
                     and t["zeros"] in ((), zeros)
                     and t["order"] in ((), (inputs,))
                 ):
-                    known = {"bits": bits, "inputs": inputs, "grid": grid}
-                    return (outputs, inputs), partial(values.compressed, **known)
+                    read = partial(values.compressed, bits=bits, inputs=inputs, grid=grid)
+                    return (outputs, inputs), read
     return None
 
 
@@ -258,7 +260,7 @@ def _hqq(t: Tensors) -> Fit:
             bits = (
                 3 if t.infos["weight"].dtype == "I32" or 8 * stored % size else 8 * stored // size
             )
-            rows, rest = divmod(size, stored // words // (4 if bits == 3 else 1))
+            rows, rest = divmod(size, stored // words // (4 if bits == 3 else 1) or 1)
             per_word = {1: 8, 2: 4, 3: 10, 4: 2, 8: 1}.get(bits, 0)
             fits = (
                 not rest
@@ -335,7 +337,7 @@ FORMATS = (
     Format("GPTQ or AWQ", "qweight", {}),
     Format("EXL2", "q_weight", {}),
     Format("EXL3", "trellis", {}),
-    Format("HQQ", "W_q", _HQQ, _hqq),
+    Format("HQQ", "W_q", _HQQ, _hqq, ("U8", "I32", *FLOATS)),
     Format("HQQ", "W_q", {}),
     Format("AQLM", "codes", {"table": "codebooks"}),
     Format("QuIP#", "Qidxs", {}),
