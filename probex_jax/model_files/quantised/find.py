@@ -208,7 +208,7 @@ def _matching(
         _, star, end = format.weight.partition("*")
         if (star and not last.endswith(end)) or (format.dtypes and dtype not in format.dtypes):
             continue
-        if not format.fit and dtype in FLOATS:
+        if (not format.fit and dtype in FLOATS) or not tensors[names[last]].shape:
             continue  # layers of a model's own may have such names
         stem = last.removesuffix(end) if star else format.layer
         roles = {"weight": names[last]}

@@ -54,7 +54,10 @@ class Tensors:
     is_comfy: bool
 
     def __getitem__(self, role: str) -> Shape:
-        return self.infos[role].shape if role in self.infos else ()
+        return self.infos[role].shape
+
+    def get(self, role: str) -> Shape | None:
+        return self[role] if role in self else None
 
     def __contains__(self, role: str) -> bool:
         return role in self.infos
@@ -86,7 +89,7 @@ def _gptq(t: Tensors) -> Fit:
                 if (
                     t["zeros"] == (groups, -(-outputs * bits // 32))
                     and words == -(-inputs * bits // 32)
-                    and ("order" in t or block_size(inputs, groups))
+                    and (t["order"] == (inputs,) if "order" in t else block_size(inputs, groups))
                 ):
                     return (outputs, inputs), partial(values.gptq, bits=bits, inputs=inputs)
     return None
@@ -119,13 +122,13 @@ def _bitsandbytes(t: Tensors) -> Fit:
         return None
     count = math.prod(shape)
     blocks = -(-count // size)
-    second = (-(-blocks // nested),) if "nested_absmax" in t else ()
+    second = (-(-blocks // nested),) if "nested_absmax" in t else None
     fits = (
         t.bytes("weight") == -(-count // 2)
         and t["map"] == (16,)
         and t["absmax"] == (blocks,)
-        and t["nested_absmax"] == second
-        and t["nested_map"] == (second and (256,))
+        and t.get("nested_absmax") == second
+        and t.get("nested_map") == (second and (256,))
         and (t.infos["absmax"].dtype == "U8") == bool(second)
     )
     read = partial(values.bitsandbytes, state={**state, "count": count, "size": size})
@@ -181,7 +184,7 @@ def _of_floats(t: Tensors) -> Fit:
 
 def _fp4(t: Tensors, divide: bool = False) -> Fit:
     """NVFP4 where a float scales the tensor, too, else MXFP4."""
-    *lead, width = t["weight"] or (0,)
+    *lead, width = t["weight"]
     shape = (*lead, width if t.infos["weight"].dtype == "F4" else 2 * width)
     groups, rest = divmod(shape[-1], 16 if "second" in t else 32)
     is_tiled = t.is_comfy and "second" in t and len(lead) == 1
@@ -189,7 +192,7 @@ def _fp4(t: Tensors, divide: bool = False) -> Fit:
         lead
         and not rest
         and t["scale"] == (_tiles(lead[0], groups) if is_tiled else (*lead, groups))
-        and math.prod(t["second"]) in (1, lead[0] if len(lead) > 1 else 1)
+        and math.prod(t.get("second") or ()) in (1, lead[0] if len(lead) > 1 else 1)
     )
     read = partial(values.fp4, shape=shape, divide=divide, is_comfy=is_tiled)
     return (shape, read) if fits else None
@@ -215,8 +218,8 @@ def _compressed(t: Tensors) -> Fit:
                 if (
                     grid
                     and words == -(-inputs * bits // 32)
-                    and t["zeros"] in ((), zeros)
-                    and t["order"] in ((), (inputs,))
+                    and t.get("zeros") in (None, zeros)
+                    and t.get("order") in (None, (inputs,))
                 ):
                     read = partial(values.compressed, bits=bits, inputs=inputs, grid=grid)
                     return (outputs, inputs), read
