@@ -41,6 +41,7 @@ _OWN = re.compile(
 _BELOW = re.compile(r"(?:\A|\.)(weight\..+|(?:res_)?centroids\.weight)\Z")
 # What quantised activations would be multiplied by: the weight alone is not the layer.
 _FOLDED = {"pre_quant_scale", "_weight_act_pre_scale"}
+_MARKERS = ("scaled_fp8", "comfy_quant")
 _COMFY = "_quantization_metadata"  # in the header, of ComfyUI's first files
 _BY_NAME: dict[str, list[Format]] = defaultdict(list)
 for _format in FORMATS:
@@ -238,6 +239,7 @@ def _unknown_scale(last: str, tensor: TensorInfo, own: Mapping[str, str]) -> str
     if last in own or tensor.dtype not in (*FLOATS, *FLOAT8):
         return ""
     if tensor.dtype in FLOAT8:
-        return next((name for end, name in own.items() if not _ACTIVATIONS.search(end)), "")
+        own = {end: name for end, name in own.items() if not _ACTIVATIONS.search(end)}
+        return next((name for end, name in own.items() if end not in _MARKERS), "")
     known = ("weight_scale", "weight_scale_inv", "scale_weight") if last == "weight" else ()
     return next((own[end] for end in known if end in own), "")

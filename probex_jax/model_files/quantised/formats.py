@@ -57,7 +57,8 @@ class Tensors:
         return self.infos[role].shape
 
     def get(self, role: str) -> Shape | None:
-        return self[role] if role in self else None
+        found = self.infos.get(role)
+        return found and found.shape
 
     def __contains__(self, role: str) -> bool:
         return role in self.infos
@@ -337,6 +338,7 @@ FORMATS = (
     Format("GPTQ", "qweight", _ZEROS | {"order?": "g_idx"}, _gptq, _WORDS),
     Format("AWQ", "qweight", _ZEROS, _awq, _WORDS),
     Format("SVDQuant", "qweight", {"scale": "wscales"}),
+    Format("FP-Quant", "qweight", {"table": "forward_hadamard_matrix"}),
     Format("GPTQ or AWQ", "qweight", {}),
     Format("EXL2", "q_weight", {}),
     Format("EXL3", "trellis", {}),
