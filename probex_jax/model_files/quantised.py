@@ -202,3 +202,29 @@ def _fits(scale: TensorInfo, tensor: TensorInfo) -> bool:
     height, width = tensor.shape
     blocks = (-(-height // BLOCK), -(-width // BLOCK))
     return scale.shape in ((), (1,), (1, 1), (height,), (height, 1), blocks)
+
+
+# --- shim until the branch `quantised` is merged
+@dataclass(frozen=True)
+class Packed:
+    method: str
+    layer: str
+    shape: tuple
+    tensors: tuple
+
+    def values(self, raw, config):
+        w, s = (raw(n).astype(np.float32) for n in self.tensors)
+        return scaled(w.reshape(len(w), -1), s).reshape(w.shape)
+
+
+@dataclass(frozen=True)
+class Found:
+    packed: dict
+    left_out: dict
+    parts: frozenset
+
+
+def find_quantised(tensors, raw, metadata):
+    q = quantised(tensors)
+    packed = {n: Packed("FP8", n, tensors[n].shape, (n, s)) for n, s in q.scales.items() if n not in q.left_out}
+    return Found(packed, q.left_out, q.parts)

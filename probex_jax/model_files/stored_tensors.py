@@ -54,6 +54,13 @@ class StoredTensors:
         info = self.infos[name]
         return self._values(name, [(0, info.end - info.begin)]).reshape(info.shape)
 
+    def raw(self, name: str) -> np.ndarray:
+        """The values of a tensor in its dtype and shape, unchecked; of less than a byte, bytes."""
+        info, (shard, begin) = self.infos[name], self.place(name)
+        data = shard.bytes.read(begin, begin + info.end - info.begin)
+        dtypes = {**_NUMPY_DTYPES, **_WHOLE_DTYPES, **{f"U{8*s}": np.dtype(f"<u{s}") for s in (1,2,4,8)}}
+        return data.view(dtypes[info.dtype]).reshape(info.shape) if info.dtype in dtypes else data
+
     def rows(self, name: str, rows: Sequence[int], width: int) -> np.ndarray:
         """Some rows of a tensor, taken as [H, width], in float32; errors as `read`."""
         size = width * self._dtype(name).itemsize

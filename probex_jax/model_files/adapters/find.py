@@ -1,0 +1,177 @@
+"""Finds the layers that an adapter's tensors update."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from probex_jax.errors import ProbexError
+from probex_jax.matrices import LowRank
+from probex_jax.model_files.adapters.modules import Slice, slices
+from probex_jax.model_files.adapters.spellings import Factor, factor
+from probex_jax.model_files.adapters.unread import unread_parts
+from probex_jax.model_files.adapters.updates import Form, MismatchError, Update
+from probex_jax.model_files.layers import LayerInfo, are_experts, of_expert
+from probex_jax.model_files.safetensors_header import TensorInfo
+from probex_jax.model_files.stored_tensors import StoredTensors
+from probex_jax.model_files.untrusted_text import leads_out, quoted
+
+# AdaLoRA has a diagonal matrix between the factors.
+_DIAGONAL = (".lora_E", ".lora_E.default")
+_ADALORA = "of an AdaLoRA, which is not read"
+# The magnitude of a DoRA as MLX calls it, a name too short to mean it anywhere else.
+_MAGNITUDE = ".m"
+
+
+@dataclass(frozen=True)
+class LayerUpdate:
+    """The update of one layer: some rows of an adapter's update.
+
+    Args:
+      update: how it is computed, without its scale.
+      form: of the whole update.
+      rows: which rows of it the layer has.
+      info: of the layer.
+      expert: its number, of several whose updates are stacked.
+    """
+
+    update: Update
+    form: Form
+    rows: Slice
+    info: LayerInfo
+    expert: int = 0
+
+    def values(
+        self, stored: StoredTensors, scale: float | None, rows: Sequence[int] | None = None
+    ) -> np.ndarray | LowRank:
+        """The layer's update, or some of its rows, times its scale if there is one."""
+        (height, width), part = self.form.shape, self.rows
+        begin, end = part.begin * height // part.of, part.end * height // part.of
+        if rows is not None and self._can_read_rows:
+            names = self.update.factors
+            up = stored.rows(names["up"], [begin + row for row in rows], self.info.rank or 0)
+            whole: np.ndarray | LowRank = LowRank(up, stored.read(names["down"]).reshape(-1, width))
+            left = up
+        else:
+            whole = self.update.values(self.form, stored.read, self.expert)
+            left = (whole.up if isinstance(whole, LowRank) else whole)[begin:end]
+            left = np.roll(left, len(left) // 2, axis=0) if part.swapped else left
+            left = left if rows is None else left[list(rows)]
+        left = np.ascontiguousarray(left if scale in (None, 1.0) else left * np.float32(scale))
+        return LowRank(left, whole.down) if isinstance(whole, LowRank) else left
+
+    @property
+    def _can_read_rows(self) -> bool:
+        """Whether rows of the layer are rows of a stored factor."""
+        is_moved = self.rows.swapped or self.form.experts or self.update.spelling.is_turned
+        return self.update.factors.keys() == {"up", "down"} and not is_moved
+
+
+def find_updates(
+    tensors: Mapping[str, TensorInfo], config: Callable[[], Mapping[str, Any]], where: str
+) -> tuple[dict[str, LayerUpdate], dict[str, str]]:
+    """Finds the updates of layers in a file.
+
+    Args:
+      tensors: its tensors, by name.
+      config: returns the adapter's config, {} if there is none; read only where names do not tell.
+      where: the file's name, for errors.
+
+    Returns:
+      Canonical name of each layer to its update; and name of each tensor of an adapter that is in
+      none, to the reason.
+
+    Raises:
+      ProbexError: if a factor lacks the other or does not fit it, or a layer has two updates.
+    """
+    grouped: dict[tuple[str, ...], list[tuple[str, Factor]]] = {}
+    for name in tensors:
+        if found := factor(name):
+            method = found.spelling.method
+            key = (found.path, method, found.spelling.dialect, found.role * (method == "delta"))
+            grouped.setdefault(key, []).append((name, found))
+    layers: dict[str, LayerUpdate] = {}
+    unread: dict[str, str] = {}
+    for (path, *_), named in grouped.items():
+        update = _update(path, named, tensors, where)
+        if update is None:
+            continue
+        reason = _ADALORA if any(path + end in tensors for end in _DIAGONAL) else ""
+        try:
+            form = reason or _form(update, tensors, config)
+            parts = {} if isinstance(form, str) else _parts(update, form, tensors)
+        except MismatchError as error:
+            raise ProbexError(f"{where}: {update.spelling.method} {quoted(path)}: {error}") from None
+        except ValueError as error:
+            form = str(error)
+        if isinstance(form, str):
+            unread |= dict.fromkeys(update.tensors, form)
+            continue
+        for layer, part in parts.items():
+            if leads_out(layer):
+                raise ProbexError(f"{where}: layer {quoted(layer)}: the name leads out of a folder")
+            if layer in layers:
+                raise ProbexError(f"{where}: two LoRAs are of layer {quoted(layer)}")
+            layers[layer] = part
+        if path + _MAGNITUDE in tensors:
+            unread[path + _MAGNITUDE] = "the magnitude of a DoRA, which is not applied"
+    taken = {name for part in layers.values() for name in part.update.tensors}
+    rest = (name for name in tensors if name not in taken and name not in unread)
+    return layers, unread | unread_parts(rest)
+
+
+def _update(
+    path: str, named: list[tuple[str, Factor]], tensors: Mapping[str, TensorInfo], where: str
+) -> Update | None:
+    """The update of some factors; None if it is incomplete."""
+    factors: dict[str, str] = {}
+    for name, found in named:
+        if found.role in factors:
+            raise ProbexError(
+                f"{where}: {found.spelling.method} {quoted(path)} has two {found.role} factors, "
+                f"{quoted(factors[found.role])} and {quoted(name)}; one adapter a file is read"
+            )
+        factors[found.role] = name
+    spelling = named[0][1].spelling
+    alpha = f"{path}.alpha" if f"{path}.alpha" in tensors and spelling.method != "delta" else ""
+    update = Update(path, spelling, factors, alpha)
+    missing = update.missing()
+    if missing and spelling.method != "LoRA":
+        return None
+    if missing:
+        role, name = next(iter(factors.items()))
+        raise ProbexError(
+            f"{where}: {spelling.method} {quoted(path)} has {quoted(name)}, the {role} factor, "
+            f"without the {missing} one; expected both factors"
+        )
+    return update
+
+
+def _form(
+    update: Update, tensors: Mapping[str, TensorInfo], config: Callable[[], Mapping[str, Any]]
+) -> Form | str:
+    return update.form(tensors, are_experts(update.path))
+
+
+def _parts(
+    update: Update, form: Form, tensors: Mapping[str, TensorInfo]
+) -> dict[str, LayerUpdate]:
+    """The layers of one update, by name; a ValueError says why they cannot be told apart."""
+    dtype = tensors[next(iter(update.factors.values()))].dtype
+    height, width = form.shape
+    end = ".bias" if "diff_b" in update.factors else ""
+    found = {}
+    for rows in slices(update.path):
+        if (rows.end - rows.begin) * height % rows.of or rows.begin * height % rows.of:
+            raise ValueError(f"a fused layer whose {height} rows are no {rows.of} equal parts")
+        part = (rows.end - rows.begin) * height // rows.of
+        info = LayerInfo((part, width), dtype, form.kind, form.rank)
+        whole = LayerUpdate(update, form, rows, info)
+        if form.experts:
+            found |= {
+                of_expert(rows.layer, n): replace(whole, expert=n) for n in range(form.experts)
+            }
+        else:
+            found[rows.layer + end] = whole
+    return found
