@@ -99,8 +99,9 @@ def find_updates(
             continue
         reason = _ADALORA if any(path + end in tensors for end in _DIAGONAL) else ""
         try:
-            form = reason or _form(update, tensors, config)
-            parts = {} if isinstance(form, str) else _parts(update, form, tensors)
+            parameter, update = _of_experts(update, tensors, config)
+            form = reason or update.form(tensors, are_experts(path))
+            parts = {} if isinstance(form, str) else _parts(update, form, tensors, parameter)
         except MismatchError as error:
             raise ProbexError(f"{where}: {update.spelling.method} {quoted(path)}: {error}") from None
         except ValueError as error:
@@ -148,14 +149,30 @@ def _update(
     return update
 
 
-def _form(
+def _of_experts(
     update: Update, tensors: Mapping[str, TensorInfo], config: Callable[[], Mapping[str, Any]]
-) -> Form | str:
-    return update.form(tensors, are_experts(update.path))
+) -> tuple[str, Update]:
+    """The parameter that PEFT adapts of a module of stacked experts, and the update with its rank.
+
+    Both stand in the adapter's config alone: of two parameters, the first is the inner `base_layer`.
+    """
+    module, is_peft = update.path.replace(".base_layer", ""), update.spelling.dialect == "peft"
+    is_flat = all(len(tensors[name].shape) == 2 for name in update.factors.values())
+    if not (is_peft and is_flat and module.endswith(".experts")):
+        return "", update
+    targets, rank = config().get("target_parameters"), config().get("r")
+    named = [t.rpartition(".") for t in targets or () if isinstance(t, str)]
+    names = [name for path, _, name in named if f".{module}".endswith(f".{path}")]
+    # In the order of transformers' modules: what widens comes first.
+    names.sort(key=lambda name: "down" in name)
+    outer = update.path.count(".base_layer")
+    if outer >= len(names) or not isinstance(rank, int) or rank < 1:
+        raise ValueError("a LoRA of stacked experts, whose config does not say of which parameter")
+    return names[-1 - outer], replace(update, rank=rank)
 
 
 def _parts(
-    update: Update, form: Form, tensors: Mapping[str, TensorInfo]
+    update: Update, form: Form, tensors: Mapping[str, TensorInfo], parameter: str
 ) -> dict[str, LayerUpdate]:
     """The layers of one update, by name; a ValueError says why they cannot be told apart."""
     dtype = tensors[next(iter(update.factors.values()))].dtype
@@ -169,9 +186,8 @@ def _parts(
         info = LayerInfo((part, width), dtype, form.kind, form.rank)
         whole = LayerUpdate(update, form, rows, info)
         if form.experts:
-            found |= {
-                of_expert(rows.layer, n): replace(whole, expert=n) for n in range(form.experts)
-            }
+            layer = ".".join(filter(None, (rows.layer, parameter)))
+            found |= {of_expert(layer, n): replace(whole, expert=n) for n in range(form.experts)}
         else:
             found[rows.layer + end] = whole
     return found

@@ -11,4 +11,5 @@ class Slice:
 
 def slices(path):
     from probex_jax.model_files.lora_names import canonical
+    path = path.replace(".base_layer", "")
     return (Slice(canonical(path) or path),)

@@ -57,12 +57,15 @@ class Update:
       spelling: of the first of them.
       factors: role to the name of its tensor.
       alpha: name of the tensor that holds alpha; "" if there is none.
+      rank: R of each of several experts whose factors PEFT lays side by side, [H, R·E] and
+        [E·R, W]; 0 for other updates.
     """
 
     path: str
     spelling: Spelling
     factors: Mapping[str, str]
     alpha: str = ""
+    rank: int = 0
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -116,6 +119,10 @@ class Update:
         if self.spelling.is_turned and len(up) == len(down) == 2:
             up, down = up[::-1], down[::-1]
         experts = 0
+        if self.rank and len(up) == len(down) == 2:
+            if up[1] != down[0] or down[0] % self.rank:
+                raise MismatchError(f"of rank {self.rank}: up is {_times(up)}, down {_times(down)}")
+            return Form((up[0], down[1]), self.rank, self.rank, down[0] // self.rank)
         if is_stack and len(up) == len(down) == 3 and up[0] == down[0]:
             # MLX's are not turned here.
             (experts, *up), (_, *down) = up, down  # type: ignore[assignment]
@@ -148,7 +155,10 @@ class Update:
             return next(iter(factors.values())).reshape(form.shape)
         if self.spelling.method == "LoRA":
             up, down = factors["up"], factors["down"]
-            if form.experts:
+            if self.rank:
+                up = up.reshape(len(up), self.rank, -1)[..., expert]
+                down = down.reshape(form.experts, self.rank, -1)[expert]
+            elif form.experts:
                 up, down = up[expert], down[expert]
             elif self.spelling.is_turned and up.ndim == 2:
                 up, down = up.T, down.T
