@@ -20,6 +20,9 @@ from probex_jax.model_files.untrusted_text import leads_out, quoted
 # AdaLoRA has a diagonal matrix between the factors.
 _DIAGONAL = (".lora_E", ".lora_E.default")
 _ADALORA = "of an AdaLoRA, which is not read"
+# Norms that BFL's LoRAs for control replace.
+_NORMS = (".key_norm.scale", ".query_norm.scale")
+_NORM = "the scale of a norm beside a LoRA, which is not read"
 # The magnitude of a DoRA as MLX calls it, a name too short to mean it anywhere else.
 _MAGNITUDE = ".m"
 
@@ -117,6 +120,8 @@ def find_updates(
             layers[layer] = part
         if path + _MAGNITUDE in tensors:
             unread[path + _MAGNITUDE] = "the magnitude of a DoRA, which is not applied"
+    if layers:
+        unread |= {name: _NORM for name in tensors if name.endswith(_NORMS)}
     taken = {name for part in layers.values() for name in part.update.tensors}
     rest = (name for name in tensors if name not in taken and name not in unread)
     return layers, unread | unread_parts(rest)
