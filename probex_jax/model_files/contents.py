@@ -98,21 +98,26 @@ class Contents:
 
 
 def find_contents(
-    stored: StoredTensors, metadata: Mapping[str, str], adapter_config: Config, where: str
+    stored: StoredTensors,
+    metadata: Mapping[str, str],
+    config: Config,
+    adapter_config: Config,
+    where: str,
 ) -> Contents:
     """Sorts the tensors of a file into matrices, vectors and others.
 
     Args:
       stored: the tensors.
       metadata: of the header.
-      adapter_config: returns the config of an adapter, read only where names do not tell.
+      config: returns the model's config, read only where the tensors do not tell.
+      adapter_config: the same of an adapter.
       where: the file's name, for errors.
 
     Raises:
       ProbexError: as `find_updates`; or if a name is a tensor's and an update's.
     """
     tensors = stored.infos
-    quantised = find_quantised(tensors, stored.raw, metadata)
+    quantised = find_quantised(tensors, stored.raw, metadata, config)
     packed, parts = quantised.packed, quantised.parts
     taken = {*quantised.left_out, *parts, *(n for p in packed.values() for n in p.tensors)}
     rest = {name: info for name, info in tensors.items() if name not in taken}

@@ -60,7 +60,11 @@ class ModelFile:
         self.metadata: Mapping[str, str] = MappingProxyType(merged_metadata(shards))
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._stored.infos)
         self._contents = find_contents(
-            self._stored, self.metadata, lambda: self.beside("adapter_config.json"), str(path)
+            self._stored,
+            self.metadata,
+            lambda: self.config,
+            lambda: self.beside("adapter_config.json"),
+            str(path),
         )
         self._weights, self._updates = self._contents.weights, self._contents.updates
         self._scales = Scales(self._updates, self._stored, self._beside, self.metadata, str(path))

@@ -23,6 +23,16 @@ _NUMPY_DTYPES = {
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
 _WHOLE_DTYPES = {f"I{8 * size}": np.dtype(f"<i{size}") for size in (1, 2, 4, 8)}
+_RAW_DTYPES = (
+    _NUMPY_DTYPES
+    | _WHOLE_DTYPES
+    | {f"U{8 * size}": np.dtype(f"<u{size}") for size in (1, 2, 4, 8)}
+    | {
+        "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+        "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+        "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    }
+)
 
 
 class StoredTensors:
@@ -55,11 +65,12 @@ class StoredTensors:
         return self._values(name, [(0, info.end - info.begin)]).reshape(info.shape)
 
     def raw(self, name: str) -> np.ndarray:
-        """The values of a tensor in its dtype and shape, unchecked; of less than a byte, bytes."""
+        """A tensor in its stored dtype and shape; of two values a byte, the bytes [n]."""
         info, (shard, begin) = self.infos[name], self.place(name)
         data = shard.bytes.read(begin, begin + info.end - info.begin)
-        dtypes = {**_NUMPY_DTYPES, **_WHOLE_DTYPES, **{f"U{8*s}": np.dtype(f"<u{s}") for s in (1,2,4,8)}}
-        return data.view(dtypes[info.dtype]).reshape(info.shape) if info.dtype in dtypes else data
+        if info.dtype not in _RAW_DTYPES:
+            return data
+        return data.view(_RAW_DTYPES[info.dtype]).reshape(info.shape)
 
     def rows(self, name: str, rows: Sequence[int], width: int) -> np.ndarray:
         """Some rows of a tensor, taken as [H, width], in float32; errors as `read`."""

@@ -162,12 +162,13 @@ def test_a_scale_that_makes_values_infinite_is_one_line(tmp_path):
         m.matrix("q.weight")
 
 
-# Tensors of one quantised layer, and a part of the method's name.
+# Tensors of one quantised layer, of shapes that the method does not give them or of a method that is
+# not read, and a part of the method's name.
 QUANTISED = {
     "GPTQ": {
-        "qweight": integers(64, 64), "qzeros": integers(4, 8), "scales": drawn(4, 64, dtype="f2"),
+        "qweight": integers(64, 64), "qzeros": integers(4, 8), "scales": drawn(4, 60, dtype="f2"),
         "g_idx": integers(512)},
-    "AWQ": {"qweight": integers(64, 8), "qzeros": integers(4, 8), "scales": drawn(4, 64)},
+    "AWQ": {"qweight": integers(64, 8), "qzeros": integers(4, 7), "scales": drawn(4, 64)},
     "EXL2": {"q_weight": integers(8, 8), "q_scale": integers(4, 4), "q_groups": drawn(4, 2)},
     "HQQ": {"W_q": integers(8, 8, dtype="u1"), "scale": drawn(8, 8), "zero": drawn(8, 8)},
     "AQLM": {"codes": integers(8, 8, 1, dtype="i2"), "codebooks": drawn(1, 4, 1, 8)},
@@ -180,12 +181,12 @@ QUANTISED = {
         "weight.quant_state.bitsandbytes__nf4": integers(80, dtype="u1")},
     "bitsandbytes, 8 bits": {"weight": integers(8, 8, dtype="i1"), "SCB": drawn(8, 2)},
     "MLX": {
-        "weight": integers(32, 8, dtype="u4"), "scales": drawn(32, 4, dtype="f2"),
-        "biases": drawn(32, 4, dtype="f2")},
+        "weight": integers(32, 8, dtype="u4"), "scales": drawn(32, 5, dtype="f2"),
+        "biases": drawn(32, 5, dtype="f2")},
     "NVFP4": {
         "weight": integers(32, 8, dtype="u1"), "weight_scale": drawn(32, 4, dtype=FLOAT8),
         "weight_scale_2": drawn()},
-    "quanto": {"weight._data": integers(8, 8, dtype="i1"), "weight._scale": drawn(8, 1)},
+    "quanto": {"weight._data": integers(8, 8, dtype="i1"), "weight._scale": drawn(7, 1)},
     "quanto, 8-bit floats": {
         "weight._data": drawn(8, 8, dtype=FLOAT8), "weight._scale": drawn(8, 2)},
     "SVDQuant": {
@@ -196,7 +197,7 @@ QUANTISED = {
     "integer, beside a zero": {
         "weight": integers(8, 8, dtype="i1"), "weight.scale": drawn(8, 2),
         "weight.zero_point": drawn(8, 2)},
-    "an unknown quantiser": {"weight": drawn(8, 8, dtype=FLOAT8), "weight_scale": drawn(8, 4)},
+    "FP8": {"weight": drawn(8, 8, dtype=FLOAT8), "weight_scale": drawn(8, 4)},
     "an unknown quantiser, by name": {"weight": drawn(8, 8, dtype=FLOAT8), "qscale": drawn(1)},
     "an unknown quantiser, without scale": {
         "weight": drawn(8, 8, dtype=FLOAT8), "weight.absmax": drawn(8, 2)},
@@ -204,7 +205,7 @@ QUANTISED = {
         "weight": drawn(8, 8, dtype=FLOAT8), "weight_scale": drawn(1),
         "weight_scale_inv": drawn(1)},
     "Marlin": {"B": integers(8, 8), "s": drawn(2, 8, dtype="f2")},
-    "integer, with tables": {
+    "HIGGS": {
         "weight": integers(8, 8, dtype="i2"), "scales": drawn(8, 2), "tables2": drawn(8, 2)},
     "an unknown quantiser, of halves": {
         "weight": drawn(8, 8, dtype="f2"), "weight_scale": drawn(8, 4)},
