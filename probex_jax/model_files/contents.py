@@ -138,9 +138,9 @@ def find_contents(
         else:
             layer = names[name]
             layer = layer if weight.expert is None else of_expert(layer, weight.expert)
-            if layer in layers:
+            if layer in updates:
                 raise ProbexError(f"{where}: {quoted(layer)} is a tensor and an update as well")
-            layers[layer] = replace(info, dtype=dtypes.get(name, info.dtype))
+            layers[layer] = replace(info, dtype=dtypes[name]) if name in dtypes else info
             weights[layer] = weight
         shape = whole[name].shape
         if shape and whole[name].dtype in MATRIX_DTYPES:

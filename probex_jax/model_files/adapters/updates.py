@@ -23,6 +23,7 @@ Read = Callable[[str], np.ndarray]
 Shape = tuple[int, ...]
 # Factors of one matrix, [H, R] and [R, W].
 Pair = tuple[np.ndarray, np.ndarray]
+_NEEDED = {"LoRA": ("up", "down"), "LoHa": ("w1_a", "w1_b", "w2_a", "w2_b")}
 
 
 class MismatchError(Exception):
@@ -73,17 +74,13 @@ class Update:
         return (*self.factors.values(), *([self.alpha] if self.alpha else []))
 
     def missing(self) -> str:
-        """The roles without which there is no update, " or " between choices; "" if complete."""
-        needed = {
-            "LoRA": ("up", "down"),
-            "LoHa": ("w1_a", "w1_b", "w2_a", "w2_b"),
-            "LoKr": tuple(
-                side if not self.factors.keys() & {f"{side}_a", f"{side}_b"} else f"{side}_{half}"
-                for side in ("w1", "w2")
-                for half in "ab"
-            ),
-            "delta": (),
-        }[self.spelling.method]
+        """A role without which there is no update and whose tensor is not there; or ""."""
+        needed = _NEEDED.get(self.spelling.method, ())
+        if self.spelling.method == "LoKr":
+            sides = {w: self.factors.keys() & {f"{w}_a", f"{w}_b"} for w in ("w1", "w2")}
+            needed = tuple(
+                end for w, is_split in sides.items() for end in ((f"{w}_a", f"{w}_b") if is_split else (w,))
+            )
         return next((role for role in needed if role not in self.factors), "")
 
     def form(self, tensors: Mapping[str, TensorInfo], is_stack: bool) -> Form | str:
