@@ -89,7 +89,8 @@ def test_parts_beside_a_lora_that_is_read_are_reported(tmp_path):
         f"{path}.lora_B.bias": drawn(24),
     }
     with opened(tmp_path, tensors) as m:
-        assert [*m.layers] == [path]
+        attention = "transformer.transformer_blocks.0.attn"
+        assert [*m.layers] == [f"{attention}.{name}" for name in ("to_k", "to_q", "to_v")]
         assert [*m.unread] == [f"{path}.lora_B.bias"]
 
 

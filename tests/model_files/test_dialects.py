@@ -96,7 +96,6 @@ def test_one_adapter_in_every_dialect_is_the_same(tmp_path, scale):
 @pytest.mark.parametrize(
     "expected",
     [
-        "unet.input_blocks.4.1.transformer_blocks.0.attn1.to_k",
         "text_encoder.text_model.encoder.layers.1.mlp.fc2",
         "text_encoder_2.text_model.encoder.layers.1.self_attn.out_proj",
         "unet.down_blocks.0.resnets.1.time_emb_proj",

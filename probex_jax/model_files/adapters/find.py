@@ -8,7 +8,7 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.matrices import LowRank
-from probex_jax.model_files.adapters.modules import Slice, slices
+from probex_jax.model_files.adapters.modules import Slice, family, slices
 from probex_jax.model_files.adapters.spellings import Factor, factor
 from probex_jax.model_files.adapters.unread import unread_parts
 from probex_jax.model_files.adapters.updates import Form, MismatchError, Update
@@ -94,6 +94,7 @@ def find_updates(
             method = found.spelling.method
             key = (found.path, method, found.spelling.dialect, found.role * (method == "delta"))
             grouped.setdefault(key, []).append((name, found))
+    of_family = family(path for path, *_ in grouped)
     layers: dict[str, LayerUpdate] = {}
     unread: dict[str, str] = {}
     for (path, *_), named in grouped.items():
@@ -104,7 +105,9 @@ def find_updates(
         try:
             parameter, update = _of_experts(update, tensors, config)
             form = reason or update.form(tensors, are_experts(path))
-            parts = {} if isinstance(form, str) else _parts(update, form, tensors, parameter)
+            parts = {} if isinstance(form, str) else _parts(
+                update, form, tensors, parameter, of_family
+            )
         except MismatchError as error:
             raise ProbexError(f"{where}: {update.spelling.method} {quoted(path)}: {error}") from None
         except ValueError as error:
@@ -177,14 +180,18 @@ def _of_experts(
 
 
 def _parts(
-    update: Update, form: Form, tensors: Mapping[str, TensorInfo], parameter: str
+    update: Update,
+    form: Form,
+    tensors: Mapping[str, TensorInfo],
+    parameter: str,
+    of_family: str,
 ) -> dict[str, LayerUpdate]:
     """The layers of one update, by name; a ValueError says why they cannot be told apart."""
     dtype = tensors[next(iter(update.factors.values()))].dtype
     height, width = form.shape
     end = ".bias" if "diff_b" in update.factors else ""
     found = {}
-    for rows in slices(update.path):
+    for rows in slices(update.path, of_family):
         if (rows.end - rows.begin) * height % rows.of or rows.begin * height % rows.of:
             raise ValueError(f"a fused layer whose {height} rows are no {rows.of} equal parts")
         part = (rows.end - rows.begin) * height // rows.of

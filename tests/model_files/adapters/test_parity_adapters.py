@@ -163,7 +163,7 @@ def test_lycoris(tmp_path, algo):
     save_file(saved, tmp_path / "lycoris.safetensors")
     expected = {}
     for lora in network.loras:
-        name = lora.lora_name
+        name = lora.lora_name.removeprefix("lycoris_")
         if method == "full":
             expected[name] = (lora.get_diff_weight(1.0)[0]).detach().numpy()
         else:
@@ -233,9 +233,11 @@ LOADED = {
         "WanPipeline",
         wan,
         {
-            "lora_unet_blocks_0_self_attn_q": (24, 24),
-            "lora_unet_blocks_0_self_attn_o": (24, 24),
-            "lora_unet_blocks_0_cross_attn_k": (24, 24),
+            **{
+                f"lora_unet_blocks_0_{attention}_attn_{which}": (24, 24)
+                for attention in ("self", "cross")
+                for which in "qkvo"
+            },
             "lora_unet_blocks_0_ffn_0": (32, 24),
             "lora_unet_blocks_0_ffn_2": (24, 32),
         },
