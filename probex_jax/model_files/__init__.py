@@ -12,7 +12,7 @@ from probex_jax.model_files.architecture import fingerprint, stated_base
 from probex_jax.model_files.http_ranges import Remote
 from probex_jax.model_files.layers import LayerInfo, reference_matrix, select_layers
 from probex_jax.model_files.limits import Limits
-from probex_jax.model_files.model_file import ModelFile, open_model
+from probex_jax.model_files.model_file import ModelFile, open_model, open_params
 from probex_jax.model_files.untrusted_text import literal_strings
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "fingerprint",
     "literal_strings",
     "open_model",
+    "open_params",
     "reference_matrix",
     "select_layers",
     "stated_base",

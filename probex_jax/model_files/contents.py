@@ -116,14 +116,14 @@ def find_contents(
     Raises:
       ProbexError: as `find_updates`; or if a name is a tensor's and an update's.
     """
-    tensors = stored.infos
+    tensors = {n: info for n, info in stored.infos.items() if n not in stored.left_out}
     quantised = find_quantised(tensors, stored.raw, metadata, config)
     packed, parts = quantised.packed, quantised.parts
     taken = {*quantised.left_out, *parts, *(n for p in packed.values() for n in p.tensors)}
     rest = {name: info for name, info in tensors.items() if name not in taken}
     updates, unread = find_updates(rest, adapter_config, where)
     of_updates = {name for update in updates.values() for name in update.update.tensors}
-    left_out = {**quantised.left_out, **unread}
+    left_out = {**stored.left_out, **quantised.left_out, **unread}
     whole = {n: info for n, info in rest.items() if n not in unread and n not in of_updates}
     # The dtype of what is computed from other tensors is that of the first of them.
     dtypes = {name: tensors[p.tensors[0]].dtype for name, p in packed.items()}

@@ -12,6 +12,8 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.matrices import LowRank
 from probex_jax.model_files.adapters import Scales
+from probex_jax.model_files.containers import Container, open_containers, tree_container
+from probex_jax.model_files.containers.tree import InMemory
 from probex_jax.model_files.contents import find_contents
 from probex_jax.model_files.files_beside import FilesBeside
 from probex_jax.model_files.finite import count_unfit, unfit
@@ -21,7 +23,6 @@ from probex_jax.model_files.layers import LayerInfo, no_such_layer
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.locate import Location, locate
 from probex_jax.model_files.safetensors_header import TensorInfo
-from probex_jax.model_files.shards import Shard, merged_metadata, open_shards
 from probex_jax.model_files.stored_tensors import StoredTensors
 from probex_jax.model_files.untrusted_text import quoted
 
@@ -38,6 +39,7 @@ class ModelFile:
       left_out: name of every tensor that is in neither, to the reason.
       tensors: name of every tensor to its dtype and shape.
       metadata: the header's free text, key to value, merged over shards.
+      warnings: what is odd about the files, such as tensors of an index that no shard has.
 
     Example:
       >>> import tempfile, numpy as np
@@ -52,12 +54,13 @@ class ModelFile:
     """
 
     def __init__(
-        self, path: Path | str, location: Location, shards: Sequence[Shard], limits: Limits
+        self, path: Path | str, location: Location, files: Sequence[Container], limits: Limits
     ):
         self.path = path
         self._beside = FilesBeside(location.folder, limits.depth)
-        self._stored = StoredTensors(location, shards)
-        self.metadata: Mapping[str, str] = MappingProxyType(merged_metadata(shards))
+        self._stored = StoredTensors(location, files)
+        self.metadata: Mapping[str, str] = MappingProxyType(self._stored.metadata)
+        self.warnings = self._stored.warnings
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._stored.infos)
         self._contents = find_contents(
             self._stored,
@@ -329,12 +332,41 @@ def open_model(
             location, where = locate_remote(url, limits, remote or Remote())
         else:
             location = locate(Path(path), limits)
-        shards = open_shards(location, limits)
+        files = open_containers(location, limits)
         try:
-            return ModelFile(where, location, shards, limits)
+            return ModelFile(where, location, files, limits)
         except BaseException:
-            for shard in shards:
-                shard.bytes.close()
+            for file in files:
+                file.bytes.close()
             raise
     except OSError as error:
         raise ProbexError(f"{where}: cannot be read: {error.strerror}") from error
+
+
+def open_params(tree: Any, metadata: Mapping[str, str] | None = None) -> ModelFile:
+    """Takes a tree of parameters in memory for a model: Flax's variables, or any other tree.
+
+    Names and axes become PyTorch's, as those of files do: `{"params": {"fc": {"kernel": …}}}` has
+    the layer `fc.weight`, [out, in].
+
+    Args:
+      tree: nested dicts, lists or other pytrees of one model's arrays, NumPy's or JAX's.
+      metadata: free text, as files have it.
+
+    Returns:
+      The model. It reads the arrays as they are at the time.
+
+    Raises:
+      ProbexError: if there are no arrays, or something else among them.
+
+    Example:
+      >>> variables = {"params": {"fc": {"kernel": np.ones((3, 2), "f4"), "bias": np.zeros(2)}}}
+      >>> model = open_params(variables)
+      >>> print(*model.layers, *model.vectors, model.matrix("fc.weight").shape)
+      fc.weight fc.bias (2, 3)
+
+    References:
+      docs/formats.md, "Model files that are read".
+    """
+    container = tree_container(tree, metadata or {}, _DEFAULT_LIMITS)
+    return ModelFile(container.name, Location(InMemory(), ()), [container], _DEFAULT_LIMITS)

@@ -240,36 +240,49 @@ def test_scales_of_a_model_s_own_are_layers(tmp_path):
 
 
 def test_flax_kernels_become_outputs_by_inputs(tmp_path):
-    dense, conv = drawn(16, 8), drawn(3, 2, 5, 8)
+    dense, conv, heads = drawn(16, 8), drawn(3, 2, 5, 8), drawn(16, 4, 3)
     tensors = {
         "params.Dense_0.kernel": dense,
         "params/Conv_0/kernel": conv,
-        "Embed_0.embedding": drawn(7, 3),
-        "params.attn.query.kernel": drawn(16, 4, 4),
+        "params.Embed_0.embedding": drawn(7, 3),
+        "params.attn.query.kernel": heads,
         "params.Conv_1.kernel": drawn(3, 5, 8),
+        "params.Dense_1.kernel": drawn(3, 5, 8),
+        "params.ConvTranspose_0.kernel": drawn(3, 3, 5, 8),
     }
     with opened(tmp_path, tensors) as m:
-        np.testing.assert_array_equal(m.matrix("params.Dense_0.kernel"), dense.T)
-        np.testing.assert_array_equal(m.rows("params.Dense_0.kernel", [7, 1]), dense.T[[7, 1]])
+        np.testing.assert_array_equal(m.matrix("Dense_0.weight"), dense.T)
+        np.testing.assert_array_equal(m.rows("Dense_0.weight", [7, 1]), dense.T[[7, 1]])
         expected = np.einsum("hwio->oihw", conv).reshape(8, -1)
-        np.testing.assert_array_equal(m.matrix("params/Conv_0/kernel"), expected)
-        assert m.matrix("params/Conv_0/kernel").flags.c_contiguous
-        assert m.layers["params/Conv_0/kernel"].kind == "conv"
-        assert set(m.left_out) == {"params.attn.query.kernel", "params.Conv_1.kernel"}
+        np.testing.assert_array_equal(m.matrix("Conv_0.weight"), expected)
+        assert m.matrix("Conv_0.weight").flags.c_contiguous
+        assert m.layers["Conv_0.weight"].kind == "conv"
+        np.testing.assert_array_equal(m.matrix("attn.query.weight"), heads.reshape(16, 12).T)
+        assert m.layers["Conv_1.weight"].shape == (8, 15)
+        assert m.layers["Embed_0.weight"].shape == (7, 3)
+        assert set(m.left_out) == {"params.Dense_1.kernel", "params.ConvTranspose_0.kernel"}
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("stored", "name"),
     [
-        "['params']['Dense_0']['kernel']",
-        "lin.kernel.value",
-        "Dense_0|kernel",
-        "params_Dense_0_kernel",
+        ("['params']['Dense_0']['kernel']", "Dense_0.weight"),
+        ("lin.kernel.value", "lin.weight"),
+        ("Dense_0|kernel", "Dense_0.weight"),
+        ("params_Dense_0_kernel", "params_Dense_0.weight"),
+        ("bert/pooler/dense/kernel:0", "bert.pooler.dense.weight"),
     ],
 )
-def test_flax_kernels_are_told_however_their_path_is_written(tmp_path, name):
-    with opened(tmp_path, {name: drawn(16, 8)}) as m:
+def test_flax_kernels_are_told_however_their_path_is_written(tmp_path, stored, name):
+    with opened(tmp_path, {stored: drawn(16, 8)}) as m:
         np.testing.assert_array_equal(m.matrix(name), drawn(16, 8).T)
+
+
+def test_in_a_file_of_pytorch_a_kernel_is_an_ordinary_tensor(tmp_path):
+    tensors = {"blur.kernel": drawn(4, 3), "norm.scale": drawn(4), "fc.weight": drawn(2, 4)}
+    with opened(tmp_path, tensors) as m:
+        assert {*m.all_layers} == {*tensors}
+        np.testing.assert_array_equal(m.matrix("blur.kernel"), tensors["blur.kernel"])
 
 
 def test_kernels_of_other_layers_are_left_out(tmp_path):
@@ -288,14 +301,15 @@ def test_of_a_vector_the_order_of_axes_does_not_matter(tmp_path):
         assert (dict(m.layers), dict(m.left_out)) == ({}, {})
         found = {name: info.shape for name, info in m.vectors.items()}
         assert found == {
-            "a.kernel": (1, 8),
-            "b.kernel": (8, 1),
-            "c.kernel": (3, 1),
-            "kernel": (5, 1),
+            "a.weight": (1, 8),
+            "b.weight": (8, 1),
+            "c.weight": (3, 1),
+            "weight": (5, 1),
             experts: (4, 1),
         }
         for name, value in tensors.items():
-            np.testing.assert_array_equal(m.matrix(name).ravel(), value.ravel())
+            values = m.matrix(name.replace("kernel", "weight")).ravel()
+            np.testing.assert_array_equal(values, value.ravel())
 
 
 def test_what_is_empty_tells_nothing_of_the_others(tmp_path):
@@ -339,7 +353,7 @@ def test_of_what_is_turned_only_one_scale_is_multiplied_in(tmp_path):
     tensors = {"a.kernel": stored, "a.kernel_scale": scale}
     tensors |= {"b.kernel": stored, "b.kernel_scale": drawn(4, 1)}
     with opened(tmp_path, tensors) as m:
-        np.testing.assert_array_equal(m.matrix("a.kernel"), 2 * stored.astype("f4").T)
+        np.testing.assert_array_equal(m.matrix("a.weight"), 2 * stored.astype("f4").T)
         assert "b.kernel" in m.left_out
 
 
