@@ -11,6 +11,7 @@ from typing import Any
 
 import probex_jax as px
 from experiments import cli
+from probex_jax.buckets import shown_path
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, write_json, write_text
 from probex_jax.forest import (
@@ -24,7 +25,6 @@ from probex_jax.forest import (
     grow,
 )
 from probex_jax.forest.forest import model_name
-from probex_jax.model_files.hub import shown_path
 from probex_jax.reports import model_card
 from probex_jax.search import FoundModel, Hit, Index, find_models
 

@@ -123,11 +123,11 @@ def is_address(path: str | os.PathLike[str]) -> bool:
     return address_of(path).startswith(("s3://", "gs://"))
 
 
-def shown(path: str | os.PathLike[str]) -> str:
+def shown_path(path: str | os.PathLike[str]) -> str:
     """A path, or an address as others may read it: without a password, or a signed query.
 
     Example:
-      >>> shown("https://me:secret@host/a.safetensors?signature=secret")
+      >>> shown_path("https://me:secret@host/a.safetensors?signature=secret")
       'https://host/a.safetensors'
     """
     url = address_of(path)
@@ -166,7 +166,7 @@ def store_of(url: str, headers: Mapping[str, str] | None = None) -> tuple[Any, s
         )
         return _bucket(scheme, bucket, environment), (key or "").strip("/")
     if url.startswith(("s3://", "gs://")):
-        raise ProbexError(f"{shown(url)}: expected {url[:5]}bucket/path")
+        raise ProbexError(f"{shown_path(url)}: expected {url[:5]}bucket/path")
     parts = urlsplit(url)
     sent = dict(headers or {})
     if parts.username:
@@ -234,7 +234,8 @@ def read(url: str, limit: int | None = None, stopped: threading.Event | None = N
     async def whole() -> Content:
         found = await _obstore().get_async(store, key)
         if limit is not None and found.meta["size"] > limit:
-            raise ProbexError(f"{shown(url)}: {found.meta['size']} bytes, the limit is {limit}")
+            size = found.meta["size"]
+            raise ProbexError(f"{shown_path(url)}: {size} bytes, the limit is {limit}")
         return Content(bytes(await found.bytes_async()), found.meta["e_tag"] or "")
 
     with problems(url):
@@ -280,11 +281,11 @@ def waited(work: Callable[[], Awaitable[_T]], stopped: threading.Event | None = 
     async def watched() -> _T:
         task = asyncio.ensure_future(work())
         while not task.done():
-            await asyncio.wait([task], timeout=_POLL_S)
             if interrupted.is_set() or (stopped is not None and stopped.is_set()):
                 task.cancel()
                 await asyncio.wait([task], timeout=_POLL_S)
                 raise _Interrupted
+            await asyncio.wait([task], timeout=_POLL_S)
         return task.result()
 
     with ThreadPoolExecutor(1) as pool:
@@ -296,11 +297,16 @@ def waited(work: Callable[[], Awaitable[_T]], stopped: threading.Event | None = 
 
 
 @contextmanager
-def problems(url: str) -> Iterator[None]:
-    """Turns obstore's errors into ProbexErrors of one line, which hold no secrets of the address."""
+def problems(url: str, name: str = "") -> Iterator[None]:
+    """Turns obstore's errors into ProbexErrors: one line, without what is secret in an address.
+
+    Args:
+      url: what was asked for.
+      name: what messages call it; "" for its address.
+    """
     from obstore import exceptions as kinds
 
-    where, scheme = shown(url), url.partition("://")[0]
+    where, scheme = name or shown_path(url), url.partition("://")[0]
     try:
         yield
     except _Interrupted:
@@ -404,4 +410,5 @@ def _server(url: str, headers: tuple[tuple[str, str], ...]) -> Any:
     try:
         return HTTPStore(url, **_options(allow_http=plain, default_headers=dict(headers)))
     except ValueError as error:
-        raise ProbexError(f"{shown(url)}: is no address of a file on a server ({error})") from None
+        where = shown_path(url)
+        raise ProbexError(f"{where}: is no address of a file on a server ({error})") from None

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from probex_jax.buckets import shown_path
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import ModelFile, Remote, literal_strings, open_model
-from probex_jax.model_files.hub import shown_path
 from probex_jax.model_files.untrusted_text import is_text, json_object, quoted, shown
 from probex_jax.zoo.flat import flat_models, is_weights
 from probex_jax.zoo.label_files import classes_of, distinct_texts, read_table
