@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
+from pathlib import PurePath
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -27,9 +28,6 @@ _IN_BUCKET = re.compile(r"(s3|gs)://([a-z0-9][a-z0-9._-]{1,221})(?:/(.*))?", re.
 # What obstore would ask for in other words is an address, not a key.
 _PLAIN_PATH = re.compile(r"(/[\w.~+-]+)+", re.ASCII)
 
-# About a minute without an answer. A body may take `_TIMEOUT` a try, and goes on at the next one.
-_RETRIES, _TIMEOUT, _RETRYING = 8, timedelta(seconds=30), timedelta(minutes=3)
-_FIRST_WAIT, _LONGEST_WAIT = timedelta(seconds=0.25), timedelta(seconds=10)
 _POLL_S = 0.1
 
 # What obstore finds by itself; without any of it the vendor's own library is asked.
@@ -58,6 +56,36 @@ _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _CAUSE = re.compile(r'(?:message|error): "([^"]{1,200})"')
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long servers are waited for; by default about a minute if none answers.
+
+    Args:
+      retries: of a request.
+      first_wait_s, longest_wait_s: before a retry; each wait is twice the one before.
+      timeout_s: for one try, with its body; the next one goes on where it broke off.
+      longest_s: for all tries of a request.
+      too_many_s: waits after "too many requests" on top of that; the hub counts for five minutes.
+    """
+
+    retries: int = 8
+    first_wait_s: float = 0.25
+    longest_wait_s: float = 10.0
+    timeout_s: float = 30.0
+    longest_s: float = 180.0
+    too_many_s: tuple[float, ...] = (15.0, 60.0, 120.0, 120.0)
+
+    def waits_s(self) -> list[float]:
+        """The waits before the retries of a request."""
+        return [
+            min(self.first_wait_s * 2**number, self.longest_wait_s)
+            for number in range(self.retries)
+        ]
+
+
+PATIENCE = Patience()
 
 
 class NotThere(ProbexError):
@@ -108,7 +136,7 @@ def address_of(path: str | os.PathLike[str]) -> str:
       >>> address_of(Path("s3://bucket/zoo")), address_of("hf://org/repo"), address_of("zoo")
       ('s3://bucket/zoo', 'hf://org/repo', '')
     """
-    text = os.fspath(path)
+    text = str(path) if isinstance(path, PurePath) else os.fspath(path)
     found = _ADDRESS.match(text)
     return f"{found[1]}://{text[found.end() :]}" if found else ""
 
@@ -164,7 +192,7 @@ def store_of(url: str, headers: Mapping[str, str] | None = None) -> tuple[Any, s
             for name, value in sorted(os.environ.items())
             if name.startswith(("AWS_", "GOOGLE_"))
         )
-        return _bucket(scheme, bucket, environment), (key or "").strip("/")
+        return _bucket(f"{scheme}://{bucket}", environment, PATIENCE), (key or "").strip("/")
     if url.startswith(("s3://", "gs://")):
         raise ProbexError(f"{shown_path(url)}: expected {url[:5]}bucket/path")
     parts = urlsplit(url)
@@ -174,9 +202,9 @@ def store_of(url: str, headers: Mapping[str, str] | None = None) -> tuple[Any, s
         sent["authorization"] = f"Basic {base64.b64encode(known.encode()).decode()}"
         url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     if parts.query or not _PLAIN_PATH.fullmatch(parts.path):
-        return _server(url, tuple(sent.items())), ""
+        return _server(url, tuple(sent.items()), PATIENCE), ""
     root = parts._replace(netloc=parts.netloc.rpartition("@")[2], path="/", fragment="")
-    return _server(root.geturl(), tuple(sent.items())), parts.path[1:]
+    return _server(root.geturl(), tuple(sent.items()), PATIENCE), parts.path[1:]
 
 
 def _object(url: str) -> tuple[Any, str]:
@@ -204,6 +232,26 @@ def listed(url: str, stopped: threading.Event | None = None) -> Listing:
         },
         sorted(path[begin:].rstrip("/") for path in said["common_prefixes"]),
     )
+
+
+def names_below(url: str, limit: int) -> list[str]:
+    """The names of all objects in a folder of a bucket, with those of the folders they are in.
+
+    Raises:
+      ProbexError: if they are more than `limit`, or as `listed`.
+    """
+    store, key = store_of(url)
+
+    async def all_names() -> list[str]:
+        names: list[str] = []
+        async for found in _obstore().list(store, key or None, chunk_size=1000):
+            names += [each["path"][len(key) :].lstrip("/") for each in found]
+            if len(names) > limit:
+                raise ProbexError(f"{url}: more than {limit} objects; give a folder among them")
+        return list(filter(None, names))
+
+    with problems(url):
+        return waited(all_names)
 
 
 def stated(url: str) -> Entry | None:
@@ -356,28 +404,34 @@ def _obstore() -> Any:
     return obstore
 
 
-def _options(**options: Any) -> dict[str, Any]:
-    backoff = {"init_backoff": _FIRST_WAIT, "max_backoff": _LONGEST_WAIT, "base": 2}
+def _options(patience: Patience, **options: Any) -> dict[str, Any]:
+    first, longest = patience.first_wait_s, patience.longest_wait_s
     return {
-        "client_options": {"timeout": _TIMEOUT, **options},
-        "retry_config": {"max_retries": _RETRIES, "retry_timeout": _RETRYING, "backoff": backoff},
+        "client_options": {"timeout": timedelta(seconds=patience.timeout_s), **options},
+        "retry_config": {
+            "max_retries": patience.retries,
+            "retry_timeout": timedelta(seconds=patience.longest_s),
+            "backoff": {
+                "init_backoff": timedelta(seconds=first),
+                "max_backoff": timedelta(seconds=longest),
+                "base": 2,
+            },
+        },
     }
 
 
 @lru_cache(maxsize=256)
-def _bucket(scheme: str, bucket: str, environment: tuple[tuple[str, str], ...]) -> Any:
+def _bucket(url: str, environment: tuple[tuple[str, str], ...], patience: Patience) -> Any:
     _obstore()
     from obstore.store import from_url
 
-    known = dict(environment)
+    known, scheme = dict(environment), url[:2]
     endpoint = known.get("AWS_ENDPOINT_URL_S3") or known.get("AWS_ENDPOINT_URL") or ""
     plain = scheme == "s3" and endpoint.startswith("http://")  # as the user says
     try:
-        return from_url(
-            f"{scheme}://{bucket}", **_options(allow_http=plain), **_signed(scheme, known)
-        )
+        return from_url(url, **_options(patience, allow_http=plain), **_signed(scheme, known))
     except Exception as error:  # of obstore or of a vendor's library
-        raise ProbexError(f"{scheme}://{bucket}: {_reason(str(error), '')}") from error
+        raise ProbexError(f"{url}: {_reason(str(error), '')}") from error
 
 
 def _signed(scheme: str, environment: Mapping[str, str]) -> dict[str, Any]:
@@ -402,13 +456,14 @@ def _signed(scheme: str, environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=256)
-def _server(url: str, headers: tuple[tuple[str, str], ...]) -> Any:
+def _server(url: str, headers: tuple[tuple[str, str], ...], patience: Patience) -> Any:
     _obstore()
     from obstore.store import HTTPStore
 
     plain = url.startswith("http://")  # else redirects to http are refused
     try:
-        return HTTPStore(url, **_options(allow_http=plain, default_headers=dict(headers)))
+        options = _options(patience, allow_http=plain, default_headers=dict(headers))
+        return HTTPStore(url, **options)
     except ValueError as error:
         where = shown_path(url)
         raise ProbexError(f"{where}: is no address of a file on a server ({error})") from None

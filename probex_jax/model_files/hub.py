@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
+from probex_jax import buckets
 from probex_jax.buckets import NotThere, Refused
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.remote import Remote, RemoteRanges, write_cached
@@ -32,9 +33,6 @@ _MAX_LISTED = 200_000
 _MAX_LISTING_BYTES = 64 * 2**20
 _VALUES_A_FILE = 16
 _MAX_HASH = 64
-# Between tries: about a minute.
-_WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 15.0, 20.0)
-_TIMEOUT_S, _LONGEST_S = 30.0, 300.0
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN, and accept the model's terms if it has some"
 
 
@@ -199,12 +197,15 @@ def _said(url: str, name: str, stopped: threading.Event) -> dict[str, Any]:
     """An object of the hub's API, by its client's session, which limits neither size nor time."""
     session, errors = _session(name)
     headers = {**_token(name), "Accept-Encoding": "identity"}
-    problem = ""
-    for wait_s in (0.0, *_WAITS_S):
+    patience, problem, status = buckets.PATIENCE, "", 0
+    waits, too_many = iter([0.0, *patience.waits_s()]), iter(patience.too_many_s)
+    while (wait_s := next(too_many if status == 429 else waits, None)) is not None:
         if stopped.wait(wait_s):
             raise ProbexError(f"{name}: interrupted")
         try:
-            with session.stream("GET", url, headers=headers, timeout=_TIMEOUT_S) as response:
+            with session.stream(
+                "GET", url, headers=headers, timeout=patience.timeout_s
+            ) as response:
                 status = response.status_code
                 problem = f"HTTP {status} {response.reason_phrase[:80]}"
                 if status == 200:
@@ -243,7 +244,7 @@ def _body(response: Any, name: str, stopped: threading.Event) -> bytes:
     """A whole body; too long is an error, too slow or short is tried again."""
     if (encoding := response.headers.get("content-encoding", "identity")) != "identity":
         raise ProbexError(f"{name}: the server sends it as {encoding[:40]!r}, not as it is")
-    deadline, body = time.monotonic() + _LONGEST_S, bytearray()
+    deadline, body = time.monotonic() + buckets.PATIENCE.longest_s, bytearray()
     for piece in response.iter_raw():
         body += piece
         if len(body) > _MAX_LISTING_BYTES:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from probex_jax import buckets
 from probex_jax.buckets import problems, shown_path, store_of, waited
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, write_bytes
@@ -26,8 +27,6 @@ FIRST_BYTES = 32 * 1024
 # Ranges this close become one request, if the bytes between are few beside those asked for.
 _GAP_BYTES, _GAP_SHARE = 64 * 1024, 1 / 64
 _REQUEST_BYTES, _IN_FLIGHT, _PIECE_BYTES = 8 * 2**20, 8, 256 * 1024
-# After obstore's own tries; the hub's 429 holds for five minutes.
-_WAITS_S: Mapping[str, tuple[float, ...]] = {"": (0.5, 2.0), "429": (15.0, 60.0, 120.0, 120.0)}
 _CRC_BYTES = 4
 _PLAIN = ("identity", "aws-chunked")
 
@@ -191,13 +190,15 @@ class RemoteRanges:
         import obstore
         from obstore.exceptions import GenericError
 
-        waits = {status: iter(waits_s) for status, waits_s in _WAITS_S.items()}
+        # After obstore's own tries.
+        waits = {"": iter(buckets.PATIENCE.waits_s()[:2]), "429": iter(buckets.PATIENCE.too_many_s)}
         done = 0
         while True:
             answered, problem = False, None
             try:
-                wanted = {"range": (begin + done, begin + len(data))}
-                found = await obstore.get_async(self._store, self._key, options=wanted)
+                found = await obstore.get_async(
+                    self._store, self._key, options={"range": (begin + done, begin + len(data))}
+                )
                 answered = True
                 self._check(found)
                 data = data[: self.size - begin]

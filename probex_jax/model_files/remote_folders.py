@@ -4,11 +4,23 @@ import re
 from collections.abc import Callable, Iterable
 from urllib.parse import quote, unquote, urlsplit
 
-from probex_jax.buckets import Listing, NotThere, Refused, is_address, joined, listed, shown_path
+from probex_jax.buckets import (
+    Listing,
+    NotThere,
+    Refused,
+    is_address,
+    joined,
+    listed,
+    read,
+    shown_path,
+)
 from probex_jax.model_files.hub import HubAddress, HubRepo, hub_address, hub_repo
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.locate import Location, located_in, refuse_other_formats
 from probex_jax.model_files.remote import Remote, RemoteRanges, read_whole
+from probex_jax.model_files.untrusted_text import plain_name
+
+_MAX_REVISION_BYTES = 1024
 
 
 class RemoteFolder:
@@ -104,9 +116,16 @@ def _in_bucket(url: str, limits: Limits, remote: Remote) -> tuple[Location, str]
     """A file or folder of a bucket."""
     url = url.rstrip("/")
     found = Listing({}, []) if url.endswith(".safetensors") else listed(url, remote.stopped)
+    if "snapshots" in found.folders:  # a folder of the hub client's cache
+        about = joined(url, "refs/main")
+        text = read(about, _MAX_REVISION_BYTES, remote.stopped).data.decode("utf-8", "replace")
+        url = joined(url, f"snapshots/{plain_name(text.strip(), f'{about}: revision')}")
+        found = listed(url, remote.stopped)
     if found.files or found.folders:
         return located_in(bucket_folder(url, found, remote), limits), url
     parent, _, name = url.rpartition("/")
+    if "." not in name:
+        raise NotThere(f"{url}: no such file or folder in the bucket")
     refuse_other_formats(name, url)
     return Location(bucket_folder(parent, None, remote), (name,)), url
 
