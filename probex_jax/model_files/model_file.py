@@ -34,6 +34,7 @@ class ModelFile:
 
     Attributes:
       path: what was opened; on a server, the address with a commit as its revision.
+      files: the names of its files of weights.
       layers: name of every matrix to LayerInfo, sorted by name; the updates of LoRAs, too.
       vectors: the same of every vector: biases, norms, statistics, scalars.
       left_out: name of every tensor that is in neither, to the reason.
@@ -56,6 +57,7 @@ class ModelFile:
         self, path: Path | str, location: Location, shards: Sequence[Shard], limits: Limits
     ):
         self.path = path
+        self.files = location.names
         self._beside = FilesBeside(location.folder, limits.depth)
         self._stored = StoredTensors(location, shards)
         self.metadata: Mapping[str, str] = MappingProxyType(merged_metadata(shards))
