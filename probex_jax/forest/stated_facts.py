@@ -13,8 +13,6 @@ _MAX_CONFIG_BYTES = 16 * 2**20
 _MAX_REASONS = 3
 # What tells what a model was trained on, the first one first.
 _TOLD_BY = ("labels", "tags", "triggers", "topics", "folders")
-# Tags of fewer of the images are not compared with predictions.
-_SHARE = 0.3
 
 # Pipeline tag by the suffix of the class in transformers.
 _PIPELINES = {
@@ -85,11 +83,9 @@ def read_stated_facts(model: ModelFile) -> StatedFacts:
     sizes: Counter[str] = Counter()
     for tensor in model.tensors.values():
         sizes[tensor.dtype] += math.prod(tensor.shape)
-    likely = tuple(tag for tag, share in said.shares.items() if share >= _SHARE)
-    labels = said.labels or likely
     return StatedFacts(
-        labels=labels,
-        source=next((said.sources[f] for f in _TOLD_BY if labels and f in said.sources), ""),
+        labels=said.about,
+        source=next((said.sources[f] for f in _TOLD_BY if said.about and f in said.sources), ""),
         base=said.base,
         architecture=said.architecture,
         library=_library(model, said.architecture, is_lora),

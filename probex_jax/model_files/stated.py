@@ -27,6 +27,7 @@ LABELS_KEY, LABEL_KEYS = "dataset_chosen_targets", ("imagenet_class_id", "concep
 _SIDECARS = (".civitai.info", ".metadata.json", ".cm-info.json", ".json")
 _MAX_README_BYTES, _MAX_FRONT_MATTER = 2**20, 2**16
 _DEPTH, _VALUES = 12, 500_000
+_SHARE = 0.3  # of the images that have a tag
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -102,6 +103,11 @@ class Stated:
             share = count / total if count else 1 / len(self.folders)
             shares[name] = max(share, shares.get(name, 0.0))
         return shares | dict.fromkeys((*self.topics, *self.triggers), 1.0)
+
+    @property
+    def about(self) -> tuple[str, ...]:
+        """What it was trained on: the labels, or else what most of the images have in common."""
+        return self.labels or tuple(tag for tag, share in self.shares.items() if share >= _SHARE)
 
 
 def read_stated(model: ModelFile, sources: Sequence[str] = SOURCES) -> Stated:
