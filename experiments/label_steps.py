@@ -113,8 +113,7 @@ def write_zoo(zoo: Path, models: Mapping[str, Path], tables: Tables) -> None:
     write_json(zoo / "zoo.json", about)
     if tables.columns:
         rows = [
-            {"model": id}
-            | {name: said[id] for name, said in tables.columns.items() if id in said}
+            {"model": id} | {name: said[id] for name, said in tables.columns.items() if id in said}
             for id in models
         ]
         write_json(zoo / "labels.json", rows)

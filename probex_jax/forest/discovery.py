@@ -36,6 +36,11 @@ class FoundTree:
     is_lora: bool
     members: tuple[int, ...]
 
+    @property
+    def kind(self) -> str:
+        """What its models are, in words."""
+        return "LoRAs" if self.is_lora else "whole models"
+
 
 @dataclass(frozen=True)
 class Discovery:

@@ -22,7 +22,9 @@ from probex_jax.zoo.tables import LABEL_FILES
 FOLDERS = "folders"
 # What `scan` takes as labels: files of labels, and what models say themselves.
 SOURCES = (*LABEL_FILES, *FILES, FOLDERS)
-TAGS, TRIGGER, TEXT = "tags", "trigger", "text"
+LABELS, TAGS, TRIGGER, TEXT = "labels", "tags", "trigger", "text"
+# Columns of what a model was trained on.
+CLASSES = (LABELS, TAGS, TRIGGER)
 # Columns in which a model has one class at most.
 _SINGLE = ("base", "architecture", "folder")
 
@@ -148,6 +150,7 @@ def _columns(said: Stated) -> dict[str, dict[str, float]]:
     single = {"base": base_key(said.base), "architecture": said.architecture or said.base_version}
     called = said.triggers or said.folders
     return {
+        LABELS: dict.fromkeys(said.labels, 1.0),
         TAGS: tags,
         TRIGGER: {tag: 1.0 for tag in map(_tag, called) if tag},
         **{name: {value: 1.0} if value else {} for name, value in single.items()},
@@ -171,11 +174,11 @@ def columns_of(
       rules: which tags become classes.
 
     Returns:
-      Column to model to its classes, those that weigh most first: "tags" and "trigger", of which a
-      model may have several; "base", "architecture" and "folder", one each; and "text", the tags
-      that weigh most as words. A model without tags is in no column of tags; one whose tags are all
-      too common or rare has none of the classes, (), unless the others have one each. A column
-      whose models all have the same label is left out.
+      Column to model to its classes, those that weigh most first: "labels", "tags" and "trigger",
+      of which a model may have several; "base", "architecture" and "folder", one each; and "text",
+      the tags that weigh most as words. A model without tags is in no column of tags; one whose
+      tags are all too common or rare has none of the classes, (), unless the others have one each.
+      A column whose models all have the same label is left out.
 
     Example:
       >>> said = {
@@ -189,13 +192,16 @@ def columns_of(
         name: _learnable(
             {id: s.columns[name] for id, s in said.items() if name in s.columns}, rules
         )
-        for name in (TAGS, TRIGGER)
+        for name in CLASSES
     }
-    found[TAGS] = {id: tags for id, tags in found[TAGS].items() if tags or said[id].has_tags}
-    # A model with another trigger word than the learnable ones has that, not none of them.
-    found[TRIGGER] = {id: tags for id, tags in found[TRIGGER].items() if tags}
-    if {len(tags) for tags in found[TAGS].values()} == {0, 1}:
-        found[TAGS] = {id: tags for id, tags in found[TAGS].items() if tags}
+    for name, column in found.items():
+        # What lacks a trigger word has another one; of what has no tags nobody knows what it shows.
+        several = name != TRIGGER and {len(tags) for tags in column.values()} != {0, 1}
+        found[name] = {
+            id: tags
+            for id, tags in column.items()
+            if tags or (several and (name == LABELS or said[id].has_tags))
+        }
     counts = Counter(tag for tags in found[TAGS].values() for tag in tags)
     found[TEXT] = {
         id: (", ".join(sorted(tags[: rules.words], key=lambda tag: (-counts[tag], tag))),)
