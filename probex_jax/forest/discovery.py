@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -35,6 +36,11 @@ class FoundTree:
     is_lora: bool
     members: tuple[int, ...]
 
+    @property
+    def kind(self) -> str:
+        """What its models are, in words."""
+        return "LoRAs" if self.is_lora else "whole models"
+
 
 @dataclass(frozen=True)
 class Discovery:
@@ -43,10 +49,12 @@ class Discovery:
     Args:
       trees: the trees, largest first.
       failed: number of each unreadable model to the reason.
+      contents: number of each other model to a hash of the rows that were read: copies share it.
     """
 
     trees: tuple[FoundTree, ...]
     failed: dict[int, str]
+    contents: dict[int, str]
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,7 @@ def discover(
     groups: dict[tuple[str, str, bool], Clusters] = {}
     bases: dict[int, str] = {}
     failed: dict[int, str] = {}
+    contents: dict[int, str] = {}
     for number, seen in enumerate(_all_seen(paths)):
         if isinstance(seen, ProbexError):
             failed[number] = str(seen)
@@ -104,6 +113,7 @@ def discover(
                     seen.sketch, one_tree=seen.is_lora, models_at_once=models_at_once
                 )
             groups[key].add(number, seen.sketch_D)
+            contents[number] = hashlib.sha256(seen.sketch_D.tobytes()).hexdigest()
             if seen.base:
                 bases[number] = seen.base
         on_model(failed.get(number, ""))
@@ -114,7 +124,7 @@ def discover(
         for cluster in clusters.finish()
     ]
     trees.sort(key=lambda tree: (-len(tree.members), tree.members[0]))
-    return Discovery(tuple(trees), failed)
+    return Discovery(tuple(trees), failed, contents)
 
 
 def _join_unnamed(groups: dict[tuple[str, str, bool], Clusters]) -> None:

@@ -35,6 +35,7 @@ class ModelFile:
 
     Attributes:
       path: what was opened; on a server, the address with a commit as its revision.
+      files: the names of its files of weights.
       layers: name of every matrix to LayerInfo, sorted by name; the updates of LoRAs, too.
       vectors: the same of every vector: biases, norms, statistics, scalars.
       left_out: name of every tensor that is in neither, to the reason.
@@ -58,6 +59,7 @@ class ModelFile:
         self, path: Path | str, location: Location, files: Sequence[Container], limits: Limits
     ):
         self.path = path
+        self.files = location.names
         self._beside = FilesBeside(location.folder, limits.depth)
         self._stored = StoredTensors(location, files)
         self.metadata: Mapping[str, str] = MappingProxyType(self._stored.metadata)

@@ -115,6 +115,7 @@ def test_what_a_file_says_is_quoted_with_its_source(tmp_path):
         parameters=16,
         dtype="F32",
         layers=1,
+        said=found.said,
     )
     found = said_of(tmp_path, config, {"dataset_chosen_targets": "['ant']"})
     assert (found.labels, found.source) == (("ant",), "metadata, dataset_chosen_targets")
