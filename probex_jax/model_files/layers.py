@@ -81,7 +81,7 @@ def of_expert(name: str, number: int) -> str:
 
     Example:
       >>> of_expert("mlp.experts.up_proj", 3), of_expert("block_sparse_moe.w1", 0)
-      ('mlp.experts.3.up_proj', 'block_sparse_moe.w1.0')
+      ('mlp.experts.3.up_proj', 'block_sparse_moe.0.w1')
     """
     found = _EXPERTS.search(name)
     at = found.end() if found else len(name)
