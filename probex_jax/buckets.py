@@ -47,9 +47,10 @@ _CREDENTIALS = {
         "GOOGLE_SKIP_SIGNATURE",
     ),
 }
-_HINTS = {
+HINTS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE with boto3 installed",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or install google-auth",
+    "hf": "log in with `hf auth login` or set HF_TOKEN, and accept the model's terms if it has some",
 }
 _STATUS = re.compile(r"status code: (\d{3}(?: [A-Za-z ]{1,40})?)")
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
@@ -70,7 +71,7 @@ class Patience:
       too_many_s: waits after "too many requests" on top of that; the hub counts for five minutes.
     """
 
-    retries: int = 8
+    retries: int = 10
     first_wait_s: float = 0.25
     longest_wait_s: float = 10.0
     timeout_s: float = 30.0
@@ -184,6 +185,7 @@ def store_of(url: str, headers: Mapping[str, str] | None = None) -> tuple[Any, s
     Raises:
       ProbexError: if it is no such address, or obstore is not installed.
     """
+    _obstore()
     found = _IN_BUCKET.fullmatch(url)
     if found:
         scheme, bucket, key = found.groups()
@@ -354,7 +356,7 @@ def problems(url: str, name: str = "") -> Iterator[None]:
     """
     from obstore import exceptions as kinds
 
-    where, scheme = name or shown_path(url), url.partition("://")[0]
+    where = name or shown_path(url)
     try:
         yield
     except _Interrupted:
@@ -366,7 +368,7 @@ def problems(url: str, name: str = "") -> Iterator[None]:
         if isinstance(error, FileNotFoundError) or said.startswith(("404", "410")):
             raise NotThere(f"{where}: nothing there{told}") from None
         if isinstance(error, kinds.PermissionDeniedError | kinds.UnauthenticatedError):
-            hint = _HINTS.get(scheme, "it may need a token or a password")
+            hint = HINTS.get(where.partition("://")[0], "it may need a token or a password")
             raise Refused(f"{where}: not allowed, or nothing there{told}; {hint}") from None
         if isinstance(error, kinds.AlreadyExistsError | kinds.PreconditionError):
             raise Conflict(f"{where}: somebody else has written it{told}") from None
@@ -390,8 +392,8 @@ def _reason(text: str, said: str) -> str:
         return f"{cause[1]}{tried}"
     if "TimedOut" in text or "kind: Timeout" in text:
         return f"the server is too slow{tried}"
-    first = re.sub(r"\w+://\S*", "…", text.partition("\n\n")[0])
-    return "".join(c if c.isprintable() else " " for c in first)[:200]
+    last = re.sub(r"\w+://\S*", "…", text.partition("\n\n")[0].rpartition(" - ")[2])
+    return "".join(c if c.isprintable() else " " for c in last)[:200] + tried
 
 
 def _obstore() -> Any:
@@ -422,7 +424,6 @@ def _options(patience: Patience, **options: Any) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def _bucket(url: str, environment: tuple[tuple[str, str], ...], patience: Patience) -> Any:
-    _obstore()
     from obstore.store import from_url
 
     known, scheme = dict(environment), url[:2]
@@ -457,7 +458,6 @@ def _signed(scheme: str, environment: Mapping[str, str]) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def _server(url: str, headers: tuple[tuple[str, str], ...], patience: Patience) -> Any:
-    _obstore()
     from obstore.store import HTTPStore
 
     plain = url.startswith("http://")  # else redirects to http are refused

@@ -33,7 +33,6 @@ _MAX_LISTED = 200_000
 _MAX_LISTING_BYTES = 64 * 2**20
 _VALUES_A_FILE = 16
 _MAX_HASH = 64
-_LOG_IN = "log in with `hf auth login` or set HF_TOKEN, and accept the model's terms if it has some"
 
 
 @dataclass(frozen=True)
@@ -196,16 +195,16 @@ def _asked(address: HubAddress, stopped: threading.Event) -> HubRepo:
 def _said(url: str, name: str, stopped: threading.Event) -> dict[str, Any]:
     """An object of the hub's API, by its client's session, which limits neither size nor time."""
     session, errors = _session(name)
-    headers = {**_token(name), "Accept-Encoding": "identity"}
     patience, problem, status = buckets.PATIENCE, "", 0
+    headers = {**_token(name), "Accept-Encoding": "identity"}
+    asking = {"headers": headers, "timeout": patience.timeout_s}
     waits, too_many = iter([0.0, *patience.waits_s()]), iter(patience.too_many_s)
     while (wait_s := next(too_many if status == 429 else waits, None)) is not None:
         if stopped.wait(wait_s):
             raise ProbexError(f"{name}: interrupted")
+        status = 0
         try:
-            with session.stream(
-                "GET", url, headers=headers, timeout=patience.timeout_s
-            ) as response:
+            with session.stream("GET", url, **asking) as response:
                 status = response.status_code
                 problem = f"HTTP {status} {response.reason_phrase[:80]}"
                 if status == 200:
@@ -231,9 +230,9 @@ def _refusal(status: int, code: str, name: str) -> ProbexError:
     said = f"(HTTP {status}, {code})" if code else f"(HTTP {status})"
     if code == "RepoNotFound":
         what = "no such repository on the hub, or a private one"
-        return ProbexError(f"{name}: {what} {said}; {_LOG_IN}")
+        return ProbexError(f"{name}: {what} {said}; {buckets.HINTS['hf']}")
     if status in (401, 403):
-        return Refused(f"{name}: not allowed, or nothing there {said}; {_LOG_IN}")
+        return Refused(f"{name}: not allowed, or nothing there {said}; {buckets.HINTS['hf']}")
     what = "no such revision on the hub" if code == "RevisionNotFound" else "nothing there"
     if status in (404, 410):
         return NotThere(f"{name}: {what} {said}")

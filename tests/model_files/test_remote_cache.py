@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files import Remote, http_ranges, open_model
-from probex_jax.model_files.http_ranges import FIRST_BYTES
+from probex_jax.model_files import Remote, open_model, remote
+from probex_jax.model_files.remote import FIRST_BYTES
 from tests import hub as server
 from tests.model_files.remote import COMMON, FAR, SIZE, asked, model, served, sharded, weights_file
 
@@ -271,6 +271,6 @@ def test_a_cache_that_cannot_be_written(hub, cache, monkeypatch):
 
     for path in kept(cache):
         path.write_bytes(b"damaged")
-    monkeypatch.setattr(http_ranges.Path, "unlink", no_unlink)
+    monkeypatch.setattr(remote.Path, "unlink", no_unlink)
     with pytest.raises(ProbexError, match=f"^{cache}/.*: Permission denied$"):
         read("hf://cache/full", cache)

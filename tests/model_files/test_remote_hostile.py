@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files import Remote, http, open_model
+from probex_jax.model_files import Remote, open_model
 from probex_jax.model_files import hub as module
 from tests import hub as server
 from tests.hub_faults import MISBEHAVIOUR, OF_CONTENT, Answer, gzip_bomb

@@ -9,7 +9,7 @@ import pytest
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import Remote, open_model
-from probex_jax.model_files.http_ranges import FIRST_BYTES
+from probex_jax.model_files.remote import FIRST_BYTES
 from tests import hub as server
 from tests.model_files.remote import FAR, SIZE, model, same
 
