@@ -77,7 +77,7 @@ def slices(path: str, family: str = "") -> tuple[Slice, ...]:
             entries,
             key=lambda each: (
                 family not in entries[each],
-                each.part != "",
+                each.part != part,
                 each.is_canonical is not by_diffusers,
             ),
         )
