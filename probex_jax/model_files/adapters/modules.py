@@ -9,7 +9,7 @@ numbers, which then must agree.
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from itertools import accumulate, pairwise
@@ -77,7 +77,7 @@ def slices(path: str, family: str = "") -> tuple[Slice, ...]:
             entries,
             key=lambda each: (
                 family not in entries[each],
-                each.part != "",
+                each.part != part,
                 each.is_canonical is not by_diffusers,
             ),
         )
@@ -90,17 +90,21 @@ def slices(path: str, family: str = "") -> tuple[Slice, ...]:
     return (Slice(_joined(part, rest)),)
 
 
-def family(paths: Iterable[str]) -> str:
+def family(shapes: Mapping[str, tuple[int, int]]) -> str:
     """The family of models in which most modules of a file have names; "" if none knows one.
 
+    Args:
+      shapes: path of each module to the rows and columns of its matrix.
+
     Example:
-      >>> family(["lora_unet_img_in", "lora_unet_transformer_blocks_0_img_mod_1"])
+      >>> family({"lora_unet_img_in": (9, 4), "lora_unet_transformer_blocks_0_img_mod_1": (9, 9)})
       'Qwen-Image'
     """
     found: Counter[str] = Counter()
-    for path in paths:
+    for path, (rows, columns) in shapes.items():
         _, _, entries = _read(path)
-        found.update(set().union(*entries.values()))
+        fitting = (entries[each] for each in entries if each.has_shape(rows, columns))
+        found.update(set().union(*fitting))
     order = _table().families
     return min(found, key=lambda each: (-found[each], order.index(each)), default="")
 
@@ -116,6 +120,11 @@ class _Entry(NamedTuple):
     def fits(self, numbers: list[str]) -> bool:
         pairs = zip(self.numbers, numbers, strict=False)
         return len(self.numbers) == len(numbers) and all(a[0] == "{" or a == b for a, b in pairs)
+
+    def has_shape(self, rows: int, columns: int) -> bool:
+        """False if the first of several layers, a query's, is not square."""
+        first = self.slices[0]
+        return len(self.slices) == 1 or rows * first.end == columns * first.of
 
     def filled(self, path: str, part: str) -> tuple[Slice, ...]:
         pairs = zip(self.numbers, _NUMBER.findall(path), strict=True)

@@ -8,6 +8,7 @@ from probex_jax.model_files.adapters.modules import Slice, family, slices
 
 FLUX = "transformer.transformer_blocks.3."
 SINGLE = "transformer.single_transformer_blocks.12."
+SINGLES = "transformer.single_transformer_blocks.0."
 WAN = "transformer.blocks.5."
 CLIP = "text_model.encoder.layers.11."
 
@@ -246,38 +247,44 @@ def test_numbers_of_the_table_must_agree():
     )
 
 
-QWEN = ["lora_unet_img_in", "lora_unet_transformer_blocks_0_img_mod_1"]
-LUMINA = ["diffusion_model.layers.0.adaLN_modulation.1", "diffusion_model.layers.0.attention.qkv"]
-FLUX_KOHYA = [
-    "lora_unet_double_blocks_0_img_mlp_0",
-    "lora_te3_encoder_block_0_layer_0_SelfAttention_q",
-]
-SD3_COMFY = ["diffusion_model.joint_blocks.0.x_block.attn.qkv", "t5xxl.transformer.shared"]
-TIMM = ["base_model.model.blocks.0.attn.qkv", "base_model.model.blocks.0.mlp.fc1"]
+FLUX_MODULES = {
+    "lora_unet_double_blocks_0_img_mlp_0": (32, 8),
+    "lora_unet_single_blocks_0_linear1": (56, 8),
+    "lora_unet_txt_in": (8, 4),
+}
+FLUX2_MODULES = FLUX_MODULES | {"lora_unet_single_blocks_0_linear1": (72, 8)}
+QWEN = {"lora_unet_img_in": (8, 4), "lora_unet_transformer_blocks_0_img_mod_1": (48, 8)}
+Z_IMAGE = {"diffusion_model.layers.0.attention.qkv": (24, 8)}
+LUMINA = {"diffusion_model.layers.0.attention.qkv": (10, 6)}
+SD3 = {"diffusion_model.joint_blocks.0.x_block.attn.qkv": (24, 8)}
+HIDREAM = {"diffusion_model.double_stream_blocks.0.block.attn1.to_q_t": (8, 8)}
+TIMM = {"base_model.model.blocks.0.attn.qkv": (24, 8), "blocks.0.mlp.fc1": (32, 8)}
 
 
 @pytest.mark.parametrize(
-    ("paths", "name", "expected"),
+    ("shapes", "expected", "path", "layer"),
     [
-        (QWEN, "Qwen-Image", (Slice("transformer.img_in"),)),
-        (
-            LUMINA[::-1],
-            "Lumina2",
-            shared("transformer.layers.0.attn.", *QKV, shares=(3, 1, 1)),
-        ),
-        (
-            FLUX_KOHYA[::-1],
-            "Flux",
-            (Slice("text_encoder_2.encoder.block.0.layer.0.SelfAttention.q"),),
-        ),
-        (SD3_COMFY[::-1], "SD3", (Slice("text_encoder_3.shared"),)),
-        (TIMM, "timm", (Slice("blocks.0.attn.qkv"),)),
-        (["zebra.0", ""], "", (Slice("zebra.0"),)),
+        (FLUX_MODULES, "Flux", "lora_unet_img_in", "transformer.x_embedder"),
+        (FLUX_MODULES, "Flux", "lora_te3_shared", "text_encoder_2.shared"),
+        (FLUX2_MODULES, "Flux2", "lora_unet_single_blocks_0_linear1", SINGLES + "attn.to_qkv_mlp_proj"),
+        (QWEN, "Qwen-Image", "lora_unet_img_in", "transformer.img_in"),
+        (Z_IMAGE, "Z-Image", "diffusion_model.t_embedder.mlp.0", "transformer.t_embedder.mlp.0"),
+        (SD3, "SD3", "text_encoders.t5xxl.transformer.shared", "text_encoder_3.shared"),
+        (HIDREAM, "HiDream", "diffusion_model.final_layer.linear", "transformer.final_layer.linear"),
+        (TIMM, "timm", "blocks.0.attn.qkv", "blocks.0.attn.qkv"),
+        ({"zebra.0": (2, 2), "": (0, 0)}, "", "lora_te3_shared", "text_encoder_3.shared"),
+        ({}, "", "lora_unet_img_in", "transformer.x_embedder"),
     ],
 )
-def test_the_other_modules_of_a_file_tell_names_of_two_families_apart(paths, name, expected):
-    assert family(paths) == name
-    assert slices(paths[0], family(paths)) == expected
+def test_other_modules_of_a_file_tell_families_apart(shapes, expected, path, layer):
+    assert family(shapes) == expected
+    assert slices(path, family(shapes)) == (Slice(layer),)
+
+
+def test_queries_of_lumina_have_more_rows_than_keys():
+    expected = shared("transformer.layers.0.attn.", *QKV, shares=(3, 1, 1))
+    [path] = LUMINA
+    assert slices(path, family(LUMINA)) == expected
 
 
 @pytest.mark.parametrize(
@@ -304,5 +311,5 @@ def test_the_other_modules_of_a_file_tell_names_of_two_families_apart(paths, nam
 def test_hostile_paths_take_no_time(path):
     began = time.process_time()
     assert all(each.begin < each.end <= each.of for each in slices(path, "Flux"))
-    assert isinstance(family([path]), str)
+    assert isinstance(family({path: (1, 1)}), str)
     assert time.process_time() - began < 1
