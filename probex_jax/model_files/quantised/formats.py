@@ -90,7 +90,7 @@ def _gptq(t: Tensors) -> Fit:
             and t.shape("zero") == (groups, -(-outputs * bits // 32))
             and words == -(-inputs * bits // 32)
             and t.are("order", dtypes=("I32", "I64"))
-            and ("order" in t.infos or inputs % groups == 0)
+            and ("order" in t.infos or block_size(inputs, groups))
         ):
             return (outputs, inputs), partial(values.gptq, bits=bits, inputs=inputs)
     return None
@@ -103,7 +103,7 @@ def _awq(t: Tensors) -> Fit:
     if width == words * 8 and t.shape("zero") == (groups, words) and block_size(height, groups):
         return (width, height), values.awq
     for group in (128, 64, 32):  # AWQ's GEMV, whose groups are padded
-        columns = -(-words * 8 // group // -8) if words * 8 % group == 0 else 0
+        columns = -(-words // group) if words * 8 % group == 0 else 0
         columns = -(-columns // (128 // group)) * (128 // group)
         if columns and t.shape("scale") == (height, columns * 8) == (
             height,
