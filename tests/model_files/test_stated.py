@@ -197,6 +197,7 @@ def test_other_headers(tmp_path, metadata, expected):
                 "images": [{"meta": {"prompt": "a cat"}}, {"meta": None}],
             },
             {
+                "base": "Pony",
                 "base_version": "Pony",
                 "triggers": ("sks cat", "sofa", "dog"),
                 "title": "Cats",
@@ -218,6 +219,7 @@ def test_other_headers(tmp_path, metadata, expected):
             },
             {
                 "title": "Cats",
+                "base": "SDXL 1.0",
                 "base_version": "SDXL 1.0",
                 "topics": ("animal",),
                 "triggers": ("sks",),
@@ -228,12 +230,13 @@ def test_other_headers(tmp_path, metadata, expected):
         (
             "mine.json",
             {"sd version": "SD1", "activation text": "sks, cat", "preferred weight": 0.7},
-            {"base_version": "SD1", "triggers": ("sks", "cat")},
+            {"base": "SD1", "base_version": "SD1", "triggers": ("sks", "cat")},
         ),
         (
             "mine.cm-info.json",
             {"ModelName": "Cats", "TrainedWords": ["sks"], "BaseModel": "SDXL", "Tags": ["a"]},
-            {"title": "Cats", "triggers": ("sks",), "base_version": "SDXL", "topics": ("a",)},
+            {"title": "Cats", "triggers": ("sks",), "topics": ("a",)}
+            | dict.fromkeys(["base", "base_version"], "SDXL"),
         ),
         ("yours.json", {"activation text": "sks"}, {}),
         (
