@@ -38,6 +38,12 @@ _WEIGHT = flags.DEFINE_float(
 _LEAST = flags.DEFINE_integer(
     "least", RULES.models, "Models with which a class is learnable.", lower_bound=1
 )
+_BY_BASE = flags.DEFINE_bool(
+    "by_base",
+    True,
+    "Whether LoRAs of different checkpoints are different trees. Without, those that change the "
+    "same layers are one.",
+)
 _MOST = flags.DEFINE_integer("most", 20, "Trees to list, the largest first.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the splits.", lower_bound=0)
 
@@ -48,7 +54,7 @@ def main() -> int:
         raise px.ProbexError(f"--labels: {files[0]} belongs to a zoo; pack and split take it")
     models = find_models(_MODELS.value)
     rules = TagRules(share=_SHARE.value, weight=_WEIGHT.value, models=_LEAST.value)
-    found = harvest_steps.harvest(models, sources, rules, _SEED.value)
+    found = harvest_steps.harvest(models, sources, rules, _SEED.value, by_base=_BY_BASE.value)
     if not found.trees:
         raise px.ProbexError(f"{_MODELS.value}: no model could be read")
     harvest_steps.write_harvest(found, models, Path(_OUT.value))

@@ -71,7 +71,12 @@ class HarvestedTree:
 
 
 def harvest(
-    models: Sequence[FoundModel], sources: Sequence[str], rules: TagRules, seed: int
+    models: Sequence[FoundModel],
+    sources: Sequence[str],
+    rules: TagRules,
+    seed: int,
+    *,
+    by_base: bool = True,
 ) -> Harvest:
     """Reads what models state, and finds their trees; what cannot be read is told on stderr."""
     failed = {model.id: model.fault for model in models if model.fault}
@@ -86,7 +91,7 @@ def harvest(
             if fault:
                 bar.write(cli.one_line(f"failed {fault}"), file=sys.stderr)
 
-        found = discover((model.path for model in whole), on_model=seen)
+        found = discover((model.path for model in whole), by_base=by_base, on_model=seen)
     failed |= {whole[number].id: reason for number, reason in found.failed.items()}
     contents = {whole[number].id: content for number, content in found.contents.items()}
     documented = {id: one for id, one in said.items() if one.columns.keys() & set(CLASSES)}

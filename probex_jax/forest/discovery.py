@@ -69,6 +69,7 @@ class _Seen:
 def discover(
     paths: Iterable[str | Path],
     *,
+    by_base: bool = True,
     models_at_once: int = MODELS_AT_ONCE,
     on_model: Callable[[str], None] = lambda reason: None,
 ) -> Discovery:
@@ -81,6 +82,7 @@ def discover(
 
     Args:
       paths: of the models, as for `open_model`.
+      by_base: whether LoRAs that name different base models are of different trees.
       models_at_once: models of an architecture that are clustered together; bounds the memory.
       on_model: called after each model with the reason why it could not be read, or "".
 
@@ -107,7 +109,8 @@ def discover(
         if isinstance(seen, ProbexError):
             failed[number] = str(seen)
         else:
-            key = (seen.fingerprint, base_key(seen.base) if seen.is_lora else "", seen.is_lora)
+            base = base_key(seen.base) if seen.is_lora and by_base else ""
+            key = (seen.fingerprint, base, seen.is_lora)
             if key not in groups:
                 groups[key] = Clusters(
                     seen.sketch, one_tree=seen.is_lora, models_at_once=models_at_once

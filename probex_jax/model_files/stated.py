@@ -133,8 +133,23 @@ def read_stated(model: ModelFile, sources: Sequence[str] = SOURCES) -> Stated:
       >>> said.tags, said.folders, said.steps, said.sources["tags"]
       ({'cat': 20, 'sofa': 5}, {'cat': 0}, 100, 'metadata, ss_tag_frequency')
     """
+    found, stands = _found(model, sources, _ROWS)
+    found["images"] = sum(found.get("folders", {}).values()) or found.get("images", 0)
+    return Stated(**found, sources=stands)
+
+
+def stated_base(model: ModelFile) -> str:
+    """The model that this one was fine-tuned from, as its files state; "" if they name none."""
+    found, _ = _found(model, SOURCES, [row for row in _ROWS if row[0] == "base"])
+    return found.get("base", "")
+
+
+def _found(
+    model: ModelFile, sources: Sequence[str], rows: Sequence["_Row"]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The fields of some rows, and where they stand."""
     reader, found, stands = _Reader(model, sources), dict[str, Any](), dict[str, str]()
-    for name, kind, places in _ROWS:
+    for name, kind, places in rows:
         for place in places.split(" | "):
             if name in found and kind is not values.words:
                 break
@@ -145,13 +160,7 @@ def read_stated(model: ModelFile, sources: Sequence[str] = SOURCES) -> Stated:
                 stands[name] = f"{_FILES[place[0]]}, {place[2:].replace('/*', '')}"
             if value:
                 found[name] = value
-    found["images"] = sum(found.get("folders", {}).values()) or found.get("images", 0)
-    return Stated(**found, sources=stands)
-
-
-def stated_base(model: ModelFile) -> str:
-    """The model that this one was fine-tuned from, as its files state; "" if they name none."""
-    return read_stated(model).base
+    return found, stands
 
 
 class _Reader:
@@ -256,7 +265,8 @@ def _front_matter(model: ModelFile) -> dict[str, Any]:
 
 # Field, how its values are read, and the places where they may stand, the first one first. A field
 # of words is put together from all places.
-_ROWS: tuple[tuple[str, Callable[[Sequence[Any]], Any], str], ...] = (
+_Row = tuple[str, Callable[[Sequence[Any]], Any], str]
+_ROWS: tuple[_Row, ...] = (
     ("labels", values.listed_labels, f"m:{LABELS_KEY}"),
     ("labels", values.one_label, f"m:{LABEL_KEYS[0]} | m:{LABEL_KEYS[1]}"),
     ("labels", values.named_labels, "c:id2label"),
@@ -266,7 +276,8 @@ _ROWS: tuple[tuple[str, Callable[[Sequence[Any]], Any], str], ...] = (
         "m:base_model | a:base_model_name_or_path | c:_name_or_path | r:base_model | "
         "r:base_model/* | "
         "m:ss_sd_model_name | m:ot_config/base_model_name | m:general.base_model.0.repo_url | "
-        "m:general.base_model.0.name | m:ss_base_model_version",
+        "m:general.base_model.0.name | m:ss_base_model_version | s:baseModel | "
+        "s:civitai/baseModel | s:base_model | s:BaseModel | s:sd version",
     ),
     (
         "base_version",

@@ -42,7 +42,7 @@ class TagRules:
       share: of a model's images that must have a tag.
       weight: the least that a tag must weigh in a model.
       models: with which a class is learnable; rarer ones are none.
-      words: of the tags that weigh most, so many are the text of a model.
+      words: of the tags that most images have, at most so many are the text of a model.
     """
 
     share: float = 0.3
@@ -174,9 +174,9 @@ def columns_of(
       rules: which tags become classes.
 
     Returns:
-      Column to model to its classes, those that weigh most first: "labels", "tags" and "trigger",
-      of which a model may have several; "base", "architecture" and "folder", one each; and "text",
-      the tags that weigh most as words. A model without tags is in no column of tags; one whose
+      Column to model to its classes, those of most images first: "labels", "tags" and "trigger", of
+      which a model may have several; "base", "architecture" and "folder", one each; and "text", the
+      first tags as words, as many as enough models share. A model without tags is in no column of tags; one whose
       tags are all too common or rare has none of the classes, (), unless the others have one each.
       A column whose models all have the same label is left out.
 
@@ -202,12 +202,7 @@ def columns_of(
             for id, tags in column.items()
             if tags or (several and (name == LABELS or said[id].has_tags))
         }
-    counts = Counter(tag for tags in found[TAGS].values() for tag in tags)
-    found[TEXT] = {
-        id: (", ".join(sorted(tags[: rules.words], key=lambda tag: (-counts[tag], tag))),)
-        for id, tags in found[TAGS].items()
-        if tags
-    }
+    found[TEXT] = _texts(found[TAGS], rules)
     for name in _SINGLE:
         each = {id: tuple(s.columns[name]) for id, s in said.items() if name in s.columns}
         alike = Counter(each.values())
@@ -215,22 +210,38 @@ def columns_of(
     return {name: column for name, column in found.items() if len(set(column.values())) > 1}
 
 
+def _texts(tags: Mapping[str, tuple[str, ...]], rules: TagRules) -> dict[str, tuple[str, ...]]:
+    """The first tags of each model as one text: so many that enough models share it, at least one."""
+    texts: dict[str, tuple[str, ...]] = {}
+    for words in range(rules.words, 0, -1):
+        left = {
+            id: (", ".join(sorted(named[:words])),)
+            for id, named in tags.items()
+            if named and id not in texts
+        }
+        alike = Counter(left.values())
+        texts |= {
+            id: text for id, text in left.items() if words == 1 or alike[text] >= rules.models
+        }
+    return texts
+
+
 def _learnable(
     tags: Mapping[str, Mapping[str, float]], rules: TagRules
 ) -> dict[str, tuple[str, ...]]:
-    """The tags that weigh enough in a model and in enough models, by weight."""
+    """The tags that weigh enough in a model and in enough models; those of most images first."""
     models = Counter(tag for of_model in tags.values() for tag in of_model)
     rarity = {tag: log2(len(tags) / count) for tag, count in models.items()}
     kept = {
         id: [
-            (-share * rarity[tag], tag)
+            (-share, -rarity[tag], tag)
             for tag, share in of_model.items()
             if share >= rules.share and share * rarity[tag] >= rules.weight
         ]
         for id, of_model in tags.items()
     }
-    counts = Counter(tag for found in kept.values() for _, tag in found)
+    counts = Counter(tag for found in kept.values() for *_, tag in found)
     return {
-        id: tuple(tag for _, tag in sorted(found) if counts[tag] >= rules.models)
+        id: tuple(tag for *_, tag in sorted(found) if counts[tag] >= rules.models)
         for id, found in kept.items()
     }

@@ -1,4 +1,4 @@
-"""A folder of community LoRAs whose labels stand in kohya's headers alone, from harvest to search."""
+"""A folder of LoRAs whose labels stand in kohya's headers alone, from harvest to search."""
 
 import json
 
@@ -7,7 +7,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.end_to_end import warm
-from tests.reports.pages import check_harmless
 
 # One worker runs them all, and makes what they share once.
 pytestmark = pytest.mark.xdist_group("commands")
