@@ -1,7 +1,8 @@
 """Small files and folders that a kill cannot leave half-written or inconsistent.
 
 filelock locks files. It lacks what is around it here: who writes is named in the lock, processes
-that divide the work share it, and a file system without locks will do.
+that divide the work share it, and a file system without locks will do. A `BucketPath` has its own
+way: one put instead of a rename, a lock object instead of a locked file.
 """
 
 import errno
@@ -12,20 +13,21 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
+from probex_jax import bucket_locks
+from probex_jax.bucket_locks import SHARING, WRITER_LOCK
+from probex_jax.bucket_paths import BucketPath
 from probex_jax.errors import ProbexError
 
 # Errors of file systems without locks.
 _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
-# In a folder while a process writes it, and left behind if that process is killed.
-WRITER_LOCK = ".writer.lock"
 _LONGEST_NOTE = 300
-_SHARING = ".writers"
 _TRIES, _PAUSE_S = 20, 0.1
 _MAX_DEPTH = 64
 
@@ -56,6 +58,7 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+@singledispatch
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all.
 
@@ -76,6 +79,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.replace(partial, path)
 
 
+write_bytes.register(BucketPath, BucketPath.write_bytes)
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turns OSErrors into one line that names the file.
@@ -95,6 +100,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise ProbexError(f"{error.filename or path}: {error.strerror or error}") from error
 
 
+@singledispatch
 @contextmanager
 def alone(path: Path, *, wait: bool = True, needed: bool = True) -> Iterator[bool]:
     """Holds a lock among processes, which the system releases when the process ends.
@@ -129,6 +135,7 @@ def alone(path: Path, *, wait: bool = True, needed: bool = True) -> Iterator[boo
         lock.release()
 
 
+@singledispatch
 @contextmanager
 def one_writer(folder: Path, *, beside: bool = False) -> Iterator[None]:
     """Keeps other processes from writing a folder; readers are unaffected.
@@ -176,7 +183,7 @@ def one_writer(folder: Path, *, beside: bool = False) -> Iterator[None]:
             if error.errno not in (*_NO_LOCKS, errno.EROFS):
                 raise
     try:
-        for other in path.parent.glob(f"{_SHARING}/*"):
+        for other in path.parent.glob(f"{SHARING}/*"):
             with alone(other, wait=False, needed=False) as is_left_over:
                 if not is_left_over:
                     host, _, process = other.name.rpartition("-")
@@ -196,6 +203,7 @@ def one_writer(folder: Path, *, beside: bool = False) -> Iterator[None]:
                 path.parent.rmdir()
 
 
+@singledispatch
 @contextmanager
 def sharing_writers(folder: Path) -> Iterator[None]:
     """As `one_writer`, for several processes that divide the work; keeps all others out.
@@ -210,7 +218,7 @@ def sharing_writers(folder: Path) -> Iterator[None]:
       ProbexError: if a process writes the folder as `one_writer`, or there are no locks.
     """
     folder = folder.resolve()
-    ours, writer = folder / _SHARING / f"{platform.node()}-{os.getpid()}", folder / WRITER_LOCK
+    ours, writer = folder / SHARING / f"{platform.node()}-{os.getpid()}", folder / WRITER_LOCK
     with disk_errors(folder):
         ours.parent.mkdir(parents=True, exist_ok=True)
     # First this lock, then a look at the writer's. A writer does it the other way round.
@@ -227,6 +235,10 @@ def sharing_writers(folder: Path) -> Iterator[None]:
             yield
         finally:
             ours.unlink(missing_ok=True)
+
+
+for _function in (alone, one_writer, sharing_writers):
+    _function.register(BucketPath, getattr(bucket_locks, _function.__name__))
 
 
 def _note(path: Path) -> str:

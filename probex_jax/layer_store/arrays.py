@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
+from probex_jax.bucket_paths import BucketPath
+from probex_jax.buckets import tensorstore_spec
 from probex_jax.errors import ProbexError
 from probex_jax.files import layer_folder
 
@@ -126,7 +128,7 @@ class LayerArray:
         """Opens an array; a ProbexError unless its rows have the given shape."""
         spec = {
             "driver": "zarr3",
-            "kvstore": {"driver": "file", "path": f"{folder.resolve()}/"},
+            "kvstore": _kvstore(folder),
             # A missing chunk would otherwise read as zeros.
             "fill_missing_data_reads": False,
             "open": True,
@@ -149,6 +151,13 @@ class LayerArray:
             contiguous = len(rows) > 0 and np.array_equal(rows, rows[0] + np.arange(len(rows)))
             index = slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else rows
             return np.asarray(self._array[index][:, :, columns].read().result())
+
+
+def _kvstore(folder: Path) -> dict[str, Any]:
+    """Where TensorStore finds the files of a folder."""
+    if isinstance(folder, BucketPath):
+        return tensorstore_spec(folder)
+    return {"driver": "file", "path": f"{folder.resolve()}/"}
 
 
 @contextmanager
