@@ -29,7 +29,7 @@ _REASON = 200  # characters of an error message
 GUARDS: dict[Any, Callable[["BucketPath"], None]] = {}
 
 
-def folder(path: str | os.PathLike[str]) -> Path:
+def as_path(path: str | os.PathLike[str]) -> Path:
     """The path of a folder or file of ours, on a disk or in a bucket.
 
     Args:
@@ -42,8 +42,8 @@ def folder(path: str | os.PathLike[str]) -> Path:
       ProbexError: if an address names no bucket, or has "." or ".." in it.
 
     Example:
-      >>> folder("stores/x"), str(folder("s3://mine/stores") / "x"), folder("s3://mine/x").parent
-      (PosixPath('stores/x'), 's3://mine/stores/x', BucketPath('s3://mine'))
+      >>> as_path("stores/x"), str(as_path("s3://mine/stores") / "x"), as_path("s3://mine/x")
+      (PosixPath('stores/x'), 's3://mine/stores/x', BucketPath('s3://mine/x'))
     """
     if isinstance(path, BucketPath):
         return path
@@ -56,7 +56,7 @@ def folder(path: str | os.PathLike[str]) -> Path:
 
 
 class BucketPath(type(Path())):  # type: ignore[misc]
-    """An object, or all those below a key; `folder` makes one.
+    """An object, or all those below a key; `as_path` makes one.
 
     A folder is there while an object is below it. What a bucket cannot do raises a ProbexError.
     """
@@ -124,8 +124,8 @@ class BucketPath(type(Path())):  # type: ignore[misc]
         store, key = store_of(str(self))
         with _one_line_errors(self):
             found = obstore.list_with_delimiter(store, key or None)
-        paths = [*found["common_prefixes"], *(about["path"] for about in found["objects"])]
-        yield from (self / path.rpartition("/")[2] for path in paths)
+        keys = [*found["common_prefixes"], *(about["path"] for about in found["objects"])]
+        yield from (self / each.rpartition("/")[2] for each in keys)
 
     def glob(self, pattern: str, **_: Any) -> Iterator["BucketPath"]:
         first, _, rest = pattern.partition("/")
@@ -236,8 +236,14 @@ def on_disk(path: Path) -> Iterator[Path]:
         yield Path(made, path.name)
 
 
+def put_and_delete(made: Path, path: Path) -> None:
+    """Moves a file of the disk into a bucket."""
+    as_path(path).write(made)  # type: ignore[attr-defined]
+    made.unlink()
+
+
 def remove_folder(path: Path, first: str = "") -> None:
-    """Deletes a folder with all that is in it, if it is there; `first` as of `BucketPath.remove`."""
+    """Deletes a folder and all in it, if it is there; `first` as of `BucketPath.remove`."""
     if isinstance(path, BucketPath):
         path.remove(first)
     else:

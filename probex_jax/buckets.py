@@ -46,8 +46,8 @@ def _bucket(scheme: str, name: str) -> Any:
             f"{scheme}://{name}: reading buckets needs obstore: pip install 'obstore>=0.12' "
             "(extra `buckets`)"
         ) from None
-    plain = {"allow_http": True} if endpoint().startswith("http://") else {}
-    return from_url(f"{scheme}://{name}", client_options=plain)
+    is_plain = endpoint().startswith("http://")
+    return from_url(f"{scheme}://{name}", client_options={"allow_http": is_plain})
 
 
 def endpoint() -> str:

@@ -79,7 +79,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.replace(partial, path)
 
 
-write_bytes.register(BucketPath, BucketPath.write_bytes)
+write_bytes.register(BucketPath, BucketPath.write)
+
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
@@ -237,8 +238,9 @@ def sharing_writers(folder: Path) -> Iterator[None]:
             ours.unlink(missing_ok=True)
 
 
-for _function in (alone, one_writer, sharing_writers):
-    _function.register(BucketPath, getattr(bucket_locks, _function.__name__))
+alone.register(BucketPath, bucket_locks.alone)
+one_writer.register(BucketPath, bucket_locks.one_writer)
+sharing_writers.register(BucketPath, bucket_locks.sharing_writers)
 
 
 def _note(path: Path) -> str:

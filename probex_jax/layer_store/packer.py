@@ -83,7 +83,7 @@ class Packer:
         self.skipped: dict[str, str] = {}
 
     def _writer(self, folder: Path, shape: tuple[int, int]) -> LayerWriter:
-        made = self._made and Path(self._made.name, str(len(self._writers)))
+        made = None if self._made is None else Path(self._made.name, str(len(self._writers)))
         return LayerWriter(folder, shape, self._store.block, made)
 
     def run(self, headers: Sequence[ModelHeader]) -> Iterator[tuple[ModelHeader, str]]:

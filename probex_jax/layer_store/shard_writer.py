@@ -23,7 +23,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from probex_jax.bucket_paths import BucketPath
+from probex_jax.bucket_paths import BucketPath, put_and_delete
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, write_text
 from probex_jax.layer_store.arrays import LayerArray, array_metadata
@@ -50,9 +50,7 @@ class LayerWriter:
       made: of an array in a bucket, a folder on the disk where shards are made, to be put whole.
     """
 
-    def __init__(
-        self, folder: Path, shape: tuple[int, int], block: int, made: Path | None = None
-    ):
+    def __init__(self, folder: Path, shape: tuple[int, int], block: int, made: Path | None = None):
         self._metadata, self._shape, self._block = folder / "zarr.json", shape, block
         self._shards, self._folder = folder / "c", made or folder / "c"
         is_there = self._metadata.exists()
@@ -97,8 +95,7 @@ class LayerWriter:
             self._write_metadata()
         if isinstance(self._shards, BucketPath):
             made = self._file(first // self._block)
-            (self._shards / made.relative_to(self._folder)).write(made)
-            made.unlink()
+            put_and_delete(made, self._shards / made.relative_to(self._folder))
 
     def drop(self, first: int) -> None:
         """Removes a shard none of whose matrices became rows."""

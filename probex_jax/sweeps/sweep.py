@@ -24,6 +24,7 @@ from typing import Any
 
 from flax import linen as nn
 
+from probex_jax.bucket_paths import as_path
 from probex_jax.errors import ProbexError
 from probex_jax.experts.alignment import Alignment
 from probex_jax.files import alone, claim, one_writer, sharing_writers
@@ -134,7 +135,7 @@ def sweep(
       >>> found.expert, found.test.value
       (Expert(tree='Pets', reading='body.weight'), 1.0)
     """
-    workdir = Path(workdir)
+    workdir = as_path(workdir)
     if isinstance(encoder, nn.Module):
         encoder = encoder_settings(encoder, encoders)
     names = tuple(layers if layers is not None else default_layers(store, recipe))
