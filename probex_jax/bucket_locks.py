@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from probex_jax.bucket_paths import GUARDS, BucketPath
+from probex_jax.buckets import Conflict, write
 from probex_jax.errors import ProbexError
 
 # A lock is stale that was not written anew for so long.
@@ -42,13 +43,11 @@ class BucketLock:
 
     def acquire(self) -> bool:
         """Whether it is held from now on."""
-        from obstore.exceptions import AlreadyExistsError, PreconditionError
-
         for _ in range(_TRIES):
             try:
-                self._tag = self._put("create")
+                self._tag = self._put(over="")
                 break
-            except AlreadyExistsError:
+            except Conflict:
                 pass
             try:
                 tag, said = self._read()
@@ -57,9 +56,9 @@ class BucketLock:
                     break
                 if not self._is_stale(said):
                     return False
-                self._tag = self._put({"e_tag": tag})
+                self._tag = self._put(over=tag)
                 break
-            except (FileNotFoundError, PreconditionError):
+            except (FileNotFoundError, Conflict):
                 continue  # it was released, or another process was faster
         else:
             return False
@@ -73,7 +72,7 @@ class BucketLock:
         self._ended.set()
         with self._state:  # no beat is under way
             if self._tag and not self.is_lost:
-                self.path.unlink(missing_ok=True)
+                self.path.unlink()
             self._tag = ""
 
     def note(self) -> str:
@@ -84,7 +83,7 @@ class BucketLock:
             return note if note.isprintable() else ""
         return ""
 
-    def _put(self, mode: Any) -> str:
+    def _put(self, over: str) -> str:
         about = {
             "token": self._token,
             "pid": os.getpid(),
@@ -94,13 +93,13 @@ class BucketLock:
             "beat": uuid.uuid4().hex,  # so that each put has a tag of its own
         }
         at = time.time()
-        tag = self.path.put(json.dumps(about).encode(), mode)["e_tag"]
+        tag = write(str(self.path), json.dumps(about).encode(), over=over)
         self._beat_at = at
         return tag
 
     def _read(self) -> tuple[str, dict[str, Any]]:
         """Its tag, and what it says; of one that is damaged nothing."""
-        tag, data = self.path.read_tagged()
+        data, tag = self.path.read_tagged()
         with suppress(ValueError):
             said = json.loads(data[:_LONGEST_NOTE])
             if isinstance(said, dict) and {"token", "pid", "host", "since"} <= said.keys():
@@ -112,10 +111,10 @@ class BucketLock:
             return True
         # Both times are the server's: clocks of hosts differ.
         clock = self.path.with_name(f".clock-{self._token}")
-        clock.put(b"")
-        now, then = clock.head()["last_modified"], self.path.head()["last_modified"]
-        clock.unlink(missing_ok=True)
-        return (now - then).total_seconds() > STALE_S
+        write(str(clock), b"")
+        now, then = clock.stat().st_mtime, self.path.stat().st_mtime
+        clock.unlink()
+        return now - then > STALE_S
 
     def _keep_fresh(self) -> None:
         while not self._ended.wait(STALE_S / _BEATS):
@@ -123,14 +122,12 @@ class BucketLock:
                 self._beat()
 
     def _beat(self) -> None:
-        from obstore.exceptions import PreconditionError
-
         with self._state:
             if self._ended.is_set() or self.is_lost:
                 return
             try:
-                self._tag = self._put({"e_tag": self._tag})
-            except PreconditionError:
+                self._tag = self._put(over=self._tag)
+            except Conflict:
                 try:
                     self._tag, said = self._read()
                     self.is_lost = said.get("token") != self._token

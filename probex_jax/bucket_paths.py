@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from probex_jax.buckets import is_address, store_of
+from probex_jax import buckets
 from probex_jax.errors import ProbexError
 
 # Requests at a time.
 _AT_ONCE = 8
-_REASON = 200  # characters of an error message
 
 # Asked before each write: raises a ProbexError if this process may not write there any more.
 GUARDS: dict[Any, Callable[["BucketPath"], None]] = {}
@@ -47,11 +47,11 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     """
     if isinstance(path, BucketPath):
         return path
-    if not is_address(path):
+    if not buckets.is_address(path):
         return Path(path)
     found = BucketPath(str(path))
-    if len(found.parts) < 2 or {".", ".."} & set(str(path).split("/")):
-        raise ProbexError(f"{path}: no address of a folder in a bucket, such as s3://BUCKET/FOLDER")
+    if len(found.parts) < 3 or {".", ".."} & set(str(path).split("/")):
+        raise ProbexError(f"{found}: expected an address such as s3://BUCKET/FOLDER")
     return found
 
 
@@ -85,10 +85,7 @@ class BucketPath(type(Path())):  # type: ignore[misc]
         return self.is_file() or self.is_dir()
 
     def is_file(self, **_: Any) -> bool:
-        try:
-            return bool(self.head())
-        except FileNotFoundError:
-            return False
+        return buckets.stated(str(self)) is not None
 
     def is_dir(self, **_: Any) -> bool:
         return next(self.below(), None) is not None
@@ -96,36 +93,26 @@ class BucketPath(type(Path())):  # type: ignore[misc]
     def is_symlink(self) -> bool:
         return False
 
-    def head(self) -> Any:
-        """What the bucket says of an object: size, e_tag, last_modified."""
+    def stat(self, **_: Any) -> os.stat_result:
         import obstore
 
-        with _one_line_errors(self):
-            return obstore.head(*store_of(str(self)))
-
-    def stat(self, **_: Any) -> os.stat_result:
-        about = self.head()
+        with _as_of_a_disk(self), buckets.problems(str(self)):
+            about = obstore.head(*buckets.store_of(str(self)))
         time = about["last_modified"].timestamp()
         return os.stat_result((0o100644, 0, 0, 1, 0, 0, about["size"], time, time, time))
 
-    def below(self) -> Iterator[tuple["BucketPath", Any]]:
-        """The objects below, at any depth, with what `head` says of each."""
+    def below(self) -> Iterator[tuple["BucketPath", str]]:
+        """The objects below, at any depth, each with its tag."""
         import obstore
 
-        store, key = store_of(str(self))
-        with _one_line_errors(self):
-            for page in obstore.list(store, key or None):
-                for about in page:
-                    yield self / about["path"].removeprefix(key).lstrip("/"), about
+        store, key = buckets.store_of(str(self))
+        with buckets.problems(str(self)):
+            for about in chain.from_iterable(obstore.list(store, key or None)):
+                yield self / about["path"].removeprefix(key).lstrip("/"), about["e_tag"] or ""
 
     def iterdir(self) -> Iterator["BucketPath"]:
-        import obstore
-
-        store, key = store_of(str(self))
-        with _one_line_errors(self):
-            found = obstore.list_with_delimiter(store, key or None)
-        keys = [*found["common_prefixes"], *(about["path"] for about in found["objects"])]
-        yield from (self / each.rpartition("/")[2] for each in keys)
+        files, folders = buckets.listed(str(self))
+        yield from (self / name for name in (*folders, *files))
 
     def glob(self, pattern: str, **_: Any) -> Iterator["BucketPath"]:
         first, _, rest = pattern.partition("/")
@@ -133,8 +120,13 @@ class BucketPath(type(Path())):  # type: ignore[misc]
             if fnmatchcase(path.name, first):
                 yield from path.glob(rest) if rest else (path,)
 
+    def read_tagged(self) -> buckets.Content:
+        """The object's content and its tag."""
+        with _as_of_a_disk(self):
+            return buckets.read(str(self))
+
     def read_bytes(self) -> bytes:
-        return self.read_tagged()[1]
+        return self.read_tagged().data
 
     def read_text(self, *_: Any, **__: Any) -> str:
         return self.read_bytes().decode()
@@ -145,13 +137,14 @@ class BucketPath(type(Path())):  # type: ignore[misc]
         data = io.BytesIO(self.read_bytes())
         return data if "b" in mode else io.TextIOWrapper(data, "utf-8")
 
-    def read_tagged(self) -> tuple[str, bytes]:
-        """The object's e_tag, and its content."""
+    def write(self, data: bytes | Path) -> None:
+        """Writes the object whole: bytes, or the content of a file of a disk."""
         import obstore
 
-        with _one_line_errors(self):
-            found = obstore.get(*store_of(str(self)))
-            return found.meta["e_tag"] or "", bytes(found.bytes())
+        for guard in list(GUARDS.values()):
+            guard(self)
+        with buckets.problems(str(self)):
+            obstore.put(*buckets.store_of(str(self)), data)
 
     def write_bytes(self, data: Any) -> int:
         self.write(data)
@@ -160,39 +153,19 @@ class BucketPath(type(Path())):  # type: ignore[misc]
     def write_text(self, data: str, *_: Any, **__: Any) -> int:
         return self.write_bytes(data.encode())
 
-    def write(self, data: Any) -> None:
-        """Writes the object whole: bytes, or the content of a file of a disk."""
-        for guard in list(GUARDS.values()):
-            guard(self)
-        self.put(data)
-
-    def put(self, data: Any, mode: Any = "overwrite") -> Any:
-        """As `write`, whoever may write here; mode and result as of obstore."""
-        import obstore
-
-        with _one_line_errors(self):
-            return obstore.put(*store_of(str(self)), data, mode=mode)
-
     def mkdir(self, *_: Any, **__: Any) -> None:
         """Folders are not made."""
 
     touch = rmdir = mkdir
 
     def unlink(self, missing_ok: bool = False) -> None:
-        import obstore
-
-        try:
-            with _one_line_errors(self):
-                obstore.delete(*store_of(str(self)))
-        except FileNotFoundError:
-            if not missing_ok:
-                raise
+        buckets.delete(str(self))
 
     def remove(self, first: str = "") -> None:
         """Deletes all objects below; before others the one that makes the folder valid."""
         if first:
-            (self / first).unlink(missing_ok=True)
-        _at_once(lambda path: path.unlink(missing_ok=True), [path for path, _ in self.below()])
+            (self / first).unlink()
+        buckets.delete(*(str(path) for path, _ in self.below()))
 
     def upload(self, made: Path, last: str) -> None:
         """Puts the files of a folder of a disk in place of what is there.
@@ -214,8 +187,8 @@ class BucketPath(type(Path())):  # type: ignore[misc]
 
             place = to.joinpath(*path.parts[len(self.parts) :])
             place.parent.mkdir(parents=True, exist_ok=True)
-            with _one_line_errors(path), place.open("wb") as file:
-                for piece in obstore.get(*store_of(str(path))):
+            with _as_of_a_disk(path), buckets.problems(str(path)), place.open("wb") as file:
+                for piece in obstore.get(*buckets.store_of(str(path))):
                     file.write(piece)
 
         _at_once(fetch, [path for path, _ in self.below()] or [self])
@@ -257,16 +230,8 @@ def _at_once(function: Callable[[Any], Any], items: list[Any]) -> None:
 
 
 @contextmanager
-def _one_line_errors(path: BucketPath) -> Iterator[None]:
-    from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
-
+def _as_of_a_disk(path: BucketPath) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError:
-        raise FileNotFoundError(errno.ENOENT, "no such object", str(path)) from None
-    except (AlreadyExistsError, PreconditionError):
-        raise
-    except (BaseError, OSError) as error:
-        # After what failed the message shows its source, line by line.
-        reason = " ".join(str(error).partition("\n\nDebug source:")[0].split())
-        raise ProbexError(f"{path}: {reason[:_REASON]}") from error
+    except buckets.NotThere as error:
+        raise FileNotFoundError(errno.ENOENT, "no such object", str(path)) from error

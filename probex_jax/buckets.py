@@ -1,79 +1,407 @@
-"""Buckets by their address, `s3://BUCKET/KEY` or `gs://BUCKET/KEY`; obstore speaks with them.
+"""Objects in buckets, `s3://…` and `gs://…`, and files on other servers: obstore asks for them.
 
-Where they are and who asks, environment variables say: AWS_ENDPOINT_URL, AWS_REGION,
-AWS_ACCESS_KEY_ID and the like, GOOGLE_APPLICATION_CREDENTIALS.
+obstore signs, retries with growing waits, resumes a body that breaks off and refuses answers that
+are not the range that was asked for. It lacks, and is added here: credentials of a profile or an
+instance (boto3, google-auth), no signature where there are none, names and passwords in addresses,
+errors of one line without secrets, and an end of waiting at Ctrl-C.
 """
 
+import asyncio
+import base64
 import os
 import re
-from functools import cache
-from typing import Any
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from probex_jax.errors import ProbexError
 
-# A `Path` of an address has lost a slash.
-_ADDRESS = re.compile(r"(s3|gs):/{1,2}([^/]*)/*(.*)", re.DOTALL)
+_ADDRESS = re.compile(r"(s3|gs|hf|https?):/{1,2}(?=[^/])")
+_IN_BUCKET = re.compile(r"(s3|gs)://([a-z0-9][a-z0-9._-]{1,221})(?:/(.*))?", re.DOTALL)
+# What obstore would ask for in other words is an address, not a key.
+_PLAIN_PATH = re.compile(r"(/[\w.~+-]+)+", re.ASCII)
+
+# About a minute without an answer. A body may take `_TIMEOUT` a try, and goes on at the next one.
+_RETRIES, _TIMEOUT, _RETRYING = 8, timedelta(seconds=30), timedelta(minutes=3)
+_FIRST_WAIT, _LONGEST_WAIT = timedelta(seconds=0.25), timedelta(seconds=10)
+_POLL_S = 0.1
+
+# What obstore finds by itself; without any of it the vendor's own library is asked.
+_CREDENTIALS = {
+    "s3": (
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SKIP_SIGNATURE",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    ),
+    "gs": (
+        "GOOGLE_SERVICE_ACCOUNT",
+        "GOOGLE_SERVICE_ACCOUNT_PATH",
+        "GOOGLE_SERVICE_ACCOUNT_KEY",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        "GOOGLE_SKIP_SIGNATURE",
+    ),
+}
+_HINTS = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE with boto3 installed",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or install google-auth",
+}
+_STATUS = re.compile(r"status code: (\d{3}(?: [A-Za-z ]{1,40})?)")
+_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
+_CAUSE = re.compile(r'(?:message|error): "([^"]{1,200})"')
+
+_T = TypeVar("_T")
+
+
+class NotThere(ProbexError):
+    """There is no such object."""
+
+
+class Refused(ProbexError):
+    """The server does not tell whether there is such an object."""
+
+
+class Conflict(ProbexError):
+    """Somebody else has written the object."""
+
+
+class _Interrupted(Exception):
+    pass
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a bucket says of an object: its size in bytes and its ETag."""
+
+    size: int
+    etag: str
+
+
+class Listing(NamedTuple):
+    """The objects of a folder, by name, and its folders."""
+
+    files: dict[str, Entry]
+    folders: list[str]
+
+
+class Content(NamedTuple):
+    """An object's bytes and its ETag."""
+
+    data: bytes
+    etag: str
+
+
+def address_of(path: str | os.PathLike[str]) -> str:
+    """The address that a path stands for; "" for a path on this machine.
+
+    `pathlib.Path` turns two slashes into one; this restores the second.
+
+    Example:
+      >>> from pathlib import Path
+      >>> address_of(Path("s3://bucket/zoo")), address_of("hf://org/repo"), address_of("zoo")
+      ('s3://bucket/zoo', 'hf://org/repo', '')
+    """
+    text = str(path)
+    found = _ADDRESS.match(text)
+    return f"{found[1]}://{text[found.end() :]}" if found else ""
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:
-    """Whether this is an address in a bucket.
+    """Whether a path lies in a bucket.
 
     Example:
-      >>> is_address("s3://mine/stores/x"), is_address("stores/x")
-      (True, False)
+      >>> is_address("s3://bucket/zoo"), is_address("https://host/a"), is_address("zoo")
+      (True, False, False)
     """
-    return _ADDRESS.fullmatch(str(path)) is not None
+    return address_of(path).startswith(("s3://", "gs://"))
 
 
-def store_of(path: str | os.PathLike[str]) -> tuple[Any, str]:
-    """The bucket of an address, as obstore has it, and the key in it.
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path, or an address as others may read it: without a password, or a signed query.
+
+    Example:
+      >>> shown("https://me:secret@host/a.safetensors?signature=secret")
+      'https://host/a.safetensors'
+    """
+    url = address_of(path)
+    if not url:
+        return os.fspath(path)
+    scheme, _, rest = re.split(r"[?#]", url, maxsplit=1)[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host if scheme == 'hf' else host.rpartition('@')[2]}{slash}{path}"
+
+
+def joined(url: str, name: str) -> str:
+    """The address of what is called so in a folder."""
+    return f"{url.rstrip('/')}/{name}"
+
+
+def store_of(url: str, headers: Mapping[str, str] | None = None) -> tuple[Any, str]:
+    """The obstore store of an address, and the key in it; made once for a bucket.
+
+    A bucket's credentials, region and endpoint are those of the environment (AWS_…, GOOGLE_…).
+
+    Args:
+      url: `s3://bucket/key`, `gs://bucket/key` or `http(s)://host/path`.
+      headers: sent with each request to a server that is no bucket; of those that identify the
+        user none goes on to another server.
 
     Raises:
-      ProbexError: if it is no address, or obstore is missing (extra `buckets`).
+      ProbexError: if it is no such address, or obstore is not installed.
     """
-    found = _ADDRESS.fullmatch(str(path))
-    if found is None or not found[2]:
-        raise ProbexError(f"{path}: no address of a bucket, such as s3://BUCKET/FOLDER")
-    return _bucket(found[1], found[2]), found[3].rstrip("/")
+    found = _IN_BUCKET.fullmatch(url)
+    if found:
+        scheme, bucket, key = found.groups()
+        environment = tuple(
+            (name, value)
+            for name, value in sorted(os.environ.items())
+            if name.startswith(("AWS_", "GOOGLE_"))
+        )
+        return _bucket(scheme, bucket, environment), (key or "").strip("/")
+    if url.startswith(("s3://", "gs://")):
+        raise ProbexError(f"{shown(url)}: expected {url[:5]}bucket/path")
+    parts = urlsplit(url)
+    sent = dict(headers or {})
+    if parts.username:
+        known = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        sent["authorization"] = f"Basic {base64.b64encode(known.encode()).decode()}"
+        url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    if parts.query or not _PLAIN_PATH.fullmatch(parts.path):
+        return _server(url, tuple(sent.items())), ""
+    root = parts._replace(netloc=parts.netloc.rpartition("@")[2], path="/", fragment="")
+    return _server(root.geturl(), tuple(sent.items())), parts.path[1:]
 
 
-@cache
-def _bucket(scheme: str, name: str) -> Any:
+def _object(url: str) -> tuple[Any, str]:
+    store, key = store_of(url)
+    if not key and is_address(url):
+        raise ProbexError(f"{url}: expected {url.rstrip('/')}/path")
+    return store, key
+
+
+def listed(url: str, stopped: threading.Event | None = None) -> Listing:
+    """What lies in a folder of a bucket, but not in its folders; nothing if there is none.
+
+    Raises:
+      ProbexError: if there is no such bucket, or the server does not answer.
+    """
+    store, key = store_of(url)
+    with problems(url):
+        said = waited(lambda: _obstore().list_with_delimiter_async(store, key or None), stopped)
+    begin = len(key) + 1 if key else 0
+    return Listing(
+        {
+            found["path"][begin:]: Entry(found["size"], found["e_tag"] or "")
+            for found in said["objects"]
+            if found["path"][begin:]
+        },
+        sorted(path[begin:].rstrip("/") for path in said["common_prefixes"]),
+    )
+
+
+def stated(url: str) -> Entry | None:
+    """What is said of an object; None if there is none."""
+    store, key = _object(url)
     try:
-        from obstore.store import from_url
+        with problems(url):
+            said = waited(lambda: _obstore().head_async(store, key))
+    except NotThere:
+        return None
+    return Entry(said["size"], said["e_tag"] or "")
+
+
+def read(url: str, limit: int | None = None, stopped: threading.Event | None = None) -> Content:
+    """Reads an object whole.
+
+    Args:
+      url: its address.
+      limit: of its size in bytes; None for any.
+      stopped: once set, reading ends with an error.
+
+    Raises:
+      NotThere, Refused: if there is none, or the user may not read it.
+      ProbexError: if it is larger, or the server does not answer.
+    """
+    store, key = _object(url)
+
+    async def whole() -> Content:
+        found = await _obstore().get_async(store, key)
+        if limit is not None and found.meta["size"] > limit:
+            raise ProbexError(f"{shown(url)}: {found.meta['size']} bytes, the limit is {limit}")
+        return Content(bytes(await found.bytes_async()), found.meta["e_tag"] or "")
+
+    with problems(url):
+        return waited(whole, stopped)
+
+
+def write(url: str, data: bytes, *, over: str | None = None) -> str:
+    """Writes an object, whole or not at all; returns its ETag.
+
+    Args:
+      url: its address.
+      data: its new content.
+      over: the ETag of what it may replace: "" for nothing, which must not exist; None for
+        whatever is there.
+
+    Raises:
+      Conflict: if something else is there. After a retry it may be one's own: if it matters, give
+        the content something of one's own and read it.
+      ProbexError: if the user may not write it, or the server does not answer.
+    """
+    store, key = _object(url)
+    mode: Any = "overwrite" if over is None else {"e_tag": over} if over else "create"
+    with problems(url):
+        said = waited(lambda: _obstore().put_async(store, key, data, mode=mode))
+    return said["e_tag"] or ""
+
+
+def delete(*urls: str) -> None:
+    """Deletes objects of one bucket; those that are not there are no error."""
+    stores = [store_of(url) for url in urls]
+    if stores:
+        with problems(urls[0]):
+            waited(lambda: _obstore().delete_async(stores[0][0], [key for _, key in stores]))
+
+
+def waited(work: Callable[[], Awaitable[_T]], stopped: threading.Event | None = None) -> _T:
+    """The result of asynchronous work, in a thread of its own since the caller may be in a loop.
+
+    Once `stopped` is set, or at Ctrl-C, it is cancelled, with its requests.
+    """
+    interrupted = threading.Event()
+
+    async def watched() -> _T:
+        task = asyncio.ensure_future(work())
+        while not task.done():
+            await asyncio.wait([task], timeout=_POLL_S)
+            if interrupted.is_set() or (stopped is not None and stopped.is_set()):
+                task.cancel()
+                await asyncio.wait([task], timeout=_POLL_S)
+                raise _Interrupted
+        return task.result()
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            return pool.submit(asyncio.run, watched()).result()
+        except BaseException:
+            interrupted.set()
+            raise
+
+
+@contextmanager
+def problems(url: str) -> Iterator[None]:
+    """Turns obstore's errors into ProbexErrors of one line, which hold no secrets of the address."""
+    from obstore import exceptions as kinds
+
+    where, scheme = shown(url), url.partition("://")[0]
+    try:
+        yield
+    except _Interrupted:
+        raise ProbexError(f"{where}: interrupted") from None
+    except (kinds.BaseError, OSError, ValueError) as error:
+        text = str(error)
+        said = ", ".join(found[1] for found in (_STATUS.search(text), _CODE.search(text)) if found)
+        told = f" ({said})" if said else ""
+        if isinstance(error, FileNotFoundError) or said.startswith(("404", "410")):
+            raise NotThere(f"{where}: nothing there{told}") from None
+        if isinstance(error, kinds.PermissionDeniedError | kinds.UnauthenticatedError):
+            hint = _HINTS.get(scheme, "it may need a token or a password")
+            raise Refused(f"{where}: not allowed, or nothing there{told}; {hint}") from None
+        if isinstance(error, kinds.AlreadyExistsError | kinds.PreconditionError):
+            raise Conflict(f"{where}: somebody else has written it{told}") from None
+        raise ProbexError(f"{where}: {_reason(text, said)}") from None
+
+
+def _reason(text: str, said: str) -> str:
+    """What failed, in few words; addresses in obstore's own may hold signatures."""
+    if said.startswith("416"):
+        return f"has no such bytes ({said}); is it empty?"
+    if said.startswith("301"):
+        return f"the bucket is in another region ({said}); set AWS_REGION"
+    tried = "; tried several times, try again later"
+    if said:
+        return f"the server answers {said}{tried if said[0] == '5' or said[:3] == '429' else ''}"
+    if "TooManyRedirects" in text:
+        return "the server redirects in a circle"
+    if "following redirect" in text:
+        return "the server redirects to an address that is not https"
+    if cause := _CAUSE.search(text):
+        return f"{cause[1]}{tried}"
+    if "TimedOut" in text or "kind: Timeout" in text:
+        return f"the server is too slow{tried}"
+    first = re.sub(r"\w+://\S*", "…", text.partition("\n\n")[0])
+    return "".join(c if c.isprintable() else " " for c in first)[:200]
+
+
+def _obstore() -> Any:
+    try:
+        import obstore
     except ImportError:
         raise ProbexError(
-            f"{scheme}://{name}: reading buckets needs obstore: pip install 'obstore>=0.12' "
-            "(extra `buckets`)"
+            "reading from a server needs obstore: pip install probex_jax[hub] or [buckets]"
         ) from None
-    is_plain = endpoint().startswith("http://")
-    return from_url(f"{scheme}://{name}", client_options={"allow_http": is_plain})
+    return obstore
 
 
-def endpoint() -> str:
-    """The server of S3 that the environment names; "" for Amazon's."""
-    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-    return next((value for name in names if (value := os.environ.get(name))), "")
-
-
-def tensorstore_spec(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The folder of an address, as TensorStore's own drivers for buckets take it.
-
-    Raises:
-      ProbexError: if it is no address.
-    """
-    found = _ADDRESS.fullmatch(str(folder))
-    if found is None:
-        raise ProbexError(f"{folder}: no address of a bucket, such as s3://BUCKET/FOLDER")
-    path = found[3].rstrip("/") + "/"
-    if found[1] == "gs":
-        return {"driver": "gcs", "bucket": found[2], "path": path}
-    told = {"endpoint": endpoint(), "aws_region": os.environ.get("AWS_REGION", "")}
-    kind = "environment" if "AWS_ACCESS_KEY_ID" in os.environ else "default"
+def _options(**options: Any) -> dict[str, Any]:
+    backoff = {"init_backoff": _FIRST_WAIT, "max_backoff": _LONGEST_WAIT, "base": 2}
     return {
-        "driver": "s3",
-        "bucket": found[2],
-        "path": path,
-        "aws_credentials": {"type": kind},
-        **{name: value for name, value in told.items() if value},
+        "client_options": {"timeout": _TIMEOUT, **options},
+        "retry_config": {"max_retries": _RETRIES, "retry_timeout": _RETRYING, "backoff": backoff},
     }
+
+
+@lru_cache(maxsize=256)
+def _bucket(scheme: str, bucket: str, environment: tuple[tuple[str, str], ...]) -> Any:
+    _obstore()
+    from obstore.store import from_url
+
+    known = dict(environment)
+    endpoint = known.get("AWS_ENDPOINT_URL_S3") or known.get("AWS_ENDPOINT_URL") or ""
+    plain = scheme == "s3" and endpoint.startswith("http://")  # as the user says
+    try:
+        return from_url(
+            f"{scheme}://{bucket}", **_options(allow_http=plain), **_signed(scheme, known)
+        )
+    except Exception as error:  # of obstore or of a vendor's library
+        raise ProbexError(f"{scheme}://{bucket}: {_reason(str(error), '')}") from error
+
+
+def _signed(scheme: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """How requests are signed; not at all, as public buckets allow it, if nothing says how."""
+    if any(map(environment.get, _CREDENTIALS[scheme])):
+        return {}
+    try:
+        if scheme == "s3":
+            from obstore.auth.boto3 import Boto3CredentialProvider
+
+            return {"credential_provider": Boto3CredentialProvider()}
+        from google.auth.exceptions import DefaultCredentialsError
+        from obstore.auth.google import GoogleCredentialProvider
+
+        try:
+            return {"credential_provider": GoogleCredentialProvider()}
+        except DefaultCredentialsError:
+            pass
+    except (ImportError, ValueError):  # boto3 raises a ValueError where it finds none
+        pass
+    return {"skip_signature": True}
+
+
+@lru_cache(maxsize=256)
+def _server(url: str, headers: tuple[tuple[str, str], ...]) -> Any:
+    _obstore()
+    from obstore.store import HTTPStore
+
+    plain = url.startswith("http://")  # else redirects to http are refused
+    try:
+        return HTTPStore(url, **_options(allow_http=plain, default_headers=dict(headers)))
+    except ValueError as error:
+        raise ProbexError(f"{shown(url)}: is no address of a file on a server ({error})") from None

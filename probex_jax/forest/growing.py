@@ -276,7 +276,7 @@ def _tidy(folder: BucketPath, tree: Tree) -> None:
     used |= {"tree.json", arrays_file(folder, tree.about).name}
     for path in folder.iterdir():
         if path.name not in used:
-            path.unlink(missing_ok=True)
+            path.unlink()
             path.remove()
 
 

@@ -5,6 +5,7 @@ A layer is one array, `matrices` [rows, H, W]. A LoRA layer is two: `up` [rows, 
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,6 @@ import numpy as np
 import tensorstore as ts
 
 from probex_jax.bucket_paths import BucketPath
-from probex_jax.buckets import tensorstore_spec
 from probex_jax.errors import ProbexError
 from probex_jax.files import layer_folder
 
@@ -155,9 +155,22 @@ class LayerArray:
 
 def _kvstore(folder: Path) -> dict[str, Any]:
     """Where TensorStore finds the files of a folder."""
-    if isinstance(folder, BucketPath):
-        return tensorstore_spec(folder)
-    return {"driver": "file", "path": f"{folder.resolve()}/"}
+    if not isinstance(folder, BucketPath):
+        return {"driver": "file", "path": f"{folder.resolve()}/"}
+    scheme, bucket, *keys = folder.parts
+    place = {"bucket": bucket, "path": "/".join(keys) + "/"}
+    if scheme == "gs:":
+        return {"driver": "gcs", **place}
+    told = {
+        "endpoint": os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
+        "aws_region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
+    }
+    # By default it looks in files, and says on standard error that there are none.
+    kind = "environment" if "AWS_ACCESS_KEY_ID" in os.environ else "default"
+    if os.environ.get("AWS_SKIP_SIGNATURE"):
+        kind = "anonymous"
+    told = {name: value for name, value in told.items() if value}
+    return {"driver": "s3", **place, **told, "aws_credentials": {"type": kind}}
 
 
 @contextmanager

@@ -78,10 +78,9 @@ def _tags(folder: Path) -> dict[str, int | str]:
     """The tags of the files of a table in a bucket; none on a disk."""
     if not isinstance(folder, BucketPath):
         return {}
-    found = ((path, about["e_tag"]) for path, about in (folder / _FOLDER).below())
     return {
         "/".join(path.parts[len(folder.parts) :]): tag
-        for path, tag in found
+        for path, tag in (folder / _FOLDER).below()
         if path.suffix != ".json"
     }
 
