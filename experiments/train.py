@@ -25,7 +25,8 @@ from absl import flags
 from experiments import cli, label_steps, processes, repeats, report_steps, steps
 from experiments.costs import Costs
 from probex_jax.bucket_paths import as_path
-from probex_jax.files import alone, claim, one_writer, read_json
+from probex_jax.claims import claim
+from probex_jax.files import alone, one_writer, read_json
 from probex_jax.fitting import Devices
 
 _CONFIG = cli.config(

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -88,7 +87,14 @@ class BucketPath(type(Path())):  # type: ignore[misc]
         return buckets.stated(str(self)) is not None
 
     def is_dir(self, **_: Any) -> bool:
-        return next(self.below(), None) is not None
+        import obstore
+
+        async def first(store: Any, key: str) -> bool:
+            async for page in obstore.list(store, key or None, chunk_size=1):
+                return bool(page)
+            return False
+
+        return self._asked(first)
 
     def is_symlink(self) -> bool:
         return False
@@ -96,19 +102,25 @@ class BucketPath(type(Path())):  # type: ignore[misc]
     def stat(self, **_: Any) -> os.stat_result:
         import obstore
 
-        with _as_of_a_disk(self), buckets.problems(str(self)):
-            about = obstore.head(*buckets.store_of(str(self)))
+        with _as_of_a_disk(self):
+            about = self._asked(obstore.head_async)
         time = about["last_modified"].timestamp()
         return os.stat_result((0o100644, 0, 0, 1, 0, 0, about["size"], time, time, time))
+
+    def _asked(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of an asynchronous function of obstore for the object or folder."""
+        store, key = buckets.store_of(str(self))
+        with buckets.problems(str(self)):
+            return buckets.waited(lambda: function(store, key, *arguments))
 
     def below(self) -> Iterator[tuple["BucketPath", str]]:
         """The objects below, at any depth, each with its tag."""
         import obstore
 
-        store, key = buckets.store_of(str(self))
-        with buckets.problems(str(self)):
-            for about in chain.from_iterable(obstore.list(store, key or None)):
-                yield self / about["path"].removeprefix(key).lstrip("/"), about["e_tag"] or ""
+        _, key = buckets.store_of(str(self))
+        found = self._asked(lambda store, key: obstore.list(store, key or None).collect_async())
+        for about in found:
+            yield self / about["path"].removeprefix(key).lstrip("/"), about["e_tag"] or ""
 
     def iterdir(self) -> Iterator["BucketPath"]:
         files, folders = buckets.listed(str(self))
@@ -143,8 +155,7 @@ class BucketPath(type(Path())):  # type: ignore[misc]
 
         for guard in list(GUARDS.values()):
             guard(self)
-        with buckets.problems(str(self)):
-            obstore.put(*buckets.store_of(str(self)), data)
+        self._asked(obstore.put_async, data)
 
     def write_bytes(self, data: Any) -> int:
         self.write(data)

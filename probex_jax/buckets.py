@@ -278,7 +278,7 @@ def waited(work: Callable[[], Awaitable[_T]], stopped: threading.Event | None = 
     interrupted = threading.Event()
 
     async def watched() -> _T:
-        task = asyncio.ensure_future(work())
+        task = asyncio.ensure_future(_persisting(work))
         while not task.done():
             await asyncio.wait([task], timeout=_POLL_S)
             if interrupted.is_set() or (stopped is not None and stopped.is_set()):
@@ -293,6 +293,20 @@ def waited(work: Callable[[], Awaitable[_T]], stopped: threading.Event | None = 
         except BaseException:
             interrupted.set()
             raise
+
+
+async def _persisting(work: Callable[[], Awaitable[_T]]) -> _T:
+    """The result of work, begun again where an answer broke off: obstore resumes those of `get`."""
+    from obstore.exceptions import GenericError
+
+    for number in range(_RETRIES):
+        try:
+            return await work()
+        except GenericError as error:
+            if "response body" not in str(error):
+                raise
+            await asyncio.sleep(_FIRST_WAIT.total_seconds() * 2**number)
+    return await work()
 
 
 @contextmanager

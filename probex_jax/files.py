@@ -11,7 +11,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import singledispatch
 from pathlib import Path
@@ -345,70 +345,3 @@ def layer_folder(root: Path, layer: str) -> Path:
     if not name.strip(".") or len(name) > 200:
         raise ProbexError(f"layer {layer[:100]!r}: its name is empty, dots alone or too long")
     return root / name
-
-
-def claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Makes a folder for these settings, or checks that it belongs to them.
-
-    The folder's `config.json` keeps the settings.
-
-    Args:
-      folder: where a job writes its results.
-      settings: everything that the results depend on, as nested dicts of JSON values.
-
-    Raises:
-      ProbexError: if the folder belongs to other settings; the message names the fields.
-
-    Example:
-      >>> import pathlib, tempfile
-      >>> folder = pathlib.Path(tempfile.mkdtemp())
-      >>> claim(folder, {"recipe": {"epochs": 500}})
-      >>> claim(folder, {"recipe": {"epochs": 200}})
-      Traceback (most recent call last):
-        ...
-      probex_jax.errors.ProbexError: ...: belongs to another config: recipe.epochs is 500 there,
-      200 here; give the same config or choose another folder
-    """
-    path = folder / "config.json"
-    ours = json.loads(json.dumps(settings))
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        with alone(folder / ".lock", needed=False):  # several processes may begin at once
-            if not path.exists():
-                write_json(path, ours)
-                return
-    check_same(folder, read_json(path), ours)
-
-
-def check_same(folder: Path, theirs: Any, ours: Any) -> None:
-    """Checks that the settings found in a folder are the ones given.
-
-    Args:
-      folder: what the message names.
-      theirs, ours: nested dicts of JSON values.
-
-    Raises:
-      ProbexError: if they differ; the message names the fields.
-    """
-    old, new = _flat(theirs), _flat(ours)
-    different = [
-        f"{name} is {old.get(name, 'absent')} there, {new.get(name, 'absent')} here"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
-    if different:
-        raise ProbexError(
-            f"{folder}: belongs to another config: {'; '.join(different)}; give the same config "
-            "or choose another folder"
-        )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    if not isinstance(value, dict) or not value:
-        return {prefix: json.dumps(value)}
-    return {
-        name: text
-        for key, item in value.items()
-        for name, text in _flat(item, f"{prefix}.{key}" if prefix else key).items()
-    }

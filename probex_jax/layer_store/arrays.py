@@ -18,6 +18,9 @@ from probex_jax.bucket_paths import BucketPath
 from probex_jax.errors import ProbexError
 from probex_jax.files import layer_folder
 
+# Of TensorStore's driver for S3; by default it waits a second before the first.
+_RETRIES = {"max_retries": 8, "initial_delay": "250ms", "max_delay": "10s"}
+
 # Entries of an array of vectors, unless a single vector has more.
 _TOGETHER = 4096
 # Whoever reads a vector reads its whole array, and finds the next vector in the cache.
@@ -170,7 +173,13 @@ def _kvstore(folder: Path) -> dict[str, Any]:
     if os.environ.get("AWS_SKIP_SIGNATURE"):
         kind = "anonymous"
     told = {name: value for name, value in told.items() if value}
-    return {"driver": "s3", **place, **told, "aws_credentials": {"type": kind}}
+    return {
+        "driver": "s3",
+        **place,
+        **told,
+        "aws_credentials": {"type": kind},
+        "context": {"s3_request_retries": _RETRIES},
+    }
 
 
 @contextmanager
