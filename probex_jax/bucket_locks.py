@@ -22,7 +22,7 @@ from probex_jax.errors import ProbexError
 # A lock is stale that was not written anew for so long.
 STALE_S = 60.0
 _BEATS = 4  # times that it is written anew before
-_TRIES, _PAUSE_S = 20, 0.25
+_TRIES, _LOOKS, _PAUSE_S = 20, 5, 0.25
 _LONGEST_NOTE = 1000
 # In a folder while a process writes it, and left behind if that process is killed; of several
 # processes that divide the work, locks in a folder.
@@ -77,7 +77,7 @@ class BucketLock:
 
     def note(self) -> str:
         """Who holds it, in brackets, for an error message."""
-        with suppress(FileNotFoundError, ProbexError):
+        with suppress(FileNotFoundError, KeyError, ProbexError):
             said = self._read()[1]
             note = f" (pid {said['pid']} on {said['host']} since {said['since']})"
             return note if note.isprintable() else ""
@@ -112,9 +112,10 @@ class BucketLock:
         # Both times are the server's: clocks of hosts differ.
         clock = self.path.with_name(f".clock-{self._token}")
         write(str(clock), b"")
-        now, then = clock.stat().st_mtime, self.path.stat().st_mtime
-        clock.unlink()
-        return now - then > STALE_S
+        try:
+            return clock.stat().st_mtime - self.path.stat().st_mtime > STALE_S
+        finally:
+            clock.unlink()
 
     def _keep_fresh(self) -> None:
         while not self._ended.wait(STALE_S / _BEATS):
@@ -207,7 +208,7 @@ def sharing_writers(folder: BucketPath) -> Iterator[None]:
     ours, writer = folder / SHARING / f"{platform.node()}-{os.getpid()}", folder / WRITER_LOCK
     # First this lock, then a look at the writer's. A writer does it the other way round.
     with alone(ours):
-        for _ in range(_TRIES):
+        for _ in range(_LOOKS):
             with alone(writer, wait=False) as is_free:
                 if is_free:
                     break

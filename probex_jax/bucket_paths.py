@@ -46,7 +46,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     """
     if isinstance(path, BucketPath):
         return path
-    if not buckets.is_address(path):
+    if not str(path).startswith(("s3:/", "gs:/")):
         return Path(path)
     found = BucketPath(str(path))
     if len(found.parts) < 3 or {".", ".."} & set(str(path).split("/")):

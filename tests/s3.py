@@ -30,10 +30,14 @@ class Faulty:
       app: the application.
       share: of the requests.
       seed: of the choice.
+
+    Attributes:
+      refuses: an end of paths that it forbids; None for none.
     """
 
     def __init__(self, app, share, seed=0):
         self._app, self.share, self.failed, self.asked = app, share, 0, 0
+        self.refuses = None
         self._random, self._lock = random.Random(seed), threading.Lock()
 
     def __call__(self, environ, start_response):
@@ -42,6 +46,10 @@ class Faulty:
             fails = self._random.random() < self.share
             how = self._random.choice(("busy", "dropped", "lost", "cut")) if fails else ""
             self.failed += fails
+        if self.refuses and environ["PATH_INFO"].endswith(self.refuses):
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response("403 Forbidden", [("Content-Length", "0")])
+            return [b""]
         if how == "busy":
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response("503 Slow Down", [("Content-Length", str(len(_BUSY)))])

@@ -6,7 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -205,9 +204,11 @@ class Packer:
         lines: Sequence[Mapping[str, Any]],
         models: Sequence[ZooModel],
     ) -> None:
-        end = partial(LayerWriter.finish, slots=slots) if slots else LayerWriter.drop
-        writers = self._writers.values()
-        for _ in prefetch(lambda writer: end(writer, self._first), writers, _FINISHED_AT_ONCE):
+
+        def end(writer: LayerWriter) -> None:
+            writer.finish(self._first, slots) if slots else writer.drop(self._first)
+
+        for _ in prefetch(end, self._writers.values(), _FINISHED_AT_ONCE):
             pass
         self._first += self._store.block
         self._append("".join(json.dumps(line) + "\n" for line in lines))

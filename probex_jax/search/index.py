@@ -397,4 +397,4 @@ class Index:
 
 # What an interrupted creation may leave in the folder: names, and prefixes of names.
 _LEFTOVERS = {"expert", "models.lance", checksums.NAME, WRITER_LOCK}
-_PREFIXES = ("expert.new", "index.json.", f"{checksums.NAME}.")
+_PREFIXES = (".clock-", "expert.new", "index.json.", f"{checksums.NAME}.")
