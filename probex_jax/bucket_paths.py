@@ -54,6 +54,15 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     return found
 
 
+def on_a_disk(path: str | os.PathLike[str]) -> Path:
+    """The path of what has to be made on a disk.
+
+    Raises:
+      ProbexError: if it is an address in a bucket.
+    """
+    return Path(os.fspath(as_path(path)))
+
+
 class BucketPath(type(Path())):  # type: ignore[misc]
     """An object, or all those below a key; `as_path` makes one.
 
@@ -206,7 +215,7 @@ class BucketPath(type(Path())):  # type: ignore[misc]
 
 
 @contextmanager
-def on_disk(path: Path) -> Iterator[Path]:
+def fetched(path: Path) -> Iterator[Path]:
     """A file or folder on the disk: itself, or for as long as this lasts a copy of what is there.
 
     Raises:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import probex_jax as px
-from probex_jax.bucket_paths import as_path, on_disk, remove_folder
+from probex_jax.bucket_paths import as_path, fetched, remove_folder
 from probex_jax.files import disk_errors, read_json, write_json
 from tests import s3
 
@@ -62,18 +62,19 @@ def test_objects_are_files_and_what_lies_above_them_is_folders(folder):
     assert [read_json(path) for path in paths] == [0, 1, 2]
     assert {path.name for path in folder.iterdir()} == {"a%2Fb.json", "in"}
     assert {path.name for path in folder.glob("in/*/[cd].json")} == {"c.json", "d.json"}
-    assert folder.is_dir() and not folder.is_file()
-    assert paths[0].is_file() and not paths[0].is_dir() and not (folder / "i").exists()
+    for path, is_file in ((folder, False), (folder / "in", False), (paths[0], True)):
+        assert (path.exists(), path.is_file(), path.is_dir()) == (True, is_file, not is_file)
+    assert not (folder / "i").exists()
     paths[0].unlink()
     remove_folder(folder / "in")
     assert not folder.exists()
 
 
 def test_what_is_missing_is_missing_as_on_a_disk(folder):
-    with pytest.raises(FileNotFoundError, match="no.json"):
-        read_json(folder / "no.json")
-    with pytest.raises(px.ProbexError, match="no.json"), disk_errors(folder):
-        (folder / "no.json").stat()
+    with pytest.raises(FileNotFoundError, match="no-file"):
+        read_json(folder / "no-file")
+    with pytest.raises(px.ProbexError, match="no-file"), disk_errors(folder):
+        (folder / "no-file").stat()
     with pytest.raises(px.ProbexError, match="no-such-bucket"):
         write_json(as_path("s3://no-such-bucket/x.json"), 1)
 
@@ -89,9 +90,10 @@ def made(folder, *names):
 def test_a_folder_that_is_put_replaces_another_one_and_comes_back_the_same(folder, tmp_path):
     folder.upload(made(tmp_path / "old", "card", "x", "in/y"), last="card")
     folder.upload(made(tmp_path / "new", "card", "in/z"), last="card")
-    with on_disk(folder) as here:
+    with fetched(folder) as here:
         found = {str(path.relative_to(here)) for path in here.rglob("*") if path.is_file()}
-        assert found == {"card", "in/z"} and (here / "in/z").read_text() == "in/z"
+        assert found == {"card", "in/z"}
+        assert (here / "in/z").read_text() == "in/z"
     assert not here.exists()
 
 
@@ -117,7 +119,7 @@ def test_faults_change_nothing(server, folder, tmp_path):
         write_json(folder / "list.json", names)
         assert len([*folder.glob("*/f")]) == len(names)
         assert read_json(folder / "list.json") == names
-        with on_disk(folder) as here:
+        with fetched(folder) as here:
             assert all((here / name).read_text() == name for name in names)
         remove_folder(folder, first="card")
         assert not folder.exists()

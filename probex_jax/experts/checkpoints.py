@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from probex_jax.bucket_paths import BucketPath, on_disk, remove_folder
+from probex_jax.bucket_paths import BucketPath, fetched, remove_folder
 from probex_jax.errors import ProbexError
 
 # The file of Orbax's without which there is no checkpoint.
@@ -86,7 +86,7 @@ def load(path: Path) -> tuple[Any, dict[str, Any]]:
     from orbax.checkpoint import v1 as ocp
 
     try:
-        with on_disk(path) as here, _ORBAX, _this_process():
+        with fetched(path) as here, _ORBAX, _this_process():
             metadata = ocp.metadata(here.resolve())
             leaves = metadata.metadata
             template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), leaves)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from probex_jax.bucket_paths import on_disk
+from probex_jax.bucket_paths import fetched
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, Read, in_batches
 from probex_jax.files import read_json
@@ -195,5 +195,5 @@ def arrays_file(folder: Path, about: Mapping[str, Any]) -> Path:
 def _arrays(path: Path, sha256: str) -> dict[str, np.ndarray]:
     if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise ProbexError(f"{path}: damaged: its content does not match its hash")
-    with on_disk(path) as here, open_model(here) as file:
+    with fetched(path) as here, open_model(here) as file:
         return {name: file.tensor(name) for name in file.tensors}
