@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
-from pathlib import PurePath
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -50,7 +49,7 @@ _CREDENTIALS = {
 HINTS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE with boto3 installed",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or install google-auth",
-    "hf": "log in with `hf auth login` or set HF_TOKEN, and accept the model's terms if it has some",
+    "hf": "log in with `hf auth login` or set HF_TOKEN, and accept the model's terms if there are some",
 }
 _STATUS = re.compile(r"status code: (\d{3}(?: [A-Za-z ]{1,40})?)")
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
@@ -137,7 +136,7 @@ def address_of(path: str | os.PathLike[str]) -> str:
       >>> address_of(Path("s3://bucket/zoo")), address_of("hf://org/repo"), address_of("zoo")
       ('s3://bucket/zoo', 'hf://org/repo', '')
     """
-    text = str(path) if isinstance(path, PurePath) else os.fspath(path)
+    text = str(path)
     found = _ADDRESS.match(text)
     return f"{found[1]}://{text[found.end() :]}" if found else ""
 
@@ -329,7 +328,7 @@ def waited(work: Callable[[], Awaitable[_T]], stopped: threading.Event | None = 
     interrupted = threading.Event()
 
     async def watched() -> _T:
-        task = asyncio.ensure_future(work())
+        task = asyncio.ensure_future(_persisting(work))
         while not task.done():
             if interrupted.is_set() or (stopped is not None and stopped.is_set()):
                 task.cancel()
@@ -344,6 +343,20 @@ def waited(work: Callable[[], Awaitable[_T]], stopped: threading.Event | None = 
         except BaseException:
             interrupted.set()
             raise
+
+
+async def _persisting(work: Callable[[], Awaitable[_T]]) -> _T:
+    """The result of work, begun again where an answer broke off: obstore resumes those of `get`."""
+    from obstore.exceptions import GenericError
+
+    for wait_s in PATIENCE.waits_s():
+        try:
+            return await work()
+        except GenericError as error:
+            if "response body" not in str(error):
+                raise
+            await asyncio.sleep(wait_s)
+    return await work()
 
 
 @contextmanager

@@ -7,9 +7,10 @@ it writes is one of the functions below; a ProbexError ends it as it ends a comm
 import os
 import signal
 import sys
-from pathlib import Path
 
 import probex_jax as px
+from probex_jax import bucket_locks
+from probex_jax.bucket_paths import as_path
 from probex_jax.fitting import Adam
 from probex_jax.forest import grow
 from probex_jax.search import Index, find_models
@@ -26,6 +27,11 @@ SETTINGS = {
 def pack(stop, zoo, store):
     """Packs a zoo."""
     px.pack(px.scan(zoo), store, on_models=lambda total: stop())
+
+
+def pack_a_block(stop, zoo, store):
+    """Packs a zoo; stops after a block."""
+    px.pack(px.scan(zoo), store, on_packed=lambda models: stop())
 
 
 def index(stop, models, path):
@@ -47,11 +53,12 @@ def train(stop, store, workdir, processes=1):
     store = px.LayerStore.open(store)
     progress = lambda layer, epochs: stop()  # noqa: E731
     share = (0, int(processes))
-    sweep(store, Path(workdir), **SETTINGS, share=share, on_progress=progress)
+    sweep(store, as_path(workdir), **SETTINGS, share=share, on_progress=progress)
 
 
 def main(what, stops, *arguments):
     """Runs one of them."""
+    bucket_locks.STALE_S = float(os.environ.get("STALE_S", bucket_locks.STALE_S))
     left = [stops == "True"]
 
     def stop():

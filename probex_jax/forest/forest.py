@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from probex_jax.bucket_paths import as_path
 from probex_jax.buckets import address_of, shown_path
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Read, batch_size
@@ -88,8 +89,9 @@ class Forest:
         Raises:
           ProbexError: if there is no forest, or a damaged one.
         """
-        trees = [Tree(folder) for folder in tree_folders(Path(path))]
-        return cls(Path(path), {tree.router.tree: tree for tree in trees})
+        path = as_path(path)
+        trees = [Tree(folder) for folder in tree_folders(path)]
+        return cls(path, {tree.router.tree: tree for tree in trees})
 
     def route(self, model: ModelFile, base: str | None = None) -> Route:
         """Finds the tree of an open model; arguments and errors as those of `forest.route`."""

@@ -5,12 +5,16 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from probex_jax.bucket_paths import BucketPath
 from probex_jax.errors import ProbexError
-from probex_jax.files import disk_errors
+from probex_jax.files import disk_errors, write_text
 from probex_jax.layer_store.arrays import part_folder, parts, vectors_folder
 from probex_jax.layer_store.common_layers import StoredLayer, layer_faults
 from probex_jax.layer_store.headers import ModelHeader
@@ -22,6 +26,10 @@ from probex_jax.zoo import ZooModel
 
 # Of an array: a layer's name and part; or "" and the number of an array of vectors.
 _Key = tuple[str, str | int]
+
+
+# Arrays whose shards are ended, and put into a bucket, at a time.
+_FINISHED_AT_ONCE = 8
 
 
 class _Task(NamedTuple):
@@ -53,26 +61,36 @@ class Packer:
         self._places = store.reader.places
         # What each array holds, names and shapes, goes into a model's hash with its checksum.
         self._writers: dict[_Key, LayerWriter] = {}
+        is_local = not isinstance(store.path, BucketPath)
+        self._made = None if is_local else TemporaryDirectory(prefix="probex-jax-")
         self._hashed: dict[_Key, bytes] = {}
         for name, layer in self._layers.items():
             for part, shape in parts(*layer[:2]).items() if name not in self._places else ():
                 folder = part_folder(store.path, name, part)
-                self._writers[name, part] = LayerWriter(folder, shape, store.block)
+                self._writers[name, part] = self._writer(folder, shape)
                 self._hashed[name, part] = json.dumps([name, part, shape]).encode()
         held: dict[int, list[tuple[str, tuple[int, int]]]] = {}
         for name, place in self._places.items():
             held.setdefault(place.array, []).append((name, store.layers[name]))
         for number, size in store.reader.vector_arrays.items():
             folder = vectors_folder(store.path, number)
-            self._writers["", number] = LayerWriter(folder, (1, size), store.block)
+            self._writers["", number] = self._writer(folder, (1, size))
             self._hashed["", number] = json.dumps(held[number]).encode()
         for number, count in Counter(model.row // store.block for model in store.models).items():
             for writer in self._writers.values():
                 writer.check(number * store.block, count)
         self.skipped: dict[str, str] = {}
 
+    def _writer(self, folder: Path, shape: tuple[int, int]) -> LayerWriter:
+        made = None if self._made is None else Path(self._made.name, str(len(self._writers)))
+        return LayerWriter(folder, shape, self._store.block, made)
+
     def run(self, headers: Sequence[ModelHeader]) -> Iterator[tuple[ModelHeader, str]]:
         """Packs the models in order; yields each with the reason why it was skipped, or ""."""
+        with self._made or nullcontext():
+            yield from self._run(headers)
+
+    def _run(self, headers: Sequence[ModelHeader]) -> Iterator[tuple[ModelHeader, str]]:
         self._drop_torn_line()
         slots: list[int] = []
         packed: list[ZooModel] = []
@@ -186,20 +204,26 @@ class Packer:
         lines: Sequence[Mapping[str, Any]],
         models: Sequence[ZooModel],
     ) -> None:
-        if slots:
-            for writer in self._writers.values():
-                writer.finish(self._first, slots)
-        else:
-            for writer in self._writers.values():
-                writer.drop(self._first)
+
+        def end(writer: LayerWriter) -> None:
+            writer.finish(self._first, slots) if slots else writer.drop(self._first)
+
+        for _ in prefetch(end, self._writers.values(), _FINISHED_AT_ONCE):
+            pass
         self._first += self._store.block
-        with disk_errors(self._table), self._table.open("a") as table:
-            table.write("".join(json.dumps(line) + "\n" for line in lines))
+        self._append("".join(json.dumps(line) + "\n" for line in lines))
         self._on_packed(models)
 
+    def _append(self, lines: str) -> None:
+        if isinstance(self._table, BucketPath):  # whose objects are written whole
+            before = self._table.read_text() if self._table.exists() else ""
+            return write_text(self._table, before + lines)
+        with disk_errors(self._table), self._table.open("a") as table:
+            table.write(lines)
+
     def _drop_torn_line(self) -> None:
-        """A kill may have cut the last line short."""
-        if self._table.exists():
+        """A kill may have cut the last line short, on a disk."""
+        if self._table.exists() and not isinstance(self._table, BucketPath):
             whole = self._table.read_bytes().rfind(b"\n") + 1
             os.truncate(self._table, whole)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from probex_jax.bucket_paths import as_path
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, layer_folder, one_writer, write_json
 from probex_jax.layer_store.arrays import parts, places
@@ -98,7 +99,7 @@ def pack(
       >>> pack(scan(folder / "zoo"), folder / "store").added
       2
     """
-    path = Path(path)
+    path = as_path(path)
     with one_writer(path):
         store = LayerStore.open(path) if (path / "store.json").exists() else None
         known = {model.id: model for model in store.models} if store else {}

@@ -144,8 +144,10 @@ def find_contents(
             weights[layer] = weight
         shape = whole[name].shape
         if shape and whole[name].dtype in MATRIX_DTYPES:
-            shapes[names[name]] = shape if weight.axes is None or weight.expert is not None else tuple(
-                shape[axis] for axis in weight.axes
+            shapes[names[name]] = (
+                shape
+                if weight.axes is None or weight.expert is not None
+                else tuple(shape[axis] for axis in weight.axes)
             )
     return Contents(
         {name: info for name, info in sorted(layers.items()) if info.kind != "vector"},

@@ -91,7 +91,9 @@ def of_expert(name: str, number: int) -> str:
 def as_layer(tensor: TensorInfo) -> LayerInfo | str:
     """The matrix or vector that a tensor makes, or the reason why it makes none."""
     if tensor.dtype not in MATRIX_DTYPES:
-        reason = _OTHER_DTYPES.get(tensor.dtype) or _OTHER_DTYPES.get(tensor.dtype.rstrip("0123456789"))
+        reason = _OTHER_DTYPES.get(tensor.dtype) or _OTHER_DTYPES.get(
+            tensor.dtype.rstrip("0123456789")
+        )
         return reason or f"{tensor.dtype}, which is not read"
     if 0 in tensor.shape:
         return "empty"

@@ -197,7 +197,9 @@ def located_in(folder: Folder, limits: Limits) -> Location:
         for stem in stems:
             if found := _preferred(folder, names, stem, suffix, limits):
                 return found
-        others = [name for name in names if format_of(name) == suffix and _may_be_file(folder, name)]
+        others = [
+            name for name in names if format_of(name) == suffix and _may_be_file(folder, name)
+        ]
         if others:
             return _only(folder, others)
     if isinstance(folder, LocalFolder) and (item := _checkpoint(folder.path)):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from probex_jax.bucket_paths import as_path
 from probex_jax.errors import ProbexError
 from probex_jax.search import checksums
 
@@ -73,7 +74,7 @@ class ModelTable:
         # Tables of version 1 have no key.
         unkeyed = pyarrow.schema(list(kinds.items()))
         self._schema = unkeyed.set(FIELDS.index("path"), key)
-        self._arrow, self._dim, self._folder = pyarrow, dim, Path(folder)
+        self._arrow, self._dim, self._folder = pyarrow, dim, as_path(folder)
         if create:
             (self._folder / checksums.NAME).unlink(missing_ok=True)
         version, self._sums = checksums.check(self._folder)

@@ -407,7 +407,10 @@ def test_stacked_experts_are_a_matrix_each(tmp_path):
         with opened(tmp_path, experts | others) as m:
             names = {f"{mlp}.{n}.{end}" for n in range(8) for end in ("gate_up_proj", "down_proj")}
             assert m.left_out == {}
-            named = {"block_sparse_moe.0.input_linear.weight", "block_sparse_moe.1.input_linear.weight"}
+            named = {
+                "block_sparse_moe.0.input_linear.weight",
+                "block_sparse_moe.1.input_linear.weight",
+            }
             assert set(m.layers) == names | named | {"conv1.weight", "experts.0.fc.weight"}
             assert m.layers[f"{mlp}.3.gate_up_proj"].kind == "linear"
             np.testing.assert_array_equal(m.matrix(f"{mlp}.3.gate_up_proj"), up[3])

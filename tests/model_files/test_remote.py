@@ -123,7 +123,7 @@ def test_merged():
 @pytest.mark.parametrize("seed", range(20))
 def test_what_is_merged_holds_what_was_asked_for_and_little_else(seed):
     rng = np.random.default_rng(seed)
-    begins = rng.integers(0, 10**rng.integers(3, 10), 50)
+    begins = rng.integers(0, 10 ** rng.integers(3, 10), 50)
     ranges = [(int(b), int(b + n)) for b, n in zip(begins, rng.integers(1, 10**5, 50), strict=True)]
     found = merged(ranges)
     assert all(any(a <= begin and end <= b for a, b in found) for begin, end in ranges)

@@ -105,11 +105,13 @@ def find_updates(
         try:
             parameter, update = _of_experts(update, tensors, config)
             form = reason or update.form(tensors, are_experts(path))
-            parts = {} if isinstance(form, str) else _parts(
-                update, form, tensors, parameter, of_family
+            parts = (
+                {} if isinstance(form, str) else _parts(update, form, tensors, parameter, of_family)
             )
         except MismatchError as error:
-            raise ProbexError(f"{where}: {update.spelling.method} {quoted(path)}: {error}") from None
+            raise ProbexError(
+                f"{where}: {update.spelling.method} {quoted(path)}: {error}"
+            ) from None
         except ValueError as error:
             form = str(error)
         if isinstance(form, str):

@@ -62,8 +62,14 @@ class Scales:
         """
         if layer not in self._known:
             found = self._updates[layer]
-            update, rank, dialect = found.update, found.form.alpha_rank, found.update.spelling.dialect
-            if update.spelling.method == "delta" or (dialect == "lycoris" and self._is_whole(found)):
+            update, rank, dialect = (
+                found.update,
+                found.form.alpha_rank,
+                found.update.spelling.dialect,
+            )
+            if update.spelling.method == "delta" or (
+                dialect == "lycoris" and self._is_whole(found)
+            ):
                 self._known[layer] = 1.0
             else:
                 alpha = self._tensors.number(update.alpha) if update.alpha else None

@@ -79,7 +79,9 @@ class Update:
         if self.spelling.method == "LoKr":
             sides = {w: self.factors.keys() & {f"{w}_a", f"{w}_b"} for w in ("w1", "w2")}
             needed = tuple(
-                end for w, is_split in sides.items() for end in ((f"{w}_a", f"{w}_b") if is_split else (w,))
+                end
+                for w, is_split in sides.items()
+                for end in ((f"{w}_a", f"{w}_b") if is_split else (w,))
             )
         return next((role for role in needed if role not in self.factors), "")
 

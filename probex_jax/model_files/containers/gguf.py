@@ -180,9 +180,7 @@ def _metadata(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield key, value if isinstance(value, str) else json.dumps(value)
 
 
-def _apart(
-    tensors: Mapping[str, TensorInfo], limits: Limits
-) -> Iterator[tuple[str, TensorInfo]]:
+def _apart(tensors: Mapping[str, TensorInfo], limits: Limits) -> Iterator[tuple[str, TensorInfo]]:
     """The tensors, with one for each expert of those that are stacked."""
     for name, info in tensors.items():
         block, _, module = name.removesuffix(".weight").rpartition(".")
@@ -213,7 +211,9 @@ def _forms(
         expert = block.rpartition(".")
         if expert[0].split(".")[-1] in _EXPERTS:
             projection = _EXPERTS[expert[0].split(".")[-1]]
-            begin = _transformers(architecture, f"{expert[0].rpartition('.')[0]}.ffn_gate_inp.{last}")
+            begin = _transformers(
+                architecture, f"{expert[0].rpartition('.')[0]}.ffn_gate_inp.{last}"
+            )
             if begin:
                 named = _MIXTRAL[projection] if is_mixtral else projection
                 path = f"{begin.rpartition('.gate.')[0]}.experts.{expert[2]}.{named}.{last}"
@@ -246,7 +246,11 @@ def _transformers(architecture: str, name: str) -> str:
     if len(number) > 4 or architecture not in _BEGINNINGS:
         return ""
     found = _paths(architecture).get(f"blk.0.{'.'.join(keys[2:])}" if number else path)
-    return f"{found.replace('.0.', f'.{int(number)}.', 1) if number else found}.{last}" if found else ""
+    return (
+        f"{found.replace('.0.', f'.{int(number)}.', 1) if number else found}.{last}"
+        if found
+        else ""
+    )
 
 
 @cache

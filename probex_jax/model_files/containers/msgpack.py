@@ -53,7 +53,9 @@ class _Walk:
     def contained(self) -> Contained:
         kind, count = self._head()
         if kind != "map":
-            raise ProbexError(f"{self._file.name}: no msgpack file of Flax, which begins with a map")
+            raise ProbexError(
+                f"{self._file.name}: no msgpack file of Flax, which begins with a map"
+            )
         self._children((), kind, count)
         if self._cursor.at != self._file.size:
             raise self._refusal((), f"{self._file.size - self._cursor.at} bytes after the end")

@@ -91,7 +91,9 @@ def read_checkpoint(folder: Checkpoint, limits: Limits) -> Contained:
             if len(tensors) >= limits.tensors:
                 raise ProbexError(f"{folder.name}: over {limits.tensors} tensors, the limit")
             spec = {"driver": _DRIVERS[last], "kvstore": _within(base, path)}
-            store = ts.open({**spec, "fill_missing_data_reads": False}, open=True, read=True).result()
+            store = ts.open(
+                {**spec, "fill_missing_data_reads": False}, open=True, read=True
+            ).result()
             name = names.get(path, path)
             dtype = np.dtype(store.dtype.numpy_dtype)
             chunk = math.prod(store.chunk_layout.read_chunk.shape or (1,)) * dtype.itemsize

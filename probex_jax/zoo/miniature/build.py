@@ -15,8 +15,9 @@ import jax
 import numpy as np
 from safetensors import safe_open
 
+from probex_jax.claims import check_same
 from probex_jax.errors import ProbexError
-from probex_jax.files import check_same, one_writer, write_json
+from probex_jax.files import one_writer, write_json
 from probex_jax.zoo.miniature import hf_files
 from probex_jax.zoo.miniature.kinds import TREES, Kind, Train
 from probex_jax.zoo.miniature.planted import PLANTED, Planted

@@ -113,7 +113,10 @@ def test_peft_on_stacked_experts(tmp_path, parameters):
         vocab_size=32, head_dim=8,
     )  # fmt: skip
     settings = peft.LoraConfig(
-        r=2, lora_alpha=6, target_modules=[], target_parameters=[f"mlp.experts.{p}" for p in parameters]
+        r=2,
+        lora_alpha=6,
+        target_modules=[],
+        target_parameters=[f"mlp.experts.{p}" for p in parameters],
     )
     model = randomised(peft.get_peft_model(Qwen3MoeForCausalLM(config), settings))
     model.save_pretrained(tmp_path)
@@ -148,7 +151,11 @@ def test_lycoris(tmp_path, algo):
 
     torch.manual_seed(0)
     model = torch.nn.ModuleDict(
-        {"fc1": torch.nn.Linear(24, 32), "conv1": torch.nn.Conv2d(16, 24, 3), "k_proj": torch.nn.Linear(32, 8)}
+        {
+            "fc1": torch.nn.Linear(24, 32),
+            "conv1": torch.nn.Conv2d(16, 24, 3),
+            "k_proj": torch.nn.Linear(32, 8),
+        }
     )
     method = algo.partition(",")[0]
     network = create_lycoris(model, 1.0, linear_dim=3, linear_alpha=1.5, algo=method, conv_dim=3,

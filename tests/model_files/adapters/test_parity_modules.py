@@ -190,8 +190,12 @@ def embedders(names, inside="in_layer out_layer"):
     return [f"{name}.{each}" for name in names.split() for each in inside.split()]
 
 
-STREAMS = "img_attn.qkv txt_attn.qkv img_attn.proj txt_attn.proj img_mlp.0 img_mlp.2 txt_mlp.0 txt_mlp.2"
-WAN_ATTENTIONS = " ".join(f"{kind}.{each}" for kind in ("self_attn", "cross_attn") for each in "qkvo")
+STREAMS = (
+    "img_attn.qkv txt_attn.qkv img_attn.proj txt_attn.proj img_mlp.0 img_mlp.2 txt_mlp.0 txt_mlp.2"
+)
+WAN_ATTENTIONS = " ".join(
+    f"{kind}.{each}" for kind in ("self_attn", "cross_attn") for each in "qkvo"
+)
 NEXT = "attention.qkv attention.out feed_forward.w1 feed_forward.w2 feed_forward.w3"
 FINAL = ["final_layer.linear", "final_layer.adaLN_modulation.1"]
 
@@ -256,7 +260,12 @@ LUMINA = [
 ]
 XLABS = [
     *blocks(2, "double_blocks.{i}.processor".replace(".{i}", ""), ""),
-    *(f"double_blocks.{i}.processor.{e}_lora{k}" for i in (0, 1) for e in ("qkv", "proj") for k in (1, 2)),
+    *(
+        f"double_blocks.{i}.processor.{e}_lora{k}"
+        for i in (0, 1)
+        for e in ("qkv", "proj")
+        for k in (1, 2)
+    ),
     *(f"single_blocks.{i}.processor.{e}_lora" for i in (0, 1) for e in ("qkv", "proj")),
 ]
 ANIMA = blocks(
@@ -397,7 +406,9 @@ CLIP_KOHYA = [
     ],
 )
 def test_rows_of_layers_are_those_that_diffusers_loads(pipeline, spelling, paths):
-    loader = getattr(diffusers, pipeline, None) or getattr(diffusers.loaders.lora_pipeline, pipeline)
+    loader = getattr(diffusers, pipeline, None) or getattr(
+        diffusers.loaders.lora_pipeline, pipeline
+    )
     made = factors(paths, {"linear1": (36, 4)} if pipeline == "Flux2Pipeline" else SHAPES)
     converted = loader.lora_state_dict(stored(made, spelling))
     check(ours(made), theirs(converted[0] if isinstance(converted, tuple) else converted))

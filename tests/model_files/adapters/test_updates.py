@@ -79,7 +79,9 @@ def test_loras_of_embeddings_are_entries_by_dimensions(tmp_path, path):
 
 
 def test_layers_that_are_only_numbered_have_their_number(tmp_path):
-    tensors = {f"unet:{n}:{half}": UP if half == "up" else DOWN for n in (0, 11) for half in ("up", "down")}
+    tensors = {
+        f"unet:{n}:{half}": UP if half == "up" else DOWN for n in (0, 11) for half in ("up", "down")
+    }
     with opened(tmp_path, tensors) as m:
         assert [*m.layers] == ["unet.0", "unet.11"]
         np.testing.assert_allclose(m.matrix("unet.11").dense(), UP @ DOWN, atol=1e-5)
@@ -99,7 +101,9 @@ def test_a_core_between_the_factors_is_multiplied_in(tmp_path):
 
 
 def loha(path, rank, rows=24, columns=16, kernel=()):
-    halves = {f"w{n}_{h}": s for n in "12" for h, s in (("a", (rows, rank)), ("b", (rank, columns)))}
+    halves = {
+        f"w{n}_{h}": s for n in "12" for h, s in (("a", (rows, rank)), ("b", (rank, columns)))
+    }
     if kernel:
         halves |= {f"w{n}_a": (rank, rows) for n in "12"} | {
             f"t{n}": (rank, rank, *kernel) for n in "12"
@@ -150,7 +154,8 @@ def test_a_lokr_is_kronecker_s_product(tmp_path, case):
     shapes, rank = LOKR[case]
     parts = {role: drawn(*shape, seed=len(role)) for role, shape in shapes.items()}
     one, other = (
-        parts[w] if w in parts else np.float64(parts[f"{w}_a"]) @ parts[f"{w}_b"] for w in ("w1", "w2")
+        parts[w] if w in parts else np.float64(parts[f"{w}_a"]) @ parts[f"{w}_b"]
+        for w in ("w1", "w2")
     )
     expected = np.kron(one, other) * (ALPHA / rank if rank else 1)
     tensors = {f"{LAYER}.lokr_{role}": value for role, value in parts.items()}
@@ -182,10 +187,19 @@ def test_a_delta_is_the_difference_itself(tmp_path):
 
 MISFITS = {
     "LoHa": {"hada_w1_a": (4, 2), "hada_w1_b": (2, 4), "hada_w2_a": (5, 2), "hada_w2_b": (2, 4)},
-    "LoHa, ranks": {"hada_w1_a": (4, 2), "hada_w1_b": (3, 4), "hada_w2_a": (4, 2), "hada_w2_b": (2, 4)},
+    "LoHa, ranks": {
+        "hada_w1_a": (4, 2),
+        "hada_w1_b": (3, 4),
+        "hada_w2_a": (4, 2),
+        "hada_w2_b": (2, 4),
+    },
     "LoKr": {"lokr_w1": (4, 4), "lokr_w2_a": (4, 2), "lokr_w2_b": (3, 4)},
     "LoRA": {"lora_a": (4, 2), "lora_b": (3, 4)},
-    "LoRA, mid": {"lora_up.weight": (4, 2), "lora_mid.weight": (3, 2, 3), "lora_down.weight": (2, 4)},
+    "LoRA, mid": {
+        "lora_up.weight": (4, 2),
+        "lora_mid.weight": (3, 2, 3),
+        "lora_down.weight": (2, 4),
+    },
 }
 
 
