@@ -212,7 +212,8 @@ class ModelFile:
             return self.matrix(name)[list(rows)]  # type: ignore[return-value]
         found = self._updates[name].values(self._stored, self._scales.of(name), rows)
         with np.errstate(all="ignore"):
-            return self._finite(name, found.dense() if isinstance(found, LowRank) else found)
+            wanted = found.up @ found.down if isinstance(found, LowRank) else found
+            return self._finite(name, wanted)
 
     @cached_property
     def unscaled(self) -> tuple[str, ...]:

@@ -94,37 +94,38 @@ def find_updates(
             method = found.spelling.method
             key = (found.path, method, found.spelling.dialect, found.role * (method == "delta"))
             grouped.setdefault(key, []).append((name, found))
-    of_family = family(path for path, *_ in grouped)
-    layers: dict[str, LayerUpdate] = {}
+    known: list[tuple[Update, Form, str]] = []
     unread: dict[str, str] = {}
     for (path, *_), named in grouped.items():
         update = _update(path, named, tensors, where)
         if update is None:
             continue
-        reason = _ADALORA if any(path + end in tensors for end in _DIAGONAL) else ""
         try:
             parameter, update = _of_experts(update, tensors, config)
-            form = reason or update.form(tensors, are_experts(path))
-            parts = (
-                {} if isinstance(form, str) else _parts(update, form, tensors, parameter, of_family)
-            )
+            form = update.form(tensors, are_experts(path))
         except MismatchError as error:
             raise ProbexError(
                 f"{where}: {update.spelling.method} {quoted(path)}: {error}"
             ) from None
         except ValueError as error:
             form = str(error)
+        if any(path + end in tensors for end in _DIAGONAL):
+            form = _ADALORA
         if isinstance(form, str):
             unread |= dict.fromkeys(update.tensors, form)
             continue
-        for layer, part in parts.items():
+        known.append((update, form, parameter))
+        if path + _MAGNITUDE in tensors:
+            unread[path + _MAGNITUDE] = "the magnitude of a DoRA, which is not applied"
+    of_family = family({update.path: form.shape for update, form, _ in known})
+    layers: dict[str, LayerUpdate] = {}
+    for update, form, parameter in known:
+        for layer, part in _parts(update, form, tensors, parameter, of_family).items():
             if leads_out(layer):
                 raise ProbexError(f"{where}: layer {quoted(layer)}: the name leads out of a folder")
             if layer in layers:
                 raise ProbexError(f"{where}: two LoRAs are of layer {quoted(layer)}")
             layers[layer] = part
-        if path + _MAGNITUDE in tensors:
-            unread[path + _MAGNITUDE] = "the magnitude of a DoRA, which is not applied"
     if layers:
         unread |= {name: _NORM for name in tensors if name.endswith(_NORMS)}
     taken = {name for part in layers.values() for name in part.update.tensors}
@@ -188,14 +189,15 @@ def _parts(
     parameter: str,
     of_family: str,
 ) -> dict[str, LayerUpdate]:
-    """The layers of one update, by name; a ValueError says why they cannot be told apart."""
+    """The layers of one update, by name; one layer where the rows of a fused one do not divide."""
     dtype = tensors[next(iter(update.factors.values()))].dtype
     height, width = form.shape
     end = ".bias" if "diff_b" in update.factors else ""
-    found = {}
-    for rows in slices(update.path, of_family):
-        if (rows.end - rows.begin) * height % rows.of or rows.begin * height % rows.of:
-            raise ValueError(f"a fused layer whose {height} rows are no {rows.of} equal parts")
+    parts = slices(update.path, of_family)
+    if any(height % rows.of for rows in parts):
+        parts = (Slice(update.path),)
+    found: dict[str, LayerUpdate] = {}
+    for rows in parts:
         part = (rows.end - rows.begin) * height // rows.of
         info = LayerInfo((part, width), dtype, form.kind, form.rank)
         whole = LayerUpdate(update, form, rows, info)
