@@ -190,8 +190,12 @@ def embedders(names, inside="in_layer out_layer"):
     return [f"{name}.{each}" for name in names.split() for each in inside.split()]
 
 
-STREAMS = "img_attn.qkv txt_attn.qkv img_attn.proj txt_attn.proj img_mlp.0 img_mlp.2 txt_mlp.0 txt_mlp.2"
-WAN_ATTENTIONS = " ".join(f"{kind}.{each}" for kind in ("self_attn", "cross_attn") for each in "qkvo")
+STREAMS = (
+    "img_attn.qkv txt_attn.qkv img_attn.proj txt_attn.proj img_mlp.0 img_mlp.2 txt_mlp.0 txt_mlp.2"
+)
+WAN_ATTENTIONS = " ".join(
+    f"{kind}.{each}" for kind in ("self_attn", "cross_attn") for each in "qkvo"
+)
 NEXT = "attention.qkv attention.out feed_forward.w1 feed_forward.w2 feed_forward.w3"
 FINAL = ["final_layer.linear", "final_layer.adaLN_modulation.1"]
 
@@ -256,7 +260,12 @@ LUMINA = [
 ]
 XLABS = [
     *blocks(2, "double_blocks.{i}.processor".replace(".{i}", ""), ""),
-    *(f"double_blocks.{i}.processor.{e}_lora{k}" for i in (0, 1) for e in ("qkv", "proj") for k in (1, 2)),
+    *(
+        f"double_blocks.{i}.processor.{e}_lora{k}"
+        for i in (0, 1)
+        for e in ("qkv", "proj")
+        for k in (1, 2)
+    ),
     *(f"single_blocks.{i}.processor.{e}_lora" for i in (0, 1) for e in ("qkv", "proj")),
 ]
 ANIMA = blocks(
@@ -397,7 +406,9 @@ CLIP_KOHYA = [
     ],
 )
 def test_rows_of_layers_are_those_that_diffusers_loads(pipeline, spelling, paths):
-    loader = getattr(diffusers, pipeline, None) or getattr(diffusers.loaders.lora_pipeline, pipeline)
+    loader = getattr(diffusers, pipeline, None) or getattr(
+        diffusers.loaders.lora_pipeline, pipeline
+    )
     made = factors(paths, {"linear1": (36, 4)} if pipeline == "Flux2Pipeline" else SHAPES)
     converted = loader.lora_state_dict(stored(made, spelling))
     check(ours(made), theirs(converted[0] if isinstance(converted, tuple) else converted))
@@ -435,17 +446,23 @@ CHROMA = [
 ]
 PIXART = "attn.qkv attn.proj cross_attn.q_linear cross_attn.kv_linear cross_attn.proj"
 SANA = [
-    *blocks(2, "blocks", f"{PIXART} mlp.inverted_conv.conv mlp.depth_conv.conv mlp.point_conv.conv"),
+    *blocks(
+        2, "blocks", f"{PIXART} mlp.inverted_conv.conv mlp.depth_conv.conv mlp.point_conv.conv"
+    ),
     *embedders("t_embedder", "mlp.0 mlp.2"),
     *["x_embedder.proj", "t_block.1", "y_embedder.y_proj.fc1", "final_layer.linear"],
 ]
 AURA = [
-    *blocks(2, "double_layers", "attn.w1q attn.w1o attn.w2k attn.w2o mlpX.c_fc1 mlpC.c_proj modC.1"),
+    *blocks(
+        2, "double_layers", "attn.w1q attn.w1o attn.w2k attn.w2o mlpX.c_fc1 mlpC.c_proj modC.1"
+    ),
     *blocks(2, "single_layers", "attn.w1v attn.w1o mlp.c_fc2 modCX.1"),
     *["cond_seq_linear", "init_x_linear", "final_linear", "modF.1", "t_embedder.mlp.2"],
 ]
 MOCHI = [
-    *blocks(2, "blocks", "attn.qkv_x attn.qkv_y attn.proj_x attn.proj_y mlp_x.w1 mlp_y.w2 mod_x mod_y"),
+    *blocks(
+        2, "blocks", "attn.qkv_x attn.qkv_y attn.proj_x attn.proj_y mlp_x.w1 mlp_y.w2 mod_x mod_y"
+    ),
     *embedders("t5_y_embedder", "to_kv to_q to_out"),
     *["x_embedder.proj", "t_embedder.mlp.0", "t5_yproj", "final_layer.mod", "final_layer.linear"],
 ]
@@ -493,7 +510,11 @@ class Checkpoint(dict):
         ("chroma_transformer_checkpoint", CHROMA, SHAPES),
         ("flux_transformer_checkpoint", FLUX, SHAPES),
         ("hunyuan_video_transformer", [*HUNYUAN, FINAL[1]], SHAPES),
-        ("hunyuan_video_transformer", ["txt_in.individual_token_refiner.blocks.0.self_attn_qkv"], {}),
+        (
+            "hunyuan_video_transformer",
+            ["txt_in.individual_token_refiner.blocks.0.self_attn_qkv"],
+            {},
+        ),
         ("wan_transformer", [*WAN, *WAN_OTHERS, "patch_embedding"], {}),
         ("lumina2", [*LUMINA, *FINAL, "t_embedder.mlp.0", "cap_embedder.1"], SHAPES),
         ("z_image_transformer_checkpoint", Z_IMAGE, {}),
@@ -560,3 +581,97 @@ def test_rows_of_open_clip_are_those_of_the_converted_text_encoder():
     for layer, (rows, _) in layers.items():
         other = converted[layer.removeprefix("text_encoder_2.") + ".weight"]
         torch.testing.assert_close(other, rows, rtol=0, atol=0, msg=layer)
+
+
+TINY = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 16,
+    **{f"{each}_token_id": 0 for each in ("pad", "bos", "eos", "decoder_start")},
+}
+T5 = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+TWO_SIDES = {
+    f"{side}_{each}": size
+    for side in ("encoder", "decoder")
+    for each, size in {"layers": 1, "attention_heads": 2, "ffn_dim": 16}.items()
+} | {"d_model": 16, "vocab_size": 32, "pad_token_id": 0, "decoder_start_token_id": 0}
+LANGUAGE_MODELS = {
+    "LlamaForCausalLM": TINY,
+    "MistralForCausalLM": TINY,
+    "MixtralForCausalLM": TINY,
+    "Qwen2ForCausalLM": TINY,
+    "Qwen3ForCausalLM": TINY,
+    "Qwen3MoeForCausalLM": TINY | {"num_experts": 2, "moe_intermediate_size": 8},
+    "Gemma2ForCausalLM": TINY,
+    "Gemma3ForCausalLM": TINY,
+    "PhiForCausalLM": TINY,
+    "Phi3ForCausalLM": TINY,
+    "GPT2LMHeadModel": {"vocab_size": 32, "n_embd": 16, "n_layer": 1, "n_head": 2},
+    "GPTNeoXForCausalLM": TINY,
+    "FalconForCausalLM": {each: TINY[each] for each in TINY if each != "head_dim"},
+    "BloomForCausalLM": {"vocab_size": 32, "hidden_size": 16, "n_layer": 1, "n_head": 2},
+    "OPTForCausalLM": TINY | {"ffn_dim": 16, "word_embed_proj_dim": 8},
+    "MambaForCausalLM": TINY,
+    "DeepseekV3ForCausalLM": TINY
+    | {"q_lora_rank": 4, "kv_lora_rank": 4, "qk_rope_head_dim": 4, "v_head_dim": 8}
+    | {"n_routed_experts": 2, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 1},
+    "BertForSequenceClassification": TINY,
+    "RobertaForMaskedLM": TINY,
+    "ElectraForPreTraining": TINY,
+    "DebertaV2Model": TINY,
+    "ModernBertForMaskedLM": TINY,
+    "DistilBertForSequenceClassification": {
+        "dim": 16,
+        "n_layers": 1,
+        "n_heads": 2,
+        "hidden_dim": 8,
+    },
+    "T5ForConditionalGeneration": T5,
+    "BartForConditionalGeneration": TWO_SIDES,
+    "WhisperForConditionalGeneration": TWO_SIDES,
+    "ViTForImageClassification": TINY | {"image_size": 16, "patch_size": 8},
+    "Dinov2ForImageClassification": TINY | {"image_size": 16, "patch_size": 8},
+    "CLIPVisionModel": TINY | {"image_size": 16, "patch_size": 8},
+    "SwinForImageClassification": {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2]},
+}
+
+
+def of_transformers(kind, settings):
+    model = getattr(transformers, kind)
+    with torch.device("meta"):
+        return model(model.config_class(**settings))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", LANGUAGE_MODELS)
+def test_modules_of_transformers_models_have_their_own_names(kind):
+    names = modules(of_transformers(kind, LANGUAGE_MODELS[kind]))
+    assert names
+    one = family({f"base_model.model.{name}": (1, 1) for name in names})
+    for name in names:
+        for path in (name, f"base_model.model.{name}", f"lycoris_{flat(name)}"):
+            assert slices(path) == slices(path, one) == (Slice(name),)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "begin"),
+    [
+        ("CLIPTextModel", TINY, "text_model."),
+        ("CLIPTextModelWithProjection", TINY | {"projection_dim": 8}, ""),
+        ("T5EncoderModel", T5 | {"feed_forward_proj": "gated-gelu"}, ""),
+        ("UMT5EncoderModel", T5 | {"feed_forward_proj": "gated-gelu"}, ""),
+        ("Qwen3ForCausalLM", TINY, ""),
+    ],
+)
+def test_text_encoders_are_parts_of_pipelines(kind, settings, begin):
+    for name in modules(of_transformers(kind, settings)):
+        expected = (Slice(f"text_encoder_2.{begin}{name}"),)
+        assert slices(f"text_encoder_2.{name}") == expected
+        assert slices(f"lora_te2_{flat(name)}") == expected
+        assert slices(f"text_encoder_2.{begin}{name}") == expected
+        assert slices(f"lora_te2_{flat(begin + name)}") == expected
