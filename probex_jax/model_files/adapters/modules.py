@@ -85,7 +85,7 @@ def slices(path: str, family: str = "") -> tuple[Slice, ...]:
     if "." not in rest:
         rest = _dotted(rest)
     first = rest.partition(".")[0]
-    if not part.startswith(_TEXT) and (prefix or first not in _table().common):
+    if not part.startswith(_TEXT) and (part or first not in _table().common):
         part = _table().parts.get(first, part)
     return (Slice(_joined(part, rest)),)
 

@@ -419,3 +419,259 @@ def check(mine, other):
     for layer, (up, down) in mine.items():
         torch.testing.assert_close(up, other[layer][0], rtol=1e-6, atol=1e-6, msg=layer)
         torch.testing.assert_close(down, other[layer][1], rtol=1e-6, atol=1e-6, msg=layer)
+
+
+SD3 = [
+    *blocks(
+        2,
+        "joint_blocks",
+        "x_block.attn.qkv x_block.attn2.qkv x_block.attn.proj x_block.attn2.proj x_block.mlp.fc1"
+        " x_block.mlp.fc2 x_block.adaLN_modulation.1 context_block.attn.qkv",
+    ),
+    *blocks(
+        1,
+        "joint_blocks",
+        "context_block.attn.proj context_block.mlp.fc1 context_block.mlp.fc2"
+        " context_block.adaLN_modulation.1",
+    ),
+    *embedders("t_embedder y_embedder", "mlp.0 mlp.2"),
+    *["x_embedder.proj", "context_embedder", *FINAL],
+]
+CHROMA = [
+    *blocks(2, "double_blocks", STREAMS),
+    *blocks(2, "single_blocks", "linear1 linear2"),
+    *blocks(2, "distilled_guidance_layer.layers", "in_layer out_layer"),
+    *embedders("distilled_guidance_layer", "in_proj out_proj"),
+    *["img_in", "txt_in", "final_layer.linear"],
+]
+PIXART = "attn.qkv attn.proj cross_attn.q_linear cross_attn.kv_linear cross_attn.proj"
+SANA = [
+    *blocks(
+        2, "blocks", f"{PIXART} mlp.inverted_conv.conv mlp.depth_conv.conv mlp.point_conv.conv"
+    ),
+    *embedders("t_embedder", "mlp.0 mlp.2"),
+    *["x_embedder.proj", "t_block.1", "y_embedder.y_proj.fc1", "final_layer.linear"],
+]
+AURA = [
+    *blocks(
+        2, "double_layers", "attn.w1q attn.w1o attn.w2k attn.w2o mlpX.c_fc1 mlpC.c_proj modC.1"
+    ),
+    *blocks(2, "single_layers", "attn.w1v attn.w1o mlp.c_fc2 modCX.1"),
+    *["cond_seq_linear", "init_x_linear", "final_linear", "modF.1", "t_embedder.mlp.2"],
+]
+MOCHI = [
+    *blocks(
+        2, "blocks", "attn.qkv_x attn.qkv_y attn.proj_x attn.proj_y mlp_x.w1 mlp_y.w2 mod_x mod_y"
+    ),
+    *embedders("t5_y_embedder", "to_kv to_q to_out"),
+    *["x_embedder.proj", "t_embedder.mlp.0", "t5_yproj", "final_layer.mod", "final_layer.linear"],
+]
+RESNET = "in_layers.2 emb_layers.1 out_layers.3 skip_connection"
+TRANSFORMER = (
+    "proj_in proj_out transformer_blocks.0.attn1.to_q transformer_blocks.1.attn2.to_out.0"
+    " transformer_blocks.0.ff.net.0.proj transformer_blocks.1.ff.net.2"
+)
+
+
+def unet(levels, attended):
+    """The modules of CompVis's UNet, in which levels have attention: 1 to 12 each way."""
+    names = ["time_embed.0", "time_embed.2", "input_blocks.0.0", "out.2"]
+    for i in range(1, 3 * levels):
+        if i % 3 == 0:
+            names.append(f"input_blocks.{i}.0.op")
+        else:
+            names += embedders(f"input_blocks.{i}.0", RESNET)
+            names += embedders(f"input_blocks.{i}.1", TRANSFORMER) if i // 3 in attended else []
+    names += embedders("middle_block.0 middle_block.2", RESNET)
+    names += embedders("middle_block.1", TRANSFORMER)
+    for i in range(3 * levels):
+        names += embedders(f"output_blocks.{i}.0", RESNET)
+        has_attention = levels - 1 - i // 3 in attended
+        names += embedders(f"output_blocks.{i}.1", TRANSFORMER) if has_attention else []
+        if i % 3 == 2 and i < 3 * levels - 1:
+            names.append(f"output_blocks.{i}.{1 + has_attention}.conv")
+    return names
+
+
+SD1, SDXL = unet(4, (0, 1, 2)), [*unet(3, (1, 2)), "label_emb.0.0", "label_emb.0.2"]
+
+
+class Checkpoint(dict):
+    """The weights of modules; others that a converter asks for are zero."""
+
+    def pop(self, key, *_):
+        return super().pop(key, torch.zeros(12, 1))
+
+
+@pytest.mark.parametrize(
+    ("model", "paths", "known"),
+    [
+        ("sd3_transformer_checkpoint", SD3, {}),
+        ("chroma_transformer_checkpoint", CHROMA, SHAPES),
+        ("flux_transformer_checkpoint", FLUX, SHAPES),
+        ("hunyuan_video_transformer", [*HUNYUAN, FINAL[1]], SHAPES),
+        (
+            "hunyuan_video_transformer",
+            ["txt_in.individual_token_refiner.blocks.0.self_attn_qkv"],
+            {},
+        ),
+        ("wan_transformer", [*WAN, *WAN_OTHERS, "patch_embedding"], {}),
+        ("lumina2", [*LUMINA, *FINAL, "t_embedder.mlp.0", "cap_embedder.1"], SHAPES),
+        ("z_image_transformer_checkpoint", Z_IMAGE, {}),
+        (
+            "z_image_transformer_checkpoint",
+            ["layers.0.attention.qkv", "layers.0.adaLN_modulation.0", "x_embedder", *FINAL],
+            {"qkv": (12, 4)},
+        ),
+        ("ltx_transformer_checkpoint", [*LTX, "patchify_proj", "adaln_single.linear"], {}),
+        ("sana_transformer", SANA, {}),
+        ("auraflow_transformer_checkpoint", AURA, {}),
+        ("mochi_transformer_checkpoint", MOCHI, {}),
+        ("ldm_unet_checkpoint", SD1, {}),
+        ("ldm_unet_checkpoint", SDXL, {}),
+    ],
+)
+def test_rows_of_layers_are_those_of_converted_checkpoints(model, paths, known):
+    bare = ("auraflow_transformer_checkpoint", "hunyuan_video_transformer", "lumina2")
+    made = factors(dotted("" if model in bare else "model.diffusion_model.", paths), known)
+    weights = Checkpoint({f"{path}.weight": up.clone() for path, (up, _) in made.items()})
+    weights |= {f"{path}.bias": torch.zeros(len(up)) for path, (up, _) in made.items()}
+    library = diffusers.loaders.single_file_utils
+    if model == "ldm_unet_checkpoint":
+        config = {"layers_per_block": 2}
+        config |= {"addition_embed_type": "text_time"} if paths is SDXL else {}
+        converted = library.convert_ldm_unet_checkpoint(weights, config)
+    else:
+        converted = getattr(library, f"convert_{model}_to_diffusers")(weights)
+    layers = ours(made)
+    part = "unet" if "unet" in model else "transformer"
+    assert {f"{part}.{name}" for name, value in converted.items() if value is not None} >= {
+        f"{layer}.weight" for layer in layers
+    }
+    for layer, (rows, _) in layers.items():
+        other = converted[layer.removeprefix(f"{part}.") + ".weight"]
+        torch.testing.assert_close(other, rows, rtol=0, atol=0, msg=layer)
+
+
+@pytest.mark.parametrize("text_encoder", [1, 2])
+def test_loras_of_stable_diffusion_xl_are_those_that_diffusers_loads(text_encoder):
+    config = type("Config", (), {"layers_per_block": 2})
+    te = [each for each in CLIP_KOHYA if f"te{text_encoder}" in each]
+    blocks_only = [e for e in SDXL if e.partition(".")[0] in ("input_blocks", "output_blocks")]
+    made = factors(flattened(KOHYA, blocks_only) + te)
+    converted, alphas = diffusers.StableDiffusionXLPipeline.lora_state_dict(
+        stored(made, "kohya"), unet_config=config
+    )
+    assert set(alphas.values()) == {2.0}
+    check(ours(made), theirs(converted))
+
+
+def test_rows_of_open_clip_are_those_of_the_converted_text_encoder():
+    library = diffusers.loaders.single_file_utils
+    prefix = "conditioner.embedders.1.model."
+    inside = "attn.out_proj mlp.c_fc mlp.c_proj"
+    made = factors(dotted(prefix, blocks(2, "transformer.resblocks", inside)))
+    fused = factors(dotted(prefix, blocks(2, "transformer.resblocks", "attn.in_proj")))
+    weights = {f"{path}.weight": up for path, (up, _) in made.items()}
+    weights |= {f"{path}_weight": up for path, (up, _) in fused.items()}
+    model = type("Model", (), {"config": type("Config", (), {"hidden_size": 4})})
+    converted = library.convert_open_clip_checkpoint(model, weights, prefix)
+    layers = ours(made | fused)
+    assert {f"{layer}.weight" for layer in layers} == {f"text_encoder_2.{e}" for e in converted}
+    for layer, (rows, _) in layers.items():
+        other = converted[layer.removeprefix("text_encoder_2.") + ".weight"]
+        torch.testing.assert_close(other, rows, rtol=0, atol=0, msg=layer)
+
+
+TINY = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 16,
+    **{f"{each}_token_id": 0 for each in ("pad", "bos", "eos", "decoder_start")},
+}
+T5 = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+TWO_SIDES = {
+    f"{side}_{each}": size
+    for side in ("encoder", "decoder")
+    for each, size in {"layers": 1, "attention_heads": 2, "ffn_dim": 16}.items()
+} | {"d_model": 16, "vocab_size": 32, "pad_token_id": 0, "decoder_start_token_id": 0}
+LANGUAGE_MODELS = {
+    "LlamaForCausalLM": TINY,
+    "MistralForCausalLM": TINY,
+    "MixtralForCausalLM": TINY,
+    "Qwen2ForCausalLM": TINY,
+    "Qwen3ForCausalLM": TINY,
+    "Qwen3MoeForCausalLM": TINY | {"num_experts": 2, "moe_intermediate_size": 8},
+    "Gemma2ForCausalLM": TINY,
+    "Gemma3ForCausalLM": TINY,
+    "PhiForCausalLM": TINY,
+    "Phi3ForCausalLM": TINY,
+    "GPT2LMHeadModel": {"vocab_size": 32, "n_embd": 16, "n_layer": 1, "n_head": 2},
+    "GPTNeoXForCausalLM": TINY,
+    "FalconForCausalLM": {each: TINY[each] for each in TINY if each != "head_dim"},
+    "BloomForCausalLM": {"vocab_size": 32, "hidden_size": 16, "n_layer": 1, "n_head": 2},
+    "OPTForCausalLM": TINY | {"ffn_dim": 16, "word_embed_proj_dim": 8},
+    "MambaForCausalLM": TINY,
+    "DeepseekV3ForCausalLM": TINY
+    | {"q_lora_rank": 4, "kv_lora_rank": 4, "qk_rope_head_dim": 4, "v_head_dim": 8}
+    | {"n_routed_experts": 2, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 1},
+    "BertForSequenceClassification": TINY,
+    "RobertaForMaskedLM": TINY,
+    "ElectraForPreTraining": TINY,
+    "DebertaV2Model": TINY,
+    "ModernBertForMaskedLM": TINY,
+    "DistilBertForSequenceClassification": {
+        "dim": 16,
+        "n_layers": 1,
+        "n_heads": 2,
+        "hidden_dim": 8,
+    },
+    "T5ForConditionalGeneration": T5,
+    "BartForConditionalGeneration": TWO_SIDES,
+    "WhisperForConditionalGeneration": TWO_SIDES,
+    "ViTForImageClassification": TINY | {"image_size": 16, "patch_size": 8},
+    "Dinov2ForImageClassification": TINY | {"image_size": 16, "patch_size": 8},
+    "CLIPVisionModel": TINY | {"image_size": 16, "patch_size": 8},
+    "SwinForImageClassification": {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2]},
+}
+
+
+def of_transformers(kind, settings):
+    model = getattr(transformers, kind)
+    with torch.device("meta"):
+        return model(model.config_class(**settings))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", LANGUAGE_MODELS)
+def test_modules_of_transformers_models_have_their_own_names(kind):
+    names = modules(of_transformers(kind, LANGUAGE_MODELS[kind]))
+    assert names
+    one = family({f"base_model.model.{name}": (1, 1) for name in names})
+    for name in names:
+        for path in (name, f"base_model.model.{name}", f"lycoris_{flat(name)}"):
+            assert slices(path) == slices(path, one) == (Slice(name),)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "begin"),
+    [
+        ("CLIPTextModel", TINY, "text_model."),
+        ("CLIPTextModelWithProjection", TINY | {"projection_dim": 8}, ""),
+        ("T5EncoderModel", T5 | {"feed_forward_proj": "gated-gelu"}, ""),
+        ("UMT5EncoderModel", T5 | {"feed_forward_proj": "gated-gelu"}, ""),
+        ("Qwen3ForCausalLM", TINY, ""),
+    ],
+)
+def test_text_encoders_are_parts_of_pipelines(kind, settings, begin):
+    for name in modules(of_transformers(kind, settings)):
+        expected = (Slice(f"text_encoder_2.{begin}{name}"),)
+        assert slices(f"text_encoder_2.{name}") == expected
+        assert slices(f"lora_te2_{flat(name)}") == expected
+        assert slices(f"text_encoder_2.{begin}{name}") == expected
+        assert slices(f"lora_te2_{flat(begin + name)}") == expected
