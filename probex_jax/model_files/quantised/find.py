@@ -12,6 +12,7 @@ from probex_jax.model_files.quantised.formats import (
     FLOAT8,
     FLOATS,
     FORMATS,
+    ROLES,
     Format,
     Raw,
     Reader,
@@ -36,6 +37,8 @@ _OWN = re.compile(
     r"qzeros|(?:nested_)?(?:absmax|quant_map)|bitsandbytes__\w+|scaled_fp8|comfy_quant|"
     r"\w+_(?:proj|weight)_scales?(?:_inv|_2)?)\Z"
 )
+# What belongs to a weight is named after it.
+_BELOW = re.compile(r"(?:\A|\.)(weight\..+|(?:res_)?centroids\.weight)\Z")
 # What quantised activations would be multiplied by: the weight alone is not the layer.
 _FOLDED = {"pre_quant_scale", "_weight_act_pre_scale"}
 _COMFY = "_quantization_metadata"  # in the header, of ComfyUI's first files
@@ -181,13 +184,8 @@ def _modules(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, str]]:
     """The tensors of each module: path to last names, such as `weight.absmax`, to full names."""
     modules: dict[str, dict[str, str]] = defaultdict(dict)
     for name in tensors:
-        path, _, last = name.rpartition(".")
-        # What belongs to a weight is named after it.
-        if ".weight." in name:
-            path, _, last = name.partition(".weight.")
-            last = f"weight.{last}"
-        elif name.startswith("weight."):
-            path, last = "", name
+        below = _BELOW.search(name)
+        path, _, last = (name[: below.start()], "", below[1]) if below else name.rpartition(".")
         modules[path][last] = name
     return modules
 
@@ -202,8 +200,8 @@ def _matching(
     """The formats that names and dtypes speak for, with the layer's last name and the roles."""
     dtype = tensors[names[last]].dtype
     for format in (*_BY_NAME.get(last, ()), *(_BY_STEM if dtype in _OF_STEMS else ())):
-        before, star, end = format.weight.partition("*")
-        if (format.dtypes and dtype not in format.dtypes) or (star and not last.endswith(end)):
+        _, star, end = format.weight.partition("*")
+        if star and not last.endswith(end):
             continue
         stem = last.removesuffix(end) if star else format.layer
         roles = {"weight": names[last]}
@@ -214,7 +212,11 @@ def _matching(
             elif found or not role.endswith("?"):
                 break
         else:
-            if not format.scales or tensors[roles["scale"]].dtype in format.scales:
+            allowed = {**ROLES, "weight": format.dtypes or (dtype,), "scale": format.scales}
+            if all(
+                tensors[part].dtype in allowed.get(role, FLOATS) and 0 not in tensors[part].shape
+                for role, part in roles.items()
+            ):
                 yield format, stem, roles
 
 
