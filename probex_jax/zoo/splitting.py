@@ -110,7 +110,7 @@ def make_text_split(
     Example:
       >>> texts = {f"m{n}": [f"a {n % 10}"] for n in range(100)}
       >>> {part: len(models) for part, models in make_text_split(texts).items()}
-      {'train': 48, 'val': 16, 'test': 16, 'val_holdout': 10, 'test_holdout': 10}
+      {'train': 48, 'val': 12, 'test': 20, 'val_holdout': 10, 'test_holdout': 10}
     """
     distinct = sorted({text for named in texts.values() for text in named})
     order = np.random.default_rng(seed).permutation(len(distinct))

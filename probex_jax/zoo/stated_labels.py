@@ -14,6 +14,7 @@ from math import log2
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import Stated, open_model, read_stated
 from probex_jax.model_files.architecture import base_key
+from probex_jax.model_files.stated import HEADERS
 from probex_jax.model_files.stated import SOURCES as FILES
 from probex_jax.model_files.untrusted_text import quoted
 from probex_jax.prefetch import prefetch
@@ -132,7 +133,10 @@ def _said(id: str, path: object, sources: Sequence[str]) -> Said:
             for name, tags in raw.items():
                 if tags and name not in columns:
                     columns[name], stands[name] = tags, source
-    calls = {_tag(name) for said in facts for name in (*said.triggers, *said.folders)}
+    folders = {tag: 1.0 for said in facts for tag in map(_tag, said.folders) if tag}
+    if folders and TRIGGER not in columns:  # of the training images: called as what they show
+        columns[TRIGGER], stands[TRIGGER] = folders, HEADERS
+    calls = {_tag(name) for said in facts for name in said.triggers} | folders.keys()
     return Said(
         columns,
         stands,
@@ -148,11 +152,10 @@ def _columns(said: Stated) -> dict[str, dict[str, float]]:
         if tag := _tag(name):
             tags[tag] = max(share, tags.get(tag, 0.0))
     single = {"base": base_key(said.base), "architecture": said.architecture or said.base_version}
-    called = said.triggers or said.folders
     return {
         LABELS: dict.fromkeys(said.labels, 1.0),
         TAGS: tags,
-        TRIGGER: {tag: 1.0 for tag in map(_tag, called) if tag},
+        TRIGGER: {tag: 1.0 for tag in map(_tag, said.triggers) if tag},
         **{name: {value: 1.0} if value else {} for name, value in single.items()},
     }
 
@@ -176,9 +179,9 @@ def columns_of(
     Returns:
       Column to model to its classes, those of most images first: "labels", "tags" and "trigger", of
       which a model may have several; "base", "architecture" and "folder", one each; and "text", the
-      first tags as words, as many as enough models share. A model without tags is in no column of tags; one whose
-      tags are all too common or rare has none of the classes, (), unless the others have one each.
-      A column whose models all have the same label is left out.
+      first tags as words, as many as enough models share. A model without tags is in no column of
+      tags; one whose tags are all too common or rare has none of the classes, (), unless the others
+      have one each. A column whose models all have the same label is left out.
 
     Example:
       >>> said = {
@@ -211,7 +214,7 @@ def columns_of(
 
 
 def _texts(tags: Mapping[str, tuple[str, ...]], rules: TagRules) -> dict[str, tuple[str, ...]]:
-    """The first tags of each model as one text: so many that enough models share it, at least one."""
+    """The first tags of each model as one text: one, or so many that enough models share it."""
     texts: dict[str, tuple[str, ...]] = {}
     for words in range(rules.words, 0, -1):
         left = {
