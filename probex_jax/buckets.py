@@ -49,11 +49,28 @@ _CREDENTIALS = {
 HINTS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE with boto3 installed",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or install google-auth",
-    "hf": "log in with `hf auth login` or set HF_TOKEN, and accept the model's terms if there are some",
+    "hf": "log in with `hf auth login` or set HF_TOKEN; some models have terms to accept",
 }
 _STATUS = re.compile(r"status code: (\d{3}(?: [A-Za-z ]{1,40})?)")
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _CAUSE = re.compile(r'(?:message|error): "([^"]{1,200})"')
+
+_OTHER_RANGE = re.compile(r"Requested (\d+)\.\.(\d+), got (\d+)\.\.(\d+)")
+# What statuses and parts of obstore's messages mean.
+_STATUSES = {
+    "301": "the bucket is in another region; set AWS_REGION",
+    "3": "the server redirects to where it is not followed",
+    "416": "has no such bytes; is it empty?",
+}
+_SIGNS = {
+    "Range request not supported": "the server sends whole files only, no byte ranges; download "
+    "the file and open it from the disk",
+    "Content-Length Header missing": "the server does not say how long its answer is",
+    "TooManyRedirects": "the server redirects in a circle",
+    "following redirect": "the server redirects to where it is not followed",
+    "TimedOut": "the server is too slow; tried several times, try again later",
+    "kind: Timeout": "the server is too slow; tried several times, try again later",
+}
 
 _T = TypeVar("_T")
 
@@ -390,23 +407,22 @@ def problems(url: str, name: str = "") -> Iterator[None]:
 
 def _reason(text: str, said: str) -> str:
     """What failed, in few words; addresses in obstore's own may hold signatures."""
-    if said.startswith("416"):
-        return f"has no such bytes ({said}); is it empty?"
-    if said.startswith("301"):
-        return f"the bucket is in another region ({said}); set AWS_REGION"
     tried = "; tried several times, try again later"
     if said:
-        return f"the server answers {said}{tried if said[0] == '5' or said[:3] == '429' else ''}"
-    if "TooManyRedirects" in text:
-        return "the server redirects in a circle"
-    if "following redirect" in text:
-        return "the server redirects to an address that is not https"
+        known = next((why for status, why in _STATUSES.items() if said.startswith(status)), "")
+        again = tried if said[0] == "5" or said.startswith("429") else ""
+        return f"{known or 'the server answers'} ({said}){again}"
+    if found := _OTHER_RANGE.search(text):
+        begin, end, *theirs = found.groups()
+        return f"asked for bytes {begin} to {end}, the server answers with {' to '.join(theirs)}"
+    for sign, why in _SIGNS.items():
+        if sign in text:
+            return why
     if cause := _CAUSE.search(text):
         return f"{cause[1]}{tried}"
-    if "TimedOut" in text or "kind: Timeout" in text:
-        return f"the server is too slow{tried}"
     last = re.sub(r"\w+://\S*", "…", text.partition("\n\n")[0].rpartition(" - ")[2])
-    return "".join(c if c.isprintable() else " " for c in last)[:200] + tried
+    last = "".join(c if c.isprintable() else " " for c in last)[:200]
+    return last + (tried if "HTTP error" in last else "")
 
 
 def _obstore() -> Any:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import probex_jax as px
+from probex_jax import buckets
 from probex_jax.layer_store import pack_from_hub, packing
 from probex_jax.layer_store.shard_writer import LayerWriter
-from probex_jax import buckets
 from probex_jax.model_files import Remote
 from probex_jax.zoo import Zoo, ZooModel
 from probex_jax.zoo.model_j_table import ListedModel, Table, read_table

@@ -1,6 +1,6 @@
 """Models on servers: what is asked for, and that it is what lies there."""
 
-import threading
+import itertools
 
 import huggingface_hub
 import numpy as np
@@ -8,7 +8,7 @@ import pytest
 
 import probex_jax as px
 from probex_jax.errors import ProbexError
-from probex_jax.model_files import Limits, Remote, open_model, remote
+from probex_jax.model_files import Limits, Remote, open_model
 from probex_jax.model_files.remote import FIRST_BYTES, merged
 from tests import hub as server
 from tests.hub import Faults, write_repo
@@ -127,7 +127,7 @@ def test_what_is_merged_holds_what_was_asked_for_and_little_else(seed):
     ranges = [(int(b), int(b + n)) for b, n in zip(begins, rng.integers(1, 10**5, 50), strict=True)]
     found = merged(ranges)
     assert all(any(a <= begin and end <= b for a, b in found) for begin, end in ranges)
-    assert all(end < begin for (_, end), (begin, _) in zip(found, found[1:], strict=False))
+    assert all(end < begin for (_, end), (begin, _) in itertools.pairwise(found))
     asked_for = sum(end - begin for begin, end in ranges)
     gaps = sum(b - a for a, b in found) - asked_for
     assert gaps <= len(ranges) * min(64 * 1024, asked_for / 64)
@@ -143,7 +143,7 @@ def test_large_ranges_are_several_requests(hub):
     ranges = sorted(asked(hub))
     assert len(ranges) == 3
     assert (ranges[0][0], ranges[-1][1]) == (FIRST_BYTES, begin + large["z"].nbytes - 1)
-    assert all(b + 1 == c for (_, b), (c, _) in zip(ranges, ranges[1:], strict=False))
+    assert all(b + 1 == c for (_, b), (c, _) in itertools.pairwise(ranges))
 
 
 def test_a_long_header_takes_one_request_more(hub):
