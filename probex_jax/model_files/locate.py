@@ -196,7 +196,9 @@ def located_in(folder: Folder, limits: Limits) -> Location:
         for stem in stems:
             if found := _preferred(folder, names, stem, suffix, limits):
                 return found
-        others = [name for name in names if format_of(name) == suffix and _may_be_file(folder, name)]
+        others = [
+            name for name in names if format_of(name) == suffix and _may_be_file(folder, name)
+        ]
         if others:
             return _only(folder, others)
     if isinstance(folder, LocalFolder) and (item := _checkpoint(folder.path)):
@@ -280,8 +282,8 @@ def _checkpoint(path: Path, depth: int = 3) -> Path | None:
     )
     items = [by_name[name] for name in _ORBAX_ITEMS if name in by_name]
     for child in [*items, *(by_name[name] for _, name in reversed(steps))]:
-        if found := _checkpoint(child, depth - 1):
-            return found
+        if item := _checkpoint(child, depth - 1):
+            return item
     return None
 
 

@@ -53,7 +53,9 @@ class _Walk:
     def contained(self) -> Contained:
         kind, count = self._head()
         if kind != "map":
-            raise ProbexError(f"{self._file.name}: no msgpack file of Flax, which begins with a map")
+            raise ProbexError(
+                f"{self._file.name}: no msgpack file of Flax, which begins with a map"
+            )
         self._children((), kind, count)
         if self._cursor.at != self._file.size:
             raise self._refusal((), f"{self._file.size - self._cursor.at} bytes after the end")
@@ -150,7 +152,7 @@ class _Walk:
             dtypes = {info.dtype for info in infos}
             if math.prod(shape) != count or len(dtypes) != 1 or not {*dtypes} <= {*NUMPY_DTYPES}:
                 raise self._refusal(path, f"an array of shape {quoted(shape)} in other chunks")
-            self._arrays[path] = TensorInfo(*dtypes, shape)
+            self._arrays[path] = TensorInfo(dtypes.pop(), shape)
             yield path, partial(self._read, [(info.begin, info.end) for info in infos])
 
     def _read(self, ranges: list[tuple[int, int]]) -> np.ndarray:
