@@ -4,8 +4,8 @@
 before their weights (`containers`, one module a format), gives JAX's parameters PyTorch's names and
 axes (`stored_tensors`, `flax_names`), sorts them into layers (`contents`, which asks `layers`,
 `lora`, `adapters`, `quantised`, `orientation`), and reads single matrices (`model_file`;
-`lora_scales` for the scales of LoRAs). `open_params` does so for a tree in memory. `parts` tells the
-models of one file apart, `architecture` which models may be of one tree. All text of strangers
+`lora_scales` for the scales of LoRAs). `open_params` does so for a tree in memory. `parts` tells
+the models of one file apart, `architecture` which models may be of one tree. All text of strangers
 passes through `untrusted_text`; `limits` bounds its size.
 """
 
