@@ -15,11 +15,10 @@ from probex_jax.model_files.safetensors_header import TensorInfo
 from probex_jax.model_files.untrusted_text import quoted
 
 # The types of GGUF, which are dequantised.
-GGML = frozenset(
-    "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K TQ1_0 TQ2_0 MXFP4 NVFP4 IQ1_S IQ1_M IQ2_XXS "
-    "IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS".split()
-)
-MATRIX_DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", *sorted(GGML))
+GGML = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0",
+        "TQ2_0", "MXFP4", "NVFP4", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS",
+        "IQ3_S", "IQ4_NL", "IQ4_XS")  # fmt: skip
+MATRIX_DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", *GGML)
 
 _OTHER_DTYPES = {"BOOL": "boolean", "C64": "complex", "I": "integer", "U": "integer"}
 

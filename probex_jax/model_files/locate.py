@@ -283,8 +283,8 @@ def _checkpoint(path: Path, depth: int = 3) -> Path | None:
     )
     items = [by_name[name] for name in _ORBAX_ITEMS if name in by_name]
     for child in [*items, *(by_name[name] for _, name in reversed(steps))]:
-        if found := _checkpoint(child, depth - 1):
-            return found
+        if item := _checkpoint(child, depth - 1):
+            return item
     return None
 
 

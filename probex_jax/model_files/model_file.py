@@ -13,8 +13,7 @@ from probex_jax.buckets import address_of
 from probex_jax.errors import ProbexError
 from probex_jax.matrices import LowRank
 from probex_jax.model_files.adapters import Scales
-from probex_jax.model_files.containers import Container, open_containers, tree_container
-from probex_jax.model_files.containers.tree import InMemory
+from probex_jax.model_files.containers import Container, open_containers
 from probex_jax.model_files.contents import find_contents
 from probex_jax.model_files.files_beside import FilesBeside
 from probex_jax.model_files.finite import count_unfit, unfit
@@ -345,32 +344,3 @@ def open_model(
             raise
     except OSError as error:
         raise ProbexError(f"{where}: cannot be read: {error.strerror}") from error
-
-
-def open_params(tree: Any, metadata: Mapping[str, str] | None = None) -> ModelFile:
-    """Takes a tree of parameters in memory for a model: Flax's variables, or any other tree.
-
-    Names and axes become PyTorch's, as those of files do: `{"params": {"fc": {"kernel": …}}}` has
-    the layer `fc.weight`, [out, in].
-
-    Args:
-      tree: nested dicts, lists or other pytrees of one model's arrays, NumPy's or JAX's.
-      metadata: free text, as files have it.
-
-    Returns:
-      The model. It reads the arrays as they are at the time.
-
-    Raises:
-      ProbexError: if there are no arrays, or something else among them.
-
-    Example:
-      >>> variables = {"params": {"fc": {"kernel": np.ones((3, 2), "f4"), "bias": np.zeros(2)}}}
-      >>> model = open_params(variables)
-      >>> print(*model.layers, *model.vectors, model.matrix("fc.weight").shape)
-      fc.weight fc.bias (2, 3)
-
-    References:
-      docs/formats.md, "Model files that are read".
-    """
-    container = tree_container(tree, metadata or {}, _DEFAULT_LIMITS)
-    return ModelFile(container.name, Location(InMemory(), ()), [container], _DEFAULT_LIMITS)

@@ -1,8 +1,8 @@
 """Finds weights that are not stored as [out, in, k...], and the order of their axes.
 
 PyTorch stores layers as [out, in, k...] (`flax_names` makes that of what JAX stores). transformers'
-Conv1D, in GPT-2 and its kin, stores [in, out] under names that other models use for [out, in]; there
-the shapes decide.
+Conv1D, in GPT-2 and its kin, stores [in, out] under names that other models use for [out, in];
+there the shapes decide.
 """
 
 import re

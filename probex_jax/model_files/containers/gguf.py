@@ -8,7 +8,7 @@ header is read here.
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -28,15 +28,36 @@ _MAX_AXES, _MAX_NAME, _MAX_LISTED, _MAX_KEYS = 4, 1000, 64, 100_000
 _MAX_BLOCKS, _MAX_EXPERTS = 10_000, 10_000
 _STRING, _ARRAY = 8, 9
 # The formats of the other types of values, by their numbers.
-_SCALARS = dict(enumerate("<B <b <H <h <I <i <f <?".split())) | {10: "<Q", 11: "<q", 12: "<d"}
+_SCALARS = {kind: f"<{code}" for kind, code in enumerate("BbHhIif?")} | {
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
 
 # How transformers begins the names of an architecture's tensors. Only architectures whose values
 # are known to be those of transformers, but for what `_forms` undoes.
 _LLAMA = ("model.", "lm_head")
 _BEGINNINGS = {
     **dict.fromkeys(
-        "llama qwen2 qwen3 qwen2moe qwen3moe gemma gemma2 gemma3 phi3 granite olmo2 stablelm "
-        "starcoder2 cohere2 nemotron smollm3 arcee".split(),
+        (
+            "llama",
+            "qwen2",
+            "qwen3",
+            "qwen2moe",
+            "qwen3moe",
+            "gemma",
+            "gemma2",
+            "gemma3",
+            "phi3",
+            "granite",
+            "olmo2",
+            "stablelm",
+            "starcoder2",
+            "cohere2",
+            "nemotron",
+            "smollm3",
+            "arcee",
+        ),
         _LLAMA,
     ),
     "gpt2": ("transformer.", "lm_head"),
@@ -207,7 +228,8 @@ def _forms(
     for name, info in tensors.items():
         block, _, last = name.rpartition(".")
         module = block.split(".")[-1] if not block.split(".")[-1].isdigit() else ""
-        path, shape, turn = _transformers(architecture, name), info.shape, None
+        path, shape = _transformers(architecture, name), info.shape
+        turn: Callable[[np.ndarray], np.ndarray] | None = None
         expert = block.rpartition(".")
         if expert[0].split(".")[-1] in _EXPERTS:
             projection = _EXPERTS[expert[0].split(".")[-1]]
@@ -224,7 +246,7 @@ def _forms(
         elif architecture in _ADDED and module.endswith("norm") and last == "weight":
             turn = _less_one
         elif architecture == "gpt2" and module in _CONV1D and last == "weight":
-            turn, shape = np.transpose, shape[::-1]
+            turn, shape = partial(np.transpose), shape[::-1]
         yield name, Form(path or name, shape, turn)
 
 

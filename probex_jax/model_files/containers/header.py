@@ -170,16 +170,15 @@ class Stream(io.RawIOBase):
         self._at = at
         return at
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Reads as many bytes as there are, or as the buffer holds."""
-        count = max(0, min(len(buffer), self._size - self._at))
+    def read(self, size: int = -1) -> bytes:
+        """As many bytes as there are, or as are asked for."""
+        left = max(0, self._size - self._at)
+        count = left if size is None or size < 0 else min(size, left)
         self.read_bytes += count
         if self.read_bytes > self._left and not self.opened:
             raise ProbexError(
                 f"{self._file.name}: over {self._left} bytes describe the tensors, the limit"
             )
-        if count:
-            begin = self._begin + self._at
-            buffer[:count] = self._file.read(begin, begin + count).data
+        begin = self._begin + self._at
         self._at += count
-        return count
+        return self._file.read(begin, begin + count).tobytes() if count else b""

@@ -1,32 +1,28 @@
-"""Keras's files: HDF5 of weights, old and new, and `.keras`, an archive with one in it."""
+"""Keras's files: HDF5 of weights, old and new, and `.keras`, an archive with one in it.
+
+By pyfive, which is all Python: in h5py's library, in C, one flipped bit can begin a loop that
+nothing ends. What it reads until the weights are known is limited, and so are the groups.
+"""
 
 import math
 import re
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files.containers.header import (
-    NUMPY_DTYPES,
-    Contained,
-    Stream,
-    as_native,
-    check_unpacked,
-    dtype_name,
-    foreign,
-)
+from probex_jax.model_files.containers.header import Contained, Stream, dtype_name, foreign
 from probex_jax.model_files.containers.npz import begin_of, opened_zip
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.locate import Bytes
-from probex_jax.model_files.safetensors_header import MAX_INT, TensorInfo
-from probex_jax.model_files.untrusted_text import json_object, quoted
+from probex_jax.model_files.safetensors_header import TensorInfo
+from probex_jax.model_files.untrusted_text import json_object
 
 _WEIGHTS = "model.weights.h5"
-_MAX_KEY, _MAX_DEPTH = 1000, 64
-_FILTERS = (1, 2, 3, 32000)  # gzip, shuffle, checksums, LZF: those that h5py always has
+_MAX_KEY, _MAX_DEPTH, _MAX_GROUPS = 1000, 64, 64
+_MIN_BYTES = 16  # of what describes a group or an array
+_CONTIGUOUS = 1
 
 # Keys of lists of layers, whose names are those of classes; and of a layer's own variables.
 _LISTS = ("layers", "_layer_checkpoint_dependencies")
@@ -48,7 +44,7 @@ _OF_VECTORS = {
     2: ("gamma", "beta"),
     4: ("gamma", "beta", "moving_mean", "moving_variance"),
 }
-_NUMBERED = re.compile(r"(.*?)(?:_([0-9]{1,9}))?")
+_NUMBERED = re.compile(r"_([0-9]{1,9})\Z")
 _WORDS = re.compile(r"(?<=.)(?=[A-Z][a-z])|(?<=[a-z])(?=[A-Z])")
 
 
@@ -71,82 +67,55 @@ def read_hdf5(file: Bytes, limits: Limits) -> Contained:
 
 def _read(file: Bytes, limits: Limits, begin: int, end: int) -> Contained:
     try:
-        import h5py
+        import pyfive
     except ImportError as error:
         raise ProbexError(
-            f"{file.name}: Keras's files need the extra 'keras': pip install h5py"
+            f"{file.name}: Keras's files need the extra 'keras': pip install pyfive"
         ) from error
     stream = Stream(file, limits.header_bytes, begin, end)
-    tensors, readers = {}, {}
+    tensors: dict[str, TensorInfo] = {}
     with foreign(file.name, "HDF5 file"):
-        found = dict(_datasets(h5py.File(stream, "r"), limits, h5py))
-        names = _names(found, limits)
+        root = pyfive.File(stream)
+        found = dict(_datasets(root, stream, limits))
+        names = _names(root, found, f"{file.name}: model_config", limits.depth)
         for path, dataset in found.items():
-            name = names[path]
-            if name in tensors:
-                raise ProbexError(f"{file.name}: two weights are called {quoted(name)}")
-            tensors[name] = info = _info(path, dataset, begin, end)
-            if not info.end:
-                readers[name] = partial(_values, file.name, path, dataset)
-    stream.opened = True
-    return Contained(tensors, size=stream.read_bytes, readers=readers, nested=True)
+            if names[path] in tensors:
+                raise ValueError(f"two weights are called {names[path]!r:.200}")
+            tensors[names[path]] = _info(path, dataset, begin, end)
+    return Contained(tensors, size=stream.read_bytes, nested=True)
 
 
-def _datasets(root: Any, limits: Limits, h5py: Any) -> Iterator[tuple[str, Any]]:
-    """All arrays, by path; nothing that lies in another file, and no group twice."""
-    groups, known, count = [("", root, 0)], {h5py.h5o.get_info(root.id).addr}, 0
+def _datasets(root: Any, stream: Stream, limits: Limits) -> Iterator[tuple[str, Any]]:
+    """All arrays, by path. Groups may contain themselves: so many are not in what was read."""
+    groups, count = [("", root, 0)], 0
     while groups:
         path, group, depth = groups.pop()
         for key in group:
             count += 1
-            inner = f"{path}/{key}" if path else key
-            if count > 4 * limits.tensors or depth > _MAX_DEPTH or len(key) > _MAX_KEY:
+            at_most = min(_MAX_GROUPS + stream.read_bytes // _MIN_BYTES, 4 * limits.tensors)
+            if count > at_most or depth > _MAX_DEPTH or len(key) > _MAX_KEY:
                 raise ValueError("too many or too deep groups, or names too long")
-            if not isinstance(group.get(key, getlink=True), h5py.HardLink):
-                raise ValueError(f"{inner!r:.200} is a link")
-            item = group[key]
-            if isinstance(item, h5py.Dataset):
+            item, inner = group.get_lazy_view(key), f"{path}/{key}" if path else key
+            if hasattr(item, "shape"):
                 yield inner, item
-            elif isinstance(item, h5py.Group):
-                address = h5py.h5o.get_info(item.id).addr
-                if address in known:
-                    raise ValueError(f"{inner!r:.200} is there twice")
-                known.add(address)
+            elif hasattr(item, "attrs"):
                 groups.append((inner, item, depth + 1))
 
 
 def _info(path: str, dataset: Any, begin: int, end: int) -> TensorInfo:
     """The dtype and shape of an array, and its bytes in the file, if they are so stored."""
-    if dataset.is_virtual or dataset.external:
-        raise ValueError(f"{path!r:.200} lies in other files")
-    shape, dtype = dataset.shape, dataset.dtype
-    if shape is None or dtype.kind not in "biufcV" or dtype.names or dtype.hasobject:
-        return TensorInfo("no numbers", shape or ())
-    if math.prod(shape) > MAX_INT // 8:
-        raise ValueError(f"{path!r:.200} is of shape {shape}")
-    plist, size = dataset.id.get_create_plist(), math.prod(shape) * dtype.itemsize
-    stored, at = dataset.id.get_storage_size(), dataset.id.get_offset()
-    chunk = math.prod(dataset.chunks or (1,)) * dtype.itemsize
-    check_unpacked(dataset.file.filename, path, max(size, chunk), stored)
-    if any(plist.get_filter(i)[0] not in _FILTERS for i in range(plist.get_nfilters())):
-        raise ValueError(f"{path!r:.200} is packed in another way than by gzip or LZF")
-    name = "BF16" if dataset.attrs.get("dtype") == "bfloat16" else dtype_name(dtype)
-    if at is None or not dtype.isnative or name not in NUMPY_DTYPES or not size:
-        return TensorInfo(name, shape)
-    if stored != size or begin + at + size > end:
+    shape, dtype = tuple(dataset.shape), dataset.dtype
+    if not isinstance(dtype, np.dtype) or not dtype.isnative or dtype.kind not in "biufc":
+        return TensorInfo(f"{dtype!s:.40}", shape)
+    if dataset.id.layout_class != _CONTIGUOUS:
+        return TensorInfo("stored in chunks", shape)
+    size, at = math.prod(shape) * dtype.itemsize, begin + dataset.id.data_offset
+    if size and at + size > end:
         raise ValueError(f"{path!r:.200} is cut short")
-    return TensorInfo(name, shape, begin + at, begin + at + size)
+    return TensorInfo(dtype_name(dtype), shape, at * bool(size), (at + size) * bool(size))
 
 
-def _values(where: str, path: str, dataset: Any) -> np.ndarray:
-    with foreign(f"{where}: {quoted(path)}", "array of HDF5"):
-        values = np.asarray(dataset[()])
-        if dataset.attrs.get("dtype") == "bfloat16":
-            return values.astype(NUMPY_DTYPES["BF16"])
-        return np.ascontiguousarray(as_native(values)).reshape(dataset.shape)
-
-
-def _names(datasets: Mapping[str, Any], limits: Limits) -> dict[str, str]:
+def _names(root: Any, datasets: Mapping[str, Any], config: str, depth: int) -> dict[str, str]:
     """The keys of each array, as Keras calls them in memory."""
     by_layer: dict[str, list[tuple[int, str]]] = {}
     for path in datasets:
@@ -154,8 +123,9 @@ def _names(datasets: Mapping[str, Any], limits: Limits) -> dict[str, str]:
         if f"/{layer}".endswith(f"/{_VARIABLES}") and last.isdecimal():
             by_layer.setdefault(layer, []).append((int(last[:9]), path))
     if not by_layer:
-        return _old_names(datasets, limits)
-    root, lists, found = next(iter(datasets.values())).file, {}, {}
+        return _old_names(root, datasets, config, depth)
+    lists: dict[str, dict[str, str]] = {}
+    found = {}
     for layer, paths in by_layer.items():
         named, keys = [], layer.split("/")[:-1]
         for number, key in enumerate(keys):
@@ -167,7 +137,7 @@ def _names(datasets: Mapping[str, Any], limits: Limits) -> dict[str, str]:
             elif key in _LISTS:
                 continue
             named.append(_PARTS.get(key, key))
-        of_class = _NUMBERED.fullmatch(keys[-1])[1] if keys else ""
+        of_class = _NUMBERED.sub("", keys[-1]) if keys else ""
         shapes = [datasets[path].shape or () for _, path in sorted(paths)]
         variables = _variables(of_class, shapes) if keys[:1] != ["optimizer"] else ()
         for number, (_, path) in enumerate(sorted(paths)):
@@ -180,9 +150,11 @@ def _members(group: Any) -> dict[str, str]:
     """The layers of a list: their names, if people gave them, else their class and a number."""
     stated = {}
     for key in group:
-        name = group[key][_VARIABLES].attrs.get("name") if _VARIABLES in group[key] else key
-        stated[key] = name if isinstance(name, str) and 0 < len(name) <= _MAX_KEY else key
-    names = _stable({name: _NUMBERED.fullmatch(key)[1] for key, name in stated.items()})
+        member = group.get_lazy_view(key)
+        is_layer = not hasattr(member, "shape") and _VARIABLES in member
+        name = _text(member[_VARIABLES].attrs.get("name")) if is_layer else ""
+        stated[key] = name if 0 < len(name) <= _MAX_KEY else key
+    names = _stable({name: _NUMBERED.sub("", key) for key, name in stated.items()})
     return {key: names[name] for key, name in stated.items()}
 
 
@@ -196,9 +168,9 @@ def _stable(classes: Mapping[str, str]) -> dict[str, str]:
     """
     by_class: dict[str, list[tuple[int, str]]] = {}
     for name, of_class in classes.items():
-        begin, number = _NUMBERED.fullmatch(name).groups()
-        if begin == of_class:
-            by_class.setdefault(of_class, []).append((int(number or 0), name))
+        if _NUMBERED.sub("", name) == of_class:
+            number = name.removeprefix(of_class).strip("_") or "0"
+            by_class.setdefault(of_class, []).append((int(number), name))
     names = dict(zip(classes, classes, strict=True))
     for of_class, numbered in by_class.items():
         for place, (_, name) in enumerate(sorted(numbered)):
@@ -206,15 +178,20 @@ def _stable(classes: Mapping[str, str]) -> dict[str, str]:
     return names if len({*names.values()}) == len(names) else dict(zip(names, names, strict=True))
 
 
-def _old_names(datasets: Mapping[str, Any], limits: Limits) -> dict[str, str]:
+def _text(value: Any) -> str:
+    """An attribute, if it is text."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value if isinstance(value, str) else ""
+
+
+def _old_names(root: Any, datasets: Mapping[str, Any], where: str, depth: int) -> dict[str, str]:
     """The names of a file of Keras 2, in whose groups the layer's name stands twice."""
-    root = next(iter(datasets.values())).file if datasets else None
     classes: dict[str, str] = {}
     names: dict[str, str] = {}
-    config = root.attrs.get("model_config") if root else None
-    if isinstance(config, str | bytes):
-        data = config.encode() if isinstance(config, str) else config
-        _classes(json_object(data, "model_config", depth=limits.depth), classes, names)
+    if config := _text(root.attrs.get("model_config")):
+        data = config.encode(errors="replace")
+        _classes(json_object(data, where, depth=depth), classes, names)
     found = {}
     for path in datasets:
         keys = path.removeprefix("model_weights/").removesuffix(":0").split("/")

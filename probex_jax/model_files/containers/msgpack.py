@@ -152,7 +152,7 @@ class _Walk:
             dtypes = {info.dtype for info in infos}
             if math.prod(shape) != count or len(dtypes) != 1 or not {*dtypes} <= {*NUMPY_DTYPES}:
                 raise self._refusal(path, f"an array of shape {quoted(shape)} in other chunks")
-            self._arrays[path] = TensorInfo(*dtypes, shape)
+            self._arrays[path] = TensorInfo(dtypes.pop(), shape)
             yield path, partial(self._read, [(info.begin, info.end) for info in infos])
 
     def _read(self, ranges: list[tuple[int, int]]) -> np.ndarray:

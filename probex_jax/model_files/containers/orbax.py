@@ -76,7 +76,8 @@ class Checkpoint:
 def read_checkpoint(folder: Checkpoint, limits: Limits) -> Contained:
     """The arrays of a checkpoint, by the keys of its tree."""
     names = dict(_names(folder, limits))
-    tensors, readers = {}, {}
+    tensors: dict[str, TensorInfo] = {}
+    readers = {}
     base: dict[str, Any] = {"driver": "file", "path": f"{folder.path}/"}
     if (folder.path / "manifest.ocdbt").exists():
         base = {"driver": "ocdbt", "base": f"file://{folder.path}/"}
@@ -96,7 +97,10 @@ def read_checkpoint(folder: Checkpoint, limits: Limits) -> Contained:
             ).result()
             name = names.get(path, path)
             dtype = np.dtype(store.dtype.numpy_dtype)
-            chunk = math.prod(store.chunk_layout.read_chunk.shape or (1,)) * dtype.itemsize
+            chunk = (
+                math.prod(size or 1 for size in store.chunk_layout.read_chunk.shape or ())
+                * dtype.itemsize
+            )
             for size in (math.prod(store.shape) * dtype.itemsize, chunk):
                 check_unpacked(folder.name, name, size, folder.total)
             tensors[name] = TensorInfo(dtype_name(dtype), tuple(store.shape))
