@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
+from pathlib import PurePath
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -27,9 +28,6 @@ _IN_BUCKET = re.compile(r"(s3|gs)://([a-z0-9][a-z0-9._-]{1,221})(?:/(.*))?", re.
 # What obstore would ask for in other words is an address, not a key.
 _PLAIN_PATH = re.compile(r"(/[\w.~+-]+)+", re.ASCII)
 
-# About a minute without an answer. A body may take `_TIMEOUT` a try, and goes on at the next one.
-_RETRIES, _TIMEOUT, _RETRYING = 8, timedelta(seconds=30), timedelta(minutes=3)
-_FIRST_WAIT, _LONGEST_WAIT = timedelta(seconds=0.25), timedelta(seconds=10)
 _POLL_S = 0.1
 
 # What obstore finds by itself; without any of it the vendor's own library is asked.
@@ -49,15 +47,63 @@ _CREDENTIALS = {
         "GOOGLE_SKIP_SIGNATURE",
     ),
 }
-_HINTS = {
+HINTS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE with boto3 installed",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or install google-auth",
+    "hf": "log in with `hf auth login` or set HF_TOKEN; some models have terms to accept",
 }
 _STATUS = re.compile(r"status code: (\d{3}(?: [A-Za-z ]{1,40})?)")
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _CAUSE = re.compile(r'(?:message|error): "([^"]{1,200})"')
 
+_OTHER_RANGE = re.compile(r"Requested (\d+)\.\.(\d+), got (\d+)\.\.(\d+)")
+# What statuses and parts of obstore's messages mean.
+_STATUSES = {
+    "301": "the bucket is in another region; set AWS_REGION",
+    "3": "the server redirects to where it is not followed",
+    "416": "has no such bytes; is it empty?",
+}
+_SIGNS = {
+    "Range request not supported": "the server sends whole files only, no byte ranges; download "
+    "the file and open it from the disk",
+    "Content-Length Header missing": "the server does not say how long its answer is",
+    "TooManyRedirects": "the server redirects in a circle",
+    "following redirect": "the server redirects to where it is not followed",
+    "TimedOut": "the server is too slow; tried several times, try again later",
+    "kind: Timeout": "the server is too slow; tried several times, try again later",
+}
+
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long servers are waited for; by default about a minute if none answers.
+
+    Args:
+      retries: of a request.
+      first_wait_s, longest_wait_s: before a retry; each wait is twice the one before.
+      timeout_s: for one try, with its body; the next one goes on where it broke off.
+      longest_s: for all tries of a request.
+      too_many_s: waits after "too many requests" on top of that; the hub counts for five minutes.
+    """
+
+    retries: int = 10
+    first_wait_s: float = 0.25
+    longest_wait_s: float = 10.0
+    timeout_s: float = 30.0
+    longest_s: float = 180.0
+    too_many_s: tuple[float, ...] = (15.0, 60.0, 120.0, 120.0)
+
+    def waits_s(self) -> list[float]:
+        """The waits before the retries of a request."""
+        return [
+            min(self.first_wait_s * 2**number, self.longest_wait_s)
+            for number in range(self.retries)
+        ]
+
+
+PATIENCE = Patience()
 
 
 class NotThere(ProbexError):
@@ -108,7 +154,7 @@ def address_of(path: str | os.PathLike[str]) -> str:
       >>> address_of(Path("s3://bucket/zoo")), address_of("hf://org/repo"), address_of("zoo")
       ('s3://bucket/zoo', 'hf://org/repo', '')
     """
-    text = str(path)
+    text = str(path) if isinstance(path, PurePath) else os.fspath(path)
     found = _ADDRESS.match(text)
     return f"{found[1]}://{text[found.end() :]}" if found else ""
 
@@ -123,11 +169,11 @@ def is_address(path: str | os.PathLike[str]) -> bool:
     return address_of(path).startswith(("s3://", "gs://"))
 
 
-def shown(path: str | os.PathLike[str]) -> str:
+def shown_path(path: str | os.PathLike[str]) -> str:
     """A path, or an address as others may read it: without a password, or a signed query.
 
     Example:
-      >>> shown("https://me:secret@host/a.safetensors?signature=secret")
+      >>> shown_path("https://me:secret@host/a.safetensors?signature=secret")
       'https://host/a.safetensors'
     """
     url = address_of(path)
@@ -156,6 +202,7 @@ def store_of(url: str, headers: Mapping[str, str] | None = None) -> tuple[Any, s
     Raises:
       ProbexError: if it is no such address, or obstore is not installed.
     """
+    _obstore()
     found = _IN_BUCKET.fullmatch(url)
     if found:
         scheme, bucket, key = found.groups()
@@ -164,9 +211,9 @@ def store_of(url: str, headers: Mapping[str, str] | None = None) -> tuple[Any, s
             for name, value in sorted(os.environ.items())
             if name.startswith(("AWS_", "GOOGLE_"))
         )
-        return _bucket(scheme, bucket, environment), (key or "").strip("/")
+        return _bucket(f"{scheme}://{bucket}", environment, PATIENCE), (key or "").strip("/")
     if url.startswith(("s3://", "gs://")):
-        raise ProbexError(f"{shown(url)}: expected {url[:5]}bucket/path")
+        raise ProbexError(f"{shown_path(url)}: expected {url[:5]}bucket/path")
     parts = urlsplit(url)
     sent = dict(headers or {})
     if parts.username:
@@ -174,9 +221,9 @@ def store_of(url: str, headers: Mapping[str, str] | None = None) -> tuple[Any, s
         sent["authorization"] = f"Basic {base64.b64encode(known.encode()).decode()}"
         url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     if parts.query or not _PLAIN_PATH.fullmatch(parts.path):
-        return _server(url, tuple(sent.items())), ""
+        return _server(url, tuple(sent.items()), PATIENCE), ""
     root = parts._replace(netloc=parts.netloc.rpartition("@")[2], path="/", fragment="")
-    return _server(root.geturl(), tuple(sent.items())), parts.path[1:]
+    return _server(root.geturl(), tuple(sent.items()), PATIENCE), parts.path[1:]
 
 
 def _object(url: str) -> tuple[Any, str]:
@@ -204,6 +251,26 @@ def listed(url: str, stopped: threading.Event | None = None) -> Listing:
         },
         sorted(path[begin:].rstrip("/") for path in said["common_prefixes"]),
     )
+
+
+def names_below(url: str, limit: int) -> list[str]:
+    """The names of all objects in a folder of a bucket, with those of the folders they are in.
+
+    Raises:
+      ProbexError: if they are more than `limit`, or as `listed`.
+    """
+    store, key = store_of(url)
+
+    async def all_names() -> list[str]:
+        names: list[str] = []
+        async for found in _obstore().list(store, key or None, chunk_size=1000):
+            names += [each["path"][len(key) :].lstrip("/") for each in found]
+            if len(names) > limit:
+                raise ProbexError(f"{url}: more than {limit} objects; give a folder among them")
+        return list(filter(None, names))
+
+    with problems(url):
+        return waited(all_names)
 
 
 def stated(url: str) -> Entry | None:
@@ -234,7 +301,8 @@ def read(url: str, limit: int | None = None, stopped: threading.Event | None = N
     async def whole() -> Content:
         found = await _obstore().get_async(store, key)
         if limit is not None and found.meta["size"] > limit:
-            raise ProbexError(f"{shown(url)}: {found.meta['size']} bytes, the limit is {limit}")
+            size = found.meta["size"]
+            raise ProbexError(f"{shown_path(url)}: {size} bytes, the limit is {limit}")
         return Content(bytes(await found.bytes_async()), found.meta["e_tag"] or "")
 
     with problems(url):
@@ -280,11 +348,11 @@ def waited(work: Callable[[], Awaitable[_T]], stopped: threading.Event | None = 
     async def watched() -> _T:
         task = asyncio.ensure_future(_persisting(work))
         while not task.done():
-            await asyncio.wait([task], timeout=_POLL_S)
             if interrupted.is_set() or (stopped is not None and stopped.is_set()):
                 task.cancel()
                 await asyncio.wait([task], timeout=_POLL_S)
                 raise _Interrupted
+            await asyncio.wait([task], timeout=_POLL_S)
         return task.result()
 
     with ThreadPoolExecutor(1) as pool:
@@ -299,22 +367,27 @@ async def _persisting(work: Callable[[], Awaitable[_T]]) -> _T:
     """The result of work, begun again where an answer broke off: obstore resumes those of `get`."""
     from obstore.exceptions import GenericError
 
-    for number in range(_RETRIES):
+    for wait_s in PATIENCE.waits_s():
         try:
             return await work()
         except GenericError as error:
             if "response body" not in str(error):
                 raise
-            await asyncio.sleep(_FIRST_WAIT.total_seconds() * 2**number)
+            await asyncio.sleep(wait_s)
     return await work()
 
 
 @contextmanager
-def problems(url: str) -> Iterator[None]:
-    """Turns obstore's errors into ProbexErrors of one line, which hold no secrets of the address."""
+def problems(url: str, name: str = "") -> Iterator[None]:
+    """Turns obstore's errors into ProbexErrors: one line, without what is secret in an address.
+
+    Args:
+      url: what was asked for.
+      name: what messages call it; "" for its address.
+    """
     from obstore import exceptions as kinds
 
-    where, scheme = shown(url), url.partition("://")[0]
+    where = name or shown_path(url)
     try:
         yield
     except _Interrupted:
@@ -326,7 +399,7 @@ def problems(url: str) -> Iterator[None]:
         if isinstance(error, FileNotFoundError) or said.startswith(("404", "410")):
             raise NotThere(f"{where}: nothing there{told}") from None
         if isinstance(error, kinds.PermissionDeniedError | kinds.UnauthenticatedError):
-            hint = _HINTS.get(scheme, "it may need a token or a password")
+            hint = HINTS.get(where.partition("://")[0], "it may need a token or a password")
             raise Refused(f"{where}: not allowed, or nothing there{told}; {hint}") from None
         if isinstance(error, kinds.AlreadyExistsError | kinds.PreconditionError):
             raise Conflict(f"{where}: somebody else has written it{told}") from None
@@ -335,23 +408,22 @@ def problems(url: str) -> Iterator[None]:
 
 def _reason(text: str, said: str) -> str:
     """What failed, in few words; addresses in obstore's own may hold signatures."""
-    if said.startswith("416"):
-        return f"has no such bytes ({said}); is it empty?"
-    if said.startswith("301"):
-        return f"the bucket is in another region ({said}); set AWS_REGION"
     tried = "; tried several times, try again later"
     if said:
-        return f"the server answers {said}{tried if said[0] == '5' or said[:3] == '429' else ''}"
-    if "TooManyRedirects" in text:
-        return "the server redirects in a circle"
-    if "following redirect" in text:
-        return "the server redirects to an address that is not https"
+        known = next((why for status, why in _STATUSES.items() if said.startswith(status)), "")
+        again = tried if said[0] == "5" or said.startswith("429") else ""
+        return f"{known or 'the server answers'} ({said}){again}"
+    if found := _OTHER_RANGE.search(text):
+        begin, end, *theirs = found.groups()
+        return f"asked for bytes {begin} to {end}, the server answers with {' to '.join(theirs)}"
+    for sign, why in _SIGNS.items():
+        if sign in text:
+            return why
     if cause := _CAUSE.search(text):
         return f"{cause[1]}{tried}"
-    if "TimedOut" in text or "kind: Timeout" in text:
-        return f"the server is too slow{tried}"
-    first = re.sub(r"\w+://\S*", "…", text.partition("\n\n")[0])
-    return "".join(c if c.isprintable() else " " for c in first)[:200]
+    last = re.sub(r"\w+://\S*", "…", text.partition("\n\n")[0].rpartition(" - ")[2])
+    last = "".join(c if c.isprintable() else " " for c in last)[:200]
+    return last + (tried if "HTTP error" in last else "")
 
 
 def _obstore() -> Any:
@@ -364,28 +436,33 @@ def _obstore() -> Any:
     return obstore
 
 
-def _options(**options: Any) -> dict[str, Any]:
-    backoff = {"init_backoff": _FIRST_WAIT, "max_backoff": _LONGEST_WAIT, "base": 2}
+def _options(patience: Patience, **options: Any) -> dict[str, Any]:
+    first, longest = patience.first_wait_s, patience.longest_wait_s
     return {
-        "client_options": {"timeout": _TIMEOUT, **options},
-        "retry_config": {"max_retries": _RETRIES, "retry_timeout": _RETRYING, "backoff": backoff},
+        "client_options": {"timeout": timedelta(seconds=patience.timeout_s), **options},
+        "retry_config": {
+            "max_retries": patience.retries,
+            "retry_timeout": timedelta(seconds=patience.longest_s),
+            "backoff": {
+                "init_backoff": timedelta(seconds=first),
+                "max_backoff": timedelta(seconds=longest),
+                "base": 2,
+            },
+        },
     }
 
 
 @lru_cache(maxsize=256)
-def _bucket(scheme: str, bucket: str, environment: tuple[tuple[str, str], ...]) -> Any:
-    _obstore()
+def _bucket(url: str, environment: tuple[tuple[str, str], ...], patience: Patience) -> Any:
     from obstore.store import from_url
 
-    known = dict(environment)
+    known, scheme = dict(environment), url[:2]
     endpoint = known.get("AWS_ENDPOINT_URL_S3") or known.get("AWS_ENDPOINT_URL") or ""
     plain = scheme == "s3" and endpoint.startswith("http://")  # as the user says
     try:
-        return from_url(
-            f"{scheme}://{bucket}", **_options(allow_http=plain), **_signed(scheme, known)
-        )
+        return from_url(url, **_options(patience, allow_http=plain), **_signed(scheme, known))
     except Exception as error:  # of obstore or of a vendor's library
-        raise ProbexError(f"{scheme}://{bucket}: {_reason(str(error), '')}") from error
+        raise ProbexError(f"{url}: {_reason(str(error), '')}") from error
 
 
 def _signed(scheme: str, environment: Mapping[str, str]) -> dict[str, Any]:
@@ -410,12 +487,13 @@ def _signed(scheme: str, environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=256)
-def _server(url: str, headers: tuple[tuple[str, str], ...]) -> Any:
-    _obstore()
+def _server(url: str, headers: tuple[tuple[str, str], ...], patience: Patience) -> Any:
     from obstore.store import HTTPStore
 
     plain = url.startswith("http://")  # else redirects to http are refused
     try:
-        return HTTPStore(url, **_options(allow_http=plain, default_headers=dict(headers)))
+        options = _options(patience, allow_http=plain, default_headers=dict(headers))
+        return HTTPStore(url, **options)
     except ValueError as error:
-        raise ProbexError(f"{shown(url)}: is no address of a file on a server ({error})") from None
+        where = shown_path(url)
+        raise ProbexError(f"{where}: is no address of a file on a server ({error})") from None

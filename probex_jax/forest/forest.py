@@ -20,6 +20,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from probex_jax.bucket_paths import as_path
+from probex_jax.buckets import address_of, shown_path
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Read, batch_size
 from probex_jax.files import disk_errors, read_json
@@ -28,7 +29,7 @@ from probex_jax.forest.router import Route, route
 from probex_jax.forest.stated_facts import StatedFacts, read_stated_facts
 from probex_jax.forest.tree import VERSION, Tree
 from probex_jax.model_files import ModelFile, open_model
-from probex_jax.model_files.hub import hub_address, remote_url, shown_path, shown_url
+from probex_jax.model_files.hub import hub_address
 
 FORMAT = "probex_jax forest"
 
@@ -251,8 +252,8 @@ def tree_folders(path: Path) -> list[Path]:
 
 def model_name(path: Path) -> str:
     """The name of a model, from its path."""
-    if url := remote_url(path):
-        address, parts = hub_address(url), urlsplit(shown_url(url))
+    if url := address_of(path):
+        address, parts = hub_address(url), urlsplit(shown_path(url))
         path = Path(
             "/", *((address.id, address.path) if address else (parts.netloc, parts.path[1:]))
         )

@@ -11,8 +11,8 @@ from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, one_writer, parse_json
 from probex_jax.layer_store.packing import PackSummary, pack
 from probex_jax.layer_store.store import LayerStore
-from probex_jax.model_files.http_ranges import Remote
 from probex_jax.model_files.hub import hub_repo
+from probex_jax.model_files.remote import Remote
 from probex_jax.prefetch import prefetch
 from probex_jax.zoo import Zoo, ZooModel
 from probex_jax.zoo.model_j_table import ListedModel, Table

@@ -9,10 +9,10 @@ its size.
 """
 
 from probex_jax.model_files.architecture import fingerprint, stated_base
-from probex_jax.model_files.http_ranges import Remote
 from probex_jax.model_files.layers import LayerInfo, reference_matrix, select_layers
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.model_file import ModelFile, open_model
+from probex_jax.model_files.remote import Remote
 from probex_jax.model_files.untrusted_text import literal_strings
 
 __all__ = [

@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from probex_jax.buckets import address_of
 from probex_jax.errors import ProbexError
 from probex_jax.matrices import LowRank
 from probex_jax.model_files.contents import find_contents
 from probex_jax.model_files.files_beside import FilesBeside
 from probex_jax.model_files.finite import count_unfit, unfit
-from probex_jax.model_files.http_ranges import Remote
-from probex_jax.model_files.hub import locate_remote, remote_url
 from probex_jax.model_files.layers import MATRIX_DTYPES, LayerInfo, no_such_layer
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.locate import Location, locate
 from probex_jax.model_files.lora_scales import Scales
 from probex_jax.model_files.quantised import scaled
+from probex_jax.model_files.remote import Remote
+from probex_jax.model_files.remote_folders import locate_remote
 from probex_jax.model_files.safetensors_header import TensorInfo
 from probex_jax.model_files.shards import Shard, merged_metadata, open_shards
 from probex_jax.model_files.stored_tensors import StoredTensors
@@ -350,7 +351,7 @@ def open_model(
     References:
       docs/formats.md, "Model files that are read".
     """
-    url = remote_url(path)
+    url = address_of(path)
     where: Path | str = url or Path(path)
     if "\0" in str(path):
         raise ProbexError(f"{quoted(str(path))}: no such file or folder")
