@@ -4,9 +4,9 @@
 stands before their weights (`containers`, one module a format), gives JAX's parameters PyTorch's
 names and axes (`stored_tensors`, `flax_names`), sorts them into layers (`contents`, which asks
 `layers`, `adapters`, `quantised`, `orientation`), and reads single matrices (`model_file`).
-`open_params` does so for a tree in memory. `parts` tells the models of one file apart, `architecture`
-which models may be of one tree, `stated` what files say of themselves. All text of strangers passes
-through `untrusted_text`; `limits` bounds its size.
+`open_params` does so for a tree in memory. `parts` tells the models of one file apart,
+`architecture` which models may be of one tree, `stated` what files say of themselves. All text of
+strangers passes through `untrusted_text`; `limits` bounds its size.
 """
 
 from probex_jax.model_files.architecture import fingerprint

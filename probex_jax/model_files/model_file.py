@@ -20,6 +20,7 @@ from probex_jax.model_files.finite import count_unfit, unfit
 from probex_jax.model_files.layers import LayerInfo, no_such_layer
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.locate import Location, locate
+from probex_jax.model_files.parts import parts
 from probex_jax.model_files.remote import Remote
 from probex_jax.model_files.remote_folders import locate_remote
 from probex_jax.model_files.safetensors_header import TensorInfo
@@ -54,16 +55,11 @@ class ModelFile:
       >>> folder.cleanup()
     """
 
-    def __init__(
-        self, path: Path | str, location: Location, files: Sequence[Container], limits: Limits
-    ):
-        self.path = path
-        self.files = location.names
-        self._beside = FilesBeside(location.folder, limits.depth)
-        self._stored = StoredTensors(location, files)
-        self.metadata: Mapping[str, str] = MappingProxyType(self._stored.metadata)
-        self.warnings = self._stored.warnings
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._stored.infos)
+    def __init__(self, path: Path | str, stored: StoredTensors, beside: FilesBeside):
+        self.path, self._stored, self._beside = path, stored, beside
+        self.metadata: Mapping[str, str] = MappingProxyType(stored.metadata)
+        self.files, self.warnings = stored.files, stored.warnings
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(stored.infos)
         self._contents = find_contents(
             self._stored,
             self.metadata,
@@ -81,6 +77,22 @@ class ModelFile:
     def all_layers(self) -> Mapping[str, LayerInfo]:
         """Matrices and vectors, sorted by name."""
         return MappingProxyType(dict(sorted({**self.layers, **self.vectors}.items())))
+
+    @cached_property
+    def parts(self) -> Mapping[str, "ModelFile"]:
+        """The models that a single-file checkpoint holds, by how the names of each begin.
+
+        In a part the names lack that beginning. {} for a file that is one model. Parts are closed
+        with the file.
+
+        Raises:
+          ProbexError: if a part cannot be read.
+        """
+        found = parts(self.tensors)
+        return {
+            begin: ModelFile(f"{self.path}: {begin}", self._stored.part(begin), self._beside)
+            for begin in found
+        }
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -337,7 +349,8 @@ def open_model(
             location = locate(Path(path), limits)
         files = open_containers(location, limits)
         try:
-            return ModelFile(where, location, files, limits)
+            stored = StoredTensors(location, files)
+            return ModelFile(where, stored, FilesBeside(location.folder, limits.depth))
         except BaseException:
             for file in files:
                 file.bytes.close()

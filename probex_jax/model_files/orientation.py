@@ -52,8 +52,8 @@ def stacks(tensors: Mapping[str, TensorInfo]) -> dict[str, bool]:
       tensors: possible layers, by name.
 
     Returns:
-      Name to whether the matrices are [in, out]. Of one that widens to a gate and a value beside one
-      that narrows again, the shapes tell; of others nothing does, and they are taken as [out, in].
+      Name to whether the matrices are [in, out]. Of one that widens to a gate and a value beside
+      one that narrows again, the shapes tell; nothing tells of others, taken as [out, in].
 
     Example:
       >>> up = TensorInfo("F32", (8, 16, 64), 0, 32768)

@@ -1,5 +1,6 @@
 """The tensors of a model's files, as PyTorch would have stored them: where each is, its values."""
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,11 +34,12 @@ class StoredTensors:
       infos: name of every tensor to its dtype and shape, sorted by name.
       left_out: those that are no part of the model, or whose axes are not known, to the reason.
       metadata: free text of all files; of several texts under one key, the first.
+      files: names of the files in their folder.
       warnings: what is odd about the files.
     """
 
     def __init__(self, location: Location, containers: Sequence[Container]):
-        self._shards = tuple(containers)
+        self._shards, self.files = tuple(containers), location.names
         holders: dict[str, Container] = {}
         indexed = location.weight_map or {}
         self.metadata: dict[str, str] = {}
@@ -70,6 +72,16 @@ class StoredTensors:
             *location.warnings(holders),
             *(text for each in containers for text in each.contained.warnings),
         )
+
+    def part(self, begin: str) -> "StoredTensors":
+        """Those tensors whose names begin so, by the rest of their names."""
+        part = copy.copy(self)
+        part._of = {n.removeprefix(begin): of for n, of in self._of.items() if n.startswith(begin)}
+        part.infos = {name: self.infos[begin + name] for name in part._of}
+        part.left_out = {
+            n: self.left_out[begin + n] for n in part._of if begin + n in self.left_out
+        }
+        return part
 
     def raw(self, name: str) -> np.ndarray:
         """A tensor in its stored dtype and PyTorch's shape; bytes where several values share one.

@@ -340,3 +340,14 @@ def test_a_lora_without_alpha_is_said_to_be_one(tmp_path, forest):
     assert "1 of its layers state no alpha" in model_card(found)
     (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 1}')
     assert forest.describe(tmp_path).stated.unscaled == 0
+
+
+def test_of_a_single_file_checkpoint_the_part_of_a_known_tree_is_described(forest, trees, tmp_path):
+    path = next((trees[0] / "Ant" / "test").iterdir())
+    with open_model(path) as alone:
+        tensors = {f"model.diffusion_model.{n}": alone.tensor(n) for n in alone.tensors}
+    vae = {"first_stage_model.decoder.conv_in.weight": np.ones((2, 2), "f4")}
+    save_file(tensors | vae, tmp_path / "sd.safetensors")
+    found, expected = forest.describe(tmp_path / "sd.safetensors"), forest.describe(path)
+    assert found.tree == expected.tree == "Ant"
+    assert probabilities(found) == pytest.approx(probabilities(expected), abs=1e-6)

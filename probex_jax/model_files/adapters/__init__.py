@@ -1,7 +1,7 @@
 """Reads adapters: which layers of which update a file holds.
 
-`spellings` tells what a tensor is by the ending of its name, `modules` which layers it belongs to by
-the rest of it, `updates` computes an update from its factors, `scales` finds the number that it is
+`spellings` tells what a tensor is by the ending of its name, `modules` which layers it belongs to
+by the rest, `updates` computes an update from its factors, `scales` finds the number that it is
 multiplied by, `find` puts them together, and `unread` names what is not read.
 """
 

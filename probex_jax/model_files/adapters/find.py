@@ -165,7 +165,7 @@ def _of_experts(
 ) -> tuple[str, Update]:
     """The parameter that PEFT adapts of a module of stacked experts, and the update with its rank.
 
-    Both stand in the adapter's config alone: of two parameters, the first is the inner `base_layer`.
+    Both stand in the adapter's config alone: the first of two is the inner `base_layer`.
     """
     module, is_peft = update.path.replace(".base_layer", ""), update.spelling.dialect == "peft"
     is_flat = all(len(tensors[name].shape) == 2 for name in update.factors.values())
