@@ -136,6 +136,8 @@ def find_quantised(
     parts: set[str] = set()
     for path, names in _modules(tensors).items():
         own = {last: n for last, n in names.items() if _THEIRS.search(last) or _OWN.search(last)}
+        if not own and all(tensors[name].dtype in FLOATS for name in names.values()):
+            continue
         has_integers = any(_is_integers(tensors[name]) for name in names.values())
         weights: set[str] = set()
         reason = ""
