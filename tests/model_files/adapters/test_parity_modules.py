@@ -1,4 +1,4 @@
-"""Names of modules against the models of diffusers and transformers and the loaders of diffusers."""
+"""Names of modules against the models and loaders of diffusers and transformers."""
 
 import pytest
 
@@ -235,6 +235,10 @@ WAN_OTHERS = [
     *embedders("text_embedding time_embedding", "0 2"),
     *["time_projection.1", "head.head", "img_emb.proj.1", "img_emb.proj.3"],
 ]
+WAN_NORMS = [
+    *blocks(2, "blocks", "self_attn.norm_q cross_attn.norm_k cross_attn.norm_k_img norm3"),
+    *embedders("img_emb.proj", "0 4"),
+]
 QWEN = [
     *blocks(
         2,
@@ -466,16 +470,16 @@ MOCHI = [
     *embedders("t5_y_embedder", "to_kv to_q to_out"),
     *["x_embedder.proj", "t_embedder.mlp.0", "t5_yproj", "final_layer.mod", "final_layer.linear"],
 ]
-RESNET = "in_layers.2 emb_layers.1 out_layers.3 skip_connection"
+RESNET = "in_layers.0 in_layers.2 out_layers.0 emb_layers.1 out_layers.3 skip_connection"
 TRANSFORMER = (
-    "proj_in proj_out transformer_blocks.0.attn1.to_q transformer_blocks.1.attn2.to_out.0"
+    "norm proj_in proj_out transformer_blocks.0.attn1.to_q transformer_blocks.1.attn2.to_out.0"
     " transformer_blocks.0.ff.net.0.proj transformer_blocks.1.ff.net.2"
 )
 
 
 def unet(levels, attended):
     """The modules of CompVis's UNet, in which levels have attention: 1 to 12 each way."""
-    names = ["time_embed.0", "time_embed.2", "input_blocks.0.0", "out.2"]
+    names = ["time_embed.0", "time_embed.2", "input_blocks.0.0", "out.0", "out.2"]
     for i in range(1, 3 * levels):
         if i % 3 == 0:
             names.append(f"input_blocks.{i}.0.op")
@@ -515,7 +519,7 @@ class Checkpoint(dict):
             ["txt_in.individual_token_refiner.blocks.0.self_attn_qkv"],
             {},
         ),
-        ("wan_transformer", [*WAN, *WAN_OTHERS, "patch_embedding"], {}),
+        ("wan_transformer", [*WAN, *WAN_NORMS, *WAN_OTHERS, "patch_embedding"], {}),
         ("lumina2", [*LUMINA, *FINAL, "t_embedder.mlp.0", "cap_embedder.1"], SHAPES),
         ("z_image_transformer_checkpoint", Z_IMAGE, {}),
         (
@@ -557,8 +561,8 @@ def test_rows_of_layers_are_those_of_converted_checkpoints(model, paths, known):
 def test_loras_of_stable_diffusion_xl_are_those_that_diffusers_loads(text_encoder):
     config = type("Config", (), {"layers_per_block": 2})
     te = [each for each in CLIP_KOHYA if f"te{text_encoder}" in each]
-    blocks_only = [e for e in SDXL if e.partition(".")[0] in ("input_blocks", "output_blocks")]
-    made = factors(flattened(KOHYA, blocks_only) + te)
+    inside = [each for each in SDXL if "blocks." in each and not each.endswith((".0", "norm"))]
+    made = factors(flattened(KOHYA, inside) + te)
     converted, alphas = diffusers.StableDiffusionXLPipeline.lora_state_dict(
         stored(made, "kohya"), unet_config=config
     )
@@ -569,7 +573,7 @@ def test_loras_of_stable_diffusion_xl_are_those_that_diffusers_loads(text_encode
 def test_rows_of_open_clip_are_those_of_the_converted_text_encoder():
     library = diffusers.loaders.single_file_utils
     prefix = "conditioner.embedders.1.model."
-    inside = "attn.out_proj mlp.c_fc mlp.c_proj"
+    inside = "attn.out_proj mlp.c_fc mlp.c_proj ln_1"
     made = factors(dotted(prefix, blocks(2, "transformer.resblocks", inside)))
     fused = factors(dotted(prefix, blocks(2, "transformer.resblocks", "attn.in_proj")))
     weights = {f"{path}.weight": up for path, (up, _) in made.items()}
