@@ -238,7 +238,7 @@ def _read(path: str) -> tuple[str, str, dict[_Entry, set[str]]]:
     """The prefix of a path, what follows, and the entries that this may mean."""
     path = _WRAPPERS.sub("", path)
     prefix = max(filter(path.startswith, _table().prefixes), key=len)
-    rest = _WRAPPERS.sub("", path[len(prefix) :])
+    rest = _WRAPPERS.sub("", path[len(prefix) :]).strip("_")
     part = _table().prefixes[prefix][""]
     entries = _fitting(rest, _PARTS.get(part[:4], ("unet", "transformer")))
     if not entries and (whole := _fitting(path, _PARTS[""])):  # OpenCLIP's transformer.resblocks
