@@ -169,8 +169,8 @@ def find_quantised(
                 is_whole |= matched[0][0].weight not in ("weight", "*", "*_blocks")
                 parts |= {*matched[0][2].values()} - weights
         for last, name in names.items():
-            is_own = (
-                last in own and (has_integers or _OWN.search(last)) or last.startswith("weight.")
+            is_own = (last in own and (has_integers or _OWN.search(last))) or last.startswith(
+                "weight."
             )
             if name not in weights and (is_own or (is_whole and last != "bias")):
                 parts.add(name)
