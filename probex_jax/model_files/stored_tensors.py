@@ -107,7 +107,8 @@ class StoredTensors:
         container, stored, form = self._of[name]
         values = container.raw(stored)
         if self.infos[name].dtype in GGML:
-            values = dequantised(values, self.infos[name].dtype)
+            rows = values.reshape(*container.tensors[stored].shape[:-1], -1)
+            values = dequantised(rows, self.infos[name].dtype)
         if form.turn is not None:
             values = form.turn(values)
         return self._floats(name, values)

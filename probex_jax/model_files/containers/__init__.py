@@ -4,6 +4,7 @@ A module a format turns what stands before the weights into `Contained`; mostly 
 range of bytes of the file, and only that is read.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -134,10 +135,8 @@ def _checked(contained: Contained, where: str, limits: Limits) -> Contained:
         if not name or not is_unicode(name) or leads_out(name):
             problem = "is no Unicode" if not is_unicode(name) else "leads out of a folder"
             raise ProbexError(f"{where}: tensor {quoted(name)}: the name {problem}")
-        elements = 1
-        for size in info.shape:
-            elements *= size or 1
-        if len(info.shape) > MAX_AXES or elements > MAX_INT // 8:
+        elements = math.prod(size or 1 for size in info.shape)
+        if min((0, *info.shape)) < 0 or len(info.shape) > MAX_AXES or elements > MAX_INT // 8:
             raise ProbexError(f"{where}: tensor {quoted(name)}: a shape of {quoted(info.shape)}")
     return contained
 
