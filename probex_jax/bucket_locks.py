@@ -22,7 +22,7 @@ from probex_jax.errors import ProbexError
 # A lock is stale that was not written anew for so long.
 STALE_S = 60.0
 _BEATS = 4  # times that it is written anew before
-_TRIES, _LOOKS, _PAUSE_S = 20, 5, 0.25
+_TRIES, _LOOKS, _PAUSE_S, _LONGEST_PAUSE_S = 20, 5, 0.25, 5.0
 _LONGEST_NOTE = 1000
 # In a folder while a process writes it, and left behind if that process is killed; of several
 # processes that divide the work, locks in a folder.
@@ -169,9 +169,10 @@ def _is_running(pid: Any) -> bool:
 @contextmanager
 def alone(path: BucketPath, *, wait: bool = True, needed: bool = True) -> Iterator[bool]:
     """As `files.alone`."""
-    lock = BucketLock(path)
+    lock, pause_s = BucketLock(path), _PAUSE_S
     while not (ours := lock.acquire()) and wait:
-        time.sleep(_PAUSE_S)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)  # each look is a few requests
     try:
         yield ours
     finally:
@@ -222,4 +223,7 @@ def _refused(path: BucketPath) -> ProbexError:
     several = path.parent.name == SHARING
     who = "several processes that divide the work are" if several else "another process is"
     where = path.parent.parent if several else path.parent
-    return ProbexError(f"{where}: {who} writing here{BucketLock(path).note()}")
+    note = BucketLock(path).note()
+    return ProbexError(
+        f"{where}: {who} writing here{note}; if it was killed, try again after {STALE_S:g} s"
+    )

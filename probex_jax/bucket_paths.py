@@ -132,8 +132,8 @@ class BucketPath(type(Path())):  # type: ignore[misc]
             yield self / about["path"].removeprefix(key).lstrip("/"), about["e_tag"] or ""
 
     def iterdir(self) -> Iterator["BucketPath"]:
-        files, folders = buckets.listed(str(self))
-        yield from (self / name for name in (*folders, *files))
+        found = buckets.listed(str(self))
+        yield from (self / name for name in (*found.folders, *found.files))
 
     def glob(self, pattern: str, **_: Any) -> Iterator["BucketPath"]:
         first, _, rest = pattern.partition("/")
@@ -233,6 +233,16 @@ def put_and_delete(made: Path, path: Path) -> None:
     """Moves a file of the disk into a bucket."""
     as_path(path).write(made)  # type: ignore[attr-defined]
     made.unlink()
+
+
+def s3_endpoint() -> str:
+    """The server of S3 that the environment names; "" for Amazon's."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+
+
+def s3_over_http() -> dict[str, str]:
+    """What obstore's relatives want to be told of a server of S3 without TLS."""
+    return {"allow_http": "true"} if s3_endpoint().startswith("http://") else {}
 
 
 def remove_folder(path: Path, first: str = "") -> None:

@@ -91,7 +91,6 @@ def serving(faults=0.0):
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_REGION": "us-east-1",
-        "AWS_ALLOW_HTTP": "true",
     }
     for method, path in (("POST", "/moto-api/reset"), ("PUT", f"/{BUCKET}")):
         connection = http.client.HTTPConnection(urlsplit(app.env["AWS_ENDPOINT_URL"]).netloc)
@@ -104,7 +103,7 @@ def serving(faults=0.0):
         yield app
     finally:
         for name in app.env:
-            os.environ.pop(name)
+            os.environ.pop(name, None)
         os.environ |= {name: before[name] for name in app.env if name in before}
         server.shutdown()
         thread.join()
