@@ -81,7 +81,8 @@ class Packer:
         def writer_of(item: tuple[_Key, tuple[Path, tuple[int, int]]]) -> LayerWriter:
             folder, shape = item[1]
             inside = folder.parts[len(store.path.parts) :]
-            return LayerWriter(folder, shape, store.block, made and Path(made, *inside))
+            here = Path(made, *inside) if made else None
+            return LayerWriter(folder, shape, store.block, here)
 
         found = prefetch(writer_of, arrays.items(), _ARRAYS_AT_ONCE)
         self._writers = {key: writer for (key, _), writer in found}
