@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 from probex_jax import buckets
 from probex_jax.buckets import NotThere, Refused
 from probex_jax.errors import ProbexError
-from probex_jax.model_files.remote import Remote, RemoteRanges, write_cached
+from probex_jax.model_files.remote import FIRST_BYTES, Remote, RemoteRanges, write_cached
 from probex_jax.model_files.safetensors_header import MAX_INT
 from probex_jax.model_files.untrusted_text import is_plain_path, json_object, quoted
 
@@ -80,16 +80,22 @@ class HubRepo:
     commit: str
     files: Mapping[str, HubFile]
 
-    def open(self, path: str, remote: Remote) -> RemoteRanges:
+    def open(self, path: str, remote: Remote, first: int = FIRST_BYTES) -> RemoteRanges:
         """Opens a file of the repository, with the user's token."""
         name = str(HubAddress(self.id, self.commit[:12], path, self.kind))
         prefix = "datasets/" if self.kind == "dataset" else ""
         url = f"{endpoint()}/{prefix}{self.id}/resolve/{self.commit}/{quote(path)}"
         known, headers = self.files.get(path, HubFile()), _token(name)
         content = known.content or f"{self.kind} {self.id} {self.commit} {path}"
-        # A commit's file never changes, but the hub's hosts give it several ETags.
         return RemoteRanges(
-            url, remote, name=name, headers=headers, size=known.size, content=content, etag=""
+            url,
+            remote,
+            name=name,
+            headers=headers,
+            size=known.size,
+            content=content,
+            etag="",  # a commit's file never changes, but the hub's hosts give it several
+            first=first,
         )
 
 

@@ -68,6 +68,7 @@ class RemoteRanges:
       size: in bytes, as it is listed; None if it is not.
       content: what identifies its content, if known before it is read; or "".
       etag: the ETag that it must have; None for that of the first answer, "" for any.
+      first: how many bytes are read at once; more than 0 if there is no size.
 
     Attributes:
       name, size: as `Bytes` has them.
@@ -84,6 +85,7 @@ class RemoteRanges:
         size: int | None = None,
         content: str = "",
         etag: str | None = None,
+        first: int = FIRST_BYTES,
     ):
         self.name, self._url, self._remote = name or shown_path(url), url, remote
         self._store, self._key = store_of(url, headers)
@@ -94,7 +96,8 @@ class RemoteRanges:
         self._cache = _cached(remote, content)
         self._held: list[_Piece] | None = []
         self._start = np.empty(0, np.uint8)
-        first = FIRST_BYTES if size is None else min(size, FIRST_BYTES)
+        if size is not None:
+            first = min(size, first)
         if first:
             self._start = self._waited([self._part(0, self._empty(first))])[0]
         if self._cache is None and self.etag:

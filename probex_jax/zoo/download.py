@@ -236,7 +236,7 @@ def _fetched(repo: HubRepo, path: str, folder: Path, remote: Remote) -> Path:
     done = folder / listed.content
     if done.exists():
         return done
-    source = source or repo.open(path, remote)
+    source = source or repo.open(path, remote, first=0)
     partial = folder / f"{listed.content}.incomplete"
     with partial.open("a+b") as file:
         content = _Digest(listed)
