@@ -27,6 +27,7 @@ _INDEX = flags.DEFINE_list(
     [],
     "Indexes made by index, at most one for each tree: cards then name the nearest models.",
 )
+_LIST = flags.DEFINE_string("list", None, "File with a model a line, as harvest writes one.")
 _OUT = flags.DEFINE_string(
     "out", None, "Folder for the cards, a Markdown and a JSON file for each model."
 )
@@ -40,6 +41,7 @@ _COMPARE = flags.DEFINE_bool(
 
 
 def main(paths: Sequence[str]) -> int:
+    paths = [*paths, *(forest_steps.listed_in(_LIST.value) if _LIST.value else ())]
     if not paths:
         raise px.ProbexError("give one or more models: files, or folders of them")
     forest = Forest.load(_FOREST.value)

@@ -49,7 +49,7 @@ def main(rest: Sequence[str]) -> int:
         {
             "architecture": tree.fingerprint,
             "base": tree.base,
-            "kind": "LoRAs" if tree.is_lora else "whole models",
+            "kind": tree.kind,
             "models": [models[number].id for number in tree.members],
         }
         for tree in found.trees

@@ -97,20 +97,29 @@ def write_zoos(folder: Path, trees: Sequence[Mapping[str, Path]], labels: str | 
     tables, unknown = (Tables(), ()) if labels is None else _labels_in(as_path(labels), Names(ids))
     told_unmatched({str(labels): unknown}, folder)
     for number, models in enumerate(trees, start=1):
-        zoo = folder / f"tree-{number}"
-        about = {"models": {id: str(path.resolve()) for id, path in models.items()}}
-        if (zoo / "zoo.json").exists() and read_json(zoo / "zoo.json") != about:
-            raise ProbexError(f"{zoo}: a zoo of other models; choose another folder")
-        with disk_errors(zoo):
-            zoo.mkdir(parents=True, exist_ok=True)
-        write_json(zoo / "zoo.json", about)
-        if labels is not None:
-            rows = [
-                {"model": id}
-                | {name: said[id] for name, said in tables.columns.items() if id in said}
-                for id in models
-            ]
-            write_json(zoo / "labels.json", rows)
+        write_zoo(folder / f"tree-{number}", models, tables)
+
+
+def write_zoo(zoo: Path, models: Mapping[str, Path], tables: Tables) -> None:
+    """Writes a zoo that names its models where they are, with their labels and splits.
+
+    Raises:
+      ProbexError: if the folder holds a zoo of other models.
+    """
+    about = {"models": {id: str(path.resolve()) for id, path in models.items()}}
+    if (zoo / "zoo.json").exists() and read_json(zoo / "zoo.json") != about:
+        raise ProbexError(f"{zoo}: a zoo of other models; choose another folder")
+    with disk_errors(zoo):
+        zoo.mkdir(parents=True, exist_ok=True)
+    write_json(zoo / "zoo.json", about)
+    if tables.columns:
+        rows = [
+            {"model": id} | {name: said[id] for name, said in tables.columns.items() if id in said}
+            for id in models
+        ]
+        write_json(zoo / "labels.json", rows)
+    if tables.splits:
+        write_json(zoo / SPLITS_FILE, tables.splits)
 
 
 def _number(text: str) -> float:

@@ -21,7 +21,15 @@ from probex_jax.heads import ClassHead, TextHead
 from probex_jax.language import text_encoder
 from probex_jax.layer_store import LayerStore, pack, pack_from_hub
 from probex_jax.matrices import LowRank, contract, project, respond, stack
-from probex_jax.model_files import LayerInfo, Limits, ModelFile, Remote, open_model, select_layers
+from probex_jax.model_files import (
+    LayerInfo,
+    Limits,
+    ModelFile,
+    Remote,
+    open_model,
+    open_params,
+    select_layers,
+)
 from probex_jax.reports import model_card
 from probex_jax.search import Index, find_models
 from probex_jax.sweeps import sweep
@@ -62,6 +70,7 @@ __all__ = [  # noqa: RUF022
     "ModelFile",
     "Remote",
     "open_model",
+    "open_params",
     "select_layers",
     # Many models: a zoo on disk or on the hub, packed into a store; one to try things with.
     "LayerStore",

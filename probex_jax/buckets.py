@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
-from pathlib import PurePath
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -154,7 +153,7 @@ def address_of(path: str | os.PathLike[str]) -> str:
       >>> address_of(Path("s3://bucket/zoo")), address_of("hf://org/repo"), address_of("zoo")
       ('s3://bucket/zoo', 'hf://org/repo', '')
     """
-    text = str(path) if isinstance(path, PurePath) else os.fspath(path)
+    text = str(path)
     found = _ADDRESS.match(text)
     return f"{found[1]}://{text[found.end() :]}" if found else ""
 

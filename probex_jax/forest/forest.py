@@ -165,9 +165,13 @@ class Forest:
         try:
             with open_model(path) as model:
                 said = read_stated_facts(model)
-                where = self.route(model, said.base)
+                where, one = self.route(model, said.base), model
+                if not where.tree:  # a single-file checkpoint may have a part of a known tree
+                    routed = ((self.route(p, said.base), p) for p in model.parts.values())
+                    known = (found for found in routed if found[0].tree)
+                    where, one = next(known, (where, model))
                 experts = self.trees[where.tree].experts if where.tree else {}
-                matrices = {label_set: one.read(model) for label_set, one in experts.items()}
+                matrices = {label_set: expert.read(one) for label_set, expert in experts.items()}
                 model.check_unchanged()
                 return _Seen(said, where, matrices)
         except ProbexError as error:
