@@ -15,14 +15,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from probex_jax.bucket_paths import GUARDS, BucketPath
-from probex_jax.buckets import Conflict, write
+from probex_jax.bucket_paths import GUARDS, BucketPath, Version
+from probex_jax.buckets import Conflict
 from probex_jax.errors import ProbexError
 
 # A lock is stale that was not written anew for so long.
 STALE_S = 60.0
 _BEATS = 4  # times that it is written anew before
-_TRIES, _LOOKS, _PAUSE_S = 20, 5, 0.25
+_TRIES, _LOOKS, _PAUSE_S, _LONGEST_PAUSE_S = 20, 5, 0.25, 5.0
 _LONGEST_NOTE = 1000
 # In a folder while a process writes it, and left behind if that process is killed; of several
 # processes that divide the work, locks in a folder.
@@ -39,24 +39,25 @@ class BucketLock:
     def __init__(self, path: BucketPath):
         self.path, self._token = path, uuid.uuid4().hex
         self._ended, self._state = threading.Event(), threading.RLock()
-        self._tag, self._beat_at, self.is_lost = "", 0.0, False
+        self._version: Version = {}
+        self._beat_at, self.is_lost = 0.0, False
 
     def acquire(self) -> bool:
         """Whether it is held from now on."""
         for _ in range(_TRIES):
             try:
-                self._tag = self._put(over="")
+                self._version = self._put(over=None)
                 break
             except Conflict:
                 pass
             try:
-                tag, said = self._read()
+                version, said = self._read()
                 if said.get("token") == self._token:  # the answer to our put was lost
-                    self._tag = tag
+                    self._version = version
                     break
                 if not self._is_stale(said):
                     return False
-                self._tag = self._put(over=tag)
+                self._version = self._put(over=version)
                 break
             except (FileNotFoundError, Conflict):
                 continue  # it was released, or another process was faster
@@ -71,9 +72,9 @@ class BucketLock:
         GUARDS.pop(self, None)
         self._ended.set()
         with self._state:  # no beat is under way
-            if self._tag and not self.is_lost:
+            if self._version and not self.is_lost:
                 self.path.unlink()
-            self._tag = ""
+            self._version = {}
 
     def note(self) -> str:
         """Who holds it, in brackets, for an error message."""
@@ -83,35 +84,35 @@ class BucketLock:
             return note if note.isprintable() else ""
         return ""
 
-    def _put(self, over: str) -> str:
+    def _put(self, over: Version | None) -> Version:
         about = {
             "token": self._token,
             "pid": os.getpid(),
             "host": platform.node(),
             "processes": _processes(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-            "beat": uuid.uuid4().hex,  # so that each put has a tag of its own
+            "beat": uuid.uuid4().hex,  # no two versions are alike
         }
         at = time.time()
-        tag = write(str(self.path), json.dumps(about).encode(), over=over)
+        version = self.path.put_over(json.dumps(about).encode(), over)
         self._beat_at = at
-        return tag
+        return version
 
-    def _read(self) -> tuple[str, dict[str, Any]]:
-        """Its tag, and what it says; of one that is damaged nothing."""
-        data, tag = self.path.read_tagged()
+    def _read(self) -> tuple[Version, dict[str, Any]]:
+        """Its version, and what it says; of one that is damaged nothing."""
+        data, version = self.path.read_versioned()
         with suppress(ValueError):
             said = json.loads(data[:_LONGEST_NOTE])
             if isinstance(said, dict) and {"token", "pid", "host", "since"} <= said.keys():
-                return tag, said
-        return tag, {}
+                return version, said
+        return version, {}
 
     def _is_stale(self, said: dict[str, Any]) -> bool:
         if said.get("processes") == _processes() and not _is_running(said["pid"]):
             return True
         # Both times are the server's: clocks of hosts differ.
         clock = self.path.with_name(f".clock-{self._token}")
-        write(str(clock), b"")
+        clock.put_over(b"", None)
         try:
             return clock.stat().st_mtime - self.path.stat().st_mtime > STALE_S
         finally:
@@ -127,10 +128,10 @@ class BucketLock:
             if self._ended.is_set() or self.is_lost:
                 return
             try:
-                self._tag = self._put(over=self._tag)
+                self._version = self._put(over=self._version)
             except Conflict:
                 try:
-                    self._tag, said = self._read()
+                    self._version, said = self._read()
                     self.is_lost = said.get("token") != self._token
                 except FileNotFoundError:
                     self.is_lost = True
@@ -169,9 +170,10 @@ def _is_running(pid: Any) -> bool:
 @contextmanager
 def alone(path: BucketPath, *, wait: bool = True, needed: bool = True) -> Iterator[bool]:
     """As `files.alone`."""
-    lock = BucketLock(path)
+    lock, pause_s = BucketLock(path), _PAUSE_S
     while not (ours := lock.acquire()) and wait:
-        time.sleep(_PAUSE_S)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)  # each look is a few requests
     try:
         yield ours
     finally:
@@ -222,4 +224,7 @@ def _refused(path: BucketPath) -> ProbexError:
     several = path.parent.name == SHARING
     who = "several processes that divide the work are" if several else "another process is"
     where = path.parent.parent if several else path.parent
-    return ProbexError(f"{where}: {who} writing here{BucketLock(path).note()}")
+    note = BucketLock(path).note()
+    return ProbexError(
+        f"{where}: {who} writing here{note}; if it was killed, try again after {STALE_S:g} s"
+    )

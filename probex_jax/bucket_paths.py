@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,6 +24,9 @@ from probex_jax.errors import ProbexError
 
 # Requests at a time.
 _AT_ONCE = 8
+
+# Of an object: S3 knows it by its tag, Google's storage by its number.
+Version = dict[str, str]
 
 # Asked before each write: raises a ProbexError if this process may not write there any more.
 GUARDS: dict[Any, Callable[["BucketPath"], None]] = {}
@@ -132,22 +136,28 @@ class BucketPath(type(Path())):  # type: ignore[misc]
             yield self / about["path"].removeprefix(key).lstrip("/"), about["e_tag"] or ""
 
     def iterdir(self) -> Iterator["BucketPath"]:
-        files, folders = buckets.listed(str(self))
-        yield from (self / name for name in (*folders, *files))
+        found = buckets.listed(str(self))
+        yield from (self / name for name in (*found.folders, *found.files))
 
-    def glob(self, pattern: str, **_: Any) -> Iterator["BucketPath"]:
+    def glob(self, pattern: str, **__: Any) -> Iterator["BucketPath"]:
         first, _, rest = pattern.partition("/")
         for path in self.iterdir():
             if fnmatchcase(path.name, first):
                 yield from path.glob(rest) if rest else (path,)
 
-    def read_tagged(self) -> buckets.Content:
-        """The object's content and its tag."""
+    def read_versioned(self) -> tuple[bytes, Version]:
+        """The object's content, and which version of it that is."""
+        import obstore
+
+        async def whole(store: Any, key: str) -> tuple[bytes, Version]:
+            found = await obstore.get_async(store, key)
+            return bytes(await found.bytes_async()), _version(found.meta)
+
         with _as_of_a_disk(self):
-            return buckets.read(str(self))
+            return self._asked(whole)
 
     def read_bytes(self) -> bytes:
-        return self.read_tagged().data
+        return self.read_versioned()[0]
 
     def read_text(self, *_: Any, **__: Any) -> str:
         return self.read_bytes().decode()
@@ -165,6 +175,18 @@ class BucketPath(type(Path())):  # type: ignore[misc]
         for guard in list(GUARDS.values()):
             guard(self)
         self._asked(obstore.put_async, data)
+
+    def put_over(self, data: bytes, over: Version | None) -> Version:
+        """Writes the object if it is still that version, or is not there; whoever may write here.
+
+        Raises:
+          buckets.Conflict: if it is another one.
+        """
+        import obstore
+
+        mode: Any = over or "create"
+        put = partial(obstore.put_async, mode=mode)
+        return _version(self._asked(put, data))
 
     def write_bytes(self, data: Any) -> int:
         self.write(data)
@@ -235,6 +257,16 @@ def put_and_delete(made: Path, path: Path) -> None:
     made.unlink()
 
 
+def s3_endpoint() -> str:
+    """The server of S3 that the environment names; "" for Amazon's."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+
+
+def s3_over_http() -> dict[str, str]:
+    """What obstore's relatives want to be told of a server of S3 without TLS."""
+    return {"allow_http": "true"} if s3_endpoint().startswith("http://") else {}
+
+
 def remove_folder(path: Path, first: str = "") -> None:
     """Deletes a folder and all in it, if it is there; `first` as of `BucketPath.remove`."""
     if isinstance(path, BucketPath):
@@ -247,6 +279,10 @@ def _at_once(function: Callable[[Any], Any], items: list[Any]) -> None:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for _ in pool.map(function, items):
             pass
+
+
+def _version(about: Any) -> Version:
+    return {name: about[name] for name in ("e_tag", "version") if about[name]}
 
 
 @contextmanager

@@ -32,12 +32,14 @@ class Faulty:
       seed: of the choice.
 
     Attributes:
+      asked, failed: how many requests there were, and how many of them failed.
+      sent: bytes of answers.
       refuses: an end of paths that it forbids; None for none.
     """
 
     def __init__(self, app, share, seed=0):
         self._app, self.share, self.failed, self.asked = app, share, 0, 0
-        self.refuses = None
+        self.refuses, self.sent = None, 0
         self._random, self._lock = random.Random(seed), threading.Lock()
 
     def __call__(self, environ, start_response):
@@ -60,7 +62,12 @@ class Faulty:
         if how == "lost":  # done, and nobody hears of it
             list(found)
             _hang_up(environ)
-        return self._cut(environ, found) if how == "cut" else found
+        return self._cut(environ, found) if how == "cut" else self._counted(found)
+
+    def _counted(self, found):
+        for piece in found:
+            self.sent += len(piece)
+            yield piece
 
     def _cut(self, environ, found):
         for piece in found:
@@ -91,7 +98,6 @@ def serving(faults=0.0):
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_REGION": "us-east-1",
-        "AWS_ALLOW_HTTP": "true",
     }
     for method, path in (("POST", "/moto-api/reset"), ("PUT", f"/{BUCKET}")):
         connection = http.client.HTTPConnection(urlsplit(app.env["AWS_ENDPOINT_URL"]).netloc)
@@ -104,7 +110,7 @@ def serving(faults=0.0):
         yield app
     finally:
         for name in app.env:
-            os.environ.pop(name)
+            os.environ.pop(name, None)
         os.environ |= {name: before[name] for name in app.env if name in before}
         server.shutdown()
         thread.join()

@@ -191,7 +191,7 @@ def _this_process() -> AbstractContextManager[Any]:
 
 def is_there(path: Path) -> bool:
     """Whether there is a whole checkpoint."""
-    return (path / _MARK).exists()
+    return (path / _MARK).is_file()
 
 
 def remove(path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
-from probex_jax.bucket_paths import BucketPath
+from probex_jax.bucket_paths import BucketPath, s3_endpoint
 from probex_jax.errors import ProbexError
 from probex_jax.files import layer_folder
 
@@ -165,7 +165,7 @@ def _kvstore(folder: Path) -> dict[str, Any]:
     if scheme == "gs:":
         return {"driver": "gcs", **place}
     told = {
-        "endpoint": os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
+        "endpoint": s3_endpoint(),
         "aws_region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
     }
     # By default it looks in files, and says on standard error that there are none.

@@ -5,9 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,8 +26,8 @@ from probex_jax.zoo import ZooModel
 _Key = tuple[str, str | int]
 
 
-# Arrays whose shards are ended, and put into a bucket, at a time.
-_FINISHED_AT_ONCE = 8
+# Arrays that are opened, or whose shards are ended, at a time: in a bucket each waits for answers.
+_ARRAYS_AT_ONCE = 8
 
 
 class _Task(NamedTuple):
@@ -49,8 +47,13 @@ class Packer:
     """
 
     def __init__(
-        self, store: LayerStore, workers: int, on_packed: Callable[[Sequence[ZooModel]], None]
+        self,
+        store: LayerStore,
+        workers: int,
+        on_packed: Callable[[Sequence[ZooModel]], None],
+        made: str | None,
     ):
+        """`made`: where shards are made that are put into a bucket; None for a store on a disk."""
         self._store, self._workers, self._on_packed = store, workers, on_packed
         self._table = store.path / "models.jsonl"
         rows = max((model.row for model in store.models), default=-1) + 1
@@ -60,37 +63,36 @@ class Packer:
         }
         self._places = store.reader.places
         # What each array holds, names and shapes, goes into a model's hash with its checksum.
-        self._writers: dict[_Key, LayerWriter] = {}
-        is_local = not isinstance(store.path, BucketPath)
-        self._made = None if is_local else TemporaryDirectory(prefix="probex-jax-")
+        arrays: dict[_Key, tuple[Path, tuple[int, int]]] = {}
         self._hashed: dict[_Key, bytes] = {}
         for name, layer in self._layers.items():
             for part, shape in parts(*layer[:2]).items() if name not in self._places else ():
                 folder = part_folder(store.path, name, part)
-                self._writers[name, part] = self._writer(folder, shape)
+                arrays[name, part] = folder, shape
                 self._hashed[name, part] = json.dumps([name, part, shape]).encode()
         held: dict[int, list[tuple[str, tuple[int, int]]]] = {}
         for name, place in self._places.items():
             held.setdefault(place.array, []).append((name, store.layers[name]))
         for number, size in store.reader.vector_arrays.items():
             folder = vectors_folder(store.path, number)
-            self._writers["", number] = self._writer(folder, (1, size))
+            arrays["", number] = folder, (1, size)
             self._hashed["", number] = json.dumps(held[number]).encode()
+
+        def writer_of(item: tuple[_Key, tuple[Path, tuple[int, int]]]) -> LayerWriter:
+            folder, shape = item[1]
+            inside = folder.parts[len(store.path.parts) :]
+            here = Path(made, *inside) if made else None
+            return LayerWriter(folder, shape, store.block, here)
+
+        found = prefetch(writer_of, arrays.items(), _ARRAYS_AT_ONCE)
+        self._writers = {key: writer for (key, _), writer in found}
         for number, count in Counter(model.row // store.block for model in store.models).items():
             for writer in self._writers.values():
                 writer.check(number * store.block, count)
         self.skipped: dict[str, str] = {}
 
-    def _writer(self, folder: Path, shape: tuple[int, int]) -> LayerWriter:
-        made = None if self._made is None else Path(self._made.name, str(len(self._writers)))
-        return LayerWriter(folder, shape, self._store.block, made)
-
     def run(self, headers: Sequence[ModelHeader]) -> Iterator[tuple[ModelHeader, str]]:
         """Packs the models in order; yields each with the reason why it was skipped, or ""."""
-        with self._made or nullcontext():
-            yield from self._run(headers)
-
-    def _run(self, headers: Sequence[ModelHeader]) -> Iterator[tuple[ModelHeader, str]]:
         self._drop_torn_line()
         slots: list[int] = []
         packed: list[ZooModel] = []
@@ -208,7 +210,7 @@ class Packer:
         def end(writer: LayerWriter) -> None:
             writer.finish(self._first, slots) if slots else writer.drop(self._first)
 
-        for _ in prefetch(end, self._writers.values(), _FINISHED_AT_ONCE):
+        for _ in prefetch(end, self._writers.values(), _ARRAYS_AT_ONCE):
             pass
         self._first += self._store.block
         self._append("".join(json.dumps(line) + "\n" for line in lines))

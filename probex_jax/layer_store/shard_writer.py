@@ -53,7 +53,7 @@ class LayerWriter:
     def __init__(self, folder: Path, shape: tuple[int, int], block: int, made: Path | None = None):
         self._metadata, self._shape, self._block = folder / "zarr.json", shape, block
         self._shards, self._folder = folder / "c", made or folder / "c"
-        is_there = self._metadata.exists()
+        is_there = self._metadata.is_file()
         self._rows = LayerArray.open(folder, shape).rows if is_there else 0
         self._chunk_bytes = 4 * math.prod(shape) + _CRC_BYTES
 

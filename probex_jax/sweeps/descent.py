@@ -68,7 +68,7 @@ class Descent:
         # In this order: another process may be choosing.
         return (
             all(
-                left_out(self.workdir, layer).exists()
+                left_out(self.workdir, layer).is_file()
                 or checkpoints.is_there(self.folder(layer, recipe) / "expert")
                 for layer in job.layers
                 for recipe in job.recipes

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import probex_jax as px
 from probex_jax.bucket_paths import as_path
@@ -19,6 +20,7 @@ from tests import s3
 from tests.conftest import write_toy_zoo
 from tests.end_to_end import warm
 from tests.forest.conftest import class_expert, write_tree
+from tests.writer import SETTINGS
 
 BUCKET = f"s3://{s3.BUCKET}"
 # Of a zoo: more than a block, in three layers and a vector.
@@ -94,6 +96,44 @@ def test_a_pack_that_was_killed_goes_on_and_gives_the_same(server, tmp_path):
     for path in sorted((tmp_path / "alone").rglob("*/c/*/0/0")):
         same = as_path(address) / path.relative_to(tmp_path / "alone")
         assert same.read_bytes() == path.read_bytes()
+
+
+def test_reading_a_layer_moves_what_its_matrices_take(server, tmp_path):
+    rng, zoo = np.random.default_rng(0), tmp_path / "Wide"
+    for number in range(6):
+        folder = zoo / "train" / f"m{number}"
+        folder.mkdir(parents=True)
+        tensors = {
+            name: rng.normal(size=(128, 128)).astype("f4") for name in ("a.weight", "b.weight")
+        }
+        save_file(tensors, folder / "model.safetensors", {"dataset_chosen_targets": "['cat']"})
+    px.pack(px.scan(zoo), f"{BUCKET}/wide")
+    store, before = px.LayerStore.open(f"{BUCKET}/wide"), server.sent
+    assert store.matrices("b.weight").nbytes <= server.sent - before
+    assert server.sent - before <= 1.02 * store.matrices("b.weight").nbytes
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("processes", [1, 2])
+def test_training_in_a_bucket_killed_or_divided_gives_the_same(server, processes, tmp_path):
+    store = px.pack(px.scan(write_toy_zoo(tmp_path / "Toy", 30)), f"{BUCKET}/t{processes}/s").store
+    workdir = as_path(f"{BUCKET}/t{processes}/w")
+    first = start("train", store.path, workdir, processes, 3, stops=True)
+    assert first.wait() is None
+    assert [path for path in workdir.glob("training/*/*") if path.name.isdigit()]
+    if processes == 1:
+        first.send(signal.SIGKILL)
+        assert first.wait().returncode == -signal.SIGKILL
+        others = [start("train", store.path, workdir)]
+    else:
+        others = [start("train", store.path, workdir, 2) for _ in range(2)]
+        first.send(signal.SIGCONT)
+        others.append(first)
+    for done in (other.wait() for other in others):
+        assert done.returncode == 0, done.stderr
+    alone = sweep(store, tmp_path / "alone", **SETTINGS)
+    assert sweep(store, workdir, **SETTINGS).metrics == alone.metrics
+    assert px.Expert.load(workdir).hash == alone.expert.hash
 
 
 @pytest.mark.parity
