@@ -2,6 +2,7 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -218,3 +219,12 @@ def test_of_stacked_experts_each_has_an_update(tmp_path):
         assert sorted(m.layers) == names
         np.testing.assert_allclose(m.matrix(names[5]).dense(), up[5] @ down[5], atol=1e-5)
         np.testing.assert_allclose(m.rows(names[5], [3]), (up[5] @ down[5])[[3]], atol=1e-5)
+
+
+def test_factors_that_are_quantised_are_reported(tmp_path):
+    tensors = {f"{LAYER}.lora_up.weight": UP, f"{LAYER}.lora_down.weight": DOWN}
+    tensors = {name: value.astype(ml_dtypes.float8_e4m3fn) for name, value in tensors.items()}
+    scales = {name + "_scale": np.float32([2]) for name in tensors}
+    with opened(tmp_path, tensors | scales) as m:
+        assert (dict(m.layers), dict(m.vectors)) == ({}, {})
+        assert set(m.left_out) == set(tensors | scales)
