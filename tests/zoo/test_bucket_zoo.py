@@ -1,5 +1,7 @@
 """Zoos in buckets: listed at once, and packed to the same bits as from the disk."""
 
+import json
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -94,6 +96,10 @@ def test_as_on_the_disk(server, at, tmp_path, make):
 
 def test_packs_to_the_same_bits_whatever_fails(server, at, tmp_path):
     with_splits(tmp_path / "zoo")
+    (tmp_path / "zoo" / "labels.csv").unlink()
+    labels = dict.fromkeys(("one", "three", "five", "models--me--six"), "x")
+    labels |= dict.fromkeys(("two", "four"), "y")
+    (tmp_path / "zoo" / "labels.json").write_text(json.dumps(labels))
     put(tmp_path / "zoo", at)
     local = px.pack(px.scan(tmp_path / "zoo"), tmp_path / "local").store
     server.share = 0.1
