@@ -43,7 +43,9 @@ def test_dtypes_and_other_values(tmp_path):
 
 def test_arrays_in_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 40)
-    tree = {"params": {"fc": {"kernel": drawn(5, 7), "bias": drawn(3)}, "q": {"kernel": drawn(6, 2)}}}
+    tree = {
+        "params": {"fc": {"kernel": drawn(5, 7), "bias": drawn(3)}, "q": {"kernel": drawn(6, 2)}}
+    }
     with open_model(written(tmp_path, tree)) as m:
         np.testing.assert_array_equal(m.matrix("fc.weight"), tree["params"]["fc"]["kernel"].T)
         np.testing.assert_array_equal(m.matrix("q.weight"), tree["params"]["q"]["kernel"].T)
