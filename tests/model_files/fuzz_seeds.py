@@ -15,7 +15,7 @@ import numpy as np
 from flax import serialization
 from safetensors.numpy import save
 
-from tests.model_files.containers.gguf_files import write
+from tests.model_files.containers.gguf_files import write as write_gguf
 from tests.model_files.fuzz_target import KINDS, PEFT, SHARDS, TREE, ZARR, ones
 from tests.model_files.test_hostile import HOSTILE
 
@@ -117,7 +117,7 @@ def gguf_file():
     types = {"blk.0.attn_q.weight": gguf.GGMLQuantizationType.Q8_0}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.gguf"
-        write(path, "llama", tensors, types, name="mine", token_list=[b"a", b"b"])
+        write_gguf(path, "llama", tensors, types, name="mine", token_list=[b"a", b"b"])
         return path.read_bytes()
 
 

@@ -1,9 +1,9 @@
 """What fuzzers run: bytes become a model on disk, and everything that is read of a model is read.
 
 An input is four bytes and a body. The first byte says what the body is (`KINDS`, counted from the
-digit 0 on, so that seeds are legible). The others repeat a piece of the body up to a million bytes, since
-mutations alone never make a long one: a letter from `a` on for twice, four times and so on, where
-the piece begins (in 256ths of the body), and its length; `0...` repeats nothing.
+digit 0 on, so that seeds are legible). The others repeat a piece of the body up to a million bytes,
+since mutations alone never make a long one: a letter from `a` on for twice, four times and so on,
+where the piece begins (in 256ths of the body), and its length; `0...` repeats nothing.
 """
 
 import dataclasses
