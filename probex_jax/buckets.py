@@ -46,6 +46,10 @@ _CREDENTIALS = {
         "GOOGLE_SKIP_SIGNATURE",
     ),
 }
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "gs": ("GOOGLE_BASE_URL",),
+}
 HINTS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE with boto3 installed",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or install google-auth",
@@ -456,10 +460,10 @@ def _bucket(url: str, environment: tuple[tuple[str, str], ...], patience: Patien
     from obstore.store import from_url
 
     known, scheme = dict(environment), url[:2]
-    endpoint = known.get("AWS_ENDPOINT_URL_S3") or known.get("AWS_ENDPOINT_URL") or ""
-    plain = scheme == "s3" and endpoint.startswith("http://")  # as the user says
+    endpoints = [known[name] for name in _ENDPOINTS[scheme] if known.get(name)]
+    plain = endpoints[:1] and endpoints[0].startswith("http://")  # as the user says
     try:
-        return from_url(url, **_options(patience, allow_http=plain), **_signed(scheme, known))
+        return from_url(url, **_options(patience, allow_http=bool(plain)), **_signed(scheme, known))
     except Exception as error:  # of obstore or of a vendor's library
         raise ProbexError(f"{url}: {_reason(str(error), '')}") from error
 
