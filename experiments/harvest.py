@@ -1,4 +1,4 @@
-r"""Finds what the models of a folder say of themselves, and makes zoos whose labels are that.
+r"""Makes zoos of a folder of models, labelled by what their files say.
 
 Tags, trigger words and classes in headers, in files that managers write beside, in READMEs and in
 names of folders become label columns; each tree gets a zoo with splits, for pack and train. Models

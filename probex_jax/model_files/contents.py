@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files.adapters import LayerUpdate, find_updates
+from probex_jax.model_files.adapters import LayerUpdate, factor, find_updates
 from probex_jax.model_files.layers import MATRIX_DTYPES, MAX_EXPERTS, LayerInfo, as_layer, of_expert
 from probex_jax.model_files.orientation import axes_of, stacks
 from probex_jax.model_files.quantised import Packed, find_quantised
@@ -118,12 +118,15 @@ def find_contents(
     """
     tensors = {n: info for n, info in stored.infos.items() if n not in stored.left_out}
     quantised = find_quantised(tensors, stored.raw, metadata, config)
-    packed, parts = quantised.packed, quantised.parts
+    packed, parts = dict(quantised.packed), quantised.parts
     taken = {*quantised.left_out, *parts, *(n for p in packed.values() for n in p.tensors)}
     rest = {name: info for name, info in tensors.items() if name not in taken}
     updates, unread = find_updates(rest, adapter_config, where)
     of_updates = {name for update in updates.values() for name in update.update.tensors}
     left_out = {**stored.left_out, **quantised.left_out, **unread}
+    for name in [name for name in packed if factor(name)]:
+        reason = f"a factor quantised by {packed[name].method}, which is not read"
+        left_out |= dict.fromkeys(packed.pop(name).tensors, reason)
     whole = {n: info for n, info in rest.items() if n not in unread and n not in of_updates}
     # The dtype of what is computed from other tensors is that of the first of them.
     dtypes = {name: tensors[p.tensors[0]].dtype for name, p in packed.items()}

@@ -13,13 +13,13 @@ from probex_jax.buckets import address_of
 from probex_jax.errors import ProbexError
 from probex_jax.matrices import LowRank
 from probex_jax.model_files.adapters import Scales
-from probex_jax.model_files.containers import Container, open_containers
+from probex_jax.model_files.containers import open_containers
 from probex_jax.model_files.contents import find_contents
 from probex_jax.model_files.files_beside import FilesBeside
 from probex_jax.model_files.finite import count_unfit, unfit
 from probex_jax.model_files.layers import LayerInfo, no_such_layer
 from probex_jax.model_files.limits import Limits
-from probex_jax.model_files.locate import Location, locate
+from probex_jax.model_files.locate import locate
 from probex_jax.model_files.parts import parts
 from probex_jax.model_files.remote import Remote
 from probex_jax.model_files.remote_folders import locate_remote
@@ -167,7 +167,9 @@ class ModelFile:
     def each_matrix(self, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray | LowRank]]:
         """As `matrices`, one layer after the other; of a local file, one is in memory at a time."""
         names = list(names)
-        with self._stored.fetched([tensor for name in names for tensor in self.tensors_of(name)]):
+        stacked = ((self._weights[n].expert if n in self._weights else None, n) for n in names)
+        wanted = [(tensor, expert) for expert, n in stacked for tensor in self.tensors_of(n)]
+        with self._stored.fetched(wanted):
             for name in names:
                 yield name, self.matrix(name)
 

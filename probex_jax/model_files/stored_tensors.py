@@ -107,7 +107,8 @@ class StoredTensors:
         container, stored, form = self._of[name]
         values = container.raw(stored)
         if self.infos[name].dtype in GGML:
-            values = dequantised(values, self.infos[name].dtype)
+            rows = values.reshape(*container.tensors[stored].shape[:-1], -1)
+            values = dequantised(rows, self.infos[name].dtype)
         if form.turn is not None:
             values = form.turn(values)
         return self._floats(name, values)
@@ -134,18 +135,22 @@ class StoredTensors:
         return float(values.ravel()[0])
 
     @contextmanager
-    def fetched(self, names: Iterable[str]) -> Iterator[None]:
-        """Fetches several tensors from a server in few requests; drops them at the end."""
-        wanted: dict[Container, list[str]] = {}
-        for name in names:
-            container, stored, _ = self._of[name]
-            wanted.setdefault(container, []).append(stored)
+    def fetched(self, wanted: Iterable[tuple[str, int | None]]) -> Iterator[None]:
+        """Fetches several tensors from a server in few requests; drops them at the end.
+
+        Args:
+          wanted: their names, each with which of the stacked matrices is wanted; None for all.
+        """
+        parts: dict[Container, list[tuple[str, int | None]]] = {}
+        for name, number in wanted:
+            container, stored, form = self._of[name]
+            parts.setdefault(container, []).append((stored, None if form.turn else number))
         try:
-            for container, stored_names in wanted.items():
-                container.fetch(stored_names)
+            for container, of_container in parts.items():
+                container.fetch(of_container)
             yield
         finally:
-            for container in wanted:
+            for container in parts:
                 container.bytes.forget()
 
     def place(self, name: str) -> tuple[Container, int]:

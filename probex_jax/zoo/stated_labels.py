@@ -24,6 +24,7 @@ FOLDERS = "folders"
 # What `scan` takes as labels: files of labels, and what models say themselves.
 SOURCES = (*LABEL_FILES, *FILES, FOLDERS)
 LABELS, TAGS, TRIGGER, TEXT = "labels", "tags", "trigger", "text"
+NONE = "none of these"
 # Columns of what a model was trained on.
 CLASSES = (LABELS, TAGS, TRIGGER)
 # Columns in which a model has one class at most.
@@ -180,8 +181,8 @@ def columns_of(
       Column to model to its classes, those of most images first: "labels", "tags" and "trigger", of
       which a model may have several; "base", "architecture" and "folder", one each; and "text", the
       first tags as words, as many as enough models share. A model without tags is in no column of
-      tags; one whose tags are all too common or rare has none of the classes, (), unless the others
-      have one each. A column whose models all have the same label is left out.
+      tags; one whose tags are all too common or rare has none of the classes, (), or "none of
+      these", where the others have one each. A column whose models all have one label is left out.
 
     Example:
       >>> said = {
@@ -197,15 +198,17 @@ def columns_of(
         )
         for name in CLASSES
     }
+    found[TEXT] = _texts(found[TAGS], rules)
     for name, column in found.items():
         # What lacks a trigger word has another one; of what has no tags nobody knows what it shows.
-        several = name != TRIGGER and {len(tags) for tags in column.values()} != {0, 1}
-        found[name] = {
-            id: tags
-            for id, tags in column.items()
-            if tags or (several and (name == LABELS or said[id].has_tags))
-        }
-    found[TEXT] = _texts(found[TAGS], rules)
+        known = [id for id in column if name == LABELS or (name == TAGS and said[id].has_tags)]
+        without = [id for id in known if not column[id]]
+        some = {id: tags for id, tags in column.items() if tags}
+        # Where the others have one class each, so have these.
+        one_each = all(len(tags) == 1 for tags in some.values())
+        none = (NONE,) if one_each else ()
+        enough = not one_each or len(without) >= rules.models
+        found[name] = some | (dict.fromkeys(without, none) if enough else {})
     for name in _SINGLE:
         each = {id: tuple(s.columns[name]) for id, s in said.items() if name in s.columns}
         alike = Counter(each.values())

@@ -1,11 +1,17 @@
 """A folder of LoRAs whose labels stand in kohya's headers alone, from harvest to search."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import probex_jax as px
+from experiments.harvest_steps import series_of
+from probex_jax.forest import Description, Route
+from probex_jax.forest.stated_facts import read_stated_facts
+from probex_jax.zoo.stated_labels import Said
 from tests.end_to_end import warm
 
 # One worker runs them all, and makes what they share once.
@@ -81,24 +87,25 @@ def made(tmp_path_factory):
     save_file(lora(["cat"], rng), folder / "hostile.safetensors", HOSTILE)
     (folder / "broken.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     save_file({"fc.weight": np.ones((4, 4), "f4")}, folder / "other.safetensors")
-    harvested = ok("harvest", f"--models={folder}", f"--out={root}/zoos", "--most=3", code=1)
+    harvested = ok("harvest", f"--models={folder}", f"--out={root}/zoos", code=1)
     (zoo,) = (path.parent for path in (root / "zoos").glob("*/zoo.json"))
-    ok("pack", f"--zoo={zoo}", f"--store={root}/store")
-    ok(
-        "train",
-        f"--workdir={root}/expert",
-        f"--config.store={root}/store",
-        "--config.labels=tags",
-        "--config.split=tags",
-    )
-    grow = f"--stores={root}/store", f"--experts={root}/expert", f"--forest={root}/forest"
-    ok("grow_forest", *grow)
     return root, zoo, harvested, truth
+
+
+@pytest.fixture(scope="module")
+def forest(made):
+    """An expert of the harvested tags, in a forest."""
+    root, zoo, *_ = made
+    ok("pack", f"--zoo={zoo}", f"--store={root}/store")
+    view = "--config.labels=tags", "--config.split=tags"
+    ok("train", f"--workdir={root}/expert", f"--config.store={root}/store", *view)
+    stores, experts = f"--stores={root}/store", f"--experts={root}/expert"
+    ok("grow_forest", stores, experts, f"--forest={root}/forest")
+    return f"--forest={root}/forest"
 
 
 def test_harvest_tells_what_is_there_and_what_is_not(made):
     root, zoo, harvested, truth = made
-    assert "failed " in harvested.stderr
     assert "broken.safetensors" in harvested.stderr
     assert "documented: 61 by headers; undocumented: 11" in harvested.stdout
     found = json.loads((root / "zoos" / "harvest.json").read_text())
@@ -107,6 +114,7 @@ def test_harvest_tells_what_is_there_and_what_is_not(made):
     tree = next(tree for tree in found["trees"] if tree["tree"] == zoo.name)
     assert tree["columns"]["tags"]["classes"].keys() == {*CONCEPTS, "watercolor"}
     assert tree["labelled"] == 60
+    assert next(iter(tree["tags"])) == "1girl"
     assert set((root / "zoos" / "undocumented.txt").read_text().splitlines()) >= truth.keys()
     splits = json.loads((zoo / "splits.json").read_text())
     assert {part: len(models) for part, models in splits["tags"].items()} == {
@@ -114,33 +122,59 @@ def test_harvest_tells_what_is_there_and_what_is_not(made):
     }  # fmt: skip
 
 
-def test_the_undocumented_are_described_rightly(made, tmp_path):
-    root, _, _, truth = made
-    listed = f"--list={root}/zoos/undocumented.txt"
-    done = warm.run("describe", f"--forest={root}/forest", "--json", listed)
-    right = []
-    for line in done.stdout.splitlines():
-        found = json.loads(line)
-        if found["path"] in truth:
-            right.append(set(found["predicted"]) == set(truth[found["path"]]))
-    assert len(right) == 10
-    assert np.mean(right) > 0.8  # always giving the commonest answer has a third
+def test_a_harvest_is_not_replaced_by_one_of_other_models(made):
+    root, zoo, *_ = made
+    before = (zoo / "splits.json").read_bytes()
+    ok("harvest", f"--models={root}/downloads", f"--out={root}/zoos", code=1)
+    assert (zoo / "splits.json").read_bytes() == before
+    done = ok("harvest", f"--models={root}/downloads/a", f"--out={root}/zoos", code=2)
+    assert f"{zoo}: a zoo of other models" in done.stderr
 
 
-def test_a_hostile_header_harms_nothing(made, tmp_path):
+def test_copies_and_versions_are_one_series():
+    names = ["a", "b", "cat-000002", "cat-000004", "cat_v2", "dog", "x/cat", "cat"]
+    said = {name: Said(runs=("7",) if name in "ab" else ()) for name in names}
+    found = series_of(said, {"dog": "same", "x/cat": "same"})
+    assert len(set(found.values())) == 3
+    assert found["a"] == found["b"]
+    assert found["dog"] == found["x/cat"]
+    assert {found[name] for name in names if name.startswith("cat")} == {"cat-000002"}
+
+
+def test_a_hostile_header_harms_no_card(made):
     root, *_ = made
-    hostile = root / "downloads" / "hostile.safetensors"
-    ok("describe", f"--forest={root}/forest", f"--out={tmp_path}", hostile)
-    card = (tmp_path / "hostile.md").read_text()
-    assert len(card) < 6000
+    with px.open_model(root / "downloads" / "hostile.safetensors") as model:
+        said = read_stated_facts(model)
+    assert (said.said.steps, said.said.tags) == (0, {})
+    card = px.model_card(Description("m", "m", said, Route("", reason="why")))
+    assert len(card) < 4000
     assert all(c.isprintable() for line in card.splitlines() for c in line)
-    assert "\n# Owned" not in card
-    said = json.loads((tmp_path / "hostile.json").read_text())["stated"]["said"]
-    assert said["steps"] == 0
-    assert not said["tags"]
+    assert card.count("\n---") == 1  # the end of the front matter
+    outside = re.sub(r"`[^`]*`", "", card.split("\n---\n", 1)[1])
+    assert not re.search(r"[<>\[\]]|owned|license", outside, re.IGNORECASE)
 
 
-def test_the_tags_are_what_a_search_shows(made):
+@pytest.mark.parity
+def test_the_undocumented_are_described_rightly(made, forest):
+    root, _, _, truth = made
+    done = warm.run("describe", forest, "--json", f"--list={root}/zoos/undocumented.txt")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    right = [
+        set(one["predicted"]) == set(truth[one["path"]]) for one in found if one["path"] in truth
+    ]
+    assert len(right) == 10
+    assert np.mean(right) > 0.8  # one in six by chance
+
+
+@pytest.mark.parity
+def test_the_hostile_one_is_described_among_the_others(made, forest, tmp_path):
+    root, *_ = made
+    ok("describe", forest, f"--out={tmp_path}", root / "downloads" / "hostile.safetensors")
+    assert json.loads((tmp_path / "hostile.json").read_text())["stated"]["said"]["steps"] == 0
+
+
+@pytest.mark.parity
+def test_search_finds_models_of_the_same_tags(made, forest):
     root, _, _, truth = made
     index = f"--index={root}/index"
     ok("index", f"--experts={root}/expert", f"--models={root}/downloads/a", index)
@@ -151,3 +185,13 @@ def test_the_tags_are_what_a_search_shows(made):
         shared += [words[0] in labels for labels in hits if labels]
     assert len(shared) > 6
     assert np.mean(shared) > 0.6  # a third by chance
+
+
+@pytest.mark.parity
+def test_texts_of_headers_align_an_expert(made, forest):
+    root, *_ = made
+    store, workdir = f"--config.store={root}/store", f"--workdir={root}/words"
+    view = "--config.labels=text", "--config.split=text", "--config.recipe.epochs=20"
+    ok("train", "--config=configs/align.py:mini", store, workdir, *view)
+    metrics = json.loads((root / "words" / "metrics.json").read_text())
+    assert metrics["test_accuracy"]["value"] > metrics["test_accuracy"]["chance"]

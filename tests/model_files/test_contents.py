@@ -163,8 +163,8 @@ def test_a_scale_that_makes_values_infinite_is_one_line(tmp_path):
         m.matrix("q.weight")
 
 
-# Tensors of one quantised layer, of shapes that the method does not give them or of a method that is
-# not read, and a part of the method's name.
+# Tensors of one quantised layer, of a method that is not read or of shapes that the method does not
+# give them, and a part of its name.
 QUANTISED = {
     "GPTQ": {
         "qweight": integers(64, 64), "qzeros": integers(4, 8), "scales": drawn(4, 60, dtype="f2"),

@@ -1,8 +1,8 @@
-"""Forms of files that people reported as read wrongly by some tool: what a right reader makes of each.
+"""Forms of files that people reported as read wrongly by some tool, and what is right of each.
 
 The names, dtypes and ranks are those of the reports, the widths are smaller. The reports are issues
-of ComfyUI, ComfyUI-Lora-Manager, InvokeAI, sd-scripts, musubi-tuner, OneTrainer, ai-toolkit, mlx-lm,
-safetensors and transformers.
+of ComfyUI, ComfyUI-Lora-Manager, InvokeAI, sd-scripts, musubi-tuner, OneTrainer, ai-toolkit,
+mlx-lm, safetensors and transformers.
 """
 
 import json

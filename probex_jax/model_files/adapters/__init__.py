@@ -7,5 +7,6 @@ multiplied by, `find` puts them together, and `unread` names what is not read.
 
 from probex_jax.model_files.adapters.find import LayerUpdate, find_updates
 from probex_jax.model_files.adapters.scales import Scales
+from probex_jax.model_files.adapters.spellings import factor
 
-__all__ = ["LayerUpdate", "Scales", "find_updates"]
+__all__ = ["LayerUpdate", "Scales", "factor", "find_updates"]

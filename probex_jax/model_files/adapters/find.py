@@ -9,7 +9,7 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.matrices import LowRank
 from probex_jax.model_files.adapters.modules import Slice, family, slices
-from probex_jax.model_files.adapters.spellings import Factor, factor
+from probex_jax.model_files.adapters.spellings import Factor, factors
 from probex_jax.model_files.adapters.unread import unread_parts
 from probex_jax.model_files.adapters.updates import Form, MismatchError, Update
 from probex_jax.model_files.layers import LayerInfo, are_experts, of_expert
@@ -89,11 +89,10 @@ def find_updates(
       ProbexError: if a factor lacks the other or does not fit it, or a layer has two updates.
     """
     grouped: dict[tuple[str, ...], list[tuple[str, Factor]]] = {}
-    for name in tensors:
-        if found := factor(name):
-            method = found.spelling.method
-            key = (found.path, method, found.spelling.dialect, found.role * (method == "delta"))
-            grouped.setdefault(key, []).append((name, found))
+    for name, found in factors(tensors).items():
+        method = found.spelling.method
+        key = (found.path, method, found.spelling.dialect, found.role * (method == "delta"))
+        grouped.setdefault(key, []).append((name, found))
     known: list[tuple[Update, Form, str]] = []
     unread: dict[str, str] = {}
     for (path, *_), named in grouped.items():
@@ -192,7 +191,7 @@ def _parts(
     """The layers of one update, by name; one layer where the rows of a fused one do not divide."""
     dtype = tensors[next(iter(update.factors.values()))].dtype
     height, width = form.shape
-    end = ".bias" if "diff_b" in update.factors else ""
+    end = ".bias" if "bias" in update.factors else ""
     parts = slices(update.path, of_family)
     if any(height % rows.of for rows in parts):
         parts = (Slice(update.path),)

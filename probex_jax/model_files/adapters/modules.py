@@ -68,6 +68,11 @@ def slices(path: str, family: str = "") -> tuple[Slice, ...]:
       >>> [each.layer for each in slices("base_model.model.model.layers.0.self_attn.q_proj")]
       ['model.layers.0.self_attn.q_proj']
     """
+    return _slices(path, family) if len(path) <= _MAX_CHARACTERS else (Slice(path),)
+
+
+@functools.lru_cache(10_000)  # models of one kind have the same paths
+def _slices(path: str, family: str) -> tuple[Slice, ...]:
     prefix, rest, entries = _read(path)
     parts = _table().prefixes[prefix]
     part = parts.get(family, parts[""])
@@ -102,7 +107,7 @@ def family(shapes: Mapping[str, tuple[int, int]]) -> str:
     """
     found: Counter[str] = Counter()
     for path, (rows, columns) in shapes.items():
-        _, _, entries = _read(path)
+        entries = _read(path)[2] if len(path) <= _MAX_CHARACTERS else {}
         fitting = (entries[each] for each in entries if each.has_shape(rows, columns))
         found.update(set().union(*fitting))
     order = _table().families
@@ -228,11 +233,12 @@ def _key(path: str) -> str:
     return _NUMBER.sub("#", path).replace(".", "_")
 
 
+@functools.lru_cache(10_000)
 def _read(path: str) -> tuple[str, str, dict[_Entry, set[str]]]:
     """The prefix of a path, what follows, and the entries that this may mean."""
     path = _WRAPPERS.sub("", path)
     prefix = max(filter(path.startswith, _table().prefixes), key=len)
-    rest = _WRAPPERS.sub("", path[len(prefix) :])
+    rest = _WRAPPERS.sub("", path[len(prefix) :]).strip("_")
     part = _table().prefixes[prefix][""]
     entries = _fitting(rest, _PARTS.get(part[:4], ("unet", "transformer")))
     if not entries and (whole := _fitting(path, _PARTS[""])):  # OpenCLIP's transformer.resblocks
@@ -241,8 +247,6 @@ def _read(path: str) -> tuple[str, str, dict[_Entry, set[str]]]:
 
 
 def _fitting(path: str, parts: tuple[str, ...]) -> dict[_Entry, set[str]]:
-    if len(path) > _MAX_CHARACTERS:
-        return {}
     numbers, entries = _NUMBER.findall(path), _table().entries.get(_key(path), {})
     return {each: entries[each] for each in entries if each.part in parts and each.fits(numbers)}
 
@@ -256,7 +260,7 @@ def _word() -> re.Pattern[str]:
 def _dotted(text: str) -> str:
     """A path with dots between its words; as it is if it has others."""
     words, at = [], 0
-    while at < len(text) <= _MAX_CHARACTERS:
+    while at < len(text):
         word = _word().match(text, at)
         if word is None:
             return text

@@ -2,7 +2,8 @@
 
 The scale is alpha / R. kohya and LyCORIS keep alpha in a tensor beside the factors. PEFT keeps it
 in adapter_config.json, and divides by the root of R if `use_rslora` is set; MLX keeps the scale
-itself there. diffusers may keep PEFT's fields in the header. Where nothing states alpha, the scale is 1.
+itself there. diffusers may keep PEFT's fields in the header. Where nothing states alpha, the scale
+is 1.
 """
 
 from __future__ import annotations

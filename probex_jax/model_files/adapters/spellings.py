@@ -4,6 +4,7 @@ A tensor's name is a module's path and an ending that tells the method and the t
 """
 
 import re
+from collections.abc import Collection
 from typing import NamedTuple
 
 
@@ -35,6 +36,7 @@ class Factor(NamedTuple):
 
 _ADAPTER = r"(?:\.(?!weight\b|bias\b)[^.]+)?"  # PEFT writes the adapter's name there
 _AB = (("A", "down"), ("B", "up"), ("a", "down"), ("b", "up"))
+_DELTAS = (("diff", "weight"), ("w_norm", "weight"), ("diff_b", "bias"), ("b_norm", "bias"))
 _SWAPPED = (("A", "up"), ("B", "down"), ("a", "up"), ("b", "down"))
 
 
@@ -59,14 +61,28 @@ _SPELLINGS = (
     _row(r"(?P<path>\w+:[0-9]+):(?P<role>up|down)", "LoRA", "kohya"),
     _row(rf"\.hada_(?P<role>w[12]_[ab]|t[12]){_ADAPTER}", "LoHa", "lycoris"),
     _row(rf"\.lokr_(?P<role>w[12](?:_[ab])?|t2){_ADAPTER}", "LoKr", "lycoris"),
-    _row(r"\.(?P<role>diff|diff_b)", "delta", "lycoris"),
+    # `w_norm` and `b_norm` are LyCORIS's deltas of norms.
+    _row(r"\.(?P<role>diff|diff_b|w_norm|b_norm)", "delta", "lycoris", False, _DELTAS),
 )
 # What one of the endings has in it: most names of a model are no adapter's.
-_MAYBE = re.compile(r"lora|hada_|lokr_|\.diff(?:_b)?\Z|:(?:up|down)\Z")
+_MAYBE = re.compile(r"lora|hada_|lokr_|\.diff(?:_b)?\Z|\.[wb]_norm\Z|:(?:up|down)\Z")
+# A tensor that only Stability's LoRAs for control have, which call factors so.
+_CONTROL = "lora_controlnet"
+_OF_CONTROL = _row(r"\.(?P<role>up|down)", "LoRA", "diffusers")
+
+
+def factors(names: Collection[str]) -> dict[str, Factor]:
+    """The tensors of a file that are parts of adapters, by their names."""
+    found = {name: part for name in names if (part := factor(name))}
+    if _CONTROL in names:
+        for name in names:
+            if name not in found and (match := _OF_CONTROL.ending.fullmatch(name)):
+                found[name] = Factor(match["path"], match["role"], _OF_CONTROL)
+    return found
 
 
 def factor(name: str) -> Factor | None:
-    """The adapter's part that a tensor is, by its name; None for another tensor.
+    """The adapter's part that a tensor is, by its name alone; None for another tensor.
 
     Example:
       >>> factor("lora_unet_conv_in.lora_up.weight")[:2], factor("a.weight")

@@ -4,6 +4,7 @@ A module a format turns what stands before the weights into `Contained`; mostly 
 range of bytes of the file, and only that is read.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -83,14 +84,17 @@ class Container:
         data = np.concatenate(read) if len(read) > 1 else read[0]
         return data.view(dtype).reshape(len(rows), width)
 
-    def fetch(self, names: Iterable[str]) -> None:
-        """Announces tensors that will be read."""
-        ranges = (self._range(name) for name in names)
+    def fetch(self, wanted: Iterable[tuple[str, int | None]]) -> None:
+        """Announces tensors that will be read, or one of the matrices that are stacked in them."""
+        ranges = (self._range(name, number) for name, number in wanted)
         self.bytes.fetch([(begin, end) for begin, end in ranges if begin < end])
 
-    def _range(self, name: str) -> tuple[int, int]:
+    def _range(self, name: str, number: int | None = None) -> tuple[int, int]:
         info, begin = self.tensors[name], self.contained.data_begin
-        return begin + info.begin, begin + info.end
+        if number is None or info.shape[0] <= number or (info.end - info.begin) % info.shape[0]:
+            return begin + info.begin, begin + info.end
+        size = (info.end - info.begin) // info.shape[0]
+        return begin + info.begin + number * size, begin + info.begin + (number + 1) * size
 
 
 def open_containers(location: Location, limits: Limits) -> tuple[Container, ...]:
@@ -134,10 +138,8 @@ def _checked(contained: Contained, where: str, limits: Limits) -> Contained:
         if not name or not is_unicode(name) or leads_out(name):
             problem = "is no Unicode" if not is_unicode(name) else "leads out of a folder"
             raise ProbexError(f"{where}: tensor {quoted(name)}: the name {problem}")
-        elements = 1
-        for size in info.shape:
-            elements *= size or 1
-        if len(info.shape) > MAX_AXES or elements > MAX_INT // 8:
+        elements = math.prod(size or 1 for size in info.shape)
+        if min((0, *info.shape)) < 0 or len(info.shape) > MAX_AXES or elements > MAX_INT // 8:
             raise ProbexError(f"{where}: tensor {quoted(name)}: a shape of {quoted(info.shape)}")
     return contained
 

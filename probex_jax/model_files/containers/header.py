@@ -112,28 +112,33 @@ class Cursor:
 
     def take(self, size: int) -> bytes:
         """The next bytes."""
-        end = self.at + size
+        at = self.at - self._begin
+        if at < 0 or at + size > len(self._held):
+            self._read(size)
+            at = 0
+        self.at += size
         self.taken += size
         if self.taken > self._limit:
             raise ProbexError(
                 f"{self._file.name}: over {self._limit} bytes describe the tensors, the limit"
             )
-        if end > self._file.size:
-            raise ProbexError(
-                f"{self._file.name}: truncated: {end - self._file.size} bytes are missing"
-            )
-        if end > self._begin + len(self._held) or self.at < self._begin:
-            last = min(self._file.size, self.at + max(size, self._window))
-            self._begin, self._held = self.at, self._file.read(self.at, last).tobytes()
-        begin, self.at = self.at - self._begin, end
-        return self._held[begin : begin + size]
+        return self._held[at : at + size]
+
+    def _read(self, size: int) -> None:
+        self._check_there(size)
+        if self.taken + size > self._limit:
+            size = 0  # which `take` refuses
+        last = min(self._file.size, self.at + max(size, self._window))
+        self._begin, self._held = self.at, self._file.read(self.at, last).tobytes()
 
     def skip(self, size: int) -> None:
         """Moves on without reading."""
-        if size > self._file.size - self.at:
-            missing = size - self._file.size + self.at
-            raise ProbexError(f"{self._file.name}: truncated: {missing} bytes are missing")
+        self._check_there(size)
         self.at += size
+
+    def _check_there(self, size: int) -> None:
+        if (missing := self.at + size - self._file.size) > 0:
+            raise ProbexError(f"{self._file.name}: truncated: {missing} bytes are missing")
 
 
 class Stream(io.RawIOBase):

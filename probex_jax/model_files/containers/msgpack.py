@@ -20,7 +20,7 @@ from probex_jax.model_files.untrusted_text import quoted
 _WINDOW = 4096
 _NDARRAY, _SCALAR = 1, 3  # codes of Flax's extensions
 _CHUNKED = "__msgpack_chunked_array__"
-_MAX_KEY = 1000
+_MAX_KEY, _MAX_OTHERS = 1000, 20_000
 
 # The kind of value that a first byte begins, and how many bytes its length, or a number, has.
 _CODES = (
@@ -91,10 +91,10 @@ class _Walk:
 
     def _value(self, path: tuple[str, ...]) -> None:
         self._values += 1
-        if self._values > 4 * self._limits.tensors:
-            raise ProbexError(
-                f"{self._file.name}: over {4 * self._limits.tensors} values, the limit"
-            )
+        if self._values > _MAX_OTHERS + 8 * len(self._arrays):
+            raise self._refusal(path, f"among over {_MAX_OTHERS} values that are no arrays")
+        if len(self._arrays) > self._limits.tensors:
+            raise self._refusal((), f"over {self._limits.tensors} tensors, the limit")
         kind, size = self._head()
         if kind in ("map", "array"):
             self._children(path, kind, size)

@@ -136,6 +136,8 @@ def find_quantised(
     parts: set[str] = set()
     for path, names in _modules(tensors).items():
         own = {last: n for last, n in names.items() if _THEIRS.search(last) or _OWN.search(last)}
+        if not own and all(tensors[name].dtype in FLOATS for name in names.values()):
+            continue
         has_integers = any(_is_integers(tensors[name]) for name in names.values())
         weights: set[str] = set()
         reason = ""
@@ -167,8 +169,8 @@ def find_quantised(
                 is_whole |= matched[0][0].weight not in ("weight", "*", "*_blocks")
                 parts |= {*matched[0][2].values()} - weights
         for last, name in names.items():
-            is_own = (
-                last in own and (has_integers or _OWN.search(last)) or last.startswith("weight.")
+            is_own = (last in own and (has_integers or _OWN.search(last))) or last.startswith(
+                "weight."
             )
             if name not in weights and (is_own or (is_whole and last != "bias")):
                 parts.add(name)

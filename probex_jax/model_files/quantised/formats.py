@@ -231,7 +231,10 @@ def _mlx(t: Tensors) -> Fit:
         group, bits = {128: (32, 4), 256: (32, 8), 64: (16, 4)}.get(of_group, (0, 0))
         shape = (*lead, groups * group)
         return (shape, partial(values.mlx_floats, shape=shape, bits=bits)) if group else None
-    stated = t.config().get("quantization") or quantization(t.config)
+    try:
+        stated = t.config().get("quantization") or quantization(t.config)
+    except ProbexError:  # a file can be opened beside a damaged config
+        stated = {}
     stated = stated if isinstance(stated, Mapping) else {}
     stated = found if isinstance(found := stated.get(t.path), Mapping) else stated
     fitting = [
@@ -252,7 +255,9 @@ def _hqq(t: Tensors) -> Fit:
     match t["weight"], t.sizes("shape"):
         case (words, _), [outputs, inputs]:
             size, stored = outputs * inputs, t.bytes("weight")
-            bits = 8 * stored // size
+            bits = (
+                3 if t.infos["weight"].dtype == "I32" or 8 * stored % size else 8 * stored // size
+            )
             rows, rest = divmod(size, stored // words // (4 if bits == 3 else 1))
             per_word = {1: 8, 2: 4, 3: 10, 4: 2, 8: 1}.get(bits, 0)
             fits = (

@@ -4,8 +4,7 @@ A reader takes the tensors of one weight by their role, and the model's config, 
 values in any shape. `unpacked` and `on_blocks` are what they have in common.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -18,17 +17,18 @@ Config = Callable[[], Mapping[str, Any]]
 
 # 4-bit floats with two bits of exponent and one of mantissa (OCP MX 1.0, 5.3.3).
 _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-# Where AWQ keeps each of the eight columns of a word.
-_AWQ_ORDER = np.array([0, 4, 1, 5, 2, 6, 3, 7])
+# The column of each of the eight values in a word of AWQ's.
+_AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
 _CHUNK = 2**20
 _BLOCKS = (128, 64, 32, 16, 256, 512, 1024)
 
 
-def unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
+def unpacked(packed: np.ndarray, bits: int, columns: Sequence[int] = range(8)) -> np.ndarray:
     """The integers of 1 to 8 bits that the last axis holds without gaps, the lowest bits first.
 
     Args:
       packed: [..., n], any dtype.
+      columns: where eight integers in a row belong.
 
     Returns:
       uint8 [..., m]; m is a multiple of 8, and at the end there may be padding.
@@ -46,7 +46,7 @@ def unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
         code = stream[..., byte::bits] >> shift
         if shift + bits > 8:
             code |= stream[..., byte + 1 :: bits] << (8 - shift)
-        codes[..., place::8] = code & (2**bits - 1)
+        codes[..., columns[place] :: 8] = code & (2**bits - 1)
     return codes
 
 
@@ -127,12 +127,8 @@ def fp4(
       divide: whether the tensor's scale divides.
       is_comfy: the higher half of a byte is the first, and scales are in tiles.
     """
-    scale, packed = parts["scale"], parts["weight"].reshape(-1).view(np.uint8)
-    if is_comfy:
-        packed = packed >> 4 | packed << 4
-        scale = _untiled(scale, shape[0], shape[1] // 16)
-    values = _looked_up(_E2M1, unpacked(packed, 4)).reshape(shape)
-    on_blocks(values, _floats(scale))
+    scale, values = parts["scale"], _two_a_byte(_E2M1, parts["weight"], is_comfy).reshape(shape)
+    on_blocks(values, _floats(_untiled(scale, shape[0], shape[1] // 16) if is_comfy else scale))
     if "second" in parts:
         second = parts["second"].astype(np.float32).reshape(-1, *(1,) * (len(shape) - 1))
         with np.errstate(all="ignore"):
@@ -147,17 +143,12 @@ def experts(parts: Parts, config: Config, shape: tuple[int, ...]) -> np.ndarray:
 
 def bitsandbytes(parts: Parts, config: Config, state: Mapping[str, Any]) -> np.ndarray:
     """A table of 16 values times the greatest of each block, which may be quantised itself."""
-    packed, absmax, size = (
-        parts["weight"].reshape(-1).view(np.uint8),
-        parts["absmax"],
-        state["size"],
-    )
+    absmax, size = parts["absmax"], state["size"]
     if "nested_absmax" in parts:
         absmax = parts["nested_map"].astype(np.float32)[absmax]
         absmax *= parts["nested_absmax"][np.arange(absmax.size) // state["nested_blocksize"]]
         absmax += np.float32(state["nested_offset"])
-    codes = unpacked(packed >> 4 | packed << 4, 4)[: state["count"]]
-    values = _looked_up(parts["map"].astype(np.float32), codes)
+    values = _two_a_byte(parts["map"].astype(np.float32), parts["weight"], True)[: state["count"]]
     with np.errstate(all="ignore"):
         whole = values.size // size * size
         values[:whole].reshape(-1, size)[:] *= absmax[: whole // size, None]
@@ -186,12 +177,8 @@ def gptq(parts: Parts, config: Config, bits: int, inputs: int) -> np.ndarray:
 
 def awq(parts: Parts, config: Config) -> np.ndarray:
     """Words go along the outputs, in an order of AWQ's own."""
-
-    def in_order(packed: np.ndarray) -> np.ndarray:
-        codes = unpacked(packed, 4).reshape(len(packed), -1, 8)
-        return codes[..., _AWQ_ORDER].reshape(len(packed), -1).T
-
-    return _affine(in_order(parts["weight"]), parts["scale"].T, in_order(parts["zeros"]))
+    codes, zeros = (unpacked(parts[role], 4, _AWQ_COLUMNS).T for role in ("weight", "zeros"))
+    return _affine(codes, parts["scale"].T, zeros)
 
 
 def awq_gemv(parts: Parts, config: Config, groups: int) -> np.ndarray:
@@ -254,7 +241,8 @@ def _affine(
         raise ProbexError(f"an input is of group {order.max()}, there are {scale.shape[-1]}")
     for each, apply in ((zero, np.subtract), (scale, np.multiply)):
         if each is not None:
-            on_blocks(values, each if order is None else each[..., order], apply, known)
+            each = np.ascontiguousarray(each)
+            on_blocks(values, each if order is None else each.take(order, -1), apply, known)
     return values
 
 
@@ -266,12 +254,17 @@ def _floats(values: np.ndarray) -> np.ndarray:
         return values.astype(np.float32)
 
 
-def _looked_up(table: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """`table[codes]`, for which NumPy would widen all codes to 64 bits at once."""
-    values = np.empty(codes.size, np.float32)
-    for begin in range(0, codes.size, _CHUNK):
-        values[begin : begin + _CHUNK] = table[codes[begin : begin + _CHUNK]]
-    return values
+def _two_a_byte(table: np.ndarray, packed: np.ndarray, is_high_first: bool) -> np.ndarray:
+    """float32 [2·n] of a table of 16, for 4-bit codes in n bytes, which are looked up in pairs."""
+    byte = np.arange(256)
+    halves = [table[byte & 15], table[byte >> 4]]
+    pairs = np.stack(halves[:: -1 if is_high_first else 1], -1).view(np.uint64)[:, 0]
+    packed = packed.reshape(-1).view(np.uint8)
+    values = np.empty(packed.size, np.uint64)
+    for begin in range(0, packed.size, _CHUNK):  # NumPy widens what it looks up to 64 bits
+        end = begin + _CHUNK
+        np.take(pairs, packed[begin:end], out=values[begin:end], mode="clip")
+    return values.view(np.float32)
 
 
 def _untiled(scales: np.ndarray, rows: int, columns: int) -> np.ndarray:

@@ -42,6 +42,7 @@ SPELLINGS = {
         "lora_unet_output_blocks_2_1_conv",  # Stable Diffusion 1: no attention before it
         "lora_unet_output_blocks_2_2_conv",
     ],
+    "unet.up_blocks.0.resnets.1.norm2": ["lora_unet_output_blocks_1_0_out_layers_0"],
     "unet.conv_in": ["lora_unet_input_blocks_0_0", "lora_unet_conv_in"],
     "unet.conv_out": ["lora_unet_out_2", "model.diffusion_model.out.2"],
     "unet.time_embedding.linear_2": ["lora_unet_time_embed_2", "lora_unet_time_embedding_linear_2"],
@@ -86,6 +87,10 @@ SPELLINGS = {
         "double_blocks.3.processor.proj_lora2",
         "diffusion_model.joint_blocks.3.context_block.attn.proj",
     ],
+    FLUX + "attn.to_q": [
+        "transformer.base_model.model.transformer_blocks.3.attn.to_q",
+        "lora_unet_double_blocks_3_img_attn_q",
+    ],
     FLUX + "ff.net.0.proj": [
         "lora_unet_double_blocks_3_img_mlp_0",
         "diffusion_model.double_blocks.3.img_mlp.fc1",
@@ -108,11 +113,21 @@ SPELLINGS = {
         "lora_transformer_time_text_embed_guidance_embedder_linear_1",
         "diffusion_model.guidance_in.mlp.0",
     ],
-    "transformer.context_embedder": ["lora_unet_txt_in", "lora_transformer_context_embedder"],
+    "transformer.context_embedder": [
+        "lora_unet_txt_in",
+        "lora_transformer_context_embedder",
+        "lora_unet_context_embedder_",
+    ],
     "transformer.distilled_guidance_layer.layers.4.linear_1": [
         "lora_unet_distilled_guidance_layer_layers_4_in_layer"
     ],
-    WAN + "attn1.to_q": ["lora_unet_blocks_5_self_attn_q", "diffusion_model.blocks.5.self_attn.q"],
+    WAN + "attn1.to_q": [
+        "lora_unet_blocks_5_self_attn_q",
+        "lora_unet__blocks_5_self_attn_q",
+        "pipe.dit.blocks.5.self_attn.q",
+        "diffusion_model.blocks.5.self_attn.q",
+    ],
+    WAN + "norm2": ["diffusion_model.blocks.5.norm3"],
     WAN + "attn2.to_out.0": ["diffusion_model.blocks.5.cross_attn.o"],
     WAN + "attn2.add_k_proj": ["lora_unet_blocks_5_cross_attn_k_img"],
     WAN + "ffn.net.0.proj": ["lora_unet_blocks_5_ffn_0", "blocks.5.ffn.0"],
@@ -179,6 +194,7 @@ QKV, ADDED = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"
                 "transformer.double_blocks.3.img_attn_qkv",
                 "double_blocks.3.processor.qkv_lora1",
                 "lora_unet_joint_blocks_3_x_block_attn_qkv",
+                "transformer.transformer_blocks.3.attn.to_qkv",
             ],
         ),
         (
@@ -193,7 +209,10 @@ QKV, ADDED = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"
             shared(SINGLE, "attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", shares=(1, 1, 1, 4)),
             ["lora_unet_single_blocks_12_linear1", "diffusion_model.single_blocks.12.linear1"],
         ),
-        (shared(SINGLE + "attn.", *QKV), ["single_blocks.12.processor.qkv_lora"]),
+        (
+            shared(SINGLE + "attn.", *QKV),
+            ["single_blocks.12.processor.qkv_lora", "diffusion_model.single_blocks.12.linear1_qkv"],
+        ),
         (
             shared("transformer.layers.9.attention.", *QKV),
             ["diffusion_model.layers.9.attention.qkv", "lora_unet_layers_9_attention_qkv"],

@@ -185,7 +185,8 @@ def flux():
 
     return FluxTransformer2DModel(
         patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
-        num_attention_heads=4, joint_attention_dim=16, pooled_projection_dim=8, axes_dims_rope=(2, 2, 4),
+        num_attention_heads=4, joint_attention_dim=16, pooled_projection_dim=8,
+        axes_dims_rope=(2, 2, 4),
     )  # fmt: skip
 
 

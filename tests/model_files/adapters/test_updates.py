@@ -2,6 +2,7 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -185,6 +186,28 @@ def test_a_delta_is_the_difference_itself(tmp_path):
         np.testing.assert_array_equal(m.matrix("unet.conv_in.bias")[:, 0], drawn(6))
 
 
+def test_deltas_of_norms_are_vectors(tmp_path):
+    tensors = {
+        "lora_unet_conv_norm_out.w_norm": drawn(6),
+        "lora_unet_conv_norm_out.b_norm": drawn(6),
+    }
+    with opened(tmp_path, tensors) as m:
+        assert (dict(m.layers), dict(m.left_out)) == ({}, {})
+        assert [*m.vectors] == ["unet.conv_norm_out", "unet.conv_norm_out.bias"]
+
+
+def test_of_a_lora_for_control_what_is_called_up_and_down_is_one(tmp_path):
+    """Beside layers that are whole."""
+    path = "input_blocks.1.0.in_layers.2"
+    tensors = {f"{path}.up": drawn(6, 2, 1, 1), f"{path}.down": drawn(2, 4, 3, 3)}
+    whole = {"input_hint_block.0.weight": drawn(4, 3, 3, 3), "lora_controlnet": drawn(1)}
+    with opened(tmp_path, tensors | whole) as m:
+        assert set(m.layers) == {"unet.down_blocks.0.resnets.0.conv1", "input_hint_block.0.weight"}
+        assert m.layers["unet.down_blocks.0.resnets.0.conv1"].rank == 2
+    with opened(tmp_path, {f"{path}.up": drawn(6, 2), f"{path}.down": drawn(2, 4)}) as m:
+        assert set(m.layers) == {f"{path}.up", f"{path}.down"}
+
+
 MISFITS = {
     "LoHa": {"hada_w1_a": (4, 2), "hada_w1_b": (2, 4), "hada_w2_a": (5, 2), "hada_w2_b": (2, 4)},
     "LoHa, ranks": {
@@ -218,3 +241,12 @@ def test_of_stacked_experts_each_has_an_update(tmp_path):
         assert sorted(m.layers) == names
         np.testing.assert_allclose(m.matrix(names[5]).dense(), up[5] @ down[5], atol=1e-5)
         np.testing.assert_allclose(m.rows(names[5], [3]), (up[5] @ down[5])[[3]], atol=1e-5)
+
+
+def test_factors_that_are_quantised_are_reported(tmp_path):
+    tensors = {f"{LAYER}.lora_up.weight": UP, f"{LAYER}.lora_down.weight": DOWN}
+    tensors = {name: value.astype(ml_dtypes.float8_e4m3fn) for name, value in tensors.items()}
+    scales = {name + "_scale": np.float32([2]) for name in tensors}
+    with opened(tmp_path, tensors | scales) as m:
+        assert (dict(m.layers), dict(m.vectors)) == ({}, {})
+        assert set(m.left_out) == set(tensors | scales)

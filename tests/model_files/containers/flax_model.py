@@ -15,7 +15,7 @@ class Model(nn.Module):
 
     @nn.compact
     def __call__(self, images, words, train=False):
-        x = nn.Conv(WIDTH, (3, 2), name="stem")(images)
+        x = nn.Conv(WIDTH, (5, 3), name="stem")(images)
         x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
         x = x.reshape(x.shape[0], -1, WIDTH) + nn.Embed(7, WIDTH, name="words")(words)[:, None]
         x = nn.Conv(WIDTH, (3,), name="conv_1d")(x)

@@ -29,7 +29,7 @@ def test_a_trained_flax_model_gives_the_same_outputs_in_pytorch(tmp_path):
     class Twin(nn.Module):
         def __init__(self):
             super().__init__()
-            self.stem = nn.Conv2d(3, WIDTH, (3, 2), padding="same")
+            self.stem = nn.Conv2d(3, WIDTH, (5, 3), padding="same")
             self.norm = nn.BatchNorm2d(WIDTH)
             self.words = nn.Embedding(7, WIDTH)
             self.conv_1d = nn.Conv1d(WIDTH, WIDTH, 3, padding="same")

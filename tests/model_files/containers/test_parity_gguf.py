@@ -89,8 +89,11 @@ def test_tensors_are_as_transformers_reads_them(tmp_path, architecture):
     import transformers
 
     config, name, settings = MODELS[architecture]
-    written(tmp_path, architecture, random_model(config, name, settings))
-    theirs = getattr(transformers, name).from_pretrained(tmp_path, gguf_file="model.gguf")
+    model = random_model(config, name, settings)
+    written(tmp_path, architecture, model)
+    theirs = getattr(transformers, name).from_pretrained(
+        tmp_path, gguf_file="model.gguf", config=model.config
+    )
     expected = {n: v.float().numpy() for n, v in theirs.state_dict().items()}
     with open_model(tmp_path / "model.gguf") as ours:
         assert {*ours.tensors} | {"lm_head.weight"} == {*expected} | {"lm_head.weight"}
