@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import probex_jax as px
-from probex_jax.bucket_paths import as_path
+from probex_jax.bucket_paths import as_path, fetched
 from probex_jax.files import WRITER_LOCK
 from probex_jax.fitting import ClosedForm
 from probex_jax.forest import Forest, grow
@@ -69,6 +69,17 @@ def test_a_bucket_gives_what_a_disk_gives(server, tmp_path):
     here = everything(tmp_path / "out", zoo)
     assert everything(there, zoo) == here
     assert names(there / "store") == names(tmp_path / "out" / "store")
+    model = zoo / "test" / "m20"
+    with fetched(there) as copy:  # from a bucket to a disk, and back
+        assert px.LayerStore.open(copy / "store").hash == here["store"]
+        assert px.Expert.load(copy / "trained").hash == here["expert"]
+        assert Forest.load(copy / "forest").describe(model).as_json() == here["description"]
+        assert Index.open(copy / "index").search(like=model, k=5) == here["hits"]
+        again = Index.create_or_open(copy / "index", class_expert("Toy", 1))
+        assert again.add_models(find_models(zoo)).unchanged == len(again)
+    back = as_path(f"{BUCKET}/back")
+    back.upload(tmp_path / "out" / "index", last="index.json")
+    assert Index.open(back).search(like=model, k=5) == here["hits"]
     left = {path.name for path, _ in there.below()} & {WRITER_LOCK, ".lock"}
     assert not left
     assert not (there / "trained" / "training").exists()
