@@ -46,6 +46,10 @@ _CREDENTIALS = {
         "GOOGLE_SKIP_SIGNATURE",
     ),
 }
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "gs": ("GOOGLE_BASE_URL",),
+}
 HINTS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE with boto3 installed",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or install google-auth",
@@ -110,7 +114,11 @@ class NotThere(ProbexError):
     """There is no such object."""
 
 
-class Refused(ProbexError):
+class Unreachable(ProbexError):
+    """The server does not answer, or not what it was asked."""
+
+
+class Refused(Unreachable):
     """The server does not tell whether there is such an object."""
 
 
@@ -427,7 +435,7 @@ def problems(url: str, name: str = "") -> Iterator[None]:
             raise Refused(f"{where}: not allowed, or nothing there{told}; {hint}") from None
         if isinstance(error, kinds.AlreadyExistsError | kinds.PreconditionError):
             raise Conflict(f"{where}: somebody else has written it{told}") from None
-        raise ProbexError(f"{where}: {_reason(text, said)}") from None
+        raise Unreachable(f"{where}: {_reason(text, said)}") from None
 
 
 def _reason(text: str, said: str) -> str:
@@ -481,10 +489,10 @@ def _bucket(url: str, environment: tuple[tuple[str, str], ...], patience: Patien
     from obstore.store import from_url
 
     known, scheme = dict(environment), url[:2]
-    endpoint = known.get("AWS_ENDPOINT_URL_S3") or known.get("AWS_ENDPOINT_URL") or ""
-    plain = scheme == "s3" and endpoint.startswith("http://")  # as the user says
+    endpoints = [known[name] for name in _ENDPOINTS[scheme] if known.get(name)]
+    plain = endpoints[:1] and endpoints[0].startswith("http://")  # as the user says
     try:
-        return from_url(url, **_options(patience, allow_http=plain), **_signed(scheme, known))
+        return from_url(url, **_options(patience, allow_http=bool(plain)), **_signed(scheme, known))
     except Exception as error:  # of obstore or of a vendor's library
         raise ProbexError(f"{url}: {_reason(str(error), '')}") from error
 

@@ -34,12 +34,12 @@ class Faulty:
     Attributes:
       asked, failed: how many requests there were, and how many of them failed.
       sent: bytes of answers.
-      refuses: an end of paths that it forbids; None for none.
+      refuses: a method, and an end of paths for which it is forbidden.
     """
 
     def __init__(self, app, share, seed=0):
         self._app, self.share, self.failed, self.asked = app, share, 0, 0
-        self.refuses, self.sent = None, 0
+        self.refuses, self.sent = ("", ""), 0
         self._random, self._lock = random.Random(seed), threading.Lock()
 
     def __call__(self, environ, start_response):
@@ -48,7 +48,8 @@ class Faulty:
             fails = self._random.random() < self.share
             how = self._random.choice(("busy", "dropped", "lost", "cut")) if fails else ""
             self.failed += fails
-        if self.refuses and environ["PATH_INFO"].endswith(self.refuses):
+        method, end = self.refuses
+        if method == environ["REQUEST_METHOD"] and environ["PATH_INFO"].endswith(end):
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response("403 Forbidden", [("Content-Length", "0")])
             return [b""]

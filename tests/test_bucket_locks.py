@@ -1,8 +1,13 @@
 """One writer of a folder in a bucket, by lock objects on a server of S3 on localhost."""
 
+import itertools
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 
@@ -10,7 +15,7 @@ import probex_jax as px
 from probex_jax import bucket_locks
 from probex_jax.bucket_paths import as_path
 from probex_jax.claims import claim
-from probex_jax.files import WRITER_LOCK, alone, one_writer, sharing_writers, write_json
+from probex_jax.files import WRITER_LOCK, alone, one_writer, read_json, sharing_writers, write_json
 from tests import s3
 
 
@@ -97,3 +102,66 @@ def test_who_lost_the_lock_writes_no_more(folder, monkeypatch):
         with pytest.raises(px.ProbexError, match="another process"):
             write_json(folder / "a.json", 1)
     assert [path.name for path in folder.iterdir()] == [WRITER_LOCK]
+
+
+class _Google(BaseHTTPRequestHandler):
+    """What of Google's storage a lock needs; versions are numbers there, tags do not count."""
+
+    protocol_version = "HTTP/1.1"
+    objects: ClassVar[dict[str, tuple[int, bytes]]] = {}
+    numbers = itertools.count(1)
+
+    def do_PUT(self):
+        data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        number, _ = self.objects.get(self.path, (0, b""))
+        asked = self.headers.get("x-goog-if-generation-match", str(number))
+        if asked != str(number):
+            return self._answer(412)
+        self.objects[self.path] = next(self.numbers), data
+        return self._answer(200, number=self.objects[self.path][0])
+
+    def do_GET(self):
+        if "?" in self.path:  # a list
+            return self._answer(200, b"<ListBucketResult></ListBucketResult>")
+        if self.path not in self.objects:
+            return self._answer(404)
+        return self._answer(200, self.objects[self.path][1], self.objects[self.path][0])
+
+    do_HEAD = do_GET
+
+    def do_DELETE(self):
+        self._answer(204 if self.objects.pop(self.path, None) else 404)
+
+    def _answer(self, status, body=b"", number=0):
+        self.send_response(status)
+        self.send_header("ETag", '"the same"')
+        self.send_header("Last-Modified", formatdate(usegmt=True))
+        self.send_header("x-goog-generation", str(number))
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *args):
+        """Says nothing."""
+
+
+def test_google_tells_versions_by_their_numbers(monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Google)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    about = {"client_email": "", "private_key": "", "private_key_id": "", "disable_oauth": True}
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps({**about, "gcs_base_url": url}))
+    monkeypatch.setenv("GOOGLE_BASE_URL", url)
+    folder = as_path("gs://models/x")
+    with one_writer(folder):
+        with pytest.raises(px.ProbexError, match="pid"):
+            elsewhere(lambda: enter(one_writer, folder))
+        monkeypatch.setattr(bucket_locks, "STALE_S", 0.0)  # as if it had to be written anew
+        write_json(folder / "a.json", 1)
+        (folder / WRITER_LOCK).write_bytes(b"another's")
+        with pytest.raises(px.ProbexError, match="another process"):
+            write_json(folder / "a.json", 2)
+    assert read_json(folder / "a.json") == 1
+    server.shutdown()
+    server.server_close()

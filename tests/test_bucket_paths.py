@@ -100,12 +100,12 @@ def test_a_folder_that_is_put_replaces_another_one_and_comes_back_the_same(folde
 def test_what_makes_a_folder_valid_is_put_last_and_taken_away_first(server, folder, tmp_path):
     new = made(tmp_path / "new", "card", "x")
     folder.upload(new, last="card")
-    server.refuses = "/x"
+    server.refuses = ("PUT", "/x")
     try:
         with pytest.raises(px.ProbexError, match="/x"):
             folder.upload(new, last="card")
     finally:
-        server.refuses = None
+        server.refuses = ("", "")
     assert not (folder / "card").exists()
     folder.upload(new, last="card")
     assert (folder / "card").exists()

@@ -14,6 +14,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from probex_jax.bucket_paths import BucketPath, as_path
+from probex_jax.buckets import Unreachable
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, calibrated
 from probex_jax.experts.alignment import class_sentences
@@ -211,6 +212,8 @@ def _source(store: LayerStore, expert: Expert | None, root: str, label_set: str)
 def _is_whole(tree: Tree, folder: Path) -> bool:
     try:
         return tree.path == folder and len(tree.experts) == len(tree.entries)
+    except Unreachable:
+        raise
     except ProbexError:
         return False
 
@@ -232,6 +235,8 @@ def _begun(path: Path, folder: Path) -> dict[str, Tree]:
     for found in tree_folders(path):
         try:
             tree = Tree(found)
+        except Unreachable:  # what it holds may be whole
+            raise
         except ProbexError:
             if found not in (folder, folder.with_name(f".{folder.name}.old")):
                 raise

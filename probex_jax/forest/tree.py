@@ -193,7 +193,8 @@ def arrays_file(folder: Path, about: Mapping[str, Any]) -> Path:
 
 
 def _arrays(path: Path, sha256: str) -> dict[str, np.ndarray]:
-    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        raise ProbexError(f"{path}: damaged: its content does not match its hash")
-    with fetched(path) as here, open_model(here) as file:
-        return {name: file.tensor(name) for name in file.tensors}
+    with fetched(path) as here:
+        if hashlib.sha256(here.read_bytes()).hexdigest() != sha256:
+            raise ProbexError(f"{path}: damaged: its content does not match its hash")
+        with open_model(here) as file:
+            return {name: file.tensor(name) for name in file.tensors}

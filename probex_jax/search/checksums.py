@@ -50,7 +50,8 @@ def check(folder: Path) -> tuple[int, dict[str, int | str]]:
 def keep(folder: Path, version: int, known: Mapping[str, int | str]) -> dict[str, int | str]:
     """Writes the list of all files; those with a known checksum are not read again."""
     sums = _tags(folder) or {
-        name: known[name] if name in known else _crc(folder / name) or 0 for name in _names(folder)
+        name: known[name] if type(known.get(name)) is int else _crc(folder / name) or 0
+        for name in _names(folder)
     }
     write_json(folder / NAME, sealed({"version": version, "files": sums}))
     return sums

@@ -1,5 +1,6 @@
 """Stores, work directories, forests and indexes in a bucket: what a disk has, whatever fails."""
 
+import contextlib
 import json
 import os
 import signal
@@ -10,7 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import probex_jax as px
-from probex_jax.bucket_paths import as_path
+from probex_jax.bucket_paths import as_path, fetched
+from probex_jax.experts import checkpoints
 from probex_jax.files import WRITER_LOCK
 from probex_jax.fitting import ClosedForm
 from probex_jax.forest import Forest, grow
@@ -19,7 +21,7 @@ from probex_jax.sweeps import sweep
 from tests import s3
 from tests.conftest import write_toy_zoo
 from tests.end_to_end import warm
-from tests.forest.conftest import class_expert, write_tree
+from tests.forest.conftest import class_expert, pack_tree, write_tree
 from tests.writer import SETTINGS
 
 BUCKET = f"s3://{s3.BUCKET}"
@@ -69,9 +71,57 @@ def test_a_bucket_gives_what_a_disk_gives(server, tmp_path):
     here = everything(tmp_path / "out", zoo)
     assert everything(there, zoo) == here
     assert names(there / "store") == names(tmp_path / "out" / "store")
+    model = zoo / "test" / "m20"
+    with fetched(there) as copy:  # from a bucket to a disk, and back
+        assert px.LayerStore.open(copy / "store").hash == here["store"]
+        assert px.Expert.load(copy / "trained").hash == here["expert"]
+        assert Forest.load(copy / "forest").describe(model).as_json() == here["description"]
+        assert Index.open(copy / "index").search(like=model, k=5) == here["hits"]
+        again = Index.create_or_open(copy / "index", class_expert("Toy", 1))
+        assert again.add_models(find_models(zoo)).unchanged == len(again)
+    back = as_path(f"{BUCKET}/back")
+    back.upload(tmp_path / "out" / "index", last="index.json")
+    assert Index.open(back).search(like=model, k=5) == here["hits"]
     left = {path.name for path, _ in there.below()} & {WRITER_LOCK, ".lock"}
     assert not left
     assert not (there / "trained" / "training").exists()
+
+
+@contextlib.contextmanager
+def refused(server, method, end):
+    """Whoever puts, or gets, what has a name that ends so is told that it is forbidden."""
+    server.refuses = (method, end)
+    try:
+        with pytest.raises(px.ProbexError, match=end):
+            yield
+    finally:
+        server.refuses = ("", "")
+
+
+def test_an_expert_that_was_put_by_half_is_none(server):
+    folder, expert = as_path(f"{BUCKET}/half"), class_expert("Toy", 1)
+    expert.save(folder)
+    assert px.Expert.load(folder).hash == expert.hash
+    with refused(server, "PUT", "/manifest.ocdbt"):
+        expert.save(folder)
+    assert folder.exists()
+    assert not checkpoints.is_there(folder)
+    with pytest.raises(px.ProbexError, match=str(folder)):
+        px.Expert.load(folder)
+
+
+def test_a_tree_is_the_old_one_until_the_new_one_is_whole(server, tmp_path):
+    folder, store = as_path(f"{BUCKET}/forest"), pack_tree(tmp_path, "Toy", 1)
+    old, new = (class_expert("Toy", 1, gain=gain) for gain in (8.0, 4.0))
+    tree, _ = grow(folder, store, old)
+    for method, end in (("PUT", "/tree.json"), ("GET", "/tree.json"), ("GET", "/manifest.ocdbt")):
+        with refused(server, method, end):
+            grow(folder, store, new if method == "PUT" else old)
+    assert Forest.load(folder).trees["Toy"].expert.hash == tree.expert.hash
+    grown, done = grow(folder, store, new)
+    assert done == "replaced"
+    assert Forest.load(folder).trees["Toy"].expert.hash == grown.expert.hash != tree.expert.hash
+    assert len({path.name for path in (folder / "trees" / "Toy").iterdir()}) == 3
 
 
 def start(what, *arguments, stops=False, stale_s=60):
