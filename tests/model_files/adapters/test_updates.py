@@ -217,6 +217,20 @@ MISFITS = {
         "hada_w2_b": (2, 4),
     },
     "LoKr": {"lokr_w1": (4, 4), "lokr_w2_a": (4, 2), "lokr_w2_b": (3, 4)},
+    "LoKr, a kernel too many": {"lokr_w1": (4, 4), "lokr_w2_a": (4, 2, 3), "lokr_w2_b": (2, 4)},
+    "LoKr, too large": {"lokr_w1": (700, 700), "lokr_w2": (700, 700)},
+    "LoRA, too large": {
+        "lora_up.weight": (4, 900),
+        "lora_mid.weight": (900, 1, 900),
+        "lora_down.weight": (1, 2000),
+    },
+    "LoHa, too large": {
+        "hada_w1_a": (900, 1),
+        "hada_t1": (900, 1, 900),
+        "hada_w1_b": (1, 2000),
+        "hada_w2_a": (1, 1),
+        "hada_w2_b": (1, 2000 * 900),
+    },
     "LoRA": {"lora_a": (4, 2), "lora_b": (3, 4)},
     "LoRA, mid": {
         "lora_up.weight": (4, 2),
