@@ -241,8 +241,6 @@ def _read(path: str) -> tuple[str, str, dict[_Entry, set[str]]]:
 
 
 def _fitting(path: str, parts: tuple[str, ...]) -> dict[_Entry, set[str]]:
-    if len(path) > _MAX_CHARACTERS:
-        return {}
     numbers, entries = _NUMBER.findall(path), _table().entries.get(_key(path), {})
     return {each: entries[each] for each in entries if each.part in parts and each.fits(numbers)}
 

@@ -118,6 +118,9 @@ SPELLINGS = {
         "lora_transformer_context_embedder",
         "lora_unet_context_embedder_",
     ],
+    "transformer.img_in": ["lora_transformer_img_in"],
+    "transformer.x_embedder.proj": ["lora_transformer_x_embedder_proj", "lora_unet_img_in_proj"],
+    "transformer.pos_embed.proj": ["diffusion_model.x_embedder.proj"],
     "transformer.distilled_guidance_layer.layers.4.linear_1": [
         "lora_unet_distilled_guidance_layer_layers_4_in_layer"
     ],
@@ -168,6 +171,20 @@ SPELLINGS = {
 )
 def test_every_spelling_is_the_same_layer(layer, path):
     assert slices(path) == (Slice(layer),)
+
+
+@pytest.mark.parametrize("i", range(12))
+def test_blocks_of_compvis_are_numbered_through_the_levels(i):
+    level, layer = divmod(i, 3)
+    for name, theirs, ours in [
+        ("attentions", "1.proj_in", "proj_in"),
+        ("resnets", "0.in_layers.2", "conv1"),
+    ]:
+        up = slices(f"diffusion_model.output_blocks.{i}.{theirs}")
+        assert up == (Slice(f"unet.up_blocks.{level}.{name}.{layer}.{ours}"),)
+        if layer < 2:
+            down = slices(f"diffusion_model.input_blocks.{i + 1}.{theirs}")
+            assert down == (Slice(f"unet.down_blocks.{level}.{name}.{layer}.{ours}"),)
 
 
 def shared(prefix, *names, shares=(1, 1, 1)):
