@@ -152,6 +152,7 @@ SPELLINGS = {
         "base_model.model.model.layers.0.self_attn.q_proj",
         "_orig_mod.model.layers.0.self_attn.q_proj",
         "module.model.layers.0.self_attn.q_proj",
+        "model._fsdp_wrapped_module.layers.0._checkpoint_wrapped_module.self_attn.q_proj",
         "lycoris_model_layers_0_self_attn_q_proj",
     ],
     "model.layers.0.mlp.gate_up_proj": ["lycoris_model_layers_0_mlp_gate_up_proj"],
@@ -269,6 +270,8 @@ def test_rows_of_fused_modules_are_shared(expected, paths):
         ("base_model.model.transformer_blocks.0.zebra", "transformer.transformer_blocks.0.zebra"),
         ("diffusion_model.blocks.0.attn.to_q", "transformer.blocks.0.attn.to_q"),
         ("layers.0.zebra", "layers.0.zebra"),
+        ("fc_1", "fc_1"),
+        ("_fc.0", "_fc.0"),
         ("zebra.0.base_layer", "zebra.0"),
     ],
 )
