@@ -162,7 +162,7 @@ def _table() -> _Table:
     text = resources.files(__package__).joinpath("modules.txt").read_text("utf-8")
     for section in text.split("\n== ")[1:]:
         head, *lines = (line for line in section.splitlines() if line and line[0] != "#")
-        part, *families = head.replace("none", "").split(" ")
+        part, *families = head.removeprefix("none").split(" ")
         table.families.extend(each for each in families if each not in table.families)
         if part == "words":
             table.common.update(*map(str.split, lines))
@@ -244,6 +244,8 @@ def _read(path: str) -> tuple[str, str, dict[_Entry, set[str]]]:
 
 
 def _fitting(path: str, parts: tuple[str, ...]) -> dict[_Entry, set[str]]:
+    if len(path) > _MAX_CHARACTERS:
+        return {}
     numbers, entries = _NUMBER.findall(path), _table().entries.get(_key(path), {})
     return {each: entries[each] for each in entries if each.part in parts and each.fits(numbers)}
 

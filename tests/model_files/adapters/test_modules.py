@@ -350,7 +350,7 @@ def test_queries_of_lumina_have_more_rows_than_keys():
         "base_model.model.",
         "unet.",
         "lora_unet_double_blocks_٣_img_attn_qkv",
-        "lora_unet_" + "0_" * 500_000 + "to_q",
+        "lora_unet_" + "0_" * 2_500_000 + "to_q",
         "base_model.model." * 60_000 + "to_q",
         "._orig_mod" * 100_000,
         "lora_unet_" + "to_k_" * 50,

@@ -123,6 +123,13 @@ KREA = [
 LTX = [
     *blocks(2, "transformer_blocks", "attn1.to_q attn1.to_out.0 attn2.to_v ff.net.0.proj ff.net.2"),
 ]
+LTX2 = [
+    *blocks(
+        1, "transformer_blocks", "audio_attn1.to_q video_to_audio_attn.to_out.0 audio_ff.net.2"
+    ),
+    *embedders("adaln_single audio_adaln_single av_ca_audio_scale_shift_adaln_single", "linear"),
+    *["av_ca_v2a_gate_adaln_single.emb.timestep_embedder.linear_1", "audio_patchify_proj"],
+]
 # Rows and columns, as loaders know them by heart; Flux 2 has more in its single blocks.
 SHAPES = {"linear1": (21504, 3072), "attention.qkv": (3840, 2304), "qkv": (12, 4)}
 
@@ -234,6 +241,7 @@ CLIP_KOHYA = [
         ("AnimaLoraLoaderMixin", "peft", dotted(COMFY, ANIMA)),
         ("Krea2LoraLoaderMixin", "peft", dotted(COMFY, KREA)),
         ("LTXPipeline", "peft", dotted(COMFY, LTX)),
+        ("LTX2LoraLoaderMixin", "peft", dotted(COMFY, [*LTX, *LTX2])),
     ],
 )
 def test_rows_of_layers_are_those_that_diffusers_loads(pipeline, spelling, paths):
