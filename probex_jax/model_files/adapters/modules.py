@@ -69,6 +69,11 @@ def slices(path: str, family: str = "") -> tuple[Slice, ...]:
       >>> [each.layer for each in slices("base_model.model.model.layers.0.self_attn.q_proj")]
       ['model.layers.0.self_attn.q_proj']
     """
+    return _slices(path, family) if len(path) <= _MAX_CHARACTERS else (Slice(path),)
+
+
+@functools.lru_cache(10_000)  # models of one kind have the same paths
+def _slices(path: str, family: str) -> tuple[Slice, ...]:
     prefix, rest, entries = _read(path)
     parts = _table().prefixes[prefix]
     part = parts.get(family, parts[""])
@@ -103,7 +108,7 @@ def family(shapes: Mapping[str, tuple[int, int]]) -> str:
     """
     found: Counter[str] = Counter()
     for path, (rows, columns) in shapes.items():
-        _, _, entries = _read(path)
+        entries = _read(path)[2] if len(path) <= _MAX_CHARACTERS else {}
         fitting = (entries[each] for each in entries if each.has_shape(rows, columns))
         found.update(set().union(*fitting))
     order = _table().families
@@ -229,6 +234,7 @@ def _key(path: str) -> str:
     return _NUMBER.sub("#", path).replace(".", "_")
 
 
+@functools.lru_cache(10_000)
 def _read(path: str) -> tuple[str, str, dict[_Entry, set[str]]]:
     """The prefix of a path, what follows, and the entries that this may mean."""
     path = _WRAPPERS.sub("", path)
@@ -244,8 +250,6 @@ def _read(path: str) -> tuple[str, str, dict[_Entry, set[str]]]:
 
 
 def _fitting(path: str, parts: tuple[str, ...]) -> dict[_Entry, set[str]]:
-    if len(path) > _MAX_CHARACTERS:
-        return {}
     numbers, entries = _NUMBER.findall(path), _table().entries.get(_key(path), {})
     return {each: entries[each] for each in entries if each.part in parts and each.fits(numbers)}
 
@@ -259,7 +263,7 @@ def _word() -> re.Pattern[str]:
 def _dotted(text: str) -> str:
     """A path with dots between its words; as it is if it has others."""
     words, at = [], 0
-    while at < len(text) <= _MAX_CHARACTERS:
+    while at < len(text):
         word = _word().match(text, at)
         if word is None:
             return text
