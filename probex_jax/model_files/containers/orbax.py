@@ -6,6 +6,7 @@ TensorStore, below it, opens one array at a time, and says its shape before anyt
 
 import math
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,8 @@ class Checkpoint:
             status = os.stat(file)
         except OSError as error:
             raise ProbexError(f"{file}: cannot be read: {error.strerror}") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise ProbexError(f"{file}: not a regular file")
         return status.st_size, status.st_mtime_ns
 
     def read(self, begin: int, end: int) -> np.ndarray:

@@ -132,7 +132,10 @@ def test_shards_are_read_together(tmp_path):
     names = [f"mine-0000{number}-of-00002.gguf" for number in (1, 2)]
     write(tmp_path / names[0], "llama", {"token_embd.weight": drawn(4, 8)}, name="mine")
     write(tmp_path / names[1], "llama", {"output.weight": drawn(4, 8)})
-    (tmp_path / "mmproj.safetensors").unlink(missing_ok=True)
+    write(tmp_path / "a-00001-of-00001.gguf", "llama", {"token_embd.weight": drawn(2, 2)})
+    with pytest.raises(ProbexError, match=r"which of its 3 other files"):
+        open_model(tmp_path)
+    (tmp_path / "a-00001-of-00001.gguf").unlink()
     for path in (tmp_path, *(tmp_path / name for name in names)):
         with open_model(path) as m:
             assert [*m.layers] == ["lm_head.weight", "model.embed_tokens.weight"]
