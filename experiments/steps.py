@@ -56,9 +56,9 @@ def zoo_row(summary: miniature.TreeSummary) -> Row:
     }
 
 
-def pack(zoo: Path, store: Path, layers: str = "") -> PackSummary:
+def pack(zoo: Path, store: Path, layers: str = "", labels: str = "") -> PackSummary:
     """Packs a zoo; what is skipped goes to standard error, a line each."""
-    found = px.scan(zoo)
+    found = px.scan(zoo, labels) if labels else px.scan(zoo)
     label_steps.told_unmatched(found.unmatched, zoo)
     with cli.progress(0, "packing", "model") as bar:
         summary = px.pack(

@@ -26,8 +26,10 @@ from probex_jax.model_files import (
     Limits,
     ModelFile,
     Remote,
+    Stated,
     open_model,
     open_params,
+    read_stated,
     select_layers,
 )
 from probex_jax.reports import model_card
@@ -69,8 +71,10 @@ __all__ = [  # noqa: RUF022
     "Limits",
     "ModelFile",
     "Remote",
+    "Stated",
     "open_model",
     "open_params",
+    "read_stated",
     "select_layers",
     # Many models: a zoo on disk or on the hub, packed into a store; one to try things with.
     "LayerStore",

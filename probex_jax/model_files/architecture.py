@@ -1,12 +1,10 @@
-"""Fingerprints of architectures, and the ancestor that a file names."""
+"""Fingerprints of architectures, and when two names may mean one ancestor."""
 
 import hashlib
 import json
 import re
 from collections.abc import Iterable
-from itertools import pairwise
 
-from probex_jax.errors import ProbexError
 from probex_jax.model_files.model_file import ModelFile
 
 # What stands on top of a backbone and is replaced for another task, as transformers, timm and
@@ -19,12 +17,6 @@ _HEAD = re.compile(
 )
 
 _FILE = re.compile(r"\.(?:safetensors|ckpt|bin|pth?)$")
-
-# Fields of metadata that name the model that was fine-tuned; the last two are kohya's.
-_BASE_KEYS = ("base_model", "ss_sd_model_name", "ss_base_model_version")
-_BASE_FIELD = "base_model:"
-_MAX_README_BYTES = 1024 * 1024
-_MAX_BASE_CHARACTERS = 200
 
 
 def is_head(name: str) -> bool:
@@ -81,30 +73,6 @@ def fingerprint(model: ModelFile) -> str:
     return hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:16]
 
 
-def stated_base(model: ModelFile) -> str:
-    """The model that this one was fine-tuned from, as its file or folder states.
-
-    Looked up in this order: `base_model` in the file's metadata, `base_model_name_or_path` in
-    `adapter_config.json`, `_name_or_path` in `config.json`, `base_model` in the front matter of
-    `README.md`, and the metadata of kohya's scripts.
-
-    Args:
-      model: the model, open.
-
-    Returns:
-      A hub id, a path or a word, as it stands there; "" if nothing states a usable name.
-    """
-    readme = _base_in_readme(model)
-    stated = (
-        model.metadata.get(_BASE_KEYS[0]),
-        _field(model, "adapter_config.json", "base_model_name_or_path"),
-        _field(model, "config.json", "_name_or_path"),
-        readme,
-        *(model.metadata.get(key) for key in _BASE_KEYS[1:]),
-    )
-    return next((name for name in map(_name, stated) if name), "")
-
-
 def same_base(one: str, other: str) -> bool:
     """Whether two names may mean one ancestor: "" may be any, and an id's owner is ignored.
 
@@ -121,37 +89,3 @@ def base_key(name: str) -> str:
     """The part of an ancestor's name that is compared; "" for ""."""
     last = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
     return _FILE.sub("", last.lower())
-
-
-def _name(value: object) -> str:
-    if not isinstance(value, str):
-        return ""
-    value = value.strip()
-    return value if len(value) <= _MAX_BASE_CHARACTERS and value.isprintable() else ""
-
-
-def _field(model: ModelFile, file: str, name: str) -> object:
-    try:
-        return model.beside(file).get(name)
-    except ProbexError:
-        return None  # the weights can be read beside a damaged config
-
-
-def _base_in_readme(model: ModelFile) -> object:
-    try:
-        text = (model.bytes_beside("README.md", _MAX_README_BYTES) or b"").decode(errors="replace")
-    except ProbexError:
-        return None
-    # Line by line: a regular expression could take hours on a stranger's text.
-    first, *lines = (line.rstrip() for line in text.split("\n"))
-    if first != "---" or "---" not in lines:
-        return None
-    for line, following in pairwise(lines[: lines.index("---") + 1]):
-        if line.startswith(_BASE_FIELD):
-            value = line.removeprefix(_BASE_FIELD).strip()
-            if not value and following.lstrip().startswith("- "):  # a list
-                value = following.lstrip().removeprefix("- ")
-            if value.startswith("["):
-                value = value.strip("[]").partition(",")[0]
-            return value.partition(" #")[0].strip(" \t'\"")
-    return None

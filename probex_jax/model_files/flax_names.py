@@ -86,6 +86,9 @@ def torch_forms(tensors: Mapping[str, TensorInfo], nested: bool = False) -> dict
       fc.weight (8, 4)
       opt/fc/kernel (4, 8) in 'opt', beside the parameters
     """
+    text = "\n".join(tensors)
+    if not (nested or any(word in text for word in (*_COLLECTIONS, "kernel"))):
+        return {name: Form(name, info.shape) for name, info in tensors.items()}
     paths = _paths(tensors)
     leaves = {path[-1] for path in paths.values()}
     depths = {name: _depth(path) for name, path in paths.items()}

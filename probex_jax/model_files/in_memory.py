@@ -5,9 +5,11 @@ from typing import Any
 
 from probex_jax.model_files.containers import tree_container
 from probex_jax.model_files.containers.tree import InMemory
+from probex_jax.model_files.files_beside import FilesBeside
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.locate import Location
 from probex_jax.model_files.model_file import ModelFile
+from probex_jax.model_files.stored_tensors import StoredTensors
 
 _LIMITS = Limits()
 
@@ -39,4 +41,5 @@ def open_params(tree: Any, metadata: Mapping[str, str] | None = None) -> ModelFi
       docs/formats.md, "Model files that are read".
     """
     container = tree_container(tree, metadata or {}, _LIMITS)
-    return ModelFile(container.name, Location(InMemory(), ()), [container], _LIMITS)
+    stored = StoredTensors(Location(InMemory(), ()), [container])
+    return ModelFile(container.name, stored, FilesBeside(InMemory(), _LIMITS.depth))

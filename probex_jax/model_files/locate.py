@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from probex_jax.buckets import address_of, is_address, read
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.byte_ranges import ByteRanges, read_small
 from probex_jax.model_files.checkpoint_folders import checkpoint_in, walked
@@ -277,7 +278,7 @@ def check_inside(path: Path, root: Path, whose: str = "model") -> None:
 
 
 def read_inside(path: Path, limit: int, whose: str = "model") -> bytes:
-    """Reads a small file in a stranger's folder, unless it is a link that leads out of it.
+    """Reads a small file in a stranger's folder or bucket, unless a link leads out of the folder.
 
     Args:
       path: of the file.
@@ -287,6 +288,8 @@ def read_inside(path: Path, limit: int, whose: str = "model") -> bytes:
     Raises:
       ProbexError: if it is such a link, is larger or cannot be read.
     """
+    if is_address(path):
+        return read(address_of(path), limit).data
     check_inside(path, _own_folder(path.parent), whose)
     return read_small(path, limit)
 

@@ -9,19 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from probex_jax.buckets import address_of
 from probex_jax.errors import ProbexError
 from probex_jax.matrices import LowRank
-from probex_jax.model_files.containers import Container, open_containers
+from probex_jax.model_files.adapters import Scales
+from probex_jax.model_files.containers import open_containers
 from probex_jax.model_files.contents import find_contents
 from probex_jax.model_files.files_beside import FilesBeside
 from probex_jax.model_files.finite import count_unfit, unfit
-from probex_jax.model_files.http_ranges import Remote
-from probex_jax.model_files.hub import locate_remote, remote_url
-from probex_jax.model_files.layers import MATRIX_DTYPES, LayerInfo, no_such_layer
+from probex_jax.model_files.layers import LayerInfo, no_such_layer
 from probex_jax.model_files.limits import Limits
-from probex_jax.model_files.locate import Location, locate
-from probex_jax.model_files.lora_scales import Scales
-from probex_jax.model_files.quantised import scaled
+from probex_jax.model_files.locate import locate
+from probex_jax.model_files.parts import parts
+from probex_jax.model_files.remote import Remote
+from probex_jax.model_files.remote_folders import locate_remote
 from probex_jax.model_files.safetensors_header import TensorInfo
 from probex_jax.model_files.stored_tensors import StoredTensors
 from probex_jax.model_files.untrusted_text import quoted
@@ -34,6 +35,7 @@ class ModelFile:
 
     Attributes:
       path: what was opened; on a server, the address with a commit as its revision.
+      files: the names of its files of weights.
       layers: name of every matrix to LayerInfo, sorted by name; the updates of LoRAs, too.
       vectors: the same of every vector: biases, norms, statistics, scalars.
       left_out: name of every tensor that is in neither, to the reason.
@@ -53,29 +55,44 @@ class ModelFile:
       >>> folder.cleanup()
     """
 
-    def __init__(
-        self, path: Path | str, location: Location, files: Sequence[Container], limits: Limits
-    ):
-        self.path = path
-        self._beside = FilesBeside(location.folder, limits.depth)
-        self._stored = StoredTensors(location, files)
-        self.metadata: Mapping[str, str] = MappingProxyType(self._stored.metadata)
-        self.warnings = self._stored.warnings
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._stored.infos)
-        apart = self._stored.left_out
-        model = {name: info for name, info in self.tensors.items() if name not in apart}
-        self._contents = find_contents(model, str(path))
-        self._factors, self._sources = self._contents.factors, self._contents.sources
-        self._scales = Scales(self._contents, self._stored, self._beside, self.metadata, str(path))
+    def __init__(self, path: Path | str, stored: StoredTensors, beside: FilesBeside):
+        self.path, self._stored, self._beside = path, stored, beside
+        self.metadata: Mapping[str, str] = MappingProxyType(stored.metadata)
+        self.files, self.warnings = stored.files, stored.warnings
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(stored.infos)
+        self._contents = find_contents(
+            self._stored,
+            self.metadata,
+            lambda: self.config,
+            lambda: self.beside("adapter_config.json"),
+            str(path),
+        )
+        self._weights, self._updates = self._contents.weights, self._contents.updates
+        self._scales = Scales(self._updates, self._stored, self._beside, self.metadata, str(path))
         self.layers: Mapping[str, LayerInfo] = MappingProxyType(self._contents.layers)
         self.vectors: Mapping[str, LayerInfo] = MappingProxyType(self._contents.vectors)
-        left_out = dict(sorted({**self._contents.left_out, **apart}.items()))
-        self.left_out: Mapping[str, str] = MappingProxyType(left_out)
+        self.left_out: Mapping[str, str] = MappingProxyType(self._contents.left_out)
 
     @cached_property
     def all_layers(self) -> Mapping[str, LayerInfo]:
         """Matrices and vectors, sorted by name."""
         return MappingProxyType(dict(sorted({**self.layers, **self.vectors}.items())))
+
+    @cached_property
+    def parts(self) -> Mapping[str, "ModelFile"]:
+        """The models that a single-file checkpoint holds, by how the names of each begin.
+
+        In a part the names lack that beginning. {} for a file that is one model. Parts are closed
+        with the file.
+
+        Raises:
+          ProbexError: if a part cannot be read.
+        """
+        found = parts(self.tensors)
+        return {
+            begin: ModelFile(f"{self.path}: {begin}", self._stored.part(begin), self._beside)
+            for begin in found
+        }
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -110,11 +127,6 @@ class ModelFile:
         """
         return self._beside.bytes(name, limit)
 
-    def factors(self, name: str) -> tuple[str, str]:
-        """Names of the tensors `up` and `down` of a layer of kind "lora"."""
-        pair = self._factors[name]
-        return pair.up, pair.down
-
     def matrix(self, name: str) -> np.ndarray | LowRank:
         """Reads one layer and no other bytes of the file.
 
@@ -131,15 +143,12 @@ class ModelFile:
           ValueError: if the model was closed.
         """
         shape = self._shape(name)
-        if name in self._factors:
-            pair, (height, width) = self._factors[name], shape
-            up, down = self.tensor(pair.up).reshape(height, -1), self.tensor(pair.down)
-            return LowRank(up=self._scaled(name, up), down=down.reshape(-1, width))
-        source = self._sources[name]
-        values = self.tensor(source.tensor)
-        if source.axes is not None:
-            values = np.ascontiguousarray(values.transpose(source.axes))
-        return self._dequantised(name, values.reshape(shape))
+        if name in self._updates:
+            found = self._updates[name].values(self._stored, self._scales.of(name))
+            return found if isinstance(found, LowRank) else self._finite(name, found)
+        weight = self._weights[name]
+        matrix = weight.values(self._stored, lambda: self.config).reshape(shape)
+        return self._finite(name, matrix) if weight.packed else matrix
 
     def matrices(self, names: Iterable[str]) -> dict[str, np.ndarray | LowRank]:
         """Reads several layers; from a server in few requests, several at a time.
@@ -158,7 +167,9 @@ class ModelFile:
     def each_matrix(self, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray | LowRank]]:
         """As `matrices`, one layer after the other; of a local file, one is in memory at a time."""
         names = list(names)
-        with self._stored.fetched([tensor for name in names for tensor in self.tensors_of(name)]):
+        stacked = ((self._weights[n].expert if n in self._weights else None, n) for n in names)
+        wanted = [(tensor, expert) for expert, n in stacked for tensor in self.tensors_of(n)]
+        with self._stored.fetched(wanted):
             for name in names:
                 yield name, self.matrix(name)
 
@@ -169,11 +180,9 @@ class ModelFile:
           ProbexError: if there is no such layer.
         """
         self._shape(name)
-        if name not in self._factors:
-            source = self._sources[name]
-            return (source.tensor, *([source.scale] if source.scale else []))
-        alpha = self._factors[name].alpha
-        return (*self.factors(name), *([alpha] if alpha else []))
+        if name in self._updates:
+            return self._updates[name].update.tensors
+        return self._weights[name].tensors
 
     def tensor(self, name: str) -> np.ndarray:
         """Reads one tensor, layer or not, and no other bytes of the file.
@@ -210,26 +219,19 @@ class ModelFile:
         height, width = self._shape(name)
         if not all(0 <= row < height for row in rows):
             raise ValueError(f"{name}: rows {rows} of {height}")
-        if name not in self._factors:
-            source = self._sources[name]
-            if not source.is_as_stored:
-                matrix = self.matrix(name)
-                assert isinstance(matrix, np.ndarray)
-                return matrix[list(rows)]
-            return self._stored.rows(source.tensor, rows, width)
-        pair = self._factors[name]
-        rank = self.tensors[pair.up].shape[1]
+        if name in self._weights and self._weights[name].is_as_stored:
+            return self._stored.rows(self._weights[name].tensor, rows, width)
+        if name not in self._updates:
+            return self.matrix(name)[list(rows)]  # type: ignore[return-value]
+        found = self._updates[name].values(self._stored, self._scales.of(name), rows)
         with np.errstate(all="ignore"):
-            up = self._scaled(name, self._stored.rows(pair.up, rows, rank))
-            product = up @ self.tensor(pair.down).reshape(rank, width)
-        if not np.isfinite(product).all():
-            raise ProbexError(f"{self.path}: layer {quoted(name)}: an update too large for float32")
-        return product
+            wanted = found.up @ found.down if isinstance(found, LowRank) else found
+            return self._finite(name, wanted)
 
     @cached_property
     def unscaled(self) -> tuple[str, ...]:
         """LoRA layers of PEFT or kohya for which nothing states alpha: their scale is 1."""
-        names = (name for name, pair in self._factors.items() if pair.dialect != "diffusers")
+        names = (n for n, u in self._updates.items() if u.update.spelling.dialect != "diffusers")
         return tuple(
             name for name in names if name in self.layers and self._scales.of(name) is None
         )
@@ -262,28 +264,10 @@ class ModelFile:
         Tensors of the dtypes that are read, with one axis or more; without factors of LoRAs and a
         quantiser's own tensors.
         """
-        factors = {name for pair in self._factors.values() for name in (pair.up, pair.down)}
-        return {
-            self._contents.names[name]: tensor.shape
-            for name, tensor in self.tensors.items()
-            if tensor.dtype in MATRIX_DTYPES
-            and tensor.shape
-            and name not in factors
-            and name not in self._contents.quantiser
-            and name in self._contents.names
-        }
+        return self._contents.shapes
 
-    def _scaled(self, name: str, up: np.ndarray) -> np.ndarray:
-        """The factor `up`, times the update's scale."""
-        factor = self._scales.of(name)
-        return up if factor in (None, 1.0) else up * np.float32(factor)
-
-    def _dequantised(self, name: str, matrix: np.ndarray) -> np.ndarray:
-        """The values of a layer, times the scales stored beside it."""
-        scale = self._sources[name].scale
-        if not scale:
-            return matrix
-        matrix = scaled(matrix, self.tensor(scale))
+    def _finite(self, name: str, matrix: np.ndarray) -> np.ndarray:
+        """A matrix that was computed; a ProbexError if it is not finite."""
         if bad := count_unfit(matrix.ravel()):
             raise unfit(str(self.path), name, bad, matrix.size)
         return matrix
@@ -357,7 +341,7 @@ def open_model(
     References:
       docs/formats.md, "Model files that are read".
     """
-    url = remote_url(path)
+    url = address_of(path)
     where: Path | str = url or Path(path)
     if "\0" in str(path):
         raise ProbexError(f"{quoted(str(path))}: no such file or folder")
@@ -368,7 +352,8 @@ def open_model(
             location = locate(Path(path), limits)
         files = open_containers(location, limits)
         try:
-            return ModelFile(where, location, files, limits)
+            stored = StoredTensors(location, files)
+            return ModelFile(where, stored, FilesBeside(location.folder, limits.depth))
         except BaseException:
             for file in files:
                 file.bytes.close()

@@ -8,12 +8,13 @@ there the shapes decide.
 import re
 from collections.abc import Mapping
 
+from probex_jax.model_files.layers import are_experts
 from probex_jax.model_files.safetensors_header import TensorInfo
 
 _CONV1D = ("c_attn", "c_fc", "c_proj", "q_attn")
 _CONV1D_ENDS = tuple(f"{module}.weight" for module in _CONV1D)
-# `experts.0.` is a single expert.
-_EXPERTS = re.compile(r"(?:\A|[._])(?:experts?|moe)(?![._]\d)(?:[._]|\Z)", re.IGNORECASE)
+# The stacked matrices of experts that widen to a gate and a value, and those that narrow again.
+_WIDENING, _NARROWING = "gate_up_proj", "down_proj"
 
 _ANY = "*"
 
@@ -35,14 +36,37 @@ def axes_of(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...] | st
     found: dict[str, tuple[int, ...] | str] = {}
     for name, tensor in tensors.items():
         shape = tensor.shape
-        if len(shape) == 3 and shape[0] > 1 and _EXPERTS.search(name):
-            found[name] = "the stacked matrices of several experts, which are not read"
-        elif len(shape) == 2 and _conv1d(name):
+        if len(shape) == 2 and _conv1d(name):
             turned = conv1d.get(_model(name), conv1d.get(_ANY))
             if turned is None:
                 found[name] = "a Conv1D or a linear layer: the shapes do not tell which"
             elif turned:
                 found[name] = (1, 0)
+    return found
+
+
+def stacks(tensors: Mapping[str, TensorInfo]) -> dict[str, bool]:
+    """Finds the tensors [E, a, b] that are a matrix for each of E experts.
+
+    Args:
+      tensors: possible layers, by name.
+
+    Returns:
+      Name to whether the matrices are [in, out]. Of one that widens to a gate and a value beside
+      one that narrows again, the shapes tell; nothing tells of others, taken as [out, in].
+
+    Example:
+      >>> up = TensorInfo("F32", (8, 16, 64), 0, 32768)
+      >>> down = TensorInfo("F32", (8, 32, 16), 32768, 49152)
+      >>> stacks({"experts.gate_up_proj": up, "experts.down_proj": down})
+      {'experts.gate_up_proj': True, 'experts.down_proj': True}
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        if len(tensor.shape) == 3 and tensor.shape[0] > 1 and are_experts(name):
+            wide = tensors.get(name.replace(_NARROWING, _WIDENING), tensor).shape
+            narrow = tensors.get(name.replace(_WIDENING, _NARROWING), tensor).shape
+            found[name] = wide[1:] == (narrow[2], 2 * narrow[1])
     return found
 
 

@@ -1,5 +1,6 @@
 """The tensors of a model's files, as PyTorch would have stored them: where each is, its values."""
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,11 +34,12 @@ class StoredTensors:
       infos: name of every tensor to its dtype and shape, sorted by name.
       left_out: those that are no part of the model, or whose axes are not known, to the reason.
       metadata: free text of all files; of several texts under one key, the first.
+      files: names of the files in their folder.
       warnings: what is odd about the files.
     """
 
     def __init__(self, location: Location, containers: Sequence[Container]):
-        self._shards = tuple(containers)
+        self._shards, self.files = tuple(containers), location.names
         holders: dict[str, Container] = {}
         indexed = location.weight_map or {}
         self.metadata: dict[str, str] = {}
@@ -70,6 +72,16 @@ class StoredTensors:
             *location.warnings(holders),
             *(text for each in containers for text in each.contained.warnings),
         )
+
+    def part(self, begin: str) -> "StoredTensors":
+        """Those tensors whose names begin so, by the rest of their names."""
+        part = copy.copy(self)
+        part._of = {n.removeprefix(begin): of for n, of in self._of.items() if n.startswith(begin)}
+        part.infos = {name: self.infos[begin + name] for name in part._of}
+        part.left_out = {
+            n: self.left_out[begin + n] for n in part._of if begin + n in self.left_out
+        }
+        return part
 
     def raw(self, name: str) -> np.ndarray:
         """A tensor in its stored dtype and PyTorch's shape; of shared bytes, their rows as stored.
@@ -122,18 +134,22 @@ class StoredTensors:
         return float(values.ravel()[0])
 
     @contextmanager
-    def fetched(self, names: Iterable[str]) -> Iterator[None]:
-        """Fetches several tensors from a server in few requests; drops them at the end."""
-        wanted: dict[Container, list[str]] = {}
-        for name in names:
-            container, stored, _ = self._of[name]
-            wanted.setdefault(container, []).append(stored)
+    def fetched(self, wanted: Iterable[tuple[str, int | None]]) -> Iterator[None]:
+        """Fetches several tensors from a server in few requests; drops them at the end.
+
+        Args:
+          wanted: their names, each with which of the stacked matrices is wanted; None for all.
+        """
+        parts: dict[Container, list[tuple[str, int | None]]] = {}
+        for name, number in wanted:
+            container, stored, form = self._of[name]
+            parts.setdefault(container, []).append((stored, None if form.turn else number))
         try:
-            for container, stored_names in wanted.items():
-                container.fetch(stored_names)
+            for container, of_container in parts.items():
+                container.fetch(of_container)
             yield
         finally:
-            for container in wanted:
+            for container in parts:
                 container.bytes.forget()
 
     def place(self, name: str) -> tuple[Container, int]:

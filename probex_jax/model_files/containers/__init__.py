@@ -88,14 +88,17 @@ class Container:
         data = np.concatenate(read) if len(read) > 1 else read[0]
         return data.view(dtype).reshape(len(rows), width)
 
-    def fetch(self, names: Iterable[str]) -> None:
-        """Announces tensors that will be read."""
-        ranges = (self._range(name) for name in names)
+    def fetch(self, wanted: Iterable[tuple[str, int | None]]) -> None:
+        """Announces tensors that will be read, or one of the matrices that are stacked in them."""
+        ranges = (self._range(name, number) for name, number in wanted)
         self.bytes.fetch([(begin, end) for begin, end in ranges if begin < end])
 
-    def _range(self, name: str) -> tuple[int, int]:
+    def _range(self, name: str, number: int | None = None) -> tuple[int, int]:
         info, begin = self.tensors[name], self.contained.data_begin
-        return begin + info.begin, begin + info.end
+        if number is None or info.shape[0] <= number or (info.end - info.begin) % info.shape[0]:
+            return begin + info.begin, begin + info.end
+        size = (info.end - info.begin) // info.shape[0]
+        return begin + info.begin + number * size, begin + info.begin + (number + 1) * size
 
 
 def open_containers(location: Location, limits: Limits) -> tuple[Container, ...]:
