@@ -59,7 +59,7 @@ class Container:
         return self.contained.tensors
 
     def raw(self, name: str) -> np.ndarray:
-        """A tensor in its stored dtype and shape; where several values share a byte, rows of bytes."""
+        """A tensor in its stored dtype and shape; rows of bytes where values share them."""
         if name in self.contained.readers:
             values = self.contained.readers[name]()
         else:
