@@ -1,7 +1,7 @@
 """What every container says before its weights are read: tensors, metadata, how to read them."""
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -94,6 +94,35 @@ def foreign(where: str, what: str) -> Iterator[None]:
     except Exception as error:
         reason = quoted(" ".join(str(error).split()), 200)
         raise ProbexError(f"{where}: no {what}, or damaged: {reason}") from error
+
+
+class NoBytes:
+    """A `Bytes` without bytes, since all tensors have readers.
+
+    Args:
+      name: for messages.
+    """
+
+    size = 0
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def read(self, begin: int, end: int) -> np.ndarray:
+        """Is never asked."""
+        raise NotImplementedError
+
+    def fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Does nothing."""
+
+    def forget(self) -> None:
+        """Does nothing."""
+
+    def check_unchanged(self) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
 class Cursor:
