@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -71,6 +71,7 @@ _SIGNS = {
     "the file and open it from the disk",
     "Content-Length Header missing": "the server does not say how long its answer is",
     "TooManyRedirects": "the server redirects in a circle",
+    "builder error": "the server redirects to where it is not followed",
     "following redirect": "the server redirects to where it is not followed",
     "TimedOut": "the server is too slow; tried several times, try again later",
     "kind: Timeout": "the server is too slow; tried several times, try again later",
@@ -188,7 +189,8 @@ def shown_path(path: str | os.PathLike[str]) -> str:
         return os.fspath(path)
     scheme, _, rest = re.split(r"[?#]", url, maxsplit=1)[0].partition("://")
     host, slash, path = rest.partition("/")
-    return f"{scheme}://{host if scheme == 'hf' else host.rpartition('@')[2]}{slash}{path}"
+    host = host if scheme == "hf" else host.rpartition("@")[2]
+    return "".join(c if c.isprintable() else "?" for c in f"{scheme}://{host}{slash}{path}")
 
 
 def joined(url: str, name: str) -> str:
@@ -247,12 +249,13 @@ def listed(url: str, stopped: threading.Event | None = None) -> Listing:
       ProbexError: if there is no such bucket, or the server does not answer.
     """
     store, key = store_of(url)
+    ask = partial(_obstore().list_with_delimiter_async, store, key or None)
     with problems(url):
-        said = waited(lambda: _obstore().list_with_delimiter_async(store, key or None), stopped)
+        said = waited(lambda: _whole(ask), stopped)
     begin = len(key) + 1 if key else 0
     return Listing(
         {
-            found["path"][begin:]: Entry(found["size"], found["e_tag"] or "")
+            found["path"][begin:]: _entry(found)
             for found in said["objects"]
             if found["path"][begin:]
         },
@@ -260,24 +263,46 @@ def listed(url: str, stopped: threading.Event | None = None) -> Listing:
     )
 
 
-def names_below(url: str, limit: int) -> list[str]:
-    """The names of all objects in a folder of a bucket, with those of the folders they are in.
+def all_below(url: str, limit: int) -> dict[str, Entry]:
+    """All objects in a folder of a bucket and in its folders, by their paths in it.
 
     Raises:
       ProbexError: if they are more than `limit`, or as `listed`.
     """
     store, key = store_of(url)
+    entries: dict[str, Entry] = {}
+    begin, last = len(key) + 1 if key else 0, None
 
-    async def all_names() -> list[str]:
-        names: list[str] = []
-        async for found in _obstore().list(store, key or None, chunk_size=1000):
-            names += [each["path"][len(key) :].lstrip("/") for each in found]
-            if len(names) > limit:
+    async def more() -> None:
+        nonlocal last
+        async for page in _obstore().list(store, key or None, offset=last, chunk_size=1000):
+            entries.update({each["path"][begin:]: _entry(each) for each in page})
+            last = page[-1]["path"]
+            if len(entries) > limit:
                 raise ProbexError(f"{url}: more than {limit} objects; give a folder among them")
-        return list(filter(None, names))
 
     with problems(url):
-        return waited(all_names)
+        waited(lambda: _whole(more))
+    entries.pop("", None)
+    return entries
+
+
+def _entry(said: Any) -> Entry:
+    return Entry(said["size"], said["e_tag"] or "")
+
+
+async def _whole(ask: Callable[[], Awaitable[_T]]) -> _T:
+    """A list, asked for again if it breaks off, which obstore does for objects only."""
+    from obstore.exceptions import GenericError
+
+    for wait_s in PATIENCE.waits_s():
+        try:
+            return await ask()
+        except GenericError as error:
+            if "body error" not in str(error):
+                raise
+            await asyncio.sleep(wait_s)
+    return await ask()
 
 
 def stated(url: str) -> Entry | None:
@@ -288,7 +313,7 @@ def stated(url: str) -> Entry | None:
             said = waited(lambda: _obstore().head_async(store, key))
     except NotThere:
         return None
-    return Entry(said["size"], said["e_tag"] or "")
+    return _entry(said)
 
 
 def read(url: str, limit: int | None = None, stopped: threading.Event | None = None) -> Content:

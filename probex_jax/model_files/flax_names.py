@@ -125,7 +125,9 @@ def torch_forms(tensors: Mapping[str, TensorInfo], nested: bool = False) -> dict
 
 def _paths(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """The keys of each name, at least one."""
-    paths = {name: _KEYS.findall(name.removesuffix(":0")) or [name] for name in names}
+    # transformers writes numbers for TensorFlow as `layer_._0`.
+    plain = {name: name.removesuffix(":0").replace("_._", "/") for name in names}
+    paths = {name: _KEYS.findall(path) or [name] for name, path in plain.items()}
     children = Counter(tuple(keys[:-1]) for keys in paths.values())
     for keys in paths.values():
         if len(keys) > 1 and keys[-1] in _VALUES and children[tuple(keys[:-1])] == 1:
@@ -151,8 +153,7 @@ def _canonical(path: tuple[str, ...], siblings: set[str], statistics: bool) -> s
     names = _LEAVES | _STATISTICS if statistics else _LEAVES
     new = names.get(leaf, leaf)
     taken = new in siblings or (leaf == "scale" and "kernel" in siblings)
-    keys = [part for key in module for part in key.split("_._")]  # of transformers' TensorFlow
-    return ".".join([*keys, leaf if taken else new])
+    return ".".join([*module, leaf if taken else new])
 
 
 def _turned(name: str, canonical: str, path: tuple[str, ...], shape: tuple[int, ...]) -> Form:

@@ -139,7 +139,14 @@ def read_stated(model: ModelFile, sources: Sequence[str] = SOURCES) -> Stated:
 
 
 def stated_base(model: ModelFile) -> str:
-    """The model that this one was fine-tuned from, as its files state; "" if they name none."""
+    """The model that this one was fine-tuned from, as its files state.
+
+    Args:
+      model: the model, open.
+
+    Returns:
+      A hub id, a path or a word, as it stands there; "" if nothing states a usable name.
+    """
     found, _ = _found(model, SOURCES, [row for row in _ROWS if row[0] == "base"])
     return found.get("base", "")
 

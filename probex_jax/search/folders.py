@@ -11,7 +11,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors
 from probex_jax.model_files.locate import local_files
 from probex_jax.zoo import ZooModel, scan
-from probex_jax.zoo.listed_path import zoo_path
+from probex_jax.zoo.listed_path import ListedPath, zoo_path
 from probex_jax.zoo.model_j import SPLITS, checked_id
 
 _WEIGHTS = ".safetensors"
@@ -85,6 +85,8 @@ def _named(model: FoundModel, id: str) -> FoundModel:
 
 def files_of(path: Path) -> tuple[Path, ...]:
     """The files of the model at a path; () if there is no model."""
+    if isinstance(path, ListedPath):
+        return tuple(path / name for name, _ in path.files() if name.endswith(_WEIGHTS))
     try:
         return local_files(path)
     except (ProbexError, OSError):

@@ -3,8 +3,9 @@
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
-from probex_jax.buckets import address_of, is_address, names_below
+from probex_jax.buckets import Entry, address_of, all_below, is_address
 
 # More objects are no zoo, but a bucket.
 _MAX_OBJECTS = 1_000_000
@@ -13,9 +14,8 @@ _MAX_OBJECTS = 1_000_000
 class ListedPath(type(Path())):  # type: ignore[misc]
     """A path in a bucket, which knows what there was when it was made by `zoo_path`."""
 
-    __slots__ = ("tree",)
-    # The parts of each folder to the names in it.
-    tree: Mapping[tuple[str, ...], set[str]]
+    # The parts of each folder to what is in it; a folder is None.
+    tree: Mapping[tuple[str, ...], Mapping[str, Entry | None]] = MappingProxyType({})
 
     def __str__(self) -> str:
         return address_of(super().__str__())
@@ -29,13 +29,20 @@ class ListedPath(type(Path())):  # type: ignore[misc]
         return self.parts in self.tree
 
     def exists(self, **_: bool) -> bool:
-        return self.is_dir() or self.name in self.tree.get(self.parts[:-1], ())
+        return self.name in self.tree.get(self.parts[:-1], ()) or self.is_dir()
 
     def is_symlink(self) -> bool:
         return False
 
     def iterdir(self) -> Iterator["ListedPath"]:
         return (self / name for name in self.tree.get(self.parts, ()))
+
+    def files(self) -> list[tuple[str, Entry]]:
+        """What the file or folder holds: the name and entry of each file."""
+        entry = self.tree.get(self.parts[:-1], {}).get(self.name)
+        return (
+            [(self.name, entry)] if entry else [f for path in self.iterdir() for f in path.files()]
+        )
 
     def resolve(self, strict: bool = False) -> "ListedPath":
         return self
@@ -53,11 +60,13 @@ def zoo_path(root: str | os.PathLike[str]) -> Path:
         return Path(root)
     url = address_of(root).rstrip("/")
     path = ListedPath(url)
-    tree: dict[tuple[str, ...], set[str]] = {}
-    for name in names_below(url, _MAX_OBJECTS):
-        folder = path.parts
-        for part in name.split("/"):
-            tree.setdefault(folder, set()).add(part)
-            folder += (part,)
+    tree: dict[tuple[str, ...], dict[str, Entry | None]] = {}
+    for name, entry in all_below(url, _MAX_OBJECTS).items():
+        *folders, file = name.split("/")
+        at = path.parts
+        for part in folders:
+            tree.setdefault(at, {}).setdefault(part, None)
+            at += (part,)
+        tree.setdefault(at, {})[file] = entry
     path.tree = tree
     return path

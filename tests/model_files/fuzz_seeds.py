@@ -15,7 +15,7 @@ import numpy as np
 from flax import serialization
 from safetensors.numpy import save
 
-from tests.model_files.containers.gguf_files import write
+from tests.model_files.containers.gguf_files import write as write_gguf
 from tests.model_files.fuzz_target import KINDS, PEFT, SHARDS, TREE, ZARR, ones
 from tests.model_files.test_hostile import HOSTILE
 
@@ -87,6 +87,22 @@ TEXTS = {
     "card list": "---\nbase_model: ['a/b', c]\n---\n",
     "labels": r"""['ant', "sea's \x41 \u00e9", 'bee',]""",
     "labels json": r'["ant", "\ud83d\ude00"]',
+    "card texts": (
+        "---\ntags: [a, 'b']\ninstance_prompt: sks\nwidget:\n- text: >-\n    a\n    b\n"
+        "license: &x mit\ndatasets: *x\n---\n"
+    ),
+    "tags": (
+        '{"10_cat": {"cat": 20, "sofa \\\\(red\\\\)": 5}, '
+        '"2_dog": {"n_repeats": 2, "img_count": 8}}'
+    ),
+    "tags datasets": (
+        '[{"tag_frequency": {"1_x": {"cat": 2}}, "subsets": [{"image_dir": "a/1_x", '
+        '"img_count": 4, "class_tokens": "x"}]}]'
+    ),
+    "sidecar": (
+        '{"baseModel": "Pony", "trainedWords": ["a, b"], "model": {"name": "M", "tags": ["t"]}, '
+        '"images": [{"meta": {"prompt": "p"}}], "civitai": {"creator": {"username": "me"}}}'
+    ),
     "revision": "0123abcd",
     "scales": '{"unet.r": 2, "unet.lora_alpha": 4, "unet.alpha_pattern": {"conv_in": 1}}',
 }
@@ -101,7 +117,7 @@ def gguf_file():
     types = {"blk.0.attn_q.weight": gguf.GGMLQuantizationType.Q8_0}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.gguf"
-        write(path, "llama", tensors, types, name="mine", token_list=[b"a", b"b"])
+        write_gguf(path, "llama", tensors, types, name="mine", token_list=[b"a", b"b"])
         return path.read_bytes()
 
 

@@ -75,6 +75,7 @@ def test_glora_is_told_by_its_four_factors(tmp_path, path):
 def test_words_that_look_like_those_of_adapters_are_layers(tmp_path):
     names = ["flora.weight", "a1.weight", "a2.weight", "backbone_block.weight", "difference.weight"]
     names += ["prompt_encoder.mask_downscaling.0.weight", "experts.0.fc.weight"]
+    names += ["blocks.0.attention.w_lora.lora.0.weight", "blocks.0.attention.w_lora.lora.2.weight"]
     names += ["soft_max.weight", "loraine.weight", "diffuser.up.weight", "diffuser.down.weight"]
     with opened(tmp_path, {name: drawn(4, 4) for name in names}) as m:
         assert set(m.layers) == set(names)

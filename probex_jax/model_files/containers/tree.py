@@ -60,7 +60,7 @@ def read_tree(tree: Any, metadata: Mapping[str, str]) -> Contained:
         name = "/".join(_key(key) for key in path)
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             leaf = np.asarray(leaf)
-        if getattr(leaf.dtype, "kind", "") in "OSUM":
+        if isinstance(leaf.dtype, np.dtype) and leaf.dtype.kind in "OSUM":
             raise ProbexError(f"parameters: {quoted(name)} is {quoted(leaf)}, expected an array")
         if name in tensors:
             raise ProbexError(f"parameters: two arrays are called {quoted(name)}")

@@ -1,4 +1,4 @@
-"""A Flax model in every container, and its twin in PyTorch: the same layers, numbers, fingerprint."""
+"""A Flax model in every container, and its twin in PyTorch: layers, numbers and fingerprint."""
 
 import flax.nnx as nnx
 import jax

@@ -147,13 +147,14 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path):
 def test_a_bomb_that_lies_about_its_size_is_refused(tmp_path):
     path = tmp_path / "a.npz"
     archive(path, zipfile.ZIP_DEFLATED, **{"a.npy": npy_of((2, 2), data=bytes(10**6))})
-    with pytest.raises(ProbexError, match="a.npy"):
+    with pytest.raises(ProbexError, match=r"a\.npy"):
         open_model(path)
 
 
 def test_two_files_of_one_name_are_refused(tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.npz", "w") as made, pytest.warns(UserWarning):
-        for _ in range(2):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as made:
+        made.writestr("a.npy", npy_of((2, 2), data=DATA))
+        with pytest.warns(UserWarning, match="Duplicate"):
             made.writestr("a.npy", npy_of((2, 2), data=DATA))
     with pytest.raises(ProbexError, match="two files"):
         open_model(tmp_path)
