@@ -1,6 +1,6 @@
 """Opens a model file from anyone safely: the matrices it holds, each as an array.
 
-`open_model` finds the files (`locate`; on servers `hub`, `http_ranges`, `http`), reads their
+`open_model` finds the files (`locate`; on servers `remote_folders`, `hub`, `remote`), reads their
 headers (`safetensors_header`, `shards`), sorts their tensors into layers (`contents`, which
 asks `layers`, `lora`, `adapters`, `quantised`, `orientation`), and reads single matrices
 (`model_file`, `stored_tensors`; `lora_scales` for the scales of LoRAs). `architecture` tells which
