@@ -12,8 +12,7 @@ import obstore
 import pytest
 from obstore.store import HTTPStore
 
-from probex_jax import buckets
-from probex_jax.buckets import Conflict, NotThere, Patience, Refused, read, store_of
+from probex_jax.buckets import Conflict, NotThere, Patience, Refused, read, store_of, stores
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import Remote, open_model
 from probex_jax.model_files.remote import RemoteRanges
@@ -24,7 +23,7 @@ from tests.model_files.answering import FILE, answer, endless, plain, redirect, 
 def patience(monkeypatch):
     """Soon at an end."""
     soon = Patience(3, 0.001, 0.002, timeout_s=0.15, longest_s=2, too_many_s=(0.002, 0.002))
-    monkeypatch.setattr(buckets, "PATIENCE", soon)
+    monkeypatch.setattr(stores, "PATIENCE", soon)
 
 
 def ranges(server, remote=None, **how):
@@ -323,7 +322,7 @@ def hang():
 
 @pytest.mark.parametrize("given", [hang(), slow()], ids=["nothing comes", "little comes"])
 def test_a_wait_ends_when_it_is_stopped(monkeypatch, given):
-    monkeypatch.setattr(buckets, "PATIENCE", Patience())
+    monkeypatch.setattr(stores, "PATIENCE", Patience())
     remote = Remote()
     with serving(given) as server:
         threading.Timer(0.2, remote.stopped.set).start()
@@ -336,7 +335,7 @@ def test_a_wait_ends_when_it_is_stopped(monkeypatch, given):
 
 
 def test_a_wait_ends_at_ctrl_c(monkeypatch):
-    monkeypatch.setattr(buckets, "PATIENCE", Patience())
+    monkeypatch.setattr(stores, "PATIENCE", Patience())
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with serving(hang()) as server:

@@ -10,8 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import probex_jax as px
-from probex_jax import buckets
-from probex_jax.buckets import NotThere, write
+from probex_jax.buckets import NotThere, stores, write
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import Remote, open_model
 from tests import s3
@@ -29,7 +28,7 @@ def server():
 @pytest.fixture
 def at(server, request, monkeypatch):
     """An empty folder."""
-    monkeypatch.setattr(buckets, "PATIENCE", IMPATIENT)
+    monkeypatch.setattr(stores, "PATIENCE", IMPATIENT)
     return f"s3://{s3.BUCKET}/{request.node.name}"
 
 
