@@ -158,7 +158,7 @@ def test_what_is_not_there(at, tmp_path):
     for url, message in {
         at: "pickle",
         f"{at}/a.bin": "pickle",
-        f"{at}/readme.txt": r"expected a folder or a file of .safetensors",
+        f"{at}/readme.txt": r"expected a .safetensors file",
         f"{at}/none/model.safetensors": "is it empty",
         f"{at}/none": "0 bytes",
     }.items():
