@@ -162,7 +162,8 @@ def _found(
         for place in places.split(" | "):
             if name in found and kind is not values.words:
                 break
-            value = kind([one for one in reader.values(place) if one is not None])
+            stated = islice(reader.values(place), values.MAX_MEMBERS)
+            value = kind([one for one in stated if one is not None])
             if value and name in found:
                 value = tuple(dict.fromkeys(found[name] + value))[: values.MAX_LISTED]
             elif value:
