@@ -314,9 +314,9 @@ def open_model(
         `.h5`; a folder with one, with shards, or with `model.safetensors` or another usual name
         among others; a checkpoint of Orbax; or a hub cache folder (`refs/main`,
         `snapshots/<revision>/`). What is named here may be a link; links found in a folder are
-        refused if they lead out of it. Or, on a server, `hf://org/repo[@revision][/file or folder]`
-        or the `https://…` address of a file, of which only the byte ranges that are needed are
-        read.
+        refused if they lead out of it. Or an address: `hf://org/repo[@revision][/file or folder]`,
+        `s3://bucket/file or folder`, `gs://…` or the `https://…` address of a file, of which only
+        the byte ranges that are needed are read.
       limits: how large headers may be.
       remote: how a model on a server is read; None for no cache.
 

@@ -281,8 +281,13 @@ def test_other_headers(tmp_path, metadata, expected):
                 "captions": ("sks cat on a sofa",),
             },
         ),
-        # What stands before a mistake is read.
-        ("README.md", "---\ntags:\n- cat\n- dog\nx: y: z\n---\n", {"topics": ("cat", "dog")}),
+        (  # What stands around a mistake is read, and of a field twice the first.
+            "README.md",
+            "\ufeff---\ntags:\n- cat\nx: y: z\n\tz: [\nlicense: mit\nlicense: no\n---\n".replace(
+                "\n", "\r\n"
+            ),
+            {"topics": ("cat",), "licence": "mit"},
+        ),
     ],
 )
 def test_what_lies_beside(tmp_path, name, content, expected):
