@@ -250,9 +250,13 @@ def _forms(
             shape = shape[::-1]
         # ComfyUI's files have convolutions as matrices.
         original = values.get(f"comfy.gguf.orig_shape.{name}")
-        is_shape = isinstance(original, list) and all(type(size) is int for size in original)
-        if is_shape and math.prod(original) == math.prod(shape):
-            shape = tuple(original)
+        sizes = original if isinstance(original, list) else []
+        if (
+            sizes
+            and all(type(size) is int for size in sizes)
+            and math.prod(sizes) == math.prod(shape)
+        ):
+            shape = tuple(sizes)
             turns.append(partial(np.reshape, shape=shape))
         if factor == "b" and len(shape) == 2 and isinstance(alpha := values.get(_ALPHA), float):
             turns.append(partial(np.multiply, np.float32(alpha / max(1, shape[1]))))
