@@ -11,6 +11,7 @@ from typing import Any
 
 import probex_jax as px
 from experiments import cli
+from probex_jax.buckets import shown_path
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, write_json, write_text
 from probex_jax.forest import (
@@ -24,9 +25,9 @@ from probex_jax.forest import (
     grow,
 )
 from probex_jax.forest.forest import model_name
-from probex_jax.model_files.hub import shown_path
 from probex_jax.reports import model_card
 from probex_jax.search import FoundModel, Hit, Index, find_models
+from probex_jax.zoo.listed_path import zoo_path
 
 Row = dict[str, object]
 
@@ -122,6 +123,14 @@ def _tree_row(tree: Tree, given: px.Expert | None, done: str) -> Row:
     return {**row, "this run": done}
 
 
+def listed_in(path: str | Path) -> list[str]:
+    """The lines of a file that names a model a line."""
+    try:
+        return [line for line in Path(path).read_text().split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ProbexError(f"{path} is not UTF-8 text (byte {error.start})") from error
+
+
 def found_models(paths: Sequence[str]) -> list[FoundModel]:
     """The models that paths mean: files, model folders, and folders of such at any depth.
 
@@ -130,6 +139,7 @@ def found_models(paths: Sequence[str]) -> list[FoundModel]:
     models: list[FoundModel] = []
     for path in map(Path, paths):
         try:
+            path = zoo_path(path)
             found = find_models(path) if path.is_dir() else [FoundModel(_name(path), "", path)]
         except ProbexError as error:
             found = [FoundModel(path.name, "", path, fault=str(error))]
