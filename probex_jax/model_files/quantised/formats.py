@@ -58,7 +58,7 @@ class Tensors:
 
     def get(self, role: str) -> Shape | None:
         found = self.infos.get(role)
-        return found and found.shape
+        return found.shape if found else None
 
     def __contains__(self, role: str) -> bool:
         return role in self.infos
