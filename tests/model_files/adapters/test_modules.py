@@ -253,6 +253,17 @@ def test_rows_of_fused_modules_are_shared(expected, paths):
         assert slices(path) == expected
 
 
+def test_shapes_tell_modules_of_one_name_apart():
+    path = "lora_unet_joint_blocks_23_context_block_adaLN_modulation_1"
+    layer = "transformer.transformer_blocks.23.norm1_context.linear"
+    assert slices(path) == slices(path, "SD3", (48, 8)) == (Slice(layer),)
+    # The last block's has scale and shift alone, which diffusers keeps in the other order.
+    assert slices(path, "SD3", (16, 8)) == (Slice(layer, swapped=True),)
+    path = "lora_unet_single_blocks_0_linear1"
+    assert len(slices(path, shape=(56, 8))) == 4
+    assert slices(path, shape=(72, 8)) == (Slice(SINGLES + "attn.to_qkv_mlp_proj"),)
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
