@@ -19,10 +19,12 @@ from probex_jax.bucket_paths import GUARDS, BucketPath, Version
 from probex_jax.buckets import Conflict
 from probex_jax.errors import ProbexError
 
-# A lock is stale that was not written anew for so long.
+# A lock is stale that was not written anew for so long; its holder does it a few times in that.
 STALE_S = 60.0
-_BEATS = 4  # times that it is written anew before
-_TRIES, _LOOKS, _PAUSE_S, _LONGEST_PAUSE_S = 20, 5, 0.25, 5.0
+_BEATS = 4
+# Of one that changes hands while it is looked at; of a writer's, which others may only look at.
+_TRIES, _LOOKS = 20, 5
+_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0
 _LONGEST_NOTE = 1000
 # In a folder while a process writes it, and left behind if that process is killed; of several
 # processes that divide the work, locks in a folder.
@@ -101,7 +103,7 @@ class BucketLock:
     def _read(self) -> tuple[Version, dict[str, Any]]:
         """Its version, and what it says; of one that is damaged nothing."""
         data, version = self.path.read_versioned()
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             said = json.loads(data[:_LONGEST_NOTE])
             if isinstance(said, dict) and {"token", "pid", "host", "since"} <= said.keys():
                 return version, said
@@ -150,7 +152,7 @@ class BucketLock:
 
 
 def _processes() -> str:
-    """Where a pid of this process means the same process; "" if that is not known."""
+    """Where a pid means the same process as here; nowhere else if that is not known."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"

@@ -34,12 +34,13 @@ class Faulty:
     Attributes:
       asked, failed: how many requests there were, and how many of them failed.
       sent: bytes of answers.
+      loses: an end of paths; the next answer for one is lost.
       refuses: a method, and an end of paths for which it is forbidden.
     """
 
     def __init__(self, app, share, seed=0):
         self._app, self.share, self.failed, self.asked = app, share, 0, 0
-        self.refuses, self.sent = ("", ""), 0
+        self.refuses, self.loses, self.sent = ("", ""), "/", 0
         self._random, self._lock = random.Random(seed), threading.Lock()
 
     def __call__(self, environ, start_response):
@@ -48,6 +49,8 @@ class Faulty:
             fails = self._random.random() < self.share
             how = self._random.choice(("busy", "dropped", "lost", "cut")) if fails else ""
             self.failed += fails
+            if environ["PATH_INFO"].endswith(self.loses):
+                how, self.loses = "lost", "/"
         method, end = self.refuses
         if method == environ["REQUEST_METHOD"] and environ["PATH_INFO"].endswith(end):
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))

@@ -56,6 +56,14 @@ def test_those_that_divide_the_work_keep_others_out(folder):
     assert elsewhere(lambda: enter(one_writer, folder))
 
 
+def test_a_lock_is_ours_even_if_the_answer_was_lost(server, folder):
+    server.loses = "/lock"
+    with alone(folder / "lock", wait=False) as ours:
+        assert ours
+    assert server.loses == "/"
+    assert not folder.exists()
+
+
 def test_one_at_a_time_even_if_answers_are_lost(server, folder):
     inside, most, lock = [], [], threading.Lock()
 

@@ -21,7 +21,7 @@ from probex_jax.sweeps import sweep
 from tests import s3
 from tests.conftest import write_toy_zoo
 from tests.end_to_end import warm
-from tests.forest.conftest import class_expert, pack_tree, write_tree
+from tests.forest.conftest import class_expert, pack_tree, write_member, write_tree
 from tests.writer import SETTINGS
 
 BUCKET = f"s3://{s3.BUCKET}"
@@ -79,6 +79,12 @@ def test_a_bucket_gives_what_a_disk_gives(server, tmp_path):
         assert Index.open(copy / "index").search(like=model, k=5) == here["hits"]
         again = Index.create_or_open(copy / "index", class_expert("Toy", 1))
         assert again.add_models(find_models(zoo)).unchanged == len(again)
+        write_member(zoo / "test" / "new", 99, of=1)
+        assert again.add_models(find_models(zoo)).added == 1
+        data = next((copy / "index").rglob("*.lance/data/*"))
+        data.write_bytes(data.read_bytes()[:-1] + b"!")
+        with pytest.raises(px.ProbexError, match=data.name):
+            Index.open(copy / "index")
     back = as_path(f"{BUCKET}/back")
     back.upload(tmp_path / "out" / "index", last="index.json")
     assert Index.open(back).search(like=model, k=5) == here["hits"]
@@ -116,7 +122,7 @@ def test_a_tree_is_the_old_one_until_the_new_one_is_whole(server, tmp_path):
     tree, _ = grow(folder, store, old)
     for method, end in (("PUT", "/tree.json"), ("GET", "/tree.json"), ("GET", "/manifest.ocdbt")):
         with refused(server, method, end):
-            grow(folder, store, new if method == "PUT" else old)
+            grow(folder, store, new if end == "/tree.json" else old)
     assert Forest.load(folder).trees["Toy"].expert.hash == tree.expert.hash
     grown, done = grow(folder, store, new)
     assert done == "replaced"
