@@ -302,6 +302,7 @@ FLUX_MODULES = {
     "lora_unet_single_blocks_0_linear1": (56, 8),
     "lora_unet_txt_in": (8, 4),
 }
+CLIP_MODULES = {f"lora_te1_text_model_encoder_layers_{i}_mlp_fc1": (32, 8) for i in range(12)}
 FLUX2_MODULES = FLUX_MODULES | {"lora_unet_single_blocks_0_linear1": (72, 8)}
 QWEN = {"lora_unet_img_in": (8, 4), "lora_unet_transformer_blocks_0_img_mod_1": (48, 8)}
 Z_IMAGE = {"diffusion_model.layers.0.attention.qkv": (24, 8)}
@@ -316,6 +317,7 @@ TIMM = {"base_model.model.blocks.0.attn.qkv": (24, 8), "blocks.0.mlp.fc1": (32, 
     [
         (FLUX_MODULES, "Flux", "lora_unet_img_in", "transformer.x_embedder"),
         (FLUX_MODULES, "Flux", "lora_te3_shared", "text_encoder_2.shared"),
+        (CLIP_MODULES | FLUX_MODULES, "Flux", "lora_te3_shared", "text_encoder_2.shared"),
         (
             FLUX2_MODULES,
             "Flux2",
