@@ -11,12 +11,12 @@ Example:
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 import probex_jax as px
 from experiments import cli, forest_steps
+from probex_jax.bucket_paths import as_path
 from probex_jax.forest import Forest
 from probex_jax.reports import model_card
 from probex_jax.search import Index
@@ -48,7 +48,7 @@ def main(paths: Sequence[str]) -> int:
     nearest = forest_steps.nearest_in([Index.open(path) for path in _INDEX.value])
     models = forest_steps.found_models(paths)
     failed, described = 0, []
-    out = Path(_OUT.value) if _OUT.value else None
+    out = as_path(_OUT.value) if _OUT.value else None
     for model, description in forest_steps.describe(forest, models, nearest, out):
         failed += isinstance(description, px.ProbexError)
         if _JSON.value:

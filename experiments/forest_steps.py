@@ -11,6 +11,7 @@ from typing import Any
 
 import probex_jax as px
 from experiments import cli
+from probex_jax.buckets import shown_path
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, write_json, write_text
 from probex_jax.forest import (
@@ -24,9 +25,9 @@ from probex_jax.forest import (
     grow,
 )
 from probex_jax.forest.forest import model_name
-from probex_jax.model_files.hub import shown_path
 from probex_jax.reports import model_card
 from probex_jax.search import FoundModel, Hit, Index, find_models
+from probex_jax.zoo.listed_path import zoo_path
 
 Row = dict[str, object]
 
@@ -138,6 +139,7 @@ def found_models(paths: Sequence[str]) -> list[FoundModel]:
     models: list[FoundModel] = []
     for path in map(Path, paths):
         try:
+            path = zoo_path(path)
             found = find_models(path) if path.is_dir() else [FoundModel(_name(path), "", path)]
         except ProbexError as error:
             found = [FoundModel(path.name, "", path, fault=str(error))]

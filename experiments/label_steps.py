@@ -7,6 +7,7 @@ from typing import Any
 
 import probex_jax as px
 from experiments import cli
+from probex_jax.bucket_paths import as_path
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, one_writer, read_json, write_json
 from probex_jax.layer_store.tables import check_labels
@@ -46,7 +47,7 @@ def split(
             zoo = px.scan(folder)
         tables = zoo.tables
         if labels is not None:
-            elsewhere, unknown = _labels_in(Path(labels), Names(m.id for m in zoo.models))
+            elsewhere, unknown = _labels_in(as_path(labels), Names(m.id for m in zoo.models))
             tables = tables.under(elsewhere)
             told_unmatched({labels: unknown}, folder)
         divided = {m.id for m in zoo.models if m.split not in HELD_OUT_SPLITS and not m.fault}
@@ -102,7 +103,7 @@ def write_zoos(folder: Path, trees: Sequence[Mapping[str, Path]], labels: str | 
       ProbexError: if the folder holds zoos of other models, or the labels are malformed.
     """
     ids = [id for models in trees for id in models]
-    tables, unknown = (Tables(), ()) if labels is None else _labels_in(Path(labels), Names(ids))
+    tables, unknown = (Tables(), ()) if labels is None else _labels_in(as_path(labels), Names(ids))
     told_unmatched({str(labels): unknown}, folder)
     for number, models in enumerate(trees, start=1):
         write_zoo(folder / f"tree-{number}", models, tables)
@@ -220,10 +221,10 @@ def _file(given: str, known: Sequence[str]) -> tuple[Path | None, str]:
     """The file and the name in it that are meant by FILE:NAME or FILE; None for a known name."""
     if not given or given in known:
         return None, given
-    if Path(given).is_file():
-        return Path(given), ""
+    if as_path(given).is_file():
+        return as_path(given), ""
     file, colon, name = given.rpartition(":")
-    return (Path(file), name) if colon else (None, given)
+    return (as_path(file), name) if colon else (None, given)
 
 
 def repeats(config: Mapping[str, Any]) -> dict[str, str]:
@@ -273,7 +274,7 @@ def store_of(experts: str | Path, store: str | None = None) -> px.LayerStore:
     Raises:
       ProbexError: if that is not known, or as `open_view`.
     """
-    for folder in (Path(experts), Path(experts).parent):
+    for folder in (as_path(experts), as_path(experts).parent):
         if (folder / _VIEW).exists():
             about = read_json(folder / _VIEW)
             try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli, label_steps, steps
+from probex_jax.bucket_paths import as_path
 
 _ZOO = flags.DEFINE_string(
     "zoo", None, "Folder of models, in train/, val/ and test/ or not.", required=True
@@ -34,7 +35,7 @@ _LABELS = flags.DEFINE_string(
 
 
 def main() -> None:
-    summary = steps.pack(Path(_ZOO.value), Path(_STORE.value), _LAYERS.value, _LABELS.value)
+    summary = steps.pack(Path(_ZOO.value), as_path(_STORE.value), _LAYERS.value, _LABELS.value)
     print(cli.table([steps.pack_row(summary)]))
     for line in label_steps.tables_lines(summary.store):
         print(cli.one_line(line))

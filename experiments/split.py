@@ -8,11 +8,10 @@ Example:
   python -m experiments.split --zoo=my_zoo --by=gain --repeats=5 --group=device
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from experiments import cli, label_steps
+from probex_jax.bucket_paths import as_path
 
 _ZOO = flags.DEFINE_string("zoo", None, "Folder of models.", required=True)
 _BY = flags.DEFINE_string(
@@ -37,7 +36,7 @@ def main() -> None:
     print(
         cli.table(
             label_steps.split(
-                Path(_ZOO.value),
+                as_path(_ZOO.value),
                 _BY.value,
                 repeats=_REPEATS.value,
                 group=_GROUP.value,

@@ -28,6 +28,7 @@ from probex_jax.model_files import (
     Remote,
     Stated,
     open_model,
+    open_params,
     read_stated,
     select_layers,
 )
@@ -72,6 +73,7 @@ __all__ = [  # noqa: RUF022
     "Remote",
     "Stated",
     "open_model",
+    "open_params",
     "read_stated",
     "select_layers",
     # Many models: a zoo on disk or on the hub, packed into a store; one to try things with.

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlencode
 
+from probex_jax.buckets import Patience
 from tests.hub_faults import MISBEHAVIOUR, OF_CONTENT, Answer, Dropped, Faults, misbehave
 from tests.hub_repos import (
     NotFound,
@@ -33,7 +34,10 @@ from tests.hub_repos import (
     write_repo,
 )
 
-__all__ = ["Faults", "Hub", "Request", "tables", "write_repo"]
+__all__ = ["IMPATIENT", "Faults", "Hub", "Request", "tables", "write_repo"]
+
+# For a client that is to give up soon.
+IMPATIENT = Patience(first_wait_s=0.001, longest_wait_s=0.002, too_many_s=(0.001,) * 4)
 
 _CHUNK = 2**16
 _RANGE = re.compile(r"bytes=(?:(\d+)-(\d*)|-(\d+))")

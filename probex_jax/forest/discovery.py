@@ -154,7 +154,7 @@ def _see(path: Path, sketches: dict[str, Sketch]) -> _Seen | ProbexError:
             layers = {name: layer.shape for name, layer in model.layers.items()}
             # Equal for all models of an architecture, so threads may race.
             sketch = sketches.setdefault(architecture, Sketch.of_layers(layers))
-            is_lora = any(layer.kind == "lora" for layer in model.layers.values())
+            is_lora = any(layer.is_update for layer in model.layers.values())
             sketch_D, _ = sketch.of_model(model)
             seen = _Seen(architecture, stated_base(model), is_lora, sketch, sketch_D)
             model.check_unchanged()

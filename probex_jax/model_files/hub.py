@@ -1,25 +1,24 @@
-"""Addresses of models on servers: `hf://org/repo[@revision][/file]` and `https://…` ones."""
+"""Repositories on the hub, `hf://org/repo[@revision][/file]`: their commits and lists of files."""
 
 import hashlib
 import json
 import os
 import re
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
+from probex_jax.buckets import NotThere, Refused, stores
+from probex_jax.buckets.problems import HINTS
 from probex_jax.errors import ProbexError
-from probex_jax.model_files.http import NotFound, Refused, RemoteFile, http_session, json_body
-from probex_jax.model_files.http_ranges import HttpRanges, Remote, write_cached
-from probex_jax.model_files.limits import Limits
-from probex_jax.model_files.locate import Location, located_in, refuse_other_formats
+from probex_jax.model_files.remote import FIRST_BYTES, Remote, RemoteRanges, write_cached
 from probex_jax.model_files.safetensors_header import MAX_INT
 from probex_jax.model_files.untrusted_text import is_plain_path, json_object, quoted
 
-_SCHEME = re.compile(r"(hf|https?):/{1,2}(?=[^/])")
 _ADDRESS = re.compile(
     r"(?P<kind>datasets/)?(?P<id>\w[\w.-]*/\w[\w.-]*)"
     r"(?:@(?P<revision>refs/(?:pr|convert)/\w+|[^/]+))?(?:/(?P<path>.+))?"
@@ -81,60 +80,23 @@ class HubRepo:
     commit: str
     files: Mapping[str, HubFile]
 
-    def url(self, path: str, stopped: threading.Event | None = None) -> RemoteFile:
-        """A file of the repository, requested with the user's token."""
+    def open(self, path: str, remote: Remote, first: int = FIRST_BYTES) -> RemoteRanges:
+        """Opens a file of the repository, with the user's token."""
         name = str(HubAddress(self.id, self.commit[:12], path, self.kind))
-        headers = _headers(name)
-        from huggingface_hub import hf_hub_url
-
-        address = hf_hub_url(
-            self.id, path, repo_type=self.kind, revision=self.commit, endpoint=endpoint()
+        prefix = "datasets/" if self.kind == "dataset" else ""
+        url = f"{endpoint()}/{prefix}{self.id}/resolve/{self.commit}/{quote(path)}"
+        known, headers = self.files.get(path, HubFile()), _token(name)
+        content = known.content or f"{self.kind} {self.id} {self.commit} {path}"
+        return RemoteRanges(
+            url,
+            remote,
+            name=name,
+            headers=headers,
+            size=known.size,
+            content=content,
+            etag="",  # a commit's file never changes, but the hub's hosts give it several
+            first=first,
         )
-        return RemoteFile(address, name, headers, self.commit, stopped)
-
-    def open(self, path: str, remote: Remote) -> HttpRanges:
-        """Opens a file of the repository for reading byte ranges."""
-        listed = self.files.get(path, HubFile())
-        content = listed.content or f"{self.kind} {self.id} {self.commit} {path}"
-        return HttpRanges(self.url(path, remote.stopped), remote, content, listed.size)
-
-
-def remote_url(path: str | os.PathLike[str]) -> str:
-    """The address that a path stands for; "" for a path on this machine.
-
-    `pathlib.Path` turns two slashes into one; this restores the second.
-
-    Example:
-      >>> remote_url(Path("hf://org/repo")), remote_url("https://host/a.safetensors")
-      ('hf://org/repo', 'https://host/a.safetensors')
-      >>> remote_url("model.safetensors")
-      ''
-    """
-    text = os.fspath(path)
-    found = _SCHEME.match(text)
-    return f"{found[1]}://{text[found.end() :]}" if found else ""
-
-
-def shown_url(url: str) -> str:
-    """An address as others may read it: without a password, or the signature in a query.
-
-    Example:
-      >>> shown_url("https://me:secret@host/a.safetensors?signature=secret")
-      'https://host/a.safetensors'
-    """
-    scheme, _, rest = _bare(url).partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2] if scheme != 'hf' else host}{slash}{path}"
-
-
-def shown_path(path: str | os.PathLike[str]) -> str:
-    """A path on this machine, or an address as others may read it."""
-    url = remote_url(path)
-    return shown_url(url) if url else str(path)
-
-
-def _bare(url: str) -> str:
-    return re.split(r"[?#]", url, maxsplit=1)[0]
 
 
 def hub_address(url: str) -> HubAddress | None:
@@ -198,8 +160,8 @@ def hub_repo(address: HubAddress, remote: Remote) -> HubRepo:
         # The list of a branch holds for its commit.
         key, path = _listing(replace(address, revision=repo.commit), remote)
         if path is not None:
-            listed = {name: [file.size, file.content] for name, file in repo.files.items()}
-            write_cached(path, json.dumps(listed).encode())
+            files = {name: [file.size, file.content] for name, file in repo.files.items()}
+            write_cached(path, json.dumps(files).encode())
     if key:
         remote.listings[key] = repo
     return repo
@@ -218,17 +180,12 @@ def _asked(address: HubAddress, stopped: threading.Event) -> HubRepo:
     name = str(HubAddress(address.id, address.revision, kind=address.kind))
     url = f"{endpoint()}/api/{address.kind}s/{address.id}"
     revision = quote(address.revision or "main", safe="")
-    headers, values = _headers(name), _VALUES_A_FILE * _MAX_LISTED
-
-    def said_at(url: str) -> dict[str, Any]:
-        return json_body(url, headers, name, _MAX_LISTING_BYTES, stopped, values=values)
-
     try:
-        said = said_at(f"{url}/revision/{revision}?blobs=true")
-    except NotFound:
+        said = _said(f"{url}/revision/{revision}?blobs=true", name, stopped)
+    except NotThere:
         if address.revision:
             raise
-        said = said_at(f"{url}?blobs=true")  # for servers without revisions
+        said = _said(f"{url}?blobs=true", name, stopped)  # for servers without revisions
     commit, siblings = said.get("sha"), said.get("siblings")
     if not isinstance(commit, str) or not _HASH.fullmatch(commit):
         raise ProbexError(f"{name}: expected a commit from the hub, got {quoted(commit)}")
@@ -236,12 +193,87 @@ def _asked(address: HubAddress, stopped: threading.Event) -> HubRepo:
         raise ProbexError(f"{name}: the hub answers with another commit, {commit}")
     if not isinstance(siblings, list) or len(siblings) > _MAX_LISTED:
         raise ProbexError(f"{name}: expected a list of files, at most {_MAX_LISTED}")
-    listed = (_listed(sibling, name) for sibling in siblings)
-    plain = {path: file for path, file in listed if is_plain_path(path)}
+    checked = (_entry(sibling, name) for sibling in siblings)
+    plain = {path: file for path, file in checked if is_plain_path(path)}
     return HubRepo(address.id, address.kind, commit, plain)
 
 
-def _listed(sibling: Any, name: str) -> tuple[str, HubFile]:
+def _said(url: str, name: str, stopped: threading.Event) -> dict[str, Any]:
+    """An object of the hub's API, by its client's session, which limits neither size nor time."""
+    session, errors = _session(name)
+    patience, problem, status = stores.PATIENCE, "", 0
+    headers = {**_token(name), "Accept-Encoding": "identity"}
+    asking = {"headers": headers, "timeout": patience.timeout_s}
+    waits, too_many = iter([0.0, *patience.waits_s()]), iter(patience.too_many_s)
+    while (wait_s := next(too_many if status == 429 else waits, None)) is not None:
+        if stopped.wait(wait_s):
+            raise ProbexError(f"{name}: interrupted")
+        status = 0
+        try:
+            with session.stream("GET", url, **asking) as response:
+                status = response.status_code
+                problem = f"HTTP {status} {response.reason_phrase[:80]}"
+                if status == 200:
+                    return _json(_body(response, name, stopped), name)
+        except _BrokenOff as error:
+            problem = str(error)
+        except errors as error:
+            problem = "".join(c if c.isprintable() else " " for c in str(error))[:300]
+            problem = problem or type(error).__name__
+        except OSError as error:  # in offline mode
+            raise ProbexError(f"{name}: {error}") from error
+        else:
+            if status not in (408, 429) and status < 500:
+                raise _refusal(status, response.headers.get("x-error-code", "")[:40], name)
+    raise ProbexError(f"{name}: {problem}; tried many times, try again later")
+
+
+class _BrokenOff(Exception):
+    pass
+
+
+def _refusal(status: int, code: str, name: str) -> ProbexError:
+    said = f"(HTTP {status}, {code})" if code else f"(HTTP {status})"
+    if code == "RepoNotFound":
+        what = "no such repository on the hub, or a private one"
+        return ProbexError(f"{name}: {what} {said}; {HINTS['hf']}")
+    if status in (401, 403):
+        return Refused(f"{name}: not allowed, or nothing there {said}; {HINTS['hf']}")
+    what = "no such revision on the hub" if code == "RevisionNotFound" else "nothing there"
+    if status in (404, 410):
+        return NotThere(f"{name}: {what} {said}")
+    return ProbexError(f"{name}: expected a list of files {said}")
+
+
+def _body(response: Any, name: str, stopped: threading.Event) -> bytes:
+    """A whole body; too long is an error, too slow or short is tried again."""
+    if (encoding := response.headers.get("content-encoding", "identity")) != "identity":
+        raise ProbexError(f"{name}: the server sends it as {encoding[:40]!r}, not as it is")
+    deadline, body = time.monotonic() + stores.PATIENCE.longest_s, bytearray()
+    for piece in response.iter_raw():
+        body += piece
+        if len(body) > _MAX_LISTING_BYTES:
+            raise ProbexError(f"{name}: the hub sends more bytes than {_MAX_LISTING_BYTES}")
+        if stopped.is_set():
+            raise ProbexError(f"{name}: interrupted")
+        if time.monotonic() > deadline:
+            raise _BrokenOff("the hub sends too slowly")
+    return bytes(body)
+
+
+def _json(body: bytes, name: str) -> dict[str, Any]:
+    try:
+        return json_object(body, f"{name}: the hub's answer", values=_VALUES_A_FILE * _MAX_LISTED)
+    except ProbexError as error:
+        cause = error.__cause__
+        if isinstance(cause, json.JSONDecodeError) and (
+            cause.pos >= len(cause.doc.rstrip()) or cause.msg.startswith("Unterminated string")
+        ):
+            raise _BrokenOff("the answer breaks off") from error
+        raise
+
+
+def _entry(sibling: Any, name: str) -> tuple[str, HubFile]:
     """An entry of the hub's list."""
     file = sibling if isinstance(sibling, dict) else {}
     lfs = file.get("lfs")
@@ -262,115 +294,30 @@ def _checked(path: Any, size: Any, content: Any, *, name: str) -> tuple[str, Hub
 
 def _read_listing(path: Path) -> dict[str, HubFile] | None:
     try:
-        listed = json_object(path.read_bytes(), str(path), values=_VALUES_A_FILE * _MAX_LISTED)
-        return dict(_checked(name, *file, name=str(path)) for name, file in listed.items())
+        files = json_object(path.read_bytes(), str(path), values=_VALUES_A_FILE * _MAX_LISTED)
+        return dict(_checked(name, *file, name=str(path)) for name, file in files.items())
     except (OSError, TypeError, ProbexError):
         return None
 
 
-def _headers(name: str) -> dict[str, str]:
-    """Request headers with the user's token for the hub, if there is one."""
-    http_session(name)
-    from huggingface_hub.utils import build_hf_headers
-
-    return build_hf_headers()
-
-
-class HubFolder:
-    """A folder of a repository on the hub, at one commit; a `locate.Folder`."""
-
-    def __init__(self, repo: HubRepo, folder: str, remote: Remote):
-        self._repo, self._folder, self._remote = repo, folder, remote
-
-    def __str__(self) -> str:
-        return str(HubAddress(self._repo.id, self._repo.commit[:12], self._folder, self._repo.kind))
-
-    def path_of(self, name: str) -> str:
-        """The path of a file in it, for messages."""
-        return f"{self}/{name}"
-
-    def names(self) -> list[str]:
-        """Its files."""
-        folder = f"{self._folder}/" if self._folder else ""
-        inside = [p.removeprefix(folder) for p in self._repo.files if p.startswith(folder)]
-        return sorted(name for name in inside if "/" not in name)
-
-    def open(self, name: str) -> HttpRanges:
-        """Opens a file in it for reading byte ranges."""
-        path = f"{self._folder}/{name}" if self._folder else name
-        return self._repo.open(path, self._remote)
-
-    def read_beside(self, name: str, limit: int) -> bytes | None:
-        """A small file in it, or None if there is none."""
-        return None if name not in self.names() else read_whole(self.open(name), limit)
+def _session(name: str) -> tuple[Any, type[Exception]]:
+    """The hub client's session, and what it raises where there is no answer."""
+    try:
+        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub.utils import get_session
+    except ImportError:
+        raise ProbexError(
+            f"{name}: reading from the hub needs huggingface_hub: pip install probex_jax[hub]"
+        ) from None
+    # From the HTTP library that this version of huggingface_hub uses.
+    kinds = HfHubHTTPError.__mro__
+    return get_session(), next(kind for kind in kinds if kind.__name__ == "HTTPError")
 
 
-class UrlFolder:
-    """The folder of a file on any server, which lists nothing; a `locate.Folder`.
+def _token(name: str) -> dict[str, str]:
+    """A request's headers with the user's token for the hub, if there is one."""
+    _session(name)
+    from huggingface_hub import get_token
 
-    Args:
-      url: of the file.
-      remote: how it is read.
-    """
-
-    def __init__(self, url: str, remote: Remote):
-        self._url, self._remote = url, remote
-        self._base, self._shown = (each.rpartition("/")[0] for each in (_bare(url), shown_url(url)))
-        self.named = unquote(urlsplit(url).path.rpartition("/")[2])
-
-    def __str__(self) -> str:
-        return self._shown
-
-    def path_of(self, name: str) -> str:
-        """The path of a file in it, for messages."""
-        return f"{self._shown}/{name}"
-
-    def names(self) -> list[str]:
-        """Unknown, so none."""
-        return []
-
-    def open(self, name: str) -> HttpRanges:
-        """Opens a file in it for reading byte ranges."""
-        # The file that the user named is requested as it was written, with its query.
-        url = self._url if name == self.named else f"{self._base}/{quote(name)}"
-        return HttpRanges(
-            RemoteFile(url, self.path_of(quote(name)), stopped=self._remote.stopped), self._remote
-        )
-
-    def read_beside(self, name: str, limit: int) -> bytes | None:
-        """A small file in it, or None if the server has none or does not tell."""
-        try:
-            return read_whole(self.open(name), limit)
-        except (NotFound, Refused):
-            return None
-
-
-def locate_remote(url: str, limits: Limits, remote: Remote) -> tuple[Location, str]:
-    """Finds the files of a model on a server, and its address with the commit as revision.
-
-    Raises:
-      ProbexError: if there is no model, or the server does not answer.
-    """
-    address = hub_address(url)
-    if address is None:
-        folder = UrlFolder(url, remote)
-        refuse_other_formats(folder.named, shown_url(url))
-        return Location(folder, (folder.named,)), shown_url(url)
-    repo = hub_repo(address, remote)
-    where = str(HubAddress(repo.id, repo.commit, address.path, repo.kind))
-    # The hub may cut a long list short: what looks like a file is requested anyway.
-    if address.path in repo.files or address.path.endswith(".safetensors"):
-        parent, _, name = address.path.rpartition("/")
-        refuse_other_formats(name, where)
-        return Location(HubFolder(repo, parent, remote), (name,)), where
-    hub_folder = HubFolder(repo, address.path, remote)
-    if address.path and not hub_folder.names():
-        raise NotFound(f"{url}: no such file or folder in the repository, at {repo.commit[:12]}")
-    return located_in(hub_folder, limits), where
-
-
-def read_whole(file: HttpRanges, limit: int) -> bytes:
-    """Reads a small file whole; more than `limit` bytes are a ProbexError."""
-    if file.size > limit:
-        raise ProbexError(f"{file.name}: {file.size} bytes, the limit is {limit}")
-    return file.read(0, file.size).tobytes()
+    token = get_token()
+    return {"authorization": f"Bearer {token}"} if token else {}

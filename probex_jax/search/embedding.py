@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from probex_jax.buckets import address_of, is_address, listed, stated
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, Read, batch_size, in_batches
 from probex_jax.model_files import ModelFile, open_model, read_stated
@@ -17,6 +18,7 @@ from probex_jax.model_files.locate import SINGLE, local_files
 from probex_jax.model_files.untrusted_text import is_unicode
 from probex_jax.search.folders import FoundModel, files_of, model_path
 from probex_jax.search.table import unit
+from probex_jax.zoo.listed_path import ListedPath
 
 _READERS = 4
 
@@ -74,6 +76,8 @@ def key(path: Path) -> str:
     It is the folder if that is the model (`model.safetensors`, shards, a hub cache), else the file.
     Links on the way are resolved, but not a file's own name.
     """
+    if is_address(path):
+        return address_of(path)
     path = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
     folder = path if path.is_dir() else path.parent
     hub = folder.parent.parent
@@ -86,6 +90,8 @@ def key(path: Path) -> str:
 
 def is_there(path: Path) -> bool:
     """Whether there still is a model at the path."""
+    if is_address(path):
+        return stated(address_of(path)) is not None or any(listed(address_of(path)))
     files = files_of(path)
     return bool(files) and all(file.exists() for file in files)
 
@@ -127,11 +133,15 @@ def _read_weights(expert: Expert, path: Path, check: Check = lambda model: None)
 
 def _stamp(model: FoundModel) -> str:
     """A hash of everything that the row and the vector depend on."""
-    try:
-        found = [(file, file.stat()) for file in local_files(model.path)]
-    except OSError as error:
-        raise ProbexError(f"{model.path}: cannot be read: {error.strerror}") from error
-    files = [[file.name, status.st_size, status.st_mtime_ns] for file, status in found]
+    files: list[list[str | int]]
+    if isinstance(model.path, ListedPath):
+        files = [[name, entry.size, entry.etag] for name, entry in model.path.files()]
+    else:
+        try:
+            found = [(file, file.stat()) for file in local_files(model.path)]
+        except OSError as error:
+            raise ProbexError(f"{model.path}: cannot be read: {error.strerror}") from error
+        files = [[file.name, status.st_size, status.st_mtime_ns] for file, status in found]
     content = [model.id, model.tree, model.split, model.stated, sorted(model.texts.items()), files]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from probex_jax.buckets import is_address
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors
 from probex_jax.model_files.locate import local_files
 from probex_jax.zoo import ZooModel, scan
+from probex_jax.zoo.listed_path import ListedPath, zoo_path
 from probex_jax.zoo.model_j import SPLITS, checked_id
 
 _WEIGHTS = ".safetensors"
@@ -62,7 +64,7 @@ def find_models(folder: str | Path, *, may_be_empty: bool = False) -> tuple[Foun
       >>> [model.id for model in find_models(root)]
       ['mine/lora', 'mine/vit']
     """
-    root = Path(folder)
+    root = zoo_path(folder)
     if not root.is_dir():
         raise ProbexError(f"{root}: no such folder; expected one with models in it")
     with disk_errors(root):
@@ -83,6 +85,8 @@ def _named(model: FoundModel, id: str) -> FoundModel:
 
 def files_of(path: Path) -> tuple[Path, ...]:
     """The files of the model at a path; () if there is no model."""
+    if isinstance(path, ListedPath):
+        return tuple(path / name for name, _ in path.files() if name.endswith(_WEIGHTS))
     try:
         return local_files(path)
     except (ProbexError, OSError):
@@ -91,7 +95,7 @@ def files_of(path: Path) -> tuple[Path, ...]:
 
 def model_path(folder: Path) -> Path:
     """The single file of a folder, or the folder if that is the model."""
-    if any(os.path.lexists(folder / name) for name in _WHOLE):
+    if is_address(folder) or any(os.path.lexists(folder / name) for name in _WHOLE):
         return folder
     return next(iter(files_of(folder)), folder)
 
@@ -143,11 +147,12 @@ def _of_zoo(folder: Path, root: Path) -> Iterator[FoundModel]:
 
 def _of_split(root: Path) -> list[FoundModel]:
     """The models of the split `root` of a zoo; [] if it is not a split."""
-    for folder in (Path(os.path.abspath(root)), root.resolve()):
+    for folder in [root] if is_address(root) else [Path(os.path.abspath(root)), root.resolve()]:
         if folder.name not in SPLITS:
             continue
         try:
-            zoo = list(_of_zoo(folder.parent, folder.parent))
+            parent = zoo_path(str(folder.parent))
+            zoo = list(_of_zoo(parent, parent))
         except (ProbexError, OSError):
             continue
         models = [model for model in zoo if model.split == folder.name]

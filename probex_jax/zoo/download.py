@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from probex_jax.bucket_paths import on_a_disk
+from probex_jax.buckets import NotThere
 from probex_jax.errors import ProbexError
 from probex_jax.files import alone, disk_errors, write_json, write_text
-from probex_jax.model_files.http import Answer, NotFound, RemoteFile
-from probex_jax.model_files.http_ranges import Remote
 from probex_jax.model_files.hub import HubAddress, HubFile, HubRepo, hub_repo
 from probex_jax.model_files.locate import read_inside
+from probex_jax.model_files.remote import Remote
 from probex_jax.model_files.untrusted_text import json_object
 from probex_jax.prefetch import prefetch
 from probex_jax.zoo.model_j_table import LORA_FILE, ListedModel, Table
@@ -30,7 +31,7 @@ from probex_jax.zoo.model_j_table import LORA_FILE, ListedModel, Table
 # Weights that can be read, and their configs: no pickles, images or code.
 _WANTED = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
 _WANTED_CARD = "README.md"
-_READ_BYTES = 2**20
+_READ_BYTES, _FETCHED_BYTES = 2**20, 2**25
 _MAX_ABOUT_BYTES = 2**24
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
@@ -75,7 +76,7 @@ def download(
     Raises:
       ProbexError: if nothing can be written to the folder.
     """
-    folder = Path(out) / table.subset
+    folder = on_a_disk(out) / table.subset
     if (folder / "store.json").exists():
         raise ProbexError(f"{folder}: is a layer store; choose another --out for whole models")
     with disk_errors(folder):
@@ -148,13 +149,7 @@ def bytes_of(model: ListedModel, lists: Lists) -> int:
 def _size(repo: HubRepo, path: str) -> int:
     """A file's size as the hub lists it, or else as the server states it."""
     listed = repo.files.get(path, HubFile())
-    return _stated_by(repo.url(path)).size if listed.size is None else listed.size
-
-
-def _stated_by(url: RemoteFile) -> Answer:
-    for _ in url.stream(0, 1, whole=False):  # for the answer, not the byte
-        pass
-    return url.answer
+    return repo.open(path, Remote()).size if listed.size is None else listed.size
 
 
 def _model(model: ListedModel, folder: Path, lists: Lists) -> str | None:
@@ -194,7 +189,7 @@ def _at_commit(model: ListedModel, snapshots: Path, lists: Lists) -> HubRepo:
     begun = [path.name for path in snapshots.glob("*")]
     try:
         return lists.of(model, begun[0] if len(begun) == 1 else "")
-    except NotFound:
+    except NotThere:
         if not begun:
             raise
         shutil.rmtree(snapshots)  # the hub no longer has that commit
@@ -234,33 +229,32 @@ def _wanted(model: ListedModel, repo: HubRepo) -> list[str]:
 
 def _fetched(repo: HubRepo, path: str, folder: Path, remote: Remote) -> Path:
     """Downloads a file of a repository, checks its hash and names it by the hash."""
-    url, listed = repo.url(path, remote.stopped), repo.files.get(path, HubFile())
+    listed, source = repo.files.get(path, HubFile()), None
     if listed.size is None or not _HASH.fullmatch(listed.content):
-        said = _stated_by(url)
-        unnamed = hashlib.sha256(f"{url.name} {said.etag}".encode()).hexdigest()[:32]
-        listed = HubFile(said.size, said.content if _HASH.fullmatch(said.content) else unnamed)
+        source = repo.open(path, remote)
+        unnamed = hashlib.sha256(f"{source.name} {source.size}".encode()).hexdigest()[:32]
+        listed = HubFile(source.size, unnamed)
     done = folder / listed.content
     if done.exists():
         return done
+    source = source or repo.open(path, remote, first=0)
     partial = folder / f"{listed.content}.incomplete"
     with partial.open("a+b") as file:
         content = _Digest(listed)
         file.seek(0)
         while known := file.read(_READ_BYTES):
             content.update(known)
-        begin = file.tell()
-        if begin < (listed.size or 0):
-            for piece in url.stream(begin, listed.size or 0):
-                file.write(piece)
-                content.update(piece)
-                remote.on_bytes(len(piece))
+        for begin in range(file.tell(), source.size, _FETCHED_BYTES):
+            piece = source.read(begin, min(begin + _FETCHED_BYTES, source.size)).data
+            file.write(piece)
+            content.update(piece)
         file.flush()
         os.fsync(file.fileno())
     if not content.is_right():
         partial.unlink()
         raise ProbexError(
-            f"{url.name}: its hash differs from the hub's, {listed.content}; run the same command "
-            "again"
+            f"{source.name}: its hash differs from the hub's, {listed.content}; run the same "
+            "command again"
         )
     partial.replace(done)
     return done
@@ -274,7 +268,7 @@ class _Digest:
         self._sha256 = hashlib.sha256()
         self._git = hashlib.sha1(b"blob %d\0" % (listed.size or 0), usedforsecurity=False)
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         self._size += len(data)
         (self._git if len(self._listed.content) == 40 else self._sha256).update(data)
 

@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from probex_jax.buckets import shown_path
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import ModelFile, Remote, literal_strings, open_model
-from probex_jax.model_files.hub import shown_path
 from probex_jax.model_files.stated import LABEL_KEYS, LABELS_KEY
 from probex_jax.model_files.untrusted_text import is_text, json_object, quoted, shown
 from probex_jax.zoo.flat import flat_models, is_weights
 from probex_jax.zoo.label_files import classes_of, distinct_texts, read_table
+from probex_jax.zoo.listed_path import zoo_path
 from probex_jax.zoo.stated_labels import RULES, TagRules, columns_of, label_sources, read_said
 from probex_jax.zoo.tables import (
     HELD_OUT_SPLITS,
@@ -170,7 +171,8 @@ def scan(
 
     Args:
       root: a folder with one or more of `train/`, `val/`, `test/`, `val_holdout/`,
-        `test_holdout/`, or a flat one, with the models in it or in `models/`.
+        `test_holdout/`, or a flat one, with the models in it or in `models/`; or the address of
+        such a folder in a bucket, `s3://…` or `gs://…`.
       labels: where label columns come from: names of files of labels, "headers", "sidecars",
         "front_matter" and "folders"; of a model that two of them label in one column, the first
         counts. A list, or one text with commas.
@@ -193,7 +195,7 @@ def scan(
       >>> [(model.id, model.split) for model in scan(root).models]
       [('my-model', 'train')]
     """
-    root = Path(root)
+    root = zoo_path(root)
     if not root.is_dir():
         raise ProbexError(f"{root}: no such folder; expected a zoo with train/, val/ and test/")
     about = _about(root / "zoo.json")

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from probex_jax.buckets import NotThere
 from probex_jax.errors import ProbexError
-from probex_jax.model_files.http import NotFound
-from probex_jax.model_files.http_ranges import Remote
-from probex_jax.model_files.hub import HubAddress, HubRepo, hub_repo, read_whole
+from probex_jax.model_files.hub import HubAddress, HubRepo, hub_repo
+from probex_jax.model_files.remote import Remote, read_whole
 from probex_jax.model_files.untrusted_text import (
     is_plain_path,
     is_text,
@@ -168,7 +168,7 @@ def _stated_files(repo: HubRepo, subset: str, remote: Remote) -> list[tuple[str,
         text = read_whole(repo.open("README.md", remote), _MAX_README_BYTES).decode()
         parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
         front = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-    except (NotFound, *malformed):
+    except (NotThere, *malformed):
         return []
     configs = front.get("configs") if isinstance(front, dict) else None
     for config in configs if isinstance(configs, list) else ():

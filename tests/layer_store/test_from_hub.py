@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 import probex_jax as px
+from probex_jax.buckets import stores
 from probex_jax.layer_store import pack_from_hub, packing
 from probex_jax.layer_store.shard_writer import LayerWriter
-from probex_jax.model_files import Remote, http
+from probex_jax.model_files import Remote
 from probex_jax.zoo import Zoo, ZooModel
 from probex_jax.zoo.model_j_table import ListedModel, Table, read_table
 from tests import model_j
 from tests.conftest import CLASSES, write_toy_model
-from tests.hub import Faults, write_repo
+from tests.hub import IMPATIENT, Faults, write_repo
 
 LAYER, SHAPE = "encoder.layer.7.weight", (160, 160)
 N_LARGE = 7
@@ -65,8 +66,7 @@ def shared(tmp_path_factory):
 @pytest.fixture
 def hub(shared, monkeypatch):
     """The hub of the module, as it was at first."""
-    monkeypatch.setattr(http, "_FIRST_WAIT_S", 0.001)
-    monkeypatch.setattr(http, "_LONGEST_WAIT_S", 0.002)
+    monkeypatch.setattr(stores, "PATIENCE", IMPATIENT)
     monkeypatch.setattr(packing, "_BLOCK_MODELS", 3)
     shared.behave()
     return shared

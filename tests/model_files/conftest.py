@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from probex_jax.model_files import http
-from tests.hub import Hub
+from probex_jax.buckets import stores
+from tests.hub import IMPATIENT, Hub
 
 collect_ignore = ["fuzz_atheris.py"]  # needs the extra `fuzz`
 
@@ -62,7 +62,6 @@ def hub(running_hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hu
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
-    monkeypatch.setattr(http, "_FIRST_WAIT_S", 0.001)
-    monkeypatch.setattr(http, "_LONGEST_WAIT_S", 0.002)
+    monkeypatch.setattr(stores, "PATIENCE", IMPATIENT)
     running_hub.behave()
     return running_hub

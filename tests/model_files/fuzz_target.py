@@ -1,9 +1,9 @@
 """What fuzzers run: bytes become a model on disk, and everything that is read of a model is read.
 
-An input is four bytes and a body. The first byte says what the body is (`KINDS`, by a digit, so
-that seeds are legible). The others repeat a piece of the body up to a million bytes, since
-mutations alone never make a long one: a letter from `a` on for twice, four times and so on, where
-the piece begins (in 256ths of the body), and its length; `0...` repeats nothing.
+An input is four bytes and a body. The first byte says what the body is (`KINDS`, counted from the
+digit 0 on, so that seeds are legible). The others repeat a piece of the body up to a million bytes,
+since mutations alone never make a long one: a letter from `a` on for twice, four times and so on,
+where the piece begins (in 256ths of the body), and its length; `0...` repeats nothing.
 """
 
 import dataclasses
@@ -31,8 +31,10 @@ from probex_jax.model_files import (
 from probex_jax.model_files.architecture import same_base
 from probex_jax.zoo.model_j import stated_in_metadata
 
-KINDS = ("file", "header", "index", "adapter", "config", "card", "labels", "scales", "revision")
-KINDS += ("tags", "sidecar")
+KINDS = (
+    *("file", "header", "index", "adapter", "config", "card", "labels", "scales", "revision"),
+    *("gguf", "msgpack", "npz", "hdf5", "keras", "tree", "zarr", "tags", "sidecar"),
+)
 SECONDS, PEAK_BYTES = 1.0, 64_000_000
 CONTROL_BYTES = 4
 _MAX_BODY = 1_000_000
@@ -55,6 +57,24 @@ PEFT = {
 }
 SHARDS = {"m-1.safetensors": {"a": ones(2, 2)}, "m-2.safetensors": {"b": ones(3, 2), "c": ones(2)}}
 GOOD = save({"layer.0.weight": ones(3, 4), "layer.0.bias": ones(3)})
+
+
+# A checkpoint of Orbax: an array, in one chunk, and the keys of its tree.
+TREE = json.dumps(
+    {
+        "tree_metadata": {
+            "('a', 'kernel')": {
+                "key_metadata": [{"key": "a", "key_type": 2}, {"key": "kernel", "key_type": 2}],
+                "value_metadata": {"value_type": "jax.Array", "skip_deserialize": False},
+            }
+        }
+    }
+).encode()
+ZARR = (
+    b'{"chunks":[2,3],"compressor":null,"dimension_separator":".","dtype":"<f4","fill_value":null,'
+    b'"filters":null,"order":"C","shape":[2,3],"zarr_format":2}'
+)
+CHUNK = {"a.kernel/0.0": ones(2, 3).tobytes()}
 
 
 def wrapped(header: bytes) -> bytes:
@@ -110,6 +130,13 @@ _MADE: dict[str, tuple[str, Callable[[bytes], bytes], dict[str, bytes]]] = {
     ),
     "sidecar": ("model.civitai.info", _as_it_is, {_SINGLE: GOOD}),
     "revision": ("refs/main", _as_it_is, {f"snapshots/0123abcd/{_SINGLE}": GOOD}),
+    "gguf": ("a.gguf", _as_it_is, {}),
+    "msgpack": ("flax_model.msgpack", _as_it_is, {}),
+    "npz": ("a.npz", _as_it_is, {}),
+    "hdf5": ("a.weights.h5", _as_it_is, {}),
+    "keras": ("a.keras", _as_it_is, {}),
+    "tree": ("_METADATA", _as_it_is, {"a.kernel/.zarray": ZARR, **CHUNK}),
+    "zarr": ("a.kernel/.zarray", _as_it_is, {"_METADATA": TREE, **CHUNK}),
 }
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files import Remote, http_ranges, open_model
-from probex_jax.model_files.http_ranges import FIRST_BYTES
+from probex_jax.model_files import Remote, open_model
+from probex_jax.model_files.remote import FIRST_BYTES
 from tests import hub as server
 from tests.model_files.remote import COMMON, FAR, SIZE, asked, model, served, sharded, weights_file
 
@@ -72,20 +72,11 @@ def test_on_bytes_counts_what_came_from_the_server(hub, cache):
 
 def test_ranges_that_are_kept_in_part(hub, cache):
     model(hub, "cache/part")
-    with open_model("hf://cache/part", remote=Remote(cache)) as m:
-        begin = m._stored.place("d")[1]
-        m.rows("d", range(100, 200))
-    hub.log.clear()
-    read("hf://cache/part", cache, "d")
-    # The gap between is larger than what is merged.
-    assert sorted(asked(hub)) == [
-        (begin, begin + 100 * 1024 - 1),
-        (begin + 200 * 1024, begin + SIZE - 1),
-    ]
-    hub.log.clear()
-    with open_model("hf://cache/part", remote=Remote(cache)) as m:
-        np.testing.assert_array_equal(m.rows("d", [255, 99, 100, 0]), FAR["d"][[255, 99, 100, 0]])
-    assert not asked(hub)
+    for rows, requests in ([3, 250], 3), ([250, 3], 0), ([3, 250, 130], 1):
+        hub.log.clear()
+        with open_model("hf://cache/part", remote=Remote(cache)) as m:
+            np.testing.assert_array_equal(m.rows("d", rows), FAR["d"][rows])
+        assert len(asked(hub)) == requests
 
 
 def test_models_of_one_content_share_it(hub, cache, tmp_path):
@@ -125,8 +116,8 @@ def flipped(data, at):
 
 
 def shifted(path):
-    begin, end, size = map(int, path.name.split("-"))
-    return path.with_name(f"{begin + 8}-{end + 9}-{size}")
+    begin, end = map(int, path.name.split("-"))
+    return path.with_name(f"{begin + 8}-{end + 9}")
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -150,12 +141,13 @@ def test_files_of_others_in_the_cache(hub, cache):
     commit = read("hf://cache/others", cache)
     read(commit, cache)
     (folder,) = (path for path in cache.iterdir() if path.is_dir())
-    odd = ["x", "1-2", "-1-5", "\u00b2-\u00b3", "\u0661-\u0665", "1-2-", "9" * 50 + "-1-2", "5-1-9"]
-    odd += ["0-100.12-34.partial", "0-100.partial"]
+    os.truncate(max(kept(cache), key=lambda path: path.stat().st_size), 2**40)  # is not read
+    odd = ["x", "1-2", "-1-5", "\u00b2-\u00b3", "1-2-", "5-1", "0-100.12-34.partial"]
     for name in odd:
         (folder / name).write_bytes(b"x" * 100)
-    (folder / "0-4000000000-5000000000").write_bytes(b"x")
-    os.truncate(folder / "0-4000000000-5000000000", 2**40)  # is not read
+    hub.log.clear()
+    read(commit, cache)
+    assert len(asked(hub)) == 1
     (listing,) = cache.glob("*.json")
     for text in (b"[]", b"{", b'{"a": 1}', b'{"a": ["x", "y"]}', b'{"a": [-1, ""]}', b"\xff",
                  b'{"a": [1, 2]}', b'{"a": []}', b"[" * 100_000, b"null", b""):  # fmt: skip
@@ -163,8 +155,7 @@ def test_files_of_others_in_the_cache(hub, cache):
         hub.log.clear()
         read(commit, cache)
         assert (len(asked(hub)), len(hub.log)) == (0, 1)
-    assert {*odd} - {path.name for path in folder.iterdir()} == {"5-1-9"}
-    assert not (folder / "0-4000000000-5000000000").exists()
+    assert {path.name for path in folder.iterdir()} >= {*odd}
 
 
 def test_a_list_of_files_is_of_its_hub(hub, cache, monkeypatch):
@@ -249,7 +240,7 @@ def test_a_list_is_written_whole_by_threads_at_once(hub, cache):
             list(pool.map(one, range(8)))
 
 
-def test_a_cache_that_cannot_be_written(hub, cache, monkeypatch):
+def test_a_cache_that_cannot_be_written(hub, cache):
     model(hub, "cache/full")
     cache.parent.mkdir()
     cache.write_text("a file")
@@ -258,19 +249,9 @@ def test_a_cache_that_cannot_be_written(hub, cache, monkeypatch):
             open_model(address, remote=Remote(cache))
     cache.unlink()
     with open_model("hf://cache/full", remote=Remote(cache)) as m:
-        kept(cache)[0].write_bytes(b"damaged")
         shutil.rmtree(cache)
         cache.write_text("a file")
         with pytest.raises(ProbexError, match=r"File exists|Not a directory"):
             m.matrix("d")
         cache.unlink()
         m.matrix("d")
-
-    def no_unlink(path, **_):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    for path in kept(cache):
-        path.write_bytes(b"damaged")
-    monkeypatch.setattr(http_ranges.Path, "unlink", no_unlink)
-    with pytest.raises(ProbexError, match=f"^{cache}/.*: Permission denied$"):
-        read("hf://cache/full", cache)

@@ -4,46 +4,49 @@ import json
 import socket
 import time
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from probex_jax.buckets import stores
 from probex_jax.errors import ProbexError
-from probex_jax.model_files import Remote, http, open_model
+from probex_jax.model_files import Remote, open_model
 from probex_jax.model_files import hub as module
 from tests import hub as server
+from tests.hub import IMPATIENT
 from tests.hub_faults import MISBEHAVIOUR, OF_CONTENT, Answer, gzip_bomb
 from tests.model_files.remote import FAR, lora, model, sharded, weights_file
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MESSAGES = {
-    "other_etag": r"changed on the server|its hash is 0+\w+, the hub's list says",
-    "html": "61 bytes, the hub's list says|looks like a web page|changed|whole files only",
-    "deep_json": "sends whole files only",
-    "huge_header": "tried many times",
-    "unavailable": "HTTP 503 Service Unavailable; tried many times",
-    "drop": "tried many times",
-    "hang": "timed out; tried many times",
-    "redirect_loop": "redirects more than 10 times",
-    "to_file": "redirects from http to file",
+    "other_etag": "changed on the server",
+    "html": "whole files only",
+    "deep_json": "whole files only",
+    "huge_header": "try again later",
+    "unavailable": "503 Service Unavailable",
+    "drop": "try again later",
+    "hang": "too slow|timed out",
+    "redirect_loop": "redirects",
+    "to_file": "redirects|protocol",
     "to_other_host": None,
     "wrong_range": r"asked for bytes \d+ to \d+, the server answers with",
-    "wrong_total": "bytes, the hub's list says|truncated|belong to no tensor|changed on the server",
-    "ignores_range": "sends whole files only",
-    "short_body": "the server broke off, .* bytes are missing; tried many",
+    "wrong_total": "the list of files says|truncated|belong to no tensor|changed on the server",
+    "ignores_range": "whole files only",
+    "short_body": "broke off, .* bytes are missing",
     "long_body": "more bytes",
-    "endless": "more bytes",
+    "endless": "how long|more bytes",
     "corrupt": "the header would be|not a safetensors file|^$",
-    "gzip": "sends it as 'gzip'",
-    "slow": "timed out; tried many times",
-    "no_length": None,
+    "gzip": "gzip",
+    "slow": "too slow|timed out",
+    "no_length": "how long",
 }
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    monkeypatch.setattr(http, "_TIMEOUT_S", 0.15)
-    monkeypatch.setattr(http, "_SLOWEST_BYTES_A_SECOND", 2**24)
+def impatient(hub, monkeypatch):
+    patience = replace(IMPATIENT, retries=1, timeout_s=0.15, longest_s=10)
+    monkeypatch.setattr(stores, "PATIENCE", patience)
     gzip_bomb()  # made once, which takes a while
 
 
@@ -66,7 +69,7 @@ def refused(read, message, megabytes=9):
     assert text.isprintable()
     assert len(text) < 600
     assert peak < megabytes * 2**20
-    assert time.monotonic() - begin < 4
+    assert time.monotonic() - begin < 20
     return text
 
 
@@ -83,9 +86,7 @@ def test_when_it_is_opened(hub, kind):
         if MESSAGES[kind] is None:
             with open_model(address) as m:
                 np.testing.assert_array_equal(m.matrix("d"), FAR["d"])
-        elif kind == "other_etag" and address.startswith("http"):
-            pass  # told in the test below
-        else:
+        elif kind != "other_etag":  # of which the test below tells
             text = refused(lambda at=address: open_model(at), MESSAGES[kind])
             assert "model.safetensors" in text
 
@@ -99,8 +100,12 @@ def test_when_it_is_read(hub, kind):
         with open_model(address) as m:
             hub.misbehave = {"lies/later/model.safetensors": kind}
             # Of bits that are wrong in the middle of a file nothing tells.
-            if MESSAGES[kind] is None or kind == "corrupt":
-                assert (m.matrix("d") == FAR["d"]).all() == (kind != "corrupt")
+            if kind == "corrupt":
+                assert (m.matrix("d") != FAR["d"]).any()
+                continue
+            # The hub's hosts may have ETags of their own for the file of a commit.
+            if MESSAGES[kind] is None or (kind == "other_etag" and address.startswith("hf")):
+                np.testing.assert_array_equal(m.matrix("d"), FAR["d"])
                 continue
             text = refused(lambda m=m: m.matrices("bd"), MESSAGES[kind])
             assert "model.safetensors" in text
@@ -133,7 +138,7 @@ def test_small_files(hub, kind):
 def test_the_list_of_files(hub, kind):
     model(hub, "lies/list")
     hub.misbehave = {"/api/models/lies/list/revision/main": kind}
-    if MESSAGES[kind] is None or kind == "ignores_range":
+    if kind in ("ignores_range", "no_length", "to_other_host"):
         open_model("hf://lies/list").close()
         return
     message = {
@@ -141,7 +146,7 @@ def test_the_list_of_files(hub, kind):
         "wrong_total": "HTTP 206",
         "deep_json": "nested too deeply",
         "endless": "more bytes",
-        "short_body": "the answer breaks off; tried many",
+        "short_body": "the answer breaks off",
         "long_body": "not valid JSON|breaks off",
         "corrupt": "not UTF-8 text|not valid JSON",
     }.get(kind, MESSAGES[kind])
@@ -153,9 +158,9 @@ def test_the_list_of_files(hub, kind):
 def test_no_server(hub, monkeypatch):
     at = f"http://127.0.0.1:{free_port()}"
     address = f"{at}/a.safetensors"
-    refused(lambda: open_model(address), f"^{address}: .*refused; tried many times, try again")
+    refused(lambda: open_model(address), f"^{address}: .*refused")
     monkeypatch.setenv("HF_ENDPOINT", at)
-    refused(lambda: open_model("hf://org/repo"), "^hf://org/repo: .*refused; tried many times")
+    refused(lambda: open_model("hf://org/repo"), "^hf://org/repo: .*refused")
 
 
 def test_a_file_that_changes_on_a_server(hub, tmp_path):
@@ -231,29 +236,24 @@ def test_more_about_lists(hub, listing):
     open_model("hf://lists/model").close()
     for size in (right["size"] - 1, right["size"] + 1, 10, 0, 2**62):
         listing.said["siblings"][0] = right | {"size": size}
-        refused(lambda: open_model("hf://lists/model"), f"the hub's list says {size}|too few|lie")
-    listing.said["siblings"][0] = right | {"lfs": {"sha256": "f" * 64}}
-    refused(lambda: open_model("hf://lists/model"), "its hash is .*, the hub's list says f+$")
+        refused(lambda: open_model("hf://lists/model"), f"list of files says {size}|too few|lie")
     other = {"rfilename": "config.json", "size": 10**9}
     listing.said["siblings"] = [FILE | {"size": right["size"], "blobId": None}, other]
     with open_model("hf://lists/model") as m:
         refused(lambda: m.config, r"config.json: (1000000000 bytes, the limit|nothing there)")
     listing.said = {"sha": COMMIT, "siblings": [right]}
     refused(lambda: open_model(f"hf://lists/model@{commit}"), "answers with another commit")
-    refused(lambda: open_model("hf://lists/model"), r"no such revision .*\(HTTP 404, Revision")
+    refused(lambda: open_model("hf://lists/model"), "nothing there .*404")
 
 
-def test_a_list_of_names_alone_is_enough_for_the_cache(hub, listing, tmp_path):
+def test_a_list_of_names_alone_is_enough(hub, listing, tmp_path):
     commit = hub.commit_of("lists/model")
     listing.said = {"sha": commit, "siblings": [{"rfilename": "model.safetensors"}]}
-    remote = Remote(tmp_path)
-    with open_model("hf://lists/model", remote=remote) as m:
-        first = m.matrix("d")
-    hub.log.clear()
-    for again in (remote, Remote(tmp_path)):
-        with open_model("hf://lists/model", remote=again) as m:
-            np.testing.assert_array_equal(m.matrix("d"), first)
-    assert not [request for request in hub.log if request.file]
+    for requests in (2, 1):  # of the size one is left
+        hub.log.clear()
+        with open_model("hf://lists/model", remote=Remote(tmp_path)) as m:
+            np.testing.assert_array_equal(m.matrix("d"), FAR["d"])
+        assert len([request for request in hub.log if request.file]) == requests
 
 
 def test_long_lists(listing, monkeypatch):

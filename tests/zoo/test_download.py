@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 import probex_jax as px
-from probex_jax.model_files import Remote, http
+from probex_jax.buckets import stores
+from probex_jax.model_files import Remote
 from probex_jax.zoo import SPLITS
 from probex_jax.zoo import download as downloading
 from probex_jax.zoo.download import Lists, bytes_of, download
 from probex_jax.zoo.model_j_table import ListedModel, Table, read_table
 from tests import model_j
-from tests.hub import Faults, write_repo
+from tests.hub import IMPATIENT, Faults, write_repo
 
 WANTED = {"README.md", "config.json", "model.safetensors"}
 
@@ -33,8 +34,7 @@ def shared(tmp_path_factory):
 @pytest.fixture
 def hub(shared, monkeypatch):
     """The hub of the module, as it was at first."""
-    monkeypatch.setattr(http, "_FIRST_WAIT_S", 0.001)
-    monkeypatch.setattr(http, "_LONGEST_WAIT_S", 0.002)
+    monkeypatch.setattr(stores, "PATIENCE", IMPATIENT)
     shared.behave()
     return shared
 
@@ -266,7 +266,7 @@ def test_gone_and_private_models_are_reported_and_tried_again(hub, tmp_path):
 def test_a_file_that_is_gone_or_no_weights_at_all(hub, tmp_path):
     lora = ListedModel("model_idx_9999", "train", model_j.LORA_REPO, "train/model_idx_9999")
     summary = get(Table("SD_200", (lora,), {}), tmp_path)
-    assert "nothing there on the server" in summary.failed["model_idx_9999"]
+    assert "nothing there" in summary.failed["model_idx_9999"]
     write_repo(hub.repositories.root, "models", "org/pickle", {"pytorch_model.bin": b"\x80"})
     model = ListedModel("models--org--pickle", "train", "org/pickle")
     summary = get(Table("SupViT", (model,), {}), tmp_path)

@@ -1,0 +1,179 @@
+"""Objects in buckets, against S3 on localhost."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from probex_jax.buckets import (
+    Conflict,
+    Entry,
+    NotThere,
+    Refused,
+    address_of,
+    all_below,
+    delete,
+    is_address,
+    joined,
+    listed,
+    read,
+    shown_path,
+    stated,
+    store_of,
+    stores,
+    write,
+)
+from probex_jax.errors import ProbexError
+from tests import s3
+from tests.hub import IMPATIENT
+
+ROOT = f"s3://{s3.BUCKET}"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3.serving() as app:
+        yield app
+
+
+@pytest.fixture
+def at(server, request, monkeypatch):
+    """An empty folder."""
+    monkeypatch.setattr(stores, "PATIENCE", IMPATIENT)
+    return f"{ROOT}/{request.node.name}"
+
+
+def test_writes_and_reads(at):
+    url = joined(at, "a b/c.txt")
+    assert stated(url) is None
+    etag = write(url, b"one")
+    assert read(url) == (b"one", etag)
+    assert stated(url) == Entry(3, etag)
+    large = bytes(range(256)) * 50_000  # in parts
+    write(url, large)
+    assert read(url).data == large
+    with pytest.raises(ProbexError, match=r"c.txt: 12800000 bytes, the limit is 100"):
+        read(url, 100)
+    delete(url, joined(at, "nothing"))
+    with pytest.raises(NotThere, match=rf"^{url}: nothing there"):
+        read(url)
+
+
+def test_writes_on_conditions(at):
+    first = write(at, b"1", over="")
+    with pytest.raises(Conflict, match=f"^{at}: "):
+        write(at, b"2", over="")
+    second = write(at, b"2", over=first)
+    with pytest.raises(Conflict):
+        write(at, b"3", over=first)
+    assert read(at) == (b"2", second)
+
+
+def test_lists(at):
+    for name in ("a.txt", "b/c.txt", "b/d/e.txt", "x"):
+        write(joined(at, name), name.encode())
+    for url in (at, f"{at}/"):
+        files, folders = listed(url)
+        assert {name: entry.size for name, entry in files.items()} == {"a.txt": 5, "x": 1}
+        assert folders == ["b"]
+    assert listed(joined(at, "b"))[1] == ["d"]
+    assert listed(joined(at, "b/d/e")) == listed(joined(at, "nothing")) == ({}, [])
+    assert sorted(all_below(at, 4)) == ["a.txt", "b/c.txt", "b/d/e.txt", "x"]
+    with pytest.raises(ProbexError, match="more than 3 objects"):
+        all_below(at, 3)
+    assert at.rpartition("/")[2] in listed(ROOT)[1]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_faults_make_no_difference(server, at, share):
+    server.share = share
+    try:
+        for number in range(20):
+            assert len(listed(at).files) == len(all_below(at, 99)) == number
+            url = joined(at, str(number))
+            write(url, bytes([number]) * 100_000)
+            assert read(url).data == bytes([number]) * 100_000
+        assert sorted(listed(at).files) == sorted(map(str, range(20)))
+    finally:
+        server.share = 0.0
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "message"),
+    [
+        ("s3://there-is-none/a", NotThere, r"^s3://there-is-none/a: nothing there .*NoSuchBucket"),
+        (ROOT, ProbexError, f"expected {ROOT}/path"),
+        ("s3://X/a", ProbexError, "expected s3://bucket/path"),
+        ("s3://../a", ProbexError, "expected s3://bucket/path"),
+        (f"{ROOT}/../a", ProbexError, "illegal"),
+        (f"{ROOT}/a\x1b[31m", ProbexError, r"^s3://\w+/a\?\[31m: .*illegal"),
+        (f"{ROOT}/a//b", ProbexError, "empty"),
+    ],
+)
+def test_what_cannot_be(at, url, kind, message):
+    for ask in (read, lambda url: write(url, b"")):
+        with pytest.raises(kind, match=message) as caught:
+            ask(url)
+        assert str(caught.value).isprintable()
+        assert "\n" not in str(caught.value)
+
+
+def test_no_such_bucket(at):
+    with pytest.raises(NotThere, match=r"^s3://there-is-none: nothing there .*NoSuchBucket"):
+        listed("s3://there-is-none")
+
+
+def without_credentials(monkeypatch, tmp_path, text=""):
+    path = tmp_path / "credentials"
+    path.write_text(text)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+
+
+def test_a_public_bucket_is_read_without_credentials(server, at, monkeypatch, tmp_path):
+    write(at, b"public")
+    with pytest.MonkeyPatch.context() as without:
+        without_credentials(without, tmp_path)
+        store, _ = store_of(at)
+        assert store.config.get("skip_signature")
+    with pytest.MonkeyPatch.context() as without:
+        text = "[mine]\naws_access_key_id=a\naws_secret_access_key=b\n"
+        without_credentials(without, tmp_path, text)
+        without.setenv("AWS_PROFILE", "mine")
+        assert read(at).data == b"public"
+        without.setenv("AWS_PROFILE", "theirs")
+        with pytest.raises(ProbexError, match=r"theirs.* could not be found"):
+            read(at)
+
+
+def test_who_may_not_is_told(server, at):
+    server.refuses = "GET", at.rpartition("/")[2]
+    try:
+        with pytest.raises(Refused, match=rf"^{at}: not allowed.*AWS_ACCESS_KEY_ID") as caught:
+            read(at)
+        assert "secret" not in str(caught.value).lower().replace("secret_access_key", "")
+    finally:
+        server.refuses = "", ""
+
+
+def test_a_server_that_is_not_there(at, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with pytest.raises(ProbexError, match=f"^{at}: Connection refused"):
+        read(at)
+
+
+def test_addresses():
+    assert address_of(Path("s3://bucket/a b/c")) == "s3://bucket/a b/c"
+    assert address_of(Path("gs:/bucket/a")) == "gs://bucket/a"
+    assert address_of("https://host/a?b=c/d") == "https://host/a?b=c/d"
+    for path in ("", "s3", "s3:", "/s3:/a", "C:/a", "./hf://x", Path("a/b"), "file:///a"):
+        assert address_of(path) == ""
+        assert not is_address(path)
+        assert shown_path(path) == str(path)
+    assert is_address("s3://b/a")
+    assert is_address(Path("gs://b"))
+    assert not is_address("hf://org/repo")
+    assert json.dumps(shown_path("https://u:p@h:8/a#p?x")) == '"https://h:8/a"'
