@@ -82,8 +82,11 @@ def harvest(
     failed = {model.id: model.fault for model in models if model.fault}
     whole = [model for model in models if not model.fault]
     with cli.progress(len(whole), "reading headers", "model") as bar:
-        listed = ((model.id, model.path) for model in whole)
-        said = read_said(listed, sources, lambda fault: bar.update() and None)
+
+        def read(fault: str) -> None:  # finding trees tells what cannot be read
+            bar.update()
+
+        said = read_said(((model.id, model.path) for model in whole), sources, read)
     with cli.progress(len(whole), "finding trees", "model") as bar:
 
         def seen(fault: str) -> None:

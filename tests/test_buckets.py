@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from probex_jax import buckets
 from probex_jax.buckets import (
     Conflict,
+    Entry,
     NotThere,
     Refused,
     address_of,
@@ -19,6 +19,8 @@ from probex_jax.buckets import (
     read,
     shown_path,
     stated,
+    store_of,
+    stores,
     write,
 )
 from probex_jax.errors import ProbexError
@@ -37,7 +39,7 @@ def server():
 @pytest.fixture
 def at(server, request, monkeypatch):
     """An empty folder."""
-    monkeypatch.setattr(buckets, "PATIENCE", IMPATIENT)
+    monkeypatch.setattr(stores, "PATIENCE", IMPATIENT)
     return f"{ROOT}/{request.node.name}"
 
 
@@ -46,7 +48,7 @@ def test_writes_and_reads(at):
     assert stated(url) is None
     etag = write(url, b"one")
     assert read(url) == (b"one", etag)
-    assert stated(url) == buckets.Entry(3, etag)
+    assert stated(url) == Entry(3, etag)
     large = bytes(range(256)) * 50_000  # in parts
     write(url, large)
     assert read(url).data == large
@@ -135,7 +137,7 @@ def test_a_public_bucket_is_read_without_credentials(server, at, monkeypatch, tm
     write(at, b"public")
     with pytest.MonkeyPatch.context() as without:
         without_credentials(without, tmp_path)
-        store, _ = buckets.store_of(at)
+        store, _ = store_of(at)
         assert store.config.get("skip_signature")
     with pytest.MonkeyPatch.context() as without:
         text = "[mine]\naws_access_key_id=a\naws_secret_access_key=b\n"
@@ -148,13 +150,13 @@ def test_a_public_bucket_is_read_without_credentials(server, at, monkeypatch, tm
 
 
 def test_who_may_not_is_told(server, at):
-    server.refuses = at.rpartition("/")[2]
+    server.refuses = "GET", at.rpartition("/")[2]
     try:
         with pytest.raises(Refused, match=rf"^{at}: not allowed.*AWS_ACCESS_KEY_ID") as caught:
             read(at)
         assert "secret" not in str(caught.value).lower().replace("secret_access_key", "")
     finally:
-        server.refuses = None
+        server.refuses = "", ""
 
 
 def test_a_server_that_is_not_there(at, monkeypatch):

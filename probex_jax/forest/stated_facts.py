@@ -79,7 +79,7 @@ class StatedFacts:
 def read_stated_facts(model: ModelFile) -> StatedFacts:
     """Reads what an open model states about itself; damaged values are ignored."""
     said = read_stated(model)
-    is_lora = any(layer.kind == "lora" for layer in model.layers.values())
+    is_lora = any(layer.is_update for layer in model.layers.values())
     sizes: Counter[str] = Counter()
     for tensor in model.tensors.values():
         sizes[tensor.dtype] += math.prod(tensor.shape)

@@ -39,9 +39,9 @@ def fingerprint(model: ModelFile) -> str:
     """A hash of tensor names and shapes, the same for all models of one architecture.
 
     It covers tensors with one axis or more of the dtypes that are read, except the classifier head,
-    which fine-tuning replaces. A LoRA counts by the layers it changes, whatever its rank. The dtype
-    does not count, nor do a quantiser's scales and the prefixes of wrappers (`_orig_mod.` of
-    torch.compile, `module.` of DistributedDataParallel).
+    which fine-tuning replaces. An adapter counts by the layers it changes, whatever its spelling,
+    method and rank, a quantised layer by its own shape. The dtype does not count, nor do a
+    quantiser's scales and what wrappers put into names (`_orig_mod.`, `module.`, `base_layer`).
 
     Args:
       model: the model, open.
@@ -64,11 +64,11 @@ def fingerprint(model: ModelFile) -> str:
       >>> found[0] == found[1], len(found[0])
       (True, 16)
     """
-    loras = {name: layer for name, layer in model.layers.items() if layer.kind == "lora"}
+    updates = {name: layer for name, layer in model.layers.items() if layer.is_update}
     shapes: dict[str, list[object]] = {
         name: list(shape) for name, shape in model.architecture_shapes.items()
     }
-    shapes |= {name: ["lora", *layer.shape] for name, layer in loras.items()}
+    shapes |= {name: ["lora", *layer.shape] for name, layer in updates.items()}
     kept = [[name, shapes[name]] for name in sorted(backbone(shapes))]
     return hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:16]
 

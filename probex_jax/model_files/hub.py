@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from probex_jax import buckets
-from probex_jax.buckets import NotThere, Refused
+from probex_jax.buckets import NotThere, Refused, stores
+from probex_jax.buckets.problems import HINTS
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.remote import FIRST_BYTES, Remote, RemoteRanges, write_cached
 from probex_jax.model_files.safetensors_header import MAX_INT
@@ -201,7 +201,7 @@ def _asked(address: HubAddress, stopped: threading.Event) -> HubRepo:
 def _said(url: str, name: str, stopped: threading.Event) -> dict[str, Any]:
     """An object of the hub's API, by its client's session, which limits neither size nor time."""
     session, errors = _session(name)
-    patience, problem, status = buckets.PATIENCE, "", 0
+    patience, problem, status = stores.PATIENCE, "", 0
     headers = {**_token(name), "Accept-Encoding": "identity"}
     asking = {"headers": headers, "timeout": patience.timeout_s}
     waits, too_many = iter([0.0, *patience.waits_s()]), iter(patience.too_many_s)
@@ -236,9 +236,9 @@ def _refusal(status: int, code: str, name: str) -> ProbexError:
     said = f"(HTTP {status}, {code})" if code else f"(HTTP {status})"
     if code == "RepoNotFound":
         what = "no such repository on the hub, or a private one"
-        return ProbexError(f"{name}: {what} {said}; {buckets.HINTS['hf']}")
+        return ProbexError(f"{name}: {what} {said}; {HINTS['hf']}")
     if status in (401, 403):
-        return Refused(f"{name}: not allowed, or nothing there {said}; {buckets.HINTS['hf']}")
+        return Refused(f"{name}: not allowed, or nothing there {said}; {HINTS['hf']}")
     what = "no such revision on the hub" if code == "RevisionNotFound" else "nothing there"
     if status in (404, 410):
         return NotThere(f"{name}: {what} {said}")
@@ -249,7 +249,7 @@ def _body(response: Any, name: str, stopped: threading.Event) -> bytes:
     """A whole body; too long is an error, too slow or short is tried again."""
     if (encoding := response.headers.get("content-encoding", "identity")) != "identity":
         raise ProbexError(f"{name}: the server sends it as {encoding[:40]!r}, not as it is")
-    deadline, body = time.monotonic() + buckets.PATIENCE.longest_s, bytearray()
+    deadline, body = time.monotonic() + stores.PATIENCE.longest_s, bytearray()
     for piece in response.iter_raw():
         body += piece
         if len(body) > _MAX_LISTING_BYTES:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +12,7 @@ import numpy as np
 from probex_jax.buckets import address_of, is_address, read
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.byte_ranges import ByteRanges, read_small
+from probex_jax.model_files.checkpoint_folders import checkpoint_in, walked
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.untrusted_text import json_object, plain_name, quoted, shown
 
@@ -38,7 +39,6 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
 _MAX_INDEX_BYTES = 64 * 1024 * 1024
 _MAX_REVISION_BYTES = 1024
 _MAX_SHARDS = 500  # each is an open file
-_MAX_CHECKPOINT_FILES = 100_000
 _VALUES_BESIDE_TENSORS = 10_000
 
 # How the names of repositories' folders begin in the hub client's cache.
@@ -47,12 +47,9 @@ _CACHED = ("models--", "datasets--")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _DEFAULT = Limits()
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{1,6})-of-(?P<count>\d{1,6})(?P<end>\.\w+)")
+_MODEL = r"\g<stem> \g<count> \g<end>"  # what the names of a model's shards have in common
 # Flax's own checkpoints, before Orbax: msgpack files.
 _FLAX = re.compile(r"checkpoint_(\d{1,15})")
-# A folder of Orbax's arrays, and of several such folders the one that is the model.
-_ORBAX = ("_METADATA", "manifest.ocdbt")
-_ORBAX_ITEMS = ("params", "model", "default", "state", "train_state", "items")
-_ORBAX_STEP = re.compile(r"(?!.*orbax-checkpoint-tmp)(?:.*\D)?(\d{1,15})")
 
 
 class Bytes(Protocol):
@@ -147,9 +144,12 @@ class LocalFolder:
         path = self.path / name
         return ByteRanges(path if name == self._named else _file(path, self._root))
 
-    def check(self, path: Path) -> None:
-        """Raises a ProbexError if a path leads out of the model's folder."""
-        check_inside(path, self._root)
+    def all_files(self, inside: Path) -> Iterator[Path]:
+        """The files of a folder in it, at any depth, unless a link leads out of the model's own."""
+        for path in walked(inside):
+            check_inside(path, self._root)
+            if not path.is_dir():
+                yield path
 
     def read_beside(self, name: str, limit: int) -> bytes | None:
         """A small file in it, or None if there is none."""
@@ -174,7 +174,7 @@ def locate(path: Path, limits: Limits = _DEFAULT) -> Location:
     refuse_other_formats(path.name, str(path))
     folder = LocalFolder(path.parent, _own_folder(path.parent), path.name)
     if path.suffix.lower() == ".gguf" and _SHARD.fullmatch(path.name):
-        return Location(folder, _complete(folder, [path.name, *folder.names()]))
+        return Location(folder, _complete(folder, path.name, [path.name, *folder.names()]))
     return Location(folder, (path.name,))
 
 
@@ -202,8 +202,9 @@ def located_in(folder: Folder, limits: Limits) -> Location:
         ]
         if others:
             return _only(folder, others)
-    if isinstance(folder, LocalFolder) and (item := _checkpoint(folder.path)):
-        return Location(folder, _checkpoint_files(folder, item), None, item)
+    if isinstance(folder, LocalFolder) and (item := checkpoint_in(folder.path)):
+        files = sorted(os.path.relpath(file, folder.path) for file in folder.all_files(item))
+        return Location(folder, tuple(files), None, item)
     for name in names:
         if Path(name).suffix.lower() in _PICKLES and name.isprintable():
             refuse_other_formats(name, folder.path_of(name))
@@ -235,31 +236,25 @@ def _only(folder: Folder, names: Sequence[str]) -> Location:
     shards = [name for name in names if _SHARD.fullmatch(name)]
     steps = {int(found[1]): name for name in names if (found := _FLAX.fullmatch(name))}
     if shards:
-        return Location(folder, _complete(folder, shards))
+        whole = _complete(folder, shards[0], shards)
+        if len(whole) < len(shards):
+            raise _ambiguous(folder, shards)
+        return Location(folder, whole)
     if len(names) > 1 and len(steps) < len(names):
         raise _ambiguous(folder, names)
     return Location(folder, (steps[max(steps)] if steps else names[0],))
 
 
-def _complete(folder: Folder, names: Sequence[str]) -> tuple[str, ...]:
-    """All shards beside the first one, which their names count."""
-    first = _SHARD.fullmatch(names[0])
-    assert first
-    there = {
-        int(found["number"]): name
-        for name in names
-        if (found := _SHARD.fullmatch(name))
-        and all(found[part] == first[part] for part in ("stem", "count", "end"))
-    }
-    if len(there) < len({*names}) and all(map(_SHARD.fullmatch, names)) and first["end"] != ".gguf":
-        raise _ambiguous(folder, names)
-    count = int(first["count"])
+def _complete(folder: Folder, one: str, names: Iterable[str]) -> tuple[str, ...]:
+    """All shards of the model that one of them is of, as their names count them."""
+    shards = (found for name in names if (found := _SHARD.fullmatch(name)))
+    model = _SHARD.sub(_MODEL, one)
+    there = {int(found["number"]): found[0] for found in shards if found.expand(_MODEL) == model}
+    count = int(_SHARD.sub(r"\g<count>", one))
     if not 0 < count <= _MAX_SHARDS:
         raise ProbexError(f"{folder}: {count} shards, the limit is {_MAX_SHARDS}")
     if absent := [number for number in range(1, count + 1) if number not in there]:
-        raise ProbexError(
-            f"{folder}: shard {absent[0]} of {count} is missing beside {quoted(names[0])}"
-        )
+        raise ProbexError(f"{folder}: shard {absent[0]} of {count} is missing beside {quoted(one)}")
     return tuple(there[number] for number in range(1, count + 1))
 
 
@@ -270,33 +265,6 @@ def _ambiguous(folder: Folder, names: Sequence[str]) -> ProbexError:
         f"is the model? {some}{', …' if len(names) > 3 else ''}; for one of several files give "
         "its path"
     )
-
-
-def _checkpoint(path: Path, depth: int = 3) -> Path | None:
-    """The folder of Orbax's arrays in a checkpoint, or in the newest one of several."""
-    if any((path / marker).is_file() for marker in _ORBAX):
-        return path
-    folders = [child for child in path.iterdir() if child.is_dir()] if depth else []
-    by_name = {child.name: child for child in folders}
-    steps = sorted(
-        (int(found[1]), name) for name in by_name if (found := _ORBAX_STEP.fullmatch(name))
-    )
-    items = [by_name[name] for name in _ORBAX_ITEMS if name in by_name]
-    for child in [*items, *(by_name[name] for _, name in reversed(steps))]:
-        if item := _checkpoint(child, depth - 1):
-            return item
-    return None
-
-
-def _checkpoint_files(folder: LocalFolder, item: Path) -> tuple[str, ...]:
-    found = []
-    for parent, folders, names in os.walk(item):
-        for name in (*names, *folders):
-            folder.check(Path(parent) / name)
-        found += [os.path.relpath(os.path.join(parent, name), folder.path) for name in names]
-        if len(found) > _MAX_CHECKPOINT_FILES:
-            raise ProbexError(f"{item}: over {_MAX_CHECKPOINT_FILES} files, the limit")
-    return tuple(sorted(found))
 
 
 def check_inside(path: Path, root: Path, whose: str = "model") -> None:
@@ -354,7 +322,10 @@ def refuse_other_formats(name: str, path: str) -> None:
             "save_pretrained(folder, safe_serialization=True)"
         )
     if not format_of(name):
-        raise ProbexError(f"{path}: expected a folder or a file of {', '.join(FORMATS)}")
+        _, *others = FORMATS
+        raise ProbexError(
+            f"{path}: expected a .safetensors file, one of {', '.join(others)}, or a folder"
+        )
 
 
 def _snapshot(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""One model: its matrices and vectors, read one by one from the safetensors files that hold it."""
+"""One model: its matrices and vectors, read one by one from the files that hold it."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ class ModelFile:
       layers: name of every matrix to LayerInfo, sorted by name; the updates of LoRAs, too.
       vectors: the same of every vector: biases, norms, statistics, scalars.
       left_out: name of every tensor that is in neither, to the reason.
-      tensors: name of every tensor to its dtype and shape.
+      tensors: name of every tensor to its dtype and shape; of JAX's and GGUF's, as in PyTorch.
       metadata: the header's free text, key to value, merged over shards.
       warnings: what is odd about the files, such as tensors of an index that no shard has.
 
@@ -310,12 +310,13 @@ def open_model(
     """Opens a model without reading its weights.
 
     Args:
-      path: a `.safetensors` file; a folder with `model.safetensors`, with
-        `model.safetensors.index.json` and its shards, or with one other `.safetensors` file; or a
-        hub cache folder (`refs/main`, `snapshots/<revision>/`). What is named here may be a link;
-        links found in a folder are refused if they lead out of it. Or, on a server,
-        `hf://org/repo[@revision][/file or folder]` or the `https://…` address of a `.safetensors`
-        file, of which only the byte ranges that are needed are read.
+      path: a file: `.safetensors`, `.gguf`, Flax's `.msgpack`, `.npz`, or Keras's `.keras` and
+        `.h5`; a folder with one, with shards, or with `model.safetensors` or another usual name
+        among others; a checkpoint of Orbax; or a hub cache folder (`refs/main`,
+        `snapshots/<revision>/`). What is named here may be a link; links found in a folder are
+        refused if they lead out of it. Or an address: `hf://org/repo[@revision][/file or folder]`,
+        `s3://bucket/file or folder`, `gs://…` or the `https://…` address of a file, of which only
+        the byte ranges that are needed are read.
       limits: how large headers may be.
       remote: how a model on a server is read; None for no cache.
 

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from probex_jax import buckets
-from probex_jax.buckets import problems, shown_path, store_of, waited
+from probex_jax.buckets import problems, shown_path, store_of, stores, waited
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, write_bytes
 
@@ -194,7 +193,7 @@ class RemoteRanges:
         from obstore.exceptions import GenericError
 
         # After obstore's own tries.
-        waits = {"": iter(buckets.PATIENCE.waits_s()[:2]), "429": iter(buckets.PATIENCE.too_many_s)}
+        waits = {"": iter(stores.PATIENCE.waits_s()[:2]), "429": iter(stores.PATIENCE.too_many_s)}
         done = 0
         while True:
             answered, problem = False, None

@@ -6,6 +6,7 @@ beside the weights (`NAME.civitai.info` and so on). What is damaged, too long or
 left out, whatever is around it.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -28,6 +29,7 @@ _SIDECARS = (".civitai.info", ".metadata.json", ".cm-info.json", ".json")
 _MAX_README_BYTES, _MAX_FRONT_MATTER = 2**20, 2**16
 _DEPTH, _VALUES = 12, 500_000
 _SHARE = 0.3  # of the images that have a tag
+_TOP = re.compile(r"\n(?=[\w\"'])")  # before a field of front matter
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -160,7 +162,8 @@ def _found(
         for place in places.split(" | "):
             if name in found and kind is not values.words:
                 break
-            value = kind([one for one in reader.values(place) if one is not None])
+            stated = islice(reader.values(place), values.MAX_MEMBERS)
+            value = kind([one for one in stated if one is not None])
             if value and name in found:
                 value = tuple(dict.fromkeys(found[name] + value))[: values.MAX_LISTED]
             elif value:
@@ -233,40 +236,38 @@ def _beside(model: ModelFile, name: str) -> dict[str, Any]:
 
 
 def _front_matter(model: ModelFile) -> dict[str, Any]:
-    """The front matter of the README, all scalars as texts.
-
-    It is built of PyYAML's events: there are no aliases to expand, no tags and no deep recursion.
-    """
+    """The front matter of the README, all scalars as texts; field by field, if some are damaged."""
     try:
-        text = (model.bytes_beside("README.md", _MAX_README_BYTES) or b"").decode(errors="replace")
+        data = model.bytes_beside("README.md", _MAX_README_BYTES) or b""
     except ProbexError:
         return {}
-    first, *lines = (line.rstrip() for line in text[: _MAX_FRONT_MATTER + 8].split("\n"))
+    text = data[: _MAX_FRONT_MATTER + 8].decode("utf-8-sig", errors="replace")
+    first, *lines = (line.rstrip() for line in text.split("\n"))
     if first != "---" or "---" not in lines:
         return {}
+    fields = _TOP.split("\n".join(lines[: lines.index("---")]))
+    return {key: value for field in reversed(fields) for key, value in _mapping(field).items()}
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    """A mapping in YAML, built of PyYAML's events: no aliases to expand, no tags, no recursion."""
     open_: list[tuple[bool, list[Any]]] = [(False, [])]
-
-    def close() -> None:
-        is_mapping, members = open_.pop()
-        pairs = zip(members[::2], members[1::2], strict=False)
-        mapped = {key: value for key, value in pairs if isinstance(key, str)}
-        open_[-1][1].append(mapped if is_mapping else members)
-
     try:
-        for event in yaml.parse("\n".join(lines[: lines.index("---")]), Loader=_LOADER):
+        for event in yaml.parse(text, Loader=_LOADER):
             if isinstance(event, yaml.CollectionStartEvent):
                 open_.append((isinstance(event, yaml.MappingStartEvent), []))
             elif isinstance(event, yaml.CollectionEndEvent):
-                close()
+                is_mapping, members = open_.pop()
+                pairs = zip(members[::2], members[1::2], strict=False)
+                mapped = {key: value for key, value in pairs if isinstance(key, str)}
+                open_[-1][1].append(mapped if is_mapping else members)
             elif isinstance(event, yaml.ScalarEvent | yaml.AliasEvent):
                 open_[-1][1].append(getattr(event, "value", None))
             if len(open_) > _DEPTH:
                 return {}
     except yaml.YAMLError:
-        pass  # what stands before the mistake is read
-    while len(open_) > 1:
-        close()
-    content = open_[0][1][:1]
+        return {}
+    content = open_[0][1]
     return content[0] if content and isinstance(content[0], dict) else {}
 
 
@@ -281,10 +282,10 @@ _ROWS: tuple[_Row, ...] = (
         "base",
         values.first_text,
         "m:base_model | a:base_model_name_or_path | c:_name_or_path | r:base_model | "
-        "r:base_model/* | "
-        "m:ss_sd_model_name | m:ot_config/base_model_name | m:general.base_model.0.repo_url | "
-        "m:general.base_model.0.name | m:ss_base_model_version | s:baseModel | "
-        "s:civitai/baseModel | s:base_model | s:BaseModel | s:sd version",
+        "r:base_model/* | m:ss_sd_model_name | m:ot_config/base_model_name | "
+        "m:general.base_model.0.repo_url | m:general.base_model.0.name | "
+        "m:ss_base_model_version | s:baseModel | s:civitai/baseModel | s:base_model | "
+        "s:BaseModel | s:sd version",
     ),
     (
         "base_version",
@@ -342,7 +343,11 @@ _ROWS: tuple[_Row, ...] = (
         "s:TrainedWords | s:activation text | r:instance_prompt",
     ),
     ("captions", values.texts, "r:widget/*/text | m:ss_sample_prompts | s:images/*/meta/prompt"),
-    ("datasets", values.words, "r:datasets | m:general.datasets"),
+    (
+        "datasets",
+        values.words,
+        "r:datasets | r:model-index/*/results/*/dataset/name | m:general.datasets",
+    ),
     ("images", values.first_count, "m:ss_num_train_images"),
     ("steps", values.first_count, "m:ss_steps | m:training_info/step | m:ss_max_train_steps"),
     ("epochs", values.first_count, "m:ss_epoch | m:training_info/epoch | m:ss_num_epochs"),

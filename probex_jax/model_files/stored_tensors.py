@@ -84,7 +84,7 @@ class StoredTensors:
         return part
 
     def raw(self, name: str) -> np.ndarray:
-        """A tensor in its stored dtype and PyTorch's shape; bytes where several values share one.
+        """A tensor in its stored dtype and PyTorch's shape; of shared bytes, their rows as stored.
 
         Raises:
           ProbexError: if the file cannot be read.
@@ -107,8 +107,7 @@ class StoredTensors:
         container, stored, form = self._of[name]
         values = container.raw(stored)
         if self.infos[name].dtype in GGML:
-            rows = values.reshape(*container.tensors[stored].shape[:-1], -1)
-            values = dequantised(rows, self.infos[name].dtype)
+            values = dequantised(values, self.infos[name].dtype)
         if form.turn is not None:
             values = form.turn(values)
         return self._floats(name, values)

@@ -63,8 +63,8 @@ class Said:
     Args:
       columns: column to tag to its share of the images, 1 where there are no shares.
       sources: column to the source that it is from.
-      has_tags: whether it says more than its trigger words and folders, so that a tag that it lacks
-        is not in its images.
+      has_tags: whether it lists the tags of its images, and not its trigger words alone, so that a
+        tag that it lacks is not in them.
       author: as stated.
       runs: what it has in common with others of the same training: session and checksum.
     """
@@ -122,28 +122,26 @@ def read_said(
 def _said(id: str, path: object, sources: Sequence[str]) -> Said:
     columns: dict[str, dict[str, float]] = {}
     stands: dict[str, str] = {}
-    facts: list[Stated] = []
     with open_model(str(path)) as model:
-        for source in sources:
-            if source in FILES:
-                facts.append(read_stated(model, (source,)))
-                raw = _columns(facts[-1])
-            else:
-                folder = _tag(id.rpartition("/")[0].rpartition("/")[2])
-                raw = {"folder": {folder: 1.0} if source == FOLDERS and folder else {}}
-            for name, tags in raw.items():
-                if tags and name not in columns:
-                    columns[name], stands[name] = tags, source
-    folders = {tag: 1.0 for said in facts for tag in map(_tag, said.folders) if tag}
+        facts = {source: read_stated(model, (source,)) for source in sources if source in FILES}
+    raw = {source: _columns(said) for source, said in facts.items()}
+    folder = _tag(id.rpartition("/")[0].rpartition("/")[2])
+    raw[FOLDERS] = {"folder": {folder: 1.0} if folder else {}}
+    for source in sources:
+        for name, tags in raw.get(source, {}).items():
+            if tags and name not in columns:
+                columns[name], stands[name] = tags, source
+    folders = {tag: 1.0 for said in facts.values() for tag in map(_tag, said.folders) if tag}
     if folders and TRIGGER not in columns:  # of the training images: called as what they show
         columns[TRIGGER], stands[TRIGGER] = folders, HEADERS
-    calls = {_tag(name) for said in facts for name in said.triggers} | folders.keys()
+    calls = {_tag(name) for said in facts.values() for name in said.triggers} | folders.keys()
+    by = facts.get(stands.get(TAGS, ""), Stated())
     return Said(
         columns,
         stands,
-        has_tags=bool(columns.get(TAGS, {}).keys() - calls),
-        author=next((said.author for said in facts if said.author), ""),
-        runs=tuple(run for said in facts for run in (said.session, said.checksum) if run),
+        has_tags=bool(set(map(_tag, by.tags)) - calls),
+        author=next((said.author for said in facts.values() if said.author), ""),
+        runs=tuple(run for said in facts.values() for run in (said.session, said.checksum) if run),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import probex_jax as px
-from probex_jax import buckets
+from probex_jax.buckets import stores
 from probex_jax.layer_store import pack_from_hub, packing
 from probex_jax.layer_store.shard_writer import LayerWriter
 from probex_jax.model_files import Remote
@@ -66,7 +66,7 @@ def shared(tmp_path_factory):
 @pytest.fixture
 def hub(shared, monkeypatch):
     """The hub of the module, as it was at first."""
-    monkeypatch.setattr(buckets, "PATIENCE", IMPATIENT)
+    monkeypatch.setattr(stores, "PATIENCE", IMPATIENT)
     monkeypatch.setattr(packing, "_BLOCK_MODELS", 3)
     shared.behave()
     return shared

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from probex_jax import buckets
+from probex_jax.buckets import stores
 from tests.hub import IMPATIENT, Hub
 
 collect_ignore = ["fuzz_atheris.py"]  # needs the extra `fuzz`
@@ -62,6 +62,6 @@ def hub(running_hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hu
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
-    monkeypatch.setattr(buckets, "PATIENCE", IMPATIENT)
+    monkeypatch.setattr(stores, "PATIENCE", IMPATIENT)
     running_hub.behave()
     return running_hub

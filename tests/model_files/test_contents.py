@@ -203,6 +203,8 @@ QUANTISED = {
     "an unknown quantiser, by name": {"weight": drawn(8, 8, dtype=FLOAT8), "qscale": drawn(1)},
     "an unknown quantiser, without scale": {
         "weight": drawn(8, 8, dtype=FLOAT8), "weight.absmax": drawn(8, 2)},
+    "FP8, of two scales": {
+        "weight": drawn(8, 8, dtype=FLOAT8), "weight_scale": drawn(1), "weight_scale_2": drawn(1)},
     "an unknown quantiser, of two scales": {
         "weight": drawn(8, 8, dtype=FLOAT8), "weight_scale": drawn(1),
         "weight_scale_inv": drawn(1)},
@@ -233,6 +235,9 @@ def test_scales_of_a_model_s_own_are_layers(tmp_path):
         "splats.scales": drawn(9, 3),
         "attn.relative_position_index": integers(9, 9),
         "attn.relative_position_bias_table": drawn(9, 4),
+        "ssm.B": drawn(4, 4),
+        "ssm.s": drawn(4, 4),
+        "attn.W_q": drawn(4, 4),
         "embeddings.position_ids": integers(1, 9),
         "embeddings.position_embeddings": drawn(1, 9, 4),
     }

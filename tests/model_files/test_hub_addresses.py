@@ -107,9 +107,9 @@ def test_the_hub_unless_told_otherwise(monkeypatch):
         ("http://[::1/a.safetensors", "is no address of a file"),
         ("http://host:port/a.safetensors", "is no address of a file"),
         ("http://host:99999/a.safetensors", "is no address of a file"),
-        ("http://a.safetensors", "expected a folder or a file of .safetensors"),
+        ("http://a.safetensors", "expected a .safetensors file"),
         ("https://host.test/model.bin?x=.safetensors", "a pickle can run code"),
-        ("https://host.test/folder/", "expected a folder or a file of .safetensors"),
+        ("https://host.test/folder/", "expected a .safetensors file"),
         ("hf://org/repo\0", "no such file or folder"),
     ],
 )

@@ -214,7 +214,7 @@ def test_other_paths_that_are_no_model(tmp_path):
     refused("a\0b", "'a\\x00b': no such file or folder")
     refused("x" * 5000, "xxx: ")
     (tmp_path / "readme.txt").write_text("hello")
-    refused(tmp_path / "readme.txt", "expected a folder or a file of .safetensors")
+    refused(tmp_path / "readme.txt", "expected a .safetensors file")
     (tmp_path / "model.safetensors").mkdir()
     refused(tmp_path, "model.safetensors: is a folder, expected a file")
     (tmp_path / "model.safetensors").rmdir()

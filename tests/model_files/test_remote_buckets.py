@@ -10,8 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import probex_jax as px
-from probex_jax import buckets
-from probex_jax.buckets import NotThere, write
+from probex_jax.buckets import NotThere, stores, write
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import Remote, open_model
 from tests import s3
@@ -29,7 +28,7 @@ def server():
 @pytest.fixture
 def at(server, request, monkeypatch):
     """An empty folder."""
-    monkeypatch.setattr(buckets, "PATIENCE", IMPATIENT)
+    monkeypatch.setattr(stores, "PATIENCE", IMPATIENT)
     return f"s3://{s3.BUCKET}/{request.node.name}"
 
 
@@ -159,7 +158,7 @@ def test_what_is_not_there(at, tmp_path):
     for url, message in {
         at: "pickle",
         f"{at}/a.bin": "pickle",
-        f"{at}/readme.txt": r"expected a folder or a file of .safetensors",
+        f"{at}/readme.txt": r"expected a .safetensors file",
         f"{at}/none/model.safetensors": "is it empty",
         f"{at}/none": "0 bytes",
     }.items():

@@ -7,8 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import probex_jax as px
-from probex_jax import buckets
-from probex_jax.buckets import write
+from probex_jax.buckets import stores, write
 from probex_jax.errors import ProbexError
 from probex_jax.search import find_models
 from tests import s3
@@ -25,7 +24,7 @@ def server():
 
 @pytest.fixture
 def at(server, request, monkeypatch):
-    monkeypatch.setattr(buckets, "PATIENCE", IMPATIENT)
+    monkeypatch.setattr(stores, "PATIENCE", IMPATIENT)
     return f"{ROOT}/{request.node.name}"
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import probex_jax as px
-from probex_jax import buckets
+from probex_jax.buckets import stores
 from probex_jax.model_files import Remote
 from probex_jax.zoo import SPLITS
 from probex_jax.zoo import download as downloading
@@ -34,7 +34,7 @@ def shared(tmp_path_factory):
 @pytest.fixture
 def hub(shared, monkeypatch):
     """The hub of the module, as it was at first."""
-    monkeypatch.setattr(buckets, "PATIENCE", IMPATIENT)
+    monkeypatch.setattr(stores, "PATIENCE", IMPATIENT)
     shared.behave()
     return shared
 

@@ -356,10 +356,10 @@ def test_words_of_a_csv_whose_rows_are_too_long(hub, name):
 
 
 def test_the_table_is_read_whole_from_a_hub_that_fails(hub, name, monkeypatch):
-    from probex_jax import buckets
+    from probex_jax.buckets import stores
     from tests.hub import IMPATIENT, Faults
 
-    monkeypatch.setattr(buckets, "PATIENCE", IMPATIENT)
+    monkeypatch.setattr(stores, "PATIENCE", IMPATIENT)
     tables(hub.repositories.root, name, {"SupViT": ROWS}, shards=2)
     monkeypatch.setattr(hub, "faults", Faults(3, 0.1, 0.1, 0.1, 0.1))
     assert ids(read(name)) == IDS

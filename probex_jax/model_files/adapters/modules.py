@@ -18,8 +18,9 @@ from typing import NamedTuple
 _MAX_CHARACTERS = 300
 _NUMBER = re.compile(r"(?<![^._])(?:[0-9]+|\{\w\})(?![^._])")
 _CHOICE = re.compile(r"\[(.*?)\]")
+_WRAPPER = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
 _WRAPPERS = re.compile(
-    r"\A(?:base_model\.model\.|module\.|_orig_mod\.)+|\.(?:_orig_mod|base_layer)(?=\.|\Z)"
+    rf"\A(?:(?:base_model\.model|module|{_WRAPPER})\.)+|\.(?:base_layer|{_WRAPPER})(?=\.|\Z)"
 )
 _TEXT = "text"
 # The parts of the table that a path may be of whose prefix tells a part of the pipeline.
@@ -87,7 +88,7 @@ def _slices(path: str, family: str) -> tuple[Slice, ...]:
             ),
         )
         return entry.filled(rest, part if part.startswith(_TEXT) else entry.part)
-    if "." not in rest:
+    if prefix.endswith("_") and "." not in rest:
         rest = _dotted(rest)
     first = rest.partition(".")[0]
     if not part.startswith(_TEXT) and (part or first not in _table().common):
@@ -166,7 +167,7 @@ def _table() -> _Table:
     text = resources.files(__package__).joinpath("modules.txt").read_text("utf-8")
     for section in text.split("\n== ")[1:]:
         head, *lines = (line for line in section.splitlines() if line and line[0] != "#")
-        part, *families = head.replace("none", "").split(" ")
+        part, *families = head.removeprefix("none").split(" ")
         table.families.extend(each for each in families if each not in table.families)
         if part == "words":
             table.common.update(*map(str.split, lines))
@@ -238,7 +239,9 @@ def _read(path: str) -> tuple[str, str, dict[_Entry, set[str]]]:
     """The prefix of a path, what follows, and the entries that this may mean."""
     path = _WRAPPERS.sub("", path)
     prefix = max(filter(path.startswith, _table().prefixes), key=len)
-    rest = _WRAPPERS.sub("", path[len(prefix) :]).strip("_")
+    rest = _WRAPPERS.sub("", path[len(prefix) :])
+    if prefix.endswith("_"):  # some write two underscores, or one behind
+        rest = rest.strip("_")
     part = _table().prefixes[prefix][""]
     entries = _fitting(rest, _PARTS.get(part[:4], ("unet", "transformer")))
     if not entries and (whole := _fitting(path, _PARTS[""])):  # OpenCLIP's transformer.resblocks

@@ -23,6 +23,7 @@ Read = Callable[[str], np.ndarray]
 Shape = tuple[int, ...]
 # Factors of one matrix, [H, R] and [R, W].
 Pair = tuple[np.ndarray, np.ndarray]
+_MAX_ENTRIES = 2**30  # that are kept of one update
 _NEEDED = {"LoRA": ("up", "down"), "LoHa": ("w1_a", "w1_b", "w2_a", "w2_b")}
 
 
@@ -111,7 +112,10 @@ class Update:
                 return f"a {len(shapes[role])}-dimensional {method}, which is not read"
             if 0 in shapes[role]:
                 return "empty"
-        return {"LoRA": self._lora, "LoHa": _loha, "LoKr": _lokr}[method](shapes, is_stack)
+        form = {"LoRA": self._lora, "LoHa": _loha, "LoKr": _lokr}[method](shapes, is_stack)
+        if isinstance(form, Form):
+            _check_size(*form.shape, form.rank)
+        return form
 
     def _lora(self, shapes: Mapping[str, Shape], is_stack: bool) -> Form | str:
         up, down, mid = shapes["up"], shapes["down"], shapes.get("mid", ())
@@ -209,12 +213,14 @@ def _half_form(side: str, shapes: Mapping[str, Shape]) -> tuple[tuple[int, int],
     a, b, core = shapes[f"{side}_a"], shapes[f"{side}_b"], shapes.get(f"t{side[1]}")
     if core is None:
         (rows, rank, *_), (rank_b, *columns) = a, b
-        if rank != rank_b:
+        if rank != rank_b or math.prod(a[2:]) != 1:
             raise MismatchError(f"{side}_a is {_times(a)}, {side}_b is {_times(b)}")
         return (rows, math.prod(columns)), rank
     if core[:2] != (a[0], b[0]) or len(a) != 2 or len(b) != 2:
         raise MismatchError(f"t{side[1]} is {_times(core)}, the factors {_times(a)}, {_times(b)}")
-    return (a[1], b[1] * math.prod(core[2:])), a[0]
+    shape = (a[1], b[1] * math.prod(core[2:]))
+    _check_size(*shape, a[0])
+    return shape, a[0]
 
 
 def _half(side: str, factors: Mapping[str, np.ndarray]) -> Pair:
@@ -228,6 +234,12 @@ def _half(side: str, factors: Mapping[str, np.ndarray]) -> Pair:
     if core is not None:
         a, b = a.T, np.einsum("ij...,jw->iw...", core, b)
     return a.reshape(len(a), -1), b.reshape(len(b), -1)
+
+
+def _check_size(rows: int, columns: int, rank: int | None) -> None:
+    """A few small factors may be those of a matrix of any size."""
+    if (rows * columns if rank is None else rank * (rows + columns)) > _MAX_ENTRIES:
+        raise MismatchError(f"it is an update of {rows}x{columns}, which is too large")
 
 
 def _times(shape: Shape) -> str:

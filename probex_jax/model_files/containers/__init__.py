@@ -59,7 +59,7 @@ class Container:
         return self.contained.tensors
 
     def raw(self, name: str) -> np.ndarray:
-        """A tensor in its stored dtype and shape; bytes where several values share one."""
+        """A tensor in its stored dtype and shape; rows of bytes where values share them."""
         if name in self.contained.readers:
             values = self.contained.readers[name]()
         else:
@@ -67,7 +67,11 @@ class Container:
             values = self.bytes.read(begin, end)
         info = self.tensors[name]
         dtype = NUMPY_DTYPES.get(info.dtype)
-        return values if dtype is None else values.view(dtype).reshape(info.shape)
+        if dtype is not None:
+            return values.view(dtype).reshape(info.shape)
+        rows = math.prod(info.shape[:-1])
+        is_whole = info.shape and rows and values.size % rows == 0
+        return values.reshape(*info.shape[:-1], -1) if is_whole else values
 
     def rows(self, name: str, rows: Sequence[int], width: int) -> np.ndarray | None:
         """Some rows of a tensor, taken as [H, width]; None if it must be read whole."""

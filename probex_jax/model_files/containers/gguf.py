@@ -7,9 +7,10 @@ header is read here.
 
 import json
 import math
+import re
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache, partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial, reduce
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,11 @@ from probex_jax.model_files.locate import Bytes
 from probex_jax.model_files.safetensors_header import MAX_INT, TensorInfo
 from probex_jax.model_files.untrusted_text import quoted
 
+Turn = Callable[[np.ndarray], np.ndarray]
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _WINDOW = 2**20
 _MAX_AXES, _MAX_NAME, _MAX_LISTED, _MAX_KEYS = 4, 1000, 64, 100_000
-_MAX_BLOCKS, _MAX_EXPERTS = 10_000, 10_000
+_MAX_EXPERTS = 10_000
 _STRING, _ARRAY = 8, 9
 # The formats of the other types of values, by their numbers.
 _SCALARS = {kind: f"<{code}" for kind, code in enumerate("BbHhIif?")} | {
@@ -77,7 +79,11 @@ _NAMED = {
 # Conv1D.
 _INTERLEAVED = ("llama", "granite", "smollm3", "arcee")
 _ADDED = ("gemma", "gemma2", "gemma3", "nemotron")
+_HEADS = {"attn_q": ["head_count"], "attn_k": ["head_count_kv", "head_count"]}
 _CONV1D = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
+# The factors of an adapter, which are those of `x.weight.lora_a`.
+_FACTORS, _ALPHA = (".lora_a", ".lora_b"), "adapter.lora.alpha"
+_BLOCK = re.compile(r"blk\.(\d{1,4})\.")
 # Of Mixtral, experts have other names than those that are stacked.
 _EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
 _MIXTRAL = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
@@ -128,7 +134,7 @@ class _Header:
         for name, info in stored:
             if missing := max(0, begin + info.end - self._file.size):
                 raise self._refusal(name, f"truncated: {missing} bytes are missing")
-        tensors = dict(_apart(tensors, self._limits))
+        tensors = dict(_apart(tensors, str(values.get("general.architecture"))))
         return Contained(
             tensors,
             dict(_metadata(values)),
@@ -201,19 +207,24 @@ def _metadata(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield key, value if isinstance(value, str) else json.dumps(value)
 
 
-def _apart(tensors: Mapping[str, TensorInfo], limits: Limits) -> Iterator[tuple[str, TensorInfo]]:
-    """The tensors, with one for each expert of those that are stacked."""
+def _apart(
+    tensors: Mapping[str, TensorInfo], architecture: str
+) -> Iterator[tuple[str, TensorInfo]]:
+    """The tensors, with one for each expert of those that are stacked, as on the hub."""
     for name, info in tensors.items():
         block, _, module = name.removesuffix(".weight").rpartition(".")
         is_stacked = module in _EXPERTS and len(info.shape) == 3
         if not (is_stacked and 0 < info.shape[0] <= _MAX_EXPERTS):
             yield name, info
             continue
+        router, projection = _transformers(architecture, f"{block}.ffn_gate_inp"), _EXPERTS[module]
+        last = f"{_MIXTRAL[projection] if architecture == 'llama' else projection}.weight"
+        path = f"{router.removesuffix('.gate')}.experts" if router else f"{block}.{module}"
         size = (info.end - info.begin) // info.shape[0]
         for number in range(info.shape[0]):
             begin = info.begin + number * size
             apart = TensorInfo(info.dtype, info.shape[1:], begin, begin + size)
-            yield f"{block}.{module}.{number}.weight", apart
+            yield f"{path}.{number}.{last}", apart
 
 
 def _forms(
@@ -221,33 +232,40 @@ def _forms(
 ) -> Iterator[tuple[str, Form]]:
     """What the tensors are in transformers."""
     architecture = str(values.get("general.architecture"))
-    heads, of_keys = (
-        values.get(f"{architecture}.attention.head_count{end}") for end in ("", "_kv")
-    )
-    is_mixtral = architecture == "llama"
     for name, info in tensors.items():
-        block, _, last = name.rpartition(".")
-        module = block.split(".")[-1] if not block.split(".")[-1].isdigit() else ""
-        path, shape = _transformers(architecture, name), info.shape
-        turn: Callable[[np.ndarray], np.ndarray] | None = None
-        expert = block.rpartition(".")
-        if expert[0].split(".")[-1] in _EXPERTS:
-            projection = _EXPERTS[expert[0].split(".")[-1]]
-            begin = _transformers(
-                architecture, f"{expert[0].rpartition('.')[0]}.ffn_gate_inp.{last}"
-            )
-            if begin:
-                named = _MIXTRAL[projection] if is_mixtral else projection
-                path = f"{begin.rpartition('.gate.')[0]}.experts.{expert[2]}.{named}.{last}"
-        if architecture in _INTERLEAVED and module in ("attn_q", "attn_k"):
-            count = heads if module == "attn_q" else of_keys or heads
-            if isinstance(count, int) and count > 0 and shape[0] % (2 * count) == 0:
-                turn = partial(_halved, count)
+        whole, _, factor = name.rpartition(".lora_") if name[-7:] in _FACTORS else (name, "", "")
+        path, _, last = whole.rpartition(".")
+        module, path = path.rpartition(".")[2], _transformers(architecture, path) or path
+        shape = info.shape
+        turns: list[Turn] = []
+        if architecture in _INTERLEAVED and module in _HEADS and factor != "a" and shape:
+            heads = [values.get(f"{architecture}.attention.{key}") for key in _HEADS[module]]
+            count = next((head for head in heads if head), 0)
+            if type(count) is int and count > 0 and shape[0] % (2 * count) == 0:
+                turns.append(partial(_halved, count))
         elif architecture in _ADDED and module.endswith("norm") and last == "weight":
-            turn = _less_one
-        elif architecture == "gpt2" and module in _CONV1D and last == "weight":
-            turn, shape = partial(np.transpose), shape[::-1]
-        yield name, Form(path or name, shape, turn)
+            turns.append(_less_one)
+        elif architecture == "gpt2" and module in _CONV1D and last == "weight" and not factor:
+            turns.append(np.transpose)
+            shape = shape[::-1]
+        # ComfyUI's files have convolutions as matrices.
+        original = values.get(f"comfy.gguf.orig_shape.{name}")
+        sizes = original if isinstance(original, list) else []
+        if (
+            sizes
+            and all(type(size) is int for size in sizes)
+            and math.prod(sizes) == math.prod(shape)
+        ):
+            shape = tuple(sizes)
+            turns.append(partial(np.reshape, shape=shape))
+        if factor == "b" and len(shape) == 2 and isinstance(alpha := values.get(_ALPHA), float):
+            turns.append(partial(np.multiply, np.float32(alpha / max(1, shape[1]))))
+        ending = {"a": ".lora.down.weight", "b": ".lora.up.weight"}.get(factor, f".{last}")
+        yield name, Form(f"{path}{ending}" if path else whole, shape, _one_by_one(turns))
+
+
+def _one_by_one(turns: Sequence[Turn]) -> Turn | None:
+    return partial(reduce, lambda values, turn: turn(values), turns) if turns else None
 
 
 def _halved(heads: int, values: np.ndarray) -> np.ndarray:
@@ -260,19 +278,13 @@ def _less_one(values: np.ndarray) -> np.ndarray:
     return values - values.dtype.type(1)
 
 
-def _transformers(architecture: str, name: str) -> str:
-    """The name of a tensor in transformers; "" if unknown."""
-    path, _, last = name.rpartition(".")
-    keys = path.split(".")
-    number = keys[1] if len(keys) > 2 and keys[0] == "blk" and keys[1].isdecimal() else ""
-    if len(number) > 4 or architecture not in _BEGINNINGS:
+def _transformers(architecture: str, path: str) -> str:
+    """The name of a module in transformers; "" if unknown."""
+    if architecture not in _BEGINNINGS:
         return ""
-    found = _paths(architecture).get(f"blk.0.{'.'.join(keys[2:])}" if number else path)
-    return (
-        f"{found.replace('.0.', f'.{int(number)}.', 1) if number else found}.{last}"
-        if found
-        else ""
-    )
+    block = _BLOCK.match(path)
+    found = _paths(architecture).get(_BLOCK.sub("blk.0.", path), "")
+    return found.replace(".0.", f".{int(block[1])}.", 1) if block else found
 
 
 @cache

@@ -1,7 +1,7 @@
 """What every container says before its weights are read: tensors, metadata, how to read them."""
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -33,6 +33,7 @@ _NAMES = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
 # What is decompressed may be this many times as long; trained weights are hardly compressible.
 _RATIO = 100
 _SMALL = 16 * 2**20
+_WINDOW = 4096  # bytes that are read at once, at least
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,35 @@ def foreign(where: str, what: str) -> Iterator[None]:
         raise ProbexError(f"{where}: no {what}, or damaged: {reason}") from error
 
 
+class NoBytes:
+    """A `Bytes` without bytes, since all tensors have readers.
+
+    Args:
+      name: for messages.
+    """
+
+    size = 0
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def read(self, begin: int, end: int) -> np.ndarray:
+        """Is never asked."""
+        raise NotImplementedError
+
+    def fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Does nothing."""
+
+    def forget(self) -> None:
+        """Does nothing."""
+
+    def check_unchanged(self) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 class Cursor:
     """Reads the structure of a file from its beginning, at most `limit` bytes of it.
 
@@ -154,6 +184,7 @@ class Stream(io.RawIOBase):
         self._file, self._left, self._begin = file, limit, begin
         self._size = (file.size if end is None else end) - begin
         self._at, self.opened, self.read_bytes = 0, False, 0
+        self._held, self._from = b"", 0
 
     def readable(self) -> bool:
         """That it can be read."""
@@ -186,4 +217,7 @@ class Stream(io.RawIOBase):
             )
         begin = self._begin + self._at
         self._at += count
-        return self._file.read(begin, begin + count).tobytes() if count else b""
+        if begin < self._from or begin + count > self._from + len(self._held):
+            last = min(self._file.size, begin + max(count, _WINDOW))
+            self._from, self._held = begin, self._file.read(begin, last).tobytes()
+        return self._held[begin - self._from : begin - self._from + count]

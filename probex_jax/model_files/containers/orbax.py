@@ -6,6 +6,7 @@ TensorStore, below it, opens one array at a time, and says its shape before anyt
 
 import math
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.model_files.byte_ranges import read_small
 from probex_jax.model_files.containers.header import (
     Contained,
+    NoBytes,
     check_unpacked,
     dtype_name,
     foreign,
@@ -31,46 +33,34 @@ _DRIVERS = {".zarray": "zarr", "zarr.json": "zarr3"}
 _VALUES_A_TENSOR = 40
 
 
-class Checkpoint:
-    """The files of a checkpoint; a `Bytes` without bytes, since tensors have readers.
+class Checkpoint(NoBytes):
+    """The files of a checkpoint.
 
     Args:
       path: of the folder.
       files: in it.
     """
 
-    size = 0
-
     def __init__(self, path: Path, files: Iterable[str]):
-        self.path, self.name = path, str(path)
-        self._files = {file: self._state(file) for file in files}
+        super().__init__(str(path))
+        self.path, self._files = path, {file: _state(file) for file in files}
         self.total = sum(size for size, _ in self._files.values())
-
-    def _state(self, file: str) -> tuple[int, int]:
-        try:
-            status = os.stat(file)
-        except OSError as error:
-            raise ProbexError(f"{file}: cannot be read: {error.strerror}") from error
-        return status.st_size, status.st_mtime_ns
-
-    def read(self, begin: int, end: int) -> np.ndarray:
-        """Never asked for."""
-        raise NotImplementedError
-
-    def fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Does nothing."""
-
-    def forget(self) -> None:
-        """Does nothing."""
-
-    def close(self) -> None:
-        """Does nothing: nothing stays open."""
 
     def check_unchanged(self) -> None:
         """Raises a ProbexError if a file was written to since the checkpoint was opened."""
         for file, state in self._files.items():
-            if self._state(file) != state:
+            if _state(file) != state:
                 raise ProbexError(f"{file}: changed while it was read; try again")
+
+
+def _state(file: str) -> tuple[int, int]:
+    try:
+        status = os.stat(file)
+    except OSError as error:
+        raise ProbexError(f"{file}: cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ProbexError(f"{file}: not a regular file")
+    return status.st_size, status.st_mtime_ns
 
 
 def read_checkpoint(folder: Checkpoint, limits: Limits) -> Contained:

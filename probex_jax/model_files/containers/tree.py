@@ -1,6 +1,6 @@
 """Trees of parameters in memory."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -8,15 +8,16 @@ import jax
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files.containers.header import Contained, dtype_name
+from probex_jax.model_files.containers.header import Contained, NoBytes, dtype_name
 from probex_jax.model_files.safetensors_header import TensorInfo
 from probex_jax.model_files.untrusted_text import quoted
 
 
-class InMemory:
-    """No file and no folder: a `Bytes` and a `Folder` of nothing."""
+class InMemory(NoBytes):
+    """No file and no folder: a `Folder` of nothing, too."""
 
-    name, size = "parameters in memory", 0
+    def __init__(self) -> None:
+        super().__init__("parameters in memory")
 
     def __str__(self) -> str:
         return self.name
@@ -35,22 +36,6 @@ class InMemory:
 
     def read_beside(self, name: str, limit: int) -> None:
         """Nothing."""
-
-    def read(self, begin: int, end: int) -> np.ndarray:
-        """Never asked for: tensors have readers."""
-        raise NotImplementedError
-
-    def fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Does nothing."""
-
-    def forget(self) -> None:
-        """Does nothing."""
-
-    def check_unchanged(self) -> None:
-        """Does nothing."""
-
-    def close(self) -> None:
-        """Does nothing."""
 
 
 def read_tree(tree: Any, metadata: Mapping[str, str]) -> Contained:

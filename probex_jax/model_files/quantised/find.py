@@ -41,6 +41,7 @@ _OWN = re.compile(
 _BELOW = re.compile(r"(?:\A|\.)(weight\..+|(?:res_)?centroids\.weight)\Z")
 # What quantised activations would be multiplied by: the weight alone is not the layer.
 _FOLDED = {"pre_quant_scale", "_weight_act_pre_scale"}
+_MARKERS = ("scaled_fp8", "comfy_quant")
 _COMFY = "_quantization_metadata"  # in the header, of ComfyUI's first files
 _BY_NAME: dict[str, list[Format]] = defaultdict(list)
 for _format in FORMATS:
@@ -82,7 +83,8 @@ class Packed:
         """
         parts = {role: raw(name) for role, name in zip(self._roles, self.tensors, strict=True)}
         try:
-            values = self._read(parts, config)
+            with np.errstate(all="ignore"):  # the caller finds what became infinite
+                values = self._read(parts, config)
         except ProbexError as error:
             raise ProbexError(f"layer {quoted(self.layer)} ({self.method}): {error}") from error
         return np.ascontiguousarray(values.reshape(self.shape))
@@ -148,7 +150,10 @@ def find_quantised(
                 infos = {role: tensors[part] for role, part in roles.items()}
                 is_comfy = "comfy_quant" in names or _COMFY in metadata
                 at = Tensors(infos, roles, path, raw, config, is_comfy)
-                fit = format.fit(at) if format.fit and not _FOLDED & names.keys() else None
+                # Another factor of the weight, whatever it is.
+                more = [n for end, n in own.items() if layer and end.startswith(layer)]
+                is_known = not _FOLDED & names.keys() and {*more} <= {*roles.values()}
+                fit = format.fit(at) if format.fit and is_known else None
                 layer = f"{path}.{layer}" if path and layer else path or layer
                 if fit and layer not in packed and (layer not in tensors or layer == name):
                     read = {role: part for role, part in roles.items() if role != "comfy"}
@@ -169,9 +174,8 @@ def find_quantised(
                 is_whole |= matched[0][0].weight not in ("weight", "*", "*_blocks")
                 parts |= {*matched[0][2].values()} - weights
         for last, name in names.items():
-            is_own = (last in own and (has_integers or _OWN.search(last))) or last.startswith(
-                "weight."
-            )
+            is_own = last in own and (has_integers or _OWN.search(last))
+            is_own = is_own or last.startswith("weight.")
             if name not in weights and (is_own or (is_whole and last != "bias")):
                 parts.add(name)
                 left_out[name] = reason or _SCALE
@@ -186,7 +190,7 @@ def _modules(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, str]]:
     """The tensors of each module: path to last names, such as `weight.absmax`, to full names."""
     modules: dict[str, dict[str, str]] = defaultdict(dict)
     for name in tensors:
-        below = _BELOW.search(name)
+        below = _BELOW.search(name) if "weight." in name or "centroids." in name else None
         path, _, last = (name[: below.start()], "", below[1]) if below else name.rpartition(".")
         modules[path][last] = name
     return modules
@@ -203,8 +207,10 @@ def _matching(
     dtype = tensors[names[last]].dtype
     for format in (*_BY_NAME.get(last, ()), *(_BY_STEM if dtype in _OF_STEMS else ())):
         _, star, end = format.weight.partition("*")
-        if star and not last.endswith(end):
+        if (star and not last.endswith(end)) or (format.dtypes and dtype not in format.dtypes):
             continue
+        if (not format.fit and dtype in FLOATS) or not tensors[names[last]].shape:
+            continue  # layers of a model's own may have such names
         stem = last.removesuffix(end) if star else format.layer
         roles = {"weight": names[last]}
         for role, spelt in format.parts.items():
@@ -214,7 +220,7 @@ def _matching(
             elif found or not role.endswith("?"):
                 break
         else:
-            allowed = {**ROLES, "weight": format.dtypes or (dtype,), "scale": format.scales}
+            allowed = {**ROLES, "weight": (dtype,), "scale": format.scales}
             if all(
                 tensors[part].dtype in allowed.get(role, FLOATS) and 0 not in tensors[part].shape
                 for role, part in roles.items()
@@ -233,6 +239,7 @@ def _unknown_scale(last: str, tensor: TensorInfo, own: Mapping[str, str]) -> str
     if last in own or tensor.dtype not in (*FLOATS, *FLOAT8):
         return ""
     if tensor.dtype in FLOAT8:
-        return next((name for end, name in own.items() if not _ACTIVATIONS.search(end)), "")
+        own = {end: name for end, name in own.items() if not _ACTIVATIONS.search(end)}
+        return next((name for end, name in own.items() if end not in _MARKERS), "")
     known = ("weight_scale", "weight_scale_inv", "scale_weight") if last == "weight" else ()
     return next((own[end] for end in known if end in own), "")

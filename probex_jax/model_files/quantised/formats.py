@@ -54,7 +54,11 @@ class Tensors:
     is_comfy: bool
 
     def __getitem__(self, role: str) -> Shape:
-        return self.infos[role].shape if role in self.infos else ()
+        return self.infos[role].shape
+
+    def get(self, role: str) -> Shape | None:
+        found = self.infos.get(role)
+        return found and found.shape
 
     def __contains__(self, role: str) -> bool:
         return role in self.infos
@@ -86,7 +90,7 @@ def _gptq(t: Tensors) -> Fit:
                 if (
                     t["zeros"] == (groups, -(-outputs * bits // 32))
                     and words == -(-inputs * bits // 32)
-                    and ("order" in t or block_size(inputs, groups))
+                    and (t["order"] == (inputs,) if "order" in t else block_size(inputs, groups))
                 ):
                     return (outputs, inputs), partial(values.gptq, bits=bits, inputs=inputs)
     return None
@@ -107,8 +111,9 @@ def _awq(t: Tensors) -> Fit:
 
 
 def _bitsandbytes(t: Tensors) -> Fit:
-    state = {"nested_blocksize": 1, "nested_offset": 0.0} | t.json("state")
-    shape, size, nested = state.get("shape"), state.get("blocksize"), state["nested_blocksize"]
+    state: dict[str, Any] = {"nested_blocksize": 1, "nested_offset": 0.0, **t.json("state")}
+    shape, nested = state.get("shape"), state["nested_blocksize"]
+    size: Any = state.get("blocksize")
     if not (
         isinstance(shape, list)
         and 0 < len(shape) < 9
@@ -118,13 +123,13 @@ def _bitsandbytes(t: Tensors) -> Fit:
         return None
     count = math.prod(shape)
     blocks = -(-count // size)
-    second = (-(-blocks // nested),) if "nested_absmax" in t else ()
+    second = (-(-blocks // nested),) if "nested_absmax" in t else None
     fits = (
         t.bytes("weight") == -(-count // 2)
         and t["map"] == (16,)
         and t["absmax"] == (blocks,)
-        and t["nested_absmax"] == second
-        and t["nested_map"] == (second and (256,))
+        and t.get("nested_absmax") == second
+        and t.get("nested_map") == (second and (256,))
         and (t.infos["absmax"].dtype == "U8") == bool(second)
     )
     read = partial(values.bitsandbytes, state={**state, "count": count, "size": size})
@@ -168,8 +173,9 @@ def _scaled(t: Tensors) -> Fit:
     grid = _grid(shape, scale)
     # It is not known which axis of a kernel [in, out] a row of scales is for.
     is_clear = not t.names["weight"].endswith("kernel") or math.prod(scale) == 1
-    fits = grid and is_clear and ("zero" not in t or math.prod(t["zero"]) == math.prod(grid))
-    return (shape, partial(values.scaled, grid=grid)) if fits else None
+    if grid is None or not is_clear or ("zero" in t and math.prod(t["zero"]) != math.prod(grid)):
+        return None
+    return shape, partial(values.scaled, grid=grid)
 
 
 def _of_floats(t: Tensors) -> Fit:
@@ -179,7 +185,7 @@ def _of_floats(t: Tensors) -> Fit:
 
 def _fp4(t: Tensors, divide: bool = False) -> Fit:
     """NVFP4 where a float scales the tensor, too, else MXFP4."""
-    *lead, width = t["weight"] or (0,)
+    *lead, width = t["weight"]
     shape = (*lead, width if t.infos["weight"].dtype == "F4" else 2 * width)
     groups, rest = divmod(shape[-1], 16 if "second" in t else 32)
     is_tiled = t.is_comfy and "second" in t and len(lead) == 1
@@ -187,7 +193,7 @@ def _fp4(t: Tensors, divide: bool = False) -> Fit:
         lead
         and not rest
         and t["scale"] == (_tiles(lead[0], groups) if is_tiled else (*lead, groups))
-        and math.prod(t["second"]) in (1, lead[0] if len(lead) > 1 else 1)
+        and math.prod(t.get("second") or ()) in (1, lead[0] if len(lead) > 1 else 1)
     )
     read = partial(values.fp4, shape=shape, divide=divide, is_comfy=is_tiled)
     return (shape, read) if fits else None
@@ -213,11 +219,11 @@ def _compressed(t: Tensors) -> Fit:
                 if (
                     grid
                     and words == -(-inputs * bits // 32)
-                    and t["zeros"] in ((), zeros)
-                    and t["order"] in ((), (inputs,))
+                    and t.get("zeros") in (None, zeros)
+                    and t.get("order") in (None, (inputs,))
                 ):
-                    known = {"bits": bits, "inputs": inputs, "grid": grid}
-                    return (outputs, inputs), partial(values.compressed, **known)
+                    read = partial(values.compressed, bits=bits, inputs=inputs, grid=grid)
+                    return (outputs, inputs), read
     return None
 
 
@@ -258,7 +264,7 @@ def _hqq(t: Tensors) -> Fit:
             bits = (
                 3 if t.infos["weight"].dtype == "I32" or 8 * stored % size else 8 * stored // size
             )
-            rows, rest = divmod(size, stored // words // (4 if bits == 3 else 1))
+            rows, rest = divmod(size, stored // words // (4 if bits == 3 else 1) or 1)
             per_word = {1: 8, 2: 4, 3: 10, 4: 2, 8: 1}.get(bits, 0)
             fits = (
                 not rest
@@ -332,10 +338,11 @@ FORMATS = (
     Format("GPTQ", "qweight", _ZEROS | {"order?": "g_idx"}, _gptq, _WORDS),
     Format("AWQ", "qweight", _ZEROS, _awq, _WORDS),
     Format("SVDQuant", "qweight", {"scale": "wscales"}),
+    Format("FP-Quant", "qweight", {"table": "forward_hadamard_matrix"}),
     Format("GPTQ or AWQ", "qweight", {}),
     Format("EXL2", "q_weight", {}),
     Format("EXL3", "trellis", {}),
-    Format("HQQ", "W_q", _HQQ, _hqq),
+    Format("HQQ", "W_q", _HQQ, _hqq, ("U8", "I32", *FLOATS)),
     Format("HQQ", "W_q", {}),
     Format("AQLM", "codes", {"table": "codebooks"}),
     Format("QuIP#", "Qidxs", {}),

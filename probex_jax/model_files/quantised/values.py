@@ -91,8 +91,7 @@ def on_blocks(
         spread = spread[..., None]
     else:
         spread = np.repeat(spread, across, axis=-1)[..., :width]
-    with np.errstate(all="ignore"):  # what becomes infinite is found by whoever reads the layer
-        apply(values, spread, out=values)
+    apply(values, spread, out=values)
 
 
 def quantization(config: Config) -> Mapping[str, Any]:
@@ -131,8 +130,7 @@ def fp4(
     on_blocks(values, _floats(_untiled(scale, shape[0], shape[1] // 16) if is_comfy else scale))
     if "second" in parts:
         second = parts["second"].astype(np.float32).reshape(-1, *(1,) * (len(shape) - 1))
-        with np.errstate(all="ignore"):
-            (np.divide if divide else np.multiply)(values, second, out=values)
+        (np.divide if divide else np.multiply)(values, second, out=values)
     return values
 
 
@@ -149,10 +147,9 @@ def bitsandbytes(parts: Parts, config: Config, state: Mapping[str, Any]) -> np.n
         absmax *= parts["nested_absmax"][np.arange(absmax.size) // state["nested_blocksize"]]
         absmax += np.float32(state["nested_offset"])
     values = _two_a_byte(parts["map"].astype(np.float32), parts["weight"], True)[: state["count"]]
-    with np.errstate(all="ignore"):
-        whole = values.size // size * size
-        values[:whole].reshape(-1, size)[:] *= absmax[: whole // size, None]
-        values[whole:] *= absmax[-1]
+    whole = values.size // size * size
+    values[:whole].reshape(-1, size)[:] *= absmax[: whole // size, None]
+    values[whole:] *= absmax[-1]
     return values
 
 
@@ -188,7 +185,7 @@ def awq_gemv(parts: Parts, config: Config, groups: int) -> np.ndarray:
 
 
 def compressed(
-    parts: Parts, config: Config, bits: int, inputs: int, grid: tuple[int, int]
+    parts: Parts, config: Config, bits: int, inputs: int, grid: tuple[int, ...]
 ) -> np.ndarray:
     """Packed integers of compressed-tensors; without a zero point they are signed."""
     zeros = np.full(grid, 2 ** (bits - 1), np.uint8)
@@ -219,7 +216,7 @@ def mlx_floats(parts: Parts, config: Config, shape: tuple[int, ...], bits: int) 
 
 def hqq(parts: Parts, config: Config, bits: int, rows: int) -> np.ndarray:
     """(code - zero) · scale; the codes of a word lie a block of rows apart, the highest first."""
-    packed = parts["weight"].view(np.int32 if bits == 3 else np.uint8)
+    packed: np.ndarray = parts["weight"].view(np.int32 if bits == 3 else np.uint8)
     shifts = range((30 if bits == 3 else 8) - bits, -1, -bits)
     values = np.concatenate([packed >> s & 2**bits - 1 for s in shifts], dtype=np.float32)[:rows]
     values -= parts["zero"].astype(np.float32)
@@ -250,8 +247,7 @@ def _floats(values: np.ndarray) -> np.ndarray:
     """As float32; bytes are exponents, as in all MX formats."""
     if values.dtype == np.uint8:
         values = values.view(ml_dtypes.float8_e8m0fnu)
-    with np.errstate(all="ignore"):
-        return values.astype(np.float32)
+    return values.astype(np.float32)
 
 
 def _two_a_byte(table: np.ndarray, packed: np.ndarray, is_high_first: bool) -> np.ndarray:

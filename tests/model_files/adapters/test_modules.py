@@ -118,6 +118,9 @@ SPELLINGS = {
         "lora_transformer_context_embedder",
         "lora_unet_context_embedder_",
     ],
+    "transformer.img_in": ["lora_transformer_img_in"],
+    "transformer.x_embedder.proj": ["lora_transformer_x_embedder_proj", "lora_unet_img_in_proj"],
+    "transformer.pos_embed.proj": ["diffusion_model.x_embedder.proj"],
     "transformer.distilled_guidance_layer.layers.4.linear_1": [
         "lora_unet_distilled_guidance_layer_layers_4_in_layer"
     ],
@@ -149,6 +152,7 @@ SPELLINGS = {
         "base_model.model.model.layers.0.self_attn.q_proj",
         "_orig_mod.model.layers.0.self_attn.q_proj",
         "module.model.layers.0.self_attn.q_proj",
+        "model._fsdp_wrapped_module.layers.0._checkpoint_wrapped_module.self_attn.q_proj",
         "lycoris_model_layers_0_self_attn_q_proj",
     ],
     "model.layers.0.mlp.gate_up_proj": ["lycoris_model_layers_0_mlp_gate_up_proj"],
@@ -168,6 +172,20 @@ SPELLINGS = {
 )
 def test_every_spelling_is_the_same_layer(layer, path):
     assert slices(path) == (Slice(layer),)
+
+
+@pytest.mark.parametrize("i", range(12))
+def test_blocks_of_compvis_are_numbered_through_the_levels(i):
+    level, layer = divmod(i, 3)
+    for name, theirs, ours in [
+        ("attentions", "1.proj_in", "proj_in"),
+        ("resnets", "0.in_layers.2", "conv1"),
+    ]:
+        up = slices(f"diffusion_model.output_blocks.{i}.{theirs}")
+        assert up == (Slice(f"unet.up_blocks.{level}.{name}.{layer}.{ours}"),)
+        if layer < 2:
+            down = slices(f"diffusion_model.input_blocks.{i + 1}.{theirs}")
+            assert down == (Slice(f"unet.down_blocks.{level}.{name}.{layer}.{ours}"),)
 
 
 def shared(prefix, *names, shares=(1, 1, 1)):
@@ -252,6 +270,8 @@ def test_rows_of_fused_modules_are_shared(expected, paths):
         ("base_model.model.transformer_blocks.0.zebra", "transformer.transformer_blocks.0.zebra"),
         ("diffusion_model.blocks.0.attn.to_q", "transformer.blocks.0.attn.to_q"),
         ("layers.0.zebra", "layers.0.zebra"),
+        ("fc_1", "fc_1"),
+        ("_fc.0", "_fc.0"),
         ("zebra.0.base_layer", "zebra.0"),
     ],
 )
@@ -330,7 +350,7 @@ def test_queries_of_lumina_have_more_rows_than_keys():
         "base_model.model.",
         "unet.",
         "lora_unet_double_blocks_٣_img_attn_qkv",
-        "lora_unet_" + "0_" * 500_000 + "to_q",
+        "lora_unet_" + "0_" * 2_500_000 + "to_q",
         "base_model.model." * 60_000 + "to_q",
         "._orig_mod" * 100_000,
         "lora_unet_" + "to_k_" * 50,

@@ -13,6 +13,9 @@ pytestmark = [
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
+conversion = pytest.importorskip("diffusers.loaders.lora_conversion_utils")
+mixins = pytest.importorskip("diffusers.loaders.lora_pipeline")
+single_file = pytest.importorskip("diffusers.loaders.single_file_utils")
 
 
 def flat(name):
@@ -62,7 +65,7 @@ HUNYUAN = [
     *embedders("time_in guidance_in txt_in.t_embedder", "mlp.0 mlp.2"),
     *embedders("txt_in.c_embedder", "linear_1 linear_2"),
     *embedders("vector_in"),
-    # Not adaLN_modulation.1, of which the loader also swaps the rows of the factor "down".
+    # Not adaLN_modulation.1: the loader also swaps the rows of the factor "down".
     *["txt_in.input_embedder", "img_in.proj", "final_layer.linear"],
 ]
 WAN = [
@@ -122,6 +125,13 @@ KREA = [
 ]
 LTX = [
     *blocks(2, "transformer_blocks", "attn1.to_q attn1.to_out.0 attn2.to_v ff.net.0.proj ff.net.2"),
+]
+LTX2 = [
+    *blocks(
+        1, "transformer_blocks", "audio_attn1.to_q video_to_audio_attn.to_out.0 audio_ff.net.2"
+    ),
+    *embedders("adaln_single audio_adaln_single av_ca_audio_scale_shift_adaln_single", "linear"),
+    *["av_ca_v2a_gate_adaln_single.emb.timestep_embedder.linear_1", "audio_patchify_proj"],
 ]
 # Rows and columns, as loaders know them by heart; Flux 2 has more in its single blocks.
 SHAPES = {"linear1": (21504, 3072), "attention.qkv": (3840, 2304), "qkv": (12, 4)}
@@ -234,12 +244,11 @@ CLIP_KOHYA = [
         ("AnimaLoraLoaderMixin", "peft", dotted(COMFY, ANIMA)),
         ("Krea2LoraLoaderMixin", "peft", dotted(COMFY, KREA)),
         ("LTXPipeline", "peft", dotted(COMFY, LTX)),
+        ("LTX2LoraLoaderMixin", "peft", dotted(COMFY, [*LTX, *LTX2])),
     ],
 )
 def test_rows_of_layers_are_those_that_diffusers_loads(pipeline, spelling, paths):
-    loader = getattr(diffusers, pipeline, None) or getattr(
-        diffusers.loaders.lora_pipeline, pipeline
-    )
+    loader = getattr(diffusers, pipeline, None) or getattr(mixins, pipeline)
     made = factors(paths, {"linear1": (36, 4)} if pipeline == "Flux2Pipeline" else SHAPES)
     converted = loader.lora_state_dict(stored(made, spelling))
     check(ours(made), theirs(converted[0] if isinstance(converted, tuple) else converted))
@@ -367,13 +376,12 @@ def test_rows_of_layers_are_those_of_converted_checkpoints(model, paths, known):
     made = factors(dotted("" if model in bare else "model.diffusion_model.", paths), known)
     weights = Checkpoint({f"{path}.weight": up.clone() for path, (up, _) in made.items()})
     weights |= {f"{path}.bias": torch.zeros(len(up)) for path, (up, _) in made.items()}
-    library = diffusers.loaders.single_file_utils
     if model == "ldm_unet_checkpoint":
         config = {"layers_per_block": 2}
         config |= {"addition_embed_type": "text_time"} if paths is SDXL else {}
-        converted = library.convert_ldm_unet_checkpoint(weights, config)
+        converted = single_file.convert_ldm_unet_checkpoint(weights, config)
     else:
-        converted = getattr(library, f"convert_{model}_to_diffusers")(weights)
+        converted = getattr(single_file, f"convert_{model}_to_diffusers")(weights)
     layers = ours(made)
     part = "unet" if "unet" in model else "transformer"
     assert {f"{part}.{name}" for name, value in converted.items() if value is not None} >= {
@@ -382,6 +390,28 @@ def test_rows_of_layers_are_those_of_converted_checkpoints(model, paths, known):
     for layer, (rows, _) in layers.items():
         other = converted[layer.removeprefix(f"{part}.") + ".weight"]
         torch.testing.assert_close(other, rows, rtol=0, atol=0, msg=layer)
+
+
+WHOLE_FLUX = [  # not adaLN_modulation.1, as above
+    *blocks(19, "double_blocks", f"{STREAMS} img_mod.lin txt_mod.lin"),
+    *blocks(38, "single_blocks", "linear1 linear2 modulation.lin"),
+    "final_layer.linear",
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefix", "others"),
+    [
+        ("bfl_flux_control", "", ["img_in", "txt_in", *embedders("time_in vector_in guidance_in")]),
+        ("fal_kontext", "base_model.model.", []),
+    ],
+)
+def test_loras_of_whole_fluxes_are_those_that_diffusers_converts(kind, prefix, others):
+    made = factors(dotted(prefix, dict.fromkeys([*WHOLE_FLUX, *others])))
+    tensors = Checkpoint(stored(made, "peft"))
+    converted = getattr(conversion, f"_convert_{kind}_lora_to_diffusers")(tensors)
+    named = [name for name in converted if "lora" in name and "norm_out" not in name]
+    check(ours(made), theirs({name: converted[name] for name in named}))
 
 
 @pytest.mark.parametrize("text_encoder", [1, 2])
@@ -399,7 +429,6 @@ def test_loras_of_stable_diffusion_xl_are_those_that_diffusers_loads(text_encode
 
 
 def test_rows_of_open_clip_are_those_of_the_converted_text_encoder():
-    library = diffusers.loaders.single_file_utils
     prefix = "conditioner.embedders.1.model."
     inside = "attn.out_proj mlp.c_fc mlp.c_proj ln_1"
     made = factors(dotted(prefix, blocks(2, "transformer.resblocks", inside)))
@@ -407,7 +436,7 @@ def test_rows_of_open_clip_are_those_of_the_converted_text_encoder():
     weights = {f"{path}.weight": up for path, (up, _) in made.items()}
     weights |= {f"{path}_weight": up for path, (up, _) in fused.items()}
     model = type("Model", (), {"config": type("Config", (), {"hidden_size": 4})})
-    converted = library.convert_open_clip_checkpoint(model, weights, prefix)
+    converted = single_file.convert_open_clip_checkpoint(model, weights, prefix)
     layers = ours(made | fused)
     assert {f"{layer}.weight" for layer in layers} == {f"text_encoder_2.{e}" for e in converted}
     for layer, (rows, _) in layers.items():

@@ -178,6 +178,17 @@ def test_a_lokr_of_peft_is_always_scaled(tmp_path):
         np.testing.assert_allclose(dense, np.kron(drawn(4, 4), drawn(6, 4)) / 2, atol=1e-5)
 
 
+def test_the_method_and_the_rank_make_no_other_architecture(tmp_path):
+    """An adapter of the same layers can be of the same tree."""
+    tensors = {"LoRA": {f"{LAYER}.lora_B.weight": UP, f"{LAYER}.lora_A.weight": DOWN}}
+    tensors |= {f"LoHa {rank}": loha(LAYER, rank) for rank in (2, 4)}
+    tensors["delta"] = {f"{LAYER}.diff": drawn(24, 16)}
+    tensors["LoKr"] = {f"{LAYER}.lokr_w1": drawn(4, 4), f"{LAYER}.lokr_w2": drawn(6, 4)}
+    assert len({fingerprint(opened(tmp_path, each)) for each in tensors.values()}) == 1
+    whole = opened(tmp_path, {LAYER: drawn(24, 16)})
+    assert fingerprint(whole) != fingerprint(opened(tmp_path, tensors["LoRA"]))
+
+
 def test_a_delta_is_the_difference_itself(tmp_path):
     tensors = {"lora_unet_conv_in.diff": drawn(6, 4, 3, 3), "lora_unet_conv_in.diff_b": drawn(6)}
     with opened(tmp_path, tensors) as m:
@@ -217,6 +228,20 @@ MISFITS = {
         "hada_w2_b": (2, 4),
     },
     "LoKr": {"lokr_w1": (4, 4), "lokr_w2_a": (4, 2), "lokr_w2_b": (3, 4)},
+    "LoKr, a kernel too many": {"lokr_w1": (4, 4), "lokr_w2_a": (4, 2, 3), "lokr_w2_b": (2, 4)},
+    "LoKr, too large": {"lokr_w1": (700, 700), "lokr_w2": (700, 700)},
+    "LoRA, too large": {
+        "lora_up.weight": (4, 900),
+        "lora_mid.weight": (900, 1, 900),
+        "lora_down.weight": (1, 2000),
+    },
+    "LoHa, too large": {
+        "hada_w1_a": (900, 1),
+        "hada_t1": (900, 1, 900),
+        "hada_w1_b": (1, 2000),
+        "hada_w2_a": (1, 1),
+        "hada_w2_b": (1, 2000 * 900),
+    },
     "LoRA": {"lora_a": (4, 2), "lora_b": (3, 4)},
     "LoRA, mid": {
         "lora_up.weight": (4, 2),

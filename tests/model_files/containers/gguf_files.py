@@ -26,7 +26,12 @@ def write(path, architecture, tensors, types=None, **settings):
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_layer_norm_eps(1e-5)
     for key, value in settings.items():
-        getattr(writer, f"add_{key}")(value)
+        if "." not in key:
+            getattr(writer, f"add_{key}")(value)
+        elif isinstance(value, list):
+            writer.add_array(key, value)
+        else:
+            writer.add_float32(key, value)
     for name, value in tensors.items():
         kind = (types or {}).get(name)
         packed = value if kind is None else gguf.quants.quantize(value, kind)

@@ -115,6 +115,30 @@ def test_of_quantised_query_rows_are_put_back_in_order(tmp_path):
         np.testing.assert_allclose(found, query, atol=np.abs(query).max() / 127)
 
 
+def test_an_adapter_is_that_of_peft(tmp_path):
+    down, up = drawn(4, HIDDEN), drawn(HIDDEN, 4, seed=1)
+    stored = {
+        "blk.0.attn_q.weight.lora_a": down,
+        "blk.0.attn_q.weight.lora_b": interleaved(up, HEADS),
+    }
+    path = write(tmp_path / "a.gguf", "llama", stored, **{"adapter.lora.alpha": 8.0})
+    with open_model(path) as m:
+        assert [*m.layers] == ["model.layers.0.self_attn.q_proj"]
+        assert not m.unscaled
+        found = m.matrix("model.layers.0.self_attn.q_proj")
+        np.testing.assert_allclose(found.up @ found.down, 2 * up @ down, rtol=1e-5, atol=1e-5)
+
+
+def test_a_convolution_that_comfyui_made_a_matrix(tmp_path):
+    kernel = drawn(8, 4, 3, 3)
+    key = "comfy.gguf.orig_shape.conv_in.weight"
+    stored = {"conv_in.weight": kernel.reshape(8, 36), "x.weight": drawn(8, 4)}
+    path = write(tmp_path / "a.gguf", "sd1", stored, **{key: [8, 4, 3, 3]})
+    with open_model(path) as m:
+        assert m.layers["conv_in.weight"].kind == "conv"
+        np.testing.assert_array_equal(m.tensor("conv_in.weight"), kernel)
+
+
 def test_a_type_that_is_not_dequantised_is_left_out_by_name(tmp_path):
     path = write(tmp_path / "a.gguf", "llama", {"a.weight": drawn(4, 32), "b.weight": drawn(2, 2)})
     data = bytearray(path.read_bytes())
@@ -132,7 +156,10 @@ def test_shards_are_read_together(tmp_path):
     names = [f"mine-0000{number}-of-00002.gguf" for number in (1, 2)]
     write(tmp_path / names[0], "llama", {"token_embd.weight": drawn(4, 8)}, name="mine")
     write(tmp_path / names[1], "llama", {"output.weight": drawn(4, 8)})
-    (tmp_path / "mmproj.safetensors").unlink(missing_ok=True)
+    write(tmp_path / "a-00001-of-00001.gguf", "llama", {"token_embd.weight": drawn(2, 2)})
+    with pytest.raises(ProbexError, match=r"which of its 3 other files"):
+        open_model(tmp_path)
+    (tmp_path / "a-00001-of-00001.gguf").unlink()
     for path in (tmp_path, *(tmp_path / name for name in names)):
         with open_model(path) as m:
             assert [*m.layers] == ["lm_head.weight", "model.embed_tokens.weight"]

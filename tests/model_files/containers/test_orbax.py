@@ -108,6 +108,14 @@ def test_links_that_lead_out_are_refused(tmp_path):
         open_model(path)
 
 
+def test_a_pipe_is_refused(tmp_path):
+    path = small(tmp_path / "a")
+    (path / "a.kernel" / "0.0").unlink()
+    os.mkfifo(path / "a.kernel" / "0.0")
+    with pytest.raises(ProbexError, match=r"0\.0: not a regular file"):
+        open_model(path)
+
+
 def test_damaged_bytes_end_in_one_line_or_are_read(tmp_path):
     """Orbax has no checksums of arrays; whatever is damaged, nothing else happens."""
     ocp.save_pytree(tmp_path / "a", {"fc": {"kernel": np.ones((20, 30), "f4")}})

@@ -1,5 +1,6 @@
 """Keras's own files, written here: named layers, attention, recurrence, models in models."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,7 +12,8 @@ pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 @pytest.fixture
 def layers(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    return pytest.importorskip("keras").layers
+    with jax.numpy_rank_promotion("allow"):
+        yield pytest.importorskip("keras").layers
 
 
 def made(layers):

@@ -1,5 +1,6 @@
 """Quantised weights are read as their methods mean them, against references in float64."""
 
+import contextlib
 import json
 import tracemalloc
 
@@ -16,7 +17,7 @@ from probex_jax.model_files.safetensors_header import TensorInfo
 FLOAT8 = ml_dtypes.float8_e4m3fn
 LAYER = "model.layers.0.mlp.down_proj"
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-DTYPES = {"float32": "F32", "uint8": "U8", "int8": "I8", "float8_e8m0fnu": "F8_E8M0"}
+DTYPES = {"f": "F", "i": "I", "u": "U"}
 
 
 def random(seed=0):
@@ -36,6 +37,17 @@ def opened(folder, tensors, config=None, metadata=None):
         named = {f"{LAYER}.{end}": value for end, value in tensors.items()}
         save_file(named, folder / "m.safetensors", metadata)
     return open_model(folder)
+
+
+def found(arrays, config=dict):
+    """What is found among arrays in memory."""
+
+    def dtype(array):
+        kind = "F8_E4M3" if array.dtype == FLOAT8 else DTYPES.get(array.dtype.kind, "?")
+        return kind if len(kind) > 1 else f"{kind}{8 * array.itemsize}"
+
+    infos = {n: TensorInfo(dtype(v), v.shape, 0, v.nbytes) for n, v in arrays.items()}
+    return find_quantised(infos, arrays.__getitem__, {}, config)
 
 
 def check(folder, tensors, expected, config=None, metadata=None):
@@ -128,23 +140,29 @@ def test_hqq(tmp_path, bits, axis):
     check(tmp_path, tensors, expected)
 
 
-def test_bitsandbytes_with_nested_scales(tmp_path):
-    codes, absmax = random().integers(0, 16, 37 * 30), random().integers(0, 256, 18)
-    table, second = drawn(16), drawn(256, seed=2)
-    nested, offset = drawn(3, seed=3), 0.25
-    state = {"quant_type": "nf4", "blocksize": 64, "dtype": "float16", "shape": [37, 30]}
-    state |= {"nested_blocksize": 8, "nested_dtype": "float32", "nested_offset": offset}
+def nested(shape):
+    """bitsandbytes: a table of 16, blocks of 64, whose greatest are quantised in blocks of 8."""
+    count = shape[0] * shape[1]
+    blocks = -(-count // 64)
+    codes, absmax = random().integers(0, 16, count), random().integers(0, 256, blocks)
+    table, second, third = drawn(16), drawn(256, seed=2), drawn(-(-blocks // 8), seed=3)
+    state = {"quant_type": "nf4", "blocksize": 64, "dtype": "float16", "shape": shape}
+    state |= {"nested_blocksize": 8, "nested_dtype": "float32", "nested_offset": 0.25}
+    greatest = np.float64(second)[absmax] * third.repeat(8)[:blocks] + 0.25
     tensors = {
         "weight": (codes[::2] << 4 | codes[1::2]).astype("u1")[:, None],
         "weight.absmax": absmax.astype("u1"),
         "weight.quant_map": table,
-        "weight.nested_absmax": nested,
+        "weight.nested_absmax": third,
         "weight.nested_quant_map": second,
         "weight.quant_state.bitsandbytes__nf4": np.frombuffer(json.dumps(state).encode(), "u1"),
     }
-    greatest = np.float64(second)[absmax] * nested.repeat(8)[:18] + offset
-    expected = (np.float64(table)[codes] * greatest.repeat(64)[: 37 * 30]).reshape(37, 30)
-    check(tmp_path, tensors, expected)
+    return tensors, (np.float64(table)[codes] * greatest.repeat(64)[:count]).reshape(shape)
+
+
+@pytest.mark.parametrize("shape", [(37, 30), (64, 16)])
+def test_bitsandbytes_with_nested_scales(tmp_path, shape):
+    check(tmp_path, *nested(shape))
 
 
 @pytest.mark.parametrize("size", [0, 7, 1])
@@ -285,28 +303,22 @@ def test_experts_of_gpt_oss(end):
     stored, values = floats4((3, 8, 2, 32))
     scale, factor = exponents(3, 8, 2)
     arrays = {f"mlp{end}": stored, f"mlp{end.replace('blocks', 'scales')}": scale}
-    infos = {n: TensorInfo("U8", v.shape, 0, v.size) for n, v in arrays.items()}
-    found = find_quantised(infos, arrays.__getitem__, {})
-    assert (dict(found.left_out), [*found.packed]) == ({}, ["mlp"])
+    result = found(arrays)
+    assert (dict(result.left_out), [*result.packed]) == ({}, ["mlp"])
     expected = (values * factor[..., None]).reshape(3, 8, 64)
     expected = expected.swapaxes(1, 2) if end == "_blocks" else expected
-    result = found.packed["mlp"].values(arrays.__getitem__, dict)
-    assert result.shape == found.packed["mlp"].shape
-    np.testing.assert_array_equal(result, expected)
+    assert result.packed["mlp"].shape == expected.shape
+    np.testing.assert_array_equal(result.packed["mlp"].values(arrays.__getitem__, dict), expected)
 
 
 def test_stacked_experts_with_a_scale_each(tmp_path):
     for grid, ones in (((3,), (1, 8, 32)), ((3, 1, 2), (1, 8, 16)), ((3, 8, 1), (1, 1, 32))):
         arrays = {"experts.down_proj": random().integers(-9, 9, (3, 8, 32)).astype(FLOAT8)}
         scale = arrays["experts.down_proj_scale"] = drawn(*grid)
-        infos = {
-            n: TensorInfo("F32" if v.itemsize > 1 else "F8_E4M3", v.shape, 0, v.nbytes)
-            for n, v in arrays.items()
-        }
-        found = find_quantised(infos, arrays.__getitem__, {}).packed["experts.down_proj"]
+        result = found(arrays).packed["experts.down_proj"]
         scale = scale.reshape(3, 1, 1) if grid == (3,) else scale
         expected = arrays["experts.down_proj"].astype("f8") * np.kron(scale, np.ones(ones))
-        np.testing.assert_allclose(found.values(arrays.__getitem__, dict), expected, rtol=1e-6)
+        np.testing.assert_allclose(result.values(arrays.__getitem__, dict), expected, rtol=1e-6)
 
 
 def mlx(codes, scales, biases, bits):
@@ -404,3 +416,67 @@ def test_memory_of_a_weight_is_bounded(tmp_path):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 3 * matrix.nbytes
+
+
+def forms():
+    """One weight of every format that has shapes of its own."""
+    codes, zeros, scales, _ = quantised(64, 128, 4, 4)
+    yield gptq(codes, zeros, scales, 4) | {"g_idx": np.zeros(128, "i4")}
+    yield gptq(codes, zeros, scales, 4)
+    yield {"qweight": packed(codes.T, 4), "qzeros": packed(zeros.T, 4), "scales": scales.T}
+    yield {"qweight": packed(codes, 4), "qzeros": packed(np.pad(zeros, [(0, 0), (0, 28)]), 4),
+           "scales": np.pad(scales, [(0, 0), (0, 28)])}  # fmt: skip
+    yield nested((37, 30))[0]
+    yield {"weight": codes.astype("i1"), "SCB": drawn(64)}
+    yield {
+        "weight": codes.astype("i1"),
+        "weight_scale": scales,
+        "weight_zero_point": zeros.astype("i1"),
+    }
+    yield mlx(codes, scales, scales, 4) | {"config": {"group_size": 32, "bits": 4}}
+    stored, _ = floats4((64, 128))
+    yield {"weight": stored.view("u4"), "scales": exponents(64, 4)[0]}
+    yield {
+        "weight": stored,
+        "weight_scale": drawn(64, 8).astype(FLOAT8),
+        "weight_scale_2": drawn(1),
+    }
+    yield {"w_blocks": stored.reshape(2, 32, 4, 16), "w_scales": exponents(2, 32, 4)[0]}
+    yield {"weight_packed": packed(codes, 4), "weight_scale": scales,
+           "weight_shape": np.array([64, 128]), "weight_zero_point": packed(zeros.T, 4).T,
+           "weight_g_idx": np.zeros(128, "i4")}  # fmt: skip
+    yield {
+        "W_q": stored,
+        "scale": drawn(128, 1),
+        "zero": drawn(128, 1),
+        "shape": np.array([64, 128]),
+    }
+    yield {"weight._data": codes.astype("i1"), "weight._scale": drawn(64, 1)}
+    yield {"_weight_qdata": codes.astype("i1"), "_weight_scale": drawn(64, 1)}
+
+
+def other_shapes(array):
+    yield array.reshape(-1)
+    yield array.reshape(-1)[:1].reshape(())
+    yield array[None]
+    for axis in range(array.ndim):
+        yield array.repeat(2, axis)
+        yield array.repeat(3, axis)
+        yield array.take([0], axis)
+        yield array.take([], axis)
+        yield array.swapaxes(0, axis)
+
+
+def test_tensors_that_do_not_fit_together_are_never_an_error_when_a_file_is_opened():
+    for form in forms():
+        stated = {"quantization": form.pop("config", None)}
+        assert found(form, lambda stated=stated: stated).packed
+        for name, array in form.items():
+            others = [np.ones(array.shape, dtype) for dtype in ("f2", "i4", "i8", "u1")]
+            for other in (*other_shapes(array), *others):
+                arrays = form | {name: np.ascontiguousarray(other)}
+                result = found(arrays, lambda stated=stated: stated)
+                for weight in result.packed.values():
+                    with contextlib.suppress(ProbexError):
+                        values = weight.values(arrays.__getitem__, lambda stated=stated: stated)
+                        assert values.shape == weight.shape
