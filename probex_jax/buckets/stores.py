@@ -40,6 +40,7 @@ _CREDENTIALS = {
         "GOOGLE_SKIP_SIGNATURE",
     ),
 }
+_ENDPOINTS = {"s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), "gs": ("GOOGLE_BASE_URL",)}
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,8 @@ def _bucket(url: str, environment: tuple[tuple[str, str], ...], patience: Patien
     from obstore.store import from_url
 
     known, scheme = dict(environment), url[:2]
-    endpoint = known.get("AWS_ENDPOINT_URL_S3") or known.get("AWS_ENDPOINT_URL") or ""
-    plain = scheme == "s3" and endpoint.startswith("http://")  # as the user says
+    endpoint = next(filter(None, map(known.get, _ENDPOINTS[scheme])), "")
+    plain = endpoint.startswith("http://")  # as the user says
     try:
         return from_url(url, **_options(patience, allow_http=plain), **_signed(scheme, known))
     except Exception as error:  # of obstore or of a vendor's library
