@@ -12,11 +12,10 @@ Example:
     --out=out/planted
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from experiments import cli, steps
+from probex_jax.bucket_paths import on_a_disk
 from probex_jax.files import one_writer, write_json
 
 _CONFIG = cli.config(
@@ -26,7 +25,7 @@ _OUT = flags.DEFINE_string("out", None, "Folder of the zoo, made if absent.", re
 
 
 def main() -> None:
-    out = Path(_OUT.value)
+    out = on_a_disk(_OUT.value)
     with one_writer(out):
         rows = [steps.zoo_row(tree) for tree in steps.build_zoo(_CONFIG.value.to_dict(), out)]
         write_json(out / "metrics.json", rows)

@@ -12,13 +12,13 @@ Example:
     --to_torch=out/mvprobe.safetensors
 """
 
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 import probex_jax as px
 from experiments import cli
+from probex_jax.bucket_paths import as_path
 from probex_jax.experts import Alignment, from_torch, to_torch
 from probex_jax.files import disk_errors, one_writer, read_json
 
@@ -58,7 +58,7 @@ _SCALE = flags.DEFINE_float("logit_scale", None, "Cosine scale it was trained wi
 def main() -> None:
     flags_of = {"from_torch": _FROM_TORCH, "to": _TO, "from_expert": _FROM_EXPERT}
     flags_of |= {"to_torch": _TO_TORCH}
-    paths = {name: Path(flag.value) for name, flag in flags_of.items() if flag.value}
+    paths = {name: as_path(flag.value) for name, flag in flags_of.items() if flag.value}
     if paths.keys() not in ({"from_torch", "to"}, {"from_expert", "to_torch"}):
         raise px.ProbexError("give --from_torch and --to, or --from_expert and --to_torch")
     about = _about()
@@ -105,8 +105,8 @@ def _classes(text: str) -> tuple[list[str], dict[str, str] | None]:
     """Class names, and the words for them where a file has any."""
     if not text.endswith(".json"):
         return [name.strip() for name in text.split(",")], None
-    with disk_errors(Path(text)):
-        value = read_json(Path(text))
+    with disk_errors(as_path(text)):
+        value = read_json(as_path(text))
     names = [*value, *value.values()] if isinstance(value, dict) else value
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise px.ProbexError(f"{text}: expected a list of class names, or an object of such")

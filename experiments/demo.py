@@ -17,6 +17,7 @@ from absl import flags
 from configs import default, probex, statnn, zoo_miniature
 from experiments import cli, demo_forest, demo_language, report_steps, steps
 from experiments.costs import Costs
+from probex_jax.bucket_paths import on_a_disk
 from probex_jax.files import one_writer, write_json
 from probex_jax.reports import accuracy_by_layer
 
@@ -133,7 +134,7 @@ def _report(
 
 
 def main() -> None:
-    workdir = Path(_WORKDIR.value)
+    workdir = on_a_disk(_WORKDIR.value)
     with one_writer(workdir):
         print(demo(workdir, _SIZE.value))
     print(f"report: {workdir / 'report.md'}, {workdir / 'accuracy_by_layer.png'}")

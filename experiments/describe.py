@@ -11,12 +11,12 @@ Example:
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 import probex_jax as px
 from experiments import cli, forest_steps
+from probex_jax.bucket_paths import as_path
 from probex_jax.forest import Forest
 from probex_jax.reports import model_card
 from probex_jax.search import Index
@@ -27,6 +27,7 @@ _INDEX = flags.DEFINE_list(
     [],
     "Indexes made by index, at most one for each tree: cards then name the nearest models.",
 )
+_LIST = flags.DEFINE_string("list", None, "File with a model a line, as harvest writes one.")
 _OUT = flags.DEFINE_string(
     "out", None, "Folder for the cards, a Markdown and a JSON file for each model."
 )
@@ -40,13 +41,14 @@ _COMPARE = flags.DEFINE_bool(
 
 
 def main(paths: Sequence[str]) -> int:
+    paths = [*paths, *(forest_steps.listed_in(_LIST.value) if _LIST.value else ())]
     if not paths:
         raise px.ProbexError("give one or more models: files, or folders of them")
     forest = Forest.load(_FOREST.value)
     nearest = forest_steps.nearest_in([Index.open(path) for path in _INDEX.value])
     models = forest_steps.found_models(paths)
     failed, described = 0, []
-    out = Path(_OUT.value) if _OUT.value else None
+    out = as_path(_OUT.value) if _OUT.value else None
     for model, description in forest_steps.describe(forest, models, nearest, out):
         failed += isinstance(description, px.ProbexError)
         if _JSON.value:

@@ -10,12 +10,12 @@ Example:
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 import probex_jax as px
 from experiments import cli, label_steps
+from probex_jax.bucket_paths import as_path
 from probex_jax.files import one_writer, write_json
 from probex_jax.forest import discover
 from probex_jax.search import find_models
@@ -49,19 +49,19 @@ def main(rest: Sequence[str]) -> int:
         {
             "architecture": tree.fingerprint,
             "base": tree.base,
-            "kind": "LoRAs" if tree.is_lora else "whole models",
+            "kind": tree.kind,
             "models": [models[number].id for number in tree.members],
         }
         for tree in found.trees
     ]
     if _OUT.value:
         failed = {models[number].id: reason for number, reason in found.failed.items()}
-        write_json(Path(_OUT.value), {"trees": trees, "failed": failed})
+        write_json(as_path(_OUT.value), {"trees": trees, "failed": failed})
     if _WRITE_ZOOS.value:
         paths = {model.id: model.path for model in models}
-        with one_writer(Path(_WRITE_ZOOS.value)):
+        with one_writer(as_path(_WRITE_ZOOS.value)):
             label_steps.write_zoos(
-                Path(_WRITE_ZOOS.value),
+                as_path(_WRITE_ZOOS.value),
                 [{id: paths[id] for id in tree["models"]} for tree in trees],
                 _LABELS.value,
             )

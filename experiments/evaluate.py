@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import baseline_steps, cli, label_steps, repeats, steps
+from probex_jax.bucket_paths import as_path
 from probex_jax.experts import load_experts
 from probex_jax.files import read_json
 from probex_jax.search import Baselines, Measured, Subject
@@ -43,8 +44,8 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main() -> None:
-    experts = Path(_EXPERTS.value)
-    workdir = Path(_WORKDIR.value or experts / "evaluation")
+    experts = as_path(_EXPERTS.value)
+    workdir = as_path(_WORKDIR.value or experts / "evaluation")
     names = repeats.of(experts)
     if not names:
         _print(*_evaluated(experts, workdir))

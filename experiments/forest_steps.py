@@ -123,6 +123,14 @@ def _tree_row(tree: Tree, given: px.Expert | None, done: str) -> Row:
     return {**row, "this run": done}
 
 
+def listed_in(path: str | Path) -> list[str]:
+    """The lines of a file that names a model a line."""
+    try:
+        return [line for line in Path(path).read_text().split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ProbexError(f"{path} is not UTF-8 text (byte {error.start})") from error
+
+
 def found_models(paths: Sequence[str]) -> list[FoundModel]:
     """The models that paths mean: files, model folders, and folders of such at any depth.
 

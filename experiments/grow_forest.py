@@ -9,12 +9,11 @@ Example:
     --experts=out/trained,out/align --roots=MiniLoRA=me/denoiser
 """
 
-from pathlib import Path
-
 from absl import flags
 
 import probex_jax as px
 from experiments import cli, forest_steps, label_steps
+from probex_jax.bucket_paths import as_path
 
 _STORES = flags.DEFINE_list(
     "stores", None, "Layer stores made by pack, one for each tree.", required=True
@@ -44,7 +43,7 @@ def main() -> None:
     stores = [px.LayerStore.open(path) for path in _STORES.value]
     experts = [px.Expert.load(path) for path in _EXPERTS.value]
     grown = forest_steps.grow_forest(
-        Path(_FOREST.value), stores, experts, roots, _LABEL_SETS.value, _as_trained
+        as_path(_FOREST.value), stores, experts, roots, _LABEL_SETS.value, _as_trained
     )
     print(cli.table(grown))
 

@@ -10,12 +10,11 @@ Example:
     --models=my_loras --index=out/mine
 """
 
-from pathlib import Path
-
 from absl import flags
 
 import probex_jax as px
 from experiments import cli, steps
+from probex_jax.bucket_paths import as_path
 from probex_jax.experts import load_experts
 from probex_jax.forest import Forest
 from probex_jax.search import find_models
@@ -36,7 +35,7 @@ _PRUNE = flags.DEFINE_bool("prune", False, "Remove models from the index whose f
 def main() -> None:
     forest = None if _FOREST.value is None else Forest.load(_FOREST.value)
     expert = _expert(forest)
-    index = Path(_INDEX.value)
+    index = as_path(_INDEX.value)
     emptied = _PRUNE.value and (index / "index.json").exists()
     models = find_models(_MODELS.value, may_be_empty=emptied)
     print(cli.table([steps.index(expert, models, index, prune=_PRUNE.value, forest=forest)[1]]))
@@ -45,7 +44,7 @@ def main() -> None:
 def _expert(forest: Forest | None) -> px.Expert:
     if _EXPERTS.value is not None:
         # Free sentences are mostly of kinds that it was not trained on.
-        return load_experts(Path(_EXPERTS.value))["val_holdout"]
+        return load_experts(as_path(_EXPERTS.value))["val_holdout"]
     if forest is None:
         raise px.ProbexError("give --experts or --forest")
     trees = [name for name, tree in forest.trees.items() if tree.layers]

@@ -7,6 +7,7 @@ from typing import Any
 
 import probex_jax as px
 from experiments import cli
+from probex_jax.bucket_paths import as_path
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, one_writer, read_json, write_json
 from probex_jax.layer_store.tables import check_labels
@@ -15,6 +16,7 @@ from probex_jax.zoo import Zoo
 from probex_jax.zoo.label_files import classes_of, read_labels
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 from probex_jax.zoo.splitting import check_groups, make_split, too_rare
+from probex_jax.zoo.stated_labels import SOURCES
 from probex_jax.zoo.tables import SPLITS_FILE, Names, Tables, matched, read_splits
 
 Row = dict[str, object]
@@ -39,10 +41,13 @@ def split(
     shares = [_number(text) for text in fractions]
     plain_name(name, "--name")
     with one_writer(folder, beside=True):
-        zoo = px.scan(folder)
+        if labels and are_sources(labels):
+            zoo, labels = px.scan(folder, labels), None
+        else:
+            zoo = px.scan(folder)
         tables = zoo.tables
         if labels is not None:
-            elsewhere, unknown = _labels_in(Path(labels), Names(m.id for m in zoo.models))
+            elsewhere, unknown = _labels_in(as_path(labels), Names(m.id for m in zoo.models))
             tables = tables.under(elsewhere)
             told_unmatched({labels: unknown}, folder)
         divided = {m.id for m in zoo.models if m.split not in HELD_OUT_SPLITS and not m.fault}
@@ -81,6 +86,11 @@ def split(
     ]
 
 
+def are_sources(labels: str) -> bool:
+    """Whether a flag names sources of labels as `scan` takes them, and no file."""
+    return set(labels.split(",")) <= set(SOURCES) and not Path(labels).exists()
+
+
 def write_zoos(folder: Path, trees: Sequence[Mapping[str, Path]], labels: str | None) -> None:
     """Writes a zoo for each tree, which names its models where they are.
 
@@ -93,23 +103,32 @@ def write_zoos(folder: Path, trees: Sequence[Mapping[str, Path]], labels: str | 
       ProbexError: if the folder holds zoos of other models, or the labels are malformed.
     """
     ids = [id for models in trees for id in models]
-    tables, unknown = (Tables(), ()) if labels is None else _labels_in(Path(labels), Names(ids))
+    tables, unknown = (Tables(), ()) if labels is None else _labels_in(as_path(labels), Names(ids))
     told_unmatched({str(labels): unknown}, folder)
     for number, models in enumerate(trees, start=1):
-        zoo = folder / f"tree-{number}"
-        about = {"models": {id: str(path.resolve()) for id, path in models.items()}}
-        if (zoo / "zoo.json").exists() and read_json(zoo / "zoo.json") != about:
-            raise ProbexError(f"{zoo}: a zoo of other models; choose another folder")
-        with disk_errors(zoo):
-            zoo.mkdir(parents=True, exist_ok=True)
-        write_json(zoo / "zoo.json", about)
-        if labels is not None:
-            rows = [
-                {"model": id}
-                | {name: said[id] for name, said in tables.columns.items() if id in said}
-                for id in models
-            ]
-            write_json(zoo / "labels.json", rows)
+        write_zoo(folder / f"tree-{number}", models, tables)
+
+
+def write_zoo(zoo: Path, models: Mapping[str, Path], tables: Tables) -> None:
+    """Writes a zoo that names its models where they are, with their labels and splits.
+
+    Raises:
+      ProbexError: if the folder holds a zoo of other models.
+    """
+    about = {"models": {id: str(path.resolve()) for id, path in models.items()}}
+    if (zoo / "zoo.json").exists() and read_json(zoo / "zoo.json") != about:
+        raise ProbexError(f"{zoo}: a zoo of other models; choose another folder")
+    with disk_errors(zoo):
+        zoo.mkdir(parents=True, exist_ok=True)
+    write_json(zoo / "zoo.json", about)
+    if tables.columns:
+        rows = [
+            {"model": id} | {name: said[id] for name, said in tables.columns.items() if id in said}
+            for id in models
+        ]
+        write_json(zoo / "labels.json", rows)
+    if tables.splits:
+        write_json(zoo / SPLITS_FILE, tables.splits)
 
 
 def _number(text: str) -> float:
@@ -202,10 +221,10 @@ def _file(given: str, known: Sequence[str]) -> tuple[Path | None, str]:
     """The file and the name in it that are meant by FILE:NAME or FILE; None for a known name."""
     if not given or given in known:
         return None, given
-    if Path(given).is_file():
-        return Path(given), ""
+    if as_path(given).is_file():
+        return as_path(given), ""
     file, colon, name = given.rpartition(":")
-    return (Path(file), name) if colon else (None, given)
+    return (as_path(file), name) if colon else (None, given)
 
 
 def repeats(config: Mapping[str, Any]) -> dict[str, str]:
@@ -255,7 +274,7 @@ def store_of(experts: str | Path, store: str | None = None) -> px.LayerStore:
     Raises:
       ProbexError: if that is not known, or as `open_view`.
     """
-    for folder in (Path(experts), Path(experts).parent):
+    for folder in (as_path(experts), as_path(experts).parent):
         if (folder / _VIEW).exists():
             about = read_json(folder / _VIEW)
             try:

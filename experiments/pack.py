@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli, label_steps, steps
+from probex_jax.bucket_paths import as_path
 
 _ZOO = flags.DEFINE_string(
     "zoo", None, "Folder of models, in train/, val/ and test/ or not.", required=True
@@ -25,10 +26,16 @@ _LAYERS = flags.DEFINE_string(
     "Layers to pack: names, numbers of matrices or regular expressions, separated by commas. "
     "Default: all, matrices and vectors.",
 )
+_LABELS = flags.DEFINE_string(
+    "labels",
+    "",
+    "Where labels come from, the first source first, separated by commas: headers, sidecars, "
+    "front_matter, folders, and files in --zoo such as labels.json. Default: these files.",
+)
 
 
 def main() -> None:
-    summary = steps.pack(Path(_ZOO.value), Path(_STORE.value), _LAYERS.value)
+    summary = steps.pack(Path(_ZOO.value), as_path(_STORE.value), _LAYERS.value, _LABELS.value)
     print(cli.table([steps.pack_row(summary)]))
     for line in label_steps.tables_lines(summary.store):
         print(cli.one_line(line))

@@ -18,6 +18,7 @@ from absl import flags
 
 import probex_jax as px
 from experiments import cli
+from probex_jax.bucket_paths import as_path
 from probex_jax.forest import Forest
 from probex_jax.search import Index
 from probex_jax.web import Catalogue, serve
@@ -53,7 +54,7 @@ def _hand_over_signals() -> None:
 
 def main() -> None:
     print("loading the forest, its experts and maps", file=sys.stderr)
-    forest, indexes = Forest.load(_FOREST.value), _indexes(map(Path, _INDEX.value))
+    forest, indexes = Forest.load(_FOREST.value), _indexes(map(as_path, _INDEX.value))
     try:
         listening = socket.create_server((_HOST.value, _PORT.value), backlog=512)
     except OSError as error:

@@ -8,11 +8,10 @@ Example:
   python -m experiments.split --zoo=my_zoo --by=gain --repeats=5 --group=device
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from experiments import cli, label_steps
+from probex_jax.bucket_paths import as_path
 
 _ZOO = flags.DEFINE_string("zoo", None, "Folder of models.", required=True)
 _BY = flags.DEFINE_string(
@@ -23,7 +22,11 @@ _REPEATS = flags.DEFINE_integer(
 )
 _GROUP = flags.DEFINE_string("group", None, "Column of groups, of which no two parts have models.")
 _NAME = flags.DEFINE_string("name", None, 'Name of the splits. Default: --by, or "split".')
-_LABELS = flags.DEFINE_string("labels", None, "File of labels elsewhere. Default: those in ZOO.")
+_LABELS = flags.DEFINE_string(
+    "labels",
+    None,
+    "File of labels elsewhere, or sources as pack takes them. Default: files in ZOO.",
+)
 _FRACTIONS = flags.DEFINE_list("fractions", ["0.6", "0.15", "0.25"], "Of train, val and test.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the first split.", lower_bound=0)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace splits of these names.")
@@ -33,7 +36,7 @@ def main() -> None:
     print(
         cli.table(
             label_steps.split(
-                Path(_ZOO.value),
+                as_path(_ZOO.value),
                 _BY.value,
                 repeats=_REPEATS.value,
                 group=_GROUP.value,

@@ -20,7 +20,7 @@ from probex_jax.language import CachedEncoder, default_cache, text_encoder
 from probex_jax.layer_store import PackSummary
 from probex_jax.search import FoundModel, Index, Measured, Subject, measure_all
 from probex_jax.sweeps import default_layers, run_statnn, sweep
-from probex_jax.zoo import miniature
+from probex_jax.zoo import Zoo, miniature
 from probex_jax.zoo.model_j import SPLITS
 
 Row = dict[str, object]
@@ -56,9 +56,9 @@ def zoo_row(summary: miniature.TreeSummary) -> Row:
     }
 
 
-def pack(zoo: Path, store: Path, layers: str = "") -> PackSummary:
+def pack(zoo: Path, store: Path, layers: str = "", labels: str = "") -> PackSummary:
     """Packs a zoo; what is skipped goes to standard error, a line each."""
-    found = px.scan(zoo)
+    found = _scanned(zoo, labels) if labels else px.scan(zoo)
     label_steps.told_unmatched(found.unmatched, zoo)
     with cli.progress(0, "packing", "model") as bar:
         summary = px.pack(
@@ -82,6 +82,16 @@ def pack(zoo: Path, store: Path, layers: str = "") -> PackSummary:
     for line in _left_out(summary.left_out):
         print(cli.one_line(line), file=sys.stderr)
     return summary
+
+
+def _scanned(zoo: Path, labels: str) -> Zoo:
+    """A zoo with the labels that its models state."""
+    with cli.progress(0, "reading labels", "model") as bar:
+
+        def seen(fault: str) -> None:  # packing tells what cannot be read
+            bar.update()
+
+        return px.scan(zoo, labels, on_model=seen)
 
 
 def _left_out(reasons: Mapping[str, str]) -> list[str]:

@@ -24,7 +24,9 @@ from absl import flags
 
 from experiments import cli, label_steps, processes, repeats, report_steps, steps
 from experiments.costs import Costs
-from probex_jax.files import alone, claim, one_writer, read_json
+from probex_jax.bucket_paths import as_path
+from probex_jax.claims import claim
+from probex_jax.files import alone, one_writer, read_json
 from probex_jax.fitting import Devices
 
 _CONFIG = cli.config(
@@ -37,7 +39,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results.", requir
 
 def main() -> None:
     devices, share = processes.join()
-    config, workdir = _CONFIG.value.to_dict(), Path(_WORKDIR.value)
+    config, workdir = _CONFIG.value.to_dict(), as_path(_WORKDIR.value)
     found = label_steps.repeats(config)
     if not found:
         metrics = _train(config, workdir, devices, share)

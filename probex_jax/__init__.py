@@ -21,7 +21,17 @@ from probex_jax.heads import ClassHead, TextHead
 from probex_jax.language import text_encoder
 from probex_jax.layer_store import LayerStore, pack, pack_from_hub
 from probex_jax.matrices import LowRank, contract, project, respond, stack
-from probex_jax.model_files import LayerInfo, Limits, ModelFile, Remote, open_model, select_layers
+from probex_jax.model_files import (
+    LayerInfo,
+    Limits,
+    ModelFile,
+    Remote,
+    Stated,
+    open_model,
+    open_params,
+    read_stated,
+    select_layers,
+)
 from probex_jax.reports import model_card
 from probex_jax.search import Index, find_models
 from probex_jax.sweeps import sweep
@@ -61,7 +71,10 @@ __all__ = [  # noqa: RUF022
     "Limits",
     "ModelFile",
     "Remote",
+    "Stated",
     "open_model",
+    "open_params",
+    "read_stated",
     "select_layers",
     # Many models: a zoo on disk or on the hub, packed into a store; one to try things with.
     "LayerStore",

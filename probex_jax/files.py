@@ -1,7 +1,8 @@
 """Small files and folders that a kill cannot leave half-written or inconsistent.
 
 filelock locks files. It lacks what is around it here: who writes is named in the lock, processes
-that divide the work share it, and a file system without locks will do.
+that divide the work share it, and a file system without locks will do. A `BucketPath` has its own
+way: one put instead of a rename, a lock object instead of a locked file.
 """
 
 import errno
@@ -10,22 +11,23 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
+from probex_jax import bucket_locks
+from probex_jax.bucket_locks import SHARING, WRITER_LOCK
+from probex_jax.bucket_paths import BucketPath
 from probex_jax.errors import ProbexError
 
 # Errors of file systems without locks.
 _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
-# In a folder while a process writes it, and left behind if that process is killed.
-WRITER_LOCK = ".writer.lock"
 _LONGEST_NOTE = 300
-_SHARING = ".writers"
 _TRIES, _PAUSE_S = 20, 0.1
 _MAX_DEPTH = 64
 
@@ -56,6 +58,7 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+@singledispatch
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all.
 
@@ -74,6 +77,9 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+
+
+write_bytes.register(BucketPath, BucketPath.write)
 
 
 @contextmanager
@@ -95,6 +101,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise ProbexError(f"{error.filename or path}: {error.strerror or error}") from error
 
 
+@singledispatch
 @contextmanager
 def alone(path: Path, *, wait: bool = True, needed: bool = True) -> Iterator[bool]:
     """Holds a lock among processes, which the system releases when the process ends.
@@ -129,6 +136,7 @@ def alone(path: Path, *, wait: bool = True, needed: bool = True) -> Iterator[boo
         lock.release()
 
 
+@singledispatch
 @contextmanager
 def one_writer(folder: Path, *, beside: bool = False) -> Iterator[None]:
     """Keeps other processes from writing a folder; readers are unaffected.
@@ -176,7 +184,7 @@ def one_writer(folder: Path, *, beside: bool = False) -> Iterator[None]:
             if error.errno not in (*_NO_LOCKS, errno.EROFS):
                 raise
     try:
-        for other in path.parent.glob(f"{_SHARING}/*"):
+        for other in path.parent.glob(f"{SHARING}/*"):
             with alone(other, wait=False, needed=False) as is_left_over:
                 if not is_left_over:
                     host, _, process = other.name.rpartition("-")
@@ -196,6 +204,7 @@ def one_writer(folder: Path, *, beside: bool = False) -> Iterator[None]:
                 path.parent.rmdir()
 
 
+@singledispatch
 @contextmanager
 def sharing_writers(folder: Path) -> Iterator[None]:
     """As `one_writer`, for several processes that divide the work; keeps all others out.
@@ -210,7 +219,7 @@ def sharing_writers(folder: Path) -> Iterator[None]:
       ProbexError: if a process writes the folder as `one_writer`, or there are no locks.
     """
     folder = folder.resolve()
-    ours, writer = folder / _SHARING / f"{platform.node()}-{os.getpid()}", folder / WRITER_LOCK
+    ours, writer = folder / SHARING / f"{platform.node()}-{os.getpid()}", folder / WRITER_LOCK
     with disk_errors(folder):
         ours.parent.mkdir(parents=True, exist_ok=True)
     # First this lock, then a look at the writer's. A writer does it the other way round.
@@ -227,6 +236,11 @@ def sharing_writers(folder: Path) -> Iterator[None]:
             yield
         finally:
             ours.unlink(missing_ok=True)
+
+
+alone.register(BucketPath, bucket_locks.alone)
+one_writer.register(BucketPath, bucket_locks.one_writer)
+sharing_writers.register(BucketPath, bucket_locks.sharing_writers)
 
 
 def _note(path: Path) -> str:
@@ -331,70 +345,3 @@ def layer_folder(root: Path, layer: str) -> Path:
     if not name.strip(".") or len(name) > 200:
         raise ProbexError(f"layer {layer[:100]!r}: its name is empty, dots alone or too long")
     return root / name
-
-
-def claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Makes a folder for these settings, or checks that it belongs to them.
-
-    The folder's `config.json` keeps the settings.
-
-    Args:
-      folder: where a job writes its results.
-      settings: everything that the results depend on, as nested dicts of JSON values.
-
-    Raises:
-      ProbexError: if the folder belongs to other settings; the message names the fields.
-
-    Example:
-      >>> import pathlib, tempfile
-      >>> folder = pathlib.Path(tempfile.mkdtemp())
-      >>> claim(folder, {"recipe": {"epochs": 500}})
-      >>> claim(folder, {"recipe": {"epochs": 200}})
-      Traceback (most recent call last):
-        ...
-      probex_jax.errors.ProbexError: ...: belongs to another config: recipe.epochs is 500 there,
-      200 here; give the same config or choose another folder
-    """
-    path = folder / "config.json"
-    ours = json.loads(json.dumps(settings))
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        with alone(folder / ".lock", needed=False):  # several processes may begin at once
-            if not path.exists():
-                write_json(path, ours)
-                return
-    check_same(folder, read_json(path), ours)
-
-
-def check_same(folder: Path, theirs: Any, ours: Any) -> None:
-    """Checks that the settings found in a folder are the ones given.
-
-    Args:
-      folder: what the message names.
-      theirs, ours: nested dicts of JSON values.
-
-    Raises:
-      ProbexError: if they differ; the message names the fields.
-    """
-    old, new = _flat(theirs), _flat(ours)
-    different = [
-        f"{name} is {old.get(name, 'absent')} there, {new.get(name, 'absent')} here"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
-    if different:
-        raise ProbexError(
-            f"{folder}: belongs to another config: {'; '.join(different)}; give the same config "
-            "or choose another folder"
-        )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    if not isinstance(value, dict) or not value:
-        return {prefix: json.dumps(value)}
-    return {
-        name: text
-        for key, item in value.items()
-        for name, text in _flat(item, f"{prefix}.{key}" if prefix else key).items()
-    }

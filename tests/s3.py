@@ -32,12 +32,15 @@ class Faulty:
       seed: of the choice.
 
     Attributes:
-      refuses: an end of paths that it forbids; None for none.
+      asked, failed: how many requests there were, and how many of them failed.
+      sent: bytes of answers.
+      loses: an end of paths; the next answer for one is lost.
+      refuses: a method, and an end of paths for which it is forbidden.
     """
 
     def __init__(self, app, share, seed=0):
         self._app, self.share, self.failed, self.asked = app, share, 0, 0
-        self.refuses = None
+        self.refuses, self.loses, self.sent = ("", ""), "/", 0
         self._random, self._lock = random.Random(seed), threading.Lock()
 
     def __call__(self, environ, start_response):
@@ -46,7 +49,10 @@ class Faulty:
             fails = self._random.random() < self.share
             how = self._random.choice(("busy", "dropped", "lost", "cut")) if fails else ""
             self.failed += fails
-        if self.refuses and environ["PATH_INFO"].endswith(self.refuses):
+            if environ["PATH_INFO"].endswith(self.loses):
+                how, self.loses = "lost", "/"
+        method, end = self.refuses
+        if method == environ["REQUEST_METHOD"] and environ["PATH_INFO"].endswith(end):
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response("403 Forbidden", [("Content-Length", "0")])
             return [b""]
@@ -60,7 +66,12 @@ class Faulty:
         if how == "lost":  # done, and nobody hears of it
             list(found)
             _hang_up(environ)
-        return self._cut(environ, found) if how == "cut" else found
+        return self._cut(environ, found) if how == "cut" else self._counted(found)
+
+    def _counted(self, found):
+        for piece in found:
+            self.sent += len(piece)
+            yield piece
 
     def _cut(self, environ, found):
         for piece in found:
@@ -91,7 +102,6 @@ def serving(faults=0.0):
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_REGION": "us-east-1",
-        "AWS_ALLOW_HTTP": "true",
     }
     for method, path in (("POST", "/moto-api/reset"), ("PUT", f"/{BUCKET}")):
         connection = http.client.HTTPConnection(urlsplit(app.env["AWS_ENDPOINT_URL"]).netloc)
@@ -104,7 +114,7 @@ def serving(faults=0.0):
         yield app
     finally:
         for name in app.env:
-            os.environ.pop(name)
+            os.environ.pop(name, None)
         os.environ |= {name: before[name] for name in app.env if name in before}
         server.shutdown()
         thread.join()

@@ -176,13 +176,13 @@ def test_credentials_of_a_profile(at, monkeypatch, tmp_path):
 
 
 def test_who_may_not_is_told(server, at):
-    server.refuses = at.rpartition("/")[2]
+    server.refuses = "GET", at.rpartition("/")[2]
     try:
         with pytest.raises(Refused, match=rf"^{at}: not allowed.*AWS_ACCESS_KEY_ID") as caught:
             read(at)
         assert "secret" not in str(caught.value).lower().replace("secret_access_key", "")
     finally:
-        server.refuses = None
+        server.refuses = "", ""
 
 
 def test_a_server_that_is_not_there(at, monkeypatch):

@@ -7,9 +7,10 @@ it writes is one of the functions below; a ProbexError ends it as it ends a comm
 import os
 import signal
 import sys
-from pathlib import Path
 
 import probex_jax as px
+from probex_jax import bucket_locks
+from probex_jax.bucket_paths import as_path
 from probex_jax.fitting import Adam
 from probex_jax.forest import grow
 from probex_jax.search import Index, find_models
@@ -28,6 +29,11 @@ def pack(stop, zoo, store):
     px.pack(px.scan(zoo), store, on_models=lambda total: stop())
 
 
+def pack_a_block(stop, zoo, store):
+    """Packs a zoo; stops after a block."""
+    px.pack(px.scan(zoo), store, on_packed=lambda models: stop())
+
+
 def index(stop, models, path):
     """Indexes models."""
     made = Index.create_or_open(path, make_expert())
@@ -42,16 +48,18 @@ def forest(stop, store, path):
     grow(path, store)
 
 
-def train(stop, store, workdir, processes=1):
-    """Trains an expert on each layer."""
+def train(stop, store, workdir, processes=1, reports=1):
+    """Trains an expert on each layer, in several processes or one; stops at the nth report."""
     store = px.LayerStore.open(store)
-    progress = lambda layer, epochs: stop()  # noqa: E731
+    left = [lambda: None] * (int(reports) - 1) + [stop]
+    progress = lambda layer, epochs: left.pop(0)() if left else None  # noqa: E731
     share = (0, int(processes))
-    sweep(store, Path(workdir), **SETTINGS, share=share, on_progress=progress)
+    sweep(store, as_path(workdir), **SETTINGS, share=share, save_every_s=0, on_progress=progress)
 
 
 def main(what, stops, *arguments):
     """Runs one of them."""
+    bucket_locks.STALE_S = float(os.environ.get("STALE_S", bucket_locks.STALE_S))
     left = [stops == "True"]
 
     def stop():

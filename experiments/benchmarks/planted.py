@@ -21,10 +21,11 @@ from experiments import cli
 from experiments.benchmarks import memory
 from experiments.costs import Costs
 from experiments.steps import Row
+from probex_jax.claims import claim
 from probex_jax.errors import ProbexError
 from probex_jax.experts.chance import chance_of
 from probex_jax.experts.checkpoints import remove
-from probex_jax.files import claim, read_json, write_json
+from probex_jax.files import read_json, write_json
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all that is made.", required=True)
 _SIZE = flags.DEFINE_string("size", "vit_base", "Size of configs/zoo_planted.py.")

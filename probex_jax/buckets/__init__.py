@@ -17,7 +17,7 @@ from probex_jax.buckets.objects import (
     waited,
     write,
 )
-from probex_jax.buckets.problems import Conflict, NotThere, Refused, problems
+from probex_jax.buckets.problems import Conflict, NotThere, Refused, Unreachable, problems
 from probex_jax.buckets.stores import Patience, store_of
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "NotThere",
     "Patience",
     "Refused",
+    "Unreachable",
     "address_of",
     "all_below",
     "delete",

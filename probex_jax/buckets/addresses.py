@@ -2,7 +2,6 @@
 
 import os
 import re
-from pathlib import PurePath
 
 _ADDRESS = re.compile(r"(s3|gs|hf|https?):/{1,2}(?=[^/])")
 
@@ -23,7 +22,7 @@ def address_of(path: str | os.PathLike[str]) -> str:
       >>> address_of(Path("s3://bucket/zoo")), address_of("hf://org/repo"), address_of("zoo")
       ('s3://bucket/zoo', 'hf://org/repo', '')
     """
-    text = str(path) if isinstance(path, PurePath) else os.fspath(path)
+    text = str(path)
     found = _ADDRESS.match(text)
     return f"{found[1]}://{text[found.end() :]}" if found else ""
 

@@ -57,7 +57,7 @@ def listed(url: str, stopped: threading.Event | None = None) -> Listing:
     store, key = store_of(url)
     ask = partial(obstore().list_with_delimiter_async, store, key or None)
     with problems(url):
-        said = waited(lambda: _whole(ask), stopped)
+        said = waited(ask, stopped)
     begin = len(key) + 1 if key else 0
     return Listing(
         {
@@ -95,27 +95,13 @@ def all_below(url: str, limit: int) -> dict[str, Entry]:
                 raise ProbexError(f"{url}: more than {limit} objects; give a folder among them")
 
     with problems(url):
-        waited(lambda: _whole(more))
+        waited(more)
     entries.pop("", None)
     return entries
 
 
 def _entry(said: Any) -> Entry:
     return Entry(said["size"], said["e_tag"] or "")
-
-
-async def _whole(ask: Callable[[], Awaitable[_T]]) -> _T:
-    """A list, asked for again if it breaks off, which obstore does for objects only."""
-    from obstore.exceptions import GenericError
-
-    for wait_s in stores.PATIENCE.waits_s():
-        try:
-            return await ask()
-        except GenericError as error:
-            if "body error" not in str(error):
-                raise
-            await asyncio.sleep(wait_s)
-    return await ask()
 
 
 def stated(url: str) -> Entry | None:
@@ -224,7 +210,7 @@ def waited(work: Callable[[], Awaitable[_T]], stopped: threading.Event | None = 
     interrupted = threading.Event()
 
     async def watched() -> _T:
-        task = asyncio.ensure_future(work())
+        task = asyncio.ensure_future(_persisting(work))
         while not task.done():
             if interrupted.is_set() or (stopped is not None and stopped.is_set()):
                 task.cancel()
@@ -239,6 +225,20 @@ def waited(work: Callable[[], Awaitable[_T]], stopped: threading.Event | None = 
         except BaseException:
             interrupted.set()
             raise
+
+
+async def _persisting(work: Callable[[], Awaitable[_T]]) -> _T:
+    """The result of work, begun again where an answer broke off: obstore resumes those of `get`."""
+    from obstore.exceptions import GenericError
+
+    for wait_s in stores.PATIENCE.waits_s():
+        try:
+            return await work()
+        except GenericError as error:
+            if "response body" not in str(error):
+                raise
+            await asyncio.sleep(wait_s)
+    return await work()
 
 
 def _object(url: str) -> tuple[Any, str]:

@@ -40,7 +40,11 @@ class NotThere(ProbexError):
     """There is no such object."""
 
 
-class Refused(ProbexError):
+class Unreachable(ProbexError):
+    """The server does not answer, or not what it was asked."""
+
+
+class Refused(Unreachable):
     """The server does not tell whether there is such an object."""
 
 
@@ -65,7 +69,7 @@ def problems(url: str, name: str = "") -> Iterator[None]:
 
     Raises:
       NotThere, Refused, Conflict: where the server says so.
-      ProbexError: for all else that obstore raises.
+      Unreachable: for all else that obstore raises.
     """
     from obstore import exceptions as kinds
 
@@ -87,7 +91,7 @@ def problems(url: str, name: str = "") -> Iterator[None]:
             raise Refused(f"{where}: not allowed, or nothing there{told}; {hint}") from None
         if isinstance(error, kinds.AlreadyExistsError | kinds.PreconditionError):
             raise Conflict(f"{where}: somebody else has written it{told}") from None
-        raise ProbexError(f"{where}: {reason(text, said)}") from None
+        raise Unreachable(f"{where}: {reason(text, said)}") from None
 
 
 def reason(text: str, said: str) -> str:

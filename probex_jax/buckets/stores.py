@@ -23,6 +23,10 @@ _IN_BUCKET = re.compile(r"(s3|gs)://([a-z0-9][a-z0-9._-]{1,221})(?:/(.*))?", re.
 # What obstore would ask for in other words is an address, not a key.
 _PLAIN_PATH = re.compile(r"(/[\w.~+-]+)+", re.ASCII)
 
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "gs": ("GOOGLE_BASE_URL",),
+}
 # What obstore finds by itself; without any of it the vendor's own library is asked.
 _CREDENTIALS = {
     "s3": (
@@ -40,7 +44,6 @@ _CREDENTIALS = {
         "GOOGLE_SKIP_SIGNATURE",
     ),
 }
-_ENDPOINTS = {"s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), "gs": ("GOOGLE_BASE_URL",)}
 
 
 @dataclass(frozen=True)

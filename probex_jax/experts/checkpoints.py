@@ -2,6 +2,9 @@
 
 Orbax takes a millisecond for each array, and a committee has hundreds of small ones: these lie one
 after the other in one array. Arrays of equal content are there once, whoever has them.
+
+In a bucket they are the same files, made here and put: an expert has a few megabytes, and Orbax has
+no commit there that a kill cannot tear. Its own metadata is put last.
 """
 
 import hashlib
@@ -13,13 +16,17 @@ import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
 import numpy as np
 
+from probex_jax.bucket_paths import BucketPath, fetched, remove_folder
 from probex_jax.errors import ProbexError
 
+# The file of Orbax's without which there is no checkpoint.
+_MARK = "_CHECKPOINT_METADATA"
 _HASH, _PLACES = "content_hash", "arrays_at"
 # Arrays of fewer bytes lie together.
 _SMALL = 2**16
@@ -41,6 +48,10 @@ def save(path: Path, arrays: Any, card: Mapping[str, Any]) -> None:
     """
     from orbax.checkpoint import v1 as ocp
 
+    if isinstance(path, BucketPath):
+        with TemporaryDirectory(prefix="probex-jax-") as made:
+            save(Path(made, path.name), arrays, card)
+            return path.upload(Path(made, path.name), last=_MARK)
     arrays = jax.tree.map(np.asarray, arrays)
     places, stored = _packed(arrays)
     metadata = {**card, _HASH: content_hash(arrays, card), _PLACES: places}
@@ -75,11 +86,11 @@ def load(path: Path) -> tuple[Any, dict[str, Any]]:
     from orbax.checkpoint import v1 as ocp
 
     try:
-        with _ORBAX, _this_process():
-            metadata = ocp.metadata(path.resolve())
+        with fetched(path) as here, _ORBAX, _this_process():
+            metadata = ocp.metadata(here.resolve())
             leaves = metadata.metadata
             template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), leaves)
-            arrays = ocp.load(path.resolve(), template)
+            arrays = ocp.load(here.resolve(), template)
         card = dict(metadata.custom_metadata or {})
         if (places := card.pop(_PLACES, None)) is not None:  # earlier versions have none
             arrays = _unpacked(places, arrays)
@@ -96,7 +107,7 @@ def load(path: Path) -> tuple[Any, dict[str, Any]]:
             raise ProbexError(
                 f"{path}: no such expert or checkpoint; experiments.train makes one"
             ) from None
-        if path.is_dir() and not (path / "_CHECKPOINT_METADATA").exists():
+        if path.is_dir() and not is_there(path):
             raise ProbexError(f"{path}: no expert here; experiments.train makes one") from None
         reason = " ".join(str(error).split())[:200]
         raise ProbexError(f"{path}: not a whole checkpoint ({reason})") from error
@@ -178,9 +189,14 @@ def _this_process() -> AbstractContextManager[Any]:
     return context
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is a whole checkpoint."""
+    return (path / _MARK).is_file()
+
+
 def remove(path: Path) -> None:
     """Removes a checkpoint, or a folder of them."""
-    shutil.rmtree(path, ignore_errors=True)
+    remove_folder(path, first=_MARK)
 
 
 def content_hash(arrays: Any, card: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jax.typing import ArrayLike
 
+from probex_jax.bucket_paths import as_path
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints, together
 from probex_jax.experts.card import Calibration, Card, MemberCard, TextCard, named_task, versions
@@ -326,7 +327,7 @@ class Expert:
 
     def save(self, path: str | Path) -> None:
         """Saves the expert as one Orbax checkpoint, with a hash of its content."""
-        checkpoints.save(Path(path), self.variables, self.card.to_json())
+        checkpoints.save(as_path(path), self.variables, self.card.to_json())
 
     @classmethod
     def load(cls, path: str | Path, encoders: Mapping[str, type[nn.Module]] = NO_MORE) -> Expert:
@@ -342,7 +343,7 @@ class Expert:
         Raises:
           ProbexError: if there is none, or its content does not match its hash.
         """
-        path = Path(path)
+        path = as_path(path)
         if (path / "expert").is_dir():
             path = path / "expert"
         return cls.checked(path, *checkpoints.load(path), encoders)

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from probex_jax.bucket_paths import fetched
 from probex_jax.errors import ProbexError
 from probex_jax.experts.chance import chance, chance_by_class
 from probex_jax.experts.expert import Expert
@@ -115,7 +116,7 @@ class Predictions:
         if not path.exists():
             return None
         try:
-            with safe_open(path, "np") as file:
+            with fetched(path) as here, safe_open(here, "np") as file:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 about: dict[str, Any] = parse_json(file.metadata()["about"], str(path))
             labels = tuple(map(tuple, about["labels"]))

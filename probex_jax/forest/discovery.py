@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -35,6 +36,11 @@ class FoundTree:
     is_lora: bool
     members: tuple[int, ...]
 
+    @property
+    def kind(self) -> str:
+        """What its models are, in words."""
+        return "LoRAs" if self.is_lora else "whole models"
+
 
 @dataclass(frozen=True)
 class Discovery:
@@ -43,10 +49,12 @@ class Discovery:
     Args:
       trees: the trees, largest first.
       failed: number of each unreadable model to the reason.
+      contents: number of each other model to a hash of the rows that were read: copies share it.
     """
 
     trees: tuple[FoundTree, ...]
     failed: dict[int, str]
+    contents: dict[int, str]
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ class _Seen:
 def discover(
     paths: Iterable[str | Path],
     *,
+    by_base: bool = True,
     models_at_once: int = MODELS_AT_ONCE,
     on_model: Callable[[str], None] = lambda reason: None,
 ) -> Discovery:
@@ -73,6 +82,7 @@ def discover(
 
     Args:
       paths: of the models, as for `open_model`.
+      by_base: whether LoRAs that name different base models are of different trees.
       models_at_once: models of an architecture that are clustered together; bounds the memory.
       on_model: called after each model with the reason why it could not be read, or "".
 
@@ -94,16 +104,19 @@ def discover(
     groups: dict[tuple[str, str, bool], Clusters] = {}
     bases: dict[int, str] = {}
     failed: dict[int, str] = {}
+    contents: dict[int, str] = {}
     for number, seen in enumerate(_all_seen(paths)):
         if isinstance(seen, ProbexError):
             failed[number] = str(seen)
         else:
-            key = (seen.fingerprint, base_key(seen.base) if seen.is_lora else "", seen.is_lora)
+            base = base_key(seen.base) if seen.is_lora and by_base else ""
+            key = (seen.fingerprint, base, seen.is_lora)
             if key not in groups:
                 groups[key] = Clusters(
                     seen.sketch, one_tree=seen.is_lora, models_at_once=models_at_once
                 )
             groups[key].add(number, seen.sketch_D)
+            contents[number] = hashlib.sha256(seen.sketch_D.tobytes()).hexdigest()
             if seen.base:
                 bases[number] = seen.base
         on_model(failed.get(number, ""))
@@ -114,7 +127,7 @@ def discover(
         for cluster in clusters.finish()
     ]
     trees.sort(key=lambda tree: (-len(tree.members), tree.members[0]))
-    return Discovery(tuple(trees), failed)
+    return Discovery(tuple(trees), failed, contents)
 
 
 def _join_unnamed(groups: dict[tuple[str, str, bool], Clusters]) -> None:
@@ -141,7 +154,7 @@ def _see(path: Path, sketches: dict[str, Sketch]) -> _Seen | ProbexError:
             layers = {name: layer.shape for name, layer in model.layers.items()}
             # Equal for all models of an architecture, so threads may race.
             sketch = sketches.setdefault(architecture, Sketch.of_layers(layers))
-            is_lora = any(layer.kind == "lora" for layer in model.layers.values())
+            is_lora = any(layer.is_update for layer in model.layers.values())
             sketch_D, _ = sketch.of_model(model)
             seen = _Seen(architecture, stated_base(model), is_lora, sketch, sketch_D)
             model.check_unchanged()

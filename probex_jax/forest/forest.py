@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from probex_jax.bucket_paths import as_path
 from probex_jax.buckets import address_of, shown_path
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Read, batch_size
@@ -88,8 +89,9 @@ class Forest:
         Raises:
           ProbexError: if there is no forest, or a damaged one.
         """
-        trees = [Tree(folder) for folder in tree_folders(Path(path))]
-        return cls(Path(path), {tree.router.tree: tree for tree in trees})
+        path = as_path(path)
+        trees = [Tree(folder) for folder in tree_folders(path)]
+        return cls(path, {tree.router.tree: tree for tree in trees})
 
     def route(self, model: ModelFile, base: str | None = None) -> Route:
         """Finds the tree of an open model; arguments and errors as those of `forest.route`."""
@@ -163,9 +165,13 @@ class Forest:
         try:
             with open_model(path) as model:
                 said = read_stated_facts(model)
-                where = self.route(model, said.base)
+                where, one = self.route(model, said.base), model
+                if not where.tree:  # a single-file checkpoint may have a part of a known tree
+                    routed = ((self.route(p, said.base), p) for p in model.parts.values())
+                    known = (found for found in routed if found[0].tree)
+                    where, one = next(known, (where, model))
                 experts = self.trees[where.tree].experts if where.tree else {}
-                matrices = {label_set: one.read(model) for label_set, one in experts.items()}
+                matrices = {label_set: expert.read(one) for label_set, expert in experts.items()}
                 model.check_unchanged()
                 return _Seen(said, where, matrices)
         except ProbexError as error:

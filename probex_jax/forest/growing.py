@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from probex_jax.bucket_paths import BucketPath, as_path
+from probex_jax.buckets import Unreachable
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, calibrated
 from probex_jax.experts.alignment import class_sentences
@@ -20,7 +22,7 @@ from probex_jax.files import disk_errors, layer_folder, one_writer, write_json
 from probex_jax.forest.description import abbreviated
 from probex_jax.forest.forest import FORMAT, tree_folders
 from probex_jax.forest.router import ROUTER_VERSION, TreeRouter, check_apart
-from probex_jax.forest.tree import VERSION, ExpertEntry, Tree, texts_of
+from probex_jax.forest.tree import VERSION, ExpertEntry, Tree, arrays_file, texts_of
 from probex_jax.language import embed
 from probex_jax.layer_store import LayerStore
 
@@ -74,7 +76,7 @@ def grow(
       >>> grow(folder / "forest", store, root="me/cats")[1]
       'unchanged'
     """
-    path = Path(path)
+    path = as_path(path)
     folder = layer_folder(path / "trees", store.tree)
     if folder.name.startswith("."):
         raise ProbexError(f"tree {store.tree}: its name starts with a dot; rename the zoo")
@@ -210,6 +212,8 @@ def _source(store: LayerStore, expert: Expert | None, root: str, label_set: str)
 def _is_whole(tree: Tree, folder: Path) -> bool:
     try:
         return tree.path == folder and len(tree.experts) == len(tree.entries)
+    except Unreachable:
+        raise
     except ProbexError:
         return False
 
@@ -231,6 +235,8 @@ def _begun(path: Path, folder: Path) -> dict[str, Tree]:
     for found in tree_folders(path):
         try:
             tree = Tree(found)
+        except Unreachable:  # what it holds may be whole
+            raise
         except ProbexError:
             if found not in (folder, folder.with_name(f".{folder.name}.old")):
                 raise
@@ -249,6 +255,13 @@ def _replaced(
     kept: Sequence[ExpertEntry],
 ) -> tuple[Tree, str]:
     """Writes a tree beside its folder, and then into its place."""
+    joins = before is not None and source["label_set"] not in before.label_sets
+    if isinstance(folder, BucketPath):
+        there = (folder / "tree.json").exists()
+        _write(folder, router, owner, expert, source, before, kept)
+        tree = Tree(folder)
+        _tidy(folder, tree)
+        return tree, "replaced" if there and not joins else "added"
     new, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
     with disk_errors(folder):
         shutil.rmtree(new, ignore_errors=True)
@@ -259,8 +272,17 @@ def _replaced(
             os.replace(folder, old)
         os.replace(new, folder)
         shutil.rmtree(old, ignore_errors=True)
-    joins = before is not None and source["label_set"] not in before.label_sets
     return Tree(folder), "replaced" if there and not joins else "added"
+
+
+def _tidy(folder: BucketPath, tree: Tree) -> None:
+    """Deletes what a `tree.json` in a bucket does not name any more."""
+    used = {entry.folder for entry in tree.entries.values()}
+    used |= {"tree.json", arrays_file(folder, tree.about).name}
+    for path in folder.iterdir():
+        if path.name not in used:
+            path.unlink()
+            path.remove()
 
 
 def _write(
@@ -272,17 +294,21 @@ def _write(
     before: Tree | None,
     kept: Sequence[ExpertEntry],
 ) -> None:
+    # In a bucket new files lie beside the old ones, until `tree.json` names them.
+    in_place = isinstance(folder, BucketPath)
     arrays = {"centres": np.ascontiguousarray(router.centres_CD, np.float32)}
     entries, sources = list(kept), [source]
     if before is not None:
         others = {entry.label_set for entry in kept}
         sources = [s for s in before.about["sources"] if s["label_set"] in others] + sources
         for entry in kept:
-            shutil.copytree(before.path / entry.folder, folder / entry.folder)
+            if not in_place:
+                shutil.copytree(before.path / entry.folder, folder / entry.folder)
             if (texts := before.texts(entry)) is not None:
                 arrays[texts_of(entry.folder)] = texts
     if expert is not None:
-        used = {entry.folder for entry in kept}
+        there = before.entries.values() if before is not None and in_place else kept
+        used = {entry.folder for entry in there}
         names = itertools.chain(["expert"], (f"expert-{n}" for n in itertools.count(1)))
         place = next(name for name in names if name not in used)
         expert.save(folder / place)
@@ -296,14 +322,17 @@ def _write(
         order = list(before.entries)
         entries.sort(key=lambda e: order.index(e.label_set) if e.label_set in order else len(order))
     data = save(arrays)
-    (folder / "arrays.safetensors").write_bytes(data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    named = {"arrays": f"arrays-{sha256[:16]}.safetensors"} if in_place else {}
+    arrays_file(folder, named).write_bytes(data)
     about = {
+        **named,
         "version": VERSION,
         "router": router.as_json(),
         "router_of": owner,
         "experts": [entry.as_json() for entry in entries],
         "sources": sources,
-        "arrays_sha256": hashlib.sha256(data).hexdigest(),
+        "arrays_sha256": sha256,
     }
     write_json(folder / "tree.json", json.loads(json.dumps(about)))
 

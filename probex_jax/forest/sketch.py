@@ -125,7 +125,7 @@ class Sketch:
                 )
             part_1D = model.rows(name, rows).reshape(1, -1)
             lengths.append(_lengths(part_1D))
-            parts.append(_scaled(part_1D, lengths[-1], model.all_layers[name].kind == "lora"))
+            parts.append(_scaled(part_1D, lengths[-1], model.all_layers[name].is_update))
         return np.concatenate(parts, axis=1)[0], np.concatenate(lengths, axis=1)[0]
 
     def of_store(self, store: LayerStore, split: str = "train") -> tuple[np.ndarray, np.ndarray]:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files import ModelFile, stated_base
-from probex_jax.zoo.model_j import stated_in_metadata
+from probex_jax.model_files import ModelFile, Stated, read_stated
 
-# Default class names of transformers.
-_NO_NAME = re.compile(r"(?:LABEL|label|class)_?\d+|\d+")
 _MAX_CONFIG_BYTES = 16 * 2**20
-_MAX_LABELS = 10_000
-_MAX_CHARACTERS = 200
 _MAX_REASONS = 3
+# What tells what a model was trained on, the first one first.
+_TOLD_BY = ("labels", "tags", "triggers", "topics", "folders")
 
 # Pipeline tag by the suffix of the class in transformers.
 _PIPELINES = {
@@ -40,10 +34,11 @@ class StatedFacts:
     """What the files of a model state about it.
 
     Args:
-      labels: the classes that it was trained on; empty if not stated.
+      labels: the classes that it was trained on, or else its trigger words, its topics and the tags
+        of many of its images; empty if not stated.
       source: where they are stated, such as "config.json, id2label", or "".
       base: the model that it was fine-tuned from, or "".
-      architecture: name of its class in transformers, or "".
+      architecture: name of its class in transformers or diffusers, or of its kind, or "".
       library: "transformers", "diffusers", "peft" or "".
       pipeline: its pipeline tag on the hub, or "".
       is_lora: whether it is an update of another model.
@@ -53,6 +48,7 @@ class StatedFacts:
       unscaled: number of layers of a PEFT or kohya LoRA without a stated alpha.
       unread: number of adapter tensors that are in no layer (`ModelFile.unread`).
       unread_reasons: the first reasons.
+      said: all that the files say.
     """
 
     labels: tuple[str, ...]
@@ -68,6 +64,7 @@ class StatedFacts:
     unscaled: int = 0
     unread: int = 0
     unread_reasons: tuple[str, ...] = ()
+    said: Stated = field(default_factory=Stated)
 
     @property
     def kind(self) -> str:
@@ -81,25 +78,18 @@ class StatedFacts:
 
 def read_stated_facts(model: ModelFile) -> StatedFacts:
     """Reads what an open model states about itself; damaged values are ignored."""
-    try:
-        config = model.config
-    except ProbexError:
-        config = {}
-    architectures = config.get("architectures")
-    first = architectures[0] if isinstance(architectures, list) and architectures else ""
-    architecture = first if _is_name(first) else ""
-    is_lora = any(layer.kind == "lora" for layer in model.layers.values())
-    labels, source = _labels(model, config)
+    said = read_stated(model)
+    is_lora = any(layer.is_update for layer in model.layers.values())
     sizes: Counter[str] = Counter()
     for tensor in model.tensors.values():
         sizes[tensor.dtype] += math.prod(tensor.shape)
     return StatedFacts(
-        labels=labels,
-        source=source,
-        base=stated_base(model),
-        architecture=architecture,
-        library=_library(model, config, architecture, is_lora),
-        pipeline=next((p for end, p in _PIPELINES.items() if architecture.endswith(end)), ""),
+        labels=said.about,
+        source=next((said.sources[f] for f in _TOLD_BY if said.about and f in said.sources), ""),
+        base=said.base,
+        architecture=said.architecture,
+        library=_library(model, said.architecture, is_lora),
+        pipeline=next((p for end, p in _PIPELINES.items() if said.architecture.endswith(end)), ""),
         is_lora=is_lora,
         parameters=sum(sizes.values()),
         dtype=sizes.most_common(1)[0][0] if sizes else "",
@@ -107,6 +97,7 @@ def read_stated_facts(model: ModelFile) -> StatedFacts:
         unscaled=_unscaled(model),
         unread=len(model.unread),
         unread_reasons=tuple(dict.fromkeys(model.unread.values()))[:_MAX_REASONS],
+        said=said,
     )
 
 
@@ -117,29 +108,16 @@ def _unscaled(model: ModelFile) -> int:
         return 0  # reading the layer reports the invalid alpha
 
 
-def _labels(model: ModelFile, config: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
-    """The stated classes, and where they are stated."""
-    try:
-        labels, key = stated_in_metadata(model)
-    except ProbexError:
-        labels, key = (), ""
-    if labels and all(map(_is_name, labels)):
-        return labels, f"metadata, {key}"
-    names = config.get("id2label")
-    if not isinstance(names, dict) or len(names) > _MAX_LABELS:
-        return (), ""
-    labels = tuple(dict.fromkeys(names.values())) if all(map(_is_name, names.values())) else ()
-    if not labels or all(_NO_NAME.fullmatch(name) for name in labels):
-        return (), ""
-    return labels, "config.json, id2label"
-
-
-def _library(model: ModelFile, config: Mapping[str, Any], architecture: str, is_lora: bool) -> str:
+def _library(model: ModelFile, architecture: str, is_lora: bool) -> str:
     if _has_adapter_config(model):
         return "peft"
     if is_lora:
         return "diffusers"
-    return "transformers" if architecture and _is_name(config.get("model_type")) else ""
+    try:
+        model_type = model.config.get("model_type")
+    except ProbexError:
+        return ""
+    return "transformers" if architecture and isinstance(model_type, str) and model_type else ""
 
 
 def _has_adapter_config(model: ModelFile) -> bool:
@@ -147,7 +125,3 @@ def _has_adapter_config(model: ModelFile) -> bool:
         return model.bytes_beside("adapter_config.json", _MAX_CONFIG_BYTES) is not None
     except ProbexError:
         return True
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= _MAX_CHARACTERS and value.isprintable()

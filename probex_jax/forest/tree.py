@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from probex_jax.bucket_paths import fetched
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, Read, in_batches
 from probex_jax.files import read_json
@@ -21,6 +22,7 @@ from probex_jax.model_files import open_model
 
 VERSION = 3
 _FOLDER = re.compile(r"expert(-\d+)?")
+_ARRAYS = re.compile(r"arrays(-[0-9a-f]{16})?\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Tree:
                 raise ProbexError(
                     f"{path}: tree of version {version!r}, expected {VERSION}; grow it again"
                 )
-            self._arrays = _arrays(path / "arrays.safetensors", self.about["arrays_sha256"])
+            self._arrays = _arrays(arrays_file(path, self.about), self.about["arrays_sha256"])
             self.router = TreeRouter.from_json(self.about["router"], self._arrays["centres"])
             entries = [ExpertEntry.from_json(entry) for entry in self.about["experts"]]
             self.entries = {entry.label_set: entry for entry in entries}
@@ -182,8 +184,17 @@ def texts_of(folder: str) -> str:
     return f"texts.{folder}"
 
 
+def arrays_file(folder: Path, about: Mapping[str, Any]) -> Path:
+    """The file of a tree's arrays; ValueError if its `tree.json` names none."""
+    name = about.get("arrays", "arrays.safetensors")
+    if not _ARRAYS.fullmatch(name):
+        raise ValueError(f"arrays {name!r:.50}")
+    return folder / name
+
+
 def _arrays(path: Path, sha256: str) -> dict[str, np.ndarray]:
-    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        raise ProbexError(f"{path}: damaged: its content does not match its hash")
-    with open_model(path) as file:
-        return {name: file.tensor(name) for name in file.tensors}
+    with fetched(path) as here:
+        if hashlib.sha256(here.read_bytes()).hexdigest() != sha256:
+            raise ProbexError(f"{path}: damaged: its content does not match its hash")
+        with open_model(here) as file:
+            return {name: file.tensor(name) for name in file.tensors}

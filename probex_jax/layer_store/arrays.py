@@ -5,6 +5,7 @@ A layer is one array, `matrices` [rows, H, W]. A LoRA layer is two: `up` [rows, 
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
+from probex_jax.bucket_paths import BucketPath, s3_endpoint
 from probex_jax.errors import ProbexError
 from probex_jax.files import layer_folder
+
+# Of TensorStore's driver for S3; by default it waits a second before the first.
+_RETRIES = {"max_retries": 8, "initial_delay": "250ms", "max_delay": "10s"}
 
 # Entries of an array of vectors, unless a single vector has more.
 _TOGETHER = 4096
@@ -126,7 +131,7 @@ class LayerArray:
         """Opens an array; a ProbexError unless its rows have the given shape."""
         spec = {
             "driver": "zarr3",
-            "kvstore": {"driver": "file", "path": f"{folder.resolve()}/"},
+            "kvstore": _kvstore(folder),
             # A missing chunk would otherwise read as zeros.
             "fill_missing_data_reads": False,
             "open": True,
@@ -149,6 +154,32 @@ class LayerArray:
             contiguous = len(rows) > 0 and np.array_equal(rows, rows[0] + np.arange(len(rows)))
             index = slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else rows
             return np.asarray(self._array[index][:, :, columns].read().result())
+
+
+def _kvstore(folder: Path) -> dict[str, Any]:
+    """Where TensorStore finds the files of a folder."""
+    if not isinstance(folder, BucketPath):
+        return {"driver": "file", "path": f"{folder.resolve()}/"}
+    scheme, bucket, *keys = folder.parts
+    place = {"bucket": bucket, "path": "/".join(keys) + "/"}
+    if scheme == "gs:":
+        return {"driver": "gcs", **place}
+    told = {
+        "endpoint": s3_endpoint(),
+        "aws_region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
+    }
+    # By default it looks in files, and says on standard error that there are none.
+    kind = "environment" if "AWS_ACCESS_KEY_ID" in os.environ else "default"
+    if os.environ.get("AWS_SKIP_SIGNATURE"):
+        kind = "anonymous"
+    told = {name: value for name, value in told.items() if value}
+    return {
+        "driver": "s3",
+        **place,
+        **told,
+        "aws_credentials": {"type": kind},
+        "context": {"s3_request_retries": _RETRIES},
+    }
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from probex_jax.bucket_paths import on_a_disk
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, one_writer, parse_json
 from probex_jax.layer_store.packing import PackSummary, pack
@@ -58,7 +59,7 @@ def pack_from_hub(
       >>> pack_from_hub(table, "stores", 59, Remote()).store.path  # doctest: +SKIP
       PosixPath('stores/SupViT')
     """
-    path = Path(out) / table.subset
+    path = on_a_disk(out) / table.subset
     with one_writer(path):
         if any((path / model.split).exists() for model in table.models):
             raise ProbexError(

@@ -5,12 +5,14 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from probex_jax.bucket_paths import BucketPath
 from probex_jax.errors import ProbexError
-from probex_jax.files import disk_errors
+from probex_jax.files import disk_errors, write_text
 from probex_jax.layer_store.arrays import part_folder, parts, vectors_folder
 from probex_jax.layer_store.common_layers import StoredLayer, layer_faults
 from probex_jax.layer_store.headers import ModelHeader
@@ -22,6 +24,10 @@ from probex_jax.zoo import ZooModel
 
 # Of an array: a layer's name and part; or "" and the number of an array of vectors.
 _Key = tuple[str, str | int]
+
+
+# Arrays that are opened, or whose shards are ended, at a time: in a bucket each waits for answers.
+_ARRAYS_AT_ONCE = 8
 
 
 class _Task(NamedTuple):
@@ -41,8 +47,13 @@ class Packer:
     """
 
     def __init__(
-        self, store: LayerStore, workers: int, on_packed: Callable[[Sequence[ZooModel]], None]
+        self,
+        store: LayerStore,
+        workers: int,
+        on_packed: Callable[[Sequence[ZooModel]], None],
+        made: str | None,
     ):
+        """`made`: where shards are made that are put into a bucket; None for a store on a disk."""
         self._store, self._workers, self._on_packed = store, workers, on_packed
         self._table = store.path / "models.jsonl"
         rows = max((model.row for model in store.models), default=-1) + 1
@@ -52,20 +63,29 @@ class Packer:
         }
         self._places = store.reader.places
         # What each array holds, names and shapes, goes into a model's hash with its checksum.
-        self._writers: dict[_Key, LayerWriter] = {}
+        arrays: dict[_Key, tuple[Path, tuple[int, int]]] = {}
         self._hashed: dict[_Key, bytes] = {}
         for name, layer in self._layers.items():
             for part, shape in parts(*layer[:2]).items() if name not in self._places else ():
                 folder = part_folder(store.path, name, part)
-                self._writers[name, part] = LayerWriter(folder, shape, store.block)
+                arrays[name, part] = folder, shape
                 self._hashed[name, part] = json.dumps([name, part, shape]).encode()
         held: dict[int, list[tuple[str, tuple[int, int]]]] = {}
         for name, place in self._places.items():
             held.setdefault(place.array, []).append((name, store.layers[name]))
         for number, size in store.reader.vector_arrays.items():
             folder = vectors_folder(store.path, number)
-            self._writers["", number] = LayerWriter(folder, (1, size), store.block)
+            arrays["", number] = folder, (1, size)
             self._hashed["", number] = json.dumps(held[number]).encode()
+
+        def writer_of(item: tuple[_Key, tuple[Path, tuple[int, int]]]) -> LayerWriter:
+            folder, shape = item[1]
+            inside = folder.parts[len(store.path.parts) :]
+            here = Path(made, *inside) if made else None
+            return LayerWriter(folder, shape, store.block, here)
+
+        found = prefetch(writer_of, arrays.items(), _ARRAYS_AT_ONCE)
+        self._writers = {key: writer for (key, _), writer in found}
         for number, count in Counter(model.row // store.block for model in store.models).items():
             for writer in self._writers.values():
                 writer.check(number * store.block, count)
@@ -186,20 +206,26 @@ class Packer:
         lines: Sequence[Mapping[str, Any]],
         models: Sequence[ZooModel],
     ) -> None:
-        if slots:
-            for writer in self._writers.values():
-                writer.finish(self._first, slots)
-        else:
-            for writer in self._writers.values():
-                writer.drop(self._first)
+
+        def end(writer: LayerWriter) -> None:
+            writer.finish(self._first, slots) if slots else writer.drop(self._first)
+
+        for _ in prefetch(end, self._writers.values(), _ARRAYS_AT_ONCE):
+            pass
         self._first += self._store.block
-        with disk_errors(self._table), self._table.open("a") as table:
-            table.write("".join(json.dumps(line) + "\n" for line in lines))
+        self._append("".join(json.dumps(line) + "\n" for line in lines))
         self._on_packed(models)
 
+    def _append(self, lines: str) -> None:
+        if isinstance(self._table, BucketPath):  # whose objects are written whole
+            before = self._table.read_text() if self._table.exists() else ""
+            return write_text(self._table, before + lines)
+        with disk_errors(self._table), self._table.open("a") as table:
+            table.write(lines)
+
     def _drop_torn_line(self) -> None:
-        """A kill may have cut the last line short."""
-        if self._table.exists():
+        """A kill may have cut the last line short, on a disk."""
+        if self._table.exists() and not isinstance(self._table, BucketPath):
             whole = self._table.read_bytes().rfind(b"\n") + 1
             os.truncate(self._table, whole)
 

@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from probex_jax.bucket_paths import BucketPath, as_path
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, layer_folder, one_writer, write_json
 from probex_jax.layer_store.arrays import parts, places
@@ -98,7 +101,7 @@ def pack(
       >>> pack(scan(folder / "zoo"), folder / "store").added
       2
     """
-    path = Path(path)
+    path = as_path(path)
     with one_writer(path):
         store = LayerStore.open(path) if (path / "store.json").exists() else None
         known = {model.id: model for model in store.models} if store else {}
@@ -116,9 +119,11 @@ def pack(
         else:
             _check_same(store, zoo, layers)
         take_over(path, zoo, headers)
-        packer = Packer(store, workers, on_packed)
-        for header, fault in packer.run(headers):
-            on_model(f"{header.model.id}: {fault}" if fault else "")
+        is_put = isinstance(path, BucketPath)
+        with TemporaryDirectory(prefix="probex-jax-") if is_put else nullcontext() as made:
+            packer = Packer(store, workers, on_packed, made)
+            for header, fault in packer.run(headers):
+                on_model(f"{header.model.id}: {fault}" if fault else "")
         packed = LayerStore.open(path)
         if not packed.models:
             first = next(iter(packed.skipped.values()), "the zoo has no models")

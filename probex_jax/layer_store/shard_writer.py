@@ -23,8 +23,9 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
+from probex_jax.bucket_paths import BucketPath, put_and_delete
 from probex_jax.errors import ProbexError
-from probex_jax.files import disk_errors
+from probex_jax.files import disk_errors, write_text
 from probex_jax.layer_store.arrays import LayerArray, array_metadata
 
 _CRC_BYTES = 4
@@ -46,12 +47,13 @@ class LayerWriter:
       folder: of the array.
       shape: of a matrix.
       block: rows per shard; a shard is one file.
+      made: of an array in a bucket, a folder on the disk where shards are made, to be put whole.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, int], block: int):
+    def __init__(self, folder: Path, shape: tuple[int, int], block: int, made: Path | None = None):
         self._metadata, self._shape, self._block = folder / "zarr.json", shape, block
-        self._folder = folder / "c"
-        is_there = self._metadata.exists()
+        self._shards, self._folder = folder / "c", made or folder / "c"
+        is_there = self._metadata.is_file()
         self._rows = LayerArray.open(folder, shape).rows if is_there else 0
         self._chunk_bytes = 4 * math.prod(shape) + _CRC_BYTES
 
@@ -91,6 +93,9 @@ class LayerWriter:
                 os.ftruncate(shard, end)
             self._rows = max(self._rows, first + len(slots))
             self._write_metadata()
+        if isinstance(self._shards, BucketPath):
+            made = self._file(first // self._block)
+            put_and_delete(made, self._shards / made.relative_to(self._folder))
 
     def drop(self, first: int) -> None:
         """Removes a shard none of whose matrices became rows."""
@@ -103,6 +108,8 @@ class LayerWriter:
         Raises:
           ProbexError: if the shard is too short, as after a power failure.
         """
+        if isinstance(self._shards, BucketPath):  # where an object is whole
+            return
         path = self._file(first // self._block)
         with disk_errors(path):
             size = path.stat().st_size
@@ -114,9 +121,11 @@ class LayerWriter:
 
     def _write_metadata(self) -> None:
         """Writes `zarr.json`, which holds the number of rows, whole or not at all."""
-        path = str(self._metadata)
+        about, path = array_metadata(self._shape, self._block, self._rows), str(self._metadata)
+        if isinstance(self._metadata, BucketPath):
+            return write_text(self._metadata, about)
         with open(f"{path}.partial", "w") as file:
-            file.write(array_metadata(self._shape, self._block, self._rows))
+            file.write(about)
         os.replace(f"{path}.partial", path)
 
     @contextmanager

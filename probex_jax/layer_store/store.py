@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from probex_jax.bucket_paths import as_path
 from probex_jax.errors import ProbexError
 from probex_jax.files import parse_json, read_json
 from probex_jax.fitting.moments import Moments, moments
@@ -117,7 +118,7 @@ class LayerStore:
         Raises:
           ProbexError: if there is no store, it is of another version, or its tables are damaged.
         """
-        path = Path(path)
+        path = as_path(path)
         about_path, models_path = path / "store.json", path / "models.jsonl"
         try:
             about = read_json(about_path)

@@ -1,12 +1,10 @@
-"""Fingerprints of architectures, and the ancestor that a file names."""
+"""Fingerprints of architectures, and when two names may mean one ancestor."""
 
 import hashlib
 import json
 import re
 from collections.abc import Iterable
-from itertools import pairwise
 
-from probex_jax.errors import ProbexError
 from probex_jax.model_files.model_file import ModelFile
 
 # What stands on top of a backbone and is replaced for another task, as transformers, timm and
@@ -19,12 +17,6 @@ _HEAD = re.compile(
 )
 
 _FILE = re.compile(r"\.(?:safetensors|ckpt|bin|pth?)$")
-
-# Fields of metadata that name the model that was fine-tuned; the last two are kohya's.
-_BASE_KEYS = ("base_model", "ss_sd_model_name", "ss_base_model_version")
-_BASE_FIELD = "base_model:"
-_MAX_README_BYTES = 1024 * 1024
-_MAX_BASE_CHARACTERS = 200
 
 
 def is_head(name: str) -> bool:
@@ -47,9 +39,9 @@ def fingerprint(model: ModelFile) -> str:
     """A hash of tensor names and shapes, the same for all models of one architecture.
 
     It covers tensors with one axis or more of the dtypes that are read, except the classifier head,
-    which fine-tuning replaces. A LoRA counts by the layers it changes, whatever its rank. The dtype
-    does not count, nor do a quantiser's scales and the prefixes of wrappers (`_orig_mod.` of
-    torch.compile, `module.` of DistributedDataParallel).
+    which fine-tuning replaces. An adapter counts by the layers it changes, whatever its spelling,
+    method and rank, a quantised layer by its own shape. The dtype does not count, nor do a
+    quantiser's scales and what wrappers put into names (`_orig_mod.`, `module.`, `base_layer`).
 
     Args:
       model: the model, open.
@@ -72,37 +64,13 @@ def fingerprint(model: ModelFile) -> str:
       >>> found[0] == found[1], len(found[0])
       (True, 16)
     """
-    loras = {name: layer for name, layer in model.layers.items() if layer.kind == "lora"}
+    updates = {name: layer for name, layer in model.layers.items() if layer.is_update}
     shapes: dict[str, list[object]] = {
         name: list(shape) for name, shape in model.architecture_shapes.items()
     }
-    shapes |= {name: ["lora", *layer.shape] for name, layer in loras.items()}
+    shapes |= {name: ["lora", *layer.shape] for name, layer in updates.items()}
     kept = [[name, shapes[name]] for name in sorted(backbone(shapes))]
     return hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:16]
-
-
-def stated_base(model: ModelFile) -> str:
-    """The model that this one was fine-tuned from, as its file or folder states.
-
-    Looked up in this order: `base_model` in the file's metadata, `base_model_name_or_path` in
-    `adapter_config.json`, `_name_or_path` in `config.json`, `base_model` in the front matter of
-    `README.md`, and the metadata of kohya's scripts.
-
-    Args:
-      model: the model, open.
-
-    Returns:
-      A hub id, a path or a word, as it stands there; "" if nothing states a usable name.
-    """
-    readme = _base_in_readme(model)
-    stated = (
-        model.metadata.get(_BASE_KEYS[0]),
-        _field(model, "adapter_config.json", "base_model_name_or_path"),
-        _field(model, "config.json", "_name_or_path"),
-        readme,
-        *(model.metadata.get(key) for key in _BASE_KEYS[1:]),
-    )
-    return next((name for name in map(_name, stated) if name), "")
 
 
 def same_base(one: str, other: str) -> bool:
@@ -121,37 +89,3 @@ def base_key(name: str) -> str:
     """The part of an ancestor's name that is compared; "" for ""."""
     last = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
     return _FILE.sub("", last.lower())
-
-
-def _name(value: object) -> str:
-    if not isinstance(value, str):
-        return ""
-    value = value.strip()
-    return value if len(value) <= _MAX_BASE_CHARACTERS and value.isprintable() else ""
-
-
-def _field(model: ModelFile, file: str, name: str) -> object:
-    try:
-        return model.beside(file).get(name)
-    except ProbexError:
-        return None  # the weights can be read beside a damaged config
-
-
-def _base_in_readme(model: ModelFile) -> object:
-    try:
-        text = (model.bytes_beside("README.md", _MAX_README_BYTES) or b"").decode(errors="replace")
-    except ProbexError:
-        return None
-    # Line by line: a regular expression could take hours on a stranger's text.
-    first, *lines = (line.rstrip() for line in text.split("\n"))
-    if first != "---" or "---" not in lines:
-        return None
-    for line, following in pairwise(lines[: lines.index("---") + 1]):
-        if line.startswith(_BASE_FIELD):
-            value = line.removeprefix(_BASE_FIELD).strip()
-            if not value and following.lstrip().startswith("- "):  # a list
-                value = following.lstrip().removeprefix("- ")
-            if value.startswith("["):
-                value = value.strip("[]").partition(",")[0]
-            return value.partition(" #")[0].strip(" \t'\"")
-    return None

@@ -14,9 +14,19 @@ from probex_jax.errors import ProbexError
 from probex_jax.model_files.safetensors_header import TensorInfo
 from probex_jax.model_files.untrusted_text import quoted
 
-MATRIX_DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+# The types of GGUF, which are dequantised.
+GGML = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0",
+        "TQ2_0", "MXFP4", "NVFP4", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS",
+        "IQ3_S", "IQ4_NL", "IQ4_XS")  # fmt: skip
+MATRIX_DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", *GGML)
 
 _OTHER_DTYPES = {"BOOL": "boolean", "C64": "complex", "I": "integer", "U": "integer"}
+
+# A module whose tensors are the stacked matrices of several experts; `experts.0.` is a single one.
+_EXPERTS = re.compile(
+    r"(?:\A|(?<=[._/]))(?:experts?|moe|switch_mlp)(?![._/]\d)(?=[._/]|\Z)", re.IGNORECASE
+)
+MAX_EXPERTS = 4096
 
 # The reference leaves ViT's patch projection out of its numbering.
 _UNNUMBERED = "patch_embeddings.projection.weight"
@@ -32,11 +42,12 @@ class LayerInfo:
     Args:
       shape: (H, W) of the canonical matrix: outputs and inputs.
       dtype: the stored dtype's name in safetensors, one of F64, F32, F16, BF16, F8_E4M3,
-        F8_E5M2; for a LoRA, that of the factor `up`.
+        F8_E5M2, or a type of GGUF such as Q4_K; for a LoRA, that of the factor `up`.
       kind: "linear" ([out, in] as stored), "conv" (kernels [O, I, k...] as [O, I·k...]),
-        "embedding" (positions [1, a, b] as [a, b]), "lora" (factors of an update), or "vector" (at
-        most one axis is longer than 1: [n] as [n, 1], [O, I, 1...] as [O, I], a scalar as [1, 1]).
-      rank: R of the factors of a LoRA; None for the others.
+        "embedding" (positions [1, a, b] as [a, b]), "lora" (an update in factors), "update" (one
+        without), or "vector" (at most one axis is longer than 1: [n] as [n, 1], [O, I, 1...] as
+        [O, I], a scalar as [1, 1]).
+      rank: R of the factors of an update; None for the others.
 
     Example:
       >>> LayerInfo((64, 27), "F32", "conv").shape
@@ -48,11 +59,40 @@ class LayerInfo:
     kind: str
     rank: int | None = None
 
+    @property
+    def is_update(self) -> bool:
+        """Whether it is to be added to the layer of another model."""
+        return self.kind in ("lora", "update")
+
+
+def are_experts(name: str) -> bool:
+    """Whether a tensor of three axes, by its name, is a matrix for each of several experts.
+
+    Example:
+      >>> [are_experts(f"mlp.{name}") for name in ("experts.up_proj", "experts.0.up_proj", "conv")]
+      [True, False, False]
+    """
+    return _EXPERTS.search(name) is not None
+
+
+def of_expert(name: str, number: int) -> str:
+    """The name of one expert's matrix, as files that do not stack them have it.
+
+    Example:
+      >>> of_expert("mlp.experts.up_proj", 3), of_expert("block_sparse_moe.w1", 0)
+      ('mlp.experts.3.up_proj', 'block_sparse_moe.0.w1')
+    """
+    found = _EXPERTS.search(name)
+    at = found.end() if found else len(name)
+    return f"{name[:at]}.{number}{name[at:]}"
+
 
 def as_layer(tensor: TensorInfo) -> LayerInfo | str:
     """The matrix or vector that a tensor makes, or the reason why it makes none."""
     if tensor.dtype not in MATRIX_DTYPES:
-        reason = _OTHER_DTYPES.get(tensor.dtype) or _OTHER_DTYPES.get(tensor.dtype[0])
+        reason = _OTHER_DTYPES.get(tensor.dtype) or _OTHER_DTYPES.get(
+            tensor.dtype.rstrip("0123456789")
+        )
         return reason or f"{tensor.dtype}, which is not read"
     if 0 in tensor.shape:
         return "empty"

@@ -1,8 +1,8 @@
-"""Finds the safetensors files of a model at a path: a file, a folder, shards, a hub cache."""
+"""Finds the files of a model at a path: a file, a folder, shards, a checkpoint, a hub cache."""
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,11 +12,29 @@ import numpy as np
 from probex_jax.buckets import address_of, is_address, read
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.byte_ranges import ByteRanges, read_small
+from probex_jax.model_files.checkpoint_folders import checkpoint_in, walked
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.untrusted_text import json_object, plain_name, quoted, shown
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+# What is read, in the order of preference; of each, how files are called that are the model where
+# there are others, too.
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    ".safetensors": (
+        "model",
+        "diffusion_pytorch_model",
+        "pytorch_lora_weights",
+        "adapter_model",
+    ),
+    ".msgpack": ("flax_model", "diffusion_flax_model"),
+    ".gguf": (),
+    ".npz": (),
+    ".keras": (),
+    ".h5": ("model.weights", "tf_model"),
+    ".hdf5": (),
+}
 
 _MAX_INDEX_BYTES = 64 * 1024 * 1024
 _MAX_REVISION_BYTES = 1024
@@ -28,7 +46,10 @@ _CACHED = ("models--", "datasets--")
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _DEFAULT = Limits()
-_SHARD_OF_MANY = re.compile(r".*-\d+-of-0*(?!1\.)[1-9]\d*\.safetensors")
+_SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{1,6})-of-(?P<count>\d{1,6})(?P<end>\.\w+)")
+_MODEL = r"\g<stem> \g<count> \g<end>"  # what the names of a model's shards have in common
+# Flax's own checkpoints, before Orbax: msgpack files.
+_FLAX = re.compile(r"checkpoint_(\d{1,15})")
 
 
 class Bytes(Protocol):
@@ -75,13 +96,23 @@ class Location:
 
     Args:
       folder: with the files and `config.json`.
-      names: of the safetensors files, sorted.
+      names: of the files, sorted.
       weight_map: tensor name to file name, from the index of shards; None without an index.
+      checkpoint: the folder of Orbax's arrays, if the model is one.
     """
 
     folder: Folder
     names: tuple[str, ...]
     weight_map: Mapping[str, str] | None = None
+    checkpoint: Path | None = None
+
+    def warnings(self, found: Collection[str]) -> tuple[str, ...]:
+        """What the index of shards says that the shards do not."""
+        absent = [name for name in self.weight_map or () if name not in found]
+        if not absent:
+            return ()
+        count = f"{len(absent)} tensor{'s' if len(absent) > 1 else ''}"
+        return (f"{self.folder}: no shard has {count} of the index, such as {quoted(absent[0])}",)
 
 
 class LocalFolder:
@@ -113,6 +144,13 @@ class LocalFolder:
         path = self.path / name
         return ByteRanges(path if name == self._named else _file(path, self._root))
 
+    def all_files(self, inside: Path) -> Iterator[Path]:
+        """The files of a folder in it, at any depth, unless a link leads out of the model's own."""
+        for path in walked(inside):
+            check_inside(path, self._root)
+            if not path.is_dir():
+                yield path
+
     def read_beside(self, name: str, limit: int) -> bytes | None:
         """A small file in it, or None if there is none."""
         path = self.path / name
@@ -134,36 +172,99 @@ def locate(path: Path, limits: Limits = _DEFAULT) -> Location:
         return located_in(LocalFolder(_snapshot(path), _own_folder(path)), limits)
     _check_there(path)
     refuse_other_formats(path.name, str(path))
-    return Location(LocalFolder(path.parent, _own_folder(path.parent), path.name), (path.name,))
+    folder = LocalFolder(path.parent, _own_folder(path.parent), path.name)
+    if path.suffix.lower() == ".gguf" and _SHARD.fullmatch(path.name):
+        return Location(folder, _complete(folder, path.name, [path.name, *folder.names()]))
+    return Location(folder, (path.name,))
 
 
 def local_files(path: Path) -> tuple[Path, ...]:
-    """The safetensors files of the model at a path on this machine; errors as `locate`."""
+    """The files of the weights of the model at a path on this machine; errors as `locate`."""
     location = locate(path)
     return tuple(Path(location.folder.path_of(name)) for name in location.names)
+
+
+def format_of(name: str) -> str:
+    """The format of a file, as one of `FORMATS`; "" for others."""
+    suffix = Path(name).suffix.lower()
+    return suffix if suffix in FORMATS else ".msgpack" if _FLAX.fullmatch(name) else ""
 
 
 def located_in(folder: Folder, limits: Limits) -> Location:
     """Finds the files of the model in a folder."""
     names = folder.names()
-    if SINGLE in names:
-        return Location(folder, (SINGLE,))
-    if INDEX in names:
-        return _shards(folder, limits)
-    others = [name for name in names if Path(name).suffix == ".safetensors"]
-    if len(others) == 1 and not _SHARD_OF_MANY.fullmatch(others[0]):
-        return Location(folder, (others[0],))
-    if others:
-        some = ", ".join(map(quoted, others[:3]))
-        raise ProbexError(
-            f"{folder}: neither {SINGLE} nor {INDEX}, and which of its {len(others)} other files "
-            f"is the model? {some}{', …' if len(others) > 3 else ''}; shards need the index, "
-            "for one of several files give its path"
-        )
+    for suffix, stems in FORMATS.items():
+        for stem in stems:
+            if found := _preferred(folder, names, stem, suffix, limits):
+                return found
+        others = [
+            name for name in names if format_of(name) == suffix and _may_be_file(folder, name)
+        ]
+        if others:
+            return _only(folder, others)
+    if isinstance(folder, LocalFolder) and (item := checkpoint_in(folder.path)):
+        files = sorted(os.path.relpath(file, folder.path) for file in folder.all_files(item))
+        return Location(folder, tuple(files), None, item)
     for name in names:
-        if Path(name).suffix.lower() in (*_PICKLES, ".gguf") and name.isprintable():
+        if Path(name).suffix.lower() in _PICKLES and name.isprintable():
             refuse_other_formats(name, folder.path_of(name))
     raise ProbexError(f"{folder}: no model here; expected {SINGLE} or {INDEX}")
+
+
+def _may_be_file(folder: Folder, name: str) -> bool:
+    return not (isinstance(folder, LocalFolder) and (folder.path / name).is_dir())
+
+
+def _preferred(
+    folder: Folder, names: Sequence[str], stem: str, suffix: str, limits: Limits
+) -> Location | None:
+    """The file or shards with a usual name; those of a variant, such as `fp16`, if there is one."""
+    file, variant = f"{stem}{suffix}", rf"{re.escape(stem)}\.[\w-]+{re.escape(suffix)}"
+    index = rf"{re.escape(file)}\.index\.[\w-]+\.json|{variant}\.index\.json"
+    for pattern in (re.escape(file), rf"{re.escape(file)}\.index\.json", variant, index):
+        found = [name for name in names if re.fullmatch(pattern, name)]
+        if found and pattern == variant and len(found) > 1:
+            raise _ambiguous(folder, found)
+        if found:
+            is_index = found[0].endswith(".json")
+            return _shards(folder, found[0], limits) if is_index else Location(folder, (found[0],))
+    return None
+
+
+def _only(folder: Folder, names: Sequence[str]) -> Location:
+    """One file, the newest of Flax's checkpoints, or all shards."""
+    shards = [name for name in names if _SHARD.fullmatch(name)]
+    steps = {int(found[1]): name for name in names if (found := _FLAX.fullmatch(name))}
+    if shards:
+        whole = _complete(folder, shards[0], shards)
+        if len(whole) < len(shards):
+            raise _ambiguous(folder, shards)
+        return Location(folder, whole)
+    if len(names) > 1 and len(steps) < len(names):
+        raise _ambiguous(folder, names)
+    return Location(folder, (steps[max(steps)] if steps else names[0],))
+
+
+def _complete(folder: Folder, one: str, names: Iterable[str]) -> tuple[str, ...]:
+    """All shards of the model that one of them is of, as their names count them."""
+    shards = (found for name in names if (found := _SHARD.fullmatch(name)))
+    model = _SHARD.sub(_MODEL, one)
+    there = {int(found["number"]): found[0] for found in shards if found.expand(_MODEL) == model}
+    count = int(_SHARD.sub(r"\g<count>", one))
+    if not 0 < count <= _MAX_SHARDS:
+        raise ProbexError(f"{folder}: {count} shards, the limit is {_MAX_SHARDS}")
+    if absent := [number for number in range(1, count + 1) if number not in there]:
+        raise ProbexError(f"{folder}: shard {absent[0]} of {count} is missing beside {quoted(one)}")
+    return tuple(there[number] for number in range(1, count + 1))
+
+
+def _ambiguous(folder: Folder, names: Sequence[str]) -> ProbexError:
+    some = ", ".join(map(quoted, names[:3]))
+    return ProbexError(
+        f"{folder}: neither {SINGLE} nor {INDEX}, and which of its {len(names)} other files "
+        f"is the model? {some}{', …' if len(names) > 3 else ''}; for one of several files give "
+        "its path"
+    )
 
 
 def check_inside(path: Path, root: Path, whose: str = "model") -> None:
@@ -213,22 +314,18 @@ def _check_there(path: Path) -> None:
 
 
 def refuse_other_formats(name: str, path: str) -> None:
-    """Raises a ProbexError with a way out unless the file name ends in .safetensors."""
-    suffix = Path(name).suffix.lower()
-    if suffix in _PICKLES:
+    """Raises a ProbexError with a way out unless the file is of a format that is read."""
+    if Path(name).suffix.lower() in _PICKLES:
         raise ProbexError(
             f"{path}: a pickle can run code when it is loaded, so it is not read; convert it where "
             "you trust it: load it with transformers or diffusers and call "
             "save_pretrained(folder, safe_serialization=True)"
         )
-    if suffix == ".gguf":
+    if not format_of(name):
+        _, *others = FORMATS
         raise ProbexError(
-            f"{path}: GGUF is not read; convert it: load it with transformers "
-            "(from_pretrained(folder, gguf_file=...)) and call "
-            "save_pretrained(folder, safe_serialization=True)"
+            f"{path}: expected a .safetensors file, one of {', '.join(others)}, or a folder"
         )
-    if suffix != ".safetensors":
-        raise ProbexError(f"{path}: expected a .safetensors file or a folder")
 
 
 def _snapshot(folder: Path) -> Path:
@@ -259,16 +356,10 @@ def _file(path: Path, root: Path) -> Path:
     return path
 
 
-def _shards(folder: Folder, limits: Limits) -> Location:
-    index, values = folder.path_of(INDEX), limits.tensors + _VALUES_BESIDE_TENSORS
-    data = folder.read_beside(INDEX, _MAX_INDEX_BYTES) or b""
-    content = json_object(data, index, depth=limits.depth, values=values)
-    unknown = [key for key in content if key not in ("metadata", "weight_map")]
-    if unknown:
-        raise ProbexError(
-            f"{index}: unknown field {quoted(unknown[0])}, expected metadata and weight_map"
-        )
-    weight_map = content.get("weight_map")
+def _shards(folder: Folder, name: str, limits: Limits) -> Location:
+    index, values = folder.path_of(name), limits.tensors + _VALUES_BESIDE_TENSORS
+    data = folder.read_beside(name, _MAX_INDEX_BYTES) or b""
+    weight_map = json_object(data, index, depth=limits.depth, values=values).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ProbexError(f"{index}: weight_map is missing, empty or no object")
     for tensor, shard in weight_map.items():
@@ -277,6 +368,6 @@ def _shards(folder: Folder, limits: Limits) -> Location:
     shards = sorted({plain_name(name, f"{index}: shard") for name in weight_map.values()})
     if len(shards) > _MAX_SHARDS:
         raise ProbexError(f"{index}: {len(shards)} shards, the limit is {_MAX_SHARDS}")
-    for name in shards:
-        refuse_other_formats(name, folder.path_of(name))
+    for shard in shards:
+        refuse_other_formats(shard, folder.path_of(shard))
     return Location(folder, tuple(shards), weight_map)

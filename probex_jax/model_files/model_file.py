@@ -1,4 +1,4 @@
-"""One model: its matrices and vectors, read one by one from the safetensors files that hold it."""
+"""One model: its matrices and vectors, read one by one from the files that hold it."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,18 +12,18 @@ import numpy as np
 from probex_jax.buckets import address_of
 from probex_jax.errors import ProbexError
 from probex_jax.matrices import LowRank
+from probex_jax.model_files.adapters import Scales
+from probex_jax.model_files.containers import open_containers
 from probex_jax.model_files.contents import find_contents
 from probex_jax.model_files.files_beside import FilesBeside
 from probex_jax.model_files.finite import count_unfit, unfit
-from probex_jax.model_files.layers import MATRIX_DTYPES, LayerInfo, no_such_layer
+from probex_jax.model_files.layers import LayerInfo, no_such_layer
 from probex_jax.model_files.limits import Limits
-from probex_jax.model_files.locate import Location, locate
-from probex_jax.model_files.lora_scales import Scales
-from probex_jax.model_files.quantised import scaled
+from probex_jax.model_files.locate import locate
+from probex_jax.model_files.parts import parts
 from probex_jax.model_files.remote import Remote
 from probex_jax.model_files.remote_folders import locate_remote
 from probex_jax.model_files.safetensors_header import TensorInfo
-from probex_jax.model_files.shards import Shard, merged_metadata, open_shards
 from probex_jax.model_files.stored_tensors import StoredTensors
 from probex_jax.model_files.untrusted_text import quoted
 
@@ -35,11 +35,13 @@ class ModelFile:
 
     Attributes:
       path: what was opened; on a server, the address with a commit as its revision.
+      files: the names of its files of weights.
       layers: name of every matrix to LayerInfo, sorted by name; the updates of LoRAs, too.
       vectors: the same of every vector: biases, norms, statistics, scalars.
       left_out: name of every tensor that is in neither, to the reason.
-      tensors: name of every tensor to its dtype and shape.
+      tensors: name of every tensor to its dtype and shape; of JAX's and GGUF's, as in PyTorch.
       metadata: the header's free text, key to value, merged over shards.
+      warnings: what is odd about the files, such as tensors of an index that no shard has.
 
     Example:
       >>> import tempfile, numpy as np
@@ -53,17 +55,20 @@ class ModelFile:
       >>> folder.cleanup()
     """
 
-    def __init__(
-        self, path: Path | str, location: Location, shards: Sequence[Shard], limits: Limits
-    ):
-        self.path = path
-        self._beside = FilesBeside(location.folder, limits.depth)
-        self._stored = StoredTensors(location, shards)
-        self.metadata: Mapping[str, str] = MappingProxyType(merged_metadata(shards))
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._stored.infos)
-        self._contents = find_contents(self.tensors, str(path))
-        self._factors, self._sources = self._contents.factors, self._contents.sources
-        self._scales = Scales(self._contents, self._stored, self._beside, self.metadata, str(path))
+    def __init__(self, path: Path | str, stored: StoredTensors, beside: FilesBeside):
+        self.path, self._stored, self._beside = path, stored, beside
+        self.metadata: Mapping[str, str] = MappingProxyType(stored.metadata)
+        self.files, self.warnings = stored.files, stored.warnings
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(stored.infos)
+        self._contents = find_contents(
+            self._stored,
+            self.metadata,
+            lambda: self.config,
+            lambda: self.beside("adapter_config.json"),
+            str(path),
+        )
+        self._weights, self._updates = self._contents.weights, self._contents.updates
+        self._scales = Scales(self._updates, self._stored, self._beside, self.metadata, str(path))
         self.layers: Mapping[str, LayerInfo] = MappingProxyType(self._contents.layers)
         self.vectors: Mapping[str, LayerInfo] = MappingProxyType(self._contents.vectors)
         self.left_out: Mapping[str, str] = MappingProxyType(self._contents.left_out)
@@ -72,6 +77,22 @@ class ModelFile:
     def all_layers(self) -> Mapping[str, LayerInfo]:
         """Matrices and vectors, sorted by name."""
         return MappingProxyType(dict(sorted({**self.layers, **self.vectors}.items())))
+
+    @cached_property
+    def parts(self) -> Mapping[str, "ModelFile"]:
+        """The models that a single-file checkpoint holds, by how the names of each begin.
+
+        In a part the names lack that beginning. {} for a file that is one model. Parts are closed
+        with the file.
+
+        Raises:
+          ProbexError: if a part cannot be read.
+        """
+        found = parts(self.tensors)
+        return {
+            begin: ModelFile(f"{self.path}: {begin}", self._stored.part(begin), self._beside)
+            for begin in found
+        }
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -106,11 +127,6 @@ class ModelFile:
         """
         return self._beside.bytes(name, limit)
 
-    def factors(self, name: str) -> tuple[str, str]:
-        """Names of the tensors `up` and `down` of a layer of kind "lora"."""
-        pair = self._factors[name]
-        return pair.up, pair.down
-
     def matrix(self, name: str) -> np.ndarray | LowRank:
         """Reads one layer and no other bytes of the file.
 
@@ -127,15 +143,12 @@ class ModelFile:
           ValueError: if the model was closed.
         """
         shape = self._shape(name)
-        if name in self._factors:
-            pair, (height, width) = self._factors[name], shape
-            up, down = self.tensor(pair.up).reshape(height, -1), self.tensor(pair.down)
-            return LowRank(up=self._scaled(name, up), down=down.reshape(-1, width))
-        source = self._sources[name]
-        values = self.tensor(source.tensor)
-        if source.axes is not None:
-            values = np.ascontiguousarray(values.transpose(source.axes))
-        return self._dequantised(name, values.reshape(shape))
+        if name in self._updates:
+            found = self._updates[name].values(self._stored, self._scales.of(name))
+            return found if isinstance(found, LowRank) else self._finite(name, found)
+        weight = self._weights[name]
+        matrix = weight.values(self._stored, lambda: self.config).reshape(shape)
+        return self._finite(name, matrix) if weight.packed else matrix
 
     def matrices(self, names: Iterable[str]) -> dict[str, np.ndarray | LowRank]:
         """Reads several layers; from a server in few requests, several at a time.
@@ -154,7 +167,9 @@ class ModelFile:
     def each_matrix(self, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray | LowRank]]:
         """As `matrices`, one layer after the other; of a local file, one is in memory at a time."""
         names = list(names)
-        with self._stored.fetched([tensor for name in names for tensor in self.tensors_of(name)]):
+        stacked = ((self._weights[n].expert if n in self._weights else None, n) for n in names)
+        wanted = [(tensor, expert) for expert, n in stacked for tensor in self.tensors_of(n)]
+        with self._stored.fetched(wanted):
             for name in names:
                 yield name, self.matrix(name)
 
@@ -165,11 +180,9 @@ class ModelFile:
           ProbexError: if there is no such layer.
         """
         self._shape(name)
-        if name not in self._factors:
-            source = self._sources[name]
-            return (source.tensor, *([source.scale] if source.scale else []))
-        alpha = self._factors[name].alpha
-        return (*self.factors(name), *([alpha] if alpha else []))
+        if name in self._updates:
+            return self._updates[name].update.tensors
+        return self._weights[name].tensors
 
     def tensor(self, name: str) -> np.ndarray:
         """Reads one tensor, layer or not, and no other bytes of the file.
@@ -206,26 +219,19 @@ class ModelFile:
         height, width = self._shape(name)
         if not all(0 <= row < height for row in rows):
             raise ValueError(f"{name}: rows {rows} of {height}")
-        if name not in self._factors:
-            source = self._sources[name]
-            if not source.is_as_stored:
-                matrix = self.matrix(name)
-                assert isinstance(matrix, np.ndarray)
-                return matrix[list(rows)]
-            return self._stored.rows(source.tensor, rows, width)
-        pair = self._factors[name]
-        rank = self.tensors[pair.up].shape[1]
+        if name in self._weights and self._weights[name].is_as_stored:
+            return self._stored.rows(self._weights[name].tensor, rows, width)
+        if name not in self._updates:
+            return self.matrix(name)[list(rows)]  # type: ignore[return-value]
+        found = self._updates[name].values(self._stored, self._scales.of(name), rows)
         with np.errstate(all="ignore"):
-            up = self._scaled(name, self._stored.rows(pair.up, rows, rank))
-            product = up @ self.tensor(pair.down).reshape(rank, width)
-        if not np.isfinite(product).all():
-            raise ProbexError(f"{self.path}: layer {quoted(name)}: an update too large for float32")
-        return product
+            wanted = found.up @ found.down if isinstance(found, LowRank) else found
+            return self._finite(name, wanted)
 
     @cached_property
     def unscaled(self) -> tuple[str, ...]:
         """LoRA layers of PEFT or kohya for which nothing states alpha: their scale is 1."""
-        names = (name for name, pair in self._factors.items() if pair.dialect != "diffusers")
+        names = (n for n, u in self._updates.items() if u.update.spelling.dialect != "diffusers")
         return tuple(
             name for name in names if name in self.layers and self._scales.of(name) is None
         )
@@ -258,27 +264,10 @@ class ModelFile:
         Tensors of the dtypes that are read, with one axis or more; without factors of LoRAs and a
         quantiser's own tensors.
         """
-        factors = {name for pair in self._factors.values() for name in (pair.up, pair.down)}
-        return {
-            self._contents.names[name]: tensor.shape
-            for name, tensor in self.tensors.items()
-            if tensor.dtype in MATRIX_DTYPES
-            and tensor.shape
-            and name not in factors
-            and name not in self._contents.quantiser
-        }
+        return self._contents.shapes
 
-    def _scaled(self, name: str, up: np.ndarray) -> np.ndarray:
-        """The factor `up`, times the update's scale."""
-        factor = self._scales.of(name)
-        return up if factor in (None, 1.0) else up * np.float32(factor)
-
-    def _dequantised(self, name: str, matrix: np.ndarray) -> np.ndarray:
-        """The values of a layer, times the scales stored beside it."""
-        scale = self._sources[name].scale
-        if not scale:
-            return matrix
-        matrix = scaled(matrix, self.tensor(scale))
+    def _finite(self, name: str, matrix: np.ndarray) -> np.ndarray:
+        """A matrix that was computed; a ProbexError if it is not finite."""
         if bad := count_unfit(matrix.ravel()):
             raise unfit(str(self.path), name, bad, matrix.size)
         return matrix
@@ -321,13 +310,13 @@ def open_model(
     """Opens a model without reading its weights.
 
     Args:
-      path: a `.safetensors` file; a folder with `model.safetensors`, with
-        `model.safetensors.index.json` and its shards, or with one other `.safetensors` file; or a
-        hub cache folder (`refs/main`, `snapshots/<revision>/`). What is named here may be a link;
-        links found in a folder are refused if they lead out of it. Or, on a server,
-        `hf://org/repo[@revision][/file or folder]`, `s3://bucket/file or folder`, `gs://…` or the
-        `https://…` address of a `.safetensors` file, of which only the byte ranges that are needed
-        are read.
+      path: a file: `.safetensors`, `.gguf`, Flax's `.msgpack`, `.npz`, or Keras's `.keras` and
+        `.h5`; a folder with one, with shards, or with `model.safetensors` or another usual name
+        among others; a checkpoint of Orbax; or a hub cache folder (`refs/main`,
+        `snapshots/<revision>/`). What is named here may be a link; links found in a folder are
+        refused if they lead out of it. Or an address: `hf://org/repo[@revision][/file or folder]`,
+        `s3://bucket/file or folder`, `gs://…` or the `https://…` address of a file, of which only
+        the byte ranges that are needed are read.
       limits: how large headers may be.
       remote: how a model on a server is read; None for no cache.
 
@@ -361,12 +350,13 @@ def open_model(
             location, where = locate_remote(url, limits, remote or Remote())
         else:
             location = locate(Path(path), limits)
-        shards = open_shards(location, limits)
+        files = open_containers(location, limits)
         try:
-            return ModelFile(where, location, shards, limits)
+            stored = StoredTensors(location, files)
+            return ModelFile(where, stored, FilesBeside(location.folder, limits.depth))
         except BaseException:
-            for shard in shards:
-                shard.bytes.close()
+            for file in files:
+                file.bytes.close()
             raise
     except OSError as error:
         raise ProbexError(f"{where}: cannot be read: {error.strerror}") from error

@@ -1,30 +1,22 @@
 """Finds weights that are not stored as [out, in, k...], and the order of their axes.
 
-PyTorch stores layers as [out, in, k...]; Flax as `kernel`, [in, out] or [k..., in, out].
-transformers' Conv1D, in GPT-2 and its kin, stores [in, out] under names that other models use for
-[out, in]; there the shapes decide.
+PyTorch stores layers as [out, in, k...] (`flax_names` makes that of what JAX stores). transformers'
+Conv1D, in GPT-2 and its kin, stores [in, out] under names that other models use for [out, in];
+there the shapes decide.
 """
 
 import re
 from collections.abc import Mapping
 
+from probex_jax.model_files.layers import are_experts
 from probex_jax.model_files.safetensors_header import TensorInfo
 
-# `Dense_0.kernel`, with any separator, with NNX's endings, or as a path of keys.
-_KERNEL_END = r"kernel(?:\.value|:0|['\"]\])*\Z"
-_KERNEL = re.compile(r"(?:\A|[^A-Za-z0-9_]|\d_)" + _KERNEL_END)
-# `recurrent_kernel`, `depthwise_kernel`: layers with an order of their own.
-_OTHER_KERNEL = re.compile(r"[A-Za-z]_" + _KERNEL_END)
-# The query, key, value or output of several heads: axes unlike a kernel's.
-_HEADS = re.compile(r"(?:query|key|value|out|[qkvo](?:_proj)?)(?:[^A-Za-z0-9]+)" + _KERNEL_END)
-_MAX_WINDOW = 64
 _CONV1D = ("c_attn", "c_fc", "c_proj", "q_attn")
 _CONV1D_ENDS = tuple(f"{module}.weight" for module in _CONV1D)
-# `experts.0.` is a single expert.
-_EXPERTS = re.compile(r"(?:\A|[._])(?:experts?|moe)(?![._]\d)(?:[._]|\Z)", re.IGNORECASE)
+# The stacked matrices of experts that widen to a gate and a value, and those that narrow again.
+_WIDENING, _NARROWING = "gate_up_proj", "down_proj"
 
 _ANY = "*"
-_UNKNOWN_KERNEL = "a Flax kernel whose order of axes is not known"
 
 
 def axes_of(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...] | str]:
@@ -37,21 +29,14 @@ def axes_of(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...] | st
       Name to the order in which to take the axes, or to the reason why it is unknown.
 
     Example:
-      >>> kernels = {"Conv_0.kernel": TensorInfo("F32", (3, 3, 4, 8), 0, 1152)}
-      >>> axes_of(kernels | {"fc.weight": TensorInfo("F32", (8, 4), 1152, 1280)})
-      {'Conv_0.kernel': (3, 2, 0, 1)}
+      >>> axes_of({"transformer.h.0.attn.c_attn.weight": TensorInfo("F32", (4, 12))})
+      {'transformer.h.0.attn.c_attn.weight': (1, 0)}
     """
     conv1d = _models_of_conv1d(tensors)
     found: dict[str, tuple[int, ...] | str] = {}
     for name, tensor in tensors.items():
         shape = tensor.shape
-        if "kernel" in name and _KERNEL.search(name):
-            found[name] = _of_kernel(name, shape)
-        elif "kernel" in name and _OTHER_KERNEL.search(name):
-            found[name] = _UNKNOWN_KERNEL
-        elif len(shape) == 3 and shape[0] > 1 and _EXPERTS.search(name):
-            found[name] = "the stacked matrices of several experts, which are not read"
-        elif len(shape) == 2 and _conv1d(name):
+        if len(shape) == 2 and _conv1d(name):
             turned = conv1d.get(_model(name), conv1d.get(_ANY))
             if turned is None:
                 found[name] = "a Conv1D or a linear layer: the shapes do not tell which"
@@ -60,12 +45,29 @@ def axes_of(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...] | st
     return found
 
 
-def _of_kernel(name: str, shape: tuple[int, ...]) -> tuple[int, ...] | str:
-    if len(shape) == 2:
-        return (1, 0)
-    *window, inputs, outputs = range(len(shape))
-    is_window = len(shape) in (4, 5) and max(shape[:-2]) <= _MAX_WINDOW
-    return (outputs, inputs, *window) if is_window and not _HEADS.search(name) else _UNKNOWN_KERNEL
+def stacks(tensors: Mapping[str, TensorInfo]) -> dict[str, bool]:
+    """Finds the tensors [E, a, b] that are a matrix for each of E experts.
+
+    Args:
+      tensors: possible layers, by name.
+
+    Returns:
+      Name to whether the matrices are [in, out]. Of one that widens to a gate and a value beside
+      one that narrows again, the shapes tell; nothing tells of others, taken as [out, in].
+
+    Example:
+      >>> up = TensorInfo("F32", (8, 16, 64), 0, 32768)
+      >>> down = TensorInfo("F32", (8, 32, 16), 32768, 49152)
+      >>> stacks({"experts.gate_up_proj": up, "experts.down_proj": down})
+      {'experts.gate_up_proj': True, 'experts.down_proj': True}
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        if len(tensor.shape) == 3 and tensor.shape[0] > 1 and are_experts(name):
+            wide = tensors.get(name.replace(_NARROWING, _WIDENING), tensor).shape
+            narrow = tensors.get(name.replace(_WIDENING, _NARROWING), tensor).shape
+            found[name] = wide[1:] == (narrow[2], 2 * narrow[1])
+    return found
 
 
 def _conv1d(name: str) -> str:

@@ -51,12 +51,15 @@ _OTHER_FORMATS = (
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor: dtype name, shape, and its bytes `begin:end` counted from the data's start."""
+    """One tensor: dtype name, shape, and its bytes `begin:end` counted from the data's start.
+
+    Where there are none, as in a folder of chunks, `begin` and `end` are 0.
+    """
 
     dtype: str
     shape: tuple[int, ...]
-    begin: int
-    end: int
+    begin: int = 0
+    end: int = 0
 
 
 @dataclass(frozen=True)

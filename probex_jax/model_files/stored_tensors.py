@@ -1,47 +1,99 @@
-"""The tensors of a model's files: the place of each, and its values."""
+"""The tensors of a model's files, as PyTorch would have stored them: where each is, its values."""
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
-import ml_dtypes
 import numpy as np
 
 from probex_jax.errors import ProbexError
+from probex_jax.model_files.containers import Container
+from probex_jax.model_files.containers.gguf import dequantised
 from probex_jax.model_files.finite import count_unfit, unfit
+from probex_jax.model_files.flax_names import Form, torch_forms
+from probex_jax.model_files.layers import GGML, MATRIX_DTYPES
 from probex_jax.model_files.locate import Location
 from probex_jax.model_files.safetensors_header import TensorInfo
-from probex_jax.model_files.shards import Shard, shard_of_tensors
 from probex_jax.model_files.untrusted_text import quoted
 
-_NUMPY_DTYPES = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-}
-_WHOLE_DTYPES = {f"I{8 * size}": np.dtype(f"<i{size}") for size in (1, 2, 4, 8)}
+_WHOLE = tuple(f"{kind}{8 * size}" for kind in "IU" for size in (1, 2, 4, 8))
 
 
 class StoredTensors:
     """Reads tensors, layers or not, and no other bytes of their files.
 
+    Names and axes of JAX's parameters, and of GGUF, are those of PyTorch here.
+
     Args:
       location: of the files.
-      shards: the files, open; closed by `close`.
+      containers: the files, open; closed by `close`.
 
     Attributes:
       infos: name of every tensor to its dtype and shape, sorted by name.
+      left_out: those that are no part of the model, or whose axes are not known, to the reason.
+      metadata: free text of all files; of several texts under one key, the first.
+      files: names of the files in their folder.
+      warnings: what is odd about the files.
     """
 
-    def __init__(self, location: Location, shards: Sequence[Shard]):
-        self._shards = tuple(shards)
-        self._shard_of = shard_of_tensors(location, shards)
+    def __init__(self, location: Location, containers: Sequence[Container]):
+        self._shards, self.files = tuple(containers), location.names
+        holders: dict[str, Container] = {}
+        indexed = location.weight_map or {}
+        self.metadata: dict[str, str] = {}
+        for container in containers:
+            for name in container.tensors:
+                first, meant = holders.setdefault(name, container).name, indexed.get(name)
+                if first != container.name and meant not in (first, container.name):
+                    raise ProbexError(
+                        f"{container.where}: tensor {quoted(name)} is also in {first}"
+                    )
+                if meant == container.name:
+                    holders[name] = container
+            self.metadata = {**container.contained.metadata, **self.metadata}
+        forms: dict[str, Form] = {}
+        for each in containers:
+            forms |= each.contained.forms or {}
+        others = {name: c.tensors[name] for name, c in holders.items() if name not in forms}
+        forms |= torch_forms(others, any(each.contained.nested for each in containers))
+        self._of: dict[str, tuple[Container, str, Form]] = {}
+        for stored, form in sorted(forms.items(), key=lambda item: item[1].name):
+            if form.name in self._of:
+                raise ProbexError(f"{holders[stored].where}: {quoted(form.name)} is there twice")
+            self._of[form.name] = holders[stored], stored, form
         self.infos: Mapping[str, TensorInfo] = {
-            name: self._shard_of[name].header.tensors[name] for name in sorted(self._shard_of)
+            name: replace(container.tensors[stored], shape=form.shape)
+            for name, (container, stored, form) in self._of.items()
         }
+        self.left_out = {name: f.reason for name, (_, _, f) in self._of.items() if f.reason}
+        self.warnings = (
+            *location.warnings(holders),
+            *(text for each in containers for text in each.contained.warnings),
+        )
+
+    def part(self, begin: str) -> "StoredTensors":
+        """Those tensors whose names begin so, by the rest of their names."""
+        part = copy.copy(self)
+        part._of = {n.removeprefix(begin): of for n, of in self._of.items() if n.startswith(begin)}
+        part.infos = {name: self.infos[begin + name] for name in part._of}
+        part.left_out = {
+            n: self.left_out[begin + n] for n in part._of if begin + n in self.left_out
+        }
+        return part
+
+    def raw(self, name: str) -> np.ndarray:
+        """A tensor in its stored dtype and PyTorch's shape; of shared bytes, their rows as stored.
+
+        Raises:
+          ProbexError: if the file cannot be read.
+          ValueError: if the files were closed.
+        """
+        container, stored, form = self._of[name]
+        values = container.raw(stored)
+        is_packed = self.infos[name].dtype in GGML
+        return values if form.turn is None or is_packed else form.turn(values)
 
     def read(self, name: str) -> np.ndarray:
         """The values of a tensor: float32 in its shape, a contiguous array of the caller's own.
@@ -51,14 +103,23 @@ class StoredTensors:
             cannot be read.
           ValueError: if the files were closed.
         """
-        info = self.infos[name]
-        return self._values(name, [(0, info.end - info.begin)]).reshape(info.shape)
+        self._check_dtype(name)
+        container, stored, form = self._of[name]
+        values = container.raw(stored)
+        if self.infos[name].dtype in GGML:
+            values = dequantised(values, self.infos[name].dtype)
+        if form.turn is not None:
+            values = form.turn(values)
+        return self._floats(name, values)
 
     def rows(self, name: str, rows: Sequence[int], width: int) -> np.ndarray:
         """Some rows of a tensor, taken as [H, width], in float32; errors as `read`."""
-        size = width * self._dtype(name).itemsize
-        parts = [(row * size, (row + 1) * size) for row in rows]
-        return self._values(name, parts).reshape(len(rows), width)
+        self._check_dtype(name)
+        container, stored, form = self._of[name]
+        found = None if form.turn else container.rows(stored, rows, width)
+        if found is None:
+            return self.read(name).reshape(-1, width)[list(rows)]
+        return self._floats(name, found)
 
     def number(self, name: str) -> float:
         """The value of a tensor with one element, float or integer.
@@ -66,67 +127,58 @@ class StoredTensors:
         Raises:
           ProbexError: as `read`, or if it does not have exactly one element.
         """
-        info, (shard, begin) = self.infos[name], self.place(name)
+        info = self.infos[name]
         if math.prod(info.shape) != 1:
-            raise ProbexError(f"{shard.where}: {quoted(name)} is no single number")
-        if info.dtype not in _WHOLE_DTYPES:
-            return float(self.read(name).ravel()[0])
-        data = shard.bytes.read(begin, begin + info.end - info.begin)
-        return float(data.view(_WHOLE_DTYPES[info.dtype])[0])
+            raise ProbexError(f"{self._of[name][0].where}: {quoted(name)} is no single number")
+        values = self.raw(name) if info.dtype in _WHOLE else self.read(name)
+        return float(values.ravel()[0])
 
     @contextmanager
-    def fetched(self, names: Iterable[str]) -> Iterator[None]:
-        """Fetches several tensors from a server in few requests; drops them at the end."""
-        ranges: dict[Shard, list[tuple[int, int]]] = {}
-        for name in names:
-            shard, begin = self.place(name)
-            size = self.infos[name].end - self.infos[name].begin
-            ranges.setdefault(shard, []).append((begin, begin + size))
+    def fetched(self, wanted: Iterable[tuple[str, int | None]]) -> Iterator[None]:
+        """Fetches several tensors from a server in few requests; drops them at the end.
+
+        Args:
+          wanted: their names, each with which of the stacked matrices is wanted; None for all.
+        """
+        parts: dict[Container, list[tuple[str, int | None]]] = {}
+        for name, number in wanted:
+            container, stored, form = self._of[name]
+            parts.setdefault(container, []).append((stored, None if form.turn else number))
         try:
-            for shard, wanted in ranges.items():
-                shard.bytes.fetch(wanted)
+            for container, of_container in parts.items():
+                container.fetch(of_container)
             yield
         finally:
-            for shard in ranges:
-                shard.bytes.forget()
+            for container in parts:
+                container.bytes.forget()
 
-    def place(self, name: str) -> tuple[Shard, int]:
+    def place(self, name: str) -> tuple[Container, int]:
         """The file that holds a tensor, and the tensor's offset in it."""
-        shard = self._shard_of[name]
-        return shard, shard.data_begin + self.infos[name].begin
+        container = self._of[name][0]
+        return container, container.contained.data_begin + self.infos[name].begin
 
     def check_unchanged(self) -> None:
         """Raises a ProbexError if a file was written to since it was opened."""
-        for shard in self._shards:
-            shard.bytes.check_unchanged()
+        for container in self._shards:
+            container.bytes.check_unchanged()
 
     def close(self) -> None:
         """Closes the files; what was read stays valid."""
-        for shard in self._shards:
-            shard.bytes.close()
+        for container in self._shards:
+            container.bytes.close()
 
-    def _values(self, name: str, parts: Sequence[tuple[int, int]]) -> np.ndarray:
-        """Ranges of bytes of a tensor as one vector of float32."""
-        shard, begin = self.place(name)
-        dtype = self._dtype(name)
-        if len(parts) > 1:
-            shard.bytes.fetch((begin + first, begin + last) for first, last in parts)
-        read = [shard.bytes.read(begin + first, begin + last) for first, last in parts]
-        if len(parts) > 1:
-            shard.bytes.forget()
-        data = read[0] if len(read) == 1 else np.concatenate(read)
+    def _floats(self, name: str, values: np.ndarray) -> np.ndarray:
         # Values too large for float32 become infinite here and are counted below.
         with np.errstate(all="ignore"):
-            array = data.view(dtype).astype(np.float32, copy=False)
-        if bad := count_unfit(array):
-            raise unfit(shard.where, name, bad, array.size)
-        return array
+            array = np.ascontiguousarray(values).astype(np.float32, copy=False)
+        if bad := count_unfit(array.ravel()):
+            raise unfit(self._of[name][0].where, name, bad, array.size)
+        return array.reshape(values.shape)  # which ascontiguousarray makes of no axes one
 
-    def _dtype(self, name: str) -> np.dtype:
+    def _check_dtype(self, name: str) -> None:
         dtype = self.infos[name].dtype
-        if dtype not in _NUMPY_DTYPES:
+        if dtype not in MATRIX_DTYPES:
             raise ProbexError(
-                f"{self._shard_of[name].where}: tensor {quoted(name)} is of {dtype}, expected one "
-                f"of {', '.join(_NUMPY_DTYPES)}"
+                f"{self._of[name][0].where}: tensor {quoted(name)} is of {dtype}, expected one "
+                f"of {', '.join(MATRIX_DTYPES)}"
             )
-        return _NUMPY_DTYPES[dtype]

@@ -5,18 +5,17 @@ no predictions, datasets or licence. All text of strangers is in code spans, whe
 link, a heading or HTML.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts.chance import chance_of, shortfall
 from probex_jax.forest import Answer, Comparison, Description, Prediction
+from probex_jax.reports.quoted import code, escaped, plain, quoted
 from probex_jax.reports.tables import table
 
 # Calibration error from which probabilities are not to be taken at their word.
 _OFF = 0.1
-_MAX_CHARACTERS = 100
 _MAX_LISTED = 50
 _MAX_ROWS = 200
 _MIN_SHOWN = 0.005
@@ -50,7 +49,7 @@ def model_card(description: Description) -> str:
     """
     parts = [
         f"---\n{front_matter(description)}\n---\n",
-        f"# {_code(description.id)}\n",
+        f"# {code(description.id)}\n",
         "*Written by probex_jax from the model's weights; its trainer has not confirmed it.*\n",
         _about(description),
         _predictions(description),
@@ -85,7 +84,7 @@ def front_matter(description: Description) -> str:
         fields["pipeline_tag"] = said.pipeline
     tags = ["probex_jax", "predicted-from-weights"]
     if description.tree:
-        tags.append(f"model-tree:{_plain(description.tree)}")
+        tags.append(f"model-tree:{plain(description.tree)}")
     return ModelCardData(**fields, tags=tags).to_yaml().strip()
 
 
@@ -93,13 +92,13 @@ def _about(description: Description) -> str:
     route, said = description.route, description.stated
     facts = []
     if route.tree:
-        facts.append(f"Model Tree: {_code(route.tree)}")
+        facts.append(f"Model Tree: {code(route.tree)}")
         facts.append(f"Its root: {_root(description)}")
     else:
-        facts.append(f"Model Tree: **unknown**: {_escaped(route.reason)}")
+        facts.append(f"Model Tree: **unknown**: {escaped(route.reason)}")
     if route.distance is not None and route.radius is not None:
         facts.append(
-            f"Distance from the centre of {_code(route.nearest)}: {route.distance:.3g} (radius of "
+            f"Distance from the centre of {code(route.nearest)}: {route.distance:.3g} (radius of "
             f"the tree: {route.radius:.3g})"
         )
     if route.tree and said.is_lora:
@@ -107,24 +106,24 @@ def _about(description: Description) -> str:
             "The tree of a LoRA follows from the layers that it changes, not from its weights"
         )
     if said.architecture:
-        facts.append(f"Architecture, according to its config: {_code(said.architecture)}")
+        facts.append(f"Architecture, according to its files: {code(said.architecture)}")
     if said.base:
-        facts.append(f"Fine-tuned from, according to its files: {_code(said.base)}")
+        facts.append(f"Fine-tuned from, according to its files: {code(said.base)}")
     kind = said.kind[0].upper() + said.kind[1:]
     facts.append(f"{kind}: {said.parameters:,} parameters in {said.layers} layers, {said.dtype}")
     if said.unscaled:
         facts.append(f"{said.unscaled} of its layers state no alpha: scale 1 was assumed")
     if said.unread:
-        reasons = "; ".join(map(_escaped, said.unread_reasons))
+        reasons = "; ".join(map(escaped, said.unread_reasons))
         facts.append(f"Not read: {said.unread} adapter tensors: {reasons}")
     return "".join(f"- {fact}\n" for fact in facts)
 
 
 def _root(description: Description) -> str:
     if description.root:
-        return _code(description.root)
+        return code(description.root)
     if description.stated_root:
-        return f"{_code(description.stated_root)}, according to the files of its models"
+        return f"{code(description.stated_root)}, according to the files of its models"
     return "unknown"
 
 
@@ -155,7 +154,7 @@ def _answer(answer: Answer, *, with_title: bool) -> str:
         if chosen
         else f"Any of the {known} classes that the expert knows."
     )
-    heading = f"### {_code(answer.title)}\n" if with_title or answer.label_set else ""
+    heading = f"### {code(answer.title)}\n" if with_title or answer.label_set else ""
     chance = _chance(answer.expert.accuracy)
     about = f"{among} It knows no other classes.{chance}\n"
     return "\n".join(part for part in [heading, about, f"{likely}\n", rest] if part)
@@ -174,14 +173,14 @@ def _chance(accuracy: Mapping[str, Any] | None) -> str:
 
 def _stated(description: Description) -> str:
     said = description.stated
-    title = "## What its own files say\n"
+    title, rest = "## What its own files say\n", quoted(said.said)
     if not said.labels:
-        return f"{title}\nThey do not say what it was trained on.\n"
-    labels = ", ".join(map(_code, said.labels[:_MAX_LISTED]))
+        return f"{title}\nThey do not say what it was trained on.\n{rest}"
+    labels = ", ".join(map(code, said.labels[:_MAX_LISTED]))
     more = f" and {len(said.labels) - _MAX_LISTED} more" if len(said.labels) > _MAX_LISTED else ""
-    lines = [title, f"{_plain(said.source)}: {labels}{more}.\n"]
+    lines = [title, f"{plain(said.source)}: {labels}{more}.\n"]
     lines += _comparisons(description)
-    return "\n".join(lines)
+    return "\n".join(lines) + rest
 
 
 def _comparisons(description: Description) -> list[str]:
@@ -197,11 +196,11 @@ def _comparisons(description: Description) -> list[str]:
         return [f"{whose} none of these classes.\n"]
     lines = []
     for answer, comparison in known:
-        about = f"{_code(answer.title)}: " if len(found) > 1 else ""
+        about = f"{code(answer.title)}: " if len(found) > 1 else ""
         lines.append(about + _compared(comparison) + "\n")
     unknown = set.intersection(*(set(c.unknown) for _, c in found))
     if unknown:
-        listed = ", ".join(_code(name) for name in labels[:_MAX_LISTED] if name in unknown)
+        listed = ", ".join(code(name) for name in labels[:_MAX_LISTED] if name in unknown)
         whose = "expert" if len(found) == 1 else "experts"
         lines[-1] = f"{lines[-1].rstrip()}\nStated but unknown to the {whose}: {listed}.\n"
     return lines
@@ -230,7 +229,7 @@ def _neighbours(description: Description) -> str:
     if not description.neighbours:
         return f"{title}\nThe index holds no models of its tree.\n"
     rows = [
-        {"model": _code(n.id), "similarity": f"{n.similarity:.3f}", "trained on": _code(n.text)}
+        {"model": code(n.id), "similarity": f"{n.similarity:.3f}", "trained on": code(n.text)}
         for n in description.neighbours
     ]
     return "\n".join([title, table(rows), ""])
@@ -246,9 +245,9 @@ def _how(description: Description) -> str:
 def _how_one(description: Description, answer: Answer) -> str:
     expert, several = answer.expert, len(description.answers) > 1
     trained = "" if expert.n_train is None else f", trained on {expert.n_train} of its models"
-    whose = f"{_code(answer.title)}: expert" if several else "Expert"
+    whose = f"{code(answer.title)}: expert" if several else "Expert"
     lines = [
-        f"{whose} `{expert.hash[:16]}` of tree {_code(description.tree)} (`{expert.encoder}`)"
+        f"{whose} `{expert.hash[:16]}` of tree {code(description.tree)} (`{expert.encoder}`)"
         f"{trained}, reading {_reading(expert.layers)}.",
     ]
     if expert.accuracy is not None:
@@ -305,7 +304,7 @@ def _beside_chance(accuracy: Mapping[str, Any]) -> str:
 
 
 def _reading(layers: Sequence[str]) -> str:
-    listed = ", ".join(map(_code, layers[:4]))
+    listed = ", ".join(map(code, layers[:4]))
     return listed if len(layers) <= 4 else f"{listed} and {len(layers) - 4} more layers"
 
 
@@ -320,25 +319,9 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _named(prediction: Prediction) -> str:
-    return _code(prediction.text)
+    return code(prediction.text)
 
 
 def _probability(prediction: Prediction) -> str:
     p = prediction.probability
     return "> 0.999" if p >= 0.9995 else "< 0.001" if p < 0.0005 else f"{p:.3f}"
-
-
-def _code(text: str) -> str:
-    """Text of a stranger in a code span."""
-    return f"`{_plain(text).replace('`', chr(39))}`"
-
-
-def _escaped(text: str) -> str:
-    """Text with Markdown escaped."""
-    # GitHub makes links of the last two.
-    return re.sub(r"([\\`*_\[\]<>|~&@]|:(?=//)|(?<=www)\.)", r"\\\1", _plain(text))
-
-
-def _plain(text: str) -> str:
-    shown = "".join(c if c.isprintable() else " " for c in text).strip() or "?"
-    return shown if len(shown) <= _MAX_CHARACTERS else shown[: _MAX_CHARACTERS - 1] + "…"

@@ -1,7 +1,8 @@
 """Checksums of the files of a LanceDB table.
 
 LanceDB has none: a flipped bit silently changes vectors, loses rows, or crashes the process. Its
-files never change once written, so a list of their CRC-32C is enough.
+files never change once written, so a list of their CRC-32C is enough. A bucket has checksums of its
+own: there the list is of tags that change with the content, and no file is read for it.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any
 
 import google_crc32c
 
+from probex_jax.bucket_paths import BucketPath
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, read_json, write_json
 
@@ -21,7 +23,7 @@ _CRC = "crc32c"
 _PIECE_BYTES = 2**22
 
 
-def check(folder: Path) -> tuple[int, dict[str, int]]:
+def check(folder: Path) -> tuple[int, dict[str, int | str]]:
     """Verifies the listed files.
 
     Unlisted files are being written, or were written just before a writer was killed.
@@ -36,17 +38,20 @@ def check(folder: Path) -> tuple[int, dict[str, int]]:
       ProbexError: if a file is damaged.
     """
     version, sums = _read(folder)
-    for name, crc in sums.items():
+    tags = _tags(folder)
+    for name, kept in sums.items():
+        found = tags.get(name) if isinstance(kept, str) else _crc(folder / name)
         # A missing file belongs to a version that a writer removed; otherwise LanceDB reports it.
-        if _crc(folder / name) not in (crc, None):
+        if found not in (kept, None):
             raise ProbexError(f"{folder / name}: damaged; index again into another folder")
     return version, sums
 
 
-def keep(folder: Path, version: int, known: Mapping[str, int]) -> dict[str, int]:
+def keep(folder: Path, version: int, known: Mapping[str, int | str]) -> dict[str, int | str]:
     """Writes the list of all files; those with a known checksum are not read again."""
-    sums = {
-        name: known[name] if name in known else _crc(folder / name) or 0 for name in _names(folder)
+    sums = _tags(folder) or {
+        name: known[name] if type(known.get(name)) is int else _crc(folder / name) or 0
+        for name in _names(folder)
     }
     write_json(folder / NAME, sealed({"version": version, "files": sums}))
     return sums
@@ -70,7 +75,18 @@ def _names(folder: Path) -> Iterator[str]:
         yield from (f"{inside}/{name}" for name in names if not name.endswith(".json"))
 
 
-def _read(folder: Path) -> tuple[int, dict[str, int]]:
+def _tags(folder: Path) -> dict[str, int | str]:
+    """The tags of the files of a table in a bucket; none on a disk."""
+    if not isinstance(folder, BucketPath):
+        return {}
+    return {
+        "/".join(path.parts[len(folder.parts) :]): tag
+        for path, tag in (folder / _FOLDER).below()
+        if path.suffix != ".json"
+    }
+
+
+def _read(folder: Path) -> tuple[int, dict[str, int | str]]:
     path = folder / NAME
     try:
         about = read_json(path)

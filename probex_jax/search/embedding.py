@@ -13,7 +13,7 @@ import numpy as np
 from probex_jax.buckets import address_of, is_address, listed, stated
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, Read, batch_size, in_batches
-from probex_jax.model_files import ModelFile, open_model
+from probex_jax.model_files import ModelFile, open_model, read_stated
 from probex_jax.model_files.locate import SINGLE, local_files
 from probex_jax.model_files.untrusted_text import is_unicode
 from probex_jax.search.folders import FoundModel, files_of, model_path
@@ -117,12 +117,12 @@ def _read(
 
 
 def _labels(model: FoundModel) -> list[str]:
-    """The labels; none if its files do not say."""
+    """The labels, or else what its files say of its training data."""
     with open_model(model.path) as file:
         try:
             return list(model.labels_in(file))
         except ProbexError:
-            return []
+            return list(read_stated(file).about)
 
 
 def _read_weights(expert: Expert, path: Path, check: Check = lambda model: None) -> Read:

@@ -8,7 +8,6 @@ models.sums.json  checksums of its files
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from probex_jax.bucket_paths import as_path, remove_folder
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert
 from probex_jax.files import WRITER_LOCK, disk_errors, one_writer, read_json, write_json
@@ -125,7 +125,7 @@ class Index:
           ProbexError: if lancedb is missing, the index is of another expert, or the folder holds
             other files or is being written.
         """
-        path, ours = Path(path), identity(expert)
+        path, ours = as_path(path), identity(expert)
         folder_is_new = not path.exists()
         with one_writer(path):
             if (path / "index.json").exists():
@@ -157,7 +157,7 @@ class Index:
         Raises:
           ProbexError: if lancedb is missing, or the index is missing or damaged.
         """
-        path = Path(path)
+        path = as_path(path)
         try:
             about = read_json(path / "index.json")
         except (FileNotFoundError, NotADirectoryError):
@@ -382,7 +382,7 @@ class Index:
         with one_writer(self.path):
             for name in ("index.json", "expert", checksums.NAME, "models.lance"):
                 made = self.path / name
-                shutil.rmtree(made) if made.is_dir() else made.unlink(missing_ok=True)
+                remove_folder(made) if made.is_dir() else made.unlink(missing_ok=True)
         if self._folder_is_new:
             with suppress(OSError):  # not empty
                 self.path.rmdir()
@@ -397,4 +397,4 @@ class Index:
 
 # What an interrupted creation may leave in the folder: names, and prefixes of names.
 _LEFTOVERS = {"expert", "models.lance", checksums.NAME, WRITER_LOCK}
-_PREFIXES = ("expert.new", "index.json.", f"{checksums.NAME}.")
+_PREFIXES = (".clock-", "expert.new", "index.json.", f"{checksums.NAME}.")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from probex_jax.bucket_paths import BucketPath, as_path, s3_over_http
 from probex_jax.errors import ProbexError
 from probex_jax.search import checksums
 
@@ -26,6 +27,8 @@ _CANDIDATES = 128
 _RECALL_QUERIES = 100
 _RECALL_K = 10
 _LANCE_ERRORS = (ValueError, RuntimeError, OSError)
+# Of requests of a table in a bucket; by itself Lance makes three.
+_RETRIES = "10"
 # If two writers add the same path at once, the later one wins.
 _KEY = {"lance-schema:unenforced-primary-key": "true"}
 
@@ -73,7 +76,7 @@ class ModelTable:
         # Tables of version 1 have no key.
         unkeyed = pyarrow.schema(list(kinds.items()))
         self._schema = unkeyed.set(FIELDS.index("path"), key)
-        self._arrow, self._dim, self._folder = pyarrow, dim, Path(folder)
+        self._arrow, self._dim, self._folder = pyarrow, dim, as_path(folder)
         if create:
             (self._folder / checksums.NAME).unlink(missing_ok=True)
         version, self._sums = checksums.check(self._folder)
@@ -83,7 +86,10 @@ class ModelTable:
             )
         with self._damage():
             # Absolute: a relative path such as "s3:x" would be taken for a bucket.
-            database: Any = lancedb.connect(str(self._folder.resolve()))
+            where, options = self._folder.resolve(), None
+            if isinstance(where, BucketPath):
+                options = {"client_max_retries": _RETRIES, **s3_over_http()}
+            database: Any = lancedb.connect(str(where), storage_options=options)
             if create:
                 database.drop_table(_NAME, ignore_missing=True)
                 self._table = database.create_table(_NAME, schema=self._schema)

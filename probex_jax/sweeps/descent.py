@@ -68,8 +68,8 @@ class Descent:
         # In this order: another process may be choosing.
         return (
             all(
-                left_out(self.workdir, layer).exists()
-                or (self.folder(layer, recipe) / "expert").exists()
+                left_out(self.workdir, layer).is_file()
+                or checkpoints.is_there(self.folder(layer, recipe) / "expert")
                 for layer in job.layers
                 for recipe in job.recipes
             )
@@ -141,7 +141,7 @@ class Descent:
             enumerate(job.layers), enumerate(job.recipes)
         ):
             folder = self.folder(layer, recipe)
-            if layer not in ready.trees or (folder / "expert").exists():
+            if layer not in ready.trees or checkpoints.is_there(folder / "expert"):
                 continue
             mine, losses = jax.tree.map(lambda leaf: leaf[place, number], (best, loss_E))  # noqa: B023
             card = replace(self.card_of(layer, recipe), metrics=figures(mine, losses))

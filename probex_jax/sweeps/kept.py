@@ -51,7 +51,7 @@ class Kept:
         write_bytes(self.path, buffer.getvalue())
 
     def _read(self, *names: str) -> list[Any]:
-        with np.load(self.path, allow_pickle=False) as arrays:
+        with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return [arrays.get(name) for name in names]
 
     @property
@@ -67,7 +67,7 @@ class Kept:
     @property
     def tree(self) -> Tree:
         """What was taken off matrices that are not read again."""
-        with np.load(self.path, allow_pickle=False) as arrays:
+        with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             names = [name for name in arrays if name.startswith(_TREE)]
             return {name.removeprefix(_TREE): arrays[name] for name in names}
 

@@ -108,7 +108,7 @@ class Kernels:
 
     def _finished(self, job: Job) -> bool:
         (layer,) = job.layers
-        return self.kept(layer).path.exists() or left_out(self.workdir, layer).exists()
+        return self.kept(layer).path.is_file() or left_out(self.workdir, layer).is_file()
 
     def _count(self, job: Job) -> None:
         self.on_progress(job.layers[0], self.epochs)

@@ -58,7 +58,8 @@ class Saver:
         return state
 
     def _restored(self, template: State) -> State | None:
-        saved = sorted(path for path in self._folder.glob("*") if path.name.isdigit())
+        found = (path for path in self._folder.glob("*") if path.name.isdigit())
+        saved = sorted(path for path in found if checkpoints.is_there(path))
         if not saved:
             return None
         try:

@@ -161,7 +161,7 @@ def finish(
 
 
 def _all_have(name: str, folders: Mapping[str, Sequence[Path]]) -> bool:
-    return all((folder / name).exists() for each in folders.values() for folder in each)
+    return all(checkpoints.is_there(folder / name) for each in folders.values() for folder in each)
 
 
 def best_variants(

@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from probex_jax.claims import claim
 from probex_jax.encoders import statistics
 from probex_jax.errors import ProbexError
 from probex_jax.experts.card import versions
 from probex_jax.experts.chance import chance, targets
 from probex_jax.experts.predictions import Predictions
-from probex_jax.files import claim, one_writer, read_json, write_json
+from probex_jax.files import one_writer, read_json, write_json
 from probex_jax.layer_store import LayerStore
 from probex_jax.sweeps.settings import told_task
 

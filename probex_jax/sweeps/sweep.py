@@ -24,9 +24,11 @@ from typing import Any
 
 from flax import linen as nn
 
+from probex_jax.bucket_paths import as_path
+from probex_jax.claims import claim
 from probex_jax.errors import ProbexError
 from probex_jax.experts.alignment import Alignment
-from probex_jax.files import alone, claim, one_writer, sharing_writers
+from probex_jax.files import alone, one_writer, sharing_writers
 from probex_jax.fitting.closed_form import ClosedForm, check_closed_form
 from probex_jax.fitting.network import NO_MORE, build_network, encoder_settings
 from probex_jax.fitting.recipe import Adam, variants
@@ -134,7 +136,7 @@ def sweep(
       >>> found.expert, found.test.value
       (Expert(tree='Pets', reading='body.weight'), 1.0)
     """
-    workdir = Path(workdir)
+    workdir = as_path(workdir)
     if isinstance(encoder, nn.Module):
         encoder = encoder_settings(encoder, encoders)
     names = tuple(layers if layers is not None else default_layers(store, recipe))

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from probex_jax.bucket_paths import on_a_disk
 from probex_jax.buckets import NotThere
 from probex_jax.errors import ProbexError
 from probex_jax.files import alone, disk_errors, write_json, write_text
@@ -75,7 +76,7 @@ def download(
     Raises:
       ProbexError: if nothing can be written to the folder.
     """
-    folder = Path(out) / table.subset
+    folder = on_a_disk(out) / table.subset
     if (folder / "store.json").exists():
         raise ProbexError(f"{folder}: is a layer store; choose another --out for whole models")
     with disk_errors(folder):

@@ -12,7 +12,7 @@ for a LoRA its one `imagenet_class_id` or `concept`. Files of labels with named 
 names are ids.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ from typing import Any
 from probex_jax.buckets import shown_path
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import ModelFile, Remote, literal_strings, open_model
+from probex_jax.model_files.stated import LABEL_KEYS, LABELS_KEY
 from probex_jax.model_files.untrusted_text import is_text, json_object, quoted, shown
 from probex_jax.zoo.flat import flat_models, is_weights
 from probex_jax.zoo.label_files import classes_of, distinct_texts, read_table
 from probex_jax.zoo.listed_path import zoo_path
+from probex_jax.zoo.stated_labels import RULES, TagRules, columns_of, label_sources, read_said
 from probex_jax.zoo.tables import (
     HELD_OUT_SPLITS,
+    LABEL_FILES,
     SPLITS,
     SPLITS_FILE,
     Names,
@@ -35,9 +38,6 @@ from probex_jax.zoo.tables import (
 )
 
 __all__ = ["HELD_OUT_SPLITS", "SPLITS", "Zoo", "ZooModel", "scan", "stated_in_metadata"]
-
-LABELS_KEY = "dataset_chosen_targets"
-LABEL_KEYS = ("imagenet_class_id", "concept")
 
 
 @dataclass(frozen=True)
@@ -160,21 +160,33 @@ class Zoo:
         return not any(model.split for model in self.models)
 
 
-def scan(root: str | Path) -> Zoo:
-    """Lists the models of a zoo folder without opening them.
+def scan(
+    root: str | Path,
+    labels: str | Sequence[str] = LABEL_FILES,
+    *,
+    rules: TagRules = RULES,
+    on_model: Callable[[str], None] = lambda reason: None,
+) -> Zoo:
+    """Lists the models of a zoo folder; without opening them, if labels are in files beside them.
 
     Args:
       root: a folder with one or more of `train/`, `val/`, `test/`, `val_holdout/`,
         `test_holdout/`, or a flat one, with the models in it or in `models/`; or the address of
         such a folder in a bucket, `s3://…` or `gs://…`.
+      labels: where label columns come from: names of files of labels, "headers", "sidecars",
+        "front_matter" and "folders"; of a model that two of them label in one column, the first
+        counts. A list, or one text with commas.
+      rules: which tags that models state become classes.
+      on_model: called after each model that is opened for them with the reason why it could not
+        be read, or "".
 
     Returns:
-      The zoo, with the labels in files' headers not yet read.
+      The zoo, with the classes in files' headers (`ZooModel.labels_in`) not yet read.
 
     Raises:
-      ProbexError: if there is no such folder, it holds no models, a model occurs twice, or
-        `zoo.json`, a file of labels or `splits.json` is malformed; or if `splits.json` names a
-        model that is not there, or a model in two parts.
+      ProbexError: if there is no such folder or source of labels, it holds no models, a model
+        occurs twice, or `zoo.json`, a file of labels or `splits.json` is malformed; or if
+        `splits.json` names a model that is not there, or a model in two parts.
 
     Example:
       >>> import pathlib, tempfile
@@ -195,15 +207,18 @@ def scan(root: str | Path) -> Zoo:
         found[name] = (split, path)
     if not found:
         raise ProbexError(f"{root}: no models; {_instead(root)}")
-    names = Names(found)
-    labels, unmatched = find_labels(root, names)
+    names, sources = Names(found), label_sources(labels)
+    files, unmatched = find_labels(root, names, [s for s in sources if s in LABEL_FILES])
+    of_files = {name: column for name, column in files.columns.items() if name}
     splits = root / SPLITS_FILE
     tables = Tables(
-        {name: column for name, column in labels.columns.items() if name},
-        labels.numbers,
+        of_files
+        if sources == LABEL_FILES
+        else _with_stated(of_files, found, sources, rules, on_model),
+        files.numbers,
         read_splits(splits, names) if splits.exists() or splits.is_symlink() else {},
     )
-    stated = labels.columns.get("", {})
+    stated = files.columns.get("", {})
     needs_label = not (tables.columns or tables.numbers) and any(s for s, _ in found.values())
     models = []
     for name, (split, path) in found.items():
@@ -221,6 +236,20 @@ def scan(root: str | Path) -> Zoo:
         )
     texts = _texts(about.get("texts", {}), f"{shown(root / 'zoo.json')}: texts")
     return Zoo(tree, tuple(models), classes, texts, unmatched, tables)
+
+
+def _with_stated(
+    of_files: Mapping[str, Mapping[str, Any]],
+    models: Mapping[str, tuple[str, Path]],
+    sources: Sequence[str],
+    rules: TagRules,
+    on_model: Callable[[str], None],
+) -> dict[str, Mapping[str, Any]]:
+    """Label columns of files and of what models state, those that are named first before others."""
+    said = read_said(((name, path) for name, (_, path) in models.items()), sources, on_model)
+    columns = [of_files, columns_of(said, rules)]
+    first, then = columns if sources[0] in LABEL_FILES else columns[::-1]
+    return {name: {**then.get(name, {}), **first.get(name, {})} for name in {**first, **then}}
 
 
 def _listed(root: Path, about: Mapping[str, Any]) -> Iterator[tuple[str, str, Path]]:

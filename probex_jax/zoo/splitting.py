@@ -13,7 +13,7 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.untrusted_text import quoted
-from probex_jax.zoo.tables import SPLITS
+from probex_jax.zoo.tables import HELD_OUT_SPLITS, SPLITS
 
 PARTS = SPLITS[:3]
 FRACTIONS = (0.6, 0.15, 0.25)
@@ -85,6 +85,53 @@ def make_split(
             f"too few models with a label, {len(labels)}: none is left for {empty[0]}"
         )
     return split
+
+
+def make_text_split(
+    texts: Mapping[str, Sequence[str]],
+    *,
+    groups: Mapping[str, str] | None = None,
+    held_out: float = 0.2,
+    seed: int = 0,
+) -> dict[str, tuple[str, ...]]:
+    """Divides models of one text each, holding out some texts for zero-shot.
+
+    Args:
+      texts: model to its text, the only class.
+      groups, seed: as `make_split` takes them.
+      held_out: share of the texts that are held out, half of them for validation.
+
+    Returns:
+      Part to models, with `val_holdout` and `test_holdout`. Every text in val and test is in train.
+
+    Raises:
+      ProbexError: as `make_split`.
+
+    Example:
+      >>> texts = {f"m{n}": [f"a {n % 10}"] for n in range(100)}
+      >>> {part: len(models) for part, models in make_text_split(texts).items()}
+      {'train': 48, 'val': 12, 'test': 20, 'val_holdout': 10, 'test_holdout': 10}
+    """
+    distinct = sorted({text for named in texts.values() for text in named})
+    order = np.random.default_rng(seed).permutation(len(distinct))
+    half = int(len(distinct) * held_out / 2)
+    parts = {
+        part: {distinct[n] for n in order[place * half : (place + 1) * half]}
+        for place, part in enumerate(HELD_OUT_SPLITS)
+    }
+    away = set().union(*parts.values())
+    split = make_split(
+        {m: named for m, named in texts.items() if away.isdisjoint(named)}, groups=groups, seed=seed
+    )
+    seen = {text for model in split["train"] for text in texts[model]}
+    kept = {
+        part: [m for m in models if seen.issuperset(texts[m])] for part, models in split.items()
+    }
+    kept |= {
+        part: [m for m, named in texts.items() if held.issuperset(named)]
+        for part, held in parts.items()
+    }
+    return {part: tuple(models) for part, models in kept.items() if models}
 
 
 def _drawn(count_UY: np.ndarray, share_P: np.ndarray, rng: np.random.Generator) -> np.ndarray:

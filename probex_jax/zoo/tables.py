@@ -4,7 +4,7 @@ Tables name models as people do: by id or by file name, with or without `.safete
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -168,8 +168,15 @@ def _stem(name: str) -> str:
     return stem
 
 
-def find_labels(root: Path, names: Names) -> tuple[Labels, dict[str, tuple[str, ...]]]:
-    """The labels of all label files in a folder, by the ids of its models.
+def find_labels(
+    root: Path, names: Names, files: Sequence[str] = LABEL_FILES
+) -> tuple[Labels, dict[str, tuple[str, ...]]]:
+    """The labels of the label files in a folder, by the ids of its models.
+
+    Args:
+      root: the folder.
+      names: of the models.
+      files: which of `LABEL_FILES`.
 
     Returns:
       The labels, and by file the names that mean no model.
@@ -180,7 +187,7 @@ def find_labels(root: Path, names: Names) -> tuple[Labels, dict[str, tuple[str, 
     columns: dict[str, Mapping[str, Any]] = {}
     numbers: list[str] = []
     unmatched = {}
-    for path in (root / name for name in LABEL_FILES):
+    for path in (root / name for name in files):
         if not (path.exists() or path.is_symlink()):
             continue
         labels, unknown = matched(read_labels(path), names, shown(path))

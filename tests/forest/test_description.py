@@ -115,6 +115,7 @@ def test_what_a_file_says_is_quoted_with_its_source(tmp_path):
         parameters=16,
         dtype="F32",
         layers=1,
+        said=found.said,
     )
     found = said_of(tmp_path, config, {"dataset_chosen_targets": "['ant']"})
     assert (found.labels, found.source) == (("ant",), "metadata, dataset_chosen_targets")
@@ -129,11 +130,11 @@ def test_what_a_lora_says(tmp_path):
 
 
 def test_an_adapter_that_is_not_read_is_said_to_be_one(tmp_path):
-    adapter = {"q.lora_a": np.ones((8, 2)), "q.lora_b": np.ones((2, 8))}
+    adapter = {"q.oft_R": np.ones((8, 2)), "q.oft_S": np.ones((2, 8))}
     found = said_of(tmp_path, tensors=adapter)
     assert (found.layers, found.unread, found.is_lora) == (0, 2, False)
     assert "adapter" in found.kind
-    assert any("lora_a" in reason for reason in found.unread_reasons)
+    assert any("oft_R" in reason for reason in found.unread_reasons)
     whole = {f"fc{number}.weight": np.ones((8, 8)) for number in range(3)}
     found = said_of(tmp_path, tensors=adapter | whole)
     assert (found.layers, found.unread, "adapter" in found.kind) == (3, 2, False)

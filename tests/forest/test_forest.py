@@ -70,7 +70,7 @@ def test_a_model_of_no_known_tree_is_said_to_be(forest, trees):
 
 
 def test_an_adapter_that_cannot_be_read_is_described_as_such(forest, tmp_path):
-    factors = {"unet:0:up": np.ones((8, 2), "f4"), "unet:0:down": np.ones((2, 8), "f4")}
+    factors = {"q.oft_R.weight": np.ones((8, 2), "f4"), "k.vera_lambda_b": np.ones(8, "f4")}
     save_file(factors, tmp_path / "adapter.safetensors")
     found = forest.describe(tmp_path / "adapter.safetensors")
     assert (found.tree, found.predictions) == ("", ())
@@ -153,7 +153,7 @@ def test_weights_too_large_to_compute_with_are_one_models_error(tmp_path, forest
     write_toy_lora(tmp_path / "lora", "red ant", np.random.default_rng(0))
     path = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
     save_file({name: 1e30 * w for name, w in load_file(path).items()}, path)
-    with pytest.raises(ProbexError, match="an update too large for float32"):
+    with pytest.raises(ProbexError, match="layer 'a'"):
         forest.describe(path)
 
 
@@ -340,3 +340,14 @@ def test_a_lora_without_alpha_is_said_to_be_one(tmp_path, forest):
     assert "1 of its layers state no alpha" in model_card(found)
     (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 1}')
     assert forest.describe(tmp_path).stated.unscaled == 0
+
+
+def test_of_a_single_file_checkpoint_the_part_of_a_known_tree_is_described(forest, trees, tmp_path):
+    path = next((trees[0] / "Ant" / "test").iterdir())
+    with open_model(path) as alone:
+        tensors = {f"model.diffusion_model.{n}": alone.tensor(n) for n in alone.tensors}
+    vae = {"first_stage_model.decoder.conv_in.weight": np.ones((2, 2), "f4")}
+    save_file(tensors | vae, tmp_path / "sd.safetensors")
+    found, expected = forest.describe(tmp_path / "sd.safetensors"), forest.describe(path)
+    assert found.tree == expected.tree == "Ant"
+    assert probabilities(found) == pytest.approx(probabilities(expected), abs=1e-6)

@@ -183,8 +183,8 @@ def test_what_stands_beside_loras_is_stored_beside_their_factors(tmp_path):
         save_file(kept, folder / "adapter_model.safetensors", {"concept": "x"})
     store = px.pack(px.scan(tmp_path / "zoo"), tmp_path / "s").store
     assert store.ranks == {"unet.to_q": 2}
-    assert store.layers["base_model.model.head.weight"] == (3, 4)
-    assert store.vectors == (f"{layer}.bias", "head.bias")
+    assert store.layers["head.weight"] == (3, 4)
+    assert store.vectors == ("head.bias", "unet.to_q.bias")
     assert store.matrices("head.bias")[2].ravel().tolist() == kept["head.bias"].tolist()
 
 

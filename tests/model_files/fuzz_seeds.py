@@ -3,18 +3,25 @@
 python -m tests.model_files.fuzz_seeds
 """
 
+import io
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
+import gguf
 import ml_dtypes
+import numpy as np
+from flax import serialization
 from safetensors.numpy import save
 
-from tests.model_files.fuzz_target import KINDS, PEFT, SHARDS, ones
+from tests.model_files.containers.gguf_files import write as write_gguf
+from tests.model_files.fuzz_target import KINDS, PEFT, SHARDS, TREE, ZARR, ones
 from tests.model_files.test_hostile import HOSTILE
 
 CORPUS = Path(__file__).parent / "corpus"
-MAX_BYTES = 4000
+DATA = Path(__file__).parent / "containers" / "data"
+MAX_BYTES = 30_000
 _FILES = {
     "model.safetensors": "file",
     "model.safetensors.index.json": "index",
@@ -80,13 +87,74 @@ TEXTS = {
     "card list": "---\nbase_model: ['a/b', c]\n---\n",
     "labels": r"""['ant', "sea's \x41 \u00e9", 'bee',]""",
     "labels json": r'["ant", "\ud83d\ude00"]',
+    "card texts": (
+        "---\ntags: [a, 'b']\ninstance_prompt: sks\nwidget:\n- text: >-\n    a\n    b\n"
+        "license: &x mit\ndatasets: *x\n---\n"
+    ),
+    "tags": (
+        '{"10_cat": {"cat": 20, "sofa \\\\(red\\\\)": 5}, '
+        '"2_dog": {"n_repeats": 2, "img_count": 8}}'
+    ),
+    "tags datasets": (
+        '[{"tag_frequency": {"1_x": {"cat": 2}}, "subsets": [{"image_dir": "a/1_x", '
+        '"img_count": 4, "class_tokens": "x"}]}]'
+    ),
+    "sidecar": (
+        '{"baseModel": "Pony", "trainedWords": ["a, b"], "model": {"name": "M", "tags": ["t"]}, '
+        '"images": [{"meta": {"prompt": "p"}}], "civitai": {"creator": {"username": "me"}}}'
+    ),
     "revision": "0123abcd",
     "scales": '{"unet.r": 2, "unet.lora_alpha": 4, "unet.alpha_pattern": {"conv_in": 1}}',
 }
 
 
+def gguf_file():
+    tensors = {
+        "blk.0.attn_q.weight": ones(4, 32),
+        "blk.0.ffn_up_exps.weight": ones(2, 2, 4, dtype="f2"),
+        "output_norm.weight": ones(4),
+    }
+    types = {"blk.0.attn_q.weight": gguf.GGMLQuantizationType.Q8_0}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.gguf"
+        write_gguf(path, "llama", tensors, types, name="mine", token_list=[b"a", b"b"])
+        return path.read_bytes()
+
+
+def msgpack_file():
+    params = {"fc": {"kernel": ones(2, 3), "bias": ones(3)}, "half": ones(2, 2, dtype="f2")}
+    chunked = {
+        "__msgpack_chunked_array__": True,
+        "shape": {"0": 2, "1": 3},
+        "chunks": {"0": ones(4), "1": ones(2)},
+    }
+    state = {"params": {**params, "long": chunked}, "opt_state": {"0": ones(2)}, "step": 3}
+    return serialization.msgpack_serialize(state)
+
+
+def npz_file(save):
+    file = io.BytesIO()
+    save(file, **{"params/a/kernel": ones(2, 3), "b": np.asfortranarray(ones(2, 2))})
+    return file.getvalue()
+
+
+CONTAINERS = {
+    "gguf": gguf_file,
+    "msgpack": msgpack_file,
+    "npz": partial(npz_file, np.savez),
+    "npz packed": partial(npz_file, np.savez_compressed),
+    "hdf5": (DATA / "small.weights.h5").read_bytes,
+    "hdf5 old": (DATA / "small.h5").read_bytes,
+    "keras": (DATA / "small.keras").read_bytes,
+    "tree": lambda: TREE,
+    "zarr": lambda: ZARR,
+}
+
+
 def seeds():
     """Name to input."""
+    for name, make in CONTAINERS.items():
+        yield name, (name.partition(" ")[0], make())
     for name, tensors in GOOD.items():
         data = save(tensors)
         yield name, ("file", data)
@@ -107,9 +175,9 @@ def seeds():
 
 def main():
     for name, (kind, body) in seeds():
-        if len(body) <= MAX_BYTES:
+        if len(body) <= (MAX_BYTES if kind in CONTAINERS else 4000):
             path = CORPUS / name.replace(" ", "-").replace(",", "")
-            path.write_bytes(f"{KINDS.index(kind)}...".encode() + body)
+            path.write_bytes(bytes([ord("0") + KINDS.index(kind)]) + b"..." + body)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
 """What fuzzers run: bytes become a model on disk, and everything that is read of a model is read.
 
-An input is four bytes and a body. The first byte says what the body is (`KINDS`, by a digit, so
-that seeds are legible). The others repeat a piece of the body up to a million bytes, since
-mutations alone never make a long one: a letter from `a` on for twice, four times and so on, where
-the piece begins (in 256ths of the body), and its length; `0...` repeats nothing.
+An input is four bytes and a body. The first byte says what the body is (`KINDS`, counted from the
+digit 0 on, so that seeds are legible). The others repeat a piece of the body up to a million bytes,
+since mutations alone never make a long one: a letter from `a` on for twice, four times and so on,
+where the piece begins (in 256ths of the body), and its length; `0...` repeats nothing.
 """
 
+import dataclasses
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,21 @@ from safetensors.numpy import save
 
 from probex_jax.errors import ProbexError
 from probex_jax.files import layer_folder
-from probex_jax.model_files import ModelFile, fingerprint, open_model, select_layers, stated_base
+from probex_jax.model_files import (
+    ModelFile,
+    fingerprint,
+    open_model,
+    read_stated,
+    select_layers,
+    stated_base,
+)
 from probex_jax.model_files.architecture import same_base
 from probex_jax.zoo.model_j import stated_in_metadata
 
-KINDS = ("file", "header", "index", "adapter", "config", "card", "labels", "scales", "revision")
+KINDS = (
+    *("file", "header", "index", "adapter", "config", "card", "labels", "scales", "revision"),
+    *("gguf", "msgpack", "npz", "hdf5", "keras", "tree", "zarr", "tags", "sidecar"),
+)
 SECONDS, PEAK_BYTES = 1.0, 64_000_000
 CONTROL_BYTES = 4
 _MAX_BODY = 1_000_000
@@ -46,6 +57,24 @@ PEFT = {
 }
 SHARDS = {"m-1.safetensors": {"a": ones(2, 2)}, "m-2.safetensors": {"b": ones(3, 2), "c": ones(2)}}
 GOOD = save({"layer.0.weight": ones(3, 4), "layer.0.bias": ones(3)})
+
+
+# A checkpoint of Orbax: an array, in one chunk, and the keys of its tree.
+TREE = json.dumps(
+    {
+        "tree_metadata": {
+            "('a', 'kernel')": {
+                "key_metadata": [{"key": "a", "key_type": 2}, {"key": "kernel", "key_type": 2}],
+                "value_metadata": {"value_type": "jax.Array", "skip_deserialize": False},
+            }
+        }
+    }
+).encode()
+ZARR = (
+    b'{"chunks":[2,3],"compressor":null,"dimension_separator":".","dtype":"<f4","fill_value":null,'
+    b'"filters":null,"order":"C","shape":[2,3],"zarr_format":2}'
+)
+CHUNK = {"a.kernel/0.0": ones(2, 3).tobytes()}
 
 
 def wrapped(header: bytes) -> bytes:
@@ -86,7 +115,28 @@ _MADE: dict[str, tuple[str, Callable[[bytes], bytes], dict[str, bytes]]] = {
         {},
     ),
     "scales": (_SINGLE, with_metadata(PEFT, "lora_adapter_metadata"), {}),
+    "tags": (
+        _SINGLE,
+        with_metadata(
+            {"w": ones(2, 2)},
+            "ss_tag_frequency",
+            "ss_dataset_dirs",
+            "ss_datasets",
+            "ot_config",
+            "ss_steps",
+            "modelspec.tags",
+        ),
+        {},
+    ),
+    "sidecar": ("model.civitai.info", _as_it_is, {_SINGLE: GOOD}),
     "revision": ("refs/main", _as_it_is, {f"snapshots/0123abcd/{_SINGLE}": GOOD}),
+    "gguf": ("a.gguf", _as_it_is, {}),
+    "msgpack": ("flax_model.msgpack", _as_it_is, {}),
+    "npz": ("a.npz", _as_it_is, {}),
+    "hdf5": ("a.weights.h5", _as_it_is, {}),
+    "keras": ("a.keras", _as_it_is, {}),
+    "tree": ("_METADATA", _as_it_is, {"a.kernel/.zarray": ZARR, **CHUNK}),
+    "zarr": ("a.kernel/.zarray", _as_it_is, {"_METADATA": TREE, **CHUNK}),
 }
 
 
@@ -157,6 +207,10 @@ def read_all(folder: Path) -> str:
             assert base.isprintable(), base
             assert same_base(base, base)
             attempt(stated_in_metadata, model)
+            said = dataclasses.asdict(read_stated(model))
+            json.dumps(said, allow_nan=False).encode()
+            assert all(map(str.isprintable, texts_in(said))), said
+            assert sum(map(len, texts_in(said))) < 500_000
             attempt(lambda: model.unscaled)
             attempt(lambda: model.config)
             attempt(select_layers, model.all_layers, 0, model.vectors)
@@ -169,6 +223,16 @@ def read_all(folder: Path) -> str:
         assert message.isprintable(), message
         assert len(message) < 1500, message
     return "refused" if model is None else "opened"
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """All texts in a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from (text for item in value.items() for text in texts_in(item))
+    elif isinstance(value, tuple | list):
+        yield from (text for item in value for text in texts_in(item))
 
 
 def _read_layer(model: ModelFile, name: str, attempt: Callable[..., Any]) -> None:

@@ -1,4 +1,4 @@
-"""One adapter in three dialects: the same layers, and the same numbers."""
+"""One adapter in several dialects: the same layers, and the same numbers; where scales stand."""
 
 import json
 import time
@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import fingerprint, open_model
-from probex_jax.model_files.lora_names import canonical
+from probex_jax.model_files.adapters.modules import slices
 
 RANK, ALPHA = 4, 2.0
 # Canonical name to (rows, columns), or of a convolution to (rows, inputs, height, width).
@@ -96,7 +96,6 @@ def test_one_adapter_in_every_dialect_is_the_same(tmp_path, scale):
 @pytest.mark.parametrize(
     "expected",
     [
-        "unet.input_blocks.4.1.transformer_blocks.0.attn1.to_k",
         "text_encoder.text_model.encoder.layers.1.mlp.fc2",
         "text_encoder_2.text_model.encoder.layers.1.self_attn.out_proj",
         "unet.down_blocks.0.resnets.1.time_emb_proj",
@@ -108,26 +107,20 @@ def test_underscores_of_kohya_become_the_dots_of_modules(expected):
     part, _, path = expected.partition(".")
     prefixes = {"unet": ["unet"], "text_encoder": ["te", "te1"], "text_encoder_2": ["te2"]}
     for prefix in prefixes[part]:
-        assert canonical(f"lora_{prefix}_{path.replace('.', '_')}") == expected
+        [found] = slices(f"lora_{prefix}_{path.replace('.', '_')}")
+        assert found.layer == expected
 
 
-@pytest.mark.parametrize("path", ["lora_unet_to_kitchen", "lora_unet_"])
-def test_other_names_of_kohya_are_none(path):
-    assert canonical(path) is None
-
-
-def test_names_of_no_known_module_are_reported(tmp_path):
+def test_a_lora_of_an_unknown_module_is_read_under_the_name_it_has(tmp_path):
     up, down = np.ones((3, 2), "f4"), np.ones((2, 3), "f4")
-    strange = {"lora_unet_zebra_0.lora_up.weight": up, "lora_unet_zebra_0.lora_down.weight": down}
-    strange["lora_unet_zebra_0.alpha"] = np.array(1, "f4")
+    strange = {"lora_unet_zebra_x.lora_up.weight": up, "lora_unet_zebra_x.lora_down.weight": down}
+    strange["lora_unet_zebra_x.alpha"] = np.array(1, "f4")
     hada = {"lora_unet_mid_block.hada_w1_a": up}
     known = {"lora_unet_conv_in.lora_up.weight": up, "lora_unet_conv_in.lora_down.weight": down}
     save_file(strange | hada | known, tmp_path / "a.safetensors")
     with open_model(tmp_path / "a.safetensors") as m:
-        assert list(m.layers) == ["unet.conv_in"]
-        assert {name: m.left_out[name] for name in strange} == dict.fromkeys(
-            strange, "a LoRA of no known module"
-        )
+        assert list(m.layers) == ["unet.conv_in", "unet.zebra_x"]
+        assert [*m.left_out] == [*hada]
         assert "LoHa" in m.left_out["lora_unet_mid_block.hada_w1_a"]
         assert m.unscaled == ("unet.conv_in",)
         np.testing.assert_array_equal(m.matrix("unet.conv_in").dense(), up @ down)
@@ -229,28 +222,9 @@ def test_diffusers_may_keep_alpha_in_the_header(tmp_path):
         m.matrix(attention)
 
 
-def test_an_update_of_three_factors_is_reported_and_not_read_as_one_of_two(tmp_path):
-    path = "lora_unet_conv_in"
-    tensors = {
-        f"{path}.lora_up.weight": np.ones((6, 2, 1, 1), "f4"),
-        f"{path}.lora_mid.weight": np.ones((2, 2, 3, 3), "f4"),
-        f"{path}.lora_down.weight": np.ones((2, 4, 1, 1), "f4"),
-        f"{path}.alpha": np.ones((), "f4"),
-        **{
-            f"lora_unet_conv_out.lora_{part}.weight": np.ones((2, 2), "f4")
-            for part in ("up", "down")
-        },
-    }
-    save_file(tensors, tmp_path / "lora.safetensors")
-    with open_model(tmp_path) as m:
-        assert [*m.layers] == ["unet.conv_out"]
-        assert m.unread.keys() == {name for name in tensors if name.startswith(path)}
-        assert m.unread.items() <= m.left_out.items()
-
-
 def test_long_names_of_kohya_take_no_time():
     began = time.process_time()
-    assert canonical("lora_unet_" + "0_" * 500_000 + "to_q") is None
+    assert slices("lora_unet_" + "0_" * 500_000 + "to_q")
     assert time.process_time() - began < 1
 
 

@@ -53,10 +53,17 @@ MODELS = (
                 "ids": ones(3, dtype="i4"),
                 "none": ones(0, 2),
             },
-            {"format": "pt", "dataset_chosen_targets": "['ant', 'bee']", "base_model": "me/base"},
+            {
+                "format": "pt",
+                "dataset_chosen_targets": "['ant', 'bee']",
+                "base_model": "me/base",
+                "ss_tag_frequency": '{"10_cat": {"cat": 12, "sofa": 3}}',
+                "modelspec.tags": "a, b",
+            },
         ),
         "config.json": b'{"_name_or_path": "me/base", "model_type": "vit"}',
         "README.md": b"---\nbase_model: me/base\ntags:\n- a\n---\n# A model\n",
+        "model.json": b'{"activation text": "sks, cat", "sd version": "SD1"}',
     },
     {"model.safetensors": save(kohya("mid_block_attentions_0_proj_in", ones(4, 2), ones(2, 3)))},
     {

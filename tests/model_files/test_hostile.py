@@ -102,13 +102,13 @@ HOSTILE = {
     "many shards": (index({f"{i}": f"{i}.safetensors" for i in range(501)}), "501 shards, the"),
     # LoRAs.
     "ranks disagree": (lora(up=np.ones((3, 4), "f4")), "disagree in rank: up is 3x4, down is"),
-    "LoRA and tensor": (lora(w=np.ones((2, 2), "f4")), "is a tensor and a LoRA as well"),
+    "LoRA and tensor": (lora(w=np.ones((2, 2), "f4")), "is a tensor and an update as well"),
     "alpha no number": (lora(**{"w.alpha": np.ones(2, "f4")}), "is no single number"),
     "LoRA above": (
         lora(**{f"a/...lora.{half}.weight": np.ones((2, 2), "f4") for half in ("up", "down")}),
         "layer 'a/..': the name leads out of a folder"),
     # Configs.
-    "alpha text": (peft('{"lora_alpha": "4"}'), "lora_alpha of the adapter's config is '4'"),
+    "alpha text": (peft('{"lora_alpha": "4"}'), "alpha is '4', expected a number"),
     "alpha infinite": (peft('{"lora_alpha": 1e999}'), "alpha is inf, expected a number"),
     "pattern that hangs": (
         peft('{"lora_alpha": 1, "alpha_pattern": {"(a+)+$": 1}}'), "is a regular expression"),

@@ -114,7 +114,7 @@ def test_values_that_are_not_finite_are_found_in_either_factor(tmp_path):
 def test_any_tensor_can_be_read(tmp_path):
     tensors = {
         "bias": np.arange(3, dtype="f2"),
-        "kernel": np.arange(24, dtype="f4").reshape(2, 3, 2, 2),
+        "conv": np.arange(24, dtype="f4").reshape(2, 3, 2, 2),
         "ids": np.arange(4),
         "none": np.zeros((0, 2), "f4"),
     }
@@ -123,7 +123,7 @@ def test_any_tensor_can_be_read(tmp_path):
         assert {name: m.tensors[name].shape for name in tensors} == {
             name: value.shape for name, value in tensors.items()
         }
-        for name in ("bias", "kernel", "none"):
+        for name in ("bias", "conv", "none"):
             value = m.tensor(name)
             assert value.dtype == np.float32
             np.testing.assert_array_equal(value, tensors[name])

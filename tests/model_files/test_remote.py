@@ -218,7 +218,7 @@ def test_the_end_of_a_file_is_asked_for_by_its_size(hub, url):
     write_repo(hub.repositories.root, "models", "size/none", {"model.safetensors": b""})
     with pytest.raises(ProbexError, match="0 bytes are too few"):
         open_model("hf://size/none")
-    with pytest.raises(ProbexError, match=r"is it empty.*416"):
+    with pytest.raises(ProbexError, match="is it empty"):
         open_model(url("size/none"))
 
 

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from probex_jax.forest import Answer, Description, Neighbour, Prediction, Route
 from probex_jax.forest.description import ExpertFacts
 from probex_jax.forest.stated_facts import StatedFacts
+from probex_jax.model_files import Stated
 from probex_jax.reports import model_card
 
 EXPERT = ExpertFacts(
@@ -211,6 +212,27 @@ def test_what_files_say_is_compared():
     assert "of 3 classes." not in model_card(described(stated=said(["zebra"])))
 
 
+def test_what_else_files_say_is_quoted_with_where_it_stands():
+    own = Stated(
+        title="Cats",
+        tags={"cat": 1200, "sofa": 5} | {f"tag {n}": 1 for n in range(30)},
+        folders={"cats": 20, "x": 0},
+        learning_rate=1e-4,
+        steps=12000,
+        sources={"tags": "metadata, ss_tag_frequency", "title": "metadata, modelspec.title"},
+    )
+    card = model_card(described(stated=said(said=own)))
+    assert "They do not say what it was trained on." in card
+    assert "- Title: `Cats` (metadata, modelspec.title)\n" in card
+    assert "`cat` 1,200, `sofa` 5, `tag 0` 1" in card
+    assert "and 12 more (metadata, ss_tag_frequency)\n" in card
+    assert "`cats` 20, `x`\n" in card
+    assert ": 0.0001\n" in card
+    assert ": 12,000\n" in card
+    matter, _ = split(card)
+    assert "Cats" not in str(matter)
+
+
 def test_neighbours_are_a_table():
     near = (Neighbour("you/m2", 0.987, "ant, bee", "/m2"), Neighbour("m|3", 0.5, "", "/m3"))
     card = model_card(described(neighbours=near))
@@ -250,7 +272,11 @@ def test_text_of_strangers_cannot_break_out(text, known):
     expert = ExpertFacts(**vars(EXPERT) | {"layers": (text,)})
     predictions = (Prediction(text, text, 0.9), Prediction("b", text, 0.2))
     route = Route(text, text, 1.0, 2.0) if known else Route("", text, 1.0, 2.0, text)
-    stated = said([text, text + "2"], base=text, architecture=text)
+    own = Stated(
+        tags={text: 3, "b": 10**9}, folders={text: 0}, triggers=(text,) * 60, title=text,
+        description=text, licence=text, sources={"tags": "metadata, ss_tag_frequency"},
+    )  # fmt: skip
+    stated = said([text, text + "2"], base=text, architecture=text, said=own)
     near = (Neighbour(text, 0.9, text, text),)
     found = Description(
         text, text, stated, route, text,
@@ -270,7 +296,7 @@ def test_text_of_strangers_cannot_break_out(text, known):
     assert headings(lines)[0].startswith("# `")
     assert not any(re.match(r"\s*(---|===|\* |\d+\. |>|```|~~~)", line) for line in lines)
     assert all(c.isprintable() for line in lines for c in line)
-    assert len(card) < 4000
+    assert len(card) < 8000
     for line in lines:
         # Outside of code spans nothing of it is left that Markdown or HTML would read.
         outside = re.sub(r"`[^`]*`|\\.", "", line)

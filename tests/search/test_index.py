@@ -15,6 +15,7 @@ import lancedb
 import numpy as np
 import pyarrow
 import pytest
+from safetensors.numpy import save_file
 
 from experiments import steps
 from probex_jax import Expert, LowRank, ProbexError, open_model
@@ -77,6 +78,14 @@ def test_a_zoos_tree_splits_labels_and_words_are_stored(tmp_path, expert):
     (tmp_path / "Z" / "labels.json").write_text('{"m": ["n2"]}')
     assert counts(made.add_models(find_models(tmp_path / "Z"))) == (0, 1, 0, 0)
     assert contents(made)["m"].text == "n2"
+
+
+def test_without_labels_the_tags_of_the_images_are_stored(tmp_path, expert):
+    said = {"ss_tag_frequency": json.dumps({"10_sks": {"cat": 9, "sofa": 8, "once": 1}})}
+    save_file({LAYER: np.ones((6, 5), "f4")}, tmp_path / "m.safetensors", said)
+    made = Index.create_or_open(tmp_path / "index", expert)
+    made.add_models(find_models(tmp_path))
+    assert contents(made)["m"].labels == ("cat", "sofa", "sks")
 
 
 def test_adding_again_reads_nothing_and_changes_update(made, models, monkeypatch):

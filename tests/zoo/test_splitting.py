@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from probex_jax.errors import ProbexError
-from probex_jax.zoo.splitting import FRACTIONS, PARTS, check_groups, make_split, too_rare
+from probex_jax.zoo.splitting import (
+    FRACTIONS,
+    PARTS,
+    check_groups,
+    make_split,
+    make_text_split,
+    too_rare,
+)
 
 
 def uneven(n=126, seed=0):
@@ -113,3 +120,18 @@ def test_of_groups_the_evenest_of_several_draws_is_taken():
                 found = sum(labels[model] == (name,) for model in split[part])
                 off.append(abs(found / count / share - 1))
     assert np.mean(off) < 0.15
+
+
+def test_texts_are_held_out_whole_and_the_others_are_all_trained_on():
+    texts = {f"m{n:03}": [f"text {n % 23 if n < 150 else n}"] for n in range(170)}
+    groups = {f"m{n:03}": f"g{n % 5}" for n in range(150)}
+    for split in (make_text_split(texts, seed=1), make_text_split(texts, groups=groups)):
+        there = {part: {texts[m][0] for m in models} for part, models in split.items()}
+        assert there["val"] | there["test"] <= there["train"]
+        assert not there["train"] & (there["val_holdout"] | there["test_holdout"])
+        assert not there["val_holdout"] & there["test_holdout"]
+        assert all(split.values())
+        models = [model for part in split.values() for model in part]
+        assert len(models) == len(set(models))
+    assert make_text_split(texts, seed=1) == make_text_split(texts, seed=1)
+    assert make_text_split(texts, seed=1) != make_text_split(texts, seed=2)

@@ -20,6 +20,7 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import save
 
+from probex_jax.bucket_paths import on_a_disk
 from probex_jax.encoders import MVProbe, ProbeX
 from probex_jax.errors import ProbexError
 from probex_jax.experts.alignment import Alignment
@@ -117,7 +118,7 @@ def to_torch(expert: Expert, path: str | os.PathLike[str]) -> None:
     References:
       docs/formats.md, "Experts of the PyTorch implementations".
     """
-    path = Path(path)
+    path = on_a_disk(path)
     files = [_as_file(expert, member, number) for number, member in enumerate(expert.members)]
     alone = len(expert.members) == 1
     if alone != (path.suffix == ".safetensors"):

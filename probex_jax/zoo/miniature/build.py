@@ -15,8 +15,10 @@ import jax
 import numpy as np
 from safetensors import safe_open
 
+from probex_jax.bucket_paths import on_a_disk
+from probex_jax.claims import check_same
 from probex_jax.errors import ProbexError
-from probex_jax.files import check_same, one_writer, write_json
+from probex_jax.files import one_writer, write_json
 from probex_jax.zoo.miniature import hf_files
 from probex_jax.zoo.miniature.kinds import TREES, Kind, Train
 from probex_jax.zoo.miniature.planted import PLANTED, Planted
@@ -70,7 +72,7 @@ def build(
     Raises:
       ProbexError: `out` holds a zoo that was made with other settings, or is being written.
     """
-    with one_writer(out):
+    with one_writer(on_a_disk(out)):
         for name in settings.trees:
             _claim(settings, name, out / name)
         return [_build_tree(settings, name, out / name, on_progress) for name in settings.trees]

@@ -47,13 +47,11 @@ _LAST = {
     "magnitude": _DORA,
     "on_input": "(IA)³",
     "ranknum": "AdaLoRA",
-    "diff": "delta",
-    "diff_b": "delta",
 }
 # A word at the beginning or after an underscore: `qkv_lora1`, `lora_a`, `loraA`, `lycoris_…`.
 _LORA = re.compile(r"(?:\A|_)(?:[lL][oO][rR][aA]s?|lycoris)(?![a-z])")
-# cloneofsimo/lora numbers the layers and does not name them: `unet:0:up`.
-_NUMBERED = re.compile(r"\w+:[0-9]+:(?:up|down)")
+# Layers of RWKV-7 itself.
+_RWKV = re.compile(r"_lora\.lora\.[0-9]\.(?:weight|bias)\Z")
 # LyCORIS's GLoRA. Layers have such names, too, but not all four side by side.
 _GLORA = frozenset(f"{side}{number}.weight" for side in "ab" for number in (1, 2))
 _ALPHA = "alpha"
@@ -69,9 +67,8 @@ def unread_parts(names: Iterable[str]) -> dict[str, str]:
       Name to the reason why it is in no layer: how it is spelt, and the method if known.
 
     Example:
-      >>> unread_parts(["a.hada_w1_a", "a.diff", "a.weight"])
-      {'a.hada_w1_a': "part of an adapter ('….hada_w1_a', LoHa), which is not read",
-       'a.diff': "part of an adapter ('….diff', delta), which is not read"}
+      >>> unread_parts(["a.oft_blocks", "a.weight"])
+      {'a.oft_blocks': "part of an adapter ('….oft_blocks', OFT), which is not read"}
     """
     names = list(names)
     methods: dict[str, str | None] = {}  # by part of a name: a file has few distinct ones
@@ -79,6 +76,8 @@ def unread_parts(names: Iterable[str]) -> dict[str, str]:
     numbered: dict[str, set[str]] = {}
     alphas = []
     for name in names:
+        if "_lora.lora." in name and _RWKV.search(name):
+            continue
         parts = re.split("[.:/]", name) if ":" in name or "/" in name else name.split(".")
         for place, part in enumerate(parts):
             if part not in methods:
@@ -92,8 +91,6 @@ def unread_parts(names: Iterable[str]) -> dict[str, str]:
         else:
             if parts[-1] in _LAST:
                 found[name] = _reason(parts[-1], _LAST[parts[-1]])
-            elif ":" in name and _NUMBERED.fullmatch(name):
-                found[name] = _reason(parts[-1], "", ":")
             elif parts[-1] == "weight" and len(parts) > 1 and f"{parts[-2]}.weight" in _GLORA:
                 numbered.setdefault(".".join(parts[:-2]), set()).add(name)
             elif parts[-1] == _ALPHA:
@@ -115,8 +112,8 @@ def _method(part: str) -> str | None:
     return "" if _LORA.search(part) else None
 
 
-def _reason(spelling: str, method: str = "", separator: str = ".") -> str:
-    spelt = quoted(f"…{separator}{spelling}")
+def _reason(spelling: str, method: str = "") -> str:
+    spelt = quoted(f"….{spelling}")
     if method == _DORA:  # whose two factors are read
         return f"the magnitude of a DoRA ({spelt}), which is not applied"
     return f"part of an adapter ({spelt}{method and ', '}{method}), which is not read"

@@ -1,8 +1,9 @@
-"""The scales of LoRA updates.
+"""The scales of updates.
 
-The scale is alpha / R. kohya keeps alpha in a tensor beside the factors. PEFT keeps it in
-adapter_config.json, and divides by the root of R if `use_rslora` is set. diffusers may keep PEFT's
-fields in the header. Where nothing states alpha, the scale is 1.
+The scale is alpha / R. kohya and LyCORIS keep alpha in a tensor beside the factors. PEFT keeps it
+in adapter_config.json, and divides by the root of R if `use_rslora` is set; MLX keeps the scale
+itself there. diffusers may keep PEFT's fields in the header. Where nothing states alpha, the scale
+is 1.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files.contents import Contents
+from probex_jax.model_files.adapters.find import LayerUpdate
 from probex_jax.model_files.files_beside import FilesBeside
 from probex_jax.model_files.stored_tensors import StoredTensors
 from probex_jax.model_files.untrusted_text import json_object, quoted
@@ -32,10 +33,10 @@ _ROOT = "base_model.model."
 
 
 class Scales:
-    """The scales of the LoRA layers of an open model; each config is parsed at most once.
+    """The scales of the updates of an open model; each config is parsed at most once.
 
     Args:
-      contents: the model's layers.
+      updates: layer to its update.
       tensors: its tensors, among them kohya's alphas.
       beside: the files beside it, among them PEFT's config.
       metadata: of its header.
@@ -44,13 +45,13 @@ class Scales:
 
     def __init__(
         self,
-        contents: Contents,
+        updates: Mapping[str, LayerUpdate],
         tensors: StoredTensors,
         beside: FilesBeside,
         metadata: Mapping[str, str],
         where: str,
     ):
-        self._contents, self._tensors, self._beside = contents, tensors, beside
+        self._updates, self._tensors, self._beside = updates, tensors, beside
         self._metadata, self._where = metadata, where
         self._known: dict[str, float | None] = {}
 
@@ -61,18 +62,31 @@ class Scales:
           ProbexError: if what is stated is no number, or the config is damaged.
         """
         if layer not in self._known:
-            pair, rank = self._contents.factors[layer], self._contents.layers[layer].rank
-            assert rank is not None
-            alpha = self._tensors.number(pair.alpha) if pair.alpha else None
-            stated = self._stated(layer.partition(".")[0], pair.dialect)
-            self._known[layer] = scale(layer, pair.path, rank, alpha, stated, self._where)
+            found = self._updates[layer]
+            update, rank, dialect = (
+                found.update,
+                found.form.alpha_rank,
+                found.update.spelling.dialect,
+            )
+            if update.spelling.method == "delta" or (
+                dialect == "lycoris" and self._is_whole(found)
+            ):
+                self._known[layer] = 1.0
+            else:
+                alpha = self._tensors.number(update.alpha) if update.alpha else None
+                stated = self._stated(layer.partition(".")[0], dialect)
+                self._known[layer] = scale(layer, update.path, rank, alpha, stated, self._where)
         return self._known[layer]
+
+    def _is_whole(self, found: LayerUpdate) -> bool:
+        """Whether it is a LoKr of two whole halves, of which LyCORIS sets alpha to R."""
+        return not found.form.alpha_rank and _or_raise(self._in_its_folder) is None
 
     def _stated(self, part: str, dialect: str) -> PeftScales:
         """What PEFT, or diffusers in the header, states for one part of a pipeline."""
         if dialect == "kohya":
             return PeftScales()
-        if dialect == "peft" and (beside := _or_raise(self._in_its_folder)) is not None:
+        if dialect != "diffusers" and (beside := _or_raise(self._in_its_folder)) is not None:
             return beside
         return _or_raise(self._in_its_header).get(part, PeftScales())
 
@@ -114,11 +128,15 @@ class PeftScales:
       patterns: name of a module, or the end of one, to its position in the file and its alpha; a
         whole name begins with "^".
       root: whether alpha is divided by the root of R.
+      rank: R where no factor tells it.
+      scale: the scale itself, as MLX states it.
     """
 
     alpha: object = None
     patterns: Mapping[str, tuple[int, object]] = field(default_factory=dict)
     root: bool = False
+    rank: object = None
+    scale: object = None
 
     def of(self, path: str) -> object:
         """Alpha of a module; the first pattern that matches counts, as in PEFT."""
@@ -149,7 +167,14 @@ def peft_scales(config: Mapping[str, Any], where: str) -> PeftScales:
         name.removesuffix("$"): (place, alpha)
         for place, (name, alpha) in reversed([*enumerate(patterns.items())])
     }
-    return PeftScales(config.get("lora_alpha"), numbered, config.get("use_rslora") is True)
+    mlx = config.get("lora_parameters")
+    return PeftScales(
+        config.get("lora_alpha", config.get("alpha")),
+        numbered,
+        config.get("use_rslora") is True,
+        config.get("r"),
+        mlx.get("scale") if isinstance(mlx, dict) else None,
+    )
 
 
 def scale(
@@ -169,18 +194,25 @@ def scale(
       ProbexError: if alpha is no number.
     """
     root = alpha is None and peft.root
+    if alpha is None and peft.scale is not None:
+        return _number(peft.scale, f"{where}: LoRA {quoted(layer)}: scale")
     if alpha is None:
         stated = peft.of(path)
         if stated is None:
             return None
-        if not (isinstance(stated, int | float) and not isinstance(stated, bool)):
-            raise ProbexError(
-                f"{where}: lora_alpha of the adapter's config is {quoted(stated)}, no number"
-            )
-        alpha = stated
+        alpha = _number(stated, f"{where}: LoRA {quoted(layer)}: alpha")
+        rank = rank or int(_number(peft.rank, f"{where}: LoRA {quoted(layer)}: r")) or 1
     if not abs(alpha) <= _MAX_ALPHA:
-        raise ProbexError(
-            f"{where}: LoRA {quoted(layer)}: alpha is {quoted(alpha)}, expected a number of at "
-            f"most {_MAX_ALPHA:g}"
-        )
-    return alpha / (math.sqrt(rank) if root else rank)
+        raise _refusal(f"{where}: LoRA {quoted(layer)}: alpha", alpha)
+    return alpha / ((math.sqrt(rank) if root else rank) or 1)
+
+
+def _number(value: object, what: str) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and abs(value) <= _MAX_ALPHA):  # type: ignore[arg-type]
+        raise _refusal(what, value)
+    return value  # type: ignore[return-value]
+
+
+def _refusal(what: str, value: object) -> ProbexError:
+    return ProbexError(f"{what} is {quoted(value)}, expected a number of at most {_MAX_ALPHA:g}")

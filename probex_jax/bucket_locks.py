@@ -1,0 +1,232 @@
+"""One writer of a folder in a bucket: an object that one process holds, made by a conditional put.
+
+Its holder writes it anew every few seconds. One that is not, or whose process has ended on this
+machine, whoever comes next takes over; that, too, is a conditional put, so that one of many does.
+"""
+
+import json
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from probex_jax.bucket_paths import GUARDS, BucketPath, Version
+from probex_jax.buckets import Conflict
+from probex_jax.errors import ProbexError
+
+# A lock is stale that was not written anew for so long; its holder does it a few times in that.
+STALE_S = 60.0
+_BEATS = 4
+# Of one that changes hands while it is looked at; of a writer's, which others may only look at.
+_TRIES, _LOOKS = 20, 5
+_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0
+_LONGEST_NOTE = 1000
+# In a folder while a process writes it, and left behind if that process is killed; of several
+# processes that divide the work, locks in a folder.
+WRITER_LOCK, SHARING = ".writer.lock", ".writers"
+
+
+class BucketLock:
+    """A lock object.
+
+    Args:
+      path: the object.
+    """
+
+    def __init__(self, path: BucketPath):
+        self.path, self._token = path, uuid.uuid4().hex
+        self._ended, self._state = threading.Event(), threading.RLock()
+        self._version: Version = {}
+        self._beat_at, self.is_lost = 0.0, False
+
+    def acquire(self) -> bool:
+        """Whether it is held from now on."""
+        for _ in range(_TRIES):
+            try:
+                self._version = self._put(over=None)
+                break
+            except Conflict:
+                pass
+            try:
+                version, said = self._read()
+                if said.get("token") == self._token:  # the answer to our put was lost
+                    self._version = version
+                    break
+                if not self._is_stale(said):
+                    return False
+                self._version = self._put(over=version)
+                break
+            except (FileNotFoundError, Conflict):
+                continue  # it was released, or another process was faster
+        else:
+            return False
+        threading.Thread(target=self._keep_fresh, daemon=True).start()
+        GUARDS[self] = self._check
+        return True
+
+    def release(self) -> None:
+        """Ends it, unless another process has taken it over."""
+        GUARDS.pop(self, None)
+        self._ended.set()
+        with self._state:  # no beat is under way
+            if self._version and not self.is_lost:
+                self.path.unlink()
+            self._version = {}
+
+    def note(self) -> str:
+        """Who holds it, in brackets, for an error message."""
+        with suppress(FileNotFoundError, KeyError, ProbexError):
+            said = self._read()[1]
+            note = f" (pid {said['pid']} on {said['host']} since {said['since']})"
+            return note if note.isprintable() else ""
+        return ""
+
+    def _put(self, over: Version | None) -> Version:
+        about = {
+            "token": self._token,
+            "pid": os.getpid(),
+            "host": platform.node(),
+            "processes": _processes(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+            "beat": uuid.uuid4().hex,  # no two versions are alike
+        }
+        at = time.time()
+        version = self.path.put_over(json.dumps(about).encode(), over)
+        self._beat_at = at
+        return version
+
+    def _read(self) -> tuple[Version, dict[str, Any]]:
+        """Its version, and what it says; of one that is damaged nothing."""
+        data, version = self.path.read_versioned()
+        with suppress(ValueError, RecursionError):
+            said = json.loads(data[:_LONGEST_NOTE])
+            if isinstance(said, dict) and {"token", "pid", "host", "since"} <= said.keys():
+                return version, said
+        return version, {}
+
+    def _is_stale(self, said: dict[str, Any]) -> bool:
+        if said.get("processes") == _processes() and not _is_running(said["pid"]):
+            return True
+        # Both times are the server's: clocks of hosts differ.
+        clock = self.path.with_name(f".clock-{self._token}")
+        clock.put_over(b"", None)
+        try:
+            return clock.stat().st_mtime - self.path.stat().st_mtime > STALE_S
+        finally:
+            clock.unlink()
+
+    def _keep_fresh(self) -> None:
+        while not self._ended.wait(STALE_S / _BEATS):
+            with suppress(ProbexError):  # the next one may come through
+                self._beat()
+
+    def _beat(self) -> None:
+        with self._state:
+            if self._ended.is_set() or self.is_lost:
+                return
+            try:
+                self._version = self._put(over=self._version)
+            except Conflict:
+                try:
+                    self._version, said = self._read()
+                    self.is_lost = said.get("token") != self._token
+                except FileNotFoundError:
+                    self.is_lost = True
+
+    def _check(self, path: BucketPath) -> None:
+        """Raises a ProbexError if a path is in the lock's folder and the lock is another's."""
+        if self.path.parent not in path.parents:
+            return
+        if time.time() - self._beat_at > STALE_S / 2:  # this process was stopped, or cut off
+            self._beat()
+        if self.is_lost:
+            raise ProbexError(
+                f"{self.path.parent}: another process took over here{self.note()}, since this one "
+                f"did not answer for {STALE_S:g} s; run the same command again"
+            )
+
+
+def _processes() -> str:
+    """Where a pid means the same process as here; nowhere else if that is not known."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    return uuid.uuid4().hex
+
+
+def _is_running(pid: Any) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError, TypeError, OverflowError):
+        pass
+    return True
+
+
+@contextmanager
+def alone(path: BucketPath, *, wait: bool = True, needed: bool = True) -> Iterator[bool]:
+    """As `files.alone`."""
+    lock, pause_s = BucketLock(path), _PAUSE_S
+    while not (ours := lock.acquire()) and wait:
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)  # each look is a few requests
+    try:
+        yield ours
+    finally:
+        lock.release()
+
+
+_HELD: set[tuple[BucketPath, int]] = set()
+
+
+@contextmanager
+def one_writer(folder: BucketPath, *, beside: bool = False) -> Iterator[None]:
+    """As `files.one_writer`."""
+    path, key = folder / WRITER_LOCK, (folder, threading.get_ident())
+    if key in _HELD:
+        yield
+        return
+    with alone(path, wait=False) as ours:
+        if not ours:
+            raise _refused(path)
+        for other in [*(folder / SHARING).glob("[!.]*")]:
+            with alone(other, wait=False) as is_left_over:
+                if not is_left_over:
+                    raise _refused(other)
+        _HELD.add(key)
+        try:
+            yield
+        finally:
+            _HELD.remove(key)
+
+
+@contextmanager
+def sharing_writers(folder: BucketPath) -> Iterator[None]:
+    """As `files.sharing_writers`."""
+    ours, writer = folder / SHARING / f"{platform.node()}-{os.getpid()}", folder / WRITER_LOCK
+    # First this lock, then a look at the writer's. A writer does it the other way round.
+    with alone(ours):
+        for _ in range(_LOOKS):
+            with alone(writer, wait=False) as is_free:
+                if is_free:
+                    break
+            time.sleep(_PAUSE_S)  # another process may only be looking
+        else:
+            raise _refused(writer)
+        yield
+
+
+def _refused(path: BucketPath) -> ProbexError:
+    several = path.parent.name == SHARING
+    who = "several processes that divide the work are" if several else "another process is"
+    where = path.parent.parent if several else path.parent
+    note = BucketLock(path).note()
+    return ProbexError(
+        f"{where}: {who} writing here{note}; if it was killed, try again after {STALE_S:g} s"
+    )
