@@ -49,10 +49,10 @@ def test_writes_and_reads(at):
     etag = write(url, b"one")
     assert read(url) == (b"one", etag)
     assert stated(url) == Entry(3, etag)
-    large = bytes(range(256)) * 50_000  # in parts
+    large = bytes(range(256)) * 25_000  # in parts
     write(url, large)
     assert read(url).data == large
-    with pytest.raises(ProbexError, match=r"c.txt: 12800000 bytes, the limit is 100"):
+    with pytest.raises(ProbexError, match=r"c.txt: 6400000 bytes, the limit is 100"):
         read(url, 100)
     delete(url, joined(at, "nothing"))
     with pytest.raises(NotThere, match=rf"^{url}: nothing there"):
