@@ -16,6 +16,7 @@ from probex_jax.zoo import Zoo
 from probex_jax.zoo.label_files import classes_of, read_labels
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 from probex_jax.zoo.splitting import check_groups, make_split, too_rare
+from probex_jax.zoo.stated_labels import SOURCES
 from probex_jax.zoo.tables import SPLITS_FILE, Names, Tables, matched, read_splits
 
 Row = dict[str, object]
@@ -40,7 +41,10 @@ def split(
     shares = [_number(text) for text in fractions]
     plain_name(name, "--name")
     with one_writer(folder, beside=True):
-        zoo = px.scan(folder)
+        if labels and are_sources(labels):
+            zoo, labels = px.scan(folder, labels), None
+        else:
+            zoo = px.scan(folder)
         tables = zoo.tables
         if labels is not None:
             elsewhere, unknown = _labels_in(as_path(labels), Names(m.id for m in zoo.models))
@@ -80,6 +84,11 @@ def split(
         }
         for one, parts in made.items()
     ]
+
+
+def are_sources(labels: str) -> bool:
+    """Whether a flag names sources of labels as `scan` takes them, and no file."""
+    return set(labels.split(",")) <= set(SOURCES) and not Path(labels).exists()
 
 
 def write_zoos(folder: Path, trees: Sequence[Mapping[str, Path]], labels: str | None) -> None:

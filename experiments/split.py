@@ -22,7 +22,11 @@ _REPEATS = flags.DEFINE_integer(
 )
 _GROUP = flags.DEFINE_string("group", None, "Column of groups, of which no two parts have models.")
 _NAME = flags.DEFINE_string("name", None, 'Name of the splits. Default: --by, or "split".')
-_LABELS = flags.DEFINE_string("labels", None, "File of labels elsewhere. Default: those in ZOO.")
+_LABELS = flags.DEFINE_string(
+    "labels",
+    None,
+    "File of labels elsewhere, or sources as pack takes them. Default: files in ZOO.",
+)
 _FRACTIONS = flags.DEFINE_list("fractions", ["0.6", "0.15", "0.25"], "Of train, val and test.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the first split.", lower_bound=0)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace splits of these names.")

@@ -162,7 +162,8 @@ def _found(
         for place in places.split(" | "):
             if name in found and kind is not values.words:
                 break
-            value = kind([one for one in reader.values(place) if one is not None])
+            stated = islice(reader.values(place), values.MAX_MEMBERS)
+            value = kind([one for one in stated if one is not None])
             if value and name in found:
                 value = tuple(dict.fromkeys(found[name] + value))[: values.MAX_LISTED]
             elif value:
@@ -262,8 +263,6 @@ def _mapping(text: str) -> dict[str, Any]:
                 open_[-1][1].append(mapped if is_mapping else members)
             elif isinstance(event, yaml.ScalarEvent | yaml.AliasEvent):
                 open_[-1][1].append(getattr(event, "value", None))
-            if len(open_) > _DEPTH:
-                return {}
     except yaml.YAMLError:
         return {}
     content = open_[0][1]

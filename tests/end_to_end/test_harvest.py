@@ -131,6 +131,20 @@ def test_a_harvest_is_not_replaced_by_one_of_other_models(made):
     assert f"{zoo}: a zoo of other models" in done.stderr
 
 
+def test_a_zoo_is_split_and_packed_by_what_its_headers_say(made, tmp_path):
+    root, *_ = made
+    zoo = tmp_path / "zoo"
+    zoo.mkdir()
+    for number, path in enumerate(sorted((root / "downloads" / "a").iterdir())[:24]):
+        (zoo / f"{number}.safetensors").symlink_to(path)
+    done = ok("split", f"--zoo={zoo}", "--by=tags", "--labels=headers", "--repeats=1")
+    assert "| tags-0 | 21 " in done.stdout
+    ok("pack", f"--zoo={zoo}", f"--store={tmp_path}/store", "--labels=headers")
+    store = px.LayerStore.open(tmp_path / "store").view("tags", "tags-0")
+    assert {*store.classes} <= {*CONCEPTS, "watercolor"}
+    assert len(store.models) == 21
+
+
 def test_copies_and_versions_are_one_series():
     names = ["a", "b", "cat-000002", "cat-000004", "cat_v2", "dog", "x/cat", "cat"]
     said = {name: Said(runs=("7",) if name in "ab" else ()) for name in names}

@@ -325,8 +325,9 @@ def test_words_of_all_places_come_together_and_of_other_fields_the_first(tmp_pat
         '{"a": {"t": ' + "9" * 5000 + "}}",
         '{"a": {"t": NaN}}',
         json.dumps({str(n): {} for n in range(30_000)}),
+        json.dumps([{"subsets": [{}] * 900}] * 200),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_a_hostile_field_says_nothing_and_takes_no_time(tmp_path, text):
     keys = ["ss_tag_frequency", "ss_dataset_dirs", "ss_datasets", "ot_config", "ss_network_args"]
