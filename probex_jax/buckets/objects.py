@@ -57,7 +57,7 @@ def listed(url: str, stopped: threading.Event | None = None) -> Listing:
     store, key = store_of(url)
     ask = partial(obstore().list_with_delimiter_async, store, key or None)
     with problems(url):
-        said = waited(lambda: _whole(ask), stopped)
+        said = waited(ask, stopped)
     begin = len(key) + 1 if key else 0
     return Listing(
         {
@@ -95,27 +95,13 @@ def all_below(url: str, limit: int) -> dict[str, Entry]:
                 raise ProbexError(f"{url}: more than {limit} objects; give a folder among them")
 
     with problems(url):
-        waited(lambda: _whole(more))
+        waited(more)
     entries.pop("", None)
     return entries
 
 
 def _entry(said: Any) -> Entry:
     return Entry(said["size"], said["e_tag"] or "")
-
-
-async def _whole(ask: Callable[[], Awaitable[_T]]) -> _T:
-    """A list, asked for again if it breaks off, which obstore does for objects only."""
-    from obstore.exceptions import GenericError
-
-    for wait_s in stores.PATIENCE.waits_s():
-        try:
-            return await ask()
-        except GenericError as error:
-            if "body error" not in str(error):
-                raise
-            await asyncio.sleep(wait_s)
-    return await ask()
 
 
 def stated(url: str) -> Entry | None:

@@ -148,10 +148,10 @@ def _bucket(url: str, environment: tuple[tuple[str, str], ...], patience: Patien
     from obstore.store import from_url
 
     known, scheme = dict(environment), url[:2]
-    endpoints = [known[name] for name in _ENDPOINTS[scheme] if known.get(name)]
-    plain = endpoints[:1] and endpoints[0].startswith("http://")  # as the user says
+    endpoint = next(filter(None, map(known.get, _ENDPOINTS[scheme])), "")
+    plain = endpoint.startswith("http://")  # as the user says
     try:
-        return from_url(url, **_options(patience, allow_http=bool(plain)), **_signed(scheme, known))
+        return from_url(url, **_options(patience, allow_http=plain), **_signed(scheme, known))
     except Exception as error:  # of obstore or of a vendor's library
         raise ProbexError(f"{url}: {reason(str(error), '')}") from error
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from probex_jax.buckets import NotThere, Refused, stores
+from probex_jax.buckets import NotThere, Refused, Unreachable, stores
 from probex_jax.buckets.problems import HINTS
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.remote import FIRST_BYTES, Remote, RemoteRanges, write_cached
@@ -225,7 +225,7 @@ def _said(url: str, name: str, stopped: threading.Event) -> dict[str, Any]:
         else:
             if status not in (408, 429) and status < 500:
                 raise _refusal(status, response.headers.get("x-error-code", "")[:40], name)
-    raise ProbexError(f"{name}: {problem}; tried many times, try again later")
+    raise Unreachable(f"{name}: {problem}; tried many times, try again later")
 
 
 class _BrokenOff(Exception):

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from probex_jax.buckets import problems, shown_path, store_of, stores, waited
+from probex_jax.buckets import Unreachable, problems, shown_path, store_of, stores, waited
+from probex_jax.buckets.problems import reason
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, write_bytes
 
@@ -217,9 +218,11 @@ class RemoteRanges:
             status = "429" if "status code: 429" in str(problem) else ""
             wait_s = next(waits[status], None) if answered or status else None
             if wait_s is None:
-                raise problem or ProbexError(
-                    f"{self.name}: the server broke off, {len(data) - done} bytes are missing"
-                )
+                if problem and not answered:
+                    raise problem
+                missing = f"the server broke off, {len(data) - done} bytes are missing"
+                why = reason(str(problem), "") if problem else missing
+                raise Unreachable(f"{self.name}: {why}")
             await asyncio.sleep(wait_s)
 
     def _check(self, found: Any) -> None:
