@@ -192,7 +192,7 @@ def _parts(
     dtype = tensors[next(iter(update.factors.values()))].dtype
     height, width = form.shape
     end = ".bias" if "bias" in update.factors else ""
-    parts = slices(update.path, of_family)
+    parts = slices(update.path, of_family, form.shape)
     if any(height % rows.of for rows in parts):
         parts = (Slice(update.path),)
     found: dict[str, LayerUpdate] = {}
