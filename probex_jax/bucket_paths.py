@@ -180,7 +180,8 @@ class BucketPath(type(Path())):  # type: ignore[misc]
         """Writes the object if it is still that version, or is not there; whoever may write here.
 
         Raises:
-          buckets.Conflict: if it is another one.
+          buckets.Conflict: if it is another one. After a retry that may be one's own: if it matters,
+        give the content something of one's own and read it.
         """
         import obstore
 
