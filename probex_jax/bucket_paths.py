@@ -186,8 +186,8 @@ class BucketPath(type(Path())):  # type: ignore[misc]
         """Writes the object if it is still that version, or is not there; whoever may write here.
 
         Raises:
-          buckets.Conflict: if it is another one. That may be one's own, if an answer was lost: if it
-        matters, give the content something of one's own and read it.
+          buckets.Conflict: if it is another one; one's own if an answer was lost, so give the
+            content something of one's own to tell.
         """
         import obstore
 
