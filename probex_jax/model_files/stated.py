@@ -263,8 +263,6 @@ def _mapping(text: str) -> dict[str, Any]:
                 open_[-1][1].append(mapped if is_mapping else members)
             elif isinstance(event, yaml.ScalarEvent | yaml.AliasEvent):
                 open_[-1][1].append(getattr(event, "value", None))
-            if len(open_) > _DEPTH:
-                return {}
     except yaml.YAMLError:
         return {}
     content = open_[0][1]

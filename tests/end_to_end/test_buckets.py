@@ -176,10 +176,12 @@ def test_training_in_a_bucket_killed_or_divided_gives_the_same(server, processes
     workdir = as_path(f"{BUCKET}/t{processes}/w")
     first = start("train", store.path, workdir, processes, 3, stops=True)
     assert first.wait() is None
-    assert [path for path in workdir.glob("training/*/*") if path.name.isdigit()]
+    saved = next(path for path in workdir.glob("training/*/*") if path.name.isdigit())
     if processes == 1:
         first.send(signal.SIGKILL)
         assert first.wait().returncode == -signal.SIGKILL
+        # As if it had been killed while it saved another one.
+        (saved.with_name("99999999") / "pytree" / "d").write_bytes(b"half")
         others = [start("train", store.path, workdir)]
     else:
         others = [start("train", store.path, workdir, 2) for _ in range(2)]

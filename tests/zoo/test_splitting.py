@@ -135,3 +135,14 @@ def test_texts_are_held_out_whole_and_the_others_are_all_trained_on():
         assert len(models) == len(set(models))
     assert make_text_split(texts, seed=1) == make_text_split(texts, seed=1)
     assert make_text_split(texts, seed=1) != make_text_split(texts, seed=2)
+
+
+def test_a_text_that_groups_keep_out_of_training_is_not_tested():
+    shown = {"u": "b", "v": "dabf", "w": "abf", "x": "aced", "y": "e"}
+    texts = {f"{g}{t}": [t] for g, named in shown.items() for t in named}
+    groups = {f"{g}{t}": g for g, named in shown.items() for t in named}
+    split = make_split(texts, groups=groups, seed=90)
+    trained = {texts[model][0] for model in split["train"]}
+    assert any(texts[model][0] not in trained for model in split["test"] + split["val"])
+    found = make_text_split(texts, groups=groups, held_out=0, seed=90)
+    assert {texts[m][0] for part in found.values() for m in part} == trained

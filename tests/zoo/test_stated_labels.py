@@ -48,6 +48,14 @@ def test_tags_of_few_images_or_few_models_are_no_classes():
     )  # fmt: skip
 
 
+def test_a_rare_tag_of_few_images_is_no_class():
+    said = tagged(
+        *({"cat" if i % 2 else "dog": 0.9} | ({"few": 0.2} if i < 6 else {}) for i in range(12))
+    )
+    assert "few" not in str(columns_of(said, TagRules(weight=0))["tags"])
+    assert "few" in str(columns_of(said, TagRules(weight=0, share=0.1))["tags"])
+
+
 def test_who_has_tags_but_none_of_the_classes_has_none_of_them_and_others_are_unknown():
     said = animals(12)
     said["m00"] = Said({"tags": {"cat": 0.9, "dog": 0.8}}, has_tags=True)

@@ -49,12 +49,13 @@ class Slice:
     swapped: bool = False
 
 
-def slices(path: str, family: str = "") -> tuple[Slice, ...]:
+def slices(path: str, family: str = "", shape: tuple[int, int] = (0, 0)) -> tuple[Slice, ...]:
     """The layers that a module is, by its path in any dialect; most modules are one layer.
 
     Args:
       path: name of a factor without its ending.
       family: that of the file's modules, which tells apart two families' modules of one name.
+      shape: rows and columns of the module's matrix, which tell apart modules of one family.
 
     Returns:
       Layers by diffusers' names, after their part of the pipeline, or by those of transformers. An
@@ -69,11 +70,11 @@ def slices(path: str, family: str = "") -> tuple[Slice, ...]:
       >>> [each.layer for each in slices("base_model.model.model.layers.0.self_attn.q_proj")]
       ['model.layers.0.self_attn.q_proj']
     """
-    return _slices(path, family) if len(path) <= _MAX_CHARACTERS else (Slice(path),)
+    return _slices(path, family, *shape) if len(path) <= _MAX_CHARACTERS else (Slice(path),)
 
 
 @functools.lru_cache(10_000)  # models of one kind have the same paths
-def _slices(path: str, family: str) -> tuple[Slice, ...]:
+def _slices(path: str, family: str, rows: int, columns: int) -> tuple[Slice, ...]:
     prefix, rest, entries = _read(path)
     parts = _table().prefixes[prefix]
     part = parts.get(family, parts[""])
@@ -85,6 +86,8 @@ def _slices(path: str, family: str) -> tuple[Slice, ...]:
                 family not in entries[each],
                 each.part != part,
                 each.is_canonical is not by_diffusers,
+                not each.has_shape(rows, columns),
+                rows > 0 and each.slices[0].swapped is not (rows == 2 * columns),
             ),
         )
         return entry.filled(rest, part if part.startswith(_TEXT) else entry.part)

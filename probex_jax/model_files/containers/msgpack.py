@@ -5,13 +5,15 @@ bytes of each array is read.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
+import ml_dtypes  # noqa: F401  which gives NumPy the names of its dtypes
+import msgpack
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files.containers.header import NUMPY_DTYPES, Contained, Cursor, dtype_name
+from probex_jax.model_files.containers.header import Contained, Cursor, dtype_name
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.locate import Bytes
 from probex_jax.model_files.safetensors_header import MAX_AXES, MAX_INT, TensorInfo
@@ -19,8 +21,13 @@ from probex_jax.model_files.untrusted_text import quoted
 
 _WINDOW = 4096
 _NDARRAY, _SCALAR = 1, 3  # codes of Flax's extensions
+_ARRAY_BYTES = 96  # at most, of what stands before an array's own
+_BIN_BYTES = (2, 3, 5)  # of these, the last: the length
 _CHUNKED = "__msgpack_chunked_array__"
 _MAX_KEY, _MAX_OTHERS = 1000, 20_000
+_NO_ARRAY = "no array of a shape, a dtype and bytes"
+
+Path = tuple[str, ...]
 
 # The kind of value that a first byte begins, and how many bytes its length, or a number, has.
 _CODES = (
@@ -47,38 +54,38 @@ class _Walk:
     def __init__(self, file: Bytes, limits: Limits):
         self._file, self._limits, self._values = file, limits, 0
         self._cursor = Cursor(file, limits.header_bytes, _WINDOW)
-        self._numbers: dict[tuple[str, ...], int] = {}
-        self._arrays: dict[tuple[str, ...], TensorInfo] = {}
+        self._numbers: dict[Path, int] = {}
+        self._arrays: dict[Path, TensorInfo] = {}
+        self._readers: dict[Path, Callable[[], np.ndarray]] = {}
 
     def contained(self) -> Contained:
         kind, count = self._head()
         if kind != "map":
-            raise ProbexError(
-                f"{self._file.name}: no msgpack file of Flax, which begins with a map"
-            )
+            raise self._refusal((), "no msgpack file of Flax, which begins with a map")
         self._children((), kind, count)
         if self._cursor.at != self._file.size:
             raise self._refusal((), f"{self._file.size - self._cursor.at} bytes after the end")
-        readers = dict(self._joined())
         return Contained(
             {"/".join(path): info for path, info in self._arrays.items()},
             size=self._cursor.taken,
-            readers={"/".join(path): read for path, read in readers.items()},
+            readers={"/".join(path): read for path, read in self._readers.items()},
             nested=True,
         )
 
-    def _children(self, path: tuple[str, ...], kind: str, count: int) -> None:
+    def _children(self, path: Path, kind: str, count: int) -> int:
         if len(path) >= self._limits.depth:
             raise self._refusal(path, f"nested too deeply, the limit is {self._limits.depth}")
-        known = set()
+        known: dict[str, int] = {}
         for number in range(count):
             key = self._key(path) if kind == "map" else str(number)
             if key in known:
                 raise self._refusal(path, f"the key {quoted(key)} twice")
-            known.add(key)
-            self._value((*path, key))
+            known[key] = self._value((*path, key))
+        if _CHUNKED in known:
+            self._join(path, known.get("shape", 0), known.get("chunks", 0))
+        return count
 
-    def _key(self, path: tuple[str, ...]) -> str:
+    def _key(self, path: Path) -> str:
         kind, size = self._head()
         if kind == "number":
             return str(size)
@@ -89,7 +96,8 @@ class _Walk:
         except UnicodeDecodeError as error:
             raise self._refusal(path, "a key that is no text") from error
 
-    def _value(self, path: tuple[str, ...]) -> None:
+    def _value(self, path: Path) -> int:
+        """Notes what is there; returns how many values are in it."""
         self._values += 1
         if self._values > _MAX_OTHERS + 8 * len(self._arrays):
             raise self._refusal(path, f"among over {_MAX_OTHERS} values that are no arrays")
@@ -97,63 +105,57 @@ class _Walk:
             raise self._refusal((), f"over {self._limits.tensors} tensors, the limit")
         kind, size = self._head()
         if kind in ("map", "array"):
-            self._children(path, kind, size)
-        elif kind in ("ext", "fixext"):
-            code = self._cursor.take(1)[0]
-            end = self._cursor.at + size
-            if code in (_NDARRAY, _SCALAR):
-                self._arrays[path] = self._array(path, end)
-            self._cursor.skip(end - self._cursor.at)
-        elif kind in ("str", "bin"):
-            self._cursor.skip(size)
-        elif kind == "number":
+            return self._children(path, kind, size)
+        if kind == "number":
             self._numbers[path] = size
+            return 0
+        code = self._cursor.take(1)[0] if kind == "ext" else None
+        end = self._cursor.at + size
+        if code in (_NDARRAY, _SCALAR):
+            self._arrays[path] = self._array(path, end)
+        self._cursor.skip(end - self._cursor.at)
+        return 0
 
-    def _array(self, path: tuple[str, ...], end: int) -> TensorInfo:
-        """An array's own header; its bytes follow."""
-        heads = [self._head()]
-        heads += [self._head()]
-        axes = heads[1][1]
-        if heads[0] != ("array", 3) or heads[1][0] != "array" or axes > MAX_AXES:
-            raise self._refusal(path, "no array of a shape, a dtype and bytes")
-        sizes = [self._head() for _ in range(axes)]
-        kind, length = self._head()
-        if any(kind != "number" or size < 0 for kind, size in sizes) or kind != "str":
-            raise self._refusal(path, "no array of a shape, a dtype and bytes")
-        if length > _MAX_KEY or length > end - self._cursor.at:
-            raise self._refusal(path, "no array of a shape, a dtype and bytes")
-        dtype = self._cursor.take(length).decode("latin-1")
-        kind, size = self._head()
-        shape = tuple(size for _, size in sizes)
+    def _array(self, path: Path, end: int) -> TensorInfo:
+        """An array, of which the bytes stand last."""
+        begin, unpacker = self._cursor.at, msgpack.Unpacker()
         try:
-            name, width = dtype_name(np.dtype(dtype)), np.dtype(dtype).itemsize
-        except (TypeError, ValueError):
-            named = [n for n, known in NUMPY_DTYPES.items() if known.name == dtype]
-            name = named[0] if named else quoted(dtype, 40)
-            width = NUMPY_DTYPES[name].itemsize if named else 0
-        if kind != "bin" or self._cursor.at + size != end:
-            raise self._refusal(path, "no array of a shape, a dtype and bytes")
-        if width and math.prod(shape) * width != size:
-            raise self._refusal(path, f"{dtype} of shape {quoted(shape)}, in {size} bytes")
-        return TensorInfo(name, shape, self._cursor.at, end)
+            unpacker.feed(self._cursor.take(min(_ARRAY_BYTES, end - begin)))
+            parts, shape, name = unpacker.read_array_header(), unpacker.unpack(), unpacker.unpack()
+        except (msgpack.UnpackException, ValueError) as error:
+            raise self._refusal(path, _NO_ARRAY) from error
+        is_shape = isinstance(shape, list) and len(shape) <= MAX_AXES
+        if not (
+            parts == 3
+            and is_shape
+            and all(type(size) is int and size >= 0 for size in shape)
+            and isinstance(name, str)
+        ):
+            raise self._refusal(path, _NO_ARRAY)
+        try:
+            dtype = np.dtype(name)
+        except TypeError:  # such as an integer of 3 bits
+            return TensorInfo(quoted(name, 40), tuple(shape))
+        data = end - math.prod(shape) * dtype.itemsize
+        if data - begin - unpacker.tell() not in _BIN_BYTES:
+            raise self._refusal(
+                path, f"{dtype} of shape {quoted(shape)}, in {end - begin - unpacker.tell()} bytes"
+            )
+        return TensorInfo(dtype_name(dtype), tuple(shape), data, end)
 
-    def _joined(self) -> Iterator[tuple[tuple[str, ...], Callable[[], np.ndarray]]]:
-        """Puts the arrays together that are in chunks, since msgpack holds at most 2 GiB."""
-        for path in [path[:-1] for path in self._numbers if path[-1] == _CHUNKED]:
-            sizes, chunks = ((*path, part) for part in ("shape", "chunks"))
-            inside = [p for p in self._numbers if p[:-1] == sizes]
-            parts = [p for p in self._arrays if p[:-1] == chunks]
-            try:
-                shape = tuple(self._numbers[(*sizes, str(i))] for i in range(len(inside)))
-                infos = [self._arrays.pop((*chunks, str(i))) for i in range(len(parts))]
-            except KeyError as error:
-                raise self._refusal(path, "an array whose chunks are not in order") from error
-            count = sum(math.prod(info.shape) for info in infos)
-            dtypes = {info.dtype for info in infos}
-            if math.prod(shape) != count or len(dtypes) != 1 or not {*dtypes} <= {*NUMPY_DTYPES}:
-                raise self._refusal(path, f"an array of shape {quoted(shape)} in other chunks")
-            self._arrays[path] = TensorInfo(dtypes.pop(), shape)
-            yield path, partial(self._read, [(info.begin, info.end) for info in infos])
+    def _join(self, path: Path, axes: int, count: int) -> None:
+        """Puts an array together that is in chunks, since msgpack holds at most 2 GiB."""
+        try:
+            shape = tuple(self._numbers[(*path, "shape", str(i))] for i in range(axes))
+            infos = [self._arrays.pop((*path, "chunks", str(i))) for i in range(count)]
+        except KeyError as error:
+            raise self._refusal(path, "an array whose chunks are not in order") from error
+        dtypes = {info.dtype for info in infos}
+        elements = sum(math.prod(info.shape) for info in infos)
+        if math.prod(shape) != elements or len(dtypes) != 1 or not all(i.end for i in infos):
+            raise self._refusal(path, f"an array of shape {quoted(shape)} in other chunks")
+        self._arrays[path] = TensorInfo(dtypes.pop(), shape)
+        self._readers[path] = partial(self._read, [(info.begin, info.end) for info in infos])
 
     def _read(self, ranges: list[tuple[int, int]]) -> np.ndarray:
         self._file.fetch(ranges)
@@ -171,10 +173,10 @@ class _Walk:
             raise self._refusal((), f"byte {self._cursor.at - 1} begins no value of msgpack")
         kind, size = _CODES[code]
         if kind == "fixext":
-            return kind, size
+            return "ext", size
         number = int.from_bytes(self._cursor.take(size), "big", signed=code in range(0xD0, 0xD4))
         return kind, min(number, MAX_INT)
 
-    def _refusal(self, path: tuple[str, ...], problem: str) -> ProbexError:
+    def _refusal(self, path: Path, problem: str) -> ProbexError:
         place = f"{quoted('/'.join(path))}: " if path else ""
         return ProbexError(f"{self._file.name}: {place}{problem}")

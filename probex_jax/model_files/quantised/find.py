@@ -217,7 +217,7 @@ def _matching(
             found = [n for n in dict.fromkeys(spelt.replace("*", stem).split()) if n in names]
             if len(found) == 1:
                 roles[role.rstrip("?")] = names[found[0]]
-            elif found or not role.endswith("?"):
+            elif not role.endswith("?"):
                 break
         else:
             allowed = {**ROLES, "weight": (dtype,), "scale": format.scales}

@@ -253,6 +253,17 @@ def test_rows_of_fused_modules_are_shared(expected, paths):
         assert slices(path) == expected
 
 
+def test_shapes_tell_modules_of_one_name_apart():
+    path = "lora_unet_joint_blocks_23_context_block_adaLN_modulation_1"
+    layer = "transformer.transformer_blocks.23.norm1_context.linear"
+    assert slices(path) == slices(path, "SD3", (48, 8)) == (Slice(layer),)
+    # The last block's has scale and shift alone, which diffusers keeps in the other order.
+    assert slices(path, "SD3", (16, 8)) == (Slice(layer, swapped=True),)
+    path = "lora_unet_single_blocks_0_linear1"
+    assert len(slices(path, shape=(56, 8))) == 4
+    assert slices(path, shape=(72, 8)) == (Slice(SINGLES + "attn.to_qkv_mlp_proj"),)
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
@@ -291,6 +302,7 @@ FLUX_MODULES = {
     "lora_unet_single_blocks_0_linear1": (56, 8),
     "lora_unet_txt_in": (8, 4),
 }
+CLIP_MODULES = {f"lora_te1_text_model_encoder_layers_{i}_mlp_fc1": (32, 8) for i in range(12)}
 FLUX2_MODULES = FLUX_MODULES | {"lora_unet_single_blocks_0_linear1": (72, 8)}
 QWEN = {"lora_unet_img_in": (8, 4), "lora_unet_transformer_blocks_0_img_mod_1": (48, 8)}
 Z_IMAGE = {"diffusion_model.layers.0.attention.qkv": (24, 8)}
@@ -305,6 +317,7 @@ TIMM = {"base_model.model.blocks.0.attn.qkv": (24, 8), "blocks.0.mlp.fc1": (32, 
     [
         (FLUX_MODULES, "Flux", "lora_unet_img_in", "transformer.x_embedder"),
         (FLUX_MODULES, "Flux", "lora_te3_shared", "text_encoder_2.shared"),
+        (CLIP_MODULES | FLUX_MODULES, "Flux", "lora_te3_shared", "text_encoder_2.shared"),
         (
             FLUX2_MODULES,
             "Flux2",

@@ -169,7 +169,7 @@ def ours(factors):
     layers = {}
     one = family({path: (len(up), down.shape[1]) for path, (up, down) in factors.items()})
     for path, (up, down) in factors.items():
-        for each in slices(path, one):
+        for each in slices(path, one, (len(up), down.shape[1])):
             share, left = divmod(len(up), each.of)
             assert left == 0
             rows = up[each.begin * share : each.end * share]
@@ -277,6 +277,7 @@ SD3 = [
     *embedders("t_embedder y_embedder", "mlp.0 mlp.2"),
     *["x_embedder.proj", "context_embedder", *FINAL],
 ]
+LAST = "joint_blocks.1.context_block.adaLN_modulation.1"  # scale and shift alone
 CHROMA = [
     *blocks(2, "double_blocks", STREAMS),
     *blocks(2, "single_blocks", "linear1 linear2"),
@@ -347,6 +348,7 @@ class Checkpoint(dict):
     ("model", "paths", "known"),
     [
         ("sd3_transformer_checkpoint", SD3, {}),
+        ("sd3_transformer_checkpoint", [*SD3, LAST], {LAST: (8, 4)}),
         ("chroma_transformer_checkpoint", CHROMA, SHAPES),
         ("flux_transformer_checkpoint", FLUX, SHAPES),
         ("hunyuan_video_transformer", [*HUNYUAN, FINAL[1]], SHAPES),

@@ -1,5 +1,7 @@
 """Flax's msgpack files; hostile ones are refused."""
 
+import time
+
 import ml_dtypes
 import msgpack
 import numpy as np
@@ -109,7 +111,7 @@ HOSTILE = {
     "an array cut": (packed({"a": array()})[:-3], "truncated"),
     "a huge array": (
         b"\x81\xa1a\xc9\xff\xff\xff\xff\x01\x93\x90\xa7float32\xc6\xff\xff\xff\xf0", "bytes"),
-    "a shape too large": (packed({"a": array((2**40, 2**40))}), "in 16 bytes"),
+    "a shape too large": (packed({"a": array((2**40, 2**40))}), "shape"),
     "a negative shape": (packed({"a": array((-2, -2))}), "no array"),
     "many axes": (packed({"a": array((1,) * 40)}), "no array"),
     "no array": (packed({"a": msgpack.ExtType(1, b"\x91\x01")}), "no array"),
@@ -150,3 +152,13 @@ def test_the_limits_hold(tmp_path):
         open_model(path, limits=Limits(tensors=19))
     with pytest.raises(ProbexError, match="limit"):
         open_model(path, limits=Limits(header_bytes=100))
+
+
+def test_many_arrays_in_chunks_take_linear_time(tmp_path):
+    one = {CHUNKED: True, "shape": {"0": 1}, "chunks": {"0": array((1,), data=bytes(4))}}
+    path = tmp_path / "a.msgpack"
+    path.write_bytes(packed({str(number): one for number in range(3000)}))
+    began = time.process_time()
+    with open_model(path) as m:
+        assert len(m.vectors) == 3000
+    assert time.process_time() - began < 3

@@ -332,8 +332,9 @@ def test_mlx(tmp_path, bits, group):
     biases = -drawn(8, 256 // group, dtype="f2", seed=3)
     tensors = mlx(codes, scales, biases, bits)
     spread = [np.float64(each).repeat(group, axis=1) for each in (scales, biases)]
-    stated = {"group_size": 64, "bits": 4, LAYER: {"group_size": group, "bits": bits}}
-    check(tmp_path, tensors, codes * spread[0] + spread[1], {"quantization": stated})
+    for of_layer in ({"group_size": group, "bits": bits}, {"group_size": group}, {"bits": bits}):
+        config = {"quantization": {"group_size": 64, "bits": 4, LAYER: of_layer}}
+        check(tmp_path, tensors, codes * spread[0] + spread[1], config)
     is_clear = [g * b for g in (32, 64, 128) for b in (2, 3, 4, 5, 6, 8)].count(group * bits) == 1
     for config in ({}, {"quantization": 7}, {"quantization": {LAYER: 7}}):
         with opened(tmp_path, tensors, config) as m:
@@ -342,6 +343,46 @@ def test_mlx(tmp_path, bits, group):
     (tmp_path / "config.json").write_text("{")
     with open_model(tmp_path) as m:
         assert bool(m.layers) == is_clear
+
+
+@pytest.mark.parametrize(("mode", "group"), [("mxfp4", 32), ("nvfp4", 16), ("mxfp8", 32)])
+def test_floats_of_mlx(tmp_path, mode, group):
+    stored, values = floats4((8, 64))
+    if mode == "mxfp8":
+        stored = drawn(8, 64).astype(FLOAT8)
+        values = np.float64(stored.astype("f4"))
+    scale, factor = exponents(8, 64 // group)
+    if mode == "nvfp4":
+        scale = drawn(8, 4).astype(FLOAT8)
+        scale, factor = scale.view("u1"), np.float64(scale.astype("f4"))
+    tensors = {"weight": stored.view("u4"), "scales": scale}
+    check(tmp_path, tensors, values * factor.repeat(group, axis=1))
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("form", ["signed", "with zeros", "ordered", "no order", "by rows"])
+def test_packed_integers_of_compressed_tensors(tmp_path, bits, form):
+    order = random(2).permutation(np.arange(128) // 32).astype("i4") if form == "ordered" else None
+    codes, zeros, scales, expected = quantised(64, 128, 1 if form == "by rows" else 4, bits, order)
+    tensors = {"weight_packed": packed(codes, bits), "weight_scale": scales}
+    tensors["weight_shape"] = np.array([64, 128])
+    if form == "signed":
+        expected = (codes - 2 ** (bits - 1)) * np.float64(scales).repeat(32, axis=1)
+    else:
+        tensors["weight_zero_point"] = packed(zeros.T, bits).T.copy()
+    if form == "ordered":
+        tensors["weight_g_idx"] = order
+    elif form == "no order":
+        tensors["weight_g_idx"] = np.full(128, -1, "i4")
+    check(tmp_path, tensors, expected)
+
+
+def test_the_mark_of_a_scaled_file_scales_nothing(tmp_path):
+    tensors = {"scaled_fp8": drawn(2).astype(FLOAT8), "positions": drawn(8, 16).astype(FLOAT8)}
+    save_file(tensors, tmp_path / "m.safetensors")
+    with open_model(tmp_path) as m:
+        assert [*m.layers] == ["positions"]
+        assert [*m.left_out] == ["scaled_fp8"]
 
 
 def as_8_bits(weight):
@@ -359,6 +400,8 @@ def as_8_bits(weight):
     yield {"weight": scb, "SCB": absmax[:, 0].astype("f4")}, None, absmax.max() / 127
     yield gptq(shifted.clip(0, 255), zeros - 1, step, 8), None, step.max()
     yield mlx(codes, step, low.astype("f4"), 8), config, step.max()
+    quanto = {"weight._data": (weight / one).astype(FLOAT8), "weight._scale": one.reshape(1, 1)}
+    yield quanto, None, 16 * one
 
 
 def test_a_model_and_its_copy_in_8_bits_are_the_same(tmp_path):
