@@ -260,7 +260,7 @@ def test_a_password_is_shown_to_its_server_alone():
 
 def test_no_error_shows_what_is_secret():
     url = "https://me:secret@host/a?signature=secret"
-    with pytest.raises(ProbexError, match="^https://host/a: ") as caught, problems(url):
+    with pytest.raises(ProbexError, match=r"^https://host/a: ") as caught, problems(url):
         raise obstore.exceptions.GenericError(f"what {url} - is {url} new\n\nDebug: {url}")
     assert "secret" not in str(caught.value)
 
