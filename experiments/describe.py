@@ -1,8 +1,9 @@
 """Describes undocumented models: their tree, and what they were trained on.
 
-MODEL is a file, a model's folder, a folder of models, hf://ORG/NAME or an https:// address. One
-model's card is printed; several models get a line each, and --out writes their cards. A model that
-cannot be read is reported and the others go on; the exit code is then 1, or 2 if none was read.
+MODEL is a file, a model's folder or a folder of models, here or in a bucket (s3://, gs://), or
+hf://ORG/NAME or an https:// address. One model's card is printed; several models get a line each,
+and --out writes their cards. A model that cannot be read is reported and the others go on; the exit
+code is then 1, or 2 if none was read.
 
 Example:
   python -m experiments.describe --forest=out/demo/forest model.safetensors

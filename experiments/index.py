@@ -25,7 +25,9 @@ _EXPERTS = flags.DEFINE_string(
     "A --workdir of train, or one expert in it. Give this, --forest or both. If the training kept "
     "two experts, the one for held-out classes is used.",
 )
-_MODELS = flags.DEFINE_string("models", None, "Folder of models, at any depth.", required=True)
+_MODELS = flags.DEFINE_string(
+    "models", None, "Folder of models, at any depth; also s3://… or gs://….", required=True
+)
 _FOREST = flags.DEFINE_string("forest", None, "Forest whose expert embeds the models.")
 _TREE = flags.DEFINE_string("tree", None, "Tree of the forest to index, if it has several.")
 _INDEX = flags.DEFINE_string("index", None, "Folder of the index, made if absent.", required=True)

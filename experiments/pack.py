@@ -17,7 +17,10 @@ from experiments import cli, label_steps, steps
 from probex_jax.bucket_paths import as_path
 
 _ZOO = flags.DEFINE_string(
-    "zoo", None, "Folder of models, in train/, val/ and test/ or not.", required=True
+    "zoo",
+    None,
+    "Folder of models, in train/, val/ and test/ or not; also s3://… or gs://….",
+    required=True,
 )
 _STORE = flags.DEFINE_string("store", None, "Folder of the store, made if absent.", required=True)
 _LAYERS = flags.DEFINE_string(

@@ -12,7 +12,16 @@ import obstore
 import pytest
 from obstore.store import HTTPStore
 
-from probex_jax.buckets import Conflict, NotThere, Patience, Refused, read, store_of, stores
+from probex_jax.buckets import (
+    Conflict,
+    NotThere,
+    Patience,
+    Refused,
+    problems,
+    read,
+    store_of,
+    stores,
+)
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import Remote, open_model
 from probex_jax.model_files.remote import RemoteRanges
@@ -247,6 +256,13 @@ def test_a_password_is_shown_to_its_server_alone():
         with pytest.raises(Refused) as caught:
             read(url)
         assert "secret" not in str(caught.value)
+
+
+def test_no_error_shows_what_is_secret():
+    url = "https://me:secret@host/a?signature=secret"
+    with pytest.raises(ProbexError, match=r"^https://host/a: ") as caught, problems(url):
+        raise obstore.exceptions.GenericError(f"what {url} - is {url} new\n\nDebug: {url}")
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("to", ["file:///etc/passwd", "ftp://localhost/x", "/f.safetensors"])

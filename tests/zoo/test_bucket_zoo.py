@@ -11,6 +11,7 @@ from probex_jax.buckets import stores, write
 from probex_jax.errors import ProbexError
 from probex_jax.search import find_models
 from tests import s3
+from tests.end_to_end.warm import run
 from tests.hub import IMPATIENT
 
 ROOT = f"s3://{s3.BUCKET}"
@@ -113,6 +114,20 @@ def test_packs_to_the_same_bits_whatever_fails(server, at, tmp_path):
             np.testing.assert_array_equal(
                 there.matrices(layer, split), local.matrices(layer, split)
             )
+
+
+def test_the_command_takes_an_address(server, at, tmp_path):
+    flat(tmp_path / "zoo")
+    put(tmp_path / "zoo", at)
+    done = run("pack", f"--zoo={at}", f"--store={tmp_path}/store", env=server.env)
+    assert done.returncode == 0, done.stderr
+    store = px.LayerStore.open(tmp_path / "store")
+    assert [model.id for model in store.models] == ["m0", "m1", "m2", "m3"]
+    assert {model.source for model in store.models} == {
+        f"{at}/models/m{n}.safetensors" for n in range(4)
+    }
+    done = run("pack", f"--zoo={at}/none", f"--store={tmp_path}/none", env=server.env)
+    assert (done.returncode, f"{at}/none: no such folder" in done.stderr) == (2, True)
 
 
 def test_models_are_found_as_in_a_folder(at, tmp_path):

@@ -20,6 +20,7 @@ from probex_jax.model_files.untrusted_text import leads_out, quoted
 # AdaLoRA has a diagonal matrix between the factors.
 _DIAGONAL = (".lora_E", ".lora_E.default")
 _ADALORA = "of an AdaLoRA, which is not read"
+_FUSED = "of a fused layer, beside those of the layers in it, which are read"
 # Norms that BFL's LoRAs for control replace.
 _NORMS = (".key_norm.scale", ".query_norm.scale")
 _NORM = "the scale of a norm beside a LoRA, which is not read"
@@ -118,8 +119,13 @@ def find_updates(
             unread[path + _MAGNITUDE] = "the magnitude of a DoRA, which is not applied"
     of_family = family({update.path: form.shape for update, form, _ in known})
     layers: dict[str, LayerUpdate] = {}
-    for update, form, parameter in known:
-        for layer, part in _parts(update, form, tensors, parameter, of_family).items():
+    found = [_parts(*each, tensors, of_family) for each in known]
+    for parts in sorted(found, key=len):
+        update = next(iter(parts.values())).update
+        if len(parts) > 1 and not update.rank and parts.keys() & layers.keys():
+            unread |= dict.fromkeys(update.tensors, _FUSED)
+            continue
+        for layer, part in parts.items():
             if leads_out(layer):
                 raise ProbexError(f"{where}: layer {quoted(layer)}: the name leads out of a folder")
             if layer in layers:
@@ -184,8 +190,8 @@ def _of_experts(
 def _parts(
     update: Update,
     form: Form,
-    tensors: Mapping[str, TensorInfo],
     parameter: str,
+    tensors: Mapping[str, TensorInfo],
     of_family: str,
 ) -> dict[str, LayerUpdate]:
     """The layers of one update, by name; one layer where the rows of a fused one do not divide."""

@@ -27,6 +27,11 @@ def opened(folder, tensors, **configs):
     return open_model(folder / "a.safetensors")
 
 
+def dense(model, layer):
+    matrix = model.matrix(layer)
+    return matrix.dense() if isinstance(matrix, LowRank) else matrix
+
+
 UP, DOWN = drawn(24, RANK), drawn(RANK, 16)
 PEFT = {"adapter_config": {"r": RANK, "lora_alpha": ALPHA}}
 MLX = {"adapter_config": {"lora_parameters": {"rank": RANK, "scale": ALPHA / RANK}}}
@@ -266,6 +271,18 @@ def test_of_stacked_experts_each_has_an_update(tmp_path):
         assert sorted(m.layers) == names
         np.testing.assert_allclose(m.matrix(names[5]).dense(), up[5] @ down[5], atol=1e-5)
         np.testing.assert_allclose(m.rows(names[5], [3]), (up[5] @ down[5])[[3]], atol=1e-5)
+
+
+def test_a_fused_layer_beside_the_layers_in_it_is_left_out(tmp_path):
+    """Some tools write both."""
+    block = "diffusion_model.double_blocks.0.img_attn"
+    fused = {f"{block}.qkv.lora_B.weight": drawn(48, 2), f"{block}.qkv.lora_A.weight": drawn(2, 16)}
+    alone = "transformer.transformer_blocks.0.attn.to_q"
+    split = {f"{alone}.lora_B.weight": drawn(16, 2), f"{alone}.lora_A.weight": drawn(2, 16)}
+    with opened(tmp_path, fused | split) as m:
+        assert [*m.layers] == [alone]
+        assert set(m.unread) == set(fused)
+        np.testing.assert_allclose(dense(m, alone), drawn(16, 2) @ drawn(2, 16), atol=1e-5)
 
 
 def test_factors_that_are_quantised_are_reported(tmp_path):
