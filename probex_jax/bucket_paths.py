@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from probex_jax import buckets
+from probex_jax.buckets.stores import obstore
 from probex_jax.errors import ProbexError
 
 # Requests at a time.
@@ -106,10 +107,8 @@ class BucketPath(type(Path())):  # type: ignore[misc]
         return buckets.stated(str(self)) is not None
 
     def is_dir(self, **_: Any) -> bool:
-        import obstore
-
         async def first(store: Any, key: str) -> bool:
-            async for page in obstore.list(store, key or None, chunk_size=1):
+            async for page in obstore().list(store, key or None, chunk_size=1):
                 return bool(page)
             return False
 
@@ -119,10 +118,8 @@ class BucketPath(type(Path())):  # type: ignore[misc]
         return False
 
     def stat(self, **_: Any) -> os.stat_result:
-        import obstore
-
         with _as_of_a_disk(self):
-            about = self._asked(obstore.head_async)
+            about = self._asked(obstore().head_async)
         time = about["last_modified"].timestamp()
         return os.stat_result((0o100644, 0, 0, 1, 0, 0, about["size"], time, time, time))
 
@@ -134,10 +131,8 @@ class BucketPath(type(Path())):  # type: ignore[misc]
 
     def below(self) -> Iterator[tuple["BucketPath", str]]:
         """The objects below, at any depth, each with its tag."""
-        import obstore
-
         _, key = buckets.store_of(str(self))
-        found = self._asked(lambda store, key: obstore.list(store, key or None).collect_async())
+        found = self._asked(lambda store, key: obstore().list(store, key or None).collect_async())
         for about in found:
             yield self / about["path"].removeprefix(key).lstrip("/"), about["e_tag"] or ""
 
@@ -153,10 +148,9 @@ class BucketPath(type(Path())):  # type: ignore[misc]
 
     def read_versioned(self) -> tuple[bytes, Version]:
         """The object's content, and which version of it that is."""
-        import obstore
 
         async def whole(store: Any, key: str) -> tuple[bytes, Version]:
-            found = await obstore.get_async(store, key)
+            found = await obstore().get_async(store, key)
             return bytes(await found.bytes_async()), _version(found.meta)
 
         with _as_of_a_disk(self):
@@ -176,11 +170,9 @@ class BucketPath(type(Path())):  # type: ignore[misc]
 
     def write(self, data: bytes | Path) -> None:
         """Writes the object whole: bytes, or the content of a file of a disk."""
-        import obstore
-
         for guard in list(GUARDS.values()):
             guard(self)
-        self._asked(obstore.put_async, data)
+        self._asked(obstore().put_async, data)
 
     def put_over(self, data: bytes, over: Version | None) -> Version:
         """Writes the object if it is still that version, or is not there; whoever may write here.
@@ -189,10 +181,8 @@ class BucketPath(type(Path())):  # type: ignore[misc]
           buckets.Conflict: if it is another one; one's own if an answer was lost, so give the
             content something of one's own to tell.
         """
-        import obstore
-
         mode: Any = over or "create"
-        put = partial(obstore.put_async, mode=mode)
+        put = partial(obstore().put_async, mode=mode)
         return _version(self._asked(put, data))
 
     def write_bytes(self, data: Any) -> int:
@@ -232,12 +222,10 @@ class BucketPath(type(Path())):  # type: ignore[misc]
         """Fetches the object, or all that is below, to a file or folder of a disk."""
 
         def fetch(path: BucketPath) -> None:
-            import obstore
-
             place = to.joinpath(*path.parts[len(self.parts) :])
             place.parent.mkdir(parents=True, exist_ok=True)
             with _as_of_a_disk(path), buckets.problems(str(path)), place.open("wb") as file:
-                for piece in obstore.get(*buckets.store_of(str(path))):
+                for piece in obstore().get(*buckets.store_of(str(path))):
                     file.write(piece)
 
         _at_once(fetch, [path for path, _ in self.below()] or [self])

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,15 @@ def test_an_address_keeps_both_slashes_however_it_comes():
 def test_what_is_no_folder_in_a_bucket_is_refused(address):
     with pytest.raises(px.ProbexError, match=address.split("//")[0]):
         as_path(address)
+
+
+def test_without_obstore_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    path = as_path("s3://models/x")
+    uses = (path.exists, path.is_dir, path.read_bytes, path.stat, lambda: write_json(path, 1))
+    for use in (*uses, lambda: [*path.iterdir()], lambda: [*path.below()]):
+        with pytest.raises(px.ProbexError, match="buckets"):
+            use()
 
 
 @pytest.mark.parametrize(
