@@ -11,6 +11,7 @@ from typing import Any
 
 import probex_jax as px
 from experiments import cli
+from probex_jax.bucket_paths import as_path
 from probex_jax.buckets import shown_path
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, write_json, write_text
@@ -126,7 +127,7 @@ def _tree_row(tree: Tree, given: px.Expert | None, done: str) -> Row:
 def listed_in(path: str | Path) -> list[str]:
     """The lines of a file that names a model a line."""
     try:
-        return [line for line in Path(path).read_text().split("\n") if line.strip()]
+        return [line for line in as_path(path).read_text().split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise ProbexError(f"{path} is not UTF-8 text (byte {error.start})") from error
 

@@ -9,12 +9,11 @@ Example:
   python -m experiments.harvest --models=downloads --out=out/harvest
 """
 
-from pathlib import Path
-
 from absl import flags
 
 import probex_jax as px
 from experiments import cli, harvest_steps
+from probex_jax.bucket_paths import as_path
 from probex_jax.search import find_models
 from probex_jax.zoo.stated_labels import RULES, TagRules, label_sources
 from probex_jax.zoo.tables import LABEL_FILES
@@ -57,7 +56,7 @@ def main() -> int:
     found = harvest_steps.harvest(models, sources, rules, _SEED.value, by_base=_BY_BASE.value)
     if not found.trees:
         raise px.ProbexError(f"{_MODELS.value}: no model could be read")
-    harvest_steps.write_harvest(found, models, Path(_OUT.value))
+    harvest_steps.write_harvest(found, models, as_path(_OUT.value))
     print(cli.table(harvest_steps.harvest_rows(found)[: _MOST.value]))
     for line in harvest_steps.lines(found, len(models)):
         print(line)

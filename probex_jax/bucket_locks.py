@@ -171,7 +171,16 @@ def _is_running(pid: Any) -> bool:
 
 @contextmanager
 def alone(path: BucketPath, *, wait: bool = True, needed: bool = True) -> Iterator[bool]:
-    """As `files.alone`."""
+    """Holds a lock object; as `files.alone`.
+
+    Args:
+      path: the object, which is there as long as it is held.
+      wait: whether to wait for another holder.
+      needed: does not matter here.
+
+    Yields:
+      Whether it is held.
+    """
     lock, pause_s = BucketLock(path), _PAUSE_S
     while not (ours := lock.acquire()) and wait:
         time.sleep(pause_s)
@@ -187,7 +196,18 @@ _HELD: set[tuple[BucketPath, int]] = set()
 
 @contextmanager
 def one_writer(folder: BucketPath, *, beside: bool = False) -> Iterator[None]:
-    """As `files.one_writer`."""
+    """Keeps other processes from writing a folder; as `files.one_writer`.
+
+    Args:
+      folder: which.
+      beside: does not matter here: the lock is in the folder.
+
+    Yields:
+      None.
+
+    Raises:
+      ProbexError: if another process is writing it; the message says which.
+    """
     path, key = folder / WRITER_LOCK, (folder, threading.get_ident())
     if key in _HELD:
         yield
@@ -208,7 +228,17 @@ def one_writer(folder: BucketPath, *, beside: bool = False) -> Iterator[None]:
 
 @contextmanager
 def sharing_writers(folder: BucketPath) -> Iterator[None]:
-    """As `files.sharing_writers`."""
+    """Keeps out all but those that divide the work; as `files.sharing_writers`.
+
+    Args:
+      folder: which.
+
+    Yields:
+      None.
+
+    Raises:
+      ProbexError: if a process writes the folder alone.
+    """
     ours, writer = folder / SHARING / f"{platform.node()}-{os.getpid()}", folder / WRITER_LOCK
     # First this lock, then a look at the writer's. A writer does it the other way round.
     with alone(ours):

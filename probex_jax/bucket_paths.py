@@ -61,6 +61,12 @@ def as_path(path: str | os.PathLike[str]) -> Path:
 def on_a_disk(path: str | os.PathLike[str]) -> Path:
     """The path of what has to be made on a disk.
 
+    Args:
+      path: as `as_path` takes it.
+
+    Returns:
+      A path of the disk.
+
     Raises:
       ProbexError: if it is an address in a bucket.
     """
@@ -180,7 +186,8 @@ class BucketPath(type(Path())):  # type: ignore[misc]
         """Writes the object if it is still that version, or is not there; whoever may write here.
 
         Raises:
-          buckets.Conflict: if it is another one.
+          buckets.Conflict: if it is another one; one's own if an answer was lost, so give the
+            content something of one's own to tell.
         """
         import obstore
 
@@ -238,7 +245,13 @@ class BucketPath(type(Path())):  # type: ignore[misc]
 
 @contextmanager
 def fetched(path: Path) -> Iterator[Path]:
-    """A file or folder on the disk: itself, or for as long as this lasts a copy of what is there.
+    """A file or folder for those that read from a disk alone.
+
+    Args:
+      path: as `as_path` gives it.
+
+    Yields:
+      It; of one in a bucket a copy, for as long as this lasts.
 
     Raises:
       FileNotFoundError: if there is nothing in the bucket.
@@ -252,23 +265,41 @@ def fetched(path: Path) -> Iterator[Path]:
 
 
 def put_and_delete(made: Path, path: Path) -> None:
-    """Moves a file of the disk into a bucket."""
+    """Moves a file of the disk into a bucket.
+
+    Args:
+      made: the file.
+      path: its place in the bucket.
+    """
     as_path(path).write(made)  # type: ignore[attr-defined]
     made.unlink()
 
 
 def s3_endpoint() -> str:
-    """The server of S3 that the environment names; "" for Amazon's."""
+    """The server of S3 that the environment names.
+
+    Returns:
+      Its address; "" for Amazon's.
+    """
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
 
 
 def s3_over_http() -> dict[str, str]:
-    """What obstore's relatives want to be told of a server of S3 without TLS."""
+    """What libraries built like obstore want to be told of a server of S3 without TLS.
+
+    Returns:
+      Their option; none if the server has TLS.
+    """
     return {"allow_http": "true"} if s3_endpoint().startswith("http://") else {}
 
 
 def remove_folder(path: Path, first: str = "") -> None:
-    """Deletes a folder and all in it, if it is there; `first` as of `BucketPath.remove`."""
+    """Deletes a folder and all in it, if it is there.
+
+    Args:
+      path: the folder.
+      first: of a folder in a bucket the object that makes it valid, which is deleted first.
+    """
     if isinstance(path, BucketPath):
         path.remove(first)
     else:

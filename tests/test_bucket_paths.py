@@ -9,6 +9,7 @@ import pytest
 
 import probex_jax as px
 from probex_jax.bucket_paths import as_path, fetched, remove_folder
+from probex_jax.buckets import Conflict
 from probex_jax.files import disk_errors, read_json, write_json
 from tests import s3
 
@@ -77,6 +78,16 @@ def test_what_is_missing_is_missing_as_on_a_disk(folder):
         (folder / "no-file").stat()
     with pytest.raises(px.ProbexError, match="no-such-bucket"):
         write_json(as_path("s3://no-such-bucket/x.json"), 1)
+
+
+def test_an_object_is_written_over_the_version_that_is_meant_or_not_at_all(folder):
+    first = folder.put_over(b"1", None)
+    with pytest.raises(Conflict, match=str(folder)):
+        folder.put_over(b"2", None)
+    second = folder.put_over(b"2", first)
+    with pytest.raises(Conflict, match=str(folder)):
+        folder.put_over(b"3", first)
+    assert folder.read_versioned() == (b"2", second)
 
 
 def made(folder, *names):

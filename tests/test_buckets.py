@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from probex_jax.buckets import (
-    Conflict,
     Entry,
     NotThere,
     Refused,
@@ -57,16 +56,6 @@ def test_writes_and_reads(at):
     delete(url, joined(at, "nothing"))
     with pytest.raises(NotThere, match=rf"^{url}: nothing there"):
         read(url)
-
-
-def test_writes_on_conditions(at):
-    first = write(at, b"1", over="")
-    with pytest.raises(Conflict, match=f"^{at}: "):
-        write(at, b"2", over="")
-    second = write(at, b"2", over=first)
-    with pytest.raises(Conflict):
-        write(at, b"3", over=first)
-    assert read(at) == (b"2", second)
 
 
 def test_lists(at):

@@ -153,27 +153,22 @@ def read(url: str, limit: int | None = None, stopped: threading.Event | None = N
         return waited(whole, stopped)
 
 
-def write(url: str, data: bytes, *, over: str | None = None) -> str:
+def write(url: str, data: bytes) -> str:
     """Writes an object, whole or not at all.
 
     Args:
       url: of the object.
       data: its new content.
-      over: the ETag of what it may replace: "" for nothing, which must not exist; None for
-        whatever is there.
 
     Returns:
       Its new ETag.
 
     Raises:
-      Conflict: if something else is there. After a retry it may be one's own: if it matters, give
-        the content something of one's own and read it.
       ProbexError: if the user may not write it, or the server does not answer.
     """
     store, key = _object(url)
-    mode: Any = "overwrite" if over is None else {"e_tag": over} if over else "create"
     with problems(url):
-        said = waited(lambda: obstore().put_async(store, key, data, mode=mode))
+        said = waited(lambda: obstore().put_async(store, key, data))
     return said["e_tag"] or ""
 
 

@@ -196,8 +196,8 @@ class _Reader:
         if of == FRONT_MATTER:
             return [_front_matter(model)]
         if of == SIDECARS:
-            stem = Path(model.files[0]).stem
-            return [_beside(model, stem + ending) for ending in _SIDECARS]
+            stems = [Path(name).stem for name in model.files[:1]]
+            return [_beside(model, stem + ending) for stem in stems for ending in _SIDECARS]
         return [dict(model.metadata) if file == "m" else _beside(model, _FILES[file])]
 
     def _below(self, value: Any, keys: Sequence[str]) -> Iterator[Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.containers import Container
 from probex_jax.model_files.containers.gguf import dequantised
+from probex_jax.model_files.containers.header import NUMPY_DTYPES, foreign
 from probex_jax.model_files.finite import count_unfit, unfit
 from probex_jax.model_files.flax_names import Form, torch_forms
 from probex_jax.model_files.layers import GGML, MATRIX_DTYPES
@@ -92,8 +93,8 @@ class StoredTensors:
         """
         container, stored, form = self._of[name]
         values = container.raw(stored)
-        is_packed = self.infos[name].dtype in GGML
-        return values if form.turn is None or is_packed else form.turn(values)
+        is_packed = self.infos[name].dtype not in NUMPY_DTYPES
+        return values if form.turn is None or is_packed or not values.size else form.turn(values)
 
     def read(self, name: str) -> np.ndarray:
         """The values of a tensor: float32 in its shape, a contiguous array of the caller's own.
@@ -105,9 +106,12 @@ class StoredTensors:
         """
         self._check_dtype(name)
         container, stored, form = self._of[name]
-        values = container.raw(stored)
-        if self.infos[name].dtype in GGML:
-            values = dequantised(values, self.infos[name].dtype)
+        dtype, values = self.infos[name].dtype, container.raw(stored)
+        if not values.size:
+            return np.zeros(form.shape, np.float32)
+        if dtype in GGML:
+            with foreign(container.where, f"tensor {quoted(name)} of {dtype}"):
+                values = dequantised(values, dtype)
         if form.turn is not None:
             values = form.turn(values)
         return self._floats(name, values)

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from probex_jax.errors import ProbexError
+from probex_jax.model_files.checkpoint_folders import checkpoint_in
+from probex_jax.model_files.locate import FORMATS
 from probex_jax.model_files.untrusted_text import is_text, quoted
 
 # Files that may be meant as a model: listed, so that none is ignored silently.
-_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".onnx"}
+_WEIGHTS = {*FORMATS, ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".onnx"}
 
 
 def is_weights(path: Path) -> bool:
@@ -51,5 +53,6 @@ def _named(root: Path, named: Any, where: str) -> Iterator[tuple[str, Path]]:
 
 
 def _is_model(folder: Path) -> bool:
-    """Whether a folder is one model: it holds weights, or is a cache folder of the hub."""
-    return (folder / "snapshots").is_dir() or any(map(is_weights, folder.iterdir()))
+    """Whether a folder is one model: with weights, a checkpoint, or a cache folder of the hub."""
+    is_cache = (folder / "snapshots").is_dir()
+    return is_cache or any(map(is_weights, folder.iterdir())) or checkpoint_in(folder) is not None

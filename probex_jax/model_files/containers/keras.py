@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files.containers.header import Contained, Stream, dtype_name, foreign
+from probex_jax.model_files.containers.header import (
+    NUMPY_DTYPES,
+    Contained,
+    Stream,
+    dtype_name,
+    foreign,
+)
 from probex_jax.model_files.containers.npz import begin_of, opened_zip
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.locate import Bytes
@@ -105,7 +111,8 @@ def _datasets(root: Any, stream: Stream, limits: Limits) -> Iterator[tuple[str, 
 def _info(path: str, dataset: Any, begin: int, end: int) -> TensorInfo:
     """The dtype and shape of an array, and its bytes in the file, if they are so stored."""
     shape, dtype = tuple(dataset.shape), dataset.dtype
-    if not isinstance(dtype, np.dtype) or not dtype.isnative or dtype.kind not in "biufc":
+    is_known = isinstance(dtype, np.dtype) and dtype.isnative and dtype_name(dtype) in NUMPY_DTYPES
+    if not is_known:
         return TensorInfo(f"{dtype!s:.40}", shape)
     if dataset.id.layout_class != _CONTIGUOUS:
         return TensorInfo("stored in chunks", shape)
@@ -195,11 +202,9 @@ def _old_names(root: Any, datasets: Mapping[str, Any], where: str, depth: int) -
     found = {}
     for path in datasets:
         keys = path.removeprefix("model_weights/").removesuffix(":0").split("/")
-        if len(keys) > 2 and keys[1].startswith("tf_"):  # transformers' class of the model
-            keys = keys[2:]
-        elif len(keys) > 2 and keys[0] == keys[1]:
-            keys = keys[1:]
         last = keys.pop()
+        if keys[:1] and keys[0] in keys[1:]:  # behind it may stand the model's name
+            keys = keys[keys.index(keys[0], 1) :]
         if last == "kernel" and keys:
             last = _variables(classes.get(keys[-1], ""), [(1, 1)])[0]
         found[path] = "/".join([*(names.get(key, key) for key in keys), last])

@@ -8,12 +8,11 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-import ml_dtypes  # noqa: F401  which gives NumPy the names of its dtypes
 import msgpack
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files.containers.header import Contained, Cursor, dtype_name
+from probex_jax.model_files.containers.header import NUMPY_DTYPES, Contained, Cursor, dtype_name
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.locate import Bytes
 from probex_jax.model_files.safetensors_header import MAX_AXES, MAX_INT, TensorInfo
@@ -26,6 +25,8 @@ _BIN_BYTES = (2, 3, 5)  # of these, the last: the length
 _CHUNKED = "__msgpack_chunked_array__"
 _MAX_KEY, _MAX_OTHERS = 1000, 20_000
 _NO_ARRAY = "no array of a shape, a dtype and bytes"
+
+_DTYPES = {dtype.name: dtype for dtype in NUMPY_DTYPES.values()}
 
 Path = tuple[str, ...]
 
@@ -132,9 +133,8 @@ class _Walk:
             and isinstance(name, str)
         ):
             raise self._refusal(path, _NO_ARRAY)
-        try:
-            dtype = np.dtype(name)
-        except TypeError:  # such as an integer of 3 bits
+        dtype = _DTYPES.get(name)
+        if dtype is None:
             return TensorInfo(quoted(name, 40), tuple(shape))
         data = end - math.prod(shape) * dtype.itemsize
         if data - begin - unpacker.tell() not in _BIN_BYTES:

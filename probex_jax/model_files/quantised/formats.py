@@ -14,7 +14,7 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.quantised import values
-from probex_jax.model_files.quantised.values import Config, Parts, block_size, quantization
+from probex_jax.model_files.quantised.values import Config, Parts, block_size, grid_of, quantization
 from probex_jax.model_files.safetensors_header import TensorInfo
 from probex_jax.model_files.untrusted_text import json_object
 
@@ -58,7 +58,7 @@ class Tensors:
 
     def get(self, role: str) -> Shape | None:
         found = self.infos.get(role)
-        return found and found.shape
+        return found.shape if found else None
 
     def __contains__(self, role: str) -> bool:
         return role in self.infos
@@ -142,20 +142,6 @@ def _llm_int8(t: Tensors) -> Fit:
     return (shape, values.llm_int8) if fits else None
 
 
-def _grid(shape: Shape, scale: Shape) -> Shape | None:
-    """Scales as a grid over the last two axes of a weight; None if they do not fit."""
-    ends = len(scale)
-    while ends and scale[ends - 1] == 1:
-        ends -= 1
-    if len(shape) > 1 and scale[:ends] in ((), shape[:1]):  # one, or one each of the first axis
-        return (*scale[:ends], *(1,) * (len(shape) - ends))
-    if not 1 < len(scale) == len(shape):
-        return None
-    fits = [blocks in (1, size) for size, blocks in zip(shape[:-2], scale[:-2], strict=True)]
-    fits += [block_size(*pair) > 0 for pair in zip(shape[-2:], scale[-2:], strict=True)]
-    return scale if all(fits) else None
-
-
 def _tiles(rows: int, columns: int) -> Shape:
     """The shape in which tensor cores take scales [rows, columns]."""
     return -(-rows // 128) * 128, -(-columns // 4) * 4
@@ -170,12 +156,12 @@ def _scaled(t: Tensors) -> Fit:
     stated = t.json("comfy") if dtype == "I8" and t.is_comfy else {"format": "int8_tensorwise"}
     if stated.get("format") != "int8_tensorwise" or stated.get("convrot"):
         return None  # packed or rotated
-    grid = _grid(shape, scale)
+    grid = grid_of(shape, scale)
     # It is not known which axis of a kernel [in, out] a row of scales is for.
     is_clear = not t.names["weight"].endswith("kernel") or math.prod(scale) == 1
     if grid is None or not is_clear or ("zero" in t and math.prod(t["zero"]) != math.prod(grid)):
         return None
-    return shape, partial(values.scaled, grid=grid)
+    return shape, values.scaled
 
 
 def _of_floats(t: Tensors) -> Fit:
@@ -195,7 +181,7 @@ def _fp4(t: Tensors, divide: bool = False) -> Fit:
         and t["scale"] == (_tiles(lead[0], groups) if is_tiled else (*lead, groups))
         and math.prod(t.get("second") or ()) in (1, lead[0] if len(lead) > 1 else 1)
     )
-    read = partial(values.fp4, shape=shape, divide=divide, is_comfy=is_tiled)
+    read = partial(values.fp4, divide=divide, is_comfy=is_tiled)
     return (shape, read) if fits else None
 
 
@@ -203,17 +189,16 @@ def _experts(t: Tensors) -> Fit:
     """gpt-oss's [E, out, groups, 16], which transformers dequantises to [E, in, out]."""
     match t["weight"]:
         case (count, outputs, groups, 16) if t["scale"] == (count, outputs, groups):
-            shape = (count, outputs, groups * 32)
             if t.names["weight"].endswith("_blocks"):
-                return (count, groups * 32, outputs), partial(values.experts, shape=shape)
-            return shape, partial(values.fp4, shape=shape, divide=False, is_comfy=False)
+                return (count, groups * 32, outputs), values.experts
+            return (count, outputs, groups * 32), values.fp4
     return None
 
 
 def _compressed(t: Tensors) -> Fit:
     match t["weight"], t.sizes("shape"):
         case (height, words), [outputs, inputs] if height == outputs:
-            grid = _grid((outputs, inputs), t["scale"])
+            grid = grid_of((outputs, inputs), t["scale"])
             for bits in (4, 8, 2, 3, 5, 6, 7, 1):
                 zeros = (-(-outputs * bits // 32), grid[1] if grid else 0)
                 if (
@@ -235,8 +220,8 @@ def _mlx(t: Tensors) -> Fit:
         return None
     if "bias" not in t:  # mxfp4, mxfp8, nvfp4
         group, bits = {128: (32, 4), 256: (32, 8), 64: (16, 4)}.get(of_group, (0, 0))
-        shape = (*lead, groups * group)
-        return (shape, partial(values.mlx_floats, shape=shape, bits=bits)) if group else None
+        read = partial(values.mlx_floats, group=group, bits=bits)
+        return ((*lead, groups * group), read) if group else None
     try:
         stated = t.config().get("quantization") or quantization(t.config)
     except ProbexError:  # a file can be opened beside a damaged config

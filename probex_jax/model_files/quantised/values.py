@@ -100,8 +100,29 @@ def quantization(config: Config) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def scaled(parts: Parts, config: Config, grid: tuple[int, ...]) -> np.ndarray:
-    """(weight - zero) · scale, for a grid of scales [..., R, C]."""
+def grid_of(shape: tuple[int, ...], scale: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Scales as a grid over the last two axes of a weight; None if they do not fit.
+
+    Example:
+      >>> [grid_of((8, 32), scale) for scale in ((), (8,), (8, 2), (9,))]
+      [(1, 1), (8, 1), (8, 2), None]
+    """
+    ends = len(scale)
+    while ends and scale[ends - 1] == 1:
+        ends -= 1
+    if len(shape) > 1 and scale[:ends] in ((), shape[:1]):  # one, or one each of the first axis
+        return (*scale[:ends], *(1,) * (len(shape) - ends))
+    if not 1 < len(scale) == len(shape):
+        return None
+    fits = [blocks in (1, size) for size, blocks in zip(shape[:-2], scale[:-2], strict=True)]
+    fits += [block_size(*pair) > 0 for pair in zip(shape[-2:], scale[-2:], strict=True)]
+    return scale if all(fits) else None
+
+
+def scaled(parts: Parts, config: Config) -> np.ndarray:
+    """(weight - zero) · scale, for a grid of scales."""
+    grid = grid_of(parts["weight"].shape, parts["scale"].shape)
+    assert grid is not None
     has_blocks = not {*grid} <= {1, *parts["weight"].shape}
     known = quantization(config).get("weight_block_size") if has_blocks else None
     is_pair = isinstance(known, list) and [*map(type, known)] == [int, int]
@@ -117,26 +138,29 @@ def tiled(parts: Parts, config: Config) -> np.ndarray:
 
 
 def fp4(
-    parts: Parts, config: Config, shape: tuple[int, ...], divide: bool, is_comfy: bool
+    parts: Parts, config: Config, *, divide: bool = False, is_comfy: bool = False
 ) -> np.ndarray:
     """Two 4-bit floats a byte, a scale a group of inputs, and for NVFP4 one of the tensor.
 
     Args:
-      shape: of the values.
       divide: whether the tensor's scale divides.
       is_comfy: the higher half of a byte is the first, and scales are in tiles.
     """
-    scale, values = parts["scale"], _two_a_byte(_E2M1, parts["weight"], is_comfy).reshape(shape)
-    on_blocks(values, _floats(_untiled(scale, shape[0], shape[1] // 16) if is_comfy else scale))
+    scale, values = parts["scale"], _two_a_byte(_E2M1, parts["weight"], is_comfy)
+    if is_comfy:
+        values = values.reshape(len(parts["weight"]), -1)
+        scale = _untiled(scale, values.shape[0], values.shape[1] // 16)
+    values = values.reshape(*scale.shape[:-1], -1)
+    on_blocks(values, _floats(scale))
     if "second" in parts:
-        second = parts["second"].astype(np.float32).reshape(-1, *(1,) * (len(shape) - 1))
+        second = parts["second"].astype(np.float32).reshape(-1, *(1,) * (values.ndim - 1))
         (np.divide if divide else np.multiply)(values, second, out=values)
     return values
 
 
-def experts(parts: Parts, config: Config, shape: tuple[int, ...]) -> np.ndarray:
+def experts(parts: Parts, config: Config) -> np.ndarray:
     """MXFP4 as in gpt-oss; [E, out, in] are turned."""
-    return fp4(parts, config, shape, False, False).swapaxes(1, 2)
+    return fp4(parts, config).swapaxes(1, 2)
 
 
 def bitsandbytes(parts: Parts, config: Config, state: Mapping[str, Any]) -> np.ndarray:
@@ -204,14 +228,13 @@ def mlx(parts: Parts, config: Config, bits: int) -> np.ndarray:
     return values
 
 
-def mlx_floats(parts: Parts, config: Config, shape: tuple[int, ...], bits: int) -> np.ndarray:
+def mlx_floats(parts: Parts, config: Config, group: int, bits: int) -> np.ndarray:
     """MLX's mxfp8, mxfp4 and nvfp4; of the last the scales are floats, too."""
     scale = parts["scale"]
     if bits == 8:
         return _affine(parts["weight"].view(ml_dtypes.float8_e4m3fn), scale)
-    if shape[-1] == 16 * scale.shape[-1]:
-        scale = scale.view(ml_dtypes.float8_e4m3fn)
-    return fp4({"weight": parts["weight"], "scale": scale}, config, shape, False, False)
+    scale = scale.view(ml_dtypes.float8_e4m3fn) if group == 16 else scale
+    return fp4({"weight": parts["weight"], "scale": scale}, config)
 
 
 def hqq(parts: Parts, config: Config, bits: int, rows: int) -> np.ndarray:

@@ -152,6 +152,19 @@ def test_a_type_that_is_not_dequantised_is_left_out_by_name(tmp_path):
         assert [*m.layers] == ["b.weight"]
 
 
+def test_empty_tensors_of_any_type_are_empty(tmp_path):
+    stored = {"blk.0.attn_q.weight": np.ones((8, 0), "f4"), "blk.0.attn_k.weight": drawn(8, 32)}
+    path = write(tmp_path / "a.gguf", "llama", stored, {"blk.0.attn_k.weight": Q.Q8_0})
+    data = bytearray(path.read_bytes())
+    at = data.index(b"blk.0.attn_k.weight") + len("blk.0.attn_k.weight") + 4
+    data[at : at + 8] = bytes(8)
+    path.write_bytes(data)
+    with open_model(path) as m:
+        assert {*m.left_out.values()} == {"empty"}
+        for name, shape in (("q_proj", (8, 0)), ("k_proj", (8, 0))):
+            assert m.tensor(f"model.layers.0.self_attn.{name}.weight").shape == shape
+
+
 def test_shards_are_read_together(tmp_path):
     names = [f"mine-0000{number}-of-00002.gguf" for number in (1, 2)]
     write(tmp_path / names[0], "llama", {"token_embd.weight": drawn(4, 8)}, name="mine")

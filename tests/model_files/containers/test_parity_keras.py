@@ -52,3 +52,19 @@ def test_layers_are_those_of_the_model(tmp_path, layers, name):
             }
             assert not m.left_out
     assert prints[0] == prints[1]
+
+
+@pytest.mark.parametrize("name", ["a.weights.h5", "a.keras", "a.h5"])
+def test_half_precision_and_sequential_models(tmp_path, layers, name):
+    import keras
+
+    parts = [layers.Dense(3, dtype="bfloat16", name="one"), layers.Dense(2, dtype="float16")]
+    model = keras.Sequential([keras.Input((4,)), *parts])
+    (model.save_weights if "weights" in name else model.save)(tmp_path / name)
+    with open_model(tmp_path / name) as m:
+        assert {layer: info.dtype for layer, info in m.layers.items()} == {
+            "one.weight": "BF16",
+            "dense.weight": "F16",
+        }
+        expected = np.asarray(model.layers[0].kernel.value, np.float32)
+        np.testing.assert_array_equal(m.matrix("one.weight"), expected.T)

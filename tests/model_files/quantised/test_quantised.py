@@ -321,6 +321,46 @@ def test_stacked_experts_with_a_scale_each(tmp_path):
         np.testing.assert_allclose(result.values(arrays.__getitem__, dict), expected, rtol=1e-6)
 
 
+def stacks():
+    """Experts that widen and narrow, by several methods: tensors, and what they stand for."""
+    stored, scale = random().integers(-9, 9, (3, 96, 32)).astype(FLOAT8), drawn(3, seed=2)
+    yield "_scale", stored, scale, np.float64(stored.astype("f4")) * scale.reshape(3, 1, 1)
+    scale = drawn(3, 96, 2, seed=2)
+    yield "_scale_inv", stored, scale, np.float64(stored.astype("f4")) * scale.repeat(16, -1)
+    stored, values = floats4((3, 96, 32))
+    scale, factor = exponents(3, 96, 1)
+    yield "_scale", stored, scale, values * factor
+
+
+@pytest.mark.parametrize("stack", [*stacks()])
+def test_each_of_stacked_experts_is_read_alone(tmp_path, stack):
+    end, stored, scale, expected = stack
+    narrow = {"down_proj": drawn(3, 32, 48)}
+    tensors = {"gate_up_proj": stored, f"gate_up_proj{end}": scale} | narrow
+    save_file({f"mlp.experts.{n}": v for n, v in tensors.items()}, tmp_path / "m.safetensors")
+    with open_model(tmp_path) as m:
+        for expert in range(3):
+            [name] = [n for n in m.layers if f".{expert}." in n and "gate_up" in n]
+            np.testing.assert_allclose(m.matrix(name), expected[expert], rtol=1e-6)
+
+
+def test_experts_of_gpt_oss_are_outputs_by_inputs(tmp_path):
+    tensors, expected = {}, {}
+    for name, shape in (("gate_up_proj", (3, 128, 1, 32)), ("down_proj", (3, 32, 2, 32))):
+        (tensors[f"{name}_blocks"], values), (scale, factor) = floats4(shape), exponents(*shape[:3])
+        tensors[f"{name}_scales"] = scale
+        expected[name] = (values * factor[..., None]).reshape(*shape[:2], -1)
+    save_file({f"mlp.experts.{n}": v for n, v in tensors.items()}, tmp_path / "m.safetensors")
+    with open_model(tmp_path) as m:
+        assert len(m.layers) == 6
+        for layer in m.layers:
+            name, expert = (
+                next(n for n in expected if n in layer),
+                int(layer.split("experts.")[1][0]),
+            )
+            np.testing.assert_array_equal(m.matrix(layer), expected[name][expert])
+
+
 def mlx(codes, scales, biases, bits):
     return {"weight": packed(codes, bits).view("u4"), "scales": scales, "biases": biases}
 
