@@ -21,6 +21,13 @@ from probex_jax.model_files.remote import Remote, RemoteRanges, read_whole
 from probex_jax.model_files.untrusted_text import plain_name
 
 _MAX_REVISION_BYTES = 1024
+# How files of a format begin.
+_SIGNS = {
+    ".safetensors": re.compile(rb".{8}\{", re.DOTALL),
+    ".gguf": re.compile(rb"GGUF"),
+    ".h5": re.compile(rb"\x89HDF\r\n\x1a\n"),
+}
+_LONGEST_SIGN = 9
 
 
 class RemoteFolder:
@@ -103,14 +110,26 @@ def _at_url(url: str, remote: Remote) -> tuple[Location, str]:
     """A file on any server."""
     base, where = re.split(r"[?#]", url, maxsplit=1)[0].rpartition("/")[0], shown_path(url)
     named = unquote(urlsplit(url).path.rpartition("/")[2])
+    known: dict[str, RemoteRanges] = {}
+    if named and "." not in named:  # as of downloads by a number
+        file = RemoteRanges(url, remote)
+        named += _suffix_of(file)
+        known[named] = file
     refuse_other_formats(named, where)
 
     def opened(name: str) -> RemoteRanges:
         # The file that the user named is requested as it was written, with its query.
-        return RemoteRanges(url if name == named else f"{base}/{quote(name)}", remote)
+        asked = url if name == named else f"{base}/{quote(name)}"
+        return known.pop(name, None) or RemoteRanges(asked, remote)
 
     folder = RemoteFolder(where.rpartition("/")[0], opened, None)
     return Location(folder, with_its_shards(named, where)), where
+
+
+def _suffix_of(file: RemoteRanges) -> str:
+    """How a file would be called, by its first bytes; "" if they do not tell."""
+    begin = file.read(0, min(file.size, _LONGEST_SIGN)).tobytes()
+    return next((suffix for suffix, sign in _SIGNS.items() if sign.match(begin)), "")
 
 
 def _in_bucket(url: str, limits: Limits, remote: Remote) -> tuple[Location, str]:

@@ -25,6 +25,17 @@ def test_as_on_the_disk(hub, kind):
                 np.testing.assert_array_equal(value, local.matrix(name))
 
 
+@pytest.mark.parametrize("kind", ["gguf", "hdf5"])
+def test_of_a_file_without_a_suffix_the_bytes_tell(hub, kind):
+    repo = f"numbers/{kind}"
+    folder = write_repo(hub.repositories.root, "models", repo, {})
+    for name in ("123", FILES[kind]):
+        (folder / name).write_bytes(CONTAINERS[kind]())
+    url = f"{hub.url.replace('127.0.0.1', 'localhost')}/{repo}/resolve/main/123"
+    with open_model(folder / FILES[kind]) as local, open_model(url) as remote:
+        assert remote.layers == local.layers
+
+
 def test_with_one_shard_of_gguf_come_the_others(hub):
     folder = write_repo(hub.repositories.root, "models", "split/gguf", {})
     names = [f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
