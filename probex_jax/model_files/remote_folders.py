@@ -14,9 +14,17 @@ from probex_jax.buckets import (
     read,
     shown_path,
 )
+from probex_jax.errors import ProbexError
+from probex_jax.model_files.checkpoint_folders import may_be_checkpoint
 from probex_jax.model_files.hub import HubAddress, HubRepo, hub_address, hub_repo
 from probex_jax.model_files.limits import Limits
-from probex_jax.model_files.locate import Location, located_in, refuse_other_formats, with_its_shards
+from probex_jax.model_files.locate import (
+    Location,
+    format_of,
+    located_in,
+    refuse_other_formats,
+    with_its_shards,
+)
 from probex_jax.model_files.remote import Remote, RemoteRanges, read_whole
 from probex_jax.model_files.untrusted_text import plain_name
 
@@ -90,19 +98,34 @@ def locate_remote(url: str, limits: Limits, remote: Remote) -> tuple[Location, s
         parent, _, name = address.path.rpartition("/")
         refuse_other_formats(name, where)
         return Location(_hub_folder(repo, parent, remote), with_its_shards(name, where)), where
-    folder = _hub_folder(repo, address.path, remote)
-    if address.path and not folder.names():
+    below = _below(repo, address.path)
+    if address.path and not below:
         raise NotThere(f"{url}: no such file or folder in the repository, at {repo.commit[:12]}")
-    return located_in(folder, limits), where
+    inside = {name.partition("/")[0] for name in below}
+    return _located(_hub_folder(repo, address.path, remote), inside, limits), where
+
+
+def _located(folder: RemoteFolder, inside: Iterable[str], limits: Limits) -> Location:
+    """Finds the files of the model in a folder, of whose files and folders the names are given."""
+    if may_be_checkpoint(inside) and not any(map(format_of, folder.names())):
+        raise ProbexError(
+            f"{folder}: no model here; if it is an Orbax checkpoint, download it: those are read "
+            "from a disk only"
+        )
+    return located_in(folder, limits)
+
+
+def _below(repo: HubRepo, path: str) -> list[str]:
+    inside = f"{path}/" if path else ""
+    return [each.removeprefix(inside) for each in repo.files if each.startswith(inside)]
 
 
 def _hub_folder(repo: HubRepo, path: str, remote: Remote) -> RemoteFolder:
     inside = f"{path}/" if path else ""
-    names = [each.removeprefix(inside) for each in repo.files if each.startswith(inside)]
     return RemoteFolder(
         str(HubAddress(repo.id, repo.commit[:12], path, repo.kind)),
         lambda name: repo.open(f"{inside}{name}", remote),
-        [name for name in names if "/" not in name],
+        [name for name in _below(repo, path) if "/" not in name],
     )
 
 
@@ -142,7 +165,8 @@ def _in_bucket(url: str, limits: Limits, remote: Remote) -> tuple[Location, str]
         url = joined(url, f"snapshots/{plain_name(text.strip(), f'{about}: revision')}")
         found = listed(url, remote.stopped)
     if found.files or found.folders:
-        return located_in(bucket_folder(url, found, remote), limits), url
+        inside = (*found.files, *found.folders)
+        return _located(bucket_folder(url, found, remote), inside, limits), url
     parent, _, name = url.rpartition("/")
     if "." not in name:
         raise NotThere(f"{url}: no such file or folder in the bucket")

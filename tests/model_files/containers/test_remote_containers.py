@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from probex_jax.buckets import write as write_object
+from probex_jax.errors import ProbexError
 from probex_jax.model_files import Remote, fingerprint, open_model
 from tests import s3
 from tests.hub import write_repo
@@ -49,6 +50,21 @@ def test_with_one_shard_of_gguf_come_the_others(hub):
             for name in names:
                 with open_model(f"{at}/{name}") as m:
                     assert [*m.layers] == ["lm_head.weight", "model.embed_tokens.weight"]
+
+
+@pytest.mark.parametrize("step", ["", "1/", "1/params/"])
+def test_checkpoints_are_read_from_a_disk_only(hub, step):
+    files = {f"{step}_METADATA": b"{}", f"{step}a.kernel/0.0": b"x"}
+    write_repo(hub.repositories.root, "models", f"orbax/steps{len(step)}", {"a/b.txt": "b"} | files)
+    with s3.serving():
+        for name, data in files.items():
+            write_object(f"s3://{s3.BUCKET}/steps/{name}", data)
+        for url in (f"hf://orbax/steps{len(step)}", f"s3://{s3.BUCKET}/steps"):
+            with pytest.raises(ProbexError, match=f"^{url}.*Orbax .* disk"):
+                open_model(url)
+            if step.endswith("s/"):
+                with pytest.raises(ProbexError, match=f"^{url}.*/1: .*Orbax .* disk"):
+                    open_model(f"{url}/1")
 
 
 def test_of_a_large_file_one_layer_is_fetched(hub):
