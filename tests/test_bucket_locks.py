@@ -121,10 +121,14 @@ def test_who_lost_the_lock_leaves_it_to_the_other(folder):
 @pytest.mark.parametrize("method", ["PUT", "POST"])
 def test_what_fails_at_the_end_hides_no_error(server, folder, method):
     """The lock is written anew by a PUT, and deleted by a POST to the bucket."""
-    try:
-        with pytest.raises(KeyError), alone(folder / "lock"):
+
+    def fail():
+        with alone(folder / "lock"):
             server.refuses = method, "lock" if method == "PUT" else s3.BUCKET
             raise KeyError
+
+    try:
+        pytest.raises(KeyError, fail)
     finally:
         server.refuses = "", ""
 
