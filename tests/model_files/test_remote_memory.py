@@ -19,13 +19,13 @@ from tests.model_files.remote import FAR, SIZE, model
 
 @contextmanager
 def little_is_left():
-    """Of what is allocated meanwhile less than the smallest of the matrices."""
+    """Of what is allocated meanwhile less than two matrices, and at times more."""
     gc.collect()
     tracemalloc.start()
     try:
         yield
         gc.collect()
-        assert tracemalloc.get_traced_memory()[0] < SIZE
+        assert tracemalloc.get_traced_memory()[0] < 1.5 * SIZE
         assert tracemalloc.get_traced_memory()[1] > SIZE
     finally:
         tracemalloc.stop()
