@@ -55,7 +55,7 @@ class Faulty:
                 how, self.loses = "lost", "/"
             if self.cuts_lists and "list-type" in environ["QUERY_STRING"]:
                 self._lists += 1
-                how = how or "cut" * (self._lists % self.cuts_lists == 6)
+                how = how or "cut" * (self._lists % self.cuts_lists == 8)
         method, end = self.refuses
         if method == environ["REQUEST_METHOD"] and environ["PATH_INFO"].endswith(end):
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
