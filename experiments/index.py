@@ -26,7 +26,7 @@ _EXPERTS = flags.DEFINE_string(
     "two experts, the one for held-out classes is used.",
 )
 _MODELS = flags.DEFINE_string(
-    "models", None, "Folder of models, at any depth; also s3://… or gs://….", required=True
+    "models", None, "Folder of models, at any depth, or its s3:// or gs:// address.", required=True
 )
 _FOREST = flags.DEFINE_string("forest", None, "Forest whose expert embeds the models.")
 _TREE = flags.DEFINE_string("tree", None, "Tree of the forest to index, if it has several.")

@@ -19,7 +19,7 @@ from probex_jax.bucket_paths import as_path
 _ZOO = flags.DEFINE_string(
     "zoo",
     None,
-    "Folder of models, in train/, val/ and test/ or not; also s3://… or gs://….",
+    "Folder of models, in train/, val/ and test/ or not, or its s3:// or gs:// address.",
     required=True,
 )
 _STORE = flags.DEFINE_string("store", None, "Folder of the store, made if absent.", required=True)

@@ -2,6 +2,7 @@
 
 import json
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from probex_jax.buckets import (
 from probex_jax.errors import ProbexError
 from tests import s3
 from tests.hub import IMPATIENT
+from tests.model_files.answering import plain, serving
 
 ROOT = f"s3://{s3.BUCKET}"
 
@@ -162,6 +164,22 @@ def test_credentials_of_a_profile(at, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_PROFILE", "theirs")
     with pytest.raises(ProbexError, match=r"theirs.* could not be found"):
         read(at)
+
+
+def test_a_list_without_an_end(at, monkeypatch):
+    """Each page says that there are more."""
+    entry = "<Key>{}/{}</Key><Size>1</Size><LastModified>2026-01-01T00:00:00Z</LastModified>"
+    folder = at.rpartition("/")[2]
+    entries = (f"<Contents>{entry.format(folder, number)}</Contents>" for number in range(10))
+    more = "<IsTruncated>true</IsTruncated><NextContinuationToken>x</NextContinuationToken>"
+    page = f"<ListBucketResult>{more}{''.join(entries)}</ListBucketResult>".encode()
+    monkeypatch.setattr(stores, "PATIENCE", replace(IMPATIENT, longest_s=0.5))
+    with serving(plain("200 OK", page)) as endless:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endless.url.rpartition("/")[0])
+        with pytest.raises(ProbexError, match=f"^{at}: takes too long to list"):
+            listed(at)
+        with pytest.raises(ProbexError, match="more than 1000 objects"):
+            all_below(at, 1000)
 
 
 def test_who_may_not_is_told(server, at):

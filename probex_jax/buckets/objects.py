@@ -5,7 +5,6 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from probex_jax.buckets import stores
@@ -19,7 +18,7 @@ _POLL_S = 0.1
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """What a bucket says of an object: its size in bytes and its ETag."""
 
@@ -55,9 +54,13 @@ def listed(url: str, stopped: threading.Event | None = None) -> Listing:
       ProbexError: if there is no such bucket, or the server does not answer.
     """
     store, key = store_of(url)
-    ask = partial(obstore().list_with_delimiter_async, store, key or None)
+
+    async def whole() -> Any:
+        asked = obstore().list_with_delimiter_async(store, key or None)
+        return await asyncio.wait_for(asked, stores.PATIENCE.longest_s)
+
     with problems(url):
-        said = waited(ask, stopped)
+        said = waited(whole, stopped)
     begin = len(key) + 1 if key else 0
     return Listing(
         {
@@ -84,14 +87,14 @@ def all_below(url: str, limit: int) -> dict[str, Entry]:
     """
     store, key = store_of(url)
     entries: dict[str, Entry] = {}
-    begin, last = len(key) + 1 if key else 0, None
+    begin, last, seen = len(key) + 1 if key else 0, None, 0
 
     async def more() -> None:
-        nonlocal last
+        nonlocal last, seen
         async for page in obstore().list(store, key or None, offset=last, chunk_size=1000):
             entries.update({each["path"][begin:]: _entry(each) for each in page})
-            last = page[-1]["path"]
-            if len(entries) > limit:
+            last, seen = page[-1]["path"], seen + len(page)
+            if seen > limit:
                 raise ProbexError(f"{url}: more than {limit} objects; give a folder among them")
 
     with problems(url):

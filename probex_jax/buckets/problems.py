@@ -78,6 +78,8 @@ def problems(url: str, name: str = "") -> Iterator[None]:
         yield
     except Interrupted:
         raise ProbexError(f"{where}: interrupted") from None
+    except TimeoutError:
+        raise Unreachable(f"{where}: takes too long to list; are there too many objects?") from None
     except (kinds.BaseError, FileNotFoundError, ValueError) as error:
         text = str(error)
         if isinstance(error, ValueError) and "parse path" not in text:

@@ -23,6 +23,7 @@ _WRAPPERS = re.compile(
     r"(?:\A|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer|"
     r"modules_to_save(?:\.default)?)\.|\Abase_model\.model\."
 )
+_STATE = ".quant_state."  # bitsandbytes's, read when a file is opened
 _PARALLEL = "module."  # DistributedDataParallel's
 
 
@@ -67,10 +68,12 @@ class Weight:
         if self.expert is None:
             return packed.values(stored.raw, config)
         count, one = packed.shape[0], slice(self.expert, self.expert + 1)
-        if any(stored.infos[name].shape[:1] != (count,) for name in packed.tensors):
-            return packed.values(stored.raw, config)[self.expert]
-        alone = replace(packed, shape=(1, *packed.shape[1:]))
-        return alone.values(lambda name: stored.raw(name)[one], config)[0]
+
+        def sliced(name: str) -> np.ndarray:
+            values = stored.raw(name)
+            return values[one] if values.shape[:1] == (count,) else values
+
+        return replace(packed, shape=(1, *packed.shape[1:])).values(sliced, config)[0]
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,8 @@ def find_contents(
       ProbexError: as `find_updates`; or if a name is a tensor's and an update's.
     """
     tensors = {n: info for n, info in stored.infos.items() if n not in stored.left_out}
-    quantised = find_quantised(tensors, stored.raw, metadata, config)
+    with stored.fetched((name, None) for name in tensors if _STATE in name):
+        quantised = find_quantised(tensors, stored.raw, metadata, config)
     packed, parts = dict(quantised.packed), quantised.parts
     taken = {*quantised.left_out, *parts, *(n for p in packed.values() for n in p.tensors)}
     rest = {name: info for name, info in tensors.items() if name not in taken}

@@ -422,3 +422,15 @@ def test_stacked_experts_are_a_matrix_each(tmp_path):
             np.testing.assert_array_equal(m.matrix(f"{mlp}.3.gate_up_proj"), up[3])
             np.testing.assert_array_equal(m.matrix(f"{mlp}.7.down_proj"), down[7])
             np.testing.assert_array_equal(m.rows(f"{mlp}.3.gate_up_proj", [9]), up[3][[9]])
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (8,), (8, 1, 1), (8, 2, 1)])
+def test_quantised_experts_are_read_one_by_one(tmp_path, shape):
+    name = "model.layers.0.mlp.experts.down_proj"
+    stored = drawn(8, 256, 128, dtype=FLOAT8)
+    scale = np.asarray(np.abs(drawn(*shape, seed=1)) + 0.5, "f4")
+    spread = scale.repeat(128, axis=1) if shape == (8, 2, 1) else scale.reshape(-1, 1, 1)
+    with opened(tmp_path, {name: stored, f"{name}_scale_inv": scale}) as m:
+        expected = stored.astype("f4") * spread
+        found = m.matrix("model.layers.0.mlp.experts.5.down_proj")
+        np.testing.assert_allclose(found, expected[5], rtol=1e-6)
