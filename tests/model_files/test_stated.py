@@ -307,6 +307,34 @@ def test_words_of_all_places_come_together_and_of_other_fields_the_first(tmp_pat
         assert said(tmp_path, metadata, beside, sources=[source]).triggers == tuple(triggers)
 
 
+@pytest.mark.parametrize("without", ["", "ss_tag_frequency", "ss_dataset_dirs", "ss_datasets"])
+def test_regularisation_images_are_not_what_it_was_trained_on(tmp_path, without):
+    tags = {"10_sks dog": {"sks dog": 20, "park": 15}, "1_dog": {"dog": 500}}
+    subsets = [
+        {"image_dir": "/a/10_sks dog", "class_tokens": "sks dog", "img_count": 20, "is_reg": False},
+        {"image_dir": "/a/1_dog", "class_tokens": "dog", "img_count": 500, "is_reg": True},
+    ]
+    metadata = {
+        "ss_tag_frequency": tags,
+        "ss_dataset_dirs": {"10_sks dog": {"img_count": 20}},
+        "ss_reg_dataset_dirs": {"1_dog": {"img_count": 500}},
+        "ss_datasets": [{"tag_frequency": tags, "subsets": subsets}],
+    }
+    found = said(tmp_path, {k: json.dumps(v) for k, v in metadata.items() if k != without})
+    assert found.shares == {"sks dog": 1.0, "park": 0.75}
+    assert (found.folders, found.images) == ({"sks dog": 20}, 20)
+    assert found.triggers == (() if without == "ss_datasets" else ("sks dog",))
+
+
+def test_a_folder_of_both_kinds_of_images_is_trained_on(tmp_path):
+    metadata = {
+        "ss_tag_frequency": '{"1_dog": {"park": 9}}',
+        "ss_dataset_dirs": '{"1_dog": {"img_count": 9}}',
+        "ss_reg_dataset_dirs": '{"1_dog": {"img_count": 9}}',
+    }
+    assert said(tmp_path, metadata).tags == {"park": 9}
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -330,7 +358,8 @@ def test_words_of_all_places_come_together_and_of_other_fields_the_first(tmp_pat
     ids=range(16),
 )
 def test_a_hostile_field_says_nothing_and_takes_no_time(tmp_path, text):
-    keys = ["ss_tag_frequency", "ss_dataset_dirs", "ss_datasets", "ot_config", "ss_network_args"]
+    keys = ["ss_tag_frequency", "ss_dataset_dirs", "ss_datasets", "ss_reg_dataset_dirs"]
+    keys += ["ot_config", "ss_network_args"]
     keys += ["ss_steps", "ss_learning_rate", "ss_network_dim", "dataset_chosen_targets"]
     metadata = dict.fromkeys(keys, text) | {"ss_output_name": "kept"}
     if text == "7":
