@@ -98,7 +98,8 @@ class Stated:
     def shares(self) -> dict[str, float]:
         """Tag to the share of the images that have it; a trigger word or topic is of all images."""
         counts = {**self.folders, **self.tags}
-        total = max([sum(self.folders.values()), *counts.values(), 1])
+        images = self.images if any(self.folders.values()) else 0  # of more folders than are listed
+        total = max([images, sum(self.folders.values()), *counts.values(), 1])
         shares = {tag: count / total for tag, count in self.tags.items()}
         for name, count in self.folders.items():
             share = count / total if count else 1 / len(self.folders)
@@ -135,7 +136,10 @@ def read_stated(model: ModelFile, sources: Sequence[str] = SOURCES) -> Stated:
       ({'cat': 20, 'sofa': 5}, {'cat': 0}, 100, 'metadata, ss_tag_frequency')
     """
     found, stands = _found(model, sources, _ROWS)
-    found["images"] = sum(found.get("folders", {}).values()) or found.get("images", 0)
+    folders = found.get("folders", {})
+    if images := sum(folders.values()):  # `ss_num_train_images` counts repeats
+        found["images"], stands["images"] = images, stands["folders"]
+    found["folders"] = dict(islice(folders.items(), values.MAX_LISTED))
     return Stated(**found, sources=stands)
 
 

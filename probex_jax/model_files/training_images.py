@@ -4,12 +4,11 @@ Those show what the model must not forget. Their tags stand in the same tables, 
 call them beside the trigger words; `is_reg` and `ss_reg_dataset_dirs` tell which they are.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files.stated_values import MAX_MEMBERS
+from probex_jax.model_files.stated_values import MAX_MEMBERS, last_name
 from probex_jax.model_files.untrusted_text import json_list, json_object
 
 _DEPTH, _VALUES = 12, 500_000
@@ -26,11 +25,6 @@ def parsed(text: str) -> Any:
         )
     except (ProbexError, UnicodeEncodeError):
         return text
-
-
-def last_name(folder: str) -> str:
-    """The last folder of a path, of any system."""
-    return re.split(r"[/\\]", folder.rstrip("/\\"))[-1]
 
 
 def training_images(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -326,6 +326,39 @@ def test_regularisation_images_are_not_what_it_was_trained_on(tmp_path, without)
     assert found.triggers == (() if without == "ss_datasets" else ("sks dog",))
 
 
+@pytest.mark.parametrize("without", ["ss_tag_frequency", "ss_dataset_dirs", ""])
+def test_a_folder_in_several_resolutions_counts_once(tmp_path, without):
+    tags, count = {"10_sks": {"cat": 18, "sofa": 6}, "2_x (2)": {"dog": 9}}, {"img_count": 20}
+    folders = {"10_sks": count, "2_x (2)": count, "10_sks (2)": count, "10_sks (3)": count}
+    subset, other = {"image_dir": "10_sks", **count}, {"image_dir": "2_x (2)", **count}
+    datasets = [{"tag_frequency": tags, "subsets": [subset, other]}, {"subsets": [subset]}]
+    datasets[1]["tag_frequency"] = {"10_sks": tags["10_sks"]}
+    metadata = {"ss_tag_frequency": tags, "ss_dataset_dirs": folders, "ss_datasets": datasets}
+    found = said(tmp_path, {k: json.dumps(v) for k, v in metadata.items() if k != without})
+    assert (found.folders, found.images) == ({"sks": 20, "x (2)": 20}, 40)
+    assert found.tags == {"cat": 18, "sofa": 6, "dog": 9}
+
+
+def test_a_number_within_the_name_of_a_folder_is_no_repeats(tmp_path):
+    names = ["3_my_style_v2_final", "cat10_dog", "2girls_beach"]
+    metadata = {"ss_dataset_dirs": json.dumps(dict.fromkeys(names, {"img_count": 1}))}
+    assert [*said(tmp_path, metadata).folders] == ["my_style_v2_final", *names[1:]]
+
+
+def test_images_are_counted_without_repeats_in_every_folder(tmp_path):
+    folders = {f"10_x{n}": {"img_count": 2} for n in range(100)}
+    metadata = {
+        "ss_num_train_images": "2000",
+        "ss_dataset_dirs": json.dumps(folders),
+        "ss_tag_frequency": '{"10_x0": {"cat": 50}}',
+    }
+    found = said(tmp_path, metadata)
+    assert (found.images, found.sources["images"]) == (200, "metadata, ss_dataset_dirs")
+    assert found.shares["cat"] == 0.25
+    found = said(tmp_path, {"ss_num_train_images": "2000"})
+    assert (found.images, found.sources["images"]) == (2000, "metadata, ss_num_train_images")
+
+
 def test_a_folder_of_both_kinds_of_images_is_trained_on(tmp_path):
     metadata = {
         "ss_tag_frequency": '{"1_dog": {"park": 9}}',
