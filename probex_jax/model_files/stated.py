@@ -17,6 +17,7 @@ import yaml
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import stated_values as values
+from probex_jax.model_files.hub_tags import says_of_training
 from probex_jax.model_files.model_file import ModelFile
 from probex_jax.model_files.training_images import parsed, training_images
 
@@ -96,7 +97,10 @@ class Stated:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Tag to the share of the images that have it; a trigger word or topic is of all images."""
+        """Tag to the share of the images that have it.
+
+        A trigger word is of all images, and a topic, unless it says how the model was made.
+        """
         counts = {**self.folders, **self.tags}
         images = self.images if any(self.folders.values()) else 0  # of more folders than are listed
         total = max([images, sum(self.folders.values()), *counts.values(), 1])
@@ -104,7 +108,8 @@ class Stated:
         for name, count in self.folders.items():
             share = count / total if count else 1 / len(self.folders)
             shares[name] = max(share, shares.get(name, 0.0))
-        return shares | dict.fromkeys((*self.topics, *self.triggers), 1.0)
+        topics = filter(says_of_training, self.topics)
+        return shares | dict.fromkeys((*topics, *self.triggers), 1.0)
 
     @property
     def about(self) -> tuple[str, ...]:

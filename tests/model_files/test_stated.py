@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from probex_jax.forest.stated_facts import read_stated_facts
 from probex_jax.model_files import open_model, read_stated
 
 TENSORS = {"layer.weight": np.ones((2, 2), "f4")}
@@ -305,6 +306,20 @@ def test_words_of_all_places_come_together_and_of_other_fields_the_first(tmp_pat
     assert found.sources["triggers"] == "metadata, modelspec.trigger_phrase"
     for source, triggers in {"headers": "ab", "sidecars": "bc", "front_matter": "d"}.items():
         assert said(tmp_path, metadata, beside, sources=[source]).triggers == tuple(triggers)
+
+
+def test_tags_that_say_how_a_model_was_made_are_not_what_it_was_trained_on(tmp_path):
+    tags = "generated_from_trainer, text-classification, LoRA, diffusers, en, base_model:a/b"
+    readme = {"README.md": f"---\nlicense: mit\ntags: [{tags}]\n---\n"}
+    found = said(tmp_path, beside=readme)
+    assert (found.about, found.shares, len(found.topics)) == ((), {}, 6)
+    with open_model(tmp_path / "mine.safetensors") as model:
+        facts = read_stated_facts(model)
+    assert (facts.labels, facts.source) == ((), "")
+    found = said(tmp_path, {"ss_dataset_dirs": '{"1_cat": {"img_count": 3}}'}, readme)
+    assert found.about == ("cat",)
+    with open_model(tmp_path / "mine.safetensors") as model:
+        assert read_stated_facts(model).source == "metadata, ss_dataset_dirs"
 
 
 @pytest.mark.parametrize("without", ["", "ss_tag_frequency", "ss_dataset_dirs", "ss_datasets"])

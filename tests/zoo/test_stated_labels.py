@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from probex_jax import pack, scan
 from probex_jax.errors import ProbexError
-from probex_jax.zoo.stated_labels import Said, TagRules, columns_of
+from probex_jax.zoo.stated_labels import Said, TagRules, columns_of, read_said
 
 
 def tagged(*models, **more):
@@ -151,6 +151,9 @@ def test_names_of_folders_and_front_matter_are_sources(tmp_path):
     (zoo / "zoo.json").write_text(json.dumps({"models": paths}))
     assert scan(zoo, "folders").tables.columns["folder"]["y/m1"] == ("y",)
     assert scan(zoo, "front_matter").tables.columns["tags"]["y/m1"] == ("b",)
+    for number in range(12):
+        (tmp_path / f"model {number}" / "README.md").write_text("---\ntags: [lora, diffusers]\n---\n")
+    assert not read_said([("m", tmp_path / "model 0")], ["front_matter"])["m"].columns
 
 
 def test_a_source_that_is_none_is_named(tmp_path):
