@@ -2,7 +2,8 @@
 
 `_ROWS` says where each field may stand: in the header's metadata, in `config.json`,
 `adapter_config.json` and the front matter of `README.md`, and in what managers of LoRAs write
-beside the weights (`NAME.civitai.info` and so on). What is damaged, too long or not printable is
+beside the weights (`NAME.civitai.info` and so on). Of a file among others, README and configs are
+not read: which model they are about is unknown. What is damaged, too long or not printable is
 left out, whatever is around it.
 """
 
@@ -200,6 +201,8 @@ class _Reader:
         model = self._model
         of = {"r": FRONT_MATTER, "s": SIDECARS}.get(file, HEADERS)
         if of not in self._sources or (of == SIDECARS and not isinstance(model.path, Path)):
+            return []
+        if file in "car" and not model.is_alone:
             return []
         if of == FRONT_MATTER:
             return [_front_matter(model)]

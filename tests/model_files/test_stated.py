@@ -295,6 +295,20 @@ def test_what_lies_beside(tmp_path, name, content, expected):
     assert fields(said(tmp_path, beside={name: content})) == expected
 
 
+def test_a_readme_beside_many_files_is_of_none_of_them(tmp_path):
+    beside = {
+        "README.md": "---\nbase_model: x/y\ninstance_prompt: sks\n---\n",
+        "config.json": {"id2label": {"0": "cat", "1": "dog"}},
+        "adapter_config.json": {"r": 4},
+        "mine.json": {"activation text": "mine"},
+    }
+    one = said(tmp_path, beside=beside)
+    assert (one.base, one.triggers, one.labels) == ("x/y", ("mine", "sks"), ("cat", "dog"))
+    save_file(TENSORS, tmp_path / "yours.safetensors")
+    assert fields(said(tmp_path, beside=beside)) == {"triggers": ("mine",)}
+    assert said(tmp_path, beside=beside, name="model.safetensors").base == "x/y"
+
+
 def test_words_of_all_places_come_together_and_of_other_fields_the_first(tmp_path):
     beside = {
         "mine.json": {"activation text": "b, c"},
