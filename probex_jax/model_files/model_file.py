@@ -115,6 +115,11 @@ class ModelFile:
         """
         return self._beside.json(name)
 
+    @cached_property
+    def is_alone(self) -> bool:
+        """Whether README and configs beside it are its own, and not of many models in a folder."""
+        return self._beside.are_of(self.files)
+
     def bytes_beside(self, name: str, limit: int) -> bytes | None:
         """A file in the model's folder, or None if there is none; read at most once.
 

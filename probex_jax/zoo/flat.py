@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from probex_jax.bucket_paths import as_path
+from probex_jax.buckets import is_address
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.checkpoint_folders import checkpoint_in
 from probex_jax.model_files.locate import FORMATS
@@ -24,7 +26,7 @@ def flat_models(root: Path, named: Any, where: str) -> Iterator[tuple[str, Path]
     Args:
       root: the folder.
       named: of `zoo.json`, {name: path, …}; a path is that of a file or folder here, relative to
-        `root` or absolute. None to list what is in `models/`, or else in the folder itself.
+        `root` or absolute, or an address in a bucket. None to list what is in `models/`, or else in the folder itself.
       where: what errors about `named` name.
 
     Raises:
@@ -47,9 +49,12 @@ def _named(root: Path, named: Any, where: str) -> Iterator[tuple[str, Path]]:
     for name, path in named.items():
         if not (is_text(name) and name.strip()):
             raise ProbexError(f"{where}: {quoted(name)} is no name of a model")
-        if not (is_text(path) and path) or "://" in path:
+        if is_text(path) and is_address(path):
+            yield name, as_path(path)
+        elif is_text(path) and path and "://" not in path:
+            yield name, root / path
+        else:
             raise ProbexError(f"{where}: {quoted(name)}: expected a path, found {quoted(path)}")
-        yield name, root / path
 
 
 def _is_model(folder: Path) -> bool:
