@@ -70,13 +70,14 @@ class BucketLock:
         return True
 
     def release(self) -> None:
-        """Ends it, unless another process has taken it over."""
+        """Ends it, unless another process has taken it over; if that fails, it becomes stale."""
         GUARDS.pop(self, None)
         self._ended.set()
-        with self._state:  # no beat is under way
-            if self._version and not self.is_lost:
+        with self._state, suppress(ProbexError):  # no beat is under way
+            self._beat()  # deletions have no conditions, but nobody takes over a fresh lock
+            version, self._version = self._version, {}
+            if version and not self.is_lost:
                 self.path.unlink()
-            self._version = {}
 
     def note(self) -> str:
         """Who holds it, in brackets, for an error message."""
@@ -127,7 +128,7 @@ class BucketLock:
 
     def _beat(self) -> None:
         with self._state:
-            if self._ended.is_set() or self.is_lost:
+            if not self._version or self.is_lost:
                 return
             try:
                 self._version = self._put(over=self._version)

@@ -112,6 +112,28 @@ def test_who_lost_the_lock_writes_no_more(folder, monkeypatch):
     assert [path.name for path in folder.iterdir()] == [WRITER_LOCK]
 
 
+def test_who_lost_the_lock_leaves_it_to_the_other(folder):
+    with alone(folder / "lock"):
+        (folder / "lock").write_bytes(b"another's")
+    assert (folder / "lock").read_bytes() == b"another's"
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+def test_what_fails_at_the_end_hides_no_error(server, folder, method):
+    """The lock is written anew by a PUT, and deleted by a POST to the bucket."""
+
+    def fail():
+        with alone(folder / "lock"):
+            server.refuses = method, "lock" if method == "PUT" else s3.BUCKET
+            raise KeyError
+
+    try:
+        with pytest.raises(KeyError):
+            fail()
+    finally:
+        server.refuses = "", ""
+
+
 class _Google(BaseHTTPRequestHandler):
     """What of Google's storage a lock needs; versions are numbers there, tags do not count."""
 

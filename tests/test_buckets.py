@@ -1,11 +1,14 @@
 """Objects in buckets, against S3 on localhost."""
 
 import json
+import sys
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from probex_jax.buckets import (
     Entry,
@@ -146,6 +149,7 @@ def test_google_s_buckets(server, at, monkeypatch, tmp_path):
     make_public(server, at)
     without_credentials(monkeypatch, tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))  # where the vendor's credentials would be
+    monkeypatch.setenv("GCE_METADATA_HOST", "127.0.0.1:1")
     monkeypatch.setenv("GOOGLE_BASE_URL", server.env["AWS_ENDPOINT_URL"])
     url = at.replace("s3://", "gs://")
     assert read(url).data == b"public"
@@ -153,6 +157,66 @@ def test_google_s_buckets(server, at, monkeypatch, tmp_path):
     assert at.rpartition("/")[2] in listed(f"gs://{s3.BUCKET}").files
     with pytest.raises(NotThere, match=f"^{url}/x: nothing there"):
         read(f"{url}/x")
+
+
+def anywhere(monkeypatch, tmp_path):
+    """As where neither the environment nor a vendor's library has credentials."""
+    without_credentials(monkeypatch, tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("google.auth", "obstore.auth.boto3"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def headers_sent(monkeypatch, url, endpoint):
+    """The headers of a request to a bucket."""
+    dated = {"last_modified": "Sun, 29 Nov 2026 23:00:00 GMT"}
+    with serving(plain("200 OK", b"public", **dated)) as bucket:
+        monkeypatch.setenv(endpoint, bucket.url.rpartition("/")[0])
+        assert read(url).data == b"public"
+        return bucket.headers()
+
+
+def test_credentials_of_gcloud(monkeypatch, tmp_path):
+    """In the file in which it leaves them."""
+    anywhere(monkeypatch, tmp_path)
+    key = rsa.generate_private_key(65537, 2048)
+    pem = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    about = {
+        "type": "service_account",
+        "client_email": "me@x",
+        "private_key_id": "1",
+        "private_key": key.private_bytes(*pem, serialization.NoEncryption()).decode(),
+    }
+    path = tmp_path / ".config" / "gcloud" / "application_default_credentials.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(about))
+    sent = headers_sent(monkeypatch, "gs://models/a", "GOOGLE_BASE_URL")
+    assert sent["authorization"].startswith("Bearer ")
+
+
+TOKEN = {"access_token": "of the machine", "expires_in": 3600, "token_type": "Bearer"}
+
+
+@pytest.mark.parametrize("finds", [True, False])
+def test_credentials_of_a_machine_at_google(monkeypatch, tmp_path, finds):
+    anywhere(monkeypatch, tmp_path)
+    known = plain("200 OK", json.dumps(TOKEN).encode()) if finds else plain("404 None")
+    with serving(known) as machine:
+        monkeypatch.setenv("GCE_METADATA_HOST", machine.url.split("/")[2])
+        sent = headers_sent(monkeypatch, "gs://models/a", "GOOGLE_BASE_URL")
+    assert sent.get("authorization") == ("Bearer of the machine" if finds else None)
+
+
+@pytest.mark.parametrize("finds", [True, False])
+def test_credentials_of_a_machine_at_amazon(monkeypatch, tmp_path, finds):
+    anywhere(monkeypatch, tmp_path)
+    key = {"AccessKeyId": "mine", "SecretAccessKey": "x", "Token": "x"}
+    key["Expiration"] = "2999-01-01T00:00:00Z"
+    answers = [plain("200 OK", said) for said in (b"token", b"role", json.dumps(key).encode())]
+    with serving(*answers * 2 if finds else [plain("404 None")]) as machine:
+        monkeypatch.setenv("AWS_METADATA_ENDPOINT", machine.url.rpartition("/")[0])
+        sent = headers_sent(monkeypatch, "s3://models/a", "AWS_ENDPOINT_URL")
+    assert ("Credential=mine" in sent.get("authorization", "")) is finds
 
 
 def test_credentials_of_a_profile(at, monkeypatch, tmp_path):

@@ -10,7 +10,7 @@ from probex_jax.errors import ProbexError
 # What to do where a server refuses.
 HINTS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE with boto3 installed",
-    "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or install google-auth",
+    "gs": "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
     "hf": "log in with `hf auth login` or set HF_TOKEN; some models have terms to accept",
 }
 _STATUS = re.compile(r"status code: (\d{3}(?: [A-Za-z ]{1,40})?)")

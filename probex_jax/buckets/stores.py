@@ -1,8 +1,8 @@
 """obstore's stores of buckets and servers, made of the environment.
 
 obstore signs, retries with growing waits, resumes a body that breaks off and refuses answers that
-are not the range that was asked for. It lacks, and is added here: credentials of a profile or an
-instance (boto3, google-auth), no signature where there are none, names and passwords in addresses.
+are not the range that was asked for. It lacks, and is added here: credentials of an AWS profile
+(boto3), no signature where there are none, names and passwords in addresses.
 """
 
 import base64
@@ -27,7 +27,9 @@ _ENDPOINTS = {
     "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
     "gs": ("GOOGLE_BASE_URL",),
 }
-# What obstore finds by itself; without any of it the vendor's own library is asked.
+# Where a machine of a cloud is asked for its credentials; as in obstore's errors.
+_OF_MACHINE = re.compile(r"/latest/(api/token|meta-data/)|/computeMetadata/")
+# What tells obstore how to sign; without any of it the vendor's own library is asked.
 _CREDENTIALS = {
     "s3": (
         "AWS_ACCESS_KEY_ID",
@@ -149,19 +151,19 @@ def _bucket(url: str, environment: tuple[tuple[str, str], ...], patience: Patien
 
     known, scheme = dict(environment), url[:2]
     endpoint = next(filter(None, map(known.get, _ENDPOINTS[scheme])), "")
-    plain = endpoint.startswith("http://")  # as the user says
+    options = {"allow_http": endpoint.startswith("http://")}  # as the user says
     try:
-        return from_url(url, **_options(patience, allow_http=plain), **_signed(scheme, known))
+        return from_url(url, **_options(patience, **options), **_signed(url, options, known))
     except Exception as error:  # of obstore or of a vendor's library
         raise ProbexError(f"{url}: {reason(str(error), '')}") from error
 
 
-def _signed(scheme: str, environment: Mapping[str, str]) -> dict[str, Any]:
+def _signed(url: str, options: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, Any]:
     """How requests are signed; not at all, as public buckets allow it, if nothing says how."""
-    if any(map(environment.get, _CREDENTIALS[scheme])):
+    if any(map(known.get, _CREDENTIALS[url[:2]])):
         return {}
     try:
-        if scheme == "s3":
+        if url.startswith("s3"):
             from obstore.auth.boto3 import Boto3CredentialProvider
 
             return {"credential_provider": Boto3CredentialProvider()}
@@ -172,9 +174,24 @@ def _signed(scheme: str, environment: Mapping[str, str]) -> dict[str, Any]:
             return {"credential_provider": GoogleCredentialProvider()}
         except DefaultCredentialsError:
             pass
-    except (ImportError, ValueError):  # boto3 raises a ValueError where it finds none
+    except ImportError:
+        if _finds_credentials(url, options):
+            return {}
+    except ValueError:  # boto3 finds none
         pass
     return {"skip_signature": True}
+
+
+def _finds_credentials(url: str, options: Mapping[str, Any]) -> bool:
+    """Whether obstore finds a file of gcloud's, or a machine of a cloud that has some."""
+    from obstore.store import from_url
+
+    once = _options(Patience(retries=0, timeout_s=5.0), **options)
+    try:
+        next(iter(obstore().list(from_url(url, **once), chunk_size=1)), None)
+    except Exception as error:  # of the bucket, mostly
+        return not _OF_MACHINE.search(str(error))
+    return True
 
 
 @lru_cache(maxsize=256)

@@ -173,9 +173,19 @@ def locate(path: Path, limits: Limits = _DEFAULT) -> Location:
     _check_there(path)
     refuse_other_formats(path.name, str(path))
     folder = LocalFolder(path.parent, _own_folder(path.parent), path.name)
-    if path.suffix.lower() == ".gguf" and _SHARD.fullmatch(path.name):
-        return Location(folder, _complete(folder, path.name, [path.name, *folder.names()]))
-    return Location(folder, (path.name,))
+    return Location(folder, with_its_shards(path.name, str(path)))
+
+
+def with_its_shards(name: str, path: str) -> tuple[str, ...]:
+    """The file that the user named; with a shard of GGUF, which has no index, the others."""
+    found = _SHARD.fullmatch(name)
+    if not found or format_of(name) != ".gguf":
+        return (name,)
+    stem, number, count, end = found.groups()
+    if not 0 < int(number) <= int(count) <= _MAX_SHARDS:
+        raise ProbexError(f"{path}: shard {number} of {count}; expected 1 to {_MAX_SHARDS}")
+    shards = (f"{n:0{len(number)}}" for n in range(1, int(count) + 1))
+    return tuple(f"{stem}-{shard}-of-{count}{end}" for shard in shards)
 
 
 def local_files(path: Path) -> tuple[Path, ...]:

@@ -26,8 +26,10 @@ from probex_jax.files import disk_errors, write_bytes
 FIRST_BYTES = 32 * 1024
 # Ranges this close become one request, if the bytes between are few beside those asked for.
 _GAP_BYTES, _GAP_SHARE = 64 * 1024, 1 / 64
-_REQUEST_BYTES, _IN_FLIGHT, _PIECE_BYTES = 8 * 2**20, 8, 256 * 1024
+_REQUEST_BYTES, _IN_FLIGHT = 8 * 2**20, 8
 _CRC_BYTES = 4
+# A range comes in pieces; a try that brought at least one of them does not count as failed.
+_PIECE_BYTES, _PIECE_SHARE = 256, 1 / 128
 _PLAIN = ("identity", "aws-chunked")
 
 _Piece = tuple[int, np.ndarray]  # its offset in the file, and its bytes
@@ -193,11 +195,11 @@ class RemoteRanges:
         import obstore
         from obstore.exceptions import GenericError
 
-        # After obstore's own tries.
+        # After obstore's own tries, whose time is limited however much they bring.
         waits = {"": iter(stores.PATIENCE.waits_s()[:2]), "429": iter(stores.PATIENCE.too_many_s)}
         done = 0
         while True:
-            answered, problem = False, None
+            answered, problem, done_before = False, None, done
             try:
                 found = await obstore.get_async(
                     self._store, self._key, options={"range": (begin + done, begin + len(data))}
@@ -205,7 +207,8 @@ class RemoteRanges:
                 answered = True
                 self._check(found)
                 data = data[: self.size - begin]
-                async for piece in found.stream(_PIECE_BYTES):
+                least = max(_PIECE_BYTES, int(_PIECE_SHARE * len(data)))
+                async for piece in found.stream(least):
                     if done + len(piece) > len(data):
                         raise ProbexError(f"{self.name}: the server sends more bytes than it says")
                     data[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
@@ -215,6 +218,8 @@ class RemoteRanges:
                     return data
             except GenericError as error:
                 problem = error
+            if done > done_before:
+                waits[""] = iter(stores.PATIENCE.waits_s()[:2])
             status = "429" if "status code: 429" in str(problem) else ""
             wait_s = next(waits[status], None) if answered or status else None
             if wait_s is None:

@@ -16,7 +16,12 @@ from probex_jax.buckets import (
 )
 from probex_jax.model_files.hub import HubAddress, HubRepo, hub_address, hub_repo
 from probex_jax.model_files.limits import Limits
-from probex_jax.model_files.locate import Location, located_in, refuse_other_formats
+from probex_jax.model_files.locate import (
+    Location,
+    located_in,
+    refuse_other_formats,
+    with_its_shards,
+)
 from probex_jax.model_files.remote import Remote, RemoteRanges, read_whole
 from probex_jax.model_files.untrusted_text import plain_name
 
@@ -82,7 +87,7 @@ def locate_remote(url: str, limits: Limits, remote: Remote) -> tuple[Location, s
     if address.path in repo.files or address.path.endswith(".safetensors"):
         parent, _, name = address.path.rpartition("/")
         refuse_other_formats(name, where)
-        return Location(_hub_folder(repo, parent, remote), (name,)), where
+        return Location(_hub_folder(repo, parent, remote), with_its_shards(name, where)), where
     folder = _hub_folder(repo, address.path, remote)
     if address.path and not folder.names():
         raise NotThere(f"{url}: no such file or folder in the repository, at {repo.commit[:12]}")
@@ -109,7 +114,8 @@ def _at_url(url: str, remote: Remote) -> tuple[Location, str]:
         # The file that the user named is requested as it was written, with its query.
         return RemoteRanges(url if name == named else f"{base}/{quote(name)}", remote)
 
-    return Location(RemoteFolder(where.rpartition("/")[0], opened, None), (named,)), where
+    folder = RemoteFolder(where.rpartition("/")[0], opened, None)
+    return Location(folder, with_its_shards(named, where)), where
 
 
 def _in_bucket(url: str, limits: Limits, remote: Remote) -> tuple[Location, str]:
@@ -127,7 +133,7 @@ def _in_bucket(url: str, limits: Limits, remote: Remote) -> tuple[Location, str]
     if "." not in name:
         raise NotThere(f"{url}: no such file or folder in the bucket")
     refuse_other_formats(name, url)
-    return Location(bucket_folder(parent, None, remote), (name,)), url
+    return Location(bucket_folder(parent, None, remote), with_its_shards(name, url)), url
 
 
 def bucket_folder(url: str, found: Listing | None, remote: Remote) -> RemoteFolder:

@@ -126,8 +126,24 @@ def test_obstore_refuses_an_endless_body():
 
 def test_obstore_ends_what_is_too_slow(monkeypatch):
     monkeypatch.setattr(stores, "PATIENCE", replace(stores.PATIENCE, timeout_s=0.15))
-    with serving(slow()) as server:
+    with serving(lambda *range_: hang()) as server:
         refused(server, "too slow")
+
+
+@pytest.mark.parametrize("etag", ['"e"', None])
+def test_what_is_slow_but_steady_is_waited_for(monkeypatch, etag):
+    """The range takes longer than all tries of one request may."""
+    patience = Patience(2, 0.001, 0.002, timeout_s=0.4, longest_s=0.5)
+    monkeypatch.setattr(stores, "PATIENCE", patience)
+
+    def steady(begin, end):
+        yield answer(begin, end, content=b"", content_length=end - begin, etag=etag)
+        for at in range(begin, end, 16):
+            time.sleep(0.015)
+            yield FILE[at : min(at + 16, end)]
+
+    with serving(steady) as server:
+        assert got(server, 0, len(FILE)) == FILE
 
 
 BROKEN = answer(content=FILE[100:150], content_length=100)

@@ -370,7 +370,7 @@ def test_a_folder_in_several_resolutions_counts_once(tmp_path, without):
 
 def test_a_number_within_the_name_of_a_folder_is_no_repeats(tmp_path):
     names = ["3_my_style_v2_final", "cat10_dog", "2girls_beach"]
-    metadata = {"ss_dataset_dirs": json.dumps(dict.fromkeys(names, {"img_count": 1}))}
+    metadata = {"ss_dataset_dirs": json.dumps({name: {"img_count": 1} for name in names})}
     assert [*said(tmp_path, metadata).folders] == ["my_style_v2_final", *names[1:]]
 
 

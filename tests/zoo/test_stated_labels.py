@@ -167,7 +167,9 @@ def test_names_of_folders_and_front_matter_are_sources(tmp_path):
     assert scan(zoo, "folders").tables.columns["folder"]["y/m1"] == ("y",)
     assert scan(zoo, "front_matter").tables.columns["tags"]["y/m1"] == ("b",)
     for number in range(12):
-        (tmp_path / f"model {number}" / "README.md").write_text("---\ntags: [lora, diffusers]\n---\n")
+        (tmp_path / f"model {number}" / "README.md").write_text(
+            "---\ntags: [lora, diffusers]\n---\n"
+        )
     assert not read_said([("m", tmp_path / "model 0")], ["front_matter"])["m"].columns
 
 

@@ -180,6 +180,15 @@ def test_shards_are_read_together(tmp_path):
     (tmp_path / names[1]).unlink()
     with pytest.raises(ProbexError, match="shard 2 of 2 is missing"):
         open_model(tmp_path)
+    with pytest.raises(ProbexError, match=f"{names[1]}: no such file"):
+        open_model(tmp_path / names[0])
+
+
+@pytest.mark.parametrize("name", ["a-3-of-2.gguf", "a-0-of-2.gguf", "a-1-of-999999.gguf"])
+def test_a_shard_that_cannot_be(tmp_path, name):
+    write(tmp_path / name, "llama", {"token_embd.weight": drawn(4, 8)})
+    with pytest.raises(ProbexError, match=f"{name}: shard"):
+        open_model(tmp_path / name)
 
 
 def test_of_several_files_one_must_be_named(tmp_path):

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from probex_jax.buckets import write as write_object
 from probex_jax.model_files import Remote, fingerprint, open_model
+from tests import s3
 from tests.hub import write_repo
 from tests.model_files.containers.gguf_files import drawn, write
 from tests.model_files.containers.test_damaged import FILES
@@ -21,6 +23,21 @@ def test_as_on_the_disk(hub, kind):
             assert fingerprint(remote) == fingerprint(local)
             for name, value in remote.matrices(local.all_layers).items():
                 np.testing.assert_array_equal(value, local.matrix(name))
+
+
+def test_with_one_shard_of_gguf_come_the_others(hub):
+    folder = write_repo(hub.repositories.root, "models", "split/gguf", {})
+    names = [f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
+    write(folder / names[0], "llama", {"token_embd.weight": drawn(4, 8)})
+    write(folder / names[1], "llama", {"output.weight": drawn(4, 8)})
+    url = f"{hub.url.replace('127.0.0.1', 'localhost')}/split/gguf/resolve/main"
+    with s3.serving():
+        for name in names:
+            write_object(f"s3://{s3.BUCKET}/g/{name}", (folder / name).read_bytes())
+        for at in ("hf://split/gguf", url, f"s3://{s3.BUCKET}/g"):
+            for name in names:
+                with open_model(f"{at}/{name}") as m:
+                    assert [*m.layers] == ["lm_head.weight", "model.embed_tokens.weight"]
 
 
 def test_of_a_large_file_one_layer_is_fetched(hub):
