@@ -22,7 +22,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.model_files import ModelFile, Remote, literal_strings, open_model
 from probex_jax.model_files.stated import LABEL_KEYS, LABELS_KEY
 from probex_jax.model_files.untrusted_text import is_text, json_object, quoted, shown
-from probex_jax.zoo.flat import flat_models, is_weights
+from probex_jax.zoo.flat import by_name, flat_models, is_weights
 from probex_jax.zoo.label_files import classes_of, distinct_texts, read_table
 from probex_jax.zoo.listed_path import zoo_path
 from probex_jax.zoo.stated_labels import RULES, TagRules, columns_of, label_sources, read_said
@@ -263,9 +263,12 @@ def _listed(root: Path, about: Mapping[str, Any]) -> Iterator[tuple[str, str, Pa
     if "models" in about:
         raise ProbexError(f"{shown(root / 'zoo.json')}: models: they are in {splits[0]}/, too")
     for split in splits:
-        for path in sorted((root / split).iterdir()):
-            if not path.name.startswith(".") and (path.is_dir() or is_weights(path)):
-                yield path.name.removesuffix(".safetensors"), split, path
+        paths = (
+            path
+            for path in (root / split).iterdir()
+            if not path.name.startswith(".") and (path.is_dir() or is_weights(path))
+        )
+        yield from ((name, split, path) for name, path in by_name(paths))
 
 
 def checked_id(id: str, path: Path) -> tuple[str, str]:
