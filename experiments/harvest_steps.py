@@ -21,8 +21,13 @@ from probex_jax.zoo.tables import Tables
 
 Row = dict[str, object]
 
-# Of one training, or of one model in versions: epochs and steps as kohya numbers them, and `_v2`.
-_VERSION = re.compile(r"(?:-\d{6}|-step\d{8}|[-_ ]v\d+(?:\.\d+)?)+$", re.IGNORECASE)
+# Of one training, or of one model in versions: epochs and steps as kohya, ai-toolkit and diffusers
+# number them, precisions, and `_v2`.
+_VERSION = re.compile(
+    r"(?:-\d{6}|_\d{9}|(?:^|[/_-])checkpoint-\d+|[-_](?:e|epoch|step)[-_]?\d+"
+    r"|[-_](?:fp16|bf16|pruned)|[-_ ]v\d+(?:\.\d+)?)+$",
+    re.IGNORECASE,
+)
 _MOST_TAGS, _SHOWN_TAGS = 200, 5
 
 

@@ -155,6 +155,22 @@ def test_copies_and_versions_are_one_series():
     assert {found[name] for name in names if name.startswith("cat")} == {"cat-000002"}
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["cat_000000500", "cat_000001000", "cat"],
+        ["x/checkpoint-500", "x/checkpoint-1000", "x"],
+        ["checkpoint-500", "checkpoint-1000"],
+        ["e-epoch3", "e-epoch4", "e_e5", "e-step00000100", "e_step-20"],
+        ["fp_fp16", "fp", "fp-pruned_bf16", "fp_v2-fp16"],
+    ],
+)
+def test_what_one_training_left_is_one_series(names):
+    found = series_of({name: Said() for name in [*names, "other_3", "checkpoints"]}, {})
+    assert len({found[name] for name in names}) == 1
+    assert len(set(found.values())) == 3
+
+
 def test_a_hostile_header_harms_no_card(made):
     root, *_ = made
     with px.open_model(root / "downloads" / "hostile.safetensors") as model:
