@@ -170,15 +170,29 @@ def series_of(said: Mapping[str, Said], contents: Mapping[str, str]) -> dict[str
     return {id: root(id) for id in said}
 
 
-def write_harvest(found: Harvest, models: Sequence[FoundModel], out: Path) -> None:
-    """Writes what was found, and the zoos, to a folder."""
+def write_harvest(
+    found: Harvest, models: Sequence[FoundModel], out: Path, *, overwrite: bool = False
+) -> None:
+    """Writes what was found, and the zoos, to a folder.
+
+    Raises:
+      ProbexError: if there are zoos of other models, which are not to be overwritten; then nothing
+        was written.
+    """
     paths = {model.id: model.path for model in models}
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     with one_writer(out):
-        for tree in found.trees:
-            if ids := tree.labelled:
-                label_steps.write_zoo(out / tree.name, {id: paths[id] for id in ids}, tree.tables)
+        tables = {out / tree.name: tree.tables for tree in found.trees}
+        zoos = {
+            out / tree.name: {id: paths[id] for id in tree.labelled}
+            for tree in found.trees
+            if tree.labelled
+        }
+        if not overwrite:
+            label_steps.check_zoos(zoos, "choose another --out or --overwrite it")
+        for zoo, members in zoos.items():
+            label_steps.write_zoo(zoo, members, tables[zoo])
         lines = [str(paths[id].resolve()) for id in found.undocumented]
         write_text(out / "undocumented.txt", "".join(f"{line}\n" for line in lines))
         write_json(out / "harvest.json", _as_json(found))
