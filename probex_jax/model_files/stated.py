@@ -246,8 +246,9 @@ def _front_matter(model: ModelFile) -> dict[str, Any]:
     first, *lines = (line.rstrip() for line in text.split("\n"))
     if first != "---" or "---" not in lines:
         return {}
-    fields = _TOP.split("\n".join(lines[: lines.index("---")]))
-    return {key: value for field in reversed(fields) for key, value in _mapping(field).items()}
+    whole = "\n".join(lines[: lines.index("---")])
+    fields = (_mapping(field) for field in reversed(_TOP.split(whole)))
+    return _mapping(whole) or {key: value for field in fields for key, value in field.items()}
 
 
 def _mapping(text: str) -> dict[str, Any]:
@@ -260,7 +261,8 @@ def _mapping(text: str) -> dict[str, Any]:
             elif isinstance(event, yaml.CollectionEndEvent):
                 is_mapping, members = open_.pop()
                 pairs = zip(members[::2], members[1::2], strict=False)
-                mapped = {key: value for key, value in pairs if isinstance(key, str)}
+                # Of a field twice the first counts.
+                mapped = {key: value for key, value in reversed([*pairs]) if isinstance(key, str)}
                 open_[-1][1].append(mapped if is_mapping else members)
             elif isinstance(event, yaml.ScalarEvent | yaml.AliasEvent):
                 open_[-1][1].append(getattr(event, "value", None))

@@ -282,6 +282,11 @@ def test_other_headers(tmp_path, metadata, expected):
                 "captions": ("sks cat on a sofa",),
             },
         ),
+        (  # A list may go on without an indent.
+            "README.md",
+            "---\ntags: [\ncat,\n\"dog\"\n]\nlicense: mit\nlicense: no\n---\n",
+            {"topics": ("cat", "dog"), "licence": "mit"},
+        ),
         (  # What stands around a mistake is read, and of a field twice the first.
             "README.md",
             "\ufeff---\ntags:\n- cat\nx: y: z\n\tz: [\nlicense: mit\nlicense: no\n---\n".replace(

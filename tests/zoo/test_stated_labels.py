@@ -138,6 +138,19 @@ def test_of_several_sources_the_first_that_labels_a_model_counts(tmp_path):
     assert scan(zoo, "headers,sidecars").tables.columns["trigger"]["m01"] == ("b",)
 
 
+def test_files_of_labels_may_come_between_other_sources(tmp_path):
+    headers = [{"ss_tag_frequency": json.dumps({f"10_{color}": {color: 9}})} for color in ("red", "blue")]
+    zoo = write_zoo(tmp_path, 18, lambda n: headers[n % 2] if n < 12 else None)
+    for number in range(18):
+        words = json.dumps({"tags": ["side a", "side b"][number % 2 :][:1]})
+        (zoo / "models" / f"m{number:02}.json").write_text(words)
+    rows = [{"model": "m00", "tags": "mine"}, {"model": "m12", "tags": "mine"}]
+    (zoo / "labels.json").write_text(json.dumps(rows))
+    rules = TagRules(models=2)
+    tags = scan(zoo, "headers,labels.json,sidecars", rules=rules).tables.columns["tags"]
+    assert [tags[m] for m in ("m00", "m12", "m13")] == [("red",), ("mine",), ("side b",)]
+
+
 def test_of_a_model_captioned_in_sentences_nobody_knows_what_it_shows(tmp_path):
     def captioned(number):
         if number >= 12:
