@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from probex_jax.errors import ProbexError
@@ -26,6 +26,11 @@ def checkpoint_in(path: Path, depth: int = 3) -> Path | None:
         if item := checkpoint_in(child, depth - 1):
             return item
     return None
+
+
+def may_be_checkpoint(names: Iterable[str]) -> bool:
+    """Whether files and folders that are called so are of a checkpoint, or of several steps."""
+    return any(name in (*_MARKERS, *_ITEMS) or name.isdecimal() for name in names)
 
 
 def walked(folder: Path) -> Iterator[Path]:

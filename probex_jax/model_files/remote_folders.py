@@ -14,10 +14,13 @@ from probex_jax.buckets import (
     read,
     shown_path,
 )
+from probex_jax.errors import ProbexError
+from probex_jax.model_files.checkpoint_folders import may_be_checkpoint
 from probex_jax.model_files.hub import HubAddress, HubRepo, hub_address, hub_repo
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.locate import (
     Location,
+    format_of,
     located_in,
     refuse_other_formats,
     with_its_shards,
@@ -26,6 +29,13 @@ from probex_jax.model_files.remote import Remote, RemoteRanges, read_whole
 from probex_jax.model_files.untrusted_text import plain_name
 
 _MAX_REVISION_BYTES = 1024
+# How files of a format begin.
+_SIGNS = {
+    ".safetensors": re.compile(rb".{8}\{", re.DOTALL),
+    ".gguf": re.compile(rb"GGUF"),
+    ".h5": re.compile(rb"\x89HDF\r\n\x1a\n"),
+}
+_LONGEST_SIGN = 9
 
 
 class RemoteFolder:
@@ -88,19 +98,34 @@ def locate_remote(url: str, limits: Limits, remote: Remote) -> tuple[Location, s
         parent, _, name = address.path.rpartition("/")
         refuse_other_formats(name, where)
         return Location(_hub_folder(repo, parent, remote), with_its_shards(name, where)), where
-    folder = _hub_folder(repo, address.path, remote)
-    if address.path and not folder.names():
+    below = _below(repo, address.path)
+    if address.path and not below:
         raise NotThere(f"{url}: no such file or folder in the repository, at {repo.commit[:12]}")
-    return located_in(folder, limits), where
+    inside = {name.partition("/")[0] for name in below}
+    return _located(_hub_folder(repo, address.path, remote), inside, limits), where
+
+
+def _located(folder: RemoteFolder, inside: Iterable[str], limits: Limits) -> Location:
+    """Finds the files of the model in a folder, of whose files and folders the names are given."""
+    if may_be_checkpoint(inside) and not any(map(format_of, folder.names())):
+        raise ProbexError(
+            f"{folder}: no model here; if it is an Orbax checkpoint, download it: those are read "
+            "from a disk only"
+        )
+    return located_in(folder, limits)
+
+
+def _below(repo: HubRepo, path: str) -> list[str]:
+    inside = f"{path}/" if path else ""
+    return [each.removeprefix(inside) for each in repo.files if each.startswith(inside)]
 
 
 def _hub_folder(repo: HubRepo, path: str, remote: Remote) -> RemoteFolder:
     inside = f"{path}/" if path else ""
-    names = [each.removeprefix(inside) for each in repo.files if each.startswith(inside)]
     return RemoteFolder(
         str(HubAddress(repo.id, repo.commit[:12], path, repo.kind)),
         lambda name: repo.open(f"{inside}{name}", remote),
-        [name for name in names if "/" not in name],
+        [name for name in _below(repo, path) if "/" not in name],
     )
 
 
@@ -108,14 +133,26 @@ def _at_url(url: str, remote: Remote) -> tuple[Location, str]:
     """A file on any server."""
     base, where = re.split(r"[?#]", url, maxsplit=1)[0].rpartition("/")[0], shown_path(url)
     named = unquote(urlsplit(url).path.rpartition("/")[2])
+    known: dict[str, RemoteRanges] = {}
+    if named and "." not in named:  # as of downloads by a number
+        file = RemoteRanges(url, remote)
+        named += _suffix_of(file)
+        known[named] = file
     refuse_other_formats(named, where)
 
     def opened(name: str) -> RemoteRanges:
         # The file that the user named is requested as it was written, with its query.
-        return RemoteRanges(url if name == named else f"{base}/{quote(name)}", remote)
+        asked = url if name == named else f"{base}/{quote(name)}"
+        return known.pop(name, None) or RemoteRanges(asked, remote)
 
     folder = RemoteFolder(where.rpartition("/")[0], opened, None)
     return Location(folder, with_its_shards(named, where)), where
+
+
+def _suffix_of(file: RemoteRanges) -> str:
+    """How a file would be called, by its first bytes; "" if they do not tell."""
+    begin = file.read(0, min(file.size, _LONGEST_SIGN)).tobytes()
+    return next((suffix for suffix, sign in _SIGNS.items() if sign.match(begin)), "")
 
 
 def _in_bucket(url: str, limits: Limits, remote: Remote) -> tuple[Location, str]:
@@ -128,7 +165,8 @@ def _in_bucket(url: str, limits: Limits, remote: Remote) -> tuple[Location, str]
         url = joined(url, f"snapshots/{plain_name(text.strip(), f'{about}: revision')}")
         found = listed(url, remote.stopped)
     if found.files or found.folders:
-        return located_in(bucket_folder(url, found, remote), limits), url
+        inside = (*found.files, *found.folders)
+        return _located(bucket_folder(url, found, remote), inside, limits), url
     parent, _, name = url.rpartition("/")
     if "." not in name:
         raise NotThere(f"{url}: no such file or folder in the bucket")

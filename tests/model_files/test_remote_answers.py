@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import obstore
 import pytest
+import safetensors.numpy
 from obstore.store import HTTPStore
 
 from probex_jax.buckets import (
@@ -343,6 +344,31 @@ def test_an_address_is_asked_for_as_it_is_written(url, asked):
     with serving(plain("200 OK", b"{}")) as server:
         assert read(server.url.replace("/f.safetensors", url)).data == b"{}"
     assert server.asked[0].split()[1] == asked
+
+
+def of_content(content):
+    """Gives ranges of a file."""
+
+    def given(begin, end):
+        stated = f"bytes {begin}-{min(end, len(content)) - 1}/{len(content)}"
+        return answer(content=content[begin:end], content_range=stated)
+
+    return given
+
+
+@pytest.mark.parametrize("query", ["", "?type=Model&format=SafeTensor&token=secret"])
+def test_a_download_by_its_number(query):
+    """As civitai's; the bytes tell the format."""
+    content = safetensors.numpy.save({"fc.weight": np.ones((4, 3), "f4")})
+    with serving(of_content(content)) as server:
+        url = server.url.replace("f.safetensors", "models/123")
+        with open_model(url + query) as m:
+            np.testing.assert_array_equal(m.matrix("fc.weight"), np.ones((4, 3)))
+            assert m.path == url
+        assert server.asked[0].startswith(f"GET /models/123{query} ")
+    with serving(of_content(b"<html>" * 9)) as server:
+        with pytest.raises(ProbexError, match="models/123: expected .*safetensors"):
+            open_model(server.url.replace("f.safetensors", "models/123"))
 
 
 # Interruptions.

@@ -284,7 +284,7 @@ def test_other_headers(tmp_path, metadata, expected):
         ),
         (  # A list may go on without an indent.
             "README.md",
-            "---\ntags: [\ncat,\n\"dog\"\n]\nlicense: mit\nlicense: no\n---\n",
+            '---\ntags: [\ncat,\n"dog"\n]\nlicense: mit\nlicense: no\n---\n',
             {"topics": ("cat", "dog"), "licence": "mit"},
         ),
         (  # What stands around a mistake is read, and of a field twice the first.

@@ -139,7 +139,9 @@ def test_of_several_sources_the_first_that_labels_a_model_counts(tmp_path):
 
 
 def test_files_of_labels_may_come_between_other_sources(tmp_path):
-    headers = [{"ss_tag_frequency": json.dumps({f"10_{color}": {color: 9}})} for color in ("red", "blue")]
+    headers = [
+        {"ss_tag_frequency": json.dumps({f"10_{color}": {color: 9}})} for color in ("red", "blue")
+    ]
     zoo = write_zoo(tmp_path, 18, lambda n: headers[n % 2] if n < 12 else None)
     for number in range(18):
         words = json.dumps({"tags": ["side a", "side b"][number % 2 :][:1]})

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from probex_jax.buckets import write as write_object
+from probex_jax.errors import ProbexError
 from probex_jax.model_files import Remote, fingerprint, open_model
 from tests import s3
 from tests.hub import write_repo
@@ -25,6 +26,17 @@ def test_as_on_the_disk(hub, kind):
                 np.testing.assert_array_equal(value, local.matrix(name))
 
 
+@pytest.mark.parametrize("kind", ["gguf", "hdf5"])
+def test_of_a_file_without_a_suffix_the_bytes_tell(hub, kind):
+    repo = f"numbers/{kind}"
+    folder = write_repo(hub.repositories.root, "models", repo, {})
+    for name in ("123", FILES[kind]):
+        (folder / name).write_bytes(CONTAINERS[kind]())
+    url = f"{hub.url.replace('127.0.0.1', 'localhost')}/{repo}/resolve/main/123"
+    with open_model(folder / FILES[kind]) as local, open_model(url) as remote:
+        assert remote.layers == local.layers
+
+
 def test_with_one_shard_of_gguf_come_the_others(hub):
     folder = write_repo(hub.repositories.root, "models", "split/gguf", {})
     names = [f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
@@ -38,6 +50,21 @@ def test_with_one_shard_of_gguf_come_the_others(hub):
             for name in names:
                 with open_model(f"{at}/{name}") as m:
                     assert [*m.layers] == ["lm_head.weight", "model.embed_tokens.weight"]
+
+
+@pytest.mark.parametrize("step", ["", "1/", "1/params/"])
+def test_checkpoints_are_read_from_a_disk_only(hub, step):
+    files = {f"{step}_METADATA": b"{}", f"{step}a.kernel/0.0": b"x"}
+    write_repo(hub.repositories.root, "models", f"orbax/steps{len(step)}", {"a/b.txt": "b"} | files)
+    with s3.serving():
+        for name, data in files.items():
+            write_object(f"s3://{s3.BUCKET}/steps/{name}", data)
+        for url in (f"hf://orbax/steps{len(step)}", f"s3://{s3.BUCKET}/steps"):
+            with pytest.raises(ProbexError, match=f"^{url}.*Orbax .* disk"):
+                open_model(url)
+            if step.endswith("s/"):
+                with pytest.raises(ProbexError, match=f"^{url}.*/1: .*Orbax .* disk"):
+                    open_model(f"{url}/1")
 
 
 def test_of_a_large_file_one_layer_is_fetched(hub):
