@@ -367,7 +367,7 @@ def test_a_download_by_its_number(query):
             assert m.path == url
         assert server.asked[0].startswith(f"GET /models/123{query} ")
     with serving(of_content(b"<html>" * 9)) as server:
-        with pytest.raises(ProbexError, match="models/123: expected .*safetensors"):
+        with pytest.raises(ProbexError, match=r"models/123: expected .*safetensors"):
             open_model(server.url.replace("f.safetensors", "models/123"))
 
 

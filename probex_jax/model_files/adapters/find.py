@@ -151,6 +151,7 @@ def _update(
             )
         factors[found.role] = name
     spelling = named[0][1].spelling
+    path = f"{path}.modulation" if "modulation" in factors else path
     alpha = f"{path}.alpha" if f"{path}.alpha" in tensors and spelling.method != "delta" else ""
     update = Update(path, spelling, factors, alpha)
     missing = update.missing()
