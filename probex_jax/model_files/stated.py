@@ -162,6 +162,12 @@ def stated_base(model: ModelFile) -> str:
     return found.get("base", "")
 
 
+def files_of_labels(stem: str) -> tuple[str, ...]:
+    """The names of the files beside a file of weights, called so, in which something may stand."""
+    configs = (_FILES[file] for file in "car")
+    return (*configs, *(stem + ending for ending in _SIDECARS))
+
+
 def _found(
     model: ModelFile, sources: Sequence[str], rows: Sequence["_Row"]
 ) -> tuple[dict[str, Any], dict[str, str]]:
