@@ -366,9 +366,11 @@ def test_a_download_by_its_number(query):
             np.testing.assert_array_equal(m.matrix("fc.weight"), np.ones((4, 3)))
             assert m.path == url
         assert server.asked[0].startswith(f"GET /models/123{query} ")
-    with serving(of_content(b"<html>" * 9)) as server:
-        with pytest.raises(ProbexError, match=r"models/123: expected .*safetensors"):
-            open_model(server.url.replace("f.safetensors", "models/123"))
+    with (
+        serving(of_content(b"<html>" * 9)) as server,
+        pytest.raises(ProbexError, match=r"models/123: expected .*safetensors"),
+    ):
+        open_model(server.url.replace("f.safetensors", "models/123"))
 
 
 # Interruptions.

@@ -198,7 +198,7 @@ def _package(where: str) -> Any:
     try:
         import gguf
     except ImportError as error:
-        raise ProbexError(f"{where}: GGUF needs the extra 'gguf': pip install probex_jax[gguf]") from error
+        raise ProbexError(f"{where}: GGUF needs it: pip install probex_jax[gguf]") from error
     return gguf
 
 
