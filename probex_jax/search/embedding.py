@@ -143,12 +143,12 @@ def _stamp(model: FoundModel) -> str:
     else:
         try:
             weights = local_files(model.path)
-            labels = map(weights[0].with_name, files_of_labels(weights[0].stem))
-            read = [*weights, *(file for file in labels if file.is_file())]
-            found = [(file, file.stat()) for file in read]
+            told = map(weights[0].with_name, files_of_labels(weights[0].stem))
+            read = [*weights, *(file for file in told if file.is_file())]
+            states = [(file, file.stat()) for file in read]
         except OSError as error:
             raise ProbexError(f"{model.path}: cannot be read: {error.strerror}") from error
-        files = [[file.name, status.st_size, status.st_mtime_ns] for file, status in found]
+        files = [[file.name, status.st_size, status.st_mtime_ns] for file, status in states]
     content = [model.id, model.tree, model.split, model.stated, sorted(model.texts.items()), files]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
