@@ -243,11 +243,25 @@ def _beside(model: ModelFile, name: str) -> dict[str, Any]:
 
 
 def _front_matter(model: ModelFile) -> dict[str, Any]:
-    """The front matter of the README, all scalars as texts; field by field, if some are damaged."""
     try:
-        data = model.bytes_beside("README.md", _MAX_README_BYTES) or b""
+        return front_matter(model.bytes_beside("README.md", _MAX_README_BYTES) or b"")
     except ProbexError:
         return {}
+
+
+def front_matter(data: bytes) -> dict[str, Any]:
+    """The front matter of a README, all scalars as texts; field by field, if some are damaged.
+
+    Args:
+      data: the README.
+
+    Returns:
+      The fields that can be read; those of aliases are None.
+
+    Example:
+      >>> front_matter(b"---\\nlicense: mit\\nadded: 2026-13-45\\n---\\n# A model")
+      {'added': '2026-13-45', 'license': 'mit'}
+    """
     text = data[: _MAX_FRONT_MATTER + 8].decode("utf-8-sig", errors="replace")
     first, *lines = (line.rstrip() for line in text.split("\n"))
     if first != "---" or "---" not in lines:

@@ -17,6 +17,7 @@ from probex_jax.buckets import NotThere
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.hub import HubAddress, HubRepo, hub_repo
 from probex_jax.model_files.remote import Remote, read_whole
+from probex_jax.model_files.stated import front_matter
 from probex_jax.model_files.untrusted_text import (
     is_plain_path,
     is_text,
@@ -160,17 +161,11 @@ def _with_split(files: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def _stated_files(repo: HubRepo, subset: str, remote: Remote) -> list[tuple[str, str]]:
     """Splits and files as the front matter of the dataset's README lists them."""
-    import yaml
-
-    # PyYAML passes on what Python's constructors of dates and numbers raise.
-    malformed = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
     try:
-        text = read_whole(repo.open("README.md", remote), _MAX_README_BYTES).decode()
-        parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
-        front = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-    except (NotThere, *malformed):
+        readme = read_whole(repo.open("README.md", remote), _MAX_README_BYTES)
+    except NotThere:
         return []
-    configs = front.get("configs") if isinstance(front, dict) else None
+    configs = front_matter(readme).get("configs")
     for config in configs if isinstance(configs, list) else ():
         if isinstance(config, dict) and config.get("config_name") == subset:
             return [

@@ -19,6 +19,7 @@ from probex_jax.buckets import (
     NotThere,
     Patience,
     Refused,
+    Unreachable,
     problems,
     read,
     store_of,
@@ -46,9 +47,10 @@ def got(server, begin=100, end=200, **how):
     return ranges(server, **how).read(begin, end).tobytes()
 
 
-def refused(server, message, kind=ProbexError, **how):
+def refused(server, kind=Unreachable, names="", **how):
+    """An error of a kind, in one short line, which names the file, and what is given."""
     started = time.monotonic()
-    with pytest.raises(kind, match=message) as caught:
+    with pytest.raises(kind, match=names or None) as caught:
         got(server, **how)
     assert str(caught.value).startswith(server.url)
     assert str(caught.value).isprintable()
@@ -68,67 +70,64 @@ def test_asks_for_a_range_as_it_is():
 def test_obstore_tries_again(status):
     with serving(plain(f"{status} Later"), plain(f"{status} Later"), answer()) as server:
         assert got(server) == FILE[100:200]
-    assert len(server.asked) == 3
 
 
 def test_obstore_gives_up():
     with serving(plain("503 Slow", b"\x1b[31m" + b"x" * 10_000)) as server:
-        refused(server, "503.*try again later")
-        assert len(server.asked) == 4
+        refused(server, names="503")
     with serving(b"") as server:
-        refused(server, "try again later")
-    refused(server, "refused.*try again later")  # closed
+        refused(server)
+    refused(server)  # closed
 
 
 @pytest.mark.parametrize(
-    ("status", "kind", "message"),
+    ("status", "kind"),
     [
-        ("404 Not Found", NotThere, "nothing there"),
-        ("410 Gone", NotThere, "nothing there"),
-        ("401 Unauthorized", Refused, "not allowed"),
-        ("403 Forbidden", Refused, "not allowed"),
-        ("400 Bad Request", ProbexError, "400 Bad Request"),
-        ("416 Range Not Satisfiable", ProbexError, "is it empty"),
-        ("412 Precondition Failed", Conflict, "412"),
-        ("204 No Content", ProbexError, "no byte ranges|how long"),
+        ("404 Not Found", NotThere),
+        ("410 Gone", NotThere),
+        ("401 Unauthorized", Refused),
+        ("403 Forbidden", Refused),
+        ("400 Bad Request", Unreachable),
+        ("416 Range Not Satisfiable", Unreachable),
+        ("412 Precondition Failed", Conflict),
+        ("204 No Content", Unreachable),
     ],
 )
-def test_what_is_refused_is_not_tried_again(status, kind, message):
-    with serving(plain(status, b"because" if status[0] == "4" else b"")) as server:
-        refused(server, message, kind)
-    assert len(server.asked) == 1
+def test_what_is_refused_is_not_tried_again(status, kind):
+    body = b"because" if status[0] == "4" else b""
+    with serving(plain(status, body), answer()) as server:
+        refused(server, kind, status[:3] if body else "")
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    "given",
     [
-        (answer(content_range="bytes 99-198/1024"), "asked for bytes 100 to 200, .* 99 to 199"),
-        (answer(100, 199), "asked for bytes 100 to 200, .* 100 to 199"),
-        (answer(100, 201), "asked for bytes 100 to 200, .* 100 to 201"),
-        (answer(content_range=None), "Content-Range"),
-        (answer(content_range="bytes */1024"), "CONTENT_RANGE"),
-        (answer(content_range="bytes 100-199/*"), "CONTENT_RANGE"),
-        (answer(content_range="lines 100-199/1024"), "CONTENT_RANGE"),
-        (answer(content_range="bytes 100-199/150"), "asked for"),
-        (plain("200 OK", FILE), "whole files only"),
-        (answer(content_length=None, transfer_encoding="chunked"), "how long"),
+        answer(content_range="bytes 99-198/1024"),
+        answer(100, 199),
+        answer(100, 201),
+        answer(content_range=None),
+        answer(content_range="bytes */1024"),
+        answer(content_range="bytes 100-199/*"),
+        answer(content_range="lines 100-199/1024"),
+        answer(content_range="bytes 100-199/150"),
+        plain("200 OK", FILE),
+        answer(content_length=None, transfer_encoding="chunked"),
     ],
 )
-def test_obstore_refuses(given, message):
-    with serving(given) as server:
-        refused(server, message)
-    assert len(server.asked) == 1
+def test_obstore_refuses(given):
+    with serving(given, answer()) as server:  # and does not try again
+        refused(server)
 
 
 def test_obstore_refuses_an_endless_body():
     with serving(endless()) as server:
-        refused(server, "how long")
+        refused(server)
 
 
 def test_obstore_ends_what_is_too_slow(monkeypatch):
     monkeypatch.setattr(stores, "PATIENCE", replace(stores.PATIENCE, timeout_s=0.15))
     with serving(lambda *range_: hang()) as server:
-        refused(server, "too slow")
+        refused(server)
 
 
 @pytest.mark.parametrize("etag", ['"e"', None])
@@ -154,15 +153,11 @@ def test_obstore_goes_on_where_a_body_broke_off():
     broken, rest = answer(content=FILE[100:150], content_length=100), answer(150, 200)
     with serving(broken, plain("503 Slow"), rest) as server:
         assert got(server) == FILE[100:200]
-    assert [server.headers(n)["range"] for n in range(3)] == [
-        "bytes=100-199",
-        *["bytes=150-199"] * 2,
-    ]
 
 
 def test_obstore_compares_etags_when_it_goes_on():
     with serving(BROKEN, lambda *range_: answer(*range_, etag='"f"')) as server:
-        refused(server, "changed on the server")
+        refused(server, ProbexError)
 
 
 # What obstore takes or gives up, and `RemoteRanges` does not.
@@ -178,7 +173,6 @@ def test_a_body_without_an_etag_is_resumed():
     broken = answer(content=FILE[100:150], content_length=100, etag=None)
     with serving(broken) as server, pytest.raises(obstore.exceptions.GenericError):
         taken(server)
-    assert len(server.asked) == 1
     with serving(broken, lambda *range_: answer(*range_, etag=None)) as server:
         assert got(server) == FILE[100:200]
 
@@ -189,24 +183,23 @@ def test_too_many_requests_are_waited_for():
             taken(server)
         assert got(server) == FILE[100:200]
     with serving(plain("429 Too Many Requests")) as server:
-        refused(server, "429")
-        assert len(server.asked) == 12
+        refused(server, names="429")
 
 
 @pytest.mark.parametrize(
-    ("given", "length", "message"),
+    ("given", "length", "names"),
     [
-        (answer(content=FILE[100:300]), 200, "more bytes"),
-        (answer(content=FILE[100:150]), 50, "broke off, 50 bytes are missing"),
-        (answer(content_encoding="gzip"), 100, "as 'gzip', expected no encoding"),
-        (answer(content_encoding="x" * 3000), 100, "expected no encoding"),
+        (answer(content=FILE[100:300]), 200, ""),
+        (answer(content=FILE[100:150]), 50, "50 bytes"),
+        (answer(content_encoding="gzip"), 100, "gzip"),
+        (answer(content_encoding="x" * 3000), 100, "xxx"),
     ],
 )
-def test_a_body_that_is_not_the_range(given, length, message):
+def test_a_body_that_is_not_the_range(given, length, names):
     with serving(given) as server:
         assert taken(server) == length
     with serving(given, lambda *range_: answer(*range_, content=b"")) as server:
-        refused(server, message)
+        refused(server, ProbexError, names)
 
 
 def test_a_short_body_is_resumed():
@@ -235,14 +228,14 @@ def test_a_file_that_changes(first, second, same):
         if same:
             assert file.read(100, 200).tobytes() == FILE[100:200]
         else:
-            with pytest.raises(ProbexError, match=r"changed on the server|list of files says"):
+            with pytest.raises(ProbexError, match=server.url):
                 file.read(100, 200)
 
 
 def test_an_etag_that_is_known_before():
     with serving(answer()) as server:
         assert got(server, etag='"e"') == FILE[100:200]
-        refused(server, "changed on the server", etag='"f"')
+        refused(server, ProbexError, etag='"f"')
         assert got(server, etag="") == FILE[100:200]
 
 
@@ -287,8 +280,7 @@ def test_no_error_shows_what_is_secret():
 @pytest.mark.parametrize("to", ["file:///etc/passwd", "ftp://localhost/x", "/f.safetensors"])
 def test_redirects_that_are_not_followed(to):
     with serving(redirect(to)) as server:
-        refused(server, "redirects")
-    assert len(server.asked) <= 11
+        refused(server)
 
 
 @pytest.fixture(scope="module")
@@ -326,9 +318,10 @@ def test_obstore_follows_no_redirect_from_https_to_http(certificate):
         store, key = store_of(server.url.replace("127.0.0.1", "localhost"), SECRET)
         known = {"client_options": {**store.client_options, "root_certificate": pem}}
         store = HTTPStore(store.url, retry_config=store.retry_config, **known)
-        with pytest.raises(obstore.exceptions.GenericError, match="redirect"):
+        with pytest.raises(obstore.exceptions.GenericError):
             obstore.get(store, key, options={"range": (100, 200)})
-    assert (len(server.asked), len(unsafe.asked)) == (1, 0)
+    assert server.asked
+    assert not unsafe.asked
 
 
 @pytest.mark.parametrize(
@@ -422,10 +415,9 @@ def test_reading_where_a_loop_runs():
 
 
 def test_what_is_read_is_ones_own():
-    with serving(answer(0, 200), answer(0, 200)) as server:
+    with serving(answer(0, 200)) as server:
         file = ranges(server)
         file.fetch([(0, 200)])
         first = file.read(100, 200)
         first[:] = 0
         np.testing.assert_array_equal(file.read(100, 200), np.frombuffer(FILE, np.uint8)[100:200])
-    assert len(server.asked) == 1

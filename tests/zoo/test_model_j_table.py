@@ -183,6 +183,12 @@ def test_readmes_of_every_shape(hub, name, text, split):
     assert (model.split, model.repo) == (split, "org/guessed" if guessed else "org/stated")
 
 
+def test_a_damaged_field_of_a_readme_harms_no_other(hub, name):
+    text = STATED["test"].replace("---\n", "---\nadded: 2020-13-45\n", 1)
+    files(hub, name, README_md=text, a__x_jsonl=lines({"hf_model_id": "org/stated"}))
+    assert ids(read(name))["test"] == ["org/stated"]
+
+
 def test_a_readme_of_aliases_of_aliases_is_not_written_out(hub, name):
     nested = "".join(f"x{n}: &x{n} [{','.join([f'*x{n - 1}'] * 9)}]\n" for n in range(1, 12))
     text = f"---\nx0: &x0 [a]\n{nested}configs: [{{config_name: SupViT, data_files: "
