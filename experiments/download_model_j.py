@@ -15,6 +15,7 @@ from absl import flags
 
 import probex_jax as px
 from experiments import cli, download_steps
+from probex_jax.bucket_paths import on_a_disk
 from probex_jax.zoo.model_j_table import DATASET, SUBSETS, Table
 
 _SUBSET = flags.DEFINE_string("subset", None, f"One of {', '.join(SUBSETS)}.", required=True)
@@ -47,7 +48,8 @@ def main() -> int:
         return 0
     if _OUT.value is None:
         raise px.ProbexError("give --out, the folder to download to")
-    row, failed = download_steps.download(_table(), _OUT.value, _LAYERS.value, _JOBS.value)
+    out = str(on_a_disk(_OUT.value))
+    row, failed = download_steps.download(_table(), out, _LAYERS.value, _JOBS.value)
     print(cli.table([row]))
     return 1 if failed else 0
 

@@ -43,6 +43,9 @@ _BY_BASE = flags.DEFINE_bool(
     "Whether LoRAs of different checkpoints are different trees. Without, those that change the "
     "same layers are one.",
 )
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Whether zoos of an earlier harvest in --out are replaced."
+)
 _MOST = flags.DEFINE_integer("most", 20, "Trees to list, the largest first.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the splits.", lower_bound=0)
 
@@ -56,7 +59,8 @@ def main() -> int:
     found = harvest_steps.harvest(models, sources, rules, _SEED.value, by_base=_BY_BASE.value)
     if not found.trees:
         raise px.ProbexError(f"{_MODELS.value}: no model could be read")
-    harvest_steps.write_harvest(found, models, as_path(_OUT.value))
+    out = as_path(_OUT.value)
+    harvest_steps.write_harvest(found, models, out, overwrite=_OVERWRITE.value)
     print(cli.table(harvest_steps.harvest_rows(found)[: _MOST.value]))
     for line in harvest_steps.lines(found, len(models)):
         print(line)

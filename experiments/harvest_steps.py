@@ -21,8 +21,13 @@ from probex_jax.zoo.tables import Tables
 
 Row = dict[str, object]
 
-# Of one training, or of one model in versions: epochs and steps as kohya numbers them, and `_v2`.
-_VERSION = re.compile(r"(?:-\d{6}|-step\d{8}|[-_ ]v\d+(?:\.\d+)?)+$", re.IGNORECASE)
+# Of one training, or of one model in versions: epochs and steps as kohya, ai-toolkit and diffusers
+# number them, precisions, and `_v2`.
+_VERSION = re.compile(
+    r"(?:-\d{6}|_\d{9}|(?:^|[/_-])checkpoint-\d+|[-_](?:e|epoch|step)[-_]?\d+"
+    r"|[-_](?:fp16|bf16|pruned)|[-_ ]v\d+(?:\.\d+)?)+$",
+    re.IGNORECASE,
+)
 _MOST_TAGS, _SHOWN_TAGS = 200, 5
 
 
@@ -165,15 +170,29 @@ def series_of(said: Mapping[str, Said], contents: Mapping[str, str]) -> dict[str
     return {id: root(id) for id in said}
 
 
-def write_harvest(found: Harvest, models: Sequence[FoundModel], out: Path) -> None:
-    """Writes what was found, and the zoos, to a folder."""
+def write_harvest(
+    found: Harvest, models: Sequence[FoundModel], out: Path, *, overwrite: bool = False
+) -> None:
+    """Writes what was found, and the zoos, to a folder.
+
+    Raises:
+      ProbexError: if there are zoos of other models, which are not to be overwritten; then nothing
+        was written.
+    """
     paths = {model.id: model.path for model in models}
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     with one_writer(out):
-        for tree in found.trees:
-            if ids := tree.labelled:
-                label_steps.write_zoo(out / tree.name, {id: paths[id] for id in ids}, tree.tables)
+        tables = {out / tree.name: tree.tables for tree in found.trees}
+        zoos = {
+            out / tree.name: {id: paths[id] for id in tree.labelled}
+            for tree in found.trees
+            if tree.labelled
+        }
+        if not overwrite:
+            label_steps.check_zoos(zoos, "choose another --out or --overwrite it")
+        for zoo, members in zoos.items():
+            label_steps.write_zoo(zoo, members, tables[zoo])
         lines = [str(paths[id].resolve()) for id in found.undocumented]
         write_text(out / "undocumented.txt", "".join(f"{line}\n" for line in lines))
         write_json(out / "harvest.json", _as_json(found))

@@ -105,22 +105,28 @@ def write_zoos(folder: Path, trees: Sequence[Mapping[str, Path]], labels: str | 
     ids = [id for models in trees for id in models]
     tables, unknown = (Tables(), ()) if labels is None else _labels_in(as_path(labels), Names(ids))
     told_unmatched({str(labels): unknown}, folder)
-    for number, models in enumerate(trees, start=1):
-        write_zoo(folder / f"tree-{number}", models, tables)
+    zoos = {folder / f"tree-{number}": models for number, models in enumerate(trees, start=1)}
+    check_zoos(zoos, "choose another folder")
+    for zoo, models in zoos.items():
+        write_zoo(zoo, models, tables)
+
+
+def check_zoos(zoos: Mapping[Path, Mapping[str, Path]], way_out: str) -> None:
+    """Raises a ProbexError if one of the folders holds a zoo of other models."""
+    for zoo, models in zoos.items():
+        if (zoo / "zoo.json").exists() and read_json(zoo / "zoo.json") != _about(models):
+            raise ProbexError(f"{zoo}: a zoo of other models; {way_out}")
+
+
+def _about(models: Mapping[str, Path]) -> dict[str, Any]:
+    return {"models": {id: str(path.resolve()) for id, path in models.items()}}
 
 
 def write_zoo(zoo: Path, models: Mapping[str, Path], tables: Tables) -> None:
-    """Writes a zoo that names its models where they are, with their labels and splits.
-
-    Raises:
-      ProbexError: if the folder holds a zoo of other models.
-    """
-    about = {"models": {id: str(path.resolve()) for id, path in models.items()}}
-    if (zoo / "zoo.json").exists() and read_json(zoo / "zoo.json") != about:
-        raise ProbexError(f"{zoo}: a zoo of other models; choose another folder")
+    """Writes a zoo that names its models where they are, with their labels and splits."""
     with disk_errors(zoo):
         zoo.mkdir(parents=True, exist_ok=True)
-    write_json(zoo / "zoo.json", about)
+    write_json(zoo / "zoo.json", _about(models))
     if tables.columns:
         rows = [
             {"model": id} | {name: said[id] for name, said in tables.columns.items() if id in said}

@@ -35,12 +35,14 @@ class Faulty:
       asked, failed: how many requests there were, and how many of them failed.
       sent: bytes of answers.
       loses: an end of paths; the next answer for one is lost.
+      cuts_lists: every how many lists of objects one breaks off; 0 for none.
       refuses: a method, and an end of paths for which it is forbidden.
     """
 
     def __init__(self, app, share, seed=0):
         self._app, self.share, self.failed, self.asked = app, share, 0, 0
         self.refuses, self.loses, self.sent = ("", ""), "/", 0
+        self.cuts_lists, self._lists = 0, 0
         self._random, self._lock = random.Random(seed), threading.Lock()
 
     def __call__(self, environ, start_response):
@@ -51,6 +53,9 @@ class Faulty:
             self.failed += fails
             if environ["PATH_INFO"].endswith(self.loses):
                 how, self.loses = "lost", "/"
+            if self.cuts_lists and "list-type" in environ["QUERY_STRING"]:
+                self._lists += 1
+                how = how or "cut" * (self._lists % self.cuts_lists == 8)
         method, end = self.refuses
         if method == environ["REQUEST_METHOD"] and environ["PATH_INFO"].endswith(end):
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))

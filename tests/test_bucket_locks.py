@@ -128,7 +128,8 @@ def test_what_fails_at_the_end_hides_no_error(server, folder, method):
             raise KeyError
 
     try:
-        pytest.raises(KeyError, fail)
+        with pytest.raises(KeyError):
+            fail()
     finally:
         server.refuses = "", ""
 

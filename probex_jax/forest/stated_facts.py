@@ -85,7 +85,9 @@ def read_stated_facts(model: ModelFile) -> StatedFacts:
         sizes[tensor.dtype] += math.prod(tensor.shape)
     return StatedFacts(
         labels=said.about,
-        source=next((said.sources[f] for f in _TOLD_BY if said.about and f in said.sources), ""),
+        source=next(
+            (said.sources[f] for f in _TOLD_BY if set(said.about) & set(getattr(said, f))), ""
+        ),
         base=said.base,
         architecture=said.architecture,
         library=_library(model, said.architecture, is_lora),

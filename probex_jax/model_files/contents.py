@@ -23,6 +23,7 @@ _WRAPPERS = re.compile(
     r"(?:\A|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer|"
     r"modules_to_save(?:\.default)?)\.|\Abase_model\.model\."
 )
+_MAX_STACKED = 100_000  # matrices in the stacks of a file
 _STATE = ".quant_state."  # bitsandbytes's, read when a file is opened
 _PARALLEL = "module."  # DistributedDataParallel's
 
@@ -176,10 +177,11 @@ def _weights(
         n: t for n, t in tensors.items() if len(t.shape) > 1 and not isinstance(infos[n], str)
     }
     turned, axes = stacks(possible), axes_of(possible)
+    stacked = sum(possible[name].shape[0] for name in turned)
     for name, tensor in tensors.items():
         info, order, weight = infos[name], axes.get(name), Weight(name, packed=packed.get(name))
         if name in turned and isinstance(info, LayerInfo) and info.kind != "vector":
-            if tensor.shape[0] > MAX_EXPERTS:
+            if tensor.shape[0] > MAX_EXPERTS or stacked > _MAX_STACKED:
                 yield name, f"a stack of {tensor.shape[0]} matrices, which is not read", weight
                 continue
             order = (1, 0) if turned[name] else None

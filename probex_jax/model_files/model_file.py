@@ -28,6 +28,7 @@ from probex_jax.model_files.stored_tensors import StoredTensors
 from probex_jax.model_files.untrusted_text import quoted
 
 _DEFAULT_LIMITS = Limits()
+_MAX_PARTS = 32
 
 
 class ModelFile:
@@ -82,16 +83,16 @@ class ModelFile:
     def parts(self) -> Mapping[str, "ModelFile"]:
         """The models that a single-file checkpoint holds, by how the names of each begin.
 
-        In a part the names lack that beginning. {} for a file that is one model. Parts are closed
-        with the file.
+        In a part the names lack that beginning. {} for a file that is one model, and for adapters.
+        Parts are closed with the file, not by themselves.
 
         Raises:
           ProbexError: if a part cannot be read.
         """
-        found = parts(self.tensors)
+        found = {} if self._updates else parts(self.tensors)
         return {
-            begin: ModelFile(f"{self.path}: {begin}", self._stored.part(begin), self._beside)
-            for begin in found
+            begin: ModelFile(f"{self.path}: {begin}", self._stored.part(begin, names), self._beside)
+            for begin, names in (found.items() if len(found) <= _MAX_PARTS else ())
         }
 
     @cached_property
@@ -114,6 +115,11 @@ class ModelFile:
             the model's own folder.
         """
         return self._beside.json(name)
+
+    @cached_property
+    def is_alone(self) -> bool:
+        """Whether README and configs beside it are its own, and not of many models in a folder."""
+        return self._beside.are_of(self.files)
 
     def bytes_beside(self, name: str, limit: int) -> bytes | None:
         """A file in the model's folder, or None if there is none; read at most once.

@@ -2,7 +2,8 @@
 
 `_ROWS` says where each field may stand: in the header's metadata, in `config.json`,
 `adapter_config.json` and the front matter of `README.md`, and in what managers of LoRAs write
-beside the weights (`NAME.civitai.info` and so on). What is damaged, too long or not printable is
+beside the weights (`NAME.civitai.info` and so on). Of a file among others, README and configs are
+not read: which model they are about is unknown. What is damaged, too long or not printable is
 left out, whatever is around it.
 """
 
@@ -17,8 +18,9 @@ import yaml
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import stated_values as values
+from probex_jax.model_files.hub_tags import says_of_training
 from probex_jax.model_files.model_file import ModelFile
-from probex_jax.model_files.untrusted_text import json_list, json_object
+from probex_jax.model_files.training_images import parsed, training_images
 
 HEADERS, SIDECARS, FRONT_MATTER = "headers", "sidecars", "front_matter"
 SOURCES = (HEADERS, SIDECARS, FRONT_MATTER)
@@ -27,7 +29,6 @@ LABELS_KEY, LABEL_KEYS = "dataset_chosen_targets", ("imagenet_class_id", "concep
 
 _SIDECARS = (".civitai.info", ".metadata.json", ".cm-info.json", ".json")
 _MAX_README_BYTES, _MAX_FRONT_MATTER = 2**20, 2**16
-_DEPTH, _VALUES = 12, 500_000
 _SHARE = 0.3  # of the images that have a tag
 _TOP = re.compile(r"\n(?=[\w\"'])")  # before a field of front matter
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -97,14 +98,19 @@ class Stated:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Tag to the share of the images that have it; a trigger word or topic is of all images."""
+        """Tag to the share of the images that have it.
+
+        A trigger word is of all images, and a topic, unless it says how the model was made.
+        """
         counts = {**self.folders, **self.tags}
-        total = max([sum(self.folders.values()), *counts.values(), 1])
+        images = self.images if any(self.folders.values()) else 0  # of more folders than are listed
+        total = max([images, sum(self.folders.values()), *counts.values(), 1])
         shares = {tag: count / total for tag, count in self.tags.items()}
         for name, count in self.folders.items():
             share = count / total if count else 1 / len(self.folders)
             shares[name] = max(share, shares.get(name, 0.0))
-        return shares | dict.fromkeys((*self.topics, *self.triggers), 1.0)
+        topics = filter(says_of_training, self.topics)
+        return shares | dict.fromkeys((*topics, *self.triggers), 1.0)
 
     @property
     def about(self) -> tuple[str, ...]:
@@ -136,7 +142,10 @@ def read_stated(model: ModelFile, sources: Sequence[str] = SOURCES) -> Stated:
       ({'cat': 20, 'sofa': 5}, {'cat': 0}, 100, 'metadata, ss_tag_frequency')
     """
     found, stands = _found(model, sources, _ROWS)
-    found["images"] = sum(found.get("folders", {}).values()) or found.get("images", 0)
+    folders = found.get("folders", {})
+    if images := sum(folders.values()):  # `ss_num_train_images` counts repeats
+        found["images"], stands["images"] = images, stands["folders"]
+    found["folders"] = dict(islice(folders.items(), values.MAX_LISTED))
     return Stated(**found, sources=stands)
 
 
@@ -151,6 +160,12 @@ def stated_base(model: ModelFile) -> str:
     """
     found, _ = _found(model, SOURCES, [row for row in _ROWS if row[0] == "base"])
     return found.get("base", "")
+
+
+def files_of_labels(stem: str) -> tuple[str, ...]:
+    """The names of the files beside a file of weights, called so, in which something may stand."""
+    configs = (_FILES[file] for file in "car")
+    return (*configs, *(stem + ending for ending in _SIDECARS))
 
 
 def _found(
@@ -193,17 +208,21 @@ class _Reader:
         of = {"r": FRONT_MATTER, "s": SIDECARS}.get(file, HEADERS)
         if of not in self._sources or (of == SIDECARS and not isinstance(model.path, Path)):
             return []
+        if file in "car" and not model.is_alone:
+            return []
         if of == FRONT_MATTER:
             return [_front_matter(model)]
         if of == SIDECARS:
             stems = [Path(name).stem for name in model.files[:1]]
             return [_beside(model, stem + ending) for stem in stems for ending in _SIDECARS]
+        if file == "i":
+            return [training_images(model.metadata)]
         return [dict(model.metadata) if file == "m" else _beside(model, _FILES[file])]
 
     def _below(self, value: Any, keys: Sequence[str]) -> Iterator[Any]:
         if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):  # JSON in JSON
             if value not in self._parsed:
-                self._parsed[value] = _json(value)
+                self._parsed[value] = parsed(value)
             value = self._parsed[value]
         if not keys:
             yield value
@@ -214,18 +233,6 @@ class _Reader:
                     yield from self._below(member, keys[1:])
         elif isinstance(value, dict):
             yield from self._below(value.get(keys[0]), keys[1:])
-
-
-def _json(text: str) -> Any:
-    try:
-        data = text.encode()
-        return (
-            json_list(data, "")
-            if text.lstrip()[0] == "["
-            else json_object(data, "", depth=_DEPTH, values=_VALUES)
-        )
-    except (ProbexError, UnicodeEncodeError):
-        return text
 
 
 def _beside(model: ModelFile, name: str) -> dict[str, Any]:
@@ -259,8 +266,9 @@ def front_matter(data: bytes) -> dict[str, Any]:
     first, *lines = (line.rstrip() for line in text.split("\n"))
     if first != "---" or "---" not in lines:
         return {}
-    fields = _TOP.split("\n".join(lines[: lines.index("---")]))
-    return {key: value for field in reversed(fields) for key, value in _mapping(field).items()}
+    whole = "\n".join(lines[: lines.index("---")])
+    fields = (_mapping(field) for field in reversed(_TOP.split(whole)))
+    return _mapping(whole) or {key: value for field in fields for key, value in field.items()}
 
 
 def _mapping(text: str) -> dict[str, Any]:
@@ -273,7 +281,8 @@ def _mapping(text: str) -> dict[str, Any]:
             elif isinstance(event, yaml.CollectionEndEvent):
                 is_mapping, members = open_.pop()
                 pairs = zip(members[::2], members[1::2], strict=False)
-                mapped = {key: value for key, value in pairs if isinstance(key, str)}
+                # Of a field twice the first counts.
+                mapped = {key: value for key, value in reversed([*pairs]) if isinstance(key, str)}
                 open_[-1][1].append(mapped if is_mapping else members)
             elif isinstance(event, yaml.ScalarEvent | yaml.AliasEvent):
                 open_[-1][1].append(getattr(event, "value", None))
@@ -335,11 +344,11 @@ _ROWS: tuple[_Row, ...] = (
         "m:modelspec.description | m:ss_training_comment | m:general.description | "
         "s:model/description | s:modelDescription | s:ModelDescription | s:description | s:notes",
     ),
-    ("tags", values.image_counts, "m:ss_tag_frequency | m:ss_datasets/*/tag_frequency"),
+    ("tags", values.image_counts, "i:ss_tag_frequency | i:ss_datasets/*/tag_frequency"),
     (
         "folders",
         values.folder_counts,
-        "m:ss_dataset_dirs | m:ss_datasets/*/subsets/* | m:ss_tag_frequency",
+        "i:ss_dataset_dirs | i:ss_datasets/*/subsets/* | i:ss_tag_frequency",
     ),
     (
         "topics",
@@ -351,7 +360,7 @@ _ROWS: tuple[_Row, ...] = (
         "triggers",
         values.words,
         "m:modelspec.trigger_phrase | m:trigger_word | m:training_info/trigger_word | "
-        "m:ss_datasets/*/subsets/*/class_tokens | s:trainedWords | s:civitai/trainedWords | "
+        "i:ss_datasets/*/subsets/*/class_tokens | s:trainedWords | s:civitai/trainedWords | "
         "s:TrainedWords | s:activation text | r:instance_prompt",
     ),
     ("captions", values.texts, "r:widget/*/text | m:ss_sample_prompts | s:images/*/meta/prompt"),
@@ -389,6 +398,7 @@ _ROWS: tuple[_Row, ...] = (
 # The first letter of a place.
 _FILES = {
     "m": "metadata",
+    "i": "metadata",  # of training images
     "c": "config.json",
     "a": "adapter_config.json",
     "r": "README.md",

@@ -18,7 +18,8 @@ _MAX_LABELS, _MAX_TAGS = 10_000, 500
 _MAX_COUNT, _MAX_NUMBER = 10**9, 1e9
 _NOTHING = {"", "none", "null", "~", "[]", "{}"}  # kohya writes "None" for what it does not know
 _NO_NAME = re.compile(r"(?:LABEL|label|class)_?\d+|\d+")  # classes that nobody named
-_REPEATS = re.compile(r"\d+_(?=.)")
+# Of a folder: "10_" before its name, and " (2)" where it is in several datasets.
+_REPEATS, _AGAIN = re.compile(r"^\d+_(?=.)"), re.compile(r" \(\d+\)$")
 
 
 def name_of(value: Any, most: int = _MAX_CHARACTERS) -> str:
@@ -70,29 +71,46 @@ def first_count(values: Sequence[Any]) -> int:
 
 
 def image_counts(values: Sequence[Any]) -> dict[str, int]:
-    """{folder: {tag: images}}, or {tag: images}."""
+    """{folder: {tag: images}}; a folder of several datasets, as of two resolutions, counts once."""
     counts: Counter[str] = Counter()
+    folders: dict[str, Counter[str]] = {}
     for value in values:
-        for inner in value.values() if isinstance(value, dict) else ():
+        for folder, inner in value.items() if isinstance(value, dict) else ():
+            of_folder: Counter[str] = Counter()
             for tag, count in (inner if isinstance(inner, dict) else {}).items():
                 if (name := name_of(tag)) and type(count) is int and 0 < count <= _MAX_COUNT:
-                    counts[name] += count
+                    of_folder[name] += count
+            folders[folder] = folders.get(folder, of_folder) | of_folder  # the larger count
+    for of_folder in folders.values():
+        counts.update(of_folder)
     return dict(counts.most_common(_MAX_TAGS))
 
 
 def folder_counts(values: Sequence[Any]) -> dict[str, int]:
-    """{folder: {"img_count": images}}; the keys of tags name folders, too."""
-    found: Counter[str] = Counter()
+    """{folder: {"img_count": images}}; the keys of tags name folders, too.
+
+    The same folder in several datasets, as of two resolutions, is "10_cat", "10_cat (2)" and so on,
+    or stands there again.
+    """
+    once: dict[str, int] = {}
     for value in values:
         if isinstance(value, dict) and isinstance(value.get("image_dir"), str):
             value = {value["image_dir"]: value}  # a subset of ss_datasets
         for folder, inner in value.items() if isinstance(value, dict) else ():
-            last = re.split(r"[/\\]", folder.rstrip("/\\"))[-1]
-            if name := name_of(_REPEATS.sub("", last, count=1)):
-                found[name] += first_count(
-                    [inner.get("img_count")] if isinstance(inner, dict) else []
-                )
-    return dict(found.most_common(MAX_LISTED))
+            first = _AGAIN.sub("", folder)
+            folder = first if first in value else folder
+            count = first_count([inner.get("img_count")] if isinstance(inner, dict) else [])
+            once[folder] = max(count, once.get(folder, 0))
+    found: Counter[str] = Counter()
+    for folder, count in once.items():
+        if name := name_of(_REPEATS.sub("", last_name(folder))):
+            found[name] += count
+    return dict(found.most_common())
+
+
+def last_name(folder: str) -> str:
+    """The last folder of a path, of any system."""
+    return re.split(r"[/\\]", folder.rstrip("/\\"))[-1]
 
 
 def listed_labels(values: Sequence[Any]) -> tuple[str, ...]:

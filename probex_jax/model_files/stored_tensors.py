@@ -74,14 +74,14 @@ class StoredTensors:
             *(text for each in containers for text in each.contained.warnings),
         )
 
-    def part(self, begin: str) -> "StoredTensors":
-        """Those tensors whose names begin so, by the rest of their names."""
+    def part(self, begin: str, names: Iterable[str]) -> "StoredTensors":
+        """Some tensors, by what follows `begin` in their names; closing it does nothing."""
         part = copy.copy(self)
-        part._of = {n.removeprefix(begin): of for n, of in self._of.items() if n.startswith(begin)}
-        part.infos = {name: self.infos[begin + name] for name in part._of}
-        part.left_out = {
-            n: self.left_out[begin + n] for n in part._of if begin + n in self.left_out
-        }
+        short = {name.removeprefix(begin): name for name in names}
+        part._shards = ()
+        part._of = {name: self._of[whole] for name, whole in short.items()}
+        part.infos = {name: self.infos[whole] for name, whole in short.items()}
+        part.left_out = {n: self.left_out[w] for n, w in short.items() if w in self.left_out}
         return part
 
     def raw(self, name: str) -> np.ndarray:

@@ -15,6 +15,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, Read, batch_size, in_batches
 from probex_jax.model_files import ModelFile, open_model, read_stated
 from probex_jax.model_files.locate import SINGLE, local_files
+from probex_jax.model_files.stated import files_of_labels
 from probex_jax.model_files.untrusted_text import is_unicode
 from probex_jax.search.folders import FoundModel, files_of, model_path
 from probex_jax.search.table import unit
@@ -135,13 +136,19 @@ def _stamp(model: FoundModel) -> str:
     """A hash of everything that the row and the vector depend on."""
     files: list[list[str | int]]
     if isinstance(model.path, ListedPath):
-        files = [[name, entry.size, entry.etag] for name, entry in model.path.files()]
+        beside = model.path.tree.get(model.path.parts[:-1], {})
+        labels = files_of_labels(model.path.stem)
+        found = [*model.path.files(), *((name, beside.get(name)) for name in labels)]
+        files = [[name, entry.size, entry.etag] for name, entry in found if entry]
     else:
         try:
-            found = [(file, file.stat()) for file in local_files(model.path)]
+            weights = local_files(model.path)
+            told = map(weights[0].with_name, files_of_labels(weights[0].stem))
+            read = [*weights, *(file for file in told if file.is_file())]
+            states = [(file, file.stat()) for file in read]
         except OSError as error:
             raise ProbexError(f"{model.path}: cannot be read: {error.strerror}") from error
-        files = [[file.name, status.st_size, status.st_mtime_ns] for file, status in found]
+        files = [[file.name, status.st_size, status.st_mtime_ns] for file, status in states]
     content = [model.id, model.tree, model.split, model.stated, sorted(model.texts.items()), files]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 

@@ -2,23 +2,22 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from probex_jax.buckets import is_address
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors
-from probex_jax.model_files.locate import local_files
+from probex_jax.model_files.checkpoint_folders import checkpoint_in
+from probex_jax.model_files.locate import format_of, local_files
 from probex_jax.zoo import ZooModel, scan
+from probex_jax.zoo.flat import is_weights, stem_of
 from probex_jax.zoo.listed_path import ListedPath, zoo_path
 from probex_jax.zoo.model_j import SPLITS, checked_id
 
-_WEIGHTS = ".safetensors"
 # A folder with one of these is one model.
 _WHOLE = ("model.safetensors", "model.safetensors.index.json", "snapshots")
-# Unsupported formats: a folder with nothing else is listed, so that the reason is shown.
-_UNREAD = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf"}
 
 
 @dataclass(frozen=True)
@@ -38,16 +37,16 @@ def find_models(folder: str | Path, *, may_be_empty: bool = False) -> tuple[Foun
     """Lists the models under a folder, at any depth, without opening them.
 
     A folder with `train/`, `val/` or another split is a zoo. A folder with `model.safetensors`, a
-    shard index or `snapshots/`, or with a single `.safetensors` file and no folder, is a model.
-    Elsewhere every `.safetensors` file is a model. Hidden files and folders are skipped. If the
-    folder is a split of a zoo, its models are those that the zoo lists.
+    shard index or `snapshots/`, an Orbax checkpoint, or a folder with a single file of a format
+    that is read and no folder is a model. Elsewhere every such file is a model. Hidden files and
+    folders are skipped. If the folder is a split of a zoo, its models are those that the zoo lists.
 
     Args:
       folder: to search.
       may_be_empty: whether to return () instead of raising if there are no models.
 
     Returns:
-      The models, sorted by path. An id is the path relative to `folder` without `.safetensors`; in
+      The models, sorted by path. An id is the path relative to `folder` without its suffix; in
       a zoo, the path of the zoo and the id in the zoo. If a folder has a single file, the id is the
       folder's and the path is the file's.
 
@@ -70,11 +69,11 @@ def find_models(folder: str | Path, *, may_be_empty: bool = False) -> tuple[Foun
     with disk_errors(root):
         models: dict[str, FoundModel] = {}
         for model in _of_split(root) or _models(root, root, set()):
-            # A file and a folder may differ only in the suffix.
-            id = model.id if model.id not in models else model.id + _WEIGHTS
+            # A file and a folder, or two files, may differ only in the suffix.
+            id = model.id if model.id not in models else model.id + model.path.suffix
             models[id] = model
     if not models and not may_be_empty:
-        raise ProbexError(f"{root}: no models in it; expected folders or .safetensors files")
+        raise ProbexError(f"{root}: no models in it; expected folders or files as .safetensors")
     return tuple(_named(model, id) for id, model in models.items())
 
 
@@ -86,7 +85,7 @@ def _named(model: FoundModel, id: str) -> FoundModel:
 def files_of(path: Path) -> tuple[Path, ...]:
     """The files of the model at a path; () if there is no model."""
     if isinstance(path, ListedPath):
-        return tuple(path / name for name, _ in path.files() if name.endswith(_WEIGHTS))
+        return tuple(path / name for name, _ in path.files() if format_of(name))
     try:
         return local_files(path)
     except (ProbexError, OSError):
@@ -97,7 +96,8 @@ def model_path(folder: Path) -> Path:
     """The single file of a folder, or the folder if that is the model."""
     if is_address(folder) or any(os.path.lexists(folder / name) for name in _WHOLE):
         return folder
-    return next(iter(files_of(folder)), folder)
+    files = files_of(folder)
+    return folder if checkpoint_in(folder, 0) else next(iter(files), folder)
 
 
 def _models(folder: Path, root: Path, seen: set[Path]) -> Iterator[FoundModel]:
@@ -106,9 +106,10 @@ def _models(folder: Path, root: Path, seen: set[Path]) -> Iterator[FoundModel]:
     seen.add(real)
     entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
     folders = [entry for entry in entries if entry.is_dir()]
-    files = [entry for entry in entries if entry.suffix == _WEIGHTS and entry not in folders]
-    unread = any(entry.suffix.lower() in _UNREAD for entry in entries)
-    if {entry.name for entry in entries} & set(_WHOLE) or (len(files) == 1 and not folders):
+    files = [entry for entry in entries if format_of(entry.name) and entry not in folders]
+    # A folder with nothing else is listed, so that the reason is shown.
+    unread = any(is_weights(entry) for entry in entries if entry not in folders)
+    if {entry.name for entry in entries} & set(_WHOLE) or _is_one(folder, files, folders):
         yield FoundModel(_id(folder, root), "", model_path(folder))
     elif {entry.name for entry in folders} & set(SPLITS):
         try:
@@ -125,6 +126,16 @@ def _models(folder: Path, root: Path, seen: set[Path]) -> Iterator[FoundModel]:
                 yield from _models(entry, root, seen)
             elif entry in files:
                 yield FoundModel(_id(entry, root), "", entry)
+
+
+def _is_one(folder: Path, files: Sequence[Path], folders: Sequence[Path]) -> bool:
+    """Whether a folder is one model: a file, an Orbax checkpoint, shards, Flax's numbered files."""
+    if checkpoint_in(folder, 0) is not None:
+        return True
+    formats = {format_of(file.name) for file in files}
+    # Of `.safetensors` files without an index each is a model.
+    together = len(formats) == 1 and formats <= {".gguf", ".msgpack"} and files_of(folder)
+    return not folders and (len(files) == 1 or bool(together and not is_address(folder)))
 
 
 def _of_zoo(folder: Path, root: Path) -> Iterator[FoundModel]:
@@ -164,4 +175,4 @@ def _of_split(root: Path) -> list[FoundModel]:
 
 def _id(path: Path, root: Path) -> str:
     relative = os.path.relpath(path, root) if path != root else path.resolve().name
-    return Path(relative).as_posix().removesuffix(_WEIGHTS)
+    return stem_of(Path(relative).as_posix())

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from probex_jax.bucket_paths import BucketPath, as_path, s3_over_http
+from probex_jax.buckets import Unreachable, stores
 from probex_jax.errors import ProbexError
 from probex_jax.search import checksums
 
@@ -27,10 +30,31 @@ _CANDIDATES = 128
 _RECALL_QUERIES = 100
 _RECALL_K = 10
 _LANCE_ERRORS = (ValueError, RuntimeError, OSError)
+_T = TypeVar("_T")
+
 # Of requests of a table in a bucket; by itself Lance makes three.
 _RETRIES = "10"
 # If two writers add the same path at once, the later one wins.
 _KEY = {"lance-schema:unenforced-primary-key": "true"}
+
+
+def _persisting(method: Callable[..., _T]) -> Callable[..., _T]:
+    """The method, called again where an answer of a bucket broke off.
+
+    Lance tries requests again, but for a list of files that breaks off. What is done twice is
+    harmless: a row is of one path.
+    """
+
+    @functools.wraps(method)
+    def persisting(*args: Any, **named: Any) -> _T:
+        for wait_s in stores.PATIENCE.waits_s():
+            try:
+                return method(*args, **named)
+            except Unreachable:
+                time.sleep(wait_s)
+        return method(*args, **named)
+
+    return persisting
 
 
 class ModelTable:
@@ -57,6 +81,7 @@ class ModelTable:
       (2, [('b', 1.0)])
     """
 
+    @_persisting
     def __init__(
         self, folder: str | Path, dim: int, *, create: bool = False, checked: bool = False
     ):
@@ -103,10 +128,12 @@ class ModelTable:
             if self._table.version < version:
                 raise ValueError(f"version {version} is missing")
 
+    @_persisting
     def __len__(self) -> int:
         with self._damage():
             return self._table.count_rows()
 
+    @_persisting
     def needs_mending(self) -> bool:
         """Whether version 1 made the table, or concurrent writers duplicated rows.
 
@@ -116,6 +143,7 @@ class ModelTable:
             self._table.checkout_latest()
         return not self._is_keyed or len(self.stamps()) < len(self)
 
+    @_persisting
     def mend(self) -> None:
         """Keeps the latest row of each path and makes the path the key, in one transaction.
 
@@ -136,6 +164,7 @@ class ModelTable:
         """Writes the checksums of the table's files."""
         self._sums = checksums.keep(self._folder, self._table.version, self._sums)
 
+    @_persisting
     def add(self, rows: Sequence[Mapping[str, Any]], vectors: Any) -> None:
         """Adds models; rows with an existing path are replaced.
 
@@ -165,6 +194,7 @@ class ModelTable:
             merge.when_not_matched_insert_all().execute(batch)
             self.keep_sums()
 
+    @_persisting
     def nearest(self, vector: Any, k: int, where: str | None = None) -> list[dict[str, Any]]:
         """The models with the highest cosine similarity, best first.
 
@@ -206,12 +236,14 @@ class ModelTable:
         query = query.nprobes(_MAX_PARTITIONS).ef(max(_CANDIDATES, _REFINE * k))
         return query.refine_factor(_REFINE).to_arrow().to_pylist()
 
+    @_persisting
     def stamps(self) -> dict[str, str]:
         """Path of every model to its `stamp`."""
         with self._damage():
             columns = self._table.search().select(["path", "stamp"]).to_arrow()
         return dict(zip(*(columns[name].to_pylist() for name in ("path", "stamp")), strict=True))
 
+    @_persisting
     def remove(self, paths: Iterable[str]) -> None:
         """Removes the models with these paths."""
         paths = list(paths)
@@ -221,12 +253,14 @@ class ModelTable:
                 self._table.delete(f"path IN ({', '.join(texts)})")
                 self.keep_sums()
 
+    @_persisting
     def compact(self) -> None:
         """Merges small fragments and adds new rows to the approximate index."""
         with self._damage():
             self._table.optimize()
             self.keep_sums()
 
+    @_persisting
     def build_ann(self) -> None:
         """Builds or rebuilds the approximate index (HNSW over 8-bit vectors)."""
         from lancedb.index import HnswSq
@@ -239,6 +273,7 @@ class ModelTable:
             self._table.create_index("vector", config=config, replace=True)
             self.keep_sums()
 
+    @_persisting
     def drop_ann(self) -> None:
         """Drops the approximate index, if there is one."""
         with self._damage():
@@ -246,6 +281,7 @@ class ModelTable:
                 self._table.drop_index(index.name)
             self.keep_sums()
 
+    @_persisting
     def recall(self, *, seed: int = 0) -> float:
         """Recall@10 of `nearest` against an exact scan, over 100 of the stored vectors.
 
@@ -273,6 +309,7 @@ class ModelTable:
             found += sum(hit["similarity"] >= tenth - 1e-6 for hit in hits[:k])
         return float(found / (k * len(queries_QT)))
 
+    @_persisting
     def everything(self, fields: Sequence[str]) -> tuple[list[dict[str, Any]], np.ndarray]:
         """Some fields of every model, and all unit vectors: [N, dim] float32."""
         with self._damage():
@@ -297,6 +334,8 @@ class ModelTable:
             reason = _reason(error)
             if "No space left" in reason:
                 raise ProbexError(f"{self._folder}: no space left on the disk") from error
+            if isinstance(self._folder, BucketPath) and "body error" in reason:
+                raise Unreachable(f"{self._folder}: the server's answers break off") from error
             raise ProbexError(
                 f"{self._folder}: the index is damaged or incomplete ({reason}); index again into "
                 "another folder"

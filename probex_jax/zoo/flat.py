@@ -1,9 +1,13 @@
 """The models of a folder without splits: in it, in its `models/`, or named by its `zoo.json`."""
 
-from collections.abc import Iterator
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from probex_jax.bucket_paths import as_path
+from probex_jax.buckets import is_address
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.checkpoint_folders import checkpoint_in
 from probex_jax.model_files.locate import FORMATS
@@ -18,13 +22,33 @@ def is_weights(path: Path) -> bool:
     return path.suffix.lower() in _WEIGHTS
 
 
+def stem_of(name: str) -> str:
+    """The name of a file of a model without the suffix of its format."""
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in FORMATS else name
+
+
+def by_name(paths: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+    """Models with their names: without suffixes, but for those that differ in nothing else.
+
+    There a `.safetensors` file is called as without one.
+    """
+    paths = sorted(paths)
+    stems = Counter(stem_of(path.name) for path in paths)
+    for path in paths:
+        stem = stem_of(path.name)
+        alone = stems[stem] == 1 or path.suffix == ".safetensors"
+        yield stem if alone else path.name, path
+
+
 def flat_models(root: Path, named: Any, where: str) -> Iterator[tuple[str, Path]]:
     """The models of a folder without splits, by name.
 
     Args:
       root: the folder.
       named: of `zoo.json`, {name: path, …}; a path is that of a file or folder here, relative to
-        `root` or absolute. None to list what is in `models/`, or else in the folder itself.
+        `root` or absolute, or an address in a bucket. None to list what is in `models/`, or else in
+        the folder itself.
       where: what errors about `named` name.
 
     Raises:
@@ -34,11 +58,12 @@ def flat_models(root: Path, named: Any, where: str) -> Iterator[tuple[str, Path]
         yield from _named(root, named, where)
         return
     folder = root / "models" if (root / "models").is_dir() else root
-    for path in sorted(folder.iterdir()):
-        if not path.name.startswith(".") and (
-            _is_model(path) if path.is_dir() else is_weights(path)
-        ):
-            yield path.name.removesuffix(".safetensors"), path
+    yield from by_name(
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(".")
+        and (_is_model(path) if path.is_dir() else is_weights(path))
+    )
 
 
 def _named(root: Path, named: Any, where: str) -> Iterator[tuple[str, Path]]:
@@ -47,9 +72,12 @@ def _named(root: Path, named: Any, where: str) -> Iterator[tuple[str, Path]]:
     for name, path in named.items():
         if not (is_text(name) and name.strip()):
             raise ProbexError(f"{where}: {quoted(name)} is no name of a model")
-        if not (is_text(path) and path) or "://" in path:
+        if is_text(path) and is_address(path):
+            yield name, as_path(path)
+        elif is_text(path) and path and "://" not in path:
+            yield name, root / path
+        else:
             raise ProbexError(f"{where}: {quoted(name)}: expected a path, found {quoted(path)}")
-        yield name, root / path
 
 
 def _is_model(folder: Path) -> bool:

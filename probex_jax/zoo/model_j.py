@@ -22,10 +22,18 @@ from probex_jax.errors import ProbexError
 from probex_jax.model_files import ModelFile, Remote, literal_strings, open_model
 from probex_jax.model_files.stated import LABEL_KEYS, LABELS_KEY
 from probex_jax.model_files.untrusted_text import is_text, json_object, quoted, shown
-from probex_jax.zoo.flat import flat_models, is_weights
+from probex_jax.zoo.flat import by_name, flat_models, is_weights
 from probex_jax.zoo.label_files import classes_of, distinct_texts, read_table
 from probex_jax.zoo.listed_path import zoo_path
-from probex_jax.zoo.stated_labels import RULES, TagRules, columns_of, label_sources, read_said
+from probex_jax.zoo.stated_labels import (
+    RULES,
+    TAGS,
+    TEXT,
+    TagRules,
+    columns_of,
+    label_sources,
+    read_said,
+)
 from probex_jax.zoo.tables import (
     HELD_OUT_SPLITS,
     LABEL_FILES,
@@ -245,11 +253,25 @@ def _with_stated(
     rules: TagRules,
     on_model: Callable[[str], None],
 ) -> dict[str, Mapping[str, Any]]:
-    """Label columns of files and of what models state, those that are named first before others."""
+    """Label columns of files and of what models state; of each model that of the first source."""
     said = read_said(((name, path) for name, (_, path) in models.items()), sources, on_model)
-    columns = [of_files, columns_of(said, rules)]
-    first, then = columns if sources[0] in LABEL_FILES else columns[::-1]
-    return {name: {**then.get(name, {}), **first.get(name, {})} for name in {**first, **then}}
+    stated = columns_of(said, rules)
+    order = {source: number for number, source in enumerate(sources)}
+    files = min((order[source] for source in LABEL_FILES if source in order), default=len(order))
+
+    def first(column: str) -> dict[str, Any]:
+        """What is stated in a column, as far as its source comes before the files of labels."""
+        by = TAGS if column == TEXT else column
+        return {
+            id: labels
+            for id, labels in stated.get(column, {}).items()
+            if order.get(said[id].sources.get(by, ""), files) < files
+        }
+
+    return {
+        name: {**stated.get(name, {}), **of_files.get(name, {}), **first(name)}
+        for name in {**of_files, **stated}
+    }
 
 
 def _listed(root: Path, about: Mapping[str, Any]) -> Iterator[tuple[str, str, Path]]:
@@ -263,9 +285,12 @@ def _listed(root: Path, about: Mapping[str, Any]) -> Iterator[tuple[str, str, Pa
     if "models" in about:
         raise ProbexError(f"{shown(root / 'zoo.json')}: models: they are in {splits[0]}/, too")
     for split in splits:
-        for path in sorted((root / split).iterdir()):
-            if not path.name.startswith(".") and (path.is_dir() or is_weights(path)):
-                yield path.name.removesuffix(".safetensors"), split, path
+        paths = (
+            path
+            for path in (root / split).iterdir()
+            if not path.name.startswith(".") and (path.is_dir() or is_weights(path))
+        )
+        yield from ((name, split, path) for name, path in by_name(paths))
 
 
 def checked_id(id: str, path: Path) -> tuple[str, str]:

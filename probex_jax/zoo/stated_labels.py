@@ -63,15 +63,16 @@ class Said:
     Args:
       columns: column to tag to its share of the images, 1 where there are no shares.
       sources: column to the source that it is from.
-      has_tags: whether it lists the tags of its images, and not its trigger words alone, so that a
-        tag that it lacks is not in them.
+      commonest: the share of its images that have the commonest of their tags, without trigger
+        words and names of folders. Of images with a sentence each it is small: a tag that they lack
+        may be in them nevertheless.
       author: as stated.
       runs: what it has in common with others of the same training: session and checksum.
     """
 
     columns: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
-    has_tags: bool = False
+    commonest: float = 0.0
     author: str = ""
     runs: tuple[str, ...] = ()
 
@@ -139,7 +140,7 @@ def _said(id: str, path: object, sources: Sequence[str]) -> Said:
     return Said(
         columns,
         stands,
-        has_tags=bool(set(map(_tag, by.tags)) - calls),
+        commonest=max((by.shares[tag] for tag in by.tags if _tag(tag) not in calls), default=0.0),
         author=next((said.author for said in facts.values() if said.author), ""),
         runs=tuple(run for said in facts.values() for run in (said.session, said.checksum) if run),
     )
@@ -178,13 +179,14 @@ def columns_of(
     Returns:
       Column to model to its classes, those of most images first: "labels", "tags" and "trigger", of
       which a model may have several; "base", "architecture" and "folder", one each; and "text", the
-      first tags as words, as many as enough models share. A model without tags is in no column of
-      tags; one whose tags are all too common or rare has none of the classes, (), or "none of
-      these", where the others have one each. A column whose models all have one label is left out.
+      first tags as words, as many as enough models share. A model without tags that many of its
+      images have is in no column of tags; one whose tags are all too common or rare has none of the
+      classes, (), or "none of these", where the others have one each. A column whose models all
+      have one label is left out.
 
     Example:
       >>> said = {
-      ...     f"m{n}": Said({"tags": {"1girl": 0.9, ("cat", "dog")[n % 2]: 0.6}}, has_tags=True)
+      ...     f"m{n}": Said({"tags": {"1girl": 0.9, ("cat", "dog")[n % 2]: 0.6}}, commonest=0.9)
       ...     for n in range(10)
       ... }
       >>> columns_of(said)["tags"]["m0"], columns_of(said)["text"]["m1"]
@@ -198,9 +200,11 @@ def columns_of(
     }
     found[TEXT] = _texts(found[TAGS], rules)
     for name, column in found.items():
-        # What lacks a trigger word has another one; of what has no tags nobody knows what it shows.
-        known = [id for id in column if name == LABELS or (name == TAGS and said[id].has_tags)]
-        without = [id for id in known if not column[id]]
+        # What lacks a trigger word has another one; of what has no tags, or a sentence for each
+        # image, nobody knows what it shows.
+        tagged = {id for id in column if 0 < said[id].commonest >= rules.share}
+        known = {LABELS: column.keys(), TAGS: tagged}.get(name, set())
+        without = [id for id in column if id in known and not column[id]]
         some = {id: tags for id, tags in column.items() if tags}
         # Where the others have one class each, so have these.
         one_each = all(len(tags) == 1 for tags in some.values())

@@ -1,6 +1,6 @@
 """Tables beside the models of a zoo: label columns (`label_files`) and splits, as `splits.json`.
 
-Tables name models as people do: by id or by file name, with or without `.safetensors` and folders.
+Tables name models as people do: by id or by file name, with or without suffix and folders.
 """
 
 from collections import Counter
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.untrusted_text import is_text, json_object, plain_name, quoted, shown
+from probex_jax.zoo.flat import stem_of
 from probex_jax.zoo.label_files import Labels, read_labels, read_table
 
 # Classes of the held-out splits occur in no other split.
@@ -161,11 +162,9 @@ class Names:
 
 def _stem(name: str) -> str:
     """A file's name without what only files have: `a/b/model.safetensors` is `a/b`."""
-    stem = name.replace("\\", "/").rstrip("/").removeprefix("./")
-    if stem.endswith(".safetensors"):
-        folder, _, last = stem.removesuffix(".safetensors").rpartition("/")
-        stem = folder if folder and last in _NO_NAMES else stem.removesuffix(".safetensors")
-    return stem
+    name = name.replace("\\", "/").rstrip("/").removeprefix("./")
+    folder, _, last = (stem := stem_of(name)).rpartition("/")
+    return folder if stem != name and folder and last in _NO_NAMES else stem
 
 
 def find_labels(

@@ -130,6 +130,18 @@ def test_a_tree_is_the_old_one_until_the_new_one_is_whole(server, tmp_path):
     assert len({path.name for path in (folder / "trees" / "Toy").iterdir()}) == 3
 
 
+def test_an_index_is_there_though_lists_of_its_files_break_off(server, tmp_path):
+    zoo, folder = write_tree(tmp_path / "Toy", 1, ("train",) * 3), f"{BUCKET}/cut"
+    server.cuts_lists = 13  # the greatest step makes twelve
+    try:
+        index = Index.create_or_open(folder, class_expert("Toy", 1))
+        assert index.add_models(find_models(zoo)).added == 3
+        index.optimise()
+        assert len(Index.open(folder).search(like=zoo / "train" / "m00")) == 2
+    finally:
+        server.cuts_lists = 0
+
+
 def start(what, *arguments, stops=False, stale_s=60):
     return warm.start("tests.writer", what, stops, *arguments, env={"STALE_S": str(stale_s)})
 

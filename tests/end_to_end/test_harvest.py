@@ -2,16 +2,20 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 import probex_jax as px
-from experiments.harvest_steps import series_of
+from experiments.harvest_steps import Harvest, HarvestedTree, series_of, write_harvest
 from probex_jax.forest import Description, Route
+from probex_jax.forest.discovery import FoundTree
 from probex_jax.forest.stated_facts import read_stated_facts
+from probex_jax.search import FoundModel
 from probex_jax.zoo.stated_labels import Said
+from probex_jax.zoo.tables import Tables
 from tests.end_to_end import warm
 
 # One worker runs them all, and makes what they share once.
@@ -131,6 +135,26 @@ def test_a_harvest_is_not_replaced_by_one_of_other_models(made):
     assert f"{zoo}: a zoo of other models" in done.stderr
 
 
+def test_a_harvest_of_more_models_may_overwrite_its_zoos(tmp_path):
+    def harvest(count, **options):
+        found, models = [], [FoundModel(f"m{n}", "", tmp_path / f"m{n}") for n in range(count)]
+        for name in "ab":
+            ids = [model.id for model in models][name == "a" :]
+            splits = {"tags": {"train": tuple(ids[1:]), "test": tuple(ids[:1])}}
+            tree = FoundTree("f", "", False, tuple(range(len(ids))))
+            found.append(HarvestedTree(name, tree, ids, len(ids), Tables(splits=splits)))
+        write_harvest(Harvest(found, {}, {}, []), models, tmp_path / "out", **options)
+        return json.loads((tmp_path / "out" / "b" / "zoo.json").read_text())["models"].keys()
+
+    assert len(harvest(3)) == 3
+    assert len(harvest(3)) == 3
+    shutil.rmtree(tmp_path / "out" / "a")
+    with pytest.raises(px.ProbexError, match="--overwrite"):
+        harvest(4)
+    assert not (tmp_path / "out" / "a").exists()
+    assert len(harvest(4, overwrite=True)) == 4
+
+
 def test_a_zoo_is_split_and_packed_by_what_its_headers_say(made, tmp_path):
     root, *_ = made
     zoo = tmp_path / "zoo"
@@ -153,6 +177,22 @@ def test_copies_and_versions_are_one_series():
     assert found["a"] == found["b"]
     assert found["dog"] == found["x/cat"]
     assert {found[name] for name in names if name.startswith("cat")} == {"cat-000002"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["cat_000000500", "cat_000001000", "cat"],
+        ["x/checkpoint-500", "x/checkpoint-1000", "x"],
+        ["checkpoint-500", "checkpoint-1000"],
+        ["e-epoch3", "e-epoch4", "e_e5", "e-step00000100", "e_step-20"],
+        ["fp_fp16", "fp", "fp-pruned_bf16", "fp_v2-fp16"],
+    ],
+)
+def test_what_one_training_left_is_one_series(names):
+    found = series_of({name: Said() for name in [*names, "other_3", "checkpoints"]}, {})
+    assert len({found[name] for name in names}) == 1
+    assert len(set(found.values())) == 3
 
 
 def test_a_hostile_header_harms_no_card(made):

@@ -84,13 +84,13 @@ def wrapped(header: bytes) -> bytes:
 
 
 def with_metadata(tensors: dict[str, np.ndarray], *keys: str) -> Callable[[bytes], bytes]:
-    """A file that has one text under some keys of its metadata."""
+    """A file that has one text under some keys of its metadata; of several keys a part of it."""
     data = save(tensors)
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
 
     def make(body: bytes) -> bytes:
-        text = body.decode(errors="ignore")
+        text = body[: _MAX_BODY // len(keys)].decode(errors="ignore")
         entries = {"__metadata__": dict.fromkeys(keys, text), **header}
         return wrapped(json.dumps(entries, ensure_ascii=False).encode())
 

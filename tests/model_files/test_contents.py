@@ -64,12 +64,35 @@ def test_factors_in_a_spelling_that_is_not_read_are_no_layers(tmp_path, spelling
             m.matrix(f"{LAYER}.weight")
 
 
-@pytest.mark.parametrize("path", ["lora_unet_mid_block_to_q", "transformer.blocks.0.to_q"])
+PREFIXED = ["lora_unet_mid_block_to_q", "lycoris_mid_block_to_q", "transformer.blocks.0.to_q"]
+
+
+@pytest.mark.parametrize("path", PREFIXED)
 def test_glora_is_told_by_its_four_factors(tmp_path, path):
     names = [f"{path}.{end}" for end in ("a1.weight", "a2.weight", "b1.weight", "b2.weight")]
     tensors = {name: drawn(4, 4) for name in names} | {f"{path}.alpha": drawn()}
     with opened(tmp_path, tensors) as m:
         assert set(m.unread) == set(tensors)
+        assert all("GLoRA" in m.unread[name] for name in names)
+
+
+@pytest.mark.parametrize("path", PREFIXED)
+def test_ia3_is_told_by_what_stands_beside_its_weight(tmp_path, path):
+    tensors = {f"{path}.weight": drawn(4, 1), f"{path}.on_input": np.array([True])}
+    with opened(tmp_path, tensors) as m:
+        assert set(m.unread) == set(tensors)
+        assert all("(IA)³" in reason for reason in m.unread.values())
+
+
+def test_what_bundles_and_replacements_bring_is_no_layer(tmp_path):
+    lora = {f"{LAYER}.lora_A.weight": drawn(2, 8), f"{LAYER}.lora_B.weight": drawn(8, 2)}
+    others = {
+        "bundle_emb.my-token.clip_l": drawn(2, 8),
+        "diffusion_model.a.set_weight": drawn(4, 4),
+    }
+    with opened(tmp_path, lora | others) as m:
+        assert [*m.layers] == [LAYER]
+        assert set(m.unread) == set(others)
 
 
 def test_words_that_look_like_those_of_adapters_are_layers(tmp_path):
@@ -229,6 +252,8 @@ def test_what_a_quantiser_left_is_no_layer(tmp_path, method, path):
 
 def test_scales_of_a_model_s_own_are_layers(tmp_path):
     """Parameters may be called so beside floats; integers may stand beside parameters."""
+    with opened(tmp_path, {"attn.q_scale": drawn(4, 4), "attn.absmax": drawn(4, 4)}) as m:
+        assert len(m.layers) == 2
     tensors = {
         "norm.weight": drawn(4, 4),
         "norm.scale": drawn(4, 4),
@@ -434,3 +459,11 @@ def test_quantised_experts_are_read_one_by_one(tmp_path, shape):
         expected = stored.astype("f4") * spread
         found = m.matrix("model.layers.0.mlp.experts.5.down_proj")
         np.testing.assert_allclose(found, expected[5], rtol=1e-6)
+
+
+def test_stacks_of_too_many_matrices_are_left_out(tmp_path):
+    names = [f"layers.{n}.experts.up_proj" for n in range(30)]
+    stacks = {name: np.ones([4000, 2, 2], FLOAT8) for name in names}
+    with opened(tmp_path, stacks | {"w": drawn(2, 2)}) as m:
+        assert [*m.layers] == ["w"]
+        assert {*m.left_out} == {*names}

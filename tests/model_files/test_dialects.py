@@ -168,6 +168,8 @@ def peft(folder, config, path="base_model.model.conv_in", **others):
             {"lora_alpha": 4, "alpha_pattern": {"b.to_q": 6, "to_q": 8, "unet.a.b.to_q": 2}},
             3,
         ),
+        ("unet.a.to_q", {"lora_alpha": 4, "alpha_pattern": {r"^unet\.a\.to_q": 6}}, 3),
+        ("unet.a.to_q", {"lora_alpha": 4, "alpha_pattern": {r".*\.to_q": 6}}, 3),
         ("unet.a.to_q", {"lora_alpha": 4, "alpha_pattern": {"^to_q": 6, "^unet.a.to_q$": 8}}, 4),
     ],
 )

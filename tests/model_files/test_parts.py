@@ -42,6 +42,29 @@ def test_a_file_that_is_one_model_has_no_parts(tmp_path):
         assert dict(m.parts) == {}
 
 
+def test_adapters_have_no_parts(tmp_path):
+    """One in another spelling would have none, and its scales stand under whole names."""
+    names = [
+        f"{part}.text_model.encoder.layers.0.mlp.fc1" for part in ("text_encoder", "text_encoder_2")
+    ]
+    tensors = {f"{n}.lora_A.weight": drawn(2, 4) for n in names}
+    with opened(tmp_path, tensors | {f"{n}.lora_B.weight": drawn(4, 2) for n in names}) as m:
+        assert dict(m.parts) == {}
+
+
+def test_a_part_that_is_closed_closes_no_other(tmp_path):
+    tensors = {begin + n: t for begin, part in PARTS.items() for n, t in part.items()}
+    with opened(tmp_path, tensors) as m:
+        with m.parts["first_stage_model."] as vae:
+            vae.matrix("decoder.conv_in.weight")
+        m.matrix("first_stage_model.decoder.conv_in.weight")
+
+
+def test_thousands_of_parts_are_none(tmp_path):
+    with opened(tmp_path, {f"text_encoders.t{n}.w": drawn(2, 2) for n in range(3000)}) as m:
+        assert dict(m.parts) == {}
+
+
 def test_a_checkpoint_of_stable_diffusion():
     expected = {
         "cond_stage_model.": ["cond_stage_model.transformer.text_model.embeddings.position_ids"],

@@ -6,6 +6,7 @@ import signal
 import ssl
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import obstore
@@ -33,7 +34,7 @@ from tests.model_files.answering import FILE, answer, endless, plain, redirect, 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch):
     """Soon at an end."""
-    soon = Patience(3, 0.001, 0.002, timeout_s=0.15, longest_s=2, too_many_s=(0.002, 0.002))
+    soon = Patience(3, 0.001, 0.002, timeout_s=3, longest_s=5, too_many_s=(0.002, 0.002))
     monkeypatch.setattr(stores, "PATIENCE", soon)
 
 
@@ -123,7 +124,8 @@ def test_obstore_refuses_an_endless_body():
         refused(server)
 
 
-def test_obstore_ends_what_is_too_slow():
+def test_obstore_ends_what_is_too_slow(monkeypatch):
+    monkeypatch.setattr(stores, "PATIENCE", replace(stores.PATIENCE, timeout_s=0.15))
     with serving(lambda *range_: hang()) as server:
         refused(server)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from probex_jax.forest.stated_facts import read_stated_facts
 from probex_jax.model_files import open_model, read_stated
 
 TENSORS = {"layer.weight": np.ones((2, 2), "f4")}
@@ -281,6 +282,11 @@ def test_other_headers(tmp_path, metadata, expected):
                 "captions": ("sks cat on a sofa",),
             },
         ),
+        (  # A list may go on without an indent.
+            "README.md",
+            '---\ntags: [\ncat,\n"dog"\n]\nlicense: mit\nlicense: no\n---\n',
+            {"topics": ("cat", "dog"), "licence": "mit"},
+        ),
         (  # What stands around a mistake is read, and of a field twice the first.
             "README.md",
             "\ufeff---\ntags:\n- cat\nx: y: z\n\tz: [\nlicense: mit\nlicense: no\n---\n".replace(
@@ -294,6 +300,20 @@ def test_what_lies_beside(tmp_path, name, content, expected):
     assert fields(said(tmp_path, beside={name: content})) == expected
 
 
+def test_a_readme_beside_many_files_is_of_none_of_them(tmp_path):
+    beside = {
+        "README.md": "---\nbase_model: x/y\ninstance_prompt: sks\n---\n",
+        "config.json": {"id2label": {"0": "cat", "1": "dog"}},
+        "adapter_config.json": {"r": 4},
+        "mine.json": {"activation text": "mine"},
+    }
+    one = said(tmp_path, beside=beside)
+    assert (one.base, one.triggers, one.labels) == ("x/y", ("mine", "sks"), ("cat", "dog"))
+    save_file(TENSORS, tmp_path / "yours.safetensors")
+    assert fields(said(tmp_path, beside=beside)) == {"triggers": ("mine",)}
+    assert said(tmp_path, beside=beside, name="model.safetensors").base == "x/y"
+
+
 def test_words_of_all_places_come_together_and_of_other_fields_the_first(tmp_path):
     beside = {
         "mine.json": {"activation text": "b, c"},
@@ -305,6 +325,81 @@ def test_words_of_all_places_come_together_and_of_other_fields_the_first(tmp_pat
     assert found.sources["triggers"] == "metadata, modelspec.trigger_phrase"
     for source, triggers in {"headers": "ab", "sidecars": "bc", "front_matter": "d"}.items():
         assert said(tmp_path, metadata, beside, sources=[source]).triggers == tuple(triggers)
+
+
+def test_tags_that_say_how_a_model_was_made_are_not_what_it_was_trained_on(tmp_path):
+    tags = "generated_from_trainer, text-classification, LoRA, diffusers, en, base_model:a/b"
+    readme = {"README.md": f"---\nlicense: mit\ntags: [{tags}]\n---\n"}
+    found = said(tmp_path, beside=readme)
+    assert (found.about, found.shares, len(found.topics)) == ((), {}, 6)
+    with open_model(tmp_path / "mine.safetensors") as model:
+        facts = read_stated_facts(model)
+    assert (facts.labels, facts.source) == ((), "")
+    found = said(tmp_path, {"ss_dataset_dirs": '{"1_cat": {"img_count": 3}}'}, readme)
+    assert found.about == ("cat",)
+    with open_model(tmp_path / "mine.safetensors") as model:
+        assert read_stated_facts(model).source == "metadata, ss_dataset_dirs"
+
+
+@pytest.mark.parametrize("without", ["", "ss_tag_frequency", "ss_dataset_dirs", "ss_datasets"])
+def test_regularisation_images_are_not_what_it_was_trained_on(tmp_path, without):
+    tags = {"10_sks dog": {"sks dog": 20, "park": 15}, "1_dog": {"dog": 500}}
+    subsets = [
+        {"image_dir": "/a/10_sks dog", "class_tokens": "sks dog", "img_count": 20, "is_reg": False},
+        {"image_dir": "/a/1_dog", "class_tokens": "dog", "img_count": 500, "is_reg": True},
+    ]
+    metadata = {
+        "ss_tag_frequency": tags,
+        "ss_dataset_dirs": {"10_sks dog": {"img_count": 20}},
+        "ss_reg_dataset_dirs": {"1_dog": {"img_count": 500}},
+        "ss_datasets": [{"tag_frequency": tags, "subsets": subsets}],
+    }
+    found = said(tmp_path, {k: json.dumps(v) for k, v in metadata.items() if k != without})
+    assert found.shares == {"sks dog": 1.0, "park": 0.75}
+    assert (found.folders, found.images) == ({"sks dog": 20}, 20)
+    assert found.triggers == (() if without == "ss_datasets" else ("sks dog",))
+
+
+@pytest.mark.parametrize("without", ["ss_tag_frequency", "ss_dataset_dirs", ""])
+def test_a_folder_in_several_resolutions_counts_once(tmp_path, without):
+    tags, count = {"10_sks": {"cat": 18, "sofa": 6}, "2_x (2)": {"dog": 9}}, {"img_count": 20}
+    folders = {"10_sks": count, "2_x (2)": count, "10_sks (2)": count, "10_sks (3)": count}
+    subset, other = {"image_dir": "10_sks", **count}, {"image_dir": "2_x (2)", **count}
+    datasets = [{"tag_frequency": tags, "subsets": [subset, other]}, {"subsets": [subset]}]
+    datasets[1]["tag_frequency"] = {"10_sks": tags["10_sks"]}
+    metadata = {"ss_tag_frequency": tags, "ss_dataset_dirs": folders, "ss_datasets": datasets}
+    found = said(tmp_path, {k: json.dumps(v) for k, v in metadata.items() if k != without})
+    assert (found.folders, found.images) == ({"sks": 20, "x (2)": 20}, 40)
+    assert found.tags == {"cat": 18, "sofa": 6, "dog": 9}
+
+
+def test_a_number_within_the_name_of_a_folder_is_no_repeats(tmp_path):
+    names = ["3_my_style_v2_final", "cat10_dog", "2girls_beach"]
+    metadata = {"ss_dataset_dirs": json.dumps({name: {"img_count": 1} for name in names})}
+    assert [*said(tmp_path, metadata).folders] == ["my_style_v2_final", *names[1:]]
+
+
+def test_images_are_counted_without_repeats_in_every_folder(tmp_path):
+    folders = {f"10_x{n}": {"img_count": 2} for n in range(100)}
+    metadata = {
+        "ss_num_train_images": "2000",
+        "ss_dataset_dirs": json.dumps(folders),
+        "ss_tag_frequency": '{"10_x0": {"cat": 50}}',
+    }
+    found = said(tmp_path, metadata)
+    assert (found.images, found.sources["images"]) == (200, "metadata, ss_dataset_dirs")
+    assert found.shares["cat"] == 0.25
+    found = said(tmp_path, {"ss_num_train_images": "2000"})
+    assert (found.images, found.sources["images"]) == (2000, "metadata, ss_num_train_images")
+
+
+def test_a_folder_of_both_kinds_of_images_is_trained_on(tmp_path):
+    metadata = {
+        "ss_tag_frequency": '{"1_dog": {"park": 9}}',
+        "ss_dataset_dirs": '{"1_dog": {"img_count": 9}}',
+        "ss_reg_dataset_dirs": '{"1_dog": {"img_count": 9}}',
+    }
+    assert said(tmp_path, metadata).tags == {"park": 9}
 
 
 @pytest.mark.parametrize(
@@ -330,7 +425,8 @@ def test_words_of_all_places_come_together_and_of_other_fields_the_first(tmp_pat
     ids=range(16),
 )
 def test_a_hostile_field_says_nothing_and_takes_no_time(tmp_path, text):
-    keys = ["ss_tag_frequency", "ss_dataset_dirs", "ss_datasets", "ot_config", "ss_network_args"]
+    keys = ["ss_tag_frequency", "ss_dataset_dirs", "ss_datasets", "ss_reg_dataset_dirs"]
+    keys += ["ot_config", "ss_network_args"]
     keys += ["ss_steps", "ss_learning_rate", "ss_network_dim", "dataset_chosen_targets"]
     metadata = dict.fromkeys(keys, text) | {"ss_output_name": "kept"}
     if text == "7":

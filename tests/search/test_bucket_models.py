@@ -44,6 +44,10 @@ def test_knows_what_has_changed(at, tmp_path, expert):
     new = write_model(tmp_path / "new.safetensors", 9, ["bee"])
     write(f"{at}/m1.safetensors", new.read_bytes())
     assert counts(made.add_models(find_models(at))) == (0, 1, 4, 0)
+    write(f"{at}/README.md", b"---")
+    assert counts(made.add_models(find_models(at))) == (0, 5, 0, 0)
+    delete(f"{at}/README.md")
+    assert counts(made.add_models(find_models(at))) == (0, 5, 0, 0)
     delete(f"{at}/m4.safetensors")
     assert counts(made.add_models(find_models(at))) == (0, 0, 4, 0)
     assert made.prune() == 1

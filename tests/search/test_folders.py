@@ -47,6 +47,34 @@ def test_models_of_every_kind_are_found_in_order(tmp_path):
     assert {model.split for model in find_models(tmp_path)} == {""}
 
 
+def test_models_of_every_format_are_found(tmp_path):
+    for name in (
+        "a/one.safetensors",
+        "a/one.gguf",
+        "a/two.npz",
+        "a/three.msgpack",
+        "a/four.h5",
+        "flax/flax_model.msgpack",
+        "numbered/checkpoint_1",
+        "numbered/checkpoint_2",
+        "gguf/x-00001-of-00002.gguf",
+        "gguf/x-00002-of-00002.gguf",
+        "orbax1/_METADATA",
+        "orbax2/_METADATA",
+        "orbax2/d/0",
+        "quantised/x.GGUF",
+        "other/notes.json",
+    ):
+        touch(tmp_path / name)
+    found = {model.id: model.path for model in find_models(tmp_path)}
+    assert found.keys() == {
+        *("a/one", "a/one.safetensors", "a/two", "a/three", "a/four", "flax", "numbered", "gguf"),
+        *("orbax1", "orbax2", "quantised"),
+    }
+    assert found["orbax2"] == tmp_path / "orbax2"
+    assert found["quantised"] == tmp_path / "quantised" / "x.GGUF"
+
+
 def test_a_zoo_keeps_its_ids_splits_and_tree(toy_zoo):
     models = find_models(toy_zoo)
     assert len(models) == 100

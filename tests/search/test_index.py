@@ -48,6 +48,23 @@ def counts(done):
     return done.added, done.updated, done.unchanged, len(done.failed)
 
 
+def test_what_is_written_beside_a_model_is_its_new_text(tmp_path, expert):
+    alone = write_model(tmp_path / "models" / "alone" / "alone.safetensors", 1)
+    among = write_model(tmp_path / "models" / "two" / "a.safetensors", 2)
+    write_model(tmp_path / "models" / "two" / "b.safetensors", 3)
+    made = Index.create_or_open(tmp_path / "index", expert)
+    made.add_models(find_models(tmp_path / "models"))
+    among.with_suffix(".json").write_text('{"activation text": "sks"}')
+    (alone.parent / "README.md").write_text("---\ninstance_prompt: a cat\n---\n")
+    assert counts(made.add_models(find_models(tmp_path / "models"))) == (0, 2, 1, 0)
+    assert {id: hit.text for id, hit in contents(made).items()} == {
+        "alone": "a cat",
+        "two/a": "sks",
+        "two/b": "",
+    }
+    assert counts(made.add_models(find_models(tmp_path / "models"))) == (0, 0, 3, 0)
+
+
 def test_like_ranks_by_the_cosine_of_the_experts_representations(made, models, expert):
     x = np.stack([open_model(models / f"m{n}.safetensors").matrix(LAYER) for n in range(5)])
     e = np.asarray(expert.encode(x), float)

@@ -157,3 +157,23 @@ def test_what_is_no_zoo(at, tmp_path):
         with pytest.raises(ProbexError, match=message) as caught:
             px.scan(url)
         assert str(caught.value).startswith(url)
+
+
+def test_a_harvest_of_a_bucket_can_be_packed(server, at, tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        tags = json.dumps({"10_a": {("cat", "dog")[number % 2]: 9, "1girl": 10}})
+        path = tmp_path / "downloads" / f"m{number}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        factors = {"up.weight": rng.normal(size=(8, 2)), "down.weight": rng.normal(size=(2, 8))}
+        tensors = {f"a.lora_{name}": factor for name, factor in factors.items()}
+        save_file(tensors, path, {"ss_tag_frequency": tags})
+    put(tmp_path / "downloads", at)
+    assert run("harvest", f"--models={at}", f"--out={tmp_path}/zoos").returncode == 0
+    (zoo,) = (path.parent for path in (tmp_path / "zoos").glob("*/zoo.json"))
+    store = px.pack(px.scan(zoo), tmp_path / "store").store
+    assert len(store.packed) == 24
+    assert store.tables.columns["tags"]["m1"] == ("dog",)
+    assert {model.where for model in px.scan(zoo).models} == {
+        f"{at}/m{n}.safetensors" for n in range(24)
+    }

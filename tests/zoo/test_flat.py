@@ -35,6 +35,15 @@ def test_models_lie_in_the_folder_or_in_models(tmp_path, folder):
     assert zoo.unmatched == {"labels.csv": ("nobody",)}
 
 
+def test_names_of_models_have_no_suffix_whatever_the_format(tmp_path):
+    for name in ("a.npz", "b.safetensors", "c.gguf", "c.safetensors", "old.bin"):
+        write(tmp_path / name)
+    write(tmp_path / "labels.csv", b"file,kind\na.npz,x\nb,y\nc.gguf,x\nc,y\n")
+    assert [id for id, _ in listed(tmp_path)] == ["a", "b", "c.gguf", "c", "old.bin"]
+    kinds = px.scan(tmp_path).tables.columns["kind"]
+    assert kinds == {"a": ("x",), "b": ("y",), "c.gguf": ("x",), "c": ("y",)}
+
+
 def test_a_zoo_may_name_models_that_lie_elsewhere(tmp_path):
     write(tmp_path / "downloads" / "b" / "model.safetensors")
     write(tmp_path / "zoo" / "own.safetensors")

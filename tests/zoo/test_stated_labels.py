@@ -8,13 +8,13 @@ from safetensors.numpy import save_file
 
 from probex_jax import pack, scan
 from probex_jax.errors import ProbexError
-from probex_jax.zoo.stated_labels import Said, TagRules, columns_of
+from probex_jax.zoo.stated_labels import Said, TagRules, columns_of, read_said
 
 
 def tagged(*models, **more):
     """What models say that have these tags, to the share of their images."""
     return {
-        f"m{number:02}": Said({"tags": dict(tags)}, has_tags=True, **more)
+        f"m{number:02}": Said({"tags": dict(tags)}, commonest=1.0, **more)
         for number, tags in enumerate(models)
     }
 
@@ -26,7 +26,7 @@ def animals(n=12, **others):
 def test_tags_of_nearly_all_models_are_no_classes():
     said = animals(**{"1girl": 1.0, "solo": 0.9})
     assert columns_of(said)["tags"]["m00"] == ("cat",)
-    said["m00"] = Said({"tags": {"cat": 0.9}}, has_tags=True)
+    said["m00"] = Said({"tags": {"cat": 0.9}}, commonest=1.0)
     assert columns_of(said)["tags"]["m01"] == ("dog",)
 
 
@@ -40,7 +40,7 @@ def test_the_rarer_a_tag_is_the_fewer_images_need_to_have_it():
 
 def test_tags_of_few_images_or_few_models_are_no_classes():
     said = animals(few=0.2)
-    said["m00"] = Said({"tags": {"cat": 0.9, "once": 1.0}}, has_tags=True)
+    said["m00"] = Said({"tags": {"cat": 0.9, "once": 1.0}}, commonest=1.0)
     columns = columns_of(said)
     assert {tag for tags in columns["tags"].values() for tag in tags} == {"cat", "dog"}
     assert columns_of(said, TagRules(share=0.1, weight=0, models=1))["tags"]["m00"] == (
@@ -58,9 +58,9 @@ def test_a_rare_tag_of_few_images_is_no_class():
 
 def test_who_has_tags_but_none_of_the_classes_has_none_of_them_and_others_are_unknown():
     said = animals(12)
-    said["m00"] = Said({"tags": {"cat": 0.9, "dog": 0.8}}, has_tags=True)
-    said["none"] = Said({"tags": {"sofa": 1.0}}, has_tags=True)
-    said["unknown"] = Said({"tags": {"sks": 1.0}}, has_tags=False)
+    said["m00"] = Said({"tags": {"cat": 0.9, "dog": 0.8}}, commonest=1.0)
+    said["none"] = Said({"tags": {"sofa": 1.0}}, commonest=1.0)
+    said["unknown"] = Said({"tags": {"sks": 1.0}})
     said["silent"] = Said()
     tags = columns_of(said)["tags"]
     assert tags["none"] == ()
@@ -69,7 +69,7 @@ def test_who_has_tags_but_none_of_the_classes_has_none_of_them_and_others_are_un
 
 def test_classes_that_exclude_each_other_are_left_exclusive():
     said = animals(12)
-    said |= {f"other {n}": Said({"tags": {f"sofa {n}": 1.0}}, has_tags=True) for n in range(5)}
+    said |= {f"other {n}": Said({"tags": {f"sofa {n}": 1.0}}, commonest=1.0) for n in range(5)}
     assert columns_of(said)["tags"]["other 1"] == ("none of these",)
     assert "other 1" not in columns_of(said)["text"]
     del said["other 0"]  # too few for a class of their own
@@ -138,6 +138,36 @@ def test_of_several_sources_the_first_that_labels_a_model_counts(tmp_path):
     assert scan(zoo, "headers,sidecars").tables.columns["trigger"]["m01"] == ("b",)
 
 
+def test_files_of_labels_may_come_between_other_sources(tmp_path):
+    headers = [
+        {"ss_tag_frequency": json.dumps({f"10_{color}": {color: 9}})} for color in ("red", "blue")
+    ]
+    zoo = write_zoo(tmp_path, 18, lambda n: headers[n % 2] if n < 12 else None)
+    for number in range(18):
+        words = json.dumps({"tags": ["side a", "side b"][number % 2 :][:1]})
+        (zoo / "models" / f"m{number:02}.json").write_text(words)
+    rows = [{"model": "m00", "tags": "mine"}, {"model": "m12", "tags": "mine"}]
+    (zoo / "labels.json").write_text(json.dumps(rows))
+    rules = TagRules(models=2)
+    tags = scan(zoo, "headers,labels.json,sidecars", rules=rules).tables.columns["tags"]
+    assert [tags[m] for m in ("m00", "m12", "m13")] == [("red",), ("mine",), ("side b",)]
+
+
+def test_of_a_model_captioned_in_sentences_nobody_knows_what_it_shows(tmp_path):
+    def captioned(number):
+        if number >= 12:
+            captions = {f"a photo of a cat, number {i}, somewhere": 1 for i in range(10)}
+        else:
+            captions = {("cat", "dog")[number % 2]: 9}
+        return {
+            "ss_tag_frequency": json.dumps({f"10_k{number}": captions}),
+            "ss_dataset_dirs": json.dumps({f"10_k{number}": {"img_count": 10}}),
+        }
+
+    tags = scan(write_zoo(tmp_path, 18, captioned), "headers").tables.columns["tags"]
+    assert tags == {f"m{n:02}": (("cat", "dog")[n % 2],) for n in range(12)}
+
+
 def test_names_of_folders_and_front_matter_are_sources(tmp_path):
     for number in range(12):
         folder = tmp_path / f"model {number}"
@@ -151,6 +181,11 @@ def test_names_of_folders_and_front_matter_are_sources(tmp_path):
     (zoo / "zoo.json").write_text(json.dumps({"models": paths}))
     assert scan(zoo, "folders").tables.columns["folder"]["y/m1"] == ("y",)
     assert scan(zoo, "front_matter").tables.columns["tags"]["y/m1"] == ("b",)
+    for number in range(12):
+        (tmp_path / f"model {number}" / "README.md").write_text(
+            "---\ntags: [lora, diffusers]\n---\n"
+        )
+    assert not read_said([("m", tmp_path / "model 0")], ["front_matter"])["m"].columns
 
 
 def test_a_source_that_is_none_is_named(tmp_path):

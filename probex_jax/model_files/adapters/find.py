@@ -119,8 +119,8 @@ def find_updates(
             unread[path + _MAGNITUDE] = "the magnitude of a DoRA, which is not applied"
     of_family = family({update.path: form.shape for update, form, _ in known})
     layers: dict[str, LayerUpdate] = {}
-    found = [_parts(*each, tensors, of_family) for each in known]
-    for parts in sorted(found, key=len):
+    split = [_parts(*each, tensors, of_family) for each in known]
+    for parts in sorted(split, key=len):
         update = next(iter(parts.values())).update
         if len(parts) > 1 and not update.rank and parts.keys() & layers.keys():
             unread |= dict.fromkeys(update.tensors, _FUSED)
@@ -151,6 +151,7 @@ def _update(
             )
         factors[found.role] = name
     spelling = named[0][1].spelling
+    path = f"{path}.modulation" if "modulation" in factors else path
     alpha = f"{path}.alpha" if f"{path}.alpha" in tensors and spelling.method != "delta" else ""
     update = Update(path, spelling, factors, alpha)
     missing = update.missing()

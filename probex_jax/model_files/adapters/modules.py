@@ -23,6 +23,7 @@ _WRAPPERS = re.compile(
     rf"\A(?:(?:base_model\.model|module|{_WRAPPER})\.)+|\.(?:base_layer|{_WRAPPER})(?=\.|\Z)"
 )
 _TEXT = "text"
+_HOMES = ("unet", "transformer")
 # The parts of the table that a path may be of whose prefix tells a part of the pipeline.
 _PARTS = {"": ("", "unet", "transformer", "text_encoder"), _TEXT: (_TEXT, "text_encoder")}
 
@@ -95,7 +96,8 @@ def _slices(path: str, family: str, rows: int, columns: int) -> tuple[Slice, ...
         rest = _dotted(rest)
     first = rest.partition(".")[0]
     if not part.startswith(_TEXT) and (part or first not in _table().common):
-        part = _table().parts.get(first, part)
+        at_home = _table().homes.get(family, part) if part in _HOMES else part
+        part = _table().parts.get(first, at_home)
     return (Slice(_joined(part, rest)),)
 
 
@@ -146,13 +148,15 @@ class _Table:
     """What `modules.txt` says.
 
     `entries` have their families, by the key of their name; `prefixes` their part of the pipeline,
-    by family if that matters; `parts` is that of first modules. `common` are words of all models.
+    by family if that matters; `parts` is that of first modules, `homes` that of families. `common`
+    are words of all models.
     """
 
     entries: dict[str, dict[_Entry, set[str]]] = field(default_factory=dict)
     families: list[str] = field(default_factory=list)
     prefixes: dict[str, dict[str, str]] = field(default_factory=lambda: {"": {"": ""}})
     parts: dict[str, str] = field(default_factory=dict)
+    homes: dict[str, str] = field(default_factory=dict)
     words: set[str] = field(default_factory=set)
     common: set[str] = field(default_factory=set)
 
@@ -180,6 +184,7 @@ def _table() -> _Table:
                 for prefix in prefixes:
                     table.prefixes.setdefault(prefix, {})[only] = its
         else:
+            table.homes.update((each, part) for each in families if part in _HOMES)
             for name, layers in _modules(lines):
                 table.add(name, part, families, layers)
     table.words.update(table.common)

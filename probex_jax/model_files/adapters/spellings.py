@@ -36,7 +36,10 @@ class Factor(NamedTuple):
 
 _ADAPTER = r"(?:\.(?!weight\b|bias\b)[^.]+)?"  # PEFT writes the adapter's name there
 _AB = (("A", "down"), ("B", "up"), ("a", "down"), ("b", "up"))
-_DELTAS = (("diff", "weight"), ("w_norm", "weight"), ("diff_b", "bias"), ("b_norm", "bias"))
+_DELTAS = (
+    *(("diff", "weight"), ("w_norm", "weight"), ("diff_b", "bias"), ("b_norm", "bias")),
+    ("diff_m", "modulation"),
+)
 _SWAPPED = (("A", "up"), ("B", "down"), ("a", "up"), ("b", "down"))
 
 
@@ -61,11 +64,11 @@ _SPELLINGS = (
     _row(r"(?P<path>\w+:[0-9]+):(?P<role>up|down)", "LoRA", "kohya"),
     _row(rf"\.hada_(?P<role>w[12]_[ab]|t[12]){_ADAPTER}", "LoHa", "lycoris"),
     _row(rf"\.lokr_(?P<role>w[12](?:_[ab])?|t2){_ADAPTER}", "LoKr", "lycoris"),
-    # `w_norm` and `b_norm` are LyCORIS's deltas of norms.
-    _row(r"\.(?P<role>diff|diff_b|w_norm|b_norm)", "delta", "lycoris", False, _DELTAS),
+    # `w_norm` and `b_norm` are LyCORIS's deltas of norms, `diff_m` is that of Wan's modulation.
+    _row(r"\.(?P<role>diff|diff_[bm]|w_norm|b_norm)", "delta", "lycoris", False, _DELTAS),
 )
 # What one of the endings has in it: most names of a model are no adapter's.
-_MAYBE = re.compile(r"lora|hada_|lokr_|\.diff(?:_b)?\Z|\.[wb]_norm\Z|:(?:up|down)\Z")
+_MAYBE = re.compile(r"lora|hada_|lokr_|\.diff(?:_[bm])?\Z|\.[wb]_norm\Z|:(?:up|down)\Z")
 # A tensor that only Stability's LoRAs for control have, which call factors so.
 _CONTROL = "lora_controlnet"
 _OF_CONTROL = _row(r"\.(?P<role>up|down)", "LoRA", "diffusers")

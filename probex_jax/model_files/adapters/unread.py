@@ -41,19 +41,22 @@ _PREFIXES = {
     "adaption_prompt": "adaption prompt",
     "adaption_gate": "adaption prompt",
     "prompt_embeddings": "prompt tuning",
+    "bundle_emb": "an embedding beside a LoRA",
 }
 # The last part of a name.
 _LAST = {
     "magnitude": _DORA,
     "on_input": "(IA)³",
     "ranknum": "AdaLoRA",
+    "set_weight": "weights that take the place of a layer's",
 }
 # A word at the beginning or after an underscore: `qkv_lora1`, `lora_a`, `loraA`, `lycoris_…`.
 _LORA = re.compile(r"(?:\A|_)(?:[lL][oO][rR][aA]s?|lycoris)(?![a-z])")
 # Layers of RWKV-7 itself.
 _RWKV = re.compile(r"_lora\.lora\.[0-9]\.(?:weight|bias)\Z")
 # LyCORIS's GLoRA. Layers have such names, too, but not all four side by side.
-_GLORA = frozenset(f"{side}{number}.weight" for side in "ab" for number in (1, 2))
+_GLORA = tuple(f".{side}{number}.weight" for side in "ab" for number in (1, 2))
+_IA3 = ".on_input"
 _ALPHA = "alpha"
 
 
@@ -73,10 +76,23 @@ def unread_parts(names: Iterable[str]) -> dict[str, str]:
     names = list(names)
     methods: dict[str, str | None] = {}  # by part of a name: a file has few distinct ones
     found: dict[str, str] = {}
-    numbered: dict[str, set[str]] = {}
     alphas = []
+    # Told by the ends of names alone, whatever script prefixed them.
+    of_glora: dict[str, list[str]] = {}
+    scaled = {name.removesuffix(_IA3) for name in names if name.endswith(_IA3)}
     for name in names:
-        if "_lora.lora." in name and _RWKV.search(name):
+        path, _, last = name.rpartition(".")
+        if last in _LAST:
+            found[name] = _reason(last, _LAST[last])
+        elif last == "weight" and path in scaled:
+            found[name] = _reason(last, _LAST["on_input"])
+        elif name.endswith(_GLORA):
+            of_glora.setdefault(path.rpartition(".")[0], []).append(name)
+    for of_layer in of_glora.values():
+        if len(of_layer) == len(_GLORA):
+            found |= {name: _reason(".".join(name.split(".")[-2:]), "GLoRA") for name in of_layer}
+    for name in names:
+        if name in found or ("_lora.lora." in name and _RWKV.search(name)):
             continue
         parts = re.split("[.:/]", name) if ":" in name or "/" in name else name.split(".")
         for place, part in enumerate(parts):
@@ -89,15 +105,8 @@ def unread_parts(names: Iterable[str]) -> dict[str, str]:
                 found[name] = _reason(spelling, known)
                 break
         else:
-            if parts[-1] in _LAST:
-                found[name] = _reason(parts[-1], _LAST[parts[-1]])
-            elif parts[-1] == "weight" and len(parts) > 1 and f"{parts[-2]}.weight" in _GLORA:
-                numbered.setdefault(".".join(parts[:-2]), set()).add(name)
-            elif parts[-1] == _ALPHA:
+            if parts[-1] == _ALPHA:
                 alphas.append(name)
-    for of_layer in numbered.values():
-        if len(of_layer) == len(_GLORA):
-            found |= {name: _reason(".".join(name.split(".")[-2:]), "GLoRA") for name in of_layer}
     # An alpha beside tensors that are not read scales these.
     paths = {name.rpartition(".")[0] for name in found} if alphas else set()
     paths |= {path.rpartition(".")[0] for path in paths}

@@ -83,6 +83,8 @@ _HEADS = {"attn_q": ["head_count"], "attn_k": ["head_count_kv", "head_count"]}
 _CONV1D = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
 # The factors of an adapter, which are those of `x.weight.lora_a`.
 _FACTORS, _ALPHA = (".lora_a", ".lora_b"), "adapter.lora.alpha"
+# Which llama.cpp computes from the config.
+_POSITIONS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _BLOCK = re.compile(r"blk\.(\d{1,4})\.")
 # Of Mixtral, experts have other names than those that are stacked.
 _EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
@@ -196,7 +198,7 @@ def _package(where: str) -> Any:
     try:
         import gguf
     except ImportError as error:
-        raise ProbexError(f"{where}: GGUF needs the extra 'gguf': pip install gguf") from error
+        raise ProbexError(f"{where}: GGUF needs it: pip install probex_jax[gguf]") from error
     return gguf
 
 
@@ -233,6 +235,9 @@ def _forms(
     """What the tensors are in transformers."""
     architecture = str(values.get("general.architecture"))
     for name, info in tensors.items():
+        if name in _POSITIONS:
+            yield name, Form(name, info.shape, None, "a table of positions, no weight")
+            continue
         whole, _, factor = name.rpartition(".lora_") if name[-7:] in _FACTORS else (name, "", "")
         path, _, last = whole.rpartition(".")
         module, path = path.rpartition(".")[2], _transformers(architecture, path) or path

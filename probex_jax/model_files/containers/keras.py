@@ -76,7 +76,7 @@ def _read(file: Bytes, limits: Limits, begin: int, end: int) -> Contained:
         import pyfive
     except ImportError as error:
         raise ProbexError(
-            f"{file.name}: Keras's files need the extra 'keras': pip install pyfive"
+            f"{file.name}: Keras's files need the extra 'keras': pip install probex_jax[keras]"
         ) from error
     stream = Stream(file, limits.header_bytes, begin, end)
     tensors: dict[str, TensorInfo] = {}

@@ -39,6 +39,7 @@ _OWN = re.compile(
 )
 # What belongs to a weight is named after it.
 _BELOW = re.compile(r"(?:\A|\.)(weight\..+|(?:res_)?centroids\.weight)\Z")
+_OF_WEIGHTS = ("weight", "scale_weight")
 # What quantised activations would be multiplied by: the weight alone is not the layer.
 _FOLDED = {"pre_quant_scale", "_weight_act_pre_scale"}
 _MARKERS = ("scaled_fp8", "comfy_quant")
@@ -136,8 +137,12 @@ def find_quantised(
     packed: dict[str, Packed] = {}
     left_out: dict[str, str] = {}
     parts: set[str] = set()
+    # Where nothing is packed, `q_scale` and the like are parameters of a model's own.
+    is_packed = any(tensor.dtype not in FLOATS for tensor in tensors.values())
     for path, names in _modules(tensors).items():
         own = {last: n for last, n in names.items() if _THEIRS.search(last) or _OWN.search(last)}
+        if not is_packed:
+            own = {last: n for last, n in own.items() if last.startswith(_OF_WEIGHTS)}
         if not own and all(tensors[name].dtype in FLOATS for name in names.values()):
             continue
         has_integers = any(_is_integers(tensors[name]) for name in names.values())

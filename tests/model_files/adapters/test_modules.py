@@ -375,3 +375,15 @@ def test_hostile_paths_take_no_time(path):
     assert all(each.begin < each.end <= each.of for each in slices(path, "Flux"))
     assert isinstance(family({path: (1, 1)}), str)
     assert time.process_time() - began < 1
+
+
+def test_onetrainer_splits_the_layers_that_bfl_fuses():
+    for number, layer in enumerate(("to_q", "to_k", "to_v")):
+        [found] = slices(f"transformer.double_blocks.3.img_attn.qkv.{number}")
+        assert found.layer == f"{FLUX}attn.{layer}"
+    assert slices("transformer.single_blocks.12.linear1.3")[0].layer == f"{SINGLE}proj_mlp"
+
+
+def test_an_unknown_module_is_of_the_part_that_its_family_is():
+    [found] = slices("lora_unet_zebra_0", "Wan")
+    assert found.layer == "transformer.zebra_0"

@@ -212,6 +212,16 @@ def test_deltas_of_norms_are_vectors(tmp_path):
         assert [*m.vectors] == ["unet.conv_norm_out", "unet.conv_norm_out.bias"]
 
 
+def test_the_delta_of_a_modulation_is_that_of_the_table(tmp_path):
+    tensors = {"diffusion_model.blocks.0.diff_m": drawn(1, 6, 32)}
+    others = {"diffusion_model.blocks.0.modulation.diff": drawn(1, 6, 32)}
+    with opened(tmp_path, tensors) as m:
+        found = [*m.layers]
+    with opened(tmp_path, others) as m:
+        assert [*m.layers] == found
+        assert m.layers[found[0]].is_update
+
+
 def test_of_a_lora_for_control_what_is_called_up_and_down_is_one(tmp_path):
     """Beside layers that are whole."""
     path = "input_blocks.1.0.in_layers.2"

@@ -61,6 +61,20 @@ def test_qwen_is_not_interleaved_and_gemma_has_one_added_to_norms(tmp_path):
         np.testing.assert_array_equal(m.tensor(names[1]), norm + 1)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "tables"),
+    [("llama", ["rope_freqs"]), ("phi3", ["rope_factors_long", "rope_factors_short"])],
+)
+def test_tables_of_positions_are_no_part_of_the_architecture(tmp_path, architecture, tables):
+    stored = {"token_embd.weight": drawn(10, HIDDEN), "blk.0.attn_norm.weight": drawn(HIDDEN)}
+    with open_model(write(tmp_path / "a.gguf", architecture, stored)) as m:
+        names, expected = {*m.all_layers}, fingerprint(m)
+    stored |= {f"{table}.weight": drawn(4) for table in tables}
+    with open_model(write(tmp_path / "b.gguf", architecture, stored)) as m:
+        assert ({*m.all_layers}, fingerprint(m)) == (names, expected)
+        assert {*m.left_out} == {f"{table}.weight" for table in tables}
+
+
 def test_of_an_unknown_architecture_names_stay(tmp_path):
     with open_model(write(tmp_path / "a.gguf", "rwkv6", {"blk.0.attn_q.weight": drawn(4, 8)})) as m:
         assert m.layers["blk.0.attn_q.weight"].shape == (4, 8)
