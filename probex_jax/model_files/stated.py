@@ -7,17 +7,15 @@ not read: which model they are about is unknown. What is damaged, too long or no
 left out, whatever is around it.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import stated_values as values
+from probex_jax.model_files.front_matter import front_matter
 from probex_jax.model_files.hub_tags import says_of_training
 from probex_jax.model_files.model_file import ModelFile
 from probex_jax.model_files.training_images import parsed, training_images
@@ -28,10 +26,8 @@ SOURCES = (HEADERS, SIDECARS, FRONT_MATTER)
 LABELS_KEY, LABEL_KEYS = "dataset_chosen_targets", ("imagenet_class_id", "concept")
 
 _SIDECARS = (".civitai.info", ".metadata.json", ".cm-info.json", ".json")
-_MAX_README_BYTES, _MAX_FRONT_MATTER = 2**20, 2**16
+_MAX_README_BYTES = 2**20
 _SHARE = 0.3  # of the images that have a tag
-_TOP = re.compile(r"\n(?=[\w\"'])")  # before a field of front matter
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -247,49 +243,6 @@ def _front_matter(model: ModelFile) -> dict[str, Any]:
         return front_matter(model.bytes_beside("README.md", _MAX_README_BYTES) or b"")
     except ProbexError:
         return {}
-
-
-def front_matter(data: bytes) -> dict[str, Any]:
-    """The front matter of a README, all scalars as texts; field by field, if some are damaged.
-
-    Args:
-      data: the README.
-
-    Returns:
-      The fields that can be read; those of aliases are None.
-
-    Example:
-      >>> front_matter(b"---\\nlicense: mit\\nadded: 2026-13-45\\n---\\n# A model")
-      {'added': '2026-13-45', 'license': 'mit'}
-    """
-    text = data[: _MAX_FRONT_MATTER + 8].decode("utf-8-sig", errors="replace")
-    first, *lines = (line.rstrip() for line in text.split("\n"))
-    if first != "---" or "---" not in lines:
-        return {}
-    whole = "\n".join(lines[: lines.index("---")])
-    fields = (_mapping(field) for field in reversed(_TOP.split(whole)))
-    return _mapping(whole) or {key: value for field in fields for key, value in field.items()}
-
-
-def _mapping(text: str) -> dict[str, Any]:
-    """A mapping in YAML, built of PyYAML's events: no aliases to expand, no tags, no recursion."""
-    open_: list[tuple[bool, list[Any]]] = [(False, [])]
-    try:
-        for event in yaml.parse(text, Loader=_LOADER):
-            if isinstance(event, yaml.CollectionStartEvent):
-                open_.append((isinstance(event, yaml.MappingStartEvent), []))
-            elif isinstance(event, yaml.CollectionEndEvent):
-                is_mapping, members = open_.pop()
-                pairs = zip(members[::2], members[1::2], strict=False)
-                # Of a field twice the first counts.
-                mapped = {key: value for key, value in reversed([*pairs]) if isinstance(key, str)}
-                open_[-1][1].append(mapped if is_mapping else members)
-            elif isinstance(event, yaml.ScalarEvent | yaml.AliasEvent):
-                open_[-1][1].append(getattr(event, "value", None))
-    except yaml.YAMLError:
-        return {}
-    content = open_[0][1]
-    return content[0] if content and isinstance(content[0], dict) else {}
 
 
 # Field, how its values are read, and the places where they may stand, the first one first. A field

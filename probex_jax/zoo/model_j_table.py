@@ -15,9 +15,9 @@ from typing import Any
 
 from probex_jax.buckets import NotThere
 from probex_jax.errors import ProbexError
+from probex_jax.model_files.front_matter import front_matter
 from probex_jax.model_files.hub import HubAddress, HubRepo, hub_repo
 from probex_jax.model_files.remote import Remote, read_whole
-from probex_jax.model_files.stated import front_matter
 from probex_jax.model_files.untrusted_text import (
     is_plain_path,
     is_text,
