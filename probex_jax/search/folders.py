@@ -37,9 +37,9 @@ def find_models(folder: str | Path, *, may_be_empty: bool = False) -> tuple[Foun
     """Lists the models under a folder, at any depth, without opening them.
 
     A folder with `train/`, `val/` or another split is a zoo. A folder with `model.safetensors`, a
-    shard index or `snapshots/`, an Orbax checkpoint, or a folder with a single file of a format that
-    is read and no folder is a model. Elsewhere every such file is a model. Hidden files and folders are skipped. If the
-    folder is a split of a zoo, its models are those that the zoo lists.
+    shard index or `snapshots/`, an Orbax checkpoint, or a folder with a single file of a format
+    that is read and no folder is a model. Elsewhere every such file is a model. Hidden files and
+    folders are skipped. If the folder is a split of a zoo, its models are those that the zoo lists.
 
     Args:
       folder: to search.
@@ -73,7 +73,9 @@ def find_models(folder: str | Path, *, may_be_empty: bool = False) -> tuple[Foun
             id = model.id if model.id not in models else model.id + model.path.suffix
             models[id] = model
     if not models and not may_be_empty:
-        raise ProbexError(f"{root}: no models in it; expected folders or files such as .safetensors")
+        raise ProbexError(
+            f"{root}: no models in it; expected folders or files such as .safetensors"
+        )
     return tuple(_named(model, id) for id, model in models.items())
 
 

@@ -47,7 +47,8 @@ def flat_models(root: Path, named: Any, where: str) -> Iterator[tuple[str, Path]
     Args:
       root: the folder.
       named: of `zoo.json`, {name: path, …}; a path is that of a file or folder here, relative to
-        `root` or absolute, or an address in a bucket. None to list what is in `models/`, or else in the folder itself.
+        `root` or absolute, or an address in a bucket. None to list what is in `models/`, or else in
+        the folder itself.
       where: what errors about `named` name.
 
     Raises:

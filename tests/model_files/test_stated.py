@@ -284,7 +284,7 @@ def test_other_headers(tmp_path, metadata, expected):
         ),
         (  # A list may go on without an indent.
             "README.md",
-            "---\ntags: [\ncat,\n\"dog\"\n]\nlicense: mit\nlicense: no\n---\n",
+            '---\ntags: [\ncat,\n"dog"\n]\nlicense: mit\nlicense: no\n---\n',
             {"topics": ("cat", "dog"), "licence": "mit"},
         ),
         (  # What stands around a mistake is read, and of a field twice the first.
@@ -375,7 +375,7 @@ def test_a_folder_in_several_resolutions_counts_once(tmp_path, without):
 
 def test_a_number_within_the_name_of_a_folder_is_no_repeats(tmp_path):
     names = ["3_my_style_v2_final", "cat10_dog", "2girls_beach"]
-    metadata = {"ss_dataset_dirs": json.dumps(dict.fromkeys(names, {"img_count": 1}))}
+    metadata = {"ss_dataset_dirs": json.dumps({name: {"img_count": 1} for name in names})}
     assert [*said(tmp_path, metadata).folders] == ["my_style_v2_final", *names[1:]]
 
 

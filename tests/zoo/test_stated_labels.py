@@ -139,7 +139,9 @@ def test_of_several_sources_the_first_that_labels_a_model_counts(tmp_path):
 
 
 def test_files_of_labels_may_come_between_other_sources(tmp_path):
-    headers = [{"ss_tag_frequency": json.dumps({f"10_{color}": {color: 9}})} for color in ("red", "blue")]
+    headers = [
+        {"ss_tag_frequency": json.dumps({f"10_{color}": {color: 9}})} for color in ("red", "blue")
+    ]
     zoo = write_zoo(tmp_path, 18, lambda n: headers[n % 2] if n < 12 else None)
     for number in range(18):
         words = json.dumps({"tags": ["side a", "side b"][number % 2 :][:1]})
@@ -180,7 +182,9 @@ def test_names_of_folders_and_front_matter_are_sources(tmp_path):
     assert scan(zoo, "folders").tables.columns["folder"]["y/m1"] == ("y",)
     assert scan(zoo, "front_matter").tables.columns["tags"]["y/m1"] == ("b",)
     for number in range(12):
-        (tmp_path / f"model {number}" / "README.md").write_text("---\ntags: [lora, diffusers]\n---\n")
+        (tmp_path / f"model {number}" / "README.md").write_text(
+            "---\ntags: [lora, diffusers]\n---\n"
+        )
     assert not read_said([("m", tmp_path / "model 0")], ["front_matter"])["m"].columns
 
 
