@@ -137,9 +137,9 @@ def _stamp(model: FoundModel) -> str:
     files: list[list[str | int]]
     if isinstance(model.path, ListedPath):
         beside = model.path.tree.get(model.path.parts[:-1], {})
-        labels = files_of_labels(model.path.stem)
-        found = [*model.path.files(), *((name, beside.get(name)) for name in labels)]
-        files = [[name, entry.size, entry.etag] for name, entry in found if entry]
+        near = [(name, beside.get(name)) for name in files_of_labels(model.path.stem)]
+        entries = [*model.path.files(), *((name, entry) for name, entry in near if entry)]
+        files = [[name, entry.size, entry.etag] for name, entry in entries]
     else:
         try:
             weights = local_files(model.path)

@@ -73,7 +73,9 @@ def find_models(folder: str | Path, *, may_be_empty: bool = False) -> tuple[Foun
             id = model.id if model.id not in models else model.id + model.path.suffix
             models[id] = model
     if not models and not may_be_empty:
-        raise ProbexError(f"{root}: no models in it; expected folders or files as .safetensors")
+        raise ProbexError(
+            f"{root}: no models in it; expected folders or files such as .safetensors"
+        )
     return tuple(_named(model, id) for id, model in models.items())
 
 
