@@ -198,7 +198,8 @@ def _package(where: str) -> Any:
     try:
         import gguf
     except ImportError as error:
-        raise ProbexError(f"{where}: GGUF needs the extra 'gguf': pip install probex_jax[gguf]") from error
+        needed = "GGUF needs the extra 'gguf': pip install probex_jax[gguf]"
+        raise ProbexError(f"{where}: {needed}") from error
     return gguf
 
 
