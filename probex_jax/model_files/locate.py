@@ -27,6 +27,7 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
         "diffusion_pytorch_model",
         "pytorch_lora_weights",
         "adapter_model",
+        "adapters",
     ),
     ".msgpack": ("flax_model", "diffusion_flax_model"),
     ".gguf": (),

@@ -58,6 +58,7 @@ def test_the_only_safetensors_file_of_a_folder(tmp_path):
         ("model", ["consolidated.safetensors", "adapter_model.safetensors", "pytorch_model.bin"]),
         ("diffusion_pytorch_model", ["other.safetensors", "diffusion_flax_model.msgpack"]),
         ("model.fp16", ["consolidated.safetensors", "optimizer.bin"]),
+        ("adapters", ["0000100_adapters.safetensors", "0000200_adapters.safetensors"]),
         ("adapter_model", ["training_args.bin", "checkpoint.safetensors"]),
     ],
 )
