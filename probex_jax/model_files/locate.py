@@ -29,6 +29,7 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
         "adapter_model",
         "adapters",
     ),
+    ".sft": (),  # safetensors, too
     ".msgpack": ("flax_model", "diffusion_flax_model"),
     ".gguf": (),
     ".npz": (),

@@ -15,6 +15,7 @@ from probex_jax.zoo.listed_path import ListedPath, zoo_path
 from probex_jax.zoo.model_j import SPLITS, checked_id
 
 _WEIGHTS = ".safetensors"
+_SUFFIXES = (_WEIGHTS, ".sft")
 # A folder with one of these is one model.
 _WHOLE = ("model.safetensors", "model.safetensors.index.json", "snapshots")
 # Unsupported formats: a folder with nothing else is listed, so that the reason is shown.
@@ -38,8 +39,8 @@ def find_models(folder: str | Path, *, may_be_empty: bool = False) -> tuple[Foun
     """Lists the models under a folder, at any depth, without opening them.
 
     A folder with `train/`, `val/` or another split is a zoo. A folder with `model.safetensors`, a
-    shard index or `snapshots/`, or with a single `.safetensors` file and no folder, is a model.
-    Elsewhere every `.safetensors` file is a model. Hidden files and folders are skipped. If the
+    shard index or `snapshots/`, or with a single `.safetensors` or `.sft` file and no folder, is a
+    model. Elsewhere every such file is a model. Hidden files and folders are skipped. If the
     folder is a split of a zoo, its models are those that the zoo lists.
 
     Args:
@@ -86,7 +87,7 @@ def _named(model: FoundModel, id: str) -> FoundModel:
 def files_of(path: Path) -> tuple[Path, ...]:
     """The files of the model at a path; () if there is no model."""
     if isinstance(path, ListedPath):
-        return tuple(path / name for name, _ in path.files() if name.endswith(_WEIGHTS))
+        return tuple(path / name for name, _ in path.files() if name.endswith(_SUFFIXES))
     try:
         return local_files(path)
     except (ProbexError, OSError):
@@ -106,7 +107,7 @@ def _models(folder: Path, root: Path, seen: set[Path]) -> Iterator[FoundModel]:
     seen.add(real)
     entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
     folders = [entry for entry in entries if entry.is_dir()]
-    files = [entry for entry in entries if entry.suffix == _WEIGHTS and entry not in folders]
+    files = [entry for entry in entries if entry.suffix in _SUFFIXES and entry not in folders]
     unread = any(entry.suffix.lower() in _UNREAD for entry in entries)
     if {entry.name for entry in entries} & set(_WHOLE) or (len(files) == 1 and not folders):
         yield FoundModel(_id(folder, root), "", model_path(folder))

@@ -70,6 +70,13 @@ def test_a_usual_name_is_the_model_among_strays(tmp_path, name, strays):
         np.testing.assert_array_equal(m.matrix("w"), W)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_the_short_suffix_of_safetensors(tmp_path, named):
+    save_file({"w": W}, tmp_path / "a.sft")
+    with open_model(tmp_path / "a.sft" if named else tmp_path) as m:
+        np.testing.assert_array_equal(m.matrix("w"), W)
+
+
 @pytest.mark.parametrize(
     "index",
     [
