@@ -100,8 +100,8 @@ def torch_forms(tensors: Mapping[str, TensorInfo], nested: bool = False) -> dict
     text = "\n".join(tensors)
     if not (nested or any(word in text for word in (*_COLLECTIONS, "kernel"))):
         return {name: Form(name, info.shape) for name, info in tensors.items()}
-    paths = _paths(tensors)
-    paths = _without_haiku(paths, _modules(paths, tensors))
+    stated = _paths(tensors)
+    paths = _without_haiku(stated, _modules(stated, tensors))
     leaves = {path[-1] for path in paths.values()}
     depths = {name: _depth(path) for name, path in paths.items()}
     has_collection = any(depths.values())
