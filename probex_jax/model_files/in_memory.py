@@ -21,7 +21,8 @@ def open_params(tree: Any, metadata: Mapping[str, str] | None = None) -> ModelFi
     the layer `fc.weight`, [out, in].
 
     Args:
-      tree: nested dicts, lists or other pytrees of one model's arrays, NumPy's or JAX's.
+      tree: nested dicts, lists or other pytrees of one model's arrays, NumPy's or JAX's. An array
+        alone is called "parameters".
       metadata: free text, as files have it.
 
     Returns:

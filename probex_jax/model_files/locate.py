@@ -27,7 +27,9 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
         "diffusion_pytorch_model",
         "pytorch_lora_weights",
         "adapter_model",
+        "adapters",
     ),
+    ".sft": (),  # safetensors, too
     ".msgpack": ("flax_model", "diffusion_flax_model"),
     ".gguf": (),
     ".npz": (),

@@ -94,7 +94,7 @@ def locate_remote(url: str, limits: Limits, remote: Remote) -> tuple[Location, s
     repo = hub_repo(address, remote)
     where = str(HubAddress(repo.id, repo.commit, address.path, repo.kind))
     # The hub may cut a long list short: what looks like a file is requested anyway.
-    if address.path in repo.files or address.path.endswith(".safetensors"):
+    if address.path in repo.files or address.path.endswith((".safetensors", ".sft")):
         parent, _, name = address.path.rpartition("/")
         refuse_other_formats(name, where)
         return Location(_hub_folder(repo, parent, remote), with_its_shards(name, where)), where

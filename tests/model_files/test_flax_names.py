@@ -59,6 +59,78 @@ def test_kernels_of_unknown_axes_are_left_out(name, shape):
     assert "order of axes" in forms(**{name: shape})[name]
 
 
+@pytest.mark.parametrize(
+    ("module", "kernel", "bias"),
+    [
+        ("params/h/Dense_0", (3, 8, 32), (3, 32)),
+        ("params/h/attn/query", (3, 8, 2, 4), (3, 2, 4)),
+        ("params/h/attn/query", (3, 8, 32), (3, 32)),
+        ("params/h/attn/out", (3, 2, 4, 8), (3, 8)),
+        ("params/h/Conv_0", (3, 5, 5, 8, 32), (3, 32)),
+        ("params/h/DenseGeneral_0", (3, 8, 6, 32), (3, 6, 32)),
+        ("params/h/wi", (8, 3, 32), (32, 3)),
+    ],
+)
+def test_stacked_layers_are_left_out_whole(module, kernel, bias):
+    norm = (8, 3) if kernel[0] == 8 else (3, 8)
+    shapes = {f"{module}/kernel": kernel, f"{module}/bias": bias, "params/h/norm/scale": norm}
+    found = forms(**shapes, **{"params/stem/kernel": (4, 4, 3, 8), "params/norm/scale": (8,)})
+    assert found.pop("params/stem/kernel") == ("stem.weight", (8, 3, 4, 4))
+    assert found.pop("params/norm/scale") == ("norm.weight", (8,))
+    assert all(isinstance(reason, str) for reason in found.values())
+    assert "stacked" in found["params/h/norm/scale"]
+
+
+def test_stacked_norms_tell_of_stacked_kernels():
+    shapes = {"params/h/attn/q_proj/kernel": (3, 8, 8), "params/h/norm/scale": (3, 8)}
+    assert all("stacked" in reason for reason in forms(**shapes).values())
+    shapes = {"params/h/mlp/gating_einsum": (3, 2, 8, 32), "params/h/norm/scale": (3, 8)}
+    assert all("stacked" in reason for reason in forms(**shapes).values())
+
+
+def test_of_four_axes_only_windows_are_convolutions():
+    shapes = {"params/attn/qkv/kernel": (8, 3, 2, 4), "params/attn/qkv/bias": (3, 2, 4)}
+    shapes["params/attn/DenseGeneral_0/kernel"] = (8, 2, 4)
+    assert all("order of axes" in reason for reason in forms(**shapes).values())
+    assert "order of axes" in forms(**{"params/a/kernel": (8, 3, 2, 4)})["params/a/kernel"]
+    found = forms(**{"params/a/kernel": (3, 3, 2, 4), "params/a/bias": (4,)})
+    assert found["params/a/kernel"] == ("a.weight", (4, 2, 3, 3))
+
+
+def test_names_of_haiku():
+    shapes = {
+        "mlp/~/linear_0/w": ((8, 32), ("mlp.~.linear_0.weight", (32, 8))),
+        "mlp/~/linear_0/b": ((32,), ("mlp.~.linear_0.bias", (32,))),
+        "last/w": ((32, 4), ("last.weight", (4, 32))),
+        "conv2_d/w": ((5, 3, 2, 6), ("conv2_d.weight", (6, 2, 5, 3))),
+        "norm/scale": ((8,), ("norm.weight", (8,))),
+        "norm/offset": ((8,), ("norm.bias", (8,))),
+    }
+    found = forms(**{name: shape for name, (shape, _) in shapes.items()})
+    assert found == {name: expected for name, (_, expected) in shapes.items()}
+    shapes = {"head/logits//weights": (8, 4), "head/logits//bias": (4,), "head/query_w": (8, 2, 4)}
+    found = forms(**shapes)
+    assert found["head/logits//weights"] == ("head.logits.weight", (4, 8))
+    assert "order of axes" in found["head/query_w"]
+
+
+def test_matrices_of_either_order_are_not_taken_as_pytorchs():
+    """Gemma's, and those of trees that nothing tells of."""
+    names = ("attn/q_einsum/w", "mlp/gating_einsum", "mlp/linear", "a/w")
+    shapes = {name: (2, 3, 4)[-2 - name.count("einsum") :] for name in names}
+    found = forms(**shapes, **{"embedder/input_embedding": (5, 4)})
+    assert found.pop("embedder/input_embedding")[1] == (5, 4)
+    assert all("order of axes" in reason for reason in found.values())
+    assert forms(**{"a/w": (2, 3), "a/b": (2,)})["a/w"] == ("a.w", (2, 3))
+    assert forms(**{"a/w": (2, 3), "a/weight": (2, 3)})["a/w"] == ("a.w", (2, 3))
+
+
+def test_a_module_may_be_called_as_a_collection_is():
+    assert forms(**{"params/target/a/kernel": (3, 4)})["params/target/a/kernel"][0] == (
+        "target.a.weight"
+    )
+
+
 def test_what_lies_beside_the_parameters_is_left_out():
     shapes = dict.fromkeys(("params/a/kernel", "opt_state/0/mu/a/kernel", "ema/a/w"), (2, 3))
     found = forms(**shapes, step=())

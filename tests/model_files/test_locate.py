@@ -58,6 +58,7 @@ def test_the_only_safetensors_file_of_a_folder(tmp_path):
         ("model", ["consolidated.safetensors", "adapter_model.safetensors", "pytorch_model.bin"]),
         ("diffusion_pytorch_model", ["other.safetensors", "diffusion_flax_model.msgpack"]),
         ("model.fp16", ["consolidated.safetensors", "optimizer.bin"]),
+        ("adapters", ["0000100_adapters.safetensors", "0000200_adapters.safetensors"]),
         ("adapter_model", ["training_args.bin", "checkpoint.safetensors"]),
     ],
 )
@@ -66,6 +67,13 @@ def test_a_usual_name_is_the_model_among_strays(tmp_path, name, strays):
     for stray in strays:
         (tmp_path / stray).write_bytes(b"damaged")
     with open_model(tmp_path) as m:
+        np.testing.assert_array_equal(m.matrix("w"), W)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_short_suffix_of_safetensors(tmp_path, named):
+    save_file({"w": W}, tmp_path / "a.sft")
+    with open_model(tmp_path / "a.sft" if named else tmp_path) as m:
         np.testing.assert_array_equal(m.matrix("w"), W)
 
 

@@ -27,6 +27,7 @@ from probex_jax.model_files.untrusted_text import is_unicode, leads_out, quoted
 
 _FORMATS: Mapping[str, Callable[[Bytes, Limits], Contained]] = {
     ".safetensors": read_safetensors,
+    ".sft": read_safetensors,
     ".msgpack": read_msgpack,
     ".npz": read_npz,
     ".gguf": read_gguf,

@@ -59,25 +59,33 @@ _BEGINNINGS = {
             "nemotron",
             "smollm3",
             "arcee",
+            "command-r",
+            "olmo",
+            "olmoe",
+            "phi2",
+            "seed_oss",
         ),
         _LLAMA,
     ),
     "gpt2": ("transformer.", "lm_head"),
     "bert": ("embeddings.", "encoder.layer."),
 }
+_NORMED = ("qwen3", "qwen3moe", "gemma3", "olmo2", "olmoe", "command-r")
 # Where several of transformers' names of a tensor begin so, the one of an architecture.
 _NAMED = {
     "attn_qkv": {"phi3": "self_attn.qkv_proj"},
-    "ffn_up": {"phi3": "mlp.gate_up_proj", "starcoder2": "mlp.c_fc"}
+    "attn_output": {"phi2": "self_attn.dense"},
+    "output_norm": {"phi2": "final_layernorm"},
+    "ffn_up": {"phi2": "mlp.fc1", "phi3": "mlp.gate_up_proj", "starcoder2": "mlp.c_fc"}
     | dict.fromkeys(("gemma2", "gemma3", "olmo2"), "mlp.up_proj"),
-    "ffn_down": {"starcoder2": "mlp.c_proj"},
-    "ffn_gate_inp": dict.fromkeys(("qwen2moe", "qwen3moe"), "mlp.gate"),
-    "attn_q_norm": dict.fromkeys(("qwen3", "qwen3moe", "gemma3", "olmo2"), "self_attn.q_norm"),
-    "attn_k_norm": dict.fromkeys(("qwen3", "qwen3moe", "gemma3", "olmo2"), "self_attn.k_norm"),
+    "ffn_down": {"phi2": "mlp.fc2", "starcoder2": "mlp.c_proj"},
+    "ffn_gate_inp": dict.fromkeys(("qwen2moe", "qwen3moe", "olmoe"), "mlp.gate"),
+    "attn_q_norm": dict.fromkeys(_NORMED, "self_attn.q_norm"),
+    "attn_k_norm": dict.fromkeys(_NORMED, "self_attn.k_norm"),
 }
 # llama.cpp interleaves the rows of query and key, adds 1 to the weights of norms, and turns GPT-2's
 # Conv1D.
-_INTERLEAVED = ("llama", "granite", "smollm3", "arcee")
+_INTERLEAVED = ("llama", "granite", "smollm3", "arcee", "olmo")
 _ADDED = ("gemma", "gemma2", "gemma3", "nemotron")
 _HEADS = {"attn_q": ["head_count"], "attn_k": ["head_count_kv", "head_count"]}
 _CONV1D = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
@@ -198,7 +206,12 @@ def _package(where: str) -> Any:
     try:
         import gguf
     except ImportError as error:
+<<<<<<< HEAD
         raise ProbexError(f"{where}: GGUF needs it: pip install probex_jax[gguf]") from error
+=======
+        needed = "GGUF needs the extra 'gguf': pip install probex_jax[gguf]"
+        raise ProbexError(f"{where}: {needed}") from error
+>>>>>>> fixcontainers
     return gguf
 
 

@@ -12,6 +12,8 @@ from probex_jax.model_files.containers.header import Contained, NoBytes, dtype_n
 from probex_jax.model_files.safetensors_header import TensorInfo
 from probex_jax.model_files.untrusted_text import quoted
 
+_NUMBERS = (bool, int, float, complex)
+
 
 class InMemory(NoBytes):
     """No file and no folder: a `Folder` of nothing, too."""
@@ -42,15 +44,18 @@ def read_tree(tree: Any, metadata: Mapping[str, str]) -> Contained:
     """The arrays of a tree, by the keys that lead to them."""
     tensors, readers = {}, {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = "/".join(_key(key) for key in path)
-        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-            leaf = np.asarray(leaf)
-        if isinstance(leaf.dtype, np.dtype) and leaf.dtype.kind in "OSUM":
-            raise ProbexError(f"parameters: {quoted(name)} is {quoted(leaf)}, expected an array")
+        name = "/".join(_key(key) for key in path) or "parameters"
+        values = np.asarray(leaf) if isinstance(leaf, _NUMBERS) else leaf
+        is_array = isinstance(values, (np.ndarray, np.generic, jax.Array))
+        if not is_array or (isinstance(values.dtype, np.dtype) and values.dtype.kind in "OSUM"):
+            raise ProbexError(
+                f"parameters: {quoted(name)} is {quoted(leaf, 80)}, of {type(leaf).__name__}; "
+                "expected an array of NumPy or JAX"
+            )
         if name in tensors:
             raise ProbexError(f"parameters: two arrays are called {quoted(name)}")
-        tensors[name] = TensorInfo(dtype_name(leaf.dtype), tuple(leaf.shape))
-        readers[name] = partial(np.array, leaf)  # a copy
+        tensors[name] = TensorInfo(dtype_name(values.dtype), tuple(values.shape))
+        readers[name] = partial(np.array, values)  # a copy
     return Contained(tensors, dict(metadata), readers=readers, nested=True)
 
 

@@ -49,6 +49,13 @@ def test_a_llama_has_the_names_and_rows_of_transformers(tmp_path):
         m.check_unchanged()
 
 
+def test_olmo_is_interleaved_too(tmp_path):
+    query = drawn(HIDDEN, HIDDEN)
+    stored = {"blk.0.attn_q.weight": interleaved(query, HEADS)}
+    with open_model(write(tmp_path / "a.gguf", "olmo", stored)) as m:
+        np.testing.assert_array_equal(m.matrix("model.layers.0.self_attn.q_proj.weight"), query)
+
+
 def test_qwen_is_not_interleaved_and_gemma_has_one_added_to_norms(tmp_path):
     query, norm = drawn(HIDDEN, HIDDEN), drawn(HIDDEN)
     stored = {"blk.0.attn_q.weight": query, "blk.0.attn_norm.weight": norm + 1}
@@ -84,6 +91,7 @@ def test_of_an_unknown_architecture_names_stay(tmp_path):
     ("architecture", "name"),
     [
         ("qwen3moe", "model.layers.0.mlp.experts.{}.{}_proj.weight"),
+        ("olmoe", "model.layers.0.mlp.experts.{}.{}_proj.weight"),
         ("llama", "model.layers.0.block_sparse_moe.experts.{}.{}.weight"),
     ],
 )

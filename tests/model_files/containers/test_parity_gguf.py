@@ -56,6 +56,10 @@ NAMES = {
     "cohere2": ("Cohere2Config", "Cohere2ForCausalLM", SIZES),
     "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM", SIZES),
     "arcee": ("ArceeConfig", "ArceeForCausalLM", SIZES),
+    "command-r": ("CohereConfig", "CohereForCausalLM", SIZES | {"use_qk_norm": True}),
+    "olmo": ("OlmoConfig", "OlmoForCausalLM", SIZES),
+    "phi2": ("PhiConfig", "PhiForCausalLM", SIZES | {"num_key_value_heads": HEADS}),
+    "seed_oss": ("SeedOssConfig", "SeedOssForCausalLM", SIZES | {"head_dim": 8}),
     "bert": ("BertConfig", "BertModel", SIZES),
 }
 

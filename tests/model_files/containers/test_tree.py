@@ -66,6 +66,19 @@ def test_partitioned_and_frozen_parameters():
     assert [*model.layers] == ["fc.weight"]
 
 
+class OfAnotherLibrary:
+    """As a tensor of PyTorch on a GPU, which NumPy cannot read."""
+
+    shape, dtype = (2, 3), "torch.float32"
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("can't convert")
+
+
+def test_an_array_alone_is_called_parameters():
+    assert [*px.open_params(W).layers] == ["parameters"]
+
+
 @pytest.mark.parametrize(
     ("tree", "named"),
     [
@@ -76,7 +89,9 @@ def test_partitioned_and_frozen_parameters():
         ({"a": np.array(["x"])}, "'a'"),
         ({"..": {"a": W}}, "leads out"),
         ({"a": {"b": W}, "a/b": W}, "'a/b'"),
-        (W, "name"),
+        ({"fc": {"kernel": jax.ShapeDtypeStruct((2, 3), "f4")}}, "'fc/kernel'"),
+        ({"fc": {"kernel": OfAnotherLibrary()}}, "'fc/kernel'"),
+        (jax.ShapeDtypeStruct((2, 3), "f4"), "'parameters'"),
     ],
 )
 def test_what_is_no_tree_of_arrays_is_refused(tree, named):
