@@ -16,11 +16,6 @@ from probex_jax.zoo.flat import is_weights, stem_of
 from probex_jax.zoo.listed_path import ListedPath, zoo_path
 from probex_jax.zoo.model_j import SPLITS, checked_id
 
-<<<<<<< HEAD
-=======
-_WEIGHTS = ".safetensors"
-_SUFFIXES = (_WEIGHTS, ".sft")
->>>>>>> fixcontainers
 # A folder with one of these is one model.
 _WHOLE = ("model.safetensors", "model.safetensors.index.json", "snapshots")
 
@@ -42,15 +37,9 @@ def find_models(folder: str | Path, *, may_be_empty: bool = False) -> tuple[Foun
     """Lists the models under a folder, at any depth, without opening them.
 
     A folder with `train/`, `val/` or another split is a zoo. A folder with `model.safetensors`, a
-<<<<<<< HEAD
     shard index or `snapshots/`, an Orbax checkpoint, or a folder with a single file of a format
     that is read and no folder is a model. Elsewhere every such file is a model. Hidden files and
     folders are skipped. If the folder is a split of a zoo, its models are those that the zoo lists.
-=======
-    shard index or `snapshots/`, or with a single `.safetensors` or `.sft` file and no folder, is a
-    model. Elsewhere every such file is a model. Hidden files and folders are skipped. If the
-    folder is a split of a zoo, its models are those that the zoo lists.
->>>>>>> fixcontainers
 
     Args:
       folder: to search.
@@ -98,11 +87,7 @@ def _named(model: FoundModel, id: str) -> FoundModel:
 def files_of(path: Path) -> tuple[Path, ...]:
     """The files of the model at a path; () if there is no model."""
     if isinstance(path, ListedPath):
-<<<<<<< HEAD
         return tuple(path / name for name, _ in path.files() if format_of(name))
-=======
-        return tuple(path / name for name, _ in path.files() if name.endswith(_SUFFIXES))
->>>>>>> fixcontainers
     try:
         return local_files(path)
     except (ProbexError, OSError):
@@ -123,16 +108,10 @@ def _models(folder: Path, root: Path, seen: set[Path]) -> Iterator[FoundModel]:
     seen.add(real)
     entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
     folders = [entry for entry in entries if entry.is_dir()]
-<<<<<<< HEAD
     files = [entry for entry in entries if format_of(entry.name) and entry not in folders]
     # A folder with nothing else is listed, so that the reason is shown.
     unread = any(is_weights(entry) for entry in entries if entry not in folders)
     if {entry.name for entry in entries} & set(_WHOLE) or _is_one(folder, files, folders):
-=======
-    files = [entry for entry in entries if entry.suffix in _SUFFIXES and entry not in folders]
-    unread = any(entry.suffix.lower() in _UNREAD for entry in entries)
-    if {entry.name for entry in entries} & set(_WHOLE) or (len(files) == 1 and not folders):
->>>>>>> fixcontainers
         yield FoundModel(_id(folder, root), "", model_path(folder))
     elif {entry.name for entry in folders} & set(SPLITS):
         try:

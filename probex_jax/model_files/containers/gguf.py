@@ -206,12 +206,8 @@ def _package(where: str) -> Any:
     try:
         import gguf
     except ImportError as error:
-<<<<<<< HEAD
-        raise ProbexError(f"{where}: GGUF needs it: pip install probex_jax[gguf]") from error
-=======
         needed = "GGUF needs the extra 'gguf': pip install probex_jax[gguf]"
         raise ProbexError(f"{where}: {needed}") from error
->>>>>>> fixcontainers
     return gguf
 
 
