@@ -30,7 +30,7 @@ def test_models_of_every_kind_are_found_in_order(tmp_path):
         "lora/concept/pytorch_lora_weights.safetensors",
         "loose/x.safetensors",
         "loose/y.safetensors",
-        "loose/z",
+        "loose/z.sft",
         "pickled/pytorch_model.bin",
         ".cache/model.safetensors",
         "notes/readme.txt",
