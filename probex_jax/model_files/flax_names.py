@@ -101,10 +101,11 @@ def torch_forms(tensors: Mapping[str, TensorInfo], nested: bool = False) -> dict
     if not (nested or any(word in text for word in (*_COLLECTIONS, "kernel"))):
         return {name: Form(name, info.shape) for name, info in tensors.items()}
     stated = _paths(tensors)
-    paths = _without_haiku(stated, _modules(stated, tensors))
-    leaves = {path[-1] for path in paths.values()}
-    depths = {name: _depth(path) for name, path in paths.items()}
+    depths = {name: _depth(path) for name, path in stated.items()}
     has_collection = any(depths.values())
+    is_tree = nested or has_collection
+    paths = _without_haiku(stated, _modules(stated, tensors)) if is_tree else stated
+    leaves = {path[-1] for path in paths.values()}
     is_flax = has_collection or not ("weight" in leaves or leaves.isdisjoint(_FLAX))
     if not (is_flax or nested):
         return {name: Form(name, info.shape) for name, info in tensors.items()}

@@ -167,6 +167,8 @@ def test_names_that_would_be_one_stay():
 def test_files_of_pytorch_stay_as_they_are():
     shapes = {"a/b.kernel": (2, 3), "norm.scale": (3,), "fc.weight": (2, 3)}
     assert forms(nested=False, **shapes) == {name: (name, shape) for name, shape in shapes.items()}
+    shapes = {"a.kernels": (2, 2), "fc.w": (2, 3), "fc.b": (3,)}
+    assert forms(nested=False, **shapes) == {name: (name, shape) for name, shape in shapes.items()}
     shapes = {"norm.scale": (3,), "embedding": (2, 3)}
     assert forms(nested=False, **shapes) == {name: (name, shape) for name, shape in shapes.items()}
 
