@@ -141,3 +141,23 @@ def toy_zoo(tmp_path_factory):
 def toy_store(toy_zoo, tmp_path_factory):
     """The toy zoo, packed; not to be changed by a test."""
     return px.pack(px.scan(toy_zoo), tmp_path_factory.mktemp("stores") / "Toy").store
+
+
+@pytest.fixture(scope="module")
+def server():
+    """S3 on localhost for a module of tests, without faults: `tests.s3`."""
+    from tests import s3  # which imports moto
+
+    with s3.serving() as app:
+        yield app
+
+
+@pytest.fixture
+def at(server, request, monkeypatch):
+    """The address of a folder of a test's own in that bucket; waits are short."""
+    from probex_jax.buckets import stores
+    from tests import s3
+    from tests.hub import IMPATIENT
+
+    monkeypatch.setattr(stores, "PATIENCE", IMPATIENT)
+    return f"s3://{s3.BUCKET}/{request.node.name}"

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from probex_jax.buckets import write
+
 BUCKET = "models"
 _BUSY = b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
 
@@ -124,3 +126,11 @@ def serving(faults=0.0):
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def put(folder, url):
+    """Puts a folder of the disk into a bucket; returns its address there."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            write(f"{url}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+    return url

@@ -19,12 +19,6 @@ from probex_jax.files import WRITER_LOCK, alone, one_writer, read_json, sharing_
 from tests import s3
 
 
-@pytest.fixture(scope="module")
-def server():
-    with s3.serving() as app:
-        yield app
-
-
 @pytest.fixture
 def folder(server, request):
     return as_path(f"s3://{s3.BUCKET}/{request.node.name}")

@@ -34,19 +34,6 @@ from tests.model_files.answering import plain, serving
 ROOT = f"s3://{s3.BUCKET}"
 
 
-@pytest.fixture(scope="module")
-def server():
-    with s3.serving() as app:
-        yield app
-
-
-@pytest.fixture
-def at(server, request, monkeypatch):
-    """An empty folder."""
-    monkeypatch.setattr(stores, "PATIENCE", IMPATIENT)
-    return f"{ROOT}/{request.node.name}"
-
-
 def test_writes_and_reads(at):
     url = joined(at, "a b/c.txt")
     assert stated(url) is None

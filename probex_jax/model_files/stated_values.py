@@ -30,20 +30,24 @@ def name_of(value: Any, most: int = _MAX_CHARACTERS) -> str:
 
 
 def first_text(values: Sequence[Any]) -> str:
+    """The first line that is a name; "" if none is."""
     return next((name for value in values if (name := name_of(value))), "")
 
 
 def first_prose(values: Sequence[Any]) -> str:
+    """The first text of any length, on one line, cut."""
     texts = (" ".join(v[: 4 * _MAX_TEXT].split()) for v in values if isinstance(v, str))
     cut = (text[:_MAX_TEXT] + "…" * (len(text) > _MAX_TEXT) for text in texts)
     return next((name for text in cut if (name := name_of(text, _MAX_TEXT + 1))), "")
 
 
 def as_list(value: Any) -> list[Any]:
+    """A list as it is, up to its limit; anything else as a list of one."""
     return value[:MAX_MEMBERS] if isinstance(value, list) else [value]
 
 
 def texts(values: Sequence[Any]) -> tuple[str, ...]:
+    """All texts, in lists or alone, each once."""
     found = (first_prose([one]) for value in values for one in as_list(value))
     return tuple(dict.fromkeys(filter(None, found)))[:MAX_LISTED]
 
@@ -56,6 +60,7 @@ def words(values: Sequence[Any]) -> tuple[str, ...]:
 
 
 def first_number(values: Sequence[Any], most: float = _MAX_NUMBER) -> float:
+    """The first positive number, also one written as text; 0 if there is none."""
     for value in values:
         try:
             number = float(value) if isinstance(value, str | int | float) else 0.0
@@ -67,6 +72,7 @@ def first_number(values: Sequence[Any], most: float = _MAX_NUMBER) -> float:
 
 
 def first_count(values: Sequence[Any]) -> int:
+    """As `first_number`, rounded down."""
     return int(first_number(values, _MAX_COUNT))
 
 
@@ -124,10 +130,12 @@ def listed_labels(values: Sequence[Any]) -> tuple[str, ...]:
 
 
 def one_label(values: Sequence[Any]) -> tuple[str, ...]:
+    """A class each."""
     return _distinct(list(values))
 
 
 def named_labels(values: Sequence[Any]) -> tuple[str, ...]:
+    """The classes of an `id2label`; none if nobody named them."""
     labels = _distinct(list(values[0].values())) if values and isinstance(values[0], dict) else ()
     return () if all(map(_NO_NAME.fullmatch, labels)) else labels
 

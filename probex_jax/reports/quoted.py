@@ -72,5 +72,6 @@ def escaped(text: str) -> str:
 
 
 def plain(text: str) -> str:
+    """Text of a stranger on one line, cut; "?" for none."""
     shown = "".join(c if c.isprintable() else " " for c in text).strip() or "?"
     return shown if len(shown) <= _MAX_CHARACTERS else shown[: _MAX_CHARACTERS - 1] + "…"

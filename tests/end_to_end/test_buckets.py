@@ -29,12 +29,6 @@ BUCKET = f"s3://{s3.BUCKET}"
 MODELS = 80
 
 
-@pytest.fixture(scope="module")
-def server():
-    with s3.serving() as app:
-        yield app
-
-
 def everything(root, zoo):
     """A zoo packed, trained on, described and searched."""
     store = px.pack(px.scan(zoo), root / "store").store

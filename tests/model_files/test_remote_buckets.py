@@ -10,34 +10,12 @@ import pytest
 from safetensors.numpy import save_file
 
 import probex_jax as px
-from probex_jax.buckets import NotThere, stores, write
+from probex_jax.buckets import NotThere, write
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import Remote, open_model
 from tests import s3
-from tests.hub import IMPATIENT
 from tests.model_files.remote import COMMON, FAR, random, same, weights_file
 from tests.proxy import counting
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3.serving() as app:
-        yield app
-
-
-@pytest.fixture
-def at(server, request, monkeypatch):
-    """An empty folder."""
-    monkeypatch.setattr(stores, "PATIENCE", IMPATIENT)
-    return f"s3://{s3.BUCKET}/{request.node.name}"
-
-
-def put(folder, url):
-    """A folder of the disk in a bucket."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            write(f"{url}/{path.relative_to(folder).as_posix()}", path.read_bytes())
-    return url
 
 
 def sharded(folder):
@@ -71,7 +49,7 @@ def one_file(folder):
 @pytest.mark.parametrize("faults", [0.0, 0.1])
 def test_as_on_the_disk(server, at, tmp_path, make, faults):
     make(tmp_path)
-    put(tmp_path, at)
+    s3.put(tmp_path, at)
     server.share = faults
     try:
         for address in (at, f"{at}/", Path(at)):
@@ -87,7 +65,7 @@ def test_as_on_the_disk(server, at, tmp_path, make, faults):
 
 def test_a_file_and_what_is_beside_it(at, tmp_path):
     one_file(tmp_path)
-    put(tmp_path, at)
+    s3.put(tmp_path, at)
     with open_model(f"{at}/any name.safetensors") as m:
         assert m.config == {"model_type": "vit"}
         assert m.beside("nothing.json") == {}
@@ -106,7 +84,7 @@ def test_one_layer_takes_little_more_than_its_bytes(server, at, tmp_path, monkey
         f"vit.encoder.layer.{n}.layernorm_{k}.bias": random(768) for n in range(4) for k in "ab"
     }
     save_file({**layers, **norms}, tmp_path / "model.safetensors")
-    put(tmp_path, at)
+    s3.put(tmp_path, at)
     name = "vit.encoder.layer.2.attention.attention.key.weight"
     with counting(urlsplit(os.environ["AWS_ENDPOINT_URL"]).port) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
@@ -122,7 +100,7 @@ def test_one_layer_takes_little_more_than_its_bytes(server, at, tmp_path, monkey
 
 def test_a_cache_knows_a_file_by_its_etag(server, at, tmp_path):
     weights_file(tmp_path / "model" / "model.safetensors", FAR)
-    put(tmp_path / "model", at)
+    s3.put(tmp_path / "model", at)
     for counts in (FAR["d"].nbytes, None), (0, 0):
         moved = []
         with open_model(at, remote=Remote(tmp_path / "cache", moved.append)) as m:
@@ -130,13 +108,13 @@ def test_a_cache_knows_a_file_by_its_etag(server, at, tmp_path):
         assert counts[0] <= sum(moved)
         assert counts[1] is None or not moved
     weights_file(tmp_path / "model" / "model.safetensors", FAR | {"d": FAR["a"]})
-    put(tmp_path / "model", at)
+    s3.put(tmp_path / "model", at)
     with open_model(at, remote=Remote(tmp_path / "cache")) as m:
         same(m.matrix("d"), FAR["a"])
-        put(tmp_path / "model", at)  # the same
+        s3.put(tmp_path / "model", at)  # the same
         same(m.matrix("c"), FAR["c"])
         weights_file(tmp_path / "model" / "model.safetensors", FAR)
-        put(tmp_path / "model", at)
+        s3.put(tmp_path / "model", at)
         with pytest.raises(ProbexError, match=f"^{at}/model.safetensors: changed on the server"):
             m.matrix("b")
 
@@ -146,7 +124,7 @@ def test_what_is_not_there(at, tmp_path):
     (tmp_path / "readme.txt").write_bytes(b"x")
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "model.safetensors").write_bytes(b"")
-    put(tmp_path, at)
+    s3.put(tmp_path, at)
     for url, message in {
         f"{at}/x": "no such file or folder",
         f"{at}/x.safetensors": "nothing there",
@@ -183,5 +161,5 @@ def test_names_that_lead_out(at):
 
 def test_the_fingerprint_is_that_of_the_disk(at, tmp_path):
     one_file(tmp_path)
-    with open_model(put(tmp_path, at)) as there, open_model(tmp_path) as local:
+    with open_model(s3.put(tmp_path, at)) as there, open_model(tmp_path) as local:
         assert px.model_files.fingerprint(there) == px.model_files.fingerprint(local)

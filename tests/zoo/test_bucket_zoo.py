@@ -7,32 +7,13 @@ import pytest
 from safetensors.numpy import save_file
 
 import probex_jax as px
-from probex_jax.buckets import stores, write
+from probex_jax.buckets import write
 from probex_jax.errors import ProbexError
 from probex_jax.search import find_models
 from tests import s3
 from tests.end_to_end.warm import run
-from tests.hub import IMPATIENT
 
 ROOT = f"s3://{s3.BUCKET}"
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3.serving() as app:
-        yield app
-
-
-@pytest.fixture
-def at(server, request, monkeypatch):
-    monkeypatch.setattr(stores, "PATIENCE", IMPATIENT)
-    return f"{ROOT}/{request.node.name}"
-
-
-def put(folder, url):
-    for path in folder.rglob("*"):
-        if path.is_file():
-            write(f"{url}/{path.relative_to(folder).as_posix()}", path.read_bytes())
 
 
 def weights(path, seed):
@@ -74,7 +55,7 @@ def named(folder):
 @pytest.mark.parametrize("make", [with_splits, flat, named])
 def test_as_on_the_disk(server, at, tmp_path, make):
     make(tmp_path / "zoo")
-    put(tmp_path / "zoo", at)
+    s3.put(tmp_path / "zoo", at)
     local = px.scan(tmp_path / "zoo")
     asked = server.asked
     there = px.scan(at)
@@ -100,7 +81,7 @@ def test_packs_to_the_same_bits_whatever_fails(server, at, tmp_path):
     labels = dict.fromkeys(("one", "three", "five", "models--me--six"), "x")
     labels |= dict.fromkeys(("two", "four"), "y")
     (tmp_path / "zoo" / "labels.json").write_text(json.dumps(labels))
-    put(tmp_path / "zoo", at)
+    s3.put(tmp_path / "zoo", at)
     local = px.pack(px.scan(tmp_path / "zoo"), tmp_path / "local").store
     server.share = 0.1
     try:
@@ -119,7 +100,7 @@ def test_packs_to_the_same_bits_whatever_fails(server, at, tmp_path):
 @pytest.mark.parity
 def test_the_command_takes_an_address(server, at, tmp_path):
     flat(tmp_path / "zoo")
-    put(tmp_path / "zoo", at)
+    s3.put(tmp_path / "zoo", at)
     done = run("pack", f"--zoo={at}", f"--store={tmp_path}/store", env=server.env)
     assert done.returncode == 0, done.stderr
     store = px.LayerStore.open(tmp_path / "store")
@@ -134,7 +115,7 @@ def test_models_are_found_as_in_a_folder(at, tmp_path):
     weights(tmp_path / "more" / "deep" / "a.safetensors", 1)
     weights(tmp_path / "more" / "deep" / "b.safetensors", 1)
     weights(tmp_path / "one" / "model.safetensors", 1)
-    put(tmp_path, at)
+    s3.put(tmp_path, at)
     for part in ("", "/more", "/zoo", "/zoo/train"):
         there, local = find_models(f"{at}{part}"), find_models(f"{tmp_path}{part}")
         assert [(m.id, m.split) for m in there] == [(m.id, m.split) for m in local]
@@ -168,7 +149,7 @@ def test_a_harvest_of_a_bucket_can_be_packed(server, at, tmp_path):
         factors = {"up.weight": rng.normal(size=(8, 2)), "down.weight": rng.normal(size=(2, 8))}
         tensors = {f"a.lora_{name}": factor for name, factor in factors.items()}
         save_file(tensors, path, {"ss_tag_frequency": tags})
-    put(tmp_path / "downloads", at)
+    s3.put(tmp_path / "downloads", at)
     assert run("harvest", f"--models={at}", f"--out={tmp_path}/zoos").returncode == 0
     (zoo,) = (path.parent for path in (tmp_path / "zoos").glob("*/zoo.json"))
     store = px.pack(px.scan(zoo), tmp_path / "store").store

@@ -11,7 +11,7 @@ from probex_jax.matrices import LowRank
 from probex_jax.model_files.adapters.modules import Slice, family, slices
 from probex_jax.model_files.adapters.spellings import Factor, factors
 from probex_jax.model_files.adapters.unread import unread_parts
-from probex_jax.model_files.adapters.updates import Form, MismatchError, Update
+from probex_jax.model_files.adapters.updates import Form, MismatchError, UnknownLayerError, Update
 from probex_jax.model_files.layers import LayerInfo, are_experts, of_expert
 from probex_jax.model_files.safetensors_header import TensorInfo
 from probex_jax.model_files.stored_tensors import StoredTensors
@@ -107,7 +107,7 @@ def find_updates(
             raise ProbexError(
                 f"{where}: {update.spelling.method} {quoted(path)}: {error}"
             ) from None
-        except ValueError as error:
+        except UnknownLayerError as error:
             form = str(error)
         if any(path + end in tensors for end in _DIAGONAL):
             form = _ADALORA
@@ -184,7 +184,9 @@ def _of_experts(
     names.sort(key=lambda name: "down" in name)
     outer = update.path.count(".base_layer")
     if outer >= len(names) or not isinstance(rank, int) or rank < 1:
-        raise ValueError("a LoRA of stacked experts, whose config does not say of which parameter")
+        raise UnknownLayerError(
+            "a LoRA of stacked experts, whose config does not say of which parameter"
+        )
     return names[-1 - outer], replace(update, rank=rank)
 
 

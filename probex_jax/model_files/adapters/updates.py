@@ -31,6 +31,10 @@ class MismatchError(Exception):
     """Factors that do not fit each other."""
 
 
+class UnknownLayerError(Exception):
+    """Factors of which nothing says which layers they update."""
+
+
 @dataclass(frozen=True)
 class Form:
     """What is known of an update before it is read.
