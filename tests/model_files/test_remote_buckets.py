@@ -163,3 +163,14 @@ def test_the_fingerprint_is_that_of_the_disk(at, tmp_path):
     one_file(tmp_path)
     with open_model(s3.put(tmp_path, at)) as there, open_model(tmp_path) as local:
         assert px.model_files.fingerprint(there) == px.model_files.fingerprint(local)
+
+
+def test_of_stacked_matrices_one_alone_is_moved(at, tmp_path):
+    experts = {"layers.0.mlp.experts.up_proj": random((8, 256, 128))}
+    weights_file(tmp_path / "moe" / "model.safetensors", experts)
+    moved = []
+    with open_model(s3.put(tmp_path / "moe", at), remote=Remote(on_bytes=moved.append)) as m:
+        moved.clear()
+        [matrix] = m.matrices(["layers.0.mlp.experts.5.up_proj"]).values()
+    np.testing.assert_array_equal(matrix, experts["layers.0.mlp.experts.up_proj"][5])
+    assert sum(moved) < 1.02 * matrix.nbytes

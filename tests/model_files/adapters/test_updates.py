@@ -295,6 +295,32 @@ def test_a_fused_layer_beside_the_layers_in_it_is_left_out(tmp_path):
         np.testing.assert_allclose(dense(m, alone), drawn(16, 2) @ drawn(2, 16), atol=1e-5)
 
 
+def test_rows_of_a_layer_in_a_fused_one_are_its_own(tmp_path):
+    path = "lora_unet_double_blocks_0_img_attn_qkv"
+    up, down = drawn(48, 2), drawn(2, 16)
+    with opened(tmp_path, {f"{path}.lora_up.weight": up, f"{path}.lora_down.weight": down}) as m:
+        found = m.rows("transformer.transformer_blocks.0.attn.to_k", [3, 0])
+        np.testing.assert_allclose(found, (up @ down)[[16 + 3, 16]], atol=1e-5)
+
+
+def test_shift_and_scale_change_places_where_diffusers_has_them_so(tmp_path):
+    path = "lora_unet_final_layer_adaLN_modulation_1"
+    up, down = drawn(32, 2), drawn(2, 16)
+    expected = np.concatenate([up[16:], up[:16]]) @ down
+    with opened(tmp_path, {f"{path}.lora_up.weight": up, f"{path}.lora_down.weight": down}) as m:
+        [layer] = m.layers
+        np.testing.assert_allclose(dense(m, layer), expected, atol=1e-5)
+        np.testing.assert_allclose(m.rows(layer, [1, 20]), expected[[1, 20]], atol=1e-5)
+
+
+def test_a_fused_layer_whose_rows_do_not_divide_stays_whole(tmp_path):
+    path = "diffusion_model.double_blocks.0.img_attn.qkv"
+    with opened(
+        tmp_path, {f"{path}.lora_B.weight": drawn(47, 2), f"{path}.lora_A.weight": drawn(2, 16)}
+    ) as m:
+        assert {name: info.shape for name, info in m.layers.items()} == {path: (47, 16)}
+
+
 def test_factors_that_are_quantised_are_reported(tmp_path):
     tensors = {f"{LAYER}.lora_up.weight": UP, f"{LAYER}.lora_down.weight": DOWN}
     tensors = {name: value.astype(ml_dtypes.float8_e4m3fn) for name, value in tensors.items()}
