@@ -1,5 +1,6 @@
 """Model-J in small, on a hub for tests: its table, classifiers in repositories, LoRAs in one."""
 
+import gc
 import json
 import os
 import random
@@ -165,6 +166,22 @@ def killed(hub, work, out, *, pieces, pause_s=0.005, seed=0, kills=10):
 
 
 @contextmanager
+def hearing_interrupts():
+    """Ctrl-C raises here; of a job in the background it is ignored otherwise.
+
+    JAX is called back by the garbage collector, and what is raised in there is lost.
+    """
+    gc.collect()
+    gc.disable()
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        gc.enable()
+
+
+@contextmanager
 def interrupted_once(condition):
     """Ctrl-C as soon as the condition holds; what is within ends soon, and so do its threads."""
     before, over, began = {*threading.enumerate()}, threading.Event(), []
@@ -176,15 +193,13 @@ def interrupted_once(condition):
                 os.kill(os.getpid(), signal.SIGINT)
                 return
 
-    # Of a job in the background SIGINT is ignored.
-    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.Thread(target=interrupt).start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            yield
-    finally:
-        over.set()
-        signal.signal(signal.SIGINT, usual)
+    with hearing_interrupts():
+        threading.Thread(target=interrupt).start()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                yield
+        finally:
+            over.set()
     for thread in {*threading.enumerate()} - before:
         if thread.name.startswith("ThreadPoolExecutor"):
             thread.join(10)

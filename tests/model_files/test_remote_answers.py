@@ -29,6 +29,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.model_files import Remote, open_model
 from probex_jax.model_files.remote import RemoteRanges
 from tests.model_files.answering import FILE, answer, endless, plain, redirect, serving, slow
+from tests.model_j import hearing_interrupts
 
 
 @pytest.fixture(autouse=True)
@@ -391,16 +392,12 @@ def test_a_wait_ends_when_it_is_stopped(monkeypatch, given):
 
 def test_a_wait_ends_at_ctrl_c(monkeypatch):
     monkeypatch.setattr(stores, "PATIENCE", Patience())
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with serving(hang()) as server:
-            threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
-            started = time.monotonic()
-            with pytest.raises(KeyboardInterrupt):
-                got(server)
-            assert time.monotonic() - started < 20
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with serving(hang()) as server, hearing_interrupts():
+        threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            got(server)
+        assert time.monotonic() - started < 20
 
 
 def test_reading_where_a_loop_runs():
