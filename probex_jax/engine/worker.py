@@ -1,0 +1,44 @@
+"""What runs in a worker of a cluster; imported there before anything else is."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+
+class Worker:
+    """A process of a cluster that does the work of one map.
+
+    Args:
+      env: environment variables, set before JAX is imported.
+    """
+
+    def __init__(self, env: Mapping[str, str]):
+        os.environ.update(env)
+        self._work: Future = Future()
+        self._readers: Any = None
+        self._turn = threading.Lock()
+
+    def start(self, made: tuple[bytes, int]) -> int:
+        """Makes the work; returns the number of the process."""
+        from ray import cloudpickle
+
+        make, readers = made
+        try:
+            self._readers = ThreadPoolExecutor(readers)
+            self._work.set_result(cloudpickle.loads(make)())
+        except BaseException as error:
+            self._work.set_exception(error)
+            raise
+        return os.getpid()
+
+    def run(self, items: Sequence[Any]) -> Sequence[Any]:
+        """The results of items; a few calls at a time read, one computes."""
+        work = self._work.result()
+        read = [self._readers.submit(work.read, item) for item in items]
+        data = [each.result() for each in read]
+        with self._turn:
+            return work.compute(items, data)
