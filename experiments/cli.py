@@ -1,25 +1,20 @@
 """What the commands share: exit codes, progress bars, tables."""
 
-import contextlib
 import errno
-import hashlib
 import os
-import platform
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
-import jax
 from absl import app, flags, logging
 from tqdm import tqdm
 
 from experiments import options
+from probex_jax.engine import keep_compiled
 from probex_jax.errors import ProbexError
-from probex_jax.files import user_cache
 from probex_jax.reports import table
 from probex_jax.sweeps import Stop
 
@@ -49,7 +44,7 @@ def run_with_arguments(main: Callable[[Sequence[str]], int]) -> None:
         # Orbax logs every step, and every error with a traceback before it raises it.
         logging.set_verbosity(logging.FATAL)
         _end_on_sigterm()
-        _keep_compiled()
+        keep_compiled()
         try:
             return main(argv[1:])
         except ProbexError as error:
@@ -85,23 +80,6 @@ def run_with_arguments(main: Callable[[Sequence[str]], int]) -> None:
             traceback.print_exc()
             _end_at_once(1)
         raise
-
-
-def _keep_compiled() -> None:
-    """Keeps compiled programs for the next command; `JAX_COMPILATION_CACHE_DIR` says where instead.
-
-    An expert on all layers has a program for each of their shapes, most of the time of a short
-    command. Programs are those of one processor: a home that machines share has a folder for each.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    cpu = f"{platform.machine()} {platform.processor()}"
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        cpu += "".join(sorted({line for line in lines if line.startswith(("flags", "model name"))}))
-    folder = user_cache() / "compiled" / hashlib.sha256(cpu.encode()).hexdigest()[:16]
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _no_reader() -> int:

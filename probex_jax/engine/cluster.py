@@ -7,9 +7,9 @@ import os
 import re
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from probex_jax.engine.crew import Crew, Task
@@ -22,14 +22,13 @@ from probex_jax.errors import ProbexError
 _CPUS = 4
 
 
-def engine_of(spec: str, workers: int = 0, env: Mapping[str, str] | None = None) -> Engine:
+def engine_of(spec: str, workers: int = 0) -> Engine:
     """The engine that a text names.
 
     Args:
       spec: "threads"; or "ray:auto" for the cluster that this machine is a node of, "ray:local" for
         one that is started here, "ray:HOST:PORT" for that of a head node.
       workers: of a cluster, how many; 0 for one a GPU, or else one for every four CPUs.
-      env: environment variables of the workers beside their own.
 
     Raises:
       ProbexError: if it names none.
@@ -47,7 +46,7 @@ def engine_of(spec: str, workers: int = 0, env: Mapping[str, str] | None = None)
         raise ProbexError(
             f"engine {spec!r}: expected threads, ray:auto, ray:local or ray:HOST:PORT"
         )
-    return Cluster(address, workers, env=dict(env or {}))
+    return Cluster(address, workers)
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,11 @@ class Cluster:
       address: "auto", "local" or "HOST:PORT", as of `engine_of`.
       workers: how many; 0 as of `engine_of`.
       gpus: of each worker; None for one where the cluster has any.
-      env: environment variables of the workers.
     """
 
     address: str
     workers: int = 0
     gpus: float | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
 
     is_here = False
 
@@ -120,9 +117,7 @@ class Cluster:
         return max(1, int(has.get("GPU", 0) // gpus if gpus else has.get("CPU", 1) // _CPUS))
 
     def _new(self, ray: Any, at_once: int) -> Callable[[], Any]:
-        gpus, env = self._gpus(ray), dict(self.env)
-        if not gpus:  # Ray leaves all GPUs in sight
-            env["JAX_PLATFORMS"] = "cpu"
+        gpus = self._gpus(ray)
         actor = ray.remote(Worker).options(
             num_cpus=1,
             num_gpus=gpus,
@@ -130,7 +125,7 @@ class Cluster:
             max_restarts=0,
             scheduling_strategy="SPREAD",
         )
-        return lambda: actor.remote(env)
+        return lambda: actor.remote(gpus)
 
 
 def _joined(address: str) -> Any:
@@ -163,7 +158,7 @@ def _joined(address: str) -> Any:
 
 
 def _silence(ray: Any) -> None:
-    """Keeps Ray from printing on standard output that a worker died, for which it has no setting."""
+    """Keeps Ray from saying on standard output that a worker died; there is no setting for it."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     with suppress(AttributeError):
         ray._private.worker.print_to_stdstream = lambda *args, **named: None

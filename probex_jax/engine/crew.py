@@ -1,7 +1,7 @@
 """The workers of one map on a cluster, and what each of them has to do.
 
-Ray replaces dead actors and repeats their calls, too, but charges a death to all calls that an actor
-had. Here the driver does both, and finds out which item it was.
+Ray replaces dead actors and repeats their calls, too, but charges a death to all calls that an
+actor had. Here the driver does both, and finds out which item it was.
 """
 
 from __future__ import annotations

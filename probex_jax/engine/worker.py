@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+
+from probex_jax.engine.compiled import keep_compiled
 
 
 class Worker:
     """A process of a cluster that does the work of one map.
 
     Args:
-      env: environment variables, set before JAX is imported.
+      gpus: how many are its own.
     """
 
-    def __init__(self, env: Mapping[str, str]):
-        os.environ.update(env)
+    def __init__(self, gpus: float):
+        if not gpus:  # Ray leaves all of them in sight
+            os.environ["JAX_PLATFORMS"] = "cpu"
         self._work: Future = Future()
         self._readers: Any = None
         self._turn = threading.Lock()
@@ -28,6 +31,7 @@ class Worker:
 
         make, readers = made
         try:
+            keep_compiled()
             self._readers = ThreadPoolExecutor(readers)
             self._work.set_result(cloudpickle.loads(make)())
         except BaseException as error:

@@ -1,0 +1,35 @@
+"""Flags of commands whose work threads of this process do, or a Ray cluster.
+
+docs/clusters.md says how to start one.
+"""
+
+import jax
+from absl import flags
+
+from probex_jax.engine import Engine, engine_of
+
+_ENGINE = flags.DEFINE_string(
+    "engine",
+    "threads",
+    "Who does the work: threads of this process, or a Ray cluster: ray:local starts one here, "
+    "ray:auto is the one that this machine is a node of, ray:HOST:PORT another.",
+)
+_WORKERS = flags.DEFINE_integer(
+    "workers",
+    0,
+    "Processes of the cluster that work; 0 for one a GPU, or else one for every four CPUs.",
+    lower_bound=0,
+)
+
+
+def engine() -> Engine:
+    """The engine that the flags name.
+
+    Raises:
+      ProbexError: if there is none of that name.
+    """
+    found = engine_of(_ENGINE.value, _WORKERS.value)
+    if not found.is_here:
+        # GPUs are for the workers; this process would take most of their memory.
+        jax.config.update("jax_platforms", "cpu")
+    return found
