@@ -20,14 +20,14 @@ from probex_jax.forest import (
     Description,
     Forest,
     Nearest,
-    Neighbour,
     Prediction,
     Tree,
     grow,
 )
 from probex_jax.forest.forest import model_name
 from probex_jax.reports import model_card
-from probex_jax.search import FoundModel, Hit, Index, find_models
+from probex_jax.search import FoundModel, Index, find_models
+from probex_jax.search.nearest import NearestIn
 from probex_jax.zoo.listed_path import zoo_path
 
 Row = dict[str, object]
@@ -35,7 +35,6 @@ Row = dict[str, object]
 # A model, and its description or why there is none.
 Described = tuple[FoundModel, Description | ProbexError]
 
-_NEIGHBOURS = 5
 _SHOWN_CLASSES = 4
 _LONGEST_NAME = 200  # bytes
 
@@ -169,21 +168,7 @@ def _with_distinct_ids(models: Sequence[FoundModel]) -> list[FoundModel]:
 
 def nearest_in(indexes: Sequence[Index]) -> Nearest | None:
     """What finds the nearest documented models of a model, in the index of its tree."""
-    by_tree = {index.about["expert"]["tree"]: index for index in indexes}
-
-    def nearest(tree: str, paths: Sequence[Path]) -> Sequence[Sequence[Neighbour] | ProbexError]:
-        if tree not in by_tree:
-            return [()] * len(paths)
-        return [
-            found if isinstance(found, ProbexError) else list(map(_neighbour, found))
-            for found in by_tree[tree].alike(paths, k=_NEIGHBOURS)
-        ]
-
-    return nearest if indexes else None
-
-
-def _neighbour(hit: Hit) -> Neighbour:
-    return Neighbour(hit.id, hit.similarity, hit.text, hit.path)
+    return NearestIn(indexes) if indexes else None
 
 
 def describe(

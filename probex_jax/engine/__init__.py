@@ -3,7 +3,7 @@
 from probex_jax.engine.cluster import Cluster, engine_of
 from probex_jax.engine.compiled import keep_compiled
 from probex_jax.engine.here import HERE, Here
-from probex_jax.engine.work import Died, Engine, Work, in_parts
+from probex_jax.engine.work import Died, Engine, Work, flattened, in_parts
 
 __all__ = [
     "HERE",
@@ -13,6 +13,7 @@ __all__ = [
     "Here",
     "Work",
     "engine_of",
+    "flattened",
     "in_parts",
     "keep_compiled",
 ]

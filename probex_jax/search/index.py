@@ -117,6 +117,9 @@ class Index:
     def __len__(self) -> int:
         return len(self._table)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Index.open, (self.path,)
+
     @classmethod
     def create_or_open(cls, path: str | Path, expert: Expert) -> Index:
         """Opens the index at a path, or creates an empty one in a new or empty folder.
