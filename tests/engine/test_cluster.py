@@ -4,17 +4,18 @@ import dataclasses
 import os
 import signal
 import time
-from functools import partial
+from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 import probex_jax as px
 from probex_jax.engine import HERE, Died, flattened, in_parts
-from probex_jax.search import Index, Snapshot, find_models
-from tests.conftest import folder_hash, write_toy_zoo
+from probex_jax.search import Index, find_models
+from tests.conftest import CLASSES, write_toy_zoo
 from tests.engine.work import PoisonToIndex, PoisonToPack, Squares, fails
+from tests.forest.conftest import class_expert
+from tests.layer_store.test_packing import folder_hash
 from tests.search.conftest import make_expert, write_model
 
 pytestmark = [pytest.mark.parity, pytest.mark.xdist_group("cluster")]
@@ -22,11 +23,7 @@ pytestmark = [pytest.mark.parity, pytest.mark.xdist_group("cluster")]
 
 def workers_left(folder):
     """The processes that made work and are still there."""
-    return [int(path.name) for path in folder.iterdir() if path.name.isdigit() and is_there(path)]
-
-
-def is_there(path):
-    return psutil.pid_exists(int(path.name))
+    return [path.name for path in folder.iterdir() if Path("/proc", path.name).exists()]
 
 
 def none_left(folder):
@@ -83,9 +80,16 @@ def test_what_raises_in_a_worker_is_raised_here(cluster):
         list(cluster.map(fails, [(1,)]))
 
 
+def is_worker(comm):
+    try:
+        return comm.read_text().startswith("ray::Worker")
+    except OSError:  # it has ended
+        return False
+
+
 def toy_zoo(folder, n_models=30):
     zoo = px.scan(write_toy_zoo(folder / "Toy", n_models))
-    return dataclasses.replace(zoo, classes=tuple(sorted({c for c in "ant bee cat dog eel fox".split()})))
+    return dataclasses.replace(zoo, classes=CLASSES)
 
 
 def test_a_model_that_ends_whoever_packs_it_is_skipped_alone(cluster, tmp_path):
@@ -126,11 +130,14 @@ def test_a_killed_worker_changes_no_byte(cluster, tmp_path, what, monkeypatch):
 
     def kill_one(_):
         if len(killed) < 2:
-            for process in psutil.process_iter(["name"]):
-                if process.info["name"].startswith("ray::Worker") and process.pid not in killed:
-                    killed.append(process.pid)
-                    os.kill(process.pid, signal.SIGKILL)
-                    return
+            alive = {
+                int(path.parent.name)
+                for path in Path("/proc").glob("[0-9]*/comm")
+                if is_worker(path)
+            }
+            for process in list(alive - {*killed})[:1]:
+                killed.append(process)
+                os.kill(process, signal.SIGKILL)
 
     zoo = toy_zoo(tmp_path, 60)
     for name, engine, seen in (("here", HERE, lambda _: None), ("there", cluster, kill_one)):
@@ -138,8 +145,7 @@ def test_a_killed_worker_changes_no_byte(cluster, tmp_path, what, monkeypatch):
             px.pack(zoo, tmp_path / name, engine=engine, on_model=seen)
         else:
             models = find_models(tmp_path / "Toy")
-            expert = make_layer_expert()
-            index = Index.create_or_open(tmp_path / name, expert)
+            index = Index.create_or_open(tmp_path / name, class_expert("Toy", 1, layer="a.weight"))
             index.add_models(models, engine=engine, on_model=seen)
     assert len(killed) == 2
     if what == "pack":
