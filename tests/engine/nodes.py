@@ -1,4 +1,4 @@
-"""Two nodes of a Ray cluster in a network namespace of their own, which has no address but loopback.
+"""Two nodes of a Ray cluster in a network namespace of their own, which has loopback alone.
 
 Elsewhere Ray takes a machine's own address, and two nodes of one machine are not as on two. Run by
 `unshare`; says where it is in a line, and ends when standard input does.

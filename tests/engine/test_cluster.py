@@ -76,7 +76,7 @@ def test_what_ends_its_worker_three_times_is_known_by_name_and_the_rest_goes_on(
 
 
 def test_what_raises_in_a_worker_is_raised_here(cluster):
-    with pytest.raises(ValueError, match="^cannot be made$"):
+    with pytest.raises(ValueError, match=r"^cannot be made$"):
         list(cluster.map(fails, [(1,)]))
 
 
