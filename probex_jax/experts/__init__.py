@@ -8,6 +8,7 @@ from probex_jax.experts.evaluation import calibrated, evaluate, load_experts
 from probex_jax.experts.expert import Expert
 from probex_jax.experts.predictions import Predictions
 from probex_jax.experts.torch_format import from_torch, to_torch
+from probex_jax.experts.verify import verify_experts
 
 __all__ = [
     "Alignment",
@@ -28,6 +29,7 @@ __all__ = [
     "in_batches",
     "load_experts",
     "to_torch",
+    "verify_experts",
     "versions",
     "zero_shot",
 ]

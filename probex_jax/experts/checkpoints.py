@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -26,7 +25,8 @@ from probex_jax.bucket_paths import BucketPath, fetched, remove_folder
 from probex_jax.errors import ProbexError
 
 # The file of Orbax's without which there is no checkpoint.
-_MARK = "_CHECKPOINT_METADATA"
+MARK = "_CHECKPOINT_METADATA"
+_BESIDE = "orbax.checkpoint"
 _HASH, _PLACES = "content_hash", "arrays_at"
 # Arrays of fewer bytes lie together.
 _SMALL = 2**16
@@ -51,7 +51,7 @@ def save(path: Path, arrays: Any, card: Mapping[str, Any]) -> None:
     if isinstance(path, BucketPath):
         with TemporaryDirectory(prefix="probex-jax-") as made:
             save(Path(made, path.name), arrays, card)
-            return path.upload(Path(made, path.name), last=_MARK)
+            return path.upload(Path(made, path.name), last=MARK)
     arrays = jax.tree.map(np.asarray, arrays)
     places, stored = _packed(arrays)
     metadata = {**card, _HASH: content_hash(arrays, card), _PLACES: places}
@@ -64,7 +64,7 @@ def save(path: Path, arrays: Any, card: Mapping[str, Any]) -> None:
             else:
                 _save_alone(beside, stored, metadata)
         if path.exists():
-            shutil.rmtree(path)
+            remove(path)
         os.replace(beside, path)
     except (OSError, ValueError, RuntimeError) as error:
         if "No space left" in str(error):
@@ -191,12 +191,17 @@ def _this_process() -> AbstractContextManager[Any]:
 
 def is_there(path: Path) -> bool:
     """Whether there is a whole checkpoint."""
-    return (path / _MARK).is_file()
+    return (path / MARK).is_file()
+
+
+def looks_like_one(path: Path) -> bool:
+    """Whether a folder has what Orbax writes beside that mark."""
+    return (path / _BESIDE).is_file()
 
 
 def remove(path: Path) -> None:
     """Removes a checkpoint, or a folder of them."""
-    remove_folder(path, first=_MARK)
+    remove_folder(path, first=MARK)
 
 
 def content_hash(arrays: Any, card: Mapping[str, Any]) -> str:

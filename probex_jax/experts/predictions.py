@@ -25,8 +25,8 @@ from probex_jax.files import parse_json, write_bytes
 from probex_jax.fitting import TASKS, OneClass, SeveralClasses, Task
 from probex_jax.layer_store import LayerStore
 
-_NAME = "predictions.safetensors"
-_EARLIER = "answered.safetensors"
+NAME = "predictions.safetensors"
+EARLIER = "answered.safetensors"
 _ABOUT = ("classes", "ids", "labels", "chance", "chance_by_class")
 # Matrices of one layer that are in memory at a time.
 _BLOCK_BYTES = 256 * 2**20
@@ -101,7 +101,7 @@ class Predictions:
         """
         about = {name: getattr(self, name) for name in _ABOUT} | {"task": self.task.name}
         arrays = {"logits": self.logits, "y": self.y, "vectors": self.vectors}
-        write_bytes(workdir / _NAME, save(arrays, {"about": json.dumps(about)}))
+        write_bytes(workdir / NAME, save(arrays, {"about": json.dumps(about)}))
 
     @classmethod
     def read(cls, workdir: Path) -> Predictions | None:
@@ -110,9 +110,9 @@ class Predictions:
         Raises:
           ProbexError: if it is damaged.
         """
-        path = workdir / _NAME
+        path = workdir / NAME
         if not path.exists():
-            path = workdir / _EARLIER
+            path = workdir / EARLIER
         if not path.exists():
             return None
         try:

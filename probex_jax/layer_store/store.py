@@ -19,7 +19,7 @@ from probex_jax.fitting.moments import Moments, moments
 from probex_jax.layer_store.arrays import Place
 from probex_jax.layer_store.by_layer import ByLayer
 from probex_jax.layer_store.reader import Reader
-from probex_jax.layer_store.stored_model import StoredModel
+from probex_jax.layer_store.stored_model import StoredModel, of_kind, positive
 from probex_jax.layer_store.tables import check_held_out, is_exclusive, read_tables, viewed
 from probex_jax.matrices import LowRank
 from probex_jax.prefetch import prefetch
@@ -30,9 +30,6 @@ FORMAT = "probex_jax layer store"
 VERSION = 4
 # A store of version 3 is one without vectors.
 _READ = (3, VERSION)
-
-# The text fields of a line in models.jsonl.
-_TEXTS = ("id", "split", "source", "fingerprint", "base", "content_hash")
 
 # Bytes that `blocks` reads at once.
 _BLOCK_BYTES = 64 * 2**20
@@ -76,20 +73,30 @@ class LayerStore:
       ((1, 2, 3), [[1.0]])
     """
 
-    def __init__(self, path: Path, about: dict[str, Any], lines: Iterable[dict[str, Any]]):
+    def __init__(
+        self,
+        path: Path,
+        about: dict[str, Any],
+        lines: Iterable[dict[str, Any]],
+        tables: Tables | None = None,
+    ):
         self.path = path
-        self.tree = _of(str, about["tree"])
-        self.classes = tuple(_of(str, name) for name in _of(list, about["classes"]))
+        self.tree = of_kind(str, about["tree"])
+        self.classes = tuple(of_kind(str, name) for name in of_kind(list, about["classes"]))
         self._own_classes = self.classes
-        self.layers = {name: _shape(shape) for name, shape in _of(dict, about["layers"]).items()}
-        self.texts = {name: _of(str, text) for name, text in _of(dict, about["texts"]).items()}
-        self.ranks = {name: _positive(rank) for name, rank in _of(dict, about["ranks"]).items()}
-        places = {n: _place(place) for n, place in _of(dict, about.get("vectors", {})).items()}
+        self.layers = {
+            name: _shape(shape) for name, shape in of_kind(dict, about["layers"]).items()
+        }
+        self.texts = {
+            name: of_kind(str, text) for name, text in of_kind(dict, about["texts"]).items()
+        }
+        self.ranks = {name: positive(rank) for name, rank in of_kind(dict, about["ranks"]).items()}
+        places = {n: _place(place) for n, place in of_kind(dict, about.get("vectors", {})).items()}
         self.reader = Reader(path, self.layers, self.ranks, places)
-        self.block = _positive(about["block"])
+        self.block = positive(about["block"])
         self.selection = about.get("selection")
         self.label_set = self.split_set = ""
-        self.tables = read_tables(path)
+        self.tables = read_tables(path) if tables is None else tables
         packed: dict[str, StoredModel] = {}
         self.folders: dict[str, str] = {}  # model to the split that its folder says
         skipped: dict[str, str] = {}
@@ -97,19 +104,10 @@ class LayerStore:
             if line["status"] == "skipped":
                 skipped[line["id"]] = line["reason"]
                 continue
-            packed[line["id"]] = self._model(line)
-            self.folders[line["id"]] = _of(str, line["split"])
+            packed[line["id"]] = StoredModel.from_json(line, self.classes)
+            self.folders[line["id"]] = line["split"]
         self.packed = self.models = tuple(sorted(packed.values(), key=lambda model: model.row))
         self.skipped = {id: reason for id, reason in skipped.items() if id not in packed}
-
-    def _model(self, line: dict[str, Any]) -> StoredModel:
-        texts = {name: _of(str, line[name]) for name in _TEXTS}
-        is_known = line["labels"] is not None
-        texts["split"] *= is_known
-        labels = tuple(_of(list, line["labels"])) if is_known else ()
-        if not set(labels) <= set(self.classes):
-            raise ValueError(f"{texts['id']}: labels outside the class list")
-        return StoredModel(**texts, row=_positive(line["row"] + 1) - 1, labels=labels)
 
     @classmethod
     def open(cls, path: str | Path) -> LayerStore:
@@ -119,19 +117,8 @@ class LayerStore:
           ProbexError: if there is no store, it is of another version, or its tables are damaged.
         """
         path = as_path(path)
-        about_path, models_path = path / "store.json", path / "models.jsonl"
-        try:
-            about = read_json(about_path)
-            lines = models_path.read_bytes().split(b"\n") if models_path.exists() else []
-        except (FileNotFoundError, NotADirectoryError):
-            raise ProbexError(
-                f"{path}: no layer store here; make one with experiments.pack"
-            ) from None
-        version = about.get("version") if isinstance(about, dict) else None
-        if not isinstance(about, dict) or about.get("format") != FORMAT or version not in _READ:
-            raise ProbexError(
-                f"{about_path}: store of version {version!r}, expected {VERSION}; pack it again"
-            )
+        about, models_path = read_about(path), path / "models.jsonl"
+        lines = models_path.read_bytes().split(b"\n") if models_path.exists() else []
         try:
             # The last line is empty, or was cut short by a kill and is to be written again.
             where = str(models_path)
@@ -373,26 +360,29 @@ class LayerStore:
         return np.array([place[model.labels[0]] for model in models], np.int32)
 
 
-def _of(kind: type, value: Any) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"{value!r:.50} is no {kind.__name__}")
-    return value
-
-
-def _positive(value: Any) -> int:
-    if _of(int, value) < 1:
-        raise ValueError(f"{value} is less than 1")
-    return value
+def read_about(path: Path) -> dict[str, Any]:
+    """The content of the store.json of a store; a ProbexError if it is none of ours."""
+    try:
+        about = read_json(path / "store.json")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ProbexError(f"{path}: no layer store here; make one with experiments.pack") from None
+    version = about.get("version") if isinstance(about, dict) else None
+    if not isinstance(about, dict) or about.get("format") != FORMAT or version not in _READ:
+        raise ProbexError(
+            f"{path / 'store.json'}: store of version {version!r}, expected {VERSION}; pack it "
+            "again"
+        )
+    return about
 
 
 def _place(value: Any) -> Place:
-    array, start = _of(list, value)
-    return Place(_positive(array + 1) - 1, _positive(start + 1) - 1)
+    array, start = of_kind(list, value)
+    return Place(positive(array + 1) - 1, positive(start + 1) - 1)
 
 
 def _shape(value: Any) -> tuple[int, int]:
-    rows, columns = _of(list, value)
-    return _positive(rows), _positive(columns)
+    rows, columns = of_kind(list, value)
+    return positive(rows), positive(columns)
 
 
 def _splits(store: LayerStore) -> list[str]:
