@@ -25,8 +25,8 @@ from absl import flags
 from experiments import cli, label_steps, processes, repeats, report_steps, steps
 from experiments.costs import Costs
 from probex_jax.bucket_paths import as_path
-from probex_jax.claims import claim
-from probex_jax.files import alone, one_writer, read_json
+from probex_jax.claims import claim, settings_of
+from probex_jax.files import alone, one_writer
 from probex_jax.fitting import Devices
 
 _CONFIG = cli.config(
@@ -94,7 +94,7 @@ def _write_report(metrics: Mapping[str, Any], workdir: Path, parallel: bool) -> 
 
 def _report_all(trained: Mapping[str, Any], workdir: Path, parallel: bool) -> None:
     """Mean and spread over repeats."""
-    about = read_json(workdir / "config.json")
+    about = settings_of(workdir)
     with alone(workdir / ".lock", needed=parallel):
         summary = repeats.write_summary(workdir / "metrics.json", about, trained)
     print(cli.table([{"split": n, **steps.train_row(m)} for n, m in trained.items()]), end="\n\n")

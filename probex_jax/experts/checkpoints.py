@@ -12,7 +12,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,12 +21,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from probex_jax.bucket_paths import BucketPath, fetched, remove_folder
+from probex_jax.bucket_paths import BucketPath, fetched, remove_folder, sizes_below
 from probex_jax.errors import ProbexError
+from probex_jax.files import read_json, write_json
+from probex_jax.integrity import crc_of, noted, sealed, unsealed
 
 # The file of Orbax's without which there is no checkpoint.
 MARK = "_CHECKPOINT_METADATA"
 _BESIDE = "orbax.checkpoint"
+# Checksums of all other files: Orbax reads some of them alone.
+_SUMS = "sums.json"
 _HASH, _PLACES = "content_hash", "arrays_at"
 # Arrays of fewer bytes lie together.
 _SMALL = 2**16
@@ -63,6 +67,8 @@ def save(path: Path, arrays: Any, card: Mapping[str, Any]) -> None:
                 ocp.save(beside, stored, custom_metadata=metadata, overwrite=True)
             else:
                 _save_alone(beside, stored, metadata)
+        names = (path.relative_to(beside).as_posix() for path in sizes_below(beside))
+        write_json(beside / _SUMS, sealed({name: crc_of(beside / name) for name in names}))
         if path.exists():
             remove(path)
         os.replace(beside, path)
@@ -187,6 +193,20 @@ def _this_process() -> AbstractContextManager[Any]:
     context.multiprocessing.primary_host = jax.process_index()
     context.multiprocessing.active_processes = {jax.process_index()}
     return context
+
+
+def damages(path: Path) -> Iterator[str]:
+    """A line for each listed file of a checkpoint that is damaged or missing."""
+    found: list[str] = []
+    file = path / _SUMS
+    with noted(found):
+        if not file.is_file():  # earlier versions wrote no list
+            return
+        sums = unsealed(read_json(file), file)
+        for name, crc in sums.items() if isinstance(sums, dict) else ():
+            if (now := crc_of(path / name)) != crc:
+                found.append(f"{path / name}: {'missing' if now is None else 'damaged'}")
+    yield from found
 
 
 def is_there(path: Path) -> bool:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -27,6 +28,7 @@ from probex_jax.layer_store import LayerStore
 
 NAME = "predictions.safetensors"
 EARLIER = "answered.safetensors"
+_CRC = "crc32c"
 _ABOUT = ("classes", "ids", "labels", "chance", "chance_by_class")
 # Matrices of one layer that are in memory at a time.
 _BLOCK_BYTES = 256 * 2**20
@@ -101,7 +103,9 @@ class Predictions:
         """
         about = {name: getattr(self, name) for name in _ABOUT} | {"task": self.task.name}
         arrays = {"logits": self.logits, "y": self.y, "vectors": self.vectors}
-        write_bytes(workdir / NAME, save(arrays, {"about": json.dumps(about)}))
+        metadata = {"about": json.dumps(about)}
+        metadata[_CRC] = _checksum(arrays, metadata)
+        write_bytes(workdir / NAME, save(arrays, metadata))
 
     @classmethod
     def read(cls, workdir: Path) -> Predictions | None:
@@ -118,7 +122,10 @@ class Predictions:
         try:
             with fetched(path) as here, safe_open(here, "np") as file:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                about: dict[str, Any] = parse_json(file.metadata()["about"], str(path))
+                metadata = file.metadata()
+            if metadata.get(_CRC, _checksum(arrays, metadata)) != _checksum(arrays, metadata):
+                raise ValueError("its content does not match its checksum")
+            about: dict[str, Any] = parse_json(metadata["about"], str(path))
             labels = tuple(map(tuple, about["labels"]))
             implied = OneClass.name if arrays["y"].ndim == 1 else SeveralClasses.name  # earlier
             return cls(
@@ -132,6 +139,16 @@ class Predictions:
             )
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise ProbexError(f"{path}: damaged ({error})") from error
+
+
+def _checksum(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    """CRC-32C of arrays and what is said of them."""
+    crc = google_crc32c.value(metadata["about"].encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        header = json.dumps([name, array.shape, array.dtype.str])
+        crc = google_crc32c.extend(google_crc32c.extend(crc, header.encode()), array.tobytes())
+    return str(crc)
 
 
 def stored_logits(

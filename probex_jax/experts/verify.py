@@ -15,7 +15,7 @@ from probex_jax.experts.card import Card
 from probex_jax.experts.expert import Expert
 from probex_jax.experts.predictions import EARLIER, NAME, Predictions
 from probex_jax.files import read_json
-from probex_jax.integrity import noted
+from probex_jax.integrity import noted, unsealed
 
 # Names of checkpoints that are being written; they count once they are renamed.
 _UNFINISHED = (".new", ".orbax-checkpoint-tmp")
@@ -23,10 +23,19 @@ _UNFINISHED = (".new", ".orbax-checkpoint-tmp")
 _OF_CARD = ("tree", "head", "store_hash", "selected_on", "calibration", "versions")
 
 
-def saved_hash(path: Path) -> str:
-    """The hash of the expert of a checkpoint; a ProbexError if it is damaged."""
-    arrays, card = checkpoints.load(path)
-    return Expert(arrays, Card.from_json(card, path)).hash
+def verify_hash(path: Path, expected: str) -> Iterator[str]:
+    """Checks the checkpoint of an expert whose hash is known; "" if it is not.
+
+    Yields:
+      A line for each damage.
+    """
+    damages = list(checkpoints.damages(path))
+    if not damages:
+        with noted(damages):
+            arrays, card = checkpoints.load(path)
+            if Expert(arrays, Card.from_json(card, path)).hash != expected and expected:
+                damages.append(f"{path}: another expert than it was")
+    yield from damages
 
 
 def verify_experts(
@@ -80,7 +89,7 @@ def verify_experts(
 
     cards: dict[Path, dict[str, Any]] = {}
     for folder, size in of_saved.items():
-        damages: list[str] = []
+        damages = list(checkpoints.damages(folder))
         with noted(damages):
             _, cards[folder] = checkpoints.load(folder)
             if cards[folder]:  # that of a training's state is empty
@@ -107,11 +116,15 @@ def _is_unfinished(folder: Path) -> bool:
     return any(end in part for part in folder.parts for end in _UNFINISHED)
 
 
+def _read(path: Path) -> Any:
+    return unsealed(read_json(path), path)
+
+
 def _check_of(file: Path) -> Any:
     """What reads a file beside experts; None for one that is not ours."""
     if file.name in (NAME, EARLIER):
         return lambda file: Predictions.read(file.parent)
-    return {".json": read_json, ".npz": _read_npz}.get(file.suffix)
+    return {".json": _read, ".npz": _read_npz}.get(file.suffix)
 
 
 def _read_npz(path: Path) -> None:
@@ -129,7 +142,7 @@ def _read_npz(path: Path) -> None:
 
 def _beside(path: Path, cards: Mapping[Path, dict[str, Any]], saved: set[Path]) -> Iterator[str]:
     """What metrics.json says of the experts beside it."""
-    metrics = read_json(path)
+    metrics = _read(path)
     if not isinstance(metrics, dict):
         yield f"{path}: damaged: no object"
         return
@@ -149,7 +162,7 @@ def _layers(card: Mapping[str, Any]) -> list[Any]:
 
 def _differing(path: Path, card: Mapping[str, Any]) -> Iterator[str]:
     """Figures and settings of a file that are others on the card of the expert beside it."""
-    said = read_json(path)
+    said = _read(path)
     ours = {name: card[name] for name in _OF_CARD if name in card} | (card.get("metrics") or {})
     for name in sorted(ours.keys() & said.keys()) if isinstance(said, dict) else ():
         if json.dumps(said[name], sort_keys=True) != json.dumps(ours[name], sort_keys=True):

@@ -18,6 +18,7 @@ from probex_jax.experts import Expert, Read, in_batches
 from probex_jax.files import disk_errors, read_json
 from probex_jax.forest.description import Answer, ExpertFacts, Prediction
 from probex_jax.forest.router import TreeRouter
+from probex_jax.integrity import unsealed
 from probex_jax.model_files import open_model
 
 VERSION = 3
@@ -81,7 +82,7 @@ class Tree:
     def __init__(self, path: Path):
         self.path = path
         try:
-            self.about = read_json(path / "tree.json")
+            self.about = unsealed(read_json(path / "tree.json"), path / "tree.json")
             if (version := self.about["version"]) != VERSION:
                 raise ProbexError(
                     f"{path / 'tree.json'}: tree of version {version!r}, expected {VERSION}; grow "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from probex_jax.bucket_paths import BucketPath, as_path, sizes_below
 from probex_jax.errors import ProbexError
-from probex_jax.experts.verify import saved_hash
+from probex_jax.experts.verify import verify_hash
 from probex_jax.forest.forest import check_format, trees_in
 from probex_jax.forest.tree import Tree
 from probex_jax.integrity import noted
@@ -82,10 +82,4 @@ def _of_tree(folder: Path) -> Iterator[str]:
     else:
         hashes = {entry.folder: entry.hash for entry in tree.entries.values()}
     for name, known in hashes.items():
-        damages = []
-        with noted(damages):
-            if saved_hash(folder / name) != known and known:
-                damages.append(
-                    f"{folder / name}: another expert than tree.json names; grow the tree again"
-                )
-        yield from damages
+        yield from verify_hash(folder / name, known)

@@ -16,6 +16,7 @@ from probex_jax.bucket_paths import as_path
 from probex_jax.errors import ProbexError
 from probex_jax.files import parse_json, read_json
 from probex_jax.fitting.moments import Moments, moments
+from probex_jax.integrity import unsealed
 from probex_jax.layer_store.arrays import Place
 from probex_jax.layer_store.by_layer import ByLayer
 from probex_jax.layer_store.reader import Reader
@@ -363,7 +364,7 @@ class LayerStore:
 def read_about(path: Path) -> dict[str, Any]:
     """The content of the store.json of a store; a ProbexError if it is none of ours."""
     try:
-        about = read_json(path / "store.json")
+        about = unsealed(read_json(path / "store.json"), path / "store.json")
     except (FileNotFoundError, NotADirectoryError):
         raise ProbexError(f"{path}: no layer store here; make one with experiments.pack") from None
     version = about.get("version") if isinstance(about, dict) else None

@@ -19,6 +19,7 @@ import numpy as np
 from probex_jax.bucket_paths import as_path
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, parse_json, read_json
+from probex_jax.integrity import unsealed
 from probex_jax.layer_store.arrays import (
     LayerArray,
     array_metadata,
@@ -132,7 +133,7 @@ def _lines(path: Path, problems: list[str]) -> Iterator[tuple[int, Any]]:
                 problems.append(f"{where}, the last, is cut short; packing again writes it anew")
                 return
             try:
-                yield number, parse_json(line, where)
+                yield number, unsealed(parse_json(line, where), where)
             except ProbexError as error:
                 problems.append(str(error))
 

@@ -9,16 +9,13 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import google_crc32c
-
 from probex_jax.bucket_paths import BucketPath
 from probex_jax.errors import ProbexError
-from probex_jax.files import disk_errors, read_json, write_json
-from probex_jax.integrity import is_sealed, sealed
+from probex_jax.files import read_json, write_json
+from probex_jax.integrity import crc_of, is_sealed, sealed
 
 NAME = "models.sums.json"
 _FOLDER = "models.lance"
-_PIECE_BYTES = 2**22
 
 
 def check(folder: Path) -> tuple[int, dict[str, int | str]]:
@@ -47,7 +44,7 @@ def each(folder: Path, sums: Mapping[str, int | str]) -> Iterator[tuple[str, boo
     """Every listed file with whether it is as it was; None for a missing one."""
     tags = _tags(folder)
     for name, kept in sums.items():
-        found = tags.get(name) if isinstance(kept, str) else _crc(folder / name)
+        found = tags.get(name) if isinstance(kept, str) else crc_of(folder / name)
         yield name, None if found is None else found == kept
 
 
@@ -59,7 +56,7 @@ def damage(path: Path, what: str = "damaged") -> str:
 def keep(folder: Path, version: int, known: Mapping[str, int | str]) -> dict[str, int | str]:
     """Writes the list of all files; those with a known checksum are not read again."""
     sums = _tags(folder) or {
-        name: known[name] if type(known.get(name)) is int else _crc(folder / name) or 0
+        name: known[name] if type(known.get(name)) is int else crc_of(folder / name) or 0
         for name in _names(folder)
     }
     write_json(folder / NAME, sealed({"version": version, "files": sums}))
@@ -94,17 +91,3 @@ def read(folder: Path) -> tuple[int, dict[str, int | str]]:
     if not (isinstance(about, dict) and is_sealed(about)):
         raise ProbexError(damage(path))
     return about["version"], about["files"]
-
-
-def _crc(path: Path) -> int | None:
-    """The CRC-32C of a file; None if it does not exist."""
-    crc = 0
-    try:
-        with disk_errors(path), path.open("rb", buffering=0) as file:
-            while piece := file.read(_PIECE_BYTES):
-                crc = google_crc32c.extend(crc, piece)
-    except ProbexError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise
-    return crc

@@ -12,7 +12,7 @@ import numpy as np
 
 from probex_jax.bucket_paths import as_path, sizes_below
 from probex_jax.errors import ProbexError
-from probex_jax.experts.verify import saved_hash
+from probex_jax.experts.verify import verify_hash
 from probex_jax.integrity import noted
 from probex_jax.model_files.untrusted_text import quoted
 from probex_jax.search import checksums
@@ -70,12 +70,7 @@ def verify_index(
         found.append(is_whole is False)
         on_bytes(sizes.get(path / name, 0))
 
-    damages = []
-    with noted(damages):
-        found_hash = saved_hash(expert)
-        if about and found_hash != about["expert"]["hash"]:
-            damages.append(f"{expert}: another expert than that of the vectors")
-    yield from damages
+    yield from verify_hash(expert, about["expert"]["hash"] if about else "")
     on_bytes(of_expert)
     if any(found) or about is None:
         return  # a damaged file of the table can end the process
