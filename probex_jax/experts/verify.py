@@ -19,8 +19,9 @@ from probex_jax.integrity import noted, unsealed
 
 # Names of checkpoints that are being written; they count once they are renamed.
 _UNFINISHED = (".new", ".orbax-checkpoint-tmp")
-# What metrics.json and config.json repeat of a card.
+# What metrics.json and config.json repeat of a card; metrics.json, of its first member, too.
 _OF_CARD = ("tree", "head", "store_hash", "selected_on", "calibration", "versions")
+_OF_MEMBER = ("layer", "encoder", "normalise", "recipe")
 
 
 def verify_hash(path: Path, expected: str) -> Iterator[str]:
@@ -90,10 +91,12 @@ def verify_experts(
     cards: dict[Path, dict[str, Any]] = {}
     for folder, size in of_saved.items():
         damages = list(checkpoints.damages(folder))
-        with noted(damages):
-            _, cards[folder] = checkpoints.load(folder)
-            if cards[folder]:  # that of a training's state is empty
-                Card.from_json(cards[folder], folder)
+        if not damages:
+            with noted(damages):
+                _, card = checkpoints.load(folder)
+                if card:  # that of a training's state is empty
+                    Card.from_json(card, folder)
+                    cards[folder] = card
         if checkpoints.is_there(folder):  # and not removed by a training since
             yield from damages
         on_bytes(size)
@@ -102,10 +105,12 @@ def verify_experts(
         try:
             with noted(damages):
                 _check_of(file)(file)
+                card = cards.get(file.parent / "expert", {})
                 if file.name == "metrics.json":
-                    damages += _beside(file, cards, saved)
+                    damages += _kept(file, cards, saved)
+                    damages += _differing(file, card, settings=False)
                 elif file.name == "config.json":
-                    damages += _differing(file, cards.get(file.parent / "expert", {}))
+                    damages += _differing(file, card, settings=True)
         except FileNotFoundError:  # removed by a training since
             continue
         yield from damages
@@ -140,8 +145,8 @@ def _read_npz(path: Path) -> None:
         raise ProbexError(f"{path}: damaged ({damaged})")
 
 
-def _beside(path: Path, cards: Mapping[Path, dict[str, Any]], saved: set[Path]) -> Iterator[str]:
-    """What metrics.json says of the experts beside it."""
+def _kept(path: Path, cards: Mapping[Path, dict[str, Any]], saved: set[Path]) -> Iterator[str]:
+    """Experts that metrics.json names, and that are not there or read other layers."""
     metrics = _read(path)
     if not isinstance(metrics, dict):
         yield f"{path}: damaged: no object"
@@ -150,20 +155,23 @@ def _beside(path: Path, cards: Mapping[Path, dict[str, Any]], saved: set[Path]) 
     for name, layers in kept.items() if isinstance(kept, dict) else ():
         folder = path.parent / str(name)
         if folder not in saved:
-            yield f"{folder}: missing; {path} names it"
+            yield f"{folder / checkpoints.MARK}: missing; {path} names this expert"
         elif folder in cards and layers != _layers(cards[folder]):
             yield f"{path}: damaged: layers.{name} are not those on the card of {folder}"
-    yield from _differing(path, cards.get(path.parent / "expert", {}))
 
 
 def _layers(card: Mapping[str, Any]) -> list[Any]:
     return [member["layer"] for member in card.get("members", [card])]
 
 
-def _differing(path: Path, card: Mapping[str, Any]) -> Iterator[str]:
-    """Figures and settings of a file that are others on the card of the expert beside it."""
+def _differing(path: Path, card: Mapping[str, Any], *, settings: bool) -> Iterator[str]:
+    """What a file says of the expert beside it and its card says otherwise."""
     said = _read(path)
-    ours = {name: card[name] for name in _OF_CARD if name in card} | (card.get("metrics") or {})
+    ours = {name: card[name] for name in _OF_CARD if name in card}
+    if not settings:
+        first = card.get("members", [card])[0]
+        ours |= {name: first[name] for name in _OF_MEMBER if name in first}
+        ours |= card.get("metrics") or {}
     for name in sorted(ours.keys() & said.keys()) if isinstance(said, dict) else ():
         if json.dumps(said[name], sort_keys=True) != json.dumps(ours[name], sort_keys=True):
             yield f"{path}: damaged: {name} is another on the card of {path.parent / 'expert'}"

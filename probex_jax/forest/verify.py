@@ -41,6 +41,8 @@ def verify_forest(
         raise ProbexError(f"{path}: no forest here; create one with experiments.grow_forest")
     damages: list[str] = []
     with noted(damages):
+        if path / "forest.json" not in sizes:
+            raise ProbexError(f"{path / 'forest.json'}: missing; grow the forest again")
         check_format(path)
     yield from damages
     folders = set(trees_in(path))

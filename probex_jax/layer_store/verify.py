@@ -85,6 +85,8 @@ def verify_store(
         yield str(error)
     problems: list[str] = []
     try:
+        if not (path / "store.json").is_file():
+            raise ProbexError(f"{path / 'store.json'}: missing; pack the models again")
         store = LayerStore(path, read_about(path), (), Tables())
     except ProbexError as error:
         problems.append(str(error))

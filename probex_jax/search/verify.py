@@ -49,6 +49,8 @@ def verify_index(
     about, verified = None, None
     damages: list[str] = []
     with noted(damages):
+        if path / "index.json" not in sizes:
+            raise ProbexError(checksums.damage(path / "index.json", "missing"))
         about = read_about(path)
     with noted(damages):
         verified = checksums.read(path)
