@@ -63,11 +63,13 @@ def verify_experts(
 
     Example:
       >>> import tempfile, jax, jax.numpy as jnp
-      >>> from probex_jax import ClosedForm, Dense, fit
+      >>> from probex_jax.fitting import build_network
       >>> folder = Path(tempfile.mkdtemp())
-      >>> x = jax.random.normal(jax.random.key(0), [20, 6, 5])
-      >>> found = fit(Dense(), x, (x[:, 0, 0] > 0).astype(int), recipe=ClosedForm())
-      >>> expert = Expert.of(found, tree="Mini", layer="fc.weight", classes=["no", "yes"])
+      >>> encoder = {"name": "dense"}
+      >>> network = build_network(encoder, head="none", n_outputs=1)
+      >>> expert = Expert(network.init(jax.random.key(0), jnp.ones([1, 6, 5])), {
+      ...     "encoder": encoder, "head": "none", "layer": "fc.weight", "shape": [6, 5],
+      ...     "tree": "Mini", "classes": ["one"]})
       >>> expert.save(folder / "expert")
       >>> list(verify_experts(folder))
       []
@@ -80,7 +82,7 @@ def verify_experts(
     small = [file for file, folders in inside.items() if not folders and _check_of(file)]
     if checkpoints.looks_like_one(path) and path not in saved:
         return (yield f"{path / checkpoints.MARK}: missing")
-    if not (saved or path / "metrics.json" in small or path / "config.json" in small):
+    if not (saved or path / "metrics.json" in small):
         raise ProbexError(f"{path}: no expert here; experiments.train makes one")
     of_saved = dict.fromkeys(sorted(saved), 0)
     for file, folders in inside.items():
@@ -148,10 +150,7 @@ def _read_npz(path: Path) -> None:
 def _kept(path: Path, cards: Mapping[Path, dict[str, Any]], saved: set[Path]) -> Iterator[str]:
     """Experts that metrics.json names, and that are not there or read other layers."""
     metrics = _read(path)
-    if not isinstance(metrics, dict):
-        yield f"{path}: damaged: no object"
-        return
-    kept = metrics.get("layers")
+    kept = metrics.get("layers") if isinstance(metrics, dict) else None
     for name, layers in kept.items() if isinstance(kept, dict) else ():
         folder = path.parent / str(name)
         if folder not in saved:

@@ -209,6 +209,12 @@ def test_a_model_in_anothers_place_is_found(copy):
     assert len(list(verify_store(folder))) == 2
 
 
+def test_the_hash_of_early_lines_is_of_another_kind(copy):
+    folder = copy("store")
+    lines_named(layers={"body.0.weight": "packed"}, content_hash="0")(folder / "models.jsonl")
+    assert not list(verify_store(folder))
+
+
 def test_another_expert_of_a_forest_or_an_index_is_found(copy):
     for folder, expert in ((copy("forest") / "trees" / "Toy", "expert"), (copy("index"), "expert")):
         class_expert("Toy", 3).save(folder / expert)
