@@ -31,12 +31,10 @@ _KINDS: Sequence[tuple[str, Verify, Sequence[str]]] = (
     ("index", verify_index, ("index.json", "models.sums.json", "models.lance")),
     ("forest", verify_forest, ("forest.json", "trees")),
     ("store", verify_store, ("store.json", "models.jsonl")),
-    (
-        "experts",
-        verify_experts,
-        ("orbax.checkpoint", "config.json", "expert", "layers", "training"),
-    ),
+    ("experts", verify_experts, ("orbax.checkpoint", "expert", "layers", "training")),
 )
+# Of a training without experts; a model of the hub has a config.json, too.
+_TRAINING = ("config.json", "metrics.json")
 # How deep such folders may lie in one that is none, as in the --workdir of demo.
 _DEPTH = 3
 
@@ -67,7 +65,9 @@ def _found(path: Path, depth: int = _DEPTH) -> Iterator[tuple[Path, str, Verify]
         if any((path / mark).exists() for mark in marks):
             yield path, kind, verify
             return
-    if depth and path.is_dir():
+    if all((path / name).exists() for name in _TRAINING):
+        yield path, "experts", verify_experts
+    elif depth and path.is_dir():
         for inside in sorted(path.iterdir()):
             if inside.is_dir() and not inside.name.startswith("."):
                 yield from _found(inside, depth - 1)
@@ -83,7 +83,7 @@ def _row_of(path: Path, kind: str, verify: Verify) -> Row:
                 damages += 1
         except px.ProbexError as error:
             bar.write(cli.one_line(f"error: {error}"), file=sys.stderr)
-            return _row(path, kind, _NOT_CHECKED, damages)
+            return _row(path, kind, _DAMAGED if damages else _NOT_CHECKED, damages)
     return _row(path, kind, _DAMAGED if damages else "whole", damages)
 
 

@@ -289,6 +289,9 @@ def test_the_command_tells_the_kinds_and_the_result(made, copy):
     lines = done.stdout.splitlines()
     assert sum(line.startswith(str(damaged)) for line in lines) == 2
     assert sum("| damaged" in line for line in lines) == 1
+    together = warm.run("verify", made)  # all that is in a folder
+    assert (together.returncode, together.stderr) == (0, "")
+    assert together.stdout.count("| whole") == len(VERIFY)
     nothing = warm.run("verify", made / "none", made / "index")
     assert nothing.returncode == 2
     assert warm.run("verify").returncode == 2
