@@ -103,9 +103,8 @@ class Predictions:
         """
         about = {name: getattr(self, name) for name in _ABOUT} | {"task": self.task.name}
         arrays = {"logits": self.logits, "y": self.y, "vectors": self.vectors}
-        metadata = {"about": json.dumps(about)}
-        metadata[_CRC] = _checksum(arrays, metadata)
-        write_bytes(workdir / NAME, save(arrays, metadata))
+        about[_CRC] = _checksum(arrays, about)
+        write_bytes(workdir / NAME, save(arrays, {"about": json.dumps(about)}))
 
     @classmethod
     def read(cls, workdir: Path) -> Predictions | None:
@@ -122,10 +121,9 @@ class Predictions:
         try:
             with fetched(path) as here, safe_open(here, "np") as file:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                metadata = file.metadata()
-            if metadata.get(_CRC, _checksum(arrays, metadata)) != _checksum(arrays, metadata):
+                about: dict[str, Any] = parse_json(file.metadata()["about"], str(path))
+            if _CRC in about and about.pop(_CRC) != _checksum(arrays, about):
                 raise ValueError("its content does not match its checksum")
-            about: dict[str, Any] = parse_json(metadata["about"], str(path))
             labels = tuple(map(tuple, about["labels"]))
             implied = OneClass.name if arrays["y"].ndim == 1 else SeveralClasses.name  # earlier
             return cls(
@@ -141,14 +139,14 @@ class Predictions:
             raise ProbexError(f"{path}: damaged ({error})") from error
 
 
-def _checksum(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+def _checksum(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> int:
     """CRC-32C of arrays and what is said of them."""
-    crc = google_crc32c.value(metadata["about"].encode())
+    crc = google_crc32c.value(json.dumps(about, sort_keys=True).encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         header = json.dumps([name, array.shape, array.dtype.str])
         crc = google_crc32c.extend(google_crc32c.extend(crc, header.encode()), array.tobytes())
-    return str(crc)
+    return crc
 
 
 def stored_logits(
