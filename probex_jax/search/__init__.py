@@ -14,6 +14,7 @@ from probex_jax.search.neighbours import (
 )
 from probex_jax.search.snapshot import EVERY, Filter, Snapshot
 from probex_jax.search.table import ModelTable
+from probex_jax.search.verify import verify_index
 
 __all__ = [
     "EVERY",
@@ -39,4 +40,5 @@ __all__ = [
     "measure_all",
     "one_class",
     "retrieval",
+    "verify_index",
 ]

@@ -21,20 +21,17 @@ from probex_jax.bucket_paths import as_path, remove_folder
 from probex_jax.engine import HERE, Died, Engine, flattened, in_parts
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, sized
-from probex_jax.files import WRITER_LOCK, disk_errors, one_writer, read_json, write_json
+from probex_jax.files import WRITER_LOCK, disk_errors, one_writer, write_json
 from probex_jax.forest import Forest
+from probex_jax.integrity import sealed
 from probex_jax.language import TextEncoder
 from probex_jax.search import checksums
 from probex_jax.search.embedding import each_asked, embedding, is_there, key, represented
 from probex_jax.search.folders import FoundModel
 from probex_jax.search.hits import AddSummary, Hit
-from probex_jax.search.identity import identity, is_complete, show
+from probex_jax.search.identity import FORMAT, UNCHECKED, VERSION, identity, read_about, show
 from probex_jax.search.table import ModelTable
 
-FORMAT = "probex_jax index"
-VERSION = 2
-# Has no checksums; the next run that adds models upgrades it.
-_UNCHECKED = 1
 # From here on an approximate index is built, and rebuilt when the models have doubled.
 ANN_MODELS = 50_000
 # LanceDB allocates memory for as many results before it searches.
@@ -77,7 +74,7 @@ class Index:
     def __init__(self, path: Path, about: dict[str, Any], *, create: bool = False):
         self.path, self.about = path, about
         self._is_new, self._folder_is_new = create, False
-        checked = about["version"] != _UNCHECKED
+        checked = about["version"] != UNCHECKED
         dim = about["expert"]["rep_dim"]
         self._table = ModelTable(path, dim, create=create, checked=checked)
 
@@ -128,20 +125,7 @@ class Index:
           ProbexError: if lancedb is missing, or the index is missing or damaged.
         """
         path = as_path(path)
-        try:
-            about = read_json(path / "index.json")
-        except (FileNotFoundError, NotADirectoryError):
-            raise ProbexError(f"{path}: no index here; create one with experiments.index") from None
-        about = about if isinstance(about, dict) else {}
-        version = about.get("version")
-        if about.get("format") != FORMAT or version not in (_UNCHECKED, VERSION):
-            raise ProbexError(
-                f"{path / 'index.json'}: index of version {version!r}, expected {VERSION}; index "
-                "again into another folder"
-            )
-        if (version == VERSION and not checksums.is_sealed(about)) or not is_complete(about):
-            raise ProbexError(f"{path / 'index.json'}: damaged; index again into another folder")
-        return cls(path, about)
+        return cls(path, read_about(path))
 
     @cached_property
     def expert(self) -> Expert:
@@ -222,7 +206,7 @@ class Index:
                 if self.about["ann"] is not None:
                     self._note_ann(None)
                 self._table.mend()
-            if self.about["version"] == _UNCHECKED:
+            if self.about["version"] == UNCHECKED:
                 self._table.keep_sums()
                 self._write_about(self.about | {"version": VERSION})
             yield
@@ -366,7 +350,7 @@ class Index:
 
     def _write_about(self, about: dict[str, Any]) -> None:
         self.about = about
-        write_json(self.path / "index.json", checksums.sealed(about))
+        write_json(self.path / "index.json", sealed(about))
 
 
 # What an interrupted creation may leave in the folder: names, and prefixes of names.
