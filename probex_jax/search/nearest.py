@@ -6,7 +6,8 @@ from pathlib import Path
 
 from probex_jax.errors import ProbexError
 from probex_jax.forest import Neighbour
-from probex_jax.search.index import Hit, Index
+from probex_jax.search.index import Index
+from probex_jax.search.searching import Hit
 
 _NEIGHBOURS = 5
 
