@@ -42,8 +42,8 @@ def main(rest: Sequence[str]) -> int:
             if fault:
                 bar.write(cli.one_line(f"failed {fault}"), file=sys.stderr)
 
-        paths = (model.path for model in models)
-        found = discover(paths, engine=engines.engine(), on_model=seen)
+        each = (model.path for model in models)
+        found = discover(each, engine=engines.engine(), on_model=seen)
     if not found.trees:
         raise px.ProbexError(f"{_MODELS.value}: no model could be read")
     trees = [

@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 import probex_jax as px
 from experiments import cli, label_steps
+from probex_jax.engine import HERE, Engine
 from probex_jax.experts import Alignment, ZeroShot
 from probex_jax.experts.chance import chance_of, shortfall
 from probex_jax.files import one_writer
@@ -221,18 +223,22 @@ def _trained(bar: tqdm, layer: str, epochs: int) -> None:
 
 def index(
     expert: px.Expert,
-    models: Sequence[FoundModel],
+    models: Iterable[FoundModel],
     path: Path,
     *,
     prune: bool = False,
     forest: px.Forest | None = None,
+    engine: Engine = HERE,
 ) -> tuple[Index, Row]:
     """Brings an index up to date; what cannot be embedded goes to standard error, a line each."""
     with one_writer(path):
         found = Index.create_or_open(path, expert)
-        with cli.progress(len(models), "indexing", "model") as bar:
+        with cli.progress(length_hint(models), "indexing", "model") as bar:
             done = found.add_models(
-                models, forest=forest, on_model=lambda fault: _reported(bar, "failed", fault)
+                models,
+                forest=forest,
+                engine=engine,
+                on_model=lambda fault: _reported(bar, "failed", fault),
             )
         if not len(found) and done.failed:
             found.discard_if_new()

@@ -3,7 +3,8 @@
 from probex_jax.search.baselines import Baselines, Compared, compare
 from probex_jax.search.downstream import TASKS, Measured, Subject, measure, measure_all
 from probex_jax.search.folders import FoundModel, find_models
-from probex_jax.search.index import AddSummary, Index
+from probex_jax.search.hits import AddSummary, Hit
+from probex_jax.search.index import Index
 from probex_jax.search.indexes import Indexes
 from probex_jax.search.neighbours import (
     Retrieval,
@@ -13,7 +14,7 @@ from probex_jax.search.neighbours import (
     one_class,
     retrieval,
 )
-from probex_jax.search.searching import Hit, Searchable
+from probex_jax.search.searching import Searchable
 from probex_jax.search.snapshot import EVERY, Filter, Snapshot
 from probex_jax.search.table import ModelTable
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert
+from probex_jax.search.hits import Hit
 from probex_jax.search.identity import show
 from probex_jax.search.index import Index
-from probex_jax.search.searching import Hit, Searchable
+from probex_jax.search.searching import Searchable
 
 
 class Indexes(Searchable):

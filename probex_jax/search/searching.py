@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +14,13 @@ from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert
 from probex_jax.language import TextEncoder
 from probex_jax.search.embedding import key, represented
+from probex_jax.search.hits import Hit
 from probex_jax.search.identity import show
 
 # LanceDB allocates memory for as many results before it searches.
 MAX_K = 100_000
 # Concurrent queries.
 _SEARCHERS = 4
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A search result.
-
-    Args:
-      similarity: cosine of the representations.
-      id, path, tree, split, labels, text: as stored; the text describes the labels.
-    """
-
-    similarity: float
-    id: str
-    path: str
-    tree: str
-    split: str
-    labels: tuple[str, ...]
-    text: str
 
 
 class Searchable(ABC):

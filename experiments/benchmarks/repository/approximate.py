@@ -158,7 +158,10 @@ def _ways(table: Any, vectors: np.ndarray, count: int) -> dict[str, Callable[...
 
     def exact_scan(query_T: np.ndarray) -> list[int]:
         query = table._table.search(query_T).distance_type("cosine").bypass_vector_index()
-        return [int(id) for id in query.limit(K).select(["id", "_distance"]).to_arrow()["id"].to_pylist()]
+        return [
+            int(id)
+            for id in query.limit(K).select(["id", "_distance"]).to_arrow()["id"].to_pylist()
+        ]
 
     def ours(query_T: np.ndarray) -> list[int]:
         return [int(row["id"]) for row in table.nearest(query_T, K)]
@@ -173,7 +176,9 @@ def _true(vectors: np.ndarray, queries_QT: np.ndarray, count: int) -> np.ndarray
     for first in range(0, count, 50_000):
         part_QN = queries_QT @ vectors[first : min(first + 50_000, count)].T
         both = np.concatenate([best_QK, part_QN], axis=1)
-        ids = np.concatenate([ids_QK, np.tile(first + np.arange(part_QN.shape[1]), (len(queries_QT), 1))], axis=1)
+        ids = np.concatenate(
+            [ids_QK, np.tile(first + np.arange(part_QN.shape[1]), (len(queries_QT), 1))], axis=1
+        )
         places = np.argpartition(-both, K - 1, axis=1)[:, :K]
         best_QK, ids_QK = (np.take_along_axis(x, places, axis=1) for x in (both, ids))
     return ids_QK

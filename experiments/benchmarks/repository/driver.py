@@ -36,7 +36,15 @@ def commits(folder: str, path: str, count: int, rows: int, every: int) -> list[d
             s, cpu_s = time.perf_counter() - start, time.process_time() - cpu
             files = sum(1 for _ in Path(folder).rglob("*"))
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-            found.append({"rows": done, "rows/s": (done - before) / s, "cpu": cpu_s/s, "files": files, "peak": peak})
+            found.append(
+                {
+                    "rows": done,
+                    "rows/s": (done - before) / s,
+                    "cpu": cpu_s / s,
+                    "files": files,
+                    "peak": peak,
+                }
+            )
             print(found[-1], flush=True)
             start, cpu, before = time.perf_counter(), time.process_time(), done
     return found
