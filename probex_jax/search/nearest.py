@@ -6,9 +6,9 @@ from pathlib import Path
 
 from probex_jax.errors import ProbexError
 from probex_jax.forest import Neighbour
+from probex_jax.search.hits import Hit
 from probex_jax.search.index import Index
 from probex_jax.search.indexes import Indexes
-from probex_jax.search.hits import Hit
 
 _NEIGHBOURS = 5
 

@@ -8,8 +8,8 @@ from functools import lru_cache
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.search.index import ANN_MODELS, Index
 from probex_jax.search.hits import Hit
+from probex_jax.search.index import ANN_MODELS, Index
 from probex_jax.search.table import unit
 
 # Cached query vectors.

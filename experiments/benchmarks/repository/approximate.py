@@ -5,7 +5,6 @@ file; further ones are the queries. Random vectors, without any structure, are t
 step runs in a process of its own.
 """
 
-import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from experiments.benchmarks import memory
 from experiments.benchmarks.repository.models import Models
 from probex_jax.bucket_paths import as_path
 from probex_jax.experts import load_experts
