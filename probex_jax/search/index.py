@@ -8,6 +8,7 @@ models.sums.json  checksums of its files
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
@@ -36,8 +37,10 @@ VERSION = 2
 _UNCHECKED = 1
 # From here on an approximate index is built, and rebuilt when the models have doubled.
 ANN_MODELS = 50_000
-# Models per commit to the table, which a kill can lose.
-_COMMIT_MODELS = 256
+# Models of a commit to the table, which a kill can lose: as many as come in ten times the time of
+# the last commit, which takes longer the larger the table is.
+_COMMIT_MODELS, _MOST_COMMITTED = 256, 4096
+_COMMIT_SHARE = 0.1
 
 
 class Index(Searchable):
@@ -182,11 +185,17 @@ class Index(Searchable):
         rows: list[dict[str, Any]] = []
         vectors: list[np.ndarray] = []
 
+        due_s = 0.0
+
         def flush() -> None:
+            nonlocal due_s
+            start_s = time.monotonic()
             if rows:
                 self._table.add(rows, vectors)
             rows.clear()
             vectors.clear()
+            end_s = time.monotonic()
+            due_s = end_s + (end_s - start_s) / _COMMIT_SHARE
 
         with self._writing():
             size, models = sized([self.expert.layers], models)
@@ -207,7 +216,8 @@ class Index(Searchable):
                     counts["added" if asked.stamp is None else "updated"] += 1
                     rows.append(row)
                     vectors.append(vector_T)
-                    if len(rows) == _COMMIT_MODELS:
+                    is_due = len(rows) >= _COMMIT_MODELS and time.monotonic() >= due_s
+                    if is_due or len(rows) >= _MOST_COMMITTED:
                         flush()
                 on_model("")
             flush()
