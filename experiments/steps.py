@@ -58,7 +58,9 @@ def zoo_row(summary: miniature.TreeSummary) -> Row:
     }
 
 
-def pack(zoo: Path, store: Path, layers: str = "", labels: str = "") -> PackSummary:
+def pack(
+    zoo: Path, store: Path, layers: str = "", labels: str = "", engine: Engine = HERE
+) -> PackSummary:
     """Packs a zoo; what is skipped goes to standard error, a line each."""
     found = _scanned(zoo, labels) if labels else px.scan(zoo)
     label_steps.told_unmatched(found.unmatched, zoo)
@@ -67,6 +69,7 @@ def pack(zoo: Path, store: Path, layers: str = "", labels: str = "") -> PackSumm
             found,
             store,
             layers or None,
+            engine=engine,
             on_models=bar.reset,
             on_model=lambda fault: _reported(bar, "skipped", fault),
         )

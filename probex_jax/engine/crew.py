@@ -109,8 +109,9 @@ class Crew:
 
     def add(self, task: Task) -> None:
         """Has a task done by whoever is free next."""
-        self._queue.append(task)
-        self._hand_out()
+        if task.results is None:
+            self._queue.append(task)
+            self._hand_out()
 
     def wait(self) -> None:
         """Waits a moment for results, and takes note of them."""

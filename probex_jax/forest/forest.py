@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,7 @@ from probex_jax.forest.description import Answer, Description, Neighbour
 from probex_jax.forest.router import Route, route
 from probex_jax.forest.stated_facts import StatedFacts, read_stated_facts
 from probex_jax.forest.tree import VERSION, Tree
-from probex_jax.model_files import ModelFile, open_model
+from probex_jax.model_files import ModelFile, Remote, open_model
 from probex_jax.model_files.hub import hub_address
 
 FORMAT = "probex_jax forest"
@@ -154,17 +155,22 @@ class Forest:
         return Forest.load, (self.path,)
 
     def _work(self, size: int, nearest: Nearest | None) -> Work:
+        stopped = threading.Event()
+
         def described(
             part: Sequence[tuple[Path, str]], seen: Sequence[_Seen | ProbexError]
         ) -> list[Description | ProbexError]:
             return list(self._described(part, seen, size, nearest))
 
-        return Work(lambda model: self._see(model[0]), described)
+        def read(model: tuple[Path, str]) -> _Seen | ProbexError:
+            return self._see(model[0], Remote(stopped=stopped))
 
-    def _see(self, path: Path) -> _Seen | ProbexError:
+        return Work(read, described, stopped.set)
+
+    def _see(self, path: Path, remote: Remote) -> _Seen | ProbexError:
         """Reads what a description needs, opening the file once."""
         try:
-            with open_model(path) as model:
+            with open_model(path, remote=remote) as model:
                 said = read_stated_facts(model)
                 where, one = self.route(model, said.base), model
                 if not where.tree:  # a single-file checkpoint may have a part of a known tree

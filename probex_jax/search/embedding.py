@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -90,9 +91,14 @@ def embedding(expert: Expert, size: int, forest: Forest | None) -> Work:
       unchanged model and a ProbexError for one that cannot be embedded.
     """
 
+    stopped = threading.Event()
+
     def check(model: ModelFile) -> None:
         if forest is not None:
             forest.check_tree(model, expert.card.tree)
+
+    def read(asked: Asked) -> tuple[Row, Read | ProbexError | None]:
+        return _read(expert, asked, check, asked.model.remote or Remote(stopped=stopped))
 
     def compute(part: Part, read: Sequence[tuple[Row, Any]]) -> list[tuple[Row, Any]]:
         vectors = _encoded(expert, [m for _, m in read if isinstance(m, Mapping)], size)
@@ -100,7 +106,7 @@ def embedding(expert: Expert, size: int, forest: Forest | None) -> Work:
             (row, next(vectors) if isinstance(found, Mapping) else found) for row, found in read
         ]
 
-    return Work(lambda asked: _read(expert, asked, check), compute)
+    return Work(read, compute, stopped.set)
 
 
 def key(path: Path) -> str:
@@ -137,7 +143,9 @@ def is_there(path: Path) -> bool:
     return bool(files) and all(file.exists() for file in files)
 
 
-def _read(expert: Expert, asked: Asked, check: Check) -> tuple[Row, Read | ProbexError | None]:
+def _read(
+    expert: Expert, asked: Asked, check: Check, remote: Remote
+) -> tuple[Row, Read | ProbexError | None]:
     model = asked.model
     row: Row = {name: getattr(model, name) for name in ("id", "tree", "split")}
     row["path"] = asked.path
@@ -146,11 +154,11 @@ def _read(expert: Expert, asked: Asked, check: Check) -> tuple[Row, Read | Probe
             raise ProbexError(model.fault)
         if not all(map(is_unicode, (model.id, row["path"]))):
             raise ProbexError(f"{row['path']!a}: its name is not valid Unicode; rename it")
-        model = _pinned(model)
+        model = _pinned(model, remote)
         row["stamp"] = _stamp(model)
         if asked.stamp == row["stamp"]:
             return row, None
-        with open_model(model.path, remote=model.remote) as file:
+        with open_model(model.path, remote=remote) as file:
             check(file)
             row["labels"] = _labels(model, file)
             row["text"] = ", ".join(model.texts.get(label, label) for label in row["labels"])
@@ -159,15 +167,13 @@ def _read(expert: Expert, asked: Asked, check: Check) -> tuple[Row, Read | Probe
         return row, error
 
 
-def _pinned(model: FoundModel) -> FoundModel:
+def _pinned(model: FoundModel, remote: Remote) -> FoundModel:
     """The model; of one on the hub, at the commit that its branch has now."""
     address = hub_address(address_of(model.path)) if is_address(model.path) else None
     if address is None:
         return model
-    remote = Remote() if model.remote is None else model.remote  # keeps the list of files
     commit = hub_repo(address, remote).commit
-    path = Path(str(dataclasses.replace(address, revision=commit)))
-    return dataclasses.replace(model, path=path, remote=remote)
+    return dataclasses.replace(model, path=Path(str(dataclasses.replace(address, revision=commit))))
 
 
 def _labels(model: FoundModel, file: ModelFile) -> list[str]:
