@@ -74,13 +74,13 @@ def fill(folder: str, path: str, count: int) -> dict[str, float]:
     table = ModelTable(folder, vectors.shape[1], create=True)
     for first in range(0, count, _ROWS):
         part = np.array(vectors[first : min(first + _ROWS, count)])
-        rows = [_row(first + n) for n in range(len(part))]
+        rows = [row_of(first + n) for n in range(len(part))]
         table.add(rows, part)
     table.compact()
     return {"s": time.perf_counter() - start}
 
 
-def _row(number: int) -> dict[str, Any]:
+def row_of(number: int) -> dict[str, Any]:
     """A row as `Index.add_models` writes it."""
     labels = [f"planted {(number + n) % 20:02}" for n in (0, 3, 7)]
     stamp = f"{number * 2654435761 % 2**128:032x}"

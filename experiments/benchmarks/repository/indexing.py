@@ -20,7 +20,7 @@ from probex_jax.bucket_paths import as_path
 from probex_jax.engine import Engine, Work, engine_of
 from probex_jax.experts import load_experts
 
-_LOOK_S = 0.25
+_LOOK_S = 1.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
