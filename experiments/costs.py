@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 
 from probex_jax.errors import ProbexError
-from probex_jax.files import alone, read_json, write_json
+from probex_jax.files import one_writer, read_json, write_json
 from probex_jax.reports import Cost
 
 _NAME = "costs.json"
@@ -31,27 +31,24 @@ class Costs:
         self._workdir, self._writes = workdir, writes
 
     @contextmanager
-    def step(
-        self, name: str, made: Path | None = None, *, parallel: bool = False
-    ) -> Iterator[None]:
+    def step(self, name: str, made: Path) -> Iterator[None]:
         """Measures what is inside; nothing is kept of what fails.
 
         Args:
           name: of the step.
           made: what the step makes; if it is there before, an earlier run began the step.
-          parallel: whether other processes do other steps at the same time.
         """
-        begun_before = made is not None and made.exists()
+        begun_before = made.exists()
         _forget_peak()
         start = time.perf_counter()
         yield
         seconds = time.perf_counter() - start
         if not self._writes:
             return
-        with alone(self._workdir / ".lock", needed=False):
+        with one_writer(self._workdir):
             about, costs = self._read()
             if name not in (cost.step for cost in costs):
-                costs.append(Cost(name, seconds, _peak_bytes(), begun_before, parallel))
+                costs.append(Cost(name, seconds, _peak_bytes(), begun_before))
                 record = {"about": about, "steps": [vars(cost) for cost in costs]}
                 write_json(self._workdir / _NAME, record)
 

@@ -1,14 +1,16 @@
-"""Flags of a command that several processes run at once, on one machine or on several.
+"""Flags of a command that several processes run at once, to train every expert together.
 
-Without --coordinator they divide the layers: each works on its own devices, and needs nothing of
-the others but the same --workdir. With it they train every expert together, each on its share of
-the models. docs/clusters.md has the commands for Slurm, GKE and plain hosts.
+Each is given a share of the models. docs/clusters.md has the commands for Slurm, GKE and plain
+hosts. Processes that divide the layers are those of --engine.
 """
+
+from typing import Any
 
 import jax
 from absl import flags
 
 from experiments import cli
+from probex_jax.engine import Engine
 from probex_jax.errors import ProbexError
 from probex_jax.fitting import Devices
 
@@ -16,50 +18,44 @@ from probex_jax.fitting import Devices
 _SILENT_S = 30
 
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator",
-    None,
-    "HOST:PORT of process 0. With it, processes train each expert together; without, they divide "
-    "the layers.",
+    "coordinator", None, "HOST:PORT of process 0, for processes that train each expert together."
 )
 _CLUSTER = flags.DEFINE_bool(
     "cluster", False, "Train together; Slurm, GKE, a TPU pod or MPI say how many and where."
 )
-_PROCESSES = flags.DEFINE_integer(
-    "processes", 1, "How many processes run this command, on one or several machines."
-)
+_PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes train together.")
 _PROCESS = flags.DEFINE_integer("process", 0, "Number of this process, from 0.")
 
 
-def join() -> tuple[Devices, tuple[int, int]]:
-    """Joins the other processes, if there are any.
-
-    Returns:
-      The devices that train an expert together, and this process's share of the layers: which of
-      how many processes that divide them.
+def join(engine: Engine) -> Devices:
+    """The devices that train an expert together, once the other processes are there, if any.
 
     Raises:
       ProbexError: if the flags contradict each other, or the others are not there in time.
     """
-    place, count = _PROCESS.value, _PROCESSES.value
-    if _CLUSTER.value and (_COORDINATOR.value or count > 1 or place):
+    place, count, together = _PROCESS.value, _PROCESSES.value, _COORDINATOR.value
+    if _CLUSTER.value and (together or count > 1 or place):
         raise ProbexError("--cluster finds out --coordinator, --processes and --process by itself")
-    if _COORDINATOR.value and count < 2:
-        raise ProbexError("--coordinator needs --processes, two or more, and --process")
-    if not 0 <= place < count:
-        raise ProbexError(f"--process={place} of --processes={count}: expected 0 to {count - 1}")
-    if not (_COORDINATOR.value or _CLUSTER.value):
-        return Devices.of(jax.local_devices()), (place, count)
+    if not together and (count > 1 or place):
+        raise ProbexError(
+            "--processes and --process go with --coordinator; to divide the layers among processes "
+            "or machines give --engine=ray:… instead (docs/clusters.md)"
+        )
+    if together and not 0 <= place < count > 1:
+        raise ProbexError("--coordinator needs --processes=P, 2 or more, and --process, 0 to P - 1")
+    if not (together or _CLUSTER.value):
+        return Devices.of(jax.local_devices())
+    if not engine.is_here:
+        raise ProbexError("--engine=ray:… cannot be combined with --coordinator or --cluster")
     # JAX would catch SIGTERM itself, and go on.
     jax.config.update("jax_enable_preemption_service", False)
+    told: dict[str, Any] = {}  # else found out
+    if together:
+        told = {"coordinator_address": together, "num_processes": count, "process_id": place}
     try:
-        if _CLUSTER.value:
-            jax.distributed.initialize(heartbeat_timeout_seconds=_SILENT_S)
-        else:
-            jax.distributed.initialize(
-                _COORDINATOR.value, count, place, heartbeat_timeout_seconds=_SILENT_S
-            )
+        jax.distributed.initialize(**told, heartbeat_timeout_seconds=_SILENT_S)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ProbexError(f"the other processes cannot be joined: {reason}") from None
     cli.others_wait()
-    return Devices.of(jax.devices()), (0, 1)
+    return Devices.of(jax.devices())

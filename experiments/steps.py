@@ -138,11 +138,11 @@ def train(
     store: px.LayerStore | None = None,
     *,
     devices: Devices | None = None,
-    share: tuple[int, int] = (0, 1),
+    engine: Engine = HERE,
 ) -> Mapping[str, Any]:
     """Trains what a config says, on the store given or the one it names; returns the metrics.
 
-    `devices` and `share` are as `sweep` takes them; without, it is done on all devices of this
+    `devices` and `engine` are as `sweep` takes them; without, it is done on all devices of this
     process.
     """
     devices = devices or Devices.of(jax.local_devices())
@@ -155,10 +155,12 @@ def train(
     by_steps = encoder["name"] != "statnn" and config["fit"] == "adam"
     if devices.processes > 1 and not by_steps:
         raise px.ProbexError(
-            "the closed form and StatNN run in one process: give --processes and --process "
-            "without --coordinator, and the layers are divided"
+            "the closed form and StatNN need no processes that train together: leave out "
+            "--coordinator or --cluster; --engine=ray:… divides the layers of the closed form"
         )
     if encoder["name"] == "statnn":
+        if not engine.is_here:
+            raise px.ProbexError("StatNN runs in this process: leave out --engine")
         seed = config["recipe"]["seed"]
         return run_statnn(store, workdir, n_trees=encoder["n_trees"], seed=seed)
     try:
@@ -192,7 +194,7 @@ def train(
             committee=config["committee"] or None,
             task=_task(config["task"]),
             layers=layers,
-            share=share,
+            engine=engine,
             save_every_s=config["save_every_s"],
             stop=cli.STOP,
             on_progress=lambda layer, epochs: _trained(bar, layer, epochs),

@@ -22,11 +22,12 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli, label_steps, processes, repeats, report_steps, steps
+from experiments import cli, engines, label_steps, processes, repeats, report_steps, steps
 from experiments.costs import Costs
 from probex_jax.bucket_paths import as_path
 from probex_jax.claims import claim
-from probex_jax.files import alone, one_writer, read_json
+from probex_jax.engine import Engine
+from probex_jax.files import one_writer, read_json
 from probex_jax.fitting import Devices
 
 _CONFIG = cli.config(
@@ -38,65 +39,61 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results.", requir
 
 
 def main() -> None:
-    devices, share = processes.join()
+    engine = engines.engine()
+    devices = processes.join(engine)
     config, workdir = _CONFIG.value.to_dict(), as_path(_WORKDIR.value)
     found = label_steps.repeats(config)
-    if not found:
-        metrics = _train(config, workdir, devices, share)
+    # A folder of one writer, of all processes that train together.
+    with one_writer(workdir) if devices.writes else nullcontext():
+        if not found:
+            metrics = _train(config, workdir, devices, engine)
+            if devices.writes:
+                _report(metrics, workdir)
+            return
         if devices.writes:
-            _report(metrics, workdir, share[1] > 1)
-        return
-    if devices.writes:
-        claim(workdir, {name: config[name] for name in ("labels", "split")})
-    trained = {}
-    for name, split in found.items():
-        metrics = _train({**config, "split": split}, workdir / name, devices, share)
+            claim(workdir, {name: config[name] for name in ("labels", "split")})
+        trained = {}
+        for name, split in found.items():
+            metrics = _train({**config, "split": split}, workdir / name, devices, engine)
+            if devices.writes:
+                _write_report(metrics, workdir / name)
+            trained[name] = metrics
         if devices.writes:
-            _write_report(metrics, workdir / name, share[1] > 1)
-        trained[name] = metrics
-    if devices.writes:
-        _report_all(trained, workdir, share[1] > 1)
+            _report_all(trained, workdir)
 
 
 def _train(
-    config: Mapping[str, Any], workdir: Path, devices: Devices, share: tuple[int, int]
+    config: Mapping[str, Any], workdir: Path, devices: Devices, engine: Engine
 ) -> Mapping[str, Any]:
     """Trains on one split, and keeps what it cost."""
-    step, parallel = "training, choosing and testing", share[1] > 1
-    # Of several processes the first writes the config: it tells of no earlier run.
-    made = None if parallel else workdir / "config.json"
-    if parallel:
-        step += f", process {share[0]} of {share[1]}"
-    # Of several processes that divide the layers, each holds the folder while it trains.
-    with one_writer(workdir) if devices.writes and not parallel else nullcontext():
-        with Costs(workdir, devices.writes).step(step, made, parallel=parallel):
-            metrics = steps.train(config, workdir, devices=devices, share=share)
+    costs = Costs(workdir, devices.writes)
+    with one_writer(workdir) if devices.writes else nullcontext():
+        with costs.step("training, choosing and testing", workdir / "config.json"):
+            metrics = steps.train(config, workdir, devices=devices, engine=engine)
         if devices.writes:
             label_steps.write_view(workdir, config)
     return metrics
 
 
-def _report(metrics: Mapping[str, Any], workdir: Path, parallel: bool) -> None:
+def _report(metrics: Mapping[str, Any], workdir: Path) -> None:
     rows = steps.layer_rows(metrics)
     if rows:
         print(cli.table(rows), end="\n\n")
     print(cli.table([steps.train_row(metrics)]))
     for line in steps.not_above_chance(metrics):
         print(line)
-    print(f"report: {_write_report(metrics, workdir, parallel)}")
+    print(f"report: {_write_report(metrics, workdir)}")
 
 
-def _write_report(metrics: Mapping[str, Any], workdir: Path, parallel: bool) -> Path:
-    with alone(workdir / ".lock", needed=parallel):
-        found = report_steps.training(workdir, metrics)
-        return report_steps.write_report(workdir, f"Training on {metrics['tree']}", [found])
+def _write_report(metrics: Mapping[str, Any], workdir: Path) -> Path:
+    found = report_steps.training(workdir, metrics)
+    return report_steps.write_report(workdir, f"Training on {metrics['tree']}", [found])
 
 
-def _report_all(trained: Mapping[str, Any], workdir: Path, parallel: bool) -> None:
+def _report_all(trained: Mapping[str, Any], workdir: Path) -> None:
     """Mean and spread over repeats."""
     about = read_json(workdir / "config.json")
-    with alone(workdir / ".lock", needed=parallel):
-        summary = repeats.write_summary(workdir / "metrics.json", about, trained)
+    summary = repeats.write_summary(workdir / "metrics.json", about, trained)
     print(cli.table([{"split": n, **steps.train_row(m)} for n, m in trained.items()]), end="\n\n")
     print(cli.table(repeats.rows(summary)))
     for line in repeats.not_above_chance(summary):

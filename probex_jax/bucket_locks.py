@@ -22,13 +22,10 @@ from probex_jax.errors import ProbexError
 # A lock is stale that was not written anew for so long; its holder does it a few times in that.
 STALE_S = 60.0
 _BEATS = 4
-# Of one that changes hands while it is looked at; of a writer's, which others may only look at.
-_TRIES, _LOOKS = 20, 5
-_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0
+_TRIES = 20  # of one that changes hands while it is looked at
 _LONGEST_NOTE = 1000
-# In a folder while a process writes it, and left behind if that process is killed; of several
-# processes that divide the work, locks in a folder.
-WRITER_LOCK, SHARING = ".writer.lock", ".writers"
+# In a folder while a process writes it, and left behind if that process is killed.
+WRITER_LOCK = ".writer.lock"
 
 
 class BucketLock:
@@ -170,28 +167,6 @@ def _is_running(pid: Any) -> bool:
     return True
 
 
-@contextmanager
-def alone(path: BucketPath, *, wait: bool = True, needed: bool = True) -> Iterator[bool]:
-    """Holds a lock object; as `files.alone`.
-
-    Args:
-      path: the object, which is there as long as it is held.
-      wait: whether to wait for another holder.
-      needed: does not matter here.
-
-    Yields:
-      Whether it is held.
-    """
-    lock, pause_s = BucketLock(path), _PAUSE_S
-    while not (ours := lock.acquire()) and wait:
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)  # each look is a few requests
-    try:
-        yield ours
-    finally:
-        lock.release()
-
-
 _HELD: set[tuple[BucketPath, int]] = set()
 
 
@@ -213,51 +188,15 @@ def one_writer(folder: BucketPath, *, beside: bool = False) -> Iterator[None]:
     if key in _HELD:
         yield
         return
-    with alone(path, wait=False) as ours:
-        if not ours:
-            raise _refused(path)
-        for other in [*(folder / SHARING).glob("[!.]*")]:
-            with alone(other, wait=False) as is_left_over:
-                if not is_left_over:
-                    raise _refused(other)
+    lock = BucketLock(path)
+    if not lock.acquire():
+        raise ProbexError(
+            f"{folder}: another process is writing here{lock.note()}; if it was killed, try again "
+            f"after {STALE_S:g} s"
+        )
+    try:
         _HELD.add(key)
-        try:
-            yield
-        finally:
-            _HELD.remove(key)
-
-
-@contextmanager
-def sharing_writers(folder: BucketPath) -> Iterator[None]:
-    """Keeps out all but those that divide the work; as `files.sharing_writers`.
-
-    Args:
-      folder: which.
-
-    Yields:
-      None.
-
-    Raises:
-      ProbexError: if a process writes the folder alone.
-    """
-    ours, writer = folder / SHARING / f"{platform.node()}-{os.getpid()}", folder / WRITER_LOCK
-    # First this lock, then a look at the writer's. A writer does it the other way round.
-    with alone(ours):
-        for _ in range(_LOOKS):
-            with alone(writer, wait=False) as is_free:
-                if is_free:
-                    break
-            time.sleep(_PAUSE_S)  # another process may only be looking
-        else:
-            raise _refused(writer)
         yield
-
-
-def _refused(path: BucketPath) -> ProbexError:
-    several = path.parent.name == SHARING
-    who = "several processes that divide the work are" if several else "another process is"
-    where = path.parent.parent if several else path.parent
-    note = BucketLock(path).note()
-    return ProbexError(
-        f"{where}: {who} writing here{note}; if it was killed, try again after {STALE_S:g} s"
-    )
+    finally:
+        _HELD.discard(key)
+        lock.release()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from probex_jax.errors import ProbexError
-from probex_jax.files import alone, disk_errors, read_json, write_json
+from probex_jax.files import one_writer, read_json, write_json
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -19,7 +19,8 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
       settings: everything that the results depend on, as nested dicts of JSON values.
 
     Raises:
-      ProbexError: if the folder belongs to other settings; the message names the fields.
+      ProbexError: if the folder belongs to other settings, the message names the fields; or if
+        another process is writing it.
 
     Example:
       >>> import pathlib, tempfile
@@ -33,10 +34,8 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     """
     path = folder / "config.json"
     ours = json.loads(json.dumps(settings))
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        with alone(folder / ".lock", needed=False):  # several processes may begin at once
+        with one_writer(folder):
             if not path.exists():
                 write_json(path, ours)
                 return

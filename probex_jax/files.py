@@ -1,8 +1,8 @@
 """Small files and folders that a kill cannot leave half-written or inconsistent.
 
-filelock locks files. It lacks what is around it here: who writes is named in the lock, processes
-that divide the work share it, and a file system without locks will do. A `BucketPath` has its own
-way: one put instead of a rename, a lock object instead of a locked file.
+filelock locks files. It lacks what is around it here: who writes is named in the lock, and a file
+system without locks will do. A `BucketPath` has its own way: one put instead of a rename, a lock
+object instead of a locked file.
 """
 
 import errno
@@ -21,14 +21,13 @@ from urllib.parse import quote
 from filelock import FileLock, Timeout
 
 from probex_jax import bucket_locks
-from probex_jax.bucket_locks import SHARING, WRITER_LOCK
+from probex_jax.bucket_locks import WRITER_LOCK
 from probex_jax.bucket_paths import BucketPath
 from probex_jax.errors import ProbexError
 
 # Errors of file systems without locks.
 _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
 _LONGEST_NOTE = 300
-_TRIES, _PAUSE_S = 20, 0.1
 _MAX_DEPTH = 64
 
 
@@ -103,41 +102,6 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 @singledispatch
 @contextmanager
-def alone(path: Path, *, wait: bool = True, needed: bool = True) -> Iterator[bool]:
-    """Holds a lock among processes, which the system releases when the process ends.
-
-    Args:
-      path: the lock file, made if missing; its folder must exist, on a file system whose `flock`
-        works across all hosts involved.
-      wait: whether to wait for another holder.
-      needed: whether other processes exist for sure; if not, a file system without locks will do.
-
-    Yields:
-      Whether this process holds the lock; always true if it waited.
-
-    Raises:
-      ProbexError: if the file cannot be made, or its file system has no locks.
-    """
-    # Not thread-local: a generator may be resumed, and end, in another thread.
-    lock = FileLock(path, thread_local=False, fallback_to_soft=False)
-    ours = True
-    with disk_errors(path):
-        path.touch()  # FileLock would make the folder, too
-        try:
-            lock.acquire(blocking=wait)
-        except Timeout:
-            ours = False
-        except OSError as error:
-            if needed or error.errno not in _NO_LOCKS:
-                raise
-    try:
-        yield ours
-    finally:
-        lock.release()
-
-
-@singledispatch
-@contextmanager
 def one_writer(folder: Path, *, beside: bool = False) -> Iterator[None]:
     """Keeps other processes from writing a folder; readers are unaffected.
 
@@ -184,15 +148,6 @@ def one_writer(folder: Path, *, beside: bool = False) -> Iterator[None]:
             if error.errno not in (*_NO_LOCKS, errno.EROFS):
                 raise
     try:
-        for other in path.parent.glob(f"{SHARING}/*"):
-            with alone(other, wait=False, needed=False) as is_left_over:
-                if not is_left_over:
-                    host, _, process = other.name.rpartition("-")
-                    raise ProbexError(
-                        f"{folder}: several processes that divide the work are writing here, one "
-                        f"of them pid {process} on {host}"
-                    )
-                other.unlink()
         yield
     finally:
         if lock.is_locked:
@@ -204,43 +159,7 @@ def one_writer(folder: Path, *, beside: bool = False) -> Iterator[None]:
                 path.parent.rmdir()
 
 
-@singledispatch
-@contextmanager
-def sharing_writers(folder: Path) -> Iterator[None]:
-    """As `one_writer`, for several processes that divide the work; keeps all others out.
-
-    Args:
-      folder: made if missing.
-
-    Yields:
-      None.
-
-    Raises:
-      ProbexError: if a process writes the folder as `one_writer`, or there are no locks.
-    """
-    folder = folder.resolve()
-    ours, writer = folder / SHARING / f"{platform.node()}-{os.getpid()}", folder / WRITER_LOCK
-    with disk_errors(folder):
-        ours.parent.mkdir(parents=True, exist_ok=True)
-    # First this lock, then a look at the writer's. A writer does it the other way round.
-    with alone(ours):
-        for _ in range(_TRIES):
-            with alone(writer, wait=False) as is_free:
-                if is_free:
-                    writer.unlink()
-                    break
-            time.sleep(_PAUSE_S)  # another process may only be looking
-        else:
-            raise ProbexError(f"{folder}: another process is writing here{_note(writer)}")
-        try:
-            yield
-        finally:
-            ours.unlink(missing_ok=True)
-
-
-alone.register(BucketPath, bucket_locks.alone)
 one_writer.register(BucketPath, bucket_locks.one_writer)
-sharing_writers.register(BucketPath, bucket_locks.sharing_writers)
 
 
 def _note(path: Path) -> str:

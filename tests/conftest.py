@@ -3,6 +3,7 @@
 import mmap
 import os
 import tempfile
+import warnings
 from pathlib import Path
 
 import jax
@@ -141,6 +142,20 @@ def toy_zoo(tmp_path_factory):
 def toy_store(toy_zoo, tmp_path_factory):
     """The toy zoo, packed; not to be changed by a test."""
     return px.pack(px.scan(toy_zoo), tmp_path_factory.mktemp("stores") / "Toy").store
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A Ray cluster on this machine with two workers at a time; it goes when the tests end."""
+    ray = pytest.importorskip("ray")
+    from probex_jax.engine import Cluster
+
+    found = Cluster("local", workers=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # LanceDB's of forks, if it is imported
+        found.size()
+    yield found
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -10,37 +10,7 @@ from pathlib import Path
 import pytest
 
 import probex_jax as px
-from probex_jax.files import WRITER_LOCK, alone, one_writer, read_json, write_json
-
-HOLDER = """
-import sys
-from pathlib import Path
-from probex_jax.files import alone
-with alone(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_a_lock_is_held_by_one_process_and_given_back_when_it_dies(tmp_path):
-    path = tmp_path / "lock"
-    command = [sys.executable, "-c", HOLDER, str(path)]
-    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "held\n"
-    with alone(path, wait=False) as ours:
-        assert not ours
-    holder.kill()
-    with alone(path) as ours:
-        assert ours
-    holder.communicate()
-
-
-def test_errors_inside_stay_what_they_are(tmp_path):
-    with pytest.raises(BrokenPipeError), alone(tmp_path / "lock"):
-        raise BrokenPipeError
-    with alone(tmp_path / "lock", wait=False) as ours:
-        assert ours
-
+from probex_jax.files import WRITER_LOCK, one_writer, read_json, write_json
 
 WRITER = """
 import os, sys
@@ -83,6 +53,11 @@ def test_a_writer_may_enter_again_under_another_name_of_the_folder(tmp_path, mon
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.json"]
 
 
+def test_errors_inside_stay_what_they_are(tmp_path):
+    with pytest.raises(BrokenPipeError), one_writer(tmp_path / "a"):
+        raise BrokenPipeError
+
+
 def test_a_folder_to_which_nothing_was_written_is_gone(tmp_path):
     with pytest.raises(KeyError), one_writer(tmp_path / "a"):
         raise KeyError
@@ -111,10 +86,3 @@ def test_a_file_system_without_locks_will_do_for_one_process(tmp_path, monkeypat
     monkeypatch.setattr(fcntl, "flock", unknown)
     with one_writer(tmp_path / "a"), one_writer(tmp_path / "a"):
         write_json(tmp_path / "a" / "b.json", 1)
-    with alone(tmp_path / "lock", needed=False) as ours:
-        assert ours
-    with pytest.raises(px.ProbexError, match="lock: Operation not s"), alone(tmp_path / "lock"):
-        pass
-    missing = tmp_path / "none" / "lock"
-    with pytest.raises(px.ProbexError, match="No such file"), alone(missing, needed=False):
-        pass

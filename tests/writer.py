@@ -48,13 +48,12 @@ def forest(stop, store, path):
     grow(path, store)
 
 
-def train(stop, store, workdir, processes=1, reports=1):
-    """Trains an expert on each layer, in several processes or one; stops at the nth report."""
+def train(stop, store, workdir, reports=1):
+    """Trains an expert on each layer; stops at the nth report."""
     store = px.LayerStore.open(store)
     left = [lambda: None] * (int(reports) - 1) + [stop]
     progress = lambda layer, epochs: left.pop(0)() if left else None  # noqa: E731
-    share = (0, int(processes))
-    sweep(store, as_path(workdir), **SETTINGS, share=share, save_every_s=0, on_progress=progress)
+    sweep(store, as_path(workdir), **SETTINGS, save_every_s=0, on_progress=progress)
 
 
 def main(what, stops, *arguments):

@@ -7,14 +7,14 @@ import os
 import re
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from probex_jax.engine.crew import Crew, Task
 from probex_jax.engine.here import HERE
-from probex_jax.engine.work import Engine, Part, Work
+from probex_jax.engine.work import Engine, Part, Size, Work
 from probex_jax.engine.worker import Worker
 from probex_jax.errors import ProbexError
 
@@ -65,6 +65,17 @@ class Cluster:
 
     is_here = False
 
+    def size(self) -> Size:
+        """As `Engine.size`.
+
+        Raises:
+          ProbexError: as `map`.
+        """
+        ray = _joined(self.address)
+        workers = self._size(ray)
+        able = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        return Size(workers, -(-workers // max(1, len(able))))
+
     def map(
         self,
         make: Callable[[], Work],
@@ -72,7 +83,7 @@ class Cluster:
         *,
         readers: int = 4,
         ahead: int = 1,
-    ) -> Iterator[tuple[Part, Sequence[Any]]]:
+    ) -> Generator[tuple[Part, Sequence[Any]]]:
         """As `Engine.map`.
 
         A part whose worker dies is done again. If its workers go on dying, its items are tried one

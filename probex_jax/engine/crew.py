@@ -92,26 +92,27 @@ class Crew:
       ray: the module, connected.
       new: makes an actor of class `Worker`.
       made: what each is started with.
-      size: how many.
+      size: how many, if there are as many tasks.
       at_once: calls of each.
     """
 
     def __init__(
         self, ray: Any, new: Callable[[], Any], made: tuple[bytes, int], size: int, at_once: int
     ):
-        self._ray, self._new, self._at_once = ray, new, at_once
+        self._ray, self._new, self._size, self._at_once = ray, new, size, at_once
         self._made = ray.put(made)
         self._queue: deque[Task] = deque()
         self._members: list[_Member] = []
         self._unstarted = 0
-        for _ in range(size):
-            self._hire()
 
     def add(self, task: Task) -> None:
         """Has a task done by whoever is free next."""
-        if task.results is None:
-            self._queue.append(task)
-            self._hand_out()
+        if task.results is not None:
+            return
+        self._queue.append(task)
+        if len(self._members) < self._size:
+            self._hire()
+        self._hand_out()
 
     def wait(self) -> None:
         """Waits a moment for results, and takes note of them."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from probex_jax.engine.work import Part, Work
+from probex_jax.engine.work import Part, Size, Work
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,10 @@ class Here:
 
     is_here = True
 
+    def size(self) -> Size:
+        """As `Engine.size`."""
+        return Size(1, 1)
+
     def map(
         self,
         make: Callable[[], Work],
@@ -30,7 +34,7 @@ class Here:
         *,
         readers: int = 4,
         ahead: int = 1,
-    ) -> Iterator[tuple[Part, Sequence[Any]]]:
+    ) -> Generator[tuple[Part, Sequence[Any]]]:
         """As `Engine.map`; the consumer's thread computes."""
         work = make()
         waiting: deque[tuple[Part, list[Future]]] = deque()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from probex_jax.errors import ProbexError
 
@@ -40,12 +40,27 @@ class Work:
     close: Callable[[], object] = _nothing
 
 
+class Size(NamedTuple):
+    """How large an engine is.
+
+    Args:
+      workers: how many there are, if there are as many parts.
+      beside: how many of them share a machine and its memory, at most.
+    """
+
+    workers: int
+    beside: int
+
+
 class Engine(Protocol):
     """Does the same work on many parts; nobody else knows where."""
 
     @property
     def is_here(self) -> bool:
         """Whether the work is done in this process, by objects that it has already."""
+
+    def size(self) -> Size:
+        """How many workers it has."""
 
     def map(
         self,
@@ -54,7 +69,7 @@ class Engine(Protocol):
         *,
         readers: int = 4,
         ahead: int = 1,
-    ) -> Iterator[tuple[Part, Sequence[Any]]]:
+    ) -> Generator[tuple[Part, Sequence[Any]]]:
         """Does the work on parts, a few of them ahead of the consumer.
 
         What raises in a worker is raised here. Ends with its workers when it is closed.

@@ -96,12 +96,12 @@ class Candidates:
 
     Args:
       store: the store.
-      encoder: what they were embedded with.
+      encoder: what they were embedded with; None where nobody needs it.
       seen_YD, held_out_YD: embeddings of its seen and its held-out classes.
     """
 
     store: LayerStore
-    encoder: TextEncoder
+    encoder: TextEncoder | None
     seen_YD: np.ndarray
     held_out_YD: np.ndarray
 

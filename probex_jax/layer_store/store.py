@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from probex_jax.bucket_paths import as_path
 from probex_jax.errors import ProbexError
 from probex_jax.files import parse_json, read_json
 from probex_jax.fitting.moments import Moments, moments
-from probex_jax.layer_store.arrays import Place
+from probex_jax.layer_store import fields
 from probex_jax.layer_store.by_layer import ByLayer
 from probex_jax.layer_store.reader import Reader
 from probex_jax.layer_store.stored_model import StoredModel
@@ -78,17 +77,18 @@ class LayerStore:
 
     def __init__(self, path: Path, about: dict[str, Any], lines: Iterable[dict[str, Any]]):
         self.path = path
-        self.tree = _of(str, about["tree"])
-        self.classes = tuple(_of(str, name) for name in _of(list, about["classes"]))
+        self.tree = fields.text(about["tree"])
+        self.classes = tuple(fields.text(name) for name in fields.listed(about["classes"]))
         self._own_classes = self.classes
-        self.layers = {name: _shape(shape) for name, shape in _of(dict, about["layers"]).items()}
-        self.texts = {name: _of(str, text) for name, text in _of(dict, about["texts"]).items()}
-        self.ranks = {name: _positive(rank) for name, rank in _of(dict, about["ranks"]).items()}
-        places = {n: _place(place) for n, place in _of(dict, about.get("vectors", {})).items()}
+        self.layers = fields.table(about["layers"], fields.shape)
+        self.texts = fields.table(about["texts"], fields.text)
+        self.ranks = fields.table(about["ranks"], fields.positive)
+        places = fields.table(about.get("vectors", {}), fields.place)
         self.reader = Reader(path, self.layers, self.ranks, places)
-        self.block = _positive(about["block"])
+        self.block = fields.positive(about["block"])
         self.selection = about.get("selection")
         self.label_set = self.split_set = ""
+        self._calls: tuple[tuple[Any, ...], ...] = ()  # that made a view of the whole store
         self.tables = read_tables(path)
         packed: dict[str, StoredModel] = {}
         self.folders: dict[str, str] = {}  # model to the split that its folder says
@@ -98,18 +98,18 @@ class LayerStore:
                 skipped[line["id"]] = line["reason"]
                 continue
             packed[line["id"]] = self._model(line)
-            self.folders[line["id"]] = _of(str, line["split"])
+            self.folders[line["id"]] = fields.text(line["split"])
         self.packed = self.models = tuple(sorted(packed.values(), key=lambda model: model.row))
         self.skipped = {id: reason for id, reason in skipped.items() if id not in packed}
 
     def _model(self, line: dict[str, Any]) -> StoredModel:
-        texts = {name: _of(str, line[name]) for name in _TEXTS}
+        texts = {name: fields.text(line[name]) for name in _TEXTS}
         is_known = line["labels"] is not None
         texts["split"] *= is_known
-        labels = tuple(_of(list, line["labels"])) if is_known else ()
+        labels = tuple(fields.listed(line["labels"])) if is_known else ()
         if not set(labels) <= set(self.classes):
             raise ValueError(f"{texts['id']}: labels outside the class list")
-        return StoredModel(**texts, row=_positive(line["row"] + 1) - 1, labels=labels)
+        return StoredModel(**texts, row=fields.positive(line["row"] + 1) - 1, labels=labels)
 
     @classmethod
     def open(cls, path: str | Path) -> LayerStore:
@@ -199,19 +199,24 @@ class LayerStore:
         if not 0 < n_models <= len(models):
             raise ProbexError(f"{self.path}: {n_models} of {len(models)} models of split {split}")
         left_out = set(models[n_models:])
-        return self._with(models=tuple(model for model in self.models if model not in left_out))
+        kept = tuple(model for model in self.models if model not in left_out)
+        return self._with("limited", n_models, split, models=kept)
 
-    def _with(self, **changes: Any) -> LayerStore:
+    def __reduce__(self) -> Any:
+        """A store is pickled as its path and the calls that made the view; it is opened again."""
+        return _reopened, (self.path, self.path.absolute(), self._calls, self.hash)
+
+    def _with(self, *call: Any, **changes: Any) -> LayerStore:
         """The same store with other attributes."""
-        store = copy.copy(self)
+        store = LayerStore.__new__(LayerStore)
         derived = ("hash", "seen_classes", "held_out_classes")
         kept = {name: value for name, value in self.__dict__.items() if name not in derived}
-        store.__dict__ = kept | changes
+        store.__dict__ = kept | changes | {"_calls": (*self._calls, call)}
         return store
 
     def with_tables(self, tables: Tables) -> LayerStore:
         """The same store, whose views may also be of other tables; these come first."""
-        return self._with(tables=self.tables.under(tables))
+        return self._with("with_tables", tables, tables=self.tables.under(tables))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -258,6 +263,9 @@ class LayerStore:
         models = viewed(self.packed, labels, parts, where)
         classes = tuple(sorted({label for model in models for label in model.labels}))
         return self._with(
+            "view",
+            column,
+            split,
             models=models,
             classes=self._own_classes if own else classes,
             label_set=column,
@@ -373,26 +381,17 @@ class LayerStore:
         return np.array([place[model.labels[0]] for model in models], np.int32)
 
 
-def _of(kind: type, value: Any) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"{value!r:.50} is no {kind.__name__}")
-    return value
-
-
-def _positive(value: Any) -> int:
-    if _of(int, value) < 1:
-        raise ValueError(f"{value} is less than 1")
-    return value
-
-
-def _place(value: Any) -> Place:
-    array, start = _of(list, value)
-    return Place(_positive(array + 1) - 1, _positive(start + 1) - 1)
-
-
-def _shape(value: Any) -> tuple[int, int]:
-    rows, columns = _of(list, value)
-    return _positive(rows), _positive(columns)
+def _reopened(
+    path: Path, absolute: Path, calls: Sequence[Sequence[Any]], content: str
+) -> LayerStore:
+    """A store that was pickled, in whatever process and folder; it is called as it was."""
+    store = LayerStore.open(absolute)
+    store.path = path
+    for name, *arguments in calls:
+        store = getattr(store, name)(*arguments)
+    if store.hash != content:
+        raise ProbexError(f"{path}: the store changed meanwhile; run the same command again")
+    return store
 
 
 def _splits(store: LayerStore) -> list[str]:

@@ -1,40 +1,47 @@
 """A sweep by gradient descent: an expert per layer, the best on validation together."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 
+from probex_jax.engine import Died, Engine, Part, Size, Work
+from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
 from probex_jax.experts.card import Card
 from probex_jax.experts.evaluation import HOLDOUT
 from probex_jax.files import layer_folder
-from probex_jax.fitting.loop import State
 from probex_jax.fitting.recipe import VARIED, Adam
-from probex_jax.prefetch import prefetch
 from probex_jax.sweeps.jobs import IN_FLIGHT, Job, Room, plan
-from probex_jax.sweeps.left_out import leave_out, left_out, reasons
-from probex_jax.sweeps.processes import run
-from probex_jax.sweeps.resume import Saver
+from probex_jax.sweeps.left_out import leave_out, leave_out_dead, left_out, reasons
 from probex_jax.sweeps.select import select
 from probex_jax.sweeps.source import Source
 from probex_jax.sweeps.stopping import Stop
-from probex_jax.sweeps.train import Programs, Ready, TooLarge, expert_of, figures, read, train
+from probex_jax.sweeps.train import (
+    Programs,
+    TooLarge,
+    Trained,
+    Trainer,
+    expert_of,
+    figures,
+    state_folder,
+)
 
 
 @dataclass(frozen=True)
 class Descent:
-    """One process's part of a sweep by gradient descent; fields as the arguments of `sweep`."""
+    """A sweep by gradient descent; fields as the arguments of `sweep`."""
 
     source: Source
     workdir: Path
     card: Card
     recipes: tuple[Adam, ...]
-    share: tuple[int, int]
+    engine: Engine
     save_every_s: float
     stop: Stop
     on_progress: Callable[[str, int], None]
@@ -64,89 +71,91 @@ class Descent:
         return folder / ",".join(f"{name}={getattr(recipe, name)}" for name in differing)
 
     def finished(self, job: Job) -> bool:
-        """Whether all experts of a job are there, or the sweep is finished and some were chosen."""
-        # In this order: another process may be choosing.
-        return (
-            all(
-                left_out(self.workdir, layer).is_file()
-                or checkpoints.is_there(self.folder(layer, recipe) / "expert")
-                for layer in job.layers
-                for recipe in job.recipes
-            )
-            or (self.workdir / "metrics.json").exists()
+        """Whether all experts of a job are there."""
+        return all(
+            left_out(self.workdir, layer).is_file()
+            or checkpoints.is_there(self.folder(layer, recipe) / "expert")
+            for layer in job.layers
+            for recipe in job.recipes
         )
 
     def train_all(self, names: Sequence[str]) -> None:
-        """Trains what is not finished, here or in another process."""
-        devices, processes = self.source.devices, self.share[1]
-        room = Room.here(devices)
+        """Trains what is not finished."""
+        room, jobs = self._planned(names)
         while True:
-            jobs = plan(self.source, names, self.recipes, room, processes, stream=self.stream)
-            # What waits here another process could do; or processes must do all in one order.
-            alone = processes > 1 or devices.processes > 1 or any(job.alone for job in jobs)
             try:
-                return self._run(jobs, partial(self._train_each, room, not alone))
+                return self._train_each(names, jobs, room)
             except TooLarge:
-                room = room.less(jobs)
+                room, jobs = self._planned(names, room.less(jobs))
 
-    def _run(self, jobs: Sequence[Job], finish: Callable[[Iterator[Job]], None]) -> None:
-        locks, devices = self.workdir / "training", self.source.devices
-        run(jobs, locks, self.share, devices, self.finished, finish, self._count)
+    def _planned(self, names: Sequence[str], room: Room | None = None) -> tuple[Room, list[Job]]:
+        """Jobs for some room; for None, for what is free where they will be trained."""
+        given = names, self.recipes, self.stream, self.engine.size()
+        if self.engine.is_here:
+            make = partial(_planning, self.source, *given)
+        else:
+            make = partial(_planning_elsewhere, self.source.for_workers(), *given)
+        with closing(self.engine.map(make, [(room,)], readers=1, ahead=0)) as results:
+            ((_, (found,)),) = results
+        if isinstance(found, Died):
+            raise ProbexError(f"{self.source.store.path}: {found}")
+        return found
 
-    def _count(self, job: Job) -> None:
-        """All epochs of a job that is finished."""
-        for layer in dict.fromkeys(job.layers):
+    def _train_each(self, names: Sequence[str], jobs: Sequence[Job], room: Room) -> None:
+        devices, is_here = self.source.devices, self.engine.is_here
+        done = devices.agree([self.finished(job) for job in jobs])
+        for job in itertools.compress(jobs, done):
+            self._count(job, job.layers)
+        parts = [(job,) for job, is_done in zip(jobs, done, strict=True) if not is_done]
+        # Jobs that are read before their turn: of a worker one, since another may be free sooner.
+        ahead = IN_FLIGHT - 1 if is_here else 1
+        if devices.processes > 1 or any(job.alone for job in jobs):
+            ahead = 0  # all processes must do all in one order, or there is no room
+        stop, programs = self.stop, self.programs
+        trainer = Trainer(
+            self.source, self.workdir, self.save_every_s, room, stop, self._progress_of, programs
+        )
+        make = trainer.work if is_here else trainer.for_workers()
+        died: dict[str, str] = {}
+        with closing(self.engine.map(make, parts, readers=max(1, ahead), ahead=ahead)) as results:
+            for (job,), (found,) in results:
+                if isinstance(found, Died):
+                    where = self.source.store.path
+                    died |= {layer: f"{where}: {layer}: {found}" for layer in job.layers}
+                    self._count(job, job.layers)
+                    continue
+                if devices.writes:
+                    self._keep(job, found)
+                trainer.saving.close()
+                if devices.writes:
+                    checkpoints.remove(state_folder(self.workdir, job))
+                self._count(job, found.frozen if is_here else job.layers)
+                del found  # before the next one is trained
+        leave_out_dead(self.workdir, names, died)
+
+    def _count(self, job: Job, layers: Iterable[str]) -> None:
+        """All epochs of layers of a job."""
+        for layer in dict.fromkeys(layers):
             self._progress_of(job, layer, self.recipes[0].epochs)
 
     def _progress_of(self, job: Job, layer: str, epochs: int) -> None:
         self.on_progress(layer, epochs * len(dict.fromkeys(job.recipes)))
 
-    def _train_each(self, room: Room, ahead: bool, jobs: Iterator[Job]) -> None:
-        """Trains jobs, perhaps reading and compiling for the next ones while one is trained."""
-        prepare = partial(read, self.source, programs=self.programs, room=room)
-        if ahead:
-            readied = prefetch(prepare, jobs, workers=IN_FLIGHT - 1, beyond=IN_FLIGHT - 1)
-        else:
-            readied = ((job, prepare(job)) for job in jobs)
-        for job, ready in readied:
-            self._train(job, ready, room)
-
-    def _train(self, job: Job, ready: Ready, room: Room) -> None:
-        """Trains a job to its end, from where it was, and keeps its experts."""
-        devices = self.source.devices
-        for layer, reason in ready.frozen.items():
-            if devices.writes:
-                leave_out(self.workdir, layer, reason)
-            self._progress_of(job, layer, self.recipes[0].epochs)
-        if not ready.trees:
-            return
-
-        def on_epochs(count: int) -> None:
-            for layer in ready.trees:
-                self._progress_of(job, layer, count)
-
-        folder = self.workdir / "training" / job.key
-        saver = Saver(folder, self.save_every_s, devices, on_epochs)
-        with self.stop.saves(saver.save):
-            state = train(self.source, ready, saver, room)
-            if devices.writes:
-                self._keep(job, ready, state)
-        if devices.writes:
-            checkpoints.remove(folder)
-
-    def _keep(self, job: Job, ready: Ready, state: State) -> None:
+    def _keep(self, job: Job, found: Trained) -> None:
         """Saves the experts of a job; one counts as finished once its `expert` is there."""
-        best, loss_E = jax.tree.map(np.asarray, (state.best, state.loss_E))
+        for layer, reason in found.frozen.items():
+            leave_out(self.workdir, layer, reason)
         for (place, layer), (number, recipe) in itertools.product(
             enumerate(job.layers), enumerate(job.recipes)
         ):
             folder = self.folder(layer, recipe)
-            if layer not in ready.trees or checkpoints.is_there(folder / "expert"):
+            if layer not in found.trees or checkpoints.is_there(folder / "expert"):
                 continue
-            mine, losses = jax.tree.map(lambda leaf: leaf[place, number], (best, loss_E))  # noqa: B023
+            given = found.best, found.loss_E
+            mine, losses = jax.tree.map(lambda leaf: leaf[place, number], given)  # noqa: B023
             card = replace(self.card_of(layer, recipe), metrics=figures(mine, losses))
             for name in reversed(mine):  # "val" last
-                expert = expert_of(self.source, mine[name].params, ready.trees[layer], card)
+                expert = expert_of(self.source, mine[name].params, found.trees[layer], card)
                 where = folder / ("expert" if name == "val" else HOLDOUT)
                 expert.with_card(selected_on=name).save(where)
 
@@ -160,3 +169,21 @@ class Descent:
         }
         select(self.source, self.workdir, folders, committee or len(names), missing)
         checkpoints.remove(self.workdir / "training")
+
+
+def _planning(
+    source: Source, names: Sequence[str], recipes: Sequence[Adam], stream: bool, size: Size
+) -> Work:
+    """Plans jobs on the devices that are to train them."""
+
+    def compute(part: Part, _: object) -> Sequence[tuple[Room, list[Job]]]:
+        (room,) = part
+        if room is None:
+            room = Room.here(source.devices).among(size.beside, source.devices)
+        return [(room, plan(source, names, recipes, room, size.workers, stream=stream))]
+
+    return Work(lambda room: None, compute)
+
+
+def _planning_elsewhere(source: Source, *arguments: Any) -> Work:
+    return _planning(source.on_local_devices(), *arguments)

@@ -89,6 +89,13 @@ class Room:
             device = alone = _SHARE * on_device
         return cls(devices.least(device), devices.least(host), alone=devices.least(alone))
 
+    def among(self, workers: int, devices: Devices) -> "Room":
+        """What each of so many processes on this machine may take of it."""
+        room = replace(self, host=self.host / workers)
+        if free_on(devices) is not None:  # each has devices of its own, with their own memory
+            return room
+        return replace(room, device=self.device / workers, alone=self.alone / workers)
+
     def limit(self, job: Job) -> float:
         """Bytes that the program of a job may need on a device."""
         single = len(job.layers) * len(job.recipes) == 1
@@ -105,7 +112,7 @@ def plan(
     layers: Sequence[str],
     recipes: Sequence[Adam],
     room: Room,
-    processes: int = 1,
+    workers: int = 1,
     *,
     stream: bool = False,
 ) -> list[Job]:
@@ -116,8 +123,9 @@ def plan(
       layers: their names.
       recipes: variants of one recipe.
       room: what they may take.
-      processes: among how many the jobs will be divided: of every shape there are as many, if
-        there are as many layers.
+      workers: who train jobs at the same time. On accelerators there are as many jobs of every
+        shape, if there are as many layers. On CPUs, whose jobs are small, it does not matter: the
+        experts have the same bits with any number.
       stream: whether all layers are streamed, and not only those that do not fit the devices.
 
     Returns:
@@ -128,8 +136,7 @@ def plan(
     for name in layers:
         by_shape.setdefault((store.layers[name], store.ranks.get(name)), []).append(name)
     of_shapes = [
-        _of_one_shape(source, names, recipes, room, processes, stream)
-        for names in by_shape.values()
+        _of_one_shape(source, names, recipes, room, workers, stream) for names in by_shape.values()
     ]
     longest = max(map(len, of_shapes))
     return [jobs[n] for n in range(longest) for jobs in of_shapes if n < len(jobs)]
@@ -140,7 +147,7 @@ def _of_one_shape(
     names: Sequence[str],
     recipes: Sequence[Adam],
     room: Room,
-    processes: int,
+    workers: int,
     stream: bool,
 ) -> list[Job]:
     needs = _needs(source, names[0], recipes[0])
@@ -165,12 +172,14 @@ def _of_one_shape(
         return [Job((name,), (recipe,), streamed=True) for name in names for recipe in recipes]
     if not fitting(1):
         return [Job((name,), (recipe,), alone=True) for name in names for recipe in recipes]
+    each = -(-len(names) // workers)
     if is_cpu:
+        each = len(names)
         most = min(most, max(1, int(MICRO_BATCH_BYTES // (needs.batch + needs.parameters))))
     n_variants = min(len(recipes), most)
     while not fitting(n_variants):
         n_variants -= 1
-    n_layers = max(1, min(fitting(n_variants), most // n_variants, -(-len(names) // processes)))
+    n_layers = max(1, min(fitting(n_variants), most // n_variants, each))
     one_order = len({recipe.seed for recipe in recipes}) == 1
     return [
         Job(some, variants, one_order=one_order)

@@ -10,6 +10,7 @@ is hard to tell from these, and easily from their statistics.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
@@ -22,6 +23,7 @@ import numpy as np
 from flax import linen as nn
 
 from probex_jax.encoders import N_STATISTICS, Statistics, statistics
+from probex_jax.engine import HERE, Died, Engine, Part, Work
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
 from probex_jax.experts.card import Card
@@ -32,6 +34,7 @@ from probex_jax.files import layer_folder
 from probex_jax.fitting.centre import FrozenLayer, Tree, is_centred, normalised, tree_of
 from probex_jax.fitting.closed_form import (
     ClosedForm,
+    Features,
     Linear,
     check_closed_form,
     features,
@@ -43,11 +46,9 @@ from probex_jax.fitting.multiple_kernels import Together, fit_alone, fit_togethe
 from probex_jax.fitting.network import encoder_settings
 from probex_jax.fitting.ridge import Regression, centred, enough_folds, folds
 from probex_jax.fitting.strips import Strips
-from probex_jax.sweeps.jobs import Job
 from probex_jax.sweeps.kept import Kept, KeptKernels
-from probex_jax.sweeps.left_out import leave_out, left_out, reasons
+from probex_jax.sweeps.left_out import leave_out, leave_out_dead, left_out, reasons
 from probex_jax.sweeps.memory import free_bytes, free_on
-from probex_jax.sweeps.processes import run
 from probex_jax.sweeps.select import finish
 from probex_jax.sweeps.source import Source
 from probex_jax.sweeps.train import expert_of
@@ -67,7 +68,13 @@ _CONSTANT = 1e-6
 
 # Yields matrices of models in each call.
 Blocks = Callable[[], Iterable[Any]]
+# What `Kept.write` takes.
+_Reduced = tuple[Features, Tree, np.ndarray | None]
 _statistics = jax.jit(statistics)
+
+
+def _ignore(layer: str, epochs: int) -> None:
+    pass
 
 
 @partial(jax.jit, static_argnames="encoder")
@@ -78,14 +85,18 @@ def _read(encoder: Linear, x: Any, tree: Tree) -> Any:
 
 @dataclass(frozen=True)
 class Kernels:
-    """One process's part of a sweep in closed form; fields as the arguments of `sweep`."""
+    """A sweep in closed form; fields as the arguments of `sweep`.
+
+    `beside` is how many processes share the memory of the machine.
+    """
 
     source: Source
     workdir: Path
     card: Card
     recipe: ClosedForm
-    share: tuple[int, int]
+    engine: Engine
     on_progress: Callable[[str, int], None]
+    beside: int = 1
 
     needs = ("train",)
     epochs = 1
@@ -100,31 +111,54 @@ class Kernels:
         return Kept(layer_folder(self.workdir / "training" / "kernels", layer) / "kernel.npz")
 
     def train_all(self, names: Sequence[str]) -> None:
-        """Computes the kernels that are missing, here or in another process."""
-        jobs = [Job((name,), (self.recipe,)) for name in names]
-        locks, devices = self.workdir / "training", self.source.devices
-        compute = partial(self._compute, self._regression(names))
-        run(jobs, locks, self.share, devices, self._finished, compute, self._count)
+        """Computes the kernels that are missing, layer after layer, and keeps them."""
+        ours = names if self.source.devices.writes else ()
+        todo = [name for name in ours if not self._finished(name)]
+        for name in names:
+            if name not in todo:
+                self.on_progress(name, self.epochs)
+        make, died = partial(self._reducing, names), dict[str, str]()
+        if not self.engine.is_here:
+            make = partial(self._for_workers()._reducing_elsewhere, names)
+        parts = [(name,) for name in todo]
+        with closing(self.engine.map(make, parts, readers=1, ahead=0)) as results:
+            for (layer,), (found,) in results:
+                if isinstance(found, Died):
+                    died[layer] = f"{self.source.store.path}: {layer}: {found}"
+                elif isinstance(found, FrozenLayer):
+                    leave_out(self.workdir, layer, str(found))
+                else:
+                    self.kept(layer).write(*found)
+                self.on_progress(layer, self.epochs)
+                del found  # before the next one is computed
+        leave_out_dead(self.workdir, names, died)
 
-    def _finished(self, job: Job) -> bool:
-        (layer,) = job.layers
+    def _finished(self, layer: str) -> bool:
         return self.kept(layer).path.is_file() or left_out(self.workdir, layer).is_file()
 
-    def _count(self, job: Job) -> None:
-        self.on_progress(job.layers[0], self.epochs)
+    def _for_workers(self) -> Kernels:
+        """What other processes need of it."""
+        source, beside = self.source.for_workers(), self.engine.size().beside
+        return replace(self, source=source, engine=HERE, on_progress=_ignore, beside=beside)
 
-    def _compute(self, regression: Regression, jobs: Iterator[Job]) -> None:
-        for job in jobs:
-            (layer,) = job.layers
+    def _reducing_elsewhere(self, names: Sequence[str]) -> Work:
+        return replace(self, source=self.source.on_local_devices())._reducing(names)
+
+    def _reducing(self, names: Sequence[str]) -> Work:
+        """Reduces a layer to what it gives, or to the reason why that is nothing."""
+        regression = self._regression(names)
+
+        def compute(part: Part, _: object) -> Sequence[_Reduced | FrozenLayer]:
+            (layer,) = part
             try:
-                if self.source.devices.writes:
-                    self._reduce(layer, regression)
+                return [self._reduced(layer, regression)]
             except FrozenLayer as error:
-                leave_out(self.workdir, layer, str(error))
-            self._count(job)
+                return [error]
 
-    def _reduce(self, layer: str, regression: Regression) -> None:
-        """Keeps what a layer gives to the regression."""
+        return Work(lambda layer: None, compute)
+
+    def _reduced(self, layer: str, regression: Regression) -> _Reduced:
+        """What a layer gives to the regression."""
         where, shape = f"{self.source.store.path}: {layer}", self.source.store.layers[layer]
         encoder, blocks = self._encoder(layer), self._blocks(layer)
         tree = self._tree(layer, blocks)
@@ -144,8 +178,7 @@ class Kernels:
             raise ProbexError(f"{where}: {odd}: its weights are too large; remove the model")
         if not np.trace(centred(kernel_NN)) > 0:
             raise FrozenLayer(f"{where}: the training matrices are all the same")
-        found = features(strips, kernel_NN, encoder, shape, regression)
-        self.kept(layer).write(found, tree, statistics_NS)
+        return features(strips, kernel_NN, encoder, shape, regression), tree, statistics_NS
 
     def _blocks(self, layer: str) -> Blocks:
         """The matrices of all models that are fitted to: at once, or in blocks from the store."""
@@ -190,7 +223,7 @@ class Kernels:
         devices = self.source.devices
         on_each = free_on(devices)
         on_devices = inf if on_each is None else on_each * max(1, len(devices.local))
-        return int(_SHARE * min(free_bytes() / self.share[1], on_devices))
+        return int(_SHARE * min(free_bytes() / self.beside, on_devices))
 
     def _encoder(self, layer: str) -> Linear:
         """The encoder of a layer."""

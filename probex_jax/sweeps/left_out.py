@@ -1,6 +1,6 @@
 """Layers of a sweep that tell nothing, and why; kept in the work directory."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from probex_jax.errors import ProbexError
@@ -17,6 +17,18 @@ def leave_out(workdir: Path, layer: str, reason: str) -> None:
     path = left_out(workdir, layer)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, reason)
+
+
+def leave_out_dead(workdir: Path, layers: Sequence[str], died: Mapping[str, str]) -> None:
+    """Leaves out layers whose processes ended, by layer the reason, if others remain.
+
+    Raises:
+      ProbexError: if none does; the next run tries them again.
+    """
+    if died and all(layer in died or left_out(workdir, layer).exists() for layer in layers):
+        raise ProbexError(f"no layer to train on; the first: {next(iter(died.values()))}")
+    for layer, reason in died.items():
+        leave_out(workdir, layer, reason)
 
 
 def reasons(workdir: Path, layers: Sequence[str]) -> dict[str, str]:

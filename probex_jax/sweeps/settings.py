@@ -31,7 +31,6 @@ def check_settings(
     names: Sequence[str],
     committee: Any,
     save_every_s: Any,
-    share: tuple[int, int],
     head: str,
     task: Task,
     alignment: Alignment | None,
@@ -45,8 +44,6 @@ def check_settings(
         raise ProbexError(f"{store.path}: no layer {name!r}")
     if type(save_every_s) not in (int, float) or not save_every_s >= 0:
         raise ProbexError(f"save_every_s: {save_every_s!r} is not a number of seconds >= 0")
-    if not 0 <= share[0] < share[1]:
-        raise ProbexError(f"process {share[0]} of {share[1]}: expected 0 to {share[1] - 1}")
     if not isinstance(task, SeveralClasses | OneClass) or task.name not in TASKS:
         raise ProbexError(f"task: {task.name!r} stores have no targets for it")
     if len({head == "text", task.head == "text", alignment is not None}) > 1:

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -17,7 +17,7 @@ from probex_jax.fitting.centre import Tree, normalised, tree_of
 from probex_jax.fitting.data import Split
 from probex_jax.fitting.moments import Moments
 from probex_jax.fitting.network import NO_MORE, Network
-from probex_jax.fitting.sharding import Devices
+from probex_jax.fitting.sharding import ONE, Devices
 from probex_jax.fitting.task import Task
 from probex_jax.layer_store import LayerStore
 
@@ -43,6 +43,15 @@ class Source:
     network: Network
     devices: Devices
     encoders: Mapping[str, type[nn.Module]] = NO_MORE
+
+    def for_workers(self) -> "Source":
+        """What other processes need of it: nothing of this one's devices, no text encoder."""
+        candidates = self.candidates and replace(self.candidates, encoder=None)
+        return replace(self, devices=ONE, candidates=candidates)
+
+    def on_local_devices(self) -> "Source":
+        """The same, on the devices of this process."""
+        return replace(self, devices=Devices.of(jax.local_devices()))
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -26,9 +26,10 @@ from flax import linen as nn
 
 from probex_jax.bucket_paths import as_path
 from probex_jax.claims import claim
+from probex_jax.engine import HERE, Engine
 from probex_jax.errors import ProbexError
 from probex_jax.experts.alignment import Alignment
-from probex_jax.files import alone, one_writer, sharing_writers
+from probex_jax.files import one_writer
 from probex_jax.fitting.closed_form import ClosedForm, check_closed_form
 from probex_jax.fitting.network import NO_MORE, build_network, encoder_settings
 from probex_jax.fitting.recipe import Adam, variants
@@ -64,7 +65,7 @@ def sweep(
     layers: Sequence[str] | None = None,
     stream: bool = False,
     devices: Devices = ONE,
-    share: tuple[int, int] = (0, 1),
+    engine: Engine = HERE,
     save_every_s: float = 1.0,
     stop: Stop | None = None,
     encoders: Mapping[str, type[nn.Module]] = NO_MORE,
@@ -97,8 +98,10 @@ def sweep(
         only of those that do not fit the devices.
       devices: what every expert is trained on. Of several processes all run the same sweep at once,
         see the same work directory, and train the same expert together.
-      share: (p, P): this is one of P processes that divide the layers among themselves; each begins
-        with its own and goes on with what others have left. Alone, one process does it all.
+      engine: who trains: threads of this process, or the workers of a cluster, each a few layers of
+        one shape at a time on its own devices (then `devices` is not asked). All must see the store
+        and the work directory under one path, for the state of what is trained; experts and
+        metrics are written by this process.
       save_every_s: what is being trained is saved at the first evaluation so many seconds after the
         last save, or later where saving takes long; 0 saves at each.
       stop: whoever is told that the process must end has it save the last evaluation.
@@ -113,8 +116,8 @@ def sweep(
     Raises:
       ProbexError: if a setting is wrong, all models are of one class, a split is empty, the texts
         do not tell the classes apart (`Alignment.candidates`), all layers are frozen, the work
-        directory belongs to another config or is being written by a process that does not divide
-        the layers with this one, or a checkpoint is damaged.
+        directory belongs to another config or is being written by another process, a checkpoint is
+        damaged, or there are processes that train an expert together beside a cluster.
 
     Example:
       >>> import tempfile
@@ -141,7 +144,9 @@ def sweep(
         encoder = encoder_settings(encoder, encoders)
     names = tuple(layers if layers is not None else default_layers(store, recipe))
     task = task or (told_task(store) if alignment is None else alignment.task)
-    check_settings(store, names, committee, save_every_s, share, head, task, alignment)
+    check_settings(store, names, committee, save_every_s, head, task, alignment)
+    if devices.processes > 1 and not engine.is_here:
+        raise ProbexError("engine: processes that train together are no cluster; give one of both")
     card = card_before_training(store, encoder, head, normalise, task, alignment)
     candidates = None if alignment is None else alignment.candidates(store)
 
@@ -160,16 +165,15 @@ def sweep(
         check_closed_form(network, task)
         if grid:
             raise ProbexError("grid: the closed form tries its penalties itself")
-        job = Kernels(source, workdir, card, recipe, share, on_progress)
+        job = Kernels(source, workdir, card, recipe, engine, on_progress)
     else:
         recipes, stop = variants(recipe, grid or {}), stop or Stop()
         job = Descent(
-            source, workdir, card, recipes, share, save_every_s, stop, on_progress, stream
+            source, workdir, card, recipes, engine, save_every_s, stop, on_progress, stream
         )
     _ = [store.split(split) for split in (*job.needs, "test")]  # none is empty
     config = config_of(card, task, recipe, names, committee, grid)
-    writers = sharing_writers if share[1] > 1 else one_writer
-    with writers(workdir) if devices.writes else nullcontext():
+    with one_writer(workdir) if devices.writes else nullcontext():
         if devices.writes:
             claim(workdir, config)
         devices.wait("claimed")
@@ -180,8 +184,6 @@ def sweep(
             return result(workdir, encoders)
         job.train_all(names)
         if devices.writes:
-            with alone(workdir / ".lock", needed=share[1] > 1):
-                if not (workdir / "metrics.json").exists():
-                    job.select(names, committee)
+            job.select(names, committee)
         devices.wait("chosen")
         return result(workdir, encoders)

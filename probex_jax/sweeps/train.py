@@ -1,16 +1,19 @@
-"""Training one job: its data read, its program compiled, its state on disk."""
+"""Training jobs: their data read, their programs compiled, their states on disk."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from probex_jax.engine import Part, Work
 from probex_jax.experts.card import Card
 from probex_jax.experts.expert import Expert
 from probex_jax.fitting.centre import FrozenLayer, Tree, centre_rank
@@ -22,6 +25,7 @@ from probex_jax.matrices import Centred, LowRank, dense
 from probex_jax.sweeps.jobs import Job, Room
 from probex_jax.sweeps.resume import Saver
 from probex_jax.sweeps.source import Source
+from probex_jax.sweeps.stopping import Stop
 from probex_jax.sweeps.stream import LayerStream
 
 
@@ -41,6 +45,21 @@ class Ready(NamedTuple):
     frozen: Mapping[str, str]
     splits: dict[str, Split]
     program: Callable[..., State] | None = None
+
+
+class Trained(NamedTuple):
+    """What the training of a job gives.
+
+    Args:
+      trees, frozen: as of `Ready`.
+      best, loss_E: as of `State`, in host memory; None if no layer can be trained on, or another
+        process writes.
+    """
+
+    trees: Mapping[str, Tree]
+    frozen: Mapping[str, str]
+    best: Any = None
+    loss_E: Any = None
 
 
 class Programs:
@@ -232,6 +251,76 @@ def train(source: Source, ready: Ready, saver: Saver, room: Room) -> State:
         splits["train"] = given
         run = partial(group.train, program=program, on_evaluation=saver)
         return run(_begun(group, given, saver), splits)
+
+
+def state_folder(workdir: Path, job: Job) -> Path:
+    """Where the state of a job is while it is trained."""
+    return workdir / "training" / job.key
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains jobs to their ends, each from where it was.
+
+    Args:
+      source, workdir, save_every_s: as of `Descent`; all who train see one work directory.
+      room: what trainings may take.
+      stop: saves the job that is trained, until `saving` is closed.
+      on_epochs: called with a job, a layer and the epochs done since the last call.
+      programs: those that are compiled.
+      saving: closed once the results of a job are kept.
+    """
+
+    source: Source
+    workdir: Path
+    save_every_s: float
+    room: Room
+    stop: Stop = field(default_factory=Stop)
+    on_epochs: Callable[[Job, str, int], None] = lambda job, layer, epochs: None
+    programs: Programs = field(default_factory=Programs)
+    saving: ExitStack = field(default_factory=ExitStack)
+
+    def work(self) -> Work:
+        """The work on jobs, in this process."""
+        prepare = partial(read, self.source, programs=self.programs, room=self.room)
+        return Work(prepare, self._compute, self.saving.close)
+
+    def for_workers(self) -> Callable[[], Work]:
+        """Makes the work in other processes; it arrives there pickled."""
+        source, workdir = self.source.for_workers(), self.workdir.absolute()
+        return partial(self._elsewhere, source, workdir, self.save_every_s, self.room)
+
+    @classmethod
+    def _elsewhere(cls, source: Source, workdir: Path, save_every_s: float, room: Room) -> Work:
+        trainer = cls(source.on_local_devices(), workdir, save_every_s, room)
+
+        # Results may wait long before they are kept.
+        def compute(part: Part, readied: Sequence[Ready]) -> Sequence[Trained]:
+            with trainer.saving:
+                found = trainer._compute(part, readied)
+                trainer.stop.save()
+            return found
+
+        return dataclasses.replace(trainer.work(), compute=compute)
+
+    def _compute(self, part: Part, readied: Sequence[Ready]) -> Sequence[Trained]:
+        (job,), (ready,) = part, readied
+        found = Trained(ready.trees, ready.frozen)
+        if not ready.trees:
+            return [found]
+
+        def on_epochs(count: int) -> None:
+            for layer in ready.trees:
+                self.on_epochs(job, layer, count)
+
+        folder, devices = state_folder(self.workdir, job), self.source.devices
+        saver = Saver(folder, self.save_every_s, devices, on_epochs)
+        self.saving.enter_context(self.stop.saves(saver.save))
+        state = train(self.source, ready, saver, self.room)
+        if not devices.writes:
+            return [found]
+        best, loss_E = jax.tree.map(np.asarray, (state.best, state.loss_E))
+        return [found._replace(best=best, loss_E=loss_E)]
 
 
 def _begun(group: Group, train: Split, saver: Saver) -> State:

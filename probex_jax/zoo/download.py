@@ -11,16 +11,18 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from filelock import FileLock
+
 from probex_jax.bucket_paths import on_a_disk
 from probex_jax.buckets import NotThere
 from probex_jax.errors import ProbexError
-from probex_jax.files import alone, disk_errors, write_json, write_text
+from probex_jax.files import disk_errors, one_writer, write_json, write_text
 from probex_jax.model_files.hub import HubAddress, HubFile, HubRepo, hub_repo
 from probex_jax.model_files.locate import read_inside
 from probex_jax.model_files.remote import Remote
@@ -82,7 +84,7 @@ def download(
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if table.texts:
-        with alone(folder / ".lock", needed=False):  # several processes may add their own
+        with disk_errors(folder), FileLock(folder / ".lock"):  # several processes may add their own
             _write_texts(folder / "zoo.json", table)
     reading = Remote(on_bytes=remote.on_bytes)
     lists = Lists(reading)
@@ -166,7 +168,7 @@ def _in_cache(model: ListedModel, folder: Path, lists: Lists) -> str | None:
     reference = place / "refs" / "main"
     if reference.exists():
         return ""
-    with _alone(folder, model):
+    with one_writer(place):
         repo = _at_commit(model, place / "snapshots", lists)
         snapshot = place / "snapshots" / repo.commit
         snapshot.mkdir(parents=True, exist_ok=True)
@@ -202,8 +204,7 @@ def _lora(model: ListedModel, folder: Path, lists: Lists) -> str | None:
     if target.exists():
         return ""
     repo = lists.of(model)
-    with _alone(folder, model):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with one_writer(target.parent):
         _fetched(repo, path, target.parent, lists.remote).replace(target)
     return None
 
@@ -278,14 +279,3 @@ class _Digest:
             return False
         known = {40: self._git, 64: self._sha256}.get(len(self._listed.content))
         return known is None or known.hexdigest() == self._listed.content
-
-
-@contextmanager
-def _alone(folder: Path, model: ListedModel) -> Iterator[None]:
-    """Locks a model, since several processes may download to one folder."""
-    path = folder / ".locks" / model.id
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with alone(path, wait=False, needed=False) as ours:
-        if not ours:
-            raise ProbexError(f"{folder}: another process is downloading {model.id}")
-        yield

@@ -177,21 +177,6 @@ def test_two_writers_stopped_at_random(writer, seed, tmp_path):
     case.check()
 
 
-@pytest.mark.parity
-@pytest.mark.parametrize("place", [0, 1])
-def test_who_divides_the_layers_and_who_does_not_are_no_pair(place, tmp_path):
-    case = Training(tmp_path)
-    pair = [case.arguments, (*case.arguments, "2")]
-    first = start(*pair.pop(place), stops=True)
-    assert first.wait() is None
-    refused = start(*pair[0]).wait()
-    first.send(signal.SIGCONT)
-    assert first.wait().returncode == 0
-    assert is_one_line(refused), refused
-    assert str(case.folder) in refused.stderr
-    case.check()
-
-
 COMMANDS = {
     "pack": "--zoo={zoo} --store={held}",
     "train": "--config.store={store} --workdir={held}",

@@ -22,7 +22,7 @@ from tests.sweeps.of_layers import of_layer
 pytestmark = pytest.mark.xdist_group("sweeps")
 
 # The name in the package is that of the function.
-MODULE = sys.modules["probex_jax.sweeps.descent"]
+MODULE = sys.modules["probex_jax.sweeps.train"]
 ENCODER = {"name": "probex", "n_probes": 8, "proj_dim": 8, "rep_dim": 16}
 RECIPE = Adam(epochs=60, eval_every=10, batch_size=32, learning_rate=3e-3)
 SHORT = Adam(epochs=1, eval_every=1)
@@ -202,7 +202,6 @@ def test_a_work_directory_of_another_config_says_which_fields(swept, toy_store):
         ({"encoder": {**ENCODER, "rep_dim": 5}, "head": "none"}, "rep_dim"),
         ({"encoder": {"name": "unheard of"}}, r"encoder\.name"),
         ({"normalise": "both"}, "normalise: 'both'"),
-        ({"share": (2, 2)}, "process 2 of 2"),
         ({"task": Number()}, "task: 'number'"),
         ({"task": px.Texts()}, "text"),
         *[({"committee": wrong}, "committee") for wrong in (0, True, 2.0, "all")],

@@ -1,7 +1,6 @@
 """Whole models, in the layout that the hub's own client downloads to."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -14,6 +13,7 @@ import pytest
 
 import probex_jax as px
 from probex_jax.buckets import stores
+from probex_jax.files import WRITER_LOCK, one_writer
 from probex_jax.model_files import Remote
 from probex_jax.zoo import SPLITS
 from probex_jax.zoo import download as downloading
@@ -51,8 +51,8 @@ def repo_of(hub, name="org/a", **files):
 
 
 def tree(folder):
-    """Every file but locks, and every link with where it leads."""
-    paths = [path for path in sorted(Path(folder).rglob("*")) if ".locks" not in path.parts]
+    """Every file, and every link with where it leads."""
+    paths = sorted(Path(folder).rglob("*"))
     return {
         str(p.relative_to(folder)): os.readlink(p) if p.is_symlink() else p.read_bytes()
         for p in paths
@@ -294,17 +294,17 @@ def test_shards_and_empty_files_come_too(hub, tmp_path):
 @pytest.mark.parametrize("subset", ["SupViT", "SD_200"])
 def test_only_one_process_downloads_a_model(hub, tmp_path, subset):
     listed = read_table(subset, ("train",), Remote()).models
-    locks = tmp_path / subset / ".locks"
-    locks.mkdir(parents=True)
-    with (locks / listed[0].id).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    folder = tmp_path / subset / "train" / listed[0].id
+    with one_writer(folder):
         summary = get(Table(subset, listed, {}), tmp_path)
-    assert summary.failed == {
-        listed[0].id: f"{tmp_path / subset}: another process is downloading {listed[0].id}"
-    }
+    assert [*summary.failed] == [listed[0].id]
+    assert f"{folder}: another process" in summary.failed[listed[0].id]
     assert summary.added == len(listed) - 1
     # The lock of a process that was killed stops nobody.
+    folder.mkdir()
+    (folder / WRITER_LOCK).touch()
     assert get(Table(subset, listed, {}), tmp_path).added == 1
+    assert not (folder / WRITER_LOCK).exists()
 
 
 def test_a_full_disk_is_one_line_and_gone_on_with(hub, tmp_path, monkeypatch):
