@@ -198,6 +198,7 @@ class Index(Searchable):
             due_s = end_s + (end_s - start_s) / _COMMIT_SHARE
 
         with self._writing():
+            self._table.index_paths()
             size, models = sized([self.expert.layers], models)
             work = partial(embedding, self.expert, size, forest)
             known = self._table.stamps if len(self) else lambda paths: {}

@@ -28,6 +28,8 @@ _MAX_PARTITIONS = 64
 _REFINE = 4
 _CANDIDATES = 128
 _BATCH_ROWS = 8192
+# From here on paths are looked up by an index of their own.
+_PATH_ROWS = 20_000
 _RECALL_QUERIES = 100
 _RECALL_K = 10
 _LANCE_ERRORS = (ValueError, RuntimeError, OSError)
@@ -263,8 +265,19 @@ class ModelTable:
                 self.keep_sums()
 
     @_persisting
+    def index_paths(self) -> None:
+        """Has a large table look paths up by a B-tree; `compact` adds new rows to it."""
+        from lancedb.index import BTree
+
+        with self._damage():
+            indexed = [index.columns for index in self._table.list_indices()]
+            if ["path"] not in indexed and self._table.count_rows() >= _PATH_ROWS:
+                self._table.create_index("path", config=BTree())
+                self.keep_sums()
+
+    @_persisting
     def compact(self) -> None:
-        """Merges small fragments and adds new rows to the approximate index."""
+        """Merges small fragments and adds new rows to indexes."""
         with self._damage():
             self._table.optimize()
             self.keep_sums()
@@ -287,7 +300,8 @@ class ModelTable:
         """Drops the approximate index, if there is one."""
         with self._damage():
             for index in self._table.list_indices():
-                self._table.drop_index(index.name)
+                if index.columns == ["vector"]:
+                    self._table.drop_index(index.name)
             self.keep_sums()
 
     @_persisting

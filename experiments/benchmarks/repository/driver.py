@@ -30,7 +30,10 @@ class Ready:
         """As `Engine.map`."""
         for part in parts:
             vectors_NT = self._rng.standard_normal((len(part), self._dim), np.float32)
-            yield part, [(row_of(int(a.model.id)), v) for a, v in zip(part, vectors_NT, strict=True)]
+            yield (
+                part,
+                [(row_of(int(a.model.id)), v) for a, v in zip(part, vectors_NT, strict=True)],
+            )
 
 
 def begun(folder: str, expert: str, table: str) -> None:
