@@ -8,9 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
+from time import sleep
 
 import jax
 import lancedb
@@ -282,7 +282,7 @@ def test_the_longer_a_commit_takes_the_more_models_the_next_one_has(tmp_path, ex
 
     def slowly(self, rows, vectors):
         committed.append(len(rows))
-        time.sleep(0.2 if len(committed) == 1 else 0)
+        sleep(0.2 if len(committed) == 1 else 0)
         add(self, rows, vectors)
 
     for seed in range(40):

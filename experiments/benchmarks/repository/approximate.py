@@ -19,6 +19,13 @@ from probex_jax.bucket_paths import as_path
 from probex_jax.experts import load_experts
 
 K, QUERIES = 10, 200
+# Name: what is asked of LanceDB; "" for `ModelTable.build_ann`.
+INDEXES = {
+    "ours": "",
+    "HNSW, 8 bits": "HnswSq(distance_type='cosine', num_partitions=1, m=16, ef_construction=128)",
+    "IVF, 8 bits": "IvfSq(distance_type='cosine')",
+    "IVF, product codes": "IvfPq(distance_type='cosine', num_sub_vectors=64)",
+}
 _BATCH, _ROWS = 5_000, 20_000
 
 
@@ -88,13 +95,13 @@ def row_of(number: int) -> dict[str, Any]:
     return {**named, "labels": labels, "text": ", ".join(labels), "stamp": stamp}
 
 
-def build(folder: str, dim: int, index: str) -> dict[str, float]:
+def build(folder: str, path: str, index: str) -> dict[str, float]:
     """Builds an approximate index.
 
     Args:
       folder: of the table.
-      dim: of its vectors.
-      index: "ours" for `ModelTable.build_ann`; or an expression of `lancedb.index`.
+      path: of the vectors.
+      index: one of the values of `INDEXES`.
 
     Returns:
       Seconds, and megabytes of the index.
@@ -103,9 +110,10 @@ def build(folder: str, dim: int, index: str) -> dict[str, float]:
 
     from probex_jax.search import ModelTable
 
+    dim = np.load(path, mmap_mode="r").shape[1]
     table, start = ModelTable(folder, dim), time.perf_counter()
     before = _megabytes(Path(folder))
-    if index == "ours":
+    if not index:
         table.build_ann()
     else:
         config = eval(index, vars(lancedb.index))

@@ -3,15 +3,15 @@
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from experiments.benchmarks.repository.approximate import row_of
 from probex_jax.bucket_paths import as_path
-from probex_jax.engine import Work
+from probex_jax.engine import HERE, Work
+from probex_jax.engine.work import Part, Size
 from probex_jax.experts import load_experts
 from probex_jax.search import FoundModel, Index
 
@@ -24,9 +24,13 @@ class Ready:
     def __init__(self, dim: int):
         self._rng, self._dim = np.random.default_rng(0), dim
 
+    def size(self) -> Size:
+        """As `Engine.size`."""
+        return HERE.size()
+
     def map(
-        self, make: Callable[[], Work], parts: Iterable[Any], *, readers: int = 4, ahead: int = 1
-    ) -> Iterator[tuple[Any, Sequence[Any]]]:
+        self, make: Callable[[], Work], parts: Iterable[Part], *, readers: int = 4, ahead: int = 1
+    ) -> Generator[tuple[Part, Sequence[Any]]]:
         """As `Engine.map`."""
         for part in parts:
             vectors_NT = self._rng.standard_normal((len(part), self._dim), np.float32)
@@ -55,7 +59,7 @@ def committed(folder: str, expert: str, first: int, count: int) -> dict[str, flo
     index = Index.create_or_open(folder, load_experts(as_path(expert))["val_holdout"])
     models = (_model(number) for number in range(first, first + count))
     before, start, cpu = len(index), time.perf_counter(), time.process_time()
-    done = index.add_models(models, engine=Ready(index.about["expert"]["rep_dim"]))  # type: ignore[arg-type]
+    done = index.add_models(models, engine=Ready(index.about["expert"]["rep_dim"]))
     took_s = time.perf_counter() - start
     assert done.added == count, done
     cpu_s = time.process_time() - cpu

@@ -185,6 +185,18 @@ def _ranged(body: bytes, asked: bytes) -> _Answer:
     return 206, headers, body[begin:end]
 
 
+def server(behaviour: Behaviour) -> uvicorn.Server:
+    """A server of a hub, to be run with a socket that listens."""
+    config = uvicorn.Config(
+        Hub(behaviour),
+        access_log=False,
+        log_level="warning",
+        lifespan="off",
+        timeout_keep_alive=60,
+    )
+    return uvicorn.Server(config)
+
+
 def main() -> None:
     latency_ms = {"api": _API_MS.value, "resolve": _RESOLVE_MS.value, "cdn": _CDN_MS.value}
     quotas = {"api": _API_QUOTA.value, "resolve": _RESOLVE_QUOTA.value}
@@ -196,17 +208,9 @@ def main() -> None:
         _WINDOW_S.value,
         _CARDS.value,
     )
-    listening = socket.create_server(("127.0.0.1", _PORT.value), backlog=2048)
-    print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
-    config = uvicorn.Config(
-        Hub(behaviour),
-        access_log=False,
-        log_level="warning",
-        lifespan="off",
-        timeout_keep_alive=60,
-        date_header=True,
-    )
-    uvicorn.Server(config).run(sockets=[listening])
+    with socket.create_server(("127.0.0.1", _PORT.value), backlog=2048) as listening:
+        print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
+        server(behaviour).run(sockets=[listening])
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from experiments.benchmarks import memory
 from experiments.models import Models
 from probex_jax.bucket_paths import as_path
 from probex_jax.engine import Engine, Work, engine_of
+from probex_jax.engine.work import Part, Size
 from probex_jax.experts import load_experts
 
 _LOOK_S = 1.0
@@ -36,9 +37,13 @@ class Reading:
         """As the engine's."""
         return self.engine.is_here
 
+    def size(self) -> Size:
+        """As the engine's."""
+        return self.engine.size()
+
     def map(
-        self, make: Callable[[], Work], parts: Iterable[Any], *, readers: int = 4, ahead: int = 1
-    ) -> Iterator[tuple[Any, Sequence[Any]]]:
+        self, make: Callable[[], Work], parts: Iterable[Part], *, readers: int = 4, ahead: int = 1
+    ) -> Generator[tuple[Part, Sequence[Any]]]:
         """As the engine's."""
         return self.engine.map(make, parts, readers=self.readers, ahead=ahead)
 
@@ -129,13 +134,11 @@ def _watched() -> Iterator[dict[int, tuple[str, float]]]:
     def watch() -> None:
         while not ended.wait(_LOOK_S):
             for pid in _descendants(os.getpid()):
-                try:
+                with suppress(OSError, IndexError):
                     name = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
                     status = Path(f"/proc/{pid}/status").read_text()
                     kib = int(status.split("VmHWM:")[1].split()[0])
                     peaks[pid] = (name, kib / 2**10)
-                except (OSError, IndexError):  # it has ended
-                    pass
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -149,10 +152,8 @@ def _watched() -> Iterator[dict[int, tuple[str, float]]]:
 def _descendants(pid: int) -> list[int]:
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
+        with suppress(OSError):  # it has ended
             parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            pass
     found, new = [], [pid]
     while new:
         new = [child for child, parent in parents.items() if parent in new]
