@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
