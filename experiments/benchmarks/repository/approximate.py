@@ -22,9 +22,9 @@ K, QUERIES = 10, 200
 # Name: what is asked of LanceDB; "" for `ModelTable.build_ann`.
 INDEXES = {
     "ours": "",
-    "HNSW, 8 bits": "HnswSq(distance_type='cosine', num_partitions=1, m=16, ef_construction=128)",
-    "IVF, 8 bits": "IvfSq(distance_type='cosine')",
-    "IVF, product codes": "IvfPq(distance_type='cosine', num_sub_vectors=64)",
+    "HNSW SQ": "HnswSq(distance_type='cosine', num_partitions=1, m=16, ef_construction=128)",
+    "IVF SQ": "IvfSq(distance_type='cosine')",
+    "IVF PQ": "IvfPq(distance_type='cosine', num_sub_vectors=64)",
 }
 _BATCH, _ROWS = 5_000, 20_000
 
