@@ -17,6 +17,7 @@ from probex_jax.bucket_paths import BucketPath, as_path, s3_over_http
 from probex_jax.buckets import Unreachable, stores
 from probex_jax.errors import ProbexError
 from probex_jax.search import checksums
+from probex_jax.search.vectors import unit, vectors_of
 
 FIELDS = ("id", "path", "tree", "split", "labels", "text", "stamp")
 _NAME = "models"
@@ -29,6 +30,8 @@ _MAX_PARTITIONS = 64
 _REFINE = 4
 _CANDIDATES = 128
 _BATCH_ROWS = 8192
+# From here on paths are looked up by an index of their own.
+_PATH_ROWS = 20_000
 _RECALL_QUERIES = 100
 _RECALL_K = 10
 _LANCE_ERRORS = (ValueError, RuntimeError, OSError)
@@ -172,7 +175,7 @@ class ModelTable:
         """
         with self._damage():
             found = self._table.search().to_arrow()
-            lengths_N = np.linalg.norm(_vectors(found["vector"].combine_chunks()), axis=1)
+            lengths_N = np.linalg.norm(vectors_of(found["vector"].combine_chunks()), axis=1)
             if not np.allclose(lengths_N, 1, atol=1e-3):
                 raise ValueError("a vector does not have length 1")
             last = {path: number for number, path in enumerate(found["path"].to_pylist())}
@@ -281,8 +284,19 @@ class ModelTable:
                 self.keep_sums()
 
     @_persisting
+    def index_paths(self) -> None:
+        """Has a large table look paths up by a B-tree; `compact` adds new rows to it."""
+        from lancedb.index import BTree
+
+        with self._damage():
+            indexed = [index.columns for index in self._table.list_indices()]
+            if ["path"] not in indexed and self._table.count_rows() >= _PATH_ROWS:
+                self._table.create_index("path", config=BTree())
+                self.keep_sums()
+
+    @_persisting
     def compact(self) -> None:
-        """Merges small fragments and adds new rows to the approximate index."""
+        """Merges small fragments and adds new rows to indexes."""
         with self._damage():
             # Nothing old is removed before what is new is listed.
             for age in (_NEVER, None):
@@ -307,7 +321,8 @@ class ModelTable:
         """Drops the approximate index, if there is one."""
         with self._damage():
             for index in self._table.list_indices():
-                self._table.drop_index(index.name)
+                if index.columns == ["vector"]:
+                    self._table.drop_index(index.name)
             self.keep_sums()
 
     @_persisting
@@ -324,7 +339,7 @@ class ModelTable:
         sample = np.random.default_rng(seed).choice(n, min(_RECALL_QUERIES, n), replace=False)
         with self._damage():
             rows = self._table.take_offsets(sorted(sample.tolist())).to_arrow()
-        queries_QT = _vectors(rows["vector"].combine_chunks())
+        queries_QT = vectors_of(rows["vector"].combine_chunks())
         # One more than k, for the query itself.
         exact_QK = np.full([len(queries_QT), k + 1], -np.inf, np.float32)
         for vectors_NT in self._all_vectors():
@@ -343,19 +358,19 @@ class ModelTable:
         """Some fields of every model, and all unit vectors: [N, dim] float32."""
         with self._damage():
             found = self._table.search().select([*fields, "vector"]).to_arrow()
-            vectors_NT = _vectors(found["vector"].combine_chunks())
+            vectors_NT = vectors_of(found["vector"].combine_chunks())
             return found.select(list(fields)).to_pylist(), vectors_NT
 
     def batches(self) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
         """All fields of every model, and the vectors as they are [n, dim], some at a time."""
         with self._damage():
             for batch in self._table.search().select([*FIELDS, "vector"]).to_batches(_BATCH_ROWS):
-                yield batch.select(list(FIELDS)).to_pylist(), _vectors(batch["vector"])
+                yield batch.select(list(FIELDS)).to_pylist(), vectors_of(batch["vector"])
 
     def _all_vectors(self) -> Iterator[np.ndarray]:
         with self._damage():
             for batch in self._table.search().select(["vector"]).to_batches(_BATCH_ROWS):
-                yield _vectors(batch["vector"])
+                yield vectors_of(batch["vector"])
 
     @contextmanager
     def _damage(self) -> Iterator[None]:
@@ -377,26 +392,9 @@ class ModelTable:
             ) from error
 
 
-def unit(vectors: Any) -> np.ndarray:
-    """Vectors [n, T] scaled to length 1, as float32.
-
-    Raises:
-      ProbexError: if one is zero or not finite.
-    """
-    vectors_NT = np.asarray(vectors, np.float32)
-    norms_N1 = np.linalg.norm(vectors_NT, axis=-1, keepdims=True)
-    if not (np.isfinite(norms_N1).all() and norms_N1.all()):
-        raise ProbexError("a vector is zero or not finite")
-    return vectors_NT / norms_N1
-
-
 def _texts(paths: Sequence[str]) -> str:
     """Paths as a list in SQL."""
     return ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-
-
-def _vectors(column: Any) -> np.ndarray:
-    return column.flatten().to_numpy().reshape(-1, column.type.list_size)
 
 
 def _reason(error: BaseException) -> str:
