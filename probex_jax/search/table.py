@@ -32,8 +32,7 @@ _CANDIDATES = 128
 _BATCH_ROWS = 8192
 # From here on paths are looked up by an index of their own.
 _PATH_ROWS = 20_000
-_RECALL_QUERIES = 100
-_RECALL_K = 10
+_RECALL_QUERIES, _RECALL_K = 100, 10
 _LANCE_ERRORS = (ValueError, RuntimeError, OSError)
 _T = TypeVar("_T")
 _NEVER = timedelta(days=36_500)
