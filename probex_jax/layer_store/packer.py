@@ -13,6 +13,7 @@ import numpy as np
 from probex_jax.bucket_paths import BucketPath
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, write_text
+from probex_jax.integrity import sealed
 from probex_jax.layer_store.arrays import part_folder, parts, vectors_folder
 from probex_jax.layer_store.common_layers import StoredLayer, layer_faults
 from probex_jax.layer_store.headers import ModelHeader
@@ -213,7 +214,7 @@ class Packer:
         for _ in prefetch(end, self._writers.values(), _ARRAYS_AT_ONCE):
             pass
         self._first += self._store.block
-        self._append("".join(json.dumps(line) + "\n" for line in lines))
+        self._append("".join(json.dumps(sealed(dict(line))) + "\n" for line in lines))
         self._on_packed(models)
 
     def _append(self, lines: str) -> None:
