@@ -40,7 +40,7 @@ def test_results_are_those_of_threads_and_no_worker_is_left(cluster, tmp_path):
     parts = list(in_parts(range(50), 4))
     done = list(cluster.map(Squares(tmp_path), iter(parts), readers=3))
     assert done == [(part, [n**2 for n in part]) for part in parts]
-    assert len(list(tmp_path.iterdir())) == cluster.workers
+    assert 1 <= len(list(tmp_path.iterdir())) <= cluster.workers
     assert none_left(tmp_path)
 
 
