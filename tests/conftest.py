@@ -147,7 +147,6 @@ def toy_store(toy_zoo, tmp_path_factory):
 @pytest.fixture(scope="session")
 def cluster():
     """A Ray cluster on this machine with two workers at a time; it goes when the tests end."""
-    ray = pytest.importorskip("ray")
     from probex_jax.engine import Cluster
 
     found = Cluster("local", workers=2)
@@ -155,6 +154,8 @@ def cluster():
         warnings.simplefilter("ignore")  # LanceDB's of forks, if it is imported
         found.size()
     yield found
+    import ray  # not before the engine has set its variables
+
     ray.shutdown()
 
 
