@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from absl import flags
 
 import probex_jax as px
-from experiments import cli, forest_steps
+from experiments import cli, engines, forest_steps
+from experiments.models import Models
 from probex_jax.bucket_paths import as_path
 from probex_jax.forest import Forest
 from probex_jax.reports import model_card
@@ -40,37 +41,45 @@ _COMPARE = flags.DEFINE_bool(
     "models.",
 )
 
+# Models of which the table has a line.
+_MOST = 2000
+
 
 def main(paths: Sequence[str]) -> int:
-    paths = [*paths, *(forest_steps.listed_in(_LIST.value) if _LIST.value else ())]
-    if not paths:
+    if not (paths or _LIST.value):
         raise px.ProbexError("give one or more models: files, or folders of them")
     forest = Forest.load(_FOREST.value)
     nearest = forest_steps.nearest_in([Index.open(path) for path in _INDEX.value])
-    models = forest_steps.found_models(paths)
-    failed, described = 0, []
+    models = Models(paths, _LIST.value or "")
+    failed = n_compared = 0
+    kept: list[forest_steps.Described] = []
     out = as_path(_OUT.value) if _OUT.value else None
-    for model, description in forest_steps.describe(forest, models, nearest, out):
-        failed += isinstance(description, px.ProbexError)
+    for one in forest_steps.describe(forest, models, nearest, out, engines.engine()):
+        failed += isinstance(one[1], px.ProbexError)
         if _JSON.value:
-            print(json.dumps(forest_steps.as_json(model, description)), flush=True)
-        else:
-            described.append((model, description))
-    if failed < len(models) and described:
-        _show(described)
+            print(json.dumps(forest_steps.as_json(*one)), flush=True)
+        elif _COMPARE.value:
+            found = forest_steps.compared([one])
+            n_compared += len(found)
+            kept = forest_steps.compared([*kept, *found])[:_MOST] if found else kept
+        elif len(kept) < _MOST:
+            kept.append(one)
+    if _COMPARE.value and failed < len(models):
+        rows = forest_steps.compared_rows(kept)
+        print(cli.table(rows) if rows else "no model says what it was trained on")
+        print(f"{n_compared} of {len(models)} models compared")
+    elif kept and failed < len(models):
+        _show(kept, len(models))
     return 0 if not failed else 1 if failed < len(models) else 2
 
 
-def _show(described: Sequence[forest_steps.Described]) -> None:
-    [(_, first), *others] = described
-    if _COMPARE.value:
-        rows = forest_steps.compared_rows(described)
-        print(cli.table(rows) if rows else "no model says what it was trained on")
-        print(f"{len(rows)} of {len(described)} models compared")
-    elif not others and isinstance(first, px.Description):
-        print(model_card(first))
-    else:
-        print(cli.table([forest_steps.described_row(*one) for one in described]))
+def _show(described: Sequence[forest_steps.Described], count: int) -> None:
+    if count == 1 and isinstance(described[0][1], px.Description):
+        print(model_card(described[0][1]))
+        return
+    print(cli.table([forest_steps.described_row(*one) for one in described]))
+    if count > len(described):
+        print(f"and {count - len(described)} more; --out and --json tell of all")
 
 
 if __name__ == "__main__":

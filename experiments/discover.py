@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from absl import flags
 
 import probex_jax as px
-from experiments import cli, label_steps
+from experiments import cli, engines, label_steps
 from probex_jax.bucket_paths import as_path
 from probex_jax.files import one_writer, write_json
 from probex_jax.forest import discover
@@ -42,7 +42,8 @@ def main(rest: Sequence[str]) -> int:
             if fault:
                 bar.write(cli.one_line(f"failed {fault}"), file=sys.stderr)
 
-        found = discover((model.path for model in models), on_model=seen)
+        each = (model.path for model in models)
+        found = discover(each, engine=engines.engine(), on_model=seen)
     if not found.trees:
         raise px.ProbexError(f"{_MODELS.value}: no model could be read")
     trees = [

@@ -4,15 +4,15 @@ import dataclasses
 import os
 import sys
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import tee
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
 import probex_jax as px
 from experiments import cli
-from probex_jax.bucket_paths import as_path
-from probex_jax.buckets import shown_path
+from probex_jax.engine import HERE, Engine
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, write_json, write_text
 from probex_jax.forest import (
@@ -20,22 +20,19 @@ from probex_jax.forest import (
     Description,
     Forest,
     Nearest,
-    Neighbour,
     Prediction,
     Tree,
     grow,
 )
-from probex_jax.forest.forest import model_name
 from probex_jax.reports import model_card
-from probex_jax.search import FoundModel, Hit, Index, find_models
-from probex_jax.zoo.listed_path import zoo_path
+from probex_jax.search import FoundModel, Index
+from probex_jax.search.nearest import NearestIn
 
 Row = dict[str, object]
 
 # A model, and its description or why there is none.
 Described = tuple[FoundModel, Description | ProbexError]
 
-_NEIGHBOURS = 5
 _SHOWN_CLASSES = 4
 _LONGEST_NAME = 200  # bytes
 
@@ -124,83 +121,29 @@ def _tree_row(tree: Tree, given: px.Expert | None, done: str) -> Row:
     return {**row, "this run": done}
 
 
-def listed_in(path: str | Path) -> list[str]:
-    """The lines of a file that names a model a line."""
-    try:
-        return [line for line in as_path(path).read_text().split("\n") if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ProbexError(f"{path} is not UTF-8 text (byte {error.start})") from error
-
-
-def found_models(paths: Sequence[str]) -> list[FoundModel]:
-    """The models that paths mean: files, model folders, and folders of such at any depth.
-
-    A path that means none stands for itself, so that what is wrong with it is reported there.
-    """
-    models: list[FoundModel] = []
-    for path in map(Path, paths):
-        try:
-            path = zoo_path(path)
-            found = find_models(path) if path.is_dir() else [FoundModel(_name(path), "", path)]
-        except ProbexError as error:
-            found = [FoundModel(path.name, "", path, fault=str(error))]
-        models += found
-    return _with_distinct_ids(models)
-
-
-def _name(path: Path) -> str:
-    return model_name(path) or shown_path(path)
-
-
-def _with_distinct_ids(models: Sequence[FoundModel]) -> list[FoundModel]:
-    counts: Counter[str] = Counter()
-    seen: set[str] = set()
-    distinct = []
-    for model in models:
-        counts[model.id] += 1
-        new = model.id if counts[model.id] == 1 else f"{model.id}-{counts[model.id]}"
-        while new in seen:
-            counts[model.id] += 1
-            new = f"{model.id}-{counts[model.id]}"
-        seen.add(new)
-        distinct.append(dataclasses.replace(model, id=new))
-    return distinct
-
-
 def nearest_in(indexes: Sequence[Index]) -> Nearest | None:
     """What finds the nearest documented models of a model, in the index of its tree."""
-    by_tree = {index.about["expert"]["tree"]: index for index in indexes}
-
-    def nearest(tree: str, paths: Sequence[Path]) -> Sequence[Sequence[Neighbour] | ProbexError]:
-        if tree not in by_tree:
-            return [()] * len(paths)
-        return [
-            found if isinstance(found, ProbexError) else list(map(_neighbour, found))
-            for found in by_tree[tree].alike(paths, k=_NEIGHBOURS)
-        ]
-
-    return nearest if indexes else None
-
-
-def _neighbour(hit: Hit) -> Neighbour:
-    return Neighbour(hit.id, hit.similarity, hit.text, hit.path)
+    return NearestIn(indexes) if indexes else None
 
 
 def describe(
     forest: Forest,
-    models: Sequence[FoundModel],
+    models: Iterable[FoundModel],
     nearest: Nearest | None = None,
     out: Path | None = None,
+    engine: Engine = HERE,
 ) -> Iterator[Described]:
     """Describes models, and writes their cards to a folder if one is given.
 
     What cannot be described or written is reported on standard error, a line each.
     """
-    whole = [model for model in models if not model.fault]
-    paths, ids = [model.path for model in whole], [model.id for model in whole]
-    with cli.progress(len(models), "describing", "model") as bar:
-        found = forest.describe_all(paths, ids, nearest=nearest)
-        for model in models:
+    given, asked = tee(models)
+    whole = (model for model in asked if not model.fault)
+    first, second = tee(whole)
+    paths, ids = (model.path for model in first), (model.id for model in second)
+    with cli.progress(length_hint(models), "describing", "model") as bar:
+        found = forest.describe_all(paths, ids, nearest=nearest, engine=engine)
+        for model in given:
             description = ProbexError(model.fault) if model.fault else next(found)
             if isinstance(description, Description):
                 description = _written(description, model, out)
@@ -271,15 +214,24 @@ def described_row(model: FoundModel, description: Description | ProbexError) -> 
     return {"model": model.id, "tree": tree, "trained on (probability)": said}
 
 
-def compared_rows(described: Sequence[Described]) -> list[Row]:
-    """Predicted against stated, the most surprising first; models with nothing to compare last."""
+def compared(described: Iterable[Described]) -> list[Described]:
+    """Those of which something is stated that can be compared, the most surprising first."""
     found = [
-        (description.comparison, description)
-        for _, description in described
-        if isinstance(description, Description)
+        (comparison.surprise, one)
+        for one in described
+        if isinstance(one[1], Description) and (comparison := one[1].comparison)
+        if comparison.n_known
     ]
-    compared = [(c, d) for c, d in found if c is not None and c.n_known]
-    compared.sort(key=lambda one: -one[0].surprise)
+    return [one for _, one in sorted(found, key=lambda each: -each[0])]
+
+
+def compared_rows(described: Sequence[Described]) -> list[Row]:
+    """Predicted against stated, the most surprising first; those with nothing to compare not."""
+    pairs = [
+        (description.comparison, description)
+        for _, description in compared(described)
+        if isinstance(description, Description) and description.comparison
+    ]
     return [
         {
             "model": description.id,
@@ -289,7 +241,7 @@ def compared_rows(described: Sequence[Described]) -> list[Row]:
             "stated, not predicted": _listed(comparison.missed, _SHOWN_CLASSES),
             "predicted, not stated": _listed(comparison.extra, _SHOWN_CLASSES),
         }
-        for comparison, description in compared
+        for comparison, description in pairs
     ]
 
 

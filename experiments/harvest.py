@@ -12,7 +12,7 @@ Example:
 from absl import flags
 
 import probex_jax as px
-from experiments import cli, harvest_steps
+from experiments import cli, engines, harvest_steps
 from probex_jax.bucket_paths import as_path
 from probex_jax.search import find_models
 from probex_jax.zoo.stated_labels import RULES, TagRules, label_sources
@@ -56,7 +56,9 @@ def main() -> int:
         raise px.ProbexError(f"--labels: {files[0]} belongs to a zoo; pack and split take it")
     models = find_models(_MODELS.value)
     rules = TagRules(share=_SHARE.value, weight=_WEIGHT.value, models=_LEAST.value)
-    found = harvest_steps.harvest(models, sources, rules, _SEED.value, by_base=_BY_BASE.value)
+    found = harvest_steps.harvest(
+        models, sources, rules, _SEED.value, by_base=_BY_BASE.value, engine=engines.engine()
+    )
     if not found.trees:
         raise px.ProbexError(f"{_MODELS.value}: no model could be read")
     out = as_path(_OUT.value)

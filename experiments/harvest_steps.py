@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import cli, label_steps
+from probex_jax.engine import HERE, Engine
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, one_writer, write_json, write_text
 from probex_jax.forest import discover
@@ -82,6 +83,7 @@ def harvest(
     seed: int,
     *,
     by_base: bool = True,
+    engine: Engine = HERE,
 ) -> Harvest:
     """Reads what models state, and finds their trees; what cannot be read is told on stderr."""
     failed = {model.id: model.fault for model in models if model.fault}
@@ -91,7 +93,8 @@ def harvest(
         def read(fault: str) -> None:  # finding trees tells what cannot be read
             bar.update()
 
-        said = read_said(((model.id, model.path) for model in whole), sources, read)
+        named = ((model.id, model.path) for model in whole)
+        said = read_said(named, sources, read, engine)
     with cli.progress(len(whole), "finding trees", "model") as bar:
 
         def seen(fault: str) -> None:
@@ -99,7 +102,8 @@ def harvest(
             if fault:
                 bar.write(cli.one_line(f"failed {fault}"), file=sys.stderr)
 
-        found = discover((model.path for model in whole), by_base=by_base, on_model=seen)
+        paths = (model.path for model in whole)
+        found = discover(paths, by_base=by_base, engine=engine, on_model=seen)
     failed |= {whole[number].id: reason for number, reason in found.failed.items()}
     contents = {whole[number].id: content for number, content in found.contents.items()}
     documented = {id: one for id, one in said.items() if one.columns.keys() & set(CLASSES)}

@@ -13,11 +13,12 @@ Example:
 from absl import flags
 
 import probex_jax as px
-from experiments import cli, steps
+from experiments import cli, engines, steps
+from experiments.models import Models
 from probex_jax.bucket_paths import as_path
 from probex_jax.experts import load_experts
 from probex_jax.forest import Forest
-from probex_jax.search import find_models
+from probex_jax.zoo.listed_path import zoo_path
 
 _EXPERTS = flags.DEFINE_string(
     "experts",
@@ -26,7 +27,10 @@ _EXPERTS = flags.DEFINE_string(
     "two experts, the one for held-out classes is used.",
 )
 _MODELS = flags.DEFINE_string(
-    "models", None, "Folder of models, at any depth, or its s3:// or gs:// address.", required=True
+    "models", None, "Folder of models, at any depth, or its s3:// or gs:// address."
+)
+_LIST = flags.DEFINE_string(
+    "list", None, "File with a model a line, such as hf://ORG/NAME. Give this, --models or both."
 )
 _FOREST = flags.DEFINE_string("forest", None, "Forest whose expert embeds the models.")
 _TREE = flags.DEFINE_string("tree", None, "Tree of the forest to index, if it has several.")
@@ -39,8 +43,26 @@ def main() -> None:
     expert = _expert(forest)
     index = as_path(_INDEX.value)
     emptied = _PRUNE.value and (index / "index.json").exists()
-    models = find_models(_MODELS.value, may_be_empty=emptied)
-    print(cli.table([steps.index(expert, models, index, prune=_PRUNE.value, forest=forest)[1]]))
+    models = _models(may_be_empty=emptied)
+    engine = engines.engine()
+    row = steps.index(expert, models, index, prune=_PRUNE.value, forest=forest, engine=engine)[1]
+    print(cli.table([row]))
+
+
+def _models(may_be_empty: bool) -> Models:
+    if not (_MODELS.value or _LIST.value):
+        raise px.ProbexError("give --models, a folder, or --list, a file with a model a line")
+    folders = [_MODELS.value] if _MODELS.value else []
+    for folder in folders:
+        if not zoo_path(folder).is_dir():
+            raise px.ProbexError(f"{folder}: no such folder; expected one with models in it")
+    models = Models(folders, _LIST.value or "", whole=True)
+    if not (may_be_empty or len(models)):
+        where = _MODELS.value or _LIST.value
+        raise px.ProbexError(
+            f"{where}: no models in it; expected folders or files such as .safetensors"
+        )
+    return models
 
 
 def _expert(forest: Forest | None) -> px.Expert:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, label_steps, steps
+from experiments import cli, engines, label_steps, steps
 from probex_jax.bucket_paths import as_path
 
 _ZOO = flags.DEFINE_string(
@@ -38,7 +38,8 @@ _LABELS = flags.DEFINE_string(
 
 
 def main() -> None:
-    summary = steps.pack(Path(_ZOO.value), as_path(_STORE.value), _LAYERS.value, _LABELS.value)
+    zoo, store = Path(_ZOO.value), as_path(_STORE.value)
+    summary = steps.pack(zoo, store, _LAYERS.value, _LABELS.value, engines.engine())
     print(cli.table([steps.pack_row(summary)]))
     for line in label_steps.tables_lines(summary.store):
         print(cli.one_line(line))

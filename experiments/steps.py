@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,9 @@ def zoo_row(summary: miniature.TreeSummary) -> Row:
     }
 
 
-def pack(zoo: Path, store: Path, layers: str = "", labels: str = "") -> PackSummary:
+def pack(
+    zoo: Path, store: Path, layers: str = "", labels: str = "", engine: Engine = HERE
+) -> PackSummary:
     """Packs a zoo; what is skipped goes to standard error, a line each."""
     found = _scanned(zoo, labels) if labels else px.scan(zoo)
     label_steps.told_unmatched(found.unmatched, zoo)
@@ -66,6 +69,7 @@ def pack(zoo: Path, store: Path, layers: str = "", labels: str = "") -> PackSumm
             found,
             store,
             layers or None,
+            engine=engine,
             on_models=bar.reset,
             on_model=lambda fault: _reported(bar, "skipped", fault),
         )
@@ -224,18 +228,22 @@ def _trained(bar: tqdm, layer: str, epochs: int) -> None:
 
 def index(
     expert: px.Expert,
-    models: Sequence[FoundModel],
+    models: Iterable[FoundModel],
     path: Path,
     *,
     prune: bool = False,
     forest: px.Forest | None = None,
+    engine: Engine = HERE,
 ) -> tuple[Index, Row]:
     """Brings an index up to date; what cannot be embedded goes to standard error, a line each."""
     with one_writer(path):
         found = Index.create_or_open(path, expert)
-        with cli.progress(len(models), "indexing", "model") as bar:
+        with cli.progress(length_hint(models), "indexing", "model") as bar:
             done = found.add_models(
-                models, forest=forest, on_model=lambda fault: _reported(bar, "failed", fault)
+                models,
+                forest=forest,
+                engine=engine,
+                on_model=lambda fault: _reported(bar, "failed", fault),
             )
         if not len(found) and done.failed:
             found.discard_if_new()

@@ -3,7 +3,7 @@
 from probex_jax.engine.cluster import Cluster, engine_of
 from probex_jax.engine.compiled import keep_compiled
 from probex_jax.engine.here import HERE, Here
-from probex_jax.engine.work import Died, Engine, Part, Size, Work, in_parts
+from probex_jax.engine.work import Died, Engine, Part, Size, Work, flattened, in_parts
 
 __all__ = [
     "HERE",
@@ -15,6 +15,7 @@ __all__ = [
     "Size",
     "Work",
     "engine_of",
+    "flattened",
     "in_parts",
     "keep_compiled",
 ]

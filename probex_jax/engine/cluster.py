@@ -100,7 +100,9 @@ class Cluster:
         try:
             while True:
                 # As many again as the workers have, so that one slow part does not stop the others.
-                while len(waiting) < 2 * size * at_once and (part := next(coming, None)):
+                while len(waiting) < 2 * size * at_once:
+                    if (part := next(coming, None)) is None:
+                        break
                     waiting.append(Task(part))
                     crew.add(waiting[-1])
                 if not waiting:

@@ -107,6 +107,8 @@ class Crew:
 
     def add(self, task: Task) -> None:
         """Has a task done by whoever is free next."""
+        if task.results is not None:
+            return
         self._queue.append(task)
         if len(self._members) < self._size:
             self._hire()

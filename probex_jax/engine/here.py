@@ -48,7 +48,8 @@ class Here:
                 yield _computed(work, *waiting.popleft())
         finally:
             work.close()
-            pool.shutdown(cancel_futures=True)
+            # Whoever ends early does not wait for what is being read.
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _computed(work: Work, part: Part, read: Sequence[Future]) -> tuple[Part, Sequence[Any]]:

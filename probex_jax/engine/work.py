@@ -95,3 +95,16 @@ def in_parts(items: Iterable[_Item], size: int) -> Iterator[tuple[_Item, ...]]:
     waiting = iter(items)
     while part := tuple(islice(waiting, size)):
         yield part
+
+
+def flattened(
+    done: Iterable[tuple[Part, Sequence[Any]]],
+) -> Iterator[tuple[Any, Any]]:
+    """Each item with its result, of parts with theirs.
+
+    Example:
+      >>> list(flattened([(("a", "b"), (1, 2)), (("c",), (3,))]))
+      [('a', 1), ('b', 2), ('c', 3)]
+    """
+    for part, results in done:
+        yield from zip(part, results, strict=True)

@@ -1,7 +1,7 @@
 """Tree Experts: what they are, what they answer, how well, and how they are kept."""
 
 from probex_jax.experts.alignment import Alignment, ZeroShot, zero_shot
-from probex_jax.experts.batching import Read, batch_size, in_batches
+from probex_jax.experts.batching import Read, batch_size, in_batches, sized
 from probex_jax.experts.card import Calibration, Card, MemberCard, TextCard, versions
 from probex_jax.experts.committee import best_committee, committee
 from probex_jax.experts.evaluation import calibrated, evaluate, load_experts
@@ -27,6 +27,7 @@ __all__ = [
     "from_torch",
     "in_batches",
     "load_experts",
+    "sized",
     "to_torch",
     "versions",
     "zero_shot",

@@ -1,12 +1,15 @@
 """Models of a stream in batches of few shapes, so that few programs are compiled."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import Any, TypeVar
 
 import numpy as np
 
 from probex_jax.experts.expert import Expert
 from probex_jax.matrices import LowRank, stack
+
+_Model = TypeVar("_Model")
 
 # Models that one compiled call takes, less where their matrices are large.
 _MODELS = 32
@@ -29,6 +32,28 @@ def batch_size(layers: Mapping[str, tuple[int, int]], models: int) -> int:
     model_bytes = sum(4 * height * width for height, width in layers.values())
     most = max(1, min(_MODELS, _BYTES // model_bytes))
     return min(1 << (most.bit_length() - 1), 1 << (max(models, 1) - 1).bit_length())
+
+
+def sized(
+    readings: Sequence[Mapping[str, tuple[int, int]]], models: Iterable[_Model]
+) -> tuple[int, Iterator[_Model]]:
+    """How many models of a stream a call should take, and the stream.
+
+    Args:
+      readings: the layers that are read of each, of one expert or another.
+      models: any number, of which few are looked at.
+
+    Returns:
+      The least `batch_size`, and all models.
+
+    Example:
+      >>> sized([{"a": (2, 3)}], "abc")[0]
+      4
+    """
+    waiting = iter(models)
+    first = list(islice(waiting, _MODELS))
+    size = min((batch_size(layers, len(first)) for layers in readings), default=_MODELS)
+    return size, chain(first, waiting)
 
 
 def in_batches(

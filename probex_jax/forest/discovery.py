@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from probex_jax.engine import HERE, Died, Engine, Work, flattened, in_parts
 from probex_jax.errors import ProbexError
 from probex_jax.forest.clusters import MODELS_AT_ONCE, Clusters
 from probex_jax.forest.sketch import Sketch
 from probex_jax.model_files import fingerprint, open_model, stated_base
 from probex_jax.model_files.architecture import base_key
-from probex_jax.prefetch import prefetch
 
-_READERS = 4
+# Models that are read together.
+_PART = 16
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def discover(
     *,
     by_base: bool = True,
     models_at_once: int = MODELS_AT_ONCE,
+    engine: Engine = HERE,
     on_model: Callable[[str], None] = lambda reason: None,
 ) -> Discovery:
     """Finds groups of models with a common ancestor.
@@ -84,6 +86,7 @@ def discover(
       paths: of the models, as for `open_model`.
       by_base: whether LoRAs that name different base models are of different trees.
       models_at_once: models of an architecture that are clustered together; bounds the memory.
+      engine: who reads the models.
       on_model: called after each model with the reason why it could not be read, or "".
 
     Returns:
@@ -105,9 +108,10 @@ def discover(
     bases: dict[int, str] = {}
     failed: dict[int, str] = {}
     contents: dict[int, str] = {}
-    for number, seen in enumerate(_all_seen(paths)):
+    read = engine.map(_work, in_parts(map(Path, paths), _PART))
+    for number, (path, seen) in enumerate(flattened(read)):
         if isinstance(seen, ProbexError):
-            failed[number] = str(seen)
+            failed[number] = f"{path}: {seen}" if isinstance(seen, Died) else str(seen)
         else:
             base = base_key(seen.base) if seen.is_lora and by_base else ""
             key = (seen.fingerprint, base, seen.is_lora)
@@ -138,11 +142,9 @@ def _join_unnamed(groups: dict[tuple[str, str, bool], Clusters]) -> None:
             groups[named[0]].take_in(groups.pop((architecture, "", True)))
 
 
-def _all_seen(paths: Iterable[str | Path]) -> Iterator[_Seen | ProbexError]:
-    """Reads the models in order, a few ahead."""
+def _work() -> Work:
     sketches: dict[str, Sketch] = {}
-    seen = prefetch(lambda path: _see(Path(path), sketches), paths, _READERS)
-    return (one for _, one in seen)
+    return Work(lambda path: _see(path, sketches), lambda part, seen: seen)
 
 
 def _see(path: Path, sketches: dict[str, Sketch]) -> _Seen | ProbexError:

@@ -12,28 +12,28 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from probex_jax.bucket_paths import as_path
 from probex_jax.buckets import address_of, shown_path
+from probex_jax.engine import HERE, Engine, Work, flattened, in_parts
 from probex_jax.errors import ProbexError
-from probex_jax.experts import Read, batch_size
+from probex_jax.experts import Read, sized
 from probex_jax.files import disk_errors, read_json
 from probex_jax.forest.description import Answer, Description, Neighbour
 from probex_jax.forest.router import Route, route
 from probex_jax.forest.stated_facts import StatedFacts, read_stated_facts
 from probex_jax.forest.tree import VERSION, Tree
-from probex_jax.model_files import ModelFile, open_model
+from probex_jax.model_files import ModelFile, Remote, open_model
 from probex_jax.model_files.hub import hub_address
 
 FORMAT = "probex_jax forest"
-
-_READERS = 4
 
 # Finds the nearest documented models of models of a tree, or says why there are none.
 Nearest = Callable[[str, Sequence[Path]], Sequence[Sequence[Neighbour] | ProbexError]]
@@ -126,44 +126,51 @@ class Forest:
 
     def describe_all(
         self,
-        paths: Sequence[str | Path],
-        ids: Sequence[str] | None = None,
+        paths: Iterable[str | Path],
+        ids: Iterable[str] | None = None,
         *,
         nearest: Nearest | None = None,
+        engine: Engine = HERE,
     ) -> Iterator[Description | ProbexError]:
         """Describes models in batches, with one compiled call per tree.
 
         Args:
-          paths: as for `open_model`.
+          paths: as for `open_model`; there may be any number of them.
           ids: their names; None to derive them from the paths.
           nearest: finds the nearest documented models of models of a known tree.
+          engine: who reads and describes them.
 
         Yields:
           A description or an error for each path, in order.
         """
-        names = list(ids) if ids is not None else [model_name(Path(path)) for path in paths]
-        shapes = [tree.layers for tree in self.trees.values() if tree.layers]
-        size = min((batch_size(layers, len(paths)) for layers in shapes), default=1)
-        waiting = iter(zip(map(Path, paths), names, strict=True))
-        with ThreadPoolExecutor(_READERS) as readers:
+        if ids is None:
+            models: Iterable[tuple[Path, str]] = ((Path(p), model_name(Path(p))) for p in paths)
+        else:
+            models = zip(map(Path, paths), ids, strict=True)
+        size, models = sized([tree.layers for tree in self.trees.values() if tree.layers], models)
+        done = engine.map(partial(self._work, size, nearest), in_parts(models, size))
+        return (description for _, description in flattened(done))
 
-            def read(batch: list[tuple[Path, str]]) -> list[Future[_Seen | ProbexError]]:
-                return [readers.submit(self._see, path) for path, _ in batch]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Forest.load, (self.path,)
 
-            batch = list(islice(waiting, size))
-            futures = read(batch)
-            while batch:
-                # Reads the next batch while this one is described.
-                following = list(islice(waiting, size))
-                ahead = read(following)
-                seen = [future.result() for future in futures]
-                yield from self._described(batch, seen, size, nearest)
-                batch, futures = following, ahead
+    def _work(self, size: int, nearest: Nearest | None) -> Work:
+        stopped = threading.Event()
 
-    def _see(self, path: Path) -> _Seen | ProbexError:
+        def described(
+            part: Sequence[tuple[Path, str]], seen: Sequence[_Seen | ProbexError]
+        ) -> list[Description | ProbexError]:
+            return list(self._described(part, seen, size, nearest))
+
+        def read(model: tuple[Path, str]) -> _Seen | ProbexError:
+            return self._see(model[0], Remote(stopped=stopped))
+
+        return Work(read, described, stopped.set)
+
+    def _see(self, path: Path, remote: Remote) -> _Seen | ProbexError:
         """Reads what a description needs, opening the file once."""
         try:
-            with open_model(path) as model:
+            with open_model(path, remote=remote) as model:
                 said = read_stated_facts(model)
                 where, one = self.route(model, said.base), model
                 if not where.tree:  # a single-file checkpoint may have a part of a known tree

@@ -1,16 +1,20 @@
 """The headers of models, read before any weights."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from probex_jax.engine import HERE, Engine, Work, flattened, in_parts
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import LayerInfo, fingerprint, stated_base
 from probex_jax.zoo import ZooModel
 
 # Models with the same layers share one table, since thousands of headers are in memory at once.
 Tables = dict[tuple[tuple[str, Any], ...], Mapping[str, Any]]
+
+# Models that are read together.
+_PART = 16
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,34 @@ class ModelHeader:
     is_unread: bool = False
     fault: str = ""
 
+    def sharing(self, tables: Tables) -> "ModelHeader":
+        """With the tables that other headers have, where they are equal."""
+        layers, left_out = (
+            tables.setdefault(tuple(table.items()), table) for table in (self.layers, self.left_out)
+        )
+        return replace(self, layers=layers, left_out=left_out)
 
-def read_header(model: ZooModel, tables: Tables) -> ModelHeader:
-    """Opens a model and reads no weights; a ProbexError becomes the header's `fault`."""
+
+def read_headers(
+    models: Iterable[ZooModel], engine: Engine = HERE, readers: int = 4
+) -> Iterator[ModelHeader]:
+    """The headers of models, in order; a ProbexError becomes the header's `fault`."""
+    tables: Tables = {}
+    read = engine.map(_reading, in_parts(models, _PART), readers=readers)
+    for model, found in flattened(read):
+        if isinstance(found, ProbexError):
+            yield ModelHeader(model, {}, {}, None, fault=f"{model.where}: {found}")
+        else:
+            yield found if engine.is_here else found.sharing(tables)
+
+
+def _reading() -> Work:
+    tables: Tables = {}
+    return Work(lambda model: _read_header(model, tables), lambda part, headers: headers)
+
+
+def _read_header(model: ZooModel, tables: Tables) -> ModelHeader:
+    """Opens a model and reads no weights."""
     try:
         with model.open() as file:
             if file.unread or not file.vectors:
@@ -38,11 +67,8 @@ def read_header(model: ZooModel, tables: Tables) -> ModelHeader:
             about = fingerprint(file), stated_base(file)
             # On a server, the weights are later read at the same commit.
             pinned = replace(model, path=Path(file.path))
-            layers, left_out = (
-                tables.setdefault(tuple(table.items()), table)
-                for table in (file.all_layers, file.left_out)
-            )
             unsaid = bool(file.unscaled), bool(file.unread)
-            return ModelHeader(pinned, layers, left_out, labels, *about, *unsaid)
+            header = ModelHeader(pinned, file.all_layers, file.left_out, labels, *about, *unsaid)
+            return header.sharing(tables)
     except ProbexError as error:
         return ModelHeader(model, {}, {}, None, fault=str(error))

@@ -2,23 +2,21 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from probex_jax.bucket_paths import BucketPath, as_path
+from probex_jax.bucket_paths import as_path
+from probex_jax.engine import HERE, Engine
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, layer_folder, one_writer, write_json
 from probex_jax.layer_store.arrays import parts, places
 from probex_jax.layer_store.common_layers import common_layers, left_out
-from probex_jax.layer_store.headers import ModelHeader, Tables, read_header
+from probex_jax.layer_store.headers import ModelHeader, read_headers
 from probex_jax.layer_store.packer import Packer
 from probex_jax.layer_store.store import FORMAT, VERSION, LayerStore
 from probex_jax.layer_store.tables import check_held_out, take_over
 from probex_jax.model_files import select_layers
 from probex_jax.model_files.untrusted_text import quoted
-from probex_jax.prefetch import prefetch
 from probex_jax.zoo import Zoo, ZooModel
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
@@ -56,6 +54,7 @@ def pack(
     layers: int | str | Sequence[int | str] | None = None,
     *,
     workers: int = 2,
+    engine: Engine = HERE,
     on_models: Callable[[int], None] = lambda total: None,
     on_model: Callable[[str], None] = lambda reason: None,
     on_packed: Callable[[Sequence[ZooModel]], None] = lambda models: None,
@@ -75,7 +74,8 @@ def pack(
       zoo: the models.
       path: folder of the store, which is made or continued.
       layers: which layers, as `select_layers` takes them; None for all, matrices and vectors.
-      workers: how many models are read at a time.
+      workers: how many models are read at a time, by each worker of the engine.
+      engine: who reads them and writes their matrices; here the store's table is written.
       on_models: called once with the number of models to pack.
       on_model: called after each model with the reason why it was skipped, or "".
       on_packed: called with models once they are in the store for good.
@@ -107,9 +107,7 @@ def pack(
         known = {model.id: model for model in store.models} if store else {}
         todo = [model for model in zoo.models if model.id not in known]
         on_models(len(todo))
-        tables: Tables = {}
-        read = prefetch(lambda model: read_header(model, tables), todo, workers)
-        headers = [header for _, header in read]
+        headers = [*read_headers(todo, engine, workers)]
         packed_before = [(model.id, model.split, model.labels) for model in known.values()]
         new = [(header.model.id, header.model.split, header.labels or ()) for header in headers]
         check_held_out(path, packed_before + new)
@@ -119,11 +117,9 @@ def pack(
         else:
             _check_same(store, zoo, layers)
         take_over(path, zoo, headers)
-        is_put = isinstance(path, BucketPath)
-        with TemporaryDirectory(prefix="probex-jax-") if is_put else nullcontext() as made:
-            packer = Packer(store, workers, on_packed, made)
-            for header, fault in packer.run(headers):
-                on_model(f"{header.model.id}: {fault}" if fault else "")
+        packer = Packer(store, workers, engine, on_packed)
+        for header, fault in packer.run(headers):
+            on_model(f"{header.model.id}: {fault}" if fault else "")
         packed = LayerStore.open(path)
         if not packed.models:
             first = next(iter(packed.skipped.values()), "the zoo has no models")

@@ -15,7 +15,7 @@ with a few layers in memory (commit ab961db).
 import errno
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ class LayerWriter:
     """Writes one array [rows, a, b] float32.
 
     Matrices are first put into slots, the room for one matrix in a shard's file. `finish` then says
-    which slots are rows, since the matrices of a model that turns out to be faulty belong to none.
+    which slots are rows, since the matrices of a model that turns out to be faulty belong to none;
+    and `grow`, called by one process, that the array has them.
 
     Args:
       folder: of the array.
@@ -53,8 +54,7 @@ class LayerWriter:
     def __init__(self, folder: Path, shape: tuple[int, int], block: int, made: Path | None = None):
         self._metadata, self._shape, self._block = folder / "zarr.json", shape, block
         self._shards, self._folder = folder / "c", made or folder / "c"
-        is_there = self._metadata.is_file()
-        self._rows = LayerArray.open(folder, shape).rows if is_there else 0
+        self._rows: int | None = None
         self._chunk_bytes = 4 * math.prod(shape) + _CRC_BYTES
 
     def put(self, slot: int, matrix: np.ndarray) -> bytes:
@@ -76,7 +76,7 @@ class LayerWriter:
         return checksum
 
     def finish(self, first: int, slots: Sequence[int]) -> None:
-        """Ends a shard with its index, and the array with the shard's last row.
+        """Ends a shard with its index.
 
         Args:
           first: the first row of the shard.
@@ -91,8 +91,6 @@ class LayerWriter:
             end = _write_all(shard, [index, checksum], begin)
             if os.fstat(shard).st_size > end:  # a killed run left more
                 os.ftruncate(shard, end)
-            self._rows = max(self._rows, first + len(slots))
-            self._write_metadata()
         if isinstance(self._shards, BucketPath):
             made = self._file(first // self._block)
             put_and_delete(made, self._shards / made.relative_to(self._folder))
@@ -102,31 +100,48 @@ class LayerWriter:
         with disk_errors(self._folder):
             self._file(first // self._block).unlink(missing_ok=True)
 
-    def check(self, first: int, rows: int) -> None:
-        """Checks the length of a finished shard: writing it does not flush it to the disk.
+    def grow(self, rows: int) -> None:
+        """Gives the array so many rows, if it has less; of several processes one does that."""
+        if rows > self._held():
+            self._rows = rows
+            about, path = array_metadata(self._shape, self._block, rows), str(self._metadata)
+            if isinstance(self._metadata, BucketPath):
+                return write_text(self._metadata, about)
+            with disk_errors(self._metadata):
+                with open(f"{path}.partial", "w") as file:
+                    file.write(about)
+                os.replace(f"{path}.partial", path)
+
+    def check(self, blocks: Mapping[int, int]) -> None:
+        """Checks the length of finished shards: writing them does not flush them to the disk.
+
+        Args:
+          blocks: number of each shard to its rows.
 
         Raises:
-          ProbexError: if the shard is too short, as after a power failure.
+          ProbexError: if the array has another shape, or a shard is too short, as after a power
+            failure.
         """
+        self._held()
         if isinstance(self._shards, BucketPath):  # where an object is whole
             return
-        path = self._file(first // self._block)
-        with disk_errors(path):
-            size = path.stat().st_size
-        if size < rows * self._chunk_bytes + 16 * self._block + _CRC_BYTES:
-            raise ProbexError(f"{path}: cut short; remove the store and pack it again")
+        for number, rows in blocks.items():
+            path = self._file(number)
+            with disk_errors(path):
+                size = path.stat().st_size
+            if size < rows * self._chunk_bytes + 16 * self._block + _CRC_BYTES:
+                raise ProbexError(f"{path}: cut short; remove the store and pack it again")
+
+    def _held(self) -> int:
+        """The rows that the array has."""
+        if self._rows is None:
+            folder = self._metadata.parent
+            is_there = self._metadata.is_file()
+            self._rows = LayerArray.open(folder, self._shape).rows if is_there else 0
+        return self._rows
 
     def _file(self, number: int) -> Path:
         return Path(f"{self._folder}/{number}/0/0")
-
-    def _write_metadata(self) -> None:
-        """Writes `zarr.json`, which holds the number of rows, whole or not at all."""
-        about, path = array_metadata(self._shape, self._block, self._rows), str(self._metadata)
-        if isinstance(self._metadata, BucketPath):
-            return write_text(self._metadata, about)
-        with open(f"{path}.partial", "w") as file:
-            file.write(about)
-        os.replace(f"{path}.partial", path)
 
     @contextmanager
     def _open(self, number: int) -> Iterator[int]:

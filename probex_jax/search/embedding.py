@@ -1,22 +1,29 @@
 """From model files to rows and vectors of an index, in batches of constant shape."""
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from probex_jax.buckets import address_of, is_address, listed, stated
+from probex_jax.buckets import Refused, Unreachable, address_of, is_address, listed, stated
+from probex_jax.engine import Work, in_parts
+from probex_jax.engine.work import Part
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, Read, batch_size, in_batches
-from probex_jax.model_files import ModelFile, open_model, read_stated
+from probex_jax.forest import Forest
+from probex_jax.model_files import ModelFile, Remote, open_model, read_stated
+from probex_jax.model_files.hub import hub_address, hub_repo
 from probex_jax.model_files.locate import SINGLE, local_files
 from probex_jax.model_files.stated import files_of_labels
 from probex_jax.model_files.untrusted_text import is_unicode
+from probex_jax.prefetch import prefetch
 from probex_jax.search.folders import FoundModel, files_of, model_path
 from probex_jax.search.table import unit
 from probex_jax.zoo.listed_path import ListedPath
@@ -32,7 +39,8 @@ def represented(expert: Expert, paths: Sequence[Path]) -> list[np.ndarray | Prob
 
     def read(path: Path) -> Read | ProbexError:
         try:
-            return _read_weights(expert, path)
+            with open_model(path) as file:
+                return expert.read(file)
         except ProbexError as error:
             return error
 
@@ -43,32 +51,62 @@ def represented(expert: Expert, paths: Sequence[Path]) -> list[np.ndarray | Prob
     return [next(vectors) if isinstance(one, Mapping) else one for one in found]
 
 
-def embedded(
-    expert: Expert,
-    models: Sequence[FoundModel],
-    known: Mapping[str, str],
-    check: Check = lambda model: None,
-) -> Iterator[tuple[FoundModel, Row, np.ndarray | ProbexError | None]]:
-    """Each model with its row for the table and its unit vector [T].
+@dataclass(frozen=True)
+class Asked:
+    """A model to be embedded.
+
+    Args:
+      model: which.
+      path: its canonical path.
+      stamp: the one in the index; None if it is not there.
+    """
+
+    model: FoundModel
+    path: str
+    stamp: str | None
+
+
+def each_asked(
+    models: Iterable[FoundModel],
+    stamps: Callable[[Sequence[str]], Mapping[str, str]],
+    at_a_time: int,
+) -> Iterator[Asked]:
+    """Models with what an index knows of them, as `stamps` says of so many at a time."""
+    paths = prefetch(lambda model: key(model.path), models, _READERS, beyond=at_a_time)
+    for part in in_parts(paths, at_a_time):
+        known = stamps([path for _, path in part if is_unicode(path)])
+        yield from (Asked(model, path, known.get(path)) for model, path in part)
+
+
+def embedding(expert: Expert, size: int, forest: Forest | None) -> Work:
+    """What turns models into rows of a table and unit vectors.
 
     Args:
       expert: encodes the models.
-      models: to embed.
-      known: path to stamp of the models in the index.
-      check: raises a ProbexError for an open model that must not be embedded.
+      size: models of a compiled call.
+      forest: refuses models of other trees than the expert's.
 
-    Yields:
-      Instead of the vector, None for an unchanged model and a ProbexError for one that cannot be
-      embedded.
+    Returns:
+      Work on `Asked`: of each its row, and its vector [T]; instead of the vector, None for an
+      unchanged model and a ProbexError for one that cannot be embedded.
     """
-    size = batch_size(expert.layers, len(models))
-    waiting = iter(models)
-    with ThreadPoolExecutor(_READERS) as readers:
-        while batch := list(islice(waiting, size)):
-            read = list(readers.map(lambda model: _read(expert, model, known, check), batch))
-            vectors = _encoded(expert, [m for _, m in read if isinstance(m, Mapping)], size)
-            for model, (row, result) in zip(batch, read, strict=True):
-                yield model, row, next(vectors) if isinstance(result, Mapping) else result
+
+    stopped = threading.Event()
+
+    def check(model: ModelFile) -> None:
+        if forest is not None:
+            forest.check_tree(model, expert.card.tree)
+
+    def read(asked: Asked) -> tuple[Row, Read | ProbexError | None]:
+        return _read(expert, asked, check, asked.model.remote or Remote(stopped=stopped))
+
+    def compute(part: Part, read: Sequence[tuple[Row, Any]]) -> list[tuple[Row, Any]]:
+        vectors = _encoded(expert, [m for _, m in read if isinstance(m, Mapping)], size)
+        return [
+            (row, next(vectors) if isinstance(found, Mapping) else found) for row, found in read
+        ]
+
+    return Work(read, compute, stopped.set)
 
 
 def key(path: Path) -> str:
@@ -92,50 +130,67 @@ def key(path: Path) -> str:
 def is_there(path: Path) -> bool:
     """Whether there still is a model at the path."""
     if is_address(path):
-        return stated(address_of(path)) is not None or any(listed(address_of(path)))
+        url = address_of(path)
+        try:
+            if address := hub_address(url):
+                return bool(hub_repo(address, Remote()).files)
+        except (Unreachable, Refused):
+            raise
+        except ProbexError:
+            return False
+        return stated(url) is not None or any(listed(url))
     files = files_of(path)
     return bool(files) and all(file.exists() for file in files)
 
 
 def _read(
-    expert: Expert, model: FoundModel, known: Mapping[str, str], check: Check
+    expert: Expert, asked: Asked, check: Check, remote: Remote
 ) -> tuple[Row, Read | ProbexError | None]:
+    model = asked.model
     row: Row = {name: getattr(model, name) for name in ("id", "tree", "split")}
-    row["path"] = key(model.path)
+    row["path"] = asked.path
     try:
         if model.fault:
             raise ProbexError(model.fault)
         if not all(map(is_unicode, (model.id, row["path"]))):
             raise ProbexError(f"{row['path']!a}: its name is not valid Unicode; rename it")
+        model = _pinned(model, remote)
         row["stamp"] = _stamp(model)
-        if known.get(row["path"]) == row["stamp"]:
+        if asked.stamp == row["stamp"]:
             return row, None
-        row["labels"] = _labels(model)
-        row["text"] = ", ".join(model.texts.get(label, label) for label in row["labels"])
-        return row, _read_weights(expert, model.path, check)
+        with open_model(model.path, remote=remote) as file:
+            check(file)
+            row["labels"] = _labels(model, file)
+            row["text"] = ", ".join(model.texts.get(label, label) for label in row["labels"])
+            return row, expert.read(file)
     except ProbexError as error:
         return row, error
 
 
-def _labels(model: FoundModel) -> list[str]:
+def _pinned(model: FoundModel, remote: Remote) -> FoundModel:
+    """The model; of one on the hub, at the commit that its branch has now."""
+    address = hub_address(address_of(model.path)) if is_address(model.path) else None
+    if address is None:
+        return model
+    commit = hub_repo(address, remote).commit
+    return dataclasses.replace(model, path=Path(str(dataclasses.replace(address, revision=commit))))
+
+
+def _labels(model: FoundModel, file: ModelFile) -> list[str]:
     """The labels, or else what its files say of its training data."""
-    with open_model(model.path) as file:
-        try:
-            return list(model.labels_in(file))
-        except ProbexError:
-            return list(read_stated(file).about)
-
-
-def _read_weights(expert: Expert, path: Path, check: Check = lambda model: None) -> Read:
-    with open_model(path) as file:
-        check(file)
-        return expert.read(file)
+    try:
+        return list(model.labels_in(file))
+    except ProbexError:
+        return list(read_stated(file).about)
 
 
 def _stamp(model: FoundModel) -> str:
     """A hash of everything that the row and the vector depend on."""
     files: list[list[str | int]]
-    if isinstance(model.path, ListedPath):
+    if not isinstance(model.path, ListedPath) and is_address(model.path):
+        entry = None if hub_address(url := address_of(model.path)) else stated(url)
+        files = [[url] if entry is None else [url, entry.size, entry.etag]]
+    elif isinstance(model.path, ListedPath):
         beside = model.path.tree.get(model.path.parts[:-1], {})
         near = [(name, beside.get(name)) for name in files_of_labels(model.path.stem)]
         entries = [*model.path.files(), *((name, entry) for name, entry in near if entry)]

@@ -2,8 +2,10 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, takewhile
 from pathlib import Path
 
 from probex_jax.buckets import is_address
@@ -64,24 +66,23 @@ def find_models(folder: str | Path, *, may_be_empty: bool = False) -> tuple[Foun
       ['mine/lora', 'mine/vit']
     """
     root = zoo_path(folder)
-    if not root.is_dir():
-        raise ProbexError(f"{root}: no such folder; expected one with models in it")
-    with disk_errors(root):
-        models: dict[str, FoundModel] = {}
-        for model in _of_split(root) or _models(root, root, set()):
-            # A file and a folder, or two files, may differ only in the suffix.
-            id = model.id if model.id not in models else model.id + model.path.suffix
-            models[id] = model
+    models = tuple(each_model(root))
     if not models and not may_be_empty:
         raise ProbexError(
             f"{root}: no models in it; expected folders or files such as .safetensors"
         )
-    return tuple(_named(model, id) for id, model in models.items())
+    return models
 
 
-def _named(model: FoundModel, id: str) -> FoundModel:
-    id, fault = checked_id(id, model.path)
-    return dataclasses.replace(model, id=id, fault=model.fault or fault)
+def each_model(folder: str | Path) -> Iterator[FoundModel]:
+    """As `find_models`, one after the other: of plain folders no more is kept than names."""
+    root = zoo_path(folder)
+    if not root.is_dir():
+        raise ProbexError(f"{root}: no such folder; expected one with models in it")
+    with disk_errors(root):
+        for model in _of_split(root) or _models(root, root, set()):
+            id, fault = checked_id(model.id, model.path)
+            yield dataclasses.replace(model, id=id, fault=model.fault or fault)
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
@@ -106,14 +107,14 @@ def _models(folder: Path, root: Path, seen: set[Path]) -> Iterator[FoundModel]:
     if (real := folder.resolve()) in seen:  # a link back
         return
     seen.add(real)
-    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
-    folders = [entry for entry in entries if entry.is_dir()]
-    files = [entry for entry in entries if format_of(entry.name) and entry not in folders]
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    folders = {name for name in names if (folder / name).is_dir()}
+    files = [name for name in names if format_of(name) and name not in folders]
     # A folder with nothing else is listed, so that the reason is shown.
-    unread = any(is_weights(entry) for entry in entries if entry not in folders)
-    if {entry.name for entry in entries} & set(_WHOLE) or _is_one(folder, files, folders):
+    unread = any(is_weights(folder / name) for name in names if name not in folders)
+    if set(_WHOLE) & set(names) or _is_one(folder, files, folders):
         yield FoundModel(_id(folder, root), "", model_path(folder))
-    elif {entry.name for entry in folders} & set(SPLITS):
+    elif folders & set(SPLITS):
         try:
             yield from list(_of_zoo(folder, root))
         except ProbexError as error:
@@ -123,18 +124,44 @@ def _models(folder: Path, root: Path, seen: set[Path]) -> Iterator[FoundModel]:
     elif unread and not files:
         yield FoundModel(_id(folder, root), "", folder)
     else:
-        for entry in entries:
-            if entry in folders:
-                yield from _models(entry, root, seen)
-            elif entry in files:
-                yield FoundModel(_id(entry, root), "", entry)
+        taken: set[str] = set()
+        for name in names:
+            if name in folders:
+                models = _models(folder / name, root, seen)
+            elif format_of(name):
+                models = iter([FoundModel(_id(folder / name, root), "", folder / name)])
+            else:
+                continue
+            for model in models:
+                if _has_twin(name, names):  # a file and a folder, or two files, of one name
+                    model = _distinct(model, taken)
+                    taken.add(model.id)
+                yield model
 
 
-def _is_one(folder: Path, files: Sequence[Path], folders: Sequence[Path]) -> bool:
+def _has_twin(name: str, names: Sequence[str]) -> bool:
+    """Whether other names, of those sorted, differ in the suffix alone."""
+    stem = stem_of(name)
+    place = bisect_left(names, stem + ".")
+    alike = takewhile(
+        lambda other: other.startswith(stem + "."), (names[n] for n in range(place, len(names)))
+    )
+    at = bisect_left(names, stem)
+    bare = [stem] if names[at : at + 1] == [stem] else []
+    return any(stem_of(other) == stem and other != name for other in chain(bare, alike))
+
+
+def _distinct(model: FoundModel, taken: Collection[str]) -> FoundModel:
+    if model.id not in taken:
+        return model
+    return dataclasses.replace(model, id=model.id + model.path.suffix)
+
+
+def _is_one(folder: Path, files: Sequence[str], folders: Collection[str]) -> bool:
     """Whether a folder is one model: a file, an Orbax checkpoint, shards, Flax's numbered files."""
     if checkpoint_in(folder, 0) is not None:
         return True
-    formats = {format_of(file.name) for file in files}
+    formats = set(map(format_of, files))
     # Of `.safetensors` files without an index each is a model.
     together = len(formats) == 1 and formats <= {".gguf", ".msgpack"} and files_of(folder)
     return not folders and (len(files) == 1 or bool(together and not is_address(folder)))

@@ -8,26 +8,26 @@ models.sums.json  checksums of its files
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from probex_jax.bucket_paths import as_path, remove_folder
+from probex_jax.engine import HERE, Died, Engine, flattened, in_parts
 from probex_jax.errors import ProbexError
-from probex_jax.experts import Expert
+from probex_jax.experts import Expert, sized
 from probex_jax.files import WRITER_LOCK, disk_errors, one_writer, read_json, write_json
 from probex_jax.forest import Forest
 from probex_jax.language import TextEncoder
-from probex_jax.model_files import ModelFile
 from probex_jax.search import checksums
-from probex_jax.search.embedding import embedded, is_there, key, represented
+from probex_jax.search.embedding import each_asked, embedding, is_there, key, represented
 from probex_jax.search.folders import FoundModel
+from probex_jax.search.hits import AddSummary, Hit
 from probex_jax.search.identity import identity, is_complete, show
 from probex_jax.search.table import ModelTable
 
@@ -44,39 +44,6 @@ MAX_K = 100_000
 _SEARCHERS = 4
 # Models per commit to the table, which a kill can lose.
 _COMMIT_MODELS = 256
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A search result.
-
-    Args:
-      similarity: cosine of the representations.
-      id, path, tree, split, labels, text: as stored; the text describes the labels.
-    """
-
-    similarity: float
-    id: str
-    path: str
-    tree: str
-    split: str
-    labels: tuple[str, ...]
-    text: str
-
-
-@dataclass(frozen=True)
-class AddSummary:
-    """The result of `Index.add_models`.
-
-    Args:
-      added, updated, unchanged: how many models.
-      failed: id to reason, for models that could not be embedded.
-    """
-
-    added: int
-    updated: int
-    unchanged: int
-    failed: dict[str, str]
 
 
 class Index:
@@ -116,6 +83,9 @@ class Index:
 
     def __len__(self) -> int:
         return len(self._table)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Index.open, (self.path,)
 
     @classmethod
     def create_or_open(cls, path: str | Path, expert: Expert) -> Index:
@@ -186,9 +156,10 @@ class Index:
 
     def add_models(
         self,
-        models: Sequence[FoundModel],
+        models: Iterable[FoundModel],
         *,
         forest: Forest | None = None,
+        engine: Engine = HERE,
         on_model: Callable[[str], None] = lambda reason: None,
     ) -> AddSummary:
         """Embeds new and changed models.
@@ -198,45 +169,48 @@ class Index:
         time and repeated.
 
         Args:
-          models: from `find_models`.
+          models: from `find_models` or `each_model`; there may be any number of them.
           forest: refuses models of other trees; without it, every model with the layers of the
             expert is embedded.
+          engine: who reads and embeds them.
           on_model: called after each model with the reason why it failed, or "".
 
         Raises:
           ProbexError: if the disk is full, or the index is damaged or being written.
         """
+        counts = {"added": 0, "updated": 0, "unchanged": 0}
+        failed: dict[str, str] = {}
+        rows: list[dict[str, Any]] = []
+        vectors: list[np.ndarray] = []
+
+        def flush() -> None:
+            if rows:
+                self._table.add(rows, vectors)
+            rows.clear()
+            vectors.clear()
+
         with self._writing():
-            known = self._table.stamps()
-            counts = {"added": 0, "updated": 0, "unchanged": 0}
-            failed: dict[str, str] = {}
-            rows: list[dict[str, Any]] = []
-            vectors: list[np.ndarray] = []
-
-            def flush() -> None:
-                if rows:
-                    self._table.add(rows, vectors)
-                rows.clear()
-                vectors.clear()
-
-            def check(model: ModelFile) -> None:
-                if forest is not None:
-                    forest.check_tree(model, self.expert.card.tree)
-
-            for model, row, vector_T in embedded(self.expert, models, known, check):
+            size, models = sized([self.expert.layers], models)
+            work = partial(embedding, self.expert, size, forest)
+            known = self._table.stamps if len(self) else lambda paths: {}
+            wanted = each_asked(models, known, at_a_time=_COMMIT_MODELS)
+            for asked, found in flattened(engine.map(work, in_parts(wanted, size))):
+                row, vector_T = ({}, found) if isinstance(found, Died) else found
                 if isinstance(vector_T, ProbexError):
-                    failed[model.id] = str(vector_T)
-                elif vector_T is None:
+                    failed[asked.model.id] = reason = str(vector_T)
+                    on_model(
+                        reason if str(asked.model.path) in reason else f"{asked.model.id}: {reason}"
+                    )
+                    continue
+                if vector_T is None:
                     counts["unchanged"] += 1
                 else:
-                    counts["updated" if row["path"] in known else "added"] += 1
+                    counts["added" if asked.stamp is None else "updated"] += 1
                     rows.append(row)
                     vectors.append(vector_T)
-                if len(rows) == _COMMIT_MODELS:
-                    flush()
-                reason = failed.get(model.id, "")
-                is_named = not reason or str(model.path) in reason
-                on_model(reason if is_named else f"{model.id}: {reason}")
+                    if len(rows) == _COMMIT_MODELS:
+                        flush()
+                on_model("")
             flush()
         return AddSummary(**counts, failed=failed)
 
@@ -345,7 +319,7 @@ class Index:
     def prune(self) -> int:
         """Removes models that no longer exist; returns their number."""
         with self._writing():
-            gone = [path for path in self._table.stamps() if not is_there(Path(path))]
+            gone = [path for path in self._table.paths() if not is_there(Path(path))]
             self._table.remove(gone)
         return len(gone)
 

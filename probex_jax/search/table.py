@@ -27,6 +27,7 @@ _MAX_PARTITIONS = 64
 # A query gathers _REFINE candidates per result, at least _CANDIDATES, and ranks them exactly.
 _REFINE = 4
 _CANDIDATES = 128
+_BATCH_ROWS = 8192
 _RECALL_QUERIES = 100
 _RECALL_K = 10
 _LANCE_ERRORS = (ValueError, RuntimeError, OSError)
@@ -141,7 +142,9 @@ class ModelTable:
         """
         with self._damage():
             self._table.checkout_latest()
-        return not self._is_keyed or len(self.stamps()) < len(self)
+        # Of each path a few bytes: two that share them only cost a look at all rows.
+        sums = np.fromiter(map(hash, self.paths()), np.int64)
+        return not self._is_keyed or len(np.unique(sums)) < len(sums)
 
     @_persisting
     def mend(self) -> None:
@@ -237,20 +240,26 @@ class ModelTable:
         return query.refine_factor(_REFINE).to_arrow().to_pylist()
 
     @_persisting
-    def stamps(self) -> dict[str, str]:
-        """Path of every model to its `stamp`."""
+    def stamps(self, paths: Sequence[str]) -> dict[str, str]:
+        """Path to `stamp` of those models among some that are in the table."""
+        known = self._table.search().where(f"path IN ({_texts(paths)})").select(["path", "stamp"])
         with self._damage():
-            columns = self._table.search().select(["path", "stamp"]).to_arrow()
-        return dict(zip(*(columns[name].to_pylist() for name in ("path", "stamp")), strict=True))
+            found = known.to_arrow()
+        return dict(zip(*(found[name].to_pylist() for name in ("path", "stamp")), strict=True))
+
+    def paths(self) -> Iterator[str]:
+        """The paths of all models, a few in memory at a time."""
+        with self._damage():
+            for batch in self._table.search().select(["path"]).to_batches(_BATCH_ROWS):
+                yield from batch["path"].to_pylist()
 
     @_persisting
     def remove(self, paths: Iterable[str]) -> None:
         """Removes the models with these paths."""
         paths = list(paths)
         for start in range(0, len(paths), 1000):
-            texts = ("'" + path.replace("'", "''") + "'" for path in paths[start : start + 1000])
             with self._damage():
-                self._table.delete(f"path IN ({', '.join(texts)})")
+                self._table.delete(f"path IN ({_texts(paths[start : start + 1000])})")
                 self.keep_sums()
 
     @_persisting
@@ -319,7 +328,7 @@ class ModelTable:
 
     def _all_vectors(self) -> Iterator[np.ndarray]:
         with self._damage():
-            for batch in self._table.search().select(["vector"]).to_batches(8192):
+            for batch in self._table.search().select(["vector"]).to_batches(_BATCH_ROWS):
                 yield _vectors(batch["vector"])
 
     @contextmanager
@@ -353,6 +362,11 @@ def unit(vectors: Any) -> np.ndarray:
     if not (np.isfinite(norms_N1).all() and norms_N1.all()):
         raise ProbexError("a vector is zero or not finite")
     return vectors_NT / norms_N1
+
+
+def _texts(paths: Sequence[str]) -> str:
+    """Paths as a list in SQL."""
+    return ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
 
 
 def _vectors(column: Any) -> np.ndarray:

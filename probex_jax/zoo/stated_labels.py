@@ -9,15 +9,16 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import log2
 
+from probex_jax.engine import HERE, Engine, Work, flattened, in_parts
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import Stated, open_model, read_stated
 from probex_jax.model_files.architecture import base_key
 from probex_jax.model_files.stated import HEADERS
 from probex_jax.model_files.stated import SOURCES as FILES
 from probex_jax.model_files.untrusted_text import quoted
-from probex_jax.prefetch import prefetch
 from probex_jax.zoo.tables import LABEL_FILES
 
 FOLDERS = "folders"
@@ -30,7 +31,8 @@ CLASSES = (LABELS, TAGS, TRIGGER)
 # Columns in which a model has one class at most.
 _SINGLE = ("base", "architecture", "folder")
 
-_READERS = 4
+# Models that are read together.
+_PART = 16
 _BACKSLASH = re.compile(r"\\(?=[()\[\]])")  # booru's tags escape brackets
 # Names of folders that say nothing of what is in them.
 _NO_CONCEPT = re.compile(r"(?:img|images?|data(?:set)?|train(?:ing)?|input|concept|lora|\d+)s?\d*")
@@ -94,6 +96,7 @@ def read_said(
     models: Iterable[tuple[str, object]],
     sources: Sequence[str] = SOURCES,
     on_model: Callable[[str], None] = lambda reason: None,
+    engine: Engine = HERE,
 ) -> dict[str, Said]:
     """Reads what models say of themselves.
 
@@ -101,23 +104,28 @@ def read_said(
       models: id and path of each; the folders of an id are its folders.
       sources: whom to ask, the first one first; files of labels are not read.
       on_model: called after each with the reason why it could not be read, or "".
+      engine: who reads them.
 
     Returns:
       Id to what the model says; without models that cannot be read.
     """
     found: dict[str, Said] = {}
+    read = engine.map(partial(_work, tuple(sources)), in_parts(models, _PART))
+    for (id, _), said in flattened(read):
+        if isinstance(said, Said):
+            found[id] = said
+        on_model("" if isinstance(said, Said) else str(said))
+    return found
 
+
+def _work(sources: Sequence[str]) -> Work:
     def read(model: tuple[str, object]) -> Said | ProbexError:
         try:
             return _said(*model, sources)
         except ProbexError as error:
             return error
 
-    for (id, _), said in prefetch(read, models, _READERS):
-        if isinstance(said, Said):
-            found[id] = said
-        on_model("" if isinstance(said, Said) else str(said))
-    return found
+    return Work(read, lambda part, said: said)
 
 
 def _said(id: str, path: object, sources: Sequence[str]) -> Said:

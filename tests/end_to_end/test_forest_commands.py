@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from experiments import forest_steps
+from experiments.models import Models
 from probex_jax import Forest, ProbexError
-from probex_jax.search import FoundModel, Index, find_models
+from probex_jax.search import Index, find_models
 from tests.conftest import CLASSES
 from tests.end_to_end.warm import run
 from tests.forest.conftest import class_expert, labels_of, pack_tree, write_member
@@ -195,19 +196,20 @@ def test_rows_and_json_lines_of_several(grown, models, capsys):
 
 
 def test_paths_are_files_folders_and_folders_of_models(models, tmp_path):
-    found = forest_steps.found_models(
-        [models / "m0", models / "cut.safetensors", tmp_path / "nope", models]
-    )
+    given = [models / "m0", models / "cut.safetensors", tmp_path / "nope"]
+    (tmp_path / "list").write_text(f"{models}\n\n")
+    found = Models(list(map(str, given)), str(tmp_path / "list"))
     ids = [model.id for model in found]
+    assert [model.id for model in found] == ids
     assert len(set(ids)) == len(ids) == 3 + 16
     assert ids[1:3] == ["cut", "nope"]
     assert {"cut-2", "m0-2"} & set(ids[3:])
 
 
 def test_no_two_models_get_one_card(tmp_path):
-    given = [FoundModel(name, "", tmp_path) for name in ("a", "a", "a-2", "a", "b", "a-2")]
-    ids = [model.id for model in forest_steps._with_distinct_ids(given)]
-    assert len(set(ids)) == 6
+    given = [str(tmp_path / str(n) / name) for n, name in enumerate(("a", "a", "a-2", "a", "a-2"))]
+    ids = [model.id for model in Models(given)]
+    assert len(set(ids)) == 5
     assert ids[0] == "a"
 
 
@@ -250,7 +252,7 @@ def test_a_folder_that_cannot_be_listed_fails_alone(grown, models, tmp_path):
     (tmp_path / "repo" / "train" / "m").mkdir(parents=True)
     (tmp_path / "repo" / "zoo.json").write_text("{")
     for paths in ([models / "m0", tmp_path / "repo"], [models / "m0", tmp_path]):
-        found = described(grown[0], forest_steps.found_models(paths))
+        found = described(grown[0], Models(list(map(str, paths))))
         failed = [str(one) for _, one in found.values() if isinstance(one, ProbexError)]
         assert len(found) == 2
         assert len(failed) == 1

@@ -31,7 +31,9 @@ def written(folder, places, n_rows):
     for place, matrix in zip(places, matrices, strict=True):
         writer.put(place, matrix)
     for first in range(0, n_rows, BLOCK):
-        writer.finish(first, [p for p in places if first <= p < first + BLOCK])
+        ended = [p for p in places if first <= p < first + BLOCK]
+        writer.finish(first, ended)
+        writer.grow(first + len(ended))
     return matrices
 
 

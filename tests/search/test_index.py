@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -19,6 +20,7 @@ from safetensors.numpy import save_file
 
 from experiments import steps
 from probex_jax import Expert, LowRank, ProbexError, open_model
+from probex_jax.engine import HERE, flattened, in_parts
 from probex_jax.experts import batching
 from probex_jax.language import HashingEncoder
 from probex_jax.search import Index, Snapshot, checksums, embedding, find_models, index, table
@@ -108,7 +110,9 @@ def test_without_labels_the_tags_of_the_images_are_stored(tmp_path, expert):
 def test_adding_again_reads_nothing_and_changes_update(made, models, monkeypatch):
     reads = []
     real = embedding.open_model
-    monkeypatch.setattr(embedding, "open_model", lambda path: reads.append(path) or real(path))
+    monkeypatch.setattr(
+        embedding, "open_model", lambda path, **how: reads.append(path) or real(path)
+    )
     before = contents(made)
     assert counts(made.add_models(find_models(models))) == (0, 0, 5, 0)
     assert not reads
@@ -241,16 +245,18 @@ def test_factors_of_any_rank_are_embedded_as_their_product(tmp_path, expert, mod
         f"m{n}": LowRank(*(rng.normal(size=s).astype("f4") for s in ((6, n), (n, 5))))
         for n in (1, 2, 3)
     }
-    real = embedding._read_weights
+    real = type(expert).read
 
-    def weights(expert, path, *rest):  # m1, m2 and m3 are LoRAs; m0 and m4 are dense
-        made = factors.get(Path(path).stem)
-        return {LAYER: made} if made else real(expert, path, *rest)
+    def weights(self, file):  # m1, m2 and m3 are LoRAs; m0 and m4 are dense
+        made = factors.get(Path(file.path).stem)
+        return {LAYER: made} if made else real(self, file)
 
-    monkeypatch.setattr(embedding, "_read_weights", weights)
-    found = list(embedding.embedded(expert, find_models(models), {}))
-    for model, _, vector_T in found:
-        x = weights(expert, model.path)[LAYER]
+    monkeypatch.setattr(type(expert), "read", weights)
+    asked = embedding.each_asked(find_models(models), lambda paths: {}, at_a_time=9)
+    work = partial(embedding.embedding, expert, 8, None)
+    for one, (_, vector_T) in flattened(HERE.map(work, in_parts(asked, 8))):
+        with open_model(one.model.path) as file:
+            x = expert.read(file)[LAYER]
         dense = x.dense() if isinstance(x, LowRank) else x
         expected = np.asarray(expert.encode(dense[None]))[0]
         np.testing.assert_allclose(vector_T, expected / np.linalg.norm(expected), atol=1e-5)
