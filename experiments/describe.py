@@ -27,7 +27,7 @@ _FOREST = flags.DEFINE_string("forest", None, "Forest made by grow_forest.", req
 _INDEX = flags.DEFINE_list(
     "index",
     [],
-    "Indexes made by index, at most one for each tree: cards then name the nearest models.",
+    "Indexes made by index, those of a tree by one expert: cards then name the nearest models.",
 )
 _LIST = flags.DEFINE_string("list", None, "File with a model a line, as harvest writes one.")
 _OUT = flags.DEFINE_string(

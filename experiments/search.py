@@ -16,10 +16,12 @@ from absl import flags
 
 import probex_jax as px
 from experiments import cli
-from probex_jax.search import Index
-from probex_jax.search.index import MAX_K
+from probex_jax.search import Indexes
+from probex_jax.search.searching import MAX_K
 
-_INDEX = flags.DEFINE_string("index", None, "Index made by index.", required=True)
+_INDEX = flags.DEFINE_list(
+    "index", None, "Index made by index, or several of one expert, searched as one.", required=True
+)
 _QUERY = flags.DEFINE_string("query", None, "What to look for, in words.")
 _LIKE = flags.DEFINE_string(
     "like", None, "A model to find others like it: a file, folder or address."
@@ -36,12 +38,12 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON document instead of a t
 def main() -> None:
     if (_QUERY.value is None) == (_LIKE.value is None):
         raise px.ProbexError("give --query or --like, one of the two")
-    index = Index.open(_INDEX.value)
+    index = Indexes.open(*_INDEX.value)
     hits = index.search(query=_QUERY.value, like=_LIKE.value, k=_K.value, where=_FILTER.value)
     ranked = [{"rank": n, **dataclasses.asdict(hit)} for n, hit in enumerate(hits, start=1)]
     if _JSON.value:
         sought = {"query": _QUERY.value, "like": _LIKE.value, "filter": _FILTER.value}
-        print(json.dumps({**sought, "index": str(index.path), "hits": ranked}))
+        print(json.dumps({**sought, "index": index.name, "hits": ranked}))
     elif ranked:
         shown = ("rank", "similarity", "id", "tree", "split", "text")
         print(cli.table([{name: hit[name] for name in shown} for hit in ranked]))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from probex_jax.buckets import Refused, Unreachable, address_of, is_address, listed, stated
+from probex_jax.buckets import Refused, Unreachable, address_of, listed, stated
 from probex_jax.engine import Work, in_parts
 from probex_jax.engine.work import Part
 from probex_jax.errors import ProbexError
@@ -25,7 +25,7 @@ from probex_jax.model_files.stated import files_of_labels
 from probex_jax.model_files.untrusted_text import is_unicode
 from probex_jax.prefetch import prefetch
 from probex_jax.search.folders import FoundModel, files_of, model_path
-from probex_jax.search.table import unit
+from probex_jax.search.vectors import unit
 from probex_jax.zoo.listed_path import ListedPath
 
 _READERS = 4
@@ -115,8 +115,8 @@ def key(path: Path) -> str:
     It is the folder if that is the model (`model.safetensors`, shards, a hub cache), else the file.
     Links on the way are resolved, but not a file's own name.
     """
-    if is_address(path):
-        return address_of(path)
+    if url := address_of(path):
+        return url
     path = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
     folder = path if path.is_dir() else path.parent
     hub = folder.parent.parent
@@ -129,8 +129,7 @@ def key(path: Path) -> str:
 
 def is_there(path: Path) -> bool:
     """Whether there still is a model at the path."""
-    if is_address(path):
-        url = address_of(path)
+    if url := address_of(path):
         try:
             if address := hub_address(url):
                 return bool(hub_repo(address, Remote()).files)
@@ -169,7 +168,8 @@ def _read(
 
 def _pinned(model: FoundModel, remote: Remote) -> FoundModel:
     """The model; of one on the hub, at the commit that its branch has now."""
-    address = hub_address(address_of(model.path)) if is_address(model.path) else None
+    url = address_of(model.path)
+    address = hub_address(url) if url else None
     if address is None:
         return model
     commit = hub_repo(address, remote).commit
@@ -187,8 +187,9 @@ def _labels(model: FoundModel, file: ModelFile) -> list[str]:
 def _stamp(model: FoundModel) -> str:
     """A hash of everything that the row and the vector depend on."""
     files: list[list[str | int]]
-    if not isinstance(model.path, ListedPath) and is_address(model.path):
-        entry = None if hub_address(url := address_of(model.path)) else stated(url)
+    url = address_of(model.path)
+    if url and not isinstance(model.path, ListedPath):
+        entry = None if hub_address(url) else stated(url)
         files = [[url] if entry is None else [url, entry.size, entry.etag]]
     elif isinstance(model.path, ListedPath):
         beside = model.path.tree.get(model.path.parts[:-1], {})

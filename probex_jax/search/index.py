@@ -8,8 +8,8 @@ models.sums.json  checksums of its files
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,32 +21,26 @@ from probex_jax.bucket_paths import as_path, remove_folder
 from probex_jax.engine import HERE, Died, Engine, flattened, in_parts
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, sized
-from probex_jax.files import WRITER_LOCK, disk_errors, one_writer, read_json, write_json
+from probex_jax.files import WRITER_LOCK, disk_errors, one_writer, write_json
 from probex_jax.forest import Forest
-from probex_jax.language import TextEncoder
+from probex_jax.integrity import sealed
 from probex_jax.search import checksums
-from probex_jax.search.embedding import each_asked, embedding, is_there, key, represented
+from probex_jax.search.embedding import each_asked, embedding, is_there
 from probex_jax.search.folders import FoundModel
 from probex_jax.search.hits import AddSummary, Hit
-from probex_jax.search.identity import identity, is_complete, show
+from probex_jax.search.identity import FORMAT, UNCHECKED, VERSION, identity, read_about, show
+from probex_jax.search.searching import Searchable
 from probex_jax.search.table import ModelTable
 
-FORMAT = "probex_jax index"
-VERSION = 2
-# Has no checksums; the next run that adds models upgrades it.
-_UNCHECKED = 1
 # From here on an approximate index is built, and rebuilt when the models have doubled.
 ANN_MODELS = 50_000
-# LanceDB allocates memory for as many results before it searches.
-MAX_K = 100_000
-
-# Concurrent queries.
-_SEARCHERS = 4
-# Models per commit to the table, which a kill can lose.
-_COMMIT_MODELS = 256
+# Models of a commit to the table, which a kill can lose: as many as come in ten times the time of
+# the last commit, which takes longer the larger the table is.
+_COMMIT_MODELS, _MOST_COMMITTED = 256, 4096
+_COMMIT_SHARE = 0.1
 
 
-class Index:
+class Index(Searchable):
     """Models in the representation space of one expert; use `create_or_open` or `open`.
 
     Attributes:
@@ -77,7 +71,7 @@ class Index:
     def __init__(self, path: Path, about: dict[str, Any], *, create: bool = False):
         self.path, self.about = path, about
         self._is_new, self._folder_is_new = create, False
-        checked = about["version"] != _UNCHECKED
+        checked = about["version"] != UNCHECKED
         dim = about["expert"]["rep_dim"]
         self._table = ModelTable(path, dim, create=create, checked=checked)
 
@@ -128,20 +122,12 @@ class Index:
           ProbexError: if lancedb is missing, or the index is missing or damaged.
         """
         path = as_path(path)
-        try:
-            about = read_json(path / "index.json")
-        except (FileNotFoundError, NotADirectoryError):
-            raise ProbexError(f"{path}: no index here; create one with experiments.index") from None
-        about = about if isinstance(about, dict) else {}
-        version = about.get("version")
-        if about.get("format") != FORMAT or version not in (_UNCHECKED, VERSION):
-            raise ProbexError(
-                f"{path / 'index.json'}: index of version {version!r}, expected {VERSION}; index "
-                "again into another folder"
-            )
-        if (version == VERSION and not checksums.is_sealed(about)) or not is_complete(about):
-            raise ProbexError(f"{path / 'index.json'}: damaged; index again into another folder")
-        return cls(path, about)
+        return cls(path, read_about(path))
+
+    @property
+    def name(self) -> str:
+        """Its folder."""
+        return str(self.path)
 
     @cached_property
     def expert(self) -> Expert:
@@ -183,13 +169,20 @@ class Index:
         rows: list[dict[str, Any]] = []
         vectors: list[np.ndarray] = []
 
+        due_s = 0.0
+
         def flush() -> None:
+            nonlocal due_s
+            start_s = time.monotonic()
             if rows:
                 self._table.add(rows, vectors)
             rows.clear()
             vectors.clear()
+            end_s = time.monotonic()
+            due_s = end_s + (end_s - start_s) / _COMMIT_SHARE
 
         with self._writing():
+            self._table.index_paths()
             size, models = sized([self.expert.layers], models)
             work = partial(embedding, self.expert, size, forest)
             known = self._table.stamps if len(self) else lambda paths: {}
@@ -208,7 +201,8 @@ class Index:
                     counts["added" if asked.stamp is None else "updated"] += 1
                     rows.append(row)
                     vectors.append(vector_T)
-                    if len(rows) == _COMMIT_MODELS:
+                    is_due = len(rows) >= _COMMIT_MODELS and time.monotonic() >= due_s
+                    if is_due or len(rows) >= _MOST_COMMITTED:
                         flush()
                 on_model("")
             flush()
@@ -222,76 +216,10 @@ class Index:
                 if self.about["ann"] is not None:
                     self._note_ann(None)
                 self._table.mend()
-            if self.about["version"] == _UNCHECKED:
+            if self.about["version"] == UNCHECKED:
                 self._table.keep_sums()
                 self._write_about(self.about | {"version": VERSION})
             yield
-
-    def search(
-        self,
-        *,
-        query: str | None = None,
-        like: str | Path | None = None,
-        k: int = 10,
-        where: str | None = None,
-        encoder: TextEncoder | None = None,
-    ) -> list[Hit]:
-        """The models whose representations are most similar to that of a text or a model.
-
-        Args:
-          query: a text, such as "an inverted three"; for experts aligned with text.
-          like: path of a model, which is left out of the result. Give either `query` or `like`.
-          k: maximal number of models, 1 to `MAX_K`.
-          where: SQL condition on the fields of `Hit`, such as
-            `split = 'test' AND array_has(labels, 'cat')`.
-          encoder: text encoder, if that of the expert cannot be opened from its card.
-
-        Returns:
-          The models, most similar first.
-
-        Raises:
-          ProbexError: if the query is empty, k out of range, the expert has no text encoder, the
-            model cannot be read, the condition is invalid, or the index is damaged.
-        """
-        if (query is None) == (like is None):
-            raise ProbexError("give either a text (query) or a model (like)")
-        if not 1 <= k <= MAX_K:
-            raise ProbexError(f"k is {k}: expected 1 to {MAX_K}")
-        if query is not None:
-            return self.near(self.place(query, encoder), k, where)
-        assert like is not None
-        [found] = self.alike([like], k=k, where=where)
-        if isinstance(found, ProbexError):
-            raise found
-        return found
-
-    def alike(
-        self, paths: Sequence[str | Path], *, k: int = 10, where: str | None = None
-    ) -> list[list[Hit] | ProbexError]:
-        """As `search` with `like`, for several models at once.
-
-        Args:
-          paths: of the models; each is left out of its own result.
-          k: as for `search`.
-          where: as for `search`.
-
-        Returns:
-          For each model the most similar ones, or why it cannot be read.
-
-        Raises:
-          ProbexError: if the condition is invalid, or the index is damaged.
-        """
-
-        def nearest(path: Path, vector_T: np.ndarray | ProbexError) -> list[Hit] | ProbexError:
-            if isinstance(vector_T, ProbexError):
-                return vector_T
-            own, hits = key(path), self.near(vector_T, k + 1, where)
-            return [hit for hit in hits if hit.path != own][:k]
-
-        models = list(map(Path, paths))
-        vectors = represented(self.expert, models)
-        with ThreadPoolExecutor(_SEARCHERS) as searchers:
-            return list(searchers.map(nearest, models, vectors))
 
     def near(self, vector: np.ndarray, k: int = 10, where: str | None = None) -> list[Hit]:
         """The models most similar to a vector [T]; otherwise as `search`."""
@@ -299,17 +227,6 @@ class Index:
         found = self._table.nearest(vector, k, where)
         hits = ({name: row[name] for name in fields} for row in found)
         return [Hit(**row | {"labels": tuple(row["labels"])}) for row in hits]
-
-    def place(self, query: str, encoder: TextEncoder | None = None) -> np.ndarray:
-        """The representation [T] of a text, float32; raises as `search`."""
-        if not query.strip():
-            raise ProbexError("the query is empty; give a text such as 'an inverted three'")
-        if self.expert.card.text is None:
-            raise ProbexError(
-                f"{self.path}: the expert of {show(self.about['expert'])} is not aligned "
-                "with text; search by example (like), or index with an expert that is"
-            )
-        return np.asarray(self.expert.place([query], encoder))[0]
 
     def everything(self) -> tuple[list[dict[str, Any]], np.ndarray]:
         """All models: their fields of `Hit` except the similarity, and unit vectors [N, T]."""
@@ -366,7 +283,7 @@ class Index:
 
     def _write_about(self, about: dict[str, Any]) -> None:
         self.about = about
-        write_json(self.path / "index.json", checksums.sealed(about))
+        write_json(self.path / "index.json", sealed(about))
 
 
 # What an interrupted creation may leave in the folder: names, and prefixes of names.

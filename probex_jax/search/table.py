@@ -6,7 +6,8 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from probex_jax.bucket_paths import BucketPath, as_path, s3_over_http
 from probex_jax.buckets import Unreachable, stores
 from probex_jax.errors import ProbexError
 from probex_jax.search import checksums
+from probex_jax.search.vectors import unit, vectors_of
 
 FIELDS = ("id", "path", "tree", "split", "labels", "text", "stamp")
 _NAME = "models"
@@ -28,10 +30,12 @@ _MAX_PARTITIONS = 64
 _REFINE = 4
 _CANDIDATES = 128
 _BATCH_ROWS = 8192
-_RECALL_QUERIES = 100
-_RECALL_K = 10
+# From here on paths are looked up by an index of their own.
+_PATH_ROWS = 20_000
+_RECALL_QUERIES, _RECALL_K = 100, 10
 _LANCE_ERRORS = (ValueError, RuntimeError, OSError)
 _T = TypeVar("_T")
+_NEVER = timedelta(days=36_500)
 
 # Of requests of a table in a bucket; by itself Lance makes three.
 _RETRIES = "10"
@@ -62,13 +66,15 @@ class ModelTable:
     """Unit vectors of models with their metadata, one row per path.
 
     Several processes may read while one writes; a reader sees the table as it was when opened.
-    Opening verifies the checksums of the files.
+    Opening verifies the checksums of the files. A version counts once its files are listed: what a
+    writer that was killed before had committed is not read, and the next writer takes it back.
 
     Args:
       folder: of the LanceDB database.
       dim: length of the vectors.
       create: make an empty table, replacing an existing one.
       checked: whether checksums are required; tables of version 1 have none.
+      verified: what `checksums.read` gave, if the files were verified already.
 
     Raises:
       ProbexError: if lancedb is missing (extra `search`), or the table is absent or damaged.
@@ -84,7 +90,13 @@ class ModelTable:
 
     @_persisting
     def __init__(
-        self, folder: str | Path, dim: int, *, create: bool = False, checked: bool = False
+        self,
+        folder: str | Path,
+        dim: int,
+        *,
+        create: bool = False,
+        checked: bool = False,
+        verified: tuple[int, dict[str, int | str]] | None = None,
     ):
         # Otherwise Lance warns on standard error about statistics that we do not use.
         os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")
@@ -105,7 +117,7 @@ class ModelTable:
         self._arrow, self._dim, self._folder = pyarrow, dim, as_path(folder)
         if create:
             (self._folder / checksums.NAME).unlink(missing_ok=True)
-        version, self._sums = checksums.check(self._folder)
+        version, self._sums = verified or checksums.check(self._folder)
         if checked and not create and not version:
             raise ProbexError(
                 f"{self._folder / checksums.NAME}: missing; index again into another folder"
@@ -128,6 +140,9 @@ class ModelTable:
                 raise ValueError(f"its fields are {self._table.schema.names}, or of other sizes")
             if self._table.version < version:
                 raise ValueError(f"version {version} is missing")
+            if version and self._table.version > version:
+                with suppress(*_LANCE_ERRORS):  # a writer may have removed it since
+                    self._table = database.open_table(_NAME, version=version)
 
     @_persisting
     def __len__(self) -> int:
@@ -138,10 +153,15 @@ class ModelTable:
     def needs_mending(self) -> bool:
         """Whether version 1 made the table, or concurrent writers duplicated rows.
 
-        Moves on to the latest version of the table.
+        Moves on to the latest version of the table that is listed; called by the only writer.
         """
         with self._damage():
             self._table.checkout_latest()
+            version, self._sums = checksums.read(self._folder)
+            if version and self._table.version > version:
+                with suppress(*_LANCE_ERRORS):  # as an earlier version of this library left it
+                    self._table.restore(version)
+                self.keep_sums()
         # Of each path a few bytes: two that share them only cost a look at all rows.
         sums = np.fromiter(map(hash, self.paths()), np.int64)
         return not self._is_keyed or len(np.unique(sums)) < len(sums)
@@ -154,7 +174,7 @@ class ModelTable:
         """
         with self._damage():
             found = self._table.search().to_arrow()
-            lengths_N = np.linalg.norm(_vectors(found["vector"].combine_chunks()), axis=1)
+            lengths_N = np.linalg.norm(vectors_of(found["vector"].combine_chunks()), axis=1)
             if not np.allclose(lengths_N, 1, atol=1e-3):
                 raise ValueError("a vector does not have length 1")
             last = {path: number for number, path in enumerate(found["path"].to_pylist())}
@@ -263,11 +283,24 @@ class ModelTable:
                 self.keep_sums()
 
     @_persisting
-    def compact(self) -> None:
-        """Merges small fragments and adds new rows to the approximate index."""
+    def index_paths(self) -> None:
+        """Has a large table look paths up by a B-tree; `compact` adds new rows to it."""
+        from lancedb.index import BTree
+
         with self._damage():
-            self._table.optimize()
-            self.keep_sums()
+            indexed = [index.columns for index in self._table.list_indices()]
+            if ["path"] not in indexed and self._table.count_rows() >= _PATH_ROWS:
+                self._table.create_index("path", config=BTree())
+                self.keep_sums()
+
+    @_persisting
+    def compact(self) -> None:
+        """Merges small fragments and adds new rows to indexes."""
+        with self._damage():
+            # Nothing old is removed before what is new is listed.
+            for age in (_NEVER, None):
+                self._table.optimize(cleanup_older_than=age)
+                self.keep_sums()
 
     @_persisting
     def build_ann(self) -> None:
@@ -287,7 +320,8 @@ class ModelTable:
         """Drops the approximate index, if there is one."""
         with self._damage():
             for index in self._table.list_indices():
-                self._table.drop_index(index.name)
+                if index.columns == ["vector"]:
+                    self._table.drop_index(index.name)
             self.keep_sums()
 
     @_persisting
@@ -304,7 +338,7 @@ class ModelTable:
         sample = np.random.default_rng(seed).choice(n, min(_RECALL_QUERIES, n), replace=False)
         with self._damage():
             rows = self._table.take_offsets(sorted(sample.tolist())).to_arrow()
-        queries_QT = _vectors(rows["vector"].combine_chunks())
+        queries_QT = vectors_of(rows["vector"].combine_chunks())
         # One more than k, for the query itself.
         exact_QK = np.full([len(queries_QT), k + 1], -np.inf, np.float32)
         for vectors_NT in self._all_vectors():
@@ -323,13 +357,19 @@ class ModelTable:
         """Some fields of every model, and all unit vectors: [N, dim] float32."""
         with self._damage():
             found = self._table.search().select([*fields, "vector"]).to_arrow()
-            vectors_NT = _vectors(found["vector"].combine_chunks())
+            vectors_NT = vectors_of(found["vector"].combine_chunks())
             return found.select(list(fields)).to_pylist(), vectors_NT
+
+    def batches(self) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
+        """All fields of every model, and the vectors as they are [n, dim], some at a time."""
+        with self._damage():
+            for batch in self._table.search().select([*FIELDS, "vector"]).to_batches(_BATCH_ROWS):
+                yield batch.select(list(FIELDS)).to_pylist(), vectors_of(batch["vector"])
 
     def _all_vectors(self) -> Iterator[np.ndarray]:
         with self._damage():
             for batch in self._table.search().select(["vector"]).to_batches(_BATCH_ROWS):
-                yield _vectors(batch["vector"])
+                yield vectors_of(batch["vector"])
 
     @contextmanager
     def _damage(self) -> Iterator[None]:
@@ -351,26 +391,9 @@ class ModelTable:
             ) from error
 
 
-def unit(vectors: Any) -> np.ndarray:
-    """Vectors [n, T] scaled to length 1, as float32.
-
-    Raises:
-      ProbexError: if one is zero or not finite.
-    """
-    vectors_NT = np.asarray(vectors, np.float32)
-    norms_N1 = np.linalg.norm(vectors_NT, axis=-1, keepdims=True)
-    if not (np.isfinite(norms_N1).all() and norms_N1.all()):
-        raise ProbexError("a vector is zero or not finite")
-    return vectors_NT / norms_N1
-
-
 def _texts(paths: Sequence[str]) -> str:
     """Paths as a list in SQL."""
     return ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-
-
-def _vectors(column: Any) -> np.ndarray:
-    return column.flatten().to_numpy().reshape(-1, column.type.list_size)
 
 
 def _reason(error: BaseException) -> str:

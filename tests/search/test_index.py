@@ -10,6 +10,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from time import sleep
 
 import jax
 import lancedb
@@ -274,6 +275,26 @@ def test_every_batch_has_one_shape(tmp_path, expert, models, monkeypatch):
     assert counts(made.add_models(find_models(models))) == (5, 0, 0, 0)
     assert shapes == [(2, 6, 5)] * 3
     assert set(contents(made)) == {"m0", "m1", "m2", "m3", "m4"}
+
+
+def test_the_longer_a_commit_takes_the_more_models_the_next_one_has(tmp_path, expert, monkeypatch):
+    committed, add = [], table.ModelTable.add
+
+    def slowly(self, rows, vectors):
+        committed.append(len(rows))
+        sleep(0.2 if len(committed) == 1 else 0)
+        add(self, rows, vectors)
+
+    for seed in range(40):
+        write_model(tmp_path / "models" / f"m{seed}.safetensors", seed)
+    monkeypatch.setattr(table.ModelTable, "add", slowly)
+    monkeypatch.setattr(batching, "_MODELS", 2)
+    monkeypatch.setattr(index, "_COMMIT_MODELS", 4)
+    monkeypatch.setattr(index, "_MOST_COMMITTED", 16)
+    made = Index.create_or_open(tmp_path / "index", expert)
+    assert made.add_models(find_models(tmp_path / "models")).added == len(made) == 40
+    assert committed[:2] == [4, 16]
+    assert sum(committed) == 40
 
 
 def test_an_expert_on_several_layers_is_said_to_read_so_many():
@@ -580,7 +601,7 @@ import sys
 from tests.search.conftest import make_expert
 from probex_jax.experts import batching
 from probex_jax.search import Index, find_models, index
-batching._MODELS = index._COMMIT_MODELS = 8
+batching._MODELS = index._COMMIT_MODELS = index._MOST_COMMITTED = 8
 made = Index.create_or_open(sys.argv[2], make_expert())
 made.add_models(find_models(sys.argv[1]), on_model=lambda reason: print("one", flush=True))
 """

@@ -9,6 +9,7 @@ import pytest
 
 from probex_jax import ProbexError
 from probex_jax.search import ModelTable
+from probex_jax.search import table as lance_table
 
 DIM = 16
 HOSTILE = (
@@ -144,6 +145,34 @@ def test_recall_of_copies_does_not_depend_on_which_copy_is_found(table):
     table.add(rows(map(str, range(300))), np.repeat(vectors(10), 30, axis=0))
     table.build_ann()
     assert table.recall() == 1
+
+
+def test_paths_that_are_looked_up_by_an_index_are_the_same(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(lance_table, "_PATH_ROWS", 300)
+
+    def indexed():
+        made = lancedb.connect(str(tmp_path / "table")).open_table("models")
+        return sorted(column for index in made.list_indices() for column in index.columns)
+
+    names = [*HOSTILE, *map(str, range(280))]
+    table.add(rows(names, stamp="old"), vectors(len(names)))
+    table.index_paths()
+    assert indexed() == []  # too few
+    table.add(rows(map(str, range(280, 300)), stamp="old"), vectors(20, seed=1))
+    table.index_paths()
+    table.build_ann()
+    assert indexed() == ["path", "vector"]
+    for stamp in ("new", "newer"):  # beside the index, and in it
+        table.add(rows([*HOSTILE, "5", "one more"], stamp=stamp), vectors(11, seed=2))
+        table.compact()
+        assert len(table) == 310
+        expected = dict.fromkeys(["5", *HOSTILE, "one more"], stamp) | {"6": "old"}
+        assert table.stamps([*HOSTILE, "5", "6", "none", "one more"]) == expected
+    table.drop_ann()
+    assert indexed() == ["path"]
+    table.remove(HOSTILE)
+    assert table.stamps(HOSTILE) == {}
+    assert len(ModelTable(tmp_path / "table", DIM)) == 301
 
 
 @pytest.mark.parametrize("n", [0, 1, 2])

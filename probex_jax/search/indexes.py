@@ -1,0 +1,87 @@
+"""Several indexes of one expert, searched as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from probex_jax.errors import ProbexError
+from probex_jax.experts import Expert
+from probex_jax.search.hits import Hit
+from probex_jax.search.identity import show
+from probex_jax.search.index import Index
+from probex_jax.search.searching import Searchable
+
+
+class Indexes(Searchable):
+    """Several indexes of one expert, searched as one; several writers at once can each fill one.
+
+    A model that is in more than one of them is found once, where it is most similar.
+
+    Args:
+      indexes: one or more.
+
+    Attributes:
+      indexes: as given.
+      about: `expert` is the identity of the expert.
+
+    Raises:
+      ProbexError: if there is none, or two are not of the same expert.
+
+    Example:
+      >>> import tempfile, jax, jax.numpy as jnp
+      >>> from probex_jax.fitting import build_network
+      >>> encoder = {"name": "probex", "n_probes": 4, "proj_dim": 4, "rep_dim": 2}
+      >>> network = build_network(encoder, head="class", n_outputs=1)
+      >>> expert = Expert(network.init(jax.random.key(0), jnp.ones([1, 6, 5])), {
+      ...     "encoder": encoder, "head": "class", "layer": "fc.weight", "shape": [6, 5],
+      ...     "tree": "Mini", "classes": ["one"]})
+      >>> both = Indexes([Index.create_or_open(tempfile.mkdtemp(), expert) for _ in "ab"])
+      >>> len(both), both.near([1, 0])
+      (0, [])
+    """
+
+    def __init__(self, indexes: Sequence[Index]):
+        if not indexes:
+            raise ProbexError("give one or more indexes")
+        first, self.indexes = indexes[0], tuple(indexes)
+        for other in indexes[1:]:
+            if other.about["expert"] != first.about["expert"]:
+                raise ProbexError(
+                    f"{other.path}: index of the expert of {show(other.about['expert'])}, "
+                    f"{first.path} is of {show(first.about['expert'])}; search those together that "
+                    "one expert made"
+                )
+        self.about = {"expert": first.about["expert"]}
+
+    @classmethod
+    def open(cls, *paths: str | Path) -> Indexes:
+        """Opens indexes; raises as `Index.open` and `Indexes`."""
+        return cls([Index.open(path) for path in paths])
+
+    def __len__(self) -> int:
+        """The number of rows; a model in two indexes counts twice."""
+        return sum(map(len, self.indexes))
+
+    @property
+    def name(self) -> str:
+        """The folders of the indexes."""
+        return ",".join(index.name for index in self.indexes)
+
+    @property
+    def expert(self) -> Expert:
+        """The expert that encodes the models."""
+        return self.indexes[0].expert
+
+    def near(self, vector: np.ndarray, k: int = 10, where: str | None = None) -> list[Hit]:
+        """The models most similar to a vector [T]; otherwise as `search`."""
+        with ThreadPoolExecutor(len(self.indexes)) as searchers:
+            found = searchers.map(lambda index: index.near(vector, k, where), self.indexes)
+            hits = sorted((hit for hits in found for hit in hits), key=lambda hit: -hit.similarity)
+        best: dict[str, Hit] = {}
+        for hit in hits:
+            best.setdefault(hit.path, hit)
+        return list(best.values())[:k]
