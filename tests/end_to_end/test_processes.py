@@ -48,7 +48,7 @@ def together(store, workdir, *arguments):
 
 def finished(processes):
     """Waits for processes; what they printed."""
-    said = [process.communicate(timeout=100) for process in processes]
+    said = [process.communicate(timeout=300) for process in processes]
     for process, (_, errors) in zip(processes, said, strict=True):
         assert process.returncode == 0, errors
     return [output for output, _ in said]
