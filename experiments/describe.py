@@ -41,6 +41,7 @@ _COMPARE = flags.DEFINE_bool(
     "models.",
 )
 
+_READERS = engines.readers_flag(4)
 # Models of which the table has a line.
 _MOST = 2000
 
@@ -48,13 +49,14 @@ _MOST = 2000
 def main(paths: Sequence[str]) -> int:
     if not (paths or _LIST.value):
         raise px.ProbexError("give one or more models: files, or folders of them")
+    engine = engines.engine()  # before anything takes a device
     models = Models(paths, _LIST.value or "")
     forest = Forest.load(_FOREST.value)
     nearest = forest_steps.nearest_in([Index.open(path) for path in _INDEX.value])
     failed = n_compared = 0
     kept: list[forest_steps.Described] = []
     out = as_path(_OUT.value) if _OUT.value else None
-    for one in forest_steps.describe(forest, models, nearest, out, engines.engine()):
+    for one in forest_steps.describe(forest, models, nearest, out, engine, _READERS.value):
         failed += isinstance(one[1], px.ProbexError)
         if _JSON.value:
             print(json.dumps(forest_steps.as_json(*one)), flush=True)

@@ -22,6 +22,17 @@ _WORKERS = flags.DEFINE_integer(
 )
 
 
+def readers_flag(default: int) -> flags.FlagHolder[int]:
+    """The flag of commands that read models: how many at a time."""
+    return flags.DEFINE_integer(
+        "readers",
+        default,
+        "Threads of each process that read models: more of them hide how long a server or a shared "
+        "file system takes to answer.",
+        lower_bound=1,
+    )
+
+
 def engine() -> Engine:
     """The engine that the flags name.
 

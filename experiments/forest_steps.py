@@ -132,6 +132,7 @@ def describe(
     nearest: Nearest | None = None,
     out: Path | None = None,
     engine: Engine = HERE,
+    readers: int = 4,
 ) -> Iterator[Described]:
     """Describes models, and writes their cards to a folder if one is given.
 
@@ -142,7 +143,7 @@ def describe(
     first, second = tee(whole)
     paths, ids = (model.path for model in first), (model.id for model in second)
     with cli.progress(length_hint(models), "describing", "model") as bar:
-        found = forest.describe_all(paths, ids, nearest=nearest, engine=engine)
+        found = forest.describe_all(paths, ids, nearest=nearest, engine=engine, readers=readers)
         for model in given:
             description = ProbexError(model.fault) if model.fault else next(found)
             if isinstance(description, Description):

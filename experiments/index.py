@@ -36,16 +36,25 @@ _FOREST = flags.DEFINE_string("forest", None, "Forest whose expert embeds the mo
 _TREE = flags.DEFINE_string("tree", None, "Tree of the forest to index, if it has several.")
 _INDEX = flags.DEFINE_string("index", None, "Folder of the index, made if absent.", required=True)
 _PRUNE = flags.DEFINE_bool("prune", False, "Remove models from the index whose files are gone.")
+_READERS = engines.readers_flag(4)
 
 
 def main() -> None:
+    engine = engines.engine()  # before anything takes a device
     forest = None if _FOREST.value is None else Forest.load(_FOREST.value)
     expert = _expert(forest)
     index = as_path(_INDEX.value)
     emptied = _PRUNE.value and (index / "index.json").exists()
     models = _models(may_be_empty=emptied)
-    engine = engines.engine()
-    row = steps.index(expert, models, index, prune=_PRUNE.value, forest=forest, engine=engine)[1]
+    row = steps.index(
+        expert,
+        models,
+        index,
+        prune=_PRUNE.value,
+        forest=forest,
+        engine=engine,
+        readers=_READERS.value,
+    )[1]
     print(cli.table([row]))
 
 

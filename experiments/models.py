@@ -37,7 +37,7 @@ class Models:
     def __init__(self, paths: Sequence[str], list: str = "", *, whole: bool = False):
         self._list, self._whole = as_path(list) if list else None, whole
         if self._list is not None and not self._list.is_file():
-            raise ProbexError(f"{list}: no such file; expected one with a model a line")
+            raise ProbexError(f"{list}: no file; expected one with a model a line")
         self._roots: Sequence[Any] = [(zoo_path if whole else self._root)(path) for path in paths]
         self._first: Sequence[FoundModel] = ()
         self._count = -1

@@ -35,11 +35,13 @@ _LABELS = flags.DEFINE_string(
     "Where labels come from, the first source first, separated by commas: headers, sidecars, "
     "front_matter, folders, and files in --zoo such as labels.json. Default: these files.",
 )
+_READERS = engines.readers_flag(2)
 
 
 def main() -> None:
     zoo, store = Path(_ZOO.value), as_path(_STORE.value)
-    summary = steps.pack(zoo, store, _LAYERS.value, _LABELS.value, engines.engine())
+    engine = engines.engine()
+    summary = steps.pack(zoo, store, _LAYERS.value, _LABELS.value, engine, _READERS.value)
     print(cli.table([steps.pack_row(summary)]))
     for line in label_steps.tables_lines(summary.store):
         print(cli.one_line(line))

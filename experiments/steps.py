@@ -59,7 +59,12 @@ def zoo_row(summary: miniature.TreeSummary) -> Row:
 
 
 def pack(
-    zoo: Path, store: Path, layers: str = "", labels: str = "", engine: Engine = HERE
+    zoo: Path,
+    store: Path,
+    layers: str = "",
+    labels: str = "",
+    engine: Engine = HERE,
+    readers: int = 2,
 ) -> PackSummary:
     """Packs a zoo; what is skipped goes to standard error, a line each."""
     found = _scanned(zoo, labels) if labels else px.scan(zoo)
@@ -69,6 +74,7 @@ def pack(
             found,
             store,
             layers or None,
+            readers=readers,
             engine=engine,
             on_models=bar.reset,
             on_model=lambda fault: _reported(bar, "skipped", fault),
@@ -234,6 +240,7 @@ def index(
     prune: bool = False,
     forest: px.Forest | None = None,
     engine: Engine = HERE,
+    readers: int = 4,
 ) -> tuple[Index, Row]:
     """Brings an index up to date; what cannot be embedded goes to standard error, a line each."""
     with one_writer(path):
@@ -243,6 +250,7 @@ def index(
                 models,
                 forest=forest,
                 engine=engine,
+                readers=readers,
                 on_model=lambda fault: _reported(bar, "failed", fault),
             )
         if not len(found) and done.failed:

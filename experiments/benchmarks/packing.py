@@ -91,7 +91,7 @@ def measure(
 def pack_once(zoo: str, store: str) -> float:
     """Packs a zoo into a new store; the seconds that it took."""
     start = time.perf_counter()
-    px.pack(px.scan(zoo), store, workers=THREADS)
+    px.pack(px.scan(zoo), store, readers=THREADS)
     return time.perf_counter() - start
 
 
@@ -141,7 +141,7 @@ def _rates(zoo: Path, layers: str | None, repeats: int) -> dict[str, Any]:
             _empty(target)
         out = runs / f"pack {repeat}"
         times["pack"].append(
-            _seconds(lambda: px.pack(px.scan(zoo), out, layers, workers=THREADS))  # noqa: B023
+            _seconds(lambda: px.pack(px.scan(zoo), out, layers, readers=THREADS))  # noqa: B023
         )
         store = px.LayerStore.open(out)
         packed_bytes = 4 * len(store.models) * sum(h * w for h, w in store.layers.values())

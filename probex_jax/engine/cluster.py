@@ -24,6 +24,8 @@ from probex_jax.errors import ProbexError
 
 # CPUs of a cluster for each worker, where it has no GPUs and no number is given.
 _CPUS = 4
+# What this process called the cluster that it is in.
+_JOINED: set[str] = set()
 
 
 def engine_of(spec: str, workers: int = 0) -> Engine:
@@ -79,7 +81,7 @@ class Cluster:
           ProbexError: as `map`.
         """
         ray = _joined(self.address)
-        workers = self._size(ray)
+        workers = self._size(ray, self._gpus(ray))
         able = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
         return Size(workers, -(-workers // max(1, len(able))))
 
@@ -90,6 +92,7 @@ class Cluster:
         *,
         readers: int = 4,
         ahead: int = 1,
+        computes: bool = True,
     ) -> Generator[tuple[Part, Sequence[Any]]]:
         """As `Engine.map`.
 
@@ -100,10 +103,11 @@ class Cluster:
           ProbexError: if ray is missing, the cluster does not answer, or no worker starts.
         """
         ray = _joined(self.address)
-        at_once, size = ahead + 1, self._size(ray)
+        gpus, at_once = self._gpus(ray) if computes else 0.0, ahead + 1
+        size = self._size(ray, gpus)
         coming, waiting = iter(parts), deque[Task]()
-        made = (ray.cloudpickle.dumps(make), readers)
-        crew = Crew(ray, self._new(ray, at_once), made, size, at_once)
+        made = (ray.cloudpickle.dumps(make), readers, os.getcwd())
+        crew = Crew(ray, _maker(ray, gpus, at_once), made, size, at_once)
         try:
             while True:
                 # As many again as the workers have, so that one slow part does not stop the others.
@@ -130,22 +134,23 @@ class Cluster:
         has_gpus = ray.cluster_resources().get("GPU", 0) > 0
         return float(has_gpus) if self.gpus is None else self.gpus
 
-    def _size(self, ray: Any) -> int:
+    def _size(self, ray: Any, gpus: float) -> int:
         if self.workers:
             return self.workers
-        has, gpus = ray.cluster_resources(), self._gpus(ray)
+        has = ray.cluster_resources()
         return max(1, int(has.get("GPU", 0) // gpus if gpus else has.get("CPU", 1) // _CPUS))
 
-    def _new(self, ray: Any, at_once: int) -> Callable[[], Any]:
-        gpus = self._gpus(ray)
-        actor = ray.remote(Worker).options(
-            num_cpus=1,
-            num_gpus=gpus,
-            max_concurrency=at_once + 1,
-            max_restarts=0,
-            scheduling_strategy="SPREAD",
-        )
-        return lambda: actor.remote(gpus)
+
+def _maker(ray: Any, gpus: float, at_once: int) -> Callable[[], Any]:
+    """What makes actors, spread over the nodes."""
+    actor = ray.remote(Worker).options(
+        num_cpus=1,
+        num_gpus=gpus,
+        max_concurrency=at_once + 1,
+        max_restarts=0,
+        scheduling_strategy="SPREAD",
+    )
+    return lambda: actor.remote(gpus)
 
 
 def _joined(address: str) -> Any:
@@ -163,6 +168,9 @@ def _joined(address: str) -> Any:
     except ImportError:
         raise ProbexError("a cluster needs ray: pip install 'ray>=2.60' (extra `ray`)") from None
     if ray.is_initialized():
+        here = ray.get_runtime_context().gcs_address
+        if address not in ("auto", "local", here, *_JOINED):
+            raise ProbexError(f"ray:{address}: this process is in the cluster of {here} already")
         return ray
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
@@ -178,7 +186,8 @@ def _joined(address: str) -> Any:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ProbexError(f"ray:{address}: cannot be joined: {reason}") from None
-    if threading.current_thread() is threading.main_thread():
+    _JOINED.add(address)
+    if threading.current_thread() is threading.main_thread() and on_sigterm is not None:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's prints a stack
     _silence(ray)
     return ray

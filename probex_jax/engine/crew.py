@@ -6,18 +6,22 @@ actor had. Here the driver does both, and finds out which item it was.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from probex_jax.engine.work import Died, Part
 from probex_jax.errors import ProbexError
 
-# So often an item may end a worker.
+# Deaths that an item may cause before it is given up.
 _DEATHS = 3
-# Workers in a row that die before they are ready.
-_STARTS = 3
+# Workers in a row that die before they are ready, and any, without a result between them.
+_STARTS, _IN_A_ROW = 3, 30
+# How long the first worker may take: a cluster may have to fetch machines.
+_START_S = 900.0
 _LOOK_S, _STOP_S = 1.0, 2.0
 
 
@@ -81,7 +85,7 @@ class Task:
 class _Member:
     actor: Any
     starting: Any
-    is_ready: bool = False
+    node: str = ""
     calls: dict[Any, Task] = field(default_factory=dict)
 
 
@@ -97,13 +101,14 @@ class Crew:
     """
 
     def __init__(
-        self, ray: Any, new: Callable[[], Any], made: tuple[bytes, int], size: int, at_once: int
+        self, ray: Any, new: Callable[[], Any], made: tuple[Any, ...], size: int, at_once: int
     ):
         self._ray, self._new, self._size, self._at_once = ray, new, size, at_once
         self._made = ray.put(made)
         self._queue: deque[Task] = deque()
         self._members: list[_Member] = []
-        self._unstarted = 0
+        self._unstarted = self._in_a_row = 0
+        self._deadline = time.monotonic() + _START_S
 
     def add(self, task: Task) -> None:
         """Has a task done by whoever is free next."""
@@ -118,16 +123,19 @@ class Crew:
         """Waits a moment for results, and takes note of them."""
         self._hand_out()
         refs = {ref: member for member in self._members for ref in member.calls}
-        refs |= {m.starting: m for m in self._members if not m.is_ready}
+        refs |= {m.starting: m for m in self._members if not m.node}
         ready, _ = self._ray.wait(list(refs), num_returns=1, timeout=_LOOK_S)
         more, _ = self._ray.wait(list(refs), num_returns=len(refs), timeout=0)
         for ref in dict.fromkeys([*ready, *more]):
             if refs[ref] in self._members:  # not buried meanwhile
                 self._collect(refs[ref], ref)
+        if not more and self._deadline < time.monotonic():
+            has = {name: self._ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU")}
+            raise ProbexError(f"no worker has started in {_START_S:g} s: the cluster has {has}")
 
     def dismiss(self) -> None:
         """Ends all workers; what they have open they close, if they do so at once."""
-        stops = [member.actor.stop.remote() for member in self._members if member.is_ready]
+        stops = [member.actor.stop.remote() for member in self._members if member.node]
         if stops:
             self._ray.wait(stops, num_returns=len(stops), timeout=_STOP_S)
         for member in self._members:
@@ -146,7 +154,7 @@ class Crew:
             free = [
                 member
                 for member in self._members
-                if member.is_ready
+                if member.node
                 and len(member.calls) < most
                 and not any(task.is_suspect for task in member.calls.values())
             ]
@@ -166,8 +174,9 @@ class Crew:
             self._bury(member, error)
             return
         if ref == member.starting:
-            member.is_ready, self._unstarted = True, 0
+            member.node, self._unstarted, self._deadline = found, 0, inf
         else:
+            self._in_a_row = 0
             task = member.calls.pop(ref)
             task.succeed(found)
             if task.results is None:
@@ -177,12 +186,21 @@ class Crew:
         """Replaces a dead worker; what it had is done again."""
         self._members.remove(member)
         self._ray.kill(member.actor)  # it may only be out of reach
-        if not member.is_ready:
+        reason = " ".join(str(error).split())[:300]
+        self._in_a_row += 1
+        if not member.node:
             self._unstarted += 1
             if self._unstarted >= _STARTS:
-                raise ProbexError(f"workers do not start: {' '.join(str(error).split())[:300]}")
+                raise ProbexError(f"workers do not start: {reason}")
+        if self._in_a_row >= _IN_A_ROW:
+            raise ProbexError(f"the last {_IN_A_ROW} workers died one after the other: {reason}")
+        # With its node a worker dies of nothing that it did.
+        has_node = any(
+            node["Alive"] and node["NodeID"] == member.node for node in self._ray.nodes()
+        )
         for task in reversed(member.calls.values()):
-            task.die()
+            if has_node:
+                task.die()
             if task.results is None:
                 self._queue.appendleft(task)
         self._hire()

@@ -34,6 +34,7 @@ class Here:
         *,
         readers: int = 4,
         ahead: int = 1,
+        computes: bool = True,
     ) -> Generator[tuple[Part, Sequence[Any]]]:
         """As `Engine.map`; the consumer's thread computes."""
         work = make()

@@ -32,7 +32,8 @@ class Work:
         for disks and servers.
       compute: called with a part and what was read of its items, one part at a time; returns a
         result for each item.
-      close: called once no more parts come, also early, to make running calls of `read` return.
+      close: called once no more parts come, also early, when calls of `read` may be under way: it
+        makes them return, or keeps them from doing harm.
     """
 
     read: Callable[[Any], Any]
@@ -69,6 +70,7 @@ class Engine(Protocol):
         *,
         readers: int = 4,
         ahead: int = 1,
+        computes: bool = True,
     ) -> Generator[tuple[Part, Sequence[Any]]]:
         """Does the work on parts, a few of them ahead of the consumer.
 
@@ -79,18 +81,20 @@ class Engine(Protocol):
           parts: taken one by one, as workers become free; they may be endless.
           readers: threads of each worker that call `Work.read`.
           ahead: how many parts a worker reads beyond the one that it computes.
+          computes: whether workers are to have GPUs, where there are any.
 
         Yields:
           Each part in order with a result for each of its items: that of `Work.compute`, or `Died`.
         """
 
 
-def in_parts(items: Iterable[_Item], size: int) -> Iterator[tuple[_Item, ...]]:
+def in_parts(items: Iterable[_Item], size: int = 16) -> Iterator[tuple[_Item, ...]]:
     """Divides items into parts; like `itertools.batched`, which needs Python 3.12.
 
     Args:
       items: any number.
-      size: of each part but the last, which may be smaller.
+      size: of each part but the last, which may be smaller; by default one for items that are read
+        in milliseconds.
 
     Returns:
       The parts, each made when it is asked for.

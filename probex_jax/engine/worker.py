@@ -1,14 +1,18 @@
-"""What runs in a worker of a cluster; imported there before anything else is."""
+"""What runs in a worker of a cluster."""
 
 from __future__ import annotations
 
 import os
+import platform
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import jax
+
 from probex_jax.engine.compiled import keep_compiled
+from probex_jax.errors import ProbexError
 
 
 class Worker:
@@ -20,24 +24,25 @@ class Worker:
 
     def __init__(self, gpus: float):
         if not gpus:  # Ray leaves all of them in sight
-            os.environ["JAX_PLATFORMS"] = "cpu"
+            jax.config.update("jax_platforms", "cpu")
         self._work: Future = Future()
         self._readers: Any = None
         self._turn = threading.Lock()
 
-    def start(self, made: tuple[bytes, int]) -> int:
-        """Makes the work; returns the number of the process."""
-        from ray import cloudpickle
+    def start(self, made: tuple[bytes, int, str]) -> str:
+        """Makes the work, in the folder of the command; returns the number of the node."""
+        import ray
 
-        make, readers = made
+        make, readers, folder = made
         try:
+            _change_to(folder)
             keep_compiled()
             self._readers = ThreadPoolExecutor(readers)
-            self._work.set_result(cloudpickle.loads(make)())
+            self._work.set_result(ray.cloudpickle.loads(make)())
         except BaseException as error:
             self._work.set_exception(error)
             raise
-        return os.getpid()
+        return ray.get_runtime_context().get_node_id()
 
     def run(self, items: Sequence[Any]) -> Sequence[Any]:
         """The results of items; a few calls at a time read, one computes."""
@@ -51,3 +56,14 @@ class Worker:
         """Closes the work; whoever asked for it has all results, or wants no more."""
         if self._work.done() and not self._work.exception():
             self._work.result().close()
+
+
+def _change_to(folder: str) -> None:
+    """To where relative paths lead to what they mean."""
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise ProbexError(
+            f"{folder}: {error.strerror} on {platform.node()}; start the command in a folder that "
+            "all nodes have"
+        ) from error

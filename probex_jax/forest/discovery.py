@@ -17,9 +17,6 @@ from probex_jax.forest.sketch import Sketch
 from probex_jax.model_files import fingerprint, open_model, stated_base
 from probex_jax.model_files.architecture import base_key
 
-# Models that are read together.
-_PART = 16
-
 
 @dataclass(frozen=True)
 class FoundTree:
@@ -108,7 +105,7 @@ def discover(
     bases: dict[int, str] = {}
     failed: dict[int, str] = {}
     contents: dict[int, str] = {}
-    read = engine.map(_work, in_parts(map(Path, paths), _PART))
+    read = engine.map(_work, in_parts(map(Path, paths)), computes=False)
     for number, (path, seen) in enumerate(flattened(read)):
         if isinstance(seen, ProbexError):
             failed[number] = f"{path}: {seen}" if isinstance(seen, Died) else str(seen)

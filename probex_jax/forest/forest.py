@@ -131,6 +131,7 @@ class Forest:
         *,
         nearest: Nearest | None = None,
         engine: Engine = HERE,
+        readers: int = 4,
     ) -> Iterator[Description | ProbexError]:
         """Describes models in batches, with one compiled call per tree.
 
@@ -139,6 +140,7 @@ class Forest:
           ids: their names; None to derive them from the paths.
           nearest: finds the nearest documented models of models of a known tree.
           engine: who reads and describes them.
+          readers: threads of each worker that read models.
 
         Yields:
           A description or an error for each path, in order.
@@ -148,7 +150,8 @@ class Forest:
         else:
             models = zip(map(Path, paths), ids, strict=True)
         size, models = sized([tree.layers for tree in self.trees.values() if tree.layers], models)
-        done = engine.map(partial(self._work, size, nearest), in_parts(models, size))
+        make = partial(self._work, size, nearest)
+        done = engine.map(make, in_parts(models, size), readers=readers)
         return (description for _, description in flattened(done))
 
     def __reduce__(self) -> tuple[Any, ...]:

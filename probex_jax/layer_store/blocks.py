@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -29,6 +33,8 @@ Key = tuple[str, str | int]
 
 # Arrays whose shards are ended at a time: in a bucket each waits for answers.
 ARRAYS_AT_ONCE = 8
+# Before a write so long after the last look, a worker looks whose store it is.
+_LOOK_S = 1.0
 
 
 class Slot(NamedTuple):
@@ -122,7 +128,7 @@ def writing(form: Form) -> Work:
     is_put = isinstance(form.path, BucketPath)
     made = TemporaryDirectory(prefix="probex-jax-") if is_put else None
     writers = form.writers(made.name if made else None)
-    hashed = {array.key: array.hashed for array in form.arrays()}
+    hashed, gate = {array.key: array.hashed for array in form.arrays()}, _Gate(form)
 
     def written(slot: Slot) -> Iterator[tuple[Key, bytes]]:
         """Writes the arrays of a model; yields each with its checksum."""
@@ -138,21 +144,18 @@ def writing(form: Form) -> Work:
                     continue
                 for part, array in _arrays(matrix, form.layers[name].rank).items():
                     data = np.ascontiguousarray(array, "<f4")
-                    yield (name, part), writers[name, part].put(slot.number, data)
+                    with gate.passed():
+                        checksum = writers[name, part].put(slot.number, data)
+                    yield (name, part), checksum
                 # So that the next matrix reuses their memory, still in the cache.
                 del matrix, array, data
             for number, values in vectors.items():
-                yield ("", number), writers["", number].put(slot.number, values)
+                with gate.passed():
+                    checksum = writers["", number].put(slot.number, values)
+                yield ("", number), checksum
             file.check_unchanged()
 
-    def check() -> None:
-        """A worker may outlive its writer for a moment, and another one be there."""
-        if form.writer and writer_of(form.path) != form.writer:
-            raise UnwritableError(f"{form.path}: another process is the writer by now")
-
     def read(slot: Slot) -> Stored:
-        if made is None:
-            check()
         content = hashlib.sha256()
         try:
             for key, checksum in written(slot):
@@ -164,18 +167,65 @@ def writing(form: Form) -> Work:
         return Stored(content.hexdigest())
 
     def end(part: Sequence[Slot], stored: Sequence[Stored]) -> Sequence[Stored]:
-        check()
+        if not part:  # all models of a block were known to be faulty
+            return []
         first = part[0].number // form.block * form.block
         used = [slot.number for slot, one in zip(part, stored, strict=True) if not one.fault]
 
         def finish(writer: LayerWriter) -> None:
-            writer.finish(first, used) if used else writer.drop(first)
+            with gate.passed():
+                writer.finish(first, used) if used else writer.drop(first)
 
         for _ in prefetch(finish, writers.values(), ARRAYS_AT_ONCE):
             pass
         return stored
 
-    return Work(read, end, made.cleanup if made else lambda: None)
+    def close() -> None:
+        gate.shut()
+        if made:
+            made.cleanup()
+
+    return Work(read, end, close)
+
+
+class _Gate:
+    """What every write goes through: none once it is shut, and none for a writer that is gone.
+
+    Whoever ends early does not wait for models that are being read, and another writer may be there
+    before they are; so may it be before all workers of one that was killed have ended.
+    """
+
+    def __init__(self, form: Form):
+        self._path, self._writer = form.path, form.writer
+        self._state, self._inside, self._is_shut = threading.Condition(), 0, False
+        self._looked_at = -inf
+
+    @contextmanager
+    def passed(self) -> Iterator[None]:
+        """Around a write; an UnwritableError if it must not be."""
+        with self._state:
+            self._check()
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._state:
+                self._inside -= 1
+                self._state.notify_all()
+
+    def shut(self) -> None:
+        """From now on none passes; returns once all that did are through."""
+        with self._state:
+            self._is_shut = True
+            self._state.wait_for(lambda: not self._inside)
+
+    def _check(self) -> None:
+        if self._is_shut:
+            raise UnwritableError(f"{self._path}: interrupted")
+        if self._writer and time.monotonic() > self._looked_at + _LOOK_S:
+            if writer_of(self._path) != self._writer:
+                raise UnwritableError(f"{self._path}: another process is the writer by now")
+            self._looked_at = time.monotonic()
 
 
 def _arrays(matrix: np.ndarray | LowRank, rank: int | None) -> dict[str, np.ndarray]:

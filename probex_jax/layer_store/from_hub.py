@@ -94,7 +94,7 @@ def pack_from_hub(
                 Zoo(table.subset, models, None, table.texts),
                 path,
                 layers,
-                workers=jobs,
+                readers=jobs,
                 on_model=on_model,
                 on_packed=lambda models: _drop(models, path / _FOLDER),
             )

@@ -13,9 +13,6 @@ from probex_jax.zoo import ZooModel
 # Models with the same layers share one table, since thousands of headers are in memory at once.
 Tables = dict[tuple[tuple[str, Any], ...], Mapping[str, Any]]
 
-# Models that are read together.
-_PART = 16
-
 
 @dataclass(frozen=True)
 class ModelHeader:
@@ -44,7 +41,7 @@ def read_headers(
 ) -> Iterator[ModelHeader]:
     """The headers of models, in order; a ProbexError becomes the header's `fault`."""
     tables: Tables = {}
-    read = engine.map(_reading, in_parts(models, _PART), readers=readers)
+    read = engine.map(_reading, in_parts(models), readers=readers, computes=False)
     for model, found in flattened(read):
         if isinstance(found, ProbexError):
             yield ModelHeader(model, {}, {}, None, fault=f"{model.where}: {found}")

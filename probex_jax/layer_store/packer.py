@@ -31,7 +31,7 @@ class Packer:
 
     Args:
       store: whose table is as it is on the disk.
-      workers: models that are read at a time, by each worker of the engine.
+      readers: models that are read at a time, by each worker of the engine.
       engine: who writes the matrices.
       on_packed: called with models once they are in the store for good.
 
@@ -42,11 +42,11 @@ class Packer:
     def __init__(
         self,
         store: LayerStore,
-        workers: int,
+        readers: int,
         engine: Engine,
         on_packed: Callable[[Sequence[ZooModel]], None],
     ):
-        self._store, self._workers, self._engine = store, workers, engine
+        self._store, self._readers, self._engine = store, readers, engine
         self._on_packed = on_packed
         self._table, self._form = store.path / "models.jsonl", Form.of(store)
         rows = max((model.row for model in store.models), default=-1) + 1
@@ -72,7 +72,7 @@ class Packer:
 
         writer = "" if self._engine.is_here else writer_of(self._store.path)
         make = partial(writing, Form.of(self._store, writer))
-        for _, stored in self._engine.map(make, parts(), readers=self._workers):
+        for _, stored in self._engine.map(make, parts(), readers=self._readers, computes=False):
             yield from self._commit(begun.popleft(), stored)
 
     def _blocks(self, headers: Iterable[ModelHeader]) -> Iterator[_Block]:

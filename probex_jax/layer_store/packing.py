@@ -54,7 +54,7 @@ def pack(
     path: str | Path,
     layers: int | str | Sequence[int | str] | None = None,
     *,
-    workers: int = 2,
+    readers: int = 2,
     engine: Engine = HERE,
     on_models: Callable[[int], None] = lambda total: None,
     on_model: Callable[[str], None] = lambda reason: None,
@@ -75,7 +75,7 @@ def pack(
       zoo: the models.
       path: folder of the store, which is made or continued.
       layers: which layers, as `select_layers` takes them; None for all, matrices and vectors.
-      workers: how many models are read at a time, by each worker of the engine.
+      readers: how many models are read at a time, by each worker of the engine.
       engine: who reads them and writes their matrices; here the store's table is written.
       on_models: called once with the number of models to pack.
       on_model: called after each model with the reason why it was skipped, or "".
@@ -108,7 +108,7 @@ def pack(
         known = {model.id: model for model in store.models} if store else {}
         todo = [model for model in zoo.models if model.id not in known]
         on_models(len(todo))
-        headers = [*read_headers(todo, engine, workers)]
+        headers = [*read_headers(todo, engine, readers)]
         packed_before = [(model.id, model.split, model.labels) for model in known.values()]
         new = [(header.model.id, header.model.split, header.labels or ()) for header in headers]
         check_held_out(path, packed_before + new)
@@ -118,7 +118,7 @@ def pack(
         else:
             _check_same(store, zoo, layers)
         take_over(path, zoo, headers)
-        packer = Packer(store, workers, engine, on_packed)
+        packer = Packer(store, readers, engine, on_packed)
         for header, fault in packer.run(headers):
             on_model(f"{header.model.id}: {fault}" if fault else "")
         packed = LayerStore.open(path)

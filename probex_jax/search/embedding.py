@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from probex_jax.buckets import Refused, Unreachable, address_of, listed, stated
-from probex_jax.engine import Work, in_parts
-from probex_jax.engine.work import Part
+from probex_jax.engine import Part, Work, in_parts
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, Read, batch_size, in_batches
 from probex_jax.forest import Forest
@@ -71,9 +70,16 @@ def each_asked(
     stamps: Callable[[Sequence[str]], Mapping[str, str]],
     at_a_time: int,
 ) -> Iterator[Asked]:
-    """Models with what an index knows of them, as `stamps` says of so many at a time."""
+    """Models with what an index knows of them, as `stamps` says of so many at a time.
+
+    Of several that have one path the first one counts; of each a few bytes are kept.
+    """
+    seen: set[int] = set()
     paths = prefetch(lambda model: key(model.path), models, _READERS, beyond=at_a_time)
-    for part in in_parts(paths, at_a_time):
+    new = (
+        (model, path) for model, path in paths if not (hash(path) in seen or seen.add(hash(path)))
+    )
+    for part in in_parts(new, at_a_time):
         known = stamps([path for _, path in part if is_unicode(path)])
         yield from (Asked(model, path, known.get(path)) for model, path in part)
 

@@ -103,10 +103,12 @@ def model_path(folder: Path) -> Path:
     return folder if checkpoint_in(folder, 0) else next(iter(files), folder)
 
 
-def _models(folder: Path, root: Path, seen: set[Path]) -> Iterator[FoundModel]:
-    if (real := folder.resolve()) in seen:  # a link back
-        return
-    seen.add(real)
+def _models(folder: Path, root: Path, seen: set[int]) -> Iterator[FoundModel]:
+    if not isinstance(folder, ListedPath):
+        place = folder.stat()
+        if (known := hash((place.st_dev, place.st_ino))) in seen:  # a link back
+            return
+        seen.add(known)
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     folders = {name for name in names if (folder / name).is_dir()}
     files = [name for name in names if format_of(name) and name not in folders]

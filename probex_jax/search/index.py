@@ -146,6 +146,7 @@ class Index(Searchable):
         *,
         forest: Forest | None = None,
         engine: Engine = HERE,
+        readers: int = 4,
         on_model: Callable[[str], None] = lambda reason: None,
     ) -> AddSummary:
         """Embeds new and changed models.
@@ -159,6 +160,7 @@ class Index(Searchable):
           forest: refuses models of other trees; without it, every model with the layers of the
             expert is embedded.
           engine: who reads and embeds them.
+          readers: threads of each worker that read models.
           on_model: called after each model with the reason why it failed, or "".
 
         Raises:
@@ -187,7 +189,8 @@ class Index(Searchable):
             work = partial(embedding, self.expert, size, forest)
             known = self._table.stamps if len(self) else lambda paths: {}
             wanted = each_asked(models, known, at_a_time=_COMMIT_MODELS)
-            for asked, found in flattened(engine.map(work, in_parts(wanted, size))):
+            done = engine.map(work, in_parts(wanted, size), readers=readers)
+            for asked, found in flattened(done):
                 row, vector_T = ({}, found) if isinstance(found, Died) else found
                 if isinstance(vector_T, ProbexError):
                     failed[asked.model.id] = reason = str(vector_T)

@@ -31,8 +31,6 @@ CLASSES = (LABELS, TAGS, TRIGGER)
 # Columns in which a model has one class at most.
 _SINGLE = ("base", "architecture", "folder")
 
-# Models that are read together.
-_PART = 16
 _BACKSLASH = re.compile(r"\\(?=[()\[\]])")  # booru's tags escape brackets
 # Names of folders that say nothing of what is in them.
 _NO_CONCEPT = re.compile(r"(?:img|images?|data(?:set)?|train(?:ing)?|input|concept|lora|\d+)s?\d*")
@@ -110,7 +108,7 @@ def read_said(
       Id to what the model says; without models that cannot be read.
     """
     found: dict[str, Said] = {}
-    read = engine.map(partial(_work, tuple(sources)), in_parts(models, _PART))
+    read = engine.map(partial(_work, tuple(sources)), in_parts(models), computes=False)
     for (id, _), said in flattened(read):
         if isinstance(said, Said):
             found[id] = said

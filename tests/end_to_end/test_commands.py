@@ -162,7 +162,7 @@ def test_a_task_that_cannot_be_measured_does_not_stop_the_others(made):
             ["--zoo={0}/Toy", "--store={0}/s", "--labels=tags"],
             "'tags' is not one of labels",
         ),
-        ("describe", ["--forest={0}/f", "--list=/nowhere/list.txt"], "/nowhere/list.txt: no such"),
+        ("describe", ["--forest={0}/f", "--list=/nowhere/list.txt"], "/nowhere/list.txt: no file"),
         ("harvest", ["--models=/nowhere", "--out={0}/h"], "/nowhere: no such folder"),
         ("harvest", ["--models={0}/Toy", "--out={0}/h", "--labels=labels.csv"], "--labels: labels"),
         ("harvest", ["--models={0}/Toy", "--out={0}/h", "--share=2"], "--share=2: expected a numb"),
