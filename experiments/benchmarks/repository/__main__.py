@@ -39,7 +39,10 @@ _WORKERS = flags.DEFINE_integer("workers", 0, "Workers of a cluster, as in index
 _READERS = flags.DEFINE_integer("readers", 16, "Reader threads of each worker.")
 _HUB = flags.DEFINE_list("hub", [], "Flags of the hub: see --help of repository.hub.")
 _INDEXES = flags.DEFINE_list("indexes", ["ours"], "Approximate indexes, as approximate.INDEXES.")
-_RANDOM = flags.DEFINE_bool("random", False, "Whether approximate takes random vectors.")
+_VECTORS = flags.DEFINE_enum(
+    "vectors", "expert", ["expert", "classes", "random"], "What approximate searches."
+)
+_SCANS = flags.DEFINE_bool("scans", True, "Whether approximate measures exact scans, too.")
 
 _TREE = 400  # models of the zoo
 _TRAIN = (
@@ -152,15 +155,14 @@ def _driver(kept: _Kept, workdir: Path, sizes: Sequence[int]) -> Iterator[Row]:
 
 
 def _approximate(kept: _Kept, workdir: Path, sizes: Sequence[int]) -> Iterator[Row]:
-    kind = "random" if _RANDOM.value else "expert"
+    kind, most = _VECTORS.value, max(sizes)
     vectors = str(workdir / f"{kind}.npy")
-    expert = "" if _RANDOM.value else str(workdir / "expert")
-    most = max(sizes)
-    kept(f"vectors {kind} {most}", memory.fresh, approximate.represented, vectors, expert, most, 1)
+    source = str(workdir / "expert") if kind == "expert" else kind
+    kept(f"vectors {kind} {most}", memory.fresh, approximate.represented, vectors, source, most, 1)
     for size in sizes:
-        folder = str(workdir / (f"table {size}" if expert else f"random {size}"))
+        folder = str(workdir / (f"table {size}" if kind == "expert" else f"{kind} {size}"))
         kept(f"fill {kind} {size}", memory.fresh, approximate.fill, folder, vectors, size)
-        for way in ("exact scan", "in memory"):
+        for way in ("exact scan", "in memory") if _SCANS.value else ():
             given = (approximate.ask, folder, vectors, size, way)
             yield _asked(size, way, {}, kept(f"{way} {kind} {size}", memory.fresh, *given))
         for index in _INDEXES.value:
