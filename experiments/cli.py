@@ -151,5 +151,10 @@ def one_line(message: str) -> str:
 
 
 def progress(total: int, what: str, unit: str) -> tqdm:
-    """A progress bar with ETA on standard error; silent where that is not a terminal."""
-    return tqdm(total=total, desc=what, unit=unit, disable=None, dynamic_ncols=True)
+    """A progress bar with ETA on standard error; silent where that is not a terminal.
+
+    Numbers of bytes ("B") are shown in kB, MB or GB.
+    """
+    return tqdm(
+        total=total, desc=what, unit=unit, unit_scale=unit == "B", disable=None, dynamic_ncols=True
+    )

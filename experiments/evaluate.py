@@ -18,6 +18,7 @@ from absl import flags
 
 from experiments import baseline_steps, cli, label_steps, repeats, steps
 from probex_jax.bucket_paths import as_path
+from probex_jax.claims import settings_of
 from probex_jax.experts import load_experts
 from probex_jax.files import read_json
 from probex_jax.search import Baselines, Measured, Subject
@@ -53,7 +54,7 @@ def main() -> None:
     for name in names:
         _evaluated(experts / name, workdir / name)
     found = {name: read_json(workdir / name / "metrics.json") for name in names}
-    about = {name: read_json(experts / "config.json")[name] for name in ("labels", "split")}
+    about = {name: settings_of(experts)[name] for name in ("labels", "split")}
     summary = repeats.write_summary(workdir / "metrics.json", about, found)
     print(cli.table(repeats.rows(summary, without="baselines.")))
     for line in repeats.not_above_chance(summary, without="baselines."):

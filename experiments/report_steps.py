@@ -6,8 +6,9 @@ from typing import Any
 
 from experiments import steps
 from experiments.costs import Costs
+from probex_jax.claims import settings_of
 from probex_jax.experts import Predictions
-from probex_jax.files import read_json, write_text
+from probex_jax.files import write_text
 from probex_jax.reports import LabelledDescription, Run, Training, report
 from probex_jax.search import Measured
 
@@ -16,7 +17,7 @@ NAME = "report.html"
 
 def training(workdir: Path, metrics: Mapping[str, Any]) -> Training:
     """What is in the work directory of a training, for a report."""
-    settings = read_json(workdir / "config.json")
+    settings = settings_of(workdir)
     return Training(steps.method(metrics), metrics, Predictions.read(workdir), settings)
 
 

@@ -25,9 +25,9 @@ from absl import flags
 from experiments import cli, engines, label_steps, processes, repeats, report_steps, steps
 from experiments.costs import Costs
 from probex_jax.bucket_paths import as_path
-from probex_jax.claims import claim
+from probex_jax.claims import claim, settings_of
 from probex_jax.engine import Engine
-from probex_jax.files import one_writer, read_json
+from probex_jax.files import one_writer
 from probex_jax.fitting import Devices
 
 _CONFIG = cli.config(
@@ -92,7 +92,7 @@ def _write_report(metrics: Mapping[str, Any], workdir: Path) -> Path:
 
 def _report_all(trained: Mapping[str, Any], workdir: Path) -> None:
     """Mean and spread over repeats."""
-    about = read_json(workdir / "config.json")
+    about = settings_of(workdir)
     summary = repeats.write_summary(workdir / "metrics.json", about, trained)
     print(cli.table([{"split": n, **steps.train_row(m)} for n, m in trained.items()]), end="\n\n")
     print(cli.table(repeats.rows(summary)))

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -131,10 +131,14 @@ class BucketPath(type(Path())):  # type: ignore[misc]
 
     def below(self) -> Iterator[tuple["BucketPath", str]]:
         """The objects below, at any depth, each with its tag."""
+        yield from ((path, about["e_tag"] or "") for path, about in self.listed())
+
+    def listed(self) -> Iterator[tuple["BucketPath", Any]]:
+        """The objects below, at any depth, each with what the bucket says of it."""
         _, key = buckets.store_of(str(self))
         found = self._asked(lambda store, key: obstore().list(store, key or None).collect_async())
         for about in found:
-            yield self / about["path"].removeprefix(key).lstrip("/"), about["e_tag"] or ""
+            yield self / about["path"].removeprefix(key).lstrip("/"), about
 
     def iterdir(self) -> Iterator["BucketPath"]:
         found = buckets.listed(str(self))
@@ -252,6 +256,25 @@ def fetched(path: Path) -> Iterator[Path]:
         yield Path(made, path.name)
 
 
+def sizes_below(folder: Path) -> dict[Path, int]:
+    """The files of a folder, at any depth.
+
+    Args:
+      folder: as `as_path` gives it; it may be missing.
+
+    Returns:
+      Each with its size in bytes, in order.
+    """
+    found: dict[Path, int] = {}
+    if isinstance(folder, BucketPath):
+        return {path: about["size"] for path, about in folder.listed()}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # removed since
+                found[Path(place, name)] = os.stat(Path(place, name)).st_size
+    return dict(sorted(found.items()))
+
+
 def put_and_delete(made: Path, path: Path) -> None:
     """Moves a file of the disk into a bucket.
 
@@ -286,12 +309,15 @@ def remove_folder(path: Path, first: str = "") -> None:
 
     Args:
       path: the folder.
-      first: of a folder in a bucket the object that makes it valid, which is deleted first.
+      first: the file that makes it valid, which is deleted first.
     """
     if isinstance(path, BucketPath):
         path.remove(first)
-    else:
-        shutil.rmtree(path, ignore_errors=True)
+        return
+    if first:
+        with suppress(OSError):
+            (path / first).unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _at_once(function: Callable[[Any], Any], items: list[Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from probex_jax.errors import ProbexError
 from probex_jax.files import one_writer, read_json, write_json
+from probex_jax.integrity import sealed, unsealed
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -37,9 +38,26 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     if not path.exists():
         with one_writer(folder):
             if not path.exists():
-                write_json(path, ours)
+                write_json(path, sealed(ours))
                 return
-    check_same(folder, read_json(path), ours)
+    check_same(folder, settings_of(folder), ours)
+
+
+def settings_of(folder: Path) -> Any:
+    """The settings that a folder was claimed for.
+
+    Args:
+      folder: of a job.
+
+    Returns:
+      What its `config.json` keeps.
+
+    Raises:
+      ProbexError: if that is damaged.
+      FileNotFoundError: if the folder was not claimed.
+    """
+    path = folder / "config.json"
+    return unsealed(read_json(path), path)
 
 
 def check_same(folder: Path, theirs: Any, ours: Any) -> None:

@@ -4,6 +4,7 @@ import mmap
 import os
 import tempfile
 import warnings
+from importlib import util
 from pathlib import Path
 
 import jax
@@ -147,7 +148,8 @@ def toy_store(toy_zoo, tmp_path_factory):
 @pytest.fixture(scope="session")
 def cluster():
     """A Ray cluster on this machine with two workers at a time; it goes when the tests end."""
-    ray = pytest.importorskip("ray")
+    if util.find_spec("ray") is None:
+        pytest.skip("needs ray")
     from probex_jax.engine import Cluster
 
     found = Cluster("local", workers=2)
@@ -155,6 +157,8 @@ def cluster():
         warnings.simplefilter("ignore")  # LanceDB's of forks, if it is imported
         found.size()
     yield found
+    import ray
+
     ray.shutdown()
 
 

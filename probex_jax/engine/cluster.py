@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import secrets
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
@@ -29,6 +30,9 @@ def engine_of(spec: str, workers: int = 0) -> Engine:
       spec: "threads"; or "ray:auto" for the cluster that this machine is a node of, "ray:local" for
         one that is started here, "ray:HOST:PORT" for that of a head node.
       workers: of a cluster, how many; 0 for one a GPU, or else one for every four CPUs.
+
+    Returns:
+      `HERE`, or a cluster that is not joined yet.
 
     Raises:
       ProbexError: if it names none.
@@ -146,7 +150,7 @@ def _joined(address: str) -> Any:
     # Before Ray is imported, and in the processes that it starts.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # results that nobody asks for
-    if address == "local":
+    if address == "local" and "ray" not in sys.modules:  # which reads them once
         # Else Ray keeps a token at home, and asks all nodes of later clusters for it.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

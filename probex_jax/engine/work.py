@@ -88,6 +88,13 @@ class Engine(Protocol):
 def in_parts(items: Iterable[_Item], size: int) -> Iterator[tuple[_Item, ...]]:
     """Divides items into parts; like `itertools.batched`, which needs Python 3.12.
 
+    Args:
+      items: any number.
+      size: of each part but the last, which may be smaller.
+
+    Returns:
+      The parts, each made when it is asked for.
+
     Example:
       >>> list(in_parts("abcde", 2))
       [('a', 'b'), ('c', 'd'), ('e',)]
@@ -101,6 +108,12 @@ def flattened(
     done: Iterable[tuple[Part, Sequence[Any]]],
 ) -> Iterator[tuple[Any, Any]]:
     """Each item with its result, of parts with theirs.
+
+    Args:
+      done: from `Engine.map`.
+
+    Returns:
+      Items and results, in order.
 
     Example:
       >>> list(flattened([(("a", "b"), (1, 2)), (("c",), (3,))]))

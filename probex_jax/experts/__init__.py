@@ -8,6 +8,7 @@ from probex_jax.experts.evaluation import calibrated, evaluate, load_experts
 from probex_jax.experts.expert import Expert
 from probex_jax.experts.predictions import Predictions
 from probex_jax.experts.torch_format import from_torch, to_torch
+from probex_jax.experts.verify import verify_experts
 
 __all__ = [
     "Alignment",
@@ -29,6 +30,7 @@ __all__ = [
     "load_experts",
     "sized",
     "to_torch",
+    "verify_experts",
     "versions",
     "zero_shot",
 ]

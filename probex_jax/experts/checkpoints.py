@@ -11,9 +11,8 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,11 +21,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from probex_jax.bucket_paths import BucketPath, fetched, remove_folder
+from probex_jax.bucket_paths import BucketPath, fetched, remove_folder, sizes_below
 from probex_jax.errors import ProbexError
+from probex_jax.files import read_json, write_json
+from probex_jax.integrity import crc_of, noted, sealed, unsealed
 
 # The file of Orbax's without which there is no checkpoint.
-_MARK = "_CHECKPOINT_METADATA"
+MARK = "_CHECKPOINT_METADATA"
+_BESIDE = "orbax.checkpoint"
+# Checksums of all other files: Orbax reads some of them alone.
+_SUMS = "sums.json"
 _HASH, _PLACES = "content_hash", "arrays_at"
 # Arrays of fewer bytes lie together.
 _SMALL = 2**16
@@ -51,7 +55,7 @@ def save(path: Path, arrays: Any, card: Mapping[str, Any]) -> None:
     if isinstance(path, BucketPath):
         with TemporaryDirectory(prefix="probex-jax-") as made:
             save(Path(made, path.name), arrays, card)
-            return path.upload(Path(made, path.name), last=_MARK)
+            return path.upload(Path(made, path.name), last=MARK)
     arrays = jax.tree.map(np.asarray, arrays)
     places, stored = _packed(arrays)
     metadata = {**card, _HASH: content_hash(arrays, card), _PLACES: places}
@@ -63,8 +67,10 @@ def save(path: Path, arrays: Any, card: Mapping[str, Any]) -> None:
                 ocp.save(beside, stored, custom_metadata=metadata, overwrite=True)
             else:
                 _save_alone(beside, stored, metadata)
+        names = (path.relative_to(beside).as_posix() for path in sizes_below(beside))
+        write_json(beside / _SUMS, sealed({name: crc_of(beside / name) for name in names}))
         if path.exists():
-            shutil.rmtree(path)
+            remove(path)
         os.replace(beside, path)
     except (OSError, ValueError, RuntimeError) as error:
         if "No space left" in str(error):
@@ -189,14 +195,33 @@ def _this_process() -> AbstractContextManager[Any]:
     return context
 
 
+def damages(path: Path) -> Iterator[str]:
+    """A line for each listed file of a checkpoint that is damaged or missing."""
+    found: list[str] = []
+    file = path / _SUMS
+    with noted(found):
+        if not file.is_file():  # earlier versions wrote no list
+            return
+        sums = unsealed(read_json(file), file)
+        for name, crc in sums.items() if isinstance(sums, dict) else ():
+            if (now := crc_of(path / name)) != crc:
+                found.append(f"{path / name}: {'missing' if now is None else 'damaged'}")
+    yield from found
+
+
 def is_there(path: Path) -> bool:
     """Whether there is a whole checkpoint."""
-    return (path / _MARK).is_file()
+    return (path / MARK).is_file()
+
+
+def looks_like_one(path: Path) -> bool:
+    """Whether a folder has what Orbax writes beside that mark."""
+    return (path / _BESIDE).is_file()
 
 
 def remove(path: Path) -> None:
     """Removes a checkpoint, or a folder of them."""
-    remove_folder(path, first=_MARK)
+    remove_folder(path, first=MARK)
 
 
 def content_hash(arrays: Any, card: Mapping[str, Any]) -> str:

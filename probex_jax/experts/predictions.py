@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -25,8 +26,9 @@ from probex_jax.files import parse_json, write_bytes
 from probex_jax.fitting import TASKS, OneClass, SeveralClasses, Task
 from probex_jax.layer_store import LayerStore
 
-_NAME = "predictions.safetensors"
-_EARLIER = "answered.safetensors"
+NAME = "predictions.safetensors"
+EARLIER = "answered.safetensors"
+_CRC = "crc32c"
 _ABOUT = ("classes", "ids", "labels", "chance", "chance_by_class")
 # Matrices of one layer that are in memory at a time.
 _BLOCK_BYTES = 256 * 2**20
@@ -101,7 +103,8 @@ class Predictions:
         """
         about = {name: getattr(self, name) for name in _ABOUT} | {"task": self.task.name}
         arrays = {"logits": self.logits, "y": self.y, "vectors": self.vectors}
-        write_bytes(workdir / _NAME, save(arrays, {"about": json.dumps(about)}))
+        about[_CRC] = _checksum(arrays, about)
+        write_bytes(workdir / NAME, save(arrays, {"about": json.dumps(about)}))
 
     @classmethod
     def read(cls, workdir: Path) -> Predictions | None:
@@ -110,15 +113,17 @@ class Predictions:
         Raises:
           ProbexError: if it is damaged.
         """
-        path = workdir / _NAME
+        path = workdir / NAME
         if not path.exists():
-            path = workdir / _EARLIER
+            path = workdir / EARLIER
         if not path.exists():
             return None
         try:
             with fetched(path) as here, safe_open(here, "np") as file:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 about: dict[str, Any] = parse_json(file.metadata()["about"], str(path))
+            if _CRC in about and about.pop(_CRC) != _checksum(arrays, about):
+                raise ValueError("its content does not match its checksum")
             labels = tuple(map(tuple, about["labels"]))
             implied = OneClass.name if arrays["y"].ndim == 1 else SeveralClasses.name  # earlier
             return cls(
@@ -132,6 +137,16 @@ class Predictions:
             )
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise ProbexError(f"{path}: damaged ({error})") from error
+
+
+def _checksum(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> int:
+    """CRC-32C of arrays and what is said of them."""
+    crc = google_crc32c.value(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        header = json.dumps([name, array.shape, array.dtype.str])
+        crc = google_crc32c.extend(google_crc32c.extend(crc, header.encode()), array.tobytes())
+    return crc
 
 
 def stored_logits(

@@ -11,6 +11,7 @@ from probex_jax.forest.forest import Forest, Nearest
 from probex_jax.forest.growing import grow
 from probex_jax.forest.router import Route, TreeRouter, route
 from probex_jax.forest.tree import Tree
+from probex_jax.forest.verify import verify_forest
 
 __all__ = [
     "Answer",
@@ -28,4 +29,5 @@ __all__ = [
     "discover",
     "grow",
     "route",
+    "verify_forest",
 ]

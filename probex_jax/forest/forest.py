@@ -241,6 +241,12 @@ class Forest:
 
 def tree_folders(path: Path) -> list[Path]:
     """The folders of the trees of a forest; a ProbexError if there is no forest."""
+    check_format(path)
+    return trees_in(path)
+
+
+def check_format(path: Path) -> None:
+    """Raises a ProbexError if there is no forest, or one of another version."""
     try:
         about = read_json(path / "forest.json")
     except (FileNotFoundError, NotADirectoryError):
@@ -250,9 +256,13 @@ def tree_folders(path: Path) -> list[Path]:
     version = about.get("version") if isinstance(about, dict) else None
     if not isinstance(about, dict) or (about.get("format"), version) != (FORMAT, VERSION):
         raise ProbexError(
-            f"{path}: forest of version {version!r}, expected {VERSION}; grow it again "
-            "in a new folder"
+            f"{path / 'forest.json'}: forest of version {version!r}, expected {VERSION}; grow it "
+            "again in a new folder"
         )
+
+
+def trees_in(path: Path) -> list[Path]:
+    """The folders in a forest's that have a `tree.json`."""
     with disk_errors(path):
         found = {file.parent.name: file.parent for file in path.glob("trees/[!.]*/tree.json")}
         # Trees whose replacement was interrupted before the new one was in place.

@@ -23,6 +23,7 @@ from probex_jax.forest.description import abbreviated
 from probex_jax.forest.forest import FORMAT, tree_folders
 from probex_jax.forest.router import ROUTER_VERSION, TreeRouter, check_apart
 from probex_jax.forest.tree import VERSION, ExpertEntry, Tree, arrays_file, texts_of
+from probex_jax.integrity import sealed
 from probex_jax.language import embed
 from probex_jax.layer_store import LayerStore
 
@@ -334,7 +335,7 @@ def _write(
         "sources": sources,
         "arrays_sha256": sha256,
     }
-    write_json(folder / "tree.json", json.loads(json.dumps(about)))
+    write_json(folder / "tree.json", sealed(json.loads(json.dumps(about))))
 
 
 def _embedded(expert: Expert) -> np.ndarray:

@@ -15,9 +15,10 @@ import numpy as np
 from probex_jax.bucket_paths import fetched
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, Read, in_batches
-from probex_jax.files import read_json
+from probex_jax.files import disk_errors, read_json
 from probex_jax.forest.description import Answer, ExpertFacts, Prediction
 from probex_jax.forest.router import TreeRouter
+from probex_jax.integrity import unsealed
 from probex_jax.model_files import open_model
 
 VERSION = 3
@@ -81,10 +82,11 @@ class Tree:
     def __init__(self, path: Path):
         self.path = path
         try:
-            self.about = read_json(path / "tree.json")
+            self.about = unsealed(read_json(path / "tree.json"), path / "tree.json")
             if (version := self.about["version"]) != VERSION:
                 raise ProbexError(
-                    f"{path}: tree of version {version!r}, expected {VERSION}; grow it again"
+                    f"{path / 'tree.json'}: tree of version {version!r}, expected {VERSION}; grow "
+                    "it again"
                 )
             self._arrays = _arrays(arrays_file(path, self.about), self.about["arrays_sha256"])
             self.router = TreeRouter.from_json(self.about["router"], self._arrays["centres"])
@@ -93,7 +95,9 @@ class Tree:
             self.label_sets = {str(source["label_set"]) for source in self.about["sources"]}
             self.names = frozenset(str(source["tree"]) for source in self.about["sources"])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
-            raise ProbexError(f"{path}: damaged tree ({error!r}); grow it again") from error
+            raise ProbexError(
+                f"{path / 'tree.json'}: damaged tree ({error!r}); grow it again"
+            ) from error
         self.layers = {n: shape for e in self.entries.values() for n, shape in e.layers.items()}
         self._lock = threading.Lock()
         self._experts: dict[str, Expert] = {}
@@ -193,7 +197,7 @@ def arrays_file(folder: Path, about: Mapping[str, Any]) -> Path:
 
 
 def _arrays(path: Path, sha256: str) -> dict[str, np.ndarray]:
-    with fetched(path) as here:
+    with disk_errors(path), fetched(path) as here:
         if hashlib.sha256(here.read_bytes()).hexdigest() != sha256:
             raise ProbexError(f"{path}: damaged: its content does not match its hash")
         with open_model(here) as file:

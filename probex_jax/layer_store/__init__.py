@@ -19,5 +19,6 @@ from probex_jax.layer_store.from_hub import pack_from_hub
 from probex_jax.layer_store.packing import PackSummary, pack
 from probex_jax.layer_store.store import LayerStore
 from probex_jax.layer_store.stored_model import StoredModel
+from probex_jax.layer_store.verify import verify_store
 
-__all__ = ["LayerStore", "PackSummary", "StoredModel", "pack", "pack_from_hub"]
+__all__ = ["LayerStore", "PackSummary", "StoredModel", "pack", "pack_from_hub", "verify_store"]

@@ -15,6 +15,7 @@ from probex_jax.bucket_paths import as_path
 from probex_jax.errors import ProbexError
 from probex_jax.files import parse_json, read_json
 from probex_jax.fitting.moments import Moments, moments
+from probex_jax.integrity import unsealed
 from probex_jax.layer_store import fields
 from probex_jax.layer_store.by_layer import ByLayer
 from probex_jax.layer_store.reader import Reader
@@ -29,9 +30,6 @@ FORMAT = "probex_jax layer store"
 VERSION = 4
 # A store of version 3 is one without vectors.
 _READ = (3, VERSION)
-
-# The text fields of a line in models.jsonl.
-_TEXTS = ("id", "split", "source", "fingerprint", "base", "content_hash")
 
 # Bytes that `blocks` reads at once.
 _BLOCK_BYTES = 64 * 2**20
@@ -75,7 +73,13 @@ class LayerStore:
       ((1, 2, 3), [[1.0]])
     """
 
-    def __init__(self, path: Path, about: dict[str, Any], lines: Iterable[dict[str, Any]]):
+    def __init__(
+        self,
+        path: Path,
+        about: dict[str, Any],
+        lines: Iterable[dict[str, Any]],
+        tables: Tables | None = None,
+    ):
         self.path = path
         self.tree = fields.text(about["tree"])
         self.classes = tuple(fields.text(name) for name in fields.listed(about["classes"]))
@@ -89,7 +93,7 @@ class LayerStore:
         self.selection = about.get("selection")
         self.label_set = self.split_set = ""
         self._calls: tuple[tuple[Any, ...], ...] = ()  # that made a view of the whole store
-        self.tables = read_tables(path)
+        self.tables = read_tables(path) if tables is None else tables
         packed: dict[str, StoredModel] = {}
         self.folders: dict[str, str] = {}  # model to the split that its folder says
         skipped: dict[str, str] = {}
@@ -97,19 +101,10 @@ class LayerStore:
             if line["status"] == "skipped":
                 skipped[line["id"]] = line["reason"]
                 continue
-            packed[line["id"]] = self._model(line)
-            self.folders[line["id"]] = fields.text(line["split"])
+            packed[line["id"]] = StoredModel.from_json(line, self.classes)
+            self.folders[line["id"]] = line["split"]
         self.packed = self.models = tuple(sorted(packed.values(), key=lambda model: model.row))
         self.skipped = {id: reason for id, reason in skipped.items() if id not in packed}
-
-    def _model(self, line: dict[str, Any]) -> StoredModel:
-        texts = {name: fields.text(line[name]) for name in _TEXTS}
-        is_known = line["labels"] is not None
-        texts["split"] *= is_known
-        labels = tuple(fields.listed(line["labels"])) if is_known else ()
-        if not set(labels) <= set(self.classes):
-            raise ValueError(f"{texts['id']}: labels outside the class list")
-        return StoredModel(**texts, row=fields.positive(line["row"] + 1) - 1, labels=labels)
 
     @classmethod
     def open(cls, path: str | Path) -> LayerStore:
@@ -119,19 +114,8 @@ class LayerStore:
           ProbexError: if there is no store, it is of another version, or its tables are damaged.
         """
         path = as_path(path)
-        about_path, models_path = path / "store.json", path / "models.jsonl"
-        try:
-            about = read_json(about_path)
-            lines = models_path.read_bytes().split(b"\n") if models_path.exists() else []
-        except (FileNotFoundError, NotADirectoryError):
-            raise ProbexError(
-                f"{path}: no layer store here; make one with experiments.pack"
-            ) from None
-        version = about.get("version") if isinstance(about, dict) else None
-        if not isinstance(about, dict) or about.get("format") != FORMAT or version not in _READ:
-            raise ProbexError(
-                f"{about_path}: store of version {version!r}, expected {VERSION}; pack it again"
-            )
+        about, models_path = read_about(path), path / "models.jsonl"
+        lines = models_path.read_bytes().split(b"\n") if models_path.exists() else []
         try:
             # The last line is empty, or was cut short by a kill and is to be written again.
             where = str(models_path)
@@ -392,6 +376,21 @@ def _reopened(
     if store.hash != content:
         raise ProbexError(f"{path}: the store changed meanwhile; run the same command again")
     return store
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """The content of the store.json of a store; a ProbexError if it is none of ours."""
+    try:
+        about = unsealed(read_json(path / "store.json"), path / "store.json")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ProbexError(f"{path}: no layer store here; make one with experiments.pack") from None
+    version = about.get("version") if isinstance(about, dict) else None
+    if not isinstance(about, dict) or about.get("format") != FORMAT or version not in _READ:
+        raise ProbexError(
+            f"{path / 'store.json'}: store of version {version!r}, expected {VERSION}; pack it "
+            "again"
+        )
+    return about
 
 
 def _splits(store: LayerStore) -> list[str]:

@@ -1,6 +1,14 @@
 """A packed model, as a line of a store's models.jsonl has it."""
 
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from probex_jax.layer_store import fields
+
+_TEXTS = ("id", "split", "source", "fingerprint", "base", "content_hash")
 
 
 @dataclass(frozen=True)
@@ -27,3 +35,19 @@ class StoredModel:
     fingerprint: str
     base: str
     content_hash: str
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any], classes: Collection[str]) -> StoredModel:
+        """The model of a line; other errors than ProbexError if it is damaged.
+
+        Args:
+          line: of models.jsonl.
+          classes: of the store.
+        """
+        texts = {name: fields.text(line[name]) for name in _TEXTS}
+        is_known = line["labels"] is not None
+        texts["split"] *= is_known
+        labels = tuple(fields.listed(line["labels"])) if is_known else ()
+        if not set(labels) <= set(classes):
+            raise ValueError(f"{texts['id']}: labels outside the class list")
+        return cls(**texts, row=fields.positive(line["row"] + 1) - 1, labels=labels)

@@ -8,6 +8,7 @@ from typing import Any
 
 from probex_jax.errors import ProbexError
 from probex_jax.files import read_json, write_json
+from probex_jax.integrity import sealed, unsealed
 from probex_jax.layer_store.headers import ModelHeader
 from probex_jax.layer_store.stored_model import StoredModel
 from probex_jax.model_files.untrusted_text import quoted
@@ -28,7 +29,7 @@ def read_tables(store: Path) -> Tables:
     """
     path = store / _NAME
     try:
-        about = read_json(path)
+        about = unsealed(read_json(path), path)
     except (FileNotFoundError, NotADirectoryError):
         return Tables()
     try:
@@ -78,7 +79,7 @@ def take_over(store: Path, zoo: Zoo, headers: Sequence[ModelHeader]) -> None:
     tables = before.joined(new, (model.id for model in zoo.models))
     if tables != before:
         about = {"columns": tables.columns, "numbers": tables.numbers, "splits": tables.splits}
-        write_json(store / _NAME, about)
+        write_json(store / _NAME, sealed(about))
 
 
 def check_held_out(where: Path, models: Iterable[tuple[str, str, Sequence[str]]]) -> None:

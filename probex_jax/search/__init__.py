@@ -17,6 +17,7 @@ from probex_jax.search.neighbours import (
 from probex_jax.search.searching import Searchable
 from probex_jax.search.snapshot import EVERY, Filter, Snapshot
 from probex_jax.search.table import ModelTable
+from probex_jax.search.verify import verify_index
 
 __all__ = [
     "EVERY",
@@ -44,4 +45,5 @@ __all__ = [
     "measure_all",
     "one_class",
     "retrieval",
+    "verify_index",
 ]

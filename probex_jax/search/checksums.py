@@ -5,28 +5,23 @@ files never change once written, so a list of their CRC-32C is enough. A bucket 
 own: there the list is of tags that change with the content, and no file is read for it.
 """
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import google_crc32c
 
 from probex_jax.bucket_paths import BucketPath
 from probex_jax.errors import ProbexError
-from probex_jax.files import disk_errors, read_json, write_json
+from probex_jax.files import read_json, write_json
+from probex_jax.integrity import crc_of, is_sealed, sealed
 
 NAME = "models.sums.json"
 _FOLDER = "models.lance"
-_CRC = "crc32c"
-_PIECE_BYTES = 2**22
 
 
 def check(folder: Path) -> tuple[int, dict[str, int | str]]:
     """Verifies the listed files.
 
-    Unlisted files are being written, or were written just before a writer was killed.
+    Unlisted files are of a version that is not listed yet, and is not read (`ModelTable`).
 
     Args:
       folder: of the database.
@@ -37,35 +32,35 @@ def check(folder: Path) -> tuple[int, dict[str, int | str]]:
     Raises:
       ProbexError: if a file is damaged.
     """
-    version, sums = _read(folder)
+    version, sums = read(folder)
+    for name, is_whole in each(folder, sums):
+        # A missing file belongs to a version that a writer removed; otherwise LanceDB reports it.
+        if is_whole is False:
+            raise ProbexError(damage(folder / name))
+    return version, sums
+
+
+def each(folder: Path, sums: Mapping[str, int | str]) -> Iterator[tuple[str, bool | None]]:
+    """Every listed file with whether it is as it was; None for a missing one."""
     tags = _tags(folder)
     for name, kept in sums.items():
-        found = tags.get(name) if isinstance(kept, str) else _crc(folder / name)
-        # A missing file belongs to a version that a writer removed; otherwise LanceDB reports it.
-        if found not in (kept, None):
-            raise ProbexError(f"{folder / name}: damaged; index again into another folder")
-    return version, sums
+        found = tags.get(name) if isinstance(kept, str) else crc_of(folder / name)
+        yield name, None if found is None else found == kept
+
+
+def damage(path: Path, what: str = "damaged") -> str:
+    """The line for a damaged file."""
+    return f"{path}: {what}; index again into another folder"
 
 
 def keep(folder: Path, version: int, known: Mapping[str, int | str]) -> dict[str, int | str]:
     """Writes the list of all files; those with a known checksum are not read again."""
     sums = _tags(folder) or {
-        name: known[name] if type(known.get(name)) is int else _crc(folder / name) or 0
+        name: known[name] if type(known.get(name)) is int else crc_of(folder / name) or 0
         for name in _names(folder)
     }
     write_json(folder / NAME, sealed({"version": version, "files": sums}))
     return sums
-
-
-def sealed(about: dict[str, Any]) -> dict[str, Any]:
-    """A JSON object with its own CRC-32C."""
-    rest = {name: about[name] for name in about if name != _CRC}
-    return rest | {_CRC: google_crc32c.value(json.dumps(rest, sort_keys=True).encode())}
-
-
-def is_sealed(about: dict[str, Any]) -> bool:
-    """Whether the CRC-32C of a sealed object is right."""
-    return sealed(about) == about
 
 
 def _names(folder: Path) -> Iterator[str]:
@@ -86,26 +81,13 @@ def _tags(folder: Path) -> dict[str, int | str]:
     }
 
 
-def _read(folder: Path) -> tuple[int, dict[str, int | str]]:
+def read(folder: Path) -> tuple[int, dict[str, int | str]]:
+    """The list: its version of the table (0 without a list), and file name to checksum."""
     path = folder / NAME
     try:
         about = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return 0, {}
     if not (isinstance(about, dict) and is_sealed(about)):
-        raise ProbexError(f"{path}: damaged; index again into another folder")
+        raise ProbexError(damage(path))
     return about["version"], about["files"]
-
-
-def _crc(path: Path) -> int | None:
-    """The CRC-32C of a file; None if it does not exist."""
-    crc = 0
-    try:
-        with disk_errors(path), path.open("rb", buffering=0) as file:
-            while piece := file.read(_PIECE_BYTES):
-                crc = google_crc32c.extend(crc, piece)
-    except ProbexError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise
-    return crc

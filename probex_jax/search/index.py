@@ -21,20 +21,17 @@ from probex_jax.bucket_paths import as_path, remove_folder
 from probex_jax.engine import HERE, Died, Engine, flattened, in_parts
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, sized
-from probex_jax.files import WRITER_LOCK, disk_errors, one_writer, read_json, write_json
+from probex_jax.files import WRITER_LOCK, disk_errors, one_writer, write_json
 from probex_jax.forest import Forest
+from probex_jax.integrity import sealed
 from probex_jax.search import checksums
 from probex_jax.search.embedding import each_asked, embedding, is_there
 from probex_jax.search.folders import FoundModel
 from probex_jax.search.hits import AddSummary, Hit
-from probex_jax.search.identity import identity, is_complete, show
+from probex_jax.search.identity import FORMAT, UNCHECKED, VERSION, identity, read_about, show
 from probex_jax.search.searching import Searchable
 from probex_jax.search.table import ModelTable
 
-FORMAT = "probex_jax index"
-VERSION = 2
-# Has no checksums; the next run that adds models upgrades it.
-_UNCHECKED = 1
 # From here on an approximate index is built, and rebuilt when the models have doubled.
 ANN_MODELS = 50_000
 # Models of a commit to the table, which a kill can lose: as many as come in ten times the time of
@@ -74,7 +71,7 @@ class Index(Searchable):
     def __init__(self, path: Path, about: dict[str, Any], *, create: bool = False):
         self.path, self.about = path, about
         self._is_new, self._folder_is_new = create, False
-        checked = about["version"] != _UNCHECKED
+        checked = about["version"] != UNCHECKED
         dim = about["expert"]["rep_dim"]
         self._table = ModelTable(path, dim, create=create, checked=checked)
 
@@ -125,20 +122,7 @@ class Index(Searchable):
           ProbexError: if lancedb is missing, or the index is missing or damaged.
         """
         path = as_path(path)
-        try:
-            about = read_json(path / "index.json")
-        except (FileNotFoundError, NotADirectoryError):
-            raise ProbexError(f"{path}: no index here; create one with experiments.index") from None
-        about = about if isinstance(about, dict) else {}
-        version = about.get("version")
-        if about.get("format") != FORMAT or version not in (_UNCHECKED, VERSION):
-            raise ProbexError(
-                f"{path / 'index.json'}: index of version {version!r}, expected {VERSION}; index "
-                "again into another folder"
-            )
-        if (version == VERSION and not checksums.is_sealed(about)) or not is_complete(about):
-            raise ProbexError(f"{path / 'index.json'}: damaged; index again into another folder")
-        return cls(path, about)
+        return cls(path, read_about(path))
 
     @property
     def name(self) -> str:
@@ -232,7 +216,7 @@ class Index(Searchable):
                 if self.about["ann"] is not None:
                     self._note_ann(None)
                 self._table.mend()
-            if self.about["version"] == _UNCHECKED:
+            if self.about["version"] == UNCHECKED:
                 self._table.keep_sums()
                 self._write_about(self.about | {"version": VERSION})
             yield
@@ -299,7 +283,7 @@ class Index(Searchable):
 
     def _write_about(self, about: dict[str, Any]) -> None:
         self.about = about
-        write_json(self.path / "index.json", checksums.sealed(about))
+        write_json(self.path / "index.json", sealed(about))
 
 
 # What an interrupted creation may leave in the folder: names, and prefixes of names.

@@ -6,7 +6,8 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,7 @@ _RECALL_QUERIES = 100
 _RECALL_K = 10
 _LANCE_ERRORS = (ValueError, RuntimeError, OSError)
 _T = TypeVar("_T")
+_NEVER = timedelta(days=36_500)
 
 # Of requests of a table in a bucket; by itself Lance makes three.
 _RETRIES = "10"
@@ -64,13 +66,15 @@ class ModelTable:
     """Unit vectors of models with their metadata, one row per path.
 
     Several processes may read while one writes; a reader sees the table as it was when opened.
-    Opening verifies the checksums of the files.
+    Opening verifies the checksums of the files. A version counts once its files are listed: what a
+    writer that was killed before had committed is not read, and the next writer takes it back.
 
     Args:
       folder: of the LanceDB database.
       dim: length of the vectors.
       create: make an empty table, replacing an existing one.
       checked: whether checksums are required; tables of version 1 have none.
+      verified: what `checksums.read` gave, if the files were verified already.
 
     Raises:
       ProbexError: if lancedb is missing (extra `search`), or the table is absent or damaged.
@@ -86,7 +90,13 @@ class ModelTable:
 
     @_persisting
     def __init__(
-        self, folder: str | Path, dim: int, *, create: bool = False, checked: bool = False
+        self,
+        folder: str | Path,
+        dim: int,
+        *,
+        create: bool = False,
+        checked: bool = False,
+        verified: tuple[int, dict[str, int | str]] | None = None,
     ):
         # Otherwise Lance warns on standard error about statistics that we do not use.
         os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")
@@ -107,7 +117,7 @@ class ModelTable:
         self._arrow, self._dim, self._folder = pyarrow, dim, as_path(folder)
         if create:
             (self._folder / checksums.NAME).unlink(missing_ok=True)
-        version, self._sums = checksums.check(self._folder)
+        version, self._sums = verified or checksums.check(self._folder)
         if checked and not create and not version:
             raise ProbexError(
                 f"{self._folder / checksums.NAME}: missing; index again into another folder"
@@ -130,6 +140,9 @@ class ModelTable:
                 raise ValueError(f"its fields are {self._table.schema.names}, or of other sizes")
             if self._table.version < version:
                 raise ValueError(f"version {version} is missing")
+            if version and self._table.version > version:
+                with suppress(*_LANCE_ERRORS):  # a writer may have removed it since
+                    self._table = database.open_table(_NAME, version=version)
 
     @_persisting
     def __len__(self) -> int:
@@ -140,10 +153,15 @@ class ModelTable:
     def needs_mending(self) -> bool:
         """Whether version 1 made the table, or concurrent writers duplicated rows.
 
-        Moves on to the latest version of the table.
+        Moves on to the latest version of the table that is listed; called by the only writer.
         """
         with self._damage():
             self._table.checkout_latest()
+            version, self._sums = checksums.read(self._folder)
+            if version and self._table.version > version:
+                with suppress(*_LANCE_ERRORS):  # as an earlier version of this library left it
+                    self._table.restore(version)
+                self.keep_sums()
         # Of each path a few bytes: two that share them only cost a look at all rows.
         sums = np.fromiter(map(hash, self.paths()), np.int64)
         return not self._is_keyed or len(np.unique(sums)) < len(sums)
@@ -279,8 +297,10 @@ class ModelTable:
     def compact(self) -> None:
         """Merges small fragments and adds new rows to indexes."""
         with self._damage():
-            self._table.optimize()
-            self.keep_sums()
+            # Nothing old is removed before what is new is listed.
+            for age in (_NEVER, None):
+                self._table.optimize(cleanup_older_than=age)
+                self.keep_sums()
 
     @_persisting
     def build_ann(self) -> None:
@@ -339,6 +359,12 @@ class ModelTable:
             found = self._table.search().select([*fields, "vector"]).to_arrow()
             vectors_NT = _vectors(found["vector"].combine_chunks())
             return found.select(list(fields)).to_pylist(), vectors_NT
+
+    def batches(self) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
+        """All fields of every model, and the vectors as they are [n, dim], some at a time."""
+        with self._damage():
+            for batch in self._table.search().select([*FIELDS, "vector"]).to_batches(_BATCH_ROWS):
+                yield batch.select(list(FIELDS)).to_pylist(), _vectors(batch["vector"])
 
     def _all_vectors(self) -> Iterator[np.ndarray]:
         with self._damage():

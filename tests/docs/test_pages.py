@@ -22,6 +22,7 @@ HOSTS = {
     "arxiv.org",
     "colab.research.google.com",
     "docs.jax.dev",
+    "docs.ray.io",
     "github.com",
     "huggingface.co",
     "keepachangelog.com",

@@ -1,9 +1,10 @@
-"""Two nodes of a Ray cluster in a network namespace of their own, which has no address but loopback.
+"""Two nodes of a Ray cluster in a network namespace of their own, which has loopback alone.
 
 Elsewhere Ray takes a machine's own address, and two nodes of one machine are not as on two. Run by
 `unshare`; says where it is in a line, and ends when standard input does.
 """
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -66,6 +67,16 @@ def wait_for_nodes(count):
         if done.stdout.strip() == str(count):
             return
     raise TimeoutError(f"no {count} nodes in {_START_S} s: {done.stderr[-500:]}")
+
+
+def alive_workers():
+    """The processes of workers of any cluster on this machine."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):  # it has ended
+            if path.read_text().startswith("ray::Worker"):
+                found.append(int(path.parent.name))
+    return found
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import probex_jax as px
 from probex_jax.engine import HERE, Died, flattened, in_parts
 from probex_jax.search import Index, find_models
 from tests.conftest import CLASSES, write_toy_zoo
+from tests.engine.nodes import alive_workers
 from tests.engine.work import PoisonToIndex, PoisonToPack, Squares, fails
 from tests.forest.conftest import class_expert
 from tests.layer_store.test_packing import folder_hash
@@ -76,15 +77,8 @@ def test_what_ends_its_worker_three_times_is_known_by_name_and_the_rest_goes_on(
 
 
 def test_what_raises_in_a_worker_is_raised_here(cluster):
-    with pytest.raises(ValueError, match="^cannot be made$"):
+    with pytest.raises(ValueError, match=r"^cannot be made$"):
         list(cluster.map(fails, [(1,)]))
-
-
-def is_worker(comm):
-    try:
-        return comm.read_text().startswith("ray::Worker")
-    except OSError:  # it has ended
-        return False
 
 
 def toy_zoo(folder, n_models=30):
@@ -130,11 +124,7 @@ def test_a_killed_worker_changes_no_byte(cluster, tmp_path, what, monkeypatch):
 
     def kill_one(_):
         if len(killed) < 2:
-            alive = {
-                int(path.parent.name)
-                for path in Path("/proc").glob("[0-9]*/comm")
-                if is_worker(path)
-            }
+            alive = set(alive_workers())
             for process in list(alive - {*killed})[:1]:
                 killed.append(process)
                 os.kill(process, signal.SIGKILL)

@@ -15,6 +15,7 @@ from probex_jax import Expert, Forest, ProbexError, open_model, pack, scan
 from probex_jax.experts import Calibration, calibrated, committee
 from probex_jax.forest import grow as grow_tree
 from probex_jax.forest import growing
+from probex_jax.integrity import sealed
 from tests.conftest import CLASSES
 from tests.forest.conftest import (
     CONV,
@@ -304,7 +305,7 @@ def test_damaged_files_are_one_line(copied, file, content):
 def test_a_tree_with_a_wrong_field_is_one_line(copied, field, wrong):
     path = copied / "trees" / "Ant" / "tree.json"
     about = json.loads(path.read_text())
-    path.write_text(json.dumps(about | {field: wrong}))
+    path.write_text(json.dumps(sealed(about | {field: wrong})))
     if field in ("experts", "sources") and wrong in ([], {}, ""):
         assert (Forest.load(copied).trees["Ant"].expert is None) == (field == "experts")
         return
@@ -336,7 +337,7 @@ def test_a_router_with_a_wrong_field_is_one_line(copied, field, wrong):
     if (field, wrong) == ("scales", [None]):
         pytest.skip("of few models it is not known")
     about["router"][field] = wrong
-    path.write_text(json.dumps(about))
+    path.write_text(json.dumps(sealed(about)))
     with pytest.raises(ProbexError, match="trees/Ant") as error:
         Forest.load(copied)
     assert one_line(error)

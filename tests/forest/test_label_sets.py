@@ -10,6 +10,7 @@ import pytest
 import probex_jax as px
 from probex_jax import Forest, ProbexError
 from probex_jax.forest import grow as grow_tree
+from probex_jax.integrity import sealed
 from probex_jax.reports import model_card
 from tests.forest.conftest import (
     CONV,
@@ -170,6 +171,6 @@ def test_no_expert_is_read_from_elsewhere(path, wrong):
     about = path / "trees" / "Ant" / "tree.json"
     value = json.loads(about.read_text())
     value["experts"][1]["folder"] = wrong
-    about.write_text(json.dumps(value))
+    about.write_text(json.dumps(sealed(value)))
     with pytest.raises(ProbexError, match="damaged"):
         Forest.load(path)
