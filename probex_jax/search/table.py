@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from probex_jax.bucket_paths import BucketPath, as_path, s3_over_http
-from probex_jax.buckets import Unreachable, stores
+from probex_jax.buckets import Unreachable
 from probex_jax.errors import ProbexError
 from probex_jax.search import checksums
+from probex_jax.search.persisting import persisting
 
 FIELDS = ("id", "path", "tree", "split", "labels", "text", "stamp")
 _NAME = "models"
@@ -34,32 +33,12 @@ _PATH_ROWS = 20_000
 _RECALL_QUERIES = 100
 _RECALL_K = 10
 _LANCE_ERRORS = (ValueError, RuntimeError, OSError)
-_T = TypeVar("_T")
 _NEVER = timedelta(days=36_500)
 
 # Of requests of a table in a bucket; by itself Lance makes three.
 _RETRIES = "10"
 # If two writers add the same path at once, the later one wins.
 _KEY = {"lance-schema:unenforced-primary-key": "true"}
-
-
-def _persisting(method: Callable[..., _T]) -> Callable[..., _T]:
-    """The method, called again where an answer of a bucket broke off.
-
-    Lance tries requests again, but for a list of files that breaks off. What is done twice is
-    harmless: a row is of one path.
-    """
-
-    @functools.wraps(method)
-    def persisting(*args: Any, **named: Any) -> _T:
-        for wait_s in stores.PATIENCE.waits_s():
-            try:
-                return method(*args, **named)
-            except Unreachable:
-                time.sleep(wait_s)
-        return method(*args, **named)
-
-    return persisting
 
 
 class ModelTable:
@@ -88,7 +67,7 @@ class ModelTable:
       (2, [('b', 1.0)])
     """
 
-    @_persisting
+    @persisting
     def __init__(
         self,
         folder: str | Path,
@@ -144,12 +123,12 @@ class ModelTable:
                 with suppress(*_LANCE_ERRORS):  # a writer may have removed it since
                     self._table = database.open_table(_NAME, version=version)
 
-    @_persisting
+    @persisting
     def __len__(self) -> int:
         with self._damage():
             return self._table.count_rows()
 
-    @_persisting
+    @persisting
     def needs_mending(self) -> bool:
         """Whether version 1 made the table, or concurrent writers duplicated rows.
 
@@ -166,7 +145,7 @@ class ModelTable:
         sums = np.fromiter(map(hash, self.paths()), np.int64)
         return not self._is_keyed or len(np.unique(sums)) < len(sums)
 
-    @_persisting
+    @persisting
     def mend(self) -> None:
         """Keeps the latest row of each path and makes the path the key, in one transaction.
 
@@ -187,7 +166,7 @@ class ModelTable:
         """Writes the checksums of the table's files."""
         self._sums = checksums.keep(self._folder, self._table.version, self._sums)
 
-    @_persisting
+    @persisting
     def add(self, rows: Sequence[Mapping[str, Any]], vectors: Any) -> None:
         """Adds models; rows with an existing path are replaced.
 
@@ -217,7 +196,7 @@ class ModelTable:
             merge.when_not_matched_insert_all().execute(batch)
             self.keep_sums()
 
-    @_persisting
+    @persisting
     def nearest(self, vector: Any, k: int, where: str | None = None) -> list[dict[str, Any]]:
         """The models with the highest cosine similarity, best first.
 
@@ -259,7 +238,7 @@ class ModelTable:
         query = query.nprobes(_MAX_PARTITIONS).ef(max(_CANDIDATES, _REFINE * k))
         return query.refine_factor(_REFINE).to_arrow().to_pylist()
 
-    @_persisting
+    @persisting
     def stamps(self, paths: Sequence[str]) -> dict[str, str]:
         """Path to `stamp` of those models among some that are in the table."""
         known = self._table.search().where(f"path IN ({_texts(paths)})").select(["path", "stamp"])
@@ -273,7 +252,7 @@ class ModelTable:
             for batch in self._table.search().select(["path"]).to_batches(_BATCH_ROWS):
                 yield from batch["path"].to_pylist()
 
-    @_persisting
+    @persisting
     def remove(self, paths: Iterable[str]) -> None:
         """Removes the models with these paths."""
         paths = list(paths)
@@ -282,7 +261,7 @@ class ModelTable:
                 self._table.delete(f"path IN ({_texts(paths[start : start + 1000])})")
                 self.keep_sums()
 
-    @_persisting
+    @persisting
     def index_paths(self) -> None:
         """Has a large table look paths up by a B-tree; `compact` adds new rows to it."""
         from lancedb.index import BTree
@@ -293,7 +272,7 @@ class ModelTable:
                 self._table.create_index("path", config=BTree())
                 self.keep_sums()
 
-    @_persisting
+    @persisting
     def compact(self) -> None:
         """Merges small fragments and adds new rows to indexes."""
         with self._damage():
@@ -302,7 +281,7 @@ class ModelTable:
                 self._table.optimize(cleanup_older_than=age)
                 self.keep_sums()
 
-    @_persisting
+    @persisting
     def build_ann(self) -> None:
         """Builds or rebuilds the approximate index (HNSW over 8-bit vectors)."""
         from lancedb.index import HnswSq
@@ -315,7 +294,7 @@ class ModelTable:
             self._table.create_index("vector", config=config, replace=True)
             self.keep_sums()
 
-    @_persisting
+    @persisting
     def drop_ann(self) -> None:
         """Drops the approximate index, if there is one."""
         with self._damage():
@@ -324,7 +303,7 @@ class ModelTable:
                     self._table.drop_index(index.name)
             self.keep_sums()
 
-    @_persisting
+    @persisting
     def recall(self, *, seed: int = 0) -> float:
         """Recall@10 of `nearest` against an exact scan, over 100 of the stored vectors.
 
@@ -352,7 +331,7 @@ class ModelTable:
             found += sum(hit["similarity"] >= tenth - 1e-6 for hit in hits[:k])
         return float(found / (k * len(queries_QT)))
 
-    @_persisting
+    @persisting
     def everything(self, fields: Sequence[str]) -> tuple[list[dict[str, Any]], np.ndarray]:
         """Some fields of every model, and all unit vectors: [N, dim] float32."""
         with self._damage():
