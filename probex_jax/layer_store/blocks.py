@@ -44,6 +44,15 @@ class Stored(NamedTuple):
     fault: str = ""
 
 
+class ArrayForm(NamedTuple):
+    """An array [rows, a, b] of a store: where it is, (a, b), and what stands for it in hashes."""
+
+    key: Key
+    folder: Path
+    shape: tuple[int, int]
+    hashed: bytes
+
+
 @dataclass(frozen=True)
 class Form:
     """What is to be known of a store to write matrices into it.
@@ -71,32 +80,28 @@ class Form:
         reader = store.reader
         return cls(store.path, layers, reader.places, reader.vector_arrays, store.block)
 
-    def writers(self, made: str | None = None) -> dict[Key, LayerWriter]:
-        """A writer of each array; `made`: where shards of a store in a bucket are made."""
-        arrays: dict[Key, tuple[Path, tuple[int, int]]] = {}
-        for name, layer in self.layers.items():
-            for part, shape in parts(*layer[:2]).items() if name not in self.places else ():
-                arrays[name, part] = part_folder(self.path, name, part), shape
-        for number, size in self.vector_arrays.items():
-            arrays["", number] = vectors_folder(self.path, number), (1, size)
-        found = {}
-        for key, (folder, shape) in arrays.items():
-            inside = folder.parts[len(self.path.parts) :]
-            here = Path(made, *inside) if made else None
-            found[key] = LayerWriter(folder, shape, self.block, here)
-        return found
-
-    def hashed(self) -> dict[Key, bytes]:
-        """What of each array goes into a model's hash beside its checksum: names and shapes."""
-        found: dict[Key, bytes] = {}
+    def arrays(self) -> Iterator[ArrayForm]:
+        """The arrays, in the order in which their checksums go into a model's hash."""
         held: dict[int, list[tuple[str, tuple[int, int]]]] = {}
         for name, layer in self.layers.items():
             if name in self.places:
                 held.setdefault(self.places[name].array, []).append((name, layer.shape))
                 continue
             for part, shape in parts(*layer[:2]).items():
-                found[name, part] = json.dumps([name, part, shape]).encode()
-        return found | {("", number): json.dumps(each).encode() for number, each in held.items()}
+                folder = part_folder(self.path, name, part)
+                hashed = json.dumps([name, part, shape]).encode()
+                yield ArrayForm((name, part), folder, shape, hashed)
+        for number, size in self.vector_arrays.items():
+            folder = vectors_folder(self.path, number)
+            yield ArrayForm(("", number), folder, (1, size), json.dumps(held[number]).encode())
+
+    def writers(self, made: str | None = None) -> dict[Key, LayerWriter]:
+        """A writer of each array; `made`: where shards of a store in a bucket are made."""
+        found = {}
+        for array in self.arrays():
+            here = Path(made, *array.folder.parts[len(self.path.parts) :]) if made else None
+            found[array.key] = LayerWriter(array.folder, array.shape, self.block, here)
+        return found
 
 
 def writing(form: Form) -> Work:
@@ -110,7 +115,8 @@ def writing(form: Form) -> Work:
     """
     is_put = isinstance(form.path, BucketPath)
     made = TemporaryDirectory(prefix="probex-jax-") if is_put else None
-    writers, hashed = form.writers(made.name if made else None), form.hashed()
+    writers = form.writers(made.name if made else None)
+    hashed = {array.key: array.hashed for array in form.arrays()}
 
     def written(slot: Slot) -> Iterator[tuple[Key, bytes]]:
         """Writes the arrays of a model; yields each with its checksum."""

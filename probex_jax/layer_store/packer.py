@@ -11,6 +11,7 @@ from probex_jax.bucket_paths import BucketPath
 from probex_jax.engine import Engine
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, write_text
+from probex_jax.integrity import sealed
 from probex_jax.layer_store.blocks import ARRAYS_AT_ONCE, Form, Slot, Stored, writing
 from probex_jax.layer_store.common_layers import layer_faults
 from probex_jax.layer_store.headers import ModelHeader
@@ -125,7 +126,7 @@ class Packer:
             for _ in prefetch(lambda writer: writer.grow(rows), self._writers, ARRAYS_AT_ONCE):
                 pass
         self._first += self._store.block
-        self._append("".join(json.dumps(line) + "\n" for line in lines))
+        self._append("".join(json.dumps(sealed(line)) + "\n" for line in lines))
         self._on_packed(packed)
         return told
 

@@ -9,6 +9,7 @@ from probex_jax.bucket_paths import as_path
 from probex_jax.engine import HERE, Engine
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, layer_folder, one_writer, write_json
+from probex_jax.integrity import sealed
 from probex_jax.layer_store.arrays import parts, places
 from probex_jax.layer_store.common_layers import common_layers, left_out
 from probex_jax.layer_store.headers import ModelHeader, read_headers
@@ -175,7 +176,7 @@ def _create(
     }
     with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-    write_json(path / "store.json", about)
+    write_json(path / "store.json", sealed(about))
     return LayerStore.open(path), lacking if layers is None else {}
 
 

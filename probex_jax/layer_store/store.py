@@ -381,7 +381,7 @@ def _reopened(
 def read_about(path: Path) -> dict[str, Any]:
     """The content of the store.json of a store; a ProbexError if it is none of ours."""
     try:
-        about = unsealed(read_json(path / "store.json"), path / "store.json")
+        about = read_json(path / "store.json")
     except (FileNotFoundError, NotADirectoryError):
         raise ProbexError(f"{path}: no layer store here; make one with experiments.pack") from None
     version = about.get("version") if isinstance(about, dict) else None
@@ -390,7 +390,7 @@ def read_about(path: Path) -> dict[str, Any]:
             f"{path / 'store.json'}: store of version {version!r}, expected {VERSION}; pack it "
             "again"
         )
-    return about
+    return unsealed(about, path / "store.json")
 
 
 def _splits(store: LayerStore) -> list[str]:

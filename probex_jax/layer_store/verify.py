@@ -24,10 +24,8 @@ from probex_jax.layer_store import fields
 from probex_jax.layer_store.arrays import (
     LayerArray,
     array_metadata,
-    part_folder,
-    parts,
-    vectors_folder,
 )
+from probex_jax.layer_store.blocks import Form
 from probex_jax.layer_store.store import LayerStore, read_about
 from probex_jax.layer_store.stored_model import StoredModel
 from probex_jax.layer_store.tables import read_tables
@@ -101,7 +99,7 @@ def verify_store(
     yield from problems
     if not (models or problems):
         raise ProbexError(f"{path}: the store holds no models yet; nothing to check")
-    arrays = list(_arrays(store))
+    arrays = [_Array(*form[1:]) for form in Form.of(store).arrays()]
     on_total(len(models) * sum(array.row_bytes for array in arrays))
     for array in arrays:
         yield from array.open(store.block, models)
@@ -220,22 +218,6 @@ class _Array:
 
     def shard(self, number: int) -> Path:
         return self.folder / "c" / str(number) / "0" / "0"
-
-
-def _arrays(store: LayerStore) -> Iterator[_Array]:
-    """The arrays of a store, in the order in which they go into a model's hash (`Packer`)."""
-    vectors: dict[int, list[tuple[str, tuple[int, int]]]] = {}
-    for name, shape in store.layers.items():
-        if name in store.reader.places:
-            continue
-        for part, form in parts(shape, store.ranks.get(name)).items():
-            hashed = json.dumps([name, part, form]).encode()
-            yield _Array(part_folder(store.path, name, part), form, hashed)
-    for name, place in store.reader.places.items():
-        vectors.setdefault(place.array, []).append((name, store.layers[name]))
-    for number, size in store.reader.vector_arrays.items():
-        hashed = json.dumps(vectors[number]).encode()
-        yield _Array(vectors_folder(store.path, number), (1, size), hashed)
 
 
 def _surplus(arrays: Sequence[_Array], models: Sequence[_Model]) -> Iterator[str]:

@@ -25,7 +25,7 @@ from probex_jax.model_files.stated import files_of_labels
 from probex_jax.model_files.untrusted_text import is_unicode
 from probex_jax.prefetch import prefetch
 from probex_jax.search.folders import FoundModel, files_of, model_path
-from probex_jax.search.table import unit
+from probex_jax.search.vectors import unit
 from probex_jax.zoo.listed_path import ListedPath
 
 _READERS = 4

@@ -10,7 +10,7 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.search.hits import Hit
 from probex_jax.search.index import ANN_MODELS, Index
-from probex_jax.search.table import unit
+from probex_jax.search.vectors import unit
 
 # Cached query vectors.
 _PLACES = 1024

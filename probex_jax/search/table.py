@@ -2,43 +2,64 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from probex_jax.bucket_paths import BucketPath, as_path, s3_over_http
-from probex_jax.buckets import Unreachable
+from probex_jax.buckets import Unreachable, stores
 from probex_jax.errors import ProbexError
 from probex_jax.search import checksums
-from probex_jax.search.persisting import persisting
+from probex_jax.search.vectors import unit, vectors_of
 
 FIELDS = ("id", "path", "tree", "split", "labels", "text", "stamp")
 _NAME = "models"
 _MAX_REASON = 500  # characters of an error message of LanceDB
 
-# Rows of one HNSW graph; larger tables have several, and a query walks them all.
-_PARTITION_ROWS = 2**20
-_MAX_PARTITIONS = 64
-# A query gathers _REFINE candidates per result, at least _CANDIDATES, and ranks them exactly.
+# Clusters of the approximate index that a query looks through; of N vectors there are about √N.
+_CLUSTERS = 64
+# A query gathers _REFINE candidates per result, and ranks them exactly.
 _REFINE = 4
+# At least so many where the index is still one of HNSW, as it was once.
 _CANDIDATES = 128
 _BATCH_ROWS = 8192
 # From here on paths are looked up by an index of their own.
 _PATH_ROWS = 20_000
-_RECALL_QUERIES = 100
-_RECALL_K = 10
+_RECALL_QUERIES, _RECALL_K = 100, 10
 _LANCE_ERRORS = (ValueError, RuntimeError, OSError)
+_T = TypeVar("_T")
 _NEVER = timedelta(days=36_500)
 
 # Of requests of a table in a bucket; by itself Lance makes three.
 _RETRIES = "10"
 # If two writers add the same path at once, the later one wins.
 _KEY = {"lance-schema:unenforced-primary-key": "true"}
+
+
+def _persisting(method: Callable[..., _T]) -> Callable[..., _T]:
+    """The method, called again where an answer of a bucket broke off.
+
+    Lance tries requests again, but for a list of files that breaks off. What is done twice is
+    harmless: a row is of one path.
+    """
+
+    @functools.wraps(method)
+    def persisting(*args: Any, **named: Any) -> _T:
+        for wait_s in stores.PATIENCE.waits_s():
+            try:
+                return method(*args, **named)
+            except Unreachable:
+                time.sleep(wait_s)
+        return method(*args, **named)
+
+    return persisting
 
 
 class ModelTable:
@@ -67,7 +88,7 @@ class ModelTable:
       (2, [('b', 1.0)])
     """
 
-    @persisting
+    @_persisting
     def __init__(
         self,
         folder: str | Path,
@@ -123,12 +144,12 @@ class ModelTable:
                 with suppress(*_LANCE_ERRORS):  # a writer may have removed it since
                     self._table = database.open_table(_NAME, version=version)
 
-    @persisting
+    @_persisting
     def __len__(self) -> int:
         with self._damage():
             return self._table.count_rows()
 
-    @persisting
+    @_persisting
     def needs_mending(self) -> bool:
         """Whether version 1 made the table, or concurrent writers duplicated rows.
 
@@ -145,7 +166,7 @@ class ModelTable:
         sums = np.fromiter(map(hash, self.paths()), np.int64)
         return not self._is_keyed or len(np.unique(sums)) < len(sums)
 
-    @persisting
+    @_persisting
     def mend(self) -> None:
         """Keeps the latest row of each path and makes the path the key, in one transaction.
 
@@ -153,7 +174,7 @@ class ModelTable:
         """
         with self._damage():
             found = self._table.search().to_arrow()
-            lengths_N = np.linalg.norm(_vectors(found["vector"].combine_chunks()), axis=1)
+            lengths_N = np.linalg.norm(vectors_of(found["vector"].combine_chunks()), axis=1)
             if not np.allclose(lengths_N, 1, atol=1e-3):
                 raise ValueError("a vector does not have length 1")
             last = {path: number for number, path in enumerate(found["path"].to_pylist())}
@@ -166,7 +187,7 @@ class ModelTable:
         """Writes the checksums of the table's files."""
         self._sums = checksums.keep(self._folder, self._table.version, self._sums)
 
-    @persisting
+    @_persisting
     def add(self, rows: Sequence[Mapping[str, Any]], vectors: Any) -> None:
         """Adds models; rows with an existing path are replaced.
 
@@ -196,7 +217,7 @@ class ModelTable:
             merge.when_not_matched_insert_all().execute(batch)
             self.keep_sums()
 
-    @persisting
+    @_persisting
     def nearest(self, vector: Any, k: int, where: str | None = None) -> list[dict[str, Any]]:
         """The models with the highest cosine similarity, best first.
 
@@ -235,10 +256,10 @@ class ModelTable:
         if where is not None:
             # In brackets, nothing after the condition is ignored.
             query = query.where(f"({where})")
-        query = query.nprobes(_MAX_PARTITIONS).ef(max(_CANDIDATES, _REFINE * k))
+        query = query.nprobes(_CLUSTERS).ef(max(_CANDIDATES, _REFINE * k))
         return query.refine_factor(_REFINE).to_arrow().to_pylist()
 
-    @persisting
+    @_persisting
     def stamps(self, paths: Sequence[str]) -> dict[str, str]:
         """Path to `stamp` of those models among some that are in the table."""
         known = self._table.search().where(f"path IN ({_texts(paths)})").select(["path", "stamp"])
@@ -252,7 +273,7 @@ class ModelTable:
             for batch in self._table.search().select(["path"]).to_batches(_BATCH_ROWS):
                 yield from batch["path"].to_pylist()
 
-    @persisting
+    @_persisting
     def remove(self, paths: Iterable[str]) -> None:
         """Removes the models with these paths."""
         paths = list(paths)
@@ -261,7 +282,7 @@ class ModelTable:
                 self._table.delete(f"path IN ({_texts(paths[start : start + 1000])})")
                 self.keep_sums()
 
-    @persisting
+    @_persisting
     def index_paths(self) -> None:
         """Has a large table look paths up by a B-tree; `compact` adds new rows to it."""
         from lancedb.index import BTree
@@ -272,7 +293,7 @@ class ModelTable:
                 self._table.create_index("path", config=BTree())
                 self.keep_sums()
 
-    @persisting
+    @_persisting
     def compact(self) -> None:
         """Merges small fragments and adds new rows to indexes."""
         with self._damage():
@@ -281,20 +302,16 @@ class ModelTable:
                 self._table.optimize(cleanup_older_than=age)
                 self.keep_sums()
 
-    @persisting
+    @_persisting
     def build_ann(self) -> None:
-        """Builds or rebuilds the approximate index (HNSW over 8-bit vectors)."""
-        from lancedb.index import HnswSq
+        """Builds or rebuilds the approximate index: clusters of 8-bit vectors (IVF)."""
+        from lancedb.index import IvfSq
 
-        partitions = min(_MAX_PARTITIONS, -(-len(self) // _PARTITION_ROWS))
-        config = HnswSq(
-            distance_type="cosine", num_partitions=partitions, m=16, ef_construction=128
-        )
         with self._damage():
-            self._table.create_index("vector", config=config, replace=True)
+            self._table.create_index("vector", config=IvfSq(distance_type="cosine"), replace=True)
             self.keep_sums()
 
-    @persisting
+    @_persisting
     def drop_ann(self) -> None:
         """Drops the approximate index, if there is one."""
         with self._damage():
@@ -303,7 +320,7 @@ class ModelTable:
                     self._table.drop_index(index.name)
             self.keep_sums()
 
-    @persisting
+    @_persisting
     def recall(self, *, seed: int = 0) -> float:
         """Recall@10 of `nearest` against an exact scan, over 100 of the stored vectors.
 
@@ -317,7 +334,7 @@ class ModelTable:
         sample = np.random.default_rng(seed).choice(n, min(_RECALL_QUERIES, n), replace=False)
         with self._damage():
             rows = self._table.take_offsets(sorted(sample.tolist())).to_arrow()
-        queries_QT = _vectors(rows["vector"].combine_chunks())
+        queries_QT = vectors_of(rows["vector"].combine_chunks())
         # One more than k, for the query itself.
         exact_QK = np.full([len(queries_QT), k + 1], -np.inf, np.float32)
         for vectors_NT in self._all_vectors():
@@ -331,24 +348,24 @@ class ModelTable:
             found += sum(hit["similarity"] >= tenth - 1e-6 for hit in hits[:k])
         return float(found / (k * len(queries_QT)))
 
-    @persisting
+    @_persisting
     def everything(self, fields: Sequence[str]) -> tuple[list[dict[str, Any]], np.ndarray]:
         """Some fields of every model, and all unit vectors: [N, dim] float32."""
         with self._damage():
             found = self._table.search().select([*fields, "vector"]).to_arrow()
-            vectors_NT = _vectors(found["vector"].combine_chunks())
+            vectors_NT = vectors_of(found["vector"].combine_chunks())
             return found.select(list(fields)).to_pylist(), vectors_NT
 
     def batches(self) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
         """All fields of every model, and the vectors as they are [n, dim], some at a time."""
         with self._damage():
             for batch in self._table.search().select([*FIELDS, "vector"]).to_batches(_BATCH_ROWS):
-                yield batch.select(list(FIELDS)).to_pylist(), _vectors(batch["vector"])
+                yield batch.select(list(FIELDS)).to_pylist(), vectors_of(batch["vector"])
 
     def _all_vectors(self) -> Iterator[np.ndarray]:
         with self._damage():
             for batch in self._table.search().select(["vector"]).to_batches(_BATCH_ROWS):
-                yield _vectors(batch["vector"])
+                yield vectors_of(batch["vector"])
 
     @contextmanager
     def _damage(self) -> Iterator[None]:
@@ -370,26 +387,9 @@ class ModelTable:
             ) from error
 
 
-def unit(vectors: Any) -> np.ndarray:
-    """Vectors [n, T] scaled to length 1, as float32.
-
-    Raises:
-      ProbexError: if one is zero or not finite.
-    """
-    vectors_NT = np.asarray(vectors, np.float32)
-    norms_N1 = np.linalg.norm(vectors_NT, axis=-1, keepdims=True)
-    if not (np.isfinite(norms_N1).all() and norms_N1.all()):
-        raise ProbexError("a vector is zero or not finite")
-    return vectors_NT / norms_N1
-
-
 def _texts(paths: Sequence[str]) -> str:
     """Paths as a list in SQL."""
     return ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-
-
-def _vectors(column: Any) -> np.ndarray:
-    return column.flatten().to_numpy().reshape(-1, column.type.list_size)
 
 
 def _reason(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from probex_jax.experts.predictions import Predictions, stored_logits
 from probex_jax.files import read_json, write_json
 from probex_jax.fitting import Score, Split
 from probex_jax.fitting.recipe import VARIED
+from probex_jax.integrity import sealed, unsealed
 from probex_jax.prefetch import prefetch
 from probex_jax.sweeps.source import Source
 
@@ -157,7 +158,7 @@ def finish(
         "calibration": card.to_json()["calibration"],
         **tested,
     }
-    write_json(workdir / "metrics.json", metrics)
+    write_json(workdir / "metrics.json", sealed(metrics))
 
 
 def _all_have(name: str, folders: Mapping[str, Sequence[Path]]) -> bool:
@@ -224,7 +225,7 @@ def result(workdir: Path, encoders: Mapping[str, type[nn.Module]]) -> SweepResul
     """
     path = workdir / "metrics.json"
     try:
-        metrics = read_json(path)
+        metrics = unsealed(read_json(path), path)
         found = metrics.get("zero_shot")
         return SweepResult(
             workdir,

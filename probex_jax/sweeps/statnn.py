@@ -14,6 +14,7 @@ from probex_jax.experts.card import versions
 from probex_jax.experts.chance import chance, targets
 from probex_jax.experts.predictions import Predictions
 from probex_jax.files import one_writer, read_json, write_json
+from probex_jax.integrity import sealed, unsealed
 from probex_jax.layer_store import LayerStore
 from probex_jax.sweeps.settings import told_task
 
@@ -133,8 +134,8 @@ def run_statnn(
                 **({"test_auc": dataclasses.asdict(auc)} if auc else {}),
                 "versions": versions(),
             }
-            write_json(path, settings | figures)
-        return read_json(path)
+            write_json(path, sealed(settings | figures))
+        return unsealed(read_json(path), path)
 
 
 def _features(store: LayerStore, split: str) -> np.ndarray:

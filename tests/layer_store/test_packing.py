@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import probex_jax as px
+from probex_jax.integrity import sealed
 from probex_jax.layer_store import packing
 from tests.conftest import CLASSES, write_toy_model, write_toy_zoo
 
@@ -340,7 +341,7 @@ def restated(**fields):
 
     def change(store):
         about = json.loads((store / "store.json").read_text())
-        (store / "store.json").write_text(json.dumps(about | fields))
+        (store / "store.json").write_text(json.dumps(sealed(about | fields)))
 
     return change
 
