@@ -2,6 +2,7 @@ r"""Measures a whole repository: a simulated hub is indexed, and its index is se
 
 STEP is one or more of
 
+  hub          the hub alone, asked over 16 connections
   expert       the zoo, store, expert and forest that the others need
   index        models are indexed from the hub, in pieces: 1 to 1,000, then to 3,000, …
   driver       rows that are ready are committed to indexes of several sizes
@@ -18,7 +19,7 @@ Example:
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.benchmarks import memory
-from experiments.benchmarks.repository import approximate, driver, indexing
+from experiments.benchmarks.repository import alone, approximate, driver, indexing
 from experiments.benchmarks.repository.models import LAYER, Models
 from probex_jax.errors import ProbexError
 from probex_jax.files import read_json, write_json
@@ -62,7 +63,13 @@ Row = dict[str, Any]
 
 def main(arguments: Sequence[str]) -> int:
     workdir, sizes = Path(_WORKDIR.value), _whole_numbers(_SIZES.value)
-    steps = {"expert": _expert, "index": _index, "driver": _driver, "approximate": _approximate}
+    steps: dict[str, Callable[[_Kept, Path, Sequence[int]], Iterator[Row]]] = {
+        "hub": _hub,
+        "expert": _expert,
+        "index": _index,
+        "driver": _driver,
+        "approximate": _approximate,
+    }
     if not arguments or set(arguments) - set(steps):
         raise ProbexError(f"expected steps, some of {', '.join(steps)}")
     workdir.mkdir(parents=True, exist_ok=True)
@@ -90,6 +97,10 @@ class _Kept:
             self._found[name] = {**done, **moment}
             write_json(self._path, self._found)
         return self._found[name]
+
+
+def _hub(kept: _Kept, workdir: Path, sizes: Sequence[int]) -> Iterator[Row]:
+    yield kept("hub", alone.rate)
 
 
 def _expert(kept: _Kept, workdir: Path, sizes: Sequence[int]) -> Iterator[Row]:
