@@ -18,7 +18,7 @@ from experiments import cli
 from experiments.benchmarks import figures, report
 from probex_jax.errors import ProbexError
 
-SUITES = ("encoder", "train", "sweep", "pack", "describe", "search")
+SUITES = ("encoder", "train", "sweep", "pack", "describe", "search", "engine")
 
 _SUITE = flags.DEFINE_list("suite", list(SUITES), "Suites to run.")
 _OUT = flags.DEFINE_string("out", None, "JSON file to write: all that was measured.")

@@ -31,14 +31,14 @@ class Costs:
         self._workdir, self._writes = workdir, writes
 
     @contextmanager
-    def step(self, name: str, made: Path) -> Iterator[None]:
+    def step(self, name: str, made: Path | None = None) -> Iterator[None]:
         """Measures what is inside; nothing is kept of what fails.
 
         Args:
           name: of the step.
           made: what the step makes; if it is there before, an earlier run began the step.
         """
-        begun_before = made.exists()
+        begun_before = made is not None and made.exists()
         _forget_peak()
         start = time.perf_counter()
         yield

@@ -84,6 +84,12 @@ class BucketLock:
             return note if note.isprintable() else ""
         return ""
 
+    def owner(self) -> str:
+        """The token of who holds it; "" if nobody does."""
+        with suppress(FileNotFoundError):
+            return str(self._read()[1].get("token", ""))
+        return ""
+
     def _put(self, over: Version | None) -> Version:
         about = {
             "token": self._token,
@@ -200,3 +206,15 @@ def one_writer(folder: BucketPath, *, beside: bool = False) -> Iterator[None]:
     finally:
         _HELD.discard(key)
         lock.release()
+
+
+def writer_of(folder: BucketPath) -> str:
+    """What tells the writer of a folder from others; as `files.writer_of`.
+
+    Args:
+      folder: that `one_writer` keeps.
+
+    Returns:
+      A text; "" if nobody writes the folder.
+    """
+    return BucketLock(folder / WRITER_LOCK).owner()

@@ -162,6 +162,22 @@ def one_writer(folder: Path, *, beside: bool = False) -> Iterator[None]:
 one_writer.register(BucketPath, bucket_locks.one_writer)
 
 
+@singledispatch
+def writer_of(folder: Path) -> str:
+    """What tells the writer of a folder from others, for those that work for one.
+
+    Args:
+      folder: that `one_writer` keeps.
+
+    Returns:
+      A text; "" if nobody writes the folder, or there are no locks.
+    """
+    return _note(folder.resolve() / WRITER_LOCK)
+
+
+writer_of.register(BucketPath, bucket_locks.writer_of)
+
+
 def _note(path: Path) -> str:
     """The note that a writer left in its lock file, in brackets."""
     with suppress(OSError, ValueError):

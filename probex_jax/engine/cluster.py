@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
@@ -161,12 +162,15 @@ def _joined(address: str) -> Any:
     if ray.is_initialized():
         return ray
     try:
-        ray.init(
-            address,
-            include_dashboard=False if address == "local" else None,
-            configure_logging=False,
-            log_to_driver=False,
-        )
+        with warnings.catch_warnings():
+            # JAX and Lance warn of forks; the processes that Ray forks run other programs at once.
+            warnings.simplefilter("ignore")
+            ray.init(
+                address,
+                include_dashboard=False if address == "local" else None,
+                configure_logging=False,
+                log_to_driver=False,
+            )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ProbexError(f"ray:{address}: cannot be joined: {reason}") from None

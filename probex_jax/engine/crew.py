@@ -18,7 +18,7 @@ from probex_jax.errors import ProbexError
 _DEATHS = 3
 # Workers in a row that die before they are ready.
 _STARTS = 3
-_LOOK_S = 1.0
+_LOOK_S, _STOP_S = 1.0, 2.0
 
 
 class Task:
@@ -126,7 +126,10 @@ class Crew:
                 self._collect(refs[ref], ref)
 
     def dismiss(self) -> None:
-        """Ends all workers."""
+        """Ends all workers; what they have open they close, if they do so at once."""
+        stops = [member.actor.stop.remote() for member in self._members if member.is_ready]
+        if stops:
+            self._ray.wait(stops, num_returns=len(stops), timeout=_STOP_S)
         for member in self._members:
             self._ray.kill(member.actor)
         self._members.clear()

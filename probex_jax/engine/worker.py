@@ -46,3 +46,8 @@ class Worker:
         data = [each.result() for each in read]
         with self._turn:
             return work.compute(items, data)
+
+    def stop(self) -> None:
+        """Closes the work; whoever asked for it has all results, or wants no more."""
+        if self._work.done() and not self._work.exception():
+            self._work.result().close()

@@ -15,6 +15,7 @@ import numpy as np
 from probex_jax.bucket_paths import BucketPath
 from probex_jax.engine import Work
 from probex_jax.errors import ProbexError
+from probex_jax.files import writer_of
 from probex_jax.layer_store.arrays import Place, part_folder, parts, vectors_folder
 from probex_jax.layer_store.common_layers import StoredLayer, layer_faults
 from probex_jax.layer_store.shard_writer import LayerWriter, UnwritableError
@@ -63,6 +64,7 @@ class Form:
       places: of vectors in their arrays.
       vector_arrays: number of each array of vectors to its number of entries.
       block: rows of a shard.
+      writer: as whose workers they are written, by `files.writer_of`; "" for whoever it is.
     """
 
     path: Path
@@ -70,15 +72,16 @@ class Form:
     places: Mapping[str, Place]
     vector_arrays: Mapping[int, int]
     block: int
+    writer: str = ""
 
     @classmethod
-    def of(cls, store: LayerStore) -> Form:
+    def of(cls, store: LayerStore, writer: str = "") -> Form:
         """That of a store."""
         layers = {
             name: StoredLayer(shape, store.ranks.get(name)) for name, shape in store.layers.items()
         }
         reader = store.reader
-        return cls(store.path, layers, reader.places, reader.vector_arrays, store.block)
+        return cls(store.path, layers, reader.places, reader.vector_arrays, store.block, writer)
 
     def arrays(self) -> Iterator[ArrayForm]:
         """The arrays, in the order in which their checksums go into a model's hash."""
@@ -110,6 +113,9 @@ def writing(form: Form) -> Work:
     A model that turns out to be faulty leaves its slot unused, and the models after it get lower
     rows. Whatever is not in the table of the store does not count.
 
+    Args:
+      form: of the store.
+
     Returns:
       Work on `Slot`, all of a part in one block; its results are `Stored`.
     """
@@ -139,7 +145,14 @@ def writing(form: Form) -> Work:
                 yield ("", number), writers["", number].put(slot.number, values)
             file.check_unchanged()
 
+    def check() -> None:
+        """A worker may outlive its writer for a moment, and another one be there."""
+        if form.writer and writer_of(form.path) != form.writer:
+            raise UnwritableError(f"{form.path}: another process is the writer by now")
+
     def read(slot: Slot) -> Stored:
+        if made is None:
+            check()
         content = hashlib.sha256()
         try:
             for key, checksum in written(slot):
@@ -151,6 +164,7 @@ def writing(form: Form) -> Work:
         return Stored(content.hexdigest())
 
     def end(part: Sequence[Slot], stored: Sequence[Stored]) -> Sequence[Stored]:
+        check()
         first = part[0].number // form.block * form.block
         used = [slot.number for slot, one in zip(part, stored, strict=True) if not one.fault]
 

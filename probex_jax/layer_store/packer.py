@@ -10,7 +10,7 @@ from typing import Any
 from probex_jax.bucket_paths import BucketPath
 from probex_jax.engine import Engine
 from probex_jax.errors import ProbexError
-from probex_jax.files import disk_errors, write_text
+from probex_jax.files import disk_errors, write_text, writer_of
 from probex_jax.integrity import sealed
 from probex_jax.layer_store.blocks import ARRAYS_AT_ONCE, Form, Slot, Stored, writing
 from probex_jax.layer_store.common_layers import layer_faults
@@ -70,7 +70,8 @@ class Packer:
                 yield [Slot(model, slot + place) for place, model in enumerate(fit)]
                 slot += self._store.block
 
-        make = partial(writing, self._form)
+        writer = "" if self._engine.is_here else writer_of(self._store.path)
+        make = partial(writing, Form.of(self._store, writer))
         for _, stored in self._engine.map(make, parts(), readers=self._workers):
             yield from self._commit(begun.popleft(), stored)
 

@@ -22,12 +22,12 @@ from probex_jax.experts.chance import chance, targets
 from probex_jax.experts.evaluation import answers
 from probex_jax.files import one_writer, read_json, write_json
 from probex_jax.fitting import OneClass, Score, SeveralClasses
+from probex_jax.fitting.random_forest import forest_probabilities
 from probex_jax.fitting.ridge import FOLDS, folds
 from probex_jax.fitting.task import ClassTask
 from probex_jax.layer_store import LayerStore
 from probex_jax.search.downstream import Subject, kept_baselines
 from probex_jax.search.tensors import Tensors, read_tensors
-from probex_jax.sweeps.statnn import forest_probabilities
 
 _KNOWN = ("train", "val")
 _NEVER = 1e-6  # the least probability of a class that no known model is of

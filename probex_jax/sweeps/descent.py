@@ -3,10 +3,9 @@
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -22,15 +21,7 @@ from probex_jax.sweeps.left_out import leave_out, leave_out_dead, left_out, reas
 from probex_jax.sweeps.select import select
 from probex_jax.sweeps.source import Source
 from probex_jax.sweeps.stopping import Stop
-from probex_jax.sweeps.train import (
-    Programs,
-    TooLarge,
-    Trained,
-    Trainer,
-    expert_of,
-    figures,
-    state_folder,
-)
+from probex_jax.sweeps.train import TooLarge, Trained, Trainer, expert_of, figures
 
 
 @dataclass(frozen=True)
@@ -46,7 +37,6 @@ class Descent:
     stop: Stop
     on_progress: Callable[[str, int], None]
     stream: bool = False
-    programs: Programs = field(default_factory=Programs)
 
     needs = ("train", "val")
 
@@ -90,11 +80,8 @@ class Descent:
 
     def _planned(self, names: Sequence[str], room: Room | None = None) -> tuple[Room, list[Job]]:
         """Jobs for some room; for None, for what is free where they will be trained."""
-        given = names, self.recipes, self.stream, self.engine.size()
-        if self.engine.is_here:
-            make = partial(_planning, self.source, *given)
-        else:
-            make = partial(_planning_elsewhere, self.source.for_workers(), *given)
+        size = self.engine.size()
+        make = partial(_planning, self.source, names, self.recipes, self.stream, size)
         with closing(self.engine.map(make, [(room,)], readers=1, ahead=0)) as results:
             ((_, (found,)),) = results
         if isinstance(found, Died):
@@ -111,13 +98,11 @@ class Descent:
         ahead = IN_FLIGHT - 1 if is_here else 1
         if devices.processes > 1 or any(job.alone for job in jobs):
             ahead = 0  # all processes must do all in one order, or there is no room
-        stop, programs = self.stop, self.programs
-        trainer = Trainer(
-            self.source, self.workdir, self.save_every_s, room, stop, self._progress_of, programs
-        )
-        make = trainer.work if is_here else trainer.for_workers()
+        given = self.source, self.workdir, self.save_every_s, room
+        trainer = Trainer(*given, stop=self.stop, on_epochs=self._progress_of)
         died: dict[str, str] = {}
-        with closing(self.engine.map(make, parts, readers=max(1, ahead), ahead=ahead)) as results:
+        found_by = self.engine.map(trainer.work, parts, readers=max(1, ahead), ahead=ahead)
+        with closing(found_by) as results:
             for (job,), (found,) in results:
                 if isinstance(found, Died):
                     where = self.source.store.path
@@ -128,7 +113,7 @@ class Descent:
                     self._keep(job, found)
                 trainer.saving.close()
                 if devices.writes:
-                    checkpoints.remove(state_folder(self.workdir, job))
+                    checkpoints.remove(trainer.folder(job))
                 self._count(job, found.frozen if is_here else job.layers)
                 del found  # before the next one is trained
         leave_out_dead(self.workdir, names, died)
@@ -183,7 +168,3 @@ def _planning(
         return [(room, plan(source, names, recipes, room, size.workers, stream=stream))]
 
     return Work(lambda room: None, compute)
-
-
-def _planning_elsewhere(source: Source, *arguments: Any) -> Work:
-    return _planning(source.on_local_devices(), *arguments)

@@ -16,7 +16,7 @@ from functools import partial
 from itertools import chain
 from math import inf, prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -45,6 +45,7 @@ from probex_jax.fitting.moments import moments
 from probex_jax.fitting.multiple_kernels import Together, fit_alone, fit_together
 from probex_jax.fitting.network import encoder_settings
 from probex_jax.fitting.ridge import Regression, centred, enough_folds, folds
+from probex_jax.fitting.standardised import Standardised
 from probex_jax.fitting.strips import Strips
 from probex_jax.sweeps.kept import Kept, KeptKernels
 from probex_jax.sweeps.left_out import leave_out, leave_out_dead, left_out, reasons
@@ -62,19 +63,12 @@ _FEWEST = 8
 # Matrices that are read at a time, multiplied out; of the memory that is free what strips may take.
 _BLOCK_BYTES = 16 * 2**20
 _SHARE = 0.5
-# Spread of a statistic over the models, in units of its size, below which it is rounding.
-_CONSTANT = 1e-6
-
 
 # Yields matrices of models in each call.
 Blocks = Callable[[], Iterable[Any]]
 # What `Kept.write` takes.
 _Reduced = tuple[Features, Tree, np.ndarray | None]
 _statistics = jax.jit(statistics)
-
-
-def _ignore(layer: str, epochs: int) -> None:
-    pass
 
 
 @partial(jax.jit, static_argnames="encoder")
@@ -94,9 +88,9 @@ class Kernels:
     workdir: Path
     card: Card
     recipe: ClosedForm
-    engine: Engine
-    on_progress: Callable[[str, int], None]
     beside: int = 1
+    engine: Engine = HERE
+    on_progress: Callable[[str, int], None] = lambda layer, epochs: None
 
     needs = ("train",)
     epochs = 1
@@ -117,10 +111,8 @@ class Kernels:
         for name in names:
             if name not in todo:
                 self.on_progress(name, self.epochs)
-        make, died = partial(self._reducing, names), dict[str, str]()
-        if not self.engine.is_here:
-            make = partial(self._for_workers()._reducing_elsewhere, names)
-        parts = [(name,) for name in todo]
+        make, parts = partial(self._reducing, names), [(name,) for name in todo]
+        died: dict[str, str] = {}
         with closing(self.engine.map(make, parts, readers=1, ahead=0)) as results:
             for (layer,), (found,) in results:
                 if isinstance(found, Died):
@@ -133,16 +125,11 @@ class Kernels:
                 del found  # before the next one is computed
         leave_out_dead(self.workdir, names, died)
 
+    def __reduce__(self) -> Any:
+        return Kernels, (self.source, self.workdir, self.card, self.recipe, self.beside)
+
     def _finished(self, layer: str) -> bool:
         return self.kept(layer).path.is_file() or left_out(self.workdir, layer).is_file()
-
-    def _for_workers(self) -> Kernels:
-        """What other processes need of it."""
-        source, beside = self.source.for_workers(), self.engine.size().beside
-        return replace(self, source=source, engine=HERE, on_progress=_ignore, beside=beside)
-
-    def _reducing_elsewhere(self, names: Sequence[str]) -> Work:
-        return replace(self, source=self.source.on_local_devices())._reducing(names)
 
     def _reducing(self, names: Sequence[str]) -> Work:
         """Reduces a layer to what it gives, or to the reason why that is nothing."""
@@ -331,28 +318,3 @@ class Kernels:
         )
         card = replace(self.card, members=(member,))
         return expert_of(self.source, {"encoder": params}, tree, card)
-
-
-class Standardised(NamedTuple):
-    """Statistics of a layer in units of their spread over the models.
-
-    Args:
-      values: [N, 7] float64; 0 where all models have the same.
-      mean, spread: [7] of what they were; the spread infinite there.
-    """
-
-    values: np.ndarray
-    mean: np.ndarray
-    spread: np.ndarray
-
-    @classmethod
-    def of(cls, statistics_NS: np.ndarray) -> Standardised:
-        """Standardises [N, 7] statistics."""
-        mean, spread = statistics_NS.mean(axis=0), statistics_NS.std(axis=0)
-        spread = np.where(spread > _CONSTANT * np.abs(statistics_NS).max(axis=0), spread, np.inf)
-        return cls((statistics_NS - mean) / spread, mean, spread)
-
-    def linear(self, solution_NY: np.ndarray, bias_Y: np.ndarray) -> dict[str, np.ndarray]:
-        """The map of statistics as they are, for coefficients of the models."""
-        weight_SY = (self.values.T @ solution_NY) / self.spread[:, None]
-        return {"weight": weight_SY, "bias": bias_Y - self.mean @ weight_SY}

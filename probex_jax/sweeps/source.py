@@ -44,14 +44,11 @@ class Source:
     devices: Devices
     encoders: Mapping[str, type[nn.Module]] = NO_MORE
 
-    def for_workers(self) -> "Source":
-        """What other processes need of it: nothing of this one's devices, no text encoder."""
+    def __reduce__(self) -> Any:
+        """Pickled without devices: another process has its own. Who trains asks no text encoder."""
         candidates = self.candidates and replace(self.candidates, encoder=None)
-        return replace(self, devices=ONE, candidates=candidates)
-
-    def on_local_devices(self) -> "Source":
-        """The same, on the devices of this process."""
-        return replace(self, devices=Devices.of(jax.local_devices()))
+        given = self.store, self.task, candidates, self.normalise, self.network
+        return _on_local_devices, (*given, ONE, self.encoders)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -118,3 +115,7 @@ class Source:
         if storage == "bfloat16":
             return jax.tree.map(lambda leaf: np.asarray(leaf).astype(ml_dtypes.bfloat16), x)
         return x
+
+
+def _on_local_devices(*given: Any) -> Source:
+    return replace(Source(*given), devices=Devices.of(jax.local_devices()))

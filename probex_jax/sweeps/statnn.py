@@ -14,6 +14,7 @@ from probex_jax.experts.card import versions
 from probex_jax.experts.chance import chance, targets
 from probex_jax.experts.predictions import Predictions
 from probex_jax.files import one_writer, read_json, write_json
+from probex_jax.fitting.random_forest import forest_probabilities
 from probex_jax.integrity import sealed, unsealed
 from probex_jax.layer_store import LayerStore
 from probex_jax.sweeps.settings import told_task
@@ -44,49 +45,6 @@ def statnn_answers(store: LayerStore, *, n_trees: int = 500, seed: int = 0) -> n
     y_NY = store.targets("train").astype(int)
     known, asked = _features(store, "train"), _features(store, "test")
     return forest_probabilities(known, y_NY, asked, n_trees=n_trees, seed=seed) - 0.5
-
-
-def forest_probabilities(
-    x_NF: np.ndarray,
-    y_NY: np.ndarray,
-    asked_MF: np.ndarray,
-    *,
-    n_trees: int = 500,
-    seed: int = 0,
-    min_samples_leaf: int = 1,
-) -> np.ndarray:
-    """What a random forest says of models by their features.
-
-    Where one class is right, the columns of y are those of one-hot vectors: the impurity that a
-    tree reduces is then the same as for the one class.
-
-    Args:
-      x_NF: [N, F] features of training models.
-      y_NY: [N, Y] int, 1 where a model is of a class.
-      asked_MF: [M, F] of the others.
-      n_trees, seed, min_samples_leaf: of the forest.
-
-    Returns:
-      [M, Y] probabilities.
-
-    Raises:
-      ProbexError: if scikit-learn is missing (extra `zoo`).
-    """
-    try:
-        from sklearn.ensemble import RandomForestClassifier
-    except ImportError:
-        raise ProbexError("StatNN needs scikit-learn: pip install scikit-learn") from None
-    forest = RandomForestClassifier(
-        n_trees, min_samples_leaf=min_samples_leaf, random_state=seed, n_jobs=-1
-    )
-    forest.fit(x_NF, y_NY)
-    # A list over classes of [M, 2]; a class that all or no training models have gives one column.
-    probabilities, classes = forest.predict_proba(asked_MF), forest.classes_
-    if y_NY.shape[1] == 1:  # then scikit-learn leaves the lists out
-        probabilities, classes = [probabilities], [classes]
-    columns: Any = zip(probabilities, classes, strict=True)
-    positive_YM = [p[:, list(c).index(1)] if 1 in c else np.zeros(len(p)) for p, c in columns]
-    return np.stack(positive_YM, axis=1)
 
 
 def run_statnn(

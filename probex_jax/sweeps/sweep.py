@@ -165,7 +165,8 @@ def sweep(
         check_closed_form(network, task)
         if grid:
             raise ProbexError("grid: the closed form tries its penalties itself")
-        job = Kernels(source, workdir, card, recipe, engine, on_progress)
+        beside = engine.size().beside
+        job = Kernels(source, workdir, card, recipe, beside, engine, on_progress)
     else:
         recipes, stop = variants(recipe, grid or {}), stop or Stop()
         job = Descent(

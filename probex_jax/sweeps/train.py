@@ -253,11 +253,6 @@ def train(source: Source, ready: Ready, saver: Saver, room: Room) -> State:
         return run(_begun(group, given, saver), splits)
 
 
-def state_folder(workdir: Path, job: Job) -> Path:
-    """Where the state of a job is while it is trained."""
-    return workdir / "training" / job.key
-
-
 @dataclass(frozen=True)
 class Trainer:
     """Trains jobs to their ends, each from where it was.
@@ -265,6 +260,7 @@ class Trainer:
     Args:
       source, workdir, save_every_s: as of `Descent`; all who train see one work directory.
       room: what trainings may take.
+      is_away: whether this is another process, whose results may wait long before they are kept.
       stop: saves the job that is trained, until `saving` is closed.
       on_epochs: called with a job, a layer and the epochs done since the last call.
       programs: those that are compiled.
@@ -275,33 +271,24 @@ class Trainer:
     workdir: Path
     save_every_s: float
     room: Room
+    is_away: bool = False
     stop: Stop = field(default_factory=Stop)
     on_epochs: Callable[[Job, str, int], None] = lambda job, layer, epochs: None
     programs: Programs = field(default_factory=Programs)
     saving: ExitStack = field(default_factory=ExitStack)
 
+    def __reduce__(self) -> Any:
+        given = self.source, self.workdir.absolute(), self.save_every_s, self.room, True
+        return Trainer, given
+
+    def folder(self, job: Job) -> Path:
+        """Where the state of a job is while it is trained."""
+        return self.workdir / "training" / job.key
+
     def work(self) -> Work:
-        """The work on jobs, in this process."""
+        """The work on jobs."""
         prepare = partial(read, self.source, programs=self.programs, room=self.room)
         return Work(prepare, self._compute, self.saving.close)
-
-    def for_workers(self) -> Callable[[], Work]:
-        """Makes the work in other processes; it arrives there pickled."""
-        source, workdir = self.source.for_workers(), self.workdir.absolute()
-        return partial(self._elsewhere, source, workdir, self.save_every_s, self.room)
-
-    @classmethod
-    def _elsewhere(cls, source: Source, workdir: Path, save_every_s: float, room: Room) -> Work:
-        trainer = cls(source.on_local_devices(), workdir, save_every_s, room)
-
-        # Results may wait long before they are kept.
-        def compute(part: Part, readied: Sequence[Ready]) -> Sequence[Trained]:
-            with trainer.saving:
-                found = trainer._compute(part, readied)
-                trainer.stop.save()
-            return found
-
-        return dataclasses.replace(trainer.work(), compute=compute)
 
     def _compute(self, part: Part, readied: Sequence[Ready]) -> Sequence[Trained]:
         (job,), (ready,) = part, readied
@@ -313,10 +300,13 @@ class Trainer:
             for layer in ready.trees:
                 self.on_epochs(job, layer, count)
 
-        folder, devices = state_folder(self.workdir, job), self.source.devices
-        saver = Saver(folder, self.save_every_s, devices, on_epochs)
+        devices = self.source.devices
+        saver = Saver(self.folder(job), self.save_every_s, devices, on_epochs)
         self.saving.enter_context(self.stop.saves(saver.save))
         state = train(self.source, ready, saver, self.room)
+        if self.is_away:
+            saver.save()
+            self.saving.close()
         if not devices.writes:
             return [found]
         best, loss_E = jax.tree.map(np.asarray, (state.best, state.loss_E))

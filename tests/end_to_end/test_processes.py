@@ -1,7 +1,6 @@
-"""Several processes at one training, real ones: together, or dividing the layers; killed, too."""
+"""Several processes at one training, real ones: together, or those of a cluster; killed, too."""
 
 import json
-import signal
 import socket
 import subprocess
 import sys
@@ -11,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.end_to_end import warm
 from tests.sweeps.of_layers import of_layer
-
-pytestmark = pytest.mark.parity
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -50,7 +48,7 @@ def together(store, workdir, *arguments):
 
 def finished(processes):
     """Waits for processes; what they printed."""
-    said = [process.communicate(timeout=100) for process in processes]
+    said = [process.communicate(timeout=300) for process in processes]
     for process, (_, errors) in zip(processes, said, strict=True):
         assert process.returncode == 0, errors
     return [output for output, _ in said]
@@ -70,6 +68,7 @@ def wait_for(condition, processes=()):
     raise AssertionError("it never came")
 
 
+@pytest.mark.parity
 def test_two_processes_train_as_one_and_go_on_when_killed(toy_store, tmp_path):
     epochs = "--config.recipe.epochs=100"
     finished([start(toy_store, tmp_path / "one", epochs)])
@@ -110,23 +109,18 @@ def test_two_processes_train_as_one_and_go_on_when_killed(toy_store, tmp_path):
     ).read_text()
 
 
-def test_processes_divide_the_layers_and_take_over_from_the_dead(toy_store, tmp_path):
-    epochs = "--config.recipe.epochs=150"
+@pytest.mark.parity
+def test_a_cluster_divides_the_layers_also_if_its_driver_is_killed(toy_store, tmp_path):
+    engine, epochs = ("--engine=ray:local", "--workers=2"), "--config.recipe.epochs=150"
     workdir = tmp_path / "w"
-    first = start(toy_store, workdir, epochs, "--processes=2", "--process=0")
-    training = workdir / "training"
-    wait_for(lambda: len([*training.glob("*/0*")]) > 0, [first])
-    # The other begins with the other layer; this one dies in the middle of its own.
-    second = start(toy_store, workdir, epochs, "--processes=2", "--process=1")
-    wait_for(lambda: len([*training.glob("*/0*")]) > 1, [first, second])
-    first.send_signal(signal.SIGKILL)
+    first = start(toy_store, workdir, epochs, *engine)
+    wait_for(lambda: len([*(workdir / "training").glob("*/0*")]) > 0, [first])
+    first.kill()
     first.communicate()
-    assert len([*(workdir / "layers").glob("*/expert")]) == 0
-    finished([second])
-    assert {path.name for path in (workdir / "layers").iterdir()} == {"a.weight", "b.weight"}
-    # Whoever comes late finds the table.
-    (said,) = finished([start(toy_store, workdir, epochs, "--processes=2", "--process=0")])
+    assert not (workdir / "metrics.json").exists()
+    (said,) = finished([start(toy_store, workdir, epochs, *engine)])
     assert "test accuracy" in said
+    assert {path.name for path in (workdir / "layers").iterdir()} == {"a.weight", "b.weight"}
     finished([start(toy_store, tmp_path / "alone", epochs)])
     assert (tmp_path / "alone" / "metrics.json").read_text() == (
         workdir / "metrics.json"
@@ -134,13 +128,21 @@ def test_processes_divide_the_layers_and_take_over_from_the_dead(toy_store, tmp_
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        (("--process=2", "--processes=2"), "--process=2 of --processes=2: expected 0 to 1"),
-        (("--process=-1",), "--process=-1 of --processes=1: expected 0 to 0"),
+        (("--process=0", "--processes=2"), "--engine"),
+        (("--process=1",), "--engine"),
+        (("--coordinator=localhost:1", "--process=2", "--processes=2"), "--process"),
+        (("--coordinator=localhost:1",), "--processes"),
+        (("--cluster", "--processes=2"), "--cluster"),
+        (("--cluster", "--engine=ray:local"), "--engine"),
+        (("--workers=2",), "engine"),
+        (("--config=configs/statnn.py", "--engine=ray:local"), "--engine"),
     ],
 )
-def test_a_process_that_cannot_be_is_one_line(toy_store, tmp_path, arguments, message):
-    process = start(toy_store, tmp_path / "w", *arguments)
-    _, errors = process.communicate()
-    assert (process.returncode, errors) == (2, f"error: {message}\n")
+def test_processes_that_cannot_be_are_one_line(toy_store, tmp_path, arguments, named):
+    workdir, store = tmp_path / "w", f"--config.store={toy_store.path}"
+    done = warm.run("train", *arguments, f"--workdir={workdir}", store)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert named in done.stderr
+    assert not workdir.exists()

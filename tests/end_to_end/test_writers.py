@@ -175,6 +175,8 @@ def test_two_writers_stopped_at_random(writer, seed, tmp_path):
         assert done.returncode == 0 or is_one_line(done)
     assert 0 in codes
     case.check()
+    verified = warm.run("verify", tmp_path)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
 
 
 COMMANDS = {
