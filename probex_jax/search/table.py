@@ -23,8 +23,9 @@ FIELDS = ("id", "path", "tree", "split", "labels", "text", "stamp")
 _NAME = "models"
 _MAX_REASON = 500  # characters of an error message of LanceDB
 
-# Clusters of the approximate index that a query looks through; of N vectors there are about √N.
-_CLUSTERS = 64
+# Vectors of a cluster of the approximate index, and clusters that a query looks through: all of
+# them below half a million models.
+_CLUSTER_ROWS, _CLUSTERS = 8192, 64
 # A query gathers _REFINE candidates per result, and ranks them exactly.
 _REFINE = 4
 # At least so many where the index is still one of HNSW, as it was once.
@@ -307,8 +308,9 @@ class ModelTable:
         """Builds or rebuilds the approximate index: clusters of 8-bit vectors (IVF)."""
         from lancedb.index import IvfSq
 
+        config = IvfSq(distance_type="cosine", target_partition_size=_CLUSTER_ROWS)
         with self._damage():
-            self._table.create_index("vector", config=IvfSq(distance_type="cosine"), replace=True)
+            self._table.create_index("vector", config=config, replace=True)
             self.keep_sums()
 
     @_persisting
