@@ -6,7 +6,9 @@ import logging
 import os
 import re
 import secrets
+import signal
 import sys
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -151,6 +153,7 @@ def _joined(address: str) -> Any:
     # Before Ray is imported, and in the processes that it starts.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # results that nobody asks for
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     if address == "local" and "ray" not in sys.modules:  # which reads them once
         # Else Ray keeps a token at home, and asks all nodes of later clusters for it.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -161,6 +164,7 @@ def _joined(address: str) -> Any:
         raise ProbexError("a cluster needs ray: pip install 'ray>=2.60' (extra `ray`)") from None
     if ray.is_initialized():
         return ray
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with warnings.catch_warnings():
             # JAX and Lance warn of forks; the processes that Ray forks run other programs at once.
@@ -174,6 +178,8 @@ def _joined(address: str) -> Any:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ProbexError(f"ray:{address}: cannot be joined: {reason}") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's prints a stack
     _silence(ray)
     return ray
 

@@ -10,8 +10,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import probex_jax as px
+from probex_jax.files import one_writer, writer_of
 from probex_jax.integrity import sealed
 from probex_jax.layer_store import packing
+from probex_jax.layer_store.blocks import Form, Slot, Stored, writing
 from tests.conftest import CLASSES, write_toy_model, write_toy_zoo
 
 LAYERS = {"a.weight": (12, 16), "b.weight": (6, 18), "c.bias": (5, 1)}
@@ -126,6 +128,21 @@ def test_a_killed_pack_goes_on_to_the_same_bytes(zoo, tmp_path, monkeypatch):
         table.write('{"id": "torn')
     pack(zoo, tmp_path / "killed")
     assert folder_hash(tmp_path / "killed") == folder_hash(tmp_path / "whole")
+
+
+def test_workers_of_a_writer_that_is_gone_write_nothing(zoo, tmp_path):
+    store = pack(zoo, tmp_path / "s").store
+    before = folder_hash(tmp_path / "s")
+    slot = Slot(px.scan(zoo).models[0], store.block)
+    with one_writer(tmp_path / "s"):
+        ours = writing(Form.of(store, writer_of(tmp_path / "s")))
+        gone = writing(Form.of(store, "pid 1 on elsewhere"))
+        assert not ours.read(slot).fault
+        for write in (gone.read, lambda slot: gone.compute([slot], [Stored("0")])):
+            with pytest.raises(px.ProbexError, match="another process"):
+                write(slot)
+        ours.compute([slot], [Stored("", "faulty")])  # which drops the block
+    assert folder_hash(tmp_path / "s") == before
 
 
 def spoil_nan(model):
