@@ -55,6 +55,19 @@ _TRAIN = (
     "--config.normalise=centre",
     "--config.recipe.epochs=100",
 )
+# Of the table of `index`; the file of results has more.
+_COLUMNS = (
+    *("models", "added", "failed", "s", "first, s", "cpu, s", "driver peak, MiB"),
+    *(
+        "workers peak, MiB",
+        "hub cpu, s",
+        "asked api",
+        "asked 429 api",
+        "asked resolve",
+        "asked 429 resolve",
+    ),
+    *("asked cdn", "asked bytes", "index, MB", "load"),
+)
 _MILLION = 10**6
 _READY = 20_000  # rows that the driver commits
 
@@ -134,7 +147,8 @@ def _index(kept: _Kept, workdir: Path, sizes: Sequence[int]) -> Iterator[Row]:
         return found | {"index, MB": indexing.megabytes(folder)}
 
     for size in sizes:
-        yield {"models": size, **kept(f"index {name} {size}", piece, before + 1, size)}
+        found = {"models": size, **kept(f"index {name} {size}", piece, before + 1, size)}
+        yield {column: found.get(column, "") for column in _COLUMNS}
         before = size
 
 
