@@ -137,6 +137,7 @@ def build(folder: str, path: str, index: str) -> dict[str, float]:
     else:
         config = eval(index, vars(lancedb.index))
         table._table.create_index("vector", config=config, replace=True)
+        table.keep_sums()
     return {"s": time.perf_counter() - start, "MB": _megabytes(Path(folder)) - before}
 
 
