@@ -130,8 +130,9 @@ def build(folder: str, path: str, index: str) -> dict[str, float]:
     from probex_jax.search import ModelTable
 
     dim = np.load(path, mmap_mode="r").shape[1]
-    table, start = ModelTable(folder, dim), time.perf_counter()
-    before = _megabytes(Path(folder))
+    table = ModelTable(folder, dim)
+    table.needs_mending()  # as a writer it reads the latest version
+    start, before = time.perf_counter(), _megabytes(Path(folder))
     if not index:
         table.build_ann()
     else:
