@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load
 
 import probex_jax as px
+from experiments.benchmarks.repository import approximate
 from experiments.benchmarks.repository.approximate import dimension
 from experiments.benchmarks.repository.hub import Behaviour, Hub, server
 from experiments.benchmarks.repository.models import CLASSES, LAYER, SHAPE, Models
@@ -110,6 +111,20 @@ def test_the_intrinsic_dimension_is_that_of_the_surface():
         vectors = np.concatenate([vectors, np.ones([4000, 1])], axis=1) * [*[0.2] * 30, 1]
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         assert dimension(vectors) == pytest.approx(true, rel=0.15)
+
+
+@pytest.mark.parity
+def test_approximate_search_is_asked_of_the_index_that_was_built(tmp_path):
+    vectors, folder = str(tmp_path / "v.npy"), str(tmp_path / "table")
+    approximate.represented(vectors, "classes", 2000, 1)
+    approximate.fill(folder, vectors, 2000)
+    exact = approximate.ask(folder, vectors, 2000, "exact scan")
+    built = approximate.build(folder, vectors, approximate.INDEXES["HNSW SQ"])
+    assert built["MB"] > 2000 * 512 / 1e6
+    again = approximate.build(folder, vectors, "")
+    assert again["MB"] > 2000 * 512 / 1e6
+    assert exact["recall@10"] == 1
+    assert 0.95 < approximate.ask(folder, vectors, 2000, "ours")["recall@10"] <= 1
 
 
 @pytest.mark.parity
