@@ -48,9 +48,9 @@ _MOST = 2000
 def main(paths: Sequence[str]) -> int:
     if not (paths or _LIST.value):
         raise px.ProbexError("give one or more models: files, or folders of them")
+    models = Models(paths, _LIST.value or "")
     forest = Forest.load(_FOREST.value)
     nearest = forest_steps.nearest_in([Index.open(path) for path in _INDEX.value])
-    models = Models(paths, _LIST.value or "")
     failed = n_compared = 0
     kept: list[forest_steps.Described] = []
     out = as_path(_OUT.value) if _OUT.value else None

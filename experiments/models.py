@@ -29,10 +29,15 @@ class Models:
       paths: of models.
       list: a file with a path a line, or "".
       whole: whether the paths are folders, and what is wrong with one of them is raised.
+
+    Raises:
+      ProbexError: if there is no such file.
     """
 
     def __init__(self, paths: Sequence[str], list: str = "", *, whole: bool = False):
         self._list, self._whole = as_path(list) if list else None, whole
+        if self._list is not None and not self._list.is_file():
+            raise ProbexError(f"{list}: no such file; expected one with a model a line")
         self._roots: Sequence[Any] = [(zoo_path if whole else self._root)(path) for path in paths]
         self._first: Sequence[FoundModel] = ()
         self._count = -1
