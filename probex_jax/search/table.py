@@ -23,11 +23,12 @@ FIELDS = ("id", "path", "tree", "split", "labels", "text", "stamp")
 _NAME = "models"
 _MAX_REASON = 500  # characters of an error message of LanceDB
 
-# Rows of one HNSW graph; larger tables have several, and a query walks them all.
-_PARTITION_ROWS = 2**20
-_MAX_PARTITIONS = 64
-# A query gathers _REFINE candidates per result, at least _CANDIDATES, and ranks them exactly.
+# Vectors of a cluster of the approximate index, and clusters that a query looks through: all of
+# them below half a million models.
+_CLUSTER_ROWS, _CLUSTERS = 8192, 64
+# A query gathers _REFINE candidates per result, and ranks them exactly.
 _REFINE = 4
+# At least so many where the index is still one of HNSW, as it was once.
 _CANDIDATES = 128
 _BATCH_ROWS = 8192
 # From here on paths are looked up by an index of their own.
@@ -256,7 +257,7 @@ class ModelTable:
         if where is not None:
             # In brackets, nothing after the condition is ignored.
             query = query.where(f"({where})")
-        query = query.nprobes(_MAX_PARTITIONS).ef(max(_CANDIDATES, _REFINE * k))
+        query = query.nprobes(_CLUSTERS).ef(max(_CANDIDATES, _REFINE * k))
         return query.refine_factor(_REFINE).to_arrow().to_pylist()
 
     @_persisting
@@ -304,13 +305,10 @@ class ModelTable:
 
     @_persisting
     def build_ann(self) -> None:
-        """Builds or rebuilds the approximate index (HNSW over 8-bit vectors)."""
-        from lancedb.index import HnswSq
+        """Builds or rebuilds the approximate index: clusters of 8-bit vectors (IVF)."""
+        from lancedb.index import IvfSq
 
-        partitions = min(_MAX_PARTITIONS, -(-len(self) // _PARTITION_ROWS))
-        config = HnswSq(
-            distance_type="cosine", num_partitions=partitions, m=16, ef_construction=128
-        )
+        config = IvfSq(distance_type="cosine", target_partition_size=_CLUSTER_ROWS)
         with self._damage():
             self._table.create_index("vector", config=config, replace=True)
             self.keep_sums()

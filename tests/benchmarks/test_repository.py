@@ -11,10 +11,12 @@ import pytest
 from safetensors.numpy import load
 
 import probex_jax as px
+from experiments.benchmarks.repository import approximate
 from experiments.benchmarks.repository.approximate import dimension
 from experiments.benchmarks.repository.hub import Behaviour, Hub, server
 from experiments.benchmarks.repository.models import CLASSES, LAYER, SHAPE, Models
 from probex_jax.model_files import Remote, open_model, read_stated
+from tests.end_to_end import warm
 
 REVISION = "/api/models/sim/0000007/revision/main"
 CARD = "/sim/0000007/resolve/main/README.md"
@@ -109,3 +111,42 @@ def test_the_intrinsic_dimension_is_that_of_the_surface():
         vectors = np.concatenate([vectors, np.ones([4000, 1])], axis=1) * [*[0.2] * 30, 1]
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         assert dimension(vectors) == pytest.approx(true, rel=0.15)
+
+
+@pytest.mark.parity
+def test_approximate_search_is_asked_of_the_index_that_was_built(tmp_path):
+    vectors, folder = str(tmp_path / "v.npy"), str(tmp_path / "table")
+    approximate.represented(vectors, "classes", 2000, 1)
+    approximate.fill(folder, vectors, 2000)
+    exact = approximate.ask(folder, vectors, 2000, "exact scan")
+    built = approximate.build(folder, vectors, approximate.INDEXES["HNSW SQ"])
+    assert built["MB"] > 2000 * 512 / 1e6
+    again = approximate.build(folder, vectors, "")
+    assert again["MB"] > 2000 * 512 / 1e6
+    assert exact["recall@10"] == 1
+    assert 0.95 < approximate.ask(folder, vectors, 2000, "ours")["recall@10"] <= 1
+
+
+@pytest.mark.parity
+def test_what_was_measured_is_not_measured_again(tmp_path):
+    def run(*arguments):
+        ended = warm.run("benchmarks.repository", f"--workdir={tmp_path}", *arguments)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    run("expert")
+    sizes = ("index", "--readers=4", "--sizes=20,50", "--hub=--api_ms=5")
+    first = run(*sizes)
+    kept = json.loads((tmp_path / "results.json").read_text())
+    pieces = [piece for name, piece in kept.items() if name.startswith("index ")]
+    assert sorted((piece["added"], piece["rows"]) for piece in pieces) == [(20, 20), (30, 50)]
+    for piece in pieces:
+        assert piece["failed"] == 0
+        assert piece["asked api"] == piece["added"]
+        assert piece["asked resolve"] == 2 * piece["asked cdn"] == 4 * piece["added"]
+        assert piece["driver peak, MiB"] > 50
+    assert run(*sizes) == first
+    assert "extrapolated" in first
+    run("driver", "--sizes=0")
+    kept = json.loads((tmp_path / "results.json").read_text())
+    assert kept["driver 0"]["rows/s"] > 0

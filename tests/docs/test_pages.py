@@ -21,6 +21,7 @@ pytestmark = pytest.mark.xdist_group("commands")
 HOSTS = {
     "arxiv.org",
     "colab.research.google.com",
+    "docs.aws.amazon.com",
     "docs.jax.dev",
     "docs.ray.io",
     "github.com",

@@ -2,6 +2,7 @@ r"""Measures a whole repository: a simulated hub is indexed, and its index is se
 
 STEP is one or more of
 
+  hub          the hub alone, asked over 16 connections
   expert       the zoo, store, expert and forest that the others need
   index        models are indexed from the hub, in pieces: 1 to 1,000, then to 3,000, …
   driver       rows that are ready are committed to indexes of several sizes
@@ -18,7 +19,7 @@ Example:
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.benchmarks import memory
-from experiments.benchmarks.repository import approximate, driver, indexing
+from experiments.benchmarks.repository import alone, approximate, driver, indexing
 from experiments.benchmarks.repository.models import LAYER, Models
 from probex_jax.errors import ProbexError
 from probex_jax.files import read_json, write_json
@@ -39,7 +40,10 @@ _WORKERS = flags.DEFINE_integer("workers", 0, "Workers of a cluster, as in index
 _READERS = flags.DEFINE_integer("readers", 16, "Reader threads of each worker.")
 _HUB = flags.DEFINE_list("hub", [], "Flags of the hub: see --help of repository.hub.")
 _INDEXES = flags.DEFINE_list("indexes", ["ours"], "Approximate indexes, as approximate.INDEXES.")
-_RANDOM = flags.DEFINE_bool("random", False, "Whether approximate takes random vectors.")
+_VECTORS = flags.DEFINE_enum(
+    "vectors", "expert", ["expert", "classes", "random"], "What approximate searches."
+)
+_SCANS = flags.DEFINE_bool("scans", True, "Whether approximate measures exact scans, too.")
 
 _TREE = 400  # models of the zoo
 _TRAIN = (
@@ -51,6 +55,19 @@ _TRAIN = (
     "--config.normalise=centre",
     "--config.recipe.epochs=100",
 )
+# Of the table of `index`; the file of results has more.
+_COLUMNS = (
+    *("models", "added", "failed", "s", "first, s", "cpu, s", "driver peak, MiB"),
+    *(
+        "workers peak, MiB",
+        "hub cpu, s",
+        "asked api",
+        "asked 429 api",
+        "asked resolve",
+        "asked 429 resolve",
+    ),
+    *("asked cdn", "asked bytes", "index, MB", "load"),
+)
 _MILLION = 10**6
 _READY = 20_000  # rows that the driver commits
 
@@ -59,7 +76,13 @@ Row = dict[str, Any]
 
 def main(arguments: Sequence[str]) -> int:
     workdir, sizes = Path(_WORKDIR.value), _whole_numbers(_SIZES.value)
-    steps = {"expert": _expert, "index": _index, "driver": _driver, "approximate": _approximate}
+    steps: dict[str, Callable[[_Kept, Path, Sequence[int]], Iterator[Row]]] = {
+        "hub": _hub,
+        "expert": _expert,
+        "index": _index,
+        "driver": _driver,
+        "approximate": _approximate,
+    }
     if not arguments or set(arguments) - set(steps):
         raise ProbexError(f"expected steps, some of {', '.join(steps)}")
     workdir.mkdir(parents=True, exist_ok=True)
@@ -87,6 +110,10 @@ class _Kept:
             self._found[name] = {**done, **moment}
             write_json(self._path, self._found)
         return self._found[name]
+
+
+def _hub(kept: _Kept, workdir: Path, sizes: Sequence[int]) -> Iterator[Row]:
+    yield kept("hub", alone.rate)
 
 
 def _expert(kept: _Kept, workdir: Path, sizes: Sequence[int]) -> Iterator[Row]:
@@ -120,7 +147,8 @@ def _index(kept: _Kept, workdir: Path, sizes: Sequence[int]) -> Iterator[Row]:
         return found | {"index, MB": indexing.megabytes(folder)}
 
     for size in sizes:
-        yield {"models": size, **kept(f"index {name} {size}", piece, before + 1, size)}
+        found = {"models": size, **kept(f"index {name} {size}", piece, before + 1, size)}
+        yield {column: found.get(column, "") for column in _COLUMNS}
         before = size
 
 
@@ -152,15 +180,14 @@ def _driver(kept: _Kept, workdir: Path, sizes: Sequence[int]) -> Iterator[Row]:
 
 
 def _approximate(kept: _Kept, workdir: Path, sizes: Sequence[int]) -> Iterator[Row]:
-    kind = "random" if _RANDOM.value else "expert"
+    kind, most = _VECTORS.value, max(sizes)
     vectors = str(workdir / f"{kind}.npy")
-    expert = "" if _RANDOM.value else str(workdir / "expert")
-    most = max(sizes)
-    kept(f"vectors {kind} {most}", memory.fresh, approximate.represented, vectors, expert, most, 1)
+    source = str(workdir / "expert") if kind == "expert" else kind
+    kept(f"vectors {kind} {most}", memory.fresh, approximate.represented, vectors, source, most, 1)
     for size in sizes:
-        folder = str(workdir / (f"table {size}" if expert else f"random {size}"))
+        folder = str(workdir / (f"table {size}" if kind == "expert" else f"{kind} {size}"))
         kept(f"fill {kind} {size}", memory.fresh, approximate.fill, folder, vectors, size)
-        for way in ("exact scan", "in memory"):
+        for way in ("exact scan", "in memory") if _SCANS.value else ():
             given = (approximate.ask, folder, vectors, size, way)
             yield _asked(size, way, {}, kept(f"{way} {kind} {size}", memory.fresh, *given))
         for index in _INDEXES.value:

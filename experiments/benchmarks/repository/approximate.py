@@ -26,35 +26,54 @@ INDEXES = {
     "IVF SQ": "IvfSq(distance_type='cosine')",
     "IVF PQ": "IvfPq(distance_type='cosine', num_sub_vectors=64)",
 }
+_DIM = 512
 _BATCH, _ROWS = 5_000, 20_000
 
 
-def represented(path: str, expert: str, count: int, seed: int) -> dict[str, float]:
-    """Writes representations [count + QUERIES, T] of an expert, of length 1; or random ones.
+def represented(path: str, source: str, count: int, seed: int) -> dict[str, float]:
+    """Writes vectors [count + QUERIES, T] of length 1.
 
     Args:
       path: of the .npy file.
-      expert: a --workdir of train; "" for random vectors of 512.
+      source: a --workdir of train, whose expert represents planted models; "classes" for vectors of
+        512 with ten classes of twenty, nuisance and noise, whose intrinsic dimension is that of
+        representations of fine-tuned models; "random" for those without structure.
       count: how many, without the queries.
-      seed: of the models.
+      seed: of what is drawn.
 
     Returns:
       Seconds, and the intrinsic dimension.
     """
     start, rng, total = time.perf_counter(), np.random.default_rng(seed), count + QUERIES
-    reader = load_experts(as_path(expert))["val_holdout"] if expert else None
-    models, dim = Models(), reader.rep_dim if reader else 512
-    found = open_memmap(path, "w+", np.float32, (total, dim))
+    draw = {"classes": _of_classes, "random": _random}.get(source) or _of_expert(source)
+    found = None
     for first in range(0, total, _BATCH):
-        if reader:
-            heads_NHW = models.heads(rng, _BATCH)
-            part_NT = np.asarray(reader.encode(heads_NHW))
-        else:
-            part_NT = rng.standard_normal((_BATCH, dim), np.float32)
-        lengths_N1 = np.linalg.norm(part_NT, axis=1, keepdims=True)
-        found[first : first + _BATCH] = (part_NT / lengths_N1)[: total - first]
+        part_NT = draw(rng)
+        if found is None:
+            found = open_memmap(path, "w+", np.float32, (total, part_NT.shape[1]))
+        part_NT /= np.linalg.norm(part_NT, axis=1, keepdims=True)
+        found[first : first + _BATCH] = part_NT[: total - first]
+    assert found is not None
     found.flush()
     return {"s": time.perf_counter() - start, "dimension": dimension(found[:20_000])}
+
+
+def _random(rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal((_BATCH, _DIM), np.float32)
+
+
+def _of_classes(rng: np.random.Generator) -> np.ndarray:
+    directions_DT = np.random.default_rng(0).standard_normal((45, _DIM), np.float32)
+    strengths_ND = 0.75 * rng.standard_normal((_BATCH, 45), np.float32)
+    strengths_ND[:, :20] = rng.uniform(0.5, 1.5, (_BATCH, 20))
+    strengths_ND[:, :20] *= rng.random((_BATCH, 20)).argsort(axis=1) < 10
+    noise_NT = 0.5 * rng.standard_normal((_BATCH, _DIM), np.float32)
+    return strengths_ND @ directions_DT + noise_NT
+
+
+def _of_expert(workdir: str) -> Callable[[np.random.Generator], np.ndarray]:
+    expert, models = load_experts(as_path(workdir))["val_holdout"], Models()
+    return lambda rng: np.array(expert.encode(models.heads(rng, _BATCH)))
 
 
 def dimension(vectors_NT: np.ndarray) -> float:
@@ -111,13 +130,15 @@ def build(folder: str, path: str, index: str) -> dict[str, float]:
     from probex_jax.search import ModelTable
 
     dim = np.load(path, mmap_mode="r").shape[1]
-    table, start = ModelTable(folder, dim), time.perf_counter()
-    before = _megabytes(Path(folder))
+    table = ModelTable(folder, dim)
+    table.needs_mending()  # as a writer it reads the latest version
+    start, before = time.perf_counter(), _megabytes(Path(folder))
     if not index:
         table.build_ann()
     else:
         config = eval(index, vars(lancedb.index))
         table._table.create_index("vector", config=config, replace=True)
+        table.keep_sums()
     return {"s": time.perf_counter() - start, "MB": _megabytes(Path(folder)) - before}
 
 

@@ -113,7 +113,7 @@ def measure(
         os.environ["HF_ENDPOINT"] = url
         done = memory.fresh(work, *arguments)
         asked = httpx.get(f"{url}/stats").json()
-        hub_s = _cpu_s(pid)
+        hub_s = cpu_s(pid)
     workers = [mib for name, mib in peaks.values() if name.startswith("ray::Worker")]
     return {
         **done["result"],
@@ -161,7 +161,8 @@ def _descendants(pid: int) -> list[int]:
     return found
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
+    """CPU seconds of a process so far."""
     times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
     return sum(map(int, times)) / _TICKS
 
