@@ -1,4 +1,4 @@
-"""Measures the speed of everything, against a limit and PyTorch in the same run.
+"""Measures the speed of everything, against a limit and PyTorch.
 
 Each suite prints rates (more is better) as a fraction of a limit measured in the same run, and as a
 ratio to plain PyTorch if that is installed. What a suite does is told in

@@ -1,4 +1,4 @@
-"""Finds the Model Trees in a folder of models: which descend from one ancestor.
+"""Finds the Model Trees in a folder of models: those of one ancestor.
 
 No expert is needed. A model that cannot be read is reported and the others go on; the exit code is
 then 1. --write_zoos makes a zoo of each tree, for split and pack, that names the models where they

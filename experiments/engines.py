@@ -11,8 +11,8 @@ from probex_jax.engine import Engine, engine_of
 _ENGINE = flags.DEFINE_string(
     "engine",
     "threads",
-    "Who does the work: threads of this process, or a Ray cluster: ray:local starts one here, "
-    "ray:auto is the one that this machine is a node of, ray:HOST:PORT another.",
+    "Who does the work: threads of this process, or a Ray cluster, ray:local, ray:auto or "
+    "ray:HOST:PORT (docs/clusters.md).",
 )
 _WORKERS = flags.DEFINE_integer(
     "workers",

@@ -1,4 +1,4 @@
-"""Serves the web page: describe a model, search for models, look at the forest.
+"""Serves the web page: describe a model, search for models, view the forest.
 
 Programs use its /api (docs/page.md). Only this machine can reach it unless --host says otherwise.
 

@@ -1,4 +1,4 @@
-r"""Counts how many models a forest routes to their trees, and strangers to none.
+r"""Counts how many models a forest routes to their trees, strangers to none.
 
 Example:
   python -m experiments.benchmarks.routing --forest=out/forest \

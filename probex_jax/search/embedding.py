@@ -76,12 +76,12 @@ def each_asked(
     """
     seen: set[int] = set()
     paths = prefetch(lambda model: key(model.path), models, _READERS, beyond=at_a_time)
-    new = (
-        (model, path) for model, path in paths if not (hash(path) in seen or seen.add(hash(path)))
-    )
-    for part in in_parts(new, at_a_time):
+    for part in in_parts(paths, at_a_time):
         known = stamps([path for _, path in part if is_unicode(path)])
-        yield from (Asked(model, path, known.get(path)) for model, path in part)
+        for model, path in part:
+            if hash(path) not in seen:
+                seen.add(hash(path))
+                yield Asked(model, path, known.get(path))
 
 
 def embedding(expert: Expert, size: int, forest: Forest | None) -> Work:

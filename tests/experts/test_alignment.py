@@ -12,6 +12,7 @@ import probex_jax as px
 from probex_jax.experts import Alignment, zero_shot
 from probex_jax.experts.alignment import ZeroShot, class_texts, text_logits, with_seen_offset
 from probex_jax.fitting import Adam
+from probex_jax.integrity import unsealed
 from probex_jax.language import HashingEncoder
 from probex_jax.sweeps import sweep
 from tests.conftest import HELD_OUT, write_toy_lora, write_toy_lora_zoo
@@ -52,7 +53,7 @@ def test_seen_and_held_out_concepts_are_found_by_their_words(swept):
     assert found.among_held_out.n_models == found.among_all.n_models == 24
     assert found.among_held_out.value > 0.6
     assert found.among_held_out.value >= found.among_all.value > 3 / 16
-    metrics = json.loads((workdir / "metrics.json").read_text())
+    metrics = unsealed(json.loads((workdir / "metrics.json").read_text()), workdir)
     assert metrics["zero_shot"]["among_all"]["value"] == found.among_all.value
     assert metrics["n_models"]["test_holdout"] == 24
     for name, split in (("expert", "val"), ("expert_val_holdout", "val_holdout")):
@@ -144,7 +145,7 @@ def test_held_out_models_do_not_reach_the_training(swept, toy_lora_zoo, toy_lora
 
 def test_running_again_trains_nothing(swept, toy_lora_store, monkeypatch):
     workdir, result = swept
-    monkeypatch.setattr(sys.modules["probex_jax.sweeps.descent"], "train", None)
+    monkeypatch.setattr(sys.modules["probex_jax.sweeps.train"], "train", None)
     again = run(toy_lora_store, workdir)
     assert again.metrics == result.metrics
     assert again.zero_shot == result.zero_shot

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 import probex_jax as px
 from probex_jax.experts import Alignment, best_committee, committee, evaluate, load_experts
 from probex_jax.fitting import Adam, SeveralClasses, Texts
+from probex_jax.integrity import unsealed
 from probex_jax.language import HashingEncoder
 from probex_jax.search import Subject, measure
 from probex_jax.sweeps import sweep
@@ -71,7 +72,7 @@ def test_the_best_committee_is_kept_and_told_of(swept, tree):
     layers = best_committee(answers, y, 3, SeveralClasses())
     assert 1 < len(layers) <= 3
     assert tuple(result.expert.layers) == layers
-    metrics = json.loads((workdir / "metrics.json").read_text())
+    metrics = unsealed(json.loads((workdir / "metrics.json").read_text()), workdir)
     assert metrics == result.metrics
     assert (metrics["layers"], metrics["layer"]) == ({"expert": list(layers)}, layers[0])
     accuracies = {layer: np.mean((answers[layer] > 0) == (y > 0.5)) for layer in tree.layers}
@@ -120,7 +121,7 @@ def test_a_choice_that_was_interrupted_is_made_again(swept, tree, tmp_path, monk
     (tmp_path / "w" / "metrics.json").unlink()
     for layer in result.expert.layers:
         of_layer(workdir, layer).save(tmp_path / "w" / "layers" / layer / "expert")
-    monkeypatch.setattr(sys.modules["probex_jax.sweeps.descent"], "train", None)
+    monkeypatch.setattr(sys.modules["probex_jax.sweeps.train"], "train", None)
     again = sweep(tree, tmp_path / "w", committee=3, **DENSE)
     assert again.metrics == result.metrics
     check_same_files(tmp_path / "w", workdir)

@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 import probex_jax as px
 from probex_jax.experts import Predictions, evaluate
 from probex_jax.fitting import Adam, ClosedForm, Number, OneClass, SeveralClasses
+from probex_jax.integrity import unsealed
 from probex_jax.sweeps import sweep
 from tests.conftest import CLASSES, write_toy_zoo
 from tests.sweeps.of_layers import of_layer
@@ -46,7 +47,7 @@ def test_the_layer_that_carries_the_classes_is_found(swept, toy_store):
     assert result.layers["a.weight"] > 0.9 > result.layers["b.weight"]
     assert result.test.value > 0.9
     assert result.test.low <= result.test.value <= result.test.high
-    metrics = json.loads((workdir / "metrics.json").read_text())
+    metrics = unsealed(json.loads((workdir / "metrics.json").read_text()), workdir)
     assert metrics == result.metrics
     assert (metrics["layer"], metrics["task"]) == ("a.weight", "several_classes")
     assert metrics["store_hash"] == toy_store.hash == result.expert.card.store_hash

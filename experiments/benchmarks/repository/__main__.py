@@ -1,10 +1,10 @@
-r"""Measures a whole repository: a simulated hub is indexed, and its index is searched.
+r"""Measures a simulated hub: how it is indexed and searched.
 
 STEP is one or more of
 
   hub          the hub alone, asked over 16 connections
   expert       the zoo, store, expert and forest that the others need
-  index        models are indexed from the hub, in pieces: 1 to 1,000, then to 3,000, …
+  index        models are indexed from the hub, in pieces: first 1,000, then more
   driver       rows that are ready are committed to indexes of several sizes
   approximate  approximate search in tables of several sizes, beside exact scans
 
@@ -12,8 +12,9 @@ What was measured stays in --workdir and is not measured again, so that the comm
 stopped and run in pieces. The models are planted; seed 0 is in all of them.
 
 Example:
-  python -m experiments.benchmarks.repository --workdir=out/repository expert index \
-    --engine=ray:local --workers=2 --readers=8 --sizes=1000,3000 --hub=--api_ms=150,--cdn_ms=60
+  python -m experiments.benchmarks.repository --workdir=out/repository \
+    expert index --engine=ray:local --workers=2 --sizes=1000,3000 \
+    --hub=--api_ms=150,--cdn_ms=60
 """
 
 import math
@@ -38,7 +39,7 @@ _SIZES = flags.DEFINE_list("sizes", ["1000", "3000", "10000"], "Numbers of model
 _ENGINE = flags.DEFINE_string("engine", "threads", "Who indexes, as in index.")
 _WORKERS = flags.DEFINE_integer("workers", 0, "Workers of a cluster, as in index.")
 _READERS = flags.DEFINE_integer("readers", 16, "Reader threads of each worker.")
-_HUB = flags.DEFINE_list("hub", [], "Flags of the hub: see --help of repository.hub.")
+_HUB = flags.DEFINE_list("hub", [], "Flags of the hub: see --help of benchmarks.hub.")
 _INDEXES = flags.DEFINE_list("indexes", ["ours"], "Approximate indexes, as approximate.INDEXES.")
 _VECTORS = flags.DEFINE_enum(
     "vectors", "expert", ["expert", "classes", "random"], "What approximate searches."

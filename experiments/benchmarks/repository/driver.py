@@ -30,7 +30,13 @@ class Ready:
         return HERE.size()
 
     def map(
-        self, make: Callable[[], Work], parts: Iterable[Part], *, readers: int = 4, ahead: int = 1
+        self,
+        make: Callable[[], Work],
+        parts: Iterable[Part],
+        *,
+        readers: int = 4,
+        ahead: int = 1,
+        computes: bool = True,
     ) -> Generator[tuple[Part, Sequence[Any]]]:
         """As `Engine.map`."""
         for part in parts:

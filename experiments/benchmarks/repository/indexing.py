@@ -42,7 +42,13 @@ class Reading:
         return self.engine.size()
 
     def map(
-        self, make: Callable[[], Work], parts: Iterable[Part], *, readers: int = 4, ahead: int = 1
+        self,
+        make: Callable[[], Work],
+        parts: Iterable[Part],
+        *,
+        readers: int = 4,
+        ahead: int = 1,
+        computes: bool = True,
     ) -> Generator[tuple[Part, Sequence[Any]]]:
         """As the engine's."""
         return self.engine.map(make, parts, readers=self.readers, ahead=ahead)
@@ -51,7 +57,7 @@ class Reading:
 @contextmanager
 def hub(*behaviour: str) -> Iterator[tuple[str, int]]:
     """A simulated hub in a process of its own; gives its address and the process's number."""
-    command = [sys.executable, "-m", "experiments.benchmarks.repository.hub", *behaviour]
+    command = [sys.executable, "-m", "experiments.benchmarks.hub", *behaviour]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

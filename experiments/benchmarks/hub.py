@@ -1,13 +1,13 @@
-r"""A simulated hub: repositories sim/0000001, sim/0000002, … whose files are made when asked for.
+r"""Serves a simulated hub, whose models are made when asked for.
 
-It answers what readers of models ask Hugging Face's hub: a repository's commit and list of files,
-small files, and byte ranges of weights by way of a redirect to a CDN; late, and with "too many
-requests" beyond a quota per window, if told so. `/stats` says what was asked. Run it in a process
-of its own; the first line that it prints is its address.
+Its repositories are sim/0000001, sim/0000002, … It answers what readers of models ask Hugging
+Face's hub: a repository's commit and list of files, small files, and byte ranges of weights by way
+of a redirect to a CDN; late, and with "too many requests" beyond a quota per window, if told so.
+`/stats` says what was asked. Run it in a process of its own; the first line that it prints is its
+address, which others take as HF_ENDPOINT.
 
 Example:
-  python -m experiments.benchmarks.repository.hub --api_ms=150 --resolve_ms=80 --cdn_ms=60
-  HF_ENDPOINT=http://127.0.0.1:PORT python -m experiments.describe --forest=F hf://sim/0000042
+  python -m experiments.benchmarks.hub --api_ms=150 --cdn_ms=60
 """
 
 import asyncio
