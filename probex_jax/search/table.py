@@ -294,14 +294,16 @@ class ModelTable:
                 self._table.create_index("path", config=BTree())
                 self.keep_sums()
 
-    @_persisting
     def compact(self) -> None:
         """Merges small fragments and adds new rows to indexes."""
+        for age in (_NEVER, None):  # nothing old is removed before what is new is listed
+            self._optimise(age)
+
+    @_persisting
+    def _optimise(self, age: timedelta | None) -> None:
         with self._damage():
-            # Nothing old is removed before what is new is listed.
-            for age in (_NEVER, None):
-                self._table.optimize(cleanup_older_than=age)
-                self.keep_sums()
+            self._table.optimize(cleanup_older_than=age)
+            self.keep_sums()
 
     @_persisting
     def build_ann(self) -> None:

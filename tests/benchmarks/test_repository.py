@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import load
 
 import probex_jax as px
+from experiments.benchmarks.hub import Behaviour, Hub, server
 from experiments.benchmarks.repository import approximate
 from experiments.benchmarks.repository.approximate import dimension
-from experiments.benchmarks.hub import Behaviour, Hub, server
 from experiments.benchmarks.repository.models import CLASSES, LAYER, SHAPE, Models
 from probex_jax.model_files import Remote, open_model, read_stated
 from tests.end_to_end import warm

@@ -107,7 +107,7 @@ def content(store):
         if path.is_file()
     }
     lines = [json.loads(line) for line in files.pop("models.jsonl").splitlines()]
-    return files, [{k: text for k, text in line.items() if k != "source"} for line in lines]
+    return files, [{k: line[k] for k in line if k not in ("source", "crc32c")} for line in lines]
 
 
 def check_same(ours, theirs):

@@ -4,7 +4,7 @@ STEP is one or more of
 
   hub          the hub alone, asked over 16 connections
   expert       the zoo, store, expert and forest that the others need
-  index        models are indexed from the hub, in pieces: first 1,000, then more
+  index        models are indexed from the hub, in pieces, the smallest first
   driver       rows that are ready are committed to indexes of several sizes
   approximate  approximate search in tables of several sizes, beside exact scans
 
