@@ -158,7 +158,6 @@ def _joined(address: str) -> Any:
     # Before Ray is imported, and in the processes that it starts.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # results that nobody asks for
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     if address == "local" and "ray" not in sys.modules:  # which reads them once
         # Else Ray keeps a token at home, and asks all nodes of later clusters for it.
         os.environ.setdefault("RAY_AUTH_MODE", "token")

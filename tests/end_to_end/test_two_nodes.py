@@ -211,5 +211,7 @@ def test_a_command_that_is_told_to_end_leaves_no_worker(nodes, zoo, tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=LONGEST_S)
-    assert (process.returncode, err.count("\n")) == (143, 1), err
+    assert process.returncode == 143
+    ours = [line for line in err.splitlines() if "network_util.cc" not in line]  # of no network
+    assert len(ours) == 1, err
     until_gone()
