@@ -60,6 +60,7 @@ def names(folder):
     return {str(path).removeprefix(str(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parity
 def test_a_bucket_gives_what_a_disk_gives(server, tmp_path):
     zoo, there = write_tree(tmp_path / "Toy", 1), as_path(f"{BUCKET}/all")
     here = everything(tmp_path / "out", zoo)

@@ -273,6 +273,7 @@ def test_a_table_is_read_at_the_version_that_is_listed(tmp_path):
     assert len(ModelTable(tmp_path, 4, checked=True)) == 1
 
 
+@pytest.mark.parity
 def test_the_command_tells_the_kinds_and_the_result(made, copy):
     whole = warm.run("verify", *(made / kind for kind in VERIFY), made / "trained" / "expert")
     assert (whole.returncode, whole.stderr) == (0, "")

@@ -140,6 +140,7 @@ def test_what_is_no_zoo(at, tmp_path):
         assert str(caught.value).startswith(url)
 
 
+@pytest.mark.parity
 def test_a_harvest_of_a_bucket_can_be_packed(server, at, tmp_path):
     rng = np.random.default_rng(0)
     for number in range(24):
