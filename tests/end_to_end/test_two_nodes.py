@@ -17,7 +17,7 @@ import probex_jax as px
 from probex_jax.forest import grow
 from probex_jax.search import Index
 from tests.conftest import write_toy_zoo
-from tests.engine.nodes import PORT, alive_workers
+from tests.engine.nodes import PORT, workers_of
 from tests.forest.conftest import class_expert, labels_of, write_member, write_tree
 from tests.layer_store.test_packing import folder_hash
 
@@ -35,7 +35,7 @@ class Nodes:
     """Two nodes in a namespace of their own, and commands there."""
 
     def __init__(self, process, environment):
-        self._environment = environment
+        self._process, self._environment = process, environment
         namespaces = ["nsenter", f"--target={process}", "--user", "--net", "--preserve-credentials"]
         self._inside = [*namespaces, sys.executable, "-m"]
 
@@ -49,6 +49,25 @@ class Nodes:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def workers(self, doing=""):
+        return workers_of(self._process, doing)
+
+    def kill_a_worker(self, process):
+        """Kills one that is in the middle of something, while a command runs."""
+        deadline = time.monotonic() + LONGEST_S
+        while process.poll() is None and time.monotonic() < deadline:
+            if workers := self.workers(".run"):
+                os.kill(workers[0], signal.SIGKILL)
+                return True
+            time.sleep(0.01)
+        return False
+
+    def until_no_worker_is_left(self):
+        deadline = time.monotonic() + 60
+        while self.workers():
+            assert time.monotonic() < deadline, "workers outlive the command"
+            time.sleep(0.1)
 
     def run(self, command, *arguments):
         process = self.start(command, *arguments)
@@ -117,24 +136,13 @@ def forest(tmp_path_factory):
     return folder
 
 
-def killed_once(process):
-    """Kills a worker as soon as one is there, while a command runs."""
-    deadline = time.monotonic() + LONGEST_S
-    while process.poll() is None and time.monotonic() < deadline:
-        if workers := alive_workers():
-            os.kill(workers[0], signal.SIGKILL)
-            return True
-        time.sleep(0.05)
-    return False
-
-
 @pytest.mark.parametrize("what", ["whole", "a worker dies", "the driver dies"])
 def test_a_store_has_the_same_bytes(nodes, zoo, packed, tmp_path, what):
     arguments = ("pack", f"--zoo={zoo}", f"--store={tmp_path / 'store'}")
     if what != "whole":
         process = nodes.start(*arguments)
         if what == "a worker dies":
-            assert killed_once(process)
+            assert nodes.kill_a_worker(process)
             _, err = process.communicate(timeout=LONGEST_S)
             assert process.returncode == 0, err
         else:
@@ -142,17 +150,10 @@ def test_a_store_has_the_same_bytes(nodes, zoo, packed, tmp_path, what):
                 time.sleep(0.02)
             process.kill()
             process.communicate()
-            until_gone()
+            nodes.until_no_worker_is_left()
     if what != "a worker dies":
         is_done(nodes.run(*arguments))
     assert folder_hash(tmp_path / "store") == folder_hash(packed)
-
-
-def until_gone():
-    deadline = time.monotonic() + 60
-    while alive_workers():
-        assert time.monotonic() < deadline, "workers outlive the command"
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("dies", [False, True])
@@ -160,7 +161,7 @@ def test_an_index_has_the_same_rows(nodes, forest, tmp_path, dies):
     where = (f"--experts={forest / 'expert'}", f"--models={forest / 'models'}")
     ours = here("index", *where, f"--index={tmp_path / 'here'}")
     process = nodes.start("index", *where, f"--index={tmp_path / 'there'}")
-    assert killed_once(process) if dies else True
+    assert nodes.kill_a_worker(process) if dies else True
     out, err = process.communicate(timeout=LONGEST_S)
     assert (process.returncode, out) == (ours.returncode, ours.stdout), err
     of = {name: Index.open(tmp_path / name).everything() for name in ("here", "there")}
@@ -206,7 +207,7 @@ def test_a_training_gives_the_same_expert(nodes, packed, tmp_path, config):
 
 def test_a_command_that_is_told_to_end_leaves_no_worker(nodes, zoo, tmp_path):
     process = nodes.start("pack", f"--zoo={zoo}", f"--store={tmp_path / 'store'}")
-    while not alive_workers():
+    while not nodes.workers():
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
@@ -214,4 +215,4 @@ def test_a_command_that_is_told_to_end_leaves_no_worker(nodes, zoo, tmp_path):
     assert process.returncode == 143
     ours = [line for line in err.splitlines() if "network_util.cc" not in line]  # of no network
     assert len(ours) == 1, err
-    until_gone()
+    nodes.until_no_worker_is_left()

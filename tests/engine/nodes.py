@@ -69,13 +69,26 @@ def wait_for_nodes(count):
     raise TimeoutError(f"no {count} nodes in {_START_S} s: {done.stderr[-500:]}")
 
 
-def alive_workers():
-    """The processes of workers of any cluster on this machine."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/comm"):
+def processes(parent):
+    """All processes that one has started, and those that these have."""
+    children = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it has ended
-            if path.read_text().startswith("ray::Worker"):
-                found.append(int(path.parent.name))
+            fields = path.read_text().rpartition(")")[2].split()
+            children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    found = [parent]
+    for process in found:
+        found += children.get(process, [])
+    return found[1:]
+
+
+def workers_of(parent, doing=""):
+    """The workers of clusters that a process started; those that are in a method."""
+    found = []
+    for process in processes(parent):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{process}/comm").read_text().startswith(f"ray::Worker{doing}"):
+                found.append(process)
     return found
 
 

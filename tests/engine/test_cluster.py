@@ -13,7 +13,7 @@ import probex_jax as px
 from probex_jax.engine import HERE, Died, flattened, in_parts
 from probex_jax.search import Index, find_models
 from tests.conftest import CLASSES, write_toy_zoo
-from tests.engine.nodes import alive_workers
+from tests.engine.nodes import workers_of
 from tests.engine.work import PoisonToIndex, PoisonToPack, Squares, fails
 from tests.forest.conftest import class_expert
 from tests.layer_store.test_packing import folder_hash
@@ -124,7 +124,7 @@ def test_a_killed_worker_changes_no_byte(cluster, tmp_path, what, monkeypatch):
 
     def kill_one(_):
         if len(killed) < 2:
-            alive = set(alive_workers())
+            alive = set(workers_of(os.getpid(), ".run"))
             for process in list(alive - {*killed})[:1]:
                 killed.append(process)
                 os.kill(process, signal.SIGKILL)

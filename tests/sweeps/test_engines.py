@@ -6,7 +6,6 @@ import shutil
 import signal
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -17,6 +16,7 @@ from probex_jax.fitting import Adam, ClosedForm, Devices
 from probex_jax.language import text_encoder
 from probex_jax.sweeps import sweep, train
 from probex_jax.sweeps.jobs import Room
+from tests.engine.nodes import workers_of
 from tests.sweeps.deadly import Deadly
 
 ENCODER = {"name": "probex", "n_probes": 4, "proj_dim": 4, "rep_dim": 8}
@@ -71,27 +71,11 @@ class Elsewhere:
             yield pickle.loads(pickle.dumps((part, found)))
 
 
-def processes(parent):
-    """All processes that one has started, and those that these have."""
-    children = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        children.setdefault(int(fields[1]), []).append(int(path.parent.name))
-    found = [parent]
-    for process in found:
-        found += children.get(process, [])
-    return found[1:]
-
-
 def kill_a_worker():
     """Ends one of the workers that this process's cluster has."""
-    for process in processes(os.getpid()):
-        if Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"ray::Worker"):
-            os.kill(process, signal.SIGKILL)
-            return True
+    for process in workers_of(os.getpid(), ".run")[:1]:
+        os.kill(process, signal.SIGKILL)
+        return True
     return False
 
 
