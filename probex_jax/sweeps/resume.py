@@ -30,12 +30,18 @@ class Saver:
       every_s: the least seconds between two times that it is saved; 0 to save at each evaluation.
       devices: of several processes one writes.
       on_epochs: called with the epochs done since the last call.
+      check: called before a state is written; raises if it must not be.
     """
 
     def __init__(
-        self, folder: Path, every_s: float, devices: Devices, on_epochs: Callable[[int], None]
+        self,
+        folder: Path,
+        every_s: float,
+        devices: Devices,
+        on_epochs: Callable[[int], None],
+        check: Callable[[], None] = lambda: None,
     ):
-        self._folder, self._devices = folder, devices
+        self._check, self._folder, self._devices = check, folder, devices
         self._every_s, self._on_epochs = every_s, on_epochs
         self._saved_at, self._took_s, self._epoch = time.monotonic(), 0.0, 0
         self._lock = threading.RLock()
@@ -91,6 +97,7 @@ class Saver:
         with self._lock:
             if self._unsaved is None:
                 return
+            self._check()
             previous = list(self._folder.glob("*"))
             path = self._folder / f"{int(self._unsaved['epoch']):08d}"
             checkpoints.save(path, self._unsaved, card={})

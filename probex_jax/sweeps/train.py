@@ -14,8 +14,10 @@ import jax
 import numpy as np
 
 from probex_jax.engine import Part, Work
+from probex_jax.errors import ProbexError
 from probex_jax.experts.card import Card
 from probex_jax.experts.expert import Expert
+from probex_jax.files import writer_of
 from probex_jax.fitting.centre import FrozenLayer, Tree, centre_rank
 from probex_jax.fitting.data import Split
 from probex_jax.fitting.group import Group
@@ -260,7 +262,8 @@ class Trainer:
     Args:
       source, workdir, save_every_s: as of `Descent`; all who train see one work directory.
       room: what trainings may take.
-      is_away: whether this is another process, whose results may wait long before they are kept.
+      writer: for whom another process trains (`files.writer_of`), who may keep results much later;
+        None here.
       stop: saves the job that is trained, until `saving` is closed.
       on_epochs: called with a job, a layer and the epochs done since the last call.
       programs: those that are compiled.
@@ -271,15 +274,15 @@ class Trainer:
     workdir: Path
     save_every_s: float
     room: Room
-    is_away: bool = False
+    writer: str | None = None
     stop: Stop = field(default_factory=Stop)
     on_epochs: Callable[[Job, str, int], None] = lambda job, layer, epochs: None
     programs: Programs = field(default_factory=Programs)
     saving: ExitStack = field(default_factory=ExitStack)
 
     def __reduce__(self) -> Any:
-        given = self.source, self.workdir.absolute(), self.save_every_s, self.room, True
-        return Trainer, given
+        given = self.source, self.workdir, self.save_every_s, self.room
+        return Trainer, (*given, writer_of(self.workdir))
 
     def folder(self, job: Job) -> Path:
         """Where the state of a job is while it is trained."""
@@ -289,6 +292,11 @@ class Trainer:
         """The work on jobs."""
         prepare = partial(read, self.source, programs=self.programs, room=self.room)
         return Work(prepare, self._compute, self.saving.close)
+
+    def _check(self) -> None:
+        """A worker may outlive its writer for a moment, and another one be there."""
+        if self.writer and writer_of(self.workdir) != self.writer:
+            raise ProbexError(f"{self.workdir}: another process is the writer by now")
 
     def _compute(self, part: Part, readied: Sequence[Ready]) -> Sequence[Trained]:
         (job,), (ready,) = part, readied
@@ -301,10 +309,10 @@ class Trainer:
                 self.on_epochs(job, layer, count)
 
         devices = self.source.devices
-        saver = Saver(self.folder(job), self.save_every_s, devices, on_epochs)
+        saver = Saver(self.folder(job), self.save_every_s, devices, on_epochs, self._check)
         self.saving.enter_context(self.stop.saves(saver.save))
         state = train(self.source, ready, saver, self.room)
-        if self.is_away:
+        if self.writer is not None:
             saver.save()
             self.saving.close()
         if not devices.writes:
