@@ -84,7 +84,7 @@ def nodes():
     process = subprocess.Popen(
         [*command, sys.executable, "-m", "tests.engine.nodes"],
         env=environment,
-        cwd=ROOT,
+        cwd="/",  # other than where commands are started
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -138,7 +138,8 @@ def forest(tmp_path_factory):
 
 @pytest.mark.parametrize("what", ["whole", "a worker dies", "the driver dies"])
 def test_a_store_has_the_same_bytes(nodes, zoo, packed, tmp_path, what):
-    arguments = ("pack", f"--zoo={zoo}", f"--store={tmp_path / 'store'}")
+    where = os.path.relpath(tmp_path, ROOT)
+    arguments = ("pack", f"--zoo={zoo}", f"--store={where}/store")
     if what != "whole":
         process = nodes.start(*arguments)
         if what == "a worker dies":

@@ -130,6 +130,15 @@ def test_a_killed_pack_goes_on_to_the_same_bytes(zoo, tmp_path, monkeypatch):
     assert folder_hash(tmp_path / "killed") == folder_hash(tmp_path / "whole")
 
 
+def test_a_run_in_which_no_model_can_be_packed_changes_nothing(zoo, tmp_path):
+    before = len(pack(zoo, tmp_path / "s").store.models)
+    (zoo / "train" / "junk.safetensors").write_bytes(b"junk")
+    for _ in range(2):
+        summary = pack(zoo, tmp_path / "s")
+        assert (summary.added, list(summary.skipped)) == (0, ["junk"])
+        assert len(summary.store.models) == before
+
+
 def test_workers_of_a_writer_that_is_gone_write_nothing(zoo, tmp_path):
     store = pack(zoo, tmp_path / "s").store
     before = folder_hash(tmp_path / "s")
@@ -141,6 +150,10 @@ def test_workers_of_a_writer_that_is_gone_write_nothing(zoo, tmp_path):
         for write in (gone.read, lambda slot: gone.compute([slot], [Stored("0")])):
             with pytest.raises(px.ProbexError, match="another process"):
                 write(slot)
+        closed = writing(Form.of(store))
+        closed.close()
+        with pytest.raises(px.ProbexError, match="interrupted"):
+            closed.read(slot)
         ours.compute([slot], [Stored("", "faulty")])  # which drops the block
     assert folder_hash(tmp_path / "s") == before
 

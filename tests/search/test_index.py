@@ -1,6 +1,7 @@
 """The index: embedding folders of models, searching them, and what goes wrong."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -261,6 +262,15 @@ def test_factors_of_any_rank_are_embedded_as_their_product(tmp_path, expert, mod
         dense = x.dense() if isinstance(x, LowRank) else x
         expected = np.asarray(expert.encode(dense[None]))[0]
         np.testing.assert_allclose(vector_T, expected / np.linalg.norm(expected), atol=1e-5)
+
+
+def test_of_two_models_at_one_path_the_first_counts(tmp_path, expert, models):
+    found = find_models(models)
+    index = Index.create_or_open(tmp_path / "index", expert)
+    twice = [*found, *(dataclasses.replace(model, id=f"{model.id}-2") for model in found)]
+    for added in (5, 0):
+        assert index.add_models(twice).added == added
+        assert {row["id"] for row in index.everything()[0]} == {model.id for model in found}
 
 
 def test_every_batch_has_one_shape(tmp_path, expert, models, monkeypatch):
