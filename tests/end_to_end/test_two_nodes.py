@@ -50,14 +50,14 @@ class Nodes:
             text=True,
         )
 
-    def workers(self, doing=""):
-        return workers_of(self._process, doing)
+    def workers(self):
+        return workers_of(self._process)
 
-    def kill_a_worker(self, process):
-        """Kills one that is in the middle of something, while a command runs."""
+    def kill_a_worker(self, process, once=lambda: True):
+        """Kills one once something is true, while a command runs."""
         deadline = time.monotonic() + LONGEST_S
         while process.poll() is None and time.monotonic() < deadline:
-            if workers := self.workers(".run"):
+            if once() and (workers := self.workers()):
                 os.kill(workers[0], signal.SIGKILL)
                 return True
             time.sleep(0.01)
@@ -143,7 +143,8 @@ def test_a_store_has_the_same_bytes(nodes, zoo, packed, tmp_path, what):
     if what != "whole":
         process = nodes.start(*arguments)
         if what == "a worker dies":
-            assert nodes.kill_a_worker(process)
+            shards = tmp_path / "store" / "layers"
+            assert nodes.kill_a_worker(process, lambda: any(shards.rglob("0/0/0")))
             _, err = process.communicate(timeout=LONGEST_S)
             assert process.returncode == 0, err
         else:

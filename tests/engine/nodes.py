@@ -82,12 +82,12 @@ def processes(parent):
     return found[1:]
 
 
-def workers_of(parent, doing=""):
-    """The workers of clusters that a process started; those that are in a method."""
+def workers_of(parent):
+    """The workers of clusters that a process started, with work or waiting for it."""
     found = []
     for process in processes(parent):
         with contextlib.suppress(OSError):
-            if Path(f"/proc/{process}/comm").read_text().startswith(f"ray::Worker{doing}"):
+            if Path(f"/proc/{process}/comm").read_text().startswith("ray::Worker"):
                 found.append(process)
     return found
 

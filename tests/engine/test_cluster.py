@@ -124,7 +124,7 @@ def test_a_killed_worker_changes_no_byte(cluster, tmp_path, what, monkeypatch):
 
     def kill_one(_):
         if len(killed) < 2:
-            alive = set(workers_of(os.getpid(), ".run"))
+            alive = set(workers_of(os.getpid()))
             for process in list(alive - {*killed})[:1]:
                 killed.append(process)
                 os.kill(process, signal.SIGKILL)

@@ -73,7 +73,7 @@ class Elsewhere:
 
 def kill_a_worker():
     """Ends one of the workers that this process's cluster has."""
-    for process in workers_of(os.getpid(), ".run")[:1]:
+    for process in workers_of(os.getpid())[:1]:
         os.kill(process, signal.SIGKILL)
         return True
     return False
