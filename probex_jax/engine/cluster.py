@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import sys
 import threading
 import warnings
@@ -24,6 +25,7 @@ from probex_jax.errors import ProbexError
 
 # CPUs of a cluster for each worker, where it has no GPUs and no number is given.
 _CPUS = 4
+_KNOCK_S = 10.0
 # What this process called the cluster that it is in.
 _JOINED: set[str] = set()
 
@@ -171,6 +173,8 @@ def _joined(address: str) -> Any:
         if address not in ("auto", "local", here, *_JOINED):
             raise ProbexError(f"ray:{address}: this process is in the cluster of {here} already")
         return ray
+    if address not in ("auto", "local"):
+        _knock(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with warnings.catch_warnings():
@@ -190,6 +194,15 @@ def _joined(address: str) -> Any:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's prints a stack
     _silence(ray)
     return ray
+
+
+def _knock(address: str) -> None:
+    """Looks whether anybody answers: Ray tries for many minutes, and says so all the time."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+    except (OSError, OverflowError) as error:
+        raise ProbexError(f"ray:{address}: no cluster answers there: {error}") from None
 
 
 def _silence(ray: Any) -> None:

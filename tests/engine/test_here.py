@@ -87,6 +87,13 @@ def test_workers_belong_to_a_cluster():
         engine_of("threads", 3)
 
 
+def test_an_address_where_no_cluster_is_is_one_line():
+    pytest.importorskip("ray")
+    with pytest.raises(ProbexError, match=r"^ray:127\.0\.0\.1:1: ") as error:
+        list(engine_of("ray:127.0.0.1:1").map(lambda: Work(int, doubled), [(1,)]))
+    assert "\n" not in str(error.value)
+
+
 def lives(task, poison, most=50):
     """What becomes of a task of which some items end whoever works on them; calls until then."""
     calls = 0
