@@ -4,8 +4,10 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from probex_jax.buckets import Entry, address_of, all_below, is_address
+from probex_jax.model_files.stated import files_of_labels
 
 # More objects are no zoo, but a bucket.
 _MAX_OBJECTS = 1_000_000
@@ -16,6 +18,19 @@ class ListedPath(type(Path())):  # type: ignore[misc]
 
     # The parts of each folder to what is in it; a folder is None.
     tree: Mapping[tuple[str, ...], Mapping[str, Entry | None]] = MappingProxyType({})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled with what lies below it, and beside it under its own name or as a label file."""
+        there, parent = self.tree.get(self.parts[:-1], {}), self.parts[:-1]
+        told = (self.name, *files_of_labels(self.stem))
+        beside = {name: there[name] for name in told if name in there}
+        return _restored, (str(self), {parent: beside, **dict(self._below(self.parts))})
+
+    def _below(self, at: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+        if (inside := self.tree.get(at)) is not None:
+            yield at, inside
+            for name in inside:
+                yield from self._below((*at, name))
 
     def __str__(self) -> str:
         return address_of(super().__str__())
@@ -68,5 +83,11 @@ def zoo_path(root: str | os.PathLike[str]) -> Path:
             tree.setdefault(at, {}).setdefault(part, None)
             at += (part,)
         tree.setdefault(at, {})[file] = entry
+    path.tree = tree
+    return path
+
+
+def _restored(url: str, tree: Mapping[tuple[str, ...], Mapping[str, Entry | None]]) -> ListedPath:
+    path = ListedPath(url)
     path.tree = tree
     return path

@@ -117,9 +117,8 @@ def test_a_model_that_ends_whoever_embeds_it_fails_alone(cluster, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["pack", "index"])
-def test_a_killed_worker_changes_no_byte(cluster, tmp_path, what, monkeypatch):
+def test_a_killed_worker_changes_no_byte(cluster, tmp_path, what):
     """Of workers that are killed as soon as they are seen, some parts are done again."""
-    monkeypatch.setattr("probex_jax.layer_store.packing._BLOCK_MODELS", 6)
     killed = []
 
     def kill_one(_):
@@ -129,7 +128,7 @@ def test_a_killed_worker_changes_no_byte(cluster, tmp_path, what, monkeypatch):
                 killed.append(process)
                 os.kill(process, signal.SIGKILL)
 
-    zoo = toy_zoo(tmp_path, 60)
+    zoo = toy_zoo(tmp_path, 200)  # several blocks of a store
     for name, engine, seen in (("here", HERE, lambda _: None), ("there", cluster, kill_one)):
         if what == "pack":
             px.pack(zoo, tmp_path / name, engine=engine, on_model=seen)

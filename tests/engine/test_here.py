@@ -117,6 +117,15 @@ def test_an_item_that_ends_three_workers_is_left_out_and_the_rest_is_done_togeth
             assert result == item.upper()
 
 
+def test_a_part_whose_items_live_alone_is_no_suspect_any_more():
+    task = Task("ab")
+    for _ in range(2):
+        task.die()
+    for item in "ab":
+        task.succeed([item])
+    assert (task.places, task.is_suspect, task.results) == ([0, 1], False, None)
+
+
 def test_a_worker_that_died_by_itself_costs_no_item():
     task = Task("abc")
     task.die()

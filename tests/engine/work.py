@@ -1,12 +1,13 @@
 """Work for tests of engines, which workers of a cluster import."""
 
 import os
+import pickle
 import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from probex_jax.engine import Work
+from probex_jax.engine import HERE, Work
 from probex_jax.search import FoundModel
 from probex_jax.zoo import ZooModel
 
@@ -47,6 +48,18 @@ class Squares:
 
 def fails():
     raise ValueError("cannot be made")
+
+
+class Pickling:
+    """An engine here, to which all comes and from which all goes as to another process."""
+
+    is_here = False
+
+    def map(self, make, parts, **given):
+        made = pickle.dumps(make)
+        sent = (pickle.loads(pickle.dumps(part)) for part in parts)
+        for both in HERE.map(lambda: pickle.loads(made)(), sent, **given):
+            yield pickle.loads(pickle.dumps(both))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import pytest
 from probex_jax.buckets import delete, stores, write
 from probex_jax.search import Index, find_models
 from tests import s3
+from tests.engine.work import Pickling
 from tests.hub import IMPATIENT
 from tests.search.conftest import write_model
 
@@ -39,7 +40,7 @@ def test_is_as_that_of_a_folder(at, models, tmp_path, expert):
 
 def test_knows_what_has_changed(at, tmp_path, expert):
     made = Index.create_or_open(tmp_path / "index", expert)
-    made.add_models(find_models(at))
+    made.add_models(find_models(at), engine=Pickling())
     assert counts(made.add_models(find_models(at))) == (0, 0, 5, 0)
     new = write_model(tmp_path / "new.safetensors", 9, ["bee"])
     write(f"{at}/m1.safetensors", new.read_bytes())
