@@ -143,7 +143,9 @@ def test_workers_of_a_writer_that_is_gone_write_nothing(zoo, tmp_path):
     store = pack(zoo, tmp_path / "s").store
     before = folder_hash(tmp_path / "s")
     slot = Slot(px.scan(zoo).models[0], store.block)
+    assert not writer_of(tmp_path / "s")
     with one_writer(tmp_path / "s"):
+        assert writer_of(tmp_path / "s")
         ours = writing(Form.of(store, writer_of(tmp_path / "s")))
         gone = writing(Form.of(store, "pid 1 on elsewhere"))
         assert not ours.read(slot).fault
