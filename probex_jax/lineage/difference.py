@@ -161,7 +161,7 @@ def _compared(
 
 def _half_a_unit(values: np.ndarray, bits: int, least: int) -> np.ndarray:
     """Half the distance of neighbouring numbers of a dtype, at values."""
-    exponents = np.maximum(np.frexp(values)[1] - 1, least)
+    exponents = np.where(values == 0, least, np.maximum(np.frexp(values)[1] - 1, least))
     return np.ldexp(np.float32(1), exponents - bits)
 
 

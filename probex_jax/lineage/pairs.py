@@ -92,7 +92,7 @@ def _paired(
             found = linear_sum_assignment(apart_NM)
             if apart_NM[found].mean() * _NEARER < natural:
                 order = found
-    return {ours[at].name: theirs[to].name for at, to in zip(*order, strict=True)}
+    return {ours[int(at)].name: theirs[int(to)].name for at, to in zip(*order, strict=True)}
 
 
 def _samples(model: Sketch, layers: Sequence[SketchedLayer]) -> np.ndarray:
