@@ -21,9 +21,9 @@ from scipy.spatial import cKDTree
 
 from probex_jax.engine import HERE, Engine, Work, flattened, in_parts
 from probex_jax.errors import ProbexError
-from probex_jax.lineage.difference import copy_difference, rounding_of
+from probex_jax.lineage.difference import coarsest, copy_difference, rounding_of
 from probex_jax.lineage.lineage import Copies
-from probex_jax.lineage.sketch import Sketch
+from probex_jax.lineage.sketch import Sketch, sketch
 from probex_jax.matrices import LowRank
 from probex_jax.model_files import ModelFile, open_model
 
@@ -91,6 +91,8 @@ def mark(model: Sketch) -> Mark | None:
     if not any(np.ptp(model.of_layer(layer)) for layer in model.layers):
         return None
     parts, bits, features = [], [], np.zeros(_FEATURES)
+    is_float = {layer.dtype for layer in model.layers} <= {"F32", "F64"}
+    meant = coarsest(model.values) if is_float else ""
     for (shape, is_update), group in groupby(
         model.layers, lambda each: (each.shape, each.is_update)
     ):
@@ -99,7 +101,7 @@ def mark(model: Sketch) -> Mark | None:
         samples_LD = np.stack([model.of_layer(layer) for layer in layers]) + np.float32(0)
         hashes = sorted(hashlib.sha256(sample_D).digest() for sample_D in samples_LD)
         parts.append(repr((shape, is_update, hashes)))
-        bits += [(shape, rounding_of(layer.dtype)[0]) for layer in layers]
+        bits += [(shape, rounding_of(meant or layer.dtype)[0]) for layer in layers]
         features += _projected(samples_LD, shape)
     return Mark(
         kind=model.kind,
@@ -209,6 +211,41 @@ def confirmed(
     return _grouped([same for group in split for same in group], origins, models)
 
 
+def copies_among(
+    models: Sequence[tuple[str, Path]],
+    *,
+    engine: Engine = HERE,
+    on_model: Callable[[], None] = lambda: None,
+) -> tuple[Copies, ...]:
+    """Finds the models of a list that have the same weights.
+
+    Args:
+      models: id and path of each; those that cannot be read are in no group.
+      engine: who reads them.
+      on_model: called after each model that was sketched.
+
+    Returns:
+      The groups of copies.
+
+    Example:
+      >>> import tempfile
+      >>> from safetensors.numpy import save_file
+      >>> folder, rng = Path(tempfile.mkdtemp()), np.random.default_rng(0)
+      >>> a_HW, b_HW = rng.normal(size=(2, 16, 16)).astype("f4")
+      >>> for name, weights in {"a": a_HW, "b": b_HW, "c": a_HW.astype("f2")}.items():
+      ...     save_file({"fc.weight": weights}, folder / f"{name}.safetensors")
+      >>> found = copies_among([(name, folder / f"{name}.safetensors") for name in "abc"])
+      >>> [(each.models, each.largest_difference < 0.001) for each in found]
+      [(('a', 'c'), True)]
+    """
+    marks: list[Mark | None] = []
+    paths = in_parts(path for _, path in models)
+    for _, found in flattened(engine.map(_marking, paths, computes=False)):
+        marks.append(found if isinstance(found, Mark) else None)
+        on_model()
+    return confirmed(find_copies(marks), models, engine=engine)
+
+
 def _near(groups: Sequence[int], heads: Sequence[Mark]) -> dict[int, tuple[int, ...]]:
     """For groups of one kind, those that they may be rounded from, nearest first."""
     found: dict[int, list[int]] = {}
@@ -226,7 +263,7 @@ def _near(groups: Sequence[int], heads: Sequence[Mark]) -> dict[int, tuple[int, 
         _, places_AK = cKDTree(features_NF[others]).query(
             features_NF[asked], np.arange(1, _NEAREST + 2), p=np.inf, distance_upper_bound=_REACH
         )
-        for one, places in zip(asked, places_AK, strict=True):
+        for one, places in zip(asked.tolist(), places_AK, strict=True):
             nearest = others[places[places < len(others)]]
             finer = (bits_N[nearest] > bits_N[one]) | (
                 (bits_N[nearest] == bits_N[one]) & (nearest < one)
@@ -272,6 +309,10 @@ def _grouped(
     return tuple(found)
 
 
+def _marking() -> Work:
+    return Work(lambda path: _or_error(_mark_of, path), lambda part, found: found)
+
+
 def _reading() -> Work:
     return Work(lambda item: _or_error(_content, item[1]), lambda part, found: found)
 
@@ -285,6 +326,13 @@ def _or_error(function: Callable[[Any], Any], argument: Any) -> Any:
         return function(argument)
     except ProbexError as error:
         return error
+
+
+def _mark_of(path: Path) -> Mark | None:
+    with open_model(path) as model:
+        found = mark(sketch(model))
+        model.check_unchanged()
+        return found
 
 
 def _content(path: Path) -> str:
@@ -302,7 +350,7 @@ def _bytes_hash(matrix: np.ndarray | LowRank) -> str:
     parts = [matrix.up, matrix.down] if isinstance(matrix, LowRank) else [matrix]
     found = hashlib.sha256()
     for part in parts:
-        found.update(np.ascontiguousarray(part + np.float32(0)))
+        found.update(np.ascontiguousarray(part + np.float32(0)).data)
     return found.hexdigest()
 
 
@@ -327,7 +375,7 @@ def _hash(value: object) -> str:
 
 def _projected(samples_LD: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Random projections [16] of the sum of layers of one shape, scaled to one size."""
-    rounded_LD = np.float64(samples_LD.astype(ml_dtypes.bfloat16))
+    rounded_LD = samples_LD.astype(ml_dtypes.bfloat16).astype(np.float64)
     scale = np.square(rounded_LD).mean() ** 0.5 + _LEAST_SCALE
     sum_D = rounded_LD.sum(0) / (scale * len(rounded_LD) ** 0.5)
     return sum_D @ _signs(*shape, len(sum_D))
@@ -337,4 +385,4 @@ def _projected(samples_LD: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def _signs(height: int, width: int, count: int) -> np.ndarray:
     """Random signs [count, 16], float32."""
     rng = np.random.default_rng([height, width, count])
-    return rng.choice(np.float32([-1, 1]), (count, _FEATURES))
+    return rng.choice(np.array([-1, 1], np.float32), (count, _FEATURES))
