@@ -66,6 +66,11 @@ class Candidates:
     equal: tuple[tuple[int, ...], ...]
     near: Mapping[int, tuple[int, ...]]
 
+    @property
+    def count(self) -> int:
+        """How many models `confirmed` reads or compares, about."""
+        return sum(len(group) for group in self.equal if len(group) > 1) + len(self.near)
+
 
 def mark(model: Sketch) -> Mark | None:
     """The mark of a model.
