@@ -1,5 +1,7 @@
 """Models with the same weights in every disguise are found, and none that is only near."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -194,3 +196,30 @@ def test_unreadable_models_do_not_stop_the_search(tmp_path):
     (tmp_path / "c.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     paths = {"broken": tmp_path / "c.safetensors", "a": one, "none": tmp_path / "no", "b": other}
     assert groups(**paths) == {frozenset("ab")}
+
+
+def lora(path, factor=1.0, alpha=None, dtype="f4", seed=0):
+    """An adapter; `factor` goes from one of its factors to the other."""
+    rng, tensors = np.random.default_rng(seed), {}
+    for layer in range(3):
+        name = f"base_model.model.layers.{layer}.q_proj"
+        down_RW, up_HR = rng.normal(size=(4, 32)) * factor, rng.normal(size=(24, 4)) / factor
+        tensors[f"{name}.lora_A.weight"] = down_RW.astype("f4").astype(dtype)
+        tensors[f"{name}.lora_B.weight"] = up_HR.astype("f4").astype(dtype)
+    saved(tensors, path / "adapter_model.safetensors")
+    if alpha is not None:
+        settings = {"r": 4, "lora_alpha": alpha, "peft_type": "LORA"}
+        (path / "adapter_config.json").write_text(json.dumps(settings))
+    return path
+
+
+def test_loras_are_compared_by_their_updates(tmp_path):
+    found = groups(
+        a=lora(tmp_path / "a", alpha=4),
+        same=lora(tmp_path / "same", alpha=4),
+        other_factors=lora(tmp_path / "factors", factor=3.0, alpha=4),
+        half=lora(tmp_path / "half", alpha=4, dtype="f2"),
+        stronger=lora(tmp_path / "stronger", alpha=8),
+        stranger=lora(tmp_path / "stranger", alpha=4, seed=1),
+    )
+    assert found == {frozenset({"a", "same", "other_factors", "half"})}
