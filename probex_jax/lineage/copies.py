@@ -243,12 +243,24 @@ def copies_among(
       >>> [(each.models, each.largest_difference < 0.001) for each in found]
       [(('a', 'c'), True)]
     """
+    return confirmed(
+        find_copies(read_marks(models, engine=engine, on_model=on_model)), models, engine=engine
+    )
+
+
+def read_marks(
+    models: Sequence[tuple[str, Path]],
+    *,
+    engine: Engine = HERE,
+    on_model: Callable[[], None] = lambda: None,
+) -> list[Mark | None]:
+    """The marks of models; None for those without one, and those that cannot be read."""
     marks: list[Mark | None] = []
     paths = in_parts(path for _, path in models)
     for _, found in flattened(engine.map(_marking, paths, computes=False)):
         marks.append(found if isinstance(found, Mark) else None)
         on_model()
-    return confirmed(find_copies(marks), models, engine=engine)
+    return marks
 
 
 def _near(groups: Sequence[int], heads: Sequence[Mark]) -> dict[int, tuple[int, ...]]:
