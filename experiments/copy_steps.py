@@ -6,8 +6,9 @@ from typing import Any
 from experiments import cli
 from probex_jax.buckets import address_of
 from probex_jax.engine import HERE, Engine
-from probex_jax.lineage.copies import Mark, confirmed, copies_among, find_copies
+from probex_jax.lineage.copies import confirmed, copies_among, find_copies
 from probex_jax.lineage.lineage import Copies
+from probex_jax.lineage.marks import Mark
 from probex_jax.search import FoundModel
 
 _GROUPS, _MODELS = 10, 5  # that are told of

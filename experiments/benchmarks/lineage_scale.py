@@ -24,7 +24,8 @@ import probex_jax as px
 from experiments import cli
 from experiments.benchmarks import memory
 from experiments.benchmarks.scaling import exponent
-from probex_jax.lineage.copies import confirmed, copies_among, find_copies, read_marks
+from probex_jax.lineage.copies import confirmed, copies_among, find_copies
+from probex_jax.lineage.marks import read_marks
 
 _MODELS = flags.DEFINE_list("models", ["300", "3000"], "Numbers of models.")
 _FOLDER = flags.DEFINE_string("folder", None, "Where to make the models. Default: a new one.")

@@ -15,7 +15,7 @@ from probex_jax.engine import HERE, Died, Engine, Work, flattened, in_parts
 from probex_jax.errors import ProbexError
 from probex_jax.forest.clusters import MODELS_AT_ONCE, Clusters
 from probex_jax.forest.sketch import Sketch
-from probex_jax.lineage.copies import Mark, mark
+from probex_jax.lineage.marks import Mark, mark
 from probex_jax.lineage.sketch import sketch as sketch_of
 from probex_jax.model_files import ModelFile, fingerprint, open_model, stated_base
 from probex_jax.model_files.architecture import base_key

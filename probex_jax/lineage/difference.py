@@ -86,17 +86,19 @@ def largest_difference(
     """
     pairs = pair_layers(one, other) if pairs is None else pairs
     is_rounding = len(pairs) == len(one.all_layers) == len(other.all_layers)
-    largest, where = 0.0, ""
+    largest, where, squares, count = 0.0, "", 0.0, 0
     dtypes = meant_dtypes(one), meant_dtypes(other)
     for name in sorted(pairs, key=lambda name: math.prod(one.all_layers[name].shape)):
         if until_refuted and not is_rounding:
             break
         roundings = rounding_of(dtypes[0][name]), rounding_of(dtypes[1][pairs[name]])
-        found, fits = _compared((one.matrix(name), other.matrix(pairs[name])), roundings)
+        found, fits, shares = _compared((one.matrix(name), other.matrix(pairs[name])), roundings)
         is_rounding = is_rounding and fits
+        squares, count = squares + shares[0], count + shares[1]
         if found > largest:
             largest, where = found, name
-    return Difference(largest, where, is_rounding)
+    is_uniform = count < _MANY or squares > _LEAST_SQUARE * count
+    return Difference(largest, where, is_rounding and is_uniform)
 
 
 def copy_difference(one: ModelFile, other: ModelFile) -> float | None:
@@ -165,8 +167,11 @@ def coarsest(values: np.ndarray) -> str:
 def _compared(
     pair: tuple[np.ndarray | LowRank, np.ndarray | LowRank],
     roundings: tuple[tuple[int, int], tuple[int, int]],
-) -> tuple[float, bool]:
-    """The largest difference of two layers, and whether it is rounding."""
+) -> tuple[float, bool, tuple[float, int]]:
+    """The largest difference of two layers, whether it may be rounding, and its size.
+
+    The size is the sum of squares of differences as shares of what is allowed, and their number.
+    """
     differ = roundings[0] != roundings[1]
     largest, fits, squares, count = 0.0, True, 0.0, 0
     for rows in _blocks(pair[0].shape):
@@ -183,8 +188,7 @@ def _compared(
             shares = apart_KW[apart_KW > 0] / allowed_KW[apart_KW > 0] if fits else apart_KW[:0]
             squares, count = squares + float(np.square(shares).sum()), count + shares.size
     are_factors = any(isinstance(matrix, LowRank) for matrix in pair)
-    is_uniform = are_factors or count < _MANY or squares > _LEAST_SQUARE * count
-    return largest, fits and is_uniform
+    return largest, fits, (0.0, 0) if are_factors else (squares, count)
 
 
 def _allowed(

@@ -37,6 +37,9 @@ DISGUISES = {
     "shuffled": lambda w, d: saved(copying.shuffled(w), d / "a.safetensors"),
     "shuffled, bfloat16": lambda w, d: saved(copying.shuffled(cast(w, BF16)), d / "a.safetensors"),
     "names swapped": lambda w, d: saved(copying.swapped(w), d / "a.safetensors"),
+    "names swapped, bfloat16": lambda w, d: saved(
+        copying.swapped(cast(w, BF16)), d / "a.safetensors"
+    ),
     "shards": lambda w, d: copying.sharded(w, d / "model"),
     "shards, float16": lambda w, d: copying.sharded(cast(w, "f2"), d / "model"),
     "cache of the hub": lambda w, d: copying.in_cache(w, d / "models--a--b"),
@@ -51,10 +54,10 @@ NEAR = {
         cast(copying.tuned(w, 1e-2), BF16), d / "a.safetensors"
     ),
     "tuned norms": lambda w, d: saved(
-        {
-            n: copying.tuned({n: v}, 0.01)[n] if v.ndim == 1 else v.astype(BF16).astype("f4")
-            for n, v in w.items()
-        },
+        copying.with_tuned_norms(cast(cast(w, BF16), "f4")), d / "a.safetensors"
+    ),
+    "pruned, bfloat16": lambda w, d: saved(
+        {n: np.where(np.abs(v) < 1e-3, 0, v).astype(BF16) for n, v in w.items()},
         d / "a.safetensors",
     ),
     "one entry": lambda w, d: saved(copying.with_one_entry(w), d / "a.safetensors"),
