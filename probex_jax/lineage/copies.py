@@ -26,6 +26,7 @@ from probex_jax.matrices import LowRank
 from probex_jax.model_files import ModelFile, open_model
 
 _REACH = 0.02  # of features that may be of copies; five standard deviations of rounding
+_BITS_OF_F16 = 11
 _NEAREST = 32  # models that one is compared with, at most
 
 
@@ -182,7 +183,7 @@ def copies_among(
 def _near(groups: Sequence[int], heads: Sequence[Mark]) -> dict[int, tuple[int, ...]]:
     """For groups of one kind, those that they may be rounded from, nearest first."""
     found: dict[int, list[int]] = {}
-    features_NF = np.stack([head.features for head in heads])
+    features_N2F = np.stack([head.features for head in heads])
     bits_N = np.array([head.bits for head in heads])
     roundings = np.array([head.roundings for head in heads])
     for rounding in dict.fromkeys(roundings.tolist()):
@@ -192,6 +193,8 @@ def _near(groups: Sequence[int], heads: Sequence[Mark]) -> dict[int, tuple[int, 
         others = others[bits_N[others] >= bits_N[asked].min()]
         if not others.size:
             continue
+        # As the model's own dtype has them, so that a copy is nearer than near kin.
+        features_NF = features_N2F[:, int(heads[asked[0]].least_bits < _BITS_OF_F16)]
         # With itself, a model has one more.
         _, places_AK = cKDTree(features_NF[others]).query(
             features_NF[asked], np.arange(1, _NEAREST + 2), p=np.inf, distance_upper_bound=_REACH

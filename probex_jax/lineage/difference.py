@@ -21,9 +21,9 @@ _ROUNDING = {"BF16": (8, -126), "F16": (11, -14)}
 _FLOAT32 = (24, -126)
 _OF_PRODUCTS = 2.0**-20
 
-# A value may have been rounded to F16 on its way to BF16: as a share of BF16's rounding, and of the
-# numbers that are too small for F16.
-_SLACK, _TINY = 1 + 2.0**-3, 2.0**-25
+# A value may have been rounded to F16 on its way to BF16: as a share of BF16's rounding, and where
+# F16 has few bits, which leaves multiples of its least number.
+_SLACK, _TINY = 1 + 2.0**-3, np.float32(2.0**-25)
 # Errors of rounding are uniform: the mean square is a third of that of the largest. Of so many,
 # less than this is a change that happens to be small.
 _MANY, _LEAST_SQUARE = 64, 0.15
@@ -200,8 +200,11 @@ def _allowed(
         return share * (np.abs(matrix.up[rows]) @ np.abs(matrix.down))
     if not differ:
         return 0.0
-    through_f16 = _TINY if rounding == _ROUNDING["BF16"] else 0.0
-    return _half_a_unit(matrix[rows], *rounding) + np.float32(through_f16)
+    allowed_KW = _half_a_unit(matrix[rows], *rounding)
+    if rounding == _ROUNDING["BF16"]:
+        units_KW = np.where(np.abs(matrix[rows]) < 2.0**-14, matrix[rows], 0) / (2 * _TINY)
+        allowed_KW += np.where(units_KW == np.rint(units_KW), _TINY, 0)
+    return allowed_KW
 
 
 def _half_a_unit(values: np.ndarray, bits: int, least: int) -> np.ndarray:

@@ -19,6 +19,8 @@ from probex_jax.lineage.sketch import Sketch, sketch
 from probex_jax.model_files import open_model
 
 _FEATURES = 16
+_ROUNDED = (np.float16, ml_dtypes.bfloat16)
+_LARGEST = 65504  # of F16
 _LEAST_SCALE = 1e-4  # below it F16 keeps too little for features to agree
 
 
@@ -32,13 +34,15 @@ class Mark:
       roundings: a hash of the roundings of the layers' dtypes; models with the same are copies
         only if `content` is the same, too. "" if any rounding may be.
       bits: of the significands, on average.
-      features: random projections [16] of the samples as BF16 has them, float32.
+      least_bits: of the coarsest.
+      features: random projections [2, 16] of the samples as F16 and as BF16 have them, float32.
     """
 
     kind: str
     content: str
     roundings: str
     bits: float
+    least_bits: int
     features: np.ndarray
 
 
@@ -65,7 +69,7 @@ def mark(model: Sketch) -> Mark | None:
     """
     if not any(np.ptp(model.of_layer(layer)) for layer in model.layers):
         return None
-    parts, bits, features = [], [], np.zeros(_FEATURES)
+    parts, bits, features = [], [], np.zeros((len(_ROUNDED), _FEATURES))
     is_float = {layer.dtype for layer in model.layers} <= {"F32", "F64"}
     meant = coarsest(model.values) if is_float else ""
     for (shape, is_update), group in groupby(
@@ -77,13 +81,15 @@ def mark(model: Sketch) -> Mark | None:
         hashes = sorted(hashlib.sha256(sample_D).digest() for sample_D in samples_LD)
         parts.append(repr((shape, is_update, hashes)))
         bits += [(shape, rounding_of(meant or layer.dtype)[0]) for layer in layers]
-        features += _projected(samples_LD, shape)
+        bounded_LD = np.clip(samples_LD, -_LARGEST, _LARGEST)
+        features += np.stack([_projected(bounded_LD.astype(kind), shape) for kind in _ROUNDED])
     return Mark(
         kind=model.kind,
         content=hash_of(parts),
         # Products of factors have rounding of their own.
         roundings="" if any(layer.is_update for layer in model.layers) else hash_of(sorted(bits)),
         bits=float(np.mean([each for _, each in bits])),
+        least_bits=min(each for _, each in bits),
         features=(features / max(len(model.values), 1) ** 0.5).astype(np.float32),
     )
 
@@ -124,9 +130,9 @@ def _mark_of(path: Path) -> Mark | None:
 
 def _projected(samples_LD: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Random projections [16] of the sum of layers of one shape, scaled to one size."""
-    rounded_LD = samples_LD.astype(ml_dtypes.bfloat16).astype(np.float64)
-    scale = np.square(rounded_LD).mean() ** 0.5 + _LEAST_SCALE
-    sum_D = rounded_LD.sum(0) / (scale * len(rounded_LD) ** 0.5)
+    samples_LD = samples_LD.astype(np.float64)
+    scale = np.square(samples_LD).mean() ** 0.5 + _LEAST_SCALE
+    sum_D = samples_LD.sum(0) / (scale * len(samples_LD) ** 0.5)
     return sum_D @ _signs(*shape, len(sum_D))
 
 

@@ -113,7 +113,9 @@ def tuned(tensors, share, seed=1):
     """As a fine-tune: each layer changes by a share of its length."""
     rng = np.random.default_rng(seed)
     return {
-        name: (value + share * value.std() * rng.normal(size=value.shape)).astype("f4")
+        name: (value + share * value.std(dtype=np.float64) * rng.normal(size=value.shape)).astype(
+            "f4"
+        )
         for name, value in tensors.items()
     }
 

@@ -182,6 +182,15 @@ def test_two_dtypes_of_a_model_that_is_not_there(tmp_path):
     assert found.models == ("b", "a")  # F16 keeps more
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e7, 1e30])
+def test_weights_of_any_size(scale, tmp_path):
+    tensors = {name: value * np.float32(scale) for name, value in weights().items()}
+    one = saved(tensors, tmp_path / "a.safetensors")
+    other = saved(cast(tensors, BF16), tmp_path / "b.safetensors")
+    child = saved(copying.tuned(tensors, 1e-3), tmp_path / "c.safetensors")
+    assert groups(child=child, one=one, other=other) == {frozenset({"one", "other"})}
+
+
 def test_many_copies_are_one_group(tmp_path):
     tensors, paths = weights(), {}
     for number in range(40):
