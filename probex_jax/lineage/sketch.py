@@ -146,7 +146,9 @@ def sketch(model: ModelFile, *, every_layer: bool = False) -> Sketch:
       (True, True)
     """
     layout = _layout(tuple(model.all_layers.items()), every_layer)
-    parts = [_sampled(model, layer) for layer in layout.layers]
+    wanted = {layer.name: None if _is_whole(layer) else _rows(layer) for layer in layout.layers}
+    with model.fetched(wanted):
+        parts = [_sampled(model, layer) for layer in layout.layers]
     values = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     return Sketch(layout, values)
 
@@ -212,9 +214,17 @@ def _entries(sizes: Iterable[int]) -> int:
     return entries
 
 
+def _is_whole(layer: SketchedLayer) -> bool:
+    return not layer.is_update and math.prod(layer.shape) <= _WHOLE
+
+
+def _rows(layer: SketchedLayer) -> list[int]:
+    return _places(*layer.shape, layer.end - layer.begin)[0]
+
+
 def _sampled(model: ModelFile, layer: SketchedLayer) -> np.ndarray:
     rows, at, columns = _places(*layer.shape, layer.end - layer.begin)
-    if not layer.is_update and math.prod(layer.shape) <= _WHOLE:
+    if _is_whole(layer):
         matrix = model.matrix(layer.name)
         assert isinstance(matrix, np.ndarray)
         return matrix[np.take(rows, at), columns]
