@@ -165,18 +165,18 @@ def _of_units(one: ModelFile, other: ModelFile, pairs: Mapping[str, str]) -> Ite
 
 
 def _lengths(model: ModelFile, pairs: Mapping[str, str]) -> dict[int, list[str]]:
-    """Axis lengths of hidden units, to the matrices with one such axis, those with most features."""
+    """Axis lengths of hidden units, those with the most features, to the matrices with one."""
     written: dict[int, list[str]] = {}
     read: dict[int, list[str]] = {}
     for name in sorted(pairs, key=natural_order):
         if name not in model.layers or is_head(name) or are_positions(name):
             continue
-        height, width, taps = _axes(model, name)
+        if _ATTENTION.fullmatch(name):
+            continue
+        height, width, _ = _axes(model, name)
         if height != width:
-            of_heads = _ATTENTION.fullmatch(name) is not None
-            if not of_heads:
-                written.setdefault(height, []).append(name)
-                read.setdefault(width, []).append(name)
+            written.setdefault(height, []).append(name)
+            read.setdefault(width, []).append(name)
     # What is only written or only read are classes, words or pixels; a head may read hidden units.
     heads = {_axes(model, name)[1] for name in model.layers if is_head(name)}
     hidden = [n for n in written if (n in read or n in heads) and _LEAST_UNITS <= n <= _MOST_UNITS]
@@ -203,7 +203,7 @@ def _axes(model: ModelFile, name: str) -> tuple[int, int, int]:
 
 
 def _units(model: ModelFile, name: str, length: int) -> np.ndarray | None:
-    """The units of a layer [N, F], float32, centred, of length one together; None if all are equal."""
+    """The units of a layer [N, F], float32, centred, of length one together; None if all equal."""
     height, width, taps = _axes(model, name)
     if height == length:
         x_NF = model.matrix(name)

@@ -36,6 +36,19 @@ def are_positions(name: str) -> bool:
     return _POSITIONS.fullmatch(name) is not None
 
 
+_STATISTICS = re.compile(r"(?:.*\.)?(?:running_mean|running_var|num_batches_tracked)")
+
+
+def are_statistics(name: str) -> bool:
+    """Whether a tensor holds statistics of activations, which no gradient changes.
+
+    Example:
+      >>> are_statistics("bn1.running_mean"), are_statistics("bn1.weight")
+      (True, False)
+    """
+    return _STATISTICS.fullmatch(name) is not None
+
+
 def is_head(name: str) -> bool:
     """Whether a tensor is of the head, which fine-tuning replaces.
 
