@@ -10,47 +10,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from itertools import groupby
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from scipy.spatial import cKDTree
 
 from probex_jax.engine import HERE, Engine, Work, flattened, in_parts
 from probex_jax.errors import ProbexError
-from probex_jax.lineage.difference import coarsest, copy_difference, rounding_of
+from probex_jax.lineage.difference import copy_difference
 from probex_jax.lineage.lineage import Copies
-from probex_jax.lineage.sketch import Sketch, sketch
+from probex_jax.lineage.marks import Mark, hash_of, read_marks
 from probex_jax.matrices import LowRank
 from probex_jax.model_files import ModelFile, open_model
 
-_FEATURES = 16
 _REACH = 0.02  # of features that may be of copies; five standard deviations of rounding
-_LEAST_SCALE = 1e-4  # below it F16 keeps too little for features to agree
+_BITS_OF_F16 = 11
 _NEAREST = 32  # models that one is compared with, at most
-
-
-@dataclass(frozen=True, eq=False)
-class Mark:
-    """What tells whether two models may be copies; made by `mark`.
-
-    Args:
-      kind: a hash of the shapes of all layers.
-      content: a hash of the sampled entries, the same whatever the order of layers.
-      roundings: a hash of the roundings of the layers' dtypes; models with the same are copies
-        only if `content` is the same, too. "" if any rounding may be.
-      bits: of the significands, on average.
-      features: random projections [16] of the samples as BF16 has them, float32.
-    """
-
-    kind: str
-    content: str
-    roundings: str
-    bits: float
-    features: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -66,51 +43,10 @@ class Candidates:
     equal: tuple[tuple[int, ...], ...]
     near: Mapping[int, tuple[int, ...]]
 
-
-def mark(model: Sketch) -> Mark | None:
-    """The mark of a model.
-
-    Args:
-      model: its sketch.
-
-    Returns:
-      The mark; None if each of its layers has one value throughout, as untrained ones have: that
-      says nothing of where they are from.
-
-    Example:
-      >>> from probex_jax.lineage.sketch import sketch
-      >>> from probex_jax.model_files import open_params
-      >>> weights = np.random.default_rng(0).normal(size=(16, 16)).astype("f4")
-      >>> one, other = ({name: weights} for name in ("a.weight", "b.kernel.weight"))
-      >>> marks = [mark(sketch(open_params(tree))) for tree in (one, other)]
-      >>> marks[0].content == marks[1].content
-      True
-      >>> mark(sketch(open_params({"a.weight": np.ones((4, 4), "f4")}))) is None
-      True
-    """
-    if not any(np.ptp(model.of_layer(layer)) for layer in model.layers):
-        return None
-    parts, bits, features = [], [], np.zeros(_FEATURES)
-    is_float = {layer.dtype for layer in model.layers} <= {"F32", "F64"}
-    meant = coarsest(model.values) if is_float else ""
-    for (shape, is_update), group in groupby(
-        model.layers, lambda each: (each.shape, each.is_update)
-    ):
-        layers = list(group)
-        # Of -0 and 0, the same bytes.
-        samples_LD = np.stack([model.of_layer(layer) for layer in layers]) + np.float32(0)
-        hashes = sorted(hashlib.sha256(sample_D).digest() for sample_D in samples_LD)
-        parts.append(repr((shape, is_update, hashes)))
-        bits += [(shape, rounding_of(meant or layer.dtype)[0]) for layer in layers]
-        features += _projected(samples_LD, shape)
-    return Mark(
-        kind=model.kind,
-        content=_hash(parts),
-        # Products of factors have rounding of their own.
-        roundings="" if any(layer.is_update for layer in model.layers) else _hash(sorted(bits)),
-        bits=float(np.mean([each for _, each in bits])),
-        features=(features / max(len(model.values), 1) ** 0.5).astype(np.float32),
-    )
+    @property
+    def count(self) -> int:
+        """How many models `confirmed` reads or compares, about."""
+        return sum(len(group) for group in self.equal if len(group) > 1) + len(self.near)
 
 
 def find_copies(marks: Sequence[Mark | None]) -> Candidates:
@@ -126,6 +62,7 @@ def find_copies(marks: Sequence[Mark | None]) -> Candidates:
       The candidates.
 
     Example:
+      >>> from probex_jax.lineage.marks import mark
       >>> from probex_jax.lineage.sketch import sketch
       >>> from probex_jax.model_files import open_params
       >>> a_HW, b_HW = np.random.default_rng(0).normal(size=(2, 16, 16)).astype("f4")
@@ -238,18 +175,15 @@ def copies_among(
       >>> [(each.models, each.largest_difference < 0.001) for each in found]
       [(('a', 'c'), True)]
     """
-    marks: list[Mark | None] = []
-    paths = in_parts(path for _, path in models)
-    for _, found in flattened(engine.map(_marking, paths, computes=False)):
-        marks.append(found if isinstance(found, Mark) else None)
-        on_model()
-    return confirmed(find_copies(marks), models, engine=engine)
+    return confirmed(
+        find_copies(read_marks(models, engine=engine, on_model=on_model)), models, engine=engine
+    )
 
 
 def _near(groups: Sequence[int], heads: Sequence[Mark]) -> dict[int, tuple[int, ...]]:
     """For groups of one kind, those that they may be rounded from, nearest first."""
     found: dict[int, list[int]] = {}
-    features_NF = np.stack([head.features for head in heads])
+    features_N2F = np.stack([head.features for head in heads])
     bits_N = np.array([head.bits for head in heads])
     roundings = np.array([head.roundings for head in heads])
     for rounding in dict.fromkeys(roundings.tolist()):
@@ -259,6 +193,8 @@ def _near(groups: Sequence[int], heads: Sequence[Mark]) -> dict[int, tuple[int, 
         others = others[bits_N[others] >= bits_N[asked].min()]
         if not others.size:
             continue
+        # As the model's own dtype has them, so that a copy is nearer than near kin.
+        features_NF = features_N2F[:, int(heads[asked[0]].least_bits < _BITS_OF_F16)]
         # With itself, a model has one more.
         _, places_AK = cKDTree(features_NF[others]).query(
             features_NF[asked], np.arange(1, _NEAREST + 2), p=np.inf, distance_upper_bound=_REACH
@@ -309,10 +245,6 @@ def _grouped(
     return tuple(found)
 
 
-def _marking() -> Work:
-    return Work(lambda path: _or_error(_mark_of, path), lambda part, found: found)
-
-
 def _reading() -> Work:
     return Work(lambda item: _or_error(_content, item[1]), lambda part, found: found)
 
@@ -328,13 +260,6 @@ def _or_error(function: Callable[[Any], Any], argument: Any) -> Any:
         return error
 
 
-def _mark_of(path: Path) -> Mark | None:
-    with open_model(path) as model:
-        found = mark(sketch(model))
-        model.check_unchanged()
-        return found
-
-
 def _content(path: Path) -> str:
     """A hash of all layers of a model, the same whatever their names and order."""
     with open_model(path) as model:
@@ -343,7 +268,7 @@ def _content(path: Path) -> str:
             for name, layer in model.all_layers.items()
         ]
         model.check_unchanged()
-    return _hash(sorted(layers))
+    return hash_of(sorted(layers))
 
 
 def _bytes_hash(matrix: np.ndarray | LowRank) -> str:
@@ -367,22 +292,3 @@ def _origin(paths: Sequence[Path]) -> tuple[int, float] | None:
 def _difference(one: ModelFile, path: Path) -> float | None:
     with open_model(path) as other:
         return copy_difference(other, one)
-
-
-def _hash(value: object) -> str:
-    return hashlib.sha256(repr(value).encode()).hexdigest()[:32]
-
-
-def _projected(samples_LD: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Random projections [16] of the sum of layers of one shape, scaled to one size."""
-    rounded_LD = samples_LD.astype(ml_dtypes.bfloat16).astype(np.float64)
-    scale = np.square(rounded_LD).mean() ** 0.5 + _LEAST_SCALE
-    sum_D = rounded_LD.sum(0) / (scale * len(rounded_LD) ** 0.5)
-    return sum_D @ _signs(*shape, len(sum_D))
-
-
-@lru_cache(maxsize=1024)
-def _signs(height: int, width: int, count: int) -> np.ndarray:
-    """Random signs [count, 16], float32."""
-    rng = np.random.default_rng([height, width, count])
-    return rng.choice(np.array([-1, 1], np.float32), (count, _FEATURES))

@@ -21,9 +21,9 @@ _ROUNDING = {"BF16": (8, -126), "F16": (11, -14)}
 _FLOAT32 = (24, -126)
 _OF_PRODUCTS = 2.0**-20
 
-# A value may have been rounded to F16 on its way to BF16: as a share of BF16's rounding, and of the
-# numbers that are too small for F16.
-_SLACK, _TINY = 1 + 2.0**-3, 2.0**-25
+# A value may have been rounded to F16 on its way to BF16: as a share of BF16's rounding, and where
+# F16 has few bits, which leaves multiples of its least number.
+_SLACK, _TINY = 1 + 2.0**-3, np.float32(2.0**-25)
 # Errors of rounding are uniform: the mean square is a third of that of the largest. Of so many,
 # less than this is a change that happens to be small.
 _MANY, _LEAST_SQUARE = 64, 0.15
@@ -86,17 +86,19 @@ def largest_difference(
     """
     pairs = pair_layers(one, other) if pairs is None else pairs
     is_rounding = len(pairs) == len(one.all_layers) == len(other.all_layers)
-    largest, where = 0.0, ""
+    largest, where, squares, count = 0.0, "", 0.0, 0
     dtypes = meant_dtypes(one), meant_dtypes(other)
     for name in sorted(pairs, key=lambda name: math.prod(one.all_layers[name].shape)):
         if until_refuted and not is_rounding:
             break
         roundings = rounding_of(dtypes[0][name]), rounding_of(dtypes[1][pairs[name]])
-        found, fits = _compared((one.matrix(name), other.matrix(pairs[name])), roundings)
+        found, fits, shares = _compared((one.matrix(name), other.matrix(pairs[name])), roundings)
         is_rounding = is_rounding and fits
+        squares, count = squares + shares[0], count + shares[1]
         if found > largest:
             largest, where = found, name
-    return Difference(largest, where, is_rounding)
+    is_uniform = count < _MANY or squares > _LEAST_SQUARE * count
+    return Difference(largest, where, is_rounding and is_uniform)
 
 
 def copy_difference(one: ModelFile, other: ModelFile) -> float | None:
@@ -165,8 +167,11 @@ def coarsest(values: np.ndarray) -> str:
 def _compared(
     pair: tuple[np.ndarray | LowRank, np.ndarray | LowRank],
     roundings: tuple[tuple[int, int], tuple[int, int]],
-) -> tuple[float, bool]:
-    """The largest difference of two layers, and whether it is rounding."""
+) -> tuple[float, bool, tuple[float, int]]:
+    """The largest difference of two layers, whether it may be rounding, and its size.
+
+    The size is the sum of squares of differences as shares of what is allowed, and their number.
+    """
     differ = roundings[0] != roundings[1]
     largest, fits, squares, count = 0.0, True, 0.0, 0
     for rows in _blocks(pair[0].shape):
@@ -183,8 +188,7 @@ def _compared(
             shares = apart_KW[apart_KW > 0] / allowed_KW[apart_KW > 0] if fits else apart_KW[:0]
             squares, count = squares + float(np.square(shares).sum()), count + shares.size
     are_factors = any(isinstance(matrix, LowRank) for matrix in pair)
-    is_uniform = are_factors or count < _MANY or squares > _LEAST_SQUARE * count
-    return largest, fits and is_uniform
+    return largest, fits, (0.0, 0) if are_factors else (squares, count)
 
 
 def _allowed(
@@ -196,8 +200,11 @@ def _allowed(
         return share * (np.abs(matrix.up[rows]) @ np.abs(matrix.down))
     if not differ:
         return 0.0
-    through_f16 = _TINY if rounding == _ROUNDING["BF16"] else 0.0
-    return _half_a_unit(matrix[rows], *rounding) + np.float32(through_f16)
+    allowed_KW = _half_a_unit(matrix[rows], *rounding)
+    if rounding == _ROUNDING["BF16"]:
+        units_KW = np.where(np.abs(matrix[rows]) < 2.0**-14, matrix[rows], 0) / (2 * _TINY)
+        allowed_KW += np.where(units_KW == np.rint(units_KW), _TINY, 0)
+    return allowed_KW
 
 
 def _half_a_unit(values: np.ndarray, bits: int, least: int) -> np.ndarray:

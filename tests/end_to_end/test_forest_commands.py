@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import load_file, save_file
 
 from experiments import forest_steps
 from experiments.models import Models
@@ -163,6 +164,27 @@ def test_discover_lists_the_trees(models, tmp_path):
     assert [len(tree["models"]) for tree in written["trees"]] == [11, 1, 1]
     assert written["failed"].keys() == set(BROKEN)
     assert written["trees"][0]["kind"] == "whole models"
+
+
+def test_discover_and_index_tell_of_copies(grown, tmp_path):
+    for number, name in enumerate(("one", "two")):
+        write_member(tmp_path / "models" / name, number, of=1)
+    tensors = load_file(tmp_path / "models" / "one" / "model.safetensors")
+    half = {f"module.{name}": value.astype(np.float16) for name, value in tensors.items()}
+    save_file(half, tmp_path / "models" / "half.safetensors")
+    done = run("discover", f"--models={tmp_path / 'models'}", f"--out={tmp_path / 'trees.json'}")
+    assert done.returncode == 0, done.stderr
+    *_, last = done.stdout.splitlines()
+    assert "one, half" in last
+    (copies,) = json.loads((tmp_path / "trees.json").read_text())["copies"]
+    assert copies["models"] == ["one", "half"]
+    assert 0 < copies["largest_difference"] < 0.01
+    index = f"--index={tmp_path / 'index'}"
+    done = run(
+        "index", f"--forest={grown[0]}", "--tree=Ant", f"--models={tmp_path / 'models'}", index
+    )
+    assert done.returncode == 0, done.stderr
+    assert "one, half" in done.stdout.splitlines()[-1]
 
 
 # The steps, in this process.

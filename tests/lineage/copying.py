@@ -113,7 +113,9 @@ def tuned(tensors, share, seed=1):
     """As a fine-tune: each layer changes by a share of its length."""
     rng = np.random.default_rng(seed)
     return {
-        name: (value + share * value.std() * rng.normal(size=value.shape)).astype("f4")
+        name: (value + share * value.std(dtype=np.float64) * rng.normal(size=value.shape)).astype(
+            "f4"
+        )
         for name, value in tensors.items()
     }
 
@@ -145,3 +147,11 @@ def with_one_entry(tensors, name="mlp.up_proj.weight", by=1e-3):
     found = {key: value.copy() for key, value in tensors.items()}
     found[f"model.layers.1.{name}"].flat[777] += np.float32(by)
     return found
+
+
+def with_tuned_norms(tensors):
+    """Norms alone changed, by a tenth of what rounding them to bfloat16 may do."""
+    found, rng = dict(tensors), np.random.default_rng(1)
+    for name in (name for name in tensors if "norm" in name):
+        found[name] = tensors[name] * (1 + 2e-4 * rng.normal(size=tensors[name].shape))
+    return cast(found, "f4")

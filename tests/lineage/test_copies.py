@@ -1,5 +1,7 @@
 """Models with the same weights in every disguise are found, and none that is only near."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -35,6 +37,9 @@ DISGUISES = {
     "shuffled": lambda w, d: saved(copying.shuffled(w), d / "a.safetensors"),
     "shuffled, bfloat16": lambda w, d: saved(copying.shuffled(cast(w, BF16)), d / "a.safetensors"),
     "names swapped": lambda w, d: saved(copying.swapped(w), d / "a.safetensors"),
+    "names swapped, bfloat16": lambda w, d: saved(
+        copying.swapped(cast(w, BF16)), d / "a.safetensors"
+    ),
     "shards": lambda w, d: copying.sharded(w, d / "model"),
     "shards, float16": lambda w, d: copying.sharded(cast(w, "f2"), d / "model"),
     "cache of the hub": lambda w, d: copying.in_cache(w, d / "models--a--b"),
@@ -49,10 +54,10 @@ NEAR = {
         cast(copying.tuned(w, 1e-2), BF16), d / "a.safetensors"
     ),
     "tuned norms": lambda w, d: saved(
-        {
-            n: copying.tuned({n: v}, 0.01)[n] if v.ndim == 1 else v.astype(BF16).astype("f4")
-            for n, v in w.items()
-        },
+        copying.with_tuned_norms(cast(cast(w, BF16), "f4")), d / "a.safetensors"
+    ),
+    "pruned, bfloat16": lambda w, d: saved(
+        {n: np.where(np.abs(v) < 1e-3, 0, v).astype(BF16) for n, v in w.items()},
         d / "a.safetensors",
     ),
     "one entry": lambda w, d: saved(copying.with_one_entry(w), d / "a.safetensors"),
@@ -158,16 +163,15 @@ def test_layers_of_zeros_hide_no_copy(tmp_path):
 
 
 def test_children_of_one_model_in_two_dtypes(tmp_path):
-    """A BF16 file is a copy of the one that it was rounded from, not of its near kin."""
-    tensors, paths = weights(), {}
-    for number in range(6):
-        child = copying.tuned(tensors, 3e-3, seed=number)
+    """A rounded file is a copy of the one that it was rounded from, not of its many near kin."""
+    tensors = {name: value for name, value in weights().items() if "layers.0" in name}
+    paths = {}
+    for number in range(40):
+        child = copying.tuned(tensors, 1e-3, seed=number)
+        half = cast(child, (BF16, "f2")[number % 2])
         paths[f"child{number}"] = saved(child, tmp_path / f"{number}.safetensors")
-        paths[f"half{number}"] = saved(
-            cast(child, (BF16, "f2")[number % 2]), tmp_path / f"half{number}.safetensors"
-        )
-    expected = {frozenset({f"child{number}", f"half{number}"}) for number in range(6)}
-    assert groups(**paths) == expected
+        paths[f"half{number}"] = saved(half, tmp_path / f"half{number}.safetensors")
+    assert groups(**paths) == {frozenset({f"child{n}", f"half{n}"}) for n in range(40)}
 
 
 def test_two_dtypes_of_a_model_that_is_not_there(tmp_path):
@@ -176,6 +180,15 @@ def test_two_dtypes_of_a_model_that_is_not_there(tmp_path):
     other = saved(cast(tensors, "f2"), tmp_path / "b.safetensors")
     (found,) = copies_among([("a", one), ("b", other)])
     assert found.models == ("b", "a")  # F16 keeps more
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e7, 1e30])
+def test_weights_of_any_size(scale, tmp_path):
+    tensors = {name: value * np.float32(scale) for name, value in weights().items()}
+    one = saved(tensors, tmp_path / "a.safetensors")
+    other = saved(cast(tensors, BF16), tmp_path / "b.safetensors")
+    child = saved(copying.tuned(tensors, 1e-3), tmp_path / "c.safetensors")
+    assert groups(child=child, one=one, other=other) == {frozenset({"one", "other"})}
 
 
 def test_many_copies_are_one_group(tmp_path):
@@ -194,3 +207,31 @@ def test_unreadable_models_do_not_stop_the_search(tmp_path):
     (tmp_path / "c.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     paths = {"broken": tmp_path / "c.safetensors", "a": one, "none": tmp_path / "no", "b": other}
     assert groups(**paths) == {frozenset("ab")}
+
+
+def lora(path, factor=1.0, alpha=None, dtype="f4", seed=0):
+    """An adapter; `factor` goes from one of its factors to the other."""
+    rng, tensors = np.random.default_rng(seed), {}
+    for layer in range(3):
+        name = f"base_model.model.layers.{layer}.q_proj"
+        down_RW, up_HR = rng.normal(size=(4, 32)) * factor, rng.normal(size=(24, 4)) / factor
+        tensors[f"{name}.lora_A.weight"] = down_RW.astype("f4").astype(dtype)
+        tensors[f"{name}.lora_B.weight"] = up_HR.astype("f4").astype(dtype)
+    saved(tensors, path / "adapter_model.safetensors")
+    if alpha is not None:
+        settings = {"r": 4, "lora_alpha": alpha, "peft_type": "LORA"}
+        (path / "adapter_config.json").write_text(json.dumps(settings))
+    return path
+
+
+def test_loras_are_compared_by_their_updates(tmp_path):
+    found = groups(
+        a=lora(tmp_path / "a", alpha=4),
+        same=lora(tmp_path / "same", alpha=4),
+        twice=lora(tmp_path / "twice", factor=2.0, alpha=4),
+        thrice=lora(tmp_path / "thrice", factor=3.0, alpha=4),
+        half=lora(tmp_path / "half", alpha=4, dtype="f2"),
+        stronger=lora(tmp_path / "stronger", alpha=8),
+        stranger=lora(tmp_path / "stranger", alpha=4, seed=1),
+    )
+    assert found == {frozenset({"a", "same", "twice", "thrice", "half"})}

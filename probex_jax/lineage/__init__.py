@@ -1,0 +1,1 @@
+"""Lineage: which models descend from which, and which are the same weights."""
