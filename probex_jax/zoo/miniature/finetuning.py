@@ -70,7 +70,7 @@ def _fine_tune_many(model, batch_size, max_steps, body, train_YNSS, held_back_YN
 
         params = fit(
             loss,
-            body | _new_head(model.shapes(len(classes_C))),
+            body | new_head(model.shapes(len(classes_C))),
             steps=steps,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
@@ -80,7 +80,7 @@ def _fine_tune_many(model, batch_size, max_steps, body, train_YNSS, held_back_YN
     return jax.vmap(one)(*choices)
 
 
-def _new_head(shapes: Shapes) -> Params:
+def new_head(shapes: Shapes) -> Params:
     """A classifier of zeros.
 
     A random one would move all weights below it in directions of its own, which bury what the

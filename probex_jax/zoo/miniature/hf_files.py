@@ -31,6 +31,20 @@ def plain(config: Mapping[str, Any], weights: bytes) -> dict[str, bytes]:
     return {"config.json": _json(config), "model.safetensors": weights}
 
 
+def sharded(config: Mapping[str, Any], tensors: Tensors) -> dict[str, bytes]:
+    """The files of a model's own folder, its weights in two files and an index."""
+    names = sorted(tensors)
+    parts = names[: len(names) // 2], names[len(names) // 2 :]
+    files = [f"model-{number:05d}-of-00002.safetensors" for number in (1, 2)]
+    where = {name: file for file, part in zip(files, parts, strict=True) for name in part}
+    weights = {
+        file: serialise({name: tensors[name] for name in part}, {})
+        for file, part in zip(files, parts, strict=True)
+    }
+    index = _json({"metadata": {}, "weight_map": where})
+    return {"config.json": _json(config), "model.safetensors.index.json": index, **weights}
+
+
 def cached(config: Mapping[str, Any], weights: bytes) -> dict[str, bytes]:
     """The files of a model's folder in the hub's cache, by path."""
     revision = hashlib.sha1(_json(config) + weights).hexdigest()
