@@ -238,13 +238,27 @@ def _places(height: int, width: int, count: int) -> tuple[list[int], np.ndarray,
     A few entries of one random row after the other; once no row is left, a few more of each. The
     first places are the same for any count.
     """
-    rng = np.random.default_rng([height, width])
     a_row = min(width, _A_ROW)
-    rows = rng.permutation(height)[: -(-count // a_row)]
+    rows = _distinct([height, width], height, -(-count // a_row))
     wanted = a_row * -(-count // (a_row * len(rows)))
-    columns_RC = np.array([rng.permutation(width)[:wanted] for _ in rows])
+    if width <= a_row:
+        columns_RC = np.broadcast_to(np.arange(width), (len(rows), width))
+    else:
+        columns_RC = np.stack(
+            [_distinct([height, width, number], width, wanted) for number in range(len(rows))]
+        )
     passes = [columns_RC[:, begin : begin + a_row] for begin in range(0, wanted, a_row)]
     order = np.concatenate([np.repeat(np.arange(len(rows)), part.shape[1]) for part in passes])
     columns = np.concatenate([part.ravel() for part in passes])
     sorted_rows, place = np.unique(rows, return_inverse=True)
     return sorted_rows.tolist(), place[order[:count]], columns[:count]
+
+
+def _distinct(seed: list[int], size: int, count: int) -> np.ndarray:
+    """Distinct numbers below `size`, at most `count`; the first are the same for any count."""
+    rng = np.random.default_rng(seed)
+    if size <= 2**16:
+        return rng.permutation(size)[:count]
+    # Of so few among so many, half are new at least.
+    _, first = np.unique(drawn := rng.integers(size, size=2 * count + 64), return_index=True)
+    return drawn[np.sort(first)[:count]]

@@ -20,10 +20,11 @@ from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
 from probex_jax.engine import HERE, Died, Engine, Work, flattened, in_parts
 from probex_jax.errors import ProbexError
-from probex_jax.lineage.copies import Mark, confirmed, find_copies, mark
+from probex_jax.lineage.copies import confirmed, find_copies
 from probex_jax.lineage.difference import rounding_of
 from probex_jax.lineage.kinship import kinship
 from probex_jax.lineage.lineage import Copies, Edge, Lineage, Node
+from probex_jax.lineage.marks import Mark, mark
 from probex_jax.lineage.merges import Merge, find_merges
 from probex_jax.lineage.pairs import pair_layers, pair_sketched
 from probex_jax.lineage.relation import Relation, relate
