@@ -27,7 +27,9 @@ _A_LAYER = 16  # sampled entries of a layer, at least
 # Layers of a sketch. Few models have more; of updates, each costs a product of its factors.
 _MOST_LAYERS, _MOST_UPDATES = 512, 64
 
-_WHOLE = 2**14  # entries of a layer that is read whole, at most: one read instead of many
+# A layer is read whole if it has fewer entries for each row that is sampled: one read costs less
+# than many.
+_OF_A_ROW = 2**12
 _DIGITS = re.compile(r"(\d+)")
 
 
@@ -215,7 +217,8 @@ def _entries(sizes: Iterable[int]) -> int:
 
 
 def _is_whole(layer: SketchedLayer) -> bool:
-    return not layer.is_update and math.prod(layer.shape) <= _WHOLE
+    most = _OF_A_ROW * len(_rows(layer))
+    return not layer.is_update and math.prod(layer.shape) <= most
 
 
 def _rows(layer: SketchedLayer) -> list[int]:
