@@ -103,14 +103,16 @@ def _merge(
     squared_M = np.diag(gram_MM)
     if not squared_M.min() > 0:
         return None
-    # Rounding of the model and its parents is no part of any sum.
-    allowed = _LEFT + 3 * rounding * np.linalg.norm(own_D) / np.sqrt(squared_M.min())
+    # Rounding of the model and its parents is no part of any sum. What is left of a model that was
+    # trained is most of its distance.
+    rounded = rounding * float(np.linalg.norm(own_D)) / np.sqrt(squared_M.min())
+    allowed = min(_LEFT + rounded, _ROUGHLY)
     for size in _SIZES:
         sets = np.array([*itertools.combinations(range(min(len(near), _NEAREST[size])), size)])
         if not sets.size:
             continue
         shares, left = _affine(gram_MM, sets)
-        rough = np.sqrt(left / squared_M[sets].min(1)) < max(_ROUGHLY, allowed)
+        rough = np.sqrt(left / squared_M[sets].min(1)) < _ROUGHLY
         usable = rough & _plausible(shares, may_be_negative)
         best: Merge | None = None
         for place in np.flatnonzero(usable)[np.argsort(left[usable])][:8]:
