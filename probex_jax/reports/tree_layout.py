@@ -17,7 +17,7 @@ from probex_jax.lineage.families import Family
 
 # In units of the picture, of which there is one a pixel where names can be read well.
 COLUMN, ROW = 320, 26
-# Where the line of a model forks to its children, after its name; where it comes in, below its kind.
+# A line forks after the name of the parent, and runs level below its kind before it comes in.
 _FORK, _IN = 190, 85
 _BLOCK_COLUMN, _STUB = 265, 80
 _FEWEST_IN_BLOCKS = 16

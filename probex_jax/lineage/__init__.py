@@ -1,0 +1,17 @@
+"""Who descends from whom, and which models are the same weights."""
+
+from probex_jax.lineage.families import Family, families
+from probex_jax.lineage.lineage import KINDS, Copies, Edge, Lineage, Node
+from probex_jax.lineage.reading import load_lineage, save_lineage
+
+__all__ = [
+    "KINDS",
+    "Copies",
+    "Edge",
+    "Family",
+    "Lineage",
+    "Node",
+    "families",
+    "load_lineage",
+    "save_lineage",
+]
