@@ -1,8 +1,9 @@
 """Finds the Model Trees in a folder of models: those of one ancestor.
 
-No expert is needed. A model that cannot be read is reported and the others go on; the exit code is
-then 1. --write_zoos makes a zoo of each tree, for split and pack, that names the models where they
-are.
+No expert is needed. Models with the same weights are told, too, whatever their
+dtype, format and names. A model that cannot be read is reported and the others
+go on; the exit code is then 1. --write_zoos makes a zoo of each tree, for split
+and pack, that names the models where they are.
 
 Example:
   python -m experiments.discover --models=downloads --out=out/trees.json
@@ -14,14 +15,14 @@ from collections.abc import Sequence
 from absl import flags
 
 import probex_jax as px
-from experiments import cli, engines, label_steps
+from experiments import cli, copy_steps, engines, label_steps
 from probex_jax.bucket_paths import as_path
 from probex_jax.files import one_writer, write_json
 from probex_jax.forest import discover
 from probex_jax.search import find_models
 
 _MODELS = flags.DEFINE_string("models", None, "Folder of models, at any depth.", required=True)
-_OUT = flags.DEFINE_string("out", None, "JSON file to write: the models of each tree.")
+_OUT = flags.DEFINE_string("out", None, "JSON file to write: the models of each tree, and copies.")
 _WRITE_ZOOS = flags.DEFINE_string(
     "write_zoos", None, "Folder to write a zoo of each tree to: tree-1, the largest, and so on."
 )
@@ -55,9 +56,11 @@ def main(rest: Sequence[str]) -> int:
         }
         for tree in found.trees
     ]
+    copies = copy_steps.confirm(found.marks, models, engines.engine())
     if _OUT.value:
         failed = {models[number].id: reason for number, reason in found.failed.items()}
-        write_json(as_path(_OUT.value), {"trees": trees, "failed": failed})
+        told = {"trees": trees, "failed": failed, "copies": copy_steps.as_json(copies)}
+        write_json(as_path(_OUT.value), told)
     if _WRITE_ZOOS.value:
         paths = {model.id: model.path for model in models}
         with one_writer(as_path(_WRITE_ZOOS.value)):
@@ -73,6 +76,7 @@ def main(rest: Sequence[str]) -> int:
     print(cli.table(rows))
     several = "tree" if len(trees) == 1 else "trees"
     print(f"{len(trees)} {several} of {len(models) - len(found.failed)} models")
+    copy_steps.tell(copies)
     return 1 if found.failed else 0
 
 

@@ -1,7 +1,8 @@
 r"""Makes an index of a folder of models, which search looks through.
 
 Each model is embedded by an expert. Run the same command again to add new and changed models;
---prune removes those that are gone. With --forest, models of other trees are refused.
+--prune removes those that are gone. With --forest, models of other trees are refused. If there are
+new ones, models on a disk with the same weights are told.
 
 Example:
   python -m experiments.index --experts=out/align --models=out/zoo/MiniLoRA \
@@ -13,7 +14,7 @@ Example:
 from absl import flags
 
 import probex_jax as px
-from experiments import cli, engines, steps
+from experiments import cli, copy_steps, engines, steps
 from experiments.models import Models
 from probex_jax.bucket_paths import as_path
 from probex_jax.experts import load_experts
@@ -56,6 +57,8 @@ def main() -> None:
         readers=_READERS.value,
     )[1]
     print(cli.table([row]))
+    if row["added"] or row["updated"]:
+        copy_steps.tell(copy_steps.find(models, engine))
 
 
 def _models(may_be_empty: bool) -> Models:

@@ -20,7 +20,8 @@ from experiments import cli, engines
 from experiments.models import Models
 from probex_jax.bucket_paths import as_path
 from probex_jax.files import disk_errors, one_writer, write_text
-from probex_jax.lineage import Family, Lineage, families, save_lineage, trace
+from probex_jax.lineage import Family, Lineage, families, save_lineage
+from probex_jax.lineage.trace import trace
 from probex_jax.reports import family_tree_html, mermaid, newick
 
 _MODELS = flags.DEFINE_list("models", [], "Folders of models, at any depth, beside arguments.")

@@ -81,15 +81,16 @@ def measure(times: Sequence[int] = (1, 4, 16), only: Sequence[str] = ()) -> list
                 seconds = [one["result"][part] for one in found]
                 peaks = [one["peak_mib"] for one in found]
                 row |= {f"{t}x, s": s for t, s in zip(times, seconds, strict=True)}
-                row["time exponent"] = _exponent(sizes, seconds)
+                row["time exponent"] = exponent(sizes, seconds)
                 row |= {f"{t}x, MiB": round(p) for t, p in zip(times, peaks, strict=True)}
                 row["imports, MiB"] = round(found[0]["start_mib"])
-                row["memory exponent"] = _exponent(sizes, peaks)
+                row["memory exponent"] = exponent(sizes, peaks)
                 rows.append(row | {"stated": stated})
     return rows
 
 
-def _exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
+def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
+    """The slope of log cost on log size."""
     return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0]) if len(sizes) > 1 else np.nan
 
 

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from probex_jax.buckets import address_of
 from probex_jax.engine import HERE, Died, Engine, Work, flattened, in_parts
 from probex_jax.errors import ProbexError
 from probex_jax.forest.clusters import MODELS_AT_ONCE, Clusters
 from probex_jax.forest.sketch import Sketch
-from probex_jax.model_files import fingerprint, open_model, stated_base
+from probex_jax.lineage.marks import Mark, mark
+from probex_jax.lineage.sketch import sketch as sketch_of
+from probex_jax.model_files import ModelFile, fingerprint, open_model, stated_base
 from probex_jax.model_files.architecture import base_key
 
 
@@ -48,11 +51,14 @@ class Discovery:
       trees: the trees, largest first.
       failed: number of each unreadable model to the reason.
       contents: number of each other model to a hash of the rows that were read: copies share it.
+      marks: number to what `lineage.copies.find_copies` needs, of the models on a disk that have
+        one.
     """
 
     trees: tuple[FoundTree, ...]
     failed: dict[int, str]
     contents: dict[int, str]
+    marks: dict[int, Mark]
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class _Seen:
     is_lora: bool
     sketch: Sketch
     sketch_D: np.ndarray
+    mark: Mark | None
 
 
 def discover(
@@ -105,6 +112,7 @@ def discover(
     bases: dict[int, str] = {}
     failed: dict[int, str] = {}
     contents: dict[int, str] = {}
+    marks: dict[int, Mark] = {}
     read = engine.map(_work, in_parts(map(Path, paths)), computes=False)
     for number, (path, seen) in enumerate(flattened(read)):
         if isinstance(seen, ProbexError):
@@ -118,6 +126,8 @@ def discover(
                 )
             groups[key].add(number, seen.sketch_D)
             contents[number] = hashlib.sha256(seen.sketch_D.tobytes()).hexdigest()
+            if seen.mark:
+                marks[number] = seen.mark
             if seen.base:
                 bases[number] = seen.base
         on_model(failed.get(number, ""))
@@ -128,7 +138,7 @@ def discover(
         for cluster in clusters.finish()
     ]
     trees.sort(key=lambda tree: (-len(tree.members), tree.members[0]))
-    return Discovery(tuple(trees), failed, contents)
+    return Discovery(tuple(trees), failed, contents, marks)
 
 
 def _join_unnamed(groups: dict[tuple[str, str, bool], Clusters]) -> None:
@@ -155,11 +165,20 @@ def _see(path: Path, sketches: dict[str, Sketch]) -> _Seen | ProbexError:
             sketch = sketches.setdefault(architecture, Sketch.of_layers(layers))
             is_lora = any(layer.is_update for layer in model.layers.values())
             sketch_D, _ = sketch.of_model(model)
-            seen = _Seen(architecture, stated_base(model), is_lora, sketch, sketch_D)
+            base = stated_base(model)
+            seen = _Seen(architecture, base, is_lora, sketch, sketch_D, _mark(model))
             model.check_unchanged()
             return seen
     except ProbexError as error:
         return error
+
+
+def _mark(model: ModelFile) -> Mark | None:
+    """The mark of a model on a disk; of one on a server, a few rows of each layer are too many."""
+    try:
+        return None if address_of(model.path) else mark(sketch_of(model))
+    except ProbexError:  # of a layer that nothing else here reads
+        return None
 
 
 def _most(bases: dict[int, str], members: list[int]) -> str:

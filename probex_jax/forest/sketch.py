@@ -6,7 +6,6 @@ few kilobytes of a file: large models take no longer than small ones.
 """
 
 import math
-import re
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,17 +16,11 @@ from probex_jax.errors import ProbexError
 from probex_jax.layer_store import LayerStore
 from probex_jax.matrices import LowRank
 from probex_jax.model_files import ModelFile
-from probex_jax.model_files.architecture import backbone
+from probex_jax.model_files.architecture import are_positions, backbone
 
 _ENTRIES = 1024  # of a layer at least, in whole rows
 # Layers of a sketch: as many as it takes to have four times the entries above, within limits.
 _LEAST_LAYERS, _MOST_LAYERS = 4, 8
-
-# Layers that unrelated models share, such as sines.
-_ALIKE = re.compile(
-    r".*(?:position_embed|pos_embed|embed_positions|positional_embed|position_ids|"
-    r"relative_position|wpe|A_log|inv_freq).*"
-)
 
 
 @dataclass(frozen=True)
@@ -71,7 +64,7 @@ class Sketch:
           also: names of further layers, except those kinds.
         """
         names = sorted(backbone(layers))
-        names = [name for name in names if not _ALIKE.fullmatch(name)] or names
+        names = [name for name in names if not are_positions(name)] or names
         names = [name for name in names if 1 not in layers[name]] or names
         mean = np.mean([min(math.prod(layers[name]), _ENTRIES) for name in names])
         count = np.clip(np.ceil(_LEAST_LAYERS * _ENTRIES / mean), _LEAST_LAYERS, _MOST_LAYERS)

@@ -1,8 +1,8 @@
-"""Who descends from whom, and which models are the same weights."""
+"""Lineage: which models descend from which, and which are the same weights."""
 
-from probex_jax.lineage.families import Family, families
+from probex_jax.lineage.joined import Family, families
 from probex_jax.lineage.lineage import KINDS, Copies, Edge, Lineage, Node
-from probex_jax.lineage.reading import load_lineage, save_lineage
+from probex_jax.lineage.reading import load_lineage, save_lineage, verify_lineage
 
 __all__ = [
     "KINDS",
@@ -14,4 +14,5 @@ __all__ = [
     "families",
     "load_lineage",
     "save_lineage",
+    "verify_lineage",
 ]

@@ -6,15 +6,15 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from probex_jax.bucket_paths import as_path
 from probex_jax.errors import ProbexError
-from probex_jax.files import read_json, write_json
-from probex_jax.integrity import sealed, unsealed
-from probex_jax.lineage.families import families
+from probex_jax.files import disk_errors, read_json, write_json
+from probex_jax.integrity import noted, sealed, unsealed
+from probex_jax.lineage.joined import families
 from probex_jax.lineage.lineage import KINDS, Copies, Edge, Lineage, Node
 from probex_jax.model_files.untrusted_text import is_text
 
@@ -58,6 +58,36 @@ def load_lineage(path: str | Path) -> Lineage:
     except (FileNotFoundError, NotADirectoryError):
         raise ProbexError(f"{file}: no lineage here; make one with experiments.lineage") from None
     return lineage_of(unsealed(value, file), str(file))
+
+
+def verify_lineage(
+    path: str | Path,
+    *,
+    on_total: Callable[[int], None] = lambda n: None,
+    on_bytes: Callable[[int], None] = lambda n: None,
+) -> Iterator[str]:
+    """Checks the `lineage.json` of a folder; what else is there is made from it.
+
+    Args:
+      path: the folder.
+      on_total: called with the number of bytes that will be read.
+      on_bytes: called with the number of bytes that were read since the last call.
+
+    Yields:
+      A line for each damage, which begins with the path of the file.
+
+    Raises:
+      ProbexError: if there is no lineage.
+    """
+    file = as_path(path) / FILE
+    with disk_errors(file):
+        size = file.stat().st_size
+    on_total(size)
+    damages: list[str] = []
+    with noted(damages):
+        load_lineage(path)
+    on_bytes(size)
+    yield from damages
 
 
 def lineage_of(value: Any, where: str) -> Lineage:

@@ -19,6 +19,36 @@ _HEAD = re.compile(
 _FILE = re.compile(r"\.(?:safetensors|ckpt|bin|pth?)$")
 
 
+# What unrelated models share, such as sines.
+_POSITIONS = re.compile(
+    r".*(?:position_embed|pos_embed|embed_positions|positional_embed|position_ids|"
+    r"relative_position|wpe|A_log|inv_freq).*"
+)
+
+
+def are_positions(name: str) -> bool:
+    """Whether a tensor tells positions or rates, which unrelated models may share.
+
+    Example:
+      >>> are_positions("vit.embeddings.position_embeddings"), are_positions("fc.weight")
+      (True, False)
+    """
+    return _POSITIONS.fullmatch(name) is not None
+
+
+_STATISTICS = re.compile(r"(?:.*\.)?(?:running_mean|running_var|num_batches_tracked)")
+
+
+def are_statistics(name: str) -> bool:
+    """Whether a tensor holds statistics of activations, which no gradient changes.
+
+    Example:
+      >>> are_statistics("bn1.running_mean"), are_statistics("bn1.weight")
+      (True, False)
+    """
+    return _STATISTICS.fullmatch(name) is not None
+
+
 def is_head(name: str) -> bool:
     """Whether a tensor is of the head, which fine-tuning replaces.
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from probex_jax.lineage.families import Family, families
+from probex_jax.lineage.joined import Family, families
 from probex_jax.lineage.lineage import KINDS, Edge, Lineage, Node
 from probex_jax.reports.family_tree_text import SURE
 from probex_jax.reports.html import asset, escaped, page, printable

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from probex_jax.lineage.families import families
+from probex_jax.lineage.joined import families
 from probex_jax.lineage.lineage import Edge, Lineage
 
 # From this confidence on, edges are drawn as solid lines.

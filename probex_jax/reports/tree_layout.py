@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from probex_jax.lineage.families import Family
+from probex_jax.lineage.joined import Family
 
 # In units of the picture, of which there is one a pixel where names can be read well.
 COLUMN, ROW = 320, 26

@@ -7,10 +7,12 @@ import shutil
 import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import load_file, save_file
 
 from experiments import forest_steps
 from experiments.models import Models
 from probex_jax import Forest, ProbexError
+from probex_jax.lineage import Edge, Lineage, Node, save_lineage
 from probex_jax.search import Index, find_models
 from tests.conftest import CLASSES
 from tests.end_to_end.warm import run
@@ -150,6 +152,26 @@ def test_one_broken_model_is_a_mistake_with_its_reason(grown, models):
     assert found["error"] in done.stderr
 
 
+def test_cards_name_the_relatives_that_a_lineage_knows_by_their_path(grown, models, tmp_path):
+    path = models / "m3" / "model.safetensors"
+    nodes = (
+        Node("elsewhere", "elsewhere.safetensors", "f0", "root"),
+        Node("of another name", str(path), "f0", "derived"),
+    )
+    edges = (Edge("elsewhere", "of another name", "pruned", 1e-9, 0.97, 0.1),)
+    save_lineage(Lineage(nodes, edges), tmp_path)
+    told = run("describe", f"--forest={grown[0]}", f"--lineage={tmp_path}", path)
+    assert told.returncode == 0, told.stderr
+    (line,) = (line for line in told.stdout.splitlines() if "Parent" in line)
+    assert "`elsewhere`" in line
+    assert "pruned" in line
+    both = [path, models / "m4" / "model.safetensors"]
+    done = run("describe", f"--forest={grown[0]}", f"--lineage={tmp_path}", "--json", *both)
+    known, unknown = (json.loads(line)["relatives"] for line in done.stdout.splitlines())
+    assert known["parents"][0]["parent"] == "elsewhere"
+    assert unknown is None
+
+
 def test_discover_lists_the_trees(models, tmp_path):
     done = run("discover", f"--models={models}", f"--out={tmp_path / 'trees.json'}")
     assert done.returncode == 1, done.stderr
@@ -163,6 +185,27 @@ def test_discover_lists_the_trees(models, tmp_path):
     assert [len(tree["models"]) for tree in written["trees"]] == [11, 1, 1]
     assert written["failed"].keys() == set(BROKEN)
     assert written["trees"][0]["kind"] == "whole models"
+
+
+def test_discover_and_index_tell_of_copies(grown, tmp_path):
+    for number, name in enumerate(("one", "two")):
+        write_member(tmp_path / "models" / name, number, of=1)
+    tensors = load_file(tmp_path / "models" / "one" / "model.safetensors")
+    half = {f"module.{name}": value.astype(np.float16) for name, value in tensors.items()}
+    save_file(half, tmp_path / "models" / "half.safetensors")
+    done = run("discover", f"--models={tmp_path / 'models'}", f"--out={tmp_path / 'trees.json'}")
+    assert done.returncode == 0, done.stderr
+    *_, last = done.stdout.splitlines()
+    assert "one, half" in last
+    (copies,) = json.loads((tmp_path / "trees.json").read_text())["copies"]
+    assert copies["models"] == ["one", "half"]
+    assert 0 < copies["largest_difference"] < 0.01
+    index = f"--index={tmp_path / 'index'}"
+    done = run(
+        "index", f"--forest={grown[0]}", "--tree=Ant", f"--models={tmp_path / 'models'}", index
+    )
+    assert done.returncode == 0, done.stderr
+    assert "one, half" in done.stdout.splitlines()[-1]
 
 
 # The steps, in this process.

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from probex_jax.errors import ProbexError
-from probex_jax.lineage import Lineage, families, load_lineage, save_lineage
+from probex_jax.lineage import Lineage, families, load_lineage, save_lineage, verify_lineage
 from probex_jax.lineage.reading import lineage_of
 from tests.reports.test_family_tree import edge, lineage, node
 
@@ -25,6 +25,17 @@ def test_a_changed_file_is_noticed(tmp_path):
         load_lineage(tmp_path)
     with pytest.raises(ProbexError, match="nowhere"):
         load_lineage(tmp_path / "nowhere")
+
+
+def test_verify_names_the_damaged_file(tmp_path):
+    save_lineage(lineage(), tmp_path)
+    read = []
+    assert list(verify_lineage(tmp_path, on_total=read.append, on_bytes=read.append)) == []
+    path = tmp_path / "lineage.json"
+    assert read == [path.stat().st_size] * 2
+    path.write_text(path.read_text().replace("0.25", "0.26", 1))
+    (damage,) = verify_lineage(tmp_path)
+    assert damage.startswith(str(path))
 
 
 def changed(*keys, to=None):

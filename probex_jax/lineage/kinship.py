@@ -1,0 +1,289 @@
+"""A test of whether two models were trained independently.
+
+A network computes the same when its hidden units are put in another order, and training does not
+prefer one: of a model that was trained on its own, every order was as likely. So units of two
+independent models match at equal places no better than at random ones, even if both learnt the same
+data; those of a descendant do. The test compares the two (Zhu et al., "Independence tests for
+language models", ICML 2025, have the idea). Its p-value is exact for any weights and any training
+that treats units alike.
+
+All axes of one length are put in one order, which covers units that several layers share. Each axis
+length is tested by itself, since the order of one must not change what another is compared by: the
+MLPs' hidden units, and the residual stream, which still tells of a model whose hidden units were
+permuted. Of a low-rank update it is the order of the rank's units.
+
+Letters: N units, F features of a unit, T orders.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from probex_jax.errors import ProbexError
+from probex_jax.lineage.pairs import pair_layers
+from probex_jax.lineage.sketch import natural_order
+from probex_jax.matrices import LowRank
+from probex_jax.model_files import ModelFile
+from probex_jax.model_files.architecture import are_positions, is_head
+
+# Orders that are drawn; the smallest p-value is one more in a number of them more.
+ORDERS = 9999
+_LEAST_UNITS = 8  # of fewer there are too few orders
+_MOST_UNITS = 16384  # of more they are words or classes, and too many to compare
+_MOST_TESTS = 4  # axis lengths, those with the most features
+_MATRICES = 12  # of an axis length, at most
+_FEATURES = 512  # of a matrix that is compared by its columns' units, at most
+_BLOCK = 2**22
+
+# Rows of queries, keys and values, and columns of what they are mixed by, belong to heads.
+_ATTENTION = re.compile(
+    r"(?:.*[._])?(?:\w*attn\w*|\w*attention\w*|[qkvo]_proj|to_[qkv]|to_out|qkv)(?:[._].*)?",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class LayerMatch:
+    """How well the units of one layer match at equal places.
+
+    Args:
+      name: of the layer, in the first model.
+      cosine: of the layers, centred over units.
+      z: the matches in standard deviations of those at random places.
+    """
+
+    name: str
+    cosine: float
+    z: float
+
+
+@dataclass(frozen=True)
+class Kinship:
+    """The result of `kinship`.
+
+    Args:
+      p_value: the probability of such matches, or better ones, between independent models; 1 where
+        nothing could be compared.
+      units: what was compared, in words, such as "128 units of 4 layers"; "" if nothing was.
+      layers: how well each layer matches, the best first.
+    """
+
+    p_value: float
+    units: str
+    layers: tuple[LayerMatch, ...]
+
+
+@dataclass
+class _Test:
+    """Sums over the layers of one test; each group of units has an order of its own."""
+
+    words: str
+    groups: list[np.ndarray]
+    matches: list[LayerMatch]
+
+
+def kinship(
+    one: ModelFile,
+    other: ModelFile,
+    pairs: Mapping[str, str] | None = None,
+    *,
+    orders: int = ORDERS,
+    seed: int = 0,
+) -> Kinship:
+    """Tests whether two models were trained independently.
+
+    Args:
+      one: a model, open.
+      other: another one.
+      pairs: name of each layer in `one` to its name in `other`; None to find out.
+      orders: how many random orders are drawn; the smallest p-value is about one over it.
+      seed: decides the orders.
+
+    Returns:
+      The p-value, and the layers that speak for kinship. If several axis lengths are tested, the
+      smallest p-value times their number.
+
+    Raises:
+      ProbexError: if a layer cannot be read.
+
+    Example:
+      >>> from probex_jax.model_files import open_params
+      >>> def trained(noise, first):
+      ...     made = {"fc1.weight": first, "fc2.weight": np.ones((5, 64), "f4")}
+      ...     return open_params({n: x + noise.normal(size=x.shape) for n, x in made.items()})
+      >>> rng = np.random.default_rng(0)
+      >>> base = rng.normal(size=(64, 20))
+      >>> kinship(trained(rng, base), trained(rng, base)).p_value
+      0.0001
+      >>> bool(kinship(trained(rng, base), trained(rng, rng.normal(size=(64, 20)))).p_value > 0.01)
+      True
+
+    References:
+      docs/lineage.md, "Kin or not".
+    """
+    if pairs is None:
+        pairs = pair_layers(one, other)
+    updates = [name for name in pairs if one.all_layers[name].is_update]
+    tests = [_of_updates(one, other, pairs, updates)] if updates else []
+    if not updates:
+        tests = list(_of_units(one, other, pairs))
+    tests = [test for test in tests if test.groups]
+    found = [
+        (_p_value(test.groups, orders, np.random.default_rng([seed, place])), test)
+        for place, test in enumerate(tests)
+    ]
+    if not found:
+        return Kinship(1.0, "", ())
+    p_value, best = min(found, key=lambda each: each[0])
+    matches = sorted(best.matches, key=lambda match: -match.z)
+    return Kinship(min(1.0, p_value * len(found)), best.words, tuple(matches))
+
+
+def _of_units(one: ModelFile, other: ModelFile, pairs: Mapping[str, str]) -> Iterator[_Test]:
+    """A test for each length of an axis that some layer writes and another one reads."""
+    for length, names in _lengths(one, pairs).items():
+        if _has_sines(one, length) or _has_sines(other, length):
+            continue
+        similar_NN = np.zeros((length, length), np.float32)
+        matches = []
+        for name in names:
+            a_NF = _units(one, name, length)
+            b_NF = _units(other, pairs[name], length)
+            if a_NF is None or b_NF is None:
+                continue
+            c_NN = a_NF @ b_NF.T
+            matches.append(LayerMatch(name, float(np.trace(c_NN)), _z(c_NN)))
+            similar_NN += c_NN
+        if matches:
+            words = f"{length} units of {len(matches)} layers"
+            yield _Test(words, [similar_NN], matches)
+
+
+def _lengths(model: ModelFile, pairs: Mapping[str, str]) -> dict[int, list[str]]:
+    """Axis lengths of hidden units, those with the most features, to the matrices with one."""
+    written: dict[int, list[str]] = {}
+    read: dict[int, list[str]] = {}
+    for name in sorted(pairs, key=natural_order):
+        if name not in model.layers or is_head(name) or are_positions(name):
+            continue
+        if _ATTENTION.fullmatch(name):
+            continue
+        height, width, _ = _axes(model, name)
+        if height != width:
+            written.setdefault(height, []).append(name)
+            read.setdefault(width, []).append(name)
+    # What is only written or only read are classes, words or pixels; a head may read hidden units.
+    heads = {_axes(model, name)[1] for name in model.layers if is_head(name)}
+    hidden = [n for n in written if (n in read or n in heads) and _LEAST_UNITS <= n <= _MOST_UNITS]
+    features = {
+        n: sum(math.prod(model.layers[name].shape) // n for name in written[n] + read.get(n, []))
+        for n in hidden
+    }
+    hidden = sorted(hidden, key=lambda n: -features[n])[:_MOST_TESTS]
+    return {n: _spread(written[n] + read.get(n, []), _MATRICES) for n in hidden}
+
+
+def _spread(names: Sequence[str], most: int) -> list[str]:
+    places = np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int)
+    return [names[place] for place in places]
+
+
+def _axes(model: ModelFile, name: str) -> tuple[int, int, int]:
+    """Outputs, inputs and taps of a layer; more than one tap for convolutions alone."""
+    height, width = model.layers[name].shape
+    stored = model.tensors[model.tensors_of(name)[0]].shape
+    if model.layers[name].kind == "conv" and len(stored) > 2 and stored[0] == height:
+        return height, stored[1], width // stored[1]
+    return height, width, 1
+
+
+def _units(model: ModelFile, name: str, length: int) -> np.ndarray | None:
+    """The units of a layer [N, F], float32, centred, of length one together; None if all equal."""
+    height, width, taps = _axes(model, name)
+    if height == length:
+        x_NF = model.matrix(name)
+        assert isinstance(x_NF, np.ndarray)
+        x_NF = x_NF[:, :: -(-x_NF.shape[1] // (4 * _FEATURES))]
+    else:
+        rows = range(0, height, -(-height * taps // _FEATURES))
+        x_HNK = model.rows(name, list(rows)).reshape(len(rows), width, taps)
+        x_NF = x_HNK.transpose(1, 0, 2).reshape(width, -1)
+    x_NF = x_NF - x_NF.mean(0)
+    size = np.linalg.norm(x_NF.astype(np.float64))
+    return (x_NF / size).astype(np.float32) if size > 0 and np.isfinite(size) else None
+
+
+def _has_sines(model: ModelFile, length: int) -> bool:
+    """Whether positions are sines and cosines, in which each unit of the stream has its place."""
+    for name, layer in model.layers.items():
+        if are_positions(name) and layer.shape[1] == length and layer.shape[0] > 2:
+            sizes = np.linalg.norm(np.float64(model.matrix(name)), axis=1)[1:]  # type: ignore[arg-type]
+            if np.ptp(sizes) < 1e-3 * sizes.max():
+                return True
+    return False
+
+
+def _of_updates(
+    one: ModelFile, other: ModelFile, pairs: Mapping[str, str], names: Sequence[str]
+) -> _Test:
+    """The test of two adapters: the order of the rank's units, in each layer for itself."""
+    test = _Test("", [], [])
+    for name in names:
+        a, b = one.matrix(name), other.matrix(pairs[name])
+        if not (isinstance(a, LowRank) and isinstance(b, LowRank)):
+            continue
+        a_RW, b_RW = (np.asarray(x.down, np.float64) for x in (a, b))
+        if a_RW.shape != b_RW.shape or len(a_RW) < 2:
+            continue
+        sizes = np.linalg.norm(a_RW) * np.linalg.norm(b_RW)
+        if sizes > 0 and np.isfinite(sizes):
+            c_RR = (a_RW @ b_RW.T / sizes).astype(np.float32)
+            test.groups.append(c_RR)
+            test.matches.append(LayerMatch(name, float(np.trace(c_RR)), _z(c_RR)))
+    ranks = sorted({len(group) for group in test.groups})
+    test.words = f"ranks of {len(test.groups)} updates" if ranks else ""
+    return test
+
+
+def _z(c_NN: np.ndarray) -> float:
+    """The trace in standard deviations of the sum of entries at random places (Hoeffding, 1951)."""
+    c_NN = c_NN.astype(np.float64)
+    n = len(c_NN)
+    centred = c_NN - c_NN.mean(0) - c_NN.mean(1, keepdims=True) + c_NN.mean()
+    spread = math.sqrt(np.square(centred).sum() / (n - 1))
+    return float(np.trace(centred) / spread) if spread > 0 else 0.0
+
+
+def _p_value(groups: Sequence[np.ndarray], orders: int, rng: np.random.Generator) -> float:
+    """The share of random orders whose units match at least as well."""
+    found = sum(float(np.trace(c_NN, dtype=np.float64)) for c_NN in groups)
+    drawn_T = np.zeros(orders)
+    for c_NN in groups:
+        places_N = np.arange(len(c_NN))
+        step = max(1, _BLOCK // len(c_NN))
+        for begin in range(0, orders, step):
+            count = min(step, orders - begin)
+            order_TN = rng.permuted(np.tile(places_N, (count, 1)), axis=1)
+            drawn_T[begin : begin + count] += c_NN[places_N, order_TN].sum(1, dtype=np.float64)
+    tolerance = 1e-9 * max(abs(found), 1e-30)  # of sums of equal numbers in another order
+    return (1 + int((drawn_T >= found - tolerance).sum())) / (orders + 1)
+
+
+def check_comparable(one: ModelFile, other: ModelFile, pairs: Mapping[str, str]) -> None:
+    """Raises a ProbexError that says what matches if two models share too little to compare."""
+    ours, theirs = ({name for name in model.layers if not is_head(name)} for model in (one, other))
+    common = [name for name in pairs if name in ours]
+    if 2 * len(common) >= max(len(ours), len(theirs)) and common:
+        return
+    shapes = [{layer.shape for layer in model.layers.values()} for model in (one, other)]
+    both = len(shapes[0] & shapes[1])
+    raise ProbexError(
+        f"not comparable: {one.path} has {len(ours)} matrices and {other.path} has {len(theirs)}; "
+        f"{len(common)} match in name and shape"
+        + (f", {both} shapes are in both" if both else ", and no shape is in both")
+    )
