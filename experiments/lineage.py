@@ -20,8 +20,7 @@ from experiments import cli, engines
 from experiments.models import Models
 from probex_jax.bucket_paths import as_path
 from probex_jax.files import disk_errors, one_writer, write_text
-from probex_jax.lineage import Family, Lineage, families, save_lineage
-from probex_jax.lineage.trace import trace
+from probex_jax.lineage import FamilyTree, Lineage, family_trees, save_lineage, trace
 from probex_jax.reports import family_tree_html, mermaid, newick
 
 _MODELS = flags.DEFINE_list("models", [], "Folders of models, at any depth, beside arguments.")
@@ -48,12 +47,16 @@ def main(paths: Sequence[str]) -> int:
         raise px.ProbexError(f"{whole[0].id}: one model: nothing to compare; give two or more")
     out = as_path(_OUT.value)
     with one_writer(out), cli.progress(len(whole), "reading", "model") as bar:
+        stage, before = "reading", 0
 
         def seen(what: str, done: int, total: int) -> None:
-            if bar.desc.removesuffix(": ") != what:
+            nonlocal stage, before
+            if what != stage:
+                stage, before = what, 0
                 bar.reset(total)
                 bar.set_description(what)
-            bar.update(done - bar.n)
+            bar.update(done - before)
+            before = done
 
         found = trace(
             [model.path for model in whole],
@@ -89,7 +92,7 @@ def _rows(found: Lineage) -> list[dict[str, object]]:
     """A row a family, the largest first."""
     origin = {node.id: node.origin for node in found.nodes}
     copies = {group.models[0]: len(group.models) - 1 for group in found.copies}
-    each = families(found)
+    each = family_trees(found)
     rows = [_row(number, family, origin, copies) for number, family in enumerate(each[:_MOST], 1)]
     if len(each) > _MOST:
         last: dict[str, object] = dict.fromkeys(rows[0], "")
@@ -98,7 +101,7 @@ def _rows(found: Lineage) -> list[dict[str, object]]:
 
 
 def _row(
-    number: int, family: Family, origin: Mapping[str, str], copies: Mapping[str, int]
+    number: int, family: FamilyTree, origin: Mapping[str, str], copies: Mapping[str, int]
 ) -> dict[str, object]:
     root, *others = family.roots
     return {

@@ -14,7 +14,7 @@ from probex_jax.bucket_paths import as_path
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, read_json, write_json
 from probex_jax.integrity import noted, sealed, unsealed
-from probex_jax.lineage.joined import families
+from probex_jax.lineage.family_trees import family_trees
 from probex_jax.lineage.lineage import KINDS, Copies, Edge, Lineage, Node
 from probex_jax.model_files.untrusted_text import is_text
 
@@ -146,7 +146,7 @@ def _check(found: Lineage, where: str) -> None:
         if len(group.models) < 2 or not set(group.models) <= ids:
             raise ProbexError(f"{where}: copies: expected two or more models")
     try:
-        families(found)
+        family_trees(found)
     except ProbexError as error:
         raise ProbexError(f"{where}: edges: {error}") from None
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from probex_jax.lineage.joined import Family, families
+from probex_jax.lineage.family_trees import FamilyTree, family_trees
 from probex_jax.lineage.lineage import KINDS, Edge, Lineage, Node
 from probex_jax.reports.family_tree_text import SURE
 from probex_jax.reports.html import asset, escaped, page, printable
@@ -53,7 +53,7 @@ def family_tree_html(lineage: Lineage, title: str) -> str:
       >>> "a<b" in text, "<h1>Models</h1>" in text
       (False, True)
     """
-    found = families(lineage)
+    found = family_trees(lineage)
     nodes = {node.id: node for node in lineage.nodes}
     drawn = [model for family in found for model in family.models]
     is_drawn = set(drawn)
@@ -73,7 +73,7 @@ def family_tree_html(lineage: Lineage, title: str) -> str:
 
 def _picture(
     lineage: Lineage,
-    found: Sequence[Family],
+    found: Sequence[FamilyTree],
     nodes: Mapping[str, Node],
     drawn: Sequence[str],
     alone: Sequence[Node],
@@ -177,7 +177,7 @@ def _data(
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _summary(lineage: Lineage, found: Sequence[Family], alone: Sequence[Node]) -> str:
+def _summary(lineage: Lineage, found: Sequence[FamilyTree], alone: Sequence[Node]) -> str:
     copies = sum(len(group.models) - 1 for group in lineage.copies)
     trees = [family for family in found if len(family.models) > 1]
     parts = [

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from probex_jax.lineage.joined import families
+from probex_jax.lineage.family_trees import family_trees
 from probex_jax.lineage.lineage import Edge, Lineage
 
 # From this confidence on, edges are drawn as solid lines.
@@ -72,7 +72,7 @@ def newick(lineage: Lineage) -> str:
     for edge in lineage.edges:
         to[edge.child].append(edge)
     lines = []
-    for family in families(lineage):
+    for family in family_trees(lineage):
         children: dict[str, list[str]] = defaultdict(list)
         text: dict[str, str] = {}
         for model in reversed(family.models):  # children before their parents
@@ -91,7 +91,7 @@ def said(edge: Edge) -> str:
 
 
 def _drawn(lineage: Lineage) -> list[str]:
-    return [model for family in families(lineage) for model in family.models]
+    return [model for family in family_trees(lineage) for model in family.models]
 
 
 def _branch(edges: list[Edge], main: str) -> str:

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from probex_jax.lineage.joined import Family
+from probex_jax.lineage.family_trees import FamilyTree
 
 # In units of the picture, of which there is one a pixel where names can be read well.
 COLUMN, ROW = 320, 26
@@ -48,12 +48,12 @@ class TreeLayout:
 
 
 def tree_layout(
-    found: Sequence[Family], edges: Sequence[tuple[str, str]], aspect: float = _ASPECT
+    found: Sequence[FamilyTree], edges: Sequence[tuple[str, str]], aspect: float = _ASPECT
 ) -> TreeLayout:
     """Lays out families.
 
     Args:
-      found: from `families`.
+      found: from `family_trees`.
       edges: (parent, child), all between models of one family.
       aspect: about the width of the picture to its height.
 
@@ -61,7 +61,7 @@ def tree_layout(
       Positions in whole units, from (0, 0).
 
     Example:
-      >>> family = Family(("a", "b", "c"), {"a": 0, "b": 1, "c": 1}, {"b": "a", "c": "a"}, 0)
+      >>> family = FamilyTree(("a", "b", "c"), {"a": 0, "b": 1, "c": 1}, {"b": "a", "c": "a"}, 0)
       >>> layout = tree_layout([family], [("a", "b"), ("a", "c")])
       >>> layout.places["b"][0] == layout.places["c"][0] > layout.places["a"][0]
       True
@@ -113,7 +113,7 @@ def _with_several_parents(edges: Sequence[tuple[str, str]]) -> set[str]:
 class _Drawing:
     """One family from its own corner (0, 0)."""
 
-    def __init__(self, family: Family, several: set[str]):
+    def __init__(self, family: FamilyTree, several: set[str]):
         children: dict[str, list[str]] = defaultdict(list)
         for model, parent in family.parent.items():
             children[parent].append(model)

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from probex_jax.errors import ProbexError
-from probex_jax.lineage import Lineage, families, load_lineage, save_lineage, verify_lineage
+from probex_jax.lineage import Lineage, family_trees, load_lineage, save_lineage, verify_lineage
 from probex_jax.lineage.reading import lineage_of
 from tests.reports.test_family_tree import edge, lineage, node
 
@@ -83,7 +83,7 @@ def test_what_is_no_lineage_is_refused_by_field(value, field):
 
 
 def test_families_are_joined_models_the_largest_first():
-    first, second = families(lineage())
+    first, second = family_trees(lineage())
     assert first.models[0] == "root"
     assert first.models[-1] == "both"
     assert (first.roots, first.generations, first.merges) == (("root",), 3, 1)
@@ -93,6 +93,6 @@ def test_families_are_joined_models_the_largest_first():
 
 def test_generations_count_the_longest_way():
     edges = (edge("a", "b"), edge("b", "c"), edge("a", "c", "merge", coefficient=0.9))
-    (family,) = families(Lineage(tuple(map(node, "cba")), edges))
+    (family,) = family_trees(Lineage(tuple(map(node, "cba")), edges))
     assert family.generation == {"a": 0, "b": 1, "c": 2}
     assert family.parent["c"] == "a"

@@ -11,7 +11,7 @@ from probex_jax.lineage.lineage import Edge, Lineage
 
 
 @dataclass(frozen=True)
-class Family:
+class FamilyTree:
     """Models that are joined by edges, or one whose parent is unknown or that has copies.
 
     Args:
@@ -38,7 +38,7 @@ class Family:
         return 1 + max(self.generation.values())
 
 
-def families(lineage: Lineage) -> tuple[Family, ...]:
+def family_trees(lineage: Lineage) -> tuple[FamilyTree, ...]:
     """The families of a lineage, the largest first; models alone are in none.
 
     Args:
@@ -51,7 +51,7 @@ def families(lineage: Lineage) -> tuple[Family, ...]:
       >>> from probex_jax.lineage.lineage import Node
       >>> nodes = [Node(id, id, "f", "derived") for id in "abc"]
       >>> edges = [Edge(p, c, "fine-tune", 0.0, 1.0, 0.1) for p, c in ("ab", "bc")]
-      >>> (family,) = families(Lineage(tuple(nodes), tuple(edges)))
+      >>> (family,) = family_trees(Lineage(tuple(nodes), tuple(edges)))
       >>> family.roots, family.generations
       (('a',), 3)
     """
@@ -73,7 +73,7 @@ def families(lineage: Lineage) -> tuple[Family, ...]:
     for models in _joined(placed, to, children):
         models.sort(key=generation.__getitem__)
         found.append(
-            Family(
+            FamilyTree(
                 tuple(models),
                 {model: generation[model] for model in models},
                 {model: _main(to[model]) for model in models if model in to},
