@@ -9,7 +9,7 @@
   const data = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
   const W = svg.viewBox.baseVal.width, H = svg.viewBox.baseVal.height;
   const CLOSEST = 5, READABLE = .5, WITH_KINDS = .8, MOST_NAMES = 900, NEAR = 14, FINGER = 24;
-  const BEFORE_FORK = 180, IN_A_BLOCK = 172, WITH_KIND = 74, FEW = 300, LISTED = 60;
+  const BEFORE_FORK = 180, IN_A_BLOCK = 172, WITH_KIND = 80, FEW = 300, LISTED = 60;
   const nodes = data.nodes.map(([name, x, y, origin, path, architecture, copies]) =>
     ({name, x, y, origin, path, architecture, copies, parents: [], children: []}));
   const edges = data.edges.map(([parent, child, kind, p, confidence, distance, coefficient, error,
@@ -244,7 +244,8 @@
     const point = Object.assign(svg.createSVGPoint(), {x: px, y: py});
     const hit = edges.find(edge => {
       const [low, high] = [edge.parent.y, edge.child.y].sort((a, b) => a - b);
-      if (px < edge.parent.x || px > edge.child.x || py < low - 9 / scale || py > high + 9 / scale) return false;
+      const [left, right] = [edge.parent.x, edge.child.x].sort((a, b) => a - b);
+      if (px < left - 150 || px > right + 250 || py < low - 9 / scale || py > high + 9 / scale) return false;
       probe.setAttribute("d", edge.line);
       return probe.isPointInStroke(point);
     });
