@@ -274,9 +274,10 @@
     const next = step();
     if (next) choose(next);
   };
-  const sideways = by => go(() => {
-    const siblings = chosen.parents.length ? chosen.parents[0].parent.children.map(edge => edge.child) : roots;
-    return nearIn(siblings, by) || nearIn(nodes.filter(node => node.x === chosen.x), by);
+  const sideways = by => go(() => {  // siblings down their column, then in the next one
+    const siblings = chosen.parents[0]?.parent.children.map(edge => edge.child);
+    return siblings?.[siblings.indexOf(chosen) + by] ||
+      nearIn(siblings ? nodes.filter(node => node.x === chosen.x) : roots, by);
   });
   const keys = {
     ArrowRight: () => go(() => {

@@ -160,7 +160,7 @@ class _Drawing:
             self._corners[child] = (generations * COLUMN, high)
             wide = max(wide, generations * COLUMN + self._sizes[child][0])
             high += self._sizes[child][1]
-        ends = [self._corners[child][1] + self._rows[child] for child in its[:1] + its[-1:]]
+        ends = [self._corners[child][1] + self._rows[child] for child in [*its[:1], *its[-1:]]]
         self._sizes[model] = (wide, high or ROW)
         self._rows[model] = sum(ends) // 2 if ends else ROW // 2
 
