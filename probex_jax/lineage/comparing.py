@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from probex_jax.engine import Engine, Work, flattened, in_parts
 from probex_jax.errors import ProbexError
+from probex_jax.lineage.adapters import base_fit, merged_cosine
 from probex_jax.lineage.kinship import kinship
 from probex_jax.lineage.pairs import pair_layers
 from probex_jax.lineage.relation import Relation, relate
@@ -45,6 +47,16 @@ class Comparing:
         asked = [(self._paths[a], self._paths[b]) for a, b in pairs]
         return self._mapped(_testing, asked, "testing")
 
+    def fits(self, pairs: Sequence[tuple[int, int]]) -> list[float | ProbexError]:
+        """The p-value of each adapter and base, or why there is none."""
+        asked = [(self._paths[a], self._paths[b]) for a, b in pairs]
+        return self._mapped(_fitting, asked, "testing adapters")
+
+    def merged(self, triples: Sequence[tuple[int, int, int]]) -> list[float | ProbexError]:
+        """`merged_cosine` of each adapter, base and model, or why there is none."""
+        asked = [(self._paths[a], self._paths[b], self._paths[c]) for a, b, c in triples]
+        return self._mapped(_merging, asked, "testing adapters")
+
     def _mapped(self, make: Callable[[], Work], items: Sequence[Any], what: str) -> list[Any]:
         results: list[Any] = []
         parts = in_parts(items, 4)
@@ -56,24 +68,43 @@ class Comparing:
 
 
 def _relating() -> Work:
-    return Work(_relation_or_error, lambda part, found: found)
+    return Work(partial(_or_error, _relation), lambda part, found: found)
 
 
 def _testing() -> Work:
-    return Work(_p_value_or_error, lambda part, found: found)
+    return Work(partial(_or_error, _p_value), lambda part, found: found)
 
 
-def _relation_or_error(item: tuple[Path, Path, bool]) -> Relation | ProbexError:
+def _fitting() -> Work:
+    return Work(partial(_or_error, _fit), lambda part, found: found)
+
+
+def _merging() -> Work:
+    return Work(partial(_or_error, _merged), lambda part, found: found)
+
+
+def _or_error(function: Callable[[Any], Any], item: Any) -> Any:
     try:
-        with open_model(item[0]) as one, open_model(item[1]) as other:
-            return relate(one, other, pair_layers(one, other), permuted=item[2])
+        return function(item)
     except ProbexError as error:
         return error
 
 
-def _p_value_or_error(item: tuple[Path, Path]) -> float | ProbexError:
-    try:
-        with open_model(item[0]) as one, open_model(item[1]) as other:
-            return kinship(one, other).p_value
-    except ProbexError as error:
-        return error
+def _relation(item: tuple[Path, Path, bool]) -> Relation:
+    with open_model(item[0]) as one, open_model(item[1]) as other:
+        return relate(one, other, pair_layers(one, other), permuted=item[2])
+
+
+def _p_value(item: tuple[Path, Path]) -> float:
+    with open_model(item[0]) as one, open_model(item[1]) as other:
+        return kinship(one, other).p_value
+
+
+def _fit(item: tuple[Path, Path]) -> float:
+    with open_model(item[0]) as adapter, open_model(item[1]) as base:
+        return base_fit(adapter, base).p_value
+
+
+def _merged(item: tuple[Path, Path, Path]) -> float:
+    with open_model(item[0]) as adapter, open_model(item[1]) as base, open_model(item[2]) as model:
+        return merged_cosine(adapter, base, model)

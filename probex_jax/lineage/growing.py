@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,11 +20,16 @@ _TRIED = 64  # kin in which the origin of a permuted model is looked for
 _GROUPS = 16  # families that a model without kin is tested against
 _FARTHEST = 5
 _FAR = 0.3  # distance, as a share of the length, from which units may be in another order
+_CLEAR = 2.0  # log odds of a direction that other models' distances do not turn
 _NEARER = 0.5  # squared distance from a merge to a child of it, to that from its next best parent
 # From where on an edge is between children of a parent that is not there.
 _MISPLACED = 0.9
 # Confidence in merges and permuted models, as often as families of known descent show them right.
-_OF_A_MERGE, _OF_PERMUTED = 0.98, 0.9
+_OF_A_MERGE, _OF_PERMUTED, _OF_MERGED = 0.98, 0.9, 0.99
+# The base of an adapter is one of the kin that fit; which one is not told.
+_OF_KIN = 0.5
+_IS_MERGED = 0.95  # cosine of an adapter and what a model has beyond its base
+_SIGNIFICANT_BASE = 0.01
 
 
 class Growing:
@@ -53,6 +58,16 @@ class Growing:
         if not family.are_adapters:
             self._find_permuted(family, groups)
 
+    def add_adapters(self, adapters: Sequence[int], models: Sequence[int]) -> None:
+        """Finds the bases of adapters among the models that have no parents here."""
+        derived = {edge.child for edge in self.edges}
+        roots = [number for number in models if self._ids[number] not in derived][:_GROUPS]
+        waiting = [number for number in adapters if self._ids[number] not in derived]
+        found = adapter_edges(waiting, roots, self.edges, self._ids, self._comparing)
+        self.edges += found
+        based = {edge.child for edge in found}
+        self.orphans |= {number for number in waiting if self._ids[number] not in based}
+
     def _grow(self, family: Family, near: Sequence[Sequence[int]]) -> None:
         """The edges of models that are kin."""
         count = len(family.members)
@@ -75,7 +90,7 @@ class Growing:
         }
         parents = _with_merges(count, costs, merges, both)
         anchors = Anchors(family, [n for n in range(count) if n not in merges])
-        parents = _turned(parents, {*both}, merges, anchors)
+        parents = _turned(parents, both, merges, anchors)
         found: list[Edge] = []
         for child, parent in parents.items():
             if child in merges:
@@ -197,6 +212,56 @@ class Growing:
         return True
 
 
+def adapter_edges(
+    adapters: Sequence[int],
+    candidates: Sequence[int],
+    edges: Sequence[Edge],
+    ids: Sequence[str],
+    comparing: Comparing,
+) -> list[Edge]:
+    """The bases of adapters: where a model is one merged with it, or else by the test of its units.
+
+    Args:
+      adapters: their numbers.
+      candidates: numbers of models of which each adapter may be, one a family.
+      edges: of whole models.
+      ids: names of all models.
+      comparing: who compares them.
+
+    Returns:
+      An edge for each adapter of which a base can be told. Of kin that fit the same, it is from the
+      candidate.
+    """
+    number = {id: place for place, id in enumerate(ids)}
+    merged = [edge for edge in edges if edge.kind == "LoRA merged"][:_TRIED]
+    triples = [(a, number[e.parent], number[e.child]) for a in adapters for e in merged]
+    bases: dict[int, Edge] = {}
+    for (adapter, base, _), cosine in zip(triples, comparing.merged(triples), strict=True):
+        if isinstance(cosine, float) and cosine > _IS_MERGED:
+            bases[adapter] = _adapter_edge(ids, base, adapter, 0.0, _OF_MERGED)
+    rest = [adapter for adapter in adapters if adapter not in bases]
+    pairs = [
+        (a, b)
+        for a in [*bases, *rest]
+        for b in ([number[bases[a].parent]] if a in bases else candidates)
+    ]
+    best: dict[int, tuple[float, int]] = {}
+    for (adapter, base), value in zip(pairs, comparing.fits(pairs), strict=True):
+        if isinstance(value, float):
+            best[adapter] = min(best.get(adapter, (2.0, base)), (value, base))
+    found = []
+    for adapter, (value, base) in best.items():
+        if adapter in bases:
+            found.append(replace(bases[adapter], p_value=value))
+        elif (corrected := min(1.0, value * len(candidates))) < _SIGNIFICANT_BASE:
+            found.append(_adapter_edge(ids, base, adapter, corrected, _OF_KIN))
+    return found
+
+
+def _adapter_edge(ids: Sequence[str], base: int, adapter: int, p: float, sure: float) -> Edge:
+    return Edge(ids[base], ids[adapter], "LoRA", p, sure, 0.0)
+
+
 def confidence(direction: float, off: float | None, margin: float) -> float:
     """The probability that an edge is right, calibrated on families of known descent.
 
@@ -256,7 +321,7 @@ def _with_merges(
 
 def _turned(
     parents: Mapping[int, int],
-    arcs: Collection[tuple[int, int]],
+    relations: Mapping[tuple[int, int], tuple[Relation, float]],
     merges: Mapping[int, Merge],
     anchors: Anchors,
 ) -> dict[int, int]:
@@ -276,7 +341,13 @@ def _turned(
             below |= {*more}
             waiting += more
         outside = {*range(len(anchors))} - below
-        if (above, child) in arcs and anchors.is_beyond(parent, child, [*outside]):
+        relation, sign = relations[parent, child]
+        is_clear = sign * relation.direction > _CLEAR
+        if (
+            not is_clear
+            and (above, child) in relations
+            and anchors.is_beyond(parent, child, [*outside])
+        ):
             turned[child], turned[parent] = above, child
     return turned
 

@@ -28,6 +28,7 @@ class _Seen:
     architecture: str
     sketch: Sketch
     mark: Mark | None
+    is_adapter: bool
 
 
 def trace(
@@ -52,6 +53,7 @@ def trace(
 
     Example:
       >>> import tempfile
+      >>> import numpy as np
       >>> from safetensors.numpy import save_file
       >>> folder, rng = Path(tempfile.mkdtemp()), np.random.default_rng(0)
       >>> root = rng.normal(size=(64, 48))
@@ -86,6 +88,9 @@ def trace(
     sketches = {n: found.sketch for n, found in seen.items() if ids[n] not in copy_of}
     for family in families(sketches):
         traced.add(family)
+    adapters = [n for n, found in seen.items() if n in sketches and found.is_adapter]
+    if adapters:
+        traced.add_adapters(adapters, [n for n in sketches if not seen[n].is_adapter])
     return _lineage(seen, found_at, ids, traced, copies, copy_of, failed)
 
 
@@ -149,6 +154,7 @@ def _see(path: Path) -> _Seen:
     with open_model(path) as model:
         model.check_has_layers()
         found = sketch(model)
-        seen = _Seen(fingerprint(model), found, mark(found))
+        is_adapter = any(layer.is_update for layer in model.layers.values())
+        seen = _Seen(fingerprint(model), found, mark(found), is_adapter)
         model.check_unchanged()
         return seen
