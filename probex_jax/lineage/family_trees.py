@@ -44,6 +44,9 @@ def family_trees(lineage: Lineage) -> tuple[FamilyTree, ...]:
     Args:
       lineage: of which each edge joins two of its nodes.
 
+    Returns:
+      A tree for each family, and for each model without edges that has copies or an unknown parent.
+
     Raises:
       ProbexError: if a model descends from itself.
 

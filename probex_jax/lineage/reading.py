@@ -41,6 +41,9 @@ def load_lineage(path: str | Path) -> Lineage:
     Args:
       path: a folder that the command `lineage` made, or its `lineage.json`.
 
+    Returns:
+      What was found.
+
     Raises:
       ProbexError: if there is none, or it is damaged; the message names the file and the field.
 
@@ -96,6 +99,9 @@ def lineage_of(value: Any, where: str) -> Lineage:
     Args:
       value: of `Lineage.as_json`.
       where: what errors name.
+
+    Returns:
+      The lineage.
 
     Raises:
       ProbexError: if a field is missing, unknown, or not what it should be; if ids are given twice
