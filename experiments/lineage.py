@@ -1,4 +1,4 @@
-"""Draws the family tree of models: who descends from whom, and which are the same weights.
+"""Draws the family tree of models: parents, merges and copies.
 
 MODEL is a file, a model's folder or a folder of models, here or in a bucket (s3://, gs://), or
 hf://ORG/NAME or an https:// address. --out gets lineage.json, lineage.html (a page that needs no

@@ -1,4 +1,4 @@
-"""Checks stores, experts, forests, lineages and indexes whole, for damage of any kind.
+"""Checks stores, experts, forests, lineages and indexes for any damage.
 
 PATH is a layer store, an expert, the work directory of a training, a forest, a lineage or an index,
 or a folder of such, here or in a bucket (s3://, gs://). Everything in it is read. Each damage is a

@@ -31,7 +31,7 @@ def models(tmp_path_factory):
     bodies = {"root": root, "child": child, "grandchild": child + 0.1 * noise(), "alone": noise()}
     for name, body in bodies.items():
         write(folder / f"{name}.safetensors", body)
-    write(folder / "copies" / "twin.safetensors", child.astype("f4"), "f8")
+    write(folder / "twin.safetensors", child.astype("f4"), "f8")
     (folder / "broken.safetensors").write_bytes(b"\xff" * 64)
     return folder
 
@@ -46,13 +46,13 @@ def test_the_files_say_who_descends_from_whom(drawn):
     out, done = drawn
     assert done.returncode == 1, done.stderr
     found = load_lineage(out)
-    same = {"copies/twin": "child"}
+    same = {"twin": "child"}
     edges = {
         frozenset(same.get(id, id) for id in (edge.parent, edge.child)) for edge in found.edges
     }
     assert edges == {frozenset({"root", "child"}), frozenset({"child", "grandchild"})}
     (copies,) = found.copies
-    assert set(copies.models) == {"child", "copies/twin"}
+    assert set(copies.models) == {"child", "twin"}
     assert list(found.failed) == ["broken"]
     assert {"alone"} == {node.id for node in found.nodes if node.origin == "alone"}
     text = (out / "lineage.html").read_text()
