@@ -33,8 +33,8 @@ from probex_jax.model_files.architecture import are_positions, is_head
 
 # Orders that are drawn; the smallest p-value is one more in a number of them more.
 ORDERS = 9999
-_LEAST_UNITS = 8  # of fewer there are too few orders
-_MOST_UNITS = 16384  # of more they are words or classes, and too many to compare
+LEAST_UNITS = 8  # of fewer there are too few orders
+MOST_UNITS = 16384  # of more they are words or classes, and too many to compare
 _MOST_TESTS = 4  # axis lengths, those with the most features
 _MATRICES = 12  # of an axis length, at most
 _FEATURES = 512  # of a matrix that is compared by its columns' units, at most
@@ -147,7 +147,7 @@ def kinship(
 def _of_units(one: ModelFile, other: ModelFile, pairs: Mapping[str, str]) -> Iterator[_Test]:
     """A test for each length of an axis that some layer writes and another one reads."""
     for length, names in _lengths(one, pairs).items():
-        if _has_sines(one, length) or _has_sines(other, length):
+        if has_sines(one, length) or has_sines(other, length):
             continue
         similar_NN = np.zeros((length, length), np.float32)
         matches = []
@@ -179,7 +179,7 @@ def _lengths(model: ModelFile, pairs: Mapping[str, str]) -> dict[int, list[str]]
             read.setdefault(width, []).append(name)
     # What is only written or only read are classes, words or pixels; a head may read hidden units.
     heads = {_axes(model, name)[1] for name in model.layers if is_head(name)}
-    hidden = [n for n in written if (n in read or n in heads) and _LEAST_UNITS <= n <= _MOST_UNITS]
+    hidden = [n for n in written if (n in read or n in heads) and LEAST_UNITS <= n <= MOST_UNITS]
     features = {
         n: sum(math.prod(model.layers[name].shape) // n for name in written[n] + read.get(n, []))
         for n in hidden
@@ -218,7 +218,7 @@ def _units(model: ModelFile, name: str, length: int) -> np.ndarray | None:
     return (x_NF / size).astype(np.float32) if size > 0 and np.isfinite(size) else None
 
 
-def _has_sines(model: ModelFile, length: int) -> bool:
+def has_sines(model: ModelFile, length: int) -> bool:
     """Whether positions are sines and cosines, in which each unit of the stream has its place."""
     for name, layer in model.layers.items():
         if are_positions(name) and layer.shape[1] == length and layer.shape[0] > 2:

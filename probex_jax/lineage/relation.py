@@ -220,8 +220,8 @@ def _moments(a_HW: np.ndarray, b_HW: np.ndarray) -> tuple[float, float, float]:
 
 def _inner(a: LowRank, b: LowRank) -> float:
     """The inner product of two updates that are not multiplied out."""
-    up_RQ = np.float64(a.up).T @ np.float64(b.up)
-    return float((up_RQ * (np.float64(a.down) @ np.float64(b.down).T)).sum())
+    a_up, a_down, b_up, b_down = (np.asarray(x, np.float64) for x in (a.up, a.down, b.up, b.down))
+    return float(((a_up.T @ b_up) * (a_down @ b_down.T)).sum())
 
 
 class _Counts:

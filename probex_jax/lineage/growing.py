@@ -1,0 +1,357 @@
+"""The edges among models of one architecture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from probex_jax.lineage.comparing import Comparing
+from probex_jax.lineage.families import Anchors, Family, most_compared, neighbours
+from probex_jax.lineage.lineage import Edge
+from probex_jax.lineage.merges import Merge, find_merges
+from probex_jax.lineage.relation import Relation
+from probex_jax.lineage.tree import arborescence, cost
+
+_SIGNIFICANT = 1e-3
+_TRIED = 64  # kin in which the origin of a permuted model is looked for
+_GROUPS = 16  # families that a model without kin is tested against
+_FARTHEST = 5
+_FAR = 0.3  # distance, as a share of the length, from which units may be in another order
+_CLEAR = 2.0  # log odds of a direction that other models' distances do not turn
+_NEARER = 0.5  # squared distance from a merge to a child of it, to that from its next best parent
+# From where on an edge is between children of a parent that is not there.
+_MISPLACED = 0.9
+# Confidence in merges and permuted models, as often as families of known descent show them right.
+_OF_A_MERGE, _OF_PERMUTED, _OF_MERGED = 0.98, 0.9, 0.99
+# The base of an adapter is one of the kin that fit; which one is not told.
+_OF_KIN = 0.5
+_IS_MERGED = 0.95  # cosine of an adapter and what a model has beyond its base
+_SIGNIFICANT_BASE = 0.01
+
+
+class Growing:
+    """Collects the edges of one architecture after the other."""
+
+    def __init__(self, ids: Sequence[str], comparing: Comparing):
+        self._ids, self._comparing = ids, comparing
+        self.edges: list[Edge] = []
+        self.orphans: set[int] = set()
+
+    def add(self, family: Family) -> None:
+        """Finds the edges of the models of one architecture."""
+        found = neighbours(family)
+        near, apart, groups = found.near, found.distances, found.groups
+        for group in groups if not family.are_adapters else ():
+            far = [member for member in group if apart[member] > _FAR]
+            if len(group) > 1 and 2 * len(far) < len(group):
+                rest = [member for member in group if member not in far]
+                permuted = {one for one in far if self._attach(family, one, rest, None)}
+                group[:] = [member for member in group if member not in permuted]
+        for group in groups:
+            if len(group) > 1:
+                place = {member: at for at, member in enumerate(group)}
+                own = [[place[k] for k in near[member] if k in place] for member in group]
+                self._grow(family.of(group), own)
+        if not family.are_adapters:
+            self._find_permuted(family, groups)
+
+    def add_adapters(self, adapters: Sequence[int], models: Sequence[int]) -> None:
+        """Finds the bases of adapters among the models that have no parents here."""
+        derived = {edge.child for edge in self.edges}
+        roots = [number for number in models if self._ids[number] not in derived][:_GROUPS]
+        waiting = [number for number in adapters if self._ids[number] not in derived]
+        found = adapter_edges(waiting, roots, self.edges, self._ids, self._comparing)
+        self.edges += found
+        based = {edge.child for edge in found}
+        self.orphans |= {number for number in waiting if self._ids[number] not in based}
+
+    def _grow(self, family: Family, near: Sequence[Sequence[int]]) -> None:
+        """The edges of models that are kin."""
+        count = len(family.members)
+        merges = find_merges(
+            family.samples_ND, family.layers, family.weights_D, near, family.rounding
+        )
+        arcs = {(a, b) for b, others in enumerate(near) for a in others[: most_compared(count)]}
+        pairs = sorted({(min(pair), max(pair)) for pair in arcs})
+        pairs = [pair for pair in pairs if not (pair[0] in merges and pair[1] in merges)]
+        relations = self._comparing.related(
+            [(family.members[a], family.members[b]) for a, b in pairs]
+        )
+        both: dict[tuple[int, int], tuple[Relation, float]] = {}
+        for (a, b), relation in zip(pairs, relations, strict=True):
+            if isinstance(relation, Relation):
+                both[a, b], both[b, a] = (relation, 1.0), (relation, -1.0)
+        costs = {
+            arc: cost(float(relation.squared.sum()), sign * relation.direction)
+            for arc, (relation, sign) in both.items()
+        }
+        parents = _with_merges(count, costs, merges, both)
+        anchors = Anchors(family, [n for n in range(count) if n not in merges])
+        parents = _turned(parents, both, merges, anchors)
+        found: list[Edge] = []
+        for child, parent in parents.items():
+            if child in merges:
+                found += self._merge_edges(family, child, merges[child])
+                continue
+            relation, sign = both[parent, child]
+            off = anchors.misplaced(parent, child)
+            margin = _margin(costs, parent, child)
+            sure = confidence(sign * relation.direction, off, margin)
+            is_certain = bool(relation.pruned or relation.rounded)
+            if off is not None and off > _MISPLACED and not is_certain:
+                self.orphans |= {family.members[child]}
+                continue
+            found.append(self._edge(family, parent, child, relation, sign, sure))
+        self.edges += self._tested(found)
+        derived = {edge.child for edge in found}
+        for _number, member in enumerate(family.members):
+            has_children = any(edge.parent == self._ids[member] for edge in found)
+            if self._ids[member] not in derived and not has_children:
+                self.orphans.add(member)
+
+    def _edge(
+        self,
+        family: Family,
+        parent: int,
+        child: int,
+        relation: Relation,
+        sign: float,
+        sure: float,
+    ) -> Edge:
+        return Edge(
+            parent=self._ids[family.members[parent]],
+            child=self._ids[family.members[child]],
+            kind=relation.kind,
+            p_value=1.0,
+            confidence=sure,
+            distance=relation.distance,
+            layers=relation.farthest(_FARTHEST),
+        )
+
+    def _merge_edges(self, family: Family, child: int, merge: Merge) -> list[Edge]:
+        scaled_ND = family.samples_ND * np.sqrt(family.weights_D)
+        found = []
+        for parent, share in zip(merge.parents, merge.coefficients, strict=True):
+            apart = np.linalg.norm(scaled_ND[child] - scaled_ND[parent])
+            found.append(
+                Edge(
+                    parent=self._ids[family.members[parent]],
+                    child=self._ids[family.members[child]],
+                    kind="merge",
+                    p_value=1.0,
+                    confidence=_OF_A_MERGE,
+                    distance=float(apart / np.linalg.norm(scaled_ND[parent])),
+                    coefficient=share,
+                    error=merge.error,
+                )
+            )
+        return found
+
+    def _tested(self, edges: Sequence[Edge]) -> list[Edge]:
+        """The edges with their p-values."""
+        number = {id: place for place, id in enumerate(self._ids)}
+        values = self._comparing.tested([(number[e.parent], number[e.child]) for e in edges])
+        return [
+            replace(edge, p_value=value) if isinstance(value, float) else edge
+            for edge, value in zip(edges, values, strict=True)
+        ]
+
+    def _find_permuted(self, family: Family, groups: Sequence[Sequence[int]]) -> None:
+        """Models far from all others that a test takes for kin of some: with permuted units."""
+        families = sorted((group for group in groups if len(group) > 1), key=len, reverse=True)
+        alone = [group[0] for group in groups if len(group) == 1]
+        if not families:
+            families, alone = [alone[:1]], alone[1:]
+            if not alone:
+                return
+        families = families[:_GROUPS]
+        asked = [
+            (family.members[group[0]], family.members[one]) for one in alone for group in families
+        ]
+        values = iter(self._comparing.tested(asked))
+        for one in alone:
+            tested = [next(values) for _ in families]
+            usable = [
+                (value, group)
+                for value, group in zip(tested, families, strict=True)
+                if isinstance(value, float)
+            ]
+            if not usable or min(value for value, _ in usable) > _SIGNIFICANT:
+                continue
+            p_value, group = min(usable, key=lambda each: each[0])
+            if not self._attach(family, one, group, p_value):
+                self.orphans.add(family.members[one])
+
+    def _attach(
+        self, family: Family, one: int, group: Sequence[int], p_value: float | None
+    ) -> bool:
+        """Whether a model is near to one of a group once its units are put in order: an edge."""
+        pairs = [(family.members[other], family.members[one]) for other in group[:_TRIED]]
+        relations = self._comparing.related(pairs, permuted=True)
+        near = [
+            (relation.distance, place, relation)
+            for place, relation in enumerate(relations)
+            if isinstance(relation, Relation)
+        ]
+        distance, place, relation = min(near, key=lambda each: each[:2], default=(2.0, 0, None))
+        if relation is None or distance > _FAR:
+            return False
+        edge = Edge(
+            parent=self._ids[pairs[place][0]],
+            child=self._ids[family.members[one]],
+            kind="permuted",
+            p_value=1.0 if p_value is None else p_value,
+            confidence=_OF_PERMUTED,
+            distance=distance,
+            layers=relation.farthest(_FARTHEST),
+        )
+        self.edges += [edge] if p_value is not None else self._tested([edge])
+        return True
+
+
+def adapter_edges(
+    adapters: Sequence[int],
+    candidates: Sequence[int],
+    edges: Sequence[Edge],
+    ids: Sequence[str],
+    comparing: Comparing,
+) -> list[Edge]:
+    """The bases of adapters: where a model is one merged with it, or else by the test of its units.
+
+    Args:
+      adapters: their numbers.
+      candidates: numbers of models of which each adapter may be, one a family.
+      edges: of whole models.
+      ids: names of all models.
+      comparing: who compares them.
+
+    Returns:
+      An edge for each adapter of which a base can be told. Of kin that fit the same, it is from the
+      candidate.
+    """
+    number = {id: place for place, id in enumerate(ids)}
+    merged = [edge for edge in edges if edge.kind == "LoRA merged"][:_TRIED]
+    triples = [(a, number[e.parent], number[e.child]) for a in adapters for e in merged]
+    bases: dict[int, Edge] = {}
+    for (adapter, base, _), cosine in zip(triples, comparing.merged(triples), strict=True):
+        if isinstance(cosine, float) and cosine > _IS_MERGED:
+            bases[adapter] = _adapter_edge(ids, base, adapter, 0.0, _OF_MERGED)
+    rest = [adapter for adapter in adapters if adapter not in bases]
+    pairs = [
+        (a, b)
+        for a in [*bases, *rest]
+        for b in ([number[bases[a].parent]] if a in bases else candidates)
+    ]
+    best: dict[int, tuple[float, int]] = {}
+    for (adapter, base), value in zip(pairs, comparing.fits(pairs), strict=True):
+        if isinstance(value, float):
+            best[adapter] = min(best.get(adapter, (2.0, base)), (value, base))
+    found = []
+    for adapter, (value, base) in best.items():
+        if adapter in bases:
+            found.append(replace(bases[adapter], p_value=value))
+        elif (corrected := min(1.0, value * len(candidates))) < _SIGNIFICANT_BASE:
+            found.append(_adapter_edge(ids, base, adapter, corrected, _OF_KIN))
+    return found
+
+
+def _adapter_edge(ids: Sequence[str], base: int, adapter: int, p: float, sure: float) -> Edge:
+    return Edge(ids[base], ids[adapter], "LoRA", p, sure, 0.0)
+
+
+def confidence(direction: float, off: float | None, margin: float) -> float:
+    """The probability that an edge is right, calibrated on families of known descent.
+
+    Args:
+      direction: the log odds of its direction.
+      off: of `misplaced`, or None.
+      margin: how much dearer the child's next best parent is.
+
+    Returns:
+      From 0 to 1.
+    """
+    logit = (
+        0.5 + 0.5 * min(direction, 6) + min(margin, 4) - 4 * ((0.3 if off is None else off) - 0.2)
+    )
+    return float(1 / (1 + math.exp(-logit)))
+
+
+def _with_merges(
+    count: int,
+    costs: Mapping[tuple[int, int], float],
+    merges: Mapping[int, Merge],
+    relations: Mapping[tuple[int, int], tuple[Relation, float]],
+) -> dict[int, int]:
+    """The parents of models, of merges the main ones.
+
+    A merge lies between its parents, near to all of their kin; so it is a parent only of what is
+    no ancestor of it, and much nearer to it than to any other parent.
+    """
+    main = {n: merge.parents[int(np.argmax(merge.coefficients))] for n, merge in merges.items()}
+    plain = {arc: value for arc, value in costs.items() if arc[0] not in merges}
+    parents = arborescence(count, plain, main)
+
+    def ancestors(number: int) -> set[int]:
+        found: set[int] = set()
+        waiting = [number]
+        while waiting:
+            one = waiting.pop()
+            above = (
+                merges[one].parents if one in merges else [parents[one]] if one in parents else []
+            )
+            waiting += [each for each in above if each not in found]
+            found |= {*above}
+        return found
+
+    for merge in merges:
+        above = ancestors(merge) if any(arc[0] == merge for arc in costs) else set()
+        for child in range(count):
+            arc = (merge, child)
+            if arc not in costs or child in merges or child in above:
+                continue
+            rival = parents.get(child)
+            apart = relations[arc][0].squared.sum()
+            if rival is None or apart < _NEARER * relations[rival, child][0].squared.sum():
+                plain[arc] = costs[arc]
+    return arborescence(count, plain, main)
+
+
+def _turned(
+    parents: Mapping[int, int],
+    relations: Mapping[tuple[int, int], tuple[Relation, float]],
+    merges: Mapping[int, Merge],
+    anchors: Anchors,
+) -> dict[int, int]:
+    """The parents, with a parent and its child exchanged where the child is nearer to the rest.
+
+    Where little was added, as by weak noise, the direction of the edge itself is hard to tell.
+    """
+    turned = dict(parents)
+    for child, parent in parents.items():
+        above = turned.get(parent)
+        if above is None or turned[child] != parent or {child, parent, above} & {*merges}:
+            continue
+        below, waiting = {parent}, [parent]
+        while waiting:
+            one = waiting.pop()
+            more = [k for k, v in turned.items() if v == one and k not in below]
+            below |= {*more}
+            waiting += more
+        outside = {*range(len(anchors))} - below
+        relation, sign = relations[parent, child]
+        is_clear = sign * relation.direction > _CLEAR
+        if (
+            not is_clear
+            and (above, child) in relations
+            and anchors.is_beyond(parent, child, [*outside])
+        ):
+            turned[child], turned[parent] = above, child
+    return turned
+
+
+def _margin(costs: Mapping[tuple[int, int], float], parent: int, child: int) -> float:
+    others = [value for (a, b), value in costs.items() if b == child and a != parent]
+    return min(others, default=math.inf) - costs[parent, child]
