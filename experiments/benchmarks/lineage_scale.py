@@ -1,4 +1,4 @@
-"""Measures how time and memory of finding copies grow with the number of models.
+"""Measures how time and memory of finding copies grow with the models.
 
 Models of one megabyte and one architecture: families of 50 children of a root, of which every tenth
 is there again in BF16 under other names, and every fifteenth to the same numbers. Each size is
