@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from experiments.benchmarks.lineage import rivals
 from probex_jax.files import read_json
@@ -26,8 +28,8 @@ def measured(family: Path) -> dict[str, Any]:
 
     Returns:
       As JSON values: `kind`, `name`, `truth` as in `family.json`, `edges` and `copies` of ours with
-      `seconds`, the parents that each of `others` gives to children, and the `p_values` of true
-      edges by the child.
+      `seconds`, the parents that each of `others` gives to children, also
+      `others_without_merges` among the models, and the `p_values` of true edges by the child.
     """
     card = read_json(family / "family.json")
     truth, models = card["models"], family / "models"
@@ -35,6 +37,7 @@ def measured(family: Path) -> dict[str, Any]:
     found = trace([models / name for name in truth], [*truth])
     seconds = time.perf_counter() - start
     kin = [n for n, said in truth.items() if said["kind"] not in ("LoRA", "copy", "unrelated")]
+    merges = {name for name in kin if truth[name]["kind"] == "merge"}
     known = rivals.measured([models / name for name in kin])
     return {
         "kind": card["kind"],
@@ -43,11 +46,20 @@ def measured(family: Path) -> dict[str, Any]:
         "edges": [asdict(edge) for edge in found.edges],
         "copies": [list(group.models) for group in found.copies],
         "seconds": seconds,
-        "others": {
-            method: {kin[child]: kin[parent] for child, parent in find(known).items()}
-            for method, find in rivals.METHODS.items()
-        },
+        "others": _others(known, kin),
+        "others_without_merges": _others(
+            rivals.without(known, np.array([name in merges for name in kin])),
+            [name for name in kin if name not in merges],
+        ),
         "p_values": _p_values(models, truth),
+    }
+
+
+def _others(known: rivals.Measured, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    return {
+        variant: {names[child]: names[parent] for child, parent in find(known).items()}
+        for variants in rivals.METHODS.values()
+        for variant, find in variants.items()
     }
 
 

@@ -11,8 +11,9 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -105,15 +106,30 @@ def nearest(known: Measured, *, growing: bool = True) -> Parents:
     return found
 
 
-# Methods by name; those with a sign of direction are tried with both.
-METHODS = {
-    "MoTHer, kurtosis falls": lambda known: mother(known),
-    "MoTHer, kurtosis rises": lambda known: mother(known, specialising=False),
-    "MoTHer by rank, falls": lambda known: mother(known, by_rank=True),
-    "MoTHer by rank, rises": lambda known: mother(known, by_rank=True, specialising=False),
-    "L2 spanning tree": spanning,
-    "nearest, norm grows": lambda known: nearest(known),
-    "nearest, norm shrinks": lambda known: nearest(known, growing=False),
+def without(known: Measured, left_out_K: np.ndarray) -> Measured:
+    """What is known of all models but some."""
+    kept = ~left_out_K
+    return Measured(
+        known.distance_KK[kept][:, kept],
+        known.rank_KK[kept][:, kept],
+        known.kurtosis_K[kept],
+        known.norm_K[kept],
+    )
+
+
+# Variants by method; those of one method differ in the sign of its direction, or in the distance.
+METHODS: Mapping[str, Mapping[str, Callable[[Measured], Parents]]] = {
+    "MoTHer": {
+        "MoTHer, kurtosis falls": mother,
+        "MoTHer, kurtosis rises": partial(mother, specialising=False),
+        "MoTHer by rank, kurtosis falls": partial(mother, by_rank=True),
+        "MoTHer by rank, kurtosis rises": partial(mother, by_rank=True, specialising=False),
+    },
+    "L2 tree": {"L2 tree": spanning},
+    "nearest": {
+        "nearest, norm grows": nearest,
+        "nearest, norm shrinks": partial(nearest, growing=False),
+    },
 }
 
 
