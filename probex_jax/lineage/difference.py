@@ -28,7 +28,9 @@ _SLACK, _TINY = 1 + 2.0**-3, np.float32(2.0**-25)
 # less than this is a change that happens to be small.
 _MANY, _LEAST_SQUARE = 64, 0.15
 
-_BLOCK = 2**20  # entries that are compared at a time
+_EXPONENT = np.uint32(0x7F800000)  # its bits in float32
+
+_BLOCK = 2**18  # entries that are compared at a time
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,8 @@ def _compared(
     largest, fits, squares, count = 0.0, True, 0.0, 0
     for rows in _blocks(pair[0].shape):
         one_KW, other_KW = (_rows(matrix, rows) for matrix in pair)
-        apart_KW = np.abs(one_KW - other_KW)
+        with np.errstate(over="ignore"):  # infinity is refused below
+            apart_KW = np.abs(one_KW - other_KW)
         if not apart_KW.any():
             continue
         largest = max(largest, float(apart_KW.max()))
@@ -185,8 +188,10 @@ def _compared(
             for matrix, rounding in zip(pair, roundings, strict=True):
                 allowed_KW += _allowed(matrix, rows, rounding, differ)
             fits = bool((apart_KW <= allowed_KW * _SLACK).all())
-            shares = apart_KW[apart_KW > 0] / allowed_KW[apart_KW > 0] if fits else apart_KW[:0]
-            squares, count = squares + float(np.square(shares).sum()), count + shares.size
+            if fits:
+                shares = np.divide(apart_KW, allowed_KW, out=apart_KW, where=apart_KW > 0).ravel()
+                squares += float(np.vdot(shares, shares))
+                count += int(np.count_nonzero(shares))
     are_factors = any(isinstance(matrix, LowRank) for matrix in pair)
     return largest, fits, (0.0, 0) if are_factors else (squares, count)
 
@@ -200,17 +205,18 @@ def _allowed(
         return share * (np.abs(matrix.up[rows]) @ np.abs(matrix.down))
     if not differ:
         return 0.0
-    allowed_KW = _half_a_unit(matrix[rows], *rounding)
-    if rounding == _ROUNDING["BF16"]:
-        units_KW = np.where(np.abs(matrix[rows]) < 2.0**-14, matrix[rows], 0) / (2 * _TINY)
-        allowed_KW += np.where(units_KW == np.rint(units_KW), _TINY, 0)
+    values = matrix[rows]
+    allowed_KW = _half_a_unit(values, *rounding)
+    if rounding == _ROUNDING["BF16"] and (small := np.abs(values) < 2.0**-14).any():
+        units = values[small] / (2 * _TINY)
+        allowed_KW[small] += np.where(units == np.rint(units), _TINY, 0)
     return allowed_KW
 
 
 def _half_a_unit(values: np.ndarray, bits: int, least: int) -> np.ndarray:
-    """Half the distance of neighbouring numbers of a dtype, at values."""
-    exponents = np.where(values == 0, least, np.maximum(np.frexp(values)[1] - 1, least))
-    return np.ldexp(np.float32(1), exponents - bits)
+    """Half the distance of neighbouring numbers of a dtype, at values in float32."""
+    powers = (values.view(np.uint32) & _EXPONENT).view(np.float32)
+    return np.maximum(powers, np.float32(2.0**least)) * np.float32(2.0**-bits)
 
 
 def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:

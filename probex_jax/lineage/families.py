@@ -5,7 +5,7 @@ Letters: N models, D sampled entries, K other models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -207,38 +207,47 @@ def most_compared(count: int) -> int:
 
 
 class Anchors:
-    """Models from which the distances of others tell whether an edge fits."""
+    """Models from which the distances of others tell whether an edge fits.
+
+    Args:
+      family: the models.
+      numbers: those that may be anchors, by their places; of many, some are drawn.
+    """
 
     def __init__(self, family: Family, numbers: Sequence[int]):
         if len(numbers) > _ANCHORS:
             rng = np.random.default_rng(0)
             numbers = sorted(rng.choice(numbers, _ANCHORS, replace=False).tolist())
+        self._numbers = np.array(numbers, int)
         scaled_ND = family.samples_ND * np.sqrt(family.weights_D)
         self._scaled_ND = scaled_ND - scaled_ND.mean(0)
-        self._numbers = np.array(numbers)
+        anchors_KD = self._scaled_ND[self._numbers].astype(np.float64)
+        squares_K = np.square(anchors_KD).sum(1)
+        blocks = []
+        for begin in range(0, len(scaled_ND), _BLOCK):
+            block_MD = self._scaled_ND[begin : begin + _BLOCK].astype(np.float64)
+            squares_M = np.square(block_MD).sum(1)
+            blocks.append(squares_M[:, None] + squares_K - 2 * (block_MD @ anchors_KD.T))
+        self._squared_NK = np.concatenate(blocks)
 
     def __len__(self) -> int:
         return len(self._scaled_ND)
 
     def misplaced(self, parent: int, child: int) -> float | None:
         """`misplaced` of an edge, by the anchors that are not its ends."""
-        others = self._numbers[(self._numbers != parent) & (self._numbers != child)]
+        others = (self._numbers != parent) & (self._numbers != child)
+        apart_D = self._scaled_ND[parent] - self._scaled_ND[child]
         return misplaced(
-            self._squared(parent, others),
-            self._squared(child, others),
-            float(self._squared(parent, np.array([child]))[0]),
+            self._squared_NK[parent, others],
+            self._squared_NK[child, others],
+            float(np.square(apart_D, dtype=np.float64).sum()),
         )
 
-    def is_beyond(self, parent: int, child: int, outside: Sequence[int]) -> bool:
-        """Whether the child of an edge is nearer to models outside than its parent is.
+    def is_beyond(self, parent: int, child: int, below: Collection[int]) -> bool:
+        """Whether the child of an edge is nearer to other models than its parent is.
 
-        Then it is the parent that is derived from the child.
+        Then it is the parent that is derived from the child. What is below the parent is no other.
         """
-        wanted = np.intersect1d(self._numbers, np.array([*outside], int))
-        if not len(wanted):
-            return False
-        return bool(self._squared(child, wanted).mean() < self._squared(parent, wanted).mean())
-
-    def _squared(self, one: int, others: np.ndarray) -> np.ndarray:
-        apart_KD = self._scaled_ND[others] - self._scaled_ND[one]
-        return np.square(apart_KD, dtype=np.float64).sum(1)
+        others = ~np.isin(self._numbers, [*below])
+        nearer = self._squared_NK[child, others] < self._squared_NK[parent, others]
+        return bool(others.any() and nearer.mean() > 0.5)

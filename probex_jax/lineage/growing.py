@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from probex_jax.lineage.arcs import Arcs
 from probex_jax.lineage.comparing import Comparing
 from probex_jax.lineage.families import Anchors, Family, most_compared, neighbours
 from probex_jax.lineage.lineage import Edge
 from probex_jax.lineage.merges import Merge, find_merges
 from probex_jax.lineage.relation import Relation
-from probex_jax.lineage.tree import arborescence, cost
+from probex_jax.lineage.tree import arborescence
 
 _SIGNIFICANT = 1e-3
 _TRIED = 64  # kin in which the origin of a permuted model is looked for
@@ -74,43 +75,38 @@ class Growing:
         merges = find_merges(
             family.samples_ND, family.layers, family.weights_D, near, family.rounding
         )
-        arcs = {(a, b) for b, others in enumerate(near) for a in others[: most_compared(count)]}
-        pairs = sorted({(min(pair), max(pair)) for pair in arcs})
-        pairs = [pair for pair in pairs if not (pair[0] in merges and pair[1] in merges)]
-        relations = self._comparing.related(
-            [(family.members[a], family.members[b]) for a, b in pairs]
-        )
-        both: dict[tuple[int, int], tuple[Relation, float]] = {}
-        for (a, b), relation in zip(pairs, relations, strict=True):
-            if isinstance(relation, Relation):
-                both[a, b], both[b, a] = (relation, 1.0), (relation, -1.0)
-        costs = {
-            arc: cost(float(relation.squared.sum()), sign * relation.direction)
-            for arc, (relation, sign) in both.items()
-        }
-        parents = _with_merges(count, costs, merges, both)
+        pairs = {(a, b) for b, others in enumerate(near) for a in others[: most_compared(count)]}
+        arcs = self._arcs(family, {pair for pair in pairs if not {*pair} <= {*merges}})
+        parents = _with_merges(count, arcs, merges)
         anchors = Anchors(family, [n for n in range(count) if n not in merges])
-        parents = _turned(parents, both, merges, anchors)
         found: list[Edge] = []
-        for child, parent in parents.items():
+        for child, parent in _turned(parents, arcs, merges, anchors).items():
             if child in merges:
                 found += self._merge_edges(family, child, merges[child])
                 continue
-            relation, sign = both[parent, child]
             off = anchors.misplaced(parent, child)
-            margin = _margin(costs, parent, child)
-            sure = confidence(sign * relation.direction, off, margin)
+            relation = arcs.relation(parent, child)
             is_certain = bool(relation.pruned or relation.rounded)
-            if off is not None and off > _MISPLACED and not is_certain:
-                self.orphans |= {family.members[child]}
-                continue
-            found.append(self._edge(family, parent, child, relation, sign, sure))
+            if off is None or off <= _MISPLACED or is_certain:
+                sure = confidence(arcs.direction(parent, child), off, arcs.margin(parent, child))
+                found.append(self._edge(family, parent, child, relation, sure))
         self.edges += self._tested(found)
-        derived = {edge.child for edge in found}
-        for _number, member in enumerate(family.members):
-            has_children = any(edge.parent == self._ids[member] for edge in found)
-            if self._ids[member] not in derived and not has_children:
-                self.orphans.add(member)
+        related = {id for edge in found for id in (edge.parent, edge.child)}
+        self.orphans |= {member for member in family.members if self._ids[member] not in related}
+
+    def _arcs(self, family: Family, pairs: Iterable[tuple[int, int]]) -> Arcs:
+        """Compares pairs of models."""
+        ordered = sorted({(min(pair), max(pair)) for pair in pairs})
+        compared = self._comparing.related(
+            [(family.members[a], family.members[b]) for a, b in ordered]
+        )
+        return Arcs(
+            {
+                pair: relation
+                for pair, relation in zip(ordered, compared, strict=True)
+                if isinstance(relation, Relation)
+            }
+        )
 
     def _edge(
         self,
@@ -118,7 +114,6 @@ class Growing:
         parent: int,
         child: int,
         relation: Relation,
-        sign: float,
         sure: float,
     ) -> Edge:
         return Edge(
@@ -279,49 +274,43 @@ def confidence(direction: float, off: float | None, margin: float) -> float:
     return float(1 / (1 + math.exp(-logit)))
 
 
-def _with_merges(
-    count: int,
-    costs: Mapping[tuple[int, int], float],
-    merges: Mapping[int, Merge],
-    relations: Mapping[tuple[int, int], tuple[Relation, float]],
-) -> dict[int, int]:
+def _with_merges(count: int, arcs: Arcs, merges: Mapping[int, Merge]) -> dict[int, int]:
     """The parents of models, of merges the main ones.
 
     A merge lies between its parents, near to all of their kin; so it is a parent only of what is
     no ancestor of it, and much nearer to it than to any other parent.
     """
     main = {n: merge.parents[int(np.argmax(merge.coefficients))] for n, merge in merges.items()}
-    plain = {arc: value for arc, value in costs.items() if arc[0] not in merges}
-    parents = arborescence(count, plain, main)
-
-    def ancestors(number: int) -> set[int]:
-        found: set[int] = set()
-        waiting = [number]
-        while waiting:
-            one = waiting.pop()
-            above = (
-                merges[one].parents if one in merges else [parents[one]] if one in parents else []
-            )
-            waiting += [each for each in above if each not in found]
-            found |= {*above}
-        return found
-
-    for merge in merges:
-        above = ancestors(merge) if any(arc[0] == merge for arc in costs) else set()
-        for child in range(count):
-            arc = (merge, child)
-            if arc not in costs or child in merges or child in above:
-                continue
+    costs = {arc: value for arc, value in arcs.costs.items() if arc[0] not in merges}
+    parents = arborescence(count, costs, main)
+    above = {merge: _ancestors(merge, parents, merges) for merge in merges}
+    for arc in arcs.costs:
+        merge, child = arc
+        if merge in merges and child not in merges and child not in above[merge]:
             rival = parents.get(child)
-            apart = relations[arc][0].squared.sum()
-            if rival is None or apart < _NEARER * relations[rival, child][0].squared.sum():
-                plain[arc] = costs[arc]
-    return arborescence(count, plain, main)
+            if rival is None or arcs.squared(*arc) < _NEARER * arcs.squared(rival, child):
+                costs[arc] = arcs.costs[arc]
+    return arborescence(count, costs, main)
+
+
+def _ancestors(number: int, parents: Mapping[int, int], merges: Mapping[int, Merge]) -> set[int]:
+    """All that a model is derived from."""
+    found: set[int] = set()
+    waiting = [number]
+    while waiting:
+        one = waiting.pop()
+        if one in merges:
+            above = merges[one].parents
+        else:
+            above = (parents[one],) if one in parents else ()
+        waiting += [each for each in above if each not in found]
+        found |= {*above}
+    return found
 
 
 def _turned(
     parents: Mapping[int, int],
-    relations: Mapping[tuple[int, int], tuple[Relation, float]],
+    arcs: Arcs,
     merges: Mapping[int, Merge],
     anchors: Anchors,
 ) -> dict[int, int]:
@@ -334,24 +323,17 @@ def _turned(
         above = turned.get(parent)
         if above is None or turned[child] != parent or {child, parent, above} & {*merges}:
             continue
-        below, waiting = {parent}, [parent]
-        while waiting:
-            one = waiting.pop()
-            more = [k for k, v in turned.items() if v == one and k not in below]
-            below |= {*more}
-            waiting += more
-        outside = {*range(len(anchors))} - below
-        relation, sign = relations[parent, child]
-        is_clear = sign * relation.direction > _CLEAR
-        if (
-            not is_clear
-            and (above, child) in relations
-            and anchors.is_beyond(parent, child, [*outside])
-        ):
+        if arcs.direction(parent, child) > _CLEAR or (above, child) not in arcs:
+            continue
+        if anchors.is_beyond(parent, child, _below(turned, parent)):
             turned[child], turned[parent] = above, child
     return turned
 
 
-def _margin(costs: Mapping[tuple[int, int], float], parent: int, child: int) -> float:
-    others = [value for (a, b), value in costs.items() if b == child and a != parent]
-    return min(others, default=math.inf) - costs[parent, child]
+def _below(parents: Mapping[int, int], top: int) -> set[int]:
+    """A model and all that are derived from it."""
+    found, more = {top}, {top}
+    while more:
+        more = {child for child, parent in parents.items() if parent in more} - found
+        found |= more
+    return found

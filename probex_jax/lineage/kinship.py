@@ -37,7 +37,7 @@ LEAST_UNITS = 8  # of fewer there are too few orders
 MOST_UNITS = 16384  # of more they are words or classes, and too many to compare
 _MOST_TESTS = 4  # axis lengths, those with the most features
 _MATRICES = 12  # of an axis length, at most
-_FEATURES = 512  # of a matrix that is compared by its columns' units, at most
+_FEATURES = 256  # of a unit in one matrix, about, at most
 _BLOCK = 2**22
 
 # Rows of queries, keys and values, and columns of what they are mixed by, belong to heads.
@@ -208,7 +208,7 @@ def _units(model: ModelFile, name: str, length: int) -> np.ndarray | None:
     if height == length:
         x_NF = model.matrix(name)
         assert isinstance(x_NF, np.ndarray)
-        x_NF = x_NF[:, :: -(-x_NF.shape[1] // (4 * _FEATURES))]
+        x_NF = x_NF[:, :: -(-x_NF.shape[1] // _FEATURES)]
     else:
         rows = range(0, height, -(-height * taps // _FEATURES))
         x_HNK = model.rows(name, list(rows)).reshape(len(rows), width, taps)
@@ -252,11 +252,14 @@ def _of_updates(
 
 def _z(c_NN: np.ndarray) -> float:
     """The trace in standard deviations of the sum of entries at random places (Hoeffding, 1951)."""
-    c_NN = c_NN.astype(np.float64)
     n = len(c_NN)
-    centred = c_NN - c_NN.mean(0) - c_NN.mean(1, keepdims=True) + c_NN.mean()
-    spread = math.sqrt(np.square(centred).sum() / (n - 1))
-    return float(np.trace(centred) / spread) if spread > 0 else 0.0
+    rows_N, columns_N = (c_NN.mean(axis, dtype=np.float64) for axis in (1, 0))
+    mean = rows_N.mean()
+    # The squares of the entries, centred over rows and columns.
+    squares = float(np.einsum("ij,ij->", c_NN, c_NN, dtype=np.float64))
+    squares -= n * (np.square(rows_N).sum() + np.square(columns_N).sum() - n * mean**2)
+    found = float(np.trace(c_NN, dtype=np.float64)) - n * mean
+    return found / math.sqrt(squares / (n - 1)) if squares > 0 else 0.0
 
 
 def _p_value(groups: Sequence[np.ndarray], orders: int, rng: np.random.Generator) -> float:

@@ -31,6 +31,7 @@ _REPEATED = 0.02  # share of equal neighbours in sorted blocks from which they l
 _PROBED, _PROBED_ROWS, _PROBED_COLUMNS = 12, 128, 512
 _REST = 1e-4
 # Cosines below which units are looked for in another order, and above which they are found.
+_FEATURES = 256  # of a unit that is looked for in another order
 _FAR, _MATCHED, _MOSTLY = 0.5, 0.5, 0.9
 _HALF_A_STEP = 0.5005
 
@@ -169,9 +170,7 @@ def relate(
     counts = _Counts()
     rows = []
     for name in names:
-        # Units can be found again in whole layers only.
-        most = each if not permuted else math.prod(one.all_layers[name].shape)
-        a, b = _entries(one, name, most), _entries(other, pairs[name], most)
+        a, b = _entries(one, name, each), _entries(other, pairs[name], each)
         if isinstance(a, LowRank) and isinstance(b, LowRank):
             moments = _inner(a, a), _inner(b, b), _inner(a, b)
             size = a.up.shape[0] * a.down.shape[1]
@@ -179,10 +178,14 @@ def relate(
         else:
             a_HW, b_HW = np.asarray(a, np.float32), np.asarray(b, np.float32)
             moments = _moments(a_HW, b_HW)
-            size, equal = a_HW.size, bool((a_HW == b_HW).all())
             if permuted and moments[2] < _FAR * math.sqrt(moments[0] * moments[1]):
+                # Units can be found again in whole layers only.
+                a_HW, b_HW = (
+                    np.asarray(x, np.float32) for x in (one.matrix(name), other.matrix(pairs[name]))
+                )
                 b_HW = in_order_of(a_HW, b_HW)
                 moments = _moments(a_HW, b_HW)
+            size, equal = a_HW.size, bool((a_HW == b_HW).all())
             if name in one.layers:
                 counts.add(a_HW, b_HW)
         rows.append((size, math.prod(one.all_layers[name].shape), *moments, equal))
@@ -214,8 +217,12 @@ def _entries(model: ModelFile, name: str, most: int) -> np.ndarray | LowRank:
 
 
 def _moments(a_HW: np.ndarray, b_HW: np.ndarray) -> tuple[float, float, float]:
-    a, b = a_HW.ravel().astype(np.float64), b_HW.ravel().astype(np.float64)
-    return float(a @ a), float(b @ b), float(a @ b)
+    # Not by BLAS, whose threads cost more than such short products.
+    aa, bb, ab = (
+        float(np.einsum("i,i->", x.ravel(), y.ravel(), dtype=np.float64))
+        for x, y in ((a_HW, a_HW), (b_HW, b_HW), (a_HW, b_HW))
+    )
+    return aa, bb, ab
 
 
 def _inner(a: LowRank, b: LowRank) -> float:
@@ -302,15 +309,18 @@ def in_order_of(like_HW: np.ndarray, x_HW: np.ndarray) -> np.ndarray:
     """
     for transposed in (False, True):
         a, b = (like_HW.T, x_HW.T) if transposed else (like_HW, x_HW)
-        unit_a, unit_b = (
-            x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30) for x in (a, b)
-        )
+        unit_a, unit_b = (_units(x[:, :: -(-x.shape[1] // _FEATURES)]) for x in (a, b))
         cosines = unit_a @ unit_b.T
         order = cosines.argmax(1)
         matched = cosines[np.arange(len(a)), order] > _MATCHED
         if len(np.unique(order)) == len(order) and matched.mean() > _MOSTLY:
             return b[order].T if transposed else b[order]
     return x_HW
+
+
+def _units(x_NF: np.ndarray) -> np.ndarray:
+    """Rows of length one."""
+    return x_NF / np.maximum(np.linalg.norm(x_NF, axis=1, keepdims=True), 1e-30)
 
 
 def _within_half_a_step(origin: np.ndarray, copy: np.ndarray) -> int:

@@ -27,7 +27,9 @@ _A_LAYER = 16  # sampled entries of a layer, at least
 # Layers of a sketch. Few models have more; of updates, each costs a product of its factors.
 _MOST_LAYERS, _MOST_UPDATES = 512, 64
 
-_WHOLE = 2**14  # entries of a layer that is read whole, at most: one read instead of many
+# A layer is read whole if it has fewer entries for each row that is sampled: one read costs less
+# than many.
+_OF_A_ROW = 2**12
 _DIGITS = re.compile(r"(\d+)")
 
 
@@ -146,7 +148,9 @@ def sketch(model: ModelFile, *, every_layer: bool = False) -> Sketch:
       (True, True)
     """
     layout = _layout(tuple(model.all_layers.items()), every_layer)
-    parts = [_sampled(model, layer) for layer in layout.layers]
+    wanted = {layer.name: None if _is_whole(layer) else _rows(layer) for layer in layout.layers}
+    with model.fetched(wanted):
+        parts = [_sampled(model, layer) for layer in layout.layers]
     values = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     return Sketch(layout, values)
 
@@ -212,9 +216,18 @@ def _entries(sizes: Iterable[int]) -> int:
     return entries
 
 
+def _is_whole(layer: SketchedLayer) -> bool:
+    most = _OF_A_ROW * len(_rows(layer))
+    return not layer.is_update and math.prod(layer.shape) <= most
+
+
+def _rows(layer: SketchedLayer) -> list[int]:
+    return _places(*layer.shape, layer.end - layer.begin)[0]
+
+
 def _sampled(model: ModelFile, layer: SketchedLayer) -> np.ndarray:
     rows, at, columns = _places(*layer.shape, layer.end - layer.begin)
-    if not layer.is_update and math.prod(layer.shape) <= _WHOLE:
+    if _is_whole(layer):
         matrix = model.matrix(layer.name)
         assert isinstance(matrix, np.ndarray)
         return matrix[np.take(rows, at), columns]
@@ -228,13 +241,27 @@ def _places(height: int, width: int, count: int) -> tuple[list[int], np.ndarray,
     A few entries of one random row after the other; once no row is left, a few more of each. The
     first places are the same for any count.
     """
-    rng = np.random.default_rng([height, width])
     a_row = min(width, _A_ROW)
-    rows = rng.permutation(height)[: -(-count // a_row)]
+    rows = _distinct([height, width], height, -(-count // a_row))
     wanted = a_row * -(-count // (a_row * len(rows)))
-    columns_RC = np.array([rng.permutation(width)[:wanted] for _ in rows])
+    if width <= a_row:
+        columns_RC = np.broadcast_to(np.arange(width), (len(rows), width))
+    else:
+        columns_RC = np.stack(
+            [_distinct([height, width, number], width, wanted) for number in range(len(rows))]
+        )
     passes = [columns_RC[:, begin : begin + a_row] for begin in range(0, wanted, a_row)]
     order = np.concatenate([np.repeat(np.arange(len(rows)), part.shape[1]) for part in passes])
     columns = np.concatenate([part.ravel() for part in passes])
     sorted_rows, place = np.unique(rows, return_inverse=True)
     return sorted_rows.tolist(), place[order[:count]], columns[:count]
+
+
+def _distinct(seed: list[int], size: int, count: int) -> np.ndarray:
+    """Distinct numbers below `size`, at most `count`; the first are the same for any count."""
+    rng = np.random.default_rng(seed)
+    if size <= 2**16:
+        return rng.permutation(size)[:count]
+    # Of so few among so many, half are new at least.
+    _, first = np.unique(drawn := rng.integers(size, size=2 * count + 64), return_index=True)
+    return drawn[np.sort(first)[:count]]

@@ -53,6 +53,7 @@ def trace(
 
     Example:
       >>> import tempfile
+      >>> import numpy as np
       >>> from safetensors.numpy import save_file
       >>> folder, rng = Path(tempfile.mkdtemp()), np.random.default_rng(0)
       >>> root = rng.normal(size=(64, 48))

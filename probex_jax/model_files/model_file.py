@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -173,11 +174,32 @@ class ModelFile:
     def each_matrix(self, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray | LowRank]]:
         """As `matrices`, one layer after the other; of a local file, one is in memory at a time."""
         names = list(names)
-        stacked = ((self._weights[n].expert if n in self._weights else None, n) for n in names)
-        wanted = [(tensor, expert) for expert, n in stacked for tensor in self.tensors_of(n)]
-        with self._stored.fetched(wanted):
+        with self.fetched(dict.fromkeys(names)):
             for name in names:
                 yield name, self.matrix(name)
+
+    @contextmanager
+    def fetched(self, wanted: Mapping[str, Sequence[int] | None]) -> Iterator[None]:
+        """While it lasts, layers are there to be read; they come from a server in few requests.
+
+        Args:
+          wanted: name of each layer to the rows that will be read; None for the whole layer.
+
+        Raises:
+          ProbexError: if there is no such layer, or the server does not answer.
+        """
+        whole: list[tuple[str, int | None]] = []
+        some: list[tuple[str, Sequence[int], int]] = []
+        for name, rows in wanted.items():
+            _, width = self._shape(name)
+            weight = self._weights.get(name)
+            if rows is not None and weight is not None and weight.is_as_stored:
+                some.append((weight.tensor, rows, width))
+            else:
+                expert = weight.expert if weight else None
+                whole += [(tensor, expert) for tensor in self.tensors_of(name)]
+        with self._stored.fetched(whole, some):
+            yield
 
     def tensors_of(self, name: str) -> tuple[str, ...]:
         """Names of the tensors that a layer is read from.

@@ -138,23 +138,36 @@ class StoredTensors:
         return float(values.ravel()[0])
 
     @contextmanager
-    def fetched(self, wanted: Iterable[tuple[str, int | None]]) -> Iterator[None]:
+    def fetched(
+        self,
+        wanted: Iterable[tuple[str, int | None]],
+        rows: Iterable[tuple[str, Sequence[int], int]] = (),
+    ) -> Iterator[None]:
         """Fetches several tensors from a server in few requests; drops them at the end.
 
         Args:
           wanted: their names, each with which of the stacked matrices is wanted; None for all.
+          rows: names of others, some rows of each taken as [H, width], and the width.
         """
         parts: dict[Container, list[tuple[str, int | None]]] = {}
+        some: dict[Container, list[tuple[str, Sequence[int], int]]] = {}
         for name, number in wanted:
             container, stored, form = self._of[name]
             parts.setdefault(container, []).append((stored, None if form.turn else number))
+        for name, picked, width in rows:
+            container, stored, form = self._of[name]
+            if form.turn:
+                parts.setdefault(container, []).append((stored, None))
+            else:
+                some.setdefault(container, []).append((stored, picked, width))
+        containers = {**parts, **some}
         try:
-            for container, of_container in parts.items():
-                container.fetch(of_container)
+            for container in containers:
+                container.fetch(parts.get(container, ()), some.get(container, ()))
             yield
         finally:
-            for container in parts:
-                container.bytes.forget()
+            for container in containers:
+                container.forget()
 
     def place(self, name: str) -> tuple[Container, int]:
         """The file that holds a tensor, and the tensor's offset in it."""

@@ -9,9 +9,10 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from experiments import forest_steps
+from experiments import copy_steps, forest_steps
 from experiments.models import Models
 from probex_jax import Forest, ProbexError
+from probex_jax.lineage.lineage import Copies
 from probex_jax.search import Index, find_models
 from tests.conftest import CLASSES
 from tests.end_to_end.warm import run
@@ -188,6 +189,18 @@ def test_discover_and_index_tell_of_copies(grown, tmp_path):
 
 
 # The steps, in this process.
+
+
+def test_ten_groups_of_copies_are_told_of(capsys):
+    groups = [Copies((f"a{n}", *(f"b{n}-{k}" for k in range(8))), 0.0) for n in range(13)]
+    copy_steps.tell(groups[:10])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10
+    assert all(f"a{n}," in line and "b" in line for n, line in enumerate(lines))
+    assert "4 more" in lines[0]
+    copy_steps.tell(groups)
+    *_, last = capsys.readouterr().out.splitlines()
+    assert "3 more" in last
 
 
 def described(forest_path, models, nearest=None):

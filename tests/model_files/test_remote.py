@@ -76,6 +76,26 @@ def test_one_request_opens_a_model_and_one_reads_a_matrix(hub, url):
         assert hub.bytes_sent() == FIRST_BYTES + 2 * 1024
 
 
+@pytest.mark.parametrize("make", [model, sharded, lora])
+def test_rows_of_several_layers_are_fetched_together(hub, make):
+    repo = f"rows/{make.__name__}"
+    folder = make(hub, repo)
+    with open_model(folder) as local, open_model(f"hf://{repo}") as remote:
+        wanted = {name: None if name == "a" else [7, 2] for name in local.layers}
+        with remote.fetched(wanted):
+            hub.log.clear()
+            for name, rows in wanted.items():
+                rows = rows or range(local.layers[name].shape[0])
+                same(remote.rows(name, rows), local.rows(name, rows))
+            assert not asked(hub, ".safetensors")
+        hub.log.clear()
+        far = [name for name in wanted if name in "bcd"][-1:]
+        for name in far:
+            same(remote.rows(name, [7, 2]), local.rows(name, [7, 2]))
+        assert len(asked(hub)) == 2 * len(far)
+        assert hub.bytes_sent() == 2 * 1024 * len(far)
+
+
 def test_what_the_first_request_brought_is_not_asked_for_again(hub):
     model(hub, "first/small", {"w": random((8, 8)), "v": random((8, 8), seed=1)})
     with open_model("hf://first/small") as m:

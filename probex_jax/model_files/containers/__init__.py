@@ -48,6 +48,7 @@ class Container:
 
     def __init__(self, name: str, file: Bytes, contained: Contained):
         self.name, self.bytes, self.contained = name, file, contained
+        self._is_fetched = False
 
     @property
     def where(self) -> str:
@@ -79,20 +80,44 @@ class Container:
         dtype = NUMPY_DTYPES.get(self.tensors[name].dtype)
         if dtype is None or name in self.contained.readers:
             return None
-        begin, size = self._range(name)[0], width * dtype.itemsize
-        parts = [(begin + row * size, begin + (row + 1) * size) for row in rows]
-        if len(parts) > 1:
+        parts = self._row_ranges(name, rows, width)
+        fetches = len(parts) > 1 and not self._is_fetched
+        if fetches:
             self.bytes.fetch(parts)
         read = [self.bytes.read(*part) for part in parts]
-        if len(parts) > 1:
+        if fetches:
             self.bytes.forget()
         data = np.concatenate(read) if len(read) > 1 else read[0]
         return data.view(dtype).reshape(len(rows), width)
 
-    def fetch(self, wanted: Iterable[tuple[str, int | None]]) -> None:
-        """Announces tensors that will be read, or one of the matrices that are stacked in them."""
-        ranges = (self._range(name, number) for name, number in wanted)
+    def fetch(
+        self,
+        wanted: Iterable[tuple[str, int | None]],
+        rows: Iterable[tuple[str, Sequence[int], int]] = (),
+    ) -> None:
+        """Announces what will be read, until `forget`.
+
+        Args:
+          wanted: tensors, or one of the matrices that are stacked in them.
+          rows: tensors, their rows and the width of these.
+        """
+        ranges = [self._range(name, number) for name, number in wanted]
+        for name, some, width in rows:
+            ranges += self._row_ranges(name, some, width)
+        self._is_fetched = True
         self.bytes.fetch([(begin, end) for begin, end in ranges if begin < end])
+
+    def forget(self) -> None:
+        """Drops what was fetched."""
+        self._is_fetched = False
+        self.bytes.forget()
+
+    def _row_ranges(self, name: str, rows: Sequence[int], width: int) -> list[tuple[int, int]]:
+        dtype = NUMPY_DTYPES.get(self.tensors[name].dtype)
+        if dtype is None or name in self.contained.readers:
+            return [self._range(name)]
+        begin, size = self._range(name)[0], width * dtype.itemsize
+        return [(begin + row * size, begin + (row + 1) * size) for row in rows]
 
     def _range(self, name: str, number: int | None = None) -> tuple[int, int]:
         info, begin = self.tensors[name], self.contained.data_begin
