@@ -27,6 +27,7 @@ def metrics(records: Sequence[Record], independent: Mapping[str, Sequence[float]
       independent: p-values of pairs of independent models, by the kind of model.
     """
     found: Metrics = {}
+    there = {said["kind"] for record in records for said in record["truth"].values()} | {ALL}
     if records:
         found = {
             "families": len(records),
@@ -36,7 +37,7 @@ def metrics(records: Sequence[Record], independent: Mapping[str, Sequence[float]
                 others: {
                     kind: _methods(records, kind, others)
                     for kind in (*_KINDS, ALL)
-                    if (kind, others) != ("merge", _OTHERS[1])
+                    if kind in there and (kind, others) != ("merge", _OTHERS[1])
                 }
                 for others in _OTHERS
             },
@@ -243,7 +244,6 @@ def _tables(found: Metrics) -> Iterator[str]:
                     {f"{what}, {title}": kind, "models": methods[OURS][what][3]}
                     | {method: _share(methods[method][what]) for method in best}
                     for kind, methods in by.items()
-                    if methods[OURS][what]
                 ]
             )
     for others in _OTHERS:
