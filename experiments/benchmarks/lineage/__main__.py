@@ -6,7 +6,8 @@ pairs. What is measured is kept in the work directory: run the same command agai
 remove `records` or `p_values` there to measure anew.
 
 Example:
-  python -m experiments.benchmarks.lineage --workdir=out/lineage --seeds=410,411 --count=3
+  python -m experiments.benchmarks.lineage --workdir=out/lineage \
+    --seeds=410,411 --count=3
 """
 
 from collections.abc import Sequence

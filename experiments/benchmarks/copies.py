@@ -6,7 +6,7 @@ measured in its own process: sketches of all ("marks"), the search for candidate
 comparison of all entries of these ("confirm"). What is found must be what was made.
 
 Example:
-  python -m experiments.benchmarks.lineage_scale --models=300,3000
+  python -m experiments.benchmarks.copies --models=300,3000
 """
 
 import tempfile
