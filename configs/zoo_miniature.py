@@ -1,4 +1,4 @@
-"""The miniature zoo, in three sizes, and a zoo of wider ViTs.
+"""The miniature zoo, in three sizes, a zoo of wider ViTs, and families for lineage.
 
   python -m experiments.build_zoo --config=configs/zoo_miniature.py:default --out=out/zoo
 
@@ -21,6 +21,10 @@ The size `wide`, MiniSupViT alone: accuracy of the models .85, 2 processor secon
 model and 40 for the root; a quarter of an hour of one core, 1.3 GB. It shows what holds for larger
 matrices, and is no part of the demo.
 
+The sizes `families` and `families_tiny` make families of known descent (issue 23), 22 models each:
+
+  python -m experiments.build_zoo --config=configs/zoo_miniature.py:families --out=out/families
+
 What was tried at the size `default`, other fields as they are here. Test accuracy of a ProbeX (32
 probes, 32 projections, logit scale 20, bag-of-words texts) on the best on validation of three or
 four layers: seen concepts (chance .016), held-out ones among the 16 (.063), among all 80 (.013):
@@ -36,7 +40,9 @@ import ml_collections
 
 
 def get_config(size: str = "default") -> ml_collections.ConfigDict:
-    """The config of one size: `default`, `demo`, `tiny` or `wide`."""
+    """The config of one size: `default`, `demo`, `tiny`, `wide`, `families` or `families_tiny`."""
+    if size in ("families", "families_tiny"):
+        return _families(size == "families_tiny").lock()
     config = ml_collections.ConfigDict()
     # Trees to build.
     config.trees = ("MiniSupViT", "MiniMAE", "MiniResNet", "MiniLoRA")
@@ -95,8 +101,37 @@ def get_config(size: str = "default") -> ml_collections.ConfigDict:
         config.vit.num_attention_heads = 6
         config.vit.intermediate_size = 768
     elif size != "default":
-        raise ValueError(f"size {size!r}: expected default, demo, tiny or wide")
+        raise ValueError(f"size {size!r}: expected default, demo, tiny, wide, families[_tiny]")
     return config.lock()
+
+
+def _families(tiny: bool) -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    # Architectures and pre-trainings of families.
+    config.kinds = ("MiniSupViT", "MiniMAE", "MiniResNet", "MiniDenoiser")
+    # Families of each kind.
+    config.families = 5
+    # Decides every random choice.
+    config.seed = 0
+    # How roots are pre-trained and children fine-tuned, in the words of the zoo's own config.
+    config.training = training = ml_collections.ConfigDict()
+    training.chosen = 10
+    training.steps = (100, 125, 150)
+    training.learning_rates = (1e-3, 3e-3)
+    training.weight_decays = (1e-3, 1e-1)
+    training.batch_size = 32
+    training.pretraining_steps = 1200
+    training.pretraining_batch_size = 64
+    training.pretraining_rate = 2e-3
+    training.vit = _vit()
+    if tiny:
+        config.kinds = ("MiniMAE",)
+        config.families = 2
+        training.steps = (3, 5)
+        training.batch_size = 8
+        training.pretraining_steps = 10
+        training.pretraining_batch_size = 8
+    return config
 
 
 def _vit() -> ml_collections.ConfigDict:

@@ -2,6 +2,9 @@ r"""Fine-tunes the miniature zoo: trees of small models with known classes.
 
 They are written as Model-J lies on disk, ready for pack. Run the same command again to resume.
 
+The size :families makes families of known descent, for lineage: roots, their descendants, merges
+and copies; `family.json` says which is which.
+
 configs/zoo_planted.py makes models of real sizes in minutes, which were not trained: classes are
 written into random weights by hand, for measuring time and memory.
 
@@ -14,12 +17,13 @@ Example:
 
 from absl import flags
 
-from experiments import cli, steps
+from experiments import cli, zoo_steps
 from probex_jax.bucket_paths import on_a_disk
 from probex_jax.files import one_writer, write_json
 
 _CONFIG = cli.config(
-    "configs/zoo_miniature.py", "Config of the zoo. Append a size, :default, :demo, :tiny or :wide."
+    "configs/zoo_miniature.py",
+    "Config of the zoo. Append a size, :default, :demo, :tiny, :wide or :families.",
 )
 _OUT = flags.DEFINE_string("out", None, "Folder of the zoo, made if absent.", required=True)
 
@@ -27,7 +31,7 @@ _OUT = flags.DEFINE_string("out", None, "Folder of the zoo, made if absent.", re
 def main() -> None:
     out = on_a_disk(_OUT.value)
     with one_writer(out):
-        rows = [steps.zoo_row(tree) for tree in steps.build_zoo(_CONFIG.value.to_dict(), out)]
+        rows = zoo_steps.build_zoo(_CONFIG.value.to_dict(), out)
         write_json(out / "metrics.json", rows)
     print(cli.table(rows))
 

@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 
 from configs import default, probex, statnn, zoo_miniature
-from experiments import cli, demo_forest, demo_language, report_steps, steps
+from experiments import cli, demo_forest, demo_language, report_steps, steps, zoo_steps
 from experiments.costs import Costs
 from probex_jax.bucket_paths import on_a_disk
 from probex_jax.files import one_writer, write_json
@@ -42,7 +42,7 @@ def demo(workdir: Path, size: str) -> str:
     print("1. Fine-tuning small models on handwritten digits", flush=True)
     config = zoo_miniature.get_config(size).to_dict() | {"trees": (*TREES, demo_language.TREE)}
     with costs.step("fine-tuning small models", workdir / "zoo"):
-        steps.build_zoo(config, workdir / "zoo")
+        zoo_steps.build_zoo(config, workdir / "zoo")
     print("2. Packing their weights, layer by layer", flush=True)
     with costs.step(f"packing {' and '.join(TREES)}", workdir / "stores"):
         packed = [steps.pack(workdir / "zoo" / tree, workdir / "stores" / tree) for tree in TREES]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from safetensors.numpy import load_file, save_file
 
 import probex_jax as px
-from experiments import cli, demo_language, forest_steps, steps
+from experiments import cli, demo_language, forest_steps, steps, zoo_steps
 from experiments.costs import Costs
 from probex_jax.forest import Forest
 from probex_jax.model_files.locate import local_files
@@ -55,7 +55,7 @@ def forest_part(
     print("8. Describing models whose labels are hidden", flush=True)
     outside = workdir / "zoo_outside"
     with costs.step("fine-tuning models of no tree of the forest", outside):
-        steps.build_zoo({**zoo_config, **STRANGER}, outside)
+        zoo_steps.build_zoo({**zoo_config, **STRANGER}, outside)
     truths = dict(_hidden(workdir, stores, outside / "MiniSupViT"))
     with costs.step("describing hidden models", workdir / "cards"):
         hidden = list(_described(workdir, forest, indexes, truths))

@@ -19,7 +19,8 @@ import probex_jax as px
 from experiments import cli, engines, forest_steps
 from experiments.models import Models
 from probex_jax.bucket_paths import as_path
-from probex_jax.forest import Forest
+from probex_jax.forest import Forest, RelativesIn
+from probex_jax.lineage import load_lineage
 from probex_jax.reports import model_card
 from probex_jax.search import Index
 
@@ -28,6 +29,9 @@ _INDEX = flags.DEFINE_list(
     "index",
     [],
     "Indexes made by index, those of a tree by one expert: cards then name the nearest models.",
+)
+_LINEAGE = flags.DEFINE_string(
+    "lineage", None, "Folder made by lineage: cards then name parents and copies of its models."
 )
 _LIST = flags.DEFINE_string("list", None, "File with a model a line, as harvest writes one.")
 _OUT = flags.DEFINE_string(
@@ -54,9 +58,12 @@ def main(paths: Sequence[str]) -> int:
     forest = Forest.load(_FOREST.value)
     nearest = forest_steps.nearest_in([Index.open(path) for path in _INDEX.value])
     failed = n_compared = 0
+    relatives = RelativesIn(load_lineage(_LINEAGE.value)) if _LINEAGE.value else None
     kept: list[forest_steps.Described] = []
     out = as_path(_OUT.value) if _OUT.value else None
-    for one in forest_steps.describe(forest, models, nearest, out, engine, _READERS.value):
+    for one in forest_steps.describe(
+        forest, models, nearest, out, engine, _READERS.value, relatives
+    ):
         failed += isinstance(one[1], px.ProbexError)
         if _JSON.value:
             print(json.dumps(forest_steps.as_json(*one)), flush=True)

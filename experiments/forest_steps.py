@@ -21,6 +21,7 @@ from probex_jax.forest import (
     Forest,
     Nearest,
     Prediction,
+    RelativesIn,
     Tree,
     grow,
 )
@@ -133,6 +134,7 @@ def describe(
     out: Path | None = None,
     engine: Engine = HERE,
     readers: int = 4,
+    relatives: RelativesIn | None = None,
 ) -> Iterator[Described]:
     """Describes models, and writes their cards to a folder if one is given.
 
@@ -147,6 +149,9 @@ def describe(
         for model in given:
             description = ProbexError(model.fault) if model.fault else next(found)
             if isinstance(description, Description):
+                if relatives is not None:
+                    found_relatives = relatives(model.path)
+                    description = dataclasses.replace(description, relatives=found_relatives)
                 description = _written(description, model, out)
             if isinstance(description, ProbexError):
                 bar.write(cli.one_line(f"failed {model.id}: {description}"), file=sys.stderr)

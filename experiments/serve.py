@@ -20,12 +20,16 @@ import probex_jax as px
 from experiments import cli
 from probex_jax.bucket_paths import as_path
 from probex_jax.forest import Forest
+from probex_jax.lineage import load_lineage
 from probex_jax.search import Index
 from probex_jax.web import Catalogue, serve
 
 _FOREST = flags.DEFINE_string("forest", None, "Forest made by grow_forest.", required=True)
 _INDEX = flags.DEFINE_list(
     "index", [], "Indexes made by index, at most one for each tree, or a folder of them."
+)
+_LINEAGE = flags.DEFINE_string(
+    "lineage", None, "Folder made by lineage: the page then shows its family tree."
 )
 _HOST = flags.DEFINE_string("host", "localhost", "Address to listen on; 0.0.0.0 lets everyone in.")
 _PORT = flags.DEFINE_integer(
@@ -55,6 +59,7 @@ def _hand_over_signals() -> None:
 def main() -> None:
     print("loading the forest, its experts and maps", file=sys.stderr)
     forest, indexes = Forest.load(_FOREST.value), _indexes(map(as_path, _INDEX.value))
+    lineage = load_lineage(_LINEAGE.value) if _LINEAGE.value else None
     try:
         listening = socket.create_server((_HOST.value, _PORT.value), backlog=512)
     except OSError as error:
@@ -65,7 +70,7 @@ def main() -> None:
     os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
     with listening, contextlib.suppress(KeyboardInterrupt):
         serve(
-            Catalogue(forest, indexes),
+            Catalogue(forest, indexes, lineage),
             listening,
             names=_NAMES.value,
             file_bytes=_MAX_MB.value * 2**20,

@@ -22,7 +22,7 @@ from probex_jax.language import CachedEncoder, default_cache, text_encoder
 from probex_jax.layer_store import PackSummary
 from probex_jax.search import FoundModel, Index, Measured, Subject, measure_all
 from probex_jax.sweeps import default_layers, run_statnn, sweep
-from probex_jax.zoo import Zoo, miniature
+from probex_jax.zoo import Zoo
 from probex_jax.zoo.model_j import SPLITS
 
 Row = dict[str, object]
@@ -32,30 +32,6 @@ _NAMED = 3  # names that a line gives
 _SHOWN = 24  # layers in a table; the report has all
 _COMMONEST, _GUESSING = "what always giving the commonest answer has", "what guessing has"
 AUC = "AUC, chance .5"
-
-
-def build_zoo(config: Mapping[str, Any], out: Path) -> list[miniature.TreeSummary]:
-    """Builds a miniature or a planted zoo, or what is left of it to build."""
-    settings: miniature.Settings | miniature.Planted
-    if "trees" in config:
-        nested = {"vit": miniature.ViT(**config["vit"]), "lora": miniature.Lora(**config["lora"])}
-        settings = miniature.Settings(**{**config, **nested})
-    else:
-        settings = miniature.Planted(**config)
-    with cli.progress(miniature.count(settings), "building", "model") as bar:
-        return miniature.build(settings, out, bar.update)
-
-
-def zoo_row(summary: miniature.TreeSummary) -> Row:
-    """A tree that was built."""
-    return {
-        "tree": summary.tree,
-        "models": sum(summary.models.values()),
-        **{split: summary.models.get(split, 0) for split in SPLITS},
-        "measure": summary.measure,
-        "score": summary.score,
-        "seconds": summary.seconds,
-    }
 
 
 def pack(

@@ -1,9 +1,9 @@
-"""Checks stores, experts, forests and indexes whole, for damage of any kind.
+"""Checks stores, experts, forests, lineages and indexes for any damage.
 
-PATH is a layer store, an expert, the work directory of a training, a forest or an index, or a
-folder of such, here or in a bucket (s3://, gs://). Everything in it is read. Each damage is a line
-that names the file. The exit code is 0 if all is whole, 1 if something is damaged, 2 if something
-could not be checked.
+PATH is a layer store, an expert, the work directory of a training, a forest, a lineage or an index,
+or a folder of such, here or in a bucket (s3://, gs://). Everything in it is read. Each damage is a
+line that names the file. The exit code is 0 if all is whole, 1 if something is damaged, 2 if
+something could not be checked.
 
 Example:
   python -m experiments.verify out/store out/trained out/forest out/index
@@ -19,6 +19,7 @@ from probex_jax.bucket_paths import as_path
 from probex_jax.experts import verify_experts
 from probex_jax.forest import verify_forest
 from probex_jax.layer_store import verify_store
+from probex_jax.lineage import verify_lineage
 from probex_jax.search import verify_index
 
 Verify = Callable[..., Iterator[str]]
@@ -30,6 +31,7 @@ _DAMAGED, _NOT_CHECKED = "damaged", "not checked"
 _KINDS: Sequence[tuple[str, Verify, Sequence[str]]] = (
     ("index", verify_index, ("index.json", "models.sums.json", "models.lance")),
     ("forest", verify_forest, ("forest.json", "trees")),
+    ("lineage", verify_lineage, ("lineage.json",)),
     ("store", verify_store, ("store.json", "models.jsonl")),
     ("experts", verify_experts, ("orbax.checkpoint", "expert", "layers", "training")),
 )
@@ -41,7 +43,7 @@ _DEPTH = 3
 
 def main(paths: Sequence[str]) -> int:
     if not paths:
-        raise px.ProbexError("give one or more stores, experts, forests or indexes")
+        raise px.ProbexError("give one or more stores, experts, forests, lineages or indexes")
     rows = [row for path in paths for row in _verified(as_path(path))]
     if any(row["result"] != _NOT_CHECKED for row in rows):
         print(cli.table(rows))
@@ -53,7 +55,9 @@ def _verified(path: Path) -> Iterator[Row]:
     """A row for each folder of ours that a path means; none has one, too."""
     found = list(_found(path))
     if not found:
-        what = "no store, expert, forest or index here" if path.exists() else "no such folder"
+        what = (
+            "no store, expert, forest, lineage or index here" if path.exists() else "no such folder"
+        )
         print(cli.one_line(f"error: {path}: {what}"), file=sys.stderr)
         yield _row(path, "", _NOT_CHECKED)
     for folder, kind, verify in found:

@@ -10,6 +10,7 @@ import ml_collections
 import pytest
 
 from configs import default
+from experiments import zoo_steps
 from probex_jax.experts import Alignment
 from probex_jax.fitting import Adam, ClosedForm, build_network
 from probex_jax.fitting.network import encoder_settings
@@ -24,7 +25,7 @@ SHARED = {"__init__"}  # no config
 SUBSETS = ("supvit", "dino", "mae", "resnet", "sd_200", "sd_1k")
 METHODS = ("probex", "mvprobe")
 SIZES = {
-    "zoo_miniature": ("default", "demo", "tiny", "wide"),
+    "zoo_miniature": ("default", "demo", "tiny", "wide", "families", "families_tiny"),
     "zoo_planted": ("vit_base", "sd_lora", "tiny"),
     "paper": tuple(f"{method}_{subset}" for method in METHODS for subset in SUBSETS),
 }
@@ -62,6 +63,12 @@ def test_a_config_is_locked_and_builds_what_it_says(name, size):
     with pytest.raises((AttributeError, KeyError)):
         config.unheard_of = 1
     config = config.to_dict()
+    if "kinds" in config:
+        settings = dataclasses.asdict(zoo_steps.family_settings(config))
+        training = config.pop("training")
+        assert training.items() <= settings.pop("training").items()
+        assert settings == config
+        return
     if name == "zoo_miniature":
         lora, vit = miniature.Lora(**config.pop("lora")), miniature.ViT(**config.pop("vit"))
         settings = miniature.Settings(**config, vit=vit, lora=lora)

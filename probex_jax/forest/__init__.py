@@ -9,6 +9,7 @@ from probex_jax.forest.description import Answer, Comparison, Description, Neigh
 from probex_jax.forest.discovery import Discovery, FoundTree, discover
 from probex_jax.forest.forest import Forest, Nearest
 from probex_jax.forest.growing import grow
+from probex_jax.forest.relatives import Relatives, RelativesIn
 from probex_jax.forest.router import Route, TreeRouter, route
 from probex_jax.forest.tree import Tree
 from probex_jax.forest.verify import verify_forest
@@ -23,6 +24,8 @@ __all__ = [
     "Nearest",
     "Neighbour",
     "Prediction",
+    "Relatives",
+    "RelativesIn",
     "Route",
     "Tree",
     "TreeRouter",

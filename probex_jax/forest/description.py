@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from probex_jax.forest.relatives import Relatives
 from probex_jax.forest.router import Route
 from probex_jax.forest.stated_facts import StatedFacts
 
@@ -152,6 +153,7 @@ class Description:
         has no expert.
       neighbours: the nearest documented models; None without an index.
       stated_root: the ancestor that all training models of the tree state, or "".
+      relatives: its parents and copies; None without a lineage that knows it.
 
     Example:
       >>> from probex_jax.forest import Prediction, Route
@@ -172,6 +174,7 @@ class Description:
     answers: tuple[Answer, ...] = ()
     neighbours: tuple[Neighbour, ...] | None = None
     stated_root: str = ""
+    relatives: Relatives | None = None
 
     @property
     def tree(self) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+from threadpoolctl import threadpool_limits
 
 from probex_jax.engine import Engine, Work, flattened, in_parts
 from probex_jax.errors import ProbexError
@@ -13,7 +16,7 @@ from probex_jax.lineage.adapters import base_fit, merged_cosine
 from probex_jax.lineage.kinship import kinship
 from probex_jax.lineage.pairs import pair_layers
 from probex_jax.lineage.relation import Relation, relate
-from probex_jax.model_files import open_model
+from probex_jax.model_files import ModelFile, open_model
 
 # What is done, how much of it is, and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -38,37 +41,62 @@ class Comparing:
     def related(
         self, pairs: Sequence[tuple[int, int]], *, permuted: bool = False
     ) -> list[Relation | ProbexError]:
-        """How the models of each pair relate, or why that cannot be told."""
-        asked = [(self._paths[a], self._paths[b], permuted) for a, b in pairs]
-        return self._mapped(_relating, asked, "comparing")
+        """How the models of each pair relate, but for kinds, or why that cannot be told.
+
+        Pairs with one first model in succession are compared together.
+        """
+        asked = [
+            (self._paths[one], tuple(self._paths[other] for _, other in group), permuted)
+            for one, group in groupby(pairs, lambda pair: pair[0])
+        ]
+        total = len(pairs)
+        found: list[Relation | ProbexError] = []
+        for results in self._mapped(_relating, asked):
+            found += results
+            self._on_progress("comparing", len(found), total)
+        return found
 
     def tested(self, pairs: Sequence[tuple[int, int]]) -> list[float | ProbexError]:
         """The p-value of each pair, or why there is none."""
-        asked = [(self._paths[a], self._paths[b]) for a, b in pairs]
-        return self._mapped(_testing, asked, "testing")
+        return self._told(_testing, self._asked(pairs), "testing")
+
+    def examined(self, pairs: Sequence[tuple[int, int]]) -> list[tuple[float, str] | ProbexError]:
+        """The p-value of each parent and child and the kind, or why they cannot be told."""
+        return self._told(_examining, self._asked(pairs), "examining")
 
     def fits(self, pairs: Sequence[tuple[int, int]]) -> list[float | ProbexError]:
         """The p-value of each adapter and base, or why there is none."""
-        asked = [(self._paths[a], self._paths[b]) for a, b in pairs]
-        return self._mapped(_fitting, asked, "testing adapters")
+        return self._told(_fitting, self._asked(pairs), "testing adapters")
 
     def merged(self, triples: Sequence[tuple[int, int, int]]) -> list[float | ProbexError]:
         """`merged_cosine` of each adapter, base and model, or why there is none."""
         asked = [(self._paths[a], self._paths[b], self._paths[c]) for a, b, c in triples]
-        return self._mapped(_merging, asked, "testing adapters")
+        return self._told(_merging, asked, "testing adapters")
 
-    def _mapped(self, make: Callable[[], Work], items: Sequence[Any], what: str) -> list[Any]:
+    def _asked(self, pairs: Sequence[tuple[int, int]]) -> list[tuple[Path, Path]]:
+        return [(self._paths[one], self._paths[other]) for one, other in pairs]
+
+    def _told(self, make: Callable[[], Work], items: Sequence[Any], what: str) -> list[Any]:
         results: list[Any] = []
-        parts = in_parts(items, 4)
-        done = self._engine.map(make, parts, readers=self._readers, computes=False)
-        for _, result in flattened(done):
+        for result in self._mapped(make, items):
             results.append(result)
             self._on_progress(what, len(results), len(items))
         return results
 
+    def _mapped(self, make: Callable[[], Work], items: Sequence[Any]) -> Iterator[Any]:
+        # Each thread has its model; BLAS's own would get in their way.
+        with threadpool_limits(1, "blas"):
+            parts = in_parts(items, 4)
+            done = self._engine.map(make, parts, readers=self._readers, computes=False)
+            yield from (result for _, result in flattened(done))
+
 
 def _relating() -> Work:
-    return Work(partial(_or_error, _relation), lambda part, found: found)
+    return Work(_relations, lambda part, found: found)
+
+
+def _examining() -> Work:
+    return Work(partial(_or_error, _examined), lambda part, found: found)
 
 
 def _testing() -> Work:
@@ -90,9 +118,24 @@ def _or_error(function: Callable[[Any], Any], item: Any) -> Any:
         return error
 
 
-def _relation(item: tuple[Path, Path, bool]) -> Relation:
-    with open_model(item[0]) as one, open_model(item[1]) as other:
-        return relate(one, other, pair_layers(one, other), permuted=item[2])
+def _relations(item: tuple[Path, Sequence[Path], bool]) -> list[Relation | ProbexError]:
+    path, others, permuted = item
+    try:
+        with open_model(path) as one:
+            return [_or_error(partial(_relation, one, permuted), other) for other in others]
+    except ProbexError as error:
+        return [error] * len(others)
+
+
+def _relation(one: ModelFile, permuted: bool, path: Path) -> Relation:
+    with open_model(path) as other:
+        return relate(one, other, pair_layers(one, other), kinds=False, permuted=permuted)
+
+
+def _examined(item: tuple[Path, Path]) -> tuple[float, str]:
+    with open_model(item[0]) as parent, open_model(item[1]) as child:
+        pairs = pair_layers(parent, child)
+        return kinship(parent, child, pairs).p_value, relate(parent, child, pairs).kind
 
 
 def _p_value(item: tuple[Path, Path]) -> float:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from probex_jax.errors import ProbexError
 from probex_jax.lineage.arcs import Arcs
 from probex_jax.lineage.comparing import Comparing
 from probex_jax.lineage.families import Anchors, Family, most_compared, neighbours
@@ -90,7 +91,7 @@ class Growing:
             if off is None or off <= _MISPLACED or is_certain:
                 sure = confidence(arcs.direction(parent, child), off, arcs.margin(parent, child))
                 found.append(self._edge(family, parent, child, relation, sure))
-        self.edges += self._tested(found)
+        self.edges += self._examined(found)
         related = {id for edge in found for id in (edge.parent, edge.child)}
         self.orphans |= {member for member in family.members if self._ids[member] not in related}
 
@@ -119,7 +120,7 @@ class Growing:
         return Edge(
             parent=self._ids[family.members[parent]],
             child=self._ids[family.members[child]],
-            kind=relation.kind,
+            kind="",
             p_value=1.0,
             confidence=sure,
             distance=relation.distance,
@@ -145,13 +146,15 @@ class Growing:
             )
         return found
 
-    def _tested(self, edges: Sequence[Edge]) -> list[Edge]:
-        """The edges with their p-values."""
+    def _examined(self, edges: Sequence[Edge]) -> list[Edge]:
+        """The edges with their p-values, and those that are no merges with their kinds."""
         number = {id: place for place, id in enumerate(self._ids)}
-        values = self._comparing.tested([(number[e.parent], number[e.child]) for e in edges])
+        told = self._comparing.examined([(number[e.parent], number[e.child]) for e in edges])
         return [
-            replace(edge, p_value=value) if isinstance(value, float) else edge
-            for edge, value in zip(edges, values, strict=True)
+            edge
+            if isinstance(found, ProbexError)
+            else replace(edge, p_value=found[0], kind=edge.kind or found[1])
+            for edge, found in zip(edges, told, strict=True)
         ]
 
     def _find_permuted(self, family: Family, groups: Sequence[Sequence[int]]) -> None:
@@ -203,7 +206,7 @@ class Growing:
             distance=distance,
             layers=relation.farthest(_FARTHEST),
         )
-        self.edges += [edge] if p_value is not None else self._tested([edge])
+        self.edges += [edge] if p_value is not None else self._examined([edge])
         return True
 
 

@@ -33,6 +33,7 @@ _REST = 1e-4
 # Cosines below which units are looked for in another order, and above which they are found.
 _FEATURES = 256  # of a unit that is looked for in another order
 _FAR, _MATCHED, _MOSTLY = 0.5, 0.5, 0.9
+_ROUNDED_ROWS = 64  # of a matrix that are looked at for rounding, about
 _HALF_A_STEP = 0.5005
 
 # What is known of directions by pruning or rounding, as a logit.
@@ -136,7 +137,12 @@ def _misfit(
 
 
 def relate(
-    one: ModelFile, other: ModelFile, pairs: Mapping[str, str], *, permuted: bool = False
+    one: ModelFile,
+    other: ModelFile,
+    pairs: Mapping[str, str],
+    *,
+    kinds: bool = True,
+    permuted: bool = False,
 ) -> Relation:
     """Compares two models layer by layer, of large ones some millions of entries.
 
@@ -144,6 +150,7 @@ def relate(
       one: a model, open.
       other: another one.
       pairs: name of each layer in `one` to its name in `other`.
+      kinds: whether to look at the spectra of differences, by which `kind` tells LoRAs and noise.
       permuted: whether to find the order of units in which matrices of `other` that are far from
         those of `one` are near to them; vectors are left out then.
 
@@ -167,7 +174,7 @@ def relate(
     if permuted:
         names = [name for name in names if name in one.layers]
     each = max(1, _ENTRIES // max(len(names), 1))
-    counts = _Counts()
+    counts = _Counts(_PROBED if kinds else 0)
     rows = []
     for name in names:
         a, b = _entries(one, name, each), _entries(other, pairs[name], each)
@@ -234,11 +241,13 @@ def _inner(a: LowRank, b: LowRank) -> float:
 class _Counts:
     """Whether entries of matrices are as pruning or rounding one of them leaves them."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_spectra: int) -> None:
+        self._most_spectra = most_spectra
         self._total = 0
         self._zeros = np.zeros(2)
         self._kept = np.zeros(2)
         self._near = np.zeros(2)
+        self._asked = 0
         self._differ = 0
         self._low_ranks: list[bool] = []
         self._whites: list[bool] = []
@@ -247,26 +256,26 @@ class _Counts:
         self._total += a_HW.size
         differ = int((a_HW != b_HW).sum())
         self._differ += differ
-        if differ and len(self._whites) < _PROBED and min(a_HW.shape) >= _LEAST_BLOCK:
+        if differ and len(self._whites) < self._most_spectra and min(a_HW.shape) >= _LEAST_BLOCK:
             is_low_rank, is_white = _spectrum(a_HW[:_PROBED_ROWS] - b_HW[:_PROBED_ROWS])
             self._low_ranks.append(is_low_rank)
             self._whites.append(is_white)
-        # Far apart, neither is a copy of the other.
-        if np.abs(a_HW - b_HW).mean() > 0.5 * np.abs(a_HW).mean():
-            return
+        some = slice(None, None, -(-len(a_HW) // _ROUNDED_ROWS))
+        self._asked += a_HW[some].size
         for side, (origin, copy) in enumerate(((a_HW, b_HW), (b_HW, a_HW))):
-            self._zeros[side] += (copy == 0).sum()
-            self._kept[side] += ((copy == origin) | (copy == 0)).sum()
-            self._near[side] += _within_half_a_step(origin, copy)
+            zeros = copy == 0
+            self._zeros[side] += zeros.sum()
+            self._kept[side] += ((copy == origin) | zeros).sum() if differ else copy.size
+            self._near[side] += _within_half_a_step(origin[some], copy[some])
 
     @property
     def pruned(self) -> int:
         more = self._zeros - self._zeros[::-1] > 0.02 * self._total
-        return self._side(self._kept, more)
+        return self._side(self._kept / max(self._total, 1), more)
 
     @property
     def rounded(self) -> int:
-        return self._side(self._near, self._near >= 0)
+        return self._side(self._near / max(self._asked, 1), self._near > 0)
 
     @property
     def is_low_rank(self) -> bool:
@@ -276,8 +285,8 @@ class _Counts:
     def is_white(self) -> bool:
         return bool(self._whites) and all(self._whites)
 
-    def _side(self, count: np.ndarray, which: np.ndarray) -> int:
-        holds = which & (count > _NEARLY_ALL * self._total) & (self._differ > 0)
+    def _side(self, share: np.ndarray, which: np.ndarray) -> int:
+        holds = which & (share > _NEARLY_ALL) & (self._differ > 0)
         return int(holds[0]) - int(holds[1])
 
 

@@ -109,6 +109,7 @@ def _about(description: Description) -> str:
         facts.append(f"Architecture, according to its files: {code(said.architecture)}")
     if said.base:
         facts.append(f"Fine-tuned from, according to its files: {code(said.base)}")
+    facts += _relatives(description)
     kind = said.kind[0].upper() + said.kind[1:]
     facts.append(f"{kind}: {said.parameters:,} parameters in {said.layers} layers, {said.dtype}")
     if said.unscaled:
@@ -117,6 +118,27 @@ def _about(description: Description) -> str:
         reasons = "; ".join(map(escaped, said.unread_reasons))
         facts.append(f"Not read: {said.unread} adapter tensors: {reasons}")
     return "".join(f"- {fact}\n" for fact in facts)
+
+
+def _relatives(description: Description) -> list[str]:
+    """What a lineage says; front matter has none of it."""
+    found = description.relatives
+    if found is None:
+        return []
+    facts = []
+    for edge in found.parents[:_MAX_LISTED]:
+        share = "" if edge.coefficient is None else f", coefficient {edge.coefficient:.2f}"
+        facts.append(
+            f"Parent (inferred from the weights): {code(edge.parent)} ({edge.kind}{share}, "
+            f"confidence {edge.confidence:.2f})"
+        )
+    if found.same_weights:
+        listed = ", ".join(map(code, found.same_weights[:_MAX_LISTED]))
+        more = len(found.same_weights) - _MAX_LISTED
+        facts.append(
+            f"The same weights as (inferred): {listed}{f' and {more} more' if more > 0 else ''}"
+        )
+    return facts
 
 
 def _root(description: Description) -> str:

@@ -3,6 +3,8 @@
 import html
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 
 # Nothing is fetched: styles and scripts are inline, pictures are data URIs.
 _POLICY = (
@@ -80,6 +82,12 @@ def page(title: str, body: str) -> str:
     )
 
 
+@cache
+def asset(name: str) -> str:
+    """A style or script of this package, to stand in a document."""
+    return (Path(__file__).parent / name).read_text()
+
+
 def escaped(text: str, most: int = _MAX_CHARACTERS) -> str:
     """Text of a stranger as harmless HTML.
 
@@ -96,10 +104,13 @@ def escaped(text: str, most: int = _MAX_CHARACTERS) -> str:
       >>> escaped("a <b> & 'c'\\x00")
       'a &lt;b&gt; &amp; &#x27;c&#x27;'
     """
+    return html.escape(printable(text, most))
+
+
+def printable(text: str, most: int = _MAX_CHARACTERS) -> str:
+    """Text of a stranger as `escaped` shows it, but as plain text."""
     shown = "".join(c if c.isprintable() else " " for c in text).strip()
-    if len(shown) > most:
-        shown = shown[: most - 1] + "…"
-    return html.escape(shown)
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
 class Html(str):

@@ -6,12 +6,10 @@ The script is ours since a chart library (Bokeh, Plotly) brings megabytes into e
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
-from pathlib import Path
 
 from probex_jax.errors import ProbexError
-from probex_jax.reports.html import escaped
+from probex_jax.reports.html import asset, escaped
 from probex_jax.reports.map_styles import COLOURS, OKABE_ITO, SHAPES, STAR, Styles, styles_of
 
 _WIDTH = 1000.0
@@ -93,7 +91,7 @@ def interactive_map(
     drawn = "\n".join(f"<g>{layer}</g>" for layer in layers)
     about = f"{escaped(caption)} {len(points)} models."
     return (
-        f'<figure class="px-map"><style>{_asset("map.css")}</style>\n<div class="px-view">\n'
+        f'<figure class="px-map"><style>{asset("map.css")}</style>\n<div class="px-view">\n'
         f'<svg viewBox="0 0 {_WIDTH:.0f} {height:.0f}" tabindex="0" role="application" '
         f'aria-roledescription="map" aria-label="{about}">\n{drawn}\n</svg>'
         '<output aria-live="polite"></output>\n<div class="px-zoom">'
@@ -102,13 +100,8 @@ def interactive_map(
         '<button type="button" data-zoom="0" aria-label="show all">⤢</button></div></div>\n'
         f"{_legend(points, styles, emphasised)}\n<figcaption>{escaped(caption)} "
         f'<span class="px-hint">{_HINT}</span>'
-        f"</figcaption>\n<script>{_asset('map.js')}</script></figure>"
+        f"</figcaption>\n<script>{asset('gestures.js')}{asset('map.js')}</script></figure>"
     )
-
-
-@cache
-def _asset(name: str) -> str:
-    return (Path(__file__).parent / name).read_text()
 
 
 def _in_the_frame(points: Sequence[MapPoint]) -> tuple[list[tuple[float, float]], float]:

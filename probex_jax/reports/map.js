@@ -5,7 +5,7 @@
   const view = root.querySelector(".px-view"), svg = view.querySelector("svg");
   const tip = view.querySelector("output");
   const W = svg.viewBox.baseVal.width, H = svg.viewBox.baseVal.height;
-  const CLOSEST = 60, NEAR = 14, NEAR_FINGER = 26, STILL = 6;
+  const CLOSEST = 60, NEAR = 14, NEAR_FINGER = 26;
   const marks = [...svg.querySelectorAll(".px-mark")].map(node => {
     const place = node.transform.baseVal.getItem(0).matrix;
     return {node, x: place.e, y: place.f, c: node.dataset.c, s: node.dataset.s, faded: false};
@@ -93,48 +93,15 @@
     return best;
   };
 
-  const pointers = new Map();
-  let moved = 0;
-  svg.addEventListener("pointerdown", event => {
-    if (event.button) return;
-    svg.setPointerCapture(event.pointerId);
-    if (!pointers.size) moved = 0;
-    pointers.set(event.pointerId, [event.clientX, event.clientY]);
+  onGestures(svg, {
+    pan: panBy,
+    zoom: zoomBy,
+    mayZoom: isIn => isIn ? zoom < CLOSEST : zoom > 1,
+    tap: (clientX, clientY, isMouse) =>
+      show(nearest(clientX, clientY, isMouse ? NEAR : NEAR_FINGER)),
+    point: (clientX, clientY) =>
+      show(clientX === undefined ? null : nearest(clientX, clientY, NEAR)),
   });
-  svg.addEventListener("pointermove", event => {
-    const before = pointers.get(event.pointerId);
-    if (!before) {
-      if (event.pointerType === "mouse") show(nearest(event.clientX, event.clientY, NEAR));
-      return;
-    }
-    const now = [event.clientX, event.clientY];
-    const others = [...pointers].filter(([id]) => id !== event.pointerId).map(([, at]) => at);
-    pointers.set(event.pointerId, now);
-    const dx = now[0] - before[0], dy = now[1] - before[1];
-    moved += Math.abs(dx) + Math.abs(dy);
-    if (!others.length) return panBy(dx, dy);
-    const [other] = others;
-    const apart = at => Math.hypot(at[0] - other[0], at[1] - other[1]) || 1;
-    panBy(dx / 2, dy / 2);
-    zoomBy(apart(now) / apart(before), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
-  });
-  const released = event => {
-    if (!pointers.delete(event.pointerId) || event.type !== "pointerup") return;
-    const reach = event.pointerType === "mouse" ? NEAR : NEAR_FINGER;
-    if (moved < STILL) show(nearest(event.clientX, event.clientY, reach));
-  };
-  svg.addEventListener("pointerup", released);
-  svg.addEventListener("pointercancel", released);
-  svg.addEventListener("pointerleave", event => {
-    if (event.pointerType === "mouse" && !pointers.size) show(null);
-  });
-  svg.addEventListener("wheel", event => {
-    // What cannot be zoomed further leaves the wheel to the page.
-    if (event.deltaY > 0 ? zoom <= 1 : zoom >= CLOSEST) return;
-    event.preventDefault();
-    const pixels = event.deltaY * [1, 30, 300][event.deltaMode];
-    zoomBy(Math.exp(-Math.min(Math.max(pixels, -300), 300) / 400), event.clientX, event.clientY);
-  }, {passive: false});
 
   const step = by => {
     const those = inOrder.filter(model => !model.faded);

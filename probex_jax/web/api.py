@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -29,6 +29,8 @@ _ABOUT = {
     "POST /api/describe?name=NAME": "the description of the model in the body, a safetensors "
     "file, with its card in Markdown",
     "GET /api/describe?model=ORG/NAME": "the description of a hub model, if the server allows it",
+    "GET /api/lineage?model=ID": "the parents of a model of the lineage, and those with the same "
+    "weights",
 }
 
 
@@ -101,6 +103,12 @@ def routes(catalogue: Catalogue, uploads: Uploads, work: Work, *, hub: bool) -> 
     async def describe_of_hub(model: str = "") -> JSONResponse:
         return await answers.of(
             work.fetch, lambda: _described(catalogue, of_hub(model, allowed=hub))
+        )
+
+    @router.get("/lineage")
+    async def relatives(model: str = "") -> JSONResponse:
+        return await answers.of(
+            work.search, lambda: {"id": model, **asdict(catalogue.relatives(model))}
         )
 
     return router

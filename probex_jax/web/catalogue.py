@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.forest import Description, Forest, Neighbour
+from probex_jax.forest import Description, Forest, Neighbour, Relatives, RelativesIn
+from probex_jax.lineage import Lineage
 from probex_jax.model_files import open_model
+from probex_jax.reports.family_tree import family_tree_html
 from probex_jax.reports.interactive_map import MapPoint, interactive_map
 from probex_jax.reports.map_layout import position_among
 from probex_jax.search import EVERY, Filter, Hit, Index, Snapshot
@@ -56,17 +58,22 @@ class Catalogue:
     Args:
       forest: the trees and their experts.
       indexes: of documented models, at most one per tree.
+      lineage: of some models; None for none.
 
     Attributes:
       forest: as given.
+      family_tree: the page of the lineage; "" without one.
       snapshots: tree to its index in memory.
 
     Raises:
       ProbexError: if two indexes are of the same tree.
     """
 
-    def __init__(self, forest: Forest, indexes: Sequence[Index] = ()):
+    def __init__(
+        self, forest: Forest, indexes: Sequence[Index] = (), lineage: Lineage | None = None
+    ):
         self.forest = forest
+        self._lineage, self.family_tree = lineage, ""
         found = [Snapshot(index) for index in indexes]
         self.snapshots: Mapping[str, Snapshot] = {one.tree: one for one in found}
         if len(self.snapshots) < len(found):
@@ -77,6 +84,10 @@ class Catalogue:
         found_roots = {str(path) for given in roots for path in (given, given.resolve())}
         # The longest first: one may lie in another.
         self._roots = sorted(found_roots - {"/", "."}, key=len, reverse=True)
+        if lineage is not None:
+            self._relatives = RelativesIn(lineage)
+            self._known = {node.id for node in lineage.nodes}
+            self.family_tree = family_tree_html(self._without_paths(lineage), "Family tree")
 
     def warm_up(self) -> None:
         """Loads and compiles what the first search would otherwise wait for.
@@ -245,6 +256,23 @@ class Catalogue:
             f"{some} models of {tree}, close together where their representations are similar."
         )
         return interactive_map(points, caption=caption, emphasised=emphasised)
+
+    def relatives(self, id: str) -> Relatives:
+        """The parents and copies of a model of the lineage.
+
+        Raises:
+          ProbexError: if there is no lineage, or no such model in it.
+        """
+        if self._lineage is None:
+            raise ProbexError("this server has no lineage; start it with --lineage")
+        if id not in self._known:
+            raise ProbexError(f"no model {id[:MAX_QUERY]!r} in the lineage")
+        return self._relatives.of(id)
+
+    def _without_paths(self, lineage: Lineage) -> Lineage:
+        nodes = tuple(replace(node, path="") for node in lineage.nodes)
+        failed = {id: self.shown(reason) for id, reason in lineage.failed.items()}
+        return replace(lineage, nodes=nodes, failed=failed)
 
     def shown(self, error: object, model: Model | None = None) -> str:
         """An error message without paths of this machine."""

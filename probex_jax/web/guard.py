@@ -19,7 +19,7 @@ from probex_jax.web.uploads import Refused, Uploads
 _READ = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|assets/.*|static/.*)"
     r"|/gradio_api/(upload_progress|heartbeat/\w+|startup-events)"
-    r"|/api(/(forest|search|describe))?"
+    r"|/api(/(forest|search|describe|lineage))?|/lineage"
 )
 _EVENT = "/gradio_api/run/predict"
 # Paths whose bodies are files.

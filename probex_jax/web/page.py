@@ -80,6 +80,9 @@ class Page:
                     opened = self._search_view()
                 with gr.Tab("Forest", id="forest") as forest:
                     self._forest_view(forest)
+                if catalogue.family_tree:
+                    with gr.Tab("Family tree", id="lineage"):
+                        gr.HTML(views.family_tree(), elem_id="px-lineage")
             self.blocks.load(self._opened, None, [tabs, *opened], **_EVENT)
         most = {id(one): MAX_FILES if one.file_count == "multiple" else 1 for one in self._files}
         self.events = {

@@ -96,6 +96,7 @@ def _application(
             "the page needs gradio: pip install 'gradio>=6.31' (extra `app`)"
         ) from None
     from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import HTMLResponse
 
     from probex_jax.web.api import invalid_value, routes
     from probex_jax.web.forms import form_routes
@@ -108,6 +109,8 @@ def _application(
     app.add_exception_handler(RequestValidationError, invalid_value)
     app.include_router(routes(catalogue, uploads, work, hub=hub))
     app.include_router(form_routes(uploads, catalogue.shown))
+    if catalogue.family_tree:
+        app.add_api_route("/lineage", lambda: HTMLResponse(catalogue.family_tree))
     page = Page(catalogue, uploads, work, hub=hub)
     blocks = page.blocks
     # Gradio keeps 50 KB per session, its questions, and its answers with all maps and pictures. The

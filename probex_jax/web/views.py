@@ -248,6 +248,15 @@ def _card(hit: Hit, tree: str, picture: str) -> str:
     )
 
 
+def family_tree() -> str:
+    """The family tree of the server's lineage, in a sandboxed frame, and a link to it."""
+    return (
+        '<p><a href="lineage" target="_blank">Open the family tree on a page of its own</a></p>'
+        '<iframe class="px-map" sandbox="allow-scripts" loading="lazy" title="Family tree" '
+        'src="lineage"></iframe>'
+    )
+
+
 def forest(trees: Mapping[str, Tree], indexed: Mapping[str, int]) -> str:
     """The trees of a forest with their experts.
 

@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.web.conftest import address, forest_path, hub_root, indexes, server, trees
+from tests.web.conftest import (
+    address,
+    forest_path,
+    hub_root,
+    indexes,
+    lineage_path,
+    server,
+    trees,
+)
 
-__all__ = ["address", "forest_path", "hub_root", "indexes", "server", "trees"]
+__all__ = ["address", "forest_path", "hub_root", "indexes", "lineage_path", "server", "trees"]
 
 SCREENSHOTS = Path(__file__).parents[2] / "out" / "screenshots"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}

@@ -12,7 +12,7 @@ from tests.reports.test_report import answered, training, written
 
 pytestmark = pytest.mark.browser
 
-SIZES = {"desktop": (1280, 900), "phone": (390, 800)}
+SIZES = {"desktop": (1280, 900), "phone": (390, 800), "small phone": (360, 740)}
 
 
 @pytest.fixture

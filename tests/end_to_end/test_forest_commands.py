@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from experiments import copy_steps, forest_steps
 from experiments.models import Models
 from probex_jax import Forest, ProbexError
-from probex_jax.lineage.lineage import Copies
+from probex_jax.lineage import Copies, Edge, Lineage, Node, save_lineage
 from probex_jax.search import Index, find_models
 from tests.conftest import CLASSES
 from tests.end_to_end.warm import run
@@ -150,6 +150,26 @@ def test_one_broken_model_is_a_mistake_with_its_reason(grown, models):
     found = json.loads(line)
     assert (found["id"], found["path"]) == ("cut", str(models / "cut.safetensors"))
     assert found["error"] in done.stderr
+
+
+def test_cards_name_the_relatives_that_a_lineage_knows_by_their_path(grown, models, tmp_path):
+    path = models / "m3" / "model.safetensors"
+    nodes = (
+        Node("elsewhere", "elsewhere.safetensors", "f0", "root"),
+        Node("of another name", str(path), "f0", "derived"),
+    )
+    edges = (Edge("elsewhere", "of another name", "pruned", 1e-9, 0.97, 0.1),)
+    save_lineage(Lineage(nodes, edges), tmp_path)
+    told = run("describe", f"--forest={grown[0]}", f"--lineage={tmp_path}", path)
+    assert told.returncode == 0, told.stderr
+    (line,) = (line for line in told.stdout.splitlines() if "Parent" in line)
+    assert "`elsewhere`" in line
+    assert "pruned" in line
+    both = [path, models / "m4" / "model.safetensors"]
+    done = run("describe", f"--forest={grown[0]}", f"--lineage={tmp_path}", "--json", *both)
+    known, unknown = (json.loads(line)["relatives"] for line in done.stdout.splitlines())
+    assert known["parents"][0]["parent"] == "elsewhere"
+    assert unknown is None
 
 
 def test_discover_lists_the_trees(models, tmp_path):

@@ -7,9 +7,10 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from probex_jax.forest import Answer, Description, Neighbour, Prediction, Route
+from probex_jax.forest import Answer, Description, Neighbour, Prediction, Relatives, Route
 from probex_jax.forest.description import ExpertFacts
 from probex_jax.forest.stated_facts import StatedFacts
+from probex_jax.lineage import Edge
 from probex_jax.model_files import Stated
 from probex_jax.reports import model_card
 
@@ -337,3 +338,19 @@ def test_an_auc_stands_beside_the_accuracy(low, says):
 
 def test_of_an_expert_without_chance_nothing_is_said_of_it():
     assert model_card(described(expert=of_accuracy())).count("0.8") == 2
+
+
+def test_what_a_lineage_says_is_marked_as_inferred_and_no_fact():
+    merge = Edge("me/`x`", "m1", "merge", 1e-9, 0.973, 0.1, coefficient=0.62)
+    found = described(relatives=Relatives((merge,), ("you/twin",)))
+    matter, lines = split(model_card(found))
+    (parent,) = (line for line in lines if "Parent" in line)
+    assert "inferred" in parent
+    assert all(said in parent for said in ("`me/'x'`", "merge", "0.62", "0.97"))
+    (same,) = (line for line in lines if "same weights" in line)
+    assert "inferred" in same
+    assert "`you/twin`" in same
+    assert matter == split(model_card(described()))[0]
+    said = found.as_json()["relatives"]
+    assert said["parents"][0]["parent"] == "me/`x`"
+    assert list(said["same_weights"]) == ["you/twin"]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from probex_jax.lineage import Copies, Edge, Lineage, Node, save_lineage
 from probex_jax.search import Index, find_models
 from tests.forest.conftest import class_expert, forest, forest_path, text_expert, trees
 from tests.hub import Hub
@@ -102,12 +103,30 @@ def hub_root(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def server(forest_path, indexes, hub_root, tmp_path_factory):
-    """The page of the forest and its indexes; it ends well, and leaves nothing."""
+def lineage_path(trees, tmp_path_factory):
+    """A lineage of three models of Ant, one of them a copy, and one that was not read."""
+    root, child, twin = (f"m{n}" for n in (1, 2, 3))
+    path = str(trees[0] / "Ant")
+    nodes = (
+        Node(root, f"{path}/{root}", "f0", "root"),
+        Node(child, f"{path}/{child}", "f0", "derived"),
+        Node(twin, f"{path}/{twin}", "f0", "copy", child),
+    )
+    edges = (Edge(root, child, "fine-tune", 1e-9, 0.97, 0.05),)
+    failed = {"broken": f"{path}/broken.safetensors: no safetensors file"}
+    made = tmp_path_factory.mktemp("lineage")
+    save_lineage(Lineage(nodes, edges, (Copies((child, twin), 0.0),), failed), made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def server(forest_path, indexes, hub_root, lineage_path, tmp_path_factory):
+    """The page of the forest, its indexes and a lineage; it ends well, and leaves nothing."""
+    flags = ("--hub", f"--lineage={lineage_path}")
     paths, temporary = [index.path for index in indexes], tmp_path_factory.mktemp("temporary")
     with (
         Hub(hub_root).running() as hub,
-        served(forest_path, paths, temporary, "--hub", HF_ENDPOINT=hub) as made,
+        served(forest_path, paths, temporary, *flags, HF_ENDPOINT=hub) as made,
     ):
         yield made
         assert list(temporary.glob("probex_jax-uploads-*"))

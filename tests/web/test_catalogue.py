@@ -48,3 +48,10 @@ def test_a_model_is_found_in_whichever_index_holds_it(forest_path, indexes):
     assert (tree, len(hits)) == ("Ant", 3)
     with pytest.raises(ProbexError, match="no model 'nobody'"):
         catalogue.like_id("", "nobody")
+
+
+def test_without_a_lineage_there_is_no_family_tree(forest):
+    catalogue = Catalogue(forest)
+    assert catalogue.family_tree == ""
+    with pytest.raises(ProbexError, match="--lineage"):
+        catalogue.relatives("m1")

@@ -43,6 +43,19 @@ def test_forest_lists_trees_experts_and_indexes(client):
     assert trees["ToyLoRA"]["index"]["texts"]
 
 
+def test_the_family_tree_is_a_page_and_a_model_has_its_relatives(client, trees):
+    answer = client.get("/lineage")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "broken" in answer.text
+    assert str(trees[0]) not in answer.text
+    found = client.get("/api/lineage", params={"model": "m3"}).json()
+    assert found["id"] == "m3"
+    assert found["same_weights"] == ["m2"]
+    assert [(edge["parent"], edge["kind"]) for edge in found["parents"]] == [("m1", "fine-tune")]
+    unknown = client.get("/api/lineage", params={"model": "nobody"})
+    assert (unknown.status_code, "nobody" in unknown.json()["error"]) == (422, True)
+
+
 def test_search_by_text_finds_what_the_index_finds(client, indexes):
     found = client.get("/api/search", params={"query": "a red ant", "k": 7, "split": "test"})
     hits = indexes[0].search(query="a red ant", k=7, where="split = 'test'")

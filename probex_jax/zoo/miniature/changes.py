@@ -1,6 +1,5 @@
 """What is done to finished weights: merging, pruning, rounding, noise, permuting hidden units."""
 
-import json
 import re
 from collections.abc import Mapping
 

@@ -7,18 +7,17 @@ own files say nothing of it, and their names are random.
 """
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from probex_jax.bucket_paths import on_a_disk
 from probex_jax.claims import check_same
-from probex_jax.errors import ProbexError
 from probex_jax.files import one_writer, read_json, write_json
 from probex_jax.zoo.miniature import concepts, data, hf_files, pretraining
 from probex_jax.zoo.miniature.changes import (
@@ -31,6 +30,7 @@ from probex_jax.zoo.miniature.changes import (
     slerp,
 )
 from probex_jax.zoo.miniature.denoiser import Denoiser
+from probex_jax.zoo.miniature.params import Params
 from probex_jax.zoo.miniature.resnet import ResNet
 from probex_jax.zoo.miniature.settings import (
     WHOLE,
@@ -56,8 +56,8 @@ class Families:
       kinds: of which architectures and pre-trainings, of `KINDS`.
       families: how many of each kind.
       seed: decides every random choice; a family is the same however many there are.
-      training: how roots are pre-trained and children fine-tuned; its trees, number of models and
-        seed count for nothing.
+      training: how roots are pre-trained and children fine-tuned; its trees, number of models,
+        seed and `lora` count for nothing.
 
     Example:
       >>> Families(families=2).kinds[-1]
@@ -107,6 +107,8 @@ def build_families(
     settings: Families, out: Path, on_progress: Callable[[int], None] = lambda families: None
 ) -> list[Path]:
     """Builds families, or those that an interrupted build has left undone.
+
+    A family is finished once it has its `family.json`, and is not made again.
 
     Args:
       settings: what to build.
@@ -166,7 +168,7 @@ def _files(settings: Families, kind: str, member: Member) -> dict[str, bytes]:
             "adapter_config.json": json.dumps(config).encode(),
             "adapter_model.safetensors": weights,
         }
-    model = _architecture(settings, kind)
+    model = _architecture(settings.training, kind)
     if member.kind == "copy":
         return hf_files.sharded(model.config(), member.tensors)
     return hf_files.plain(model.config(), hf_files.serialise(member.tensors, {}))
@@ -184,131 +186,156 @@ def grow(settings: Families, kind: str, number: int) -> list[Member]:
     Args:
       settings: of the families.
       kind: one of `KINDS`.
-      number: of the family, from 0.
+      number: of the family, from 0. In even ones task arithmetic leaves its base a positive share,
+        in odd ones a negative one; it is never near zero.
 
     Returns:
       Its models, parents before children, and two that are no kin.
     """
-    rng = generator(settings, kind, number)
-    members: list[Member] = []
-    tensors: dict[str, Tensors] = {}
+    family = _Family(settings, kind, generator(settings, kind, number))
+    family.add("root", "root", {}, family.trained_from_scratch(kind))
+    family.fine_tune()
+    family.adapt()
+    family.merge((0.25, 0.4) if number % 2 == 0 else (0.6, 0.8))
+    family.change()
+    family.add("same data", "unrelated", {}, family.trained_from_scratch(kind))
+    # ViTs have pre-trainings to choose from; the other roots differ in length, too.
+    other = {"MiniSupViT": "MiniMAE", "MiniMAE": "MiniSupViT"}.get(kind, kind)
+    family.add("unrelated", "unrelated", {}, family.trained_from_scratch(other, shorter=3))
+    return list(family.members.values())
 
-    def add(role: str, kind: str, parents: Mapping[str, float], made: Tensors, **more: Any) -> None:
-        members.append(Member(role, kind, parents, made, more))
-        tensors[role] = made
 
-    add("root", "root", {}, _root(settings, kind, rng))
-    for role, parent in _TRAINED:
-        how = _how(settings.training, rng)
-        made = fine_tuned(_objective(settings, kind), tensors[parent], _classes(kind, rng), **how)
-        add(role, "fine-tune", {parent: 1.0}, made, **how)
-    for role, base in (("1", "root"), ("2", "child 3")):
-        how = _how(settings.training, rng) | {"rank": int(rng.choice([2, 4]))}
-        how["learning_rate"] *= 4  # LoRAs take higher ones
-        del how["weight_decay"]
-        lora, merged = adapted(
-            _objective(settings, kind), tensors[base], _classes(kind, rng), **how
+class _Family:
+    """A family that is being made; every step draws from one generator, in turn."""
+
+    def __init__(self, settings: Families, kind: str, rng: np.random.Generator) -> None:
+        self.members: dict[str, Member] = {}
+        self._training, self._kind, self._rng = settings.training, kind, rng
+        objective = Denoise if kind == "MiniDenoiser" else Classify
+        self._objective: Objective = objective(
+            _architecture(settings.training, kind), settings.training.batch_size
         )
-        add(f"LoRA {role}", "LoRA", {base: 1.0}, _two_dimensional(lora), **how)
-        if role == "1":
-            add("merged LoRA", "LoRA merged", {base: 1.0}, merged, lora="LoRA 1", **how)
-    _add_merges(add, tensors, rng)
-    share, bits, size = (
-        rng.uniform(0.3, 0.6),
-        int(rng.choice([4, 8])),
-        log_uniform(rng, (0.01, 0.05)),
-    )
-    add("pruned", "pruned", {"child 2": 1.0}, pruned(tensors["child 2"], share), share=share)
-    add("quantised", "quantised", {"child 1": 1.0}, quantised(tensors["child 1"], bits), bits=bits)
-    add("noised", "noised", {"child 3": 1.0}, noised(tensors["child 3"], size, rng), size=size)
-    add("permuted", "permuted", {"child 1": 1.0}, permuted(tensors["child 1"], rng))
-    add("copy", "copy", {"grandchild 1": 1.0}, halved(tensors["grandchild 1"]))
-    add("same data", "unrelated", {}, _root(settings, kind, rng))
-    other = "MiniMAE" if kind == "MiniSupViT" else "MiniSupViT"
-    of = other if kind.endswith(("ViT", "MAE")) else kind
-    add("unrelated", "unrelated", {}, _root(settings, of, rng, short=True))
-    return members
+
+    def add(
+        self, role: str, kind: str, parents: Mapping[str, float], tensors: Tensors, **settings: Any
+    ) -> None:
+        self.members[role] = Member(role, kind, parents, tensors, settings)
+
+    def trained_from_scratch(self, kind: str, *, shorter: int = 1) -> Tensors:
+        """A model that was trained on the data of all roots of its kind, in fewer steps."""
+        seed, steps = int(self._rng.integers(2**31)), self._training.pretraining_steps
+        training = dataclasses.replace(self._training, pretraining_steps=-(-steps // shorter))
+        return _arrays(from_scratch(training, kind, seed))
+
+    def fine_tune(self) -> None:
+        for role, parent in _FINE_TUNED.items():
+            how = self._how()
+            made = fine_tuned(self._objective, self._params(parent), self._classes(), **how)
+            self.add(role, "fine-tune", {parent: 1.0}, _arrays(made), **how)
+
+    def adapt(self) -> None:
+        """LoRAs, and one of them merged into its base."""
+        for role, base in (("LoRA 1", "root"), ("LoRA 2", "child 3")):
+            how = self._how() | {"rank": int(self._rng.choice([2, 4]))}
+            how["learning_rate"] *= 4  # LoRAs take higher ones
+            del how["weight_decay"]
+            lora, merged = adapted(self._objective, self._params(base), self._classes(), **how)
+            self.add(role, "LoRA", {base: 1.0}, _arrays(lora), **how)
+            if role == "LoRA 1":
+                made = _arrays(merged)
+                self.add("merged LoRA", "LoRA merged", {base: 1.0}, made, lora=role, **how)
+
+    def merge(self, shares: tuple[float, float]) -> None:
+        """Merges of two and three; none twice of the same. Bounds are of task arithmetic."""
+        share = float(self._rng.uniform(0.3, 0.7))
+        self._add_linear("linear merge", {"child 1": share, "child 2": 1 - share})
+        parts = self._rng.dirichlet([8] * 3).tolist()
+        three = zip(("child 1", "child 3", "grandchild 3"), parts, strict=True)
+        self._add_linear("merge of three", dict(three))
+        share = float(self._rng.uniform(0.3, 0.7))
+        made = slerp(self._tensors("child 2"), self._tensors("grandchild 2"), share)
+        parents = {"child 2": 1 - share, "grandchild 2": share}
+        self.add("SLERP merge", "merge", parents, made, method="SLERP")
+        first, second = self._rng.uniform(*shares, 2).tolist()
+        parents = {"root": 1 - first - second, "child 2": first, "child 3": second}
+        self._add_linear("task arithmetic", parents, "task arithmetic")
+
+    def change(self) -> None:
+        """Copies that were pruned, quantised, noised, permuted or stored otherwise."""
+        one, two, three = (self._tensors(f"child {number}") for number in (1, 2, 3))
+        share, bits = float(self._rng.uniform(0.3, 0.6)), int(self._rng.choice([4, 8]))
+        size = log_uniform(self._rng, (0.01, 0.05))
+        self.add("pruned", "pruned", {"child 2": 1.0}, pruned(two, share), share=share)
+        self.add("quantised", "quantised", {"child 1": 1.0}, quantised(one, bits), bits=bits)
+        self.add("noised", "noised", {"child 3": 1.0}, noised(three, size, self._rng), size=size)
+        self.add("permuted", "permuted", {"child 1": 1.0}, permuted(one, self._rng))
+        self.add("copy", "copy", {"grandchild 1": 1.0}, halved(self._tensors("grandchild 1")))
+
+    def _tensors(self, role: str) -> Tensors:
+        return self.members[role].tensors
+
+    def _params(self, role: str) -> Params:
+        return {name: jnp.asarray(value) for name, value in self._tensors(role).items()}
+
+    def _add_linear(self, role: str, parents: Mapping[str, float], method: str = "linear") -> None:
+        made = linear(parents, {parent: self._tensors(parent) for parent in parents})
+        self.add(role, "merge", parents, made, method=method)
+
+    def _how(self) -> dict[str, Any]:
+        return {
+            "seed": int(self._rng.integers(2**31)),
+            "steps": int(self._rng.choice(self._training.steps)),
+            "learning_rate": log_uniform(self._rng, self._training.learning_rates),
+            "weight_decay": log_uniform(self._rng, self._training.weight_decays),
+        }
+
+    def _classes(self) -> list[int]:
+        concept_count = len(concepts.DIGITS) * len(concepts.TRANSFORMS)
+        known = concept_count if self._kind == "MiniDenoiser" else len(data.CLASSES)
+        return self._rng.permutation(known)[: self._training.chosen].tolist()
 
 
-# Role and parent of the models that are fine-tuned.
-_TRAINED = (
-    ("child 1", "root"),
-    ("child 2", "root"),
-    ("child 3", "root"),
-    ("grandchild 1", "child 1"),
-    ("grandchild 2", "child 1"),
-    ("grandchild 3", "child 2"),
-    ("great-grandchild", "grandchild 1"),
-)
+# The models that are fine-tuned, to their parents.
+_FINE_TUNED = {
+    "child 1": "root",
+    "child 2": "root",
+    "child 3": "root",
+    "grandchild 1": "child 1",
+    "grandchild 2": "child 1",
+    "grandchild 3": "child 2",
+    "great-grandchild": "grandchild 1",
+}
 
 
-def _add_merges(add: Callable[..., None], tensors: Mapping[str, Tensors], rng: Any) -> None:
-    """Merges of two and three; none twice of the same two."""
-    share = float(rng.uniform(0.3, 0.7))
-    parents = {"child 1": share, "child 2": 1 - share}
-    add("linear merge", "merge", parents, linear(parents, tensors), method="linear")
-    parents = dict(zip(("child 1", "child 3", "grandchild 3"), rng.dirichlet([8] * 3).tolist()))
-    add("merge of three", "merge", parents, linear(parents, tensors), method="linear")
-    share = float(rng.uniform(0.3, 0.7))
-    made = slerp(tensors["child 2"], tensors["grandchild 2"], share)
-    parents = {"child 2": 1 - share, "grandchild 2": share}
-    add("SLERP merge", "merge", parents, made, method="SLERP")
-    first, second = rng.uniform(0.3, 0.6, 2).tolist()
-    parents = {"root": 1 - first - second, "child 2": first, "child 3": second}
-    made = linear(parents, tensors)
-    add("task arithmetic", "merge", parents, made, method="task arithmetic")
+def from_scratch(training: Settings, kind: str, seed: int | jax.Array) -> Params:
+    """A model that is trained from scratch.
 
+    Args:
+      training: how.
+      kind: one of `KINDS`.
+      seed: decides initial weights and batches; it may be traced.
 
-def _how(training: Settings, rng: np.random.Generator) -> dict[str, Any]:
-    return {
-        "seed": int(rng.integers(2**31)),
-        "steps": int(rng.choice(training.steps)),
-        "learning_rate": log_uniform(rng, training.learning_rates),
-        "weight_decay": log_uniform(rng, training.weight_decays),
-    }
-
-
-def _classes(kind: str, rng: np.random.Generator) -> list[int]:
-    known = (
-        len(data.CLASSES)
-        if kind != "MiniDenoiser"
-        else len(concepts.DIGITS) * len(concepts.TRANSFORMS)
-    )
-    return rng.permutation(known)[:10].tolist()
-
-
-def _architecture(settings: Families, kind: str) -> Any:
-    return {"MiniResNet": ResNet(), "MiniDenoiser": Denoiser()}.get(kind, settings.training.vit)
-
-
-def _objective(settings: Families, kind: str) -> Objective:
-    size = settings.training.batch_size
-    if kind == "MiniDenoiser":
-        return Denoise(_architecture(settings, kind), size)
-    return Classify(_architecture(settings, kind), size)
-
-
-def _root(
-    settings: Families, kind: str, rng: np.random.Generator, *, short: bool = False
-) -> Tensors:
-    """A model that was trained from scratch, on the data of all roots of its kind."""
-    training, seed = settings.training, int(rng.integers(2**31))
-    model = _architecture(settings, kind)
-    if short:
-        steps = -(-training.pretraining_steps // 3)
-        training = dataclasses.replace(training, pretraining_steps=steps)
+    Returns:
+      Its tensors by name.
+    """
+    model = _architecture(training, kind)
     if kind == "MiniDenoiser":
         lora = dataclasses.replace(
             training.lora,
             pretraining_steps=training.pretraining_steps,
             pretraining_batch_size=training.pretraining_batch_size,
+            pretraining_rate=training.pretraining_rate,
         )
         images = concepts.load(len(concepts.DIGITS), len(concepts.TRANSFORMS)).train
-        return jax.device_get(pretraining.denoiser(model, lora, images, seed))
+        return pretraining.denoiser(model, lora, images, seed)
     images = data.load(model.image_size).pretraining
     how = "masked" if kind == "MiniMAE" else "supervised"
-    return jax.device_get(pretraining.classifier(model, how, training, images, seed))
+    return pretraining.classifier(model, how, training, images, seed)
 
 
-def _two_dimensional(lora: Tensors) -> Tensors:
-    return {name: np.asarray(value) for name, value in lora.items()}
+def _arrays(params: Params) -> Tensors:
+    return {name: np.asarray(value) for name, value in params.items()}
+
+
+def _architecture(training: Settings, kind: str) -> Any:
+    return {"MiniResNet": ResNet(), "MiniDenoiser": Denoiser()}.get(kind, training.vit)

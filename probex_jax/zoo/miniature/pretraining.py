@@ -18,7 +18,11 @@ _SEEN_SHARE = 0.5  # of the patches, in masked pre-training
 
 
 def classifier(
-    model: vit.ViT | ResNet, kind: str, settings: Settings, images_YNSS: np.ndarray, seed: int
+    model: vit.ViT | ResNet,
+    kind: str,
+    settings: Settings,
+    images_YNSS: np.ndarray,
+    seed: int | jax.Array,
 ) -> Params:
     """The pre-trained parameters that all models of a tree of classifiers descend from.
 
@@ -27,7 +31,7 @@ def classifier(
       kind: "supervised" or "masked".
       settings: the steps, batch size and learning rate of pre-training.
       images_YNSS: float32 training images by class.
-      seed: decides initial weights and batches.
+      seed: decides initial weights and batches; it may be traced.
 
     Returns:
       Tensors by name, with a classifier of as many outputs as there are classes.
@@ -43,14 +47,14 @@ def classifier(
     return {name: params[name] for name in shapes}
 
 
-def denoiser(model: Denoiser, lora: Lora, images_YNSS: np.ndarray, seed: int) -> Params:
+def denoiser(model: Denoiser, lora: Lora, images_YNSS: np.ndarray, seed: int | jax.Array) -> Params:
     """The denoiser that all LoRAs change, trained on images of all concepts.
 
     Args:
       model: the architecture.
       lora: the steps, batch size and learning rate of pre-training.
       images_YNSS: float32 training images by concept.
-      seed: decides initial weights, batches and noise.
+      seed: decides initial weights, batches and noise; it may be traced.
     """
     init_key, step_key = jax.random.split(jax.random.key(seed))
     params = initialise(model.shapes(), init_key)

@@ -1,4 +1,4 @@
-"""Measures how time and memory of finding copies grow with the number of models.
+"""Measures how time and memory of finding copies grow with the models.
 
 Models of one megabyte and one architecture: families of 50 children of a root, of which every tenth
 is there again in BF16 under other names, and every fifteenth to the same numbers. Each size is
@@ -6,7 +6,7 @@ measured in its own process: sketches of all ("marks"), the search for candidate
 comparison of all entries of these ("confirm"). What is found must be what was made.
 
 Example:
-  python -m experiments.benchmarks.lineage_scale --models=300,3000
+  python -m experiments.benchmarks.copies --models=300,3000
 """
 
 import tempfile

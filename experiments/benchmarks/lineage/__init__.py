@@ -1,0 +1,1 @@
+"""How well lineage is found in families of known descent, beside other methods."""
