@@ -285,6 +285,18 @@ def _with_merges(count: int, arcs: Arcs, merges: Mapping[int, Merge]) -> dict[in
     """
     main = {n: merge.parents[int(np.argmax(merge.coefficients))] for n, merge in merges.items()}
     costs = {arc: value for arc, value in arcs.costs.items() if arc[0] not in merges}
+    nearest: dict[int, float] = {}
+    for arc in costs:
+        nearest[arc[1]] = min(nearest.get(arc[1], math.inf), arcs.squared(*arc))
+    # A child of a merge lies between the merge's parents, too, which may be longer; it is none of
+    # theirs.
+    for merge, child in arcs.costs:
+        if merge in merges and child not in {*merges, *merges[merge].parents}:
+            is_near = arcs.squared(merge, child) < _NEARER * nearest.get(child, math.inf)
+            if is_near and arcs.direction(merge, child) > 0:
+                costs[merge, child] = arcs.costs[merge, child]
+                for parent in merges[merge].parents:
+                    costs.pop((child, parent), None)
     parents = arborescence(count, costs, main)
     above = {merge: _ancestors(merge, parents, merges) for merge in merges}
     for arc in arcs.costs:
