@@ -205,7 +205,9 @@ def lora(seed, start=None, rank=4):
 
 
 def opened(tensors, folder):
-    return open_model(copying.saved(copying.cast(tensors, "f4"), folder / "adapter_model.safetensors"))
+    return open_model(
+        copying.saved(copying.cast(tensors, "f4"), folder / "adapter_model.safetensors")
+    )
 
 
 def test_adapters_of_one_start_are_kin_and_others_are_not(tmp_path):

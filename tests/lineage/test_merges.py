@@ -186,7 +186,7 @@ def test_a_merge_of_a_merge():
     models.append(0.5 * models[5] + 0.5 * models[3])
     found = found_in(models)
     assert {*found[6].parents} in ({5, 3}, {1, 2, 3})
-    assert {n for n in found} <= {5, 6}
+    assert {*found} <= {5, 6}
 
 
 def test_fewer_than_two_parents_or_equal_models():

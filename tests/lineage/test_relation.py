@@ -1,4 +1,4 @@
-"""How two models relate: moments against a float64 reference, direction, kind and order of units."""
+"""How two models relate: moments, direction, kind and the order of units."""
 
 import ml_dtypes
 import numpy as np
@@ -101,7 +101,9 @@ def trained(parent, share, decay):
     change = increments(parent, 1)[0]
     sizes = np.geomspace(0.2, 3, len(change))
     change = {n: size * x for size, (n, x) in zip(sizes, change.items(), strict=True)}
-    return plus({n: (1 - decay) * x if n in change else x for n, x in parent.items()}, change, share)
+    return plus(
+        {n: (1 - decay) * x if n in change else x for n, x in parent.items()}, change, share
+    )
 
 
 @pytest.mark.parametrize("share", [0.003, 0.03, 0.3])
