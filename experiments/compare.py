@@ -1,12 +1,13 @@
-"""Compares two models: the same weights, parent and child, kin, or none of these.
+r"""Compares two models: the same weights, parent and child, or kin.
 
-A and B are files, models' folders or addresses, as for describe. Of large ones no more is read than
-the verdict takes. An adapter and a whole model: whether it may be the adapter's base.
+A and B are files, models' folders or addresses, as for describe. Of large ones
+no more is read than the verdict takes. Of an adapter and a whole model it says
+whether the one may be of the other.
 
 Example:
-  python -m experiments.compare out/families/MiniMAE-0/models/m00 \
+  python -m experiments.compare my_model.safetensors hf://ORG/NAME
+  python -m experiments.compare --json out/families/MiniMAE-0/models/m00 \
     out/families/MiniMAE-0/models/m01
-  python -m experiments.compare --json hf://ORG/NAME my_model.safetensors
 """
 
 import json

@@ -1,5 +1,6 @@
 """probex_jax: what a neural network is, told from its weights."""
 
+from probex_jax import lineage
 from probex_jax.encoders import Dense, MVProbe, ProbeX
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Alignment, Card, Expert, TextCard, evaluate
@@ -96,6 +97,8 @@ __all__ = [  # noqa: RUF022
     "Forest",
     "grow",
     "model_card",
+    # Who descends from whom: lineage.trace, lineage.compare.
+    "lineage",
     # Search.
     "Index",
     "find_models",

@@ -35,6 +35,7 @@ PUBLIC = "public.md"
 READ = {
     "Overview": "README.md",
     "Your own models": "docs/models.md",
+    "Lineage": "docs/lineage.md",
     "Method": "docs/method.md",
     "Formats": "docs/formats.md",
     "Clusters": "docs/clusters.md",

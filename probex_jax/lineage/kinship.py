@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -38,7 +39,8 @@ MOST_UNITS = 16384  # of more they are words or classes, and too many to compare
 _MOST_TESTS = 4  # axis lengths, those with the most features
 _MATRICES = 12  # of an axis length, at most
 _FEATURES = 256  # of a unit in one matrix, about, at most
-_BLOCK = 2**22
+_BLOCK = 2**20
+_KEPT = 2**23  # numbers of random orders that are kept, at most
 
 # Rows of queries, keys and values, and columns of what they are mixed by, belong to heads.
 _ATTENTION = re.compile(
@@ -134,8 +136,7 @@ def kinship(
         tests = list(_of_units(one, other, pairs))
     tests = [test for test in tests if test.groups]
     found = [
-        (_p_value(test.groups, orders, np.random.default_rng([seed, place])), test)
-        for place, test in enumerate(tests)
+        (_p_value(test.groups, orders, (seed, place)), test) for place, test in enumerate(tests)
     ]
     if not found:
         return Kinship(1.0, "", ())
@@ -262,19 +263,42 @@ def _z(c_NN: np.ndarray) -> float:
     return found / math.sqrt(squares / (n - 1)) if squares > 0 else 0.0
 
 
-def _p_value(groups: Sequence[np.ndarray], orders: int, rng: np.random.Generator) -> float:
+def _p_value(groups: Sequence[np.ndarray], orders: int, seed: Sequence[int]) -> float:
     """The share of random orders whose units match at least as well."""
     found = sum(float(np.trace(c_NN, dtype=np.float64)) for c_NN in groups)
     drawn_T = np.zeros(orders)
-    for c_NN in groups:
-        places_N = np.arange(len(c_NN))
-        step = max(1, _BLOCK // len(c_NN))
-        for begin in range(0, orders, step):
-            count = min(step, orders - begin)
-            order_TN = rng.permuted(np.tile(places_N, (count, 1)), axis=1)
-            drawn_T[begin : begin + count] += c_NN[places_N, order_TN].sum(1, dtype=np.float64)
-    tolerance = 1e-9 * max(abs(found), 1e-30)  # of sums of equal numbers in another order
+    for place, c_NN in enumerate(groups):
+        begin = 0
+        for places_TN in _orders(len(c_NN), orders, (*seed, place)):
+            end = begin + len(places_TN)
+            drawn_T[begin:end] += c_NN.ravel().take(places_TN).sum(1)
+            begin = end
+    tolerance = 1e-5 * abs(found)  # of sums of the same numbers in another order
     return (1 + int((drawn_T >= found - tolerance).sum())) / (orders + 1)
+
+
+def _orders(length: int, orders: int, seed: tuple[int, ...]) -> Iterable[np.ndarray]:
+    """Random orders in blocks [T, N], as places of the entries in a matrix [N, N] that is flat.
+
+    Those of few units are kept for the next pair.
+    """
+    if length * orders <= _KEPT:
+        return _kept_orders(length, orders, seed)
+    return _drawn_orders(length, orders, seed)
+
+
+@lru_cache(maxsize=8)
+def _kept_orders(length: int, orders: int, seed: tuple[int, ...]) -> list[np.ndarray]:
+    return list(_drawn_orders(length, orders, seed))
+
+
+def _drawn_orders(length: int, orders: int, seed: tuple[int, ...]) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    places_N = np.arange(length)
+    step = max(1, _BLOCK // length)
+    for begin in range(0, orders, step):
+        count = min(step, orders - begin)
+        yield places_N * length + rng.permuted(np.tile(places_N, (count, 1)), axis=1)
 
 
 def check_comparable(one: ModelFile, other: ModelFile, pairs: Mapping[str, str]) -> None:

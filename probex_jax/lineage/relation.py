@@ -28,7 +28,7 @@ _BLOCK = 32  # entries of a row that share a scale, at least, in formats of quan
 _LEAST_BLOCK = 8
 _REPEATED = 0.02  # share of equal neighbours in sorted blocks from which they look rounded
 # Where the spectrum of a difference is looked at, and what may be left beyond its rank.
-_PROBED, _PROBED_ROWS, _PROBED_COLUMNS = 12, 128, 512
+_PROBED, _PROBED_ROWS, _PROBED_COLUMNS = 8, 128, 256
 _REST = 1e-4
 # Cosines below which units are looked for in another order, and above which they are found.
 _FEATURES = 256  # of a unit that is looked for in another order
