@@ -26,7 +26,8 @@ _FAR = 0.3  # distance, as a share of the length, from which units may be in ano
 _CLEAR = 2.0  # log odds of a direction that other models' distances do not turn
 _NEARER = 0.5  # squared distance from a merge to a child of it, to that from its next best parent
 # Below, the parent is taken for one that is not there.
-_LEAST_CONFIDENCE = 0.4
+_LEAST_CONFIDENCE = 0.3
+_CERTAIN = 0.99  # of pruned and rounded copies
 # Confidence in merges and permuted models, as often as families of known descent show them right.
 _OF_A_MERGE, _OF_PERMUTED, _OF_MERGED = 0.98, 0.9, 0.99
 # The base of an adapter is one of the kin that fit; which one is not told.
@@ -81,17 +82,24 @@ class Growing:
         arcs = self._arcs(family, {pair for pair in pairs if not {*pair} <= {*merges}})
         parents = _with_merges(count, arcs, merges)
         anchors = Anchors(family, [n for n in range(count) if n not in merges])
+        parents = _turned(parents, arcs, merges, anchors)
+        misplaced = {
+            child: anchors.misplaced(parent, child)
+            for child, parent in parents.items()
+            if child not in merges
+        }
+        known = [value for value in misplaced.values() if value is not None]
+        usual = float(np.mean(known)) if known else None
         found: list[Edge] = []
-        for child, parent in _turned(parents, arcs, merges, anchors).items():
+        for child, parent in parents.items():
             if child in merges:
                 found += self._merge_edges(family, child, merges[child])
                 continue
+            direction, margin = arcs.direction(parent, child), arcs.margin(parent, child)
             relation = arcs.relation(parent, child)
-            sure = confidence(
-                arcs.direction(parent, child),
-                arcs.misfit(parent, child),
-                anchors.misplaced(parent, child),
-                arcs.margin(parent, child),
+            is_certain = bool(relation.pruned or relation.rounded)
+            sure = (
+                _CERTAIN if is_certain else confidence(direction, margin, misplaced[child], usual)
             )
             if sure > _LEAST_CONFIDENCE:
                 found.append(self._edge(family, parent, child, relation, sure))
