@@ -7,8 +7,8 @@ import math
 # Where there are no other models that could tell.
 USUALLY_MISPLACED = 0.3
 _MOST_DIRECTION, _MOST_MARGIN = 6.0, 4.0
-# Logistic regression on edges of families of seeds 100 and 300, with and without their roots, and of
-# planted trees and stars.
+# Logistic regression on edges of families of seeds 100 and 300, with and without their roots, and
+# of planted trees and stars.
 _CONSTANT, _OF_DIRECTION, _OF_EDGE, _OF_MARGIN, _OF_FAMILY = 4.1, 0.28, -2.3, 0.7, -10.5
 
 
