@@ -19,8 +19,11 @@ from probex_jax.lineage.relation import Relation
 from probex_jax.lineage.tree import arborescence
 
 _SIGNIFICANT = 1e-3
+_ANY = "fine-tune"  # until it is examined
 _TRIED = 64  # kin in which the origin of a permuted model is looked for
-_GROUPS = 16  # families that a model without kin is tested against
+_GROUPS = 16  # families that a model without kin is tested against, if there are few such models
+_MOST_TESTS = 4096
+_BASES = 64  # models that an adapter is tested against
 _FARTHEST = 5
 _FAR = 0.3  # distance, as a share of the length, from which units may be in another order
 _CLEAR = 2.0  # log odds of a direction that other models' distances do not turn
@@ -65,7 +68,7 @@ class Growing:
     def add_adapters(self, adapters: Sequence[int], models: Sequence[int]) -> None:
         """Finds the bases of adapters among the models that have no parents here."""
         derived = {edge.child for edge in self.edges}
-        roots = [number for number in models if self._ids[number] not in derived][:_GROUPS]
+        roots = [number for number in models if self._ids[number] not in derived][:_BASES]
         waiting = [number for number in adapters if self._ids[number] not in derived]
         found = adapter_edges(waiting, roots, self.edges, self._ids, self._comparing)
         self.edges += found
@@ -132,7 +135,7 @@ class Growing:
         return Edge(
             parent=self._ids[family.members[parent]],
             child=self._ids[family.members[child]],
-            kind="",
+            kind=_ANY,
             p_value=1.0,
             confidence=sure,
             distance=relation.distance,
@@ -165,7 +168,7 @@ class Growing:
         return [
             edge
             if isinstance(found, ProbexError)
-            else replace(edge, p_value=found[0], kind=edge.kind or found[1])
+            else replace(edge, p_value=found[0], kind=found[1] if edge.kind == _ANY else edge.kind)
             for edge, found in zip(edges, told, strict=True)
         ]
 
@@ -173,26 +176,22 @@ class Growing:
         """Models far from all others that a test takes for kin of some: with permuted units."""
         families = sorted((group for group in groups if len(group) > 1), key=len, reverse=True)
         alone = [group[0] for group in groups if len(group) == 1]
-        if not families:
-            families, alone = [alone[:1]], alone[1:]
-            if not alone:
-                return
-        families = families[:_GROUPS]
+        most = min(_GROUPS, max(1, _MOST_TESTS // max(len(alone), 1)))
+        # Among the others are those without kin that come before.
+        others = [
+            [*families, *([other] for other in alone[: min(place, most)])][:most]
+            for place in range(len(alone))
+        ]
         asked = [
-            (family.members[group[0]], family.members[one]) for one in alone for group in families
+            (family.members[group[0]], family.members[one])
+            for one, tried in zip(alone, others, strict=True)
+            for group in tried
         ]
         values = iter(self._comparing.tested(asked))
-        for one in alone:
-            tested = [next(values) for _ in families]
-            usable = [
-                (value, group)
-                for value, group in zip(tested, families, strict=True)
-                if isinstance(value, float)
-            ]
-            if not usable or min(value for value, _ in usable) > _SIGNIFICANT:
-                continue
-            p_value, group = min(usable, key=lambda each: each[0])
-            if not self._attach(family, one, group, p_value):
+        for one, tried in zip(alone, others, strict=True):
+            tested = [(value, group) for group in tried if isinstance(value := next(values), float)]
+            p_value, group = min(tested, key=lambda each: each[0], default=(1.0, []))
+            if p_value < _SIGNIFICANT and not self._attach(family, one, group, p_value):
                 self.orphans.add(family.members[one])
 
     def _attach(
