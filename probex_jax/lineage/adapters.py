@@ -7,7 +7,7 @@ another order. A test compares the fit with that of random orders of the units, 
 
 The kin of the base fit as well, or nearly: among them nothing can be told from an adapter alone.
 
-Letters: N units, K directions, T orders.
+Letters: N units, F features, K directions, R rank.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from probex_jax.lineage.kernels import leading, tested
 from probex_jax.lineage.kinship import LEAST_UNITS, MOST_UNITS, ORDERS, has_sines
 from probex_jax.matrices import LowRank
 from probex_jax.model_files import ModelFile
@@ -27,7 +28,6 @@ _MOST_TESTS = 4
 _MATRICES = 24  # of each side of a test, at most
 _ROWS = 1024  # features of a unit in one matrix, at most
 _READ, _WRITTEN = 32, 64  # leading directions that are compared
-_BLOCK = 2**22
 
 # What writes to heads, whose units have their places.
 _OF_HEADS = re.compile(
@@ -84,14 +84,13 @@ def base_fit(
     """
     tests = []
     for length, names in _lengths(adapter, base):
-        read_NK = _leading(_readings(adapter, names, length), _READ)
-        written_NK = _leading(_writings(base, length), _WRITTEN)
+        read_NK = leading(_readings(adapter, names, length), _READ)
+        written_NK = leading(_writings(base, length), _WRITTEN)
         if read_NK is not None and written_NK is not None:
             tests.append((length, read_NK, written_NK))
     best: BaseFit | None = None
     for place, (length, read_NK, written_NK) in enumerate(tests):
-        rng = np.random.default_rng([seed, place])
-        p_value, z = _tested(read_NK, written_NK, orders, rng)
+        p_value, z = tested(read_NK, written_NK, orders, (seed, place))
         found = BaseFit(min(1.0, p_value * len(tests)), z, f"{length} units")
         if best is None or found.p_value < best.p_value:
             best = found
@@ -134,39 +133,6 @@ def _writings(base: ModelFile, length: int) -> list[np.ndarray]:
     ]
     names = names[:: -(-len(names) // _MATRICES)] if names else []
     return [np.asarray(base.matrix(name), np.float64)[:, :_ROWS] for name in names]
-
-
-def _leading(parts: Sequence[np.ndarray], most: int) -> np.ndarray | None:
-    """The directions in which units vary most, each as long as its share [N, K], float32."""
-    kernel_NN = 0.0
-    for x_NF in parts:
-        centred_NF = x_NF - x_NF.mean(0)
-        size = np.square(centred_NF).sum()
-        if size > 0 and np.isfinite(size):
-            kernel_NN = kernel_NN + centred_NF @ centred_NF.T / size
-    if isinstance(kernel_NN, float):
-        return None
-    values, vectors_NN = np.linalg.eigh(kernel_NN)
-    kept = slice(-min(most, len(values)), None)
-    return (vectors_NN[:, kept] * np.sqrt(np.maximum(values[kept], 0))).astype(np.float32)
-
-
-def _tested(
-    read_NK: np.ndarray, written_NK: np.ndarray, orders: int, rng: np.random.Generator
-) -> tuple[float, float]:
-    """The p-value of the fit, and how many standard deviations it is above the mean."""
-    found = float(np.square(written_NK.T @ read_NK).sum())
-    places_N = np.arange(len(read_NK))
-    step = max(1, _BLOCK // read_NK.size)
-    drawn = []
-    for begin in range(0, orders, step):
-        tiled_TN = np.tile(places_N, (min(step, orders - begin), 1))
-        read_TNK = read_NK[rng.permuted(tiled_TN, axis=1)]
-        drawn.append(np.square(written_NK.T @ read_TNK).sum((1, 2)))
-    drawn_T = np.concatenate(drawn)
-    p_value = (1 + int((drawn_T >= found * (1 - 1e-6)).sum())) / (orders + 1)
-    spread = float(drawn_T.std())
-    return p_value, (found - float(drawn_T.mean())) / spread if spread > 0 else 0.0
 
 
 def merged_cosine(adapter: ModelFile, base: ModelFile, merged: ModelFile) -> float:
