@@ -11,6 +11,7 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.lineage.arcs import Arcs
 from probex_jax.lineage.comparing import Comparing
+from probex_jax.lineage.confidence import confidence
 from probex_jax.lineage.families import Anchors, Family, most_compared, neighbours
 from probex_jax.lineage.lineage import Edge
 from probex_jax.lineage.merges import Merge, find_merges
@@ -24,8 +25,8 @@ _FARTHEST = 5
 _FAR = 0.3  # distance, as a share of the length, from which units may be in another order
 _CLEAR = 2.0  # log odds of a direction that other models' distances do not turn
 _NEARER = 0.5  # squared distance from a merge to a child of it, to that from its next best parent
-# From where on an edge is between children of a parent that is not there.
-_MISPLACED = 0.9
+# Below, the parent is taken for one that is not there.
+_LEAST_CONFIDENCE = 0.4
 # Confidence in merges and permuted models, as often as families of known descent show them right.
 _OF_A_MERGE, _OF_PERMUTED, _OF_MERGED = 0.98, 0.9, 0.99
 # The base of an adapter is one of the kin that fit; which one is not told.
@@ -85,11 +86,14 @@ class Growing:
             if child in merges:
                 found += self._merge_edges(family, child, merges[child])
                 continue
-            off = anchors.misplaced(parent, child)
             relation = arcs.relation(parent, child)
-            is_certain = bool(relation.pruned or relation.rounded)
-            if off is None or off <= _MISPLACED or is_certain:
-                sure = confidence(arcs.direction(parent, child), off, arcs.margin(parent, child))
+            sure = confidence(
+                arcs.direction(parent, child),
+                arcs.misfit(parent, child),
+                anchors.misplaced(parent, child),
+                arcs.margin(parent, child),
+            )
+            if sure > _LEAST_CONFIDENCE:
                 found.append(self._edge(family, parent, child, relation, sure))
         self.edges += self._examined(found)
         related = {id for edge in found for id in (edge.parent, edge.child)}
@@ -258,23 +262,6 @@ def adapter_edges(
 
 def _adapter_edge(ids: Sequence[str], base: int, adapter: int, p: float, sure: float) -> Edge:
     return Edge(ids[base], ids[adapter], "LoRA", p, sure, 0.0)
-
-
-def confidence(direction: float, off: float | None, margin: float) -> float:
-    """The probability that an edge is right, calibrated on families of known descent.
-
-    Args:
-      direction: the log odds of its direction.
-      off: of `misplaced`, or None.
-      margin: how much dearer the child's next best parent is.
-
-    Returns:
-      From 0 to 1.
-    """
-    logit = (
-        0.5 + 0.5 * min(direction, 6) + min(margin, 4) - 4 * ((0.3 if off is None else off) - 0.2)
-    )
-    return float(1 / (1 + math.exp(-logit)))
 
 
 def _with_merges(count: int, arcs: Arcs, merges: Mapping[int, Merge]) -> dict[int, int]:

@@ -42,7 +42,7 @@ _CERTAIN = 5.0
 _OF_FIT, _OF_LENGTH = 3.0, 3.6
 # Standard deviation of a layer's misfit in units of its squared distance; most of it that counts.
 _MISFIT, _MOST_MISFIT = 0.5, 3.0
-_MOST_SHRUNK = 0.5
+_MOST_SHRUNK = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,17 +94,31 @@ class Relation:
         """The log odds that the second is derived from the first, if one is of the other."""
         if explained := self.pruned or self.rounded:
             return _CERTAIN * explained
+        forward, backward = self.misfits
+        apart = (self.one + self.other - 2 * self.inner).sum()
+        if not apart > 0:
+            return 0.0
+        # The inner product with what was added is random, too: in few entries it hides the rest.
+        noise = 4 * min(self.one.sum(), self.other.sum()) / apart / self.sizes.sum()
+        longer = math.tanh((self.other - self.one).sum() / apart) / math.sqrt(1 + noise)
+        return float(_OF_FIT * (backward - forward) + _OF_LENGTH * longer)
+
+    @property
+    def misfits(self) -> tuple[float, float]:
+        """How badly the second fits as the first's child, and the first as the second's.
+
+        A child differs from its parent at right angles to it. Means of squares over layers, 0 for
+        a perfect fit; 1 is usual between children of one parent.
+        """
+        if self.pruned or self.rounded:
+            return (0.0, 1.0) if self.pruned + self.rounded > 0 else (1.0, 0.0)
         differs = self.one + self.other - 2 * self.inner > 1e-10 * (self.one + self.other)
         if not differs.any():
-            return 0.0
-        a, b, c, n = (x[differs] for x in (self.one, self.other, self.inner, self.sizes))
-        is_matrix = self.is_matrix[differs]
-        fit = _misfit(b, a, c, n, is_matrix) - _misfit(a, b, c, n, is_matrix)
-        apart = (a + b - 2 * c).sum()
-        # The inner product with what was added is random, too: in few entries it hides the rest.
-        noise = 4 * min(a.sum(), b.sum()) / apart / n.sum()
-        longer = math.tanh((b.sum() - a.sum()) / apart) / math.sqrt(1 + noise)
-        return float(_OF_FIT * fit + _OF_LENGTH * longer)
+            return 0.0, 0.0
+        a, b, c, n, m = (
+            x[differs] for x in (self.one, self.other, self.inner, self.sizes, self.is_matrix)
+        )
+        return _misfit(a, b, c, n, m), _misfit(b, a, c, n, m)
 
     @property
     def kind(self) -> str:

@@ -87,8 +87,15 @@ def in_bfloat16(models):
     return np.asarray(models).astype(ml_dtypes.bfloat16).astype("f4")
 
 
-@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.3, 0.7), (0.5, 0.3, 0.2)])
-@pytest.mark.parametrize("share", [0.02, 0.05])
+@pytest.mark.parametrize(
+    ("share", "shares"),
+    [
+        (0.02, (0.5, 0.5)),
+        (0.02, (0.5, 0.3, 0.2)),
+        (0.05, (0.3, 0.7)),
+        (0.05, (0.6, 0.3, 0.1)),
+    ],
+)
 def test_merges_that_were_rounded_to_bfloat16(share, shares):
     for seed in range(3):
         models = in_bfloat16(brood(5, share, seed))

@@ -274,7 +274,7 @@ def test_order_of_rows_or_columns(axis):
 def test_of_large_layers_some_rows_stand_for_all(tmp_path):
     rng = np.random.default_rng(0)
     one = {f"layers.{k}.weight": rng.normal(size=(2048, 768), scale=1 + k) for k in range(4)}
-    sizes = rng.uniform(0.05, 0.2, size=2048)[:, None]
+    sizes = np.linspace(0.05, 0.2, 2048)[:, None]
     other = {n: x + sizes * rng.normal(size=x.shape) for n, x in one.items()}
     paths = [
         copying.saved(copying.cast(x, "f4"), tmp_path / f"{n}.safetensors")

@@ -195,3 +195,13 @@ def test_pruned_and_rounded_children(tmp_path):
     }
     assert kinds["c1", "pruned"] == "pruned"
     assert kinds["c2", "rounded"] == kinds["root", "coarse"] == "quantised"
+
+
+def test_a_root_is_no_child_of_a_merge_near_it(tmp_path):
+    """A merge of three is nearer to the root than any of its parents is."""
+    models = brood(5)
+    models["merge"] = mixed([models["c0"], models["c1"], models["c2"]], [1 / 3] * 3)
+    found = traced(kept(models, tmp_path))
+    expected = {f"c{k}": {"root"} for k in range(5)} | {"merge": {"c0", "c1", "c2"}}
+    assert edges(found) == expected
+    assert origins(found)["root"] == "root"
