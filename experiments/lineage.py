@@ -11,6 +11,7 @@ Example:
 
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from absl import flags
@@ -73,8 +74,11 @@ def main(paths: Sequence[str]) -> int:
         _write(found)
     if rows := _rows(found):
         print(cli.table(rows))
-    alone = sum(node.origin == "alone" for node in found.nodes)
-    print(f"{len(found.nodes)} models, {alone} of them without kin; {out / 'lineage.html'}")
+    counts = Counter(node.origin for node in found.nodes)
+    print(
+        f"{len(found.nodes)} models, {counts['unknown parent']} of unknown parent, "
+        f"{counts['alone']} without kin; {out / 'lineage.html'}"
+    )
     return 1 if found.failed else 0
 
 
@@ -92,7 +96,7 @@ def _rows(found: Lineage) -> list[dict[str, object]]:
     """A row a family, the largest first."""
     origin = {node.id: node.origin for node in found.nodes}
     copies = {group.models[0]: len(group.models) - 1 for group in found.copies}
-    each = family_trees(found)
+    each = [family for family in family_trees(found) if len(family.models) > 1]
     rows = [_row(number, family, origin, copies) for number, family in enumerate(each[:_MOST], 1)]
     if len(each) > _MOST:
         last: dict[str, object] = dict.fromkeys(rows[0], "")

@@ -45,11 +45,6 @@ class Arcs:
         relation, sign = self._relations[parent, child]
         return sign * relation.direction
 
-    def misfit(self, parent: int, child: int) -> float:
-        """How badly the child fits as the parent's, of `Relation.misfits`."""
-        relation, sign = self._relations[parent, child]
-        return relation.misfits[0 if sign > 0 else 1]
-
     def margin(self, parent: int, child: int) -> float:
         """How much dearer the child's best other parent is; infinite if there is none."""
         others = (value for value, other in self._cheapest[child] if other != parent)

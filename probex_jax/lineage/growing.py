@@ -19,14 +19,18 @@ from probex_jax.lineage.relation import Relation
 from probex_jax.lineage.tree import arborescence
 
 _SIGNIFICANT = 1e-3
+_ANY = "fine-tune"  # until it is examined
 _TRIED = 64  # kin in which the origin of a permuted model is looked for
-_GROUPS = 16  # families that a model without kin is tested against
+_GROUPS = 16  # families that a model without kin is tested against, if there are few such models
+_MOST_TESTS = 4096
+_BASES = 64  # models that an adapter is tested against
 _FARTHEST = 5
 _FAR = 0.3  # distance, as a share of the length, from which units may be in another order
 _CLEAR = 2.0  # log odds of a direction that other models' distances do not turn
 _NEARER = 0.5  # squared distance from a merge to a child of it, to that from its next best parent
 # Below, the parent is taken for one that is not there.
-_LEAST_CONFIDENCE = 0.4
+_LEAST_CONFIDENCE = 0.3
+_CERTAIN = 0.99  # of pruned and rounded copies
 # Confidence in merges and permuted models, as often as families of known descent show them right.
 _OF_A_MERGE, _OF_PERMUTED, _OF_MERGED = 0.98, 0.9, 0.99
 # The base of an adapter is one of the kin that fit; which one is not told.
@@ -64,7 +68,7 @@ class Growing:
     def add_adapters(self, adapters: Sequence[int], models: Sequence[int]) -> None:
         """Finds the bases of adapters among the models that have no parents here."""
         derived = {edge.child for edge in self.edges}
-        roots = [number for number in models if self._ids[number] not in derived][:_GROUPS]
+        roots = [number for number in models if self._ids[number] not in derived][:_BASES]
         waiting = [number for number in adapters if self._ids[number] not in derived]
         found = adapter_edges(waiting, roots, self.edges, self._ids, self._comparing)
         self.edges += found
@@ -81,17 +85,24 @@ class Growing:
         arcs = self._arcs(family, {pair for pair in pairs if not {*pair} <= {*merges}})
         parents = _with_merges(count, arcs, merges)
         anchors = Anchors(family, [n for n in range(count) if n not in merges])
+        parents = _turned(parents, arcs, merges, anchors)
+        misplaced = {
+            child: anchors.misplaced(parent, child)
+            for child, parent in parents.items()
+            if child not in merges
+        }
+        known = [value for value in misplaced.values() if value is not None]
+        usual = float(np.mean(known)) if known else None
         found: list[Edge] = []
-        for child, parent in _turned(parents, arcs, merges, anchors).items():
+        for child, parent in parents.items():
             if child in merges:
                 found += self._merge_edges(family, child, merges[child])
                 continue
+            direction, margin = arcs.direction(parent, child), arcs.margin(parent, child)
             relation = arcs.relation(parent, child)
-            sure = confidence(
-                arcs.direction(parent, child),
-                arcs.misfit(parent, child),
-                anchors.misplaced(parent, child),
-                arcs.margin(parent, child),
+            is_certain = bool(relation.pruned or relation.rounded)
+            sure = (
+                _CERTAIN if is_certain else confidence(direction, margin, misplaced[child], usual)
             )
             if sure > _LEAST_CONFIDENCE:
                 found.append(self._edge(family, parent, child, relation, sure))
@@ -124,7 +135,7 @@ class Growing:
         return Edge(
             parent=self._ids[family.members[parent]],
             child=self._ids[family.members[child]],
-            kind="",
+            kind=_ANY,
             p_value=1.0,
             confidence=sure,
             distance=relation.distance,
@@ -157,7 +168,7 @@ class Growing:
         return [
             edge
             if isinstance(found, ProbexError)
-            else replace(edge, p_value=found[0], kind=edge.kind or found[1])
+            else replace(edge, p_value=found[0], kind=found[1] if edge.kind == _ANY else edge.kind)
             for edge, found in zip(edges, told, strict=True)
         ]
 
@@ -165,26 +176,22 @@ class Growing:
         """Models far from all others that a test takes for kin of some: with permuted units."""
         families = sorted((group for group in groups if len(group) > 1), key=len, reverse=True)
         alone = [group[0] for group in groups if len(group) == 1]
-        if not families:
-            families, alone = [alone[:1]], alone[1:]
-            if not alone:
-                return
-        families = families[:_GROUPS]
+        most = min(_GROUPS, max(1, _MOST_TESTS // max(len(alone), 1)))
+        # Among the others are those without kin that come before.
+        others = [
+            [*families, *([other] for other in alone[: min(place, most)])][:most]
+            for place in range(len(alone))
+        ]
         asked = [
-            (family.members[group[0]], family.members[one]) for one in alone for group in families
+            (family.members[group[0]], family.members[one])
+            for one, tried in zip(alone, others, strict=True)
+            for group in tried
         ]
         values = iter(self._comparing.tested(asked))
-        for one in alone:
-            tested = [next(values) for _ in families]
-            usable = [
-                (value, group)
-                for value, group in zip(tested, families, strict=True)
-                if isinstance(value, float)
-            ]
-            if not usable or min(value for value, _ in usable) > _SIGNIFICANT:
-                continue
-            p_value, group = min(usable, key=lambda each: each[0])
-            if not self._attach(family, one, group, p_value):
+        for one, tried in zip(alone, others, strict=True):
+            tested = [(value, group) for group in tried if isinstance(value := next(values), float)]
+            p_value, group = min(tested, key=lambda each: each[0], default=(1.0, []))
+            if p_value < _SIGNIFICANT and not self._attach(family, one, group, p_value):
                 self.orphans.add(family.members[one])
 
     def _attach(

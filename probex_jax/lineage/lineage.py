@@ -39,10 +39,10 @@ class Edge:
       parent: its id.
       child: its id.
       kind: one of `KINDS`.
-      p_value: of the test against independent training.
+      p_value: of the test against independent training; 1 where none is possible.
       confidence: the probability that this is the child's parent, and not the other way round or
         another one; calibrated on families of known descent.
-      distance: L2 distance of the weights as a share of the parent's length.
+      distance: L2 distance of the weights as a share of the parent's length; 0 for adapters.
       coefficient: the parent's weight in a merge; None for the other kinds.
       error: what is left of a merge that its parents do not explain, as a share of its distance
         from the nearest of them; None for the other kinds.

@@ -169,16 +169,22 @@ def _fitted(
 
 
 def _one_a_relation(scaled_ND: np.ndarray, merges: Mapping[int, Merge]) -> dict[int, Merge]:
-    """Of a sum that makes each of its models one of the others, the longest model alone.
+    """Of a sum that makes each of its models one of the others, that whose base is the shortest.
 
-    Training adds to the length, and a merge has what was added to both of its parents.
+    Each has another parent with a negative weight, its base. Training adds to the length, so the
+    true base, from which all of them descend, is the shortest.
     """
     lengths_N = np.square(scaled_ND).sum(1)
+
+    def of_base(number: int) -> float:
+        merge = merges[number]
+        return float(lengths_N[merge.parents[int(np.argmin(merge.coefficients))]])
+
     by_models: dict[frozenset[int], int] = {}
     for number, merge in merges.items():
         models = frozenset({number, *merge.parents})
         known = by_models.get(models)
-        if known is None or lengths_N[number] > lengths_N[known]:
+        if known is None or of_base(number) < of_base(known):
             by_models[models] = number
     kept = {*by_models.values()}
     return {number: merge for number, merge in merges.items() if number in kept}
