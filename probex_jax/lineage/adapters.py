@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from probex_jax.lineage.kernels import leading, tested
+from probex_jax.lineage.kernels import against_orders, leading
 from probex_jax.lineage.kinship import LEAST_UNITS, MOST_UNITS, ORDERS, has_sines
 from probex_jax.matrices import LowRank
 from probex_jax.model_files import ModelFile
@@ -90,7 +90,7 @@ def base_fit(
             tests.append((length, read_NK, written_NK))
     best: BaseFit | None = None
     for place, (length, read_NK, written_NK) in enumerate(tests):
-        p_value, z = tested(read_NK, written_NK, orders, (seed, place))
+        p_value, z = against_orders(read_NK, written_NK, orders, (seed, place))
         found = BaseFit(min(1.0, p_value * len(tests)), z, f"{length} units")
         if best is None or found.p_value < best.p_value:
             best = found

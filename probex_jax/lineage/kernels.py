@@ -20,7 +20,8 @@ def leading(parts: Sequence[np.ndarray], most: int) -> np.ndarray | None:
       most: of the directions.
 
     Returns:
-      The directions [N, K], float32, each as long as the root of its share; None if no units differ.
+      The directions [N, K], float32, each as long as the root of its share; None if units do
+      not differ.
     """
     kernel_NN: np.ndarray | None = None
     for x_NF in parts:
@@ -36,7 +37,7 @@ def leading(parts: Sequence[np.ndarray], most: int) -> np.ndarray | None:
     return (vectors_NN[:, kept] * np.sqrt(np.maximum(values[kept], 0))).astype(np.float32)
 
 
-def tested(
+def against_orders(
     one_NK: np.ndarray, other_NK: np.ndarray, orders: int, seed: Sequence[int]
 ) -> tuple[float, float]:
     """Tests whether directions of the same units fit better than with one side in random orders.
@@ -52,7 +53,7 @@ def tested(
 
     Example:
       >>> x_NK = leading([np.random.default_rng(0).normal(size=(32, 4))], 4)
-      >>> tested(x_NK, x_NK, 999, (0,))[0]
+      >>> against_orders(x_NK, x_NK, 999, (0,))[0]
       0.001
     """
     rng = np.random.default_rng(seed)

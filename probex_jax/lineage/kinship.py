@@ -28,7 +28,7 @@ from functools import lru_cache
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.lineage.kernels import leading, tested
+from probex_jax.lineage.kernels import against_orders, leading
 from probex_jax.lineage.pairs import pair_layers
 from probex_jax.lineage.sketch import natural_order
 from probex_jax.matrices import LowRank
@@ -120,8 +120,8 @@ def kinship(
       seed: decides the orders.
 
     Returns:
-      The p-value, and the layers that speak for kinship. Of several tests, two for each axis length,
-      the smallest p-value times their number.
+      The p-value, and the layers that speak for kinship. Of several tests, two for each axis
+      length, the smallest p-value times their number.
 
     Raises:
       ProbexError: if a layer cannot be read.
@@ -169,7 +169,7 @@ def _second(test: _Test, orders: int, seed: Sequence[int]) -> float:
     one_NK, other_NK = leading(test.one, _ONE_SIDE), leading(test.other, _OTHER_SIDE)
     if one_NK is None or other_NK is None:
         return 1.0
-    return tested(one_NK, other_NK, orders, seed)[0]
+    return against_orders(one_NK, other_NK, orders, seed)[0]
 
 
 def _of_units(one: ModelFile, other: ModelFile, pairs: Mapping[str, str]) -> Iterator[_Test]:
