@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.linalg import eigh
 
 _BLOCK = 2**22
 
@@ -32,9 +33,9 @@ def leading(parts: Sequence[np.ndarray], most: int) -> np.ndarray | None:
             kernel_NN = own_NN if kernel_NN is None else kernel_NN + own_NN
     if kernel_NN is None:
         return None
-    values, vectors_NN = np.linalg.eigh(kernel_NN)
-    kept = slice(-min(most, len(values)), None)
-    return (vectors_NN[:, kept] * np.sqrt(np.maximum(values[kept], 0))).astype(np.float32)
+    least = max(0, len(kernel_NN) - most)
+    values, vectors_NK = eigh(kernel_NN, subset_by_index=(least, len(kernel_NN) - 1))
+    return (vectors_NK * np.sqrt(np.maximum(values, 0))).astype(np.float32)
 
 
 def against_orders(

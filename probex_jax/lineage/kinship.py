@@ -39,7 +39,7 @@ from probex_jax.model_files.architecture import are_positions, is_head
 ORDERS = 9999
 _SIGNIFICANT = 1e-3
 _MOST_ALIKE = 1024  # units that are tested for varying alike, which takes a decomposition
-_ONE_SIDE, _OTHER_SIDE = 32, 64  # directions of the two models
+_ONE_SIDE, _OTHER_SIDE = 16, 32  # directions of the two models
 LEAST_UNITS = 8  # of fewer there are too few orders
 MOST_UNITS = 16384  # of more they are words or classes, and too many to compare
 _MOST_TESTS = 4  # axis lengths, those with the most features
