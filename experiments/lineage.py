@@ -41,7 +41,7 @@ def main(paths: Sequence[str]) -> int:
             "give models: files, or folders of them, with --models or as arguments"
         )
     engine = engines.engine()  # before anything takes a device
-    models = list(Models(given, _LIST.value or ""))
+    models = list({str(m.path): m for m in Models(given, _LIST.value or "")}.values())
     whole = [model for model in models if not model.fault]
     failed = {model.id: model.fault for model in models if model.fault}
     if len(models) == 1 and whole:
@@ -74,7 +74,8 @@ def main(paths: Sequence[str]) -> int:
         _write(found)
     if rows := _rows(found):
         print(cli.table(rows))
-    counts = Counter(node.origin for node in found.nodes)
+    copied = {group.models[0] for group in found.copies}
+    counts = Counter(node.origin for node in found.nodes if node.id not in copied)
     print(
         f"{len(found.nodes)} models, {counts['unknown parent']} of unknown parent, "
         f"{counts['alone']} without kin; {out / 'lineage.html'}"

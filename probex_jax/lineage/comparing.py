@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from probex_jax.engine import Engine, Work, flattened, in_parts
 from probex_jax.errors import ProbexError
 from probex_jax.lineage.adapters import base_fit, merged_cosine
-from probex_jax.lineage.kinship import kinship
+from probex_jax.lineage.kinship import Kinship, kinship
 from probex_jax.lineage.pairs import pair_layers
 from probex_jax.lineage.relation import Relation, relate
 from probex_jax.model_files import ModelFile, open_model
@@ -60,8 +60,8 @@ class Comparing:
         """The p-value of each pair, or why there is none."""
         return self._told(_testing, self._asked(pairs), "testing")
 
-    def examined(self, pairs: Sequence[tuple[int, int]]) -> list[tuple[float, str] | ProbexError]:
-        """The p-value of each parent and child and the kind, or why they cannot be told."""
+    def examined(self, pairs: Sequence[tuple[int, int]]) -> list[tuple[Kinship, str] | ProbexError]:
+        """The test of each parent and child and the kind, or why they cannot be told."""
         return self._told(_examining, self._asked(pairs), "examining")
 
     def fits(self, pairs: Sequence[tuple[int, int]]) -> list[float | ProbexError]:
@@ -132,10 +132,10 @@ def _relation(one: ModelFile, permuted: bool, path: Path) -> Relation:
         return relate(one, other, pair_layers(one, other), kinds=False, permuted=permuted)
 
 
-def _examined(item: tuple[Path, Path]) -> tuple[float, str]:
+def _examined(item: tuple[Path, Path]) -> tuple[Kinship, str]:
     with open_model(item[0]) as parent, open_model(item[1]) as child:
         pairs = pair_layers(parent, child)
-        return kinship(parent, child, pairs).p_value, relate(parent, child, pairs).kind
+        return kinship(parent, child, pairs), relate(parent, child, pairs).kind
 
 
 def _p_value(item: tuple[Path, Path]) -> float:

@@ -52,7 +52,7 @@ class Growing:
         found = neighbours(family)
         near, apart, groups = found.near, found.distances, found.groups
         for group in groups if not family.are_adapters else ():
-            far = [member for member in group if apart[member] > _FAR]
+            far = {member for member in group if apart[member] > _FAR}
             if len(group) > 1 and 2 * len(far) < len(group):
                 rest = [member for member in group if member not in far]
                 permuted = {one for one in far if self._attach(family, one, rest, None)}
@@ -82,7 +82,7 @@ class Growing:
             family.samples_ND, family.layers, family.weights_D, near, family.rounding
         )
         pairs = {(a, b) for b, others in enumerate(near) for a in others[: most_compared(count)]}
-        arcs = self._arcs(family, {pair for pair in pairs if not {*pair} <= {*merges}})
+        arcs = self._arcs(family, {(a, b) for a, b in pairs if a not in merges or b not in merges})
         parents = _with_merges(count, arcs, merges)
         anchors = Anchors(family, [n for n in range(count) if n not in merges])
         parents = _turned(parents, arcs, merges, anchors)
@@ -106,9 +106,15 @@ class Growing:
             )
             if sure > _LEAST_CONFIDENCE:
                 found.append(self._edge(family, parent, child, relation, sure))
-        self.edges += self._examined(found)
-        related = {id for edge in found for id in (edge.parent, edge.child)}
-        self.orphans |= {member for member in family.members if self._ids[member] not in related}
+        kept, refuted = self._examined(found, are_adapters=family.are_adapters)
+        self.edges += kept
+        related = {id for edge in kept for id in (edge.parent, edge.child)}
+        strangers = {id for edge in refuted for id in (edge.parent, edge.child)}
+        self.orphans |= {
+            member
+            for member in family.members
+            if self._ids[member] not in related and self._ids[member] not in strangers
+        }
 
     def _arcs(self, family: Family, pairs: Iterable[tuple[int, int]]) -> Arcs:
         """Compares pairs of models."""
@@ -143,10 +149,12 @@ class Growing:
         )
 
     def _merge_edges(self, family: Family, child: int, merge: Merge) -> list[Edge]:
-        scaled_ND = family.samples_ND * np.sqrt(family.weights_D)
+        roots_D = np.sqrt(family.weights_D)
+        child_D = family.samples_ND[child] * roots_D
         found = []
         for parent, share in zip(merge.parents, merge.coefficients, strict=True):
-            apart = np.linalg.norm(scaled_ND[child] - scaled_ND[parent])
+            parent_D = family.samples_ND[parent] * roots_D
+            apart = np.linalg.norm(child_D - parent_D)
             found.append(
                 Edge(
                     parent=self._ids[family.members[parent]],
@@ -154,23 +162,32 @@ class Growing:
                     kind="merge",
                     p_value=1.0,
                     confidence=_OF_A_MERGE,
-                    distance=float(apart / np.linalg.norm(scaled_ND[parent])),
+                    distance=float(apart / np.linalg.norm(parent_D)),
                     coefficient=share,
                     error=merge.error,
                 )
             )
         return found
 
-    def _examined(self, edges: Sequence[Edge]) -> list[Edge]:
-        """The edges with their p-values, and those that are no merges with their kinds."""
+    def _examined(
+        self, edges: Sequence[Edge], *, are_adapters: bool = False
+    ) -> tuple[list[Edge], list[Edge]]:
+        """The edges with their p-values and kinds, and those of models that are independent."""
         number = {id: place for place, id in enumerate(self._ids)}
         told = self._comparing.examined([(number[e.parent], number[e.child]) for e in edges])
-        return [
-            edge
-            if isinstance(found, ProbexError)
-            else replace(edge, p_value=found[0], kind=found[1] if edge.kind == _ANY else edge.kind)
-            for edge, found in zip(edges, told, strict=True)
-        ]
+        kept: list[Edge] = []
+        refuted: list[Edge] = []
+        for edge, found in zip(edges, told, strict=True):
+            if isinstance(found, ProbexError):
+                kept.append(edge)
+                continue
+            test, kind = found
+            kind = kind if edge.kind == _ANY else edge.kind
+            edge = replace(edge, p_value=test.p_value, kind=kind)
+            # Similar by what they share before training, such as masks.
+            is_refuted = test.units and test.p_value >= _SIGNIFICANT and not are_adapters
+            (refuted if is_refuted else kept).append(edge)
+        return kept, refuted
 
     def _find_permuted(self, family: Family, groups: Sequence[Sequence[int]]) -> None:
         """Models far from all others that a test takes for kin of some: with permuted units."""
@@ -191,6 +208,7 @@ class Growing:
         for one, tried in zip(alone, others, strict=True):
             tested = [(value, group) for group in tried if isinstance(value := next(values), float)]
             p_value, group = min(tested, key=lambda each: each[0], default=(1.0, []))
+            p_value = min(1.0, p_value * max(1, len(tried)))
             if p_value < _SIGNIFICANT and not self._attach(family, one, group, p_value):
                 self.orphans.add(family.members[one])
 
@@ -217,7 +235,7 @@ class Growing:
             distance=distance,
             layers=relation.farthest(_FARTHEST),
         )
-        self.edges += [edge] if p_value is not None else self._examined([edge])
+        self.edges += [edge] if p_value is not None else self._examined([edge])[0]
         return True
 
 
@@ -285,7 +303,7 @@ def _with_merges(count: int, arcs: Arcs, merges: Mapping[int, Merge]) -> dict[in
     # A child of a merge lies between the merge's parents, too, which may be longer; it is none of
     # theirs.
     for merge, child in arcs.costs:
-        if merge in merges and child not in {*merges, *merges[merge].parents}:
+        if merge in merges and child not in merges and child not in merges[merge].parents:
             is_near = arcs.squared(merge, child) < _NEARER * nearest.get(child, math.inf)
             if is_near and arcs.direction(merge, child) > 0:
                 costs[merge, child] = arcs.costs[merge, child]
@@ -330,7 +348,9 @@ def _turned(
     turned = dict(parents)
     for child, parent in parents.items():
         above = turned.get(parent)
-        if above is None or turned[child] != parent or {child, parent, above} & {*merges}:
+        if above is None or turned[child] != parent:
+            continue
+        if any(one in merges for one in (child, parent, above)):
             continue
         if arcs.direction(parent, child) > _CLEAR or (above, child) not in arcs:
             continue

@@ -54,6 +54,14 @@ _ATTENTION = re.compile(
     re.IGNORECASE,
 )
 
+# Rows of these are words or codes, columns of those are places in a sequence: both have an order.
+_OF_WORDS = re.compile(r".*(?:embed|wte|word|vocab|codebook|tok_|token).*", re.IGNORECASE)
+_OVER_TOKENS = re.compile(r"(?!.*emb).*(?:tokens|token_?mix|mlp_?tok|patch_?mix).*", re.IGNORECASE)
+_FIRST = re.compile(
+    r"(?:\w+\.)?(?:enc|encoder|encode|embed\w*|input\w*|stem|down_blocks)(?:[._\d].*)?"
+)
+_LAST = re.compile(r"(?:\w+\.)?(?:dec|decoder|decode|out|output|generator|up_blocks)(?:[._\d].*)?")
+
 
 @dataclass(frozen=True)
 class LayerMatch:
@@ -197,27 +205,43 @@ def _of_units(one: ModelFile, other: ModelFile, pairs: Mapping[str, str]) -> Ite
 
 
 def _lengths(model: ModelFile, pairs: Mapping[str, str]) -> dict[int, list[str]]:
-    """Axis lengths of hidden units, those with the most features, to the matrices with one."""
+    """Axis lengths of hidden units, those with the most features, to the matrices with one.
+
+    Pixels and words are no hidden units: an autoencoder reads pixels before it writes them.
+    """
     written: dict[int, list[str]] = {}
     read: dict[int, list[str]] = {}
-    for name in sorted(pairs, key=natural_order):
+    for name in sorted(pairs, key=_in_order):
         if name not in model.layers or is_head(name) or are_positions(name):
             continue
-        if _ATTENTION.fullmatch(name):
+        if _ATTENTION.fullmatch(name) or _OVER_TOKENS.fullmatch(name):
             continue
         height, width, _ = _axes(model, name)
         if height != width:
-            written.setdefault(height, []).append(name)
             read.setdefault(width, []).append(name)
-    # What is only written or only read are classes, words or pixels; a head may read hidden units.
+            if not _OF_WORDS.fullmatch(name):
+                written.setdefault(height, []).append(name)
     heads = {_axes(model, name)[1] for name in model.layers if is_head(name)}
-    hidden = [n for n in written if (n in read or n in heads) and LEAST_UNITS <= n <= MOST_UNITS]
+
+    def is_hidden(length: int) -> bool:
+        if length not in written or not LEAST_UNITS <= length <= MOST_UNITS:
+            return False
+        last = read[length][-1] if length in read else ""
+        return length in heads or bool(last and _in_order(written[length][0]) < _in_order(last))
+
+    used = {n: [*written[n], *read.get(n, [])] for n in written if is_hidden(n)}
     features = {
-        n: sum(math.prod(model.layers[name].shape) // n for name in written[n] + read.get(n, []))
-        for n in hidden
+        n: sum(math.prod(model.layers[name].shape) // n for name in names)
+        for n, names in used.items()
     }
-    hidden = sorted(hidden, key=lambda n: -features[n])[:_MOST_TESTS]
-    return {n: _spread(written[n] + read.get(n, []), _MATRICES) for n in hidden}
+    longest = sorted(used, key=lambda n: -features[n])[:_MOST_TESTS]
+    return {n: _spread(used[n], _MATRICES) for n in longest}
+
+
+def _in_order(name: str) -> tuple[int, tuple[tuple[int, str], ...]]:
+    """A key that sorts layers roughly as a model applies them."""
+    place = 0 if _FIRST.fullmatch(name) else 2 if _LAST.fullmatch(name) else 1
+    return place, natural_order(name)
 
 
 def _spread(names: Sequence[str], most: int) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import solve_triangular
 
 # Parents that a merge may have, and models in whose neighbourhood it is looked for.
 _SIZES = (2, 3, 4)
@@ -112,6 +113,8 @@ def _merge(
         if not sets.size:
             continue
         shares, left = _affine(gram_MM, sets)
+        if size == 2:  # their shares may differ from layer to layer
+            left = np.minimum(left, _by_layer(apart_MD, layers, sets))
         rough = np.sqrt(left / squared_M[sets].min(1)) < _ROUGHLY
         usable = rough & _plausible(shares, may_be_negative)
         best: Merge | None = None
@@ -124,7 +127,39 @@ def _merge(
                 best = fitted
         if best is not None:
             return best
-    return None
+    return None if may_be_negative else _of_many(scaled_ND, layers, number, near, allowed)
+
+
+def _by_layer(apart_MD: np.ndarray, layers: Sequence[slice], pairs_K2: np.ndarray) -> np.ndarray:
+    """The square that pairs with the best shares in each layer leave over [K]."""
+    left_K = np.zeros(len(pairs_K2))
+    for layer in layers:
+        gram_MM = apart_MD[:, layer] @ apart_MD[:, layer].T
+        one, other = pairs_K2.T
+        a, b, c = gram_MM[one, one], gram_MM[other, other], gram_MM[one, other]
+        between = a + b - 2 * c
+        share = np.where(between > 0, (b - c) / np.where(between > 0, between, 1), 0.0)
+        left_K += share**2 * a + (1 - share) ** 2 * b + 2 * share * (1 - share) * c
+    return np.maximum(left_K, 0)
+
+
+def _of_many(
+    scaled_ND: np.ndarray, layers: Sequence[slice], number: int, near: Sequence[int], allowed: float
+) -> Merge | None:
+    """The merge of more parents than are tried one by one, by non-negative least squares."""
+    from scipy.optimize import nnls  # slow to import
+
+    theirs_MD = scaled_ND[near]
+    gram_MM = theirs_MD @ theirs_MD.T
+    factor_MM = np.linalg.cholesky(gram_MM + 1e-9 * np.trace(gram_MM) * np.eye(len(near)))
+    wanted_M = solve_triangular(factor_MM, theirs_MD @ scaled_ND[number], lower=True)
+    shares_M, _ = nnls(factor_MM.T, wanted_M)
+    parents = [one for one, share in zip(near, shares_M, strict=True) if share > _LEAST_SHARE]
+    if len(parents) <= _SIZES[-1]:
+        return None
+    fitted = _fitted(scaled_ND, layers, number, parents)
+    is_right = fitted.error < allowed and _plausible(np.array([fitted.coefficients]), False)[0]
+    return fitted if is_right else None
 
 
 def _affine(gram_MM: np.ndarray, sets_KS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from probex_jax.lineage.sketch import Sketch, SketchedLayer, sketch
 from probex_jax.model_files import ModelFile
@@ -83,6 +82,8 @@ def _paired(
     one: Sketch, ours: Sequence[SketchedLayer], other: Sketch, theirs: Sequence[SketchedLayer]
 ) -> dict[str, str]:
     """Pairs layers of one shape."""
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     count = min(len(ours), len(theirs))
     order = np.arange(count), np.arange(count)
     if 1 < max(len(ours), len(theirs)) <= _MOST_ASSIGNED:

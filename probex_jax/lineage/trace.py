@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from probex_jax.engine import HERE, Died, Engine, Work, flattened, in_parts
 from probex_jax.errors import ProbexError
 from probex_jax.lineage.comparing import Comparing, Progress
@@ -21,6 +23,8 @@ from probex_jax.lineage.lineage import Copies, Lineage, Node
 from probex_jax.lineage.marks import Mark, mark
 from probex_jax.lineage.sketch import Sketch, sketch
 from probex_jax.model_files import fingerprint, open_model
+
+_LARGEST = 1e12  # squares of larger weights would not fit in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +158,8 @@ def _see(path: Path) -> _Seen:
     with open_model(path) as model:
         model.check_has_layers()
         found = sketch(model)
+        if (largest := float(np.abs(found.values).max(initial=0))) > _LARGEST:
+            raise ProbexError(f"{path}: weights of {largest:.0e} are too large to be compared")
         is_adapter = any(layer.is_update for layer in model.layers.values())
         seen = _Seen(fingerprint(model), found, mark(found), is_adapter)
         model.check_unchanged()

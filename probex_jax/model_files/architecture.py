@@ -21,8 +21,8 @@ _FILE = re.compile(r"\.(?:safetensors|ckpt|bin|pth?)$")
 
 # What unrelated models share, such as sines.
 _POSITIONS = re.compile(
-    r".*(?:position_embed|pos_embed|embed_positions|positional_embed|position_ids|"
-    r"relative_position|wpe|A_log|inv_freq).*"
+    r".*(?:position_embed|pos_emb|pos_enc|embed_positions|positional_e|position_enc|position_ids|"
+    r"relative_position|wpe|A_log|inv_freq).*|(?:.*\.)?pe(?:\.weight)?"
 )
 
 
