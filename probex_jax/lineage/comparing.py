@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from probex_jax.engine import Engine, Work, flattened, in_parts
 from probex_jax.errors import ProbexError
 from probex_jax.lineage.adapters import base_fit, merged_cosine
+from probex_jax.lineage.attempts import or_error
 from probex_jax.lineage.kinship import Kinship, kinship
 from probex_jax.lineage.pairs import pair_layers
 from probex_jax.lineage.relation import Relation, relate
@@ -96,33 +97,26 @@ def _relating() -> Work:
 
 
 def _examining() -> Work:
-    return Work(partial(_or_error, _examined), lambda part, found: found)
+    return Work(partial(or_error, _examined), lambda part, found: found)
 
 
 def _testing() -> Work:
-    return Work(partial(_or_error, _p_value), lambda part, found: found)
+    return Work(partial(or_error, _p_value), lambda part, found: found)
 
 
 def _fitting() -> Work:
-    return Work(partial(_or_error, _fit), lambda part, found: found)
+    return Work(partial(or_error, _fit), lambda part, found: found)
 
 
 def _merging() -> Work:
-    return Work(partial(_or_error, _merged), lambda part, found: found)
-
-
-def _or_error(function: Callable[[Any], Any], item: Any) -> Any:
-    try:
-        return function(item)
-    except ProbexError as error:
-        return error
+    return Work(partial(or_error, _merged), lambda part, found: found)
 
 
 def _relations(item: tuple[Path, Sequence[Path], bool]) -> list[Relation | ProbexError]:
     path, others, permuted = item
     try:
         with open_model(path) as one:
-            return [_or_error(partial(_relation, one, permuted), other) for other in others]
+            return [or_error(partial(_relation, one, permuted), other) for other in others]
     except ProbexError as error:
         return [error] * len(others)
 

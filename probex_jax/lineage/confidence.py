@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 # Where there are no other models that could tell.
-USUALLY_MISPLACED = 0.3
+_USUALLY_MISPLACED = 0.3
 _MOST_DIRECTION, _MOST_MARGIN = 6.0, 4.0
 # Logistic regression on edges of families of seeds 100 and 300, with and without their roots, and
 # of planted trees and stars.
@@ -36,8 +36,8 @@ def confidence(
     References:
       docs/lineage.md, "What is told".
     """
-    of_edge = USUALLY_MISPLACED if misplaced is None else misplaced
-    of_family = USUALLY_MISPLACED if family is None else family
+    of_edge = _USUALLY_MISPLACED if misplaced is None else misplaced
+    of_family = _USUALLY_MISPLACED if family is None else family
     logit = (
         _CONSTANT
         + _OF_DIRECTION * min(direction, _MOST_DIRECTION)

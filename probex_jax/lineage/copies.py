@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.spatial import cKDTree
 
 from probex_jax.engine import HERE, Engine, Work, flattened, in_parts
-from probex_jax.errors import ProbexError
+from probex_jax.lineage.attempts import or_error
 from probex_jax.lineage.difference import copy_difference
 from probex_jax.lineage.lineage import Copies
 from probex_jax.lineage.marks import Mark, hash_of, read_marks
@@ -246,18 +245,11 @@ def _grouped(
 
 
 def _reading() -> Work:
-    return Work(lambda item: _or_error(_content, item[1]), lambda part, found: found)
+    return Work(lambda item: or_error(_content, item[1]), lambda part, found: found)
 
 
 def _comparing() -> Work:
-    return Work(lambda item: _or_error(_origin, item[1]), lambda part, found: found)
-
-
-def _or_error(function: Callable[[Any], Any], argument: Any) -> Any:
-    try:
-        return function(argument)
-    except ProbexError as error:
-        return error
+    return Work(lambda item: or_error(_origin, item[1]), lambda part, found: found)
 
 
 def _content(path: Path) -> str:
@@ -283,7 +275,7 @@ def _origin(paths: Sequence[Path]) -> tuple[int, float] | None:
     """Of the first model, the place among the others of one that it is a copy of, and how far."""
     with open_model(paths[0]) as one:
         for place, path in enumerate(paths[1:]):
-            difference = _or_error(partial(_difference, one), path)
+            difference = or_error(partial(_difference, one), path)
             if isinstance(difference, float):
                 return place, difference
     return None

@@ -13,19 +13,18 @@ from probex_jax.lineage.arcs import Arcs
 from probex_jax.lineage.comparing import Comparing
 from probex_jax.lineage.confidence import confidence
 from probex_jax.lineage.families import Anchors, Family, most_compared, neighbours
+from probex_jax.lineage.kinship import SIGNIFICANT
 from probex_jax.lineage.lineage import Edge
 from probex_jax.lineage.merges import Merge, find_merges
-from probex_jax.lineage.relation import Relation
+from probex_jax.lineage.relation import REORDERED, Relation
 from probex_jax.lineage.tree import arborescence
 
-_SIGNIFICANT = 1e-3
 _ANY = "fine-tune"  # until it is examined
 _TRIED = 64  # kin in which the origin of a permuted model is looked for
 _GROUPS = 16  # families that a model without kin is tested against, if there are few such models
 _MOST_TESTS = 4096
 _BASES = 64  # models that an adapter is tested against
-_FARTHEST = 5
-_FAR = 0.3  # distance, as a share of the length, from which units may be in another order
+REORDEREDTHEST = 5
 _CLEAR = 2.0  # log odds of a direction that other models' distances do not turn
 _NEARER = 0.5  # squared distance from a merge to a child of it, to that from its next best parent
 # Below, the parent is taken for one that is not there.
@@ -36,7 +35,7 @@ _OF_A_MERGE, _OF_PERMUTED, _OF_MERGED = 0.98, 0.9, 0.99
 # The base of an adapter is one of the kin that fit; which one is not told.
 _OF_KIN = 0.5
 _IS_MERGED = 0.95  # cosine of an adapter and what a model has beyond its base
-_SIGNIFICANT_BASE = 0.01
+_BASE_LEVEL = 0.01
 
 
 class Growing:
@@ -52,7 +51,7 @@ class Growing:
         found = neighbours(family)
         near, apart, groups = found.near, found.distances, found.groups
         for group in groups if not family.are_adapters else ():
-            far = {member for member in group if apart[member] > _FAR}
+            far = {member for member in group if apart[member] > REORDERED}
             if len(group) > 1 and 2 * len(far) < len(group):
                 rest = [member for member in group if member not in far]
                 permuted = {one for one in far if self._attach(family, one, rest, None)}
@@ -104,16 +103,18 @@ class Growing:
             sure = (
                 _CERTAIN if is_certain else confidence(direction, margin, misplaced[child], usual)
             )
-            if sure > _LEAST_CONFIDENCE:
-                found.append(self._edge(family, parent, child, relation, sure))
-        kept, refuted = self._examined(found, are_adapters=family.are_adapters)
+            found.append(self._edge(family, parent, child, relation, sure))
+        kin, refuted = self._examined(found, are_adapters=family.are_adapters)
+        kept = [edge for edge in kin if edge.confidence > _LEAST_CONFIDENCE]
         self.edges += kept
-        related = {id for edge in kept for id in (edge.parent, edge.child)}
-        strangers = {id for edge in refuted for id in (edge.parent, edge.child)}
+        related, kindred, strangers = (
+            {id for edge in edges for id in (edge.parent, edge.child)}
+            for edges in (kept, kin, refuted)
+        )
         self.orphans |= {
             member
-            for member in family.members
-            if self._ids[member] not in related and self._ids[member] not in strangers
+            for member, id in ((member, self._ids[member]) for member in family.members)
+            if id not in related and (id in kindred or id not in strangers)
         }
 
     def _arcs(self, family: Family, pairs: Iterable[tuple[int, int]]) -> Arcs:
@@ -145,7 +146,7 @@ class Growing:
             p_value=1.0,
             confidence=sure,
             distance=relation.distance,
-            layers=relation.farthest(_FARTHEST),
+            layers=relation.farthest(REORDEREDTHEST),
         )
 
     def _merge_edges(self, family: Family, child: int, merge: Merge) -> list[Edge]:
@@ -185,7 +186,7 @@ class Growing:
             kind = kind if edge.kind == _ANY else edge.kind
             edge = replace(edge, p_value=test.p_value, kind=kind)
             # Similar by what they share before training, such as masks.
-            is_refuted = test.units and test.p_value >= _SIGNIFICANT and not are_adapters
+            is_refuted = test.units and test.p_value >= SIGNIFICANT and not are_adapters
             (refuted if is_refuted else kept).append(edge)
         return kept, refuted
 
@@ -209,7 +210,7 @@ class Growing:
             tested = [(value, group) for group in tried if isinstance(value := next(values), float)]
             p_value, group = min(tested, key=lambda each: each[0], default=(1.0, []))
             p_value = min(1.0, p_value * max(1, len(tried)))
-            if p_value < _SIGNIFICANT and not self._attach(family, one, group, p_value):
+            if p_value < SIGNIFICANT and not self._attach(family, one, group, p_value):
                 self.orphans.add(family.members[one])
 
     def _attach(
@@ -224,7 +225,7 @@ class Growing:
             if isinstance(relation, Relation)
         ]
         distance, place, relation = min(near, key=lambda each: each[:2], default=(2.0, 0, None))
-        if relation is None or distance > _FAR:
+        if relation is None or distance > REORDERED:
             return False
         edge = Edge(
             parent=self._ids[pairs[place][0]],
@@ -233,7 +234,7 @@ class Growing:
             p_value=1.0 if p_value is None else p_value,
             confidence=_OF_PERMUTED,
             distance=distance,
-            layers=relation.farthest(_FARTHEST),
+            layers=relation.farthest(REORDEREDTHEST),
         )
         self.edges += [edge] if p_value is not None else self._examined([edge])[0]
         return True
@@ -280,7 +281,7 @@ def adapter_edges(
     for adapter, (value, base) in best.items():
         if adapter in bases:
             found.append(replace(bases[adapter], p_value=value))
-        elif (corrected := min(1.0, value * len(candidates))) < _SIGNIFICANT_BASE:
+        elif (corrected := min(1.0, value * len(candidates))) < _BASE_LEVEL:
             found.append(_adapter_edge(ids, base, adapter, corrected, _OF_KIN))
     return found
 

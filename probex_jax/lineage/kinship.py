@@ -4,8 +4,9 @@ A network computes the same when its hidden units are put in another order, and 
 prefer one: of a model that was trained on its own, every order was as likely. So units of two
 independent models match at equal places no better than at random ones, even if both learnt the same
 data; those of a descendant do. The test compares the two (Zhu et al., "Independence tests for
-language models", ICML 2025, have the idea). Its p-value is exact for any weights and any training
-that treats units alike.
+language models", ICML 2025, have the idea). Its p-value is exact for any training that treats units
+alike. Pixels, words and positions have an order before training; the names and the order of layers
+tell which axes these are.
 
 All axes of one length are put in one order, which covers units that several layers share. Each axis
 length is tested by itself, since the order of one must not change what another is compared by: the
@@ -35,9 +36,8 @@ from probex_jax.matrices import LowRank
 from probex_jax.model_files import ModelFile
 from probex_jax.model_files.architecture import are_positions, is_head
 
-# Orders that are drawn; the smallest p-value is one more in a number of them more.
-ORDERS = 9999
-_SIGNIFICANT = 1e-3
+ORDERS = 9999  # that are drawn at random; the smallest p-value is 1 / (ORDERS + 1)
+SIGNIFICANT = 1e-3  # the p-value below which models are taken for kin
 _MOST_ALIKE = 1024  # units that are tested for varying alike, which takes a decomposition
 _ONE_SIDE, _OTHER_SIDE = 16, 32  # directions of the two models
 LEAST_UNITS = 8  # of fewer there are too few orders
@@ -163,7 +163,7 @@ def kinship(
         value = count * _p_value(test.groups, orders, (seed, place))
         best, least = (test, value) if best is None or value < least else (best, least)
     for place, test in enumerate(tests):
-        if test.has_second and least >= _SIGNIFICANT:
+        if test.has_second and least >= SIGNIFICANT:
             value = count * _second(test, orders, (seed, len(tests) + place))
             best, least = (test, value) if value < least else (best, least)
     if best is None:

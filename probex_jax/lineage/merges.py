@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import solve_triangular
 
-# Parents that a merge may have, and models in whose neighbourhood it is looked for.
+# Parents that are tried one set after the other, and the nearest models that these are of.
 _SIZES = (2, 3, 4)
 _NEAREST = {2: 16, 3: 14, 4: 9}
 # What may be left of the distance to the nearest parent, before and after a fit of each layer.
@@ -49,8 +49,9 @@ def find_merges(
 ) -> dict[int, Merge]:
     """Finds the models that are merges of others.
 
-    First sums with positive weights, such as linear and spherical interpolation; then, among models
-    that are no merges, sums with one negative weight, as task arithmetic on a base makes.
+    First sums with positive weights: of two, whose weights may differ from layer to layer, of three
+    and four, and of as many as are near. Then, among models that are no merges, sums with one
+    negative weight, as task arithmetic on a base makes.
 
     Args:
       samples: entries of the weights of all models at the same places [N, D].
@@ -188,7 +189,7 @@ def _fitted(
     totals, left, mass = np.zeros(len(parents)), 0.0, 0.0
     for layer in layers:
         own, theirs = scaled_ND[number, layer], scaled_ND[parents, layer]
-        apart = np.square(theirs - own).sum(1).min()
+        apart = np.square(theirs - own).sum(1).max()
         if len(own) < _LEAST_ENTRIES or not apart > 0:
             continue
         shares = np.linalg.lstsq(theirs.T, own, rcond=None)[0]

@@ -30,6 +30,7 @@ _REPEATED = 0.02  # share of equal neighbours in sorted blocks from which they l
 # Where the spectrum of a difference is looked at, and what may be left beyond its rank.
 _PROBED, _PROBED_ROWS, _PROBED_COLUMNS = 8, 128, 256
 _REST = 1e-4
+REORDERED = 0.3  # distance, as a share of the length, from which units may be in another order
 # Cosines below which units are looked for in another order, and above which they are found.
 _FEATURES = 256  # of a unit that is looked for in another order
 _FAR, _MATCHED, _MOSTLY = 0.5, 0.5, 0.9
@@ -94,7 +95,7 @@ class Relation:
         """The log odds that the second is derived from the first, if one is of the other."""
         if explained := self.pruned or self.rounded:
             return _CERTAIN * explained
-        forward, backward = self.misfits
+        forward, backward = self._misfits
         apart = (self.one + self.other - 2 * self.inner).sum()
         if not apart > 0:
             return 0.0
@@ -104,7 +105,7 @@ class Relation:
         return float(_OF_FIT * (backward - forward) + _OF_LENGTH * longer)
 
     @property
-    def misfits(self) -> tuple[float, float]:
+    def _misfits(self) -> tuple[float, float]:
         """How badly the second fits as the first's child, and the first as the second's.
 
         A child differs from its parent at right angles to it. Means of squares over layers, 0 for

@@ -6,15 +6,15 @@ neighbours they are and what was merged; only neighbours are then compared in fu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from probex_jax.engine import HERE, Died, Engine, Work, flattened, in_parts
 from probex_jax.errors import ProbexError
+from probex_jax.lineage.attempts import or_error
 from probex_jax.lineage.comparing import Comparing, Progress
 from probex_jax.lineage.copies import confirmed, find_copies
 from probex_jax.lineage.families import families
@@ -144,14 +144,7 @@ def _copies(
 
 
 def _sketching() -> Work:
-    return Work(lambda path: _or_error(_see, path), lambda part, found: found)
-
-
-def _or_error(function: Callable[[Any], Any], argument: Any) -> Any:
-    try:
-        return function(argument)
-    except ProbexError as error:
-        return error
+    return Work(lambda path: or_error(_see, path), lambda part, found: found)
 
 
 def _see(path: Path) -> _Seen:

@@ -11,18 +11,16 @@ from typing import Any
 from probex_jax.lineage.adapters import base_fit
 from probex_jax.lineage.copies import find_copies
 from probex_jax.lineage.difference import copy_difference
-from probex_jax.lineage.kinship import LayerMatch, check_comparable, kinship
+from probex_jax.lineage.kinship import SIGNIFICANT, LayerMatch, check_comparable, kinship
 from probex_jax.lineage.marks import mark
 from probex_jax.lineage.pairs import pair_layers
-from probex_jax.lineage.relation import Relation, relate
+from probex_jax.lineage.relation import REORDERED, Relation, relate
 from probex_jax.lineage.sketch import sketch
 from probex_jax.model_files import ModelFile, open_model
 
-_SIGNIFICANT = 1e-3
 _SURE = 0.9
 _SHOWN = 3
 _SPEAKS = 3.0  # standard deviations from which a layer speaks for kinship
-_FAR = 0.3  # distance from which units may be in another order
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def compare(one: str | Path, other: str | Path) -> Verdict:
 
 def _of_adapter(a: ModelFile, b: ModelFile, base: str) -> Verdict:
     found = base_fit(a, b) if base == "other" else base_fit(b, a)
-    relation = "fits" if found.p_value < _SIGNIFICANT else "cannot be told"
+    relation = "fits" if found.p_value < SIGNIFICANT else "cannot be told"
     return Verdict(relation, base, "LoRA", found.p_value, found.units)
 
 
@@ -152,10 +150,10 @@ def _of_two(a: ModelFile, b: ModelFile, are_adapters: bool) -> Verdict:
     tested = kinship(a, b, pairs)
     said = {"p_value": tested.p_value, "units": tested.units, "speak": _speaking(tested.layers)}
     relation = relate(a, b, pairs)
-    is_kin = tested.p_value < _SIGNIFICANT
-    if is_kin and not are_adapters and relation.distance > _FAR:
+    is_kin = tested.p_value < SIGNIFICANT
+    if is_kin and not are_adapters and relation.distance > REORDERED:
         ordered = relate(a, b, pairs, permuted=True)
-        if ordered.distance < _FAR:
+        if ordered.distance < REORDERED:
             return _derived(ordered, said, "permuted")
     if is_kin:
         return _derived(relation, said)

@@ -104,3 +104,10 @@ def test_arguments_lists_and_folders_go_together(models, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert {node.id for node in load_lineage(tmp_path / "o").nodes} == {"root", "child"}
+
+
+def test_a_model_that_is_given_twice_counts_once(models, tmp_path):
+    paths = [models / "root.safetensors", models / "child.safetensors", models / "root.safetensors"]
+    done = run("lineage", *paths, f"--out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert len(load_lineage(tmp_path).nodes) == 2

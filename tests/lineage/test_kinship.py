@@ -303,3 +303,40 @@ def test_units_in_another_order_everywhere_around_them():
         order = np.random.default_rng(layer).permutation(len(one[up]))
         one = one | {up: one[up][order], down: one[down][:, order]}
     assert kin(mlps(0), one).p_value < 1e-3
+
+
+def smooth(rng, units, pixels=64):
+    """Weights of units over pixels, of which neighbours are alike in any model."""
+    return np.cumsum(rng.normal(size=(units, pixels)), axis=1)
+
+
+@pytest.mark.parametrize(
+    ("reads", "writes"),
+    [("encoder.0.weight", "decoder.2.weight"), ("fc1.weight", "fc4.weight")],
+)
+def test_pixels_of_autoencoders_are_no_units(reads, writes):
+    """They are written as well as read, and vary alike in strangers."""
+
+    def trained(seed):
+        rng = np.random.default_rng([11, seed])
+        return {reads: smooth(rng, 32), writes: smooth(rng, 32).T.copy()}
+
+    found = p_values((trained(2 * k), trained(2 * k + 1)) for k in range(20))
+    assert (found < 0.05).sum() <= most_below(0.05, 20)
+    assert kin(trained(0), trained(0)).p_value < 1e-3
+
+
+@pytest.mark.parametrize("name", ["embed.weight", "model.wte.weight"])
+def test_words_are_no_units(name):
+    """Where there are as many as an MLP has units, and words vary alike in strangers."""
+
+    def trained(seed):
+        rng = np.random.default_rng([12, seed])
+        return {
+            name: smooth(rng, 16, 40).T.copy(),
+            "layers.0.fc1.weight": rng.normal(size=(40, 16)),
+            "layers.0.fc2.weight": rng.normal(size=(16, 40)),
+        }
+
+    found = p_values((trained(2 * k), trained(2 * k + 1)) for k in range(20))
+    assert (found < 0.05).sum() <= most_below(0.05, 20)

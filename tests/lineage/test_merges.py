@@ -200,3 +200,34 @@ def test_fewer_than_two_parents_or_equal_models():
     models = brood(1)
     assert found_in(models) == {}
     assert found_in(np.stack([models[0]] * 4)) == {}
+
+
+def test_a_soup_of_six():
+    models = brood(6)
+    found = found_in([*models, models[1:].mean(0)])
+    check(found, 7, dict.fromkeys(range(1, 7), 1 / 6), 1e-2)
+
+
+def by_layer(one, other, shares):
+    """A merge of two whose shares differ from layer to layer."""
+    found = np.empty_like(one)
+    for layer, share in zip(LAYERS, shares, strict=True):
+        found[layer] = share * one[layer] + (1 - share) * other[layer]
+    return found
+
+
+@pytest.mark.parametrize(
+    "shares", [np.linspace(0.1, 0.9, 10), np.array([0.2] * 3 + [0.8] * 7), np.array([0, 1] * 5)]
+)
+def test_shares_that_differ_from_layer_to_layer(shares):
+    """Of gradients of SLERP, and of models that were put together of others' layers."""
+    models = brood(3)
+    found = found_in([*models, by_layer(models[1], models[2], shares)])
+    assert {*found} == {4}
+    assert {*found[4].parents} == {1, 2}
+    assert found[4].error < 0.03
+
+
+def test_a_parent_that_is_not_there_makes_no_soup():
+    models = brood(6)
+    assert found_in([*models[:6], models[1:].mean(0)]) == {}

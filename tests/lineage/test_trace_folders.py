@@ -6,7 +6,7 @@ import pytest
 from probex_jax.lineage.trace import trace
 from tests.lineage import copying
 from tests.lineage.copying import saved
-from tests.lineage.planting import STREAM, child, edges, fresh, kept, origins, traced
+from tests.lineage.planting import STREAM, child, edges, fresh, kept, origins, permuted, traced
 
 EXPECTED = {f"c{k}": {"root"} for k in range(3)}
 
@@ -154,3 +154,33 @@ def test_progress_reaches_its_totals(family, tmp_path):
     assert len(seen) > 1
     for reports in seen.values():
         assert reports[-1][0] == reports[-1][1]
+
+
+def test_strangers_that_share_a_mask_are_no_kin(tmp_path):
+    """It makes them near to each other; their units tell that they are none."""
+    mask = {"attn_mask": np.where(np.tri(48), 0.0, -100.0)}
+    found = traced(kept({name: fresh(n) | mask for n, name in enumerate("abc")}, tmp_path))
+    assert found.edges == ()
+    assert {*origins(found).values()} == {"alone"}
+
+
+def test_weights_that_are_too_large_are_told(tmp_path):
+    large = {name: 1e30 * value for name, value in fresh(1).items()}
+    found = traced(kept({"a": fresh(0), "b": child(fresh(0), 0.1, 1), "large": large}, tmp_path))
+    assert {*found.failed} == {"large"}
+    assert edges(found) == {"b": {"a"}}
+
+
+def test_lone_models_are_tested_as_often_as_there_are_families(tmp_path):
+    """Of many strangers, none is taken for kin of one of them."""
+    models = {f"m{n:02d}": fresh(n) for n in range(24)}
+    assert {*origins(traced(kept(models, tmp_path))).values()} == {"alone"}
+
+
+def test_a_permuted_copy_of_a_model_without_other_kin(tmp_path):
+    models = {"stranger": fresh(0), "a": fresh(1), "b": permuted(fresh(1))}
+    found = traced(kept(models, tmp_path))
+    assert [(edge.parent, edge.child, edge.kind) for edge in found.edges] == [
+        ("a", "b", "permuted")
+    ]
+    assert origins(found)["stranger"] == "alone"
