@@ -129,7 +129,7 @@ class LayerStore:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of the content: layers, classes, each model's split, weights, labels or number."""
+        """SHA-256 of the content: layers, classes, models with what is said of them."""
         said = {m.id: list(m.labels) if m.value is None else m.value for m in self.models}
         models = sorted((m.id, m.split, said[m.id], m.content_hash) for m in self.models)
         layers = [sorted(self.layers.items()), sorted(self.ranks.items())]
