@@ -81,6 +81,12 @@ class Attribute:
     n_train: int | None = None
     metrics: Mapping[str, Any] | None = None
 
+    @classmethod
+    def of(cls, name: str, card: Any) -> Attribute:
+        """What stands on the `Card` of a part."""
+        fields = (field.name for field in dataclasses.fields(cls) if field.name != "name")
+        return cls(name, **{field: getattr(card, field) for field in fields})
+
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         return {

@@ -121,8 +121,9 @@ def calibrated(expert: Expert, store: LayerStore, encoder: TextEncoder | None = 
       encoder: as `evaluate` takes it.
 
     Returns:
-      It, with `conformal` and `calibration` on its card: the temperature, and the expected calibration errors on
-      `val`, and on `test` where there is such a split, at temperature 1 (`before`) and at this one.
+      It, with `conformal` and `calibration` on its card: the temperature, and the expected
+      calibration errors on `val`, and on `test` where there is such a split, at temperature 1
+      (`before`) and at this one.
 
     Raises:
       ProbexError: as `evaluate`.

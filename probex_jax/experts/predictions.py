@@ -81,6 +81,7 @@ class Predictions:
         task: Task,
         answers: tuple[np.ndarray, np.ndarray],
         expert: Expert | None = None,
+        vectors: np.ndarray | None = None,
     ) -> Predictions:
         """Answers for the models of a store.
 
@@ -90,10 +91,11 @@ class Predictions:
           task: what is asked.
           answers: logits and targets.
           expert: who represents the models, also those of held-out classes; None if nobody does.
+          vectors: [N, T], how the models of `test` are represented, where no expert is asked.
         """
         splits = ["test", *(["test_holdout"] if expert and store.has("test_holdout") else [])]
         models = [model for split in splits for model in store.split(split)]
-        vectors = np.zeros([0, 0])
+        vectors = np.zeros([0, 0]) if vectors is None else vectors
         if expert is not None:
             vectors = np.concatenate([stored_vectors(expert, store, split) for split in splits])
         logits_NY, y = answers
@@ -163,7 +165,9 @@ class Predictions:
 
 def _task(said: Any, path: Path) -> Task:
     """The task of its name, as in files of earlier versions, or of its fields."""
-    return TASKS[said]() if isinstance(said, str) else read_task(said, "none", None, path)
+    if isinstance(said, str):
+        return TASKS[said]()
+    return read_task(said, TASKS[said["name"]].head, None, path)
 
 
 def _checksum(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> int:
