@@ -18,7 +18,7 @@ KINDS = (NUMBERS, CLASSES)
 MANY = 13
 # Of the different cells of a column of numbers, so many are numbers; the others are mistakes.
 _MOST = 0.75
-_NAMED = 5
+_NAMED = 4
 
 _MISSING = {"", "-", "–", "—", "?", "NA", "N/A", "n/a", "#N/A"}  # noqa: RUF001
 _MISSING_WORDS = {"nan", "null"}  # in any case
@@ -112,8 +112,9 @@ def numbers_of(
     best = max(readings, key=lambda reading: sum(count[text] for text in reading))
     if wrong := [model for model, text in texts.items() if text not in best]:
         such = f" such as {quoted(next(iter(best)))}" if best else ""
-        found = _mistakes([cells[model] for model in wrong], name, f"a number{such}")
-        raise ProbexError(f"{where}: {found}")
+        (place, value), *others = [cells[model] for model in wrong]
+        found = f"expected a number{such}, found {quoted(value)}{_more(others)}"
+        raise ProbexError(f"{where}: {place}: {name}: {found}")
     return {model: best[text] for model, text in texts.items()}
 
 
@@ -123,15 +124,13 @@ def _are_numbers(values: Collection[float], cells: int) -> bool:
     return 2 * len(values) > cells or any(0 < abs(value) < 1 for value in values)
 
 
-def _mistakes(wrong: list[tuple[str, Any]], name: str, expected: str) -> str:
-    place, value = wrong[0]
-    line = f"{place}: {name}: expected {expected}, found {quoted(value)}"
-    if len(wrong) == 1:
-        return line
-    others = "cell" if len(wrong) == 2 else "cells"
-    places = ", ".join(place for place, _ in wrong[1 : 1 + _NAMED])
-    more = ", …" if len(wrong) > 1 + _NAMED else ""
-    return f"{line}; {len(wrong) - 1} more such {others}: {places}{more}"
+def _more(others: list[tuple[str, Any]]) -> str:
+    """Where there are other mistakes of this kind."""
+    if not others:
+        return ""
+    places = ", ".join(place for place, _ in others[:_NAMED])
+    cells = "cell" if len(others) == 1 else "cells"
+    return f"; and {len(others)} more such {cells}: {places}{', …' * (len(others) > _NAMED)}"
 
 
 def _spelling(point: str, group: str, percent: str) -> "re.Pattern[str]":
