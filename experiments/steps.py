@@ -44,7 +44,7 @@ def pack(
 ) -> PackSummary:
     """Packs a zoo; what is skipped goes to standard error, a line each."""
     found = _scanned(zoo, labels) if labels else px.scan(zoo)
-    label_steps.told_unmatched(found.unmatched, zoo)
+    label_steps.told_unmatched(found.unmatched, zoo, found.notes)
     with cli.progress(0, "packing", "model") as bar:
         summary = px.pack(
             found,

@@ -9,7 +9,7 @@ A model's labels are the classes that it was trained on: its entry in an optiona
 ({model: [class, ...]}) beside the splits, or else its header's `dataset_chosen_targets`, a list, or
 for a LoRA its one `imagenet_class_id` or `concept`. Files of labels with named columns say more
 (`label_files`). An optional `zoo.json` names the tree and the classes, with words for classes whose
-names are ids.
+names are ids, and says which columns hold numbers.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +22,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.model_files import ModelFile, Remote, literal_strings, open_model
 from probex_jax.model_files.stated import LABEL_KEYS, LABELS_KEY
 from probex_jax.model_files.untrusted_text import is_text, json_object, quoted, shown
+from probex_jax.zoo.cells import KINDS
 from probex_jax.zoo.flat import by_name, flat_models, is_weights
 from probex_jax.zoo.label_files import classes_of, distinct_texts, read_table
 from probex_jax.zoo.listed_path import zoo_path
@@ -153,6 +154,7 @@ class Zoo:
       texts: from `zoo.json`: class to the words for it, for classes whose name is a WordNet id.
       unmatched: file of labels to its names without a model in the zoo.
       tables: label columns and splits, by the ids of the models.
+      notes: lines about what was guessed of files of labels, such as encodings.
     """
 
     tree: str
@@ -161,6 +163,7 @@ class Zoo:
     texts: Mapping[str, str] = field(default_factory=dict)
     unmatched: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tables: Tables = field(default_factory=Tables)
+    notes: tuple[str, ...] = ()
 
     @property
     def is_flat(self) -> bool:
@@ -216,7 +219,8 @@ def scan(
     if not found:
         raise ProbexError(f"{root}: no models; {_instead(root)}")
     names, sources = Names(found), label_sources(labels)
-    files, unmatched = find_labels(root, names, [s for s in sources if s in LABEL_FILES])
+    kinds = _kinds(about.get("kinds", {}), f"{shown(root / 'zoo.json')}: kinds")
+    files, unmatched = find_labels(root, names, [s for s in sources if s in LABEL_FILES], kinds)
     of_files = {name: column for name, column in files.columns.items() if name}
     splits = root / SPLITS_FILE
     tables = Tables(
@@ -243,7 +247,7 @@ def scan(
             f"{shown(root / 'zoo.json')}: tree: expected a text, found {quoted(tree)}"
         )
     texts = _texts(about.get("texts", {}), f"{shown(root / 'zoo.json')}: texts")
-    return Zoo(tree, tuple(models), classes, texts, unmatched, tables)
+    return Zoo(tree, tuple(models), classes, texts, unmatched, tables, files.notes)
 
 
 def _with_stated(
@@ -320,6 +324,13 @@ def _texts(value: Any, where: str) -> Mapping[str, str]:
             raise ProbexError(f"{where}: {quoted(name)} is no name of a class")
         if not is_text(words) or not words.strip():
             raise ProbexError(f"{where}: {quoted(name)}: expected words, found {quoted(words)}")
+    return value
+
+
+def _kinds(value: Any, where: str) -> Mapping[str, str]:
+    if not isinstance(value, dict) or not all(kind in KINDS for kind in value.values()):
+        told = " or ".join(map(quoted, KINDS))
+        raise ProbexError(f"{where}: expected an object, column to {told}, found {quoted(value)}")
     return value
 
 
