@@ -12,6 +12,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, one_writer, read_json, write_json
 from probex_jax.layer_store.tables import check_labels
 from probex_jax.model_files.untrusted_text import plain_name
+from probex_jax.sweeps.joint import joint_store, views
 from probex_jax.zoo import Zoo
 from probex_jax.zoo.cells import CLASSES, NUMBERS
 from probex_jax.zoo.label_files import classes_of, read_labels
@@ -22,6 +23,7 @@ from probex_jax.zoo.tables import SPLITS_FILE, Names, Tables, matched, read_spli
 
 Row = dict[str, object]
 
+ALL = "all"  # of config.task: all attributes
 # In a work directory: the store, labels and split that were trained on, as they were given.
 _VIEW = "view.json"
 # Of the classes of a column, so many are named.
@@ -204,13 +206,14 @@ def told_unmatched(
             print(cli.one_line(f"{file}: no model {name!r} in {where}"), file=sys.stderr)
 
 
-def open_view(store: str | Path, labels: str, split: str) -> px.LayerStore:
+def open_view(store: str | Path, labels: str, split: str, number: bool = False) -> px.LayerStore:
     """A store with the labels and the split that a config names; as it is where it names none.
 
     Args:
       store: its folder.
       labels: a column of the store, FILE:COLUMN, or FILE if that has one column; or "".
       split: a split of the store, or FILE:NAME; or "".
+      number: whether a column of classes that are numbers is read as one of numbers.
 
     Raises:
       ProbexError: if there is no such store, column or split, or a file is malformed.
@@ -219,7 +222,21 @@ def open_view(store: str | Path, labels: str, split: str) -> px.LayerStore:
     opened, column = _with_labels(opened, labels)
     opened, name = _with_split(opened, split)
     in_folders = any(opened.folders.values())
-    return opened if in_folders and not (labels or split) else opened.view(column, name)
+    as_packed = in_folders and not (labels or split or number)
+    return opened if as_packed else opened.view(column, name, number)
+
+
+def open_attributes(
+    store: str | Path, split: str
+) -> tuple[dict[str, px.LayerStore], dict[str, str]]:
+    """Each attribute of a store with its view, and why others are left out; errors as `views`.
+
+    Args:
+      store: its folder.
+      split: as `open_view` takes it.
+    """
+    opened, name = _with_split(px.LayerStore.open(store), split)
+    return views(opened, name)
 
 
 def _with_labels(store: px.LayerStore, labels: str) -> tuple[px.LayerStore, str]:
@@ -238,6 +255,14 @@ def _with_labels(store: px.LayerStore, labels: str) -> tuple[px.LayerStore, str]
     column = column or known[0]
     tables.check(column, path)
     return store.with_tables(tables), column
+
+
+def opened_as(store: str | Path, config: Mapping[str, Any]) -> px.LayerStore:
+    """A store with what a config trains on: one view, or the models of all attributes."""
+    if config.get("task") == ALL:
+        return joint_store(open_attributes(store, config["split"])[0])
+    number = config.get("task") == px.Number.name
+    return open_view(store, config["labels"], config["split"], number)
 
 
 def _with_split(store: px.LayerStore, split: str) -> tuple[px.LayerStore, str]:
@@ -283,12 +308,13 @@ def repeats(config: Mapping[str, Any]) -> dict[str, str]:
 
 def write_view(workdir: Path, config: Mapping[str, Any]) -> None:
     """Keeps beside the experts what they were trained on, for `store_of`."""
-    if not (config["labels"] or config["split"]):
+    if not (config["labels"] or config["split"] or config["task"]):
         return
     store = px.LayerStore.open(config["store"])
     given = {
         "labels": _absolute(config["labels"], store.attributes),
         "split": _absolute(config["split"], store.splits),
+        "task": config["task"],
     }
     write_json(workdir / _VIEW, {**given, "store": str(store.path.resolve())})
 
@@ -312,7 +338,7 @@ def store_of(experts: str | Path, store: str | None = None) -> px.LayerStore:
         if (folder / _VIEW).exists():
             about = read_json(folder / _VIEW)
             try:
-                return open_view(store or about["store"], about["labels"], about["split"])
+                return opened_as(store or about["store"], about)
             except (TypeError, KeyError) as error:
                 raise ProbexError(f"{folder / _VIEW}: damaged ({error}); remove it") from error
     if store is None:

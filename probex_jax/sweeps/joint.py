@@ -181,7 +181,8 @@ def finish(
         known = {**figures[0], **test_figures(part, each.store, found["test"]), **figures[1]}
         card = replace(part.card, told=told, metrics=known)
         attributes.append(Attribute.of(name, card))
-        metrics[name] = {**attributes[-1].to_json(), **known, "n_models": _counts(each.store)}
+        said = {key: value for key, value in attributes[-1].to_json().items() if key != "metrics"}
+        metrics[name] = {**said, **known, "n_models": _counts(each.store)}
     first = expert.card.members[0]
     expert = expert.with_card(attributes=tuple(attributes), n_train=len(whole.split("train")))
     expert.save(workdir / "expert")
