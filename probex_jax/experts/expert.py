@@ -341,7 +341,7 @@ class Expert:
         if tree != self.card.tree:
             raise ProbexError(f"the expert is of tree {self.card.tree}, the models are of {tree}")
         ours, theirs = list(self.card.classes), list(classes)
-        if self.card.text is None and ours != theirs:
+        if self.card.text is None and not self.card.attributes and ours != theirs:
             different = sorted(set(ours) ^ set(theirs)) or ["their order"]
             raise ProbexError(
                 f"the expert knows {len(ours)} classes, the store {len(theirs)}; "

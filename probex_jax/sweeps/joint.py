@@ -33,6 +33,7 @@ from probex_jax.sweeps.select import test_figures
 from probex_jax.sweeps.settings import told_task
 from probex_jax.sweeps.source import Source
 
+ATTRIBUTES = "all attributes"  # the label set of a joint expert
 CLASSES = "classes"  # the attribute of labels that no column names
 
 
@@ -66,7 +67,7 @@ def views(
             found[name] = _checked(store.view(name, split))
         except ProbexError as error:
             left_out[name] = str(error)
-    if not names and (own := _own_classes(store, split)) is not None and CLASSES not in found:
+    if not names and CLASSES not in found and (own := _own_classes(store, split)) is not None:
         found = {CLASSES: own} | found
     if not found:
         raise ProbexError(
@@ -115,7 +116,7 @@ def joint_card(card: Card, sources: Mapping[str, Source]) -> Card:
         classes=tuple(name for each in attributes for name in each.classes),
         attributes=attributes,
         store_hash=hashlib.sha256(json.dumps(hashes).encode()).hexdigest(),
-        more={},
+        more={"label_set": ATTRIBUTES},
     )
 
 
