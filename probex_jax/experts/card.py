@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from probex_jax.errors import ProbexError
+from probex_jax.experts.tag_cut import TagCut
 from probex_jax.fitting import TASKS, SeveralClasses, Task, Texts
 from probex_jax.fitting.network import HEADS
 
@@ -32,6 +33,7 @@ class TextCard:
       texts: the words for classes whose names are none.
       seen_offset: what is taken off the logits of the classes trained on where others are
         candidates, too (`fitting.calibration.seen_offset`); None for nothing.
+      tags: which tags it shows; None for none.
 
     Example:
       >>> TextCard("hashing", "hashing-512", 512, "a {class}", 20.0, {"n02": "big dog"}).dim
@@ -45,6 +47,7 @@ class TextCard:
     logit_scale: float
     texts: Mapping[str, str]
     seen_offset: float | None = None
+    tags: TagCut | None = None
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,8 @@ class Card:
         for name in ("text", "calibration"):
             if (part := getattr(self, name)) is not None:
                 whole[name] = _known(dataclasses.asdict(part))
+        if self.text and self.text.tags:
+            whole["text"]["tags"] = self.text.tags.as_json()
         whole |= _known(
             {name: getattr(self, name) for name in ("store_hash", "n_train", "selected_on")}
             | {"metrics": self.metrics, "versions": self.versions}
@@ -212,6 +217,8 @@ class Card:
         text = read.part("text", TextCard, required=head == "text")
         if text and not abs(text.seen_offset or 0.0) < float("inf"):
             raise ProbexError(f"{where}: text.seen_offset on the card is not finite")
+        if text and text.tags:
+            text = dataclasses.replace(text, tags=TagCut.from_json(text.tags, where))
         calibration = read.part("calibration", Calibration)
         if calibration and not 0 < calibration.temperature < float("inf"):
             raise ProbexError(f"{where}: calibration.temperature on the card is not > 0")
