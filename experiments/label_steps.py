@@ -208,7 +208,7 @@ def _with_labels(store: px.LayerStore, labels: str) -> tuple[px.LayerStore, str]
     if not column and len(known) != 1:
         raise ProbexError(f"{path}: give one of its columns, as {path}:{known[0]}")
     column = column or known[0]
-    tables.column(column, path)
+    tables.check(column, path)
     return store.with_tables(tables), column
 
 

@@ -328,7 +328,7 @@ def _task(value: Mapping[str, Any] | None, head: str, text: TextCard | None, whe
     try:
         task = TASKS[fields.pop("name")](**fields)
         if task.head == ("class" if head == "none" else head) and all(
-            (v is None and n == "n_classes") or _is_number(v) for n, v in fields.items()
+            _is_setting(n, v) for n, v in fields.items()
         ):
             return task
     except (KeyError, TypeError):
@@ -336,7 +336,10 @@ def _task(value: Mapping[str, Any] | None, head: str, text: TextCard | None, whe
     raise ProbexError(f"{where}: task on the card is {dict(value)!r}: none of a {head} head")
 
 
-def _is_number(value: Any) -> bool:
+def _is_setting(name: str, value: Any) -> bool:
+    """Whether it is a value of a field of a task."""
+    if name == "log" or (value is None and name == "n_classes"):
+        return value is None or type(value) is bool
     return type(value) in (int, float) and abs(value) < float("inf")
 
 

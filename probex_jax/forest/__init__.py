@@ -5,7 +5,14 @@ their experts; `Forest.describe` finds the tree of a model (`router`) and predic
 trained on.
 """
 
-from probex_jax.forest.description import Answer, Comparison, Description, Neighbour, Prediction
+from probex_jax.forest.description import (
+    Answer,
+    Comparison,
+    Description,
+    Neighbour,
+    Prediction,
+    Quantity,
+)
 from probex_jax.forest.discovery import Discovery, FoundTree, discover
 from probex_jax.forest.forest import Forest, Nearest
 from probex_jax.forest.growing import grow
@@ -24,6 +31,7 @@ __all__ = [
     "Nearest",
     "Neighbour",
     "Prediction",
+    "Quantity",
     "Relatives",
     "RelativesIn",
     "Route",

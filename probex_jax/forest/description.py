@@ -33,6 +33,23 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Quantity:
+    """A number that a model is predicted to have.
+
+    Args:
+      value: the prediction.
+      low: the lower end of its conformal interval.
+      high: the upper end.
+      coverage: the share of models whose number is meant to lie in their interval, such as 0.9.
+    """
+
+    value: float
+    low: float
+    high: float
+    coverage: float
+
+
+@dataclass(frozen=True)
 class Neighbour:
     """A documented model with a similar representation.
 
@@ -58,11 +75,14 @@ class ExpertFacts:
       layers: the layers it reads.
       encoder: name of its encoder.
       n_train: number of training models; None if its card does not say.
-      accuracy: on test models, as {"value", "low", "high", "n_models", "chance"}; experts of
-        earlier versions lack "chance"; None if not measured.
+      accuracy: on test models, as {"value", "low", "high", "n_models", "chance"}, of numbers the
+        R²; experts of earlier versions lack "chance"; None if not measured.
       auc: the macro AUC on test models in the same form; None if not measured.
       calibration_error: after calibration, by split.
-      chosen: "several" if each class has its own probability, "one" if it chooses among them.
+      chosen: "several" if each class has its own probability, "one" if it chooses among them,
+        "number" if it predicts a number.
+      coverage: the share of test models whose truth lies in their interval or set, as {"value",
+        "low", "high", "n_models"}; None if not measured.
     """
 
     hash: str
@@ -73,6 +93,7 @@ class ExpertFacts:
     calibration_error: Mapping[str, float]
     chosen: str
     auc: Mapping[str, Any] | None = None
+    coverage: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,14 +127,20 @@ class Answer:
     """What one expert of the tree predicts of a model.
 
     Args:
-      predictions: all classes that the expert knows, most probable first.
+      predictions: all classes that the expert knows, most probable first; of a number none.
       expert: made the predictions.
-      label_set: what the classes are about, such as "gain"; "" if that has no name.
+      label_set: the attribute that is predicted, such as "gain"; "" if it has no name.
+      quantity: the predicted number, if the attribute is one.
+      likely: the classes of the conformal set, which may be empty; None without such sets.
+      coverage: the share of models whose classes are meant to be in their set.
     """
 
     predictions: tuple[Prediction, ...]
     expert: ExpertFacts
     label_set: str = ""
+    quantity: Quantity | None = None
+    likely: tuple[str, ...] | None = None
+    coverage: float | None = None
 
     @property
     def title(self) -> str:
@@ -154,6 +181,7 @@ class Description:
       neighbours: the nearest documented models; None without an index.
       stated_root: the ancestor that all training models of the tree state, or "".
       relatives: its parents and copies; None without a lineage that knows it.
+      untold: the attributes of the tree that the weights do not tell; they have no answer.
 
     Example:
       >>> from probex_jax.forest import Prediction, Route
@@ -175,6 +203,7 @@ class Description:
     neighbours: tuple[Neighbour, ...] | None = None
     stated_root: str = ""
     relatives: Relatives | None = None
+    untold: tuple[str, ...] = ()
 
     @property
     def tree(self) -> str:

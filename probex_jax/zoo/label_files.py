@@ -6,7 +6,8 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,11 @@ class Labels:
       columns: label column to model to its classes, () for none of them; models whose label is
         unknown are not there. In the column "", of files that name no column, the classes are
         unchecked JSON.
-      numbers: columns that hold numbers, which are no classes.
+      numbers: column of numbers to model to its number, those that are unknown left out, too.
     """
 
     columns: Mapping[str, Mapping[str, Any]]
-    numbers: tuple[str, ...] = ()
+    numbers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 # A row: where it stands, the model, and column to value.
@@ -60,7 +61,7 @@ def read_labels(path: Path) -> Labels:
         the models, ";" stands between several classes, and "[]" is none of the classes. JSON is
         {model: class or [class, …]}, {model: {column: class or [class, …]}} or a list of rows
         {"model": …, column: …}; JSON lines are such rows. A blank cell, null or nothing is
-        "unknown". Whole numbers are names of classes; a column of other numbers is none of classes.
+        "unknown". Whole numbers are names of classes; a column of other numbers holds numbers.
 
     Returns:
       The labels, by the names that the file has for the models (`Names` finds these).
@@ -75,7 +76,7 @@ def read_labels(path: Path) -> Labels:
       >>> _ = path.write_text("model,kind,style,loss\\na,amp,rock;blues,0.1\\nb,pedal,,0.2\\n")
       >>> labels = read_labels(path)
       >>> labels.columns["kind"], labels.columns["style"], labels.numbers
-      ({'a': ('amp',), 'b': ('pedal',)}, {'a': ('rock', 'blues')}, ('loss',))
+      ({'a': ('amp',), 'b': ('pedal',)}, {'a': ('rock', 'blues')}, {'loss': {'a': 0.1, 'b': 0.2}})
     """
     where, data = shown(path), read_table(path)
     if path.suffix.lower() == ".csv":
@@ -188,8 +189,19 @@ def _columns(rows: Iterable[_Row], where: str) -> Labels:
             for name, column in columns.items()
             if name not in numbers
         },
-        numbers,
+        {name: _in_numbers(columns[name]) for name in numbers},
     )
+
+
+def _in_numbers(column: Mapping[str, tuple[str, Any]]) -> dict[str, float]:
+    found = {model: number_in(str(said)) for model, (_, said) in column.items()}
+    return {model: number for model, number in found.items() if number is not None}
+
+
+def number_in(text: str) -> float | None:
+    """The number that a text spells, or None."""
+    number = float(text) if _NUMBER.fullmatch(text) else nan
+    return number if isfinite(number) else None
 
 
 def _numbers(values: Sequence[Any]) -> bool:

@@ -54,16 +54,16 @@ def test_whole_numbers_and_truth_are_classes_and_other_numbers_are_none(tmp_path
     labels = read_labels(tmp_path / "l.csv")
     assert labels.columns["layers"] == {"a": ("2",), "b": ("10",)}
     assert labels.columns["version"]["a"] == ("1.0",)
-    assert labels.numbers == ("loss",)
+    assert labels.numbers == {"loss": {"a": 0.25, "b": 3, "c": -1000}}
     rows = [{"id": "a", "loss": 0.5, "big": True, "n": 3}, {"id": "b", "loss": 2, "big": False}]
     (tmp_path / "l.json").write_text(json.dumps(rows))
     labels = read_labels(tmp_path / "l.json")
     assert labels.columns == {"big": {"a": ("true",), "b": ("false",)}, "n": {"a": ("3",)}}
-    assert labels.numbers == ("loss",)
+    assert labels.numbers == {"loss": {"a": 0.5, "b": 2}}
     tables = Tables(labels.columns, labels.numbers)
-    with pytest.raises(ProbexError, match="'loss' is a number"):
+    with pytest.raises(ProbexError, match="'loss' holds numbers"):
         tables.column("loss", "here")
-    with pytest.raises(ProbexError, match="no label column 'los'; there are 'big', 'n'"):
+    with pytest.raises(ProbexError, match="no column 'los'; there are 'big', 'loss', 'n'"):
         tables.column("los", "here")
 
 
@@ -214,12 +214,16 @@ def test_splits_that_cannot_be_are_refused_by_name(tmp_path, content, says):
 def test_newer_tables_replace_what_was_said_of_their_models_alone():
     old = Tables(
         {"kind": {"a": ("amp",), "z": ("pedal",)}, "gone": {"a": ("x",)}, "n": {"z": ("1",)}},
-        ("loss",),
+        {"loss": {"z": 0.5}, "acc": {"a": 0.25, "z": 0.5}},
         {"s": {"train": ("a", "z"), "val": ("b",)}, "t": {"train": ("a",)}},
     )
-    new = Tables({"kind": {"b": ("amp",)}, "loss": {"a": ("low",)}}, (), {"s": {"val": ("a",)}})
+    new = Tables(
+        {"kind": {"b": ("amp",)}, "loss": {"a": ("low",)}},
+        {"acc": {"b": 0.75}, "n": {"a": 2.0}},
+        {"s": {"val": ("a",)}},
+    )
     assert old.joined(new, ["a", "b"]) == Tables(
-        {"kind": {"z": ("pedal",), "b": ("amp",)}, "n": {"z": ("1",)}, "loss": {"a": ("low",)}},
-        (),
+        {"kind": {"z": ("pedal",), "b": ("amp",)}, "loss": {"a": ("low",)}},
+        {"acc": {"z": 0.5, "b": 0.75}, "n": {"a": 2.0}},
         {"s": {"train": ("z",), "val": ("a",)}},
     )
