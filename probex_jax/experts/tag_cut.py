@@ -90,8 +90,7 @@ class TagCut:
         """How probably models have tags [N, V], by the scores [N, V].
 
         Raises:
-          ProbexError: if there is a tag that no training model has, and nothing to tell how probable
-            it is.
+          ProbexError: if there is a tag that no training model has, and no curve for such tags.
         """
         is_seen_V = np.isin(tags, self.seen)
         if not self.seen_curve or not (self.new_curve or is_seen_V.all()):
@@ -101,7 +100,9 @@ class TagCut:
                 "models have such tags to tell how probable one is"
             )
         new_curve = self.new_curve or self.seen_curve
-        curve_2V = np.where(is_seen_V, *(np.array(c)[:, None] for c in (self.seen_curve, new_curve)))
+        curve_2V = np.where(
+            is_seen_V, *(np.array(c)[:, None] for c in (self.seen_curve, new_curve))
+        )
         return probability(scores, curve_2V[:, None])
 
     def shown(self, probabilities: np.ndarray) -> np.ndarray:
@@ -121,14 +122,16 @@ class TagCut:
           ProbexError: if they are no `TagCut`.
         """
         try:
-            tags = {name: tuple(map(_tag, value[name])) for name in ("seen", "new")}
-            curves = {
-                name: (_number(value[name][0]), _number(value[name][1]))
-                for name in ("seen_curve", "new_curve")
-                if name in value
-            }
-            cut = _number(value["cut"]) if "cut" in value else None
-            return cls(_tag(value["column"]), **tags, **curves, cut=cut, wrong=_number(value["wrong"]))
+            seen, new = (tuple(map(_tag, value[name])) for name in ("seen", "new"))
+            return cls(
+                _tag(value["column"]),
+                seen,
+                new,
+                _curve(value.get("seen_curve")),
+                _curve(value.get("new_curve")),
+                None if value.get("cut") is None else _number(value["cut"]),
+                _number(value["wrong"]),
+            )
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ProbexError(f"{where}: text.tags on the card is damaged ({error!r})") from None
 
@@ -137,6 +140,10 @@ def _tag(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.50} is no text")
     return value
+
+
+def _curve(value: Any) -> tuple[float, float] | None:
+    return None if value is None else (_number(value[0]), _number(value[1]))
 
 
 def _number(value: Any) -> float:

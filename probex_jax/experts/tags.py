@@ -53,8 +53,8 @@ def tag_cut(expert: Expert) -> TagCut:
     """
     if expert.text.tags is None:
         raise ProbexError(
-            f"the expert of tree {expert.card.tree}, {expert.reading} ranks no tags; train one with "
-            "--config.text.tags, a column of tags"
+            f"the expert of tree {expert.card.tree}, {expert.reading} ranks no tags; train one "
+            "with --config.text.tags, a column of tags"
         )
     return expert.text.tags
 
@@ -169,7 +169,7 @@ def with_tag_cut(expert: Expert, store: LayerStore, encoder: TextEncoder | None 
 def stored_tags(
     expert: Expert, store: LayerStore, split: str, words: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [N, V] of the models of a split whose tags are known, and [N, V] whether they have each.
+    """Logits [N, V] of the models of a split whose tags are known, and [N, V], if they have each.
 
     Raises:
       ProbexError: as `stored_logits`, or if the store has no column of tags.

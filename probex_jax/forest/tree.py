@@ -15,8 +15,9 @@ import numpy as np
 from probex_jax.bucket_paths import fetched
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, Read, in_batches
+from probex_jax.experts.tags import Vocabulary, ranked_tags, tag_cut
 from probex_jax.files import disk_errors, read_json
-from probex_jax.forest.description import Answer, ExpertFacts, Prediction
+from probex_jax.forest.description import Answer, ExpertFacts, Prediction, RankedTags
 from probex_jax.forest.router import TreeRouter
 from probex_jax.integrity import unsealed
 from probex_jax.model_files import open_model
@@ -36,6 +37,7 @@ class ExpertEntry:
       hash: of the expert.
       layers: name to (H, W), the layers that it reads.
       classes: that it knows.
+      tags: that it ranks.
     """
 
     label_set: str
@@ -43,6 +45,7 @@ class ExpertEntry:
     hash: str
     layers: Mapping[str, tuple[int, int]]
     classes: tuple[str, ...]
+    tags: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ExpertEntry:
@@ -52,7 +55,8 @@ class ExpertEntry:
         if not _FOLDER.fullmatch(folder):
             raise ValueError(f"folder {folder!r:.50}")
         classes = tuple(map(str, value["classes"]))
-        return cls(str(value["label_set"]), folder, str(value["hash"]), layers, classes)
+        tags = tuple(map(str, value.get("tags", ())))
+        return cls(str(value["label_set"]), folder, str(value["hash"]), layers, classes, tags)
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
@@ -63,6 +67,7 @@ class ExpertEntry:
             "hash": self.hash,
             "layers": layers,
             "classes": list(self.classes),
+            **({"tags": list(self.tags)} if self.tags else {}),
         }
 
 
@@ -128,6 +133,13 @@ class Tree:
         """Embedded texts [Y, D] of the classes of an expert; None for one without text."""
         return self._arrays.get(texts_of(entry.folder))
 
+    def vocabulary(self, entry: ExpertEntry) -> Vocabulary | None:
+        """The tags that an expert ranks; None for one that ranks none."""
+        if not entry.tags:
+            return None
+        classes_YD = self._arrays[texts_of(entry.folder)]
+        return Vocabulary(entry.tags, self._arrays[tags_of(entry.folder)], classes_YD)
+
     def answers(
         self, models: Sequence[Mapping[str, Read]], size: int
     ) -> list[tuple[Answer, ...] | ProbexError]:
@@ -140,31 +152,40 @@ class Tree:
         found: list[tuple[Answer, ...] | ProbexError] = [() for _ in models]
         for label_set, expert in self.experts.items():
             facts = self.facts(label_set)
-            predictions = self._predict(label_set, expert, [m[label_set] for m in models], size)
-            for place, one in enumerate(predictions):
+            answered = self._predict(label_set, expert, [m[label_set] for m in models], size)
+            for place, one in enumerate(answered):
                 before = found[place]
                 if isinstance(one, ProbexError):
                     found[place] = one
                 elif not isinstance(before, ProbexError):
-                    found[place] = (*before, Answer(one, facts, label_set))
+                    predictions, tags = one
+                    found[place] = (*before, Answer(predictions, facts, label_set, tags=tags))
         return found
 
     def _predict(
         self, label_set: str, expert: Expert, models: Sequence[Read], size: int
-    ) -> list[tuple[Prediction, ...] | ProbexError]:
+    ) -> list[tuple[tuple[Prediction, ...], RankedTags | None] | ProbexError]:
         classes, words = expert.card.classes, expert.card.words
-        texts = self.texts(self.entries[label_set])
-        found: dict[int, tuple[Prediction, ...] | ProbexError] = {}
+        entry = self.entries[label_set]
+        texts, tags = self.texts(entry), self.vocabulary(entry)
+        n_tags = 0 if tags is None else len(tags.tags)
+        if texts is not None and tags is not None:
+            texts = np.concatenate([texts, tags.texts_VD])
+        found: dict[int, tuple[tuple[Prediction, ...], RankedTags | None] | ProbexError] = {}
         for places, batch in in_batches(expert, models, size):
-            p_NY = np.asarray(expert.probabilities(batch, texts))
-            for place, p_Y in zip(places, p_NY, strict=False):
+            logits_NY = np.asarray(expert.logits(batch, texts))
+            logits_NY, of_tags_NV = np.split(logits_NY, [logits_NY.shape[1] - n_tags], axis=1)
+            p_NY = np.asarray(expert.as_probabilities(logits_NY))
+            ranked = _ranked(expert, of_tags_NV, tags)
+            for place, p_Y, shown in zip(places, p_NY, ranked, strict=False):
                 if not np.isfinite(p_Y).all():
                     found[place] = ProbexError("its weights are too large for finite probabilities")
                     continue
-                found[place] = tuple(
+                predictions = tuple(
                     Prediction(classes[y], words.get(classes[y], classes[y]), float(p_Y[y]))
                     for y in np.argsort(-p_Y, kind="stable")
                 )
+                found[place] = predictions, shown
         return [found[place] for place in range(len(models))]
 
     def facts(self, label_set: str) -> ExpertFacts:
@@ -183,9 +204,30 @@ class Tree:
         )
 
 
+def _ranked(
+    expert: Expert, logits_NV: np.ndarray, tags: Vocabulary | None
+) -> Sequence[RankedTags | None]:
+    if tags is None:
+        return [None] * len(logits_NV)
+    cut, words = tag_cut(expert), expert.card.words
+    return [
+        RankedTags(
+            tuple(Prediction(t.tag, words.get(t.tag, t.tag), t.probability) for t in shown),
+            len(tags.tags),
+            cut.wrong,
+        )
+        for shown in ranked_tags(expert, logits_NV, tags)
+    ]
+
+
 def texts_of(folder: str) -> str:
     """The name of the embedded texts of an expert among the arrays of its tree."""
     return f"texts.{folder}"
+
+
+def tags_of(folder: str) -> str:
+    """The name of the embedded tags of an expert among the arrays of its tree."""
+    return f"tags.{folder}"
 
 
 def arrays_file(folder: Path, about: Mapping[str, Any]) -> Path:
