@@ -204,6 +204,7 @@ def _alignment(text: Mapping[str, Any]) -> Alignment:
         spec=text["encoder"],
         template=text["template"],
         logit_scale=text["logit_scale"],
+        tags=text["tags"],
     )
 
 

@@ -161,6 +161,7 @@ def test_the_papers_recipes(method, subset):
             "encoder": "clip:openai/clip-vit-large-patch14",
             "template": "a photo of a {class}",
             "logit_scale": 1.0,
+            "tags": "",
         }
 
 

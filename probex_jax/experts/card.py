@@ -26,6 +26,7 @@ from probex_jax.experts.card_parts import (
     read_task,
     task_json,
 )
+from probex_jax.experts.tag_cut import TagCut
 from probex_jax.fitting import TASKS, SeveralClasses, Task
 from probex_jax.fitting.conformal import Conformal
 from probex_jax.fitting.network import HEADS
@@ -148,6 +149,8 @@ class Card:
         for name in ("text", "calibration", "conformal"):
             if (part := getattr(self, name)) is not None:
                 whole[name] = known(dataclasses.asdict(part))
+        if self.text and self.text.tags:
+            whole["text"]["tags"] = self.text.tags.as_json()
         whole |= known(
             {name: getattr(self, name) for name in ("store_hash", "n_train", "selected_on")}
             | {"metrics": self.metrics, "versions": self.versions}
@@ -186,6 +189,8 @@ class Card:
         text = read.part("text", TextCard, required=head == "text")
         if text and not abs(text.seen_offset or 0.0) < float("inf"):
             raise ProbexError(f"{where}: text.seen_offset on the card is not finite")
+        if text and text.tags:
+            text = replace(text, tags=TagCut.from_json(text.tags, where))
         calibration, conformal = read_calibration(read, where), read_conformal(read, where)
         attributes = tuple(
             Attribute.from_json(Reader(each, f"{where}: no expert", f"attributes.{n}."), where)

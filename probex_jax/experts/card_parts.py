@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from probex_jax.errors import ProbexError
+from probex_jax.experts.tag_cut import TagCut
 from probex_jax.fitting import TASKS, SeveralClasses, Task, Texts
 from probex_jax.fitting.conformal import Conformal
 
@@ -27,6 +28,7 @@ class TextCard:
       texts: the words for classes whose names are none.
       seen_offset: what is taken off the logits of the classes trained on where others are
         candidates, too (`fitting.calibration.seen_offset`); None for nothing.
+      tags: which tags it shows; None for none.
 
     Example:
       >>> TextCard("hashing", "hashing-512", 512, "a {class}", 20.0, {"n02": "big dog"}).dim
@@ -40,6 +42,7 @@ class TextCard:
     logit_scale: float
     texts: Mapping[str, str]
     seen_offset: float | None = None
+    tags: TagCut | None = None
 
 
 @dataclass(frozen=True)

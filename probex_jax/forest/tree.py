@@ -6,7 +6,7 @@ import hashlib
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import numpy as np
 from probex_jax.bucket_paths import fetched
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, Read, in_batches
+from probex_jax.experts.tags import Vocabulary, ranked_tags, tag_cut
 from probex_jax.files import disk_errors, read_json
 from probex_jax.fitting import Number
 from probex_jax.forest.answers import Asked, answered
-from probex_jax.forest.description import Answer, ExpertFacts
+from probex_jax.forest.description import Answer, ExpertFacts, Prediction, RankedTags
 from probex_jax.forest.router import TreeRouter
 from probex_jax.integrity import unsealed
 from probex_jax.model_files import open_model
@@ -38,6 +39,7 @@ class ExpertEntry:
       hash: of the expert.
       layers: name to (H, W), the layers that it reads.
       classes: that it knows.
+      tags: that it ranks.
     """
 
     label_set: str
@@ -45,6 +47,7 @@ class ExpertEntry:
     hash: str
     layers: Mapping[str, tuple[int, int]]
     classes: tuple[str, ...]
+    tags: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ExpertEntry:
@@ -54,7 +57,8 @@ class ExpertEntry:
         if not _FOLDER.fullmatch(folder):
             raise ValueError(f"folder {folder!r:.50}")
         classes = tuple(map(str, value["classes"]))
-        return cls(str(value["label_set"]), folder, str(value["hash"]), layers, classes)
+        tags = tuple(map(str, value.get("tags", ())))
+        return cls(str(value["label_set"]), folder, str(value["hash"]), layers, classes, tags)
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
@@ -65,6 +69,7 @@ class ExpertEntry:
             "hash": self.hash,
             "layers": layers,
             "classes": list(self.classes),
+            **({"tags": list(self.tags)} if self.tags else {}),
         }
 
 
@@ -155,6 +160,13 @@ class Tree:
         joint = [each.name for card in cards.values() for each in card.attributes if not each.told]
         return (*alone, *joint)
 
+    def vocabulary(self, entry: ExpertEntry) -> Vocabulary | None:
+        """The tags that an expert ranks; None for one that ranks none."""
+        if not entry.tags:
+            return None
+        classes_YD = self._arrays[texts_of(entry.folder)]
+        return Vocabulary(entry.tags, self._arrays[tags_of(entry.folder)], classes_YD)
+
     def answers(
         self, models: Sequence[Mapping[str, Read]], size: int
     ) -> list[tuple[Answer, ...] | ProbexError]:
@@ -180,11 +192,21 @@ class Tree:
     def _answers(
         self, label_set: str, expert: Expert, models: Sequence[Read], size: int
     ) -> dict[int, tuple[Answer, ...] | ProbexError]:
-        texts, asked = self.texts(self.entries[label_set]), self.asked(label_set)
+        entry, asked = self.entries[label_set], self.asked(label_set)
+        texts, tags = self.texts(entry), self.vocabulary(entry)
+        n_tags = 0 if tags is None else len(tags.tags)
+        if texts is not None and tags is not None:
+            texts = np.concatenate([texts, tags.texts_VD])
         found: dict[int, tuple[Answer, ...] | ProbexError] = {}
         for places, batch in in_batches(expert, models, size):
             logits_NY = np.asarray(expert.logits(batch, texts))
+            logits_NY, of_tags_NV = np.split(logits_NY, [logits_NY.shape[1] - n_tags], axis=1)
             answers = [answered(name, one, logits_NY) for name, one in asked.items()]
+            if tags is not None:
+                shown = _ranked(expert, of_tags_NV, tags)
+                answers = [
+                    [replace(a, tags=t) for a, t in zip(of, shown, strict=True)] for of in answers
+                ]
             for row, place in enumerate(places):
                 found[place] = (
                     tuple(of[row] for of in answers)
@@ -215,9 +237,26 @@ def _facts(part: Expert, expert: Expert) -> ExpertFacts:
     )
 
 
+def _ranked(expert: Expert, logits_NV: np.ndarray, tags: Vocabulary) -> Sequence[RankedTags]:
+    cut, words = tag_cut(expert), expert.card.words
+    return [
+        RankedTags(
+            tuple(Prediction(t.tag, words.get(t.tag, t.tag), t.probability) for t in shown),
+            len(tags.tags),
+            cut.wrong,
+        )
+        for shown in ranked_tags(expert, logits_NV, tags)
+    ]
+
+
 def texts_of(folder: str) -> str:
     """The name of the embedded texts of an expert among the arrays of its tree."""
     return f"texts.{folder}"
+
+
+def tags_of(folder: str) -> str:
+    """The name of the embedded tags of an expert among the arrays of its tree."""
+    return f"tags.{folder}"
 
 
 def arrays_file(folder: Path, about: Mapping[str, Any]) -> Path:

@@ -53,6 +53,7 @@ def model_card(description: Description) -> str:
         "*Written by probex_jax from the model's weights; its trainer has not confirmed it.*\n",
         _about(description),
         _predictions(description),
+        _tags(description),
         _stated(description),
         _neighbours(description),
         _how(description),
@@ -180,6 +181,19 @@ def _answer(answer: Answer, *, with_title: bool) -> str:
     chance = _chance(answer.expert.accuracy)
     about = f"{among} It knows no other classes.{chance}\n"
     return "\n".join(part for part in [heading, about, f"{likely}\n", rest] if part)
+
+
+def _tags(description: Description) -> str:
+    """Free tags, of experts that rank some."""
+    lines = []
+    for tags in (answer.tags for answer in description.answers if answer.tags is not None):
+        listed = ", ".join(f"{_named(p)} {_probability(p)}" for p in tags.shown[:_MAX_LISTED])
+        about = (
+            f"They are out of {tags.n_tags:,}; of tags shown a share of {tags.wrong:g} is wrong at "
+            "most, on average over models like those that the tags are from."
+        )
+        lines.append(f"Tags, ranked by the weights: {listed or 'none is sure enough'}. {about}\n")
+    return "\n".join(lines)
 
 
 def _chance(accuracy: Mapping[str, Any] | None) -> str:

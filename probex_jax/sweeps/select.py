@@ -26,6 +26,7 @@ from probex_jax.experts.evaluation import (
 )
 from probex_jax.experts.expert import Expert
 from probex_jax.experts.predictions import Predictions, stored_logits
+from probex_jax.experts.tags import with_tag_cut
 from probex_jax.files import read_json, write_json
 from probex_jax.fitting import Score, Split
 from probex_jax.fitting.recipe import VARIED
@@ -137,6 +138,8 @@ def finish(
     encoder = None if candidates is None else candidates.encoder
     if candidates is not None and store.has("val") and store.has("val_holdout"):
         kept = {name: with_seen_offset(each, candidates) for name, each in kept.items()}
+    if candidates is not None and kept["expert"].text.tags is not None:
+        kept = {name: with_tag_cut(each, store, encoder) for name, each in kept.items()}
     represented_by, card = kept.get(HOLDOUT, kept["expert"]), kept["expert"].card
     predictions = Predictions.of(store, card.classes, task, found["test"], represented_by)
     predictions.believed(card).write(workdir)

@@ -89,7 +89,7 @@ def card_before_training(
         (MemberCard(dict(encoder), "", (1, 1), normalise=normalise),),
         head,
         named_task(task),
-        None if alignment is None else alignment.card(classes, store.texts),
+        None if alignment is None else alignment.card_for(store),
         store_hash=store.hash,
         more={"label_set": store.label_set} if store.label_set else {},
         n_train=len(store.split("train")),
