@@ -1,127 +1,96 @@
-"""Training on the attributes of a store: one of them by its name, or all at once."""
+"""Attributes that are predicted as well as stated: which differ, and how good predictions are."""
 
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections import defaultdict
+
+import numpy as np
 
 import probex_jax as px
-from experiments import cli, label_steps
-from experiments.label_steps import ALL
-from probex_jax.engine import HERE, Engine
-from probex_jax.experts.chance import chance_of, shortfall
-from probex_jax.fitting import ClosedForm, Devices
-from probex_jax.sweeps import default_layers, sweep_attributes
-
-Row = dict[str, object]
+from experiments.forest_steps import Row, listed
+from probex_jax.fitting.metrics import share
+from probex_jax.forest import Answer, AttributeComparison, Description
+from probex_jax.reports import attributes
 
 
-def named(config: Mapping[str, Any], told: Sequence[str]) -> dict[str, Any]:
-    """A config whose task is an attribute, as one whose labels are; others as they are.
+class Beside:
+    """Collects comparisons of attributes, of which each model may have several.
 
     Args:
-      config: of a training.
-      told: the tasks that are no attributes.
-
-    Raises:
-      ProbexError: if the labels are another column.
+      most: rows that are kept of predictions outside of their interval or set.
     """
-    task = config["task"]
-    if task == ALL and (config.get("fit") != "ridge" or config["head"] != "none"):
-        raise px.ProbexError(
-            f"config.task: {ALL} is for the closed form, as configs/default.py has it; name one "
-            "attribute to train on it by gradient descent"
-        )
-    if task == ALL and config["labels"]:
-        raise px.ProbexError(f"config.task: {ALL} takes all columns; leave out config.labels")
-    if not task or task in (ALL, *told):
-        return dict(config)
-    if config["labels"] not in ("", task):
-        raise px.ProbexError(
-            f"config.task: {task!r} is none of {', '.join(told)}, {ALL}; if it is an attribute, "
-            "leave out config.labels"
-        )
-    return {**config, "labels": task, "task": ""}
+
+    def __init__(self, most: int):
+        self._most = most
+        self._outside: list[tuple[float, Row]] = []
+        self._found: dict[str, list[AttributeComparison]] = defaultdict(list)
+
+    def add(self, description: Description | px.ProbexError) -> bool:
+        """Takes the comparisons of a model; returns whether there are any."""
+        if not isinstance(description, Description):
+            return False
+        answers = {answer.label_set: answer for answer in description.answers}
+        for found in description.attribute_comparisons:
+            answer = answers[found.attribute]
+            self._found[found.attribute].append(found)
+            if found.within is False or (found.within is None and not found.right):
+                self._outside.append((_surprise(answer, found), _row(description, answer, found)))
+        if len(self._outside) > 2 * self._most:
+            self._outside = self._first()
+        return bool(description.attribute_comparisons)
+
+    def tables(self) -> list[list[Row]]:
+        """Rows of what lies outside, the farthest first, and a row of each attribute's figures."""
+        figures = [_figures(name, found) for name, found in sorted(self._found.items())]
+        return [[row for _, row in self._first()], figures]
+
+    def _first(self) -> list[tuple[float, Row]]:
+        return sorted(self._outside, key=lambda each: -each[0])[: self._most]
 
 
-def train(
-    config: Mapping[str, Any],
-    workdir: Path,
-    recipe: ClosedForm,
-    *,
-    devices: Devices,
-    engine: Engine = HERE,
-) -> Mapping[str, Any]:
-    """Trains one expert on all attributes of the store that a config names; returns the metrics."""
-    stores, left_out = label_steps.open_attributes(config["store"], config["split"])
-    for name, reason in left_out.items():
-        print(cli.one_line(f"attribute {name!r} left out: {reason}"), file=sys.stderr)
-    store = next(iter(stores.values()))
-    layers: Sequence[str] = (
-        px.select_layers(store.layers, config["layers"], store.vectors)
-        if config["layers"]
-        else default_layers(store, recipe)
-    )
-    with cli.progress(len(layers), "training", "layer") as bar:
-
-        def done(layer: str, epochs: int) -> None:
-            bar.set_postfix_str(layer, refresh=False)
-            bar.update(epochs)
-
-        found = sweep_attributes(
-            stores,
-            workdir,
-            encoder=dict(config["encoder"]),
-            recipe=recipe,
-            normalise=config["normalise"],
-            committee=config["committee"] or None,
-            layers=layers,
-            devices=devices,
-            engine=engine,
-            on_progress=done,
-        )
-    for reason in found.metrics["left_out"].values():
-        print(f"left out {reason}", file=sys.stderr)
-    return found.metrics
+def _surprise(answer: Answer, found: AttributeComparison) -> float:
+    """How far outside: in widths of the interval, or one less the probability of what is stated."""
+    if found.off is not None and (said := answer.quantity) is not None:
+        return abs(found.off) / max(said.high - said.low, 1e-300)
+    stated = set(found.stated) if isinstance(found.stated, tuple) else set()
+    likely = [p.probability for p in answer.predictions if stated & {p.label, p.text}]
+    return 1 - max(likely, default=0.0)
 
 
-def rows(metrics: Mapping[str, Any]) -> list[Row]:
-    """A row of each attribute that was trained on."""
-    return [_row(name, each) for name, each in metrics["attributes"].items()]
-
-
-def _row(name: str, each: Mapping[str, Any]) -> Row:
-    test, covered = each["test_accuracy"], each.get("test_coverage")
-    is_number = each["task"]["name"] == px.Number.name
-    row: Row = {
-        "attribute": name,
-        "asked": _asked(each),
-        "figure": "R²" if is_number else "accuracy",
-        "test": f"{test['value']:.3f}",
-        "95 % interval": f"{test['low']:.3f} to {test['high']:.3f}",
-        "chance": f"{chance_of(test) or 0.0:.3f}",
-        "models": test["n_models"],
+def _row(description: Description, answer: Answer, found: AttributeComparison) -> Row:
+    said = answer.quantity
+    if isinstance(found.stated, tuple):
+        stated = ", ".join(found.stated)
+    else:
+        stated = attributes.number(found.stated, abs(found.off or 0))
+    predicted = attributes.predicted(answer) if said else listed(answer.predicted) or "none"
+    return {
+        "model": description.id,
+        "attribute": found.attribute,
+        "stated": stated,
+        "predicted": predicted,
+        "interval or set": attributes.held(answer),
     }
-    if covered:
-        share = each["conformal"]["coverage"]
-        row[f"{share:.0%} covers".replace("%", " %")] = (
-            f"{covered['value']:.3f} ({covered['low']:.3f} to {covered['high']:.3f})"
-        )
-    return {**row, "told by the weights": "yes" if each["told"] else "no"}
 
 
-def _asked(each: Mapping[str, Any]) -> str:
-    task, n_classes = each["task"], len(each["classes"])
-    if task["name"] == px.Number.name:
-        return "a number, logarithmic" if task["log"] else "a number"
-    return f"one of {n_classes}" if task["name"] == px.OneClass.name else f"any of {n_classes}"
+def _figures(name: str, found: list[AttributeComparison]) -> Row:
+    """How often the truth lay within and, where that is told, what was right or how far off."""
+    within = [one.within for one in found if one.within is not None]
+    right = [one.right for one in found if one.right is not None]
+    off = [abs(one.off) for one in found if one.off is not None]
+    return {
+        "attribute": name,
+        "models": len(found),
+        "within": str(share(np.array(within, float))) if within else "",
+        "right": str(share(np.array(right, float))) if right else "",
+        "median error": attributes.number(float(np.median(off))) if off else "",
+        "R²": _r2(found),
+    }
 
 
-def not_above_chance(metrics: Mapping[str, Any]) -> list[str]:
-    """A line for each attribute whose figure on test models is not above chance."""
-    lines = []
-    for name, each in metrics["attributes"].items():
-        test = each["test_accuracy"]
-        if short := shortfall(test):
-            lines.append(f"{name}: {test['value']:.3f} is {short} chance, {test['chance']:.3f}")
-    return lines
+def _r2(found: list[AttributeComparison]) -> str:
+    """The share of the stated numbers' variance that predictions explain."""
+    pairs = [(one.stated, one.off) for one in found if one.off is not None]
+    if len(pairs) < 2:
+        return ""
+    stated_N, off_N = np.array(pairs, float).T
+    spread = np.square(stated_N - stated_N.mean()).sum()
+    return f"{1 - np.square(off_N).sum() / spread:.2f}" if spread else ""

@@ -12,7 +12,7 @@ import jax
 from tqdm import tqdm
 
 import probex_jax as px
-from experiments import attribute_steps, cli, label_steps
+from experiments import cli, joint_steps, label_steps
 from experiments.label_steps import ALL
 from probex_jax.engine import HERE, Engine
 from probex_jax.experts import Alignment, ZeroShot
@@ -129,7 +129,7 @@ def train(
     process.
     """
     devices = devices or Devices.of(jax.local_devices())
-    config = attribute_steps.named(config, tuple(TOLD))
+    config = joint_steps.named(config, tuple(TOLD))
     if store is None:
         if not config["store"]:
             raise px.ProbexError("give --config.store, a layer store; experiments.pack makes one")
@@ -156,7 +156,7 @@ def train(
         raise px.ProbexError(f"config.recipe: {error}") from None
     if config["task"] == ALL:
         assert isinstance(recipe, ClosedForm)
-        return attribute_steps.train(config, workdir, recipe, devices=devices, engine=engine)
+        return joint_steps.train(config, workdir, recipe, devices=devices, engine=engine)
     if config["layers"]:
         layers: Sequence[str] = px.select_layers(store.layers, config["layers"], store.vectors)
     else:

@@ -23,9 +23,9 @@ from typing import Any
 from absl import flags
 
 from experiments import (
-    attribute_steps,
     cli,
     engines,
+    joint_steps,
     label_steps,
     processes,
     repeats,
@@ -51,7 +51,7 @@ def main() -> None:
     engine = engines.engine()
     devices = processes.join(engine)
     config, workdir = _CONFIG.value.to_dict(), as_path(_WORKDIR.value)
-    config = attribute_steps.named(config, tuple(steps.TOLD))
+    config = joint_steps.named(config, tuple(steps.TOLD))
     found = label_steps.repeats(config)
     # A folder of one writer, of all processes that train together.
     with one_writer(workdir) if devices.writes else nullcontext():
@@ -87,8 +87,8 @@ def _train(
 
 def _report(metrics: Mapping[str, Any], workdir: Path) -> None:
     if "attributes" in metrics:
-        print(cli.table(attribute_steps.rows(metrics)))
-        for line in attribute_steps.not_above_chance(metrics):
+        print(cli.table(joint_steps.rows(metrics)))
+        for line in joint_steps.not_above_chance(metrics):
             print(line)
         print(f"report: {_write_report(metrics, workdir)}")
         return
