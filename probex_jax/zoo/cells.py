@@ -30,6 +30,11 @@ _MOST_CHARACTERS = 64
 _PLAIN = str.maketrans("\u00a0\u202f\u2009\u2212\u2019", "   -'")
 
 
+def called(column: str) -> str:
+    """The name of a column as a one-line message may hold it."""
+    return column if column.isprintable() and len(column) <= _MOST_CHARACTERS else quoted(column)
+
+
 def is_missing(value: Any) -> bool:
     """Whether a cell says that nothing is known: blank, null, NaN, NA, N/A, #N/A, "-" or "?"."""
     if isinstance(value, str):
@@ -114,7 +119,7 @@ def numbers_of(
         such = f" such as {quoted(next(iter(best)))}" if best else ""
         (place, value), *others = [cells[model] for model in wrong]
         found = f"expected a number{such}, found {quoted(value)}{_more(others)}"
-        raise ProbexError(f"{where}: {place}: {name}: {found}")
+        raise ProbexError(f"{where}: {place}: {called(name)}: {found}")
     return {model: best[text] for model, text in texts.items()}
 
 

@@ -20,7 +20,7 @@ from probex_jax.model_files.untrusted_text import (
     quoted,
     shown,
 )
-from probex_jax.zoo.cells import CLASSES, NUMBERS, is_missing, numbers_of, yes_or_no
+from probex_jax.zoo.cells import CLASSES, NUMBERS, called, is_missing, numbers_of, yes_or_no
 
 MAX_TABLE_BYTES = 256 * 2**20
 # Between several classes in a cell of CSV; a cell of `[]` says that a model has none of them.
@@ -243,7 +243,7 @@ def _typed(
             continue
         truths = yes_or_no({model: said for model, (_, said) in column.items()})
         classes[name] = truths or {
-            model: classes_of(said, f"{where}: {place}: {name}")
+            model: classes_of(said, f"{where}: {place}: {called(name)}")
             for model, (place, said) in column.items()
         }
     return Labels(classes, numbers, notes)
