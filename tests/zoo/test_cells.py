@@ -59,6 +59,7 @@ CLASSES = {
     "dates": [f"2024-01-{1 + n % 28:02}" for n in range(N)],
     "three parts": [f"1.{n}.2" for n in range(N)],
     "units": [f"{n} px" for n in range(N)],
+    "names, a third of them with letters": [f"{n}x"[: 3 + n % 3 // 2] for n in range(100, 200)],
     "lists": ["0.1;0.2"] * 5,
     "infinite": cycled("inf", "-inf", "0.5", "x"),
 }
