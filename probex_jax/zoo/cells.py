@@ -2,8 +2,9 @@
 
 import json
 import re
+import sys
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from math import isfinite, isnan
 from typing import Any
@@ -26,8 +27,14 @@ _MISSING_NUMBERS = {"none", "na"}
 _TRUTHS = (("yes", "no"), ("true", "false"), ("y", "n"), ("t", "f"), ("on", "off"))
 
 _MOST_CHARACTERS = 64
+_LARGEST = sys.float_info.max
 # Spaces that do not break, minus signs and apostrophes, as ASCII has them.
 _PLAIN = str.maketrans("\u00a0\u202f\u2009\u2212\u2019", "   -'")
+
+
+def called(column: str) -> str:
+    """The name of a column as a one-line message may hold it."""
+    return column if column.isprintable() and len(column) <= _MOST_CHARACTERS else quoted(column)
 
 
 def is_missing(value: Any) -> bool:
@@ -86,7 +93,7 @@ def numbers_of(
       cells: model to where its cell stands and what it holds; none is missing.
       name: of the column.
       where: the file, for errors.
-      comma: whether "1,234" is 1.234 if all cells can be read so; else it is 1234.
+      comma: whether "1,234" is 1.234 and "1.234" 1234 if all cells can be read so.
       sure: whether it is known that the column holds numbers.
 
     Raises:
@@ -100,10 +107,10 @@ def numbers_of(
     texts = {model: _text(value) for model, (_, value) in cells.items()}
     texts = {m: text for m, text in texts.items() if text.lower() not in _MISSING_NUMBERS}
     count = Counter(texts.values())
-    decimal_comma = comma and any("," in text for text in count)
+    exact = {_text(value): n for _, value in cells.values() if (n := _exact(value)) is not None}
     readings = [
-        {text: n for text in count if (n := read(text)) is not None}
-        for read in (_SPELLINGS[::-1] if decimal_comma else _SPELLINGS)
+        {text: n for text in count if (n := read(text)) is not None} | exact
+        for read in (_SPELLINGS[::-1] if comma else _SPELLINGS)
     ]
     known = {text: n for reading in readings for text, n in reading.items()}
     told = len(known) >= _MOST * len(count) and _are_numbers(set(known.values()), len(texts))
@@ -114,14 +121,38 @@ def numbers_of(
         such = f" such as {quoted(next(iter(best)))}" if best else ""
         (place, value), *others = [cells[model] for model in wrong]
         found = f"expected a number{such}, found {quoted(value)}{_more(others)}"
-        raise ProbexError(f"{where}: {place}: {name}: {found}")
+        raise ProbexError(f"{where}: {place}: {called(name)}: {found}")
     return {model: best[text] for model, text in texts.items()}
+
+
+def has_decimal_commas(cells: Iterable[Any], semicolons: bool) -> bool:
+    """Whether the numbers of a table have decimal commas, by those that can be read in one way.
+
+    Args:
+      cells: all cells of the table.
+      semicolons: whether they stand between the cells; it decides if all can be read in both ways.
+    """
+    points = commas = either = 0
+    for text in {cell for cell in cells if isinstance(cell, str)}:
+        if "," in text or "." in text:
+            pointed, comma = (any(read(text) is not None for read in half) for half in _HALVES)
+            points += pointed and not comma
+            commas += comma and not pointed
+            either += pointed and comma and "," in text
+    return commas > points or (commas == points and semicolons and either > 0)
 
 
 def _are_numbers(values: Collection[float], cells: int) -> bool:
     if len(values) >= MANY or all(map(float.is_integer, values)):
         return len(values) >= MANY
     return 2 * len(values) > cells or any(0 < abs(value) < 1 for value in values)
+
+
+def _exact(value: Any) -> float | None:
+    """A number of JSON, which has one spelling, without those that are infinite."""
+    if type(value) not in (int, float) or not -_LARGEST <= value <= _LARGEST:
+        return None
+    return float(value)
 
 
 def _more(others: list[tuple[str, Any]]) -> str:
@@ -161,3 +192,4 @@ _SPELLINGS = tuple(
     for point, group in (".,", ",.")
     for percent, scale in (("", 1.0), ("%", 100.0))
 )
+_HALVES = _SPELLINGS[:2], _SPELLINGS[2:]
