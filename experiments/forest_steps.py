@@ -16,6 +16,7 @@ from probex_jax.engine import HERE, Engine
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, write_json, write_text
 from probex_jax.forest import (
+    Answer,
     Comparison,
     Description,
     Forest,
@@ -25,7 +26,7 @@ from probex_jax.forest import (
     Tree,
     grow,
 )
-from probex_jax.reports import model_card
+from probex_jax.reports import attributes, model_card
 from probex_jax.search import FoundModel, Index
 from probex_jax.search.nearest import NearestIn
 
@@ -185,11 +186,12 @@ def describe(
 
 
 def _with_labels(description: Description, model: FoundModel) -> Description:
-    """What a zoo's labels.json says of a model counts as stated, before what the file says."""
-    labels = model.stated_labels()
-    if not labels:
-        return description
-    said = dataclasses.replace(description.stated, labels=labels, source="labels.json")
+    """What a zoo's tables say of a model counts as stated, before what the file says."""
+    labels, said = model.stated_labels(), description.stated
+    if labels:
+        said = dataclasses.replace(said, labels=labels, source="labels.json")
+    if model.attributes:
+        said = dataclasses.replace(said, attributes=model.attributes)
     return dataclasses.replace(description, stated=said)
 
 
@@ -239,10 +241,17 @@ def described_row(model: FoundModel, description: Description | ProbexError) -> 
     elif not description.answers:
         said = "no expert of this tree"
     else:
-        each = [_listed(answer.predicted, _SHOWN_CLASSES) for answer in description.answers]
-        said = "; ".join(one or "no class likelier than not" for one in each)
+        said = "; ".join(map(_said, description.answers))
     tree = description.tree or "unknown"
     return {"model": model.id, "tree": tree, "trained on (probability)": said}
+
+
+def _said(answer: Answer) -> str:
+    """What is predicted of an attribute, of a number with its interval."""
+    if answer.quantity is not None:
+        return f"{answer.title} {attributes.predicted(answer)} ({attributes.held(answer)})"
+    said = listed(answer.predicted) or "no class likelier than not"
+    return f"{answer.title} {said}" if answer.likely is not None else said
 
 
 def compared(described: Iterable[Described]) -> list[Described]:
@@ -269,8 +278,8 @@ def compared_rows(described: Sequence[Described]) -> list[Row]:
             "tree": description.tree,
             "agree": _agreement(comparison),
             "surprise": f"{comparison.surprise:.2f}",
-            "stated, not predicted": _listed(comparison.missed, _SHOWN_CLASSES),
-            "predicted, not stated": _listed(comparison.extra, _SHOWN_CLASSES),
+            "stated, not predicted": listed(comparison.missed),
+            "predicted, not stated": listed(comparison.extra),
         }
         for comparison, description in pairs
     ]
@@ -282,7 +291,8 @@ def _agreement(comparison: Comparison) -> str:
     return f"{comparison.n_right} of {comparison.n_classes}"
 
 
-def _listed(predictions: Sequence[Prediction], most: int) -> str:
-    shown = [f"{p.text} {p.probability:.2f}" for p in predictions[:most]]
+def listed(predictions: Sequence[Prediction]) -> str:
+    """The first classes with their probabilities, and how many more there are."""
+    shown = [f"{p.text} {p.probability:.2f}" for p in predictions[:_SHOWN_CLASSES]]
     more = len(predictions) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")

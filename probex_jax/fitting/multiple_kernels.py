@@ -202,6 +202,33 @@ def _together(
     return Together(weights, chosen, solution, chosen.factor * intercept_Y)
 
 
+def merged(each: Sequence[Together], regressions: Sequence[Regression]) -> Together:
+    """Solutions of several regressions side by side, as one; the layers' weights are their mean.
+
+    What was chosen is that of the first one.
+    """
+    if len(each) == 1 and regressions[0].models is None:
+        return each[0]
+    n_models = max(
+        len(one.y) if one.models is None else one.models.max() + 1 for one in regressions
+    )
+    weights = {
+        layer: float(np.mean([found.weights.get(layer, 0.0) for found in each]))
+        for layer in dict.fromkeys(layer for found in each for layer in found.weights)
+    }
+    solution = {layer: [] for layer in weights}
+    for found, one in zip(each, regressions, strict=True):
+        own = slice(None) if one.models is None else one.models
+        for layer, columns in solution.items():
+            whole_NY = np.zeros([n_models, one.targets_NY.shape[1]])
+            if layer in found.solution:
+                whole_NY[own] = found.solution[layer]
+            columns.append(whole_NY)
+    together = {layer: np.concatenate(columns, axis=1) for layer, columns in solution.items()}
+    bias_Y = np.concatenate([found.bias for found in each])
+    return Together(weights, each[0].chosen, together, bias_Y)
+
+
 class _Weighing(NamedTuple):
     """Coefficients of K kernels in a sum.
 

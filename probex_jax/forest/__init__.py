@@ -7,6 +7,7 @@ trained on.
 
 from probex_jax.forest.description import (
     Answer,
+    AttributeComparison,
     Comparison,
     Description,
     Neighbour,
@@ -24,6 +25,7 @@ from probex_jax.forest.verify import verify_forest
 
 __all__ = [
     "Answer",
+    "AttributeComparison",
     "Comparison",
     "Description",
     "Discovery",

@@ -16,6 +16,9 @@ from probex_jax.forest.stated_facts import StatedFacts
 _LEAST_PROBABILITY = 1e-9
 _SHOWN_NAMES = 3
 
+# What is stated of an attribute: a number, or classes.
+StatedAttribute = float | tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -138,6 +141,25 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class AttributeComparison:
+    """A predicted attribute against what is stated of it.
+
+    Args:
+      attribute: its name.
+      stated: a number, or classes.
+      within: whether the interval or set holds what is stated; None without one.
+      right: whether just the stated classes are predicted; None for a number.
+      off: predicted less stated number; None for classes.
+    """
+
+    attribute: str
+    stated: StatedAttribute
+    within: bool | None
+    right: bool | None = None
+    off: float | None = None
+
+
+@dataclass(frozen=True)
 class Answer:
     """What one expert of the tree predicts of a model.
 
@@ -146,7 +168,8 @@ class Answer:
       expert: made the predictions.
       label_set: the attribute that is predicted, such as "gain"; "" if it has no name.
       quantity: the predicted number, if the attribute is one.
-      likely: the classes of the conformal set, which may be empty; None without such sets.
+      likely: the classes of the conformal set, which may be empty: those that cannot be ruled out;
+        None without such sets.
       coverage: the share of models whose classes are meant to be in their set.
       tags: of an expert that ranks tags, those shown; None of others.
     """
@@ -181,6 +204,29 @@ class Answer:
           labels: classes of the model, by name or text.
         """
         return compared(self.predictions, labels, self.expert.chosen)
+
+    def beside(self, stated: StatedAttribute) -> AttributeComparison | None:
+        """The prediction against what is stated of the attribute; None if that is no such value.
+
+        Args:
+          stated: a number, also one written as a class, for a number; otherwise classes.
+        """
+        if self.quantity is not None:
+            try:
+                number = float(stated[0] if isinstance(stated, tuple) else stated)
+            except (ValueError, IndexError):
+                return None
+            holds = self.quantity.low <= number <= self.quantity.high
+            off = self.quantity.value - number
+            return AttributeComparison(self.label_set, number, holds, off=off)
+        if not isinstance(stated, tuple):
+            return None
+        named = {_plain(p.text): p.label for p in self.predictions}
+        named |= {_plain(p.label): p.label for p in self.predictions}
+        known = {named.get(_plain(label), label) for label in stated}
+        right = known == {p.label for p in self.predicted}
+        within = None if self.likely is None else known <= set(self.likely)
+        return AttributeComparison(self.label_set, stated, within, right)
 
 
 @dataclass(frozen=True)
@@ -259,18 +305,39 @@ class Description:
         found = [c for c in (answer.compared_with(labels) for answer in self.answers) if c]
         return max(found, key=lambda comparison: comparison.n_known, default=None)
 
+    @cached_property
+    def attribute_comparisons(self) -> tuple[AttributeComparison, ...]:
+        """Each predicted attribute of which something is stated, against that."""
+        stated = self.stated.attributes
+        said = ((a, stated.get(a.label_set, self._in_files(a))) for a in self.answers)
+        found = (None if value is None else answer.beside(value) for answer, value in said)
+        return tuple(one for one in found if one is not None)
+
+    def _in_files(self, answer: Answer) -> float | None:
+        """What the model's own files state under the name of a predicted number."""
+        value = getattr(self.stated.said, answer.label_set, None)
+        is_number = answer.quantity is not None and isinstance(value, int | float)
+        return float(value) if is_number and value else None
+
     def as_json(self) -> dict[str, Any]:
-        """The description as JSON; `predictions` and `expert` are of the first answer."""
+        """The description as JSON; `predictions` and `expert` are of the first answer.
+
+        Where an interval has no end, that is None.
+        """
         value = dataclasses.asdict(self)
         value["tree"] = self.tree
         for answer, shown in zip(self.answers, value["answers"], strict=True):
             shown["title"] = answer.title
             shown["predicted"] = [p.label for p in answer.predicted]
+            for end in ("low", "high") if answer.quantity is not None else ():
+                if not math.isfinite(shown["quantity"][end]):
+                    shown["quantity"][end] = None
         first = value["answers"][0] if self.answers else {"predictions": [], "expert": None}
         value |= {name: first[name] for name in ("predictions", "expert")}
         value["predicted"] = [p.label for p in self.predicted]
         found = self.comparison
         value["comparison"] = None if found is None else dataclasses.asdict(found)
+        value["attribute_comparisons"] = list(map(dataclasses.asdict, self.attribute_comparisons))
         return value
 
 

@@ -105,7 +105,8 @@ def grow(
         for tree in trees.values():
             if before is None or tree.router.tree != before.router.tree:
                 check_apart(router, tree.router)
-        if expert is not None and expert.card.calibration is None:
+        joint = expert is not None and expert.card.attributes  # calibrated, each by itself
+        if expert is not None and not joint and expert.card.calibration is None:
             if expert.card.store_hash not in (None, store.hash):
                 raise ProbexError(
                     f"{store.path}: the expert of {store.tree} was trained on another store, which "

@@ -159,7 +159,7 @@ def _create(
     if not chosen:
         raise ProbexError(f"{zoo.tree}: its models have no layer in common")
     classes = zoo.classes or _all_classes(readable.values())
-    if not (classes or zoo.is_flat or zoo.tables.columns):
+    if not (classes or zoo.is_flat or zoo.tables.columns or zoo.tables.numbers):
         raise ProbexError(f"{zoo.tree}: no training model, hence no classes; expected train/")
     sizes = [math.prod(shape) for name in chosen for shape in parts(*common[name][:2]).values()]
     vector_sizes = {n: math.prod(common[n].shape) for n in chosen if common[n].is_vector}

@@ -266,6 +266,22 @@ class LayerStore:
             split_set=split,
         )
 
+    def view_of_any(self, columns: Sequence[tuple[str, bool]], split: str = "") -> LayerStore:
+        """The models that are in the view of any of some columns, without labels.
+
+        Args:
+          columns: each with whether it is read as numbers.
+          split: as `view` takes it.
+
+        Raises:
+          ProbexError: as `view`.
+        """
+        views = [self.view(column, split, number) for column, number in columns]
+        part = {model.id: model.split for view in views for model in view.models}
+        models = tuple(m.told((), part[m.id]) for m in self.packed if m.id in part)
+        call = "view_of_any", tuple(columns), split
+        return self._with(*call, models=models, classes=(), split_set=split)
+
     def matrices(
         self, layer: str, split: str = "train", models: Models | None = None
     ) -> np.ndarray | LowRank:

@@ -5,14 +5,15 @@ Tables name models as people do: by id or by file name, with or without suffix a
 
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.untrusted_text import is_text, json_object, plain_name, quoted, shown
+from probex_jax.zoo.cells import number_in
 from probex_jax.zoo.flat import stem_of
-from probex_jax.zoo.label_files import Labels, number_in, read_labels, read_table
+from probex_jax.zoo.label_files import Labels, read_labels, read_table
 
 # Classes of the held-out splits occur in no other split.
 HELD_OUT_SPLITS = ("val_holdout", "test_holdout")
@@ -65,7 +66,8 @@ class Tables:
         self.check(name, where)
         if name in self.numbers:
             if not self.numbers[name]:
-                raise ProbexError(f"{where}: column {quoted(name)} has no values yet; pack again")
+                old = "a store that was packed before stores kept numbers is to be packed again"
+                raise ProbexError(f"{where}: column {quoted(name)} has no number; {old}")
             return self.numbers[name]
         here = f"{where}: column {quoted(name)}"
         return {model: _number(said, model, here) for model, said in self.columns[name].items()}
@@ -219,7 +221,10 @@ def _stem(name: str) -> str:
 
 
 def find_labels(
-    root: Path, names: Names, files: Sequence[str] = LABEL_FILES
+    root: Path,
+    names: Names,
+    files: Sequence[str] = LABEL_FILES,
+    kinds: Mapping[str, str] | None = None,
 ) -> tuple[Labels, dict[str, tuple[str, ...]]]:
     """The labels of the label files in a folder, by the ids of its models.
 
@@ -227,6 +232,7 @@ def find_labels(
       root: the folder.
       names: of the models.
       files: which of `LABEL_FILES`.
+      kinds: as `read_labels` takes them.
 
     Returns:
       The labels, and by file the names that mean no model.
@@ -237,18 +243,20 @@ def find_labels(
     columns: dict[str, Mapping[str, Any]] = {}
     numbers: dict[str, Mapping[str, float]] = {}
     unmatched = {}
+    notes: list[str] = []
     for path in (root / name for name in files):
         if not (path.exists() or path.is_symlink()):
             continue
-        labels, unknown = matched(read_labels(path), names, shown(path))
+        labels, unknown = matched(read_labels(path, kinds), names, shown(path))
         for name in (*labels.columns, *labels.numbers):
             if name in columns or name in numbers:
                 raise ProbexError(f"{shown(path)}: another file has the column {quoted(name)}, too")
         columns |= labels.columns
         numbers |= labels.numbers
+        notes += labels.notes
         if unknown:
             unmatched[path.name] = unknown
-    return Labels(columns, numbers), unmatched
+    return Labels(columns, numbers, tuple(notes)), unmatched
 
 
 def matched(labels: Labels, names: Names, where: object) -> tuple[Labels, tuple[str, ...]]:
@@ -268,7 +276,7 @@ def matched(labels: Labels, names: Names, where: object) -> tuple[Labels, tuple[
             for column, table in columns.items()
         }
 
-    return Labels(by_id(labels.columns), by_id(labels.numbers)), unknown
+    return replace(labels, columns=by_id(labels.columns), numbers=by_id(labels.numbers)), unknown
 
 
 def read_splits(path: Path, names: Names | None = None) -> Splits:
