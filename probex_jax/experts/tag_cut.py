@@ -153,4 +153,4 @@ def _curve(value: Any) -> Curve | None:
 def _number(value: Any) -> float:
     if type(value) not in (int, float) or not abs(value) < float("inf"):
         raise TypeError(f"{value!r:.50} is no number")
-    return float(value)
+    return value
