@@ -39,7 +39,8 @@ def tagged_store(toy_lora_store):
 def test_a_card_keeps_its_tags():
     found = Card.from_json(SAID)
     assert found.text.tags == KNOWN
-    assert found.to_json() == SAID
+    # To the digit, or an expert would have another hash once it was kept.
+    assert json.dumps(found.to_json(), sort_keys=True) == json.dumps(SAID, sort_keys=True)
     assert isinstance(found.text, TextCard)
     unfitted = TagCut("tags", ("cat",), ())
     assert TagCut.from_json(unfitted.as_json()) == unfitted
