@@ -1,0 +1,35 @@
+"""Figures of ranked tags, counted by hand."""
+
+import numpy as np
+import pytest
+
+from probex_jax import ProbexError
+from probex_jax.search.tag_figures import tag_figures
+
+RIGHT = np.array([[1, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]], bool)
+SCORES = np.array([[0.9, 0.8, 0.7], [0.6, 0.1, 0.0], [0.1, 0.2, 0.0], [0.0, 0.0, 0.9]])
+
+
+def found(cut):
+    return {
+        key: (s.value, s.n_models, chance)
+        for key, _, s, chance in tag_figures(SCORES, SCORES >= cut, RIGHT)
+    }
+
+
+def test_the_figures_are_those_counted():
+    figures = found(0.5)  # five tags for three models: two of three, none of one, none of one
+    assert figures["precision"] == pytest.approx((2 / 9, 3, 2 / 4 / 2 + 2 / 4 / 2))
+    assert figures["recall"] == pytest.approx(((1 + 0 + 0) / 3, 3, 1 * 1.25 / 2))
+    assert figures["precision_at_1"] == pytest.approx((1 / 3, 3, 2 / 3))
+
+
+def test_where_nothing_is_shown_there_is_no_precision():
+    figures = found(1.0)
+    assert "precision" not in figures
+    assert figures["recall"] == (0, 3, 0)
+
+
+def test_models_without_any_of_the_tags_are_refused():
+    with pytest.raises(ProbexError):
+        list(tag_figures(SCORES, SCORES >= 0, np.zeros_like(RIGHT)))
