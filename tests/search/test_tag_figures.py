@@ -10,10 +10,10 @@ RIGHT = np.array([[1, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]], bool)
 SCORES = np.array([[0.9, 0.8, 0.7], [0.6, 0.1, 0.0], [0.1, 0.2, 0.0], [0.0, 0.0, 0.9]])
 
 
-def found(cut):
+def found(cut, scores=SCORES):
     return {
         key: (s.value, s.n_models, chance)
-        for key, _, s, chance in tag_figures(SCORES, SCORES >= cut, RIGHT)
+        for key, _, s, chance in tag_figures(scores, scores >= cut, RIGHT)
     }
 
 
