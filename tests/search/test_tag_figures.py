@@ -18,10 +18,16 @@ def found(cut, scores=SCORES):
 
 
 def test_the_figures_are_those_counted():
-    figures = found(0.5)  # five tags for three models: two of three, none of one, none of one
-    assert figures["precision"] == pytest.approx((2 / 9, 3, 2 / 4 / 2 + 2 / 4 / 2))
-    assert figures["recall"] == pytest.approx(((1 + 0 + 0) / 3, 3, 1 * 1.25 / 2))
+    figures = found(0.65)  # three tags for one model, of which two are right, and a wrong one
+    assert figures["precision"] == pytest.approx((1 / 3, 2, 1 / 2))
+    assert figures["recall"] == pytest.approx((1 / 3, 3, 1 / 2))
     assert figures["precision_at_1"] == pytest.approx((1 / 3, 3, 2 / 3))
+
+
+def test_chance_shows_as_many_tags():
+    figures = found(0.5)  # five for four models: the two commonest, less often than always
+    assert figures["precision"] == pytest.approx((2 / 9, 3, 1 / 2))
+    assert figures["recall"] == pytest.approx((1 / 3, 3, 1.25 / 2))
 
 
 def test_where_nothing_is_shown_there_is_no_precision():
