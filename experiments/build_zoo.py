@@ -23,7 +23,7 @@ from probex_jax.files import one_writer, write_json
 
 _CONFIG = cli.config(
     "configs/zoo_miniature.py",
-    "Config of the zoo. Append a size, :default, :demo, :tiny, :wide or :families.",
+    "Config of the zoo. Append a size: :default, :demo, :tiny, :wide, :attributes or :families.",
 )
 _OUT = flags.DEFINE_string("out", None, "Folder of the zoo, made if absent.", required=True)
 

@@ -46,6 +46,7 @@ def grow_forest(
     roots: Mapping[str, str],
     label_sets: Sequence[str] = (),
     view: Callable[[px.LayerStore, int], px.LayerStore] = lambda store, number: store,
+    tags: Sequence[str] = (),
 ) -> list[Row]:
     """Grows a forest by the trees of some stores; a row of each expert.
 
@@ -56,7 +57,10 @@ def grow_forest(
       roots: of some of the trees.
       label_sets: what the classes of each expert are about; none for what cards and stores say.
       view: a store with the labels and split that the expert of a number was trained on.
+      tags: that experts that rank tags rank as well.
     """
+    if tags and not any(map(_ranks_tags, experts)):
+        raise ProbexError("--tags: none of --experts ranks tags; train one with config.text.tags")
     if label_sets and len(label_sets) != len(experts):
         raise ProbexError(f"--label_sets: {len(label_sets)} for {len(experts)} experts")
     said: Sequence[str | None] = label_sets or [None] * len(experts)
@@ -89,7 +93,8 @@ def grow_forest(
     rows = []
     with cli.progress(len(grown), "growing", "expert") as bar:
         for store, one, label_set in grown:
-            tree, done = grow(forest, store, one, roots.get(store.tree, ""), label_set)
+            root, more = roots.get(store.tree, ""), tags if _ranks_tags(one) else ()
+            tree, done = grow(forest, store, one, root, label_set, more)
             if len(tree.router.radii) > 1:
                 bar.write(
                     f"{store.path}: its models are of {len(tree.router.radii)} trees by their "
@@ -99,6 +104,26 @@ def grow_forest(
             rows.append(_tree_row(tree, one, done))
             bar.update()
     return rows
+
+
+def _ranks_tags(expert: px.Expert | None) -> bool:
+    return bool(expert and expert.card.text and expert.card.text.tags)
+
+
+def read_tags(path: Path) -> list[str]:
+    """The tags of a file, one a line.
+
+    Raises:
+      ProbexError: if it cannot be read, or holds none.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProbexError(f"{path}: no file of tags, one a line ({error})") from None
+    tags = list(dict.fromkeys(tag for line in lines if (tag := " ".join(line.split()))))
+    if not tags:
+        raise ProbexError(f"{path}: holds no tags; expected one a line")
+    return tags
 
 
 def _tree_row(tree: Tree, given: px.Expert | None, done: str) -> Row:

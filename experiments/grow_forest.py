@@ -30,6 +30,9 @@ _LABEL_SETS = flags.DEFINE_list(
     "What the classes of each of --experts are about, such as gain: the titles of their tables. By "
     "default what their cards or stores say.",
 )
+_TAGS = flags.DEFINE_string(
+    "tags", None, "File of more tags, one a line, for --experts trained with config.text.tags."
+)
 _FOREST = flags.DEFINE_string(
     "forest", None, "Folder of the forest, made if absent.", required=True
 )
@@ -42,8 +45,9 @@ def main() -> None:
     roots = dict(_named(item) for item in _ROOTS.value)
     stores = [px.LayerStore.open(path) for path in _STORES.value]
     experts = [px.Expert.load(path) for path in _EXPERTS.value]
+    tags = forest_steps.read_tags(as_path(_TAGS.value)) if _TAGS.value else ()
     grown = forest_steps.grow_forest(
-        as_path(_FOREST.value), stores, experts, roots, _LABEL_SETS.value, _as_trained
+        as_path(_FOREST.value), stores, experts, roots, _LABEL_SETS.value, _as_trained, tags
     )
     print(cli.table(grown))
 

@@ -1,7 +1,7 @@
 """Labels and splits as the commands take them: columns of stores, files, repeats."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,22 @@ from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, one_writer, read_json, write_json
 from probex_jax.layer_store.tables import check_labels
 from probex_jax.model_files.untrusted_text import plain_name
+from probex_jax.sweeps.joint import joint_store, views
 from probex_jax.zoo import Zoo
+from probex_jax.zoo.cells import CLASSES, NUMBERS
 from probex_jax.zoo.label_files import classes_of, read_labels
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
-from probex_jax.zoo.splitting import check_groups, make_split, too_rare
+from probex_jax.zoo.splitting import check_groups, make_split, ranges_of, too_rare
 from probex_jax.zoo.stated_labels import SOURCES
 from probex_jax.zoo.tables import SPLITS_FILE, Names, Tables, matched, read_splits
 
 Row = dict[str, object]
 
+ALL = "all"  # of config.task: all attributes
 # In a work directory: the store, labels and split that were trained on, as they were given.
 _VIEW = "view.json"
+# Of the classes of a column, so many are named.
+_NAMED = 5
 
 
 def split(
@@ -45,15 +50,16 @@ def split(
             zoo, labels = px.scan(folder, labels), None
         else:
             zoo = px.scan(folder)
+        told_unmatched({}, folder, zoo.notes)
         tables = zoo.tables
         if labels is not None:
             elsewhere, unknown = _labels_in(as_path(labels), Names(m.id for m in zoo.models))
             tables = tables.under(elsewhere)
             told_unmatched({labels: unknown}, folder)
         divided = {m.id for m in zoo.models if m.split not in HELD_OUT_SPLITS and not m.fault}
-        said = tables.column(by, folder) if by else _own_labels(zoo)
+        said = _classes_in(tables, by, folder) if by else _own_labels(zoo)
         known = {m.id: said[m.id] for m in zoo.models if m.id in said and m.id in divided}
-        groups = group and check_groups(tables.column(group, folder), group)
+        groups = group and check_groups(_groups_in(tables, group, folder), group)
         made = {
             f"{name}-{number}": make_split(
                 known, groups=groups or None, fractions=shares, seed=seed + number
@@ -74,12 +80,13 @@ def split(
             line = f"{one}: class {rare!r} is too rare to be in {' and '.join(lacking)}"
             print(cli.one_line(line), file=sys.stderr)
     classes = {label for labels_of in known.values() for label in labels_of}
+    what = "ranges" if by in tables.numbers else "classes"
     return [
         {
             "split": one,
             "models": len(known),
             "without a label": len(divided) - len(known),
-            "classes": len(classes),
+            what: len(classes),
             **{part: len(models) for part, models in parts.items()},
         }
         for one, parts in made.items()
@@ -114,7 +121,8 @@ def write_zoos(folder: Path, trees: Sequence[Mapping[str, Path]], labels: str | 
 def check_zoos(zoos: Mapping[Path, Mapping[str, Path]], way_out: str) -> None:
     """Raises a ProbexError if one of the folders holds a zoo of other models."""
     for zoo, models in zoos.items():
-        if (zoo / "zoo.json").exists() and read_json(zoo / "zoo.json") != _about(models):
+        about = read_json(path) if (path := zoo / "zoo.json").exists() else None
+        if about is not None and {**about, "kinds": {}} != {**_about(models), "kinds": {}}:
             raise ProbexError(f"{zoo}: a zoo of other models; {way_out}")
 
 
@@ -126,10 +134,12 @@ def write_zoo(zoo: Path, models: Mapping[str, Path], tables: Tables) -> None:
     """Writes a zoo that names its models where they are, with their labels and splits."""
     with disk_errors(zoo):
         zoo.mkdir(parents=True, exist_ok=True)
-    write_json(zoo / "zoo.json", _about(models))
-    if tables.columns:
+    kinds = dict.fromkeys(tables.columns, CLASSES) | dict.fromkeys(tables.numbers, NUMBERS)
+    write_json(zoo / "zoo.json", _about(models) | ({"kinds": kinds} if kinds else {}))
+    if kinds:
+        columns = {**tables.columns, **tables.numbers}
         rows = [
-            {"model": id} | {name: said[id] for name, said in tables.columns.items() if id in said}
+            {"model": id} | {name: said[id] for name, said in columns.items() if id in said}
             for id in models
         ]
         write_json(zoo / "labels.json", rows)
@@ -165,26 +175,45 @@ def _labels_in(path: Path, names: Names) -> tuple[Tables, tuple[str, ...]]:
     Of a file that names no column, the column is called as the file.
     """
     labels, unknown = matched(read_labels(path), names, path)
+    told_unmatched({}, path, labels.notes)
     columns = dict(labels.columns)
     if own := columns.pop("", {}):
         columns[path.stem] = {m: classes_of(said, f"{path}: {m!r}") for m, said in own.items()}
     return Tables(columns, labels.numbers), unknown
 
 
-def told_unmatched(unmatched: Mapping[str, Sequence[str]], where: object) -> None:
-    """A line on standard error for each name in a file of labels that no model has."""
+def _classes_in(tables: Tables, by: str, where: object) -> Mapping[str, tuple[str, ...]]:
+    """The classes of a column; of one of numbers the range that a model is in."""
+    if by in tables.numbers:
+        return ranges_of(tables.number(by, where))
+    return tables.column(by, where)
+
+
+def _groups_in(tables: Tables, group: str, where: object) -> Mapping[str, tuple[str, ...]]:
+    if group in tables.numbers:
+        return {id: (str(n),) for id, n in tables.number(group, where).items()}
+    return tables.column(group, where)
+
+
+def told_unmatched(
+    unmatched: Mapping[str, Sequence[str]], where: object, notes: Iterable[str] = ()
+) -> None:
+    """A line on standard error for each note, and each name in a file of labels without a model."""
+    for note in notes:
+        print(cli.one_line(note), file=sys.stderr)
     for file, names in unmatched.items():
         for name in names:
             print(cli.one_line(f"{file}: no model {name!r} in {where}"), file=sys.stderr)
 
 
-def open_view(store: str | Path, labels: str, split: str) -> px.LayerStore:
+def open_view(store: str | Path, labels: str, split: str, number: bool = False) -> px.LayerStore:
     """A store with the labels and the split that a config names; as it is where it names none.
 
     Args:
       store: its folder.
       labels: a column of the store, FILE:COLUMN, or FILE if that has one column; or "".
       split: a split of the store, or FILE:NAME; or "".
+      number: whether a column of classes that are numbers is read as one of numbers.
 
     Raises:
       ProbexError: if there is no such store, column or split, or a file is malformed.
@@ -193,11 +222,25 @@ def open_view(store: str | Path, labels: str, split: str) -> px.LayerStore:
     opened, column = _with_labels(opened, labels)
     opened, name = _with_split(opened, split)
     in_folders = any(opened.folders.values())
-    return opened if in_folders and not (labels or split) else opened.view(column, name)
+    as_packed = in_folders and not (labels or split or number)
+    return opened if as_packed else opened.view(column, name, number)
+
+
+def open_attributes(
+    store: str | Path, split: str
+) -> tuple[dict[str, px.LayerStore], dict[str, str]]:
+    """Each attribute of a store with its view, and why others are left out; errors as `views`.
+
+    Args:
+      store: its folder.
+      split: as `open_view` takes it.
+    """
+    opened, name = _with_split(px.LayerStore.open(store), split)
+    return views(opened, name)
 
 
 def _with_labels(store: px.LayerStore, labels: str) -> tuple[px.LayerStore, str]:
-    path, column = _file(labels, (*store.columns, *store.tables.numbers))
+    path, column = _file(labels, store.attributes)
     if path is None:
         return store, labels
     tables, unknown = _labels_in(path, _names(store))
@@ -205,11 +248,21 @@ def _with_labels(store: px.LayerStore, labels: str) -> tuple[px.LayerStore, str]
         some = f"{len(unknown)} of its models are not in {store.path}, such as {unknown[0]!r}"
         print(cli.one_line(f"{path}: {some}"), file=sys.stderr)
     known = (*tables.columns, *tables.numbers)
+    if not known:
+        raise ProbexError(f"{path}: no column that says something of a model")
     if not column and len(known) != 1:
         raise ProbexError(f"{path}: give one of its columns, as {path}:{known[0]}")
     column = column or known[0]
-    tables.column(column, path)
+    tables.check(column, path)
     return store.with_tables(tables), column
+
+
+def opened_as(store: str | Path, config: Mapping[str, Any]) -> px.LayerStore:
+    """A store with what a config trains on: one view, or the models of all attributes."""
+    if config.get("task") == ALL:
+        return joint_store(open_attributes(store, config["split"])[0])
+    number = config.get("task") == px.Number.name
+    return open_view(store, config["labels"], config["split"], number)
 
 
 def _with_split(store: px.LayerStore, split: str) -> tuple[px.LayerStore, str]:
@@ -255,12 +308,13 @@ def repeats(config: Mapping[str, Any]) -> dict[str, str]:
 
 def write_view(workdir: Path, config: Mapping[str, Any]) -> None:
     """Keeps beside the experts what they were trained on, for `store_of`."""
-    if not (config["labels"] or config["split"]):
+    if not (config["labels"] or config["split"] or config["task"]):
         return
     store = px.LayerStore.open(config["store"])
     given = {
-        "labels": _absolute(config["labels"], (*store.columns, *store.tables.numbers)),
+        "labels": _absolute(config["labels"], store.attributes),
         "split": _absolute(config["split"], store.splits),
+        "task": config["task"],
     }
     write_json(workdir / _VIEW, {**given, "store": str(store.path.resolve())})
 
@@ -284,7 +338,7 @@ def store_of(experts: str | Path, store: str | None = None) -> px.LayerStore:
         if (folder / _VIEW).exists():
             about = read_json(folder / _VIEW)
             try:
-                return open_view(store or about["store"], about["labels"], about["split"])
+                return opened_as(store or about["store"], about)
             except (TypeError, KeyError) as error:
                 raise ProbexError(f"{folder / _VIEW}: damaged ({error}); remove it") from error
     if store is None:
@@ -293,15 +347,19 @@ def store_of(experts: str | Path, store: str | None = None) -> px.LayerStore:
 
 
 def tables_lines(store: px.LayerStore) -> list[str]:
-    """A line about the label columns of a store, and one about its splits."""
+    """A line about each column of a store, and one about its splits."""
     lines = []
     for name, column in store.tables.columns.items():
         packed = [column[model.id] for model in store.packed if model.id in column]
-        classes = {label for labels in packed for label in labels}
+        classes = sorted({label for labels in packed for label in labels})
         of = f"labels {name}" if name else "labels in headers"
         several = "class" if len(classes) == 1 else "classes"
-        lines.append(f"{of}: {len(classes)} {several}, {len(packed)} models")
-    lines += [f"{name} is a column of numbers, no labels" for name in store.tables.numbers]
+        named = ", ".join(classes[:_NAMED]) + (", …" if len(classes) > _NAMED else "")
+        lines.append(f"{of}: {len(classes)} {several}, {len(packed)} models: {named}")
+    for name, numbers in store.tables.numbers.items():
+        found = [numbers[model.id] for model in store.packed if model.id in numbers]
+        between = f": {min(found):g} to {max(found):g}" if found else ""
+        lines.append(f"numbers {name}: {len(found)} models{between}")
     return lines + ([f"splits: {', '.join(store.splits)}"] if store.splits else [])
 
 

@@ -22,7 +22,16 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli, engines, label_steps, processes, repeats, report_steps, steps
+from experiments import (
+    cli,
+    engines,
+    joint_steps,
+    label_steps,
+    processes,
+    repeats,
+    report_steps,
+    steps,
+)
 from experiments.costs import Costs
 from probex_jax.bucket_paths import as_path
 from probex_jax.claims import claim, settings_of
@@ -42,6 +51,7 @@ def main() -> None:
     engine = engines.engine()
     devices = processes.join(engine)
     config, workdir = _CONFIG.value.to_dict(), as_path(_WORKDIR.value)
+    config = joint_steps.named(config, tuple(steps.TOLD))
     found = label_steps.repeats(config)
     # A folder of one writer, of all processes that train together.
     with one_writer(workdir) if devices.writes else nullcontext():
@@ -51,7 +61,7 @@ def main() -> None:
                 _report(metrics, workdir)
             return
         if devices.writes:
-            claim(workdir, {name: config[name] for name in ("labels", "split")})
+            claim(workdir, {name: config[name] for name in ("labels", "split", "task")})
         trained = {}
         for name, split in found.items():
             metrics = _train({**config, "split": split}, workdir / name, devices, engine)
@@ -76,6 +86,12 @@ def _train(
 
 
 def _report(metrics: Mapping[str, Any], workdir: Path) -> None:
+    if "attributes" in metrics:
+        print(cli.table(joint_steps.rows(metrics)))
+        for line in joint_steps.not_above_chance(metrics):
+            print(line)
+        print(f"report: {_write_report(metrics, workdir)}")
+        return
     rows = steps.layer_rows(metrics)
     if rows:
         print(cli.table(rows), end="\n\n")
@@ -94,7 +110,10 @@ def _report_all(trained: Mapping[str, Any], workdir: Path) -> None:
     """Mean and spread over repeats."""
     about = settings_of(workdir)
     summary = repeats.write_summary(workdir / "metrics.json", about, trained)
-    print(cli.table([{"split": n, **steps.train_row(m)} for n, m in trained.items()]), end="\n\n")
+    if "attributes" not in next(iter(trained.values())):
+        print(
+            cli.table([{"split": n, **steps.train_row(m)} for n, m in trained.items()]), end="\n\n"
+        )
     print(cli.table(repeats.rows(summary)))
     for line in repeats.not_above_chance(summary):
         print(line)

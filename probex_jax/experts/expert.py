@@ -151,6 +151,27 @@ class Expert:
         """SHA-256 of the variables and the card: the expert's identity."""
         return checkpoints.content_hash(self.variables, self.card.to_json())
 
+    def part(self, name: str) -> Expert:
+        """The expert of one attribute of a joint expert.
+
+        Args:
+          name: of the attribute, one of those on the card.
+
+        Returns:
+          It, whose logits are the attribute's columns of this one's.
+
+        Raises:
+          ProbexError: if there is no such attribute.
+        """
+        own = self.card.outputs(name)
+
+        def cut(path: Any, leaf: Any) -> Any:
+            is_map = getattr(path[-1], "key", None) in ("kernel", "weight", "bias")
+            return leaf[..., own] if is_map else leaf
+
+        variables = jax.tree_util.tree_map_with_path(cut, self.variables)
+        return replace(self, variables=variables, card=self.card.part(name))
+
     @property
     def text(self) -> TextCard:
         """The part of the card on text.
@@ -293,12 +314,14 @@ class Expert:
           x, texts: as `logits` takes them.
 
         Raises:
-          ProbexError: as `logits`.
+          ProbexError: as `logits`, or if the expert is a joint one, whose `part` answers.
         """
         return self.as_probabilities(self.logits(x, texts))
 
     def as_probabilities(self, logits: ArrayLike) -> jax.Array:
         """What `probabilities` makes of logits [N, Y]."""
+        if self.card.attributes:
+            raise ProbexError(f"{self} answers for several attributes; take one with part(name)")
         return predictions(self.card.task, jnp.asarray(logits), self.card.temperature)
 
     def with_card(self, **changes: Any) -> Expert:
@@ -318,7 +341,7 @@ class Expert:
         if tree != self.card.tree:
             raise ProbexError(f"the expert is of tree {self.card.tree}, the models are of {tree}")
         ours, theirs = list(self.card.classes), list(classes)
-        if self.card.text is None and ours != theirs:
+        if self.card.text is None and not self.card.attributes and ours != theirs:
             different = sorted(set(ours) ^ set(theirs)) or ["their order"]
             raise ProbexError(
                 f"the expert knows {len(ours)} classes, the store {len(theirs)}; "

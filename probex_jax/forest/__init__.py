@@ -13,6 +13,7 @@ from probex_jax.forest.description import (
     Neighbour,
     Prediction,
     Quantity,
+    RankedTags,
 )
 from probex_jax.forest.discovery import Discovery, FoundTree, discover
 from probex_jax.forest.forest import Forest, Nearest
@@ -34,6 +35,7 @@ __all__ = [
     "Neighbour",
     "Prediction",
     "Quantity",
+    "RankedTags",
     "Relatives",
     "RelativesIn",
     "Route",

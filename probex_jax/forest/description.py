@@ -100,6 +100,21 @@ class ExpertFacts:
 
 
 @dataclass(frozen=True)
+class RankedTags:
+    """Free tags that a model probably has, by an expert that ranks a vocabulary of them.
+
+    Args:
+      shown: the most probable first; may be none.
+      n_tags: of the vocabulary.
+      wrong: the expected share of wrong tags among those shown, at most.
+    """
+
+    shown: tuple[Prediction, ...]
+    n_tags: int
+    wrong: float
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Predicted against stated classes.
 
@@ -156,6 +171,7 @@ class Answer:
       likely: the classes of the conformal set, which may be empty: those that cannot be ruled out;
         None without such sets.
       coverage: the share of models whose classes are meant to be in their set.
+      tags: of an expert that ranks tags, those shown; None of others.
     """
 
     predictions: tuple[Prediction, ...]
@@ -164,6 +180,7 @@ class Answer:
     quantity: Quantity | None = None
     likely: tuple[str, ...] | None = None
     coverage: float | None = None
+    tags: RankedTags | None = None
 
     @property
     def title(self) -> str:

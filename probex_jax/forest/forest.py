@@ -243,6 +243,7 @@ class Forest:
             root=tree.router.root,
             stated_root=tree.router.stated_root,
             answers=answers,
+            untold=tree.untold,
             neighbours=None if neighbours is None else tuple(neighbours),
         )
 

@@ -54,6 +54,7 @@ def model_card(description: Description) -> str:
         "*Written by probex_jax from the model's weights; its trainer has not confirmed it.*\n",
         _about(description),
         predictions(description),
+        _tags(description),
         _stated(description),
         _neighbours(description),
         experts(description),
@@ -148,6 +149,19 @@ def _root(description: Description) -> str:
     if description.stated_root:
         return f"{code(description.stated_root)}, according to the files of its models"
     return "unknown"
+
+
+def _tags(description: Description) -> str:
+    """Free tags, of experts that rank some."""
+    lines = []
+    for tags in (answer.tags for answer in description.answers if answer.tags is not None):
+        listed = ", ".join(f"{named(p)} {probability_of(p)}" for p in tags.shown[:_MAX_LISTED])
+        about = (
+            f"They are out of {tags.n_tags:,}; of tags shown a share of {tags.wrong:g} is wrong at "
+            "most, on average over models like those that the tags are from."
+        )
+        lines.append(f"Tags, ranked by the weights: {listed or 'none is sure enough'}. {about}\n")
+    return "\n".join(lines)
 
 
 def _stated(description: Description) -> str:

@@ -42,11 +42,19 @@ from probex_jax.fitting.closed_form import (
     n_parameters,
 )
 from probex_jax.fitting.moments import moments
-from probex_jax.fitting.multiple_kernels import Together, fit_alone, fit_together
+from probex_jax.fitting.multiple_kernels import (
+    Alone,
+    Together,
+    best,
+    fit_alone,
+    fit_together,
+    merged,
+)
 from probex_jax.fitting.network import encoder_settings
 from probex_jax.fitting.ridge import Regression, centred, enough_folds, folds
 from probex_jax.fitting.standardised import Standardised
 from probex_jax.fitting.strips import Strips
+from probex_jax.sweeps import joint
 from probex_jax.sweeps.kept import Kept, KeptKernels
 from probex_jax.sweeps.left_out import leave_out, leave_out_dead, left_out, reasons
 from probex_jax.sweeps.memory import free_bytes, free_on
@@ -81,13 +89,18 @@ def _read(encoder: Linear, x: Any, tree: Tree) -> Any:
 class Kernels:
     """A sweep in closed form; fields as the arguments of `sweep`.
 
-    `beside` is how many processes share the memory of the machine.
+    Args:
+      source: of all models that are read.
+      asked: what is asked of them: of a joint expert attribute to its view and task, or "" to
+        `source` itself.
+      beside: how many processes share the memory of the machine.
     """
 
     source: Source
     workdir: Path
     card: Card
     recipe: ClosedForm
+    asked: Mapping[str, Source]
     beside: int = 1
     engine: Engine = HERE
     on_progress: Callable[[str, int], None] = lambda layer, epochs: None
@@ -126,14 +139,15 @@ class Kernels:
         leave_out_dead(self.workdir, names, died)
 
     def __reduce__(self) -> Any:
-        return Kernels, (self.source, self.workdir, self.card, self.recipe, self.beside)
+        given = self.source, self.workdir, self.card, self.recipe, self.asked, self.beside
+        return Kernels, given
 
     def _finished(self, layer: str) -> bool:
         return self.kept(layer).path.is_file() or left_out(self.workdir, layer).is_file()
 
     def _reducing(self, names: Sequence[str]) -> Work:
         """Reduces a layer to what it gives, or to the reason why that is nothing."""
-        regression = self._regression(names)
+        regression = joint.of_features(self._regressions(names), self._n_models)
 
         def compute(part: Part, _: object) -> Sequence[_Reduced | FrozenLayer]:
             (layer,) = part
@@ -170,8 +184,9 @@ class Kernels:
     def _blocks(self, layer: str) -> Blocks:
         """The matrices of all models that are fitted to: at once, or in blocks from the store."""
         store = self.source.store
-        n_models = sum(len(store.split(split)) for split in self.fitted)
-        if 4 * n_models * prod(store.layers[layer]) <= _BLOCK_BYTES:  # one program for all of them
+        if (
+            4 * self._n_models * prod(store.layers[layer]) <= _BLOCK_BYTES
+        ):  # one program for all of them
             parts = [store.matrices(layer, split) for split in self.fitted]
             whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
             return lambda: [whole]
@@ -198,7 +213,7 @@ class Kernels:
 
         return Strips(
             as_read,
-            sum(len(store.split(split)) for split in self.fitted),
+            self._n_models,
             shape,
             factors=layer in store.ranks and not is_centred(tree),
             room=self._room(),
@@ -218,20 +233,41 @@ class Kernels:
         is_small = prod(self.source.store.layers[layer]) < _FEWEST
         return encoder.clone(standardise=encoder.standardise and not is_small)
 
-    def _regression(self, layers: Sequence[str]) -> Regression:
+    @property
+    def _n_models(self) -> int:
+        return sum(len(self.source.store.split(split)) for split in self.fitted)
+
+    def _regressions(self, layers: Sequence[str]) -> list[Regression]:
         """What is regressed on some layers, and by which models it is chosen."""
-        task, store = self.source.task, self.source.store
-        y = np.concatenate([self.source.targets(split).y for split in self.fitted])
-        encoder = check_closed_form(self.source.network, task)
-        fold_N = folds(task, y)
-        if any(is_reduced(encoder, store.layers[layer]) for layer in layers):
+        store = self.source.store
+        encoder = check_closed_form(self.source.network, self.source.task)
+        reduced = any(is_reduced(encoder, store.layers[layer]) for layer in layers)
+        if not self.card.attributes:
+            return [self._regression(self.source, None, reduced)]
+        places = [joint.places(store, each.store, self.fitted) for each in self.asked.values()]
+        return [
+            self._regression(each, None if len(place_N) == self._n_models else place_N, reduced)
+            for each, place_N in zip(self.asked.values(), places, strict=True)
+        ]
+
+    def _regression(self, asked: Source, models: np.ndarray | None, reduced: bool) -> Regression:
+        task, store = asked.task, asked.store
+        splits = [split for split in self.fitted if store.has(split)]
+        y = np.concatenate([asked.targets(split).y for split in splits])
+        if not self.card.attributes:
+            fold_N = folds(task, y)
+        else:  # the same for all that are asked of the same models, and of features that all read
+            n_models = self._n_models if reduced else len(y)
+            fold_N = folds(joint.Columns(), np.zeros(n_models))
+        if reduced:
             fold_N = enough_folds(fold_N)
-        targets_NY = task.regressed(y, len(self.card.classes))
-        return Regression(task, y, targets_NY, self.recipe.penalties, fold_N)
+            fold_N = fold_N if models is None else fold_N[models]
+        targets_NY = task.regressed(y, len(store.classes))
+        return Regression(task, y, targets_NY, self.recipe.penalties, fold_N, models=models)
 
     def select(self, names: Sequence[str], most: int | None) -> None:
         """Fits the layers together, whoever computed their kernels, and tests them once."""
-        source, task, n_outputs = self.source, self.source.task, len(self.card.classes)
+        source, n_outputs = self.source, len(self.card.classes)
         missing = reasons(self.workdir, names)
         layers = [name for name in names if name not in missing]
         # Who asks for a few layers wants an expert that reads no others.
@@ -239,21 +275,35 @@ class Kernels:
         kept = {name: self.kept(name) for name in layers}
         of_statistics = sum(each.values @ each.values.T for each in statistics.values())
         kernels = KeptKernels(kept, {STATISTICS: np.asarray(of_statistics)})
-        regression = self._regression(names)
-        alone = fit_alone(kernels, regression)
+        regressions = self._regressions(names)
+        alone = fit_alone(kernels, regressions)
         encoders = {name: each.encoder(self._encoder(name)) for name, each in kept.items()}
         shapes = source.store.layers
         sizes = {name: n_parameters(each, shapes[name]) for name, each in encoders.items()}
         sizes[STATISTICS] = N_STATISTICS * len(statistics) * n_outputs
-        best = alone.best(most, sizes, self.recipe.most_parameters)
+        answering = best(alone, most, sizes, self.recipe.most_parameters)
         for name in layers if most is None else ():
-            if name not in best:
+            if name not in answering:
                 missing[name] = (
                     f"{source.store.path}: {name}: tells less than layers that fill "
                     "recipe.most_parameters"
                 )
-        found = fit_together(kernels, best, alone, regression)
-        asked_y, y = regression.y[regression.asked], regression.y
+        found = fit_together(kernels, answering, alone, regressions)
+        chosen = [self._chosen(*each) for each in zip(regressions, found, alone, strict=True)]
+        together = merged(found, regressions)
+        members = sorted(self._members(together, statistics), key=lambda member: -member[1])
+        expert = committee(*zip(*members, strict=True)).with_card(selected_on=CROSS_VALIDATION)
+        if self.card.attributes:
+            joint.finish(source, self.workdir, expert, self.asked, chosen, missing)
+        else:
+            self._finish(expert, *chosen[0], missing)
+        checkpoints.remove(self.workdir / "training")
+
+    def _chosen(
+        self, regression: Regression, found: Together, alone: Alone
+    ) -> tuple[Answers, dict[str, Any], dict[str, Any]]:
+        """What was answered for the models that chose, and the figures of that and of layers."""
+        task, y, asked_y = regression.task, regression.y, regression.y[regression.asked]
         accuracies = {
             name: float(np.mean(task.accuracies(chosen.logits, asked_y)))
             for name, chosen in alone.chosen.items()
@@ -265,17 +315,21 @@ class Kernels:
             "factor": found.chosen.factor,
             "n_chosen_by": len(asked_y),
         }
-        members = sorted(self._members(found, statistics), key=lambda member: -member[1])
-        expert = committee(*zip(*members, strict=True)).with_card(
-            selected_on=CROSS_VALIDATION, metrics=metrics, n_train=len(y)
-        )
         of_layers = {"val_accuracy_by_layer": accuracies, "val_chance": task.chance(y, asked_y)}
-        told = {
-            CROSS_VALIDATION: Answers(found.chosen.logits, asked_y),
-            **answers(expert, source.store, ("test",)),
-        }
-        finish(source, self.workdir, {"expert": expert}, told, CROSS_VALIDATION, of_layers, missing)
-        checkpoints.remove(self.workdir / "training")
+        return Answers(found.chosen.logits, asked_y), metrics, of_layers
+
+    def _finish(
+        self,
+        expert: Expert,
+        chosen: Answers,
+        metrics: Mapping[str, Any],
+        of_layers: Mapping[str, Any],
+        missing: Mapping[str, str],
+    ) -> None:
+        expert = expert.with_card(metrics=metrics, n_train=self._n_models)
+        told = {CROSS_VALIDATION: chosen, **answers(expert, self.source.store, ("test",))}
+        kept = {"expert": expert}
+        finish(self.source, self.workdir, kept, told, CROSS_VALIDATION, of_layers, missing)
 
     def _statistics(self, layers: Sequence[str]) -> dict[str, Standardised]:
         found = {layer: self.kept(layer).statistics for layer in layers}

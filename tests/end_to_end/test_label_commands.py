@@ -197,7 +197,7 @@ def test_classes_that_are_hard_to_learn_are_named_before_training(made):
     ("command", "arguments", "message"),
     [
         ("train", ["--config.labels=kind"], "give one of its splits: all-0"),
-        ("train", ["--config.labels=knid", "--config.split=kind-0"], "no label column 'knid'"),
+        ("train", ["--config.labels=knid", "--config.split=kind-0"], "no column 'knid'"),
         ("train", ["--config.labels=kind", "--config.split=knid"], "no split 'knid'"),
         ("train", ["--config.labels=all", "--config.split=all-0"], "column 'all': all 24 training"),
         ("train", ["--config.labels={0}/no.csv:kind", "--config.split=kind"], "no.csv: "),
@@ -206,7 +206,7 @@ def test_classes_that_are_hard_to_learn_are_named_before_training(made):
             ["--config.labels={0}/zoo/labels.csv", "--config.split=kind-0"],
             "labels.csv:kind",
         ),
-        ("split", ["--zoo={0}/zoo", "--by=size"], "no label column 'size'"),
+        ("split", ["--zoo={0}/zoo", "--by=size"], "no column 'size'"),
         (
             "split",
             ["--zoo={0}/zoo", "--by=kind", "--fractions=a,b"],
@@ -214,7 +214,7 @@ def test_classes_that_are_hard_to_learn_are_named_before_training(made):
         ),
         ("split", ["--zoo={0}/zoo", "--by=kind", "--fractions=.5,.5"], "fractions 0.5, 0.5"),
         ("split", ["--zoo={0}/zoo", "--by=kind", "--name=a/b"], "--name"),
-        ("split", ["--zoo={0}/zoo", "--by=kind", "--group=maker"], "no label column 'maker'"),
+        ("split", ["--zoo={0}/zoo", "--by=kind", "--group=maker"], "no column 'maker'"),
         ("discover", ["--models={0}/zoo", "--labels=x.csv"], "--write_zoos"),
     ],
 )

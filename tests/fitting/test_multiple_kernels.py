@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import probex_jax as px
-from probex_jax.fitting import Number, OneClass, SeveralClasses
-from probex_jax.fitting.multiple_kernels import Alone, fit_alone, fit_together
+from probex_jax.fitting import Number, OneClass, SeveralClasses, multiple_kernels
+from probex_jax.fitting.multiple_kernels import best
 from probex_jax.fitting.ridge import FOLDS, Kernel, Regression, Ridge, folds
 
 N, Y = 40, 3
@@ -74,6 +74,14 @@ def test_folds_have_their_share_of_every_class():
     assert sorted(folds(OneClass(), np.array([0, 1, 1]))) == [0, 1, 2]
 
 
+def fit_alone(kernels, regression):
+    return multiple_kernels.fit_alone(kernels, [regression])[0]
+
+
+def fit_together(kernels, layers, alone, regression):
+    return multiple_kernels.fit_together(kernels, layers, [alone], [regression])[0]
+
+
 def regression_of(task, y, n_outputs):
     return Regression(task, y, task.regressed(y, n_outputs), PENALTIES, folds(task, y))
 
@@ -82,7 +90,7 @@ def fitted(y, x, task, n_outputs, most=None, room=10**6):
     regression = regression_of(task, y, n_outputs)
     alone = fit_alone(kernels(x), regression)
     sizes = {name: each.shape[1] * n_outputs for name, each in x.items()}
-    return alone, fit_together(kernels(x), alone.best(most, sizes, room), alone, regression)
+    return alone, fit_together(kernels(x), best([alone], most, sizes, room), alone, regression)
 
 
 TASKS = {
@@ -146,7 +154,8 @@ def test_where_no_layer_tells_anything_all_weigh_alike():
     y, _ = layers()
     noise = {name: np.random.default_rng(n).normal(size=(N, 4)) for n, name in enumerate("abc")}
     regression = Regression(OneClass(), y, np.eye(Y)[y], PENALTIES, folds(OneClass(), y))
-    nothing = Alone({}, dict.fromkeys(noise, -0.1))
+    alone = fit_alone(kernels(noise), regression)
+    nothing = alone._replace(gains=dict.fromkeys(noise, -0.1), without=None)
     found = fit_together(kernels(noise), [*noise], nothing, regression)
     assert found.weights == pytest.approx(dict.fromkeys(noise, 1 / 3))
 

@@ -30,7 +30,7 @@ def test_models_lie_in_the_folder_or_in_models(tmp_path, folder):
     zoo = px.scan(tmp_path)
     assert zoo.is_flat
     assert zoo.tables == Tables(
-        {"kind": {"b": ("amp",)}, "note": {}}, (), {"kind-0": {"train": ("a",), "val": ("b",)}}
+        {"kind": {"b": ("amp",)}, "note": {}}, {}, {"kind-0": {"train": ("a",), "val": ("b",)}}
     )
     assert zoo.unmatched == {"labels.csv": ("nobody",)}
 
