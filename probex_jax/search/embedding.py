@@ -109,10 +109,10 @@ def embedding(expert: Expert, size: int, forest: Forest | None) -> Work:
         return _read(expert, tree, asked, check, asked.model.remote or Remote(stopped=stopped))
 
     def compute(part: Part, seen: Sequence[_Seen]) -> list[tuple[Row, Any]]:
-        whole = [one for one in seen if isinstance(one.found, Mapping)]
-        vectors = _encoded(expert, [one.found for one in whole], size)
-        told = tree.answers([one.for_tree for one in whole], size) if tree else [()] * len(whole)
-        answers = iter(told)
+        whole = [one.found for one in seen if isinstance(one.found, Mapping)]
+        vectors = _encoded(expert, whole, size)
+        of_tree = [one.for_tree for one in seen if isinstance(one.found, Mapping)]
+        answers = iter(tree.answers(of_tree, size) if tree else [()] * len(whole))
         return [
             _embedded(one.row, next(vectors), next(answers))
             if isinstance(one.found, Mapping)
