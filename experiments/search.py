@@ -17,7 +17,7 @@ from absl import flags
 
 import probex_jax as px
 from experiments import cli
-from probex_jax.reports.attributes import number
+from probex_jax.reports.attributes import value
 from probex_jax.search import Hit, Indexes
 from probex_jax.search.attributes import names_in, order
 from probex_jax.search.searching import MAX_K
@@ -77,13 +77,7 @@ def _row(rank: int, hit: Hit, is_listed: bool) -> dict[str, Any]:
 
 def _told(row: dict[str, Any], names: list[str]) -> dict[str, str]:
     """The attributes that were asked for, in a row of the table."""
-    return {name: _shown(row["attributes"].get(name, "")) for name in dict.fromkeys(names)}
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return number(value)
-    return value if isinstance(value, str) else ", ".join(value)
+    return {name: value(row["attributes"].get(name, "")) for name in dict.fromkeys(names)}
 
 
 if __name__ == "__main__":

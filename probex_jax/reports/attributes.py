@@ -44,6 +44,18 @@ def number(value: float, width: float = 0.0) -> str:
     return shown.rstrip("0").rstrip(".") if "." in shown and not width else shown
 
 
+def value(value: float | str | tuple[str, ...]) -> str:
+    """A predicted attribute without its interval.
+
+    Example:
+      >>> value(0.9312), value(("a", "b"))
+      ('0.931', 'a, b')
+    """
+    if isinstance(value, float):
+        return number(value)
+    return value if isinstance(value, str) else ", ".join(value)
+
+
 def predicted(answer: Answer, named: Callable[[str], str] = str) -> str:
     """The predicted number, or the most probable class and its probability.
 

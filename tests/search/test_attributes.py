@@ -3,72 +3,27 @@
 import json
 import shutil
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probex_jax import Expert, Forest, LayerStore, ProbexError, pack, scan
-from probex_jax.experts.card_parts import task_json
-from probex_jax.fitting import build_network
-from probex_jax.fitting.number import Number
+from probex_jax import Forest, LayerStore, ProbexError
 from probex_jax.forest import grow
 from probex_jax.search import Index, Indexes, ModelTable, find_models, verify_index
 from probex_jax.search.searching import Searchable
 from tests.end_to_end.warm import run
-from tests.forest.conftest import CONV, LAYER, SHAPES, class_expert, write_member, write_tree
-
-NUMBER, SEVERAL = "learning rate", "what.it's"
-
-
-def number_expert():
-    """An expert that reads a number off one direction of CONV."""
-    weight = np.random.default_rng(3).normal(size=[6, 18, 1]).astype("f4")
-    card = {
-        "encoder": {"name": "dense"},
-        "head": "none",
-        "layer": CONV,
-        "shape": [6, 18],
-        "tree": "Ant",
-        "classes": [NUMBER],
-        "task": task_json(Number(mean=5.0, std=1.0)),
-        "calibration": {"temperature": 1.0},
-    }
-    return Expert({"params": {"encoder": {"weight": weight, "bias": np.zeros(1, "f4")}}}, card)
-
-
-def index_expert():
-    """An expert whose representations an index holds."""
-    encoder = {"name": "probex", "n_probes": 4, "proj_dim": 4, "rep_dim": 8}
-    shape = SHAPES[LAYER]
-    variables = build_network(encoder, "class", 1).init(jax.random.key(0), jnp.ones([1, *shape]))
-    about = {"encoder": encoder, "head": "class", "layer": LAYER, "shape": list(shape)}
-    return Expert(variables, about | {"tree": "Ant", "classes": ["one"]})
+from tests.forest.conftest import class_expert, write_member
+from tests.told import NUMBER, SEVERAL, index_expert, told_forest, told_index
 
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
-    """A forest of a number, classes of which several may hold and one of three, and its models."""
-    folder = tmp_path_factory.mktemp("told")
-    models = write_tree(folder / "Ant", 1).glob("*/*")
-    told = {path.name: {NUMBER: int(path.name[1:]) + 0.5} for path in models}
-    (folder / "Ant" / "labels.json").write_text(json.dumps(told))
-    store = pack(scan(folder / "Ant"), folder / "store").store
-    grow(folder / "forest", store.view(NUMBER), number_expert())
-    grow(folder / "forest", store, class_expert("Ant", 1), label_set=SEVERAL)
-    one = class_expert("Ant", 1, task={"name": "one_class"}, calibration={"temperature": 1.0})
-    grow(folder / "forest", store, one, label_set="kind")
-    return folder
+    return told_forest(tmp_path_factory.mktemp("told"))
 
 
 @pytest.fixture(scope="module")
 def whole(zoo):
     """The index of all models, to read."""
-    made = Index.create_or_open(zoo / "index", index_expert())
-    models = find_models(zoo / "Ant")
-    assert made.add_models(models, forest=Forest.load(zoo / "forest")).added == len(models)
-    made.optimise()
-    return Index.open(zoo / "index")
+    return told_index(zoo)
 
 
 def described(zoo):
@@ -141,7 +96,7 @@ def test_a_table_of_before_gets_columns_and_others_have_no_value(tmp_path):
     x = np.eye(4)
     table.add([{"id": name, "path": name} for name in "ab"], x[:2])
     assert table.attributes == {}
-    told = [{"accuracy": 0.95, "and": "yes"}, {"accuracy": 0.5}]
+    told = [{"accuracy": 0.95, "and": "yes", "id": "c"}, {"accuracy": 0.5}]
     rows = [{"id": n, "path": n, "attributes": a} for n, a in zip("bc", told, strict=True)]
     table.add(rows, x[1:3])
     again = ModelTable(tmp_path, 4)
