@@ -11,6 +11,7 @@ from typing import Any
 
 from probex_jax.forest.relatives import Relatives
 from probex_jax.forest.router import Route
+from probex_jax.forest.soundness import Soundness
 from probex_jax.forest.stated_facts import StatedFacts
 
 _LEAST_PROBABILITY = 1e-9
@@ -154,6 +155,7 @@ class Description:
       neighbours: the nearest documented models; None without an index.
       stated_root: the ancestor that all training models of the tree state, or "".
       relatives: its parents and copies; None without a lineage that knows it.
+      soundness: what is unusual about it; None if it was not compared with the models of a tree.
 
     Example:
       >>> from probex_jax.forest import Prediction, Route
@@ -175,6 +177,7 @@ class Description:
     neighbours: tuple[Neighbour, ...] | None = None
     stated_root: str = ""
     relatives: Relatives | None = None
+    soundness: Soundness | None = None
 
     @property
     def tree(self) -> str:

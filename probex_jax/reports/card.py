@@ -13,6 +13,7 @@ from probex_jax.experts.chance import chance_of, shortfall
 from probex_jax.forest import Answer, Comparison, Description, Prediction
 from probex_jax.reports.quoted import code, escaped, plain, quoted
 from probex_jax.reports.tables import table
+from probex_jax.reports.unusual import unusual
 
 # Calibration error from which probabilities are not to be taken at their word.
 _OFF = 0.1
@@ -53,6 +54,7 @@ def model_card(description: Description) -> str:
         "*Written by probex_jax from the model's weights; its trainer has not confirmed it.*\n",
         _about(description),
         _predictions(description),
+        unusual(description.soundness),
         _stated(description),
         _neighbours(description),
         _how(description),
@@ -154,9 +156,15 @@ def _predictions(description: Description) -> str:
     if not description.tree:
         return f"{title}\nNothing is predicted, since the model's tree is unknown.\n"
     if not description.answers:
-        return f"{title}\nNothing is predicted, since the tree has no expert.\n"
+        why = "some weights are not finite" if _spoilt(description) else "the tree has no expert"
+        return f"{title}\nNothing is predicted, since {why}.\n"
     several = len(description.answers) > 1
     return "\n".join([title, *(_answer(a, with_title=several) for a in description.answers)])
+
+
+def _spoilt(description: Description) -> bool:
+    found = description.soundness
+    return found is not None and any(f.fact == "not finite" for f in found.findings)
 
 
 def _answer(answer: Answer, *, with_title: bool) -> str:

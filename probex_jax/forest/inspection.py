@@ -1,0 +1,90 @@
+"""Looks at the layers of a model: what is unusual about it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from probex_jax.experts import Read
+from probex_jax.forest.soundness import Finding, Soundness
+from probex_jax.forest.usual import Usual
+from probex_jax.forest.usual_layer import sample, sampled
+from probex_jax.model_files import LayerInfo, ModelFile
+
+# Parameters of models that are read whole; of those on servers.
+_SMALL, _SMALL_REMOTE = 2**24, 2**21
+_PLAIN = ("F64", "F32", "F16", "BF16")  # of which single rows can be read
+
+
+def inspect(
+    model: ModelFile, tree: str, usual: Usual | None, read: Read, *, is_remote: bool
+) -> Soundness | None:
+    """Compares a model with what is usual in its tree.
+
+    A small model is read whole, vectors for NaN alone. Of a large one a sample of some layers is
+    read; on a server, only layers that were read already.
+
+    Args:
+      model: open, with `unfit_as_zero`.
+      tree: of the model, or the one that it is compared with.
+      usual: what is usual there; None if that is not known, as in forests of earlier versions.
+      read: the layers that the tree's experts read of it.
+      is_remote: whether it is on a server.
+
+    Returns:
+      What was found; None if nothing was looked at.
+
+    Raises:
+      ProbexError: if a layer cannot be read.
+    """
+    samples, whole = ({}, False) if usual is None else _samples(model, usual, read, is_remote)
+    bad = {name for name in samples if {name, *model.tensors_of(name)} & model.unfit.keys()}
+    findings = [
+        Finding(name, "not finite", count, n_entries=size)
+        for name, (count, size) in sorted(model.unfit.items())
+    ]
+    if usual is None:
+        found = tuple(findings)
+        return Soundness("", 0, 0, len(model.layers), whole, None, found) if found else None
+    p_value, found = usual.judge({n: x for n, x in samples.items() if n not in bad})
+    return Soundness(
+        tree,
+        usual.n_models,
+        len(samples),
+        len(model.layers),
+        whole,
+        p_value,
+        (*findings, *found),
+    )
+
+
+def _samples(
+    model: ModelFile, usual: Usual, read: Read, is_remote: bool
+) -> tuple[dict[str, np.ndarray], bool]:
+    """The samples of the layers that are looked at, and whether the model was read whole."""
+    wanted = {
+        layer.name: layer.shape
+        for layer in usual.layers
+        if layer.name in model.layers and model.layers[layer.name].shape == layer.shape
+    }
+    samples = {
+        name: sampled(read[name], name, shape) for name, shape in wanted.items() if name in read
+    }
+    whole = sum(map(_size, model.all_layers.values())) <= (_SMALL_REMOTE if is_remote else _SMALL)
+    if whole:
+        for name, matrix in model.each_matrix(n for n in model.all_layers if n not in samples):
+            if name in wanted:
+                samples[name] = sampled(matrix, name, wanted[name])
+    elif not is_remote:
+        for name in wanted.keys() - samples.keys():
+            layer = model.layers[name]
+            if layer.dtype in _PLAIN:
+                rows, columns = sample(name, *layer.shape)
+                samples[name] = model.rows(name, rows.tolist())[:, columns]
+    return samples, whole
+
+
+def _size(layer: LayerInfo) -> int:
+    """How many numbers a layer is stored as."""
+    return math.prod(layer.shape) if layer.rank is None else layer.rank * sum(layer.shape)
