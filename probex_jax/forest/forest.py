@@ -196,11 +196,10 @@ class Forest:
     def _inspect(
         self, model: ModelFile, where: Route, matrices: Mapping[str, Read], *, is_remote: bool
     ) -> Soundness | None:
-        """What is unusual about a model, also beside a tree that is near but refuses it."""
-        near = where.distance is not None and where.distance <= (where.radius or 0.0)
-        usual = self.trees[where.nearest].usual if near else None
+        """What is unusual about a model, also beside a tree that most of its layers are of."""
+        usual = self.trees[where.nearest].usual if where.nearest else None
         read = {name: matrix for each in matrices.values() for name, matrix in each.items()}
-        return inspect(model, where.nearest, usual, read, is_remote=is_remote)
+        return inspect(model, where, usual, read, is_remote=is_remote)
 
     def _described(
         self,

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from probex_jax.experts import Read
+from probex_jax.forest.router import Route
 from probex_jax.forest.soundness import Finding, Soundness
 from probex_jax.forest.usual import Usual
 from probex_jax.forest.usual_layer import sample, sampled
@@ -18,7 +19,7 @@ _PLAIN = ("F64", "F32", "F16", "BF16")  # of which single rows can be read
 
 
 def inspect(
-    model: ModelFile, tree: str, usual: Usual | None, read: Read, *, is_remote: bool
+    model: ModelFile, route: Route, usual: Usual | None, read: Read, *, is_remote: bool
 ) -> Soundness | None:
     """Compares a model with what is usual in its tree.
 
@@ -27,8 +28,9 @@ def inspect(
 
     Args:
       model: open, with `unfit_as_zero`.
-      tree: of the model, or the one that it is compared with.
-      usual: what is usual there; None if that is not known, as in forests of earlier versions.
+      route: of the model. A tree that refuses it is compared with, too, but what is unusual in
+        most layers is no news then.
+      usual: of the nearest tree; None if there is none, or the forest is of an earlier version.
       read: the layers that the tree's experts read of it.
       is_remote: whether it is on a server.
 
@@ -44,19 +46,14 @@ def inspect(
         Finding(name, "not finite", count, n_entries=size)
         for name, (count, size) in sorted(model.unfit.items())
     ]
-    if usual is None:
-        found = tuple(findings)
-        return Soundness("", 0, 0, len(model.layers), whole, None, found) if found else None
-    p_value, found = usual.judge({n: x for n, x in samples.items() if n not in bad})
-    return Soundness(
-        tree,
-        usual.n_models,
-        len(samples),
-        len(model.layers),
-        whole,
-        p_value,
-        (*findings, *found),
-    )
+    if usual is not None:
+        p_value, found = usual.judge({n: x for n, x in samples.items() if n not in bad})
+        if route.tree or 2 * len(found) <= len(samples):
+            counts = usual.n_models, len(samples), len(model.layers)
+            return Soundness(route.nearest, *counts, whole, p_value, (*findings, *found))
+    if not findings:
+        return None
+    return Soundness("", 0, 0, len(model.layers), whole, None, tuple(findings))
 
 
 def _samples(

@@ -128,8 +128,7 @@ class Usual:
         signs_L = np.concatenate([signature(samples[layer.name][None]) for layer in layers])
         trained_NLS = self.statistics_NLS[:, places]
         found_LS = _as_trained(found_LS, signs_L, trained_NLS, self.signatures_NL[:, places])
-        usual = _Scale.fit(trained_NLS)
-        trained_N = usual.scores(trained_NLS).max(axis=(1, 2, 3))
+        usual, trained_N = self._whole if len(places) == len(self.layers) else _scale(trained_NLS)
         scores_2LS = usual.scores(found_LS[None])[0]
         rank = int(np.sum(trained_N >= scores_2LS.max()))
         p_value = (1 + rank) / (self.n_models + 1)
@@ -144,6 +143,10 @@ class Usual:
             if scores_2LS[:, place].max() > limit
         ]
         return p_value, tuple(findings)
+
+    @cached_property
+    def _whole(self) -> tuple[_Scale, np.ndarray]:
+        return _scale(self.statistics_NLS)
 
     def as_json(self) -> list[dict[str, Any]]:
         """The layers without their arrays."""
@@ -223,6 +226,12 @@ class _Scale:
         apart_NLS = np.nan_to_num(found_NLS - self.median_LS)
         beside_NLS = apart_NLS - np.median(apart_NLS, axis=1, keepdims=True)
         return np.stack([apart_NLS, beside_NLS], axis=1)
+
+
+def _scale(trained_NLS: np.ndarray) -> tuple[_Scale, np.ndarray]:
+    """What statistics are divided by, and the scores [N] of the training models."""
+    scale = _Scale.fit(trained_NLS)
+    return scale, scale.scores(trained_NLS).max(axis=(1, 2, 3))
 
 
 def _chosen(store: LayerStore, needed: set[str], n_models: int) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -133,6 +134,7 @@ class UsualLayer:
         return float(np.exp(value))
 
 
+@lru_cache(4096)
 def sample(name: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """The rows and columns of a layer that are looked at: all of a small one."""
     rng = np.random.default_rng([zlib.crc32(name.encode()), height, width])
@@ -154,6 +156,7 @@ def _all_equal(x_HW: np.ndarray) -> bool:
     return bool(np.all(x_HW == x_HW.flat[0]))
 
 
+@lru_cache(256)
 def _entries(size: int) -> np.ndarray:
     """The entries of a sample that directions are of."""
     if size <= _ENTRIES:
