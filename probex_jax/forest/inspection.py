@@ -10,7 +10,8 @@ from probex_jax.experts import Read
 from probex_jax.forest.router import Route
 from probex_jax.forest.soundness import Finding, Soundness
 from probex_jax.forest.usual import Usual
-from probex_jax.forest.usual_layer import sample, sampled
+from probex_jax.forest.usual_layer import Sampled, sample
+from probex_jax.matrices import LowRank, stack
 from probex_jax.model_files import LayerInfo, ModelFile
 
 # Parameters of models that are read whole; of those on servers.
@@ -58,28 +59,32 @@ def inspect(
 
 def _samples(
     model: ModelFile, usual: Usual, read: Read, is_remote: bool
-) -> tuple[dict[str, np.ndarray], bool]:
+) -> tuple[dict[str, Sampled], bool]:
     """The samples of the layers that are looked at, and whether the model was read whole."""
     wanted = {
         layer.name: layer.shape
         for layer in usual.layers
         if layer.name in model.layers and model.layers[layer.name].shape == layer.shape
     }
-    samples = {
-        name: sampled(read[name], name, shape) for name, shape in wanted.items() if name in read
-    }
+    samples = {n: _sampled(read[n], n, shape) for n, shape in wanted.items() if n in read}
     whole = sum(map(_size, model.all_layers.values())) <= (_SMALL_REMOTE if is_remote else _SMALL)
     if whole:
         for name, matrix in model.each_matrix(n for n in model.all_layers if n not in samples):
             if name in wanted:
-                samples[name] = sampled(matrix, name, wanted[name])
+                samples[name] = _sampled(matrix, name, wanted[name])
     elif not is_remote:
         for name in wanted.keys() - samples.keys():
-            layer = model.layers[name]
-            if layer.dtype in _PLAIN:
-                rows, columns = sample(name, *layer.shape)
-                samples[name] = model.rows(name, rows.tolist())[:, columns]
+            rows, columns = sample(name, *wanted[name])
+            if model.layers[name].rank is not None:
+                samples[name] = _sampled(model.matrix(name), name, wanted[name])
+            elif model.layers[name].dtype in _PLAIN:
+                found = model.rows(name, rows.tolist())
+                samples[name] = Sampled.of_rows(found[None], columns)
     return samples, whole
+
+
+def _sampled(matrix: np.ndarray | LowRank, name: str, shape: tuple[int, int]) -> Sampled:
+    return Sampled.of(stack([matrix]), name, shape)
 
 
 def _size(layer: LayerInfo) -> int:

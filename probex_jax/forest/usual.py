@@ -18,14 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from probex_jax.forest.layer_statistics import (
-    LEAST_S,
-    ONE_SIDED_S,
-    STATISTICS,
-    signature,
-)
+from probex_jax.forest.layer_statistics import LEAST_S, STATISTICS
 from probex_jax.forest.soundness import Finding
-from probex_jax.forest.usual_layer import UsualLayer, sampled
+from probex_jax.forest.usual_layer import Sampled, UsualLayer
 from probex_jax.layer_store import LayerStore
 
 # Trees of another version are grown again.
@@ -47,22 +42,19 @@ class Usual:
     Args:
       layers: those that are looked at.
       statistics_NLS: of the training models, each without itself, float32.
-      signatures_NL: of the same.
 
     Example:
       >>> rng = np.random.default_rng(0)
       >>> models = 1 + 0.1 * rng.normal(size=(120, 8, 8))
-      >>> usual = Usual.of({"a": models})
-      >>> usual.judge({"a": models[0]})[1]
-      ()
-      >>> p_value, [finding] = usual.judge({"a": 1.5 * models[0]})
+      >>> samples = Sampled.of(models, "a", (8, 8)), Sampled.of(1.5 * models[:1], "a", (8, 8))
+      >>> usual = Usual.of({"a": samples[0]}, {"a": (8, 8)})
+      >>> p_value, [finding] = usual.judge({"a": samples[1]})
       >>> round(p_value, 3), finding.fact, round(finding.value, 1)
       (0.008, 'size', 1.5)
     """
 
     layers: tuple[UsualLayer, ...]
     statistics_NLS: np.ndarray
-    signatures_NL: np.ndarray
 
     @classmethod
     def fit(cls, store: LayerStore, needed: Iterable[str] = ()) -> Usual | None:
@@ -77,9 +69,9 @@ class Usual:
             return None
         models = np.unique(np.linspace(0, count - 1, min(count, _MOST_MODELS)).round().astype(int))
         samples = {
-            name: np.concatenate(
+            name: Sampled.joined(
                 [
-                    sampled(block, name, store.layers[name])
+                    Sampled.of(block, name, store.layers[name])
                     for block in store.blocks(name, "train", models)
                 ]
             )
@@ -88,32 +80,22 @@ class Usual:
         return cls.of(samples, store.layers) if samples else None
 
     @classmethod
-    def of(
-        cls,
-        samples: Mapping[str, np.ndarray],
-        shapes: Mapping[str, tuple[int, int]] | None = None,
-    ) -> Usual:
-        """Learns from samples [N, h, w] of layers; `shapes` are those of the whole layers."""
-        fitted = [
-            UsualLayer.fit(name, shapes[name] if shapes else x_NHW.shape[1:], x_NHW)
-            for name, x_NHW in samples.items()
-        ]
-        return cls(
-            tuple(layer for layer, _ in fitted),
-            np.stack([found_NS for _, found_NS in fitted], axis=1).astype(np.float32),
-            np.stack([signature(x_NHW) for x_NHW in samples.values()], axis=1),
-        )
+    def of(cls, samples: Mapping[str, Sampled], shapes: Mapping[str, tuple[int, int]]) -> Usual:
+        """Learns from samples of the layers of training models, and the shapes of the layers."""
+        fitted = [UsualLayer.fit(name, shapes[name], x) for name, x in samples.items()]
+        found_NLS = np.stack([found_NS for _, found_NS in fitted], axis=1)
+        return cls(tuple(layer for layer, _ in fitted), found_NLS.astype(np.float32))
 
     @property
     def n_models(self) -> int:
         """Number of training models."""
         return len(self.statistics_NLS)
 
-    def judge(self, samples: Mapping[str, np.ndarray]) -> tuple[float | None, tuple[Finding, ...]]:
+    def judge(self, samples: Mapping[str, Sampled]) -> tuple[float | None, tuple[Finding, ...]]:
         """Compares a model with the tree's.
 
         Args:
-          samples: of its layers [h, w], by name; others than `layers` do not count.
+          samples: of its layers, by name; others than `layers` do not count.
 
         Returns:
           `p_value` and `findings` as of a `Soundness`.
@@ -125,9 +107,7 @@ class Usual:
         if self.n_models < _LEAST_MODELS or not places:
             return None, tuple(findings)
         found_LS = np.stack([layer.measure(samples[layer.name]) for layer in layers])
-        signs_L = np.concatenate([signature(samples[layer.name][None]) for layer in layers])
         trained_NLS = self.statistics_NLS[:, places]
-        found_LS = _as_trained(found_LS, signs_L, trained_NLS, self.signatures_NL[:, places])
         usual, trained_N = self._whole if len(places) == len(self.layers) else _scale(trained_NLS)
         scores_2LS = usual.scores(found_LS[None])[0]
         rank = int(np.sum(trained_N >= scores_2LS.max()))
@@ -164,10 +144,11 @@ class Usual:
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays by name, as they are stored beside those of the router."""
-        made = {"usual.statistics": self.statistics_NLS, "usual.signatures": self.signatures_NL}
+        made = {"usual": self.statistics_NLS}
         for place, layer in enumerate(self.layers):
-            made[f"usual.{place}.centre"] = layer.centre_D
-            made[f"usual.{place}.basis"] = layer.basis_KE
+            made[f"usual.{place}.centre"] = layer.centre_HW
+            made[f"usual.{place}.left"] = layer.left_HK
+            made[f"usual.{place}.right"] = layer.right_WK
         return made
 
     @classmethod
@@ -180,18 +161,18 @@ class Usual:
                 is_centred=bool(layer["is_centred"]),
                 may_vanish=bool(layer["may_vanish"]),
                 may_be_equal=bool(layer["may_be_equal"]),
-                centre_D=arrays[f"usual.{place}.centre"],
-                basis_KE=arrays[f"usual.{place}.basis"],
+                centre_HW=arrays[f"usual.{place}.centre"],
+                left_HK=arrays[f"usual.{place}.left"],
+                right_WK=arrays[f"usual.{place}.right"],
             )
             for place, layer in enumerate(value)
         )
-        found = cls(layers, arrays["usual.statistics"], arrays["usual.signatures"])
-        shape = found.statistics_NLS.shape
-        if shape[1:] != (len(layers), len(STATISTICS)) or found.signatures_NL.shape != shape[:2]:
+        found = cls(layers, arrays["usual"])
+        if (shape := found.statistics_NLS.shape)[1:] != (len(layers), len(STATISTICS)):
             raise ValueError(f"statistics of shape {shape}")
         for layer in layers:
             if not layer.fits:
-                raise ValueError(f"centre of {layer.name} of shape {layer.centre_D.shape}")
+                raise ValueError(f"centre of {layer.name} of shape {layer.centre_HW.shape}")
         return found
 
 
@@ -218,8 +199,7 @@ class _Scale:
     def scores(self, found_NLS: np.ndarray) -> np.ndarray:
         """How unusual each statistic is, and each beside those of other layers: [N, 2, L, S]."""
         apart_N2LS = self._apart(found_NLS)
-        below_N2LS = np.where(ONE_SIDED_S, 0.0, -apart_N2LS / self.low_2LS)
-        return np.maximum(apart_N2LS / self.high_2LS, below_N2LS)
+        return np.maximum(apart_N2LS / self.high_2LS, -apart_N2LS / self.low_2LS)
 
     def _apart(self, found_NLS: np.ndarray) -> np.ndarray:
         """Differences from the medians; 0 for what makes no sense."""
@@ -245,18 +225,3 @@ def _chosen(store: LayerStore, needed: set[str], n_models: int) -> list[str]:
         if left >= 0:
             chosen.add(name)
     return sorted(chosen)
-
-
-def _as_trained(
-    found_LS: np.ndarray, signs_L: np.ndarray, trained_NLS: np.ndarray, signs_NL: np.ndarray
-) -> np.ndarray:
-    """The statistics of a model; of a layer of a training model, those without itself.
-
-    A training model lies in its own directions, which says nothing of it.
-    """
-    found_LS = found_LS.copy()
-    for place, sign in enumerate(signs_L):
-        same_N = np.flatnonzero(signs_NL[:, place] == sign)
-        if same_N.size:
-            found_LS[place, ONE_SIDED_S] = trained_NLS[same_N[0], place, ONE_SIDED_S]
-    return found_LS

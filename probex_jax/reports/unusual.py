@@ -23,10 +23,21 @@ _NUMBERS = {
         "share of one direction in its difference from the centre",
         "share of one direction in it",
     ),
-    "outside": ("length outside the directions in which the tree's models differ",) * 2,
+    "rows": (
+        "share of its difference from the centre outside the usual directions of columns",
+        "share outside the usual directions of columns",
+    ),
+    "columns": (
+        "share of its difference from the centre outside the usual directions of rows",
+        "share outside the usual directions of rows",
+    ),
     "foreign": (
-        "share of its difference outside the directions in which the tree's models differ",
-        "share outside the directions in which the tree's models differ",
+        "share of its difference from the centre outside all usual directions",
+        "share outside all usual directions",
+    ),
+    "outside": (
+        "length outside all usual directions, relative to the centre",
+        "length outside all usual directions",
     ),
     "tails": ("kurtosis of its difference from the centre", "kurtosis of its entries"),
     "values": ("share of distinct values in a row",) * 2,
