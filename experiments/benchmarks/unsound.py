@@ -97,12 +97,11 @@ def _swapped(case: Case) -> Tensors:
 
 
 def _root(size: float) -> Change:
-    """The root with a fresh head, and noise of a share of its entries' standard deviation."""
+    """The root with the model's own head, and noise of a share of its entries' deviation."""
 
     def copied(case: Case) -> Tensors:
         same = {n: x for n, x in case.root.items() if case.weights[n].shape == x.shape}
-        made = noised({**case.weights, **same}, size, case.rng)
-        return _head(case._replace(weights=dict(made)))
+        return dict(noised({**case.weights, **same}, size, case.rng))
 
     return copied
 

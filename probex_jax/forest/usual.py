@@ -149,7 +149,7 @@ class Usual:
             made[f"usual.{place}.centre"] = layer.centre_HW
             made[f"usual.{place}.left"] = layer.left_HK
             made[f"usual.{place}.right"] = layer.right_WK
-        return made
+        return {name: np.ascontiguousarray(array) for name, array in made.items()}
 
     @classmethod
     def from_json(cls, value: Any, arrays: Mapping[str, np.ndarray]) -> Usual:
