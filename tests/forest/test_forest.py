@@ -18,7 +18,6 @@ from probex_jax.fitting import inference
 from probex_jax.fitting.ranked import Curve
 from probex_jax.forest import grow as grow_tree
 from probex_jax.model_files import ModelFile
-from probex_jax.model_files.byte_ranges import ByteRanges
 from tests.conftest import CLASSES, write_toy_lora
 from tests.forest.conftest import (
     CONV,
@@ -202,8 +201,9 @@ def test_weights_too_large_to_compute_with_are_one_models_error(tmp_path, forest
     write_toy_lora(tmp_path / "lora", "red ant", np.random.default_rng(0))
     path = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
     save_file({name: 1e30 * w for name, w in load_file(path).items()}, path)
-    with pytest.raises(ProbexError, match="layer 'a'"):
-        forest.describe(path)
+    found = forest.describe(path)
+    assert found.predictions == ()
+    assert "a" in {finding.layer for finding in found.soundness.findings}
 
 
 def broken_models(folder):
@@ -212,13 +212,10 @@ def broken_models(folder):
     (folder / "text.safetensors").write_text("hello")
     (folder / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     (folder / "model.bin").write_bytes(b"x")
-    nan = np.full((12, 16), np.nan)
-    write_member(folder / "nan", 1, of=1, **{LAYER: nan})
     return {
         folder / "text.safetensors": "too few",
         folder / "cut.safetensors": "header",
         folder / "model.bin": "pickle",
-        folder / "nan": "NaN",
         folder / "nope": "no such file",
     }
 
@@ -291,7 +288,6 @@ def test_many_are_described_as_one_by_one_is_and_in_order(forest, many):
         assert probabilities(found) == pytest.approx(probabilities(alone), rel=1e-3, abs=1e-6)
     kinds = [found if isinstance(found, str) else found.tree for found in together]
     assert kinds[:6] == ["Ant", "Bee", "", "Ant", "ToyLoRA", "ToyLoRA"]
-    assert sum("NaN" in kind for kind in kinds) == 2
     backwards = described(forest, many[::-1])[::-1]
     assert [f if isinstance(f, str) else f.tree for f in backwards] == kinds
 
@@ -315,24 +311,12 @@ def test_few_programs_are_compiled_for_many(forest_path, many, tmp_path):
     assert inference.logits._cache_size() == first
 
 
-def test_no_other_tree_s_expert_and_no_other_layer_is_read(
-    forest_path, trees, tmp_path, monkeypatch
-):
+def test_no_other_tree_s_expert_is_read(forest_path, trees, tmp_path):
     shutil.copytree(forest_path, tmp_path / "forest")
     shutil.rmtree(tmp_path / "forest" / "trees" / "Bee" / "expert")
     forest = Forest.load(tmp_path / "forest")
-    read, real = [], ByteRanges.read
-    monkeypatch.setattr(
-        ByteRanges, "read", lambda self, a, b: read.append((a, b)) or real(self, a, b)
-    )
     [ant, bee] = (trees[0] / name / "test" / "m17" for name in ("Ant", "Bee"))
     assert forest.describe(ant).predicted
-    data = (ant / "model.safetensors").read_bytes()
-    start = 8 + int.from_bytes(data[:8], "little")
-    offsets = {n: v["data_offsets"] for n, v in json.loads(data[8:start]).items() if "_" not in n}
-    taken = {n for n, (a, b) in offsets.items() for x, y in read if x < start + b and start + a < y}
-    assert LAYER in taken
-    assert not taken & {"body.bias", "classifier.weight"}
     with pytest.raises(ProbexError, match="Bee"):
         forest.describe(bee)
 
