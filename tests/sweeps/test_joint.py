@@ -174,19 +174,19 @@ def test_one_attribute_alone_is_an_expert_as_any_other(store, tmp_path):
 def test_large_layers_are_read_by_probes_that_all_attributes_share(tmp_path):
     """Chosen by all targets; a value that a model lacks says nothing."""
     rng, rows = np.random.default_rng(0), ["model,rate,kind"]
-    u, v = rng.normal(size=(2, 24)), rng.normal(size=(2, 20))
+    u, v = rng.normal(size=(2, 60)), rng.normal(size=(2, 50))
     for split, count in {"train": 160, "val": 20, "test": 40}.items():
         for number in range(count):
             name, rate, kind = f"{split}{number}", rng.normal(), int(rng.integers(2))
             body = np.outer(u[0], v[0]) * rate + (2 * kind - 1) * np.outer(u[1], v[1])
-            body = body + 4 * rng.normal(size=(24, 20))
+            body = body + 10 * rng.normal(size=(60, 50))
             path = tmp_path / "Large" / split / name
             path.mkdir(parents=True)
             save_file({"body.weight": body.astype("f4")}, path / "model.safetensors")
             rows.append(f"{name},{rate:.3f},{'' if number % 4 == 0 else 'ab'[kind]}")
     (tmp_path / "Large" / "labels.csv").write_text("\n".join(rows))
     store = px.pack(px.scan(tmp_path / "Large"), tmp_path / "store").store
-    encoder = {"name": "probex", "n_probes": 8, "proj_dim": 8, "relu": False, "standardise": False}
+    encoder = {"name": "probex", "n_probes": 16, "proj_dim": 16, "relu": False, "standardise": False}
     found = sweep_attributes(
         views(store)[0], tmp_path / "w", encoder=encoder, normalise="centre", recipe=ClosedForm()
     )
