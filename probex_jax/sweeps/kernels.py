@@ -52,7 +52,7 @@ from probex_jax.fitting.multiple_kernels import (
 )
 from probex_jax.fitting.network import encoder_settings
 from probex_jax.fitting.number import Number
-from probex_jax.fitting.ridge import Regression, centred, enough_folds, folds
+from probex_jax.fitting.ridge import Regression, centred
 from probex_jax.fitting.standardised import Standardised
 from probex_jax.fitting.strips import Strips
 from probex_jax.sweeps import joint
@@ -130,8 +130,8 @@ class Kernels:
         for name in names:
             if name not in todo:
                 self.on_progress(name, self.epochs)
-        make, parts = partial(self._reducing, names), [(name,) for name in todo]
-        died: dict[str, str] = {}
+        make, died = partial(self._reducing, names), dict[str, str]()
+        parts = [(name,) for name in todo]
         with closing(self.engine.map(make, parts, readers=1, ahead=0)) as results:
             for (layer,), (found,) in results:
                 if isinstance(found, Died):
@@ -257,31 +257,11 @@ class Kernels:
 
     def _regressions(self, layers: Sequence[str]) -> list[Regression]:
         """What is regressed on some layers, and by which models it is chosen."""
-        store = self.source.store
         encoder = check_closed_form(self.source.network, self.source.task)
-        reduced = any(is_reduced(encoder, store.layers[layer]) for layer in layers)
-        if not self.card.attributes:
-            return [self._regression(self.source, None, reduced)]
-        places = [joint.places(store, each.store, self.fitted) for each in self.asked.values()]
-        return [
-            self._regression(each, None if len(place_N) == self._n_models else place_N, reduced)
-            for each, place_N in zip(self.asked.values(), places, strict=True)
-        ]
-
-    def _regression(self, asked: Source, models: np.ndarray | None, reduced: bool) -> Regression:
-        task, store = asked.task, asked.store
-        splits = [split for split in self.fitted if store.has(split)]
-        y = np.concatenate([asked.targets(split).y for split in splits])
-        if not self.card.attributes:
-            fold_N = folds(task, y)
-        else:  # the same for all that are asked of the same models, and of features that all read
-            n_models = self._n_models if reduced else len(y)
-            fold_N = folds(joint.Columns(), np.zeros(n_models))
-        if reduced:
-            fold_N = enough_folds(fold_N)
-            fold_N = fold_N if models is None else fold_N[models]
-        targets_NY = task.regressed(y, len(store.classes))
-        return Regression(task, y, targets_NY, self.recipe.penalties, fold_N, models=models)
+        shapes = self.source.store.layers
+        reduced = any(is_reduced(encoder, shapes[layer]) for layer in layers)
+        penalties, sources = self.recipe.penalties, [*self.asked.values()]
+        return joint.regressions(self.source.store, sources, self.fitted, penalties, reduced)
 
     def select(self, names: Sequence[str], most: int | None) -> None:
         """Fits the layers together, whoever computed their kernels, and tests them once."""
@@ -348,10 +328,10 @@ class Kernels:
         of_layers: Mapping[str, Any],
         missing: Mapping[str, str],
     ) -> None:
-        expert = expert.with_card(metrics=metrics, n_train=self._n_models)
-        told = {CROSS_VALIDATION: chosen, **answers(expert, self.source.store, ("test",))}
-        kept = {"expert": expert}
-        finish(self.source, self.workdir, kept, told, CROSS_VALIDATION, of_layers, missing)
+        kept = {"expert": expert.with_card(metrics=metrics, n_train=self._n_models)}
+        tested = answers(kept["expert"], self.source.store, ("test",))
+        found = {CROSS_VALIDATION: chosen, **tested}
+        finish(self.source, self.workdir, kept, found, CROSS_VALIDATION, of_layers, missing)
 
     def _beside(self, layers: Sequence[str]) -> dict[str, dict[str, Standardised]]:
         """What all layers give together: by name, layer to it, where it differs between models."""
