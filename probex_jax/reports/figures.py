@@ -157,12 +157,23 @@ def predicted_against_true(
         panel.vlines(x[bars], low[bars], high[bars], color=colour, linewidth=0.8, alpha=0.35)
         panel.scatter(x[shown], y[shown], 14, colour, marker=marker, zorder=3)
     if log:
-        panel.set(xscale="log", yscale="log")
+        _logarithmic(panel)
     panel.set(xlabel="true", ylabel="predicted")
     panel.grid(color="#ccc", linewidth=0.5)
     panel.tick_params(labelsize=8)
     panel.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _logarithmic(panel: Any) -> None:
+    """Logarithmic axes, whose ticks are written without formulas."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    panel.set(xscale="log", yscale="log")
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter(NullFormatter())
 
 
 def svg_image(figure: Any, title: str) -> str:

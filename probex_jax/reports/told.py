@@ -15,7 +15,7 @@ from probex_jax.fitting import OneClass
 from probex_jax.fitting.number import Number
 from probex_jax.reports.attributes import number, percent
 from probex_jax.reports.figures import MOST_POINTS, predicted_against_true, svg_image
-from probex_jax.reports.html import escaped, figure, html_table
+from probex_jax.reports.html import Html, escaped, figure, html_table
 
 
 def is_number(answered: Predictions | None) -> bool:
@@ -34,10 +34,13 @@ def told_attributes(
     """
     rows = [dict(_row(name, each)) for name, each in attributes.items() if each["told"]]
     untold = [name for name, each in attributes.items() if not each["told"]]
+    made_for = {each["conformal"]["coverage"] for each in attributes.values() if each["conformal"]}
+    level = f", of {' or '.join(map(percent, sorted(made_for)))} that it is made for"
     about = (
         "<p>R² of numbers, on a logarithmic scale where that is said; accuracy of classes. Chance "
         "is that of always giving the mean or the most common answer. Covered: the share of test "
-        "models whose truth lies in their interval or set, with its 95 % interval.</p>"
+        f"models whose truth lies in their interval or set{level if made_for else ''}, with its "
+        "95 % interval.</p>"
     )
     drawn = "".join(
         against_the_truth(name, found)
@@ -50,16 +53,15 @@ def told_attributes(
 
 
 def _row(name: str, each: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    score, covered, conformal = each["test_accuracy"], each.get("test_coverage"), each["conformal"]
+    score, covered = each["test_accuracy"], each.get("test_coverage")
     chance, of_number = chance_of(score), each["task"]["name"] == Number.name
     yield "attribute", name
     yield "asked", _asked(each)
-    yield "figure", f"{'R²' if of_number else 'accuracy'} {_score(score)}"
+    yield "figure", Html(f"{'R²' if of_number else 'accuracy'} {_score(score)}")
     short = shortfall(score)
     beside = "" if chance is None else f"{chance:.3f}"
     yield "chance", f"{beside} ({short} it)" if short else beside
-    level = f", made for {percent(conformal['coverage'])}" if conformal else ""
-    yield "covered", f"{_score(covered)}{level}" if covered else ""
+    yield "covered", _score(covered) if covered else ""
     yield "models", str(score["n_models"])
 
 
@@ -70,8 +72,11 @@ def _asked(each: Mapping[str, Any]) -> str:
     return f"{'one' if task['name'] == OneClass.name else 'any'} of {count}"
 
 
-def _score(score: Mapping[str, Any]) -> str:
-    return f"{score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
+def _score(score: Mapping[str, Any]) -> Html:
+    interval = f"{score['low']:.3f} to {score['high']:.3f}"
+    return Html(
+        f'<span class="nb">{score["value"]:.3f}</span> <span class="nb">({interval})</span>'
+    )
 
 
 def _untold(names: Sequence[str], attributes: Mapping[str, Mapping[str, Any]]) -> str:

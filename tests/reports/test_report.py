@@ -1,5 +1,6 @@
 """The report: every number is that of the metrics, and text of strangers does nothing."""
 
+import base64
 import dataclasses
 import re
 
@@ -313,6 +314,10 @@ def test_layers_and_classes_stand_beside_their_chance():
     assert shown == {"chance", *(f"{chance:.3f}" for chance in chances)}
 
 
+def svg(data):
+    return base64.b64decode(data).decode()
+
+
 def of_number(name="steps", *, log=True, n_models=40):
     """Predictions of numbers, of which the first three lie far outside of their intervals."""
     rng = np.random.default_rng(5)
@@ -377,6 +382,7 @@ def test_attributes_have_their_figures_pictures_and_confusions_and_the_untold_ar
         "Predicted over true size",
     ]
     assert "hold the truth of 37" in text
+    assert "mathdefault" not in "".join(map(svg, re.findall(r'<img src="data:[^,]*,([^"]*)', text)))
     untold = text.split("could not be told")[1].split("</ul>")[0]
     assert "seed" in untold
     assert "rate" not in untold.split("<ul>")[1].replace("accurate", "")
