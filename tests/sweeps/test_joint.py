@@ -186,7 +186,13 @@ def test_large_layers_are_read_by_probes_that_all_attributes_share(tmp_path):
             rows.append(f"{name},{rate:.3f},{'' if number % 4 == 0 else 'ab'[kind]}")
     (tmp_path / "Large" / "labels.csv").write_text("\n".join(rows))
     store = px.pack(px.scan(tmp_path / "Large"), tmp_path / "store").store
-    encoder = {"name": "probex", "n_probes": 16, "proj_dim": 16, "relu": False, "standardise": False}
+    encoder = {
+        "name": "probex",
+        "n_probes": 16,
+        "proj_dim": 16,
+        "relu": False,
+        "standardise": False,
+    }
     found = sweep_attributes(
         views(store)[0], tmp_path / "w", encoder=encoder, normalise="centre", recipe=ClosedForm()
     )
