@@ -7,7 +7,6 @@ from typing import Any
 
 import probex_jax as px
 from experiments import cli, label_steps
-from experiments.label_steps import ALL
 from probex_jax.engine import HERE, Engine
 from probex_jax.experts.chance import chance_of, shortfall
 from probex_jax.fitting import ClosedForm, Devices
@@ -27,19 +26,21 @@ def named(config: Mapping[str, Any], told: Sequence[str]) -> dict[str, Any]:
       ProbexError: if the labels are another column.
     """
     task = config["task"]
-    if task == ALL and (config.get("fit") != "ridge" or config["head"] != "none"):
-        raise px.ProbexError(
-            f"config.task: {ALL} is for the closed form, as configs/default.py has it; name one "
-            "attribute to train on it by gradient descent"
-        )
-    if task == ALL and config["labels"]:
-        raise px.ProbexError(f"config.task: {ALL} takes all columns; leave out config.labels")
-    if not task or task in (ALL, *told):
+    if label_steps.attributes_of(config) is not None:
+        if config.get("fit") != "ridge" or config["head"] != "none":
+            raise px.ProbexError(
+                f"config.task: {task} is for the closed form, as configs/default.py has it; name "
+                "one attribute to train on it by gradient descent"
+            )
+        if config["labels"]:
+            raise px.ProbexError(f"config.task: {task} takes columns; leave out config.labels")
+        return dict(config)
+    if not task or task in told:
         return dict(config)
     if config["labels"] not in ("", task):
         raise px.ProbexError(
-            f"config.task: {task!r} is none of {', '.join(told)}, {ALL}; if it is an attribute, "
-            "leave out config.labels"
+            f"config.task: {task!r} is none of {', '.join(told)}, {label_steps.ALL}; if it is an "
+            "attribute, leave out config.labels"
         )
     return {**config, "labels": task, "task": ""}
 
@@ -53,7 +54,7 @@ def train(
     engine: Engine = HERE,
 ) -> Mapping[str, Any]:
     """Trains one expert on all attributes of the store that a config names; returns the metrics."""
-    stores, left_out = label_steps.open_attributes(config["store"], config["split"])
+    stores, left_out = label_steps.open_attributes(config["store"], config)
     for name, reason in left_out.items():
         print(cli.one_line(f"attribute {name!r} left out: {reason}"), file=sys.stderr)
     store = next(iter(stores.values()))

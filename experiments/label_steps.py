@@ -23,7 +23,7 @@ from probex_jax.zoo.tables import SPLITS_FILE, Names, Tables, matched, read_spli
 
 Row = dict[str, object]
 
-ALL = "all"  # of config.task: all attributes
+ALL = "all"  # of config.task: all attributes; several are separated by commas
 # In a work directory: the store, labels and split that were trained on, as they were given.
 _VIEW = "view.json"
 # Of the classes of a column, so many are named.
@@ -226,17 +226,25 @@ def open_view(store: str | Path, labels: str, split: str, number: bool = False) 
     return opened if as_packed else opened.view(column, name, number)
 
 
+def attributes_of(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The attributes that a config names to train on together, none for all; None if it does not."""
+    task = config.get("task", "")
+    if task == ALL:
+        return ()
+    return tuple(filter(None, map(str.strip, task.split(",")))) if "," in task else None
+
+
 def open_attributes(
-    store: str | Path, split: str
+    store: str | Path, config: Mapping[str, Any]
 ) -> tuple[dict[str, px.LayerStore], dict[str, str]]:
     """Each attribute of a store with its view, and why others are left out; errors as `views`.
 
     Args:
       store: its folder.
-      split: as `open_view` takes it.
+      config: names them and the split, as `open_view` takes it.
     """
-    opened, name = _with_split(px.LayerStore.open(store), split)
-    return views(opened, name)
+    opened, name = _with_split(px.LayerStore.open(store), config["split"])
+    return views(opened, name, attributes_of(config) or ())
 
 
 def _with_labels(store: px.LayerStore, labels: str) -> tuple[px.LayerStore, str]:
@@ -259,8 +267,8 @@ def _with_labels(store: px.LayerStore, labels: str) -> tuple[px.LayerStore, str]
 
 def opened_as(store: str | Path, config: Mapping[str, Any]) -> px.LayerStore:
     """A store with what a config trains on: one view, or the models of all attributes."""
-    if config.get("task") == ALL:
-        return joint_store(open_attributes(store, config["split"])[0])
+    if attributes_of(config) is not None:
+        return joint_store(open_attributes(store, config)[0])
     number = config.get("task") == px.Number.name
     return open_view(store, config["labels"], config["split"], number)
 

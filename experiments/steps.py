@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 import probex_jax as px
 from experiments import cli, joint_steps, label_steps
-from experiments.label_steps import ALL
 from probex_jax.engine import HERE, Engine
 from probex_jax.experts import Alignment, ZeroShot
 from probex_jax.experts.chance import chance_of, shortfall
@@ -134,7 +133,8 @@ def train(
         if not config["store"]:
             raise px.ProbexError("give --config.store, a layer store; experiments.pack makes one")
         store = label_steps.opened_as(config["store"], config)
-    if not store.is_number and config["task"] != ALL:
+    joint = label_steps.attributes_of(config) is not None
+    if not store.is_number and not joint:
         label_steps.warn_of_labels(store)
     encoder = dict(config["encoder"])
     by_steps = encoder["name"] != "statnn" and config["fit"] == "adam"
@@ -154,7 +154,7 @@ def train(
         raise px.ProbexError(f"config.fit: {config['fit']!r} is not one of adam, ridge") from None
     except TypeError as error:
         raise px.ProbexError(f"config.recipe: {error}") from None
-    if config["task"] == ALL:
+    if joint:
         assert isinstance(recipe, ClosedForm)
         return joint_steps.train(config, workdir, recipe, devices=devices, engine=engine)
     if config["layers"]:

@@ -52,23 +52,25 @@ def views(
     Args:
       store: its tables say what is known of its models.
       split: as `LayerStore.view` takes it.
-      names: of the attributes; none for all.
+      names: of the attributes, `CLASSES` among them; none for all.
 
     Returns:
       Attribute to its view, what headers or folders say of classes under `CLASSES`; and attribute
       to why it cannot be trained on: too few models know it, or all are the same.
 
     Raises:
-      ProbexError: if no attribute is left.
+      ProbexError: if no attribute is left, or one that is named cannot be trained on.
     """
     found, left_out = dict[str, LayerStore](), {}
-    for name in names or store.attributes:
+    for name in names or (CLASSES, *store.attributes):
+        is_own = name == CLASSES and name not in store.attributes
         try:
-            found[name] = _checked(store.view(name, split))
+            found[name] = _checked(store.view("" if is_own else name, split))
         except ProbexError as error:
-            left_out[name] = str(error)
-    if not names and CLASSES not in found and (own := _own_classes(store, split)) is not None:
-        found = {CLASSES: own} | found
+            if names:
+                raise
+            if not is_own:
+                left_out[name] = str(error)
     if not found:
         raise ProbexError(
             f"{store.path}: no attribute to train on{''.join(f'; {v}' for v in left_out.values())}"
@@ -78,7 +80,9 @@ def views(
 
 def _checked(view: LayerStore) -> LayerStore:
     """A view that can be trained on; a ProbexError if it cannot."""
-    where = f"{view.path}: column {view.label_set!r}"
+    where = f"{view.path}: column {view.label_set!r}" if view.label_set else view.path
+    if not (view.classes or view.is_number):
+        raise ProbexError(f"{where}: there are no classes")
     if not (view.has("train") and view.has("test")):
         raise ProbexError(f"{where}: no training or no test model has a value")
     if told_task(view).exclusive:
@@ -86,15 +90,6 @@ def _checked(view: LayerStore) -> LayerStore:
         if sum(count > 1 for count in counts.values()) < 2:
             raise ProbexError(f"{where}: fewer than two classes have two training models")
     return view
-
-
-def _own_classes(store: LayerStore, split: str) -> LayerStore | None:
-    """What headers or folders say of classes; None where that is nothing to train on."""
-    try:
-        view = store.view("", split)
-        return _checked(view) if view.classes else None
-    except ProbexError:
-        return None
 
 
 def joint_store(stores: Mapping[str, LayerStore]) -> LayerStore:
