@@ -39,7 +39,7 @@ from probex_jax.model_files.locate import local_files
 
 _ZOOS = flags.DEFINE_list("zoos", None, "Zoos of the miniature zoo.", required=True)
 _OTHERS = flags.DEFINE_list("others", [], "For each, a zoo of the same shapes but another root.")
-_MODELS = flags.DEFINE_integer("models", 40, "Test models of each zoo.", lower_bound=1)
+_MODELS = flags.DEFINE_integer("models", 40, "Test models of a zoo to plant in.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", None, "JSON file for the figures.")
 
 
@@ -64,9 +64,9 @@ def measured(path: Path, other: Path | None) -> list[dict[str, Any]]:
         store = px.pack(zoo, Path(scratch) / "store").store
         costs = _grown(store, Path(scratch) / "forest")
         forest = Forest.load(Path(scratch) / "forest")
-        tests = [m.path for m in zoo.models if m.split == "test"][: _MODELS.value]
+        tests = [m.path for m in zoo.models if m.split == "test"]
         stranger = next(m.path for m in px.scan(other).models) if other else None
-        planter = _Planter(store, tests, path / "root", stranger)
+        planter = _Planter(store, tests[: _MODELS.value], path / "root", stranger)
         rows = [_row("untouched", [_described(forest, p) for p in tests], [""] * len(tests))]
         for kind, change in (OF_FACTORS if store.ranks else OF_MATRICES).items():
             paths, names = planter.write(Path(scratch) / "planted", change)

@@ -26,7 +26,7 @@ from probex_jax.layer_store import LayerStore
 # Trees of another version are grown again.
 USUAL_VERSION = 1
 
-_MOST_LAYERS, _MOST_MODELS = 64, 512
+_MOST_LAYERS, _MOST_MODELS = 64, 320
 _MOST_BYTES = 2**32  # read of a store, beside the layers that must be
 _ALARMS = 0.01
 _LEAST_MODELS = 20

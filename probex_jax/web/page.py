@@ -161,10 +161,11 @@ class Page:
                 label="Predicted attributes",
                 placeholder=_example(attributes),
                 max_length=MAX_QUERY,
+                min_width=240,
                 scale=2,
                 elem_id="px-told",
             )
-            sort = gr.Dropdown(_sorts(attributes), value=_ANY, label="Sorted by", min_width=120)
+            sort = gr.Dropdown(_sorts(attributes), value=_ANY, label="Sorted by", min_width=240)
         found = gr.HTML(elem_id="px-found")
         self._may_repeat = {words._id, k._id, written._id}
         # One event that reads all controls, so that the newest values count.

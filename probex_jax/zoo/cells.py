@@ -5,7 +5,6 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from functools import partial
 from math import isfinite, isnan
 from typing import Any
 
@@ -69,7 +68,7 @@ def number_in(text: str) -> float | None:
       >>> [number_in(text) for text in ("1e-4", "0,5", "1,234.5", "93 %", "inf", "v2")]
       [0.0001, 0.5, 1234.5, 0.93, None, None]
     """
-    return next((n for read in _SPELLINGS if (n := read(text)) is not None), None)
+    return next((number for number in _readings(text) if number is not None), None)
 
 
 def numbers_of(
@@ -108,9 +107,13 @@ def numbers_of(
     texts = {m: text for m, text in texts.items() if text.lower() not in _MISSING_NUMBERS}
     count = Counter(texts.values())
     exact = {_text(value): n for _, value in cells.values() if (n := _exact(value)) is not None}
+    spelled = {text: _readings(text) for text in count}
+    percent = [text for text in count if text.endswith("%")]
+    plain = [text for text in count if not text.endswith("%")]
     readings = [
-        {text: n for text in count if (n := read(text)) is not None} | exact
-        for read in (_SPELLINGS[::-1] if comma else _SPELLINGS)
+        {text: n for text in alike if (n := spelled[text][way]) is not None} | exact
+        for way in ((1, 0) if comma else (0, 1))
+        for alike in (plain, percent)
     ]
     known = {text: n for reading in readings for text, n in reading.items()}
     told = len(known) >= _MOST * len(count) and _are_numbers(set(known.values()), len(texts))
@@ -135,10 +138,10 @@ def has_decimal_commas(cells: Iterable[Any], semicolons: bool) -> bool:
     points = commas = either = 0
     for text in {cell for cell in cells if isinstance(cell, str)}:
         if "," in text or "." in text:
-            pointed, comma = (any(read(text) is not None for read in half) for half in _HALVES)
-            points += pointed and not comma
-            commas += comma and not pointed
-            either += pointed and comma and "," in text
+            point, comma = (number is not None for number in _readings(text))
+            points += point and not comma
+            commas += comma and not point
+            either += point and comma and "," in text
     return commas > points or (commas == points and semicolons and either > 0)
 
 
@@ -164,32 +167,37 @@ def _more(others: list[tuple[str, Any]]) -> str:
     return f"; and {len(others)} more such {cells}: {places}{', …' * (len(others) > _NAMED)}"
 
 
-def _spelling(point: str, group: str, percent: str) -> "re.Pattern[str]":
+def _spelling(point: str, group: str) -> "re.Pattern[str]":
     grouped = rf"[1-9]\d{{0,2}}(?P<group>[{group} '_])\d{{3}}(?:(?P=group)\d{{3}})*"
     return re.compile(
-        rf"([+-]? ?)({grouped}|\d*)(?:[{point}](\d*))?(e[+-]?\d+)?(?: ?{percent})",
-        re.IGNORECASE | re.ASCII,
+        rf"([+-]? ?)({grouped}|\d*)(?:[{point}](\d*))?(e[+-]?\d+)?", re.IGNORECASE | re.ASCII
     )
 
 
-def _read(pattern: "re.Pattern[str]", scale: float, text: str) -> float | None:
+# With decimal points, and with decimal commas.
+_SPELLINGS = _spelling(".", ","), _spelling(",", ".")
+
+
+def _readings(text: str) -> "tuple[float | None, float | None]":
+    """The number that a text spells with decimal points, and that with decimal commas."""
     if len(text) > _MOST_CHARACTERS:
-        return None
-    match = pattern.fullmatch(text.translate(_PLAIN).strip())
+        return None, None
+    plain = text.translate(_PLAIN).strip()
+    scale = 100.0 if plain.endswith("%") else 1.0
+    plain = plain.removesuffix("%").rstrip()
+    point = _value(_SPELLINGS[0].fullmatch(plain), scale)
+    if "," in plain or "." in plain:
+        return point, _value(_SPELLINGS[1].fullmatch(plain), scale)
+    return point, point
+
+
+def _value(match: "re.Match[str] | None", scale: float) -> float | None:
     if match is None:
         return None
-    sign, whole, _, part, power = match.groups()
-    whole = re.sub(r"\D", "", whole)
+    sign, whole, group, part, power = match.groups()
+    if group:
+        whole = whole.replace(group, "")
     if not (whole or part):
         return None
     number = float(f"{sign.strip()}{whole}.{part or ''}{power or ''}") / scale
     return number if isfinite(number) else None
-
-
-# Decimal points, then commas; a column has percent signs everywhere or nowhere.
-_SPELLINGS = tuple(
-    partial(_read, _spelling(point, group, percent), scale)
-    for point, group in (".,", ",.")
-    for percent, scale in (("", 1.0), ("%", 100.0))
-)
-_HALVES = _SPELLINGS[:2], _SPELLINGS[2:]

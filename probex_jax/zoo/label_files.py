@@ -259,6 +259,23 @@ def _typed(
     return Labels(classes, numbers, notes)
 
 
+def labels_of(columns: Mapping[str, Mapping[str, Any]], where: str) -> Labels:
+    """The labels of columns that were read elsewhere, as those of JSON.
+
+    Args:
+      columns: column to model to a value; none is missing.
+      where: what errors name.
+
+    Raises:
+      ProbexError: as `read_labels`, of values.
+    """
+    cells = {
+        name: {model: (quoted(model), value) for model, value in column.items()}
+        for name, column in columns.items()
+    }
+    return _typed(cells, where, {}, ())
+
+
 def classes_of(value: Any, where: str) -> tuple[str, ...]:
     """The classes that a JSON value states: a class or a list of distinct ones.
 
