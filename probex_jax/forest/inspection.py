@@ -29,8 +29,8 @@ def inspect(
 
     Args:
       model: open, with `unfit_as_zero`.
-      route: of the model. A tree that refuses it is compared with, too, but what is unusual in
-        most layers is no news then.
+      route: of the model. A tree that refuses it is compared with, too, if most layers are like
+        that tree's.
       usual: of the nearest tree; None if there is none, or the forest is of an earlier version.
       read: the layers that the tree's experts read of it.
       is_remote: whether it is on a server.
@@ -48,8 +48,9 @@ def inspect(
         for name, (count, size) in sorted(model.unfit.items())
     ]
     if usual is not None:
-        p_value, found = usual.judge({n: x for n, x in samples.items() if n not in bad})
-        if route.tree or 2 * len(found) <= len(samples):
+        fit = {name: x for name, x in samples.items() if name not in bad}
+        if route.tree or usual.resembles(fit):
+            p_value, found = usual.judge(fit)
             counts = usual.n_models, len(samples), len(model.layers)
             return Soundness(route.nearest, *counts, whole, p_value, (*findings, *found))
     if not findings:

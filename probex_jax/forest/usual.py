@@ -33,6 +33,7 @@ _LEAST_MODELS = 20
 # With too few models for that share: as much more unusual than any of them.
 _MARGIN = 1.5
 _NEARLY_ALL = 0.98
+_LIKE = 0.5  # multiple of the centre
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,16 @@ class Usual:
     def n_models(self) -> int:
         """Number of training models."""
         return len(self.statistics_NLS)
+
+    def resembles(self, samples: Mapping[str, Sampled]) -> bool:
+        """Whether most layers of a model, by name, have the centre of the tree in them.
+
+        Where the models of a tree have nothing in common, any model does.
+        """
+        layers = [layer for layer in self.layers if layer.is_centred and layer.name in samples]
+        size = STATISTICS.index("size")
+        shares = [layer.measure(samples[layer.name])[size] for layer in layers]
+        return bool(np.median(np.nan_to_num(shares)) > _LIKE) if shares else True
 
     def judge(self, samples: Mapping[str, Sampled]) -> tuple[float | None, tuple[Finding, ...]]:
         """Compares a model with the tree's.

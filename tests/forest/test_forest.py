@@ -206,6 +206,13 @@ def test_weights_too_large_to_compute_with_are_one_models_error(tmp_path, forest
     assert "a" in {finding.layer for finding in found.soundness.findings}
 
 
+def test_nothing_is_predicted_of_weights_that_are_not_finite(forest, tmp_path):
+    path = write_member(tmp_path / "m", 1, ["ant"], of=1, **{"body.bias": np.full(6, np.nan)})
+    found = forest.describe(path)
+    assert (found.tree, found.answers) == ("Ant", ())
+    assert [finding.layer for finding in found.soundness.findings] == ["body.bias"]
+
+
 def broken_models(folder):
     """Model files that cannot be described, by what the error should name."""
     folder.mkdir(parents=True)
