@@ -11,7 +11,7 @@ from probex_jax.fitting.conformal import conformal
 from probex_jax.fitting.task import Task
 
 # Ratio of the largest to the smallest number from which they are wide.
-_WIDE = 10
+_WIDE = 5
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from probex_jax.forest.comparison import (
 )
 from probex_jax.forest.relatives import Relatives
 from probex_jax.forest.router import Route
+from probex_jax.forest.soundness import Soundness
 from probex_jax.forest.stated_facts import StatedFacts
 
 _SHOWN_NAMES = 3
@@ -190,6 +191,7 @@ class Description:
       stated_root: the ancestor that all training models of the tree state, or "".
       relatives: its parents and copies; None without a lineage that knows it.
       untold: the attributes of the tree that the weights do not tell; they have no answer.
+      soundness: what is unusual about it; None if it was not compared with the models of a tree.
 
     Example:
       >>> from probex_jax.forest import Prediction, Route
@@ -212,6 +214,7 @@ class Description:
     stated_root: str = ""
     relatives: Relatives | None = None
     untold: tuple[str, ...] = ()
+    soundness: Soundness | None = None
 
     @property
     def tree(self) -> str:
