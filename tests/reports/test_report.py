@@ -17,6 +17,7 @@ from probex_jax.fitting.number import Number
 from probex_jax.reports import Cost, LabelledDescription, Run, Training, report
 from tests.reports.pages import HOSTILE, Tags, check_harmless
 from tests.reports.test_card import described
+from tests.reports.test_card import number as of_steps
 
 CLASSES = ("ant", "bee", HOSTILE, "dog")
 
@@ -411,3 +412,12 @@ def test_of_intervals_without_an_end_the_points_are_drawn():
     text = written(joint(steps=(found, True)))
     assert "Predicted over true steps" in text
     assert "Intervals, made for" not in text
+
+
+def test_hidden_models_stand_beside_the_truth_with_their_numbers():
+    found = described(answers=(of_steps(), of_steps("rate")))
+    text = written(training(answered()), hidden=[LabelledDescription(found, "Ant", ("ant",))])
+    assert text.count("810 (600 to 1,100)") == 2
+    alone = described(answers=(of_steps(),))
+    text = written(training(answered()), hidden=[LabelledDescription(alone, "Ant", ("ant",))])
+    assert text.count("810 (600 to 1,100)") == 1
