@@ -1,7 +1,8 @@
 r"""Evaluates a trained expert on a store; each figure has a 95 % interval.
 
 Tasks: classify, which classes a model was trained on; zero_shot, the same for classes never seen in
-training, by their texts; knn, occ (one-class classification) and retrieval, on the representations.
+training, by their texts; tags, free tags ranked by similarity; knn, occ (one-class classification)
+and retrieval, on the representations.
 Of a WORKDIR in which train repeated a split, all repeats are evaluated: mean and spread.
 --baselines adds what scikit-learn's methods make of the same models.
 

@@ -18,8 +18,8 @@ from probex_jax.language import TextEncoder
 from probex_jax.layer_store import LayerStore
 
 HOLDOUT = "expert_val_holdout"
-# Standard errors above 0 that one in a hundred means of nothing exceeds.
-_TOLD = 2.33
+# Standard errors above 0 that one in two hundred means of nothing exceeds.
+_TOLD = 2.58
 
 
 class Answers(NamedTuple):
@@ -167,8 +167,8 @@ def coverage(expert: Expert, found: Answers) -> Score | None:
 def is_told(task: Task, found: Answers, known: Any) -> bool:
     """Whether answers are better than those of the prior, beyond chance.
 
-    The mean over the models of how much lower the loss is must be above 0 by 2.33 standard errors:
-    of what weights do not tell, one in a hundred passes.
+    The mean over the models of how much lower the loss is, or how much higher the accuracy, must be
+    above 0 by 2.58 standard errors: of what weights do not tell, one in a hundred passes.
 
     Args:
       task: what was asked.
@@ -178,6 +178,11 @@ def is_told(task: Task, found: Answers, known: Any) -> bool:
     logits_NY = np.asarray(found.logits, np.float64)
     prior_NY = np.broadcast_to(task.prior(known, logits_NY.shape[1]), logits_NY.shape)
     y = jnp.asarray(task.encoded(found.y))
-    lower_N = np.asarray(task.loss(jnp.asarray(prior_NY), y) - task.loss(jnp.asarray(logits_NY), y))
-    error = lower_N.std(ddof=1) / len(lower_N) ** 0.5 if len(lower_N) > 1 else np.inf
-    return bool(lower_N.mean() > _TOLD * error)
+    losses = [np.asarray(task.loss(jnp.asarray(each), y)) for each in (prior_NY, logits_NY)]
+    right = [np.asarray(task.accuracies(each, found.y)) for each in (prior_NY, logits_NY)]
+    return _is_above_0(losses[0] - losses[1]) or _is_above_0(right[1] - right[0])
+
+
+def _is_above_0(values_N: np.ndarray) -> bool:
+    error = values_N.std(ddof=1) / len(values_N) ** 0.5 if len(values_N) > 1 else np.inf
+    return bool(values_N.mean() > _TOLD * error)

@@ -152,17 +152,7 @@ class Expert:
         return checkpoints.content_hash(self.variables, self.card.to_json())
 
     def part(self, name: str) -> Expert:
-        """The expert of one attribute of a joint expert.
-
-        Args:
-          name: of the attribute, one of those on the card.
-
-        Returns:
-          It, whose logits are the attribute's columns of this one's.
-
-        Raises:
-          ProbexError: if there is no such attribute.
-        """
+        """The expert of one attribute of a joint expert; a ProbexError if it has no such one."""
         own = self.card.outputs(name)
 
         def cut(path: Any, leaf: Any) -> Any:
@@ -309,12 +299,7 @@ class Expert:
         """Calibrated probabilities [N, Y] of N models; of one class of several they add up to one.
 
         Of an expert that tells a number [N, 2], the number and the standard deviation of its error.
-
-        Args:
-          x, texts: as `logits` takes them.
-
-        Raises:
-          ProbexError: as `logits`, or if the expert is a joint one, whose `part` answers.
+        Arguments and errors are as of `logits`; a joint expert leaves it to its parts.
         """
         return self.as_probabilities(self.logits(x, texts))
 
@@ -329,14 +314,9 @@ class Expert:
         return replace(self, card=replace(self.card, **changes))
 
     def check_fits(self, tree: str, classes: Sequence[str]) -> None:
-        """Checks that models of this tree and class list are what the expert was trained on.
+        """Raises a ProbexError unless models of this tree and class list are the expert's.
 
-        Args:
-          tree: name of the tree.
-          classes: class names, in order; of an expert aligned with text they may be others.
-
-        Raises:
-          ProbexError: if they are not; the message names the tree, or a class that differs.
+        Of an expert aligned with text, and of a joint one, the classes may be others.
         """
         if tree != self.card.tree:
             raise ProbexError(f"the expert is of tree {self.card.tree}, the models are of {tree}")
@@ -359,9 +339,6 @@ class Expert:
         Args:
           path: an expert's checkpoint, or the work directory of a training (then its best one).
           encoders: encoders by name that are not ours.
-
-        Returns:
-          The expert, ready to `encode` and to give `logits`.
 
         Raises:
           ProbexError: if there is none, or its content does not match its hash.

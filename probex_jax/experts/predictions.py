@@ -125,6 +125,8 @@ class Predictions:
         about |= {"task": task_json(self.task), "temperature": self.temperature}
         about["conformal"] = self.conformal and asdict(self.conformal)
         arrays = {"logits": self.logits, "y": self.y, "vectors": self.vectors}
+        # safetensors writes the memory of an array as it lies there.
+        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         about[_CRC] = _checksum(arrays, about)
         write_bytes(workdir / NAME, save(arrays, {"about": json.dumps(about)}))
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.fitting.ranked import logistic, lowest_cut, probability
+from probex_jax.fitting.ranked import Curve, fitted_curve, lowest_cut
 from probex_jax.layer_store import LayerStore
 
 WRONG = 0.2
 # A curve for tags that no training model has is learnt from so many right ones at least.
-_LEAST = 10
+_LEAST = 5
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class TagCut:
       column: of the store, which says the tags of its models.
       seen: the tags of training models.
       new: those that other models of the store have alone.
-      seen_curve, new_curve: slope and offset of `fitting.ranked.logistic` for the tags of training
-        models and for all others; None until fitted, or where too few models have others.
+      seen_curve, new_curve: the probabilities of scores, for the tags of training models and for
+        all others; None until fitted, or where too few models have others.
       cut: the probability from which on a tag is shown; None for none.
       wrong: the expected share of wrong tags among those shown, at most.
 
     Example:
-      >>> known = TagCut("tags", ("cat", "dog"), ("fox",), (4.0, 0.0), (2.0, -1.0), 0.6)
+      >>> known = TagCut("tags", ("cat", "dog"), ("fox",), Curve(4, 0), Curve(2, -1), 0.6)
       >>> known.probabilities(np.array([[1.0, -1.0, 1.0]]), known.vocabulary).round(2).tolist()
       [[0.98, 0.02, 0.73]]
     """
@@ -39,8 +39,8 @@ class TagCut:
     column: str
     seen: tuple[str, ...]
     new: tuple[str, ...]
-    seen_curve: tuple[float, float] | None = None
-    new_curve: tuple[float, float] | None = None
+    seen_curve: Curve | None = None
+    new_curve: Curve | None = None
     cut: float | None = None
     wrong: float = WRONG
 
@@ -79,8 +79,9 @@ class TagCut:
         enough = right_NV[:, n_seen:].sum() >= _LEAST
         found = replace(
             self,
-            seen_curve=logistic(scores_NV[:, :n_seen], right_NV[:, :n_seen]),
-            new_curve=logistic(scores_NV[:, n_seen:], right_NV[:, n_seen:]) if enough else None,
+            # Tags that no weights tell are right by chance, whatever their score.
+            seen_curve=fitted_curve(scores_NV[:, :n_seen], right_NV[:, :n_seen], floor=True),
+            new_curve=fitted_curve(scores_NV[:, n_seen:], right_NV[:, n_seen:]) if enough else None,
         )
         n_tags = len(found.vocabulary)
         p_NV = found.probabilities(scores[1::2, :n_tags], found.vocabulary)
@@ -100,10 +101,7 @@ class TagCut:
                 "models have such tags to tell how probable one is"
             )
         new_curve = self.new_curve or self.seen_curve
-        curve_2V = np.where(
-            is_seen_V, *(np.array(c)[:, None] for c in (self.seen_curve, new_curve))
-        )
-        return probability(scores, curve_2V[:, None])
+        return np.where(is_seen_V, self.seen_curve(scores), new_curve(scores))
 
     def shown(self, probabilities: np.ndarray) -> np.ndarray:
         """Which tags are shown, [N, V] bool."""
@@ -122,7 +120,7 @@ class TagCut:
           ProbexError: if they are no `TagCut`.
         """
         try:
-            seen, new = (tuple(map(_tag, value[name])) for name in ("seen", "new"))
+            seen, new = (tuple(map(_tag, _list(value[name]))) for name in ("seen", "new"))
             return cls(
                 _tag(value["column"]),
                 seen,
@@ -136,17 +134,23 @@ class TagCut:
             raise ProbexError(f"{where}: text.tags on the card is damaged ({error!r})") from None
 
 
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r:.50} is no list")
+    return value
+
+
 def _tag(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.50} is no text")
     return value
 
 
-def _curve(value: Any) -> tuple[float, float] | None:
-    return None if value is None else (_number(value[0]), _number(value[1]))
+def _curve(value: Any) -> Curve | None:
+    return None if value is None else Curve(*map(_number, _list(value)))
 
 
 def _number(value: Any) -> float:
     if type(value) not in (int, float) or not abs(value) < float("inf"):
         raise TypeError(f"{value!r:.50} is no number")
-    return float(value)
+    return value

@@ -103,7 +103,7 @@ def tag_scores(expert: Expert, logits: np.ndarray, words: Vocabulary) -> np.ndar
 
     References:
       Dinu, Lazaridou, Baroni: Improving Zero-Shot Learning by Mitigating the Hubness Problem, ICLR
-      2015.
+      workshop, 2015.
     """
     tags_VT, classes_YT = (
         np.concatenate([np.asarray(member.place(texts)) for member in expert.members], axis=1)

@@ -116,10 +116,7 @@ def fit_alone(kernels: Mapping[str, Kernel], regressions: Sequence[Regression]) 
                 unit = np.array([_unit(each) for each in (own.whole, *_or_none(own.without))])
                 for number, told in zip(group, choose_each(own, members), strict=True):
                     found[number][layer], units[number][layer] = told, unit
-        return [
-            _alone(*each, regression)
-            for *each, regression in zip(found, units, regressions, strict=True)
-        ]
+        return list(map(_alone, found, units, regressions))
 
 
 def _or_none(without_FNN: np.ndarray | None) -> Sequence[np.ndarray]:
@@ -216,7 +213,7 @@ def merged(each: Sequence[Together], regressions: Sequence[Regression]) -> Toget
         layer: float(np.mean([found.weights.get(layer, 0.0) for found in each]))
         for layer in dict.fromkeys(layer for found in each for layer in found.weights)
     }
-    solution = {layer: [] for layer in weights}
+    solution: dict[str, list[np.ndarray]] = {layer: [] for layer in weights}
     for found, one in zip(each, regressions, strict=True):
         own = slice(None) if one.models is None else one.models
         for layer, columns in solution.items():

@@ -11,7 +11,7 @@ from probex_jax.fitting.conformal import conformal
 from probex_jax.fitting.task import Task
 
 # Ratio of the largest to the smallest number from which they are wide.
-_WIDE = 10
+_WIDE = 5
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Number(Task):
 
 
 def is_wide(y: np.ndarray) -> bool:
-    """Whether numbers are better told on a logarithmic scale: positive, wide, and skewed without.
+    """Whether numbers are better told on a logarithmic scale: positive, wide, a third as skewed.
 
     Example:
       >>> rates, shares = np.geomspace(1e-4, 1e-2, 9), np.linspace(0.05, 0.95, 9)
@@ -126,7 +126,7 @@ def is_wide(y: np.ndarray) -> bool:
     y = np.asarray(y, np.float64)
     if not y.min() > 0 or y.max() < _WIDE * y.min():
         return False
-    return abs(_skewness(np.log(y))) < abs(_skewness(y))
+    return 3 * abs(_skewness(np.log(y))) < abs(_skewness(y))
 
 
 def _skewness(y: np.ndarray) -> float:

@@ -1,62 +1,74 @@
 """Ranked lists: what probability a score is, and where a list may be cut."""
 
+from typing import NamedTuple
+
 import numpy as np
 
-_STEPS, _TOLERANCE = 100, 1e-9
+_LEAST_FLOOR = -20.0  # log odds
 
 
-def logistic(scores: np.ndarray, right: np.ndarray) -> tuple[float, float]:
-    """The logistic curve that says how probably something of a score is right.
+class Curve(NamedTuple):
+    """What probability a score is: floor + (1 - floor) / (1 + exp(-(slope · score + offset))).
 
     Args:
-      scores: [M] float.
-      right: [M], 1 where it is right, else 0.
-
-    Returns:
-      Slope a and offset b of 1 / (1 + exp(-(a·score + b))). The targets are smoothed as Platt does,
-      so that there is such a curve for scores that divide right from wrong without fault, too.
+      slope, offset: of the logistic part.
+      floor: what is right whatever its score.
 
     Example:
-      >>> slope, offset = logistic(np.array([0.0, 1, 2, 3]), np.array([0, 1, 0, 1]))
-      >>> bool(slope > 0), round(-offset / slope, 3)
+      >>> Curve(2.0, 0.0, 0.1)(np.array([-100.0, 0.0, 1.0])).round(3)
+      array([0.1  , 0.55 , 0.893])
+    """
+
+    slope: float
+    offset: float
+    floor: float = 0.0
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        """The probabilities of scores."""
+        z = self.slope * np.asarray(scores, np.float64) + self.offset
+        return self.floor + (1 - self.floor) * np.exp(-np.logaddexp(0, -z))
+
+
+def fitted_curve(scores: np.ndarray, right: np.ndarray, *, floor: bool = False) -> Curve:
+    """The most likely curve that says how probably something of a score is right.
+
+    Args:
+      scores: [M] float, not all the same.
+      right: [M], 1 where it is right, else 0.
+      floor: whether some are right whatever their score; else the floor is 0.
+
+    Returns:
+      The curve. The targets are smoothed as Platt does, so that there is one for scores that divide
+      right from wrong without fault, too.
+
+    Example:
+      >>> slope, offset, _ = fitted_curve(np.array([0.0, 1, 2, 3]), np.array([0, 1, 0, 1]))
+      >>> slope > 0, round(-offset / slope, 2)
       (True, 1.5)
 
     References:
       Platt: Probabilistic Outputs for Support Vector Machines, 1999.
     """
+    from scipy.optimize import minimize  # slow to import
+
     x_M = np.asarray(scores, np.float64).ravel()
     right_M = np.asarray(right).ravel() > 0
     n_right, n_wrong = int(right_M.sum()), int((~right_M).sum())
     target_M = np.where(right_M, (n_right + 1) / (n_right + 2), 1 / (n_wrong + 2))
-    x_M2 = np.stack([x_M, np.ones_like(x_M)], axis=1)
+    mean, spread = x_M.mean(), x_M.std()
 
-    def loss(w_2: np.ndarray) -> float:
-        z_M = x_M2 @ w_2
-        return float(np.sum(np.logaddexp(0, z_M) - target_M * z_M))
+    def curve(w: np.ndarray) -> Curve:
+        lowest = float(np.exp(-np.logaddexp(0, -w[2]))) if floor else 0.0
+        return Curve(float(w[0] / spread), float(w[1] - w[0] * mean / spread), lowest)
 
-    mean = target_M.mean()
-    w_2, ridge_22 = np.array([0.0, np.log(mean / (1 - mean))]), 1e-9 * np.eye(2)
-    for _ in range(_STEPS):  # Newton's, halved where they go too far
-        p_M = probability(x_M, w_2)
-        hessian_22 = (x_M2 * (p_M * (1 - p_M))[:, None]).T @ x_M2 + ridge_22
-        step_2 = np.linalg.solve(hessian_22, x_M2.T @ (p_M - target_M))
-        while loss(w_2 - step_2) > loss(w_2) and np.abs(step_2).max() > _TOLERANCE:
-            step_2 = step_2 / 2
-        if np.abs(step_2).max() <= _TOLERANCE:
-            break
-        w_2 = w_2 - step_2
-    return float(w_2[0]), float(w_2[1])
+    def loss(w: np.ndarray) -> float:
+        p_M = np.clip(curve(w)(x_M), 1e-12, 1 - 1e-12)
+        return -float(np.mean(target_M * np.log(p_M) + (1 - target_M) * np.log1p(-p_M)))
 
-
-def probability(scores: np.ndarray, curve: tuple[float, float] | np.ndarray) -> np.ndarray:
-    """What a curve of `logistic` says of scores.
-
-    Example:
-      >>> probability(np.array([0.0, 1.0]), (2.0, 0.0)).round(3)
-      array([0.5  , 0.881])
-    """
-    slope, offset = curve
-    return np.exp(-np.logaddexp(0, -(slope * np.asarray(scores, np.float64) + offset)))
+    odds = float(np.log(target_M.mean() / (1 - target_M.mean())))
+    start = [1.0, odds, *([odds - 2] if floor else [])]
+    bounds = [(None, None)] * 2 + [(_LEAST_FLOOR, None)] * floor
+    return curve(minimize(loss, start, bounds=bounds, options={"ftol": 1e-12, "gtol": 1e-8}).x)
 
 
 def lowest_cut(scores: np.ndarray, right: np.ndarray, wrong: float) -> float | None:

@@ -306,7 +306,9 @@ def choose_each(
     return [
         (
             each._best({penalty: found[:, own] for penalty, found in outputs.items()}),
-            outputs_PFNY and each._without_parts([found[:, :, own] for found in outputs_PFNY]),
+            None
+            if outputs_PFNY is None
+            else each._without_parts([found[:, :, own] for found in outputs_PFNY]),
         )
         for each, own in zip(regressions, columns, strict=True)
     ]

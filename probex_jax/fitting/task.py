@@ -141,11 +141,11 @@ class Task(ABC):
 
         Of one class of several yes alone counts. Of a number [N, 2], its lowest and highest value.
         """
-        raise NotImplementedError(f"{self.name}: no conformal prediction")
+        raise NotImplementedError
 
     def covered(self, region: np.ndarray, y: Any) -> np.ndarray:
         """[N] float64: of each model, how much of the truth is in its `region`."""
-        raise NotImplementedError(f"{self.name}: no conformal prediction")
+        raise NotImplementedError
 
     @abstractmethod
     def promises(self, predictions: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -389,27 +389,3 @@ class OneClass(ClassTask):
     def promises(self, predictions, y):
         held_N = np.argmax(predictions, axis=1) == np.asarray(y)
         return predictions.max(axis=1), held_N.astype(np.float64)
-
-
-@dataclass(frozen=True)
-class Texts(OneClass):
-    """Which of some texts says what the model was trained on: alignment of weights and language.
-
-    Targets are [N] int, places among the candidates, whose embeddings [Y, D] stand beside them
-    (`Split.texts`); the loss is a softmax cross-entropy over the candidates.
-
-    Args:
-      logit_scale: scale of the cosines in the softmax.
-
-    Example:
-      >>> Texts(logit_scale=20.0).predictions(np.zeros([2, 4])).shape
-      (2, 4)
-    """
-
-    name = "texts"
-    predicts = "texts"
-    head = "text"
-    logit_scale: float = 1.0  # type: ignore[misc]
-
-    def conformal(self, logits, y, temperature=1.0):
-        return None  # candidates are others each time

@@ -5,16 +5,8 @@ their experts; `Forest.describe` finds the tree of a model (`router`) and predic
 trained on.
 """
 
-from probex_jax.forest.description import (
-    Answer,
-    AttributeComparison,
-    Comparison,
-    Description,
-    Neighbour,
-    Prediction,
-    Quantity,
-    RankedTags,
-)
+from probex_jax.forest.comparison import AttributeComparison, Comparison, Prediction
+from probex_jax.forest.description import Answer, Description, Neighbour, Quantity, RankedTags
 from probex_jax.forest.discovery import Discovery, FoundTree, discover
 from probex_jax.forest.forest import Forest, Nearest
 from probex_jax.forest.growing import grow

@@ -46,7 +46,7 @@ def answered(name: str, asked: Asked, logits_NY: np.ndarray) -> list[Answer]:
             asked.facts,
             name,
             likely=None if likely_NY is None else _named(asked.expert, p_Y, likely_NY[row]),
-            coverage=by and by.coverage,
+            coverage=None if by is None else by.coverage,
         )
         for row, p_Y in enumerate(p_NY)
     ]

@@ -9,30 +9,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from probex_jax.forest.comparison import (
+    AttributeComparison,
+    Comparison,
+    Prediction,
+    StatedAttribute,
+    compared,
+    plain_class,
+    predicted,
+)
 from probex_jax.forest.relatives import Relatives
 from probex_jax.forest.router import Route
+from probex_jax.forest.soundness import Soundness
 from probex_jax.forest.stated_facts import StatedFacts
 
-_LEAST_PROBABILITY = 1e-9
 _SHOWN_NAMES = 3
-
-# What is stated of an attribute: a number, or classes.
-StatedAttribute = float | tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One class that a model may have been trained on.
-
-    Args:
-      label: the class.
-      text: its words.
-      probability: calibrated.
-    """
-
-    label: str
-    text: str
-    probability: float
 
 
 @dataclass(frozen=True)
@@ -115,51 +106,6 @@ class RankedTags:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Predicted against stated classes.
-
-    Args:
-      n_right: number of classes on which both agree.
-      n_classes: number of classes that the expert knows.
-      n_known: number of stated classes among these; with 0 there is nothing to compare.
-      missed: stated, but not predicted.
-      extra: predicted, but not stated.
-      unknown: stated, but unknown to the expert.
-      surprise: -log of the probability of all stated classes together, or of the one stated class
-        if the expert chooses among them.
-      chosen: as of the expert.
-    """
-
-    n_right: int
-    n_classes: int
-    n_known: int
-    missed: tuple[Prediction, ...]
-    extra: tuple[Prediction, ...]
-    unknown: tuple[str, ...]
-    surprise: float
-    chosen: str
-
-
-@dataclass(frozen=True)
-class AttributeComparison:
-    """A predicted attribute against what is stated of it.
-
-    Args:
-      attribute: its name.
-      stated: a number, or classes.
-      within: whether the interval or set holds what is stated; None without one.
-      right: whether just the stated classes are predicted; None for a number.
-      off: predicted less stated number; None for classes.
-    """
-
-    attribute: str
-    stated: StatedAttribute
-    within: bool | None
-    right: bool | None = None
-    off: float | None = None
-
-
-@dataclass(frozen=True)
 class Answer:
     """What one expert of the tree predicts of a model.
 
@@ -221,9 +167,9 @@ class Answer:
             return AttributeComparison(self.label_set, number, holds, off=off)
         if not isinstance(stated, tuple):
             return None
-        named = {_plain(p.text): p.label for p in self.predictions}
-        named |= {_plain(p.label): p.label for p in self.predictions}
-        known = {named.get(_plain(label), label) for label in stated}
+        named = {plain_class(p.text): p.label for p in self.predictions}
+        named |= {plain_class(p.label): p.label for p in self.predictions}
+        known = {named.get(plain_class(label), label) for label in stated}
         right = known == {p.label for p in self.predicted}
         within = None if self.likely is None else known <= set(self.likely)
         return AttributeComparison(self.label_set, stated, within, right)
@@ -245,6 +191,7 @@ class Description:
       stated_root: the ancestor that all training models of the tree state, or "".
       relatives: its parents and copies; None without a lineage that knows it.
       untold: the attributes of the tree that the weights do not tell; they have no answer.
+      soundness: what is unusual about it; None if it was not compared with the models of a tree.
 
     Example:
       >>> from probex_jax.forest import Prediction, Route
@@ -267,6 +214,7 @@ class Description:
     stated_root: str = ""
     relatives: Relatives | None = None
     untold: tuple[str, ...] = ()
+    soundness: Soundness | None = None
 
     @property
     def tree(self) -> str:
@@ -351,57 +299,3 @@ def abbreviated(names: Sequence[str]) -> str:
     shown = names if len(names) <= _SHOWN_NAMES + 1 else names[:_SHOWN_NAMES]
     more = len(names) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")
-
-
-def predicted(predictions: Sequence[Prediction], chosen: str) -> tuple[Prediction, ...]:
-    """The predicted classes.
-
-    Args:
-      predictions: of all classes, most probable first.
-      chosen: "one" for the most probable class, "several" for those with probability >= 0.5.
-    """
-    if chosen == "one":
-        return tuple(predictions[:1])
-    return tuple(p for p in predictions if p.probability >= 0.5)
-
-
-def compared(
-    predictions: Sequence[Prediction], labels: Sequence[str], chosen: str
-) -> Comparison | None:
-    """Predicted against given classes; None if there is nothing to compare.
-
-    Args:
-      predictions: of all classes, most probable first.
-      chosen: as for `predicted`.
-      labels: classes of the model, by name or text.
-    """
-    if not labels or not predictions:
-        return None
-    said = {_plain(label): label for label in labels}
-    stated = {p.label for p in predictions if {_plain(p.label), _plain(p.text)} & said.keys()}
-    answered = {p.label for p in predicted(predictions, chosen)}
-    missed, extra = stated - answered, answered - stated
-    known = {_plain(name) for p in predictions for name in (p.label, p.text)}
-    return Comparison(
-        n_right=sum((p.label in stated) == (p.label in answered) for p in predictions),
-        n_classes=len(predictions),
-        n_known=len(stated),
-        missed=tuple(p for p in predictions if p.label in missed),
-        extra=tuple(p for p in predictions if p.label in extra),
-        unknown=tuple(label for plain, label in said.items() if plain not in known),
-        surprise=_surprise(predictions, stated, chosen),
-        chosen=chosen,
-    )
-
-
-def _surprise(predictions: Sequence[Prediction], stated: set[str], chosen: str) -> float:
-    if chosen == "one":
-        sides = [sum(p.probability for p in predictions if p.label in stated)]
-    else:
-        sides = [p.probability if p.label in stated else 1 - p.probability for p in predictions]
-    return -sum(math.log(max(side, _LEAST_PROBABILITY)) for side in sides)
-
-
-def _plain(label: str) -> str:
-    """A class name without case and spacing."""
-    return " ".join(label.replace("_", " ").casefold().split())

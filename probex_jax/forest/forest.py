@@ -2,7 +2,7 @@
 
     forest.json                        format and version
     trees/<tree>/tree.json             state of the router without its centres; the experts' hashes
-    trees/<tree>/arrays.safetensors    the centres; embedded texts of the classes of experts
+    trees/<tree>/arrays.safetensors    the centres; what is usual; embedded texts of classes
     trees/<tree>/expert/               the expert or committee; expert-1/ of another label set
 
 Every tree has its own folder, which adding other trees does not touch.
@@ -27,7 +27,9 @@ from probex_jax.errors import ProbexError
 from probex_jax.experts import Read, sized
 from probex_jax.files import disk_errors, read_json
 from probex_jax.forest.description import Answer, Description, Neighbour
+from probex_jax.forest.inspection import inspect
 from probex_jax.forest.router import Route, route
+from probex_jax.forest.soundness import Soundness
 from probex_jax.forest.stated_facts import StatedFacts, read_stated_facts
 from probex_jax.forest.tree import VERSION, Tree
 from probex_jax.model_files import ModelFile, Remote, open_model
@@ -45,7 +47,8 @@ class _Seen:
 
     stated: StatedFacts
     route: Route
-    matrices: Mapping[str, Read]  # by label set
+    matrices: Mapping[str, Read] | None  # by label set; None if some are not finite
+    soundness: Soundness | None
 
 
 class Forest:
@@ -97,14 +100,19 @@ class Forest:
         """Finds the tree of an open model; arguments and errors as those of `forest.route`."""
         return route(model, [tree.router for tree in self.trees.values()], base)
 
+    def tree_of(self, name: str) -> Tree | None:
+        """The tree of this name, also by that of a store that brought one of its experts."""
+        named = (tree for tree in self.trees.values() if name in tree.names)
+        return next(named, self.trees.get(name))
+
     def check_tree(self, model: ModelFile, tree: str) -> None:
         """Raises a ProbexError if an open model is not of a tree of the forest."""
-        tree = next((n for n, one in self.trees.items() if tree in one.names), tree)
-        if tree not in self.trees:
+        known = self.tree_of(tree)
+        if known is None:
             raise ProbexError(
                 f"{self.path}: no tree {tree}; the forest has {', '.join(self.trees)}"
             )
-        found = self.route(model)
+        found, tree = self.route(model), known.router.tree
         if found.tree != tree:
             what = f"of tree {found.tree}" if found.tree else f"of unknown tree ({found.reason})"
             raise ProbexError(f"{model.path}: {what}, not of {tree}")
@@ -173,7 +181,7 @@ class Forest:
     def _see(self, path: Path, remote: Remote) -> _Seen | ProbexError:
         """Reads what a description needs, opening the file once."""
         try:
-            with open_model(path, remote=remote) as model:
+            with open_model(path, remote=remote, unfit_as_zero=True) as model:
                 said = read_stated_facts(model)
                 where, one = self.route(model, said.base), model
                 if not where.tree:  # a single-file checkpoint may have a part of a known tree
@@ -182,12 +190,21 @@ class Forest:
                     where, one = next(known, (where, model))
                 experts = self.trees[where.tree].experts if where.tree else {}
                 matrices = {label_set: expert.read(one) for label_set, expert in experts.items()}
+                sound = self._inspect(one, where, matrices, is_remote=bool(address_of(path)))
                 model.check_unchanged()
-                return _Seen(said, where, matrices)
+                return _Seen(said, where, None if one.unfit else matrices, sound)
         except ProbexError as error:
             return error
         except (OSError, MemoryError) as error:
             return ProbexError(f"{path}: cannot be read: {error}")
+
+    def _inspect(
+        self, model: ModelFile, where: Route, matrices: Mapping[str, Read], *, is_remote: bool
+    ) -> Soundness | None:
+        """What is unusual about a model, also beside a tree that most of its layers are of."""
+        usual = self.trees[where.nearest].usual if where.nearest else None
+        read = {name: matrix for each in matrices.values() for name, matrix in each.items()}
+        return inspect(model, where, usual, read, is_remote=is_remote)
 
     def _described(
         self,
@@ -202,11 +219,11 @@ class Forest:
             of_tree = {
                 place: one
                 for place, one in enumerate(seen)
-                if isinstance(one, _Seen) and one.route.tree == name
+                if isinstance(one, _Seen) and one.route.tree == name and one.matrices is not None
             }
             if not of_tree:
                 continue
-            read = [one.matrices for one in of_tree.values()]
+            read = [one.matrices or {} for one in of_tree.values()]
             answers |= zip(of_tree, tree.answers(read, size), strict=True)
             if nearest is not None:
                 try:
@@ -223,7 +240,9 @@ class Forest:
             elif isinstance(near, ProbexError):
                 yield near
             else:
-                about = Description(name, shown_path(path), one.stated, one.route)
+                about = Description(
+                    name, shown_path(path), one.stated, one.route, soundness=one.soundness
+                )
                 yield about if not about.tree else self._of_tree(about, said, near)
 
     def _of_tree(

@@ -24,6 +24,7 @@ from probex_jax.forest.description import abbreviated
 from probex_jax.forest.forest import FORMAT, tree_folders
 from probex_jax.forest.router import ROUTER_VERSION, TreeRouter, check_apart
 from probex_jax.forest.tree import VERSION, ExpertEntry, Tree, arrays_file, tags_of, texts_of
+from probex_jax.forest.usual import USUAL_VERSION, Usual
 from probex_jax.integrity import sealed
 from probex_jax.language import embed
 from probex_jax.layer_store import LayerStore
@@ -102,6 +103,9 @@ def grow(
         known = before.entries.values() if before is not None else ()
         kept = [entry for entry in known if entry.label_set != label_set]
         router, owner = _router(store, expert, root, label_set, before, kept)
+        usual = before.usual if before is not None and owner != label_set else None
+        if usual is None:
+            usual = Usual.fit(store, {layer.name for layer in router.checked.layers})
         for tree in trees.values():
             if before is None or tree.router.tree != before.router.tree:
                 check_apart(router, tree.router)
@@ -113,7 +117,7 @@ def grow(
                     "may overlap with the validation split of this one; calibrate it there"
                 )
             expert = calibrated(expert, store)
-        return _replaced(folder, router, owner, expert, source, before, kept)
+        return _replaced(folder, router, usual, owner, expert, source, before, kept)
 
 
 def _said_label_set(store: LayerStore, expert: Expert | None) -> str:
@@ -214,6 +218,7 @@ def _source(
         "root": root,
         "router": ROUTER_VERSION,
         **({"tags": list(tags)} if tags else {}),
+        "usual": USUAL_VERSION,
     }
 
 
@@ -256,6 +261,7 @@ def _begun(path: Path, folder: Path) -> dict[str, Tree]:
 def _replaced(
     folder: Path,
     router: TreeRouter,
+    usual: Usual | None,
     owner: str,
     expert: Expert | None,
     source: dict[str, Any],
@@ -266,7 +272,7 @@ def _replaced(
     joins = before is not None and source["label_set"] not in before.label_sets
     if isinstance(folder, BucketPath):
         there = (folder / "tree.json").exists()
-        _write(folder, router, owner, expert, source, before, kept)
+        _write(folder, router, usual, owner, expert, source, before, kept)
         tree = Tree(folder)
         _tidy(folder, tree)
         return tree, "replaced" if there and not joins else "added"
@@ -274,7 +280,7 @@ def _replaced(
     with disk_errors(folder):
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        _write(new, router, owner, expert, source, before, kept)
+        _write(new, router, usual, owner, expert, source, before, kept)
         if there := folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.replace(folder, old)
@@ -296,6 +302,7 @@ def _tidy(folder: BucketPath, tree: Tree) -> None:
 def _write(
     folder: Path,
     router: TreeRouter,
+    usual: Usual | None,
     owner: str,
     expert: Expert | None,
     source: dict[str, Any],
@@ -305,6 +312,7 @@ def _write(
     # In a bucket new files lie beside the old ones, until `tree.json` names them.
     in_place = isinstance(folder, BucketPath)
     arrays = {"centres": np.ascontiguousarray(router.centres_CD, np.float32)}
+    arrays |= {} if usual is None else usual.arrays
     entries, sources = list(kept), [source]
     if before is not None:
         others = {entry.label_set for entry in kept}
@@ -344,6 +352,7 @@ def _write(
         "version": VERSION,
         "router": router.as_json(),
         "router_of": owner,
+        "usual": None if usual is None else usual.as_json(),
         "experts": [entry.as_json() for entry in entries],
         "sources": sources,
         "arrays_sha256": sha256,

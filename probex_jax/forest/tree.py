@@ -21,6 +21,7 @@ from probex_jax.fitting import Number
 from probex_jax.forest.answers import Asked, answered
 from probex_jax.forest.description import Answer, ExpertFacts, Prediction, RankedTags
 from probex_jax.forest.router import TreeRouter
+from probex_jax.forest.usual import Usual
 from probex_jax.integrity import unsealed
 from probex_jax.model_files import open_model
 
@@ -79,6 +80,7 @@ class Tree:
     Attributes:
       path: its folder.
       router: recognises its models.
+      usual: what is usual of its models; None if it was grown by an earlier version.
       entries: label sets to their experts in the table.
       layers: name to (H, W), the layers that the experts read.
       label_sets: with or without an expert.
@@ -97,6 +99,8 @@ class Tree:
                 )
             self._arrays = _arrays(arrays_file(path, self.about), self.about["arrays_sha256"])
             self.router = TreeRouter.from_json(self.about["router"], self._arrays["centres"])
+            usual = self.about.get("usual")
+            self.usual = None if usual is None else Usual.from_json(usual, self._arrays)
             entries = [ExpertEntry.from_json(entry) for entry in self.about["experts"]]
             self.entries = {entry.label_set: entry for entry in entries}
             self.label_sets = {str(source["label_set"]) for source in self.about["sources"]}

@@ -21,16 +21,20 @@ from probex_jax.layer_store.about import read_about
 from probex_jax.layer_store.by_layer import ByLayer
 from probex_jax.layer_store.reader import Reader
 from probex_jax.layer_store.stored_model import StoredModel
-from probex_jax.layer_store.tables import check_held_out, is_exclusive, read_tables, viewed
+from probex_jax.layer_store.tables import (
+    check_held_out,
+    is_exclusive,
+    one_each,
+    read_tables,
+    viewed,
+)
 from probex_jax.matrices import LowRank
 from probex_jax.prefetch import prefetch
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 from probex_jax.zoo.tables import Tables
 
-# Bytes that `blocks` reads at once.
-_BLOCK_BYTES = 64 * 2**20
-# Positions of models in their split.
-Models = slice | Sequence[int] | np.ndarray
+_BLOCK_BYTES = 64 * 2**20  # that `blocks` reads at once
+Models = slice | Sequence[int] | np.ndarray  # positions in their split
 
 
 class LayerStore:
@@ -87,8 +91,7 @@ class LayerStore:
         self.reader = Reader(path, self.layers, self.ranks, places)
         self.block = fields.positive(about["block"])
         self.selection = about.get("selection")
-        self.label_set = self.split_set = ""
-        self.is_number = False
+        self.label_set, self.split_set, self.is_number = "", "", False
         self._calls: tuple[tuple[Any, ...], ...] = ()  # that made a view of the whole store
         self.tables = read_tables(path) if tables is None else tables
         packed: dict[str, StoredModel] = {}
@@ -202,12 +205,12 @@ class LayerStore:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The label columns that `view` may be asked for."""
+        """The columns of classes that `view` may be asked for."""
         return tuple(self.tables.columns)
 
     @property
     def attributes(self) -> tuple[str, ...]:
-        """The columns that have a name, of classes and of numbers, always in the same order."""
+        """The columns that have a name, of classes and of numbers, sorted."""
         return self.tables.attributes
 
     @property
@@ -245,14 +248,8 @@ class LayerStore:
         read = self.tables.number if is_number else self.tables.column
         said: Mapping[str, Any] = known if own else read(column, self.path)
         parts = self.tables.parts(split, self.path) if split else self.folders
-        if not any(parts.values()):
-            there = f"give one of its splits: {', '.join(self.splits)}"
-            raise ProbexError(
-                f"{self.path}: its models are in no split folders; "
-                f"{there if self.splits else 'experiments.split makes splits, and pack takes them'}"
-            )
         where = f"{self.path}: column {column!r}, split {split!r}"
-        models = viewed(self.packed, said, parts, where)
+        models = viewed(self.packed, said, parts, self.splits, where)
         classes = tuple(sorted({label for model in models for label in model.labels}))
         return self._with(
             "view",
@@ -280,7 +277,7 @@ class LayerStore:
         part = {model.id: model.split for view in views for model in view.models}
         models = tuple(m.told((), part[m.id]) for m in self.packed if m.id in part)
         call = "view_of_any", tuple(columns), split
-        return self._with(*call, models=models, classes=(), split_set=split)
+        return self._with(*call, models=models, classes=(), is_number=False, split_set=split)
 
     def matrices(
         self, layer: str, split: str = "train", models: Models | None = None
@@ -309,9 +306,8 @@ class LayerStore:
             places = np.asarray(models, np.int64)
             wrong = places[(places < 0) | (places >= len(rows))]
             if wrong.size:
-                raise ProbexError(
-                    f"{self.path}: no model {wrong[0]} in split {split!r}, which has {len(rows)}"
-                )
+                of = f"in split {split!r}, which has {len(rows)}"
+                raise ProbexError(f"{self.path}: no model {wrong[0]} {of}")
             rows = rows[places]
         return rows
 
@@ -388,19 +384,7 @@ class LayerStore:
           ProbexError: if there is no such split, or a model has several classes, or one that is
             not among the candidates.
         """
-        place = {name: index for index, name in enumerate(classes)}
-        models = self.split(split)
-        for model in models:
-            if len(model.labels) != 1:
-                raise ProbexError(
-                    f"{self.path}: {model.id} has {len(model.labels)} classes, expected one"
-                )
-            if model.labels[0] not in place:
-                raise ProbexError(
-                    f"{self.path}: {model.id} of split {split} has class {model.labels[0]!r}, "
-                    f"which is not among the {len(classes)} candidates"
-                )
-        return np.array([place[model.labels[0]] for model in models], np.int32)
+        return np.array(one_each(self.path, self.split(split), classes), np.int32)
 
 
 def _reopened(

@@ -122,6 +122,7 @@ def viewed(
     packed: Iterable[StoredModel],
     said: Mapping[str, tuple[str, ...] | float],
     parts: Mapping[str, str],
+    splits: Sequence[str],
     where: str,
 ) -> tuple[StoredModel, ...]:
     """The models that have a label or number and a part, with these.
@@ -130,11 +131,18 @@ def viewed(
       packed: all models.
       said: model to classes, or to its number.
       parts: model to part of a split; "" for models that are in none.
+      splits: those that there are, for an error.
       where: what errors name.
 
     Raises:
-      ProbexError: if no model of a part has a label.
+      ProbexError: if no model is in a part, or none of a part has a label.
     """
+    if not any(parts.values()):
+        there = f"give one of its splits: {', '.join(splits)}"
+        none = "experiments.split makes splits, and pack takes them"
+        raise ProbexError(
+            f"{where}: its models are in no split folders; {there if splits else none}"
+        )
     divided = [model for model in packed if parts.get(model.id)]
     models = tuple(
         model.told(said[model.id], parts[model.id]) for model in divided if model.id in said
@@ -159,6 +167,26 @@ def is_exclusive(where: object, models: Iterable[StoredModel]) -> bool:
             "its label blank, or name a class for such models"
         )
     return counts == {1}
+
+
+def one_each(where: object, models: Iterable[StoredModel], classes: Sequence[str]) -> list[int]:
+    """The place of each model's one class among candidates.
+
+    Raises:
+      ProbexError: if a model has several classes, or one that is not among the candidates.
+    """
+    place = {name: index for index, name in enumerate(classes)}
+    found = []
+    for model in models:
+        if len(model.labels) != 1:
+            raise ProbexError(f"{where}: {model.id} has {len(model.labels)} classes, expected one")
+        if model.labels[0] not in place:
+            raise ProbexError(
+                f"{where}: {model.id} of split {model.split} has class {model.labels[0]!r}, "
+                f"which is not among the {len(classes)} candidates"
+            )
+        found.append(place[model.labels[0]])
+    return found
 
 
 def check_labels(where: object, models: Iterable[StoredModel]) -> tuple[str, ...]:

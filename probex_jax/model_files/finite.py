@@ -35,9 +35,28 @@ def count_unfit(values: np.ndarray) -> int:
     return 0 if math.isfinite(total) else len(values) - int(np.count_nonzero(np.isfinite(values)))
 
 
-def unfit(where: str, name: str, bad: int, size: int) -> ProbexError:
-    """The error for a layer with NaN or infinite values."""
-    return ProbexError(
-        f"{where}: layer {quoted(name)}: {bad} of {size} values are NaN or "
-        "infinite in float32, expected finite weights"
-    )
+def checked(
+    where: str, name: str, values: np.ndarray, noted: dict[str, tuple[int, int]] | None = None
+) -> np.ndarray:
+    """Values that are finite.
+
+    Args:
+      where: the file, for the error.
+      name: of the layer or tensor.
+      values: contiguous float32, of the caller's own.
+      noted: takes the name with how many of how many values are NaN or infinite; these become
+        zeros. None to refuse them.
+
+    Raises:
+      ProbexError: if there are some, and they are refused.
+    """
+    bad = count_unfit(values.ravel())
+    if bad and noted is None:
+        raise ProbexError(
+            f"{where}: layer {quoted(name)}: {bad} of {values.size} values are NaN or "
+            "infinite in float32, expected finite weights"
+        )
+    if bad and noted is not None:
+        noted[name] = max(noted.get(name, (0, 0)), (bad, values.size))
+        return np.where(np.isfinite(values), values, np.float32(0))
+    return values

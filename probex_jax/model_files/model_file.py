@@ -17,7 +17,7 @@ from probex_jax.model_files.adapters import Scales
 from probex_jax.model_files.containers import open_containers
 from probex_jax.model_files.contents import find_contents
 from probex_jax.model_files.files_beside import FilesBeside
-from probex_jax.model_files.finite import count_unfit, unfit
+from probex_jax.model_files.finite import checked
 from probex_jax.model_files.layers import LayerInfo, no_such_layer
 from probex_jax.model_files.limits import Limits
 from probex_jax.model_files.locate import locate
@@ -270,6 +270,11 @@ class ModelFile:
         return MappingProxyType(self._contents.unread)
 
     @property
+    def unfit(self) -> Mapping[str, tuple[int, int]]:
+        """Layers in which NaN or infinite values were read as zeros, to how many of how many."""
+        return MappingProxyType(self._stored.unfit or {})
+
+    @property
     def without_layers(self) -> str:
         """Why there are no matrices; "" if there are."""
         if self.layers:
@@ -295,10 +300,8 @@ class ModelFile:
         return self._contents.shapes
 
     def _finite(self, name: str, matrix: np.ndarray) -> np.ndarray:
-        """A matrix that was computed; a ProbexError if it is not finite."""
-        if bad := count_unfit(matrix.ravel()):
-            raise unfit(str(self.path), name, bad, matrix.size)
-        return matrix
+        """A matrix that was computed, checked as what was read is."""
+        return checked(str(self.path), name, matrix, self._stored.unfit)
 
     def check_unchanged(self) -> None:
         """Raises a ProbexError if a file was written to since the model was opened."""
@@ -334,6 +337,8 @@ def open_model(
     path: str | os.PathLike[str],
     limits: Limits = _DEFAULT_LIMITS,
     remote: Remote | None = None,
+    *,
+    unfit_as_zero: bool = False,
 ) -> ModelFile:
     """Opens a model without reading its weights.
 
@@ -347,6 +352,7 @@ def open_model(
         the byte ranges that are needed are read.
       limits: how large headers may be.
       remote: how a model on a server is read; None for no cache.
+      unfit_as_zero: whether NaN and infinite values are read as zeros, noted in `unfit`.
 
     Returns:
       The open model, a context manager.
@@ -381,6 +387,7 @@ def open_model(
         files = open_containers(location, limits)
         try:
             stored = StoredTensors(location, files)
+            stored.unfit = {} if unfit_as_zero else None
             return ModelFile(where, stored, FilesBeside(location.folder, limits.depth))
         except BaseException:
             for file in files:

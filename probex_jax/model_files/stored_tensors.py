@@ -12,7 +12,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.model_files.containers import Container
 from probex_jax.model_files.containers.gguf import dequantised
 from probex_jax.model_files.containers.header import NUMPY_DTYPES, foreign
-from probex_jax.model_files.finite import count_unfit, unfit
+from probex_jax.model_files.finite import checked
 from probex_jax.model_files.flax_names import Form, torch_forms
 from probex_jax.model_files.layers import GGML, MATRIX_DTYPES
 from probex_jax.model_files.locate import Location
@@ -37,7 +37,11 @@ class StoredTensors:
       metadata: free text of all files; of several texts under one key, the first.
       files: names of the files in their folder.
       warnings: what is odd about the files.
+      unfit: takes the names of tensors with NaN or infinite values, which are read as zeros; None
+        to refuse them.
     """
+
+    unfit: dict[str, tuple[int, int]] | None = None
 
     def __init__(self, location: Location, containers: Sequence[Container]):
         self._shards, self.files = tuple(containers), location.names
@@ -188,8 +192,7 @@ class StoredTensors:
         # Values too large for float32 become infinite here and are counted below.
         with np.errstate(all="ignore"):
             array = np.ascontiguousarray(values).astype(np.float32, copy=False)
-        if bad := count_unfit(array.ravel()):
-            raise unfit(self._of[name][0].where, name, bad, array.size)
+        array = checked(self._of[name][0].where, name, array, self.unfit)
         return array.reshape(values.shape)  # which ascontiguousarray makes of no axes one
 
     def _check_dtype(self, name: str) -> None:

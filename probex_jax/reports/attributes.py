@@ -44,6 +44,18 @@ def number(value: float, width: float = 0.0) -> str:
     return shown.rstrip("0").rstrip(".") if "." in shown and not width else shown
 
 
+def value(value: float | str | tuple[str, ...]) -> str:
+    """A predicted attribute without its interval.
+
+    Example:
+      >>> value(0.9312), value(("a", "b"))
+      ('0.931', 'a, b')
+    """
+    if isinstance(value, float):
+        return number(value)
+    return value if isinstance(value, str) else ", ".join(value)
+
+
 def predicted(answer: Answer, named: Callable[[str], str] = str) -> str:
     """The predicted number, or the most probable class and its probability.
 
@@ -60,6 +72,8 @@ def held(answer: Answer, named: Callable[[str], str] = str) -> str:
     """The interval or the set; "" where there is none. Arguments as of `predicted`."""
     if (found := answer.quantity) is not None:
         width = found.high - found.low
+        if math.isinf(found.low) and math.isinf(found.high):
+            return "none: too few models were left for one"
         return f"{number(found.low, width)} to {number(found.high, width)}"
     if answer.likely is None:
         return ""
@@ -71,7 +85,9 @@ def held(answer: Answer, named: Callable[[str], str] = str) -> str:
 
 def coverage_of(answer: Answer) -> float | None:
     """The share of models that the interval or set of an answer is made to cover."""
-    return answer.coverage if answer.quantity is None else answer.quantity.coverage
+    if (found := answer.quantity) is None:
+        return answer.coverage
+    return found.coverage if math.isfinite(found.low) or math.isfinite(found.high) else None
 
 
 def percent(share: float) -> str:

@@ -18,6 +18,7 @@ from probex_jax.reports.card_predictions import (
 )
 from probex_jax.reports.quoted import code, escaped, plain, quoted
 from probex_jax.reports.tables import table
+from probex_jax.reports.unusual import unusual
 
 _MAX_LISTED = 50
 
@@ -55,6 +56,7 @@ def model_card(description: Description) -> str:
         _about(description),
         predictions(description),
         _tags(description),
+        unusual(description.soundness),
         _stated(description),
         _neighbours(description),
         experts(description),

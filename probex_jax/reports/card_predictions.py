@@ -23,6 +23,8 @@ def predictions(description: Description) -> str:
     title = "## What it was trained on: predicted from the weights\n"
     if not description.tree:
         return f"{title}\nNothing is predicted, since the model's tree is unknown.\n"
+    if description.soundness is not None and description.soundness.is_spoilt:
+        return f"{title}\nNothing is predicted, since some weights are not finite.\n"
     if not description.answers:
         why = (
             "the weights tell none of its attributes" if description.untold else "it has no expert"

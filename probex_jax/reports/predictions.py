@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from probex_jax.forest import Description, Prediction
-from probex_jax.forest.description import compared, predicted
+from probex_jax.forest.comparison import compared, predicted
 from probex_jax.reports.html import escaped
 
 _SHOWN_OF_ONE = 3

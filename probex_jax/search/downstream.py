@@ -331,8 +331,8 @@ def _tags(subject: Subject) -> Iterator[Measured]:
     logits_NV, right_NV = (np.concatenate(each) for each in zip(*found, strict=True))
     p_NV = tag_probabilities(expert, logits_NV, words)
     is_seen_V = np.isin(words.tags, known.seen)
-    for name, of in (("in all", is_seen_V | True), ("seen", is_seen_V), ("held out", ~is_seen_V)):
-        if right_NV[:, of].any():
+    for name, of in (("seen", is_seen_V), ("held out", ~is_seen_V), ("in all", is_seen_V | True)):
+        if right_NV[:, of].any() and (name == "seen" or not is_seen_V.all()):
             figures = tag_figures(p_NV[:, of], known.shown(p_NV[:, of]), right_NV[:, of])
             for key, what, score, chance in figures:
                 key = f"{key}_{name.replace(' ', '_')}"

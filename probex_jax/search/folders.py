@@ -113,7 +113,7 @@ def with_tables(folder: str | Path, models: Iterable[FoundModel]) -> Iterator[Fo
 
 def attributes_of(tables: Labels | Tables, id: str) -> dict[str, float | tuple[str, ...]]:
     """What tables say of a model in columns that have a name."""
-    columns: dict[str, Mapping[str, Any]] = {**tables.columns, **dict(tables.numbers)}
+    columns: dict[str, Mapping[str, Any]] = {**tables.columns, **tables.numbers}
     return {name: column[id] for name, column in columns.items() if name and id in column}
 
 

@@ -1,5 +1,6 @@
 """How good ranked tags are: of those shown, and of those that there are."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,8 +22,8 @@ def tag_figures(
     Yields:
       Key, what it is in words, the figure and its chance. Precision is the mean over the models for
       which tags are shown; recall, and precision of the first tag, shown or not, over those that
-      have one of the tags. Chance is what always showing the commonest tags has, as many as are
-      shown on average, but one at least.
+      have one of the tags. Chance is what showing the commonest tags has, whatever the model, as
+      many as are shown on average.
 
     Raises:
       ProbexError: if no model has one of the tags.
@@ -31,7 +32,8 @@ def tag_figures(
     if not has_N.any():
         raise ProbexError("no model has one of these tags")
     each = float(shown.sum(axis=1).mean())
-    commonest = np.argsort(-right.mean(axis=0), kind="stable")[: max(1, round(each))]
+    n_tags = max(1, math.ceil(each))
+    commonest = np.argsort(-right.mean(axis=0), kind="stable")[:n_tags]
     always = np.zeros_like(shown)
     always[:, commonest] = True
     if some_N.any():
@@ -39,7 +41,7 @@ def tag_figures(
         what = f"precision of tags shown, {each:.1f} a model"
         yield "precision", what, found, float(_share(always & right, always).mean())
     found = share(_share(shown & right, right)[has_N])
-    chance = float(_share(always & right, right)[has_N].mean())
+    chance = float(_share(always & right, right)[has_N].mean()) * each / n_tags
     yield "recall", "recall of tags shown", found, chance
     first = right[np.arange(len(right)), probabilities.argmax(axis=1)]
     chance = float(right[has_N, commonest[0]].mean())

@@ -26,7 +26,7 @@ from probex_jax.experts.expert import Expert
 from probex_jax.experts.predictions import Predictions, stored_logits, stored_vectors
 from probex_jax.files import layer_folder, write_json
 from probex_jax.fitting.number import Number
-from probex_jax.fitting.ridge import Regression
+from probex_jax.fitting.ridge import Regression, enough_folds, folds
 from probex_jax.integrity import sealed
 from probex_jax.layer_store import LayerStore
 from probex_jax.sweeps.select import test_figures
@@ -124,6 +124,50 @@ def places(store: LayerStore, models: LayerStore, splits: Sequence[str]) -> np.n
     """[M] int: where the models of a view's splits stand among those of the whole store's."""
     place = {m.id: n for n, m in enumerate(m for split in splits for m in store.split(split))}
     return np.array([place[m.id] for s in splits if models.has(s) for m in models.split(s)])
+
+
+def regressions(
+    whole: LayerStore,
+    asked: Sequence[Source],
+    splits: Sequence[str],
+    penalties: Sequence[float],
+    reduced: bool,
+) -> list[Regression]:
+    """What is regressed, and by which models it is chosen.
+
+    Args:
+      whole: the store, with all models of the kernels.
+      asked: of each attribute, its view and task; or the one source of an expert of its own.
+      splits: those whose models are fitted to.
+      penalties: those tried.
+      reduced: whether features of layers are chosen by targets, of which all attributes read one
+        set: then all have the same parts of models.
+    """
+    if len(asked) == 1 and asked[0].store is whole:
+        y = np.concatenate([asked[0].targets(split).y for split in splits])
+        fold_N = folds(asked[0].task, y)
+        return [_regression(asked[0], y, penalties, enough_folds(fold_N) if reduced else fold_N)]
+    shared_N = folds(Columns(), np.zeros(sum(len(whole.split(split)) for split in splits)))
+    shared_N = enough_folds(shared_N) if reduced else shared_N
+    found = []
+    for each in asked:
+        place_N = places(whole, each.store, splits)
+        y = np.concatenate([each.targets(split).y for split in splits if each.store.has(split)])
+        fold_N = shared_N[place_N] if reduced else folds(Columns(), np.zeros(len(y)))
+        models = None if len(y) == len(shared_N) else place_N
+        found.append(_regression(each, y, penalties, fold_N, models))
+    return found
+
+
+def _regression(
+    asked: Source,
+    y: np.ndarray,
+    penalties: Sequence[float],
+    fold_N: np.ndarray,
+    models: np.ndarray | None = None,
+) -> Regression:
+    targets_NY = asked.task.regressed(y, len(asked.store.classes))
+    return Regression(asked.task, y, targets_NY, penalties, fold_N, models=models)
 
 
 def of_features(regressions: Sequence[Regression], n_models: int) -> Regression:

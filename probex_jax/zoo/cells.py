@@ -2,9 +2,9 @@
 
 import json
 import re
+import sys
 from collections import Counter
-from collections.abc import Collection, Mapping
-from functools import partial
+from collections.abc import Collection, Iterable, Mapping
 from math import isfinite, isnan
 from typing import Any
 
@@ -26,8 +26,14 @@ _MISSING_NUMBERS = {"none", "na"}
 _TRUTHS = (("yes", "no"), ("true", "false"), ("y", "n"), ("t", "f"), ("on", "off"))
 
 _MOST_CHARACTERS = 64
+_LARGEST = sys.float_info.max
 # Spaces that do not break, minus signs and apostrophes, as ASCII has them.
 _PLAIN = str.maketrans("\u00a0\u202f\u2009\u2212\u2019", "   -'")
+
+
+def called(column: str) -> str:
+    """The name of a column as a one-line message may hold it."""
+    return column if column.isprintable() and len(column) <= _MOST_CHARACTERS else quoted(column)
 
 
 def is_missing(value: Any) -> bool:
@@ -62,7 +68,7 @@ def number_in(text: str) -> float | None:
       >>> [number_in(text) for text in ("1e-4", "0,5", "1,234.5", "93 %", "inf", "v2")]
       [0.0001, 0.5, 1234.5, 0.93, None, None]
     """
-    return next((n for read in _SPELLINGS if (n := read(text)) is not None), None)
+    return next((number for number in _readings(text) if number is not None), None)
 
 
 def numbers_of(
@@ -86,7 +92,7 @@ def numbers_of(
       cells: model to where its cell stands and what it holds; none is missing.
       name: of the column.
       where: the file, for errors.
-      comma: whether "1,234" is 1.234 if all cells can be read so; else it is 1234.
+      comma: whether "1,234" is 1.234 and "1.234" 1234 if all cells can be read so.
       sure: whether it is known that the column holds numbers.
 
     Raises:
@@ -100,10 +106,14 @@ def numbers_of(
     texts = {model: _text(value) for model, (_, value) in cells.items()}
     texts = {m: text for m, text in texts.items() if text.lower() not in _MISSING_NUMBERS}
     count = Counter(texts.values())
-    decimal_comma = comma and any("," in text for text in count)
+    exact = {_text(value): n for _, value in cells.values() if (n := _exact(value)) is not None}
+    spelled = {text: _readings(text) for text in count}
+    percent = [text for text in count if text.endswith("%")]
+    plain = [text for text in count if not text.endswith("%")]
     readings = [
-        {text: n for text in count if (n := read(text)) is not None}
-        for read in (_SPELLINGS[::-1] if decimal_comma else _SPELLINGS)
+        {text: n for text in alike if (n := spelled[text][way]) is not None} | exact
+        for way in ((1, 0) if comma else (0, 1))
+        for alike in (plain, percent)
     ]
     known = {text: n for reading in readings for text, n in reading.items()}
     told = len(known) >= _MOST * len(count) and _are_numbers(set(known.values()), len(texts))
@@ -114,14 +124,38 @@ def numbers_of(
         such = f" such as {quoted(next(iter(best)))}" if best else ""
         (place, value), *others = [cells[model] for model in wrong]
         found = f"expected a number{such}, found {quoted(value)}{_more(others)}"
-        raise ProbexError(f"{where}: {place}: {name}: {found}")
+        raise ProbexError(f"{where}: {place}: {called(name)}: {found}")
     return {model: best[text] for model, text in texts.items()}
+
+
+def has_decimal_commas(cells: Iterable[Any], semicolons: bool) -> bool:
+    """Whether the numbers of a table have decimal commas, by those that can be read in one way.
+
+    Args:
+      cells: all cells of the table.
+      semicolons: whether they stand between the cells; it decides if all can be read in both ways.
+    """
+    points = commas = either = 0
+    for text in {cell for cell in cells if isinstance(cell, str)}:
+        if "," in text or "." in text:
+            point, comma = (number is not None for number in _readings(text))
+            points += point and not comma
+            commas += comma and not point
+            either += point and comma and "," in text
+    return commas > points or (commas == points and semicolons and either > 0)
 
 
 def _are_numbers(values: Collection[float], cells: int) -> bool:
     if len(values) >= MANY or all(map(float.is_integer, values)):
         return len(values) >= MANY
     return 2 * len(values) > cells or any(0 < abs(value) < 1 for value in values)
+
+
+def _exact(value: Any) -> float | None:
+    """A number of JSON, which has one spelling, without those that are infinite."""
+    if type(value) not in (int, float) or not -_LARGEST <= value <= _LARGEST:
+        return None
+    return float(value)
 
 
 def _more(others: list[tuple[str, Any]]) -> str:
@@ -133,31 +167,37 @@ def _more(others: list[tuple[str, Any]]) -> str:
     return f"; and {len(others)} more such {cells}: {places}{', …' * (len(others) > _NAMED)}"
 
 
-def _spelling(point: str, group: str, percent: str) -> "re.Pattern[str]":
+def _spelling(point: str, group: str) -> "re.Pattern[str]":
     grouped = rf"[1-9]\d{{0,2}}(?P<group>[{group} '_])\d{{3}}(?:(?P=group)\d{{3}})*"
     return re.compile(
-        rf"([+-]? ?)({grouped}|\d*)(?:[{point}](\d*))?(e[+-]?\d+)?(?: ?{percent})",
-        re.IGNORECASE | re.ASCII,
+        rf"([+-]? ?)({grouped}|\d*)(?:[{point}](\d*))?(e[+-]?\d+)?", re.IGNORECASE | re.ASCII
     )
 
 
-def _read(pattern: "re.Pattern[str]", scale: float, text: str) -> float | None:
+# With decimal points, and with decimal commas.
+_SPELLINGS = _spelling(".", ","), _spelling(",", ".")
+
+
+def _readings(text: str) -> "tuple[float | None, float | None]":
+    """The number that a text spells with decimal points, and that with decimal commas."""
     if len(text) > _MOST_CHARACTERS:
-        return None
-    match = pattern.fullmatch(text.translate(_PLAIN).strip())
+        return None, None
+    plain = text.translate(_PLAIN).strip()
+    scale = 100.0 if plain.endswith("%") else 1.0
+    plain = plain.removesuffix("%").rstrip()
+    point = _value(_SPELLINGS[0].fullmatch(plain), scale)
+    if "," in plain or "." in plain:
+        return point, _value(_SPELLINGS[1].fullmatch(plain), scale)
+    return point, point
+
+
+def _value(match: "re.Match[str] | None", scale: float) -> float | None:
     if match is None:
         return None
-    sign, whole, _, part, power = match.groups()
-    whole = re.sub(r"\D", "", whole)
+    sign, whole, group, part, power = match.groups()
+    if group:
+        whole = whole.replace(group, "")
     if not (whole or part):
         return None
     number = float(f"{sign.strip()}{whole}.{part or ''}{power or ''}") / scale
     return number if isfinite(number) else None
-
-
-# Decimal points, then commas; a column has percent signs everywhere or nowhere.
-_SPELLINGS = tuple(
-    partial(_read, _spelling(point, group, percent), scale)
-    for point, group in (".,", ",.")
-    for percent, scale in (("", 1.0), ("%", 100.0))
-)

@@ -20,7 +20,15 @@ from probex_jax.model_files.untrusted_text import (
     quoted,
     shown,
 )
-from probex_jax.zoo.cells import CLASSES, NUMBERS, is_missing, numbers_of, yes_or_no
+from probex_jax.zoo.cells import (
+    CLASSES,
+    NUMBERS,
+    called,
+    has_decimal_commas,
+    is_missing,
+    numbers_of,
+    yes_or_no,
+)
 
 MAX_TABLE_BYTES = 256 * 2**20
 # Between several classes in a cell of CSV; a cell of `[]` says that a model has none of them.
@@ -90,7 +98,7 @@ def read_labels(path: Path, kinds: Mapping[str, str] | None = None) -> Labels:
     if path.suffix.lower() in (".csv", ".tsv"):
         delimiter = _delimiter(text)
         cells = _cells(_csv_rows(text, delimiter, where), where)
-        return _typed(cells, where, kinds or {}, notes, comma=delimiter == ";")
+        return _typed(cells, where, kinds or {}, notes, semicolons=delimiter == ";")
     data = text.encode()
     if path.suffix.lower() in (".jsonl", ".ndjson"):
         lines = ((f"{where}: line {n}", line) for n, line in enumerate(data.splitlines(), start=1))
@@ -230,10 +238,12 @@ def _typed(
     kinds: Mapping[str, str],
     notes: tuple[str, ...],
     *,
-    comma: bool = False,
+    semicolons: bool = False,
 ) -> Labels:
     classes: dict[str, Mapping[str, tuple[str, ...]]] = {}
     numbers: dict[str, Mapping[str, float]] = {}
+    said = (value for column in columns.values() for _, value in column.values())
+    comma = has_decimal_commas(said, semicolons)
     for name, column in columns.items():
         kind, found = kinds.get(name), None
         if kind != CLASSES:
@@ -243,7 +253,7 @@ def _typed(
             continue
         truths = yes_or_no({model: said for model, (_, said) in column.items()})
         classes[name] = truths or {
-            model: classes_of(said, f"{where}: {place}: {name}")
+            model: classes_of(said, f"{where}: {place}: {called(name)}")
             for model, (place, said) in column.items()
         }
     return Labels(classes, numbers, notes)

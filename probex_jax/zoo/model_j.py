@@ -21,10 +21,9 @@ from probex_jax.buckets import shown_path
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import ModelFile, Remote, literal_strings, open_model
 from probex_jax.model_files.stated import LABEL_KEYS, LABELS_KEY
-from probex_jax.model_files.untrusted_text import is_text, json_object, quoted, shown
-from probex_jax.zoo.cells import KINDS
+from probex_jax.model_files.untrusted_text import is_text, quoted, shown
 from probex_jax.zoo.flat import by_name, flat_models, is_weights
-from probex_jax.zoo.label_files import Labels, classes_of, distinct_texts, read_table
+from probex_jax.zoo.label_files import Labels, classes_of, distinct_texts
 from probex_jax.zoo.listed_path import zoo_path
 from probex_jax.zoo.stated_labels import (
     RULES,
@@ -44,6 +43,7 @@ from probex_jax.zoo.tables import (
     Names,
     Tables,
     find_labels,
+    read_about,
     read_splits,
 )
 
@@ -210,7 +210,7 @@ def scan(
     root = zoo_path(root)
     if not root.is_dir():
         raise ProbexError(f"{root}: no such folder; expected a zoo with train/, val/ and test/")
-    about = _about(root / "zoo.json")
+    about = read_about(root)
     found: dict[str, tuple[str, Path]] = {}
     for name, split, path in _listed(root, about):
         if name in found:
@@ -220,8 +220,7 @@ def scan(
     if not found:
         raise ProbexError(f"{root}: no models; {_instead(root)}")
     names, sources = Names(found), label_sources(labels)
-    kinds = _kinds(about.get("kinds", {}), f"{shown(root / 'zoo.json')}: kinds")
-    files, unmatched = find_labels(root, names, [s for s in sources if s in LABEL_FILES], kinds)
+    files, unmatched = find_labels(root, names, [s for s in sources if s in LABEL_FILES])
     splits = root / SPLITS_FILE
     named = replace(files, columns={name: c for name, c in files.columns.items() if name})
     if sources != LABEL_FILES:
@@ -337,16 +336,3 @@ def _texts(value: Any, where: str) -> Mapping[str, str]:
         if not is_text(words) or not words.strip():
             raise ProbexError(f"{where}: {quoted(name)}: expected words, found {quoted(words)}")
     return value
-
-
-def _kinds(value: Any, where: str) -> Mapping[str, str]:
-    if not isinstance(value, dict) or not all(kind in KINDS for kind in value.values()):
-        told = " or ".join(map(quoted, KINDS))
-        raise ProbexError(f"{where}: expected an object, column to {told}, found {quoted(value)}")
-    return value
-
-
-def _about(path: Path) -> Mapping[str, Any]:
-    if not (path.exists() or path.is_symlink()):
-        return {}
-    return json_object(read_table(path, with_mark=True), str(path))

@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.untrusted_text import is_text, json_object, plain_name, quoted, shown
-from probex_jax.zoo.cells import number_in
+from probex_jax.zoo.cells import KINDS, number_in
 from probex_jax.zoo.flat import stem_of
 from probex_jax.zoo.label_files import Labels, read_labels, read_table
 
 # Classes of the held-out splits occur in no other split.
 HELD_OUT_SPLITS = ("val_holdout", "test_holdout")
 SPLITS = ("train", "val", "test", *HELD_OUT_SPLITS)
-SPLITS_FILE = "splits.json"
+SPLITS_FILE, ABOUT_FILE = "splits.json", "zoo.json"
 LABEL_FILES = ("labels.csv", "labels.jsonl", "labels.json")
 
 # Split to part, one of `SPLITS`, to models.
@@ -221,10 +221,7 @@ def _stem(name: str) -> str:
 
 
 def find_labels(
-    root: Path,
-    names: Names,
-    files: Sequence[str] = LABEL_FILES,
-    kinds: Mapping[str, str] | None = None,
+    root: Path, names: Names, files: Sequence[str] = LABEL_FILES
 ) -> tuple[Labels, dict[str, tuple[str, ...]]]:
     """The labels of the label files in a folder, by the ids of its models.
 
@@ -232,14 +229,14 @@ def find_labels(
       root: the folder.
       names: of the models.
       files: which of `LABEL_FILES`.
-      kinds: as `read_labels` takes them.
 
     Returns:
       The labels, and by file the names that mean no model.
 
     Raises:
-      ProbexError: if a file is malformed, or two have a column of one name.
+      ProbexError: if a file or `zoo.json` is malformed, or two have a column of one name.
     """
+    kinds = _kinds(read_about(root).get("kinds", {}), f"{shown(root / ABOUT_FILE)}: kinds")
     columns: dict[str, Mapping[str, Any]] = {}
     numbers: dict[str, Mapping[str, float]] = {}
     unmatched = {}
@@ -257,6 +254,25 @@ def find_labels(
         if unknown:
             unmatched[path.name] = unknown
     return Labels(columns, numbers, tuple(notes)), unmatched
+
+
+def read_about(root: Path) -> Mapping[str, Any]:
+    """What `zoo.json` in a folder says; nothing without one.
+
+    Raises:
+      ProbexError: if it is malformed.
+    """
+    path = root / ABOUT_FILE
+    if not (path.exists() or path.is_symlink()):
+        return {}
+    return json_object(read_table(path, with_mark=True), str(path))
+
+
+def _kinds(value: Any, where: str) -> Mapping[str, str]:
+    if not isinstance(value, dict) or not all(kind in KINDS for kind in value.values()):
+        told = " or ".join(map(quoted, KINDS))
+        raise ProbexError(f"{where}: expected an object, column to {told}, found {quoted(value)}")
+    return value
 
 
 def matched(labels: Labels, names: Names, where: object) -> tuple[Labels, tuple[str, ...]]:

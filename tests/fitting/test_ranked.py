@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from probex_jax.fitting.ranked import logistic, lowest_cut, probability
+from probex_jax.fitting.ranked import Curve, fitted_curve, lowest_cut
 
 
 def test_a_curve_is_where_the_likelihood_of_smoothed_targets_is_stationary():
@@ -11,21 +11,31 @@ def test_a_curve_is_where_the_likelihood_of_smoothed_targets_is_stationary():
     scores = rng.normal(3, 2, 500)
     right = rng.random(500) < 1 / (1 + np.exp(4 - scores))
     targets = np.where(right, (right.sum() + 1) / (right.sum() + 2), 1 / ((~right).sum() + 2))
-    wrong = probability(scores, logistic(scores, right)) - targets
-    np.testing.assert_allclose([wrong.sum(), (wrong * scores).sum()], 0, atol=1e-6)
+    wrong = fitted_curve(scores, right)(scores) - targets
+    np.testing.assert_allclose([wrong.mean(), (wrong * scores).mean()], 0, atol=1e-5)
 
 
+def test_a_floor_is_found():
+    rng = np.random.default_rng(1)
+    scores, true = rng.normal(size=20_000), Curve(5.0, -7.0, 0.2)
+    found = fitted_curve(scores, rng.random(20_000) < true(scores), floor=True)
+    np.testing.assert_allclose(found, true, rtol=0.1)
+    np.testing.assert_allclose(found(scores).mean(), true(scores).mean(), atol=0.01)
+
+
+@pytest.mark.parametrize("floor", [False, True])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_a_curve_is_finite_where_scores_divide_right_from_wrong(scale):
+def test_a_curve_is_finite_where_scores_divide_right_from_wrong(scale, floor):
     scores, right = scale * np.arange(8.0), np.arange(8) > 3
-    p = probability(scores, logistic(scores, right))
+    p = fitted_curve(scores, right, floor=floor)(scores)
     assert (np.diff(p) > 0).all()
     assert p[3] < 0.5 < p[4]
-    assert 0 < p[0] and p[-1] < 1
+    assert p[0] > 0
+    assert p[-1] < 1
 
 
 def test_far_scores_have_probabilities_without_overflow():
-    np.testing.assert_array_equal(probability(np.array([-1e6, 1e6]), (5.0, 0.0)), [0, 1])
+    np.testing.assert_array_equal(Curve(5.0, 0.0)(np.array([-1e6, 1e6])), [0, 1])
 
 
 def worst_shares(scores, right, cut):

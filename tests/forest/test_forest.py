@@ -11,10 +11,13 @@ from safetensors.numpy import load_file, save_file
 
 from probex_jax import Forest, ProbexError, open_model
 from probex_jax.experts import expert, together
+from probex_jax.experts.predictions import stored_logits
+from probex_jax.experts.tag_cut import TagCut
+from probex_jax.experts.tags import ranked_tags, tag_scores, vocabulary
 from probex_jax.fitting import inference
+from probex_jax.fitting.ranked import Curve
 from probex_jax.forest import grow as grow_tree
 from probex_jax.model_files import ModelFile
-from probex_jax.model_files.byte_ranges import ByteRanges
 from tests.conftest import CLASSES, write_toy_lora
 from tests.forest.conftest import (
     CONV,
@@ -24,6 +27,7 @@ from tests.forest.conftest import (
     one_line,
     pack_tree,
     probabilities,
+    text_expert,
     write_member,
 )
 
@@ -115,6 +119,50 @@ def test_loras_are_described_without_the_text_encoder(
         assert words == {c: "a thing" if c == classes[0] else c for c in classes}
 
 
+def with_tags(aligned, known):
+    return aligned.with_card(text=dataclasses.replace(aligned.text, tags=known))
+
+
+def test_tags_are_ranked_without_the_text_encoder(
+    tmp_path, toy_lora_store, toy_lora_zoo, monkeypatch
+):
+    known = TagCut("tags", ("red", "red ant"), ("pink dog",), Curve(1, 0), Curve(1, 0), cut=0.5)
+    aligned = with_tags(text_expert(toy_lora_store), known)
+    words = vocabulary(aligned, ["a moon", "red"])
+    logits = stored_logits(aligned, toy_lora_store, "test", words.texts_VD)
+    middle, spread = (f(tag_scores(aligned, logits, words)[:, 0]) for f in (np.median, np.std))
+    known = dataclasses.replace(known, seen_curve=Curve(float(1 / spread), float(-middle / spread)))
+    aligned = with_tags(aligned, known)
+    grow_tree(tmp_path / "f", toy_lora_store, aligned, tags=["a moon", "red"])
+    for more, done in ((["a moon", "red"], "unchanged"), ((), "replaced"), (["moon"], "replaced")):
+        assert grow_tree(tmp_path / "f", toy_lora_store, aligned, tags=more)[1] == done
+    grow_tree(tmp_path / "f", toy_lora_store, aligned, tags=["a moon", "red"])
+    other = text_expert(toy_lora_store, seed=1)  # what is kept has its tags
+    grow_tree(tmp_path / "f", toy_lora_store, other, label_set="other")
+    monkeypatch.delattr(expert, "text_encoder")
+    paths, n_shown = sorted((toy_lora_zoo / "test").iterdir()), set()
+    for found in Forest.load(tmp_path / "f").describe_all(paths):
+        tags, none = (answer.tags for answer in found.answers)
+        assert none is None
+        assert (tags.n_tags, tags.wrong) == (4, known.wrong)
+        with open_model(found.path) as model:
+            x = model.matrix("a")
+        x = dataclasses.replace(x, up=x.up[None], down=x.down[None])
+        ranked = ranked_tags(aligned, np.asarray(aligned.logits(x, words.texts_VD)), words)[0]
+        assert [p.label for p in tags.shown] == [each.tag for each in ranked]
+        expected = [each.probability for each in ranked]
+        assert [p.probability for p in tags.shown] == pytest.approx(expected, abs=1e-2)
+        n_shown.add(len(ranked))
+        assert found.as_json()["answers"][0]["tags"]["n_tags"] == 4
+    assert len(n_shown) > 1
+
+
+def test_tags_need_an_expert_that_ranks_them(tmp_path, toy_lora_store):
+    with pytest.raises(ProbexError, match=r"text\.tags") as error:
+        grow_tree(tmp_path / "f", toy_lora_store, text_expert(toy_lora_store), tags=["moon"])
+    assert one_line(error)
+
+
 def test_a_model_that_fits_the_tree_but_not_the_expert_is_one_line(tmp_path):
     """An expert on the classifier, of which the fingerprint takes no notice."""
     store = pack_tree(tmp_path, "Ant", 1)
@@ -153,8 +201,9 @@ def test_weights_too_large_to_compute_with_are_one_models_error(tmp_path, forest
     write_toy_lora(tmp_path / "lora", "red ant", np.random.default_rng(0))
     path = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
     save_file({name: 1e30 * w for name, w in load_file(path).items()}, path)
-    with pytest.raises(ProbexError, match="layer 'a'"):
-        forest.describe(path)
+    found = forest.describe(path)
+    assert found.predictions == ()
+    assert "a" in {finding.layer for finding in found.soundness.findings}
 
 
 def broken_models(folder):
@@ -163,13 +212,10 @@ def broken_models(folder):
     (folder / "text.safetensors").write_text("hello")
     (folder / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     (folder / "model.bin").write_bytes(b"x")
-    nan = np.full((12, 16), np.nan)
-    write_member(folder / "nan", 1, of=1, **{LAYER: nan})
     return {
         folder / "text.safetensors": "too few",
         folder / "cut.safetensors": "header",
         folder / "model.bin": "pickle",
-        folder / "nan": "NaN",
         folder / "nope": "no such file",
     }
 
@@ -242,7 +288,6 @@ def test_many_are_described_as_one_by_one_is_and_in_order(forest, many):
         assert probabilities(found) == pytest.approx(probabilities(alone), rel=1e-3, abs=1e-6)
     kinds = [found if isinstance(found, str) else found.tree for found in together]
     assert kinds[:6] == ["Ant", "Bee", "", "Ant", "ToyLoRA", "ToyLoRA"]
-    assert sum("NaN" in kind for kind in kinds) == 2
     backwards = described(forest, many[::-1])[::-1]
     assert [f if isinstance(f, str) else f.tree for f in backwards] == kinds
 
@@ -266,24 +311,12 @@ def test_few_programs_are_compiled_for_many(forest_path, many, tmp_path):
     assert inference.logits._cache_size() == first
 
 
-def test_no_other_tree_s_expert_and_no_other_layer_is_read(
-    forest_path, trees, tmp_path, monkeypatch
-):
+def test_no_other_tree_s_expert_is_read(forest_path, trees, tmp_path):
     shutil.copytree(forest_path, tmp_path / "forest")
     shutil.rmtree(tmp_path / "forest" / "trees" / "Bee" / "expert")
     forest = Forest.load(tmp_path / "forest")
-    read, real = [], ByteRanges.read
-    monkeypatch.setattr(
-        ByteRanges, "read", lambda self, a, b: read.append((a, b)) or real(self, a, b)
-    )
     [ant, bee] = (trees[0] / name / "test" / "m17" for name in ("Ant", "Bee"))
     assert forest.describe(ant).predicted
-    data = (ant / "model.safetensors").read_bytes()
-    start = 8 + int.from_bytes(data[:8], "little")
-    offsets = {n: v["data_offsets"] for n, v in json.loads(data[8:start]).items() if "_" not in n}
-    taken = {n for n, (a, b) in offsets.items() for x, y in read if x < start + b and start + a < y}
-    assert LAYER in taken
-    assert not taken & {"body.bias", "classifier.weight"}
     with pytest.raises(ProbexError, match="Bee"):
         forest.describe(bee)
 

@@ -13,6 +13,7 @@ from probex_jax.forest import (
     Neighbour,
     Prediction,
     Quantity,
+    RankedTags,
     Relatives,
     Route,
 )
@@ -105,6 +106,18 @@ def test_front_matter_states_what_files_show_and_the_tree():
         "tags": ["probex_jax", "predicted-from-weights", "model-tree:Ant"],
     }
     assert headings(lines) == ["# `m1`", *SECTIONS[:2], *SECTIONS[3:]]
+
+
+@pytest.mark.parametrize("names", [(), ("red <b>fox</b>", "snow")])
+def test_tags_that_are_shown_are_listed_with_their_promise(names):
+    tags = RankedTags(tuple(Prediction(name, name, 0.625) for name in names), 1234, 0.2)
+    answers = (dataclasses.replace(described().answers[0], tags=tags),)
+    _, lines = split(model_card(described(answers=answers)))
+    (line,) = (line for line in lines if line.startswith("Tags"))
+    assert all(f"`{name}` 0.625" in line for name in names)
+    assert ("none" in line) == (not names)
+    assert "1,234" in line
+    assert "0.2" in line
 
 
 def test_the_hub_s_own_reader_reads_a_card():

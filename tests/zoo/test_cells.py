@@ -59,6 +59,7 @@ CLASSES = {
     "dates": [f"2024-01-{1 + n % 28:02}" for n in range(N)],
     "three parts": [f"1.{n}.2" for n in range(N)],
     "units": [f"{n} px" for n in range(N)],
+    "names, a third of them with letters": [f"{n}x"[: 3 + n % 3 // 2] for n in range(100, 200)],
     "lists": ["0.1;0.2"] * 5,
     "infinite": cycled("inf", "-inf", "0.5", "x"),
 }
@@ -111,6 +112,38 @@ SPELLINGS = [
 @pytest.mark.parametrize(("delimiter", "cells", "expected"), SPELLINGS)
 def test_numbers_are_read_as_they_are_spelled(tmp_path, delimiter, cells, expected):
     assert numbers(tmp_path, cells, delimiter) == pytest.approx(expected, rel=1e-15)
+
+
+THOUSANDS = [f"{1 + n},{n + 100}" for n in range(20)]
+
+
+def test_what_can_be_read_in_two_ways_is_read_as_the_rest_of_the_table(tmp_path):
+    def x(other, delimiter, cells=THOUSANDS):
+        text = written(cells, delimiter).splitlines()
+        rows = [
+            line + delimiter + more for line, more in zip(text, ["y", *[other] * 20], strict=True)
+        ]
+        (tmp_path / "l.csv").write_text("\n".join(rows))
+        return read_labels(tmp_path / "l.csv").numbers["x"]["m0"]
+
+    swapped = [cell.replace(",", ".") for cell in THOUSANDS]
+    assert x("", ";") == x('"0,5"', ",") == x("0,5", ";") == 1.1
+    assert x("", ",") == x("0.5", ",") == x("0.5", ";") == 1100
+    assert x("", ";", swapped) == x("0.5", ";", swapped) == x("", ",", swapped) == 1.1
+    assert x("0,5", ";", swapped) == 1100
+
+
+def test_a_number_of_json_is_itself_whatever_the_texts_beside_it(tmp_path):
+    rows = [{"model": f"m{n}", "x": 1.125 + n, "y": f"0,{n + 1}"} for n in range(20)]
+    rows[3]["x"] = "1.234.567,5"
+    (tmp_path / "l.json").write_text(json.dumps(rows))
+    found = read_labels(tmp_path / "l.json").numbers
+    assert [found["x"][f"m{n}"] for n in (0, 2, 3)] == [1.125, 3.125, 1234567.5]
+    assert found["y"]["m4"] == 0.5
+    rows[3]["x"] = 10**400
+    (tmp_path / "l.json").write_text(json.dumps(rows))
+    with pytest.raises(ProbexError, match="row 4: x: "):
+        read_labels(tmp_path / "l.json")
 
 
 MISSING = ["", " ", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL", "-", "?"]

@@ -76,6 +76,8 @@ def test_a_column_of_numbers_holds_no_classes_and_one_of_classes_no_numbers(tmp_
         ("l.csv", b"\xff\xfem\0o", "not UTF-16 text"),
         ("l.csv", b"model,kind\na,\x1b[2J\n", r"line 2: kind: '\\x1b\[2J' is no name of a class"),
         ("l.csv", b"model,kind\na,x;y;x\n", "line 2: kind: a class stands there twice"),
+        ("l.csv", b'model,"k\nd"\na,x;x\n', r"line 2: 'k\\nd': a class stands there twice"),
+        ("l.csv", b"model," + b"k" * 5000 + b"\na,x;x\n", "line 2: 'kkk"),
         ("l.csv", b"model,kind\na,x;;y\n", "line 2: kind: expected a class"),
         ("l.csv", b"model,k\0nd\na,x\n", r"'k\\x00nd' is no name of a column|not CSV"),
         ("l.json", b'{"a": {"kind": "x"}, "b": "x"}', "'b': expected column to class"),
