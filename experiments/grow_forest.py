@@ -12,7 +12,7 @@ Example:
 from absl import flags
 
 import probex_jax as px
-from experiments import cli, forest_steps, label_steps
+from experiments import cli, forest_steps, view_steps
 from probex_jax.bucket_paths import as_path
 
 _STORES = flags.DEFINE_list(
@@ -54,7 +54,7 @@ def main() -> None:
 
 def _as_trained(store: px.LayerStore, number: int) -> px.LayerStore:
     """The store with the labels and the split that one of --experts was trained on."""
-    return label_steps.store_of(_EXPERTS.value[number], str(store.path))
+    return view_steps.store_of(_EXPERTS.value[number], str(store.path))
 
 
 def _named(item: str) -> tuple[str, str]:

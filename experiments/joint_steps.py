@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import probex_jax as px
-from experiments import cli, label_steps
+from experiments import cli, view_steps
 from probex_jax.engine import HERE, Engine
 from probex_jax.experts.chance import chance_of, shortfall
 from probex_jax.fitting import ClosedForm, Devices
@@ -26,7 +26,7 @@ def named(config: Mapping[str, Any], told: Sequence[str]) -> dict[str, Any]:
       ProbexError: if the labels are another column.
     """
     task = config["task"]
-    if label_steps.attributes_of(config) is not None:
+    if view_steps.attributes_of(config) is not None:
         if config.get("fit") != "ridge" or config["head"] != "none":
             raise px.ProbexError(
                 f"config.task: {task} is for the closed form, as configs/default.py has it; name "
@@ -39,7 +39,7 @@ def named(config: Mapping[str, Any], told: Sequence[str]) -> dict[str, Any]:
         return dict(config)
     if config["labels"] not in ("", task):
         raise px.ProbexError(
-            f"config.task: {task!r} is none of {', '.join(told)}, {label_steps.ALL}; if it is an "
+            f"config.task: {task!r} is none of {', '.join(told)}, {view_steps.ALL}; if it is an "
             "attribute, leave out config.labels"
         )
     return {**config, "labels": task, "task": ""}
@@ -54,7 +54,7 @@ def train(
     engine: Engine = HERE,
 ) -> Mapping[str, Any]:
     """Trains one expert on all attributes of the store that a config names; returns the metrics."""
-    stores, left_out = label_steps.open_attributes(config["store"], config)
+    stores, left_out = view_steps.open_attributes(config["store"], config)
     for name, reason in left_out.items():
         print(cli.one_line(f"attribute {name!r} left out: {reason}"), file=sys.stderr)
     store = next(iter(stores.values()))

@@ -12,7 +12,7 @@ import jax
 from tqdm import tqdm
 
 import probex_jax as px
-from experiments import cli, joint_steps, label_steps
+from experiments import cli, joint_steps, label_steps, view_steps
 from probex_jax.engine import HERE, Engine
 from probex_jax.experts import Alignment, ZeroShot
 from probex_jax.experts.chance import chance_of, shortfall
@@ -132,8 +132,9 @@ def train(
     if store is None:
         if not config["store"]:
             raise px.ProbexError("give --config.store, a layer store; experiments.pack makes one")
-        store = label_steps.opened_as(config["store"], config)
-    joint = label_steps.attributes_of(config) is not None
+        view_steps.warn_of_split(config)
+        store = view_steps.opened_as(config["store"], config)
+    joint = view_steps.attributes_of(config) is not None
     if not store.is_number and not joint:
         label_steps.warn_of_labels(store)
     encoder = dict(config["encoder"])

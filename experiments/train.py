@@ -7,12 +7,13 @@ resume. WORKDIR/report.html shows what was found; open it in a browser.
 and so on, NAME trains on all, in WORKDIR/NAME-0 and so on, and reports mean and spread.
 
 Without --config it is configs/default.py: a linear ProbeX on all layers, in closed form.
+--config.task=NAME trains on a column of the models' table, =all on all of them at once.
 
 Example:
   python -m experiments.train --workdir=out/trained \
     --config.store=out/stores/MiniSupViT
-  python -m experiments.train --workdir=out/gain \
-    --config.store=out/stores/mine --config.labels=gain --config.split=gain
+  python -m experiments.train --workdir=out/mine --forest=out/forest \
+    --config.store=out/stores/mine --config.task=all
 """
 
 from collections.abc import Mapping
@@ -25,17 +26,20 @@ from absl import flags
 from experiments import (
     cli,
     engines,
+    forest_steps,
     joint_steps,
-    label_steps,
     processes,
     repeats,
     report_steps,
     steps,
+    view_steps,
 )
 from experiments.costs import Costs
 from probex_jax.bucket_paths import as_path
 from probex_jax.claims import claim, settings_of
 from probex_jax.engine import Engine
+from probex_jax.errors import ProbexError
+from probex_jax.experts import Expert
 from probex_jax.files import one_writer
 from probex_jax.fitting import Devices
 
@@ -45,6 +49,9 @@ _CONFIG = cli.config(
     "be given.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results.", required=True)
+_FOREST = flags.DEFINE_string(
+    "forest", None, "Forest to which the tree and its expert are added, as grow_forest does."
+)
 
 
 def main() -> None:
@@ -52,14 +59,18 @@ def main() -> None:
     devices = processes.join(engine)
     config, workdir = _CONFIG.value.to_dict(), as_path(_WORKDIR.value)
     config = joint_steps.named(config, tuple(steps.TOLD))
-    found = label_steps.repeats(config)
+    found = view_steps.repeats(config)
     # A folder of one writer, of all processes that train together.
     with one_writer(workdir) if devices.writes else nullcontext():
         if not found:
             metrics = _train(config, workdir, devices, engine)
             if devices.writes:
                 _report(metrics, workdir)
+                if _FOREST.value:
+                    print(cli.table(_grown(as_path(_FOREST.value), config, workdir)))
             return
+        if _FOREST.value:
+            raise ProbexError("--forest: of repeats choose one expert, and give it to grow_forest")
         if devices.writes:
             claim(workdir, {name: config[name] for name in ("labels", "split", "task")})
         trained = {}
@@ -72,6 +83,11 @@ def main() -> None:
             _report_all(trained, workdir)
 
 
+def _grown(forest: Path, config: Mapping[str, Any], workdir: Path) -> list[dict[str, object]]:
+    store = view_steps.opened_as(config["store"], config)
+    return forest_steps.grow_forest(forest, [store], [Expert.load(workdir)], {})
+
+
 def _train(
     config: Mapping[str, Any], workdir: Path, devices: Devices, engine: Engine
 ) -> Mapping[str, Any]:
@@ -81,7 +97,7 @@ def _train(
         with costs.step("training, choosing and testing", workdir / "config.json"):
             metrics = steps.train(config, workdir, devices=devices, engine=engine)
         if devices.writes:
-            label_steps.write_view(workdir, config)
+            view_steps.write_view(workdir, config)
     return metrics
 
 

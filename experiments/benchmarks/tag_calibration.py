@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 import probex_jax as px
-from experiments import cli, label_steps
+from experiments import cli, view_steps
 from probex_jax.experts.tags import stored_tags, tag_cut, tag_probabilities, vocabulary
 
 _EXPERTS = flags.DEFINE_list("experts", None, "Work directories of train.", required=True)
@@ -24,7 +24,7 @@ _BINS = np.array([0, 0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
 def main() -> None:
     wrong, kinds = [], dict[str, list[np.ndarray]]()
     for path in _EXPERTS.value:
-        expert, store = px.Expert.load(path), label_steps.store_of(path)
+        expert, store = px.Expert.load(path), view_steps.store_of(path)
         words, cut = vocabulary(expert), tag_cut(expert)
         is_seen_V, shares, weights = np.isin(words.tags, cut.seen), [], []
         for split in ("test", "test_holdout"):

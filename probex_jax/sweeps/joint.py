@@ -102,7 +102,7 @@ def joint_store(stores: Mapping[str, LayerStore]) -> LayerStore:
 def joint_card(card: Card, sources: Mapping[str, Source]) -> Card:
     """The card of a joint expert before it is trained."""
     attributes = tuple(
-        Attribute(name, source.store.classes, source.task, n_train=len(source.store.split("train")))
+        Attribute(name, source.store.classes, source.task, n_train=_n_fitted(source.store))
         for name, source in sources.items()
     )
     hashes = [source.store.hash for source in sources.values()]
@@ -224,7 +224,7 @@ def finish(
         said = {key: value for key, value in attributes[-1].to_json().items() if key != "metrics"}
         metrics[name] = {**said, **known, "n_models": _counts(each.store)}
     first = expert.card.members[0]
-    expert = expert.with_card(attributes=tuple(attributes), n_train=len(whole.split("train")))
+    expert = expert.with_card(attributes=tuple(attributes), n_train=_n_fitted(whole))
     expert.save(workdir / "expert")
     about = {
         "tree": expert.card.tree,
@@ -241,6 +241,10 @@ def finish(
         "attributes": metrics,
     }
     write_json(workdir / "metrics.json", sealed(about))
+
+
+def _n_fitted(store: LayerStore) -> int:
+    return sum(model.split in ("train", "val") for model in store.models)
 
 
 def _counts(store: LayerStore) -> dict[str, int]:
