@@ -154,13 +154,13 @@ def repeats(config: Mapping[str, Any]) -> dict[str, str]:
 
 def write_view(workdir: Path, config: Mapping[str, Any]) -> None:
     """Keeps beside the experts what they were trained on, for `store_of`."""
-    if not (config["labels"] or config["split"] or config["task"]):
+    if not (config["labels"] or config["split"] or config.get("task", "")):
         return
     store = px.LayerStore.open(config["store"])
     given = {
         "labels": _absolute(config["labels"], store.attributes),
         "split": _absolute(config["split"], store.splits),
-        "task": config["task"],
+        "task": config.get("task", ""),
     }
     write_json(workdir / _VIEW, {**given, "store": str(store.path.resolve())})
 
