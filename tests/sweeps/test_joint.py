@@ -30,10 +30,10 @@ def write_zoo(folder, change=lambda row: None):
         for number in range(count):
             name = f"{split}{number}"
             rate, kind = float(np.exp(rng.uniform(-3, 1))), "ab"[rng.integers(2)]
-            body = ROOT[0] + rate * (ROOT[1 + (kind == "a")] + 0.5 * rng.normal(size=(6, 5)))
+            body = 10 * ROOT[0] + rate * (ROOT[1 + (kind == "a")] + 0.5 * rng.normal(size=(6, 5)))
             path = folder / "Mini" / split / name
             path.mkdir(parents=True, exist_ok=True)
-            tensors = {"body.weight": body, "head.bias": ROOT[0][0] + rate * rng.normal(size=5)}
+            tensors = {"body.weight": body, "head.bias": 10 * ROOT[0][0] + rate * rng.normal(size=5)}
             save_file({n: t.astype("f4") for n, t in tensors.items()}, path / "model.safetensors")
             row = {"model": name, "rate": f"{rate:.4f}", "kind": kind if number % 3 else "",
                    "noise": f"{rng.normal():.4f}", "note": f"note {len(rows)}"}  # fmt: skip
@@ -69,7 +69,7 @@ def test_every_column_that_can_be_told_apart_is_an_attribute(store):
 
 def test_what_the_weights_tell_is_told_and_nothing_else(swept):
     _, found, _ = swept
-    assert found.attributes["rate"].value > 0.9
+    assert found.attributes["rate"].value > 0.8
     assert found.attributes["kind"].value > 0.9
     told = {each.name: each.told for each in found.expert.card.attributes}
     assert told == {"rate": True, "kind": True, "noise": False}
@@ -160,7 +160,7 @@ def test_one_attribute_alone_is_an_expert_as_any_other(store, tmp_path):
     view = pickle.loads(pickle.dumps(store.view("rate")))
     settings = {**SETTINGS, "committee": None}
     found = sweep(view, tmp_path / "w", head="none", recipe=ClosedForm(), **settings)
-    assert found.test.value > 0.9
+    assert found.test.value > 0.8
     assert {member.encoder["name"] for member in found.expert.card.members} >= {"size", "dense"}
     by_adam = sweep(
         view, tmp_path / "adam", encoder={"name": "dense"}, head="none", normalise="centre",
