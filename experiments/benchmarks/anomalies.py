@@ -109,23 +109,22 @@ def _row(
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """A row for each tree and kind: shares over all zoos, and the least and greatest of a zoo."""
+    """A row for each kind, a column for each tree: the share found, least and greatest of a zoo."""
+    trees = dict.fromkeys(row["tree"] for row in rows)
     table = []
-    for tree, kind in dict.fromkeys((row["tree"], row["kind"]) for row in rows):
-        of = [row for row in rows if (row["tree"], row["kind"]) == (tree, kind)]
-        count = sum(row["models"] for row in of)
-        each = [row["found"] / row["models"] for row in of]
-        table.append(
-            {
-                "tree": tree,
-                "kind": kind,
-                "models": str(count),
-                "found": f"{sum(row['found'] for row in of) / count:.3f}",
-                "by zoo": f"{min(each):.2f} to {max(each):.2f}",
-                **{n: f"{sum(r[n] for r in of) / count:.3f}" for n in ("said", "named", "refused")},
-            }
-        )
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        cells = {"kind": kind}
+        for tree in trees:
+            of = [row for row in rows if (row["tree"], row["kind"]) == (tree, kind)]
+            cells[tree] = _shares(of) if of else ""
+        table.append(cells)
     return table
+
+
+def _shares(rows: Sequence[Mapping[str, Any]]) -> str:
+    count, found = (sum(row[name] for row in rows) for name in ("models", "found"))
+    each = [row["found"] / row["models"] for row in rows]
+    return f"{found / count:.3f} ({min(each):.2f} to {max(each):.2f})"
 
 
 class _Planter:
