@@ -62,7 +62,7 @@ def measured(path: Path, other: Path | None) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         zoo = px.scan(path)
         store = px.pack(zoo, Path(scratch) / "store").store
-        costs = _grown(store, Path(scratch) / "forest")
+        costs = _grown(store, Path(scratch) / "forest", path / "root")
         forest = Forest.load(Path(scratch) / "forest")
         tests = [m.path for m in zoo.models if m.split == "test"]
         stranger = next(m.path for m in px.scan(other).models) if other else None
@@ -74,14 +74,14 @@ def measured(path: Path, other: Path | None) -> list[dict[str, Any]]:
     return [{"zoo": str(path), "tree": zoo.tree, **costs, **row} for row in rows]
 
 
-def _grown(store: LayerStore, path: Path) -> dict[str, float]:
+def _grown(store: LayerStore, path: Path, root: Path) -> dict[str, float]:
     """Grows a forest; processor seconds of what it took before, and of what is usual."""
     begun = time.process_time()
     TreeRouter.fit(store)
     routed = time.process_time()
     Usual.fit(store)
     costs = {"router_s": routed - begun, "usual_s": time.process_time() - routed}
-    tree, _ = grow(path, store)
+    tree, _ = grow(path, store, root=str(root) if root.exists() else "")
     return costs | {"bytes": (tree.path / "arrays.safetensors").stat().st_size}
 
 
