@@ -6,7 +6,7 @@ import pytest
 import probex_jax as px
 from probex_jax.fitting import ClosedForm
 from probex_jax.forest import grow
-from probex_jax.sweeps import sweep, sweep_attributes, views
+from probex_jax.sweeps import attribute_views, sweep, sweep_attributes
 from probex_jax.sweeps.joint import joint_store
 from tests.sweeps.test_joint import SETTINGS, write_zoo
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.xdist_group("attributes")
 def grown(tmp_path_factory):
     folder = tmp_path_factory.mktemp("attributes")
     store = write_zoo(folder)
-    stores, _ = views(store)
+    stores, _ = attribute_views(store)
     found = sweep_attributes(stores, folder / "w", recipe=ClosedForm(), **SETTINGS)
     grow(folder / "forest", joint_store(stores), found.expert)
     return folder, store, found.expert
@@ -71,5 +71,5 @@ def test_an_expert_of_one_attribute_answers_instead_of_the_joint_one(grown, tmp_
 
 def test_growing_again_changes_nothing(grown):
     folder, store, expert = grown
-    stores, _ = views(store)
+    stores, _ = attribute_views(store)
     assert grow(folder / "forest", joint_store(stores), expert)[1] == "unchanged"
