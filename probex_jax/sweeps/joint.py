@@ -29,7 +29,7 @@ from probex_jax.fitting.number import Number
 from probex_jax.fitting.ridge import Regression, enough_folds, folds
 from probex_jax.integrity import sealed
 from probex_jax.layer_store import LayerStore
-from probex_jax.sweeps.select import tested_figures
+from probex_jax.sweeps.select import figures_on_test
 from probex_jax.sweeps.settings import told_task
 from probex_jax.sweeps.source import Source
 
@@ -234,7 +234,7 @@ def finish(
         folder.mkdir(parents=True, exist_ok=True)
         given = each.store, part.card.classes, each.task, found["test"]
         Predictions.of(*given, vectors=vectors).believed(part.card).write(folder)
-        known = {**figures[0], **tested_figures(part, each.store, found["test"]), **figures[1]}
+        known = {**figures[0], **figures_on_test(part, each.store, found["test"]), **figures[1]}
         card = replace(part.card, told=told, metrics=known)
         attributes.append(Attribute.of(name, card))
         said = {key: value for key, value in attributes[-1].to_json().items() if key != "metrics"}
