@@ -71,3 +71,5 @@ def with_text(config: ml_collections.ConfigDict) -> None:
     config.text.template = "a photo of a {class}"
     # Scale of the cosines in the softmax over the candidates.
     config.text.logit_scale = 1.0
+    # Column of tags that the expert is calibrated to rank, as harvest makes one; "" for none.
+    config.text.tags = ""

@@ -33,8 +33,9 @@ def get_config(size: str = "paper") -> ml_collections.ConfigDict:
     config.encoder.standardise = False
     # Head: "class" for a linear one on the representation, "none" for none.
     config.head = "class"
-    # What is asked: "one_class" where each model has exactly one, "several_classes" where any
-    # number; empty to be told by the labels.
+    # What is asked: an attribute of the store by its name, several with commas between, or "all";
+    # or of config.labels "one_class" where each model has exactly one, "several_classes" where any
+    # number, "number"; empty to be told by the labels.
     config.task = ""
     # "centre" to subtract the mean of the training matrices and divide by the spread of what is
     # left, "scale" to divide alone, or "none".

@@ -2,8 +2,9 @@ r"""Fine-tunes the miniature zoo: trees of small models with known classes.
 
 They are written as Model-J lies on disk, ready for pack. Run the same command again to resume.
 
-The size :families makes families of known descent, for lineage: roots, their descendants, merges
-and copies; `family.json` says which is which.
+The size :attributes varies all that models are trained with; `labels.csv` says it of each. The size
+:families makes families of known descent, for lineage: roots, their descendants, merges and copies;
+`family.json` says which is which.
 
 configs/zoo_planted.py makes models of real sizes in minutes, which were not trained: classes are
 written into random weights by hand, for measuring time and memory.
@@ -23,7 +24,7 @@ from probex_jax.files import one_writer, write_json
 
 _CONFIG = cli.config(
     "configs/zoo_miniature.py",
-    "Config of the zoo. Append a size, :default, :demo, :tiny, :wide or :families.",
+    "Config of the zoo. Append a size: :default, :demo, :tiny, :wide, :attributes or :families.",
 )
 _OUT = flags.DEFINE_string("out", None, "Folder of the zoo, made if absent.", required=True)
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from absl import flags
 
 import probex_jax as px
-from experiments import cli, engines, forest_steps
+from experiments import attribute_steps, cli, engines, forest_steps
 from experiments.models import Models
 from probex_jax.bucket_paths import as_path
 from probex_jax.forest import Forest, RelativesIn
@@ -41,8 +41,8 @@ _JSON = flags.DEFINE_bool("json", False, "Print a line of JSON for each model in
 _COMPARE = flags.DEFINE_bool(
     "compare",
     False,
-    "Compare with what the models' own files say, most surprising first: this finds mislabelled "
-    "models.",
+    "Compare with what the models' own files and tables of labels beside them say, most surprising "
+    "first: this finds mislabelled models.",
 )
 
 _READERS = engines.readers_flag(4)
@@ -54,12 +54,13 @@ def main(paths: Sequence[str]) -> int:
     if not (paths or _LIST.value):
         raise px.ProbexError("give one or more models: files, or folders of them")
     engine = engines.engine()  # before anything takes a device
-    models = Models(paths, _LIST.value or "")
+    models = Models(paths, _LIST.value or "", tables=_COMPARE.value)
     forest = Forest.load(_FOREST.value)
     nearest = forest_steps.nearest_in([Index.open(path) for path in _INDEX.value])
     failed = n_compared = 0
     relatives = RelativesIn(load_lineage(_LINEAGE.value)) if _LINEAGE.value else None
     kept: list[forest_steps.Described] = []
+    beside = attribute_steps.Beside(_MOST)
     out = as_path(_OUT.value) if _OUT.value else None
     for one in forest_steps.describe(
         forest, models, nearest, out, engine, _READERS.value, relatives
@@ -69,13 +70,13 @@ def main(paths: Sequence[str]) -> int:
             print(json.dumps(forest_steps.as_json(*one)), flush=True)
         elif _COMPARE.value:
             found = forest_steps.compared([one])
-            n_compared += len(found)
+            n_compared += bool(found) | beside.add(one[1])
             kept = forest_steps.compared([*kept, *found])[:_MOST] if found else kept
         elif len(kept) < _MOST:
             kept.append(one)
     if _COMPARE.value and failed < len(models):
-        rows = forest_steps.compared_rows(kept)
-        print(cli.table(rows) if rows else "no model says what it was trained on")
+        tables = [t for t in (forest_steps.compared_rows(kept), *beside.tables()) if t]
+        print("\n\n".join(map(cli.table, tables)) or "no model says what it was trained on")
         print(f"{n_compared} of {len(models)} models compared")
     elif kept and failed < len(models):
         _show(kept, len(models))

@@ -1,7 +1,8 @@
 r"""Evaluates a trained expert on a store; each figure has a 95 % interval.
 
 Tasks: classify, which classes a model was trained on; zero_shot, the same for classes never seen in
-training, by their texts; knn, occ (one-class classification) and retrieval, on the representations.
+training, by their texts; tags, free tags ranked by similarity; knn, occ (one-class classification)
+and retrieval, on the representations.
 Of a WORKDIR in which train repeated a split, all repeats are evaluated: mean and spread.
 --baselines adds what scikit-learn's methods make of the same models.
 
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import baseline_steps, cli, label_steps, repeats, steps
+from experiments import baseline_steps, cli, repeats, steps, view_steps
 from probex_jax.bucket_paths import as_path
 from probex_jax.claims import settings_of
 from probex_jax.experts import load_experts
@@ -66,7 +67,7 @@ def main() -> None:
 def _evaluated(experts: Path, workdir: Path) -> tuple[list[Measured], Baselines | None]:
     """The figures of one expert and, where they are asked for, of the baselines."""
     loaded = load_experts(experts)
-    store = label_steps.store_of(experts, _STORE.value)
+    store = view_steps.store_of(experts, _STORE.value)
     subject = Subject(loaded, store, _SPLIT.value, _NEIGHBOURS.value)
     measured = steps.evaluate(subject, _TASKS.value, workdir)
     known = {"train", "val"} if loaded["val"].card.selected_on != "val" else {"train"}

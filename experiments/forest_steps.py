@@ -16,6 +16,7 @@ from probex_jax.engine import HERE, Engine
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, write_json, write_text
 from probex_jax.forest import (
+    Answer,
     Comparison,
     Description,
     Forest,
@@ -25,7 +26,7 @@ from probex_jax.forest import (
     Tree,
     grow,
 )
-from probex_jax.reports import model_card
+from probex_jax.reports import attributes, model_card
 from probex_jax.search import FoundModel, Index
 from probex_jax.search.nearest import NearestIn
 
@@ -45,6 +46,7 @@ def grow_forest(
     roots: Mapping[str, str],
     label_sets: Sequence[str] = (),
     view: Callable[[px.LayerStore, int], px.LayerStore] = lambda store, number: store,
+    tags: Sequence[str] = (),
 ) -> list[Row]:
     """Grows a forest by the trees of some stores; a row of each expert.
 
@@ -55,7 +57,10 @@ def grow_forest(
       roots: of some of the trees.
       label_sets: what the classes of each expert are about; none for what cards and stores say.
       view: a store with the labels and split that the expert of a number was trained on.
+      tags: that experts that rank tags rank as well.
     """
+    if tags and not any(map(_ranks_tags, experts)):
+        raise ProbexError("--tags: none of --experts ranks tags; train one with config.text.tags")
     if label_sets and len(label_sets) != len(experts):
         raise ProbexError(f"--label_sets: {len(label_sets)} for {len(experts)} experts")
     said: Sequence[str | None] = label_sets or [None] * len(experts)
@@ -88,7 +93,8 @@ def grow_forest(
     rows = []
     with cli.progress(len(grown), "growing", "expert") as bar:
         for store, one, label_set in grown:
-            tree, done = grow(forest, store, one, roots.get(store.tree, ""), label_set)
+            root, more = roots.get(store.tree, ""), tags if _ranks_tags(one) else ()
+            tree, done = grow(forest, store, one, root, label_set, more)
             if len(tree.router.radii) > 1:
                 bar.write(
                     f"{store.path}: its models are of {len(tree.router.radii)} trees by their "
@@ -98,6 +104,26 @@ def grow_forest(
             rows.append(_tree_row(tree, one, done))
             bar.update()
     return rows
+
+
+def _ranks_tags(expert: px.Expert | None) -> bool:
+    return bool(expert and expert.card.text and expert.card.text.tags)
+
+
+def read_tags(path: Path) -> list[str]:
+    """The tags of a file, one a line.
+
+    Raises:
+      ProbexError: if it cannot be read, or holds none.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProbexError(f"{path}: no file of tags, one a line ({error})") from None
+    tags = list(dict.fromkeys(tag for line in lines if (tag := " ".join(line.split()))))
+    if not tags:
+        raise ProbexError(f"{path}: holds no tags; expected one a line")
+    return tags
 
 
 def _tree_row(tree: Tree, given: px.Expert | None, done: str) -> Row:
@@ -160,11 +186,12 @@ def describe(
 
 
 def _with_labels(description: Description, model: FoundModel) -> Description:
-    """What a zoo's labels.json says of a model counts as stated, before what the file says."""
-    labels = model.stated_labels()
-    if not labels:
-        return description
-    said = dataclasses.replace(description.stated, labels=labels, source="labels.json")
+    """What a zoo's tables say of a model counts as stated, before what the file says."""
+    labels, said = model.stated_labels(), description.stated
+    if labels:
+        said = dataclasses.replace(said, labels=labels, source="labels.json")
+    if model.attributes:
+        said = dataclasses.replace(said, attributes=model.attributes)
     return dataclasses.replace(description, stated=said)
 
 
@@ -214,10 +241,17 @@ def described_row(model: FoundModel, description: Description | ProbexError) -> 
     elif not description.answers:
         said = "no expert of this tree"
     else:
-        each = [_listed(answer.predicted, _SHOWN_CLASSES) for answer in description.answers]
-        said = "; ".join(one or "no class likelier than not" for one in each)
+        said = "; ".join(map(_said, description.answers))
     tree = description.tree or "unknown"
     return {"model": model.id, "tree": tree, "trained on (probability)": said}
+
+
+def _said(answer: Answer) -> str:
+    """What is predicted of an attribute, of a number with its interval."""
+    if answer.quantity is not None:
+        return f"{answer.title} {attributes.predicted(answer)} ({attributes.held(answer)})"
+    said = listed(answer.predicted) or "no class likelier than not"
+    return f"{answer.title} {said}" if answer.likely is not None else said
 
 
 def compared(described: Iterable[Described]) -> list[Described]:
@@ -244,8 +278,8 @@ def compared_rows(described: Sequence[Described]) -> list[Row]:
             "tree": description.tree,
             "agree": _agreement(comparison),
             "surprise": f"{comparison.surprise:.2f}",
-            "stated, not predicted": _listed(comparison.missed, _SHOWN_CLASSES),
-            "predicted, not stated": _listed(comparison.extra, _SHOWN_CLASSES),
+            "stated, not predicted": listed(comparison.missed),
+            "predicted, not stated": listed(comparison.extra),
         }
         for comparison, description in pairs
     ]
@@ -257,7 +291,8 @@ def _agreement(comparison: Comparison) -> str:
     return f"{comparison.n_right} of {comparison.n_classes}"
 
 
-def _listed(predictions: Sequence[Prediction], most: int) -> str:
-    shown = [f"{p.text} {p.probability:.2f}" for p in predictions[:most]]
+def listed(predictions: Sequence[Prediction]) -> str:
+    """The first classes with their probabilities, and how many more there are."""
+    shown = [f"{p.text} {p.probability:.2f}" for p in predictions[:_SHOWN_CLASSES]]
     more = len(predictions) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")

@@ -12,7 +12,7 @@ Example:
 from absl import flags
 
 import probex_jax as px
-from experiments import cli, forest_steps, label_steps
+from experiments import cli, forest_steps, view_steps
 from probex_jax.bucket_paths import as_path
 
 _STORES = flags.DEFINE_list(
@@ -30,6 +30,9 @@ _LABEL_SETS = flags.DEFINE_list(
     "What the classes of each of --experts are about, such as gain: the titles of their tables. By "
     "default what their cards or stores say.",
 )
+_TAGS = flags.DEFINE_string(
+    "tags", None, "File of more tags, one a line, for --experts trained with config.text.tags."
+)
 _FOREST = flags.DEFINE_string(
     "forest", None, "Folder of the forest, made if absent.", required=True
 )
@@ -42,15 +45,16 @@ def main() -> None:
     roots = dict(_named(item) for item in _ROOTS.value)
     stores = [px.LayerStore.open(path) for path in _STORES.value]
     experts = [px.Expert.load(path) for path in _EXPERTS.value]
+    tags = forest_steps.read_tags(as_path(_TAGS.value)) if _TAGS.value else ()
     grown = forest_steps.grow_forest(
-        as_path(_FOREST.value), stores, experts, roots, _LABEL_SETS.value, _as_trained
+        as_path(_FOREST.value), stores, experts, roots, _LABEL_SETS.value, _as_trained, tags
     )
     print(cli.table(grown))
 
 
 def _as_trained(store: px.LayerStore, number: int) -> px.LayerStore:
     """The store with the labels and the split that one of --experts was trained on."""
-    return label_steps.store_of(_EXPERTS.value[number], str(store.path))
+    return view_steps.store_of(_EXPERTS.value[number], str(store.path))
 
 
 def _named(item: str) -> tuple[str, str]:

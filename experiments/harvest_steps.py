@@ -17,7 +17,16 @@ from probex_jax.forest.discovery import FoundTree
 from probex_jax.model_files.architecture import base_key
 from probex_jax.search import FoundModel
 from probex_jax.zoo.splitting import make_split, make_text_split
-from probex_jax.zoo.stated_labels import CLASSES, TAGS, TEXT, Said, TagRules, columns_of, read_said
+from probex_jax.zoo.stated_labels import (
+    CLASSES,
+    TAGS,
+    TEXT,
+    Said,
+    TagRules,
+    columns_of,
+    numbers_of,
+    read_said,
+)
 from probex_jax.zoo.tables import Tables
 
 Row = dict[str, object]
@@ -155,7 +164,8 @@ def _tables(
         return Tables()
     columns["series"] = {id: (one,) for id, one in series.items()}
     columns["author"] = {id: (one.author,) for id, one in said.items() if one.author}
-    return Tables({name: column for name, column in columns.items() if column}, splits=splits)
+    classes = {name: column for name, column in columns.items() if column}
+    return Tables(classes, numbers_of(said, rules), splits)
 
 
 def series_of(said: Mapping[str, Said], contents: Mapping[str, str]) -> dict[str, str]:
@@ -219,6 +229,14 @@ def _as_json(found: Harvest) -> dict[str, Any]:
                 }
                 for name, column in tree.tables.columns.items()
                 if name != "series"
+            },
+            "numbers": {
+                name: {
+                    "models": len(column),
+                    "low": min(column.values()),
+                    "high": max(column.values()),
+                }
+                for name, column in tree.tables.numbers.items()
             },
             "tags": tree.tags,
         }

@@ -12,7 +12,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.forest.forest import model_name
 from probex_jax.model_files.hub import hub_address
 from probex_jax.search import FoundModel
-from probex_jax.search.folders import each_model
+from probex_jax.search.folders import each_model, with_tables
 from probex_jax.zoo.listed_path import zoo_path
 
 # So many are kept in memory; of more, only their ids' hashes.
@@ -29,12 +29,16 @@ class Models:
       paths: of models.
       list: a file with a path a line, or "".
       whole: whether the paths are folders, and what is wrong with one of them is raised.
+      tables: whether to read what tables of labels in these folders say of their models.
 
     Raises:
-      ProbexError: if there is no such file.
+      ProbexError: if there is no such file, or a table is malformed.
     """
 
-    def __init__(self, paths: Sequence[str], list: str = "", *, whole: bool = False):
+    def __init__(
+        self, paths: Sequence[str], list: str = "", *, whole: bool = False, tables: bool = False
+    ):
+        self._tables = tables
         self._list, self._whole = as_path(list) if list else None, whole
         if self._list is not None and not self._list.is_file():
             raise ProbexError(f"{list}: no file; expected one with a model a line")
@@ -54,7 +58,7 @@ class Models:
 
     def _found(self) -> Iterator[FoundModel]:
         counts: dict[int, int] = {}
-        given = map(each_model if self._whole else _models, self._roots)
+        given = map(self._in, self._roots)
         listed = map(_models, map(self._root, self._lines()))
         for model in chain.from_iterable(chain(given, listed)):
             id, number = model.id, 1
@@ -63,6 +67,11 @@ class Models:
                 id = f"{model.id}-{number}"
             counts[hash(id)] = 1
             yield model if id == model.id else dataclasses.replace(model, id=id)
+
+    def _in(self, root: Any) -> Iterator[FoundModel]:
+        models = (each_model if self._whole else _models)(root)
+        has_tables = self._tables and isinstance(root, Path) and root.is_dir()
+        return with_tables(root, models) if has_tables else models
 
     @staticmethod
     def _root(path: str) -> Path | FoundModel:

@@ -8,7 +8,7 @@ from experiments import steps
 from experiments.costs import Costs
 from probex_jax.claims import settings_of
 from probex_jax.experts import Predictions
-from probex_jax.files import write_text
+from probex_jax.files import layer_folder, write_text
 from probex_jax.reports import LabelledDescription, Run, Training, report
 from probex_jax.search import Measured
 
@@ -17,8 +17,12 @@ NAME = "report.html"
 
 def training(workdir: Path, metrics: Mapping[str, Any]) -> Training:
     """What is in the work directory of a training, for a report."""
-    settings = settings_of(workdir)
-    return Training(steps.method(metrics), metrics, Predictions.read(workdir), settings)
+    attributes = {
+        name: Predictions.read(layer_folder(workdir / "attributes", name))
+        for name in metrics.get("attributes", {})
+    }
+    found, settings = Predictions.read(workdir), settings_of(workdir)
+    return Training(steps.method(metrics), metrics, found, settings, attributes)
 
 
 def write_report(

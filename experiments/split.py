@@ -1,8 +1,9 @@
 r"""Divides the models of a zoo into train, val and test by their labels; no file is copied.
 
-Every part has its share of each class. With --group, models of one group, such as siblings of one
-device or author, stay together. The splits, NAME-0, NAME-1, …, are added to ZOO/splits.json; pack
-takes them over, and train --config.split=NAME runs all of them.
+Every part has its share of each class, or of each fifth of the numbers of a column. With --group,
+models of one group, such as siblings of one device or author, stay together. The splits, NAME-0,
+NAME-1, …, are added to ZOO/splits.json; pack takes them over, and train --config.split=NAME runs
+all of them.
 
 Example:
   python -m experiments.split --zoo=my_zoo --by=gain --repeats=5 --group=device
@@ -15,7 +16,7 @@ from probex_jax.bucket_paths import as_path
 
 _ZOO = flags.DEFINE_string("zoo", None, "Folder of models.", required=True)
 _BY = flags.DEFINE_string(
-    "by", "", "Label column. Default: what labels.json or the models' headers say."
+    "by", "", "Column of classes or numbers. Default: what labels.json or the models' headers say."
 )
 _REPEATS = flags.DEFINE_integer(
     "repeats", 5, "How many splits, of seeds that follow.", lower_bound=1

@@ -12,7 +12,7 @@ import jax
 from tqdm import tqdm
 
 import probex_jax as px
-from experiments import cli, label_steps
+from experiments import cli, joint_steps, label_steps, view_steps
 from probex_jax.engine import HERE, Engine
 from probex_jax.experts import Alignment, ZeroShot
 from probex_jax.experts.chance import chance_of, shortfall
@@ -27,7 +27,7 @@ from probex_jax.zoo.model_j import SPLITS
 
 Row = dict[str, object]
 # What labels can tell, by the names in configs.
-TOLD = {task.name: task for task in (px.OneClass(), px.SeveralClasses())}
+TOLD = {task.name: task for task in (px.OneClass(), px.SeveralClasses(), px.Number())}
 _NAMED = 3  # names that a line gives
 _SHOWN = 24  # layers in a table; the report has all
 _COMMONEST, _GUESSING = "what always giving the commonest answer has", "what guessing has"
@@ -44,7 +44,7 @@ def pack(
 ) -> PackSummary:
     """Packs a zoo; what is skipped goes to standard error, a line each."""
     found = _scanned(zoo, labels) if labels else px.scan(zoo)
-    label_steps.told_unmatched(found.unmatched, zoo)
+    label_steps.told_unmatched(found.unmatched, zoo, found.notes)
     with cli.progress(0, "packing", "model") as bar:
         summary = px.pack(
             found,
@@ -128,11 +128,15 @@ def train(
     process.
     """
     devices = devices or Devices.of(jax.local_devices())
+    config = joint_steps.named(config, tuple(TOLD))
     if store is None:
         if not config["store"]:
             raise px.ProbexError("give --config.store, a layer store; experiments.pack makes one")
-        store = label_steps.open_view(config["store"], config["labels"], config["split"])
-    label_steps.warn_of_labels(store)
+        view_steps.warn_of_split(config)
+        store = view_steps.opened_as(config["store"], config)
+    joint = view_steps.attributes_of(config) is not None
+    if not store.is_number and not joint:
+        label_steps.warn_of_labels(store)
     encoder = dict(config["encoder"])
     by_steps = encoder["name"] != "statnn" and config["fit"] == "adam"
     if devices.processes > 1 and not by_steps:
@@ -151,6 +155,9 @@ def train(
         raise px.ProbexError(f"config.fit: {config['fit']!r} is not one of adam, ridge") from None
     except TypeError as error:
         raise px.ProbexError(f"config.recipe: {error}") from None
+    if joint:
+        assert isinstance(recipe, ClosedForm)
+        return joint_steps.train(config, workdir, recipe, devices=devices, engine=engine)
     if config["layers"]:
         layers: Sequence[str] = px.select_layers(store.layers, config["layers"], store.vectors)
     else:
@@ -188,10 +195,8 @@ def train(
 
 
 def _task(name: str) -> px.Task | None:
-    """What a config asks; None to be told by the labels."""
-    if name and name not in TOLD:
-        raise px.ProbexError(f"config.task: {name!r} is not one of {', '.join(TOLD)}, nor empty")
-    return TOLD[name] if name else None
+    """What a config asks; None to be told by the labels, as numbers are."""
+    return TOLD[name] if name and name != px.Number.name else None
 
 
 def _alignment(text: Mapping[str, Any]) -> Alignment:
@@ -200,6 +205,7 @@ def _alignment(text: Mapping[str, Any]) -> Alignment:
         spec=text["encoder"],
         template=text["template"],
         logit_scale=text["logit_scale"],
+        tags=text["tags"],
     )
 
 

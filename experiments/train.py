@@ -7,12 +7,13 @@ resume. WORKDIR/report.html shows what was found; open it in a browser.
 and so on, NAME trains on all, in WORKDIR/NAME-0 and so on, and reports mean and spread.
 
 Without --config it is configs/default.py: a linear ProbeX on all layers, in closed form.
+--config.task=NAME trains on a column of the models' table, =all on all of them at once.
 
 Example:
   python -m experiments.train --workdir=out/trained \
     --config.store=out/stores/MiniSupViT
-  python -m experiments.train --workdir=out/gain \
-    --config.store=out/stores/mine --config.labels=gain --config.split=gain
+  python -m experiments.train --workdir=out/mine --forest=out/forest \
+    --config.store=out/stores/mine --config.task=all
 """
 
 from collections.abc import Mapping
@@ -22,11 +23,23 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli, engines, label_steps, processes, repeats, report_steps, steps
+from experiments import (
+    cli,
+    engines,
+    forest_steps,
+    joint_steps,
+    processes,
+    repeats,
+    report_steps,
+    steps,
+    view_steps,
+)
 from experiments.costs import Costs
 from probex_jax.bucket_paths import as_path
 from probex_jax.claims import claim, settings_of
 from probex_jax.engine import Engine
+from probex_jax.errors import ProbexError
+from probex_jax.experts import Expert
 from probex_jax.files import one_writer
 from probex_jax.fitting import Devices
 
@@ -36,22 +49,33 @@ _CONFIG = cli.config(
     "be given.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results.", required=True)
+_FOREST = flags.DEFINE_string(
+    "forest", None, "Forest to which the tree and its expert are added, as grow_forest does."
+)
 
 
 def main() -> None:
     engine = engines.engine()
     devices = processes.join(engine)
     config, workdir = _CONFIG.value.to_dict(), as_path(_WORKDIR.value)
-    found = label_steps.repeats(config)
+    config = joint_steps.named(config, tuple(steps.TOLD))
+    found = view_steps.repeats(config)
     # A folder of one writer, of all processes that train together.
     with one_writer(workdir) if devices.writes else nullcontext():
         if not found:
             metrics = _train(config, workdir, devices, engine)
             if devices.writes:
                 _report(metrics, workdir)
+                if _FOREST.value:
+                    print(cli.table(_grown(as_path(_FOREST.value), config, workdir)))
             return
+        if _FOREST.value:
+            raise ProbexError("--forest: of repeats choose one expert, and give it to grow_forest")
         if devices.writes:
-            claim(workdir, {name: config[name] for name in ("labels", "split")})
+            claim(
+                workdir,
+                {name: config[name] for name in ("labels", "split", "task") if name in config},
+            )
         trained = {}
         for name, split in found.items():
             metrics = _train({**config, "split": split}, workdir / name, devices, engine)
@@ -60,6 +84,11 @@ def main() -> None:
             trained[name] = metrics
         if devices.writes:
             _report_all(trained, workdir)
+
+
+def _grown(forest: Path, config: Mapping[str, Any], workdir: Path) -> list[dict[str, object]]:
+    store = view_steps.opened_as(config["store"], config)
+    return forest_steps.grow_forest(forest, [store], [Expert.load(workdir)], {})
 
 
 def _train(
@@ -71,11 +100,17 @@ def _train(
         with costs.step("training, choosing and testing", workdir / "config.json"):
             metrics = steps.train(config, workdir, devices=devices, engine=engine)
         if devices.writes:
-            label_steps.write_view(workdir, config)
+            view_steps.write_view(workdir, config)
     return metrics
 
 
 def _report(metrics: Mapping[str, Any], workdir: Path) -> None:
+    if "attributes" in metrics:
+        print(cli.table(joint_steps.rows(metrics)))
+        for line in joint_steps.not_above_chance(metrics):
+            print(line)
+        print(f"report: {_write_report(metrics, workdir)}")
+        return
     rows = steps.layer_rows(metrics)
     if rows:
         print(cli.table(rows), end="\n\n")
@@ -94,7 +129,10 @@ def _report_all(trained: Mapping[str, Any], workdir: Path) -> None:
     """Mean and spread over repeats."""
     about = settings_of(workdir)
     summary = repeats.write_summary(workdir / "metrics.json", about, trained)
-    print(cli.table([{"split": n, **steps.train_row(m)} for n, m in trained.items()]), end="\n\n")
+    if "attributes" not in next(iter(trained.values())):
+        print(
+            cli.table([{"split": n, **steps.train_row(m)} for n, m in trained.items()]), end="\n\n"
+        )
     print(cli.table(repeats.rows(summary)))
     for line in repeats.not_above_chance(summary):
         print(line)

@@ -1,7 +1,7 @@
 """Building zoos and families, with a progress bar and a row of a table for each."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,29 @@ def build_zoo(config: Mapping[str, Any], out: Path) -> list[Row]:
     if "kinds" in config:
         return _build_families(family_settings(config), out)
     settings: miniature.Settings | miniature.Planted
-    if "trees" in config:
-        nested = {"vit": miniature.ViT(**config["vit"]), "lora": miniature.Lora(**config["lora"])}
-        settings = miniature.Settings(**{**config, **nested})
-    else:
-        settings = miniature.Planted(**config)
+    settings = zoo_settings(config) if "trees" in config else miniature.Planted(**config)
     with cli.progress(miniature.count(settings), "building", "model") as bar:
         return [_row(summary) for summary in miniature.build(settings, out, bar.update)]
 
 
+def zoo_settings(config: Mapping[str, Any]) -> miniature.Settings:
+    """What a config of a miniature zoo says."""
+    kinds: dict[str, Callable[..., Any]] = {
+        "vit": miniature.ViT,
+        "lora": _lora,
+        "variety": miniature.Variety,
+    }
+    nested = {name: kind(**config[name]) for name, kind in kinds.items() if name in config}
+    return miniature.Settings(**{**config, **nested})
+
+
+def _lora(*, variety: Mapping[str, Any], **fields: Any) -> miniature.Lora:
+    return miniature.Lora(**fields, variety=miniature.Variety(**variety))
+
+
 def family_settings(config: Mapping[str, Any]) -> miniature.Families:
     """What a config of families says."""
-    training = {**config["training"], "vit": miniature.ViT(**config["training"]["vit"])}
-    return miniature.Families(**{**config, "training": miniature.Settings(**training)})
+    return miniature.Families(**{**config, "training": zoo_settings(config["training"])})
 
 
 def _build_families(settings: miniature.Families, out: Path) -> list[Row]:

@@ -25,7 +25,10 @@ SHARED = {"__init__"}  # no config
 SUBSETS = ("supvit", "dino", "mae", "resnet", "sd_200", "sd_1k")
 METHODS = ("probex", "mvprobe")
 SIZES = {
-    "zoo_miniature": ("default", "demo", "tiny", "wide", "families", "families_tiny"),
+    "zoo_miniature": (
+        *("default", "demo", "tiny", "wide"),
+        *(f"{size}{tiny}" for size in ("attributes", "families") for tiny in ("", "_tiny")),
+    ),
     "zoo_planted": ("vit_base", "sd_lora", "tiny"),
     "paper": tuple(f"{method}_{subset}" for method in METHODS for subset in SUBSETS),
 }
@@ -70,9 +73,7 @@ def test_a_config_is_locked_and_builds_what_it_says(name, size):
         assert settings == config
         return
     if name == "zoo_miniature":
-        lora, vit = miniature.Lora(**config.pop("lora")), miniature.ViT(**config.pop("vit"))
-        settings = miniature.Settings(**config, vit=vit, lora=lora)
-        assert (settings.vit, settings.lora) == (vit, lora)
+        assert dataclasses.asdict(zoo_steps.zoo_settings(config)) == config
         return
     if name == "zoo_planted":
         assert dataclasses.asdict(miniature.Planted(**config)) == config
@@ -161,6 +162,7 @@ def test_the_papers_recipes(method, subset):
             "encoder": "clip:openai/clip-vit-large-patch14",
             "template": "a photo of a {class}",
             "logit_scale": 1.0,
+            "tags": "",
         }
 
 

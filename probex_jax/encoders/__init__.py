@@ -9,6 +9,18 @@ from probex_jax.encoders.dense import Dense
 from probex_jax.encoders.linear import Linear
 from probex_jax.encoders.mvprobe import MVProbe
 from probex_jax.encoders.probex import ProbeX
+from probex_jax.encoders.size import TINY, Size, log_size
 from probex_jax.encoders.statnn import N_STATISTICS, Statistics, statistics
 
-__all__ = ["N_STATISTICS", "Dense", "Linear", "MVProbe", "ProbeX", "Statistics", "statistics"]
+__all__ = [
+    "N_STATISTICS",
+    "TINY",
+    "Dense",
+    "Linear",
+    "MVProbe",
+    "ProbeX",
+    "Size",
+    "Statistics",
+    "log_size",
+    "statistics",
+]

@@ -10,6 +10,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.experts.card import TextCard
 from probex_jax.experts.expert import Expert
 from probex_jax.experts.predictions import stored_logits
+from probex_jax.experts.tag_cut import TagCut
 from probex_jax.fitting import Score, Split, Texts
 from probex_jax.fitting.calibration import seen_offset
 from probex_jax.language import TextEncoder, embed
@@ -29,6 +30,7 @@ class Alignment:
         expert to place a text has to give the encoder.
       template: the sentence of a class, with `{class}` where its words stand.
       logit_scale: scale of the cosines in the softmax.
+      tags: column of the store by whose tags the expert is calibrated to rank them; "" for none.
 
     Example:
       >>> from probex_jax import text_encoder
@@ -40,6 +42,7 @@ class Alignment:
     spec: str = ""
     template: str = "a photo of a {class}"
     logit_scale: float = 1.0
+    tags: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.template, str) or self.template.count("{class}") != 1:
@@ -60,6 +63,15 @@ class Alignment:
             float(self.logit_scale),
             {name: texts[name] for name in classes if name in texts},
         )
+
+    def card_for(self, store: LayerStore) -> TextCard:
+        """The same of the classes that the training models of a store have, and of its tags.
+
+        Raises:
+          ProbexError: as `TagCut.of`.
+        """
+        tags = TagCut.of(store, self.tags) if self.tags else None
+        return replace(self.card(store.seen_classes, store.texts), tags=tags)
 
     def candidates(self, store: LayerStore) -> "Candidates":
         """Embeds the classes of a store, and checks that their texts tell them apart.

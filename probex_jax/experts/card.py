@@ -5,88 +5,34 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from probex_jax.errors import ProbexError
-from probex_jax.fitting import TASKS, SeveralClasses, Task, Texts
+from probex_jax.experts.card_parts import (
+    Attribute,
+    Calibration,
+    MemberCard,
+    Reader,
+    TextCard,
+    implied_task,
+    known,
+    read_calibration,
+    read_conformal,
+    read_member,
+    read_names,
+    read_task,
+    task_json,
+)
+from probex_jax.experts.tag_cut import TagCut
+from probex_jax.fitting import TASKS, SeveralClasses, Task
+from probex_jax.fitting.conformal import Conformal
 from probex_jax.fitting.network import HEADS
 
-# How a member reads its layer's matrices: as they are, or re-read by `reference_matrix`.
-LAYOUTS = ("canonical", "reference")
 # Of a committee, what stands on its card where all members agree.
 _AGREED = ("encoder", "recipe", "normalise")
-
-
-@dataclass(frozen=True)
-class TextCard:
-    """The text that an expert was aligned with.
-
-    Args:
-      encoder: how `text_encoder` finds the text encoder again; "" if it cannot.
-      name, dim: of the text encoder.
-      template: the sentence of a class, with `{class}` where its words stand.
-      logit_scale: scale of the cosines.
-      texts: the words for classes whose names are none.
-      seen_offset: what is taken off the logits of the classes trained on where others are
-        candidates, too (`fitting.calibration.seen_offset`); None for nothing.
-
-    Example:
-      >>> TextCard("hashing", "hashing-512", 512, "a {class}", 20.0, {"n02": "big dog"}).dim
-      512
-    """
-
-    encoder: str
-    name: str
-    dim: int
-    template: str
-    logit_scale: float
-    texts: Mapping[str, str]
-    seen_offset: float | None = None
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What makes logits calibrated.
-
-    Args:
-      temperature: what they are divided by.
-      split: the models that chose it.
-      before, after: expected calibration errors by split, at temperature 1 and at this one.
-    """
-
-    temperature: float
-    split: str | None = None
-    before: Mapping[str, float] | None = None
-    after: Mapping[str, float] | None = None
-
-
-@dataclass(frozen=True)
-class MemberCard:
-    """One network of an expert.
-
-    Args:
-      encoder: name and settings, as `build_network` takes them.
-      layer: name of the layer that it reads.
-      shape: (H, W) of that layer's matrices.
-      weight: of its logits among those of the other members; all add up to one.
-      normalise, centre_rank: as `Network` has them; None, as on some JSON, for its defaults.
-      layout: one of `LAYOUTS`.
-      recipe: how it was fitted.
-      metrics: figures of its fitting.
-    """
-
-    encoder: Mapping[str, Any]
-    layer: str
-    shape: tuple[int, int]
-    weight: float = 1.0
-    normalise: str | None = None
-    centre_rank: int | None = None
-    layout: str = "canonical"
-    recipe: Mapping[str, Any] | None = None
-    metrics: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +47,10 @@ class Card:
       task: what is asked.
       text: of `Texts`, the text.
       calibration: None until the expert is calibrated.
+      conformal: what its intervals or sets are made by; None where too few models were left out.
+      told: whether the weights tell what is asked: whether answers were better than its prior.
+      attributes: of a joint expert what it was asked at once, in the order of its outputs; then
+        `task`, `calibration`, `conformal` and `told` are those of each, and none here.
       store_hash: of the store that it was trained on.
       n_train: number of its training models.
       selected_on: the split whose best parameters these are.
@@ -123,6 +73,9 @@ class Card:
     task: Task = field(default_factory=SeveralClasses)
     text: TextCard | None = None
     calibration: Calibration | None = None
+    conformal: Conformal | None = None
+    told: bool = True
+    attributes: tuple[Attribute, ...] = ()
     store_hash: str | None = None
     n_train: int | None = None
     selected_on: str | None = None
@@ -163,20 +116,46 @@ class Card:
         values = [getattr(member, name) for member in self.members]
         return values[0] if all(value == values[0] for value in values) else None
 
+    def outputs(self, name: str) -> slice:
+        """The columns of an attribute in the logits; errors as of `Expert.part`."""
+        start = 0
+        for each in self.attributes:
+            if each.name == name:
+                return slice(start, start + len(each.classes))
+            start += len(each.classes)
+        known_names = ", ".join(each.name for each in self.attributes) or "none"
+        raise ProbexError(f"no attribute {name!r} of tree {self.tree}; there are {known_names}")
+
+    def part(self, name: str) -> Card:
+        """The card of one attribute of a joint expert."""
+        (found,) = (each for each in self.attributes if each.name == name)
+        own = {
+            field.name: getattr(found, field.name)
+            for field in dataclasses.fields(found)
+            if field.name != "name"
+        }
+        return replace(self, attributes=(), more={**self.more, "label_set": name}, **own)
+
     def to_json(self) -> dict[str, Any]:
         """As JSON values; `from_json` of it is the same card."""
         whole: dict[str, Any] = {**self.more, "tree": self.tree, "classes": list(self.classes)}
         whole["head"] = self.head
-        if self.task != _implied(self.head, self.text):
-            whole["task"] = {"name": self.task.name, **dataclasses.asdict(self.task)}
-        for name in ("text", "calibration"):
+        if self.task != implied_task(self.head, self.text):
+            whole["task"] = task_json(self.task)
+        if not self.told:
+            whole["told"] = False
+        if self.attributes:
+            whole["attributes"] = [each.to_json() for each in self.attributes]
+        for name in ("text", "calibration", "conformal"):
             if (part := getattr(self, name)) is not None:
-                whole[name] = _known(dataclasses.asdict(part))
-        whole |= _known(
+                whole[name] = known(dataclasses.asdict(part))
+        if self.text and self.text.tags:
+            whole["text"]["tags"] = self.text.tags.as_json()
+        whole |= known(
             {name: getattr(self, name) for name in ("store_hash", "n_train", "selected_on")}
             | {"metrics": self.metrics, "versions": self.versions}
         )
-        members = [_known(dataclasses.asdict(member)) for member in self.members]
+        members = [known(dataclasses.asdict(member)) for member in self.members]
         for member in members:
             member["shape"] = list(member["shape"])
             if member["layout"] == "canonical":
@@ -202,36 +181,43 @@ class Card:
         Raises:
           ProbexError: if something is missing or wrong; the message names the field.
         """
-        read = _Reader(value, f"{where}: no expert", "")
+        read = Reader(value, f"{where}: no expert", "")
         head = read.take("head", str)
         if head not in HEADS:
             raise ProbexError(f"{where}: head on the card is {head!r}: not {' or '.join(HEADS)}")
-        tree, classes = read.take("tree", str), tuple(read.take("classes", list))
-        if not all(isinstance(name, str) for name in classes):
-            raise ProbexError(f"{where}: classes on the card are not all names")
+        tree, classes = read.take("tree", str), read_names(read, where)
         text = read.part("text", TextCard, required=head == "text")
         if text and not abs(text.seen_offset or 0.0) < float("inf"):
             raise ProbexError(f"{where}: text.seen_offset on the card is not finite")
-        calibration = read.part("calibration", Calibration)
-        if calibration and not 0 < calibration.temperature < float("inf"):
-            raise ProbexError(f"{where}: calibration.temperature on the card is not > 0")
+        if text and text.tags:
+            text = replace(text, tags=TagCut.from_json(text.tags, where))
+        calibration, conformal = read_calibration(read, where), read_conformal(read, where)
+        attributes = tuple(
+            Attribute.from_json(Reader(each, f"{where}: no expert", f"attributes.{n}."), where)
+            for n, each in enumerate(read.take("attributes", list, []))
+        )
+        outputs = [name for each in attributes for name in each.classes]
+        if attributes and len(outputs) != len(classes):
+            raise ProbexError(
+                f"{where}: the attributes on the card do not have its {len(classes)} outputs"
+            )
         if "members" in read.value:
             listed = read.take("members", list)
             if not listed:
                 raise ProbexError(f"{where}: no expert: its card has no members (list)")
             members = tuple(
-                _member(_Reader(each, f"{where}: no expert", f"members.{number}."), where)
+                read_member(Reader(each, f"{where}: no expert", f"members.{number}."), where)
                 for number, each in enumerate(listed)
             )
             for name in _AGREED:
                 read.take(name, object, None)
         else:
-            members = (_member(read, where, alone=True),)
+            members = (read_member(read, where, alone=True),)
         if len({(member.layer, str(member.encoder.get("name"))) for member in members}) < len(
             members
         ):
             raise ProbexError(f"{where}: no expert: two of its members read the same layer alike")
-        task = _task(read.take("task", dict, None), head, text, where)
+        task = read_task(read.take("task", dict, None), head, text, where)
         return cls(
             tree,
             classes,
@@ -240,6 +226,9 @@ class Card:
             task,
             text,
             calibration,
+            conformal,
+            read.take("told", bool, True),
+            attributes,
             store_hash=read.take("store_hash", str, None),
             n_train=read.take("n_train", int, None),
             selected_on=read.take("selected_on", str, None),
@@ -247,94 +236,6 @@ class Card:
             versions=read.take("versions", dict, None),
             more=read.value,
         )
-
-
-class _Reader:
-    """Takes fields of a JSON object, each once; the rest stays in `value`."""
-
-    def __init__(self, value: Any, where: str, prefix: str):
-        if not isinstance(value, Mapping):
-            raise ProbexError(f"{where}: its card has no {prefix.rstrip('.') or 'fields'} (dict)")
-        self.value, self.prefix, self._where = dict(value), prefix, where
-
-    def take(self, name: str, kind: type, *default: Any) -> Any:
-        """A field of a type; the default where it is absent and there is one."""
-        if name not in self.value and default:
-            return default[0]
-        found = self.value.pop(name, None)
-        kinds = (int, float) if kind is float else kind
-        if not isinstance(found, kinds) or (kind in (int, float) and isinstance(found, bool)):
-            field = f"{self.prefix}{name} ({kind.__name__})"
-            raise ProbexError(f"{self._where}: its card has no {field}")
-        return found
-
-    def part(self, name: str, of: type, *, required: bool = False) -> Any:
-        """An object with the fields of a dataclass; None where it is absent and not required."""
-        if not required and self.value.get(name) is None:
-            self.value.pop(name, None)
-            return None
-        inner = _Reader(self.value.pop(name, None), self._where, f"{self.prefix}{name}.")
-        kinds = {"str": str, "int": int, "float": float}
-        found = {}
-        for each in dataclasses.fields(of):
-            kind = kinds.get(str(each.type).removesuffix(" | None"), dict)
-            absent = () if each.default is dataclasses.MISSING else (each.default,)
-            if absent and inner.value.get(each.name) is None:
-                inner.value.pop(each.name, None)
-            found[each.name] = inner.take(each.name, kind, *absent)
-        return of(**found)
-
-
-def _member(read: _Reader, where: object, *, alone: bool = False) -> MemberCard:
-    """A member; that of an expert on one layer has all of the card but the metrics of its own."""
-    encoder, layer = read.take("encoder", dict), read.take("layer", str)
-    shape = read.take("shape", list)
-    if len(shape) != 2 or not all(type(n) is int and n > 0 for n in shape):
-        raise ProbexError(f"{where}: shape on the card is {shape}, expected rows, columns")
-    if (layout := read.take("layout", str, "canonical")) not in LAYOUTS:
-        raise ProbexError(f"{where}: layout on the card is {layout!r}: not {' or '.join(LAYOUTS)}")
-    weight = 1.0 if alone else read.take("weight", float)
-    if not 0 < weight < float("inf"):
-        raise ProbexError(f"{where}: {read.prefix}weight on the card is {weight}, expected > 0")
-    return MemberCard(
-        encoder,
-        layer,
-        (shape[0], shape[1]),
-        weight,
-        read.take("normalise", str, None),
-        read.take("centre_rank", int, None),
-        layout,
-        read.take("recipe", dict, None),
-        None if alone else read.take("metrics", dict, None),
-    )
-
-
-def _implied(head: str, text: TextCard | None) -> Task:
-    """The task of a card that names none."""
-    return Texts(logit_scale=text.logit_scale) if head == "text" and text else SeveralClasses()
-
-
-def _task(value: Mapping[str, Any] | None, head: str, text: TextCard | None, where: object) -> Task:
-    if value is None:
-        return _implied(head, text)
-    fields = dict(value)
-    try:
-        task = TASKS[fields.pop("name")](**fields)
-        if task.head == ("class" if head == "none" else head) and all(
-            (v is None and n == "n_classes") or _is_number(v) for n, v in fields.items()
-        ):
-            return task
-    except (KeyError, TypeError):
-        pass
-    raise ProbexError(f"{where}: task on the card is {dict(value)!r}: none of a {head} head")
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < float("inf")
-
-
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def versions() -> dict[str, str]:

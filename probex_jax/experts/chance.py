@@ -18,6 +18,8 @@ def targets(task: Task, store: LayerStore, split: str, classes: Sequence[str]) -
     Raises:
       ProbexError: if there is no such split, or its models are of other classes.
     """
+    if store.is_number:
+        return store.values(split)
     return store.class_indices(split, classes) if task.exclusive else store.targets(split)
 
 
@@ -49,7 +51,7 @@ def _known_and_asked(
 ) -> tuple[np.ndarray, np.ndarray]:
     known, asked = "train" if store.has("train") else split, targets(task, store, split, classes)
     if not task.exclusive:
-        return store.targets(known), asked
+        return targets(task, store, known, classes), asked
     # Training models of other classes than the candidates tell nothing of these.
     places = {name: place for place, name in enumerate(classes)}
     labels = [model.labels[0] for model in store.split(known)]

@@ -3,21 +3,23 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from probex_jax.experts.alignment import class_texts
-from probex_jax.experts.card import Calibration
+from probex_jax.experts.card_parts import Calibration
 from probex_jax.experts.chance import chance, targets
 from probex_jax.experts.expert import Expert
 from probex_jax.experts.predictions import stored_logits
-from probex_jax.fitting import Score, calibration_error
+from probex_jax.fitting import Score, Task, calibration_error, share
 from probex_jax.language import TextEncoder
 from probex_jax.layer_store import LayerStore
 
 HOLDOUT = "expert_val_holdout"
+# Standard errors above 0 that one in two hundred means of nothing exceeds.
+_TOLD = 2.58
 
 
 class Answers(NamedTuple):
@@ -119,8 +121,9 @@ def calibrated(expert: Expert, store: LayerStore, encoder: TextEncoder | None = 
       encoder: as `evaluate` takes it.
 
     Returns:
-      It, with `calibration` on its card: the temperature, and the expected calibration errors on
-      `val`, and on `test` where there is such a split, at temperature 1 (`before`) and at this one.
+      It, with `conformal` and `calibration` on its card: the temperature, and the expected
+      calibration errors on `val`, and on `test` where there is such a split, at temperature 1
+      (`before`) and at this one.
 
     Raises:
       ProbexError: as `evaluate`.
@@ -146,4 +149,40 @@ def calibrated_by(expert: Expert, found: Mapping[str, Answers], chosen_by: str =
         }
 
     best = task.best_temperature(*found[chosen_by])
-    return expert.with_card(calibration=Calibration(best, chosen_by, errors(1.0), errors(best)))
+    return expert.with_card(
+        calibration=Calibration(best, chosen_by, errors(1.0), errors(best)),
+        conformal=task.conformal(*found[chosen_by], best),
+    )
+
+
+def coverage(expert: Expert, found: Answers) -> Score | None:
+    """The share of models whose interval or set holds the truth; None where there are none."""
+    card = expert.card
+    if card.conformal is None:
+        return None
+    region = card.task.region(found.logits, card.temperature, card.conformal)
+    return share(card.task.covered(region, found.y))
+
+
+def is_told(task: Task, found: Answers, known: Any) -> bool:
+    """Whether answers are better than those of the prior, beyond chance.
+
+    The mean over the models of how much lower the loss is, or how much higher the accuracy, must be
+    above 0 by 2.58 standard errors: of what weights do not tell, one in a hundred passes.
+
+    Args:
+      task: what was asked.
+      found: answers for models that were not fitted to.
+      known: targets of the training models, whose prior it is.
+    """
+    logits_NY = np.asarray(found.logits, np.float64)
+    prior_NY = np.broadcast_to(task.prior(known, logits_NY.shape[1]), logits_NY.shape)
+    y = jnp.asarray(task.encoded(found.y))
+    losses = [np.asarray(task.loss(jnp.asarray(each), y)) for each in (prior_NY, logits_NY)]
+    right = [np.asarray(task.accuracies(each, found.y)) for each in (prior_NY, logits_NY)]
+    return _is_above_0(losses[0] - losses[1]) or _is_above_0(right[1] - right[0])
+
+
+def _is_above_0(values_N: np.ndarray) -> bool:
+    error = values_N.std(ddof=1) / len(values_N) ** 0.5 if len(values_N) > 1 else np.inf
+    return bool(values_N.mean() > _TOLD * error)

@@ -151,6 +151,17 @@ class Expert:
         """SHA-256 of the variables and the card: the expert's identity."""
         return checkpoints.content_hash(self.variables, self.card.to_json())
 
+    def part(self, name: str) -> Expert:
+        """The expert of one attribute of a joint expert; a ProbexError if it has no such one."""
+        own = self.card.outputs(name)
+
+        def cut(path: Any, leaf: Any) -> Any:
+            is_map = getattr(path[-1], "key", None) in ("kernel", "weight", "bias")
+            return leaf[..., own] if is_map else leaf
+
+        variables = jax.tree_util.tree_map_with_path(cut, self.variables)
+        return replace(self, variables=variables, card=self.card.part(name))
+
     @property
     def text(self) -> TextCard:
         """The part of the card on text.
@@ -288,17 +299,14 @@ class Expert:
         """Calibrated probabilities [N, Y] of N models; of one class of several they add up to one.
 
         Of an expert that tells a number [N, 2], the number and the standard deviation of its error.
-
-        Args:
-          x, texts: as `logits` takes them.
-
-        Raises:
-          ProbexError: as `logits`.
+        Arguments and errors are as of `logits`; a joint expert leaves it to its parts.
         """
         return self.as_probabilities(self.logits(x, texts))
 
     def as_probabilities(self, logits: ArrayLike) -> jax.Array:
         """What `probabilities` makes of logits [N, Y]."""
+        if self.card.attributes:
+            raise ProbexError(f"{self} answers for several attributes; take one with part(name)")
         return predictions(self.card.task, jnp.asarray(logits), self.card.temperature)
 
     def with_card(self, **changes: Any) -> Expert:
@@ -306,19 +314,14 @@ class Expert:
         return replace(self, card=replace(self.card, **changes))
 
     def check_fits(self, tree: str, classes: Sequence[str]) -> None:
-        """Checks that models of this tree and class list are what the expert was trained on.
+        """Raises a ProbexError unless models of this tree and class list are the expert's.
 
-        Args:
-          tree: name of the tree.
-          classes: class names, in order; of an expert aligned with text they may be others.
-
-        Raises:
-          ProbexError: if they are not; the message names the tree, or a class that differs.
+        Of an expert aligned with text, and of a joint one, the classes may be others.
         """
         if tree != self.card.tree:
             raise ProbexError(f"the expert is of tree {self.card.tree}, the models are of {tree}")
         ours, theirs = list(self.card.classes), list(classes)
-        if self.card.text is None and ours != theirs:
+        if self.card.text is None and not self.card.attributes and ours != theirs:
             different = sorted(set(ours) ^ set(theirs)) or ["their order"]
             raise ProbexError(
                 f"the expert knows {len(ours)} classes, the store {len(theirs)}; "
@@ -336,9 +339,6 @@ class Expert:
         Args:
           path: an expert's checkpoint, or the work directory of a training (then its best one).
           encoders: encoders by name that are not ours.
-
-        Returns:
-          The expert, ready to `encode` and to give `logits`.
 
         Raises:
           ProbexError: if there is none, or its content does not match its hash.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ from safetensors.numpy import save
 
 from probex_jax.bucket_paths import fetched
 from probex_jax.errors import ProbexError
+from probex_jax.experts.card import Card
+from probex_jax.experts.card_parts import read_task, task_json
 from probex_jax.experts.chance import chance, chance_by_class
 from probex_jax.experts.expert import Expert
 from probex_jax.experts.together import SMALL
 from probex_jax.files import parse_json, write_bytes
 from probex_jax.fitting import TASKS, OneClass, SeveralClasses, Task
+from probex_jax.fitting.conformal import Conformal
 from probex_jax.layer_store import LayerStore
 
 NAME = "predictions.safetensors"
@@ -47,6 +50,8 @@ class Predictions:
       chance: the accuracy of always giving the commonest answer (`chance.chance`).
       chance_by_class: that of each class (`chance.chance_by_class`).
       task: what was asked.
+      conformal: what the expert's intervals or sets are made by; None where there are none.
+      temperature: what its logits are divided by.
     """
 
     classes: tuple[str, ...]
@@ -58,6 +63,15 @@ class Predictions:
     chance: float
     chance_by_class: tuple[float, ...] = ()
     task: Task = field(default_factory=SeveralClasses)
+    conformal: Conformal | None = None
+    temperature: float = 1.0
+
+    @property
+    def region(self) -> np.ndarray | None:
+        """What conformal prediction leaves possible (`Task.region`); None without it."""
+        if self.conformal is None:
+            return None
+        return self.task.region(self.logits, self.temperature, self.conformal)
 
     @classmethod
     def of(
@@ -67,6 +81,7 @@ class Predictions:
         task: Task,
         answers: tuple[np.ndarray, np.ndarray],
         expert: Expert | None = None,
+        vectors: np.ndarray | None = None,
     ) -> Predictions:
         """Answers for the models of a store.
 
@@ -76,10 +91,11 @@ class Predictions:
           task: what is asked.
           answers: logits and targets.
           expert: who represents the models, also those of held-out classes; None if nobody does.
+          vectors: [N, T], how the models of `test` are represented, where no expert is asked.
         """
         splits = ["test", *(["test_holdout"] if expert and store.has("test_holdout") else [])]
         models = [model for split in splits for model in store.split(split)]
-        vectors = np.zeros([0, 0])
+        vectors = np.zeros([0, 0]) if vectors is None else vectors
         if expert is not None:
             vectors = np.concatenate([stored_vectors(expert, store, split) for split in splits])
         logits_NY, y = answers
@@ -88,12 +104,16 @@ class Predictions:
             tuple(model.id for model in models),
             tuple(tuple(model.labels) for model in models),
             np.asarray(logits_NY, np.float32),
-            np.asarray(y, np.int32),
+            np.asarray(y, np.float64 if store.is_number else np.int32),
             np.asarray(vectors, np.float32),
             chance(task, store, "test", classes),
             tuple(map(float, chance_by_class(task, store, "test", classes))),
             task,
         )
+
+    def believed(self, card: Card) -> Predictions:
+        """The same, with the calibration of an expert's card."""
+        return replace(self, conformal=card.conformal, temperature=card.temperature)
 
     def write(self, workdir: Path) -> None:
         """Keeps it in a work directory.
@@ -101,8 +121,12 @@ class Predictions:
         Raises:
           ProbexError: if it cannot be written.
         """
-        about = {name: getattr(self, name) for name in _ABOUT} | {"task": self.task.name}
+        about: dict[str, Any] = {name: getattr(self, name) for name in _ABOUT}
+        about |= {"task": task_json(self.task), "temperature": self.temperature}
+        about["conformal"] = self.conformal and asdict(self.conformal)
         arrays = {"logits": self.logits, "y": self.y, "vectors": self.vectors}
+        # safetensors writes the memory of an array as it lies there.
+        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         about[_CRC] = _checksum(arrays, about)
         write_bytes(workdir / NAME, save(arrays, {"about": json.dumps(about)}))
 
@@ -133,10 +157,19 @@ class Predictions:
                 **arrays,
                 chance=about["chance"],
                 chance_by_class=tuple(about.get("chance_by_class", ())),
-                task=TASKS[about.get("task", implied)](),
+                task=_task(about.get("task", implied), path),
+                conformal=(said := about.get("conformal")) and Conformal(**said),
+                temperature=about.get("temperature", 1.0),
             )
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise ProbexError(f"{path}: damaged ({error})") from error
+
+
+def _task(said: Any, path: Path) -> Task:
+    """The task of its name, as in files of earlier versions, or of its fields."""
+    if isinstance(said, str):
+        return TASKS[said]()
+    return read_task(said, TASKS[said["name"]].head, None, path)
 
 
 def _checksum(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> int:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probex_jax.encoders import N_STATISTICS, Dense, Statistics
+from probex_jax.encoders import N_STATISTICS, TINY, Dense, Size, Statistics
 from probex_jax.experts.member import Member
 from probex_jax.fitting.inference import products
 from probex_jax.matrices import may_be_sharded
@@ -144,6 +144,11 @@ def _statistics(kinds: Sequence[_Kind], entries_NE: jax.Array) -> jax.Array:
     return found_NMS.reshape(-1, N_STATISTICS * len(kinds))
 
 
+def _sizes_of(kinds: Sequence[_Kind], entries_NE: jax.Array) -> jax.Array:
+    """[N, M]: what `Size` takes."""
+    return jnp.log(jnp.sqrt(_means(kinds, entries_NE**2)) + TINY)
+
+
 def _centred(kinds: Sequence[_Kind], entries_NE: jax.Array) -> tuple[jax.Array, jax.Array]:
     """[N, M], [N, E]: the mean of each matrix, and the entries less that."""
     mean_NM: Any = 0.0
@@ -174,4 +179,5 @@ def _sizes(kinds: Sequence[_Kind]) -> np.ndarray:
 _ANSWERS: Mapping[type, Callable[[Sequence[_Kind], jax.Array], jax.Array]] = {
     Dense: _dense,
     Statistics: _statistics,
+    Size: _sizes_of,
 }

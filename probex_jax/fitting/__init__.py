@@ -9,7 +9,8 @@ from probex_jax.fitting.network import ENCODERS, Network, build_network
 from probex_jax.fitting.number import Number
 from probex_jax.fitting.recipe import Adam
 from probex_jax.fitting.sharding import Devices
-from probex_jax.fitting.task import OneClass, SeveralClasses, Task, Texts
+from probex_jax.fitting.task import OneClass, SeveralClasses, Task
+from probex_jax.fitting.texts import Texts
 
 _OURS: list[type[Task]] = [SeveralClasses, OneClass, Texts, Number]
 # Tasks by their names on cards.

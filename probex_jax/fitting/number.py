@@ -1,12 +1,17 @@
 """The task of telling a number."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from probex_jax.errors import ProbexError
+from probex_jax.fitting.conformal import conformal
 from probex_jax.fitting.task import Task
+
+# Ratio of the largest to the smallest number from which they are wide.
+_WIDE = 5
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,9 @@ class Number(Task):
     deviation of its error.
 
     Args:
-      mean, std: of the training targets; set by `fitted`.
+      mean, std: of the training targets, or of their logarithms; set by `fitted`.
+      log: whether it is told on a logarithmic scale: then targets are positive, R² is that of the
+        logarithms, and the standard deviation that of the error of the (natural) logarithm.
 
     Example:
       >>> task = Number().fitted(np.array([1.0, 3.0]))
@@ -32,6 +39,7 @@ class Number(Task):
     promised = "probability that a number lies within 1.96 standard deviations"
     mean: float = 0.0
     std: float = 1.0
+    log: bool = False
 
     def n_outputs(self, y):
         return 1
@@ -43,14 +51,20 @@ class Number(Task):
                 f"{where} has shape {y.shape} of {y.dtype}, expected finite numbers of {n_models} "
                 "models"
             )
+        if self.log and not y.min() > 0:
+            raise ProbexError(f"{where} goes down to {y.min()}, expected numbers above 0")
 
     def fitted(self, y):
-        if not np.ptp(y := np.asarray(y, np.float64)) > 0:
+        if not np.ptp(y := self._scaled(y)) > 0:
             raise ProbexError("y is the same number for all training models: nothing to tell")
         return replace(self, mean=float(y.mean()), std=float(y.std()))
 
+    def _scaled(self, y: Any) -> np.ndarray:
+        exact = np.asarray(y, np.float64)
+        return np.log(exact) if self.log else exact
+
     def encoded(self, y):
-        return ((np.asarray(y, np.float64) - self.mean) / self.std).astype(np.float32)
+        return ((self._scaled(y) - self.mean) / self.std).astype(np.float32)
 
     def loss(self, logits, y):
         return (logits[:, 0] - y) ** 2
@@ -60,13 +74,15 @@ class Number(Task):
 
     def predictions(self, logits, temperature=1.0):
         value_N = self.mean + self.std * jnp.asarray(logits)[:, 0]
-        return jnp.stack([value_N, jnp.full_like(value_N, self.std * temperature)], axis=1)
+        spread_N = jnp.full_like(value_N, self.std * temperature)
+        return jnp.stack([jnp.exp(value_N) if self.log else value_N, spread_N], axis=1)
 
     def targets(self, y, n_outputs):
         return np.asarray(self.encoded(y), np.float64)[:, None]
 
     def chance(self, known, asked):
-        return float(np.mean(1 - ((np.asarray(asked) - np.mean(known)) / self.std) ** 2))
+        off = self._scaled(asked) - self._scaled(known).mean()
+        return float(np.mean(1 - (off / self.std) ** 2))
 
     def best_temperature(self, logits, y):
         """The standard deviation of the errors, in units of that of the training targets."""
@@ -78,6 +94,40 @@ class Number(Task):
     def best_factor(self, outputs, y):
         return 1.0, self.mean_loss(outputs, y)
 
+    def prior(self, y, n_outputs):
+        return self.targets(y, 1).mean(axis=0)
+
+    def conformal(self, logits, y, temperature=1.0):
+        return conformal(np.abs(np.asarray(logits, np.float64) - self.targets(y, 1))[:, 0])
+
+    def region(self, logits, temperature, by):
+        off_N2 = np.asarray(logits, np.float64)[:, :1] + by.score * np.array([[-1.0, 1.0]])
+        ends_N2 = self.mean + self.std * off_N2
+        return np.exp(ends_N2) if self.log else ends_N2
+
+    def covered(self, region, y):
+        y = np.asarray(y, np.float64)
+        return ((region[:, 0] <= y) & (y <= region[:, 1])).astype(np.float64)
+
     def promises(self, predictions, y):
-        held_N = np.abs(np.asarray(y) - predictions[:, 0]) <= 1.96 * predictions[:, 1]
+        off_N = self._scaled(y) - self._scaled(predictions[:, 0])
+        held_N = np.abs(off_N) <= 1.96 * predictions[:, 1]
         return np.full(len(held_N), 0.95), held_N.astype(np.float64)
+
+
+def is_wide(y: np.ndarray) -> bool:
+    """Whether numbers are better told on a logarithmic scale: positive, wide, a third as skewed.
+
+    Example:
+      >>> rates, shares = np.geomspace(1e-4, 1e-2, 9), np.linspace(0.05, 0.95, 9)
+      >>> is_wide(rates), is_wide(shares), is_wide(-rates)
+      (True, False, False)
+    """
+    y = np.asarray(y, np.float64)
+    if not y.min() > 0 or y.max() < _WIDE * y.min():
+        return False
+    return 3 * abs(_skewness(np.log(y))) < abs(_skewness(y))
+
+
+def _skewness(y: np.ndarray) -> float:
+    return float(np.mean(((y - y.mean()) / y.std()) ** 3))

@@ -11,9 +11,11 @@ G = (K + p tr(K)/N 1)^-1, the residuals of a part S by the solution of the other
 layers, is then known without it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, permutations
 from typing import Any, NamedTuple
 
@@ -52,6 +54,14 @@ class Kernel(NamedTuple):
     def left_out(self, part: int) -> np.ndarray:
         """By features that know nothing of a part's targets."""
         return self.whole if self.without is None else self.without[part]
+
+    def of(self, models: np.ndarray | None) -> Kernel:
+        """Of some models; None for all."""
+        if models is None:
+            return self
+        of_both = np.ix_(models, models)
+        without = None if self.without is None else [each[of_both] for each in self.without]
+        return Kernel(self.whole[of_both], None if without is None else np.stack(without))
 
 
 class Chosen(NamedTuple):
@@ -156,6 +166,7 @@ class Regression:
       fold_N: [N] int, the part of each model; parts are left out in turn, and models of none,
         below 0, never.
       refit: whether models that were left out are fitted to in the end.
+      models: [N] int, which of the models of a kernel these are; None for all, in their order.
     """
 
     task: Task
@@ -164,6 +175,7 @@ class Regression:
     penalties: Sequence[float]
     fold_N: np.ndarray
     refit: bool = True
+    models: np.ndarray | None = None
 
     @property
     def asked(self) -> np.ndarray:
@@ -198,8 +210,12 @@ class Regression:
 
     def choose(self, kernel: Kernel) -> Chosen:
         """The best penalty for the models that are left out."""
+        return self._best(self._left_out(kernel))
+
+    def _left_out(self, kernel: Kernel) -> dict[float, np.ndarray]:
+        """By penalty [N, Y]: the outputs of the models that are left out; others' targets."""
         if kernel.without is None and self.refit:
-            return self._best_of(Ridge(kernel.whole, self.targets_NY))
+            return self._left_out_of(Ridge(kernel.whole, self.targets_NY))
         outputs = {penalty: self.targets_NY.copy() for penalty in self.penalties}
         for part in self.parts:
             known, out = self.known(part), np.flatnonzero(self.fold_N == part)
@@ -212,24 +228,13 @@ class Regression:
                     continue
                 alpha_NY, intercept_Y = ridge.solution(penalty)
                 outputs_NY[out] = kernel_NN[np.ix_(out, known)] @ alpha_NY + intercept_Y
-        return self._best(outputs)
+        return outputs
 
-    def choose_without(self, kernel: Kernel) -> tuple[Chosen, np.ndarray | None]:
-        """`choose`, and [F] the loss without each part: of the others, by what knows none of it.
-
-        None where no pairs are left out, or features were chosen: these know the others' targets.
-        """
-        if kernel.without is not None or not self.pairs:
-            return self.choose(kernel), None
-        ridge = Ridge(kernel.whole, self.targets_NY)
-        # Every third penalty is enough, and that of the least squares; each part has its own.
-        outputs_PFNY = [ridge.left_out_in_pairs(p, self.fold_N) for p in self.penalties[::3]]
-        best_F = np.argmin([self._squares(each) for each in outputs_PFNY], axis=0)
-        outputs_FNY = [outputs_PFNY[best][part] for part, best in enumerate(best_F)]
-        return self._best_of(ridge), self._losses(outputs_FNY)
+    def _left_out_of(self, ridge: Ridge) -> dict[float, np.ndarray]:
+        return {p: ridge.left_out(p, self.fold_N) for p in self.penalties}
 
     def prior_losses(self) -> tuple[float, np.ndarray | None]:
-        """The losses of `choose_without`, of always answering the mean of the others' targets."""
+        """The losses of `choose_each`, of always answering the mean of the others' targets."""
         means_NY = np.empty_like(self.targets_NY)
         for part in self.parts:
             means_NY[self.fold_N == part] = self.targets_NY[self.known(part)].mean(axis=0)
@@ -243,9 +248,6 @@ class Regression:
             means_FNY[one, self.fold_N == other] = self.targets_NY[known].mean(axis=0)
         return loss, self._losses(means_FNY)
 
-    def _best_of(self, ridge: Ridge) -> Chosen:
-        return self._best({p: ridge.left_out(p, self.fold_N) for p in self.penalties})
-
     def _best(self, outputs: Mapping[float, np.ndarray]) -> Chosen:
         """Of the outputs [N, Y] for each penalty."""
         found, asked = [], self.asked
@@ -258,6 +260,11 @@ class Regression:
         """[M] int: the models that choose, without a part."""
         return np.flatnonzero((self.fold_N >= 0) & (self.fold_N != part))
 
+    def _without_parts(self, outputs_PFNY: Sequence[np.ndarray]) -> np.ndarray:
+        """[F]: the loss without each part, of the penalty that is best for the others' squares."""
+        best_F = np.argmin([self._squares(each) for each in outputs_PFNY], axis=0)
+        return self._losses([outputs_PFNY[best][part] for part, best in enumerate(best_F)])
+
     def _squares(self, outputs_FNY: Iterable[np.ndarray]) -> np.ndarray:
         """[F]: squared errors of outputs without each part."""
         errors = zip(self.parts, (each - self.targets_NY for each in outputs_FNY), strict=True)
@@ -268,6 +275,43 @@ class Regression:
         others = [self._others(part) for part in self.parts]
         each = zip(others, outputs_FNY, strict=True)
         return np.array([self.task.best_factor(out_NY[n], self.y[n])[1] for n, out_NY in each])
+
+
+def choose_each(
+    kernel: Kernel, regressions: Sequence[Regression]
+) -> list[tuple[Chosen, np.ndarray | None]]:
+    """Of regressions of the same models and parts on one kernel, what each chooses.
+
+    One eigendecomposition serves all of them.
+
+    Args:
+      kernel: the inner products of their models.
+      regressions: of other targets each.
+
+    Returns:
+      What `choose` returns, and [F] the loss without each part: of the others, by what knows none
+      of it. None where no pairs are left out, or features were chosen: these know the targets.
+    """
+    first, targets = regressions[0], [each.targets_NY for each in regressions]
+    ends = np.cumsum([each.shape[1] for each in targets])
+    columns = [slice(end - each.shape[1], end) for end, each in zip(ends, targets, strict=True)]
+    every = replace(first, targets_NY=np.concatenate(targets, axis=1))
+    if kernel.without is not None or not first.pairs:
+        outputs, outputs_PFNY = every._left_out(kernel), None
+    else:
+        ridge = Ridge(kernel.whole, every.targets_NY)
+        outputs = every._left_out_of(ridge)
+        # Every third penalty is enough, and that of the least squares; each part has its own.
+        outputs_PFNY = [ridge.left_out_in_pairs(p, first.fold_N) for p in first.penalties[::3]]
+    return [
+        (
+            each._best({penalty: found[:, own] for penalty, found in outputs.items()}),
+            None
+            if outputs_PFNY is None
+            else each._without_parts([found[:, :, own] for found in outputs_PFNY]),
+        )
+        for each, own in zip(regressions, columns, strict=True)
+    ]
 
 
 def _differ(kernel_NN: np.ndarray) -> bool:

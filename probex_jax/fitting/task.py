@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from probex_jax.errors import ProbexError
 from probex_jax.fitting.calibration import best_factor, best_temperature
+from probex_jax.fitting.conformal import Conformal, conformal
 from probex_jax.fitting.metrics import Score, auc_score, share
 
 
@@ -127,6 +129,25 @@ class Task(ABC):
         """The temperature T that makes the best `predictions(logits, T)`."""
 
     @abstractmethod
+    def prior(self, y: Any, n_outputs: int) -> np.ndarray:
+        """[Y] float64: the logits that say of every model what is usual among targets y."""
+
+    def conformal(self, logits: Any, y: Any, temperature: float = 1.0) -> Conformal | None:
+        """How far answers may be off, from models not fitted to; None if they are too few."""
+        return None
+
+    def region(self, logits: Any, temperature: float, by: Conformal) -> np.ndarray:
+        """What conformal prediction leaves possible: of classes [N, Y, 2] bool, whether no and yes.
+
+        Of one class of several yes alone counts. Of a number [N, 2], its lowest and highest value.
+        """
+        raise NotImplementedError
+
+    def covered(self, region: np.ndarray, y: Any) -> np.ndarray:
+        """[N] float64: of each model, how much of the truth is in its `region`."""
+        raise NotImplementedError
+
+    @abstractmethod
     def promises(self, predictions: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities that were stated, and whether what they are of is so; [M] float64 each."""
 
@@ -161,6 +182,15 @@ class ClassTask(Task):
 
     def evidence(self, logits):
         return np.asarray(logits, np.float64)
+
+    def region(self, logits, temperature, by):
+        p_NY = self._probabilities(logits, temperature)
+        scores_NY2 = np.stack([p_NY, 1 - p_NY], axis=2)
+        return scores_NY2 <= by.scores(p_NY.shape[1])[None, :, None]
+
+    def _probabilities(self, logits: Any, temperature: float) -> np.ndarray:
+        """[N, Y] float64."""
+        return np.asarray(self.predictions(jnp.asarray(logits), temperature), np.float64)
 
     def mean_loss(self, logits, y):
         targets_NY = self.targets(y, np.shape(logits)[1])
@@ -235,6 +265,20 @@ class SeveralClasses(ClassTask):
         n_positive = np.count_nonzero(y)
         positive, negative = (n_positive + 1) / (n_positive + 2), 1 / (np.size(y) - n_positive + 2)
         return np.where(np.asarray(y) > 0.5, positive, negative)
+
+    def prior(self, y, n_outputs):
+        share_Y = (np.sum(y, axis=0) + 1) / (len(y) + 2)
+        return np.log(share_Y / (1 - share_Y))
+
+    def conformal(self, logits, y, temperature=1.0):
+        p_NY, is_NY = self._probabilities(logits, temperature), np.asarray(y) > 0.5
+        scores_NY = np.where(is_NY, 1 - p_NY, p_NY)
+        place_NY = np.broadcast_to(np.arange(p_NY.shape[1]), p_NY.shape)
+        return conformal(scores_NY.ravel(), place_NY.ravel())
+
+    def covered(self, region, y):
+        is_NY1 = (np.asarray(y) > 0.5).astype(int)[..., None]
+        return np.take_along_axis(region, is_NY1, axis=2).mean(axis=(1, 2))
 
     def promises(self, predictions, y):
         return predictions.ravel(), np.asarray(y, np.float64).ravel()
@@ -330,27 +374,18 @@ class OneClass(ClassTask):
         np.put_along_axis(targets_NY, place_N1, 1 - targets_NY.sum(axis=1, keepdims=True), axis=1)
         return targets_NY
 
+    def prior(self, y, n_outputs):
+        counts_Y = np.bincount(y, minlength=n_outputs) + 1
+        return np.log(counts_Y / counts_Y.sum())
+
+    def conformal(self, logits, y, temperature=1.0):
+        p_NY, y = self._probabilities(logits, temperature), np.asarray(y)
+        return conformal(1 - p_NY[np.arange(len(y)), y], y)
+
+    def covered(self, region, y):
+        y = np.asarray(y)
+        return region[np.arange(len(y)), y, 1].astype(np.float64)
+
     def promises(self, predictions, y):
         held_N = np.argmax(predictions, axis=1) == np.asarray(y)
         return predictions.max(axis=1), held_N.astype(np.float64)
-
-
-@dataclass(frozen=True)
-class Texts(OneClass):
-    """Which of some texts says what the model was trained on: alignment of weights and language.
-
-    Targets are [N] int, places among the candidates, whose embeddings [Y, D] stand beside them
-    (`Split.texts`); the loss is a softmax cross-entropy over the candidates.
-
-    Args:
-      logit_scale: scale of the cosines in the softmax.
-
-    Example:
-      >>> Texts(logit_scale=20.0).predictions(np.zeros([2, 4])).shape
-      (2, 4)
-    """
-
-    name = "texts"
-    predicts = "texts"
-    head = "text"
-    logit_scale: float = 1.0  # type: ignore[misc]

@@ -5,7 +5,8 @@ their experts; `Forest.describe` finds the tree of a model (`router`) and predic
 trained on.
 """
 
-from probex_jax.forest.description import Answer, Comparison, Description, Neighbour, Prediction
+from probex_jax.forest.comparison import AttributeComparison, Comparison, Prediction
+from probex_jax.forest.description import Answer, Description, Neighbour, Quantity, RankedTags
 from probex_jax.forest.discovery import Discovery, FoundTree, discover
 from probex_jax.forest.forest import Forest, Nearest
 from probex_jax.forest.growing import grow
@@ -16,6 +17,7 @@ from probex_jax.forest.verify import verify_forest
 
 __all__ = [
     "Answer",
+    "AttributeComparison",
     "Comparison",
     "Description",
     "Discovery",
@@ -24,6 +26,8 @@ __all__ = [
     "Nearest",
     "Neighbour",
     "Prediction",
+    "Quantity",
+    "RankedTags",
     "Relatives",
     "RelativesIn",
     "Route",

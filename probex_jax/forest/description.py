@@ -9,28 +9,38 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from probex_jax.forest.comparison import (
+    AttributeComparison,
+    Comparison,
+    Prediction,
+    StatedAttribute,
+    compared,
+    plain_class,
+    predicted,
+)
 from probex_jax.forest.relatives import Relatives
 from probex_jax.forest.router import Route
 from probex_jax.forest.soundness import Soundness
 from probex_jax.forest.stated_facts import StatedFacts
 
-_LEAST_PROBABILITY = 1e-9
 _SHOWN_NAMES = 3
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """One class that a model may have been trained on.
+class Quantity:
+    """A number that a model is predicted to have.
 
     Args:
-      label: the class.
-      text: its words.
-      probability: calibrated.
+      value: the prediction.
+      low: the lower end of its conformal interval.
+      high: the upper end.
+      coverage: the share of models whose number is meant to lie in their interval, such as 0.9.
     """
 
-    label: str
-    text: str
-    probability: float
+    value: float
+    low: float
+    high: float
+    coverage: float
 
 
 @dataclass(frozen=True)
@@ -59,11 +69,14 @@ class ExpertFacts:
       layers: the layers it reads.
       encoder: name of its encoder.
       n_train: number of training models; None if its card does not say.
-      accuracy: on test models, as {"value", "low", "high", "n_models", "chance"}; experts of
-        earlier versions lack "chance"; None if not measured.
+      accuracy: on test models, as {"value", "low", "high", "n_models", "chance"}, of numbers the
+        R²; experts of earlier versions lack "chance"; None if not measured.
       auc: the macro AUC on test models in the same form; None if not measured.
       calibration_error: after calibration, by split.
-      chosen: "several" if each class has its own probability, "one" if it chooses among them.
+      chosen: "several" if each class has its own probability, "one" if it chooses among them,
+        "number" if it predicts a number.
+      coverage: the share of test models whose truth lies in their interval or set, as {"value",
+        "low", "high", "n_models"}; None if not measured.
     """
 
     hash: str
@@ -74,32 +87,22 @@ class ExpertFacts:
     calibration_error: Mapping[str, float]
     chosen: str
     auc: Mapping[str, Any] | None = None
+    coverage: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Predicted against stated classes.
+class RankedTags:
+    """Free tags that a model probably has, by an expert that ranks a vocabulary of them.
 
     Args:
-      n_right: number of classes on which both agree.
-      n_classes: number of classes that the expert knows.
-      n_known: number of stated classes among these; with 0 there is nothing to compare.
-      missed: stated, but not predicted.
-      extra: predicted, but not stated.
-      unknown: stated, but unknown to the expert.
-      surprise: -log of the probability of all stated classes together, or of the one stated class
-        if the expert chooses among them.
-      chosen: as of the expert.
+      shown: the most probable first; may be none.
+      n_tags: of the vocabulary.
+      wrong: the expected share of wrong tags among those shown, at most.
     """
 
-    n_right: int
-    n_classes: int
-    n_known: int
-    missed: tuple[Prediction, ...]
-    extra: tuple[Prediction, ...]
-    unknown: tuple[str, ...]
-    surprise: float
-    chosen: str
+    shown: tuple[Prediction, ...]
+    n_tags: int
+    wrong: float
 
 
 @dataclass(frozen=True)
@@ -107,14 +110,23 @@ class Answer:
     """What one expert of the tree predicts of a model.
 
     Args:
-      predictions: all classes that the expert knows, most probable first.
+      predictions: all classes that the expert knows, most probable first; of a number none.
       expert: made the predictions.
-      label_set: what the classes are about, such as "gain"; "" if that has no name.
+      label_set: the attribute that is predicted, such as "gain"; "" if it has no name.
+      quantity: the predicted number, if the attribute is one.
+      likely: the classes of the conformal set, which may be empty: those that cannot be ruled out;
+        None without such sets.
+      coverage: the share of models whose classes are meant to be in their set.
+      tags: of an expert that ranks tags, those shown; None of others.
     """
 
     predictions: tuple[Prediction, ...]
     expert: ExpertFacts
     label_set: str = ""
+    quantity: Quantity | None = None
+    likely: tuple[str, ...] | None = None
+    coverage: float | None = None
+    tags: RankedTags | None = None
 
     @property
     def title(self) -> str:
@@ -139,6 +151,29 @@ class Answer:
         """
         return compared(self.predictions, labels, self.expert.chosen)
 
+    def beside(self, stated: StatedAttribute) -> AttributeComparison | None:
+        """The prediction against what is stated of the attribute; None if that is no such value.
+
+        Args:
+          stated: a number, also one written as a class, for a number; otherwise classes.
+        """
+        if self.quantity is not None:
+            try:
+                number = float(stated[0] if isinstance(stated, tuple) else stated)
+            except (ValueError, IndexError):
+                return None
+            holds = self.quantity.low <= number <= self.quantity.high
+            off = self.quantity.value - number
+            return AttributeComparison(self.label_set, number, holds, off=off)
+        if not isinstance(stated, tuple):
+            return None
+        named = {plain_class(p.text): p.label for p in self.predictions}
+        named |= {plain_class(p.label): p.label for p in self.predictions}
+        known = {named.get(plain_class(label), label) for label in stated}
+        right = known == {p.label for p in self.predicted}
+        within = None if self.likely is None else known <= set(self.likely)
+        return AttributeComparison(self.label_set, stated, within, right)
+
 
 @dataclass(frozen=True)
 class Description:
@@ -155,6 +190,7 @@ class Description:
       neighbours: the nearest documented models; None without an index.
       stated_root: the ancestor that all training models of the tree state, or "".
       relatives: its parents and copies; None without a lineage that knows it.
+      untold: the attributes of the tree that the weights do not tell; they have no answer.
       soundness: what is unusual about it; None if it was not compared with the models of a tree.
 
     Example:
@@ -177,6 +213,7 @@ class Description:
     neighbours: tuple[Neighbour, ...] | None = None
     stated_root: str = ""
     relatives: Relatives | None = None
+    untold: tuple[str, ...] = ()
     soundness: Soundness | None = None
 
     @property
@@ -216,18 +253,39 @@ class Description:
         found = [c for c in (answer.compared_with(labels) for answer in self.answers) if c]
         return max(found, key=lambda comparison: comparison.n_known, default=None)
 
+    @cached_property
+    def attribute_comparisons(self) -> tuple[AttributeComparison, ...]:
+        """Each predicted attribute of which something is stated, against that."""
+        stated = self.stated.attributes
+        said = ((a, stated.get(a.label_set, self._in_files(a))) for a in self.answers)
+        found = (None if value is None else answer.beside(value) for answer, value in said)
+        return tuple(one for one in found if one is not None)
+
+    def _in_files(self, answer: Answer) -> float | None:
+        """What the model's own files state under the name of a predicted number."""
+        value = getattr(self.stated.said, answer.label_set, None)
+        is_number = answer.quantity is not None and isinstance(value, int | float)
+        return float(value) if is_number and value else None
+
     def as_json(self) -> dict[str, Any]:
-        """The description as JSON; `predictions` and `expert` are of the first answer."""
+        """The description as JSON; `predictions` and `expert` are of the first answer.
+
+        Where an interval has no end, that is None.
+        """
         value = dataclasses.asdict(self)
         value["tree"] = self.tree
         for answer, shown in zip(self.answers, value["answers"], strict=True):
             shown["title"] = answer.title
             shown["predicted"] = [p.label for p in answer.predicted]
+            for end in ("low", "high") if answer.quantity is not None else ():
+                if not math.isfinite(shown["quantity"][end]):
+                    shown["quantity"][end] = None
         first = value["answers"][0] if self.answers else {"predictions": [], "expert": None}
         value |= {name: first[name] for name in ("predictions", "expert")}
         value["predicted"] = [p.label for p in self.predicted]
         found = self.comparison
         value["comparison"] = None if found is None else dataclasses.asdict(found)
+        value["attribute_comparisons"] = list(map(dataclasses.asdict, self.attribute_comparisons))
         return value
 
 
@@ -241,57 +299,3 @@ def abbreviated(names: Sequence[str]) -> str:
     shown = names if len(names) <= _SHOWN_NAMES + 1 else names[:_SHOWN_NAMES]
     more = len(names) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")
-
-
-def predicted(predictions: Sequence[Prediction], chosen: str) -> tuple[Prediction, ...]:
-    """The predicted classes.
-
-    Args:
-      predictions: of all classes, most probable first.
-      chosen: "one" for the most probable class, "several" for those with probability >= 0.5.
-    """
-    if chosen == "one":
-        return tuple(predictions[:1])
-    return tuple(p for p in predictions if p.probability >= 0.5)
-
-
-def compared(
-    predictions: Sequence[Prediction], labels: Sequence[str], chosen: str
-) -> Comparison | None:
-    """Predicted against given classes; None if there is nothing to compare.
-
-    Args:
-      predictions: of all classes, most probable first.
-      chosen: as for `predicted`.
-      labels: classes of the model, by name or text.
-    """
-    if not labels or not predictions:
-        return None
-    said = {_plain(label): label for label in labels}
-    stated = {p.label for p in predictions if {_plain(p.label), _plain(p.text)} & said.keys()}
-    answered = {p.label for p in predicted(predictions, chosen)}
-    missed, extra = stated - answered, answered - stated
-    known = {_plain(name) for p in predictions for name in (p.label, p.text)}
-    return Comparison(
-        n_right=sum((p.label in stated) == (p.label in answered) for p in predictions),
-        n_classes=len(predictions),
-        n_known=len(stated),
-        missed=tuple(p for p in predictions if p.label in missed),
-        extra=tuple(p for p in predictions if p.label in extra),
-        unknown=tuple(label for plain, label in said.items() if plain not in known),
-        surprise=_surprise(predictions, stated, chosen),
-        chosen=chosen,
-    )
-
-
-def _surprise(predictions: Sequence[Prediction], stated: set[str], chosen: str) -> float:
-    if chosen == "one":
-        sides = [sum(p.probability for p in predictions if p.label in stated)]
-    else:
-        sides = [p.probability if p.label in stated else 1 - p.probability for p in predictions]
-    return -sum(math.log(max(side, _LEAST_PROBABILITY)) for side in sides)
-
-
-def _plain(label: str) -> str:
-    """A class name without case and spacing."""
-    return " ".join(label.replace("_", " ").casefold().split())

@@ -100,14 +100,19 @@ class Forest:
         """Finds the tree of an open model; arguments and errors as those of `forest.route`."""
         return route(model, [tree.router for tree in self.trees.values()], base)
 
+    def tree_of(self, name: str) -> Tree | None:
+        """The tree of this name, also by that of a store that brought one of its experts."""
+        named = (tree for tree in self.trees.values() if name in tree.names)
+        return next(named, self.trees.get(name))
+
     def check_tree(self, model: ModelFile, tree: str) -> None:
         """Raises a ProbexError if an open model is not of a tree of the forest."""
-        tree = next((n for n, one in self.trees.items() if tree in one.names), tree)
-        if tree not in self.trees:
+        known = self.tree_of(tree)
+        if known is None:
             raise ProbexError(
                 f"{self.path}: no tree {tree}; the forest has {', '.join(self.trees)}"
             )
-        found = self.route(model)
+        found, tree = self.route(model), known.router.tree
         if found.tree != tree:
             what = f"of tree {found.tree}" if found.tree else f"of unknown tree ({found.reason})"
             raise ProbexError(f"{model.path}: {what}, not of {tree}")
@@ -252,6 +257,7 @@ class Forest:
             root=tree.router.root,
             stated_root=tree.router.stated_root,
             answers=answers,
+            untold=tree.untold,
             neighbours=None if neighbours is None else tuple(neighbours),
         )
 

@@ -18,11 +18,12 @@ from probex_jax.buckets import Unreachable
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, calibrated
 from probex_jax.experts.alignment import class_sentences
+from probex_jax.experts.tags import vocabulary
 from probex_jax.files import disk_errors, layer_folder, one_writer, write_json
 from probex_jax.forest.description import abbreviated
 from probex_jax.forest.forest import FORMAT, tree_folders
 from probex_jax.forest.router import ROUTER_VERSION, TreeRouter, check_apart
-from probex_jax.forest.tree import VERSION, ExpertEntry, Tree, arrays_file, texts_of
+from probex_jax.forest.tree import VERSION, ExpertEntry, Tree, arrays_file, tags_of, texts_of
 from probex_jax.forest.usual import USUAL_VERSION, Usual
 from probex_jax.integrity import sealed
 from probex_jax.language import embed
@@ -35,6 +36,7 @@ def grow(
     expert: Expert | None = None,
     root: str = "",
     label_set: str | None = None,
+    tags: Sequence[str] = (),
 ) -> tuple[Tree, str]:
     """Adds a tree to a forest, or an expert of another label set to one of its trees.
 
@@ -52,6 +54,7 @@ def grow(
         same label set. None for what the expert's card or the store says: "" if neither names it.
       root: the model that they were fine-tuned from, preferably a hub id; "" if unknown. Of a path
         on this machine, models are told that are hardly changed.
+      tags: that an expert that ranks tags ranks as well.
 
     Returns:
       The tree, and "added", "replaced" or "unchanged".
@@ -95,7 +98,7 @@ def grow(
             folder = layer_folder(path / "trees", before.router.tree)
         elif before is not None and expert is not None:
             label_set = label_set or _unsaid_label_set(before, expert)
-        source = _source(store, expert, root, label_set)
+        source = _source(store, expert, root, label_set, tags)
         if before is not None and source in before.about["sources"] and _is_whole(before, folder):
             return before, "unchanged"
         known = before.entries.values() if before is not None else ()
@@ -107,7 +110,8 @@ def grow(
         for tree in trees.values():
             if before is None or tree.router.tree != before.router.tree:
                 check_apart(router, tree.router)
-        if expert is not None and expert.card.calibration is None:
+        joint = expert is not None and expert.card.attributes  # calibrated, each by itself
+        if expert is not None and not joint and expert.card.calibration is None:
             if expert.card.store_hash not in (None, store.hash):
                 raise ProbexError(
                     f"{store.path}: the expert of {store.tree} was trained on another store, which "
@@ -201,7 +205,9 @@ def _router(
     return replace(known, root=root), owner
 
 
-def _source(store: LayerStore, expert: Expert | None, root: str, label_set: str) -> dict[str, Any]:
+def _source(
+    store: LayerStore, expert: Expert | None, root: str, label_set: str, tags: Sequence[str]
+) -> dict[str, Any]:
     """Everything that an expert's place in a tree depends on, as JSON values."""
     models = sorted((model.id, model.fingerprint, model.base) for model in store.split("train"))
     return {
@@ -212,6 +218,7 @@ def _source(store: LayerStore, expert: Expert | None, root: str, label_set: str)
         "expert": None if expert is None else expert.hash,
         "root": root,
         "router": ROUTER_VERSION,
+        **({"tags": list(tags)} if tags else {}),
         "usual": USUAL_VERSION,
     }
 
@@ -316,6 +323,8 @@ def _write(
                 shutil.copytree(before.path / entry.folder, folder / entry.folder)
             if (texts := before.texts(entry)) is not None:
                 arrays[texts_of(entry.folder)] = texts
+            if (known := before.vocabulary(entry)) is not None:
+                arrays[tags_of(entry.folder)] = known.texts_VD
     if expert is not None:
         there = before.entries.values() if before is not None and in_place else kept
         used = {entry.folder for entry in there}
@@ -325,9 +334,13 @@ def _write(
         entry = ExpertEntry(
             source["label_set"], place, expert.hash, expert.layers, expert.card.classes
         )
-        entries.append(entry)
         if expert.card.text is not None:
-            arrays[texts_of(entry.folder)] = np.ascontiguousarray(_embedded(expert), np.float32)
+            arrays[texts_of(place)] = np.ascontiguousarray(_embedded(expert), np.float32)
+            if (more := source.get("tags", ())) or expert.text.tags is not None:
+                known = vocabulary(expert, more)
+                entry = replace(entry, tags=known.tags)
+                arrays[tags_of(place)] = np.ascontiguousarray(known.texts_VD, np.float32)
+        entries.append(entry)
     if before is not None:  # each keeps its place
         order = list(before.entries)
         entries.sort(key=lambda e: order.index(e.label_set) if e.label_set in order else len(order))

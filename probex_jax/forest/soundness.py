@@ -56,3 +56,8 @@ class Soundness:
     whole: bool
     p_value: float | None
     findings: tuple[Finding, ...] = ()
+
+    @property
+    def is_spoilt(self) -> bool:
+        """Whether some weights are not finite: then nothing can be predicted."""
+        return any(finding.fact == "not finite" for finding in self.findings)

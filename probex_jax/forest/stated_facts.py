@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from probex_jax.errors import ProbexError
@@ -49,6 +50,7 @@ class StatedFacts:
       unread: number of adapter tensors that are in no layer (`ModelFile.unread`).
       unread_reasons: the first reasons.
       said: all that the files say.
+      attributes: what a table beside the models says of this one: a number or classes by name.
     """
 
     labels: tuple[str, ...]
@@ -65,6 +67,7 @@ class StatedFacts:
     unread: int = 0
     unread_reasons: tuple[str, ...] = ()
     said: Stated = field(default_factory=Stated)
+    attributes: Mapping[str, float | tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,11 @@ import numpy as np
 from probex_jax.bucket_paths import fetched
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, Read, in_batches
+from probex_jax.experts.tags import Vocabulary, ranked_tags, tag_cut
 from probex_jax.files import disk_errors, read_json
-from probex_jax.forest.description import Answer, ExpertFacts, Prediction
+from probex_jax.fitting import Number
+from probex_jax.forest.answers import Asked, answered
+from probex_jax.forest.description import Answer, ExpertFacts, Prediction, RankedTags
 from probex_jax.forest.router import TreeRouter
 from probex_jax.forest.usual import Usual
 from probex_jax.integrity import unsealed
@@ -37,6 +40,7 @@ class ExpertEntry:
       hash: of the expert.
       layers: name to (H, W), the layers that it reads.
       classes: that it knows.
+      tags: that it ranks.
     """
 
     label_set: str
@@ -44,6 +48,7 @@ class ExpertEntry:
     hash: str
     layers: Mapping[str, tuple[int, int]]
     classes: tuple[str, ...]
+    tags: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ExpertEntry:
@@ -53,7 +58,8 @@ class ExpertEntry:
         if not _FOLDER.fullmatch(folder):
             raise ValueError(f"folder {folder!r:.50}")
         classes = tuple(map(str, value["classes"]))
-        return cls(str(value["label_set"]), folder, str(value["hash"]), layers, classes)
+        tags = tuple(map(str, value.get("tags", ())))
+        return cls(str(value["label_set"]), folder, str(value["hash"]), layers, classes, tags)
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
@@ -64,6 +70,7 @@ class ExpertEntry:
             "hash": self.hash,
             "layers": layers,
             "classes": list(self.classes),
+            **({"tags": list(self.tags)} if self.tags else {}),
         }
 
 
@@ -132,6 +139,41 @@ class Tree:
         """Embedded texts [Y, D] of the classes of an expert; None for one without text."""
         return self._arrays.get(texts_of(entry.folder))
 
+    def asked(self, label_set: str) -> Mapping[str, Asked]:
+        """What an expert is asked: of a joint one each attribute that the weights tell, by name.
+
+        What another expert of the tree tells is left to that one.
+        """
+        expert, facts = self.experts[label_set], self.facts(label_set)
+        if not expert.card.attributes:
+            return {label_set: Asked(expert, slice(None), facts)}
+        others = [entry for name, entry in self.entries.items() if name != label_set]
+        told = {entry.label_set for entry in others}, {entry.classes for entry in others}
+        return {
+            each.name: Asked(part, expert.card.outputs(each.name), _facts(part, expert))
+            for each in expert.card.attributes
+            if each.told and each.name not in told[0] and each.classes not in told[1]
+            for part in [expert.part(each.name)]
+        }
+
+    @property
+    def untold(self) -> tuple[str, ...]:
+        """The attributes that weights do not tell: no better than what is usual in the tree.
+
+        What has no name is no attribute: it is answered, with what there is to say of the expert.
+        """
+        cards = {label_set: expert.card for label_set, expert in self.experts.items()}
+        alone = [name for name, card in cards.items() if name and not card.told]
+        joint = [each.name for card in cards.values() for each in card.attributes if not each.told]
+        return (*alone, *joint)
+
+    def vocabulary(self, entry: ExpertEntry) -> Vocabulary | None:
+        """The tags that an expert ranks; None for one that ranks none."""
+        if not entry.tags:
+            return None
+        classes_YD = self._arrays[texts_of(entry.folder)]
+        return Vocabulary(entry.tags, self._arrays[tags_of(entry.folder)], classes_YD)
+
     def answers(
         self, models: Sequence[Mapping[str, Read]], size: int
     ) -> list[tuple[Answer, ...] | ProbexError]:
@@ -143,53 +185,85 @@ class Tree:
         """
         found: list[tuple[Answer, ...] | ProbexError] = [() for _ in models]
         for label_set, expert in self.experts.items():
-            facts = self.facts(label_set)
-            predictions = self._predict(label_set, expert, [m[label_set] for m in models], size)
-            for place, one in enumerate(predictions):
+            if label_set in self.untold:
+                continue
+            answers = self._answers(label_set, expert, [m[label_set] for m in models], size)
+            for place, one in answers.items():
                 before = found[place]
-                if isinstance(one, ProbexError):
-                    found[place] = one
-                elif not isinstance(before, ProbexError):
-                    found[place] = (*before, Answer(one, facts, label_set))
+                if isinstance(one, ProbexError) or isinstance(before, ProbexError):
+                    found[place] = one if isinstance(one, ProbexError) else before
+                else:
+                    found[place] = (*before, *one)
         return found
 
-    def _predict(
+    def _answers(
         self, label_set: str, expert: Expert, models: Sequence[Read], size: int
-    ) -> list[tuple[Prediction, ...] | ProbexError]:
-        classes, words = expert.card.classes, expert.card.words
-        texts = self.texts(self.entries[label_set])
-        found: dict[int, tuple[Prediction, ...] | ProbexError] = {}
+    ) -> dict[int, tuple[Answer, ...] | ProbexError]:
+        entry, asked = self.entries[label_set], self.asked(label_set)
+        texts, tags = self.texts(entry), self.vocabulary(entry)
+        n_tags = 0 if tags is None else len(tags.tags)
+        if texts is not None and tags is not None:
+            texts = np.concatenate([texts, tags.texts_VD])
+        found: dict[int, tuple[Answer, ...] | ProbexError] = {}
         for places, batch in in_batches(expert, models, size):
-            p_NY = np.asarray(expert.probabilities(batch, texts))
-            for place, p_Y in zip(places, p_NY, strict=False):
-                if not np.isfinite(p_Y).all():
-                    found[place] = ProbexError("its weights are too large for finite probabilities")
-                    continue
-                found[place] = tuple(
-                    Prediction(classes[y], words.get(classes[y], classes[y]), float(p_Y[y]))
-                    for y in np.argsort(-p_Y, kind="stable")
+            logits_NY = np.asarray(expert.logits(batch, texts))
+            logits_NY, of_tags_NV = np.split(logits_NY, [logits_NY.shape[1] - n_tags], axis=1)
+            answers = [answered(name, one, logits_NY) for name, one in asked.items()]
+            if tags is not None:
+                shown = _ranked(expert, of_tags_NV, tags)
+                answers = [
+                    [replace(a, tags=t) for a, t in zip(of, shown, strict=True)] for of in answers
+                ]
+            for row, place in enumerate(places):
+                found[place] = (
+                    tuple(of[row] for of in answers)
+                    if np.isfinite(logits_NY[row]).all()
+                    else ProbexError("its weights are too large for finite probabilities")
                 )
-        return [found[place] for place in range(len(models))]
+        return found
 
     def facts(self, label_set: str) -> ExpertFacts:
-        """The facts about an expert for descriptions."""
-        expert = self.experts[label_set]
-        card = expert.card
-        return ExpertFacts(
-            hash=expert.hash,
-            layers=tuple(expert.layers),
-            encoder=(card.common("encoder") or {"name": "committee"})["name"],
-            n_train=card.n_train,
-            accuracy=card.figures.get("test_accuracy"),
-            calibration_error=(card.calibration and card.calibration.after) or {},
-            chosen="one" if card.task.exclusive else "several",
-            auc=card.figures.get("test_auc"),
+        """The facts about an expert for descriptions; of a joint one `asked` has those of each."""
+        return _facts(self.experts[label_set], self.experts[label_set])
+
+
+def _facts(part: Expert, expert: Expert) -> ExpertFacts:
+    """The facts about an expert, or about a part of one."""
+    card = part.card
+    is_number = isinstance(card.task, Number)
+    return ExpertFacts(
+        hash=expert.hash,
+        layers=tuple(expert.layers),
+        encoder=(card.common("encoder") or {"name": "committee"})["name"],
+        n_train=card.n_train,
+        accuracy=card.figures.get("test_accuracy"),
+        calibration_error=(card.calibration and card.calibration.after) or {},
+        chosen="number" if is_number else "one" if card.task.exclusive else "several",
+        auc=card.figures.get("test_auc"),
+        coverage=card.figures.get("test_coverage"),
+    )
+
+
+def _ranked(expert: Expert, logits_NV: np.ndarray, tags: Vocabulary) -> Sequence[RankedTags]:
+    cut, words = tag_cut(expert), expert.card.words
+    return [
+        RankedTags(
+            tuple(Prediction(t.tag, words.get(t.tag, t.tag), t.probability) for t in shown),
+            len(tags.tags),
+            cut.wrong,
         )
+        for shown in ranked_tags(expert, logits_NV, tags)
+    ]
 
 
 def texts_of(folder: str) -> str:
     """The name of the embedded texts of an expert among the arrays of its tree."""
     return f"texts.{folder}"
+
+
+def tags_of(folder: str) -> str:
+    """The name of the embedded tags of an expert among the arrays of its tree."""
+    return f"tags.{folder}"
 
 
 def arrays_file(folder: Path, about: Mapping[str, Any]) -> Path:

@@ -15,7 +15,8 @@ from probex_jax.layer_store.store import LayerStore
 from probex_jax.model_files.hub import hub_repo
 from probex_jax.model_files.remote import Remote
 from probex_jax.prefetch import prefetch
-from probex_jax.zoo import Zoo, ZooModel
+from probex_jax.zoo import Tables, Zoo, ZooModel
+from probex_jax.zoo.label_files import labels_of
 from probex_jax.zoo.model_j_table import ListedModel, Table
 
 # In the store's folder until all models are packed: commits, and byte ranges to be packed.
@@ -90,8 +91,10 @@ def pack_from_hub(
                 )
                 for model in table.models
             )
+            labels = labels_of(table.columns, table.subset)
+            tables = Tables(labels.columns, labels.numbers)
             summary = pack(
-                Zoo(table.subset, models, None, table.texts),
+                Zoo(table.subset, models, None, table.texts, tables=tables),
                 path,
                 layers,
                 readers=jobs,

@@ -10,11 +10,12 @@ from probex_jax.engine import HERE, Engine
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, layer_folder, one_writer, write_json
 from probex_jax.integrity import sealed
+from probex_jax.layer_store.about import FORMAT, VERSION
 from probex_jax.layer_store.arrays import parts, places
 from probex_jax.layer_store.common_layers import common_layers, left_out
 from probex_jax.layer_store.headers import ModelHeader, read_headers
 from probex_jax.layer_store.packer import Packer
-from probex_jax.layer_store.store import FORMAT, VERSION, LayerStore
+from probex_jax.layer_store.store import LayerStore
 from probex_jax.layer_store.tables import check_held_out, take_over
 from probex_jax.model_files import select_layers
 from probex_jax.model_files.untrusted_text import quoted
@@ -158,7 +159,7 @@ def _create(
     if not chosen:
         raise ProbexError(f"{zoo.tree}: its models have no layer in common")
     classes = zoo.classes or _all_classes(readable.values())
-    if not (classes or zoo.is_flat or zoo.tables.columns):
+    if not (classes or zoo.is_flat or zoo.tables.columns or zoo.tables.numbers):
         raise ProbexError(f"{zoo.tree}: no training model, hence no classes; expected train/")
     sizes = [math.prod(shape) for name in chosen for shape in parts(*common[name][:2]).values()]
     vector_sizes = {n: math.prod(common[n].shape) for n in chosen if common[n].is_vector}

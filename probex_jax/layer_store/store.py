@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,30 +14,27 @@ import numpy as np
 
 from probex_jax.bucket_paths import as_path
 from probex_jax.errors import ProbexError
-from probex_jax.files import parse_json, read_json
+from probex_jax.files import parse_json
 from probex_jax.fitting.moments import Moments, moments
-from probex_jax.integrity import unsealed
 from probex_jax.layer_store import fields
+from probex_jax.layer_store.about import read_about
 from probex_jax.layer_store.by_layer import ByLayer
 from probex_jax.layer_store.reader import Reader
 from probex_jax.layer_store.stored_model import StoredModel
-from probex_jax.layer_store.tables import check_held_out, is_exclusive, read_tables, viewed
+from probex_jax.layer_store.tables import (
+    check_held_out,
+    is_exclusive,
+    one_each,
+    read_tables,
+    viewed,
+)
 from probex_jax.matrices import LowRank
 from probex_jax.prefetch import prefetch
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 from probex_jax.zoo.tables import Tables
 
-FORMAT = "probex_jax layer store"
-VERSION = 4
-# A store of version 3 is one without vectors.
-_READ = (3, VERSION)
-
-# Bytes that `blocks` reads at once.
-_BLOCK_BYTES = 64 * 2**20
-
-
-# Positions of models in their split.
-Models = slice | Sequence[int] | np.ndarray
+_BLOCK_BYTES = 64 * 2**20  # that `blocks` reads at once
+Models = slice | Sequence[int] | np.ndarray  # positions in their split
 
 
 class LayerStore:
@@ -48,7 +46,9 @@ class LayerStore:
     Attributes:
       path: the store's folder.
       tree: name of the tree.
-      classes: the class names, in the order of the columns of `targets`.
+      classes: the class names, in the order of the columns of `targets`; of a view of numbers, the
+        name of their column.
+      is_number: whether the store is a view of a column of numbers; `values` gives them.
       texts: class to the words for it, for classes whose name is an id.
       layers: name to (H, W); a vector has one column or one row.
       ranks: name to R, for the layers that are kept as factors.
@@ -91,7 +91,7 @@ class LayerStore:
         self.reader = Reader(path, self.layers, self.ranks, places)
         self.block = fields.positive(about["block"])
         self.selection = about.get("selection")
-        self.label_set = self.split_set = ""
+        self.label_set, self.split_set, self.is_number = "", "", False
         self._calls: tuple[tuple[Any, ...], ...] = ()  # that made a view of the whole store
         self.tables = read_tables(path) if tables is None else tables
         packed: dict[str, StoredModel] = {}
@@ -132,8 +132,9 @@ class LayerStore:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of the content: layers, classes, and each model's split, labels and weights."""
-        models = sorted((m.id, m.split, list(m.labels), m.content_hash) for m in self.models)
+        """SHA-256 of the content: layers, classes, models with what is said of them."""
+        said = {m.id: list(m.labels) if m.value is None else m.value for m in self.models}
+        models = sorted((m.id, m.split, said[m.id], m.content_hash) for m in self.models)
         layers = [sorted(self.layers.items()), sorted(self.ranks.items())]
         content = [self.tree, self.classes, sorted(self.texts.items()), layers, models]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -146,7 +147,7 @@ class LayerStore:
         """
         models = tuple(model for model in self.models if model.split == split)
         if not models:
-            counts = {name: sum(m.split == name for m in self.models) for name in _splits(self)}
+            counts = dict(sorted(Counter(model.split for model in self.models).items()))
             raise ProbexError(f"{self.path}: no model in split {split!r}; there are {counts}")
         return models
 
@@ -204,8 +205,13 @@ class LayerStore:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The label columns that `view` may be asked for."""
+        """The columns of classes that `view` may be asked for."""
         return tuple(self.tables.columns)
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The columns that have a name, of classes and of numbers, sorted."""
+        return self.tables.attributes
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -221,40 +227,57 @@ class LayerStore:
         """
         return is_exclusive(self.path, self.models)
 
-    def view(self, column: str = "", split: str = "") -> LayerStore:
+    def view(self, column: str = "", split: str = "", number: bool = False) -> LayerStore:
         """The same store with the labels of one column, and the models divided as one split says.
 
-        Models that have no label there, or are in no part of the split, are left out.
+        Models that have no label or number there, or are in no part of the split, are left out.
 
         Args:
-          column: one of `columns`; "" for what headers say or a `labels.json` that names no column.
+          column: one of `columns` or `attributes`; "" for what headers say or a `labels.json` that
+            names no column.
           split: one of `splits`; "" for the folders that the models were packed from.
+          number: whether a column of classes that are all numbers is read as one of numbers.
 
         Raises:
-          ProbexError: if there is no such column or split, or no model of a part has a label.
+          ProbexError: if there is no such column or split, no model of a part has a label, or a
+            class is no number.
         """
-        own = column == "" and "" not in self.tables.columns
+        own = column == "" and "" not in self.tables.columns and not number
+        is_number = number or column in self.tables.numbers
         known = {model.id: model.labels for model in self.packed if model.split}
-        labels = known if own else self.tables.column(column, self.path)
+        read = self.tables.number if is_number else self.tables.column
+        said: Mapping[str, Any] = known if own else read(column, self.path)
         parts = self.tables.parts(split, self.path) if split else self.folders
-        if not any(parts.values()):
-            there = f"give one of its splits: {', '.join(self.splits)}"
-            raise ProbexError(
-                f"{self.path}: its models are in no split folders; "
-                f"{there if self.splits else 'experiments.split makes splits, and pack takes them'}"
-            )
         where = f"{self.path}: column {column!r}, split {split!r}"
-        models = viewed(self.packed, labels, parts, where)
+        models = viewed(self.packed, said, parts, self.splits, where)
         classes = tuple(sorted({label for model in models for label in model.labels}))
         return self._with(
             "view",
             column,
             split,
+            number,
             models=models,
-            classes=self._own_classes if own else classes,
+            classes=self._own_classes if own else (column,) if is_number else classes,
+            is_number=is_number,
             label_set=column,
             split_set=split,
         )
+
+    def view_of_any(self, columns: Sequence[tuple[str, bool]], split: str = "") -> LayerStore:
+        """The models that are in the view of any of some columns, without labels.
+
+        Args:
+          columns: each with whether it is read as numbers.
+          split: as `view` takes it.
+
+        Raises:
+          ProbexError: as `view`.
+        """
+        views = [self.view(column, split, number) for column, number in columns]
+        part = {model.id: model.split for view in views for model in view.models}
+        models = tuple(m.told((), part[m.id]) for m in self.packed if m.id in part)
+        call = "view_of_any", tuple(columns), split
+        return self._with(*call, models=models, classes=(), is_number=False, split_set=split)
 
     def matrices(
         self, layer: str, split: str = "train", models: Models | None = None
@@ -283,9 +306,8 @@ class LayerStore:
             places = np.asarray(models, np.int64)
             wrong = places[(places < 0) | (places >= len(rows))]
             if wrong.size:
-                raise ProbexError(
-                    f"{self.path}: no model {wrong[0]} in split {split!r}, which has {len(rows)}"
-                )
+                of = f"in split {split!r}, which has {len(rows)}"
+                raise ProbexError(f"{self.path}: no model {wrong[0]} {of}")
             rows = rows[places]
         return rows
 
@@ -327,14 +349,26 @@ class LayerStore:
           [N, Y] float32 of zeros and ones, with the columns of `classes`.
 
         Raises:
-          ProbexError: if there is no such split.
+          ProbexError: if there is no such split, or the store is a view of numbers.
         """
+        if self.is_number:
+            raise ProbexError(f"{self.path}: column {self.label_set!r} holds numbers, no classes")
         column = {name: index for index, name in enumerate(self.classes)}
         models = self.split(split)
         targets = np.zeros([len(models), len(self.classes)], np.float32)
         for row, model in enumerate(models):
             targets[row, [column[label] for label in model.labels]] = 1.0
         return targets
+
+    def values(self, split: str = "train") -> np.ndarray:
+        """The numbers of the models of a split, [N] float64, in a view of a column of numbers.
+
+        Raises:
+          ProbexError: if there is no such split, or the store is no such view.
+        """
+        if not self.is_number:
+            raise ProbexError(f"{self.path}: column {self.label_set!r} holds classes, no numbers")
+        return np.array([model.value for model in self.split(split)], np.float64)
 
     def class_indices(self, split: str, classes: Sequence[str]) -> np.ndarray:
         """The one class, among candidates, that each model of a split was trained on.
@@ -350,19 +384,7 @@ class LayerStore:
           ProbexError: if there is no such split, or a model has several classes, or one that is
             not among the candidates.
         """
-        place = {name: index for index, name in enumerate(classes)}
-        models = self.split(split)
-        for model in models:
-            if len(model.labels) != 1:
-                raise ProbexError(
-                    f"{self.path}: {model.id} has {len(model.labels)} classes, expected one"
-                )
-            if model.labels[0] not in place:
-                raise ProbexError(
-                    f"{self.path}: {model.id} of split {split} has class {model.labels[0]!r}, "
-                    f"which is not among the {len(classes)} candidates"
-                )
-        return np.array([place[model.labels[0]] for model in models], np.int32)
+        return np.array(one_each(self.path, self.split(split), classes), np.int32)
 
 
 def _reopened(
@@ -376,22 +398,3 @@ def _reopened(
     if store.hash != content:
         raise ProbexError(f"{path}: the store changed meanwhile; run the same command again")
     return store
-
-
-def read_about(path: Path) -> dict[str, Any]:
-    """The content of the store.json of a store; a ProbexError if it is none of ours."""
-    try:
-        about = read_json(path / "store.json")
-    except (FileNotFoundError, NotADirectoryError):
-        raise ProbexError(f"{path}: no layer store here; make one with experiments.pack") from None
-    version = about.get("version") if isinstance(about, dict) else None
-    if not isinstance(about, dict) or about.get("format") != FORMAT or version not in _READ:
-        raise ProbexError(
-            f"{path / 'store.json'}: store of version {version!r}, expected {VERSION}; pack it "
-            "again"
-        )
-    return unsealed(about, path / "store.json")
-
-
-def _splits(store: LayerStore) -> list[str]:
-    return sorted({model.split for model in store.models})

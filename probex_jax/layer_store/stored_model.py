@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from probex_jax.layer_store import fields
@@ -25,6 +25,7 @@ class StoredModel:
       fingerprint: of its architecture (`model_files.fingerprint`).
       base: the model that it was fine-tuned from, as its file or folder states; or "".
       content_hash: SHA-256 of names, shapes and CRC-32C checksums of its stored arrays.
+      value: its number, in a view of a column of numbers.
     """
 
     id: str
@@ -35,6 +36,13 @@ class StoredModel:
     fingerprint: str
     base: str
     content_hash: str
+    value: float | None = None
+
+    def told(self, said: tuple[str, ...] | float, split: str) -> StoredModel:
+        """The model in a part of a split, with its classes, or with its number."""
+        if isinstance(said, float):
+            return replace(self, labels=(), value=said, split=split)
+        return replace(self, labels=said, value=None, split=split)
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any], classes: Collection[str]) -> StoredModel:
@@ -46,8 +54,8 @@ class StoredModel:
         """
         texts = {name: fields.text(line[name]) for name in _TEXTS}
         is_known = line["labels"] is not None
-        texts["split"] *= is_known
         labels = tuple(fields.listed(line["labels"])) if is_known else ()
         if not set(labels) <= set(classes):
             raise ValueError(f"{texts['id']}: labels outside the class list")
-        return cls(**texts, row=fields.positive(line["row"] + 1) - 1, labels=labels)
+        texts["split"] *= is_known
+        return cls(**texts, row=fields.positive(line["row"] + 1) - 1, labels=labels, value=None)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def read_tables(store: Path) -> Tables:
                 str(name): {model: _texts(classes) for model, classes in column.items()}
                 for name, column in about["columns"].items()
             },
-            _texts(about["numbers"]),
+            _numbers(about["numbers"]),
             {
                 str(name): {part: _texts(models) for part, models in parts.items()}
                 for name, parts in about["splits"].items()
@@ -52,6 +52,18 @@ def _texts(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise TypeError(f"{value!r:.50} is no list of texts")
     return tuple(value)
+
+
+def _numbers(value: Any) -> dict[str, dict[str, float]]:
+    if isinstance(value, list):  # of before stores kept more of them than names
+        return {name: {} for name in _texts(value)}
+    numbers = {
+        str(name): {model: float(number) for model, number in column.items()}
+        for name, column in value.items()
+    }
+    if not all(isfinite(number) for column in numbers.values() for number in column.values()):
+        raise ValueError("a number is not finite")
+    return numbers
 
 
 def take_over(store: Path, zoo: Zoo, headers: Sequence[ModelHeader]) -> None:
@@ -108,26 +120,32 @@ def check_held_out(where: Path, models: Iterable[tuple[str, str, Sequence[str]]]
 
 def viewed(
     packed: Iterable[StoredModel],
-    labels: Mapping[str, tuple[str, ...]],
+    said: Mapping[str, tuple[str, ...] | float],
     parts: Mapping[str, str],
+    splits: Sequence[str],
     where: str,
 ) -> tuple[StoredModel, ...]:
-    """The models that have a label and a part, with these.
+    """The models that have a label or number and a part, with these.
 
     Args:
       packed: all models.
-      labels: model to classes.
+      said: model to classes, or to its number.
       parts: model to part of a split; "" for models that are in none.
+      splits: those that there are, for an error.
       where: what errors name.
 
     Raises:
-      ProbexError: if no model of a part has a label.
+      ProbexError: if no model is in a part, or none of a part has a label.
     """
+    if not any(parts.values()):
+        there = f"give one of its splits: {', '.join(splits)}"
+        none = "experiments.split makes splits, and pack takes them"
+        raise ProbexError(
+            f"{where}: its models are in no split folders; {there if splits else none}"
+        )
     divided = [model for model in packed if parts.get(model.id)]
     models = tuple(
-        replace(model, labels=labels[model.id], split=parts[model.id])
-        for model in divided
-        if model.id in labels
+        model.told(said[model.id], parts[model.id]) for model in divided if model.id in said
     )
     if empty := sorted({parts[model.id] for model in divided} - {model.split for model in models}):
         raise ProbexError(f"{where}: no model of {empty[0]} has a label")
@@ -149,6 +167,26 @@ def is_exclusive(where: object, models: Iterable[StoredModel]) -> bool:
             "its label blank, or name a class for such models"
         )
     return counts == {1}
+
+
+def one_each(where: object, models: Iterable[StoredModel], classes: Sequence[str]) -> list[int]:
+    """The place of each model's one class among candidates.
+
+    Raises:
+      ProbexError: if a model has several classes, or one that is not among the candidates.
+    """
+    place = {name: index for index, name in enumerate(classes)}
+    found = []
+    for model in models:
+        if len(model.labels) != 1:
+            raise ProbexError(f"{where}: {model.id} has {len(model.labels)} classes, expected one")
+        if model.labels[0] not in place:
+            raise ProbexError(
+                f"{where}: {model.id} of split {model.split} has class {model.labels[0]!r}, "
+                f"which is not among the {len(classes)} candidates"
+            )
+        found.append(place[model.labels[0]])
+    return found
 
 
 def check_labels(where: object, models: Iterable[StoredModel]) -> tuple[str, ...]:

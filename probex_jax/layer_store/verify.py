@@ -21,12 +21,13 @@ from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors, parse_json, read_json
 from probex_jax.integrity import unsealed
 from probex_jax.layer_store import fields
+from probex_jax.layer_store.about import read_about
 from probex_jax.layer_store.arrays import (
     LayerArray,
     array_metadata,
 )
 from probex_jax.layer_store.blocks import Form
-from probex_jax.layer_store.store import LayerStore, read_about
+from probex_jax.layer_store.store import LayerStore
 from probex_jax.layer_store.stored_model import StoredModel
 from probex_jax.layer_store.tables import read_tables
 from probex_jax.model_files.untrusted_text import quoted

@@ -46,7 +46,7 @@ class Stated:
       triggers: words that call up what it learnt.
       captions: example prompts.
       datasets: names of datasets.
-      images, steps, epochs, learning_rate, resolution: of its training.
+      images, steps, epochs, batch_size, learning_rate, resolution, optimiser: of its training.
       method: the network module, algorithm or type of adapter; rank, alpha, modules: of it.
       library, task: as the front matter names them.
       session, checksum: of the training run, and of the tensors.
@@ -80,8 +80,10 @@ class Stated:
     images: int = 0
     steps: int = 0
     epochs: int = 0
+    batch_size: int = 0
     learning_rate: float = 0.0
     resolution: str = ""
+    optimiser: str = ""
     method: str = ""
     rank: float = 0.0
     alpha: float = 0.0
@@ -326,6 +328,11 @@ _ROWS: tuple[_Row, ...] = (
     ("steps", values.first_count, "m:ss_steps | m:training_info/step | m:ss_max_train_steps"),
     ("epochs", values.first_count, "m:ss_epoch | m:training_info/epoch | m:ss_num_epochs"),
     (
+        "batch_size",
+        values.first_count,
+        "m:ss_total_batch_size | m:ss_batch_size_per_device | m:ot_config/batch_size",
+    ),
+    (
         "learning_rate",
         values.first_number,
         "m:ss_learning_rate | m:ss_unet_lr | m:ot_config/learning_rate",
@@ -335,6 +342,7 @@ _ROWS: tuple[_Row, ...] = (
         values.first_text,
         "m:ss_resolution | m:modelspec.resolution | m:ot_config/resolution",
     ),
+    ("optimiser", values.first_text, "m:ss_optimizer | m:ot_config/optimizer/optimizer"),
     (
         "method",
         values.first_text,

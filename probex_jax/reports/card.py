@@ -5,21 +5,22 @@ no predictions, datasets or licence. All text of strangers is in code spans, whe
 link, a heading or HTML.
 """
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from probex_jax.errors import ProbexError
-from probex_jax.experts.chance import chance_of, shortfall
-from probex_jax.forest import Answer, Comparison, Description, Prediction
+from probex_jax.forest import AttributeComparison, Comparison, Description
+from probex_jax.reports.card_predictions import (
+    experts,
+    in_rows_and_alone,
+    named,
+    predictions,
+    probability_of,
+)
 from probex_jax.reports.quoted import code, escaped, plain, quoted
 from probex_jax.reports.tables import table
 from probex_jax.reports.unusual import unusual
 
-# Calibration error from which probabilities are not to be taken at their word.
-_OFF = 0.1
 _MAX_LISTED = 50
-_MAX_ROWS = 200
-_MIN_SHOWN = 0.005
 
 
 def model_card(description: Description) -> str:
@@ -53,11 +54,12 @@ def model_card(description: Description) -> str:
         f"# {code(description.id)}\n",
         "*Written by probex_jax from the model's weights; its trainer has not confirmed it.*\n",
         _about(description),
-        _predictions(description),
+        predictions(description),
+        _tags(description),
         unusual(description.soundness),
         _stated(description),
         _neighbours(description),
-        _how(description),
+        experts(description),
         _untold(description),
     ]
     return "\n".join(part for part in parts if part)
@@ -151,59 +153,23 @@ def _root(description: Description) -> str:
     return "unknown"
 
 
-def _predictions(description: Description) -> str:
-    title = "## What it was trained on: predicted from the weights\n"
-    if not description.tree:
-        return f"{title}\nNothing is predicted, since the model's tree is unknown.\n"
-    if not description.answers:
-        why = "some weights are not finite" if _spoilt(description) else "the tree has no expert"
-        return f"{title}\nNothing is predicted, since {why}.\n"
-    several = len(description.answers) > 1
-    return "\n".join([title, *(_answer(a, with_title=several) for a in description.answers)])
-
-
-def _spoilt(description: Description) -> bool:
-    found = description.soundness
-    return found is not None and any(f.fact == "not finite" for f in found.findings)
-
-
-def _answer(answer: Answer, *, with_title: bool) -> str:
-    """The table of one label set."""
-    chosen = answer.chooses_one
-    shown = answer.predictions[:5] if chosen else answer.predicted
-    rows = [{"class": _named(p), "probability": _probability(p)} for p in shown[:_MAX_ROWS]]
-    if len(shown) > _MAX_ROWS:
-        rows.append({"class": f"and {len(shown) - _MAX_ROWS} more", "probability": ""})
-    likely = table(rows) if rows else "No class has a probability of one half or more."
-    others = [p for p in answer.predictions[len(shown) :] if p.probability >= _MIN_SHOWN]
-    listed = [f"{_named(p)} {_probability(p)}" for p in others[:_MAX_LISTED]]
-    rest = f"Less probable: {', '.join(listed)}.\n" if listed and not chosen else ""
-    known = len(answer.predictions)
-    among = (
-        f"One of the {known} classes that the expert knows; their probabilities add up to one."
-        if chosen
-        else f"Any of the {known} classes that the expert knows."
-    )
-    heading = f"### {code(answer.title)}\n" if with_title or answer.label_set else ""
-    chance = _chance(answer.expert.accuracy)
-    about = f"{among} It knows no other classes.{chance}\n"
-    return "\n".join(part for part in [heading, about, f"{likely}\n", rest] if part)
-
-
-def _chance(accuracy: Mapping[str, Any] | None) -> str:
-    """How often the commonest answer is right, beside the answer itself."""
-    chance = None if accuracy is None else chance_of(accuracy)
-    if accuracy is None or chance is None:
-        return ""
-    return (
-        f" On test models it was right on {accuracy['value']:.3f}; always giving the most common "
-        f"answer is right on {chance:.3f}."
-    )
+def _tags(description: Description) -> str:
+    """Free tags, of experts that rank some."""
+    lines = []
+    for tags in (answer.tags for answer in description.answers if answer.tags is not None):
+        listed = ", ".join(f"{named(p)} {probability_of(p)}" for p in tags.shown[:_MAX_LISTED])
+        about = (
+            f"They are out of {tags.n_tags:,}; of tags shown a share of {tags.wrong:g} is wrong at "
+            "most, on average over models like those that the tags are from."
+        )
+        lines.append(f"Tags, ranked by the weights: {listed or 'none is sure enough'}. {about}\n")
+    return "\n".join(lines)
 
 
 def _stated(description: Description) -> str:
     said = description.stated
     title, rest = "## What its own files say\n", quoted(said.said)
+    rest = _attribute_comparisons(description) + rest
     if not said.labels:
         return f"{title}\nThey do not say what it was trained on.\n{rest}"
     labels = ", ".join(map(code, said.labels[:_MAX_LISTED]))
@@ -211,6 +177,28 @@ def _stated(description: Description) -> str:
     lines = [title, f"{plain(said.source)}: {labels}{more}.\n"]
     lines += _comparisons(description)
     return "\n".join(lines) + rest
+
+
+def _attribute_comparisons(description: Description) -> str:
+    """Attributes that are stated as well as predicted."""
+    found = description.attribute_comparisons
+    if not found:
+        return ""
+    rows = table([_attribute_row(one) for one in found])
+    return f"\nAttributes stated there or in a table beside the models:\n\n{rows}\n"
+
+
+def _attribute_row(found: AttributeComparison) -> dict[str, str]:
+    if isinstance(found.stated, tuple):
+        stated = ", ".join(map(code, found.stated)) or "none"
+    else:
+        stated = f"{found.stated:,.6g}"
+    within = "" if found.within is None else "yes" if found.within else "no"
+    return {
+        "attribute": code(found.attribute),
+        "stated": stated,
+        "within what is predicted": within,
+    }
 
 
 def _comparisons(description: Description) -> list[str]:
@@ -242,12 +230,12 @@ def _compared(found: Comparison) -> str:
     else:
         counts = f"{found.n_right} of {found.n_classes} classes"
         lines = [f"Prediction and files agree on {counts}."]
-    for what, predictions in (
+    for what, differing in (
         ("Stated but not predicted", found.missed),
         ("Predicted but not stated", found.extra),
     ):
-        if predictions:
-            listed = [f"{_named(p)} ({_probability(p)})" for p in predictions[:_MAX_LISTED]]
+        if differing:
+            listed = [f"{named(p)} ({probability_of(p)})" for p in differing[:_MAX_LISTED]]
             lines.append(f"{what}: {', '.join(listed)}.")
     return "\n".join(lines)
 
@@ -265,77 +253,32 @@ def _neighbours(description: Description) -> str:
     return "\n".join([title, table(rows), ""])
 
 
-def _how(description: Description) -> str:
-    if not description.answers:
-        return ""
-    title = "## The expert\n" if len(description.answers) == 1 else "## The experts\n"
-    return "\n".join([title, *(_how_one(description, answer) for answer in description.answers)])
-
-
-def _how_one(description: Description, answer: Answer) -> str:
-    expert, several = answer.expert, len(description.answers) > 1
-    trained = "" if expert.n_train is None else f", trained on {expert.n_train} of its models"
-    whose = f"{code(answer.title)}: expert" if several else "Expert"
-    lines = [
-        f"{whose} `{expert.hash[:16]}` of tree {code(description.tree)} (`{expert.encoder}`)"
-        f"{trained}, reading {_reading(expert.layers)}.",
-    ]
-    if expert.accuracy is not None:
-        found = expert.accuracy
-        what = "them" if expert.chosen == "one" else "their classes"
-        lines.append(
-            f"On {found['n_models']} test models of the tree it was right on "
-            f"{found['value']:.3f} of {what} (95 % interval {found['low']:.3f} to "
-            f"{found['high']:.3f}).{_beside_chance(found)}"
-        )
-    if expert.auc is not None:
-        area, short = expert.auc, shortfall(expert.auc)
-        lines.append(
-            f"It ranks models of a class above others with an AUC of {area['value']:.3f} (95 % "
-            f"interval {area['low']:.3f} to {area['high']:.3f}, mean over classes; guessing has "
-            f".500).{f' **That is {short} guessing.**' if short else ''}"
-        )
-    for split in ("test", "val"):
-        if split in expert.calibration_error:
-            error = expert.calibration_error[split]
-            measured = f"(calibration error {error:.3f}, {split})"
-            lines.append(
-                f"Its probabilities are calibrated {measured}."
-                if error < _OFF
-                else f"Its probabilities are off {measured}: they order the answers, no more."
-            )
-            break
-    return "\n".join(lines) + "\n"
-
-
 def _untold(description: Description) -> str:
     """What no expert can say of the model."""
-    if not description.answers:
+    if not (description.answers or description.untold):
         return ""
+    in_rows, alone = in_rows_and_alone(description.answers)
+    is_named = any(answer.label_set for answer in description.answers)
+    last = "anything else that is not predicted above" if is_named else "how good it is"
     lines = [
         "## What the weights do not tell\n",
-        "Who trained the model, on which files, under which licence, and how good it is.",
+        f"Who trained the model, on which files, under which licence, and {last}.",
     ]
-    if any(answer.chooses_one for answer in description.answers):
+    if description.untold:
+        listed = ", ".join(map(code, description.untold[:_MAX_LISTED]))
+        more = len(description.untold) - _MAX_LISTED
+        lines.append(
+            f"Of what is known of its tree's models, predictions were no better than guessing for "
+            f"{listed}{f' and {more} more' if more > 0 else ''}."
+        )
+    if any(answer.chooses_one for answer in in_rows):
+        lines.append("Nor whether an attribute is of a class that its expert does not know.")
+    if any(answer.chooses_one for answer in alone):
         lines.append(
             "Nor whether it was trained on something else than the classes above: probabilities "
             "that add up to one do so even then."
         )
     return "\n".join(lines) + "\n"
-
-
-def _beside_chance(accuracy: Mapping[str, Any]) -> str:
-    """The chance of an accuracy, if known; experts of earlier versions lack it."""
-    chance, short = chance_of(accuracy), shortfall(accuracy)
-    if chance is None:
-        return ""
-    said = f" Always giving the most common answer is right on {chance:.3f}."
-    return f"{said} **The expert is {short} that.**" if short else said
-
-
-def _reading(layers: Sequence[str]) -> str:
-    listed = ", ".join(map(code, layers[:4]))
-    return listed if len(layers) <= 4 else f"{listed} and {len(layers) - 4} more layers"
 
 
 def _is_hub_id(name: str) -> bool:
@@ -346,12 +289,3 @@ def _is_hub_id(name: str) -> bool:
     except HFValidationError:
         return False
     return "/" in name
-
-
-def _named(prediction: Prediction) -> str:
-    return code(prediction.text)
-
-
-def _probability(prediction: Prediction) -> str:
-    p = prediction.probability
-    return "> 0.999" if p >= 0.9995 else "< 0.001" if p < 0.0005 else f"{p:.3f}"

@@ -19,6 +19,8 @@ _STYLES = tuple(zip(OKABE_ITO, ("", "///", "...", "xxx"), strict=False))
 _MAX_NAME = 40
 # Calibration points of fewer predictions are drawn small.
 FEW = 10
+# Of more models a sample is drawn against the truth.
+MOST_POINTS = 400
 
 
 def accuracy_by_layer(
@@ -124,6 +126,54 @@ def calibration_curve(curves: Mapping[str, np.ndarray]) -> Any:
     below.bar((np.arange(len(counts)) + 0.5) / len(counts), counts, 0.9 / len(counts), color="#666")
     below.set(xlabel="predicted probability", ylabel="predictions")
     return figure
+
+
+def predicted_against_true(
+    true_N: np.ndarray, predicted_N: np.ndarray, region_N2: np.ndarray | None, *, log: bool
+) -> Any:
+    """Predicted over true numbers, with a bar for each interval; triangles lie outside of theirs.
+
+    Args:
+      true_N, predicted_N: [N] float.
+      region_N2: [N, 2], the lowest and the highest value that each interval holds; None without.
+      log: whether axes are logarithmic.
+
+    Returns:
+      The matplotlib figure.
+
+    Raises:
+      ProbexError: if matplotlib is missing (extra `commands`).
+    """
+    drawn = np.unique(np.linspace(0, len(true_N) - 1, MOST_POINTS).round().astype(int))
+    x, y = true_N[drawn], predicted_N[drawn]
+    figure = new_figure(3.8, 3.8)
+    panel = figure.subplots()
+    ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+    panel.plot(ends, ends, "--", color="black", linewidth=0.8)
+    low, high = (y, y) if region_N2 is None else region_N2[drawn].T
+    inside = np.ones(len(x), bool) if region_N2 is None else (low <= x) & (x <= high)
+    for shown, colour, marker in ((inside, OKABE_ITO[0], "o"), (~inside, OKABE_ITO[5], "^")):
+        bars = shown & np.isfinite(low) & np.isfinite(high)
+        panel.vlines(x[bars], low[bars], high[bars], color=colour, linewidth=0.8, alpha=0.35)
+        panel.scatter(x[shown], y[shown], 14, colour, marker=marker, zorder=3)
+    if log:
+        _logarithmic(panel)
+    panel.set(xlabel="true", ylabel="predicted")
+    panel.grid(color="#ccc", linewidth=0.5)
+    panel.tick_params(labelsize=8)
+    panel.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _logarithmic(panel: Any) -> None:
+    """Logarithmic axes, whose ticks are written without formulas."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    panel.set(xscale="log", yscale="log")
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter(NullFormatter())
 
 
 def svg_image(figure: Any, title: str) -> str:

@@ -42,6 +42,7 @@ nav ul { columns: 14rem; padding-left: 1.2rem; }
 .side figure img { width: 100%; max-width: 28rem; height: auto; }
 meter { width: 7.5rem; }
 .nb { display: inline-block; max-width: 100%; }
+.whole { white-space: nowrap; }
 .model td, h3, figcaption { overflow-wrap: anywhere; }
 .matrix td, .matrix th { padding: .15rem .35rem; border: 1px solid #ddd; }
 th.up { vertical-align: bottom; }

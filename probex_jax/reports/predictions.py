@@ -4,8 +4,9 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from probex_jax.forest import Description, Prediction
-from probex_jax.forest.description import compared, predicted
+from probex_jax.forest import Answer, Description, Prediction
+from probex_jax.forest.comparison import compared, predicted
+from probex_jax.reports import attributes
 from probex_jax.reports.html import escaped
 
 _SHOWN_OF_ONE = 3
@@ -103,20 +104,26 @@ def of_description(model: LabelledDescription) -> ModelAnswers:
     lines: list[tuple[str, Sequence[str]]] = [("tree", [verdict])]
     if not said.tree:
         lines.append(("why", [said.route.reason]))
-    elif len(said.answers) < 2:
+    elif len(said.answers) < 2 and not any(one.quantity for one in said.answers):
         one = next(iter(said.answers), None)
         chosen = "several" if one is None else one.expert.chosen
         lines += answers(said.predictions, model.labels, chosen)
     else:
         for one in said.answers:
-            shown = one.predictions[:_SHOWN_OF_ONE] if one.chooses_one else one.predicted
-            lines.append((one.title, [_shown(p) for p in shown] or ["none"]))
+            lines.append((one.title, _predicted(one)))
         lines.append(("truth", list(model.labels) or ["not known"]))
     # Models of many classes have long texts, which say little of the neighbours.
     if said.neighbours and all(one.chooses_one for one in said.answers):
         nearest = [f"{near.text} {near.similarity:.2f}" for near in said.neighbours[:_SHOWN_NEAR]]
         lines.append(("nearest", nearest))
     return ModelAnswers(said.id, lines)
+
+
+def _predicted(answer: Answer) -> list[str]:
+    if answer.quantity is not None:
+        return [f"{attributes.predicted(answer)} ({attributes.held(answer)})"]
+    shown = answer.predictions[:_SHOWN_OF_ONE] if answer.chooses_one else answer.predicted
+    return [_shown(p) for p in shown] or ["none"]
 
 
 def answers(

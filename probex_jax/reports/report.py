@@ -11,6 +11,7 @@ from probex_jax.experts.chance import chance_of, shortfall
 from probex_jax.reports.figures import short_name
 from probex_jax.reports.html import Html, escaped, html_table, page
 from probex_jax.reports.predictions import LabelledDescription, as_html, of_description
+from probex_jax.reports.told import is_number
 from probex_jax.reports.training import (
     Training,
     beside_the_truth,
@@ -19,6 +20,7 @@ from probex_jax.reports.training import (
     confusion,
     embeddings,
     split_rows,
+    told_by_weights,
 )
 from probex_jax.search import Measured
 
@@ -85,6 +87,7 @@ def report(run: Run) -> str:
     sections = {
         "What was run": _about(run),
         "Results": _results(run),
+        "Attributes": _each(first, told_by_weights),
         "Accuracy by layer": by_layer(run.trainings),
         "Calibration": _each(first, calibration, side_by_side=True),
         "Confusion by class": _each(first, confusion),
@@ -168,11 +171,18 @@ def _result_rows(training: Training) -> Iterator[dict[str, Any]]:
     metrics = training.metrics
     layers = metrics.get("layers", {}).get("expert", ())
     reads = short_name(layers[0]) if len(layers) == 1 else f"{len(layers) or 'all'} layers"
+    if training.attributes:
+        for name, each in metrics["attributes"].items():
+            if each["told"]:
+                score = each["test_accuracy"]
+                yield {"figure": name, **_score(score, chance_of(score)), "reads": reads}
+        return
     chance = chance_of(metrics["test_accuracy"])
     if chance is None and training.answered is not None:
         chance = training.answered.chance
     accuracy = _score(metrics["test_accuracy"], chance)
-    yield {"figure": f"{training.name}: accuracy", **accuracy, "reads": reads}
+    what = "R²" if is_number(training.answered) else "accuracy"
+    yield {"figure": f"{training.name}: {what}", **accuracy, "reads": reads}
     if "test_auc" in metrics:
         area = _score(metrics["test_auc"], chance_of(metrics["test_auc"]))
         yield {"figure": f"{training.name}: macro AUC", **area, "reads": reads}

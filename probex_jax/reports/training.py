@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,6 +20,12 @@ from probex_jax.reports.html import Html, escaped, figure, html_table
 from probex_jax.reports.interactive_map import MapPoint, interactive_map
 from probex_jax.reports.map_layout import layout_2d, sample_for_map
 from probex_jax.reports.predictions import ModelAnswers, answers, as_html
+from probex_jax.reports.told import (
+    about_numbers,
+    against_the_truth,
+    is_number,
+    told_attributes,
+)
 from probex_jax.zoo.model_j import SPLITS
 
 # Layers that fit into a figure.
@@ -48,12 +54,14 @@ class Training:
       metrics: from `sweep` or `run_statnn`.
       answered: its predictions for the test models; None if an earlier version did not save them.
       settings: its config, as nested dicts.
+      attributes: of a joint training the predictions for each attribute, and none in `answered`.
     """
 
     method: str
     metrics: Mapping[str, Any]
     answered: Predictions | None
     settings: Mapping[str, Any]
+    attributes: Mapping[str, Predictions | None] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -126,6 +134,8 @@ def _picture(draw: Callable[[], Any], title: str) -> str:
 
 def calibration(training: Training) -> str:
     """The calibration curve before and after temperature scaling, and its numbers."""
+    if training.attributes or is_number(training.answered):
+        return ""
     if "calibration" not in training.metrics:
         return "<p>This method gives no calibrated probabilities.</p>"
     answered, about = training.answered, training.metrics["calibration"]
@@ -166,7 +176,21 @@ def _probabilities(answered: Predictions, temperature: float) -> np.ndarray:
 
 def confusion(training: Training) -> str:
     """Right and wrong predictions by class."""
-    answered = training.answered
+    if training.attributes:
+        classes = {n: found for n, found in training.attributes.items() if not is_number(found)}
+        return "".join(f"<h4>{escaped(n)}</h4>{_confusion(found)}" for n, found in classes.items())
+    return "" if is_number(training.answered) else _confusion(training.answered)
+
+
+def told_by_weights(training: Training) -> str:
+    """What is told of numbers and of several attributes at once; "" of other trainings."""
+    if training.attributes:
+        return told_attributes(training.metrics["attributes"], training.attributes)
+    found = training.answered
+    return against_the_truth(found.classes[0], found) if found and is_number(found) else ""
+
+
+def _confusion(answered: Predictions | None) -> str:
     if answered is None:
         return _NOT_KEPT
     return _of_several(answered) if not answered.task.exclusive else _of_one(answered)
@@ -276,6 +300,8 @@ def _matrix(answered: Predictions, predicted_N: np.ndarray) -> str:
 
 def beside_the_truth(training: Training) -> str:
     """Predictions for the first ten test models beside the truth."""
+    if training.attributes or is_number(training.answered):
+        return ""
     answered = training.answered
     if answered is None:
         return _NOT_KEPT
@@ -304,6 +330,8 @@ def _most_probable_first(classes: Sequence[str], p_Y: np.ndarray) -> list[Predic
 
 def embeddings(training: Training) -> str:
     """A map of the test models."""
+    if training.attributes:
+        return ""
     answered = training.answered
     if answered is None:
         return _NOT_KEPT
@@ -322,6 +350,8 @@ def embeddings(training: Training) -> str:
     if not answered.task.exclusive:
         points.sort(key=lambda point: point.group)
     coloured_by = "class" if answered.task.exclusive else "number of wrong classes"
+    if is_number(answered):
+        coloured_by = "third of the true numbers"
     some = f"A sample of {len(shown):,} of the" if len(shown) < len(about) else "The"
     return interactive_map(
         points,
@@ -333,6 +363,9 @@ def embeddings(training: Training) -> str:
 
 def _about(answered: Predictions) -> Iterator[tuple[str, str, str]]:
     """Title, group and emphasis of each model."""
+    if is_number(answered):
+        yield from about_numbers(answered)
+        return
     seen = set(answered.classes)
     for number, (name, labels) in enumerate(zip(answered.ids, answered.labels, strict=True)):
         truth = ", ".join(labels)

@@ -17,12 +17,14 @@ from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, evaluate, versions, zero_shot
 from probex_jax.experts.alignment import check_unseen, class_sentences
 from probex_jax.experts.chance import chance_by_class, targets
+from probex_jax.experts.tags import stored_tags, tag_cut, tag_probabilities, vocabulary
 from probex_jax.files import one_writer, read_json, write_json
 from probex_jax.fitting import OneClass, Score, share
 from probex_jax.fitting.metrics import auc_by_class
 from probex_jax.language import TextEncoder
 from probex_jax.layer_store import LayerStore
 from probex_jax.search.neighbours import auc, knn, mahalanobis, one_class, retrieval
+from probex_jax.search.tag_figures import tag_figures
 from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
 ONE_CLASS_NEIGHBOURS = 2  # the reference's
@@ -321,6 +323,22 @@ def _by_text(side: _Side, subject: Subject) -> Measured:
     return side.measured("retrieval", key, what, score, 1 / len(side.classes))
 
 
+def _tags(subject: Subject) -> Iterator[Measured]:
+    expert, store = subject.experts["val"], subject.store
+    known, words = tag_cut(expert), vocabulary(expert, encoder=subject.encoder)
+    splits = [s for s in (subject.split, f"{subject.split}_holdout") if store.has(s)]
+    found = [stored_tags(expert, store, split, words) for split in splits]
+    logits_NV, right_NV = (np.concatenate(each) for each in zip(*found, strict=True))
+    p_NV = tag_probabilities(expert, logits_NV, words)
+    is_seen_V = np.isin(words.tags, known.seen)
+    for name, of in (("seen", is_seen_V), ("held out", ~is_seen_V), ("in all", is_seen_V | True)):
+        if right_NV[:, of].any() and (name == "seen" or not is_seen_V.all()):
+            figures = tag_figures(p_NV[:, of], known.shown(p_NV[:, of]), right_NV[:, of])
+            for key, what, score, chance in figures:
+                key = f"{key}_{name.replace(' ', '_')}"
+                yield Measured("tags", key, what, name, int(of.sum()), score, chance)
+
+
 def _sides(subject: Subject) -> Iterator[_Side]:
     store = subject.store
     yield _side(subject.experts["val"], store, "seen", store.seen_classes, "train", subject.split)
@@ -371,4 +389,5 @@ TASKS: Mapping[str, Callable[[Subject], Iterator[Measured]]] = {
     "knn": _knn,
     "occ": _occ,
     "retrieval": _retrieval,
+    "tags": _tags,
 }

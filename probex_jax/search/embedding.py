@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from probex_jax.buckets import Refused, Unreachable, address_of, listed, stated
 from probex_jax.engine import Part, Work, in_parts
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert, Read, batch_size, in_batches
-from probex_jax.forest import Forest
+from probex_jax.forest import Answer, Forest, Tree
 from probex_jax.model_files import ModelFile, Remote, open_model, read_stated
 from probex_jax.model_files.hub import hub_address, hub_repo
 from probex_jax.model_files.locate import SINGLE, local_files
 from probex_jax.model_files.stated import files_of_labels
 from probex_jax.model_files.untrusted_text import is_unicode
 from probex_jax.prefetch import prefetch
+from probex_jax.search.attributes import attributes_of
 from probex_jax.search.folders import FoundModel, files_of, model_path
 from probex_jax.search.vectors import unit
 from probex_jax.zoo.listed_path import ListedPath
@@ -90,7 +91,7 @@ def embedding(expert: Expert, size: int, forest: Forest | None) -> Work:
     Args:
       expert: encodes the models.
       size: models of a compiled call.
-      forest: refuses models of other trees than the expert's.
+      forest: refuses models of other trees than the expert's, and predicts their attributes.
 
     Returns:
       Work on `Asked`: of each its row, and its vector [T]; instead of the vector, None for an
@@ -98,21 +99,42 @@ def embedding(expert: Expert, size: int, forest: Forest | None) -> Work:
     """
 
     stopped = threading.Event()
+    tree = predicting(forest, expert)
 
     def check(model: ModelFile) -> None:
         if forest is not None:
             forest.check_tree(model, expert.card.tree)
 
-    def read(asked: Asked) -> tuple[Row, Read | ProbexError | None]:
-        return _read(expert, asked, check, asked.model.remote or Remote(stopped=stopped))
+    def read(asked: Asked) -> _Seen:
+        return _read(expert, tree, asked, check, asked.model.remote or Remote(stopped=stopped))
 
-    def compute(part: Part, read: Sequence[tuple[Row, Any]]) -> list[tuple[Row, Any]]:
-        vectors = _encoded(expert, [m for _, m in read if isinstance(m, Mapping)], size)
+    def compute(part: Part, seen: Sequence[_Seen]) -> list[tuple[Row, Any]]:
+        whole = [one.found for one in seen if isinstance(one.found, Mapping)]
+        vectors = _encoded(expert, whole, size)
+        of_tree = [one.for_tree for one in seen if isinstance(one.found, Mapping)]
+        answers = iter(tree.answers(of_tree, size) if tree else [()] * len(whole))
         return [
-            (row, next(vectors) if isinstance(found, Mapping) else found) for row, found in read
+            _embedded(one.row, next(vectors), next(answers))
+            if isinstance(one.found, Mapping)
+            else (one.row, one.found)
+            for one in seen
         ]
 
     return Work(read, compute, stopped.set)
+
+
+def predicting(forest: Forest | None, expert: Expert) -> Tree | None:
+    """The tree whose experts predict named attributes of an expert's models; None without one."""
+    tree = None if forest is None else forest.tree_of(expert.card.tree)
+    return tree if tree is not None and any(tree.entries) else None
+
+
+def _embedded(
+    row: Row, vector: np.ndarray | ProbexError, answers: Sequence[Answer] | ProbexError
+) -> tuple[Row, np.ndarray | ProbexError]:
+    if isinstance(answers, ProbexError):
+        return row, answers
+    return row | {"attributes": attributes_of(answers)}, vector
 
 
 def key(path: Path) -> str:
@@ -148,9 +170,22 @@ def is_there(path: Path) -> bool:
     return bool(files) and all(file.exists() for file in files)
 
 
-def _read(
-    expert: Expert, asked: Asked, check: Check, remote: Remote
-) -> tuple[Row, Read | ProbexError | None]:
+@dataclass(frozen=True)
+class _Seen:
+    """What is read of a model.
+
+    Args:
+      row: its fields.
+      found: what its expert reads of it; None of an unchanged model, or why it cannot be read.
+      for_tree: what the experts of its tree read, by label set.
+    """
+
+    row: Row
+    found: Read | ProbexError | None
+    for_tree: Mapping[str, Read] = field(default_factory=dict)
+
+
+def _read(expert: Expert, tree: Tree | None, asked: Asked, check: Check, remote: Remote) -> _Seen:
     model = asked.model
     row: Row = {name: getattr(model, name) for name in ("id", "tree", "split")}
     row["path"] = asked.path
@@ -160,16 +195,22 @@ def _read(
         if not all(map(is_unicode, (model.id, row["path"]))):
             raise ProbexError(f"{row['path']!a}: its name is not valid Unicode; rename it")
         model = _pinned(model, remote)
-        row["stamp"] = _stamp(model)
+        row["stamp"] = _stamp(model, tree)
         if asked.stamp == row["stamp"]:
-            return row, None
+            return _Seen(row, None)
         with open_model(model.path, remote=remote) as file:
             check(file)
             row["labels"] = _labels(model, file)
             row["text"] = ", ".join(model.texts.get(label, label) for label in row["labels"])
-            return row, expert.read(file)
+            read = {expert.hash: expert.read(file)}
+            others = {} if tree is None else tree.experts
+            for one in others.values():
+                if one.hash not in read:
+                    read[one.hash] = one.read(file)
+            for_tree = {label_set: read[one.hash] for label_set, one in others.items()}
+            return _Seen(row, read[expert.hash], for_tree)
     except ProbexError as error:
-        return row, error
+        return _Seen(row, error)
 
 
 def _pinned(model: FoundModel, remote: Remote) -> FoundModel:
@@ -190,7 +231,7 @@ def _labels(model: FoundModel, file: ModelFile) -> list[str]:
         return list(read_stated(file).about)
 
 
-def _stamp(model: FoundModel) -> str:
+def _stamp(model: FoundModel, tree: Tree | None) -> str:
     """A hash of everything that the row and the vector depend on."""
     files: list[list[str | int]]
     url = address_of(model.path)
@@ -212,6 +253,8 @@ def _stamp(model: FoundModel) -> str:
             raise ProbexError(f"{model.path}: cannot be read: {error.strerror}") from error
         files = [[file.name, status.st_size, status.st_mtime_ns] for file, status in states]
     content = [model.id, model.tree, model.split, model.stated, sorted(model.texts.items()), files]
+    if tree is not None:
+        content.append([entry.hash for entry in tree.entries.values()])
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 

@@ -3,10 +3,11 @@
 import dataclasses
 import os
 from bisect import bisect_left
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, takewhile
 from pathlib import Path
+from typing import Any
 
 from probex_jax.buckets import is_address
 from probex_jax.errors import ProbexError
@@ -15,8 +16,10 @@ from probex_jax.model_files.checkpoint_folders import checkpoint_in
 from probex_jax.model_files.locate import format_of, local_files
 from probex_jax.zoo import ZooModel, scan
 from probex_jax.zoo.flat import is_weights, stem_of
+from probex_jax.zoo.label_files import Labels
 from probex_jax.zoo.listed_path import ListedPath, zoo_path
 from probex_jax.zoo.model_j import SPLITS, checked_id
+from probex_jax.zoo.tables import LABEL_FILES, Names, Tables, find_labels
 
 # A folder with one of these is one model.
 _WHOLE = ("model.safetensors", "model.safetensors.index.json", "snapshots")
@@ -29,10 +32,12 @@ class FoundModel(ZooModel):
     Args:
       tree: the tree of the zoo, "" outside a zoo.
       texts: class to its text, where that is not the class name.
+      attributes: what the zoo's tables say of it: column to its number or classes.
     """
 
     tree: str = ""
     texts: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, float | tuple[str, ...]] = field(default_factory=dict)
 
 
 def find_models(folder: str | Path, *, may_be_empty: bool = False) -> tuple[FoundModel, ...]:
@@ -83,6 +88,33 @@ def each_model(folder: str | Path) -> Iterator[FoundModel]:
         for model in _of_split(root) or _models(root, root, set()):
             id, fault = checked_id(model.id, model.path)
             yield dataclasses.replace(model, id=id, fault=model.fault or fault)
+
+
+def with_tables(folder: str | Path, models: Iterable[FoundModel]) -> Iterator[FoundModel]:
+    """The models of a folder with the attributes that tables of labels in it name.
+
+    Args:
+      folder: that was searched; a zoo's models have their attributes already.
+      models: found in it, with ids relative to it.
+
+    Raises:
+      ProbexError: if a table is malformed.
+    """
+    root = zoo_path(folder)
+    if not any((root / name).exists() for name in LABEL_FILES):
+        yield from models
+        return
+    found = list(models)
+    tables, _ = find_labels(root, Names(model.id for model in found))
+    for model in found:
+        told = {**attributes_of(tables, model.id), **model.attributes}
+        yield dataclasses.replace(model, attributes=told)
+
+
+def attributes_of(tables: Labels | Tables, id: str) -> dict[str, float | tuple[str, ...]]:
+    """What tables say of a model in columns that have a name."""
+    columns: dict[str, Mapping[str, Any]] = {**tables.columns, **tables.numbers}
+    return {name: column[id] for name, column in columns.items() if name and id in column}
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
@@ -184,6 +216,7 @@ def _of_zoo(folder: Path, root: Path) -> Iterator[FoundModel]:
             fault=model.fault,
             tree=zoo.tree,
             texts=zoo.texts,
+            attributes=attributes_of(zoo.tables, model.id),
         )
 
 

@@ -9,7 +9,7 @@ models.sums.json  checksums of its files
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from probex_jax.files import WRITER_LOCK, disk_errors, one_writer, write_json
 from probex_jax.forest import Forest
 from probex_jax.integrity import sealed
 from probex_jax.search import checksums
-from probex_jax.search.embedding import each_asked, embedding, is_there
+from probex_jax.search.embedding import each_asked, embedding, is_there, predicting
 from probex_jax.search.folders import FoundModel
 from probex_jax.search.hits import AddSummary, Hit
 from probex_jax.search.identity import FORMAT, UNCHECKED, VERSION, identity, read_about, show
@@ -151,21 +151,27 @@ class Index(Searchable):
     ) -> AddSummary:
         """Embeds new and changed models.
 
-        A model is unchanged if its path, id, tree, split, `labels.json` and the names, sizes and
-        times of its files are. One that cannot be read keeps its row. The run can be killed at any
-        time and repeated.
+        A model is unchanged if its path, id, tree, split, `labels.json`, the names, sizes and times
+        of its files and the experts that predict its attributes are. One that cannot be read keeps
+        its row. The run can be killed at any time and repeated.
 
         Args:
           models: from `find_models` or `each_model`; there may be any number of them.
-          forest: refuses models of other trees; without it, every model with the layers of the
-            expert is embedded.
+          forest: refuses models of other trees, and predicts their attributes, which are kept;
+            without it, every model with the layers of the expert is embedded.
           engine: who reads and embeds them.
           readers: threads of each worker that read models.
           on_model: called after each model with the reason why it failed, or "".
 
         Raises:
-          ProbexError: if the disk is full, or the index is damaged or being written.
+          ProbexError: if the disk is full, the index is damaged or being written, or it holds
+            attributes and no forest is given.
         """
+        if forest is None and self.attributes:
+            raise ProbexError(
+                f"{self.path}: it holds attributes that a forest predicts; give the forest, or "
+                "index into another folder"
+            )
         counts = {"added": 0, "updated": 0, "unchanged": 0}
         failed: dict[str, str] = {}
         rows: list[dict[str, Any]] = []
@@ -185,7 +191,9 @@ class Index(Searchable):
 
         with self._writing():
             self._table.index_paths()
-            size, models = sized([self.expert.layers], models)
+            tree = predicting(forest, self.expert)
+            layers = [self.expert.layers, *([tree.layers] if tree else [])]
+            size, models = sized(layers, models)
             work = partial(embedding, self.expert, size, forest)
             known = self._table.stamps if len(self) else lambda paths: {}
             wanted = each_asked(models, known, at_a_time=_COMMIT_MODELS)
@@ -226,15 +234,21 @@ class Index(Searchable):
 
     def near(self, vector: np.ndarray, k: int = 10, where: str | None = None) -> list[Hit]:
         """The models most similar to a vector [T]; otherwise as `search`."""
-        fields = Hit.__dataclass_fields__
-        found = self._table.nearest(vector, k, where)
-        hits = ({name: row[name] for name in fields} for row in found)
-        return [Hit(**row | {"labels": tuple(row["labels"])}) for row in hits]
+        return [_hit(row) for row in self._table.nearest(vector, k, where)]
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The attributes that the models may have."""
+        return tuple(self._table.attributes)
+
+    def ordered(self, k: int, sort: str = "", where: str | None = None) -> list[Hit]:
+        """The first models by an attribute, of all that meet a condition; otherwise as `search`."""
+        return [_hit(row | {"similarity": 0.0}) for row in self._table.ordered(k, sort, where)]
 
     def everything(self) -> tuple[list[dict[str, Any]], np.ndarray]:
         """All models: their fields of `Hit` except the similarity, and unit vectors [N, T]."""
-        fields = [name for name in Hit.__dataclass_fields__ if name != "similarity"]
-        return self._table.everything(fields)
+        fields = set(Hit.__dataclass_fields__) - {"similarity", "attributes"}
+        return self._table.everything(sorted(fields))
 
     def prune(self) -> int:
         """Removes models that no longer exist; returns their number."""
@@ -287,6 +301,11 @@ class Index(Searchable):
     def _write_about(self, about: dict[str, Any]) -> None:
         self.about = about
         write_json(self.path / "index.json", sealed(about))
+
+
+def _hit(row: Mapping[str, Any]) -> Hit:
+    fields = {name: row[name] for name in Hit.__dataclass_fields__}
+    return Hit(**fields | {"labels": tuple(row["labels"])})
 
 
 # What an interrupted creation may leave in the folder: names, and prefixes of names.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert
-from probex_jax.search.hits import Hit
+from probex_jax.search.attributes import order
+from probex_jax.search.hits import Hit, sorted_by
 from probex_jax.search.identity import show
 from probex_jax.search.index import Index
 from probex_jax.search.searching import Searchable
@@ -81,7 +82,25 @@ class Indexes(Searchable):
         with ThreadPoolExecutor(len(self.indexes)) as searchers:
             found = searchers.map(lambda index: index.near(vector, k, where), self.indexes)
             hits = sorted((hit for hits in found for hit in hits), key=lambda hit: -hit.similarity)
-        best: dict[str, Hit] = {}
-        for hit in hits:
-            best.setdefault(hit.path, hit)
-        return list(best.values())[:k]
+        return list(_first_of_each_path(hits).values())[:k]
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The attributes that the models may have."""
+        return tuple(dict.fromkeys(name for index in self.indexes for name in index.attributes))
+
+    def ordered(self, k: int, sort: str = "", where: str | None = None) -> list[Hit]:
+        """The first models by an attribute, of all that meet a condition; otherwise as `search`."""
+        found = [hit for index in self.indexes for hit in index.ordered(k, sort, where)]
+        once = list(_first_of_each_path(found).values())
+        if sort:
+            name, falling = order(sort, self.attributes)
+            once = sorted_by(once, name, falling=falling)
+        return once[:k]
+
+
+def _first_of_each_path(hits: Iterable[Hit]) -> dict[str, Hit]:
+    first: dict[str, Hit] = {}
+    for hit in hits:
+        first.setdefault(hit.path, hit)
+    return first

@@ -13,8 +13,9 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert
 from probex_jax.language import TextEncoder
+from probex_jax.search.attributes import order
 from probex_jax.search.embedding import key, represented
-from probex_jax.search.hits import Hit
+from probex_jax.search.hits import Hit, sorted_by
 from probex_jax.search.identity import show
 
 # LanceDB allocates memory for as many results before it searches.
@@ -46,6 +47,15 @@ class Searchable(ABC):
     def near(self, vector: np.ndarray, k: int = 10, where: str | None = None) -> list[Hit]:
         """The models most similar to a vector [T]; otherwise as `search`."""
 
+    @property
+    @abstractmethod
+    def attributes(self) -> tuple[str, ...]:
+        """The attributes that the models may have."""
+
+    @abstractmethod
+    def ordered(self, k: int, sort: str = "", where: str | None = None) -> list[Hit]:
+        """The first models by an attribute, of all that meet a condition; otherwise as `search`."""
+
     def search(
         self,
         *,
@@ -53,36 +63,48 @@ class Searchable(ABC):
         like: str | Path | None = None,
         k: int = 10,
         where: str | None = None,
+        sort: str = "",
         encoder: TextEncoder | None = None,
     ) -> list[Hit]:
         """The models whose representations are most similar to that of a text or a model.
 
         Args:
           query: a text, such as "an inverted three"; for experts aligned with text.
-          like: path of a model, which is left out of the result. Give either `query` or `like`.
+          like: path of a model, which is left out of the result. Give at most one of `query` and
+            `like`; with neither, all models that meet the condition are asked for.
           k: maximal number of models, 1 to `MAX_K`.
-          where: SQL condition on the fields of `Hit`, such as
-            `split = 'test' AND array_has(labels, 'cat')`.
+          where: SQL condition on the fields of `Hit` and on attributes, such as
+            `split = 'test' AND array_has(labels, 'cat') AND accuracy > .9`. The name of an
+            attribute that is no SQL identifier stands in double quotes.
+          sort: an attribute by which the models found are sorted, behind "-" for the largest
+            first; those without it come last.
           encoder: text encoder, if that of the expert cannot be opened from its card.
 
         Returns:
-          The models, most similar first.
+          The models, most similar first unless they are sorted.
 
         Raises:
-          ProbexError: if the query is empty, k out of range, the expert has no text encoder, the
-            model cannot be read, the condition is invalid, or the index is damaged.
+          ProbexError: if nothing is asked, the query is empty, k out of range, the expert has no
+            text encoder, the model cannot be read, the condition is invalid, there is no such
+            attribute, or the index is damaged.
         """
-        if (query is None) == (like is None):
+        if query is not None and like is not None:
             raise ProbexError("give either a text (query) or a model (like)")
         if not 1 <= k <= MAX_K:
             raise ProbexError(f"k is {k}: expected 1 to {MAX_K}")
+        if query is None and like is None:
+            if not (where or sort):
+                raise ProbexError("give a text (query), a model (like), a condition or an order")
+            return self.ordered(k, sort, where)
+        by = order(sort, self.attributes) if sort else None
+        found: list[Hit] | ProbexError
         if query is not None:
-            return self.near(self.place(query, encoder), k, where)
-        assert like is not None
-        [found] = self.alike([like], k=k, where=where)
+            found = self.near(self.place(query, encoder), k, where)
+        else:
+            [found] = self.alike([like or ""], k=k, where=where)
         if isinstance(found, ProbexError):
             raise found
-        return found
+        return found if by is None else sorted_by(found, by[0], falling=by[1])
 
     def alike(
         self, paths: Sequence[str | Path], *, k: int = 10, where: str | None = None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
 from probex_jax.errors import ProbexError
-from probex_jax.search.hits import Hit
+from probex_jax.search.attributes import Attribute, order, several
+from probex_jax.search.conditions import Condition
+from probex_jax.search.hits import Hit, sorted_by
 from probex_jax.search.index import ANN_MODELS, Index
 from probex_jax.search.vectors import unit
 
@@ -18,23 +21,36 @@ _PLACES = 1024
 
 @dataclass(frozen=True)
 class Filter:
-    """Which models a search considers; an empty field matches all.
+    """Which models a search considers, and how it sorts those found; an empty field matches all.
 
     Args:
       tree: the tree of the model.
       split: its split.
       text: a part of its text, ignoring case.
+      conditions: on its attributes.
+      sort: as of `Index.search`.
     """
 
     tree: str = ""
     split: str = ""
     text: str = ""
+    conditions: tuple[Condition, ...] = ()
+    sort: str = ""
 
     def __bool__(self) -> bool:
-        return bool(self.tree or self.split or self.text)
+        return bool(self.tree or self.split or self.text or self.conditions)
 
-    def sql(self) -> str | None:
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The attributes that it names."""
+        named = [one.name for one in self.conditions]
+        return tuple(dict.fromkeys([*named, *([self.sort.removeprefix("-")] if self.sort else [])]))
+
+    def sql(self, values: Mapping[str, Attribute] | None = None) -> str | None:
         """The filter as a condition for `Index.search`.
+
+        Args:
+          values: an example of each attribute, if there are conditions on some.
 
         Example:
           >>> Filter(split="test", text="It's").sql()
@@ -44,6 +60,7 @@ class Filter:
         parts = [f"{name} = {_quoted(value)}" for name, value in asked.items() if value]
         if self.text:
             parts.append(f"strpos(lower(text), {_quoted(self.text.lower())}) > 0")
+        parts += [one.sql((values or {})[one.name]) for one in self.conditions]
         return " AND ".join(parts) or None
 
 
@@ -63,6 +80,7 @@ class Snapshot:
       index: as given.
       models: every model as a hit of similarity 0, in the order of `vectors_NT`.
       vectors_NT: [N, T] float32 unit vectors.
+      attributes: those that the models have, each with one of its values.
     """
 
     def __init__(self, index: Index):
@@ -71,6 +89,7 @@ class Snapshot:
         self.models = [
             Hit(**row | {"similarity": 0.0, "labels": tuple(row["labels"])}) for row in rows
         ]
+        self.attributes = {n: v for hit in self.models for n, v in hit.attributes.items()}
         self._texts = [hit.text.lower() for hit in self.models]
         self._place = lru_cache(_PLACES)(index.place)
         self._by_id: dict[str, list[int]] = {}
@@ -120,12 +139,16 @@ class Snapshot:
         Args:
           vector_T: [T] float, not zero.
           k: maximal number of models.
-          where: which models.
+          where: which models, and how they are sorted.
           but: path of a model to leave out.
+
+        Raises:
+          ProbexError: if it names an attribute that there is not, or of another kind.
         """
+        self.check(where)
         if len(self) >= ANN_MODELS:
-            hits = self.index.near(vector_T, k + 1, where.sql())
-            return [hit for hit in hits if hit.path != but][:k]
+            hits = self.index.near(vector_T, k + 1, where.sql(self.attributes))
+            return self._sorted([hit for hit in hits if hit.path != but][:k], where)
         # Not `@`: BLAS threads spin while they wait, and take the time of other searches.
         similarities_N = np.vecdot(self.vectors_NT, unit([vector_T])[0])
         places = self._masks(where) if where else np.arange(len(self))
@@ -134,13 +157,36 @@ class Snapshot:
             replace(self.models[place], similarity=min(1.0, float(similarities_N[place])))
             for place in places
         ]
-        return [hit for hit in hits if hit.path != but][:k]
+        return self._sorted([hit for hit in hits if hit.path != but][:k], where)
+
+    def listed(self, k: int, where: Filter) -> list[Hit]:
+        """The first models that a filter lets through, as it sorts them; raises as `near`."""
+        self.check(where)
+        return self._sorted([self.models[place] for place in self._masks(where)], where)[:k]
+
+    def check(self, where: Filter) -> None:
+        """Raises a ProbexError if a filter names an attribute that there is not."""
+        for one in where.conditions:
+            one.check(self.attributes)
+        if where.sort:
+            name, _ = order(where.sort, self.attributes)
+            if isinstance(self.attributes[name], tuple):
+                raise several(name)
+
+    def _sorted(self, hits: list[Hit], where: Filter) -> list[Hit]:
+        if not where.sort:
+            return hits
+        name, falling = order(where.sort, self.attributes)
+        return sorted_by(hits, name, falling=falling)
 
     def _mask(self, where: Filter) -> np.ndarray:
         said = where.text.lower()
         return np.flatnonzero(
             [
-                where.tree in ("", hit.tree) and where.split in ("", hit.split) and said in text
+                where.tree in ("", hit.tree)
+                and where.split in ("", hit.split)
+                and said in text
+                and all(one.holds(hit.attributes) for one in where.conditions)
                 for hit, text in zip(self.models, self._texts, strict=True)
             ]
         )

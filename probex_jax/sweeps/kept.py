@@ -30,17 +30,15 @@ class Kept:
 
     path: Path
 
-    def write(self, found: Features, tree: Tree, statistics_NS: np.ndarray | None) -> None:
+    def write(self, found: Features, tree: Tree, measured: Mapping[str, np.ndarray]) -> None:
         """Writes it, whole or not at all.
 
         Args:
           found: what is regressed on.
           tree: what is taken off the matrices before; read again where they are, too.
-          statistics_NS: those of small matrices.
+          measured: "statistics" [N, 7] of small matrices, "sizes" [N, 1] where they are asked for.
         """
-        arrays: dict[str, Any] = {"whole": found.kernel.whole}
-        if statistics_NS is not None:
-            arrays["statistics"] = statistics_NS
+        arrays: dict[str, Any] = {"whole": found.kernel.whole, **measured}
         if found.bases is not None:
             arrays["without"] = np.asarray(found.kernel.without, np.float32)
             arrays |= {"responses": found.responses, **found.bases._asdict()}
@@ -54,10 +52,9 @@ class Kept:
         with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return [arrays.get(name) for name in names]
 
-    @property
-    def statistics(self) -> np.ndarray | None:
-        """[N, 7] float64, of small matrices."""
-        return self._read("statistics")[0]
+    def measured(self, name: str) -> np.ndarray | None:
+        """[N, F] float64 of what was `measured`; None where it was not."""
+        return self._read(name)[0]
 
     @property
     def kernel(self) -> Kernel:

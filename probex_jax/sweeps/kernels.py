@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from probex_jax.encoders import N_STATISTICS, Statistics, statistics
+from probex_jax.encoders import Size, Statistics, log_size, statistics
 from probex_jax.engine import HERE, Died, Engine, Part, Work
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
@@ -42,11 +42,20 @@ from probex_jax.fitting.closed_form import (
     n_parameters,
 )
 from probex_jax.fitting.moments import moments
-from probex_jax.fitting.multiple_kernels import Together, fit_alone, fit_together
+from probex_jax.fitting.multiple_kernels import (
+    Alone,
+    Together,
+    best,
+    fit_alone,
+    fit_together,
+    merged,
+)
 from probex_jax.fitting.network import encoder_settings
-from probex_jax.fitting.ridge import Regression, centred, enough_folds, folds
+from probex_jax.fitting.number import Number
+from probex_jax.fitting.ridge import Regression, centred
 from probex_jax.fitting.standardised import Standardised
 from probex_jax.fitting.strips import Strips
+from probex_jax.sweeps import joint
 from probex_jax.sweeps.kept import Kept, KeptKernels
 from probex_jax.sweeps.left_out import leave_out, leave_out_dead, left_out, reasons
 from probex_jax.sweeps.memory import free_bytes, free_on
@@ -55,7 +64,7 @@ from probex_jax.sweeps.source import Source
 from probex_jax.sweeps.train import expert_of
 
 CROSS_VALIDATION = "cross-validation"
-STATISTICS = "statistics of all layers"
+STATISTICS, SIZES = "statistics of all layers", "sizes of all layers"
 # Largest matrices whose statistics are taken: of more entries, these tell more and a sort costs.
 _MOST_ENTRIES = 2**16
 # Fewest entries of a matrix that is standardised: of fewer that leaves next to nothing.
@@ -67,7 +76,7 @@ _SHARE = 0.5
 # Yields matrices of models in each call.
 Blocks = Callable[[], Iterable[Any]]
 # What `Kept.write` takes.
-_Reduced = tuple[Features, Tree, np.ndarray | None]
+_Reduced = tuple[Features, Tree, Mapping[str, np.ndarray]]
 _statistics = jax.jit(statistics)
 
 
@@ -77,17 +86,27 @@ def _read(encoder: Linear, x: Any, tree: Tree) -> Any:
     return encoder.read(normalised(x, tree))
 
 
+@jax.jit
+def _log_size(x: Any, tree: Tree) -> Any:
+    return log_size(normalised(x, tree))
+
+
 @dataclass(frozen=True)
 class Kernels:
     """A sweep in closed form; fields as the arguments of `sweep`.
 
-    `beside` is how many processes share the memory of the machine.
+    Args:
+      source: of all models that are read.
+      asked: what is asked of them: of a joint expert attribute to its view and task, or "" to
+        `source` itself.
+      beside: how many processes share the memory of the machine.
     """
 
     source: Source
     workdir: Path
     card: Card
     recipe: ClosedForm
+    asked: Mapping[str, Source]
     beside: int = 1
     engine: Engine = HERE
     on_progress: Callable[[str, int], None] = lambda layer, epochs: None
@@ -111,8 +130,8 @@ class Kernels:
         for name in names:
             if name not in todo:
                 self.on_progress(name, self.epochs)
-        make, parts = partial(self._reducing, names), [(name,) for name in todo]
-        died: dict[str, str] = {}
+        make, died = partial(self._reducing, names), dict[str, str]()
+        parts = [(name,) for name in todo]
         with closing(self.engine.map(make, parts, readers=1, ahead=0)) as results:
             for (layer,), (found,) in results:
                 if isinstance(found, Died):
@@ -126,14 +145,15 @@ class Kernels:
         leave_out_dead(self.workdir, names, died)
 
     def __reduce__(self) -> Any:
-        return Kernels, (self.source, self.workdir, self.card, self.recipe, self.beside)
+        given = self.source, self.workdir, self.card, self.recipe, self.asked, self.beside
+        return Kernels, given
 
     def _finished(self, layer: str) -> bool:
         return self.kept(layer).path.is_file() or left_out(self.workdir, layer).is_file()
 
     def _reducing(self, names: Sequence[str]) -> Work:
         """Reduces a layer to what it gives, or to the reason why that is nothing."""
-        regression = self._regression(names)
+        regression = joint.of_features(self._regressions(names), self._n_models)
 
         def compute(part: Part, _: object) -> Sequence[_Reduced | FrozenLayer]:
             (layer,) = part
@@ -151,27 +171,40 @@ class Kernels:
         tree = self._tree(layer, blocks)
         strips = self._strips(layer, encoder, tree, blocks)
         kernel_NN = strips.kernel()
-        statistics_NS = None
-        if layer not in self.source.store.ranks and prod(shape) <= _MOST_ENTRIES:
-            raw = np.concatenate([*blocks()])
-            statistics_NS = np.asarray(_statistics(raw), np.float64)
+        measured = self._measured(layer, tree, blocks)
         # Of a model that is too large no entry is finite; of others all but that.
         finite_N = np.isfinite(kernel_NN).any(axis=1)
-        if statistics_NS is not None:
-            finite_N &= np.isfinite(statistics_NS).all(axis=1)
+        for each_NF in measured.values():
+            finite_N &= np.isfinite(each_NF).all(axis=1)
         if not finite_N.all():
             models = [model for split in self.fitted for model in self.source.store.split(split)]
             odd = models[int(np.argmin(finite_N))].id
             raise ProbexError(f"{where}: {odd}: its weights are too large; remove the model")
         if not np.trace(centred(kernel_NN)) > 0:
             raise FrozenLayer(f"{where}: the training matrices are all the same")
-        return features(strips, kernel_NN, encoder, shape, regression), tree, statistics_NS
+        return features(strips, kernel_NN, encoder, shape, regression), tree, measured
+
+    def _measured(self, layer: str, tree: Tree, blocks: Blocks) -> dict[str, np.ndarray]:
+        """What of a layer joins that of all others: its statistics if it is small, its size."""
+        store, found = self.source.store, dict[str, np.ndarray]()
+        if layer not in store.ranks and prod(store.layers[layer]) <= _MOST_ENTRIES:
+            found["statistics"] = np.asarray(_statistics(np.concatenate([*blocks()])), np.float64)
+        if self._asks_sizes:
+            sizes = [np.asarray(_log_size(x, dict(tree)), np.float64) for x in blocks()]
+            found["sizes"] = np.concatenate(sizes)
+        return found
+
+    @property
+    def _asks_sizes(self) -> bool:
+        """Whether sizes of layers take part: they tell how a model was trained, not on what."""
+        return bool(self.card.attributes) or isinstance(self.source.task, Number)
 
     def _blocks(self, layer: str) -> Blocks:
         """The matrices of all models that are fitted to: at once, or in blocks from the store."""
         store = self.source.store
-        n_models = sum(len(store.split(split)) for split in self.fitted)
-        if 4 * n_models * prod(store.layers[layer]) <= _BLOCK_BYTES:  # one program for all of them
+        if (
+            4 * self._n_models * prod(store.layers[layer]) <= _BLOCK_BYTES
+        ):  # one program for all of them
             parts = [store.matrices(layer, split) for split in self.fitted]
             whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
             return lambda: [whole]
@@ -198,7 +231,7 @@ class Kernels:
 
         return Strips(
             as_read,
-            sum(len(store.split(split)) for split in self.fitted),
+            self._n_models,
             shape,
             factors=layer in store.ranks and not is_centred(tree),
             room=self._room(),
@@ -218,42 +251,61 @@ class Kernels:
         is_small = prod(self.source.store.layers[layer]) < _FEWEST
         return encoder.clone(standardise=encoder.standardise and not is_small)
 
-    def _regression(self, layers: Sequence[str]) -> Regression:
+    @property
+    def _n_models(self) -> int:
+        return sum(len(self.source.store.split(split)) for split in self.fitted)
+
+    def _regressions(self, layers: Sequence[str]) -> list[Regression]:
         """What is regressed on some layers, and by which models it is chosen."""
-        task, store = self.source.task, self.source.store
-        y = np.concatenate([self.source.targets(split).y for split in self.fitted])
-        encoder = check_closed_form(self.source.network, task)
-        fold_N = folds(task, y)
-        if any(is_reduced(encoder, store.layers[layer]) for layer in layers):
-            fold_N = enough_folds(fold_N)
-        targets_NY = task.regressed(y, len(self.card.classes))
-        return Regression(task, y, targets_NY, self.recipe.penalties, fold_N)
+        encoder = check_closed_form(self.source.network, self.source.task)
+        shapes = self.source.store.layers
+        reduced = any(is_reduced(encoder, shapes[layer]) for layer in layers)
+        penalties, sources = self.recipe.penalties, [*self.asked.values()]
+        return joint.regressions(self.source.store, sources, self.fitted, penalties, reduced)
 
     def select(self, names: Sequence[str], most: int | None) -> None:
         """Fits the layers together, whoever computed their kernels, and tests them once."""
-        source, task, n_outputs = self.source, self.source.task, len(self.card.classes)
+        source, n_outputs = self.source, len(self.card.classes)
         missing = reasons(self.workdir, names)
         layers = [name for name in names if name not in missing]
         # Who asks for a few layers wants an expert that reads no others.
-        statistics = self._statistics(layers) if most is None else {}
+        beside = self._beside(layers) if most is None else {}
         kept = {name: self.kept(name) for name in layers}
-        of_statistics = sum(each.values @ each.values.T for each in statistics.values())
-        kernels = KeptKernels(kept, {STATISTICS: np.asarray(of_statistics)})
-        regression = self._regression(names)
-        alone = fit_alone(kernels, regression)
+        more = {
+            name: np.asarray(sum(each.values @ each.values.T for each in of.values()))
+            for name, of in beside.items()
+        }
+        kernels = KeptKernels(kept, more)
+        regressions = self._regressions(names)
+        alone = fit_alone(kernels, regressions)
         encoders = {name: each.encoder(self._encoder(name)) for name, each in kept.items()}
         shapes = source.store.layers
         sizes = {name: n_parameters(each, shapes[name]) for name, each in encoders.items()}
-        sizes[STATISTICS] = N_STATISTICS * len(statistics) * n_outputs
-        best = alone.best(most, sizes, self.recipe.most_parameters)
+        for name, of in beside.items():
+            sizes[name] = sum(each.values.shape[1] for each in of.values()) * n_outputs
+        answering = best(alone, most, sizes, self.recipe.most_parameters)
         for name in layers if most is None else ():
-            if name not in best:
+            if name not in answering:
                 missing[name] = (
                     f"{source.store.path}: {name}: tells less than layers that fill "
                     "recipe.most_parameters"
                 )
-        found = fit_together(kernels, best, alone, regression)
-        asked_y, y = regression.y[regression.asked], regression.y
+        found = fit_together(kernels, answering, alone, regressions)
+        chosen = [self._chosen(*each) for each in zip(regressions, found, alone, strict=True)]
+        together = merged(found, regressions)
+        members = sorted(self._members(together, beside), key=lambda member: -member[1])
+        expert = committee(*zip(*members, strict=True)).with_card(selected_on=CROSS_VALIDATION)
+        if self.card.attributes:
+            joint.finish(source, self.workdir, expert, self.asked, chosen, missing)
+        else:
+            self._finish(expert, *chosen[0], missing)
+        checkpoints.remove(self.workdir / "training")
+
+    def _chosen(
+        self, regression: Regression, found: Together, alone: Alone
+    ) -> tuple[Answers, dict[str, Any], dict[str, Any]]:
+        """What was answered for the models that chose, and the figures of that and of layers."""
+        task, y, asked_y = regression.task, regression.y, regression.y[regression.asked]
         accuracies = {
             name: float(np.mean(task.accuracies(chosen.logits, asked_y)))
             for name, chosen in alone.chosen.items()
@@ -265,40 +317,52 @@ class Kernels:
             "factor": found.chosen.factor,
             "n_chosen_by": len(asked_y),
         }
-        members = sorted(self._members(found, statistics), key=lambda member: -member[1])
-        expert = committee(*zip(*members, strict=True)).with_card(
-            selected_on=CROSS_VALIDATION, metrics=metrics, n_train=len(y)
-        )
         of_layers = {"val_accuracy_by_layer": accuracies, "val_chance": task.chance(y, asked_y)}
-        told = {
-            CROSS_VALIDATION: Answers(found.chosen.logits, asked_y),
-            **answers(expert, source.store, ("test",)),
-        }
-        finish(source, self.workdir, {"expert": expert}, told, CROSS_VALIDATION, of_layers, missing)
-        checkpoints.remove(self.workdir / "training")
+        return Answers(found.chosen.logits, asked_y), metrics, of_layers
 
-    def _statistics(self, layers: Sequence[str]) -> dict[str, Standardised]:
-        found = {layer: self.kept(layer).statistics for layer in layers}
-        return {layer: Standardised.of(each) for layer, each in found.items() if each is not None}
+    def _finish(
+        self,
+        expert: Expert,
+        chosen: Answers,
+        metrics: Mapping[str, Any],
+        of_layers: Mapping[str, Any],
+        missing: Mapping[str, str],
+    ) -> None:
+        kept = {"expert": expert.with_card(metrics=metrics, n_train=self._n_models)}
+        tested = answers(kept["expert"], self.source.store, ("test",))
+        found = {CROSS_VALIDATION: chosen, **tested}
+        finish(self.source, self.workdir, kept, found, CROSS_VALIDATION, of_layers, missing)
+
+    def _beside(self, layers: Sequence[str]) -> dict[str, dict[str, Standardised]]:
+        """What all layers give together: by name, layer to it, where it differs between models."""
+        found: dict[str, dict[str, Standardised]] = {}
+        for name, key in ((STATISTICS, "statistics"), (SIZES, "sizes")):
+            of_layers = {layer: self.kept(layer).measured(key) for layer in layers}
+            found[name] = {n: Standardised.of(x) for n, x in of_layers.items() if x is not None}
+        return {name: of for name, of in found.items() if of}
 
     def _members(
-        self, found: Together, statistics: Mapping[str, Standardised]
+        self, found: Together, beside: Mapping[str, Mapping[str, Standardised]]
     ) -> Iterator[tuple[Expert, float]]:
         """The parts of the solution as networks on a layer each, with their weights."""
+        n_outputs, trees = len(found.bias), dict[str, Tree]()
         for layer, weight in found.weights.items():
             solution_NY = found.solution[layer] / weight
-            if layer == STATISTICS:
-                for name, standardised in statistics.items():
+            if layer in beside:
+                for name, standardised in beside[layer].items():
                     # Its share of the sum, as if it were all.
-                    params = standardised.linear(solution_NY * len(statistics), found.bias)
-                    reading = Statistics(len(found.bias))
-                    yield self._expert(name, reading, params, {}), weight / len(statistics)
+                    params = standardised.linear(solution_NY * len(beside[layer]), found.bias)
+                    reading = Statistics(n_outputs) if layer == STATISTICS else Size(n_outputs)
+                    if layer == SIZES and name not in trees:
+                        trees[name] = self._tree(name, self._blocks(name))
+                    tree = {} if layer == STATISTICS else trees[name]
+                    yield self._expert(name, reading, params, tree), weight / len(beside[layer])
                 continue
             kept, encoder = self.kept(layer), self._encoder(layer)
             read, tree, strips = kept.features(encoder), kept.tree, None
             if read.bases is None:
                 blocks = self._blocks(layer)
-                tree = self._tree(layer, blocks)
+                tree = trees[layer] = trees.get(layer) or self._tree(layer, blocks)
                 strips = self._strips(layer, encoder, tree, blocks)
             params = read.params(strips, solution_NY, found.bias)
             yield self._expert(layer, read.encoder, params, tree), weight

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,23 @@ from probex_jax.experts import checkpoints
 from probex_jax.experts.alignment import ZeroShot, with_seen_offset, zero_shot
 from probex_jax.experts.chance import chance
 from probex_jax.experts.committee import best_committee, committee
-from probex_jax.experts.evaluation import HOLDOUT, Answers, answers, calibrated_by, score
+from probex_jax.experts.evaluation import (
+    HOLDOUT,
+    Answers,
+    answers,
+    calibrated_by,
+    coverage,
+    is_told,
+    score,
+)
 from probex_jax.experts.expert import Expert
 from probex_jax.experts.predictions import Predictions, stored_logits
+from probex_jax.experts.tags import with_tag_cut
 from probex_jax.files import read_json, write_json
 from probex_jax.fitting import Score, Split
 from probex_jax.fitting.recipe import VARIED
 from probex_jax.integrity import sealed, unsealed
+from probex_jax.layer_store import LayerStore
 from probex_jax.prefetch import prefetch
 from probex_jax.sweeps.source import Source
 
@@ -37,17 +47,19 @@ class SweepResult:
       workdir: where it is.
       encoders: encoders by name that are not ours.
       layers: layer to its accuracy alone, on the models that chose.
-      test: the accuracy of `expert` on the test split.
+      test: the accuracy of `expert` on the test split; None of a joint expert.
       zero_shot: of an expert aligned with text, its accuracy on held-out classes, if there are any.
       metrics: all of it, as written to metrics.json.
+      attributes: of a joint expert, attribute to its accuracy (of a number R²) on the test split.
     """
 
     workdir: Path
     encoders: Mapping[str, type[nn.Module]]
     layers: Mapping[str, float]
-    test: Score
+    test: Score | None
     zero_shot: ZeroShot | None
     metrics: Mapping[str, Any]
+    attributes: Mapping[str, Score] = field(default_factory=dict)
 
     @cached_property
     def expert(self) -> Expert:
@@ -120,16 +132,18 @@ def finish(
     """
     store, candidates, task = source.store, source.candidates, source.task
     kept = {**kept, "expert": calibrated_by(kept["expert"], found, chosen_by)}
+    if candidates is None:
+        told = is_told(task, found[chosen_by], source.targets("train").y)
+        kept["expert"] = kept["expert"].with_card(told=told)
     encoder = None if candidates is None else candidates.encoder
     if candidates is not None and store.has("val") and store.has("val_holdout"):
         kept = {name: with_seen_offset(each, candidates) for name, each in kept.items()}
+    if candidates is not None and kept["expert"].text.tags is not None:
+        kept = {name: with_tag_cut(each, store, encoder) for name, each in kept.items()}
     represented_by, card = kept.get(HOLDOUT, kept["expert"]), kept["expert"].card
     predictions = Predictions.of(store, card.classes, task, found["test"], represented_by)
-    predictions.write(workdir)
-    test = score(kept["expert"], store, "test", found["test"])
-    tested: dict[str, Any] = {"test_accuracy": dataclasses.asdict(test)}
-    if auc := task.auc(*found["test"]):
-        tested["test_auc"] = dataclasses.asdict(auc)
+    predictions.believed(card).write(workdir)
+    tested = test_figures(kept["expert"], store, found["test"])
     if candidates is not None and store.has("test_holdout"):
         unseen = zero_shot(represented_by, store, encoder=encoder)
         tested["zero_shot"] = dataclasses.asdict(unseen)
@@ -156,9 +170,20 @@ def finish(
         "left_out": dict(left_out),
         "committee_accuracy": card.figures["committee_accuracy"],
         "calibration": card.to_json()["calibration"],
+        "told": card.told,
         **tested,
     }
     write_json(workdir / "metrics.json", sealed(metrics))
+
+
+def test_figures(expert: Expert, store: LayerStore, found: Answers) -> dict[str, Any]:
+    """What metrics and cards say of an expert's answers for the test models."""
+    figures = {
+        "test_accuracy": score(expert, store, "test", found),
+        "test_auc": expert.card.task.auc(*found),
+        "test_coverage": coverage(expert, found),
+    }
+    return {name: dataclasses.asdict(figure) for name, figure in figures.items() if figure}
 
 
 def _all_have(name: str, folders: Mapping[str, Sequence[Path]]) -> bool:
@@ -230,10 +255,14 @@ def result(workdir: Path, encoders: Mapping[str, type[nn.Module]]) -> SweepResul
         return SweepResult(
             workdir,
             encoders,
-            layers=metrics["val_accuracy_by_layer"],
-            test=Score(**metrics["test_accuracy"]),
+            layers=metrics.get("val_accuracy_by_layer", {}),
+            test=Score(**metrics["test_accuracy"]) if "test_accuracy" in metrics else None,
             zero_shot=None if found is None else ZeroShot.from_json(found),
             metrics=metrics,
+            attributes={
+                name: Score(**each["test_accuracy"])
+                for name, each in metrics.get("attributes", {}).items()
+            },
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ProbexError(

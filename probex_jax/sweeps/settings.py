@@ -7,7 +7,8 @@ from typing import Any
 from probex_jax.errors import ProbexError
 from probex_jax.experts.alignment import Alignment
 from probex_jax.experts.card import Card, MemberCard, named_task, versions
-from probex_jax.fitting import TASKS, Adam, ClosedForm, OneClass, SeveralClasses, Task
+from probex_jax.fitting import TASKS, Adam, ClosedForm, Number, OneClass, SeveralClasses, Task
+from probex_jax.fitting.number import is_wide
 from probex_jax.layer_store import LayerStore
 
 
@@ -44,18 +45,26 @@ def check_settings(
         raise ProbexError(f"{store.path}: no layer {name!r}")
     if type(save_every_s) not in (int, float) or not save_every_s >= 0:
         raise ProbexError(f"save_every_s: {save_every_s!r} is not a number of seconds >= 0")
-    if not isinstance(task, SeveralClasses | OneClass) or task.name not in TASKS:
+    if not isinstance(task, SeveralClasses | OneClass | Number) or task.name not in TASKS:
         raise ProbexError(f"task: {task.name!r} stores have no targets for it")
+    if isinstance(task, Number) != store.is_number:
+        what = "numbers" if store.is_number else "classes"
+        raise ProbexError(f"task: {task.name!r}, but column {store.label_set!r} holds {what}")
     if len({head == "text", task.head == "text", alignment is not None}) > 1:
         raise ProbexError('head: "text" and settings of the text belong together')
 
 
 def told_task(store: LayerStore) -> Task:
-    """What the labels of a store ask: which one class, if every model has exactly one.
+    """What the labels of a store ask: a number, or which one class if every model has exactly one.
+
+    Numbers that are positive and wide are told on a logarithmic scale.
 
     Raises:
       ProbexError: if all training models are of one class, or some have none where others have one.
     """
+    if store.is_number:
+        y = store.values("train")
+        return Number(log=is_wide(y)).fitted(y)
     if not store.exclusive:
         return SeveralClasses()
     if len(store.seen_classes) == 1:
@@ -80,7 +89,7 @@ def card_before_training(
         (MemberCard(dict(encoder), "", (1, 1), normalise=normalise),),
         head,
         named_task(task),
-        None if alignment is None else alignment.card(classes, store.texts),
+        None if alignment is None else alignment.card_for(store),
         store_hash=store.hash,
         more={"label_set": store.label_set} if store.label_set else {},
         n_train=len(store.split("train")),

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax.experimental import multihost_utils
 
 from probex_jax.experts.alignment import Candidates
+from probex_jax.experts.chance import targets
 from probex_jax.fitting.centre import Tree, normalised, tree_of
 from probex_jax.fitting.data import Split
 from probex_jax.fitting.moments import Moments
@@ -91,9 +92,8 @@ class Source:
         """What all models of a split are, and are compared with; without matrices."""
         if self.candidates is not None:
             return self.candidates.targets(split)
-        y = self.store.class_indices if self.task.exclusive else None
-        found = y(split, self.store.classes) if y else self.store.targets(split)
-        return Split(None, found)  # type: ignore[arg-type]
+        y = targets(self.task, self.store, split, self.store.classes)
+        return Split(None, y)  # type: ignore[arg-type]
 
     def parameter_bytes(self, layer: str) -> int:
         """What the parameters of the network that reads a layer take, in float32."""

@@ -75,7 +75,7 @@ class LayerStream:
         storage = self._group.recipe.storage
         x = self._source.matrices(self._layer, self._tree, name, ours, storage)
         targets = self._targets[name]
-        return targets._replace(x=x, y=targets.y[ours])
+        return targets._replace(x=x, y=self._source.task.encoded(targets.y[ours]))
 
 
 class _Batches:

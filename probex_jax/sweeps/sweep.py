@@ -12,11 +12,13 @@ A work directory holds
     expert/                         the chosen expert or committee, test metrics on its card
     predictions.safetensors         its answers for the test models (`Predictions`)
     metrics.json                    the table of layers, the choice, its test accuracy
+    attributes/<attribute>/         of a joint expert, `predictions.safetensors` of each attribute
 
 Where a store has held-out classes, an expert aligned with text is kept as it was best on models of
 seen classes (`expert`, on `val`), and as it was best on held-out ones (`expert_val_holdout`).
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -29,13 +31,15 @@ from probex_jax.claims import claim
 from probex_jax.engine import HERE, Engine
 from probex_jax.errors import ProbexError
 from probex_jax.experts.alignment import Alignment
+from probex_jax.experts.card_parts import task_json
 from probex_jax.files import one_writer
 from probex_jax.fitting.closed_form import ClosedForm, check_closed_form
 from probex_jax.fitting.network import NO_MORE, build_network, encoder_settings
 from probex_jax.fitting.recipe import Adam, variants
 from probex_jax.fitting.sharding import ONE, Devices
-from probex_jax.fitting.task import Task
+from probex_jax.fitting.task import SeveralClasses, Task
 from probex_jax.layer_store import LayerStore
+from probex_jax.sweeps import joint
 from probex_jax.sweeps.descent import Descent
 from probex_jax.sweeps.kernels import Kernels
 from probex_jax.sweeps.select import SweepResult, result
@@ -166,7 +170,7 @@ def sweep(
         if grid:
             raise ProbexError("grid: the closed form tries its penalties itself")
         beside = engine.size().beside
-        job = Kernels(source, workdir, card, recipe, beside, engine, on_progress)
+        job = Kernels(source, workdir, card, recipe, {"": source}, beside, engine, on_progress)
     else:
         recipes, stop = variants(recipe, grid or {}), stop or Stop()
         job = Descent(
@@ -174,6 +178,93 @@ def sweep(
         )
     _ = [store.split(split) for split in (*job.needs, "test")]  # none is empty
     config = config_of(card, task, recipe, names, committee, grid)
+    return _run(job, workdir, config, names, committee, devices)
+
+
+def sweep_attributes(
+    stores: Mapping[str, LayerStore],
+    workdir: str | Path,
+    *,
+    encoder: nn.Module | Mapping[str, Any],
+    recipe: ClosedForm,
+    normalise: str = "none",
+    committee: int | None = None,
+    layers: Sequence[str] | None = None,
+    devices: Devices = ONE,
+    engine: Engine = HERE,
+    on_progress: Callable[[str, int], None] = lambda layer, epochs: None,
+) -> SweepResult:
+    """Fits one expert to several attributes of a tree's models, in closed form; resumable.
+
+    Layers are read once, and one factorisation serves all attributes that the same models have.
+    Each attribute has its own penalty, weights of layers, calibration and conformal prediction.
+
+    Args:
+      stores: attribute to its view of one store, as `joint.views` finds them.
+      workdir, encoder, recipe, normalise, committee, layers, devices, engine, on_progress: as
+        `sweep` takes them.
+
+    Returns:
+      The joint expert, whose `part(name)` is that of one attribute; `metrics["attributes"]` has
+      what there is to say of each, and whether the weights tell it.
+
+    Raises:
+      ProbexError: as `sweep`.
+
+    Example:
+      >>> import tempfile
+      >>> import numpy as np
+      >>> from safetensors.numpy import save_file
+      >>> from probex_jax import pack, scan
+      >>> folder, rng = Path(tempfile.mkdtemp()), np.random.default_rng(0)
+      >>> rows = ["model,rate,kind"]
+      >>> for number, rate in enumerate(np.geomspace(0.1, 10.0, 40)):
+      ...     name = folder / "Mini" / ("train", "test")[number % 2] / f"m{number}"
+      ...     name.mkdir(parents=True)
+      ...     body = np.log(rate) + 0.1 * rng.normal(size=(3, 3))
+      ...     save_file({"body.weight": body.astype("f4")}, name / "model.safetensors")
+      ...     rows.append(f"m{number},{rate:.3f},{('low', 'high')[int(rate > 1)]}")
+      >>> _ = (folder / "Mini" / "labels.csv").write_text(chr(10).join(rows))
+      >>> from probex_jax.sweeps import sweep_attributes, views
+      >>> stores, _ = views(pack(scan(folder / "Mini"), folder / "store").store)
+      >>> found = sweep_attributes(
+      ...     stores, folder / "trained", encoder={"name": "dense"}, recipe=ClosedForm()
+      ... )
+      >>> found.attributes["rate"].value > 0.9, found.expert.part("kind").card.classes
+      (True, ('high', 'low'))
+    """
+    workdir, store = as_path(workdir), joint.joint_store(stores)
+    if isinstance(encoder, nn.Module):
+        encoder = encoder_settings(encoder)
+    names = tuple(layers if layers is not None else default_layers(store, recipe))
+    nominal = SeveralClasses()  # each attribute has its own
+    check_settings(store, names, committee, 0.0, "none", nominal, None)
+    card = card_before_training(store, encoder, "none", normalise, nominal, None)
+    n_outputs = sum(len(view.classes) for view in stores.values())
+    network = build_network(encoder, "none", n_outputs, normalise=normalise)
+    check_closed_form(network, nominal)
+    source = Source(store, nominal, None, normalise, network.clone(normalise="none"), devices)
+    asked = {
+        name: dataclasses.replace(source, store=view, task=told_task(view))
+        for name, view in stores.items()
+    }
+    card = joint.joint_card(card, asked)
+    beside = engine.size().beside
+    job = Kernels(source, workdir, card, recipe, asked, beside, engine, on_progress)
+    config = config_of(card, nominal, recipe, names, committee, None)
+    config["attributes"] = {name: task_json(each.task) for name, each in asked.items()}
+    return _run(job, workdir, config, names, committee, devices)
+
+
+def _run(
+    job: Kernels | Descent,
+    workdir: Path,
+    config: Mapping[str, Any],
+    names: Sequence[str],
+    committee: int | None,
+    devices: Devices,
+) -> SweepResult:
+    """Trains what is missing in a work directory of this config, and chooses."""
     with one_writer(workdir) if devices.writes else nullcontext():
         if devices.writes:
             claim(workdir, config)
@@ -181,10 +272,10 @@ def sweep(
         (done,) = devices.agree([(workdir / "metrics.json").exists()])
         if done:
             for name in names:
-                on_progress(name, job.epochs)
-            return result(workdir, encoders)
+                job.on_progress(name, job.epochs)
+            return result(workdir, job.source.encoders)
         job.train_all(names)
         if devices.writes:
             job.select(names, committee)
         devices.wait("chosen")
-        return result(workdir, encoders)
+        return result(workdir, job.source.encoders)

@@ -156,7 +156,7 @@ def _split(
     x = jax.tree.unflatten(structure, stacks)
     if centres:
         x = Centred(x, jax.tree.map(lambda *each: np.stack(each), *_alike(centres)))
-    return targets._replace(x=x, y=targets.y[models])
+    return targets._replace(x=x, y=source.task.encoded(targets.y[models]))
 
 
 def _alike(centres: Sequence[Any]) -> Sequence[Any]:

@@ -15,15 +15,16 @@ from probex_jax.errors import ProbexError
 from probex_jax.forest import Tree
 from probex_jax.reports import model_card
 from probex_jax.search import Filter, Hit
-from probex_jax.web.catalogue import Catalogue, as_json
+from probex_jax.web.catalogue import Catalogue, as_json, told
 from probex_jax.web.models import Model, of_hub, plain_name
 from probex_jax.web.uploads import Refused, Uploads
 from probex_jax.web.work import Work
 
 _ABOUT = {
     "GET /api/forest": "the trees, their experts and indexes",
-    "GET /api/search?query=TEXT": "the models that match a text; index, k, tree, split and text "
-    "narrow the search",
+    "GET /api/search?query=TEXT": "the models that match a text; index, k, tree, split, text and "
+    "filter, such as accuracy > .9, narrow the search; sort=-accuracy sorts those found",
+    "GET /api/search?filter=CONDITION&sort=ATTRIBUTE": "the first models of all, by an attribute",
     "GET /api/search?like=ID": "models similar to one in an index",
     "POST /api/search": "models similar to that in the body, a safetensors file",
     "POST /api/describe?name=NAME": "the description of the model in the body, a safetensors "
@@ -43,10 +44,12 @@ class _Options:
     tree: str = ""
     split: str = ""
     text: str = ""
+    filter: str = ""
+    sort: str = ""
 
     @property
     def where(self) -> Filter:
-        return Filter(self.tree, self.split, self.text)
+        return Filter(self.tree, self.split, self.text, told(self.filter), self.sort)
 
 
 _SearchOptions = Annotated[_Options, Depends()]
@@ -74,6 +77,11 @@ def routes(catalogue: Catalogue, uploads: Uploads, work: Work, *, hub: bool) -> 
     @router.get("/search")
     async def search(options: _SearchOptions, query: str = "", like: str = "") -> JSONResponse:
         def found() -> dict[str, Any]:
+            if not (query.strip() or like) and (options.filter.strip() or options.sort):
+                found = _hits(*catalogue.listed(options.index, options.k, options.where))
+                for hit in found["hits"]:  # there is nothing that they could be similar to
+                    del hit["similarity"]
+                return found
             if bool(query.strip()) == bool(like):
                 raise ProbexError("give either query or like")
             if like:
@@ -177,7 +185,7 @@ def _described(catalogue: Catalogue, model: Model) -> dict[str, Any]:
 
 
 def _hits(tree: str, hits: list[Hit]) -> dict[str, Any]:
-    fields = ("similarity", "id", "tree", "split", "labels", "text")
+    fields = ("similarity", "id", "tree", "split", "labels", "text", "attributes")
     ranked = [
         {"rank": rank, **{name: getattr(hit, name) for name in fields}}
         for rank, hit in enumerate(hits, start=1)
@@ -212,4 +220,8 @@ def _expert(tree: Tree, label_set: str) -> dict[str, Any]:
         "layers": facts.layers,
         "accuracy": facts.accuracy,
         "classes": list(tree.entries[label_set].classes),
+        "attributes": [
+            {"attribute": name, "accuracy": asked.facts.accuracy, "coverage": asked.facts.coverage}
+            for name, asked in tree.asked(label_set).items()
+        ],
     }

@@ -20,6 +20,7 @@ from probex_jax.reports.family_tree import family_tree_html
 from probex_jax.reports.interactive_map import MapPoint, interactive_map
 from probex_jax.reports.map_layout import position_among
 from probex_jax.search import EVERY, Filter, Hit, Index, Snapshot
+from probex_jax.search.conditions import Condition, conditions
 from probex_jax.search.embedding import represented
 from probex_jax.web.layouts import load_layout
 from probex_jax.web.models import Model
@@ -215,10 +216,15 @@ class Catalogue:
             snapshot.vectors_NT[place], _checked(k, where), where, but=but
         )
 
+    def listed(self, tree: str, k: int, where: Filter) -> tuple[str, list[Hit]]:
+        """The first models that a filter lets through, as it sorts them; returns as `search`."""
+        snapshot = self.snapshot(tree)
+        return snapshot.tree, snapshot.listed(_checked(k, where), where)
+
     def check(self, tree: str, k: int, where: Filter) -> None:
         """Raises a ProbexError for invalid options of a search; the tree may be ""."""
         if tree:
-            self.snapshot(tree)
+            self.snapshot(tree).check(where)
         _checked(k, where)
 
     def map(self, tree: str, *, starred: str = "", vector_T: np.ndarray | None = None) -> str:
@@ -297,13 +303,19 @@ def as_json(described: Described, card: str) -> dict[str, Any]:
     return {**found, "card": card}
 
 
+def told(text: str) -> tuple[Condition, ...]:
+    """The conditions on attributes that somebody wrote; a ProbexError if they are none."""
+    _check_length(text)
+    return conditions(text)
+
+
 def _check_length(text: str) -> None:
     if len(text) > MAX_QUERY:
         raise ProbexError(f"a text of {len(text)} characters: expected at most {MAX_QUERY}")
 
 
 def _checked(k: int, where: Filter) -> int:
-    for text in (where.tree, where.split, where.text):
+    for text in (where.tree, where.split, where.text, where.sort):
         _check_length(text)
     if not 1 <= k <= MAX_K:
         raise ProbexError(f"k is {k}: expected 1 to {MAX_K}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ import gradio as gr
 import numpy as np
 
 from probex_jax.errors import ProbexError
+from probex_jax.reports.attributes import number
 from probex_jax.search import Filter, Hit, Snapshot
+from probex_jax.search.attributes import Attribute
 from probex_jax.web import views
-from probex_jax.web.catalogue import MAX_K, MAX_QUERY, Catalogue, Described
+from probex_jax.web.catalogue import MAX_K, MAX_QUERY, Catalogue, Described, told
 from probex_jax.web.models import of_hub, sent
 from probex_jax.web.uploads import MAX_FILES, Uploads
 from probex_jax.web.work import Work
@@ -153,14 +155,26 @@ class Page:
                 label="Text contains", placeholder="any", max_length=MAX_QUERY, min_width=120
             )
             k = gr.Slider(1, MAX_K, _HOW_MANY, step=1, label="How many", min_width=120)
+        attributes = {n: v for one in snapshots.values() for n, v in one.attributes.items()}
+        with gr.Row(visible=bool(attributes)):
+            written = gr.Textbox(
+                label="Predicted attributes",
+                placeholder=_example(attributes),
+                max_length=MAX_QUERY,
+                min_width=240,
+                scale=2,
+                elem_id="px-told",
+            )
+            sort = gr.Dropdown(_sorts(attributes), value=_ANY, label="Sorted by", min_width=240)
         found = gr.HTML(elem_id="px-found")
-        self._may_repeat = {words._id, k._id}
+        self._may_repeat = {words._id, k._id, written._id}
         # One event that reads all controls, so that the newest values count.
         changes = [index.input, tree.input, split.input, words.submit, words.blur, k.change]
+        changes += [written.submit, written.blur, sort.input]
         gr.on(
             [ask.click, query.submit, example.change, *changes],
             self._search,
-            [query, index, sought, asked, tree, split, words, k],
+            [query, index, sought, asked, tree, split, words, written, sort, k],
             [asked, index, found],
             show_progress="minimal",
             show_progress_on=found,
@@ -250,13 +264,15 @@ class Page:
         tree: Any,
         split: Any,
         words: Any,
+        written: Any,
+        sort: Any,
         k: Any,
         event: gr.EventData,
     ) -> tuple[Any, ...]:
         """Answers an event; of controls that merely lost the focus, only a new question."""
         if getattr(event.target, "_id", None) not in self._may_repeat:
             asked = None  # a repeated question is answered again
-        return await self._answer(query, index, sought, asked, tree, split, words, k)
+        return await self._answer(query, index, sought, asked, tree, split, words, written, sort, k)
 
     async def _answer(
         self, query: Any, index: Any, sought: _Example, asked: Any, *filters: Any
@@ -267,9 +283,13 @@ class Page:
           The question, the searched index, and the answer.
         """
         text, index = _text(query), _text(index)
-        where, k = Filter(*map(_text, filters[:3])), _how_many(filters[3])
+        tree, split, words, written, sort = map(_text, filters[:5])
+        k = _how_many(filters[5])
         try:
+            where = Filter(tree, split, words, told(written), sort)
+            is_listed = bool(where.attributes) and not (text or sought.id or sought.name)
             tree = self._index_for(text, index) if text else sought.tree
+            tree = index if is_listed else tree
             question = (text, tree, sought, where, k)
             answer = gr.skip()
             if question != asked:
@@ -289,11 +309,13 @@ class Page:
         """The tree of the searched index, and the models found as HTML."""
         if sought.fault and not text:
             raise ProbexError(sought.fault)
-        if not text and not sought.id and sought.vector_T is None:
+        is_similar = text or sought.id or sought.vector_T is not None
+        if not (is_similar or where.attributes):
             return "", ""
         tree, hits = await self._work.search(self._hits, text, tree, sought, where, k)
-        title = text or f"Similar to {sought.id or sought.name}"
-        return tree, await self._work.draw(views.results, title, hits, tree)
+        of = sought.id or sought.name
+        title = text or (f"Similar to {of}" if is_similar else "By predicted attributes")
+        return tree, await self._work.draw(views.results, title, hits, tree, where.attributes)
 
     def _hits(
         self, text: str, tree: str, sought: _Example, where: Filter, k: int
@@ -302,7 +324,9 @@ class Page:
             return self._catalogue.search(text, tree, k, where)
         if sought.vector_T is not None:
             return tree, self._catalogue.like(tree, sought.vector_T, k, where)
-        return self._catalogue.like_id(tree, sought.id, k, where)
+        if sought.id:
+            return self._catalogue.like_id(tree, sought.id, k, where)
+        return self._catalogue.listed(tree, k, where)
 
     async def _map(self, tree: Any) -> str:
         tree = _text(tree)
@@ -322,7 +346,7 @@ class Page:
         tree = asked["index"] if asked["index"] in self._catalogue.snapshots else ""
         sought = _Example(id=asked["like"], tree=tree)
         query = "" if sought.id else asked["query"]
-        answer = await self._answer(query, tree, sought, None, "", "", "", _HOW_MANY)
+        answer = await self._answer(query, tree, sought, None, *[""] * 5, _HOW_MANY)
         question, shown, found = answer
         shown = tree or gr.skip() if shown == gr.skip() else shown
         return gr.Tabs(selected="search"), query, shown, sought, question, found
@@ -339,6 +363,26 @@ def _choice(label: str, snapshots: Iterable[Snapshot], field: str) -> gr.Dropdow
         visible=any(len(some) > 1 for some in found),
         min_width=120,
     )
+
+
+def _sorts(attributes: Mapping[str, Attribute]) -> list[tuple[str, str]]:
+    """The orders that there are, by numbers."""
+    names = [name for name, value in sorted(attributes.items()) if isinstance(value, float)]
+    return [("similarity", _ANY)] + [
+        (f"{name}, {which} first", f"{sign}{name}")
+        for name in names
+        for which, sign in (("largest", "-"), ("smallest", ""))
+    ]
+
+
+def _example(attributes: Mapping[str, Attribute]) -> str:
+    """A condition on the first attribute."""
+    for name, value in sorted(attributes.items(), key=lambda one: isinstance(one[1], tuple)):
+        shown = f'"{name}"' if " " in name else name
+        if isinstance(value, float):
+            return f"{shown} > {number(value)}"
+        return f"{shown} = {value if isinstance(value, str) else next(iter(value), 'x')}"
+    return ""
 
 
 def _paths(files: Any) -> list[Path]:

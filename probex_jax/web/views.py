@@ -11,8 +11,10 @@ from urllib.parse import urlencode
 
 from probex_jax.experts.chance import chance_of, shortfall
 from probex_jax.forest import Answer, Description, Prediction, Tree
+from probex_jax.forest.answers import Asked
 from probex_jax.forest.description import ExpertFacts
-from probex_jax.reports import model_card
+from probex_jax.reports import attributes, model_card
+from probex_jax.reports.card_predictions import in_rows_and_alone
 from probex_jax.reports.html import page
 from probex_jax.search import Hit
 from probex_jax.web.catalogue import Described, as_json
@@ -103,10 +105,42 @@ def _predictions(said: Description) -> str:
     title = "<h3>What it was trained on: predicted from the weights</h3>"
     if not said.tree:
         return f"{title}<p>Nothing is predicted, since its tree is unknown.</p>"
+    untold = f"<p>The weights do not tell {_names(said.untold)}.</p>" if said.untold else ""
     if not said.answers:
-        return f"{title}<p>Nothing is predicted, since its tree has no expert.</p>"
+        return (untold and title + untold) or (
+            f"{title}<p>Nothing is predicted, since its tree has no expert.</p>"
+        )
+    in_rows, alone = in_rows_and_alone(said.answers)
     several = len(said.answers) > 1
-    return title + "".join(_answer(answer, with_title=several) for answer in said.answers)
+    parts = [_attributes(in_rows), *(_answer(answer, with_title=several) for answer in alone)]
+    return title + "".join(parts) + untold
+
+
+def _names(names: Sequence[str]) -> str:
+    listed = ", ".join(map(escape, names[:_SHOWN_CLASSES]))
+    more = len(names) - _SHOWN_CLASSES
+    return f"{listed} and {more:,} more" if more > 0 else listed
+
+
+def _attributes(answers: Sequence[Answer]) -> str:
+    """A table of attributes with intervals or sets; on a phone each is a block."""
+    if not answers:
+        return ""
+    rows = list(attributes.rows(answers, escape))
+    first, *others = rows[0]
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in rows[0])
+    body = "".join(
+        f'<tr><th scope="row">{row[first]}</th>'
+        + "".join(f'<td data-of="{escape(name)}">{row[name]}</td>' for name in others)
+        + "</tr>"
+        for row in rows
+    )
+    level = attributes.levels(answers)
+    about = f"An interval or a set is made to hold the truth of {level} of its tree's models."
+    return (
+        f'<p class="px-quiet">{about if level else ""}</p><table class="px-attributes">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
 
 
 def _answer(answer: Answer, *, with_title: bool) -> str:
@@ -120,9 +154,13 @@ def _answer(answer: Answer, *, with_title: bool) -> str:
     shown = answer.predictions[: 5 if one else _MOST_BARS]
     rest = "" if known == len(shown) else f"<p>and {known - len(shown)} less likely</p>"
     bars = _bars([(p.text, p.probability) for p in shown], "class", "probability")
+    held = ""
+    if one and answer.likely is not None:
+        level = attributes.levels([answer])
+        held = f"<p>{level} set: {attributes.held(answer, escape)}.</p>"
     return (
         f'{title}<p class="px-quiet">{about} {_tested(answer.expert)} The expert '
-        f"knows no other classes.</p>{bars}{rest}"
+        f"knows no other classes.</p>{bars}{rest}{held}"
     )
 
 
@@ -207,19 +245,20 @@ def _download(text: str, kind: str, name: str, label: str) -> str:
     return f'<a class="px-button" download="{name}" href="data:{kind};base64,{data}">{label}</a>'
 
 
-def results(title: str, hits: Sequence[Hit], tree: str) -> str:
+def results(title: str, hits: Sequence[Hit], tree: str, names: Sequence[str] = ()) -> str:
     """The results of a search with a heading; other arguments as for `gallery`."""
     count = f"{len(hits)} model{'s' if len(hits) != 1 else ''} of {escape(tree)}"
     title = f'<div role="status"><h2>{escape(title)}: {count}</h2></div>'
-    return title + gallery(hits, tree)
+    return title + gallery(hits, tree, names)
 
 
-def gallery(hits: Sequence[Hit], tree: str) -> str:
-    """Models that a search found, most similar first.
+def gallery(hits: Sequence[Hit], tree: str, names: Sequence[str] = ()) -> str:
+    """Models that a search found, in its order.
 
     Args:
       hits: the models.
       tree: of their index.
+      names: attributes that are shown.
     """
     if not hits:
         return note("No model found.")
@@ -233,17 +272,21 @@ def gallery(hits: Sequence[Hit], tree: str) -> str:
             else '<span class="px-no-picture" aria-hidden="true">no picture</span>'
             for hit, picture in zip(hits, pictures, strict=True)
         ]
-    cards = (_card(hit, tree, picture) for hit, picture in zip(hits, shown, strict=True))
+    cards = (_card(hit, tree, picture, names) for hit, picture in zip(hits, shown, strict=True))
     return f'<ol class="px-gallery">{"".join(cards)}</ol>'
 
 
-def _card(hit: Hit, tree: str, picture: str) -> str:
-    tags = "".join(f"<span>{escape(tag)}</span>" for tag in (hit.tree, hit.split) if tag)
+def _card(hit: Hit, tree: str, picture: str, names: Sequence[str]) -> str:
+    found = {name: hit.attributes[name] for name in names if name in hit.attributes}
+    told = [f"{name}: {attributes.value(value)}" for name, value in found.items()]
+    tags = "".join(f"<span>{escape(tag)}</span>" for tag in (hit.tree, hit.split, *told) if tag)
+    if hit.similarity:
+        tags = f'<span title="cosine similarity">{hit.similarity:.3f}</span>{tags}'
     link = escape("?" + urlencode({"like": hit.id, "index": tree}))
     return (
         f'<li>{picture}<p class="px-text">{escape(hit.text) or "no text"}</p>'
         f'<p class="px-id">{escape(hit.id)}</p>'
-        f'<p class="px-tags"><span title="cosine similarity">{hit.similarity:.3f}</span>{tags}</p>'
+        f'<p class="px-tags">{tags}</p>'
         f'<p><a href="{link}">more like this</a></p></li>'
     )
 
@@ -292,13 +335,31 @@ def _tree(tree: Tree, n_indexed: int | None) -> str:
         listed = ", ".join(map(escape, classes[:_SHOWN_CLASSES]))
         rest = len(classes) - _SHOWN_CLASSES
         listed += f" and {rest:,} more" if rest > 0 else ""
+        if card.attributes:
+            more += _can_tell(tree.asked(label_set))
+            continue
         one = facts.chosen == "one"
         can_say = f"Predicts {'one' if one else 'any'} of {len(classes):,} classes"
         more += f"<details><summary>{can_say}</summary><p>{listed}</p></details>"
         more += _by_layer(card.figures)
+    if tree.untold:
+        lines.append(f"The weights do not tell {_names(tree.untold)}")
     items = "".join(f"<li>{line}</li>" for line in lines)
     return (
         f'<section class="px-model"><h2>{escape(router.tree)}</h2><ul>{items}</ul>{more}</section>'
+    )
+
+
+def _can_tell(asked: Mapping[str, Asked]) -> str:
+    """The attributes that an expert predicts, and how well."""
+    rows = [
+        f'<tr><th scope="row">{escape(name)}</th>'
+        f'<td data-of="on test models">{attributes.quality(one.facts)}</td></tr>'
+        for name, one in asked.items()
+    ]
+    return (
+        f"<details open><summary>Predicts {len(rows):,} attributes</summary>"
+        f'<table class="px-attributes"><tbody>{"".join(rows)}</tbody></table></details>'
     )
 
 

@@ -29,6 +29,7 @@ from probex_jax.model_files.remote import Remote
 from probex_jax.model_files.untrusted_text import json_object
 from probex_jax.prefetch import prefetch
 from probex_jax.zoo.model_j_table import LORA_FILE, ListedModel, Table
+from probex_jax.zoo.table_columns import read_columns, write_columns
 
 # Weights that can be read, and their configs: no pickles, images or code.
 _WANTED = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
@@ -65,6 +66,8 @@ def download(
 ) -> DownloadSummary:
     """Downloads those models of a table that a folder does not hold yet.
 
+    What the table says of the models that are there then goes to `labels.json`.
+
     Args:
       table: the models.
       out: the zoo's folder is `out/<subset>`.
@@ -76,7 +79,7 @@ def download(
       What was added, and what failed.
 
     Raises:
-      ProbexError: if nothing can be written to the folder.
+      ProbexError: if nothing can be written to the folder, or its `labels.json` is not of rows.
     """
     folder = on_a_disk(out) / table.subset
     if (folder / "store.json").exists():
@@ -86,6 +89,8 @@ def download(
     if table.texts:
         with disk_errors(folder), FileLock(folder / ".lock"):  # several processes may add their own
             _write_texts(folder / "zoo.json", table)
+    if table.columns:
+        read_columns(folder)  # now, not after hours
     reading = Remote(on_bytes=remote.on_bytes)
     lists = Lists(reading)
     added, failed = 0, {}
@@ -99,6 +104,10 @@ def download(
             if result:
                 failed[model.id] = result
             on_model(f"{model.id}: {result}" if result else "")
+    if table.columns:
+        there = [model.id for model in table.models if model.id not in failed]
+        with disk_errors(folder), FileLock(folder / ".lock"):
+            write_columns(folder, table.columns, there)
     return DownloadSummary(folder, len(table.models), added, failed)
 
 

@@ -9,11 +9,11 @@ A model's labels are the classes that it was trained on: its entry in an optiona
 ({model: [class, ...]}) beside the splits, or else its header's `dataset_chosen_targets`, a list, or
 for a LoRA its one `imagenet_class_id` or `concept`. Files of labels with named columns say more
 (`label_files`). An optional `zoo.json` names the tree and the classes, with words for classes whose
-names are ids.
+names are ids, and says which columns hold numbers.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from probex_jax.buckets import shown_path
 from probex_jax.errors import ProbexError
 from probex_jax.model_files import ModelFile, Remote, literal_strings, open_model
 from probex_jax.model_files.stated import LABEL_KEYS, LABELS_KEY
-from probex_jax.model_files.untrusted_text import is_text, json_object, quoted, shown
+from probex_jax.model_files.untrusted_text import is_text, quoted, shown
 from probex_jax.zoo.flat import by_name, flat_models, is_weights
-from probex_jax.zoo.label_files import classes_of, distinct_texts, read_table
+from probex_jax.zoo.label_files import Labels, classes_of, distinct_texts
 from probex_jax.zoo.listed_path import zoo_path
 from probex_jax.zoo.stated_labels import (
     RULES,
@@ -32,6 +32,7 @@ from probex_jax.zoo.stated_labels import (
     TagRules,
     columns_of,
     label_sources,
+    numbers_of,
     read_said,
 )
 from probex_jax.zoo.tables import (
@@ -42,6 +43,7 @@ from probex_jax.zoo.tables import (
     Names,
     Tables,
     find_labels,
+    read_about,
     read_splits,
 )
 
@@ -153,6 +155,7 @@ class Zoo:
       texts: from `zoo.json`: class to the words for it, for classes whose name is a WordNet id.
       unmatched: file of labels to its names without a model in the zoo.
       tables: label columns and splits, by the ids of the models.
+      notes: lines about what was guessed of files of labels, such as encodings.
     """
 
     tree: str
@@ -161,6 +164,7 @@ class Zoo:
     texts: Mapping[str, str] = field(default_factory=dict)
     unmatched: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tables: Tables = field(default_factory=Tables)
+    notes: tuple[str, ...] = ()
 
     @property
     def is_flat(self) -> bool:
@@ -206,7 +210,7 @@ def scan(
     root = zoo_path(root)
     if not root.is_dir():
         raise ProbexError(f"{root}: no such folder; expected a zoo with train/, val/ and test/")
-    about = _about(root / "zoo.json")
+    about = read_about(root)
     found: dict[str, tuple[str, Path]] = {}
     for name, split, path in _listed(root, about):
         if name in found:
@@ -217,13 +221,13 @@ def scan(
         raise ProbexError(f"{root}: no models; {_instead(root)}")
     names, sources = Names(found), label_sources(labels)
     files, unmatched = find_labels(root, names, [s for s in sources if s in LABEL_FILES])
-    of_files = {name: column for name, column in files.columns.items() if name}
     splits = root / SPLITS_FILE
+    named = replace(files, columns={name: c for name, c in files.columns.items() if name})
+    if sources != LABEL_FILES:
+        named = _with_stated(named, found, sources, rules, on_model)
     tables = Tables(
-        of_files
-        if sources == LABEL_FILES
-        else _with_stated(of_files, found, sources, rules, on_model),
-        files.numbers,
+        named.columns,
+        named.numbers,
         read_splits(splits, names) if splits.exists() or splits.is_symlink() else {},
     )
     stated = files.columns.get("", {})
@@ -243,35 +247,46 @@ def scan(
             f"{shown(root / 'zoo.json')}: tree: expected a text, found {quoted(tree)}"
         )
     texts = _texts(about.get("texts", {}), f"{shown(root / 'zoo.json')}: texts")
-    return Zoo(tree, tuple(models), classes, texts, unmatched, tables)
+    return Zoo(tree, tuple(models), classes, texts, unmatched, tables, files.notes)
 
 
 def _with_stated(
-    of_files: Mapping[str, Mapping[str, Any]],
+    files: Labels,
     models: Mapping[str, tuple[str, Path]],
     sources: Sequence[str],
     rules: TagRules,
     on_model: Callable[[str], None],
-) -> dict[str, Mapping[str, Any]]:
-    """Label columns of files and of what models state; of each model that of the first source."""
+) -> Labels:
+    """Columns of files and of what models state; of each model that of the first source."""
     said = read_said(((name, path) for name, (_, path) in models.items()), sources, on_model)
-    stated = columns_of(said, rules)
     order = {source: number for number, source in enumerate(sources)}
-    files = min((order[source] for source in LABEL_FILES if source in order), default=len(order))
+    last = min((order[source] for source in LABEL_FILES if source in order), default=len(order))
 
-    def first(column: str) -> dict[str, Any]:
+    def first(name: str, column: Mapping[str, Any]) -> dict[str, Any]:
         """What is stated in a column, as far as its source comes before the files of labels."""
-        by = TAGS if column == TEXT else column
+        by = TAGS if name == TEXT else name
         return {
-            id: labels
-            for id, labels in stated.get(column, {}).items()
-            if order.get(said[id].sources.get(by, ""), files) < files
+            id: value
+            for id, value in column.items()
+            if order.get(said[id].sources.get(by, ""), last) < last
         }
 
-    return {
-        name: {**stated.get(name, {}), **of_files.get(name, {}), **first(name)}
-        for name in {**of_files, **stated}
-    }
+    def merged(
+        of_files: Mapping[str, Mapping[str, Any]],
+        stated: Mapping[str, Mapping[str, Any]],
+        others: Container[str],
+    ) -> dict[str, Mapping[str, Any]]:
+        """Both, but for stated columns that are among the others, which files have of that kind."""
+        both = dict.fromkeys([*of_files, *(name for name in stated if name not in others)])
+        return {
+            name: {**column, **of_files.get(name, {}), **first(name, column)}
+            for name, column in ((name, stated.get(name, {})) for name in both)
+        }
+
+    return Labels(
+        merged(files.columns, columns_of(said, rules), files.numbers),
+        merged(files.numbers, numbers_of(said, rules), files.columns),
+    )
 
 
 def _listed(root: Path, about: Mapping[str, Any]) -> Iterator[tuple[str, str, Path]]:
@@ -321,9 +336,3 @@ def _texts(value: Any, where: str) -> Mapping[str, str]:
         if not is_text(words) or not words.strip():
             raise ProbexError(f"{where}: {quoted(name)}: expected words, found {quoted(words)}")
     return value
-
-
-def _about(path: Path) -> Mapping[str, Any]:
-    if not (path.exists() or path.is_symlink()):
-        return {}
-    return json_object(read_table(path, with_mark=True), str(path))

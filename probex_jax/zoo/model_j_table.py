@@ -9,7 +9,7 @@ import io
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -26,6 +26,7 @@ from probex_jax.model_files.untrusted_text import (
     quoted,
 )
 from probex_jax.zoo.model_j import LABEL_KEYS, SPLITS
+from probex_jax.zoo.table_columns import Columns, columns_of
 
 DATASET = "ProbeX/Model-J"
 SUBSETS = ("SupViT", "DINO", "MAE", "ResNet", "SD_200", "SD_1k")
@@ -38,6 +39,8 @@ _READ = (".parquet", ".csv", ".jsonl", ".json")
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 _OTHER_NAMES = {"validation": "val", "validation_holdout": "val_holdout"}
 _NUMBER = re.compile(r"[0-9]{1,9}")
+# Columns that say which model a row is of.
+_NAMES = ("hf_model_id", "hf_model_path", "model_idx", "split")
 _WORD = re.compile(r"[a-z]+(?:_[a-z]+)*")
 
 
@@ -70,11 +73,13 @@ class Table:
       subset: its name.
       models: sorted by split, then by id, as in a `Zoo`.
       texts: class to the words for it, for classes whose name is an id.
+      columns: what else the table says of models, as `zoo.table_columns` has it.
     """
 
     subset: str
     models: tuple[ListedModel, ...]
     texts: Mapping[str, str]
+    columns: Columns = field(default_factory=dict)
 
 
 def read_table(subset: str, splits: Sequence[str], remote: Remote, dataset: str = DATASET) -> Table:
@@ -113,24 +118,34 @@ def read_table(subset: str, splits: Sequence[str], remote: Remote, dataset: str 
         raise ProbexError(f"{subset}: no split {missing[0]!r}, it has {there}")
     if not models:
         raise ProbexError(f"{dataset}: lists no model of {subset}")
-    chosen = [model for model in _distinct(models, dataset) if model.split in (splits or SPLITS)]
-    listed = sorted(chosen, key=lambda model: (SPLITS.index(model.split), model.id))
-    return Table(subset, tuple(listed), _words(rows))
+    chosen = {
+        listed: model
+        for listed, model in _distinct(models, dataset).items()
+        if model.split in (splits or SPLITS)
+    }
+    in_order = sorted(chosen.values(), key=lambda model: (SPLITS.index(model.split), model.id))
+    own = {
+        chosen[listed].id: row for listed, row in zip(models, rows, strict=True) if listed in chosen
+    }
+    return Table(subset, tuple(in_order), _words(rows), columns_of(own, _NAMES))
 
 
-def _distinct(models: Sequence[ListedModel], dataset: str) -> list[ListedModel]:
-    """Each model once; the split is put before ids that LoRAs of two splits share."""
+def _distinct(models: Sequence[ListedModel], dataset: str) -> dict[ListedModel, ListedModel]:
+    """Each model once, to itself with its id; ids that two splits share get the split in front."""
     splits: dict[str, set[str]] = defaultdict(set)
     for model in models:
         splits[model.id].add(model.split)
-    distinct: dict[str, ListedModel] = {}
-    for model in dict.fromkeys(models):
+    distinct: dict[ListedModel, ListedModel] = {}
+    known: set[str] = set()
+    for listed in dict.fromkeys(models):
+        model = listed
         if len(splits[model.id]) > 1 and model.path:
             model = replace(model, id=f"{model.split}_{model.id}")
-        if model.id in distinct:
+        if model.id in known:
             raise ProbexError(f"{dataset}: the model {model.id} is there twice")
-        distinct[model.id] = model
-    return list(distinct.values())
+        known.add(model.id)
+        distinct[listed] = model
+    return distinct
 
 
 def _files_of_subset(
@@ -245,8 +260,13 @@ def _parquet_rows(data: bytes, where: str) -> list[Mapping[str, Any]]:
     try:
         file = pyarrow.parquet.ParquetFile(io.BytesIO(data))
         kinds = {field.name: field.type for field in file.schema_arrow}
-        flat = [name for name, kind in kinds.items() if not pyarrow.types.is_nested(kind)]
-        return file.read(columns=flat).to_pylist()
+        types = pyarrow.types
+
+        def is_read(kind: Any) -> bool:
+            is_list = types.is_list(kind) and types.is_string(kind.value_type)
+            return is_list or not types.is_nested(kind)
+
+        return file.read(columns=[name for name in kinds if is_read(kinds[name])]).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise ProbexError(f"{where}: cannot be read as Parquet: {error}") from error
 

@@ -134,6 +134,30 @@ def make_text_split(
     return {part: tuple(models) for part, models in kept.items() if models}
 
 
+def ranges_of(numbers: Mapping[str, float], ranges: int = 5) -> dict[str, tuple[str, ...]]:
+    """Numbers as classes, each a range that has about as many models as the others.
+
+    Args:
+      numbers: model to its number.
+      ranges: how many; there are fewer where many models have one number, or there are few models.
+
+    Returns:
+      Model to its range, such as "0.1 to 0.5".
+
+    Example:
+      >>> sorted(set(ranges_of({f"m{n}": float(n) for n in range(12)}, ranges=3).values()))
+      [('0 to 3',), ('4 to 7',), ('8 to 11',)]
+    """
+    ids, value_N = list(numbers), np.array([*numbers.values()])
+    ends = np.quantile(value_N, np.arange(1, ranges) / ranges) if ids else []
+    range_N = np.searchsorted(np.unique(ends), value_N)
+    names = {}
+    for found in np.unique(range_N):
+        inside = value_N[range_N == found]
+        names[found] = f"{inside.min():g} to {inside.max():g}"
+    return {id: (names[found],) for id, found in zip(ids, range_N, strict=True)}
+
+
 def _drawn(count_UY: np.ndarray, share_P: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The part of each unit."""
     part_U = np.full(len(count_UY), -1)

@@ -1,4 +1,4 @@
-"""Label columns out of what files say of themselves: tags, trigger words, base, architecture.
+"""Columns out of what files say of themselves: tags, trigger words, base, how they were trained.
 
 Of the tags of a model's images, those become its classes that many of its images have and few of
 the other models. A tag in a share s of the images, and in n of N models that state tags, weighs
@@ -29,9 +29,13 @@ NONE = "none of these"
 # Columns of what a model was trained on.
 CLASSES = (LABELS, TAGS, TRIGGER)
 # Columns in which a model has one class at most.
-_SINGLE = ("base", "architecture", "folder")
+_SINGLE = ("base", "architecture", "folder", "optimiser")
+# Columns of numbers, as `Stated` calls them.
+NUMBERS = ("images", "steps", "epochs", "batch_size", "learning_rate", "rank", "alpha")
 
 _BACKSLASH = re.compile(r"\\(?=[()\[\]])")  # booru's tags escape brackets
+# What kohya writes around the class of an optimiser: modules, and its arguments.
+_CLASS = re.compile(r"^(?:\w+\.)+|\(.*")
 # Names of folders that say nothing of what is in them.
 _NO_CONCEPT = re.compile(r"(?:img|images?|data(?:set)?|train(?:ing)?|input|concept|lora|\d+)s?\d*")
 
@@ -62,6 +66,7 @@ class Said:
 
     Args:
       columns: column to tag to its share of the images, 1 where there are no shares.
+      numbers: column of numbers to its number.
       sources: column to the source that it is from.
       commonest: the share of its images that have the commonest of their tags, without trigger
         words and names of folders. Of images with a sentence each it is small: a tag that they lack
@@ -71,6 +76,7 @@ class Said:
     """
 
     columns: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
     commonest: float = 0.0
     author: str = ""
@@ -138,6 +144,11 @@ def _said(id: str, path: object, sources: Sequence[str]) -> Said:
         for name, tags in raw.get(source, {}).items():
             if tags and name not in columns:
                 columns[name], stands[name] = tags, source
+    numbers: dict[str, float] = {}
+    for source, stated in facts.items():
+        for name in NUMBERS:
+            if name not in numbers and (number := getattr(stated, name)):
+                numbers[name], stands[name] = float(number), source
     folders = {tag: 1.0 for said in facts.values() for tag in map(_tag, said.folders) if tag}
     if folders and TRIGGER not in columns:  # of the training images: called as what they show
         columns[TRIGGER], stands[TRIGGER] = folders, HEADERS
@@ -145,6 +156,7 @@ def _said(id: str, path: object, sources: Sequence[str]) -> Said:
     by = facts.get(stands.get(TAGS, ""), Stated())
     return Said(
         columns,
+        numbers,
         stands,
         commonest=max((by.shares[tag] for tag in by.tags if _tag(tag) not in calls), default=0.0),
         author=next((said.author for said in facts.values() if said.author), ""),
@@ -157,7 +169,11 @@ def _columns(said: Stated) -> dict[str, dict[str, float]]:
     for name, share in said.shares.items():
         if tag := _tag(name):
             tags[tag] = max(share, tags.get(tag, 0.0))
-    single = {"base": base_key(said.base), "architecture": said.architecture or said.base_version}
+    single = {
+        "base": base_key(said.base),
+        "architecture": said.architecture or said.base_version,
+        "optimiser": _CLASS.sub("", said.optimiser).casefold(),
+    }
     return {
         LABELS: dict.fromkeys(said.labels, 1.0),
         TAGS: tags,
@@ -222,6 +238,27 @@ def columns_of(
         alike = Counter(each.values())
         found[name] = {id: one for id, one in each.items() if alike[one] >= rules.models}
     return {name: column for name, column in found.items() if len(set(column.values())) > 1}
+
+
+def numbers_of(said: Mapping[str, Said], rules: TagRules = RULES) -> dict[str, dict[str, float]]:
+    """The columns of numbers of a zoo: those of `NUMBERS` that enough models state, and not alike.
+
+    Args:
+      said: what its models say, by id.
+      rules: with how many models a column is learnable.
+
+    Returns:
+      Column to model to number.
+    """
+    found = {
+        name: {id: s.numbers[name] for id, s in said.items() if name in s.numbers}
+        for name in NUMBERS
+    }
+    return {
+        name: column
+        for name, column in found.items()
+        if len(column) >= rules.models and len(set(column.values())) > 1
+    }
 
 
 def _texts(tags: Mapping[str, tuple[str, ...]], rules: TagRules) -> dict[str, tuple[str, ...]]:

@@ -4,20 +4,21 @@ Tables name models as people do: by id or by file name, with or without suffix a
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from probex_jax.errors import ProbexError
 from probex_jax.model_files.untrusted_text import is_text, json_object, plain_name, quoted, shown
+from probex_jax.zoo.cells import KINDS, number_in
 from probex_jax.zoo.flat import stem_of
 from probex_jax.zoo.label_files import Labels, read_labels, read_table
 
 # Classes of the held-out splits occur in no other split.
 HELD_OUT_SPLITS = ("val_holdout", "test_holdout")
 SPLITS = ("train", "val", "test", *HELD_OUT_SPLITS)
-SPLITS_FILE = "splits.json"
+SPLITS_FILE, ABOUT_FILE = "splits.json", "zoo.json"
 LABEL_FILES = ("labels.csv", "labels.jsonl", "labels.json")
 
 # Split to part, one of `SPLITS`, to models.
@@ -35,12 +36,13 @@ class Tables:
     Args:
       columns: label column to model to its classes; () for none of them. The column "" is what
         `labels.json` says without naming a column, or the models' headers.
-      numbers: columns that hold numbers, which are no classes.
+      numbers: column of numbers to model to its number. A column without models is one of a store
+        that was packed before stores kept numbers.
       splits: split to part to models.
     """
 
     columns: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
-    numbers: tuple[str, ...] = ()
+    numbers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     splits: Splits = field(default_factory=dict)
 
     def column(self, name: str, where: object) -> Mapping[str, tuple[str, ...]]:
@@ -49,12 +51,37 @@ class Tables:
         Raises:
           ProbexError: if there is no such column, or it holds numbers; `where` is named.
         """
+        self.check(name, where)
         if name in self.numbers:
-            raise ProbexError(f"{where}: column {quoted(name)} is a number; not yet a label")
-        if name not in self.columns:
-            known = ", ".join(quoted(column) for column in self.columns if column)
-            raise ProbexError(f"{where}: no label column {quoted(name)}; {_listed(known)}")
+            raise ProbexError(f"{where}: column {quoted(name)} holds numbers; expected classes")
         return self.columns[name]
+
+    def number(self, name: str, where: object) -> Mapping[str, float]:
+        """The numbers of the models that have one in a column, also of one of numbers as classes.
+
+        Raises:
+          ProbexError: if there is no such column, or what it says of a model is no number; `where`
+            is named.
+        """
+        self.check(name, where)
+        if name in self.numbers:
+            if not self.numbers[name]:
+                old = "a store that was packed before stores kept numbers is to be packed again"
+                raise ProbexError(f"{where}: column {quoted(name)} has no number; {old}")
+            return self.numbers[name]
+        here = f"{where}: column {quoted(name)}"
+        return {model: _number(said, model, here) for model, said in self.columns[name].items()}
+
+    def check(self, name: str, where: object) -> None:
+        """Raises a ProbexError if there is no such column; `where` is named."""
+        if name not in self.columns and name not in self.numbers:
+            known = ", ".join(quoted(column) for column in self.attributes)
+            raise ProbexError(f"{where}: no column {quoted(name)}; {_listed(known)}")
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The names of all columns that have one, sorted."""
+        return tuple(sorted(filter(None, (*self.columns, *self.numbers))))
 
     def parts(self, name: str, where: object) -> Mapping[str, str]:
         """Model to part of a split.
@@ -75,12 +102,7 @@ class Tables:
           models: those of which nothing is kept but what `other` says.
         """
         replaced = set(models)
-        columns = {
-            name: {model: said for model, said in column.items() if model not in replaced}
-            for name, column in self.columns.items()
-        }
-        for name, column in other.columns.items():
-            columns[name] = {**columns.get(name, {}), **column}
+        columns, numbers = self._beside(other)
         splits: dict[str, dict[str, tuple[str, ...]]] = {}
         for name in dict.fromkeys([*self.splits, *other.splits]):
             old, new = self.splits.get(name, {}), other.splits.get(name, {})
@@ -91,22 +113,53 @@ class Tables:
             }
             splits[name] = {part: found for part, found in parts.items() if found}
         return Tables(
-            {name: column for name, column in columns.items() if column},
-            self._numbers_beside(other),
+            _joined(columns, other.columns, replaced),
+            _joined(numbers, other.numbers, replaced),
             {name: parts for name, parts in splits.items() if parts},
         )
 
     def under(self, other: "Tables") -> "Tables":
         """These tables and others, of which a column or split replaces one of the same name."""
+        columns, numbers = self._beside(other)
         return Tables(
-            {**self.columns, **other.columns},
-            self._numbers_beside(other),
+            {**columns, **other.columns},
+            {**numbers, **other.numbers},
             {**self.splits, **other.splits},
         )
 
-    def _numbers_beside(self, other: "Tables") -> tuple[str, ...]:
-        old = [name for name in self.numbers if name not in other.columns]
-        return tuple(dict.fromkeys([*old, *other.numbers]))
+    def _beside(
+        self, other: "Tables"
+    ) -> tuple[
+        Mapping[str, Mapping[str, tuple[str, ...]]],
+        Mapping[str, Mapping[str, float]],
+    ]:
+        """The columns that are not of the other kind in `other`."""
+        return (
+            {name: column for name, column in self.columns.items() if name not in other.numbers},
+            {name: column for name, column in self.numbers.items() if name not in other.columns},
+        )
+
+
+def _joined(
+    old: Mapping[str, Mapping[str, _Value]],
+    new: Mapping[str, Mapping[str, _Value]],
+    replaced: Container[str],
+) -> dict[str, Mapping[str, _Value]]:
+    """The old columns without some models, and the new ones."""
+    joined = {
+        name: {m: said for m, said in old.get(name, {}).items() if m not in replaced}
+        | dict(new.get(name, {}))
+        for name in dict.fromkeys([*old, *new])
+    }
+    return {name: column for name, column in joined.items() if column}
+
+
+def _number(classes: Sequence[str], model: str, where: str) -> float:
+    number = number_in(classes[0]) if len(classes) == 1 else None
+    if number is None:
+        said = ", ".join(map(quoted, classes)) or "none of its classes"
+        raise ProbexError(f"{where}: model {quoted(model)}: expected a number, found {said}")
+    return number
 
 
 def _listed(known: str) -> str:
@@ -181,23 +234,45 @@ def find_labels(
       The labels, and by file the names that mean no model.
 
     Raises:
-      ProbexError: if a file is malformed, or two have a column of one name.
+      ProbexError: if a file or `zoo.json` is malformed, or two have a column of one name.
     """
+    kinds = _kinds(read_about(root).get("kinds", {}), f"{shown(root / ABOUT_FILE)}: kinds")
     columns: dict[str, Mapping[str, Any]] = {}
-    numbers: list[str] = []
+    numbers: dict[str, Mapping[str, float]] = {}
     unmatched = {}
+    notes: list[str] = []
     for path in (root / name for name in files):
         if not (path.exists() or path.is_symlink()):
             continue
-        labels, unknown = matched(read_labels(path), names, shown(path))
+        labels, unknown = matched(read_labels(path, kinds), names, shown(path))
         for name in (*labels.columns, *labels.numbers):
             if name in columns or name in numbers:
                 raise ProbexError(f"{shown(path)}: another file has the column {quoted(name)}, too")
         columns |= labels.columns
-        numbers += labels.numbers
+        numbers |= labels.numbers
+        notes += labels.notes
         if unknown:
             unmatched[path.name] = unknown
-    return Labels(columns, tuple(numbers)), unmatched
+    return Labels(columns, numbers, tuple(notes)), unmatched
+
+
+def read_about(root: Path) -> Mapping[str, Any]:
+    """What `zoo.json` in a folder says; nothing without one.
+
+    Raises:
+      ProbexError: if it is malformed.
+    """
+    path = root / ABOUT_FILE
+    if not (path.exists() or path.is_symlink()):
+        return {}
+    return json_object(read_table(path, with_mark=True), str(path))
+
+
+def _kinds(value: Any, where: str) -> Mapping[str, str]:
+    if not isinstance(value, dict) or not all(kind in KINDS for kind in value.values()):
+        told = " or ".join(map(quoted, KINDS))
+        raise ProbexError(f"{where}: expected an object, column to {told}, found {quoted(value)}")
+    return value
 
 
 def matched(labels: Labels, names: Names, where: object) -> tuple[Labels, tuple[str, ...]]:
@@ -206,13 +281,18 @@ def matched(labels: Labels, names: Names, where: object) -> tuple[Labels, tuple[
     Raises:
       ProbexError: if two names mean one model; `where` is named.
     """
-    columns: dict[str, Mapping[str, Any]] = {}
     # A row is of one model in all columns.
-    rows = dict.fromkeys(name for column in labels.columns.values() for name in column)
+    tables = (*labels.columns.values(), *labels.numbers.values())
+    rows = dict.fromkeys(name for table in tables for name in table)
     ids, unknown = names.match({name: name for name in rows}, where)
-    for column, table in labels.columns.items():
-        columns[column] = {id: table[name] for id, name in ids.items() if name in table}
-    return Labels(columns, labels.numbers), unknown
+
+    def by_id(columns: Mapping[str, Mapping[str, _Value]]) -> dict[str, Mapping[str, _Value]]:
+        return {
+            column: {id: table[name] for id, name in ids.items() if name in table}
+            for column, table in columns.items()
+        }
+
+    return replace(labels, columns=by_id(labels.columns), numbers=by_id(labels.numbers)), unknown
 
 
 def read_splits(path: Path, names: Names | None = None) -> Splits:

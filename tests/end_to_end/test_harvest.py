@@ -243,9 +243,25 @@ def test_search_finds_models_of_the_same_tags(made, forest):
 
 @pytest.mark.parity
 def test_texts_of_headers_align_an_expert(made, forest):
-    root, *_ = made
+    root, _, _, truth = made
     store, workdir = f"--config.store={root}/store", f"--workdir={root}/words"
     view = "--config.labels=text", "--config.split=text", "--config.recipe.epochs=20"
+    view = *view, "--config.text.tags=tags"
     ok("train", "--config=configs/align.py:mini", store, workdir, *view)
     metrics = json.loads((root / "words" / "metrics.json").read_text())
     assert metrics["test_accuracy"]["value"] > metrics["test_accuracy"]["chance"]
+    lists = f"--list={root}/zoos/undocumented.txt", f"--out={root}/cards"
+    grown = f"--stores={root}/store", f"--experts={root}/words", f"--forest={root}/tags"
+    (root / "more.txt").write_text("cat\n\nmoon\n")  # no validation model has new tags
+    assert "moon" in ok("grow_forest", *grown, f"--tags={root}/more.txt", code=2).stderr
+    ok("grow_forest", *grown)
+    ok("describe", f"--forest={root}/tags", *lists)
+    cards = [json.loads(path.read_text()) for path in (root / "cards").glob("*.json")]
+    documented = [card for card in cards if card["path"] in truth]
+    said = {card["path"]: card["answers"][0]["tags"]["shown"] for card in documented}
+    right = [tag["label"] in truth[path] for path, shown in said.items() for tag in shown]
+    assert len(right) >= len(truth) == len(said)
+    assert np.mean(right) > 0.8
+    ok("evaluate", f"--experts={root}/words", "--tasks=tags")
+    found = json.loads((root / "words" / "evaluation" / "metrics.json").read_text())["tags"]
+    assert found["precision_seen"]["value"] > found["precision_seen"]["chance"] + 0.2

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import probex_jax as px
+from experiments.label_steps import write_zoo
+from probex_jax.zoo.tables import Tables
 from tests.conftest import CLASSES, write_toy_model
 from tests.end_to_end import warm
 
@@ -27,6 +30,8 @@ def rows():
             "kind": "" if n == 7 else CLASSES[n % 2],
             "device": f"d{n // 4}",
             "all": "x",
+            "rate": "" if n == 3 else f"{0.5 + n}",
+            "serial": n // 2,
         }
         for n in range(N)
     ]
@@ -67,6 +72,7 @@ def made(tmp_path_factory):
             "--name=by-device",
         ),
         "one": ok("split", f"--zoo={zoo}", "--by=all", "--repeats=1"),
+        "numbers": ok("split", f"--zoo={zoo}", "--by=rate", "--repeats=1", "--group=serial"),
         "pack": ok("pack", f"--zoo={zoo}", f"--store={folder}/store"),
     }
     train = [f"--workdir={folder}/out", f"--config.store={folder}/store", "--config.labels=kind"]
@@ -78,7 +84,7 @@ def made(tmp_path_factory):
 def test_splits_are_written_beside_the_models_and_said(made):
     folder, outputs = made
     splits = json.loads((folder / "zoo" / "splits.json").read_text())
-    assert list(splits) == ["all-0", "by-device-0", "kind-0", "kind-1"]
+    assert list(splits) == ["all-0", "by-device-0", "kind-0", "kind-1", "rate-0"]
     assert sorted(model for models in splits["kind-0"].values() for model in models) == [
         f"m{n:02d}" for n in range(N) if n != 7
     ]
@@ -86,8 +92,32 @@ def test_splits_are_written_beside_the_models_and_said(made):
     device = {f"m{n:02d}": n // 4 for n in range(N)}
     parts = [{device[model] for model in models} for models in splits["by-device-0"].values()]
     assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
-    assert "splits: all-0, by-device-0, kind-0, kind-1" in outputs["pack"].stdout
-    assert "labels kind: 2 classes, 39 models" in outputs["pack"].stdout
+    assert "splits: all-0, by-device-0, kind-0, kind-1, rate-0" in outputs["pack"].stdout
+    assert "labels kind: 2 classes, 39 models: ant, bee" in outputs["pack"].stdout
+
+
+def test_a_split_by_numbers_has_the_whole_range_in_every_part(made):
+    folder, outputs = made
+    split = json.loads((folder / "zoo" / "splits.json").read_text())["rate-0"]
+    assert sum(map(len, split.values())) == 39
+    for models in split.values():
+        numbers = [int(model[1:]) for model in models]
+        assert min(numbers) < 12
+        assert max(numbers) > 27
+    parts = [{int(model[1:]) // 2 for model in models} for models in split.values()]
+    assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
+    assert "| ranges |" in outputs["numbers"].stdout
+    assert "numbers rate: 39 models: 0.5 to 39.5" in outputs["pack"].stdout
+
+
+def test_a_zoo_that_is_written_has_columns_of_the_same_kinds(tmp_path):
+    write_toy_model(tmp_path / "a", ["ant"], np.random.default_rng(0))
+    tables = Tables(
+        {"no": {"a": ("0.5",)}, "several": {"a": ("-", "7")}, "is": {"a": ("yes",)}},
+        {"few": {"a": 3.0}, "rate": {"a": 1e-5}},
+    )
+    write_zoo(tmp_path / "zoo", {"a": tmp_path / "a"}, tables)
+    assert px.scan(tmp_path / "zoo").tables == tables
 
 
 def test_an_existing_split_is_refused_unless_it_is_the_same(made):
@@ -197,7 +227,7 @@ def test_classes_that_are_hard_to_learn_are_named_before_training(made):
     ("command", "arguments", "message"),
     [
         ("train", ["--config.labels=kind"], "give one of its splits: all-0"),
-        ("train", ["--config.labels=knid", "--config.split=kind-0"], "no label column 'knid'"),
+        ("train", ["--config.labels=knid", "--config.split=kind-0"], "no column 'knid'"),
         ("train", ["--config.labels=kind", "--config.split=knid"], "no split 'knid'"),
         ("train", ["--config.labels=all", "--config.split=all-0"], "column 'all': all 24 training"),
         ("train", ["--config.labels={0}/no.csv:kind", "--config.split=kind"], "no.csv: "),
@@ -206,7 +236,7 @@ def test_classes_that_are_hard_to_learn_are_named_before_training(made):
             ["--config.labels={0}/zoo/labels.csv", "--config.split=kind-0"],
             "labels.csv:kind",
         ),
-        ("split", ["--zoo={0}/zoo", "--by=size"], "no label column 'size'"),
+        ("split", ["--zoo={0}/zoo", "--by=size"], "no column 'size'"),
         (
             "split",
             ["--zoo={0}/zoo", "--by=kind", "--fractions=a,b"],
@@ -214,7 +244,7 @@ def test_classes_that_are_hard_to_learn_are_named_before_training(made):
         ),
         ("split", ["--zoo={0}/zoo", "--by=kind", "--fractions=.5,.5"], "fractions 0.5, 0.5"),
         ("split", ["--zoo={0}/zoo", "--by=kind", "--name=a/b"], "--name"),
-        ("split", ["--zoo={0}/zoo", "--by=kind", "--group=maker"], "no label column 'maker'"),
+        ("split", ["--zoo={0}/zoo", "--by=kind", "--group=maker"], "no column 'maker'"),
         ("discover", ["--models={0}/zoo", "--labels=x.csv"], "--write_zoos"),
     ],
 )

@@ -65,3 +65,13 @@ def test_what_is_damaged_is_named(toy_store, tmp_path):
         (tmp_path / NAME).write_bytes(data)
         with pytest.raises(px.ProbexError, match=NAME):
             Predictions.read(tmp_path)
+
+
+def test_arrays_are_kept_however_they_lie_in_memory(tmp_path):
+    rng = np.random.default_rng(0)
+    logits, vectors = (np.asfortranarray(rng.normal(size=(4, n)).astype("f4")) for n in (2, 3))
+    made = Predictions(("a", "b"), tuple("wxyz"), ((),) * 4, logits, np.arange(4), vectors, 0.5)
+    made.write(tmp_path)
+    kept = Predictions.read(tmp_path)
+    np.testing.assert_array_equal(kept.logits, logits)
+    np.testing.assert_array_equal(kept.vectors, vectors)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import probex_jax as px
-from probex_jax.fitting import Number, OneClass, SeveralClasses
-from probex_jax.fitting.multiple_kernels import Alone, fit_alone, fit_together
+from probex_jax.fitting import Number, OneClass, SeveralClasses, multiple_kernels
+from probex_jax.fitting.multiple_kernels import best
 from probex_jax.fitting.ridge import FOLDS, Kernel, Regression, Ridge, folds
 
 N, Y = 40, 3
@@ -74,6 +74,14 @@ def test_folds_have_their_share_of_every_class():
     assert sorted(folds(OneClass(), np.array([0, 1, 1]))) == [0, 1, 2]
 
 
+def fit_alone(kernels, regression):
+    return multiple_kernels.fit_alone(kernels, [regression])[0]
+
+
+def fit_together(kernels, layers, alone, regression):
+    return multiple_kernels.fit_together(kernels, layers, [alone], [regression])[0]
+
+
 def regression_of(task, y, n_outputs):
     return Regression(task, y, task.regressed(y, n_outputs), PENALTIES, folds(task, y))
 
@@ -82,7 +90,7 @@ def fitted(y, x, task, n_outputs, most=None, room=10**6):
     regression = regression_of(task, y, n_outputs)
     alone = fit_alone(kernels(x), regression)
     sizes = {name: each.shape[1] * n_outputs for name, each in x.items()}
-    return alone, fit_together(kernels(x), alone.best(most, sizes, room), alone, regression)
+    return alone, fit_together(kernels(x), best([alone], most, sizes, room), alone, regression)
 
 
 TASKS = {
@@ -146,7 +154,8 @@ def test_where_no_layer_tells_anything_all_weigh_alike():
     y, _ = layers()
     noise = {name: np.random.default_rng(n).normal(size=(N, 4)) for n, name in enumerate("abc")}
     regression = Regression(OneClass(), y, np.eye(Y)[y], PENALTIES, folds(OneClass(), y))
-    nothing = Alone({}, dict.fromkeys(noise, -0.1))
+    alone = fit_alone(kernels(noise), regression)
+    nothing = alone._replace(gains=dict.fromkeys(noise, -0.1), without=None)
     found = fit_together(kernels(noise), [*noise], nothing, regression)
     assert found.weights == pytest.approx(dict.fromkeys(noise, 1 / 3))
 
@@ -263,3 +272,81 @@ def test_of_a_few_models_all_but_one_may_be_the_same(n_models, which):
 def test_models_that_are_all_the_same_are_refused(value):
     with pytest.raises(px.ProbexError, match="training matrices"):
         Ridge(np.full([4, 4], value), np.eye(4))
+
+
+def asked_together(reduced):
+    """Three things asked of models, one of half of them, and the kernels that they share."""
+    place_N, x = layers()
+    known = np.flatnonzero(np.arange(N) % 2 == 0)
+    fold_N = np.arange(N) % FOLDS
+    of_half = np.where(np.arange(len(known)) < 30, np.arange(len(known)) % FOLDS, -1)
+    number, half = Number().fitted(np.arange(N)), Number().fitted(1.0 * known)
+    value, several = np.sin(np.arange(N)), np.eye(Y)[place_N]
+    found = kernels(x)
+    if reduced:
+        rng = np.random.default_rng(1)
+        others = [x["little"] + 0.1 * rng.normal(size=x["little"].shape) for _ in range(FOLDS)]
+        found["little"] = Kernel(found["little"].whole, np.stack([o @ o.T for o in others]))
+    regressions = [
+        Regression(SeveralClasses(), several, 2 * several - 1, PENALTIES, fold_N),
+        Regression(number, value, number.regressed(value, 1), PENALTIES, fold_N),
+        Regression(half, value[known], half.regressed(value[known], 1), PENALTIES, of_half,
+                   models=known),
+    ]  # fmt: skip
+    return found, regressions
+
+
+@pytest.mark.parametrize("reduced", [False, True], ids=["of all", "features chosen by parts"])
+def test_asked_together_each_is_told_as_if_it_were_asked_alone(reduced):
+    """Also what is known of some of the models alone, whose kernels are theirs."""
+    shared, regressions = asked_together(reduced)
+    each = multiple_kernels.fit_alone(shared, regressions)
+    together = multiple_kernels.fit_together(shared, [*shared], each, regressions)
+    for regression, alone, found in zip(regressions, each, together, strict=True):
+        own = {name: kernel.of(regression.models) for name, kernel in shared.items()}
+        regression = Regression(
+            regression.task, regression.y, regression.targets_NY, PENALTIES, regression.fold_N
+        )
+        expected_alone = fit_alone(own, regression)
+        expected = fit_together(own, [*own], expected_alone, regression)
+        assert alone.gains == pytest.approx(expected_alone.gains)
+        assert found.weights == pytest.approx(expected.weights)
+        assert found.chosen.penalty == expected.chosen.penalty
+        np.testing.assert_allclose(found.chosen.logits, expected.chosen.logits, atol=1e-8)
+        for name in own:
+            np.testing.assert_allclose(found.solution[name], expected.solution[name], atol=1e-8)
+
+
+def test_solutions_stand_side_by_side_in_one():
+    """Its logits are those of each; models that say nothing of one have no part in it."""
+    shared, regressions = asked_together(False)
+    each = multiple_kernels.fit_alone(shared, regressions)
+    found = multiple_kernels.fit_together(shared, [*shared], each, regressions)
+    merged = multiple_kernels.merged(found, regressions)
+    whole = sum(shared[name].whole @ merged.solution[name] for name in merged.weights)
+    known = regressions[2].models
+    columns = [
+        sum(
+            shared[name].whole[:, slice(None) if one.models is None else one.models]
+            @ own.solution[name]
+            for name in own.weights
+        )
+        for one, own in zip(regressions, found, strict=True)
+    ]
+    np.testing.assert_allclose(whole, np.concatenate(columns, axis=1), atol=1e-8)
+    unknown = np.setdiff1d(np.arange(N), known)
+    for solution in merged.solution.values():
+        assert not solution[unknown, -1].any()
+        assert solution[known, -1].any()
+
+
+def test_layers_that_tell_any_of_what_is_asked_are_kept():
+    """By what is left of the loss, each thing counting as much."""
+    _, x = layers()
+    y = np.random.default_rng(0).permutation(N) % 2
+    x["other"] = y[:, None] + 0.1 * np.random.default_rng(1).normal(size=(N, 5))
+    place_N, _ = layers()
+    regressions = [regression_of(OneClass(), place_N, Y), regression_of(OneClass(), y, 2)]
+    each = multiple_kernels.fit_alone(kernels(x), regressions)
+    assert best(each, 2, dict.fromkeys(x, 1), 10) == ["other", "much"]
+    assert best(each[:1], 2, dict.fromkeys(x, 1), 10) == ["much", "little"]

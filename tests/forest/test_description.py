@@ -1,5 +1,6 @@
 """What a description says: what is predicted, what files state, and how the two compare."""
 
+import dataclasses
 import json
 import math
 
@@ -8,9 +9,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from probex_jax import open_model
-from probex_jax.forest import Answer, Description, Prediction, Route
+from probex_jax.forest import Answer, Description, Prediction, Quantity, Route
 from probex_jax.forest.description import ExpertFacts
 from probex_jax.forest.stated_facts import StatedFacts, read_stated_facts
+from probex_jax.model_files import Stated
 
 FACTS = StatedFacts((), "", "", "", "", "", is_lora=False, parameters=9, dtype="F32", layers=1)
 WORDS = {"n1": "house wren"}
@@ -168,3 +170,76 @@ def test_names_that_say_nothing_or_are_hostile_are_silence(tmp_path, names):
 def test_a_damaged_config_is_silence(tmp_path, config):
     found = said_of(tmp_path, config, {"dataset_chosen_targets": "__import__('os')"})
     assert (found.labels, found.architecture, found.parameters) == ((), "", 16)
+
+
+def attribute(chosen="number", quantity=None, probabilities=None, likely=None, name="steps"):
+    expert = ExpertFacts("0" * 64, ("a",), "dense", 5, None, {}, chosen)
+    likeliest = (probabilities or {}).items()
+    predictions = tuple(Prediction(label, WORDS.get(label, label), p) for label, p in likeliest)
+    return Answer(predictions, expert, name, quantity, likely, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("stated", "within", "off"), [(500.0, True, 300), (("1e3",), True, -200), (400.0, False, 400)]
+)
+def test_a_stated_number_lies_in_the_interval_or_not(stated, within, off):
+    found = attribute(quantity=Quantity(800.0, 500.0, 1100.0, 0.9)).beside(stated)
+    assert (found.attribute, found.within, found.right) == ("steps", within, None)
+    assert found.off == pytest.approx(off)
+
+
+@pytest.mark.parametrize("stated", [("many",), ()])
+def test_classes_are_no_number(stated):
+    assert attribute(quantity=Quantity(8.0, 5.0, 11.0, 0.9)).beside(stated) is None
+
+
+@pytest.mark.parametrize(
+    ("stated", "likely", "within", "right"),
+    [
+        (("House  Wren",), ("n1", "b"), True, True),
+        (("b",), ("n1", "b"), True, False),
+        (("b",), ("n1",), False, False),
+        (("n1",), (), False, True),
+        (("zebra",), ("n1",), False, False),
+        (("n1",), None, None, True),
+    ],
+)
+def test_a_stated_class_is_in_the_set_or_not(stated, likely, within, right):
+    found = attribute("one", probabilities={"n1": 0.9, "b": 0.1}, likely=likely).beside(stated)
+    assert (found.within, found.right, found.off) == (within, right, None)
+
+
+def test_of_several_classes_all_stated_ones_count():
+    answer = attribute("several", probabilities={"a": 0.9, "b": 0.6}, likely=("a", "b", "c"))
+    assert answer.beside(("b", "a")).right
+    assert answer.beside(("a",)).within
+    assert not answer.beside(("a",)).right
+    assert answer.beside(3.0) is None
+
+
+def test_attributes_are_compared_with_tables_and_then_with_files():
+    of_steps = attribute(quantity=Quantity(800.0, 500.0, 1100.0, 0.9))
+    of_rate = attribute(quantity=Quantity(0.2, 0.1, 0.3, 0.9), name="learning_rate")
+    own = Stated(steps=9, learning_rate=0.25)
+    said = dataclasses.replace(FACTS, said=own, attributes={"steps": 700.0, "other": 1.0})
+    found = Description("m", "m", said, Route("T"), "", (of_steps, of_rate, attribute(name="x")))
+    assert [(one.attribute, one.stated) for one in found.attribute_comparisons] == [
+        ("steps", 700.0),
+        ("learning_rate", 0.25),
+    ]
+    shown = found.as_json()
+    assert [one["within"] for one in shown["attribute_comparisons"]] == [True, True]
+    assert shown["answers"][0]["quantity"]["low"] == 500.0
+
+
+def test_an_interval_without_an_end_is_valid_json():
+    whole = attribute(quantity=Quantity(8.0, -math.inf, math.inf, 0.9))
+    found = Description("m", "m", FACTS, Route("T"), "", (whole,), untold=("seed",)).as_json()
+    again = json.loads(json.dumps(found, allow_nan=False))
+    assert again["answers"][0]["quantity"] == {
+        "value": 8.0,
+        "low": None,
+        "high": None,
+        "coverage": 0.9,
+    }
+    assert again["untold"] == ["seed"]

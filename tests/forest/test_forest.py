@@ -11,7 +11,11 @@ from safetensors.numpy import load_file, save_file
 
 from probex_jax import Forest, ProbexError, open_model
 from probex_jax.experts import expert, together
+from probex_jax.experts.predictions import stored_logits
+from probex_jax.experts.tag_cut import TagCut
+from probex_jax.experts.tags import ranked_tags, tag_scores, vocabulary
 from probex_jax.fitting import inference
+from probex_jax.fitting.ranked import Curve
 from probex_jax.forest import grow as grow_tree
 from probex_jax.model_files import ModelFile
 from tests.conftest import CLASSES, write_toy_lora
@@ -23,6 +27,7 @@ from tests.forest.conftest import (
     one_line,
     pack_tree,
     probabilities,
+    text_expert,
     write_member,
 )
 
@@ -112,6 +117,50 @@ def test_loras_are_described_without_the_text_encoder(
         assert len(found.predicted) == 1
         words = {p.label: p.text for p in found.predictions}
         assert words == {c: "a thing" if c == classes[0] else c for c in classes}
+
+
+def with_tags(aligned, known):
+    return aligned.with_card(text=dataclasses.replace(aligned.text, tags=known))
+
+
+def test_tags_are_ranked_without_the_text_encoder(
+    tmp_path, toy_lora_store, toy_lora_zoo, monkeypatch
+):
+    known = TagCut("tags", ("red", "red ant"), ("pink dog",), Curve(1, 0), Curve(1, 0), cut=0.5)
+    aligned = with_tags(text_expert(toy_lora_store), known)
+    words = vocabulary(aligned, ["a moon", "red"])
+    logits = stored_logits(aligned, toy_lora_store, "test", words.texts_VD)
+    middle, spread = (f(tag_scores(aligned, logits, words)[:, 0]) for f in (np.median, np.std))
+    known = dataclasses.replace(known, seen_curve=Curve(float(1 / spread), float(-middle / spread)))
+    aligned = with_tags(aligned, known)
+    grow_tree(tmp_path / "f", toy_lora_store, aligned, tags=["a moon", "red"])
+    for more, done in ((["a moon", "red"], "unchanged"), ((), "replaced"), (["moon"], "replaced")):
+        assert grow_tree(tmp_path / "f", toy_lora_store, aligned, tags=more)[1] == done
+    grow_tree(tmp_path / "f", toy_lora_store, aligned, tags=["a moon", "red"])
+    other = text_expert(toy_lora_store, seed=1)  # what is kept has its tags
+    grow_tree(tmp_path / "f", toy_lora_store, other, label_set="other")
+    monkeypatch.delattr(expert, "text_encoder")
+    paths, n_shown = sorted((toy_lora_zoo / "test").iterdir()), set()
+    for found in Forest.load(tmp_path / "f").describe_all(paths):
+        tags, none = (answer.tags for answer in found.answers)
+        assert none is None
+        assert (tags.n_tags, tags.wrong) == (4, known.wrong)
+        with open_model(found.path) as model:
+            x = model.matrix("a")
+        x = dataclasses.replace(x, up=x.up[None], down=x.down[None])
+        ranked = ranked_tags(aligned, np.asarray(aligned.logits(x, words.texts_VD)), words)[0]
+        assert [p.label for p in tags.shown] == [each.tag for each in ranked]
+        expected = [each.probability for each in ranked]
+        assert [p.probability for p in tags.shown] == pytest.approx(expected, abs=1e-2)
+        n_shown.add(len(ranked))
+        assert found.as_json()["answers"][0]["tags"]["n_tags"] == 4
+    assert len(n_shown) > 1
+
+
+def test_tags_need_an_expert_that_ranks_them(tmp_path, toy_lora_store):
+    with pytest.raises(ProbexError, match=r"text\.tags") as error:
+        grow_tree(tmp_path / "f", toy_lora_store, text_expert(toy_lora_store), tags=["moon"])
+    assert one_line(error)
 
 
 def test_a_model_that_fits_the_tree_but_not_the_expert_is_one_line(tmp_path):

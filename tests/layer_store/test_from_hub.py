@@ -16,6 +16,7 @@ from probex_jax.layer_store.shard_writer import LayerWriter
 from probex_jax.model_files import Remote
 from probex_jax.zoo import Zoo, ZooModel
 from probex_jax.zoo.model_j_table import ListedModel, Table, read_table
+from probex_jax.zoo.table_columns import write_columns
 from tests import model_j
 from tests.conftest import CLASSES, write_toy_model
 from tests.hub import IMPATIENT, Faults, write_repo
@@ -96,6 +97,8 @@ def from_files(hub, table, out, layers):
         (zoo / model.split / model.id).symlink_to(original)
     if table.texts:
         (zoo / "zoo.json").write_text(json.dumps({"texts": dict(table.texts)}))
+    if table.columns:
+        write_columns(zoo, table.columns, [model.id for model in table.models])
     return px.pack(px.scan(zoo), out / "from_files", layers).store
 
 

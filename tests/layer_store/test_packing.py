@@ -361,7 +361,7 @@ def test_a_zoo_in_the_hub_s_cache_reaches_its_blobs(zoo, tmp_path):
 
 
 def test_a_malformed_entry_of_labels_json_is_that_models_fault(zoo, tmp_path):
-    (zoo / "labels.json").write_text(json.dumps({"model_0000": 0.5, "nobody": ["fox"]}))
+    (zoo / "labels.json").write_text(json.dumps({"model_0000": [[]], "nobody": ["fox"]}))
     assert px.scan(zoo).unmatched == {"labels.json": ("nobody",)}
     summary = pack(zoo, tmp_path / "s")
     assert list(summary.skipped) == ["model_0000"]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -112,11 +113,75 @@ def test_exclusive_is_told_from_the_labels(store):
         none.class_indices("train", none.classes)
 
 
+def test_a_view_of_numbers_has_the_number_of_each_model(store):
+    assert store.attributes == ("gain", "kind", "loss", "style")
+    view = store.view("loss", "kind-0")
+    assert (view.is_number, view.label_set, view.classes) == (True, "loss", ("loss",))
+    for part, numbers in PARTS.items():
+        assert view.values(part).tolist() == [n / 7 for n in numbers]
+        assert [model.value for model in view.split(part)] == [n / 7 for n in numbers]
+    assert not view.exclusive
+    with pytest.raises(px.ProbexError, match="'loss'"):
+        view.targets("train")
+    back = view.view("kind", "kind-0")
+    assert not back.is_number
+    assert back.hash == store.view("kind", "kind-0").hash
+    with pytest.raises(px.ProbexError, match="'kind'"):
+        back.values("train")
+
+
+def test_models_without_a_number_are_left_out_and_numbers_are_in_the_hash(store):
+    def view(**numbers):
+        given = {f"m{n:02d}": n / 7 for n in range(N)} | numbers
+        known = {id: number for id, number in given.items() if number is not None}
+        return store.with_tables(Tables(numbers={"loss": known})).view("loss", "kind-0")
+
+    assert view().hash == store.view("loss", "kind-0").hash
+    assert len({view().hash, view(m03=0.5).hash, view(m03=None).hash}) == 3
+    assert "m03" not in {model.id for model in view(m03=None).models}
+
+
+def test_held_out_splits_may_have_any_numbers(store):
+    parts = {"train": ("m00", "m01"), "val": ("m02",), "test_holdout": ("m03",)}
+    numbers = {f"m{n:02d}": 1.5 for n in range(4)}
+    given = store.with_tables(Tables(numbers={"x": numbers}, splits={"held": parts}))
+    view = given.view("x", "held")
+    assert view.held_out_classes == ()
+    assert view.values("test_holdout").tolist() == [1.5]
+
+
+def test_classes_that_are_numbers_are_read_as_numbers_when_asked(store):
+    sizes = {f"m{n:02d}": (str(n % 3),) for n in range(N)}
+    given = store.with_tables(Tables({"size": sizes}))
+    assert given.view("size", "kind-0").classes == ("0", "1", "2")
+    view = given.view("size", "kind-0", number=True)
+    assert view.values("val").tolist() == [n % 3 for n in PARTS["val"]]
+    assert pickle.loads(pickle.dumps(view)).hash == view.hash
+    assert store.view("loss", "kind-0", number=True).hash == store.view("loss", "kind-0").hash
+    odd = store.with_tables(Tables({"size": sizes | {"m04": ("big",)}}))
+    with pytest.raises(px.ProbexError, match=r"'m04'.*'big'"):
+        odd.view("size", "kind-0", number=True)
+
+
+def test_a_store_that_kept_names_of_numbers_alone_says_to_pack_again(made, tmp_path):
+    store = px.pack(px.scan(made), tmp_path / "s").store
+    path = store.path / "tables.json"
+    about = json.loads(path.read_text()) | {"numbers": ["loss"]}
+    about.pop("crc32c", None)
+    path.write_text(json.dumps(about))
+    before = px.LayerStore.open(store.path)
+    assert before.attributes == store.attributes
+    assert before.view("kind", "kind-0").hash == store.view("kind", "kind-0").hash
+    with pytest.raises(px.ProbexError, match=r"'loss'.*pack"):
+        before.view("loss", "kind-0")
+    again = px.pack(px.scan(made), store.path).store
+    assert again.view("loss", "kind-0").hash == store.view("loss", "kind-0").hash
+
+
 @pytest.mark.parametrize(
     ("column", "split", "says"),
     [
-        ("gian", "kind-0", "no label column 'gian'"),
-        ("loss", "kind-0", "'loss' is a number"),
+        ("gian", "kind-0", "no column 'gian'"),
         ("kind", "kind-7", "no split 'kind-7'; there are 'kind-0', 'kind-1'"),
         ("kind", "", "in no split folders; give one of its splits: kind-0, kind-1"),
     ],

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["probex_jax.model_files", "probex_jax.zoo.model_j"]):
+with atheris.instrument_imports(include=["probex_jax.model_files", "probex_jax.zoo"]):
     from tests.model_files.fuzz_target import PEAK_BYTES, SECONDS, Target, kind_of, run
 
 from probex_jax.model_files import untrusted_text

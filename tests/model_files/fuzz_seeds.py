@@ -103,6 +103,13 @@ TEXTS = {
         '{"baseModel": "Pony", "trainedWords": ["a, b"], "model": {"name": "M", "tags": ["t"]}, '
         '"images": [{"meta": {"prompt": "p"}}], "civitai": {"creator": {"username": "me"}}}'
     ),
+    "table": 'model,kind,lr,sharp\na,amp;"pedal",0.1,yes\nb,[],2e-3,NA\nc,n/a,"0,5",no\n',
+    "table semicolons": "Modell;Rate;Anteil\r\na;0,001;93 %\r\nb;1.234,5;-\r\n",
+    "rows": (
+        '[{"model": "a", "kind": ["amp", "pedal"], "lr": 0.1, "sharp": true}, '
+        '{"id": "b", "lr": "1e-3", "kind": null, "sharp": false}]'
+    ),
+    "rows by model": '{"a": {"kind": "amp", "steps": 3}, "b": {"steps": NaN}}',
     "revision": "0123abcd",
     "scales": '{"unet.r": 2, "unet.lora_alpha": 4, "unet.alpha_pattern": {"conv_in": 1}}',
 }

@@ -29,11 +29,14 @@ from probex_jax.model_files import (
     stated_base,
 )
 from probex_jax.model_files.architecture import same_base
+from probex_jax.zoo.label_files import Labels
 from probex_jax.zoo.model_j import stated_in_metadata
+from probex_jax.zoo.tables import Names, find_labels
 
 KINDS = (
     *("file", "header", "index", "adapter", "config", "card", "labels", "scales", "revision"),
     *("gguf", "msgpack", "npz", "hdf5", "keras", "tree", "zarr", "tags", "sidecar"),
+    *("table", "rows"),
 )
 SECONDS, PEAK_BYTES = 1.0, 64_000_000
 CONTROL_BYTES = 4
@@ -129,6 +132,8 @@ _MADE: dict[str, tuple[str, Callable[[bytes], bytes], dict[str, bytes]]] = {
         {},
     ),
     "sidecar": ("model.civitai.info", _as_it_is, {_SINGLE: GOOD}),
+    "table": ("labels.csv", _as_it_is, {_SINGLE: GOOD}),
+    "rows": ("labels.json", _as_it_is, {_SINGLE: GOOD}),
     "revision": ("refs/main", _as_it_is, {f"snapshots/0123abcd/{_SINGLE}": GOOD}),
     "gguf": ("a.gguf", _as_it_is, {}),
     "msgpack": ("flax_model.msgpack", _as_it_is, {}),
@@ -193,6 +198,10 @@ def read_all(folder: Path) -> str:
             refusals.append(str(error))
             return None
 
+    labels, _ = attempt(find_labels, folder, Names(["a", "b"])) or (Labels({}), {})
+    assert all(message.startswith(str(folder)) for message in refusals), refusals
+    named = {name: column for name, column in labels.columns.items() if name}
+    json.dumps([named, labels.numbers], ensure_ascii=False, allow_nan=False).encode()
     model = attempt(open_model, folder)
     if model is not None:
         with model:
@@ -218,7 +227,7 @@ def read_all(folder: Path) -> str:
             attempt(model.matrix, "layer.0.wieght")
             attempt(model.check_unchanged)
     else:
-        assert refusals[0].startswith(str(folder)), refusals
+        assert refusals[-1].startswith(str(folder)), refusals
     for message in refusals:
         assert message.isprintable(), message
         assert len(message) < 1500, message

@@ -7,7 +7,16 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from probex_jax.forest import Answer, Description, Neighbour, Prediction, Relatives, Route
+from probex_jax.forest import (
+    Answer,
+    Description,
+    Neighbour,
+    Prediction,
+    Quantity,
+    RankedTags,
+    Relatives,
+    Route,
+)
 from probex_jax.forest.description import ExpertFacts
 from probex_jax.forest.stated_facts import StatedFacts
 from probex_jax.lineage import Edge
@@ -97,6 +106,18 @@ def test_front_matter_states_what_files_show_and_the_tree():
         "tags": ["probex_jax", "predicted-from-weights", "model-tree:Ant"],
     }
     assert headings(lines) == ["# `m1`", *SECTIONS[:2], *SECTIONS[3:]]
+
+
+@pytest.mark.parametrize("names", [(), ("red <b>fox</b>", "snow")])
+def test_tags_that_are_shown_are_listed_with_their_promise(names):
+    tags = RankedTags(tuple(Prediction(name, name, 0.625) for name in names), 1234, 0.2)
+    answers = (dataclasses.replace(described().answers[0], tags=tags),)
+    _, lines = split(model_card(described(answers=answers)))
+    (line,) = (line for line in lines if line.startswith("Tags"))
+    assert all(f"`{name}` 0.625" in line for name in names)
+    assert ("none" in line) == (not names)
+    assert "1,234" in line
+    assert "0.2" in line
 
 
 def test_the_hub_s_own_reader_reads_a_card():
@@ -354,3 +375,90 @@ def test_what_a_lineage_says_is_marked_as_inferred_and_no_fact():
     said = found.as_json()["relatives"]
     assert said["parents"][0]["parent"] == "me/`x`"
     assert list(said["same_weights"]) == ["you/twin"]
+
+
+def number(name="steps", low=601.0, high=1103.0, **facts):
+    expert = dataclasses.replace(EXPERT, chosen="number", **facts)
+    return Answer((), expert, name, Quantity(812.3, low, high, 0.9))
+
+
+def chosen(likely, name="optimiser", **facts):
+    expert = dataclasses.replace(EXPERT, chosen="one", **facts)
+    predictions = (Prediction("adamw", "adamw", 0.98), Prediction("sgd", "sgd", 0.02))
+    return Answer(predictions, expert, name, likely=likely, coverage=0.9)
+
+
+def row_of(card, name):
+    (line,) = (line for line in card.split("\n") if line.startswith(f"| `{name}`"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_attributes_stand_in_one_table_with_intervals_sets_and_tests():
+    covered = {"value": 0.93, "low": 0.9, "high": 0.96, "n_models": 60}
+    answers = (number(coverage=covered), chosen(("adamw",)), chosen((), "augmented"))
+    card = model_card(described(answers=answers))
+    assert "90 % interval or set" in card
+    assert row_of(card, "steps")[1:3] == ["810", "600 to 1,100"]
+    assert "R² 0.91 (0.88 to 0.94)" in row_of(card, "steps")[3]
+    assert row_of(card, "steps")[4] == "0.93 (0.90 to 0.96)"
+    assert row_of(card, "optimiser")[1:3] == ["`adamw` 0.980", "`adamw`"]
+    assert "empty" in row_of(card, "augmented")[2]
+    assert card.count("\n| ---") == 1
+    assert split(card)[0] == split(model_card(described()))[0]
+
+
+def test_classes_of_which_several_may_hold_keep_a_table_and_name_the_undecided():
+    probabilities = {"ant": 0.97, "bee": 0.6, "cat": 0.2, "dog": 0.001}
+    predictions = tuple(Prediction(label, label, p) for label, p in probabilities.items())
+    of_classes = Answer(predictions, EXPERT, "insects", None, ("ant", "bee", "cat"), 0.9)
+    card = model_card(described(answers=(of_classes, number())))
+    assert "### `insects`" in card
+    assert "### `steps`" not in card
+    (line,) = (line for line in card.split("\n") if line.startswith("Undecided at 90 %"))
+    assert "`cat`" in line
+    assert "`bee`" not in line
+
+
+def test_a_single_choice_shows_its_probabilities_and_its_set():
+    card = model_card(described(answers=(chosen(("adamw", "sgd")),)))
+    assert row_of(card, "sgd")[1] == "0.020"
+    assert "90 % set: `adamw`, `sgd`" in card
+
+
+def test_what_the_weights_do_not_tell_is_named():
+    card = model_card(described(answers=(number("accuracy"),), untold=("seed", "batch|size")))
+    untold = card.partition(SECTIONS[4])[2]
+    assert "`seed`, `batch|size`" in untold
+    assert "how good" not in untold
+    assert "how good" in model_card(described()).partition(SECTIONS[4])[2]
+    nothing = model_card(described({}, expert=None, untold=("seed",)))
+    assert "no expert" not in nothing
+    assert "`seed`" in nothing.partition(SECTIONS[4])[2]
+
+
+def test_an_expert_of_many_attributes_is_named_once():
+    answers = tuple(number(f"n{k}") for k in range(30))
+    card = model_card(described(answers=answers))
+    assert card.count(EXPERT.hash[:16]) == 1
+    assert len(card.split("\n")) < 80
+
+
+def test_stated_attributes_stand_beside_what_was_predicted():
+    stated = said(attributes={"steps": 2000.0, "optimiser": ("adamw",)})
+    card = model_card(described(stated=stated, answers=(number(), chosen(("adamw",)))))
+    lines = card.partition(SECTIONS[1])[2]
+    assert row_of(lines, "steps") == ["`steps`", "2,000", "no"]
+    assert row_of(lines, "optimiser") == ["`optimiser`", "`adamw`", "yes"]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_names_of_attributes_cannot_break_out(text):
+    predictions = (Prediction(text, text, 0.9), Prediction("b", text, 0.2))
+    one = Answer(predictions, dataclasses.replace(EXPERT, chosen="one"), text, None, (text,), 0.9)
+    stated = said(attributes={text: (text,)})
+    card = model_card(described(stated=stated, answers=(number(text), one), untold=(text,)))
+    assert set(headings(split(card)[1])[1:]) == set(SECTIONS) - {SECTIONS[2], SECTIONS[3]} | {
+        "## The experts"
+    }
+    for line in card.partition("\n# ")[2].split("\n"):
+        assert not re.search(r"[`<>\[\]]", re.sub(r"`[^`]*`|\\.", "", line)), line

@@ -1,5 +1,6 @@
 """The report: every number is that of the metrics, and text of strangers does nothing."""
 
+import base64
 import dataclasses
 import re
 
@@ -9,10 +10,14 @@ from scipy.special import expit, softmax
 from sklearn.metrics import roc_auc_score
 
 from probex_jax.experts import Predictions
+from probex_jax.experts.card_parts import task_json
 from probex_jax.fitting import OneClass, SeveralClasses, calibration_error
+from probex_jax.fitting.conformal import Conformal
+from probex_jax.fitting.number import Number
 from probex_jax.reports import Cost, LabelledDescription, Run, Training, report
 from tests.reports.pages import HOSTILE, Tags, check_harmless
 from tests.reports.test_card import described
+from tests.reports.test_card import number as of_steps
 
 CLASSES = ("ant", "bee", HOSTILE, "dog")
 
@@ -308,3 +313,111 @@ def test_layers_and_classes_stand_beside_their_chance():
     assert ">chance 0" not in written(training(answered()))
     shown = {row[-1] for row in tables(text) if len(row) == 9}
     assert shown == {"chance", *(f"{chance:.3f}" for chance in chances)}
+
+
+def svg(data):
+    return base64.b64decode(data).decode()
+
+
+def of_number(name="steps", *, log=True, n_models=40):
+    """Predictions of numbers, of which the first three lie far outside of their intervals."""
+    rng = np.random.default_rng(5)
+    y = np.exp(rng.normal(6, 1, n_models)) if log else rng.normal(5, 2, n_models)
+    task = Number(log=log).fitted(y)
+    logits = task.targets(y, 1) + 0.1 * rng.normal(size=(n_models, 1)).clip(-2, 2)
+    logits[:3] += 2
+    ids = tuple(f"model {number} {HOSTILE}" for number in range(n_models))
+    labels, vectors = ((),) * n_models, rng.normal(size=(n_models, 5))
+    made_by = Conformal(0.9, 0.25, 30)
+    return Predictions(
+        (name,), ids, labels, logits, y, vectors, 0.0, task=task, conformal=made_by, temperature=0.1
+    )
+
+
+def attribute(found, *, told=True, low=0.5):
+    score = {"value": 0.84, "low": low, "high": 0.9, "n_models": len(found.y), "chance": 0.1}
+    covered = {"value": 0.925, "low": 0.85, "high": 0.97, "n_models": len(found.y)}
+    return {
+        "task": task_json(found.task),
+        "classes": list(found.classes),
+        "told": told,
+        "test_accuracy": score,
+        "test_coverage": covered,
+        "conformal": {"coverage": 0.9},
+    }
+
+
+def joint(**parts):
+    """A training on several attributes at once."""
+    metrics = {
+        "tree": "Toy",
+        "layers": {"expert": ["a", "b"]},
+        "n_models": {"train": 70, "test": 40},
+        "store_hash": "f" * 64,
+        "versions": {"jax": "0.10"},
+        "left_out": {},
+        "attributes": {name: attribute(found, told=told) for name, (found, told) in parts.items()},
+    }
+    return Training("all", metrics, None, {}, {name: found for name, (found, _) in parts.items()})
+
+
+def test_attributes_have_their_figures_pictures_and_confusions_and_the_untold_are_named():
+    one = answered(several=False)
+    text = written(
+        joint(
+            rate=(of_number("rate"), True),
+            size=(of_number("size", log=False), True),
+            optimiser=(one, True),
+            seed=(of_number("seed"), False),
+        )
+    )
+    rows = {row[0]: row for row in tables(text) if row}
+    assert rows["rate"][1] == "a number, logarithmic"
+    assert rows["size"][1] == "a number"
+    assert rows["optimiser"][1] == "one of 4"
+    assert "0.840 (0.500 to 0.900)" in rows["rate"][2]
+    assert rows["rate"][4].startswith("0.925 (0.850 to 0.970)")
+    pictures = re.findall(r'<img [^>]*alt="([^"]*)"', text)
+    assert [name for name in pictures if "true" in name] == [
+        "Predicted over true rate",
+        "Predicted over true size",
+    ]
+    assert "hold the truth of 37" in text
+    assert "mathdefault" not in "".join(map(svg, re.findall(r'<img src="data:[^,]*,([^"]*)', text)))
+    untold = text.split("could not be told")[1].split("</ul>")[0]
+    assert "seed" in untold
+    assert "rate" not in untold.split("<ul>")[1].replace("accurate", "")
+    assert "<h4>optimiser</h4>" in text
+    assert "http://" not in text.replace("http://www.w3.org", "")
+
+
+def test_names_of_attributes_do_nothing():
+    found = of_number(HOSTILE)
+    metrics = joint(x=(found, True)).metrics
+    both = {HOSTILE: attribute(found), HOSTILE + "2": attribute(found, told=False)}
+    told = Training("all", metrics | {"attributes": both}, None, {}, dict.fromkeys(both, found))
+    check_harmless(written(told))
+
+
+def test_a_training_on_one_number_shows_it_against_the_truth_and_on_the_map():
+    text = written(training(of_number("steps", log=False)))
+    assert "Predicted over true steps" in text
+    assert "R²" in text
+    assert "Confusion" not in text
+    assert text.count("predicted as") == 40
+
+
+def test_of_intervals_without_an_end_the_points_are_drawn():
+    found = dataclasses.replace(of_number(), conformal=None)
+    text = written(joint(steps=(found, True)))
+    assert "Predicted over true steps" in text
+    assert "Intervals, made for" not in text
+
+
+def test_hidden_models_stand_beside_the_truth_with_their_numbers():
+    found = described(answers=(of_steps(), of_steps("rate")))
+    text = written(training(answered()), hidden=[LabelledDescription(found, "Ant", ("ant",))])
+    assert text.count("810 (600 to 1,100)") == 2
+    alone = described(answers=(of_steps(),))
+    text = written(training(answered()), hidden=[LabelledDescription(alone, "Ant", ("ant",))])
+    assert text.count("810 (600 to 1,100)") == 1

@@ -14,6 +14,7 @@ from probex_jax.fitting import Adam
 from probex_jax.language import HashingEncoder
 from probex_jax.search import TASKS, Subject, compare, measure
 from probex_jax.sweeps import sweep
+from probex_jax.zoo.tables import Tables
 from tests.conftest import HELD_OUT
 
 pytestmark = pytest.mark.xdist_group("alignment")
@@ -24,17 +25,19 @@ ENCODER = {"name": "probex", "n_probes": 8, "proj_dim": 8, "rep_dim": 32}
 @pytest.fixture(scope="module")
 def subject(toy_lora_store, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("downstream")
+    tags = {m.id: (*m.labels[0].split(), m.labels[0]) for m in toy_lora_store.models}
+    store = toy_lora_store.with_tables(Tables({"tags": tags}))
     sweep(
-        toy_lora_store,
+        store,
         workdir,
         encoder=ENCODER,
         head="text",
         recipe=Adam(epochs=30, eval_every=10, batch_size=32, learning_rate=3e-3, l2=0.0),
-        alignment=Alignment(HashingEncoder(), spec="hashing", logit_scale=20.0),
+        alignment=Alignment(HashingEncoder(), spec="hashing", logit_scale=20.0, tags="tags"),
         normalise="scale",
         layers=["a"],
     )
-    return Subject(load_experts(workdir), toy_lora_store, neighbours=3)
+    return Subject(load_experts(workdir), store, neighbours=3)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,21 @@ def encoded(subject, split):
 
 def labels(subject, split):
     return np.array([model.labels[0] for model in subject.store.split(split)])
+
+
+def counted_tags(figures):
+    """Of 13 concepts and 8 words, and of 3 concepts held out; some models show none."""
+    n_shown = {k: f.score.n_models for k, f in figures.items() if k.startswith("precision_in")}
+    assert 0 < n_shown["precision_in_all"] <= 50
+    counts = {"in_all": (24, 50), "seen": (21, 50), "held_out": (3, 24)}
+    return {
+        ("tags", f"{figure}_{of}"): (
+            n_tags,
+            figures[f"precision_{of}"].score.n_models if figure == "precision" else n_models,
+        )
+        for of, (n_tags, n_models) in counts.items()
+        for figure in ("precision", "recall", "precision_at_1")
+    }
 
 
 def test_every_figure_has_its_denominators(measured):
@@ -78,6 +96,7 @@ def test_every_figure_has_its_denominators(measured):
         # Here a class is what is asked.
         ("retrieval", "mean_average_precision_by_text_seen"): (13, 13),
         ("retrieval", "mean_average_precision_by_text_held_out"): (3, 3),
+        **counted_tags(measured["tags"]),
     }
     assert measured["zero_shot"]["among_held_out"].chance == pytest.approx(1 / 3)
     # Of whatever candidates: no one answer is right of more than the commonest class asked.

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from probex_jax import ProbexError
-from probex_jax.search import ModelTable
-from probex_jax.search import table as lance_table
+from probex_jax.search import ModelTable, lance_table
 
 DIM = 16
 HOSTILE = (

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -13,6 +14,7 @@ import pytest
 
 import probex_jax as px
 from probex_jax.buckets import stores
+from probex_jax.errors import ProbexError
 from probex_jax.files import WRITER_LOCK, one_writer
 from probex_jax.model_files import Remote
 from probex_jax.zoo import SPLITS
@@ -89,7 +91,9 @@ def test_the_layout_is_that_of_the_hubs_client(hub, classifiers, tmp_path):
         for path, content in tree(tmp_path).items()
         if not {".locks", ".no_exist", "CACHEDIR.TAG", "trees"} & {*Path(path).parts}
     }
-    assert tree(out / "SupViT") == theirs
+    ours = tree(out / "SupViT")
+    del ours["labels.json"], ours[".lock"]
+    assert ours == theirs
 
 
 def test_the_hubs_client_and_our_readers_read_it(hub, classifiers):
@@ -140,6 +144,7 @@ def test_loras_lie_as_files_and_their_repository_is_listed_once(hub, tmp_path):
     assert sorted(requests) == sorted(["list", "list", *files])
     originals = hub.repositories.root / "models" / model_j.LORA_REPO
     found = tree(tmp_path / "SD_200")
+    del found["labels.json"], found[".lock"]
     assert found == {model.path: (originals / model.path).read_bytes() for model in table.models}
     assert sum(planned) == sum(map(len, found.values()))
     assert {model.split for model in px.scan(tmp_path / "SD_200").models} == set(SPLITS)
@@ -165,6 +170,44 @@ def test_words_go_to_the_zoo(hub, tmp_path):
     get(table, tmp_path)
     zoo = px.scan(tmp_path / "SupViT")
     assert (zoo.tree, zoo.texts, zoo.classes) == ("mine", {"n01": "crane"}, ("n01",))
+
+
+def rows_of(folder):
+    return {row["model"]: row for row in json.loads((folder / "labels.json").read_text())}
+
+
+def test_columns_of_the_table_go_beside_the_models(hub, classifiers):
+    _, out, _, _ = classifiers
+    zoo = px.scan(out / "SupViT")
+    assert zoo.tables.numbers["lr"] == dict.fromkeys((model.id for model in zoo.models), 1e-4)
+    assert zoo.unmatched == {}
+
+
+def test_later_downloads_keep_the_columns_of_earlier_ones(hub, tmp_path):
+    first, second = (read_table("SupViT", (split,), Remote()) for split in ("train", "val"))
+    gone = replace(first.models[0], id="models--org--gone", repo="org/gone")
+    notes = {"note": {first.models[0].id: "fine", gone.id: "never downloaded"}}
+    first = replace(first, models=(*first.models, gone), columns=first.columns | notes)
+    folder = get(first, tmp_path).folder
+    assert rows_of(folder).keys() == {model.id for model in first.models} - {gone.id}
+    get(second, tmp_path)
+    again = replace(first, columns={"lr": {model.id: 0.5 for model in first.models}})
+    get(again, tmp_path)
+    rows = rows_of(folder)
+    assert rows.keys() == {m.id for m in (*first.models, *second.models)} - {gone.id}
+    assert rows[first.models[0].id] == {"model": first.models[0].id, "lr": 0.5, "note": "fine"}
+    assert rows[second.models[0].id]["lr"] == 1e-4
+
+
+def test_labels_of_ones_own_are_not_overwritten(hub, tmp_path):
+    table = read_table("SupViT", ("val",), Remote())
+    path = tmp_path / "SupViT" / "labels.json"
+    path.parent.mkdir()
+    path.write_text('{"a": "cat"}')
+    with pytest.raises(ProbexError, match=r"labels\.json"):
+        get(table, tmp_path)
+    assert path.read_text() == '{"a": "cat"}'
+    assert not (path.parent / "val").exists(), "it was downloaded first"
 
 
 @pytest.mark.parametrize("redirects", [False, True])

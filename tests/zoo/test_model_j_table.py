@@ -9,6 +9,7 @@ import yaml
 
 import probex_jax as px
 from probex_jax.model_files import Remote
+from probex_jax.zoo.label_files import labels_of
 from probex_jax.zoo.model_j import SPLITS
 from probex_jax.zoo.model_j_table import ListedModel, read_table
 from tests.hub import tables, write_repo
@@ -290,21 +291,82 @@ def test_a_model_twice(hub, name):
 
 def test_loras_called_the_same_in_two_splits(hub, name):
     rows = [
-        {"hf_model_path": f"{split}/model_idx_0000/x.safetensors"} for split in ("train", "val")
+        {"hf_model_path": f"{split}/model_idx_0000/x.safetensors", "kind": split}
+        for split in ("train", "val")
     ]
     rows[0] = lines(rows[0], {"hf_model_path": "train/model_idx_0001/x.safetensors"})
     files(hub, name, SupViT__train_jsonl=rows[0], SupViT__val_jsonl=lines(rows[1]))
     ids = ["model_idx_0001", "train_model_idx_0000", "val_model_idx_0000"]
     assert [model.id for model in read(name).models] == ids
+    assert read(name).columns == {"kind": {id: id.partition("_")[0] for id in ids[1:]}}
     assert [model.id for model in read(name, splits=["val"]).models] == ids[2:]
 
 
-def test_a_column_of_lists_is_left_alone(hub, name):
+def test_columns_of_lists_of_texts_are_read_and_of_others_left_alone(hub, name):
     root = hub.repositories.root
     folder = write_repo(root, "datasets", name, {"SupViT/train.parquet": b""})
     columns = {"hf_model_id": ["org/a", None], "model_idx": [None, 3], "class_names": [["x"], []]}
+    columns |= {"image": [{"bytes": b"x"}] * 2, "vectors": [[1.0], [2.0]]}
     pq.write_table(pa.table(columns), folder / "SupViT" / "train.parquet")
-    assert [model.id for model in read(name).models] == ["model_idx_0003", "models--org--a"]
+    table = read(name)
+    assert [model.id for model in table.models] == ["model_idx_0003", "models--org--a"]
+    assert table.columns == {"class_names": {"models--org--a": ["x"], "model_idx_0003": []}}
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv", "jsonl"])
+def test_other_columns_are_kept_by_model(hub, name, format):
+    rows = [
+        {
+            "hf_model_id": f"org/{n}",
+            "model_idx": n,
+            "lr": 10.0**-n,
+            "kind": "ab"[n % 2],
+            "deep": n > 1,
+        }
+        for n in range(4)
+    ]
+    rows[3]["kind"] = None
+    tables(
+        hub.repositories.root,
+        name,
+        {"SupViT": {"train": rows[:2], "test": rows[2:]}},
+        format=format,
+    )
+    labels = labels_of(read(name).columns, "")
+    assert labels.numbers == {"lr": {f"models--org--{n}": 10.0**-n for n in range(4)}}
+    yes_no = [("no",), ("no",), ("yes",), ("yes",)]
+    assert labels.columns == {
+        "kind": {f"models--org--{n}": ("ab"[n % 2],) for n in range(3)},
+        "deep": {f"models--org--{n}": yes_no[n] for n in range(4)},
+    }
+    assert read(name, splits=["test"]).columns["kind"] == {"models--org--2": "a"}
+
+
+ODD = {
+    "a text that terminals obey": "\x1b[2J",
+    "half a letter": "\ud800",
+    "an object": {"a": 1},
+    "a list of objects": [{}],
+    "twice in a list": ["a", "a"],
+    "NaN": float("nan"),
+    "infinity": float("inf"),
+    "nothing": " ",
+}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_odd_values_are_unknown(hub, name, odd):
+    rows = [{"hf_model_id": "org/a", "x": odd}, {"hf_model_id": "org/b", "x": ["b"], "model": "c"}]
+    files(hub, name, SupViT__train_jsonl=lines(*rows))
+    assert read(name).columns == {"x": {"models--org--b": ["b"]}}
+
+
+def test_words_between_numbers_are_unknown(hub, name):
+    cells = [*(n / 100 for n in range(1, 20)), "0.5", "auto", "3 %", "1,5"]
+    rows = [{"hf_model_id": f"org/{n}", "lr": cell} for n, cell in enumerate(cells)]
+    files(hub, name, SupViT__train_jsonl=lines(*rows))
+    labels = labels_of(read(name).columns, "")
+    assert [*labels.numbers["lr"].values()] == [*(n / 100 for n in range(1, 20)), 0.5]
 
 
 CLASSES = {"n01": "crane", "n02": "Newfoundland dog", "n03": "crane", "n04": "tench"} | {

@@ -12,6 +12,7 @@ from probex_jax.zoo.splitting import (
     check_groups,
     make_split,
     make_text_split,
+    ranges_of,
     too_rare,
 )
 
@@ -146,3 +147,23 @@ def test_a_text_that_groups_keep_out_of_training_is_not_tested():
     assert any(texts[model][0] not in trained for model in split["test"] + split["val"])
     found = make_text_split(texts, groups=groups, held_out=0, seed=90)
     assert {texts[m][0] for part in found.values() for m in part} == trained
+
+
+def test_every_part_has_its_share_of_each_range_of_numbers():
+    numbers = {f"m{n:03}": float(np.exp(n / 20)) for n in range(200)}
+    ranges = ranges_of(numbers)
+    assert set(Counter(ranges.values()).values()) == {40}
+    for part, models in make_split(ranges).items():
+        counts = Counter(ranges[model] for model in models)
+        assert set(counts.values()) == {40 * FRACTIONS[PARTS.index(part)]}
+    lowest = ranges["m000"]
+    assert max(n for m, n in numbers.items() if ranges[m] == lowest) == numbers["m039"]
+
+
+def test_equal_numbers_are_in_one_range_and_there_may_be_few():
+    assert ranges_of({}) == {}
+    assert len(set(ranges_of({f"m{n}": 3.0 for n in range(9)}).values())) == 1
+    numbers = {f"m{n}": float(n > 3) for n in range(9)}
+    ranges = ranges_of(numbers)
+    assert len({(ranges[model], numbers[model]) for model in numbers}) == 2
+    assert len(set(ranges_of({"a": 1.0, "b": 2.0, "c": 2.5}).values())) == 3

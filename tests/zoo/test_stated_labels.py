@@ -168,6 +168,40 @@ def test_of_a_model_captioned_in_sentences_nobody_knows_what_it_shows(tmp_path):
     assert tags == {f"m{n:02}": (("cat", "dog")[n % 2],) for n in range(12)}
 
 
+def trained(number):
+    """What kohya says of a training; every third file says nothing of its rate."""
+    said = {
+        "ss_network_dim": str(8 * 2 ** (number % 2)),
+        "ss_steps": "1000",
+        "ss_optimizer": f"torch.optim.x.{('AdamW', 'Lion')[number % 2]}(weight_decay=0.1)",
+        "ss_learning_rate": str(1e-4 * (1 + number)),
+    }
+    return said if number % 3 else {name: said[name] for name in list(said)[:3]}
+
+
+def test_numbers_that_headers_state_are_columns_if_they_differ(tmp_path):
+    zoo = write_zoo(tmp_path / "zoo", metadata=trained)
+    tables = scan(zoo, "headers").tables
+    assert tables.numbers == {
+        "rank": {f"m{n:02}": (8.0, 16.0)[n % 2] for n in range(12)},
+        "learning_rate": {f"m{n:02}": pytest.approx(1e-4 * (1 + n)) for n in range(12) if n % 3},
+    }
+    assert tables.columns["optimiser"]["m01"] == ("lion",)
+    few = scan(zoo, "headers", rules=TagRules(models=9)).tables
+    assert list(few.numbers) == ["rank"]
+
+
+def test_of_numbers_the_first_source_counts_and_files_tell_the_kind(tmp_path):
+    zoo = write_zoo(tmp_path / "zoo", metadata=trained)
+    (zoo / "labels.csv").write_text("model,rank,learning_rate\nm00,7.5,low\nm01,8.5,high\n")
+    tables = scan(zoo, "labels.csv,headers").tables
+    ranks = tables.numbers["rank"]
+    assert (ranks["m00"], ranks["m01"], ranks["m02"]) == (7.5, 8.5, 8.0)
+    assert "learning_rate" not in tables.numbers
+    assert tables.columns["learning_rate"] == {"m00": ("low",), "m01": ("high",)}
+    assert scan(zoo, "headers,labels.csv").tables.numbers["rank"]["m00"] == 8.0
+
+
 def test_names_of_folders_and_front_matter_are_sources(tmp_path):
     for number in range(12):
         folder = tmp_path / f"model {number}"

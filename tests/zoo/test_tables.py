@@ -47,23 +47,16 @@ def test_json_without_columns_is_one_without_a_name(tmp_path):
     assert columns == {"": {"a": "amp", "b": ["pedal", "loud"], "c": []}}
 
 
-def test_whole_numbers_and_truth_are_classes_and_other_numbers_are_none(tmp_path):
-    (tmp_path / "l.csv").write_text(
-        "id,layers,loss,version\na,2,0.25,1.0\nb,10,3,1.0b\nc,,-1e3,2\n"
-    )
-    labels = read_labels(tmp_path / "l.csv")
-    assert labels.columns["layers"] == {"a": ("2",), "b": ("10",)}
-    assert labels.columns["version"]["a"] == ("1.0",)
-    assert labels.numbers == ("loss",)
+def test_a_column_of_numbers_holds_no_classes_and_one_of_classes_no_numbers(tmp_path):
     rows = [{"id": "a", "loss": 0.5, "big": True, "n": 3}, {"id": "b", "loss": 2, "big": False}]
     (tmp_path / "l.json").write_text(json.dumps(rows))
     labels = read_labels(tmp_path / "l.json")
-    assert labels.columns == {"big": {"a": ("true",), "b": ("false",)}, "n": {"a": ("3",)}}
-    assert labels.numbers == ("loss",)
+    assert labels.columns == {"big": {"a": ("yes",), "b": ("no",)}, "n": {"a": ("3",)}}
+    assert labels.numbers == {"loss": {"a": 0.5, "b": 2}}
     tables = Tables(labels.columns, labels.numbers)
-    with pytest.raises(ProbexError, match="'loss' is a number"):
+    with pytest.raises(ProbexError, match="'loss' holds numbers"):
         tables.column("loss", "here")
-    with pytest.raises(ProbexError, match="no label column 'los'; there are 'big', 'n'"):
+    with pytest.raises(ProbexError, match="no column 'los'; there are 'big', 'loss', 'n'"):
         tables.column("los", "here")
 
 
@@ -75,13 +68,16 @@ def test_whole_numbers_and_truth_are_classes_and_other_numbers_are_none(tmp_path
         ("l.csv", b"model,kind\n,amp\n", "line 2: '' is no name of a model"),
         ("l.csv", b"model,kind,kind\na,x,y\n", "two columns are called 'kind'"),
         ("l.csv", b"model,,kind\na,x,y\n", "column 2 has no name"),
-        ("l.csv", b"model;kind\na;amp\n", "separated by commas"),
+        ("l.csv", b"model|kind\na|amp\n", "separated by commas"),
         ("l.csv", b"", "expected a header"),
         ("l.csv", b'model,kind\na,"amp\n', "not CSV"),
         ("l.csv", b"model,kind\na," + b"x" * 200_000 + b"\n", "line 2: not CSV"),
-        ("l.csv", b"model,kind\na,caf\xe9\n", r"not UTF-8 text \(byte 16\)"),
+        ("l.csv", b"model,kind\na,\xe9\x81\n", r"not UTF-8 text \(byte 13\)"),
+        ("l.csv", b"\xff\xfem\0o", "not UTF-16 text"),
         ("l.csv", b"model,kind\na,\x1b[2J\n", r"line 2: kind: '\\x1b\[2J' is no name of a class"),
         ("l.csv", b"model,kind\na,x;y;x\n", "line 2: kind: a class stands there twice"),
+        ("l.csv", b'model,"k\nd"\na,x;x\n', r"line 2: 'k\\nd': a class stands there twice"),
+        ("l.csv", b"model," + b"k" * 5000 + b"\na,x;x\n", "line 2: 'kkk"),
         ("l.csv", b"model,kind\na,x;;y\n", "line 2: kind: expected a class"),
         ("l.csv", b"model,k\0nd\na,x\n", r"'k\\x00nd' is no name of a column|not CSV"),
         ("l.json", b'{"a": {"kind": "x"}, "b": "x"}', "'b': expected column to class"),
@@ -89,7 +85,7 @@ def test_whole_numbers_and_truth_are_classes_and_other_numbers_are_none(tmp_path
         ("l.json", b'[{"model": 3, "kind": "x"}]', "row 1: 3 is no name of a model"),
         ("l.json", b'[{"model": "a", "kind": {"x": 1}}]', "row 1: kind: expected a class"),
         ("l.json", b'[{"model": "a", "kind": [["x"]]}]', "row 1: kind: expected a class"),
-        ("l.json", b'[{"model": "a", "x": 0.5}, {"model": "b", "x": "y"}]', "row 1: x: expected"),
+        ("l.json", b'[{"model": "a", "x": [0.5, {}]}]', "row 1: x: expected a class"),
         ("l.json", b'["a"]', "row 1: expected an object, found 'a'"),
         ("l.json", b'{"a": ' + b"[" * 100_000, "nested"),
         ("l.jsonl", b'{"model": "a"}\n{"model": "a"}\n', "line 2: 'a' stands in line 1"),
@@ -214,12 +210,16 @@ def test_splits_that_cannot_be_are_refused_by_name(tmp_path, content, says):
 def test_newer_tables_replace_what_was_said_of_their_models_alone():
     old = Tables(
         {"kind": {"a": ("amp",), "z": ("pedal",)}, "gone": {"a": ("x",)}, "n": {"z": ("1",)}},
-        ("loss",),
+        {"loss": {"z": 0.5}, "acc": {"a": 0.25, "z": 0.5}},
         {"s": {"train": ("a", "z"), "val": ("b",)}, "t": {"train": ("a",)}},
     )
-    new = Tables({"kind": {"b": ("amp",)}, "loss": {"a": ("low",)}}, (), {"s": {"val": ("a",)}})
+    new = Tables(
+        {"kind": {"b": ("amp",)}, "loss": {"a": ("low",)}},
+        {"acc": {"b": 0.75}, "n": {"a": 2.0}},
+        {"s": {"val": ("a",)}},
+    )
     assert old.joined(new, ["a", "b"]) == Tables(
-        {"kind": {"z": ("pedal",), "b": ("amp",)}, "n": {"z": ("1",)}, "loss": {"a": ("low",)}},
-        (),
+        {"kind": {"z": ("pedal",), "b": ("amp",)}, "loss": {"a": ("low",)}},
+        {"acc": {"z": 0.5, "b": 0.75}, "n": {"a": 2.0}},
         {"s": {"train": ("z",), "val": ("a",)}},
     )

@@ -24,7 +24,8 @@ from probex_jax.bucket_paths import on_a_disk
 from probex_jax.encoders import MVProbe, ProbeX
 from probex_jax.errors import ProbexError
 from probex_jax.experts.alignment import Alignment
-from probex_jax.experts.card import LAYOUTS, versions
+from probex_jax.experts.card import versions
+from probex_jax.experts.card_parts import LAYOUTS
 from probex_jax.experts.expert import Expert
 from probex_jax.experts.member import Member
 from probex_jax.experts.torch_format.state_dict import (

@@ -5,7 +5,7 @@ from probex_jax.zoo.miniature.data import CLASSES
 from probex_jax.zoo.miniature.families import Families, build_families
 from probex_jax.zoo.miniature.kinds import TREES
 from probex_jax.zoo.miniature.planted import Planted
-from probex_jax.zoo.miniature.settings import Lora, Settings
+from probex_jax.zoo.miniature.settings import Lora, Settings, Variety
 from probex_jax.zoo.miniature.vit import ViT
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Planted",
     "Settings",
     "TreeSummary",
+    "Variety",
     "ViT",
     "build",
     "build_families",

@@ -1,7 +1,9 @@
 """Builds the miniature zoo: every tree's root, then its fine-tuned models."""
 
 import collections
+import csv
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -18,7 +20,7 @@ from safetensors import safe_open
 from probex_jax.bucket_paths import on_a_disk
 from probex_jax.claims import check_same
 from probex_jax.errors import ProbexError
-from probex_jax.files import one_writer, write_json
+from probex_jax.files import one_writer, write_json, write_text
 from probex_jax.zoo.miniature import hf_files
 from probex_jax.zoo.miniature.kinds import TREES, Kind, Train
 from probex_jax.zoo.miniature.planted import PLANTED, Planted
@@ -57,9 +59,10 @@ def build(
     """Builds the zoo, or what an interrupted build has left undone.
 
     Writes `out/<tree>/` with `zoo.json`, `root/` and a folder a model in `train/`, `val/` and
-    `test/`, and of held-out concepts in `val_holdout/` and `test_holdout/`. Models appear whole
-    or not at all; those that are there are not built again, those that have lost their weights
-    are.
+    `test/`, and of held-out concepts in `val_holdout/` and `test_holdout/`; last, `labels.csv`
+    with how each was trained and what it scores, as far as models differ in that. Models appear
+    whole or not at all; those that are there are not built again, those that have lost their
+    weights are.
 
     Args:
       settings: what to build.
@@ -130,13 +133,32 @@ def _build_tree(
         train = kind.trainer(settings, _root(settings, name, folder))
         for finished in _train_all(settings, kind, train, wanted, missing, folder):
             on_progress(finished)
+    scores = [_recorded_score(kind, folder, recipe) for recipe in wanted]
+    _write_labels(kind, folder, wanted, scores)
     return TreeSummary(
         tree=name,
         models=dict(collections.Counter(recipe.split for recipe in wanted)),
         measure=kind.measure,
-        score=float(np.mean([_recorded_score(kind, folder, recipe) for recipe in wanted])),
+        score=float(np.mean(scores)),
         seconds=time.monotonic() - start,
     )
+
+
+def _write_labels(
+    kind: Kind, folder: Path, recipes: Sequence[Recipe], scores: Sequence[float]
+) -> None:
+    """Writes `labels.csv`, unless no model has attributes."""
+    rows = [kind.attributes(recipe) for recipe in recipes]
+    if not rows[0]:
+        return
+    columns = [name for name in rows[0] if len({row[name] for row in rows}) > 1]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["model", *columns, kind.measure])
+    for recipe, row, score in zip(recipes, rows, scores, strict=True):
+        name = kind.folder_name(folder.name, recipe.index)
+        table.writerow([name, *(row[column] for column in columns), score])
+    write_text(folder / "labels.csv", text.getvalue())
 
 
 def _root(settings: Settings | Planted, name: str, folder: Path) -> dict[str, Any]:

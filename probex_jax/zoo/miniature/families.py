@@ -40,6 +40,7 @@ from probex_jax.zoo.miniature.settings import (
     generator,
     is_whole,
     log_uniform,
+    stated,
 )
 from probex_jax.zoo.miniature.tuning import Classify, Denoise, Objective, adapted, fine_tuned
 
@@ -123,7 +124,7 @@ def build_families(
       ProbexError: `out` holds families of other settings, or is being written.
     """
     with one_writer(on_a_disk(out)):
-        said = json.loads(json.dumps(dataclasses.asdict(settings)))
+        said = json.loads(json.dumps(stated(settings)))
         del said["families"], said["kinds"]  # a family is the same whichever others there are
         card = out / "families.json"
         if card.exists():

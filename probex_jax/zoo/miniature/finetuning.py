@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from probex_jax.zoo.miniature.params import Params, Shapes, is_head
 from probex_jax.zoo.miniature.recipes import ClassifierRecipe
 from probex_jax.zoo.miniature.resnet import ResNet
 from probex_jax.zoo.miniature.training import cross_entropy, fit
+from probex_jax.zoo.miniature.varied import Varied, augmented, repeated, varied
 from probex_jax.zoo.miniature.vit import ViT
 
 
@@ -23,6 +25,7 @@ def fine_tune(
     *,
     batch_size: int,
     max_steps: int,
+    vary: bool = False,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Fine-tunes models side by side, in one program.
 
@@ -33,21 +36,25 @@ def fine_tune(
       root: pre-trained tensors, with any classifier; each model gets a new one.
       digits: images by class, of the architecture's size.
       batch: recipes of the N models.
-      batch_size: images per step.
+      batch_size: images per step, of the recipes that have most.
       max_steps: the most steps that any recipe has.
+      vary: whether the recipes may differ in number of images, batch size, augmentation and
+        optimiser. If not, these are all images, `batch_size`, none and AdamW.
 
     Returns:
       The tensors by name, each [N, ...], and the accuracies [N] on the held-back images of the
       models' own classes.
     """
     body = {name: value for name, value in root.items() if not is_head(name)}
-    choices = (
+    choices: tuple[Any, ...] = (
         np.array([recipe.classes for recipe in batch], np.int32),
         np.array([recipe.seed for recipe in batch], np.uint32),
         np.array([recipe.steps for recipe in batch], np.int32),
         np.array([recipe.learning_rate for recipe in batch], np.float32),
         np.array([recipe.weight_decay for recipe in batch], np.float32),
     )
+    if vary:
+        choices += varied(batch), np.array([recipe.images for recipe in batch], np.int32)
     return jax.device_get(
         _fine_tune_many(
             model, batch_size, max_steps, body, digits.train, digits.held_back, *choices
@@ -57,16 +64,31 @@ def fine_tune(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _fine_tune_many(model, batch_size, max_steps, body, train_YNSS, held_back_YNSS, *choices):
-    def one(classes_C, seed, steps, learning_rate, weight_decay):
+    def one(
+        classes_C,
+        seed,
+        steps,
+        learning_rate,
+        weight_decay,
+        own: Varied | None = None,
+        n_images=train_YNSS.shape[1],
+    ):
         class_key, image_key = jax.random.split(jax.random.key(seed))
         size = (max_steps, batch_size)
         labels = jax.random.randint(class_key, size, 0, len(classes_C))
-        picked = jax.random.randint(image_key, size, 0, train_YNSS.shape[1])
+        picked = jax.random.randint(image_key, size, 0, n_images)
+
+        def batch(step: jax.Array) -> tuple[jax.Array, jax.Array]:
+            images_BSS = train_YNSS[classes_C[labels[step]], picked[step]]
+            if own is None:
+                return images_BSS, labels[step]
+            images_BSS = augmented(own, images_BSS, jax.random.fold_in(image_key, step))
+            return repeated(own, images_BSS), repeated(own, labels[step])
 
         def loss(params: Params, step: jax.Array):
-            images_BSS = train_YNSS[classes_C[labels[step]], picked[step]]
+            images_BSS, labels_B = batch(step)
             logits_YB, running = model.apply(params, images_BSS, train=True)
-            return cross_entropy(logits_YB, labels[step]), running
+            return cross_entropy(logits_YB, labels_B), running
 
         params = fit(
             loss,
@@ -74,6 +96,7 @@ def _fine_tune_many(model, batch_size, max_steps, body, train_YNSS, held_back_YN
             steps=steps,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
+            is_sgd=own and own.is_sgd,
         )
         return params, accuracy(model, params, held_back_YNSS[classes_C])
 

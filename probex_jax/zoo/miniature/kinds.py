@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -24,7 +25,7 @@ from probex_jax.zoo.miniature.recipes import (
     lora_recipes,
 )
 from probex_jax.zoo.miniature.resnet import ResNet
-from probex_jax.zoo.miniature.settings import Settings
+from probex_jax.zoo.miniature.settings import Settings, Variety, stated
 from probex_jax.zoo.miniature.vit import ViT
 
 S = TypeVar("S")  # settings
@@ -51,6 +52,10 @@ class Kind(abc.ABC, Generic[S, R]):
     @abc.abstractmethod
     def recipes(self, settings: S, tree: str) -> list[R]:
         """The recipe of every model."""
+
+    def attributes(self, recipe: R) -> Mapping[str, Any]:
+        """What a table of the tree's models says of one, by column, beside its score."""
+        return {}
 
     @abc.abstractmethod
     def models_at_once(self, settings: S) -> int:
@@ -90,7 +95,7 @@ class Classifiers(Kind[Settings, ClassifierRecipe]):
     measure: ClassVar[str] = "accuracy"
 
     def card(self, settings: Settings, tree: str) -> dict[str, Any]:
-        own = dataclasses.asdict(settings)
+        own = stated(settings)
         del own["trees"]  # a tree is the same whichever others are built beside it
         del own["lora"]
         if self.architecture(settings) in (ViT(), ResNet()):
@@ -103,6 +108,9 @@ class Classifiers(Kind[Settings, ClassifierRecipe]):
 
     def recipes(self, settings: Settings, tree: str) -> list[ClassifierRecipe]:
         return classifier_recipes(settings, tree)
+
+    def attributes(self, recipe: ClassifierRecipe) -> Mapping[str, Any]:
+        return recipe.attributes()
 
     def models_at_once(self, settings: Settings) -> int:
         return settings.models_at_once
@@ -117,11 +125,18 @@ class Classifiers(Kind[Settings, ClassifierRecipe]):
 
     def trainer(self, settings: Settings, root: Params) -> Train[ClassifierRecipe]:
         model = self.architecture(settings)
-        digits = data.load(model.image_size)
+        digits, variety = data.load(model.image_size), settings.variety
 
         def train(batch: Sequence[ClassifierRecipe]):
-            sizes = {"batch_size": settings.batch_size, "max_steps": max(settings.steps)}
-            tensors, accuracy = fine_tune(model, root, digits, batch, **sizes)
+            tensors, accuracy = fine_tune(
+                model,
+                root,
+                digits,
+                batch,
+                batch_size=max(variety.batch_sizes or (settings.batch_size,)),
+                max_steps=max(variety.steps or settings.steps),
+                vary=variety != Variety(),
+            )
             return tensors, {"accuracy": accuracy}
 
         return train
@@ -141,9 +156,7 @@ class Classifiers(Kind[Settings, ClassifierRecipe]):
             "model_idx": recipe.index,
             "split": recipe.split,
             "seed": recipe.seed,
-            "learning_rate": recipe.learning_rate,
-            "weight_decay": recipe.weight_decay,
-            "steps": recipe.steps,
+            **recipe.attributes(),
             **scores,
         }
         config = hf_files.config_json(self.architecture(settings), recipe.class_names)
@@ -168,11 +181,14 @@ class Loras(Kind[Settings, LoraRecipe]):
             "classes": list(names),
             "held_out": [name for name in names if name in held_out],
             "pretraining": "denoising",
-            "settings": {"seed": settings.seed, "lora": dataclasses.asdict(settings.lora)},
+            "settings": {"seed": settings.seed, "lora": stated(settings.lora)},
         }
 
     def recipes(self, settings: Settings, tree: str) -> list[LoraRecipe]:
         return lora_recipes(settings, tree)
+
+    def attributes(self, recipe: LoraRecipe) -> Mapping[str, Any]:
+        return recipe.attributes()
 
     def models_at_once(self, settings: Settings) -> int:
         return settings.lora.models_at_once
@@ -186,6 +202,7 @@ class Loras(Kind[Settings, LoraRecipe]):
 
     def trainer(self, settings: Settings, root: Params) -> Train[LoraRecipe]:
         lora, images, names = settings.lora, self._images(settings), self._concepts(settings)
+        variety = lora.variety
 
         def train(batch: Sequence[LoraRecipe]):
             return adapt(
@@ -194,10 +211,11 @@ class Loras(Kind[Settings, LoraRecipe]):
                 images,
                 batch,
                 names,
-                rank=lora.rank,
-                most_images=lora.images[1],
-                batch_size=lora.batch_size,
-                max_steps=max(lora.steps),
+                rank=max(lora.ranks or (lora.rank,)),
+                most_images=max(variety.images or lora.images),
+                batch_size=max(variety.batch_sizes or (lora.batch_size,)),
+                max_steps=max(variety.steps or lora.steps),
+                vary=bool(lora.ranks or lora.scales or lora.weight_decays or variety != Variety()),
             )
 
         return train
@@ -217,20 +235,27 @@ class Loras(Kind[Settings, LoraRecipe]):
             "model_idx": recipe.index,
             "split": recipe.split,
             "seed": recipe.seed,
-            "learning_rate": recipe.learning_rate,
-            "steps": recipe.steps,
-            "rank": min(min(np.shape(value)) for value in tensors.values()),
-            "images": len(recipe.images),
+            **recipe.attributes(),
             **scores,
         }
+        if recipe.scale != 1:
+            metadata["lora_adapter_metadata"] = json.dumps(
+                {"transformer.r": recipe.rank, "transformer.lora_alpha": recipe.scale * recipe.rank}
+            )
+        own = {name: _of_rank(name, value, recipe.rank) for name, value in tensors.items()}
         shown = concepts.train_images(recipe.concept)[list(recipe.images)]
-        return {self.weights: hf_files.serialise(tensors, metadata), PREVIEW: preview(shown)}
+        return {self.weights: hf_files.serialise(own, metadata), PREVIEW: preview(shown)}
 
     def _concepts(self, settings: Settings) -> tuple[str, ...]:
         return concepts.names(settings.lora.digits, settings.lora.transforms)
 
     def _images(self, settings: Settings) -> concepts.Images:
         return concepts.load(settings.lora.digits, settings.lora.transforms)
+
+
+def _of_rank(name: str, value: np.ndarray, rank: int) -> np.ndarray:
+    """A factor of a LoRA without what is beyond its rank."""
+    return value[:rank] if ".down." in name else value[:, :rank]
 
 
 TREES: dict[str, Kind] = {

@@ -20,8 +20,57 @@ WHOLE = f"a whole number from 1 to {MOST}"
 _STEPS = f"a tuple of one or more whole numbers from 1 to {MOST}"
 BOUNDS = "a pair 0 < lowest <= highest"
 _RATE = "a finite number > 0"
+_COUNTS = f"a pair of whole numbers 0 < fewest <= most <= {TRAIN_IMAGES}"
 
 Checks = Mapping[str, tuple[Callable[[Any], bool], str]]
+
+OPTIMISERS = ("AdamW", "SGD")
+
+
+@dataclasses.dataclass(frozen=True)
+class Variety:
+    """In what the models of a tree differ beside what they are trained on; by default in nothing.
+
+    Attributes:
+      steps: fewest and most training steps, log-uniform; () to choose from the settings' own.
+      images: fewest and most images of each class or concept, log-uniform; () for all, or as many
+        as the settings of LoRAs say.
+      augmented: share of models whose images are shifted and noised anew at every step.
+      optimisers: some of `OPTIMISERS`; each model has one of them.
+      batch_sizes: images per step, of which each model has one number, divisors of the largest;
+        () for the settings' own.
+      seed_groups: number of groups; all models of a group have one seed. 0 for one each.
+    """
+
+    steps: tuple[int, ...] = ()
+    images: tuple[int, ...] = ()
+    augmented: float = 0.0
+    optimisers: tuple[str, ...] = OPTIMISERS[:1]
+    batch_sizes: tuple[int, ...] = ()
+    seed_groups: int = 0
+
+    def __post_init__(self) -> None:
+        checks: Checks = {
+            "steps": (
+                lambda x: x == () or (are_bounds(x) and _are_steps(x)),
+                "() or a pair of whole numbers 0 < fewest <= most",
+            ),
+            "images": (lambda x: x == () or _are_counts(x), f"() or {_COUNTS}"),
+            "augmented": (
+                lambda x: type(x) in (int, float) and 0 <= x <= 1,
+                "a number from 0 to 1",
+            ),
+            "optimisers": (
+                lambda x: _are_distinct(x, OPTIMISERS),
+                f"a tuple of {', '.join(OPTIMISERS)}: at least one, each once",
+            ),
+            "batch_sizes": (
+                lambda x: x == () or (_are_steps(x) and all(max(x) % each == 0 for each in x)),
+                "() or a tuple of divisors of the largest of them",
+            ),
+            "seed_groups": (lambda x: is_whole(x, 0), f"a whole number from 0 to {MOST}"),
+        }
+        check(self, checks, "variety.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +90,10 @@ class Lora:
       pretraining_batch_size: images per step.
       pretraining_rate: learning rate at its first step.
       models_at_once: models that one compiled program adapts side by side.
+      ranks: of which each LoRA has one; () for all to have `rank`.
+      scales: of updates, alpha / rank, of which each LoRA has one; () for all to have 1.
+      weight_decays: lowest and highest; each LoRA's is log-uniform between them. () for none.
+      variety: in what else LoRAs differ.
     """
 
     digits: int = 10
@@ -55,6 +108,10 @@ class Lora:
     pretraining_batch_size: int = 32
     pretraining_rate: float = 2e-3
     models_at_once: int = 4
+    ranks: tuple[int, ...] = ()
+    scales: tuple[float, ...] = ()
+    weight_decays: tuple[float, ...] = ()
+    variety: Variety = dataclasses.field(default_factory=Variety)
 
     def __post_init__(self) -> None:
         n_digits, n_transforms = len(concepts.DIGITS), len(concepts.TRANSFORMS)
@@ -69,10 +126,7 @@ class Lora:
             ),
             "models": (lambda x: is_whole(x, 3), f"a whole number from 3 to {MOST}"),
             "rank": (is_whole, WHOLE),
-            "images": (
-                _are_counts,
-                f"a pair of whole numbers 0 < fewest <= most <= {TRAIN_IMAGES}",
-            ),
+            "images": (_are_counts, _COUNTS),
             "steps": (_are_steps, _STEPS),
             "learning_rates": (are_bounds, BOUNDS),
             "batch_size": (is_whole, WHOLE),
@@ -80,6 +134,13 @@ class Lora:
             "pretraining_batch_size": (is_whole, WHOLE),
             "pretraining_rate": (_is_positive, _RATE),
             "models_at_once": (is_whole, WHOLE),
+            "ranks": (lambda x: x == () or _are_steps(x), f"() or {_STEPS}"),
+            "scales": (
+                lambda x: isinstance(x, tuple) and all(map(_is_positive, x)),
+                "() or a tuple of finite numbers > 0",
+            ),
+            "weight_decays": (lambda x: x == () or are_bounds(x), f"() or {BOUNDS}"),
+            "variety": (lambda x: isinstance(x, Variety), "a Variety"),
         }
         check(self, checks, "lora.")
 
@@ -103,6 +164,7 @@ class Settings:
       models_at_once: models that one compiled program fine-tunes side by side.
       vit: the architecture of MiniSupViT and MiniMAE; the others take no notice of it.
       lora: all that MiniLoRA is made with, but for the seed; the others take no notice of it.
+      variety: in what else classifiers differ.
 
     Example:
       >>> Settings(trees=("MiniMAE",), models=120).steps
@@ -123,10 +185,14 @@ class Settings:
     models_at_once: int = 8
     vit: ViT = dataclasses.field(default_factory=ViT)
     lora: Lora = dataclasses.field(default_factory=Lora)
+    variety: Variety = dataclasses.field(default_factory=Variety)
 
     def __post_init__(self) -> None:
         checks: Checks = {
-            "trees": (_are_trees, f"a tuple of {', '.join(TREE_NAMES)}: at least one, each once"),
+            "trees": (
+                lambda x: _are_distinct(x, TREE_NAMES),
+                f"a tuple of {', '.join(TREE_NAMES)}: at least one, each once",
+            ),
             "models": (is_whole, WHOLE),
             "seed": (lambda x: is_whole(x, 0, 2**63 - 1), "a whole number from 0 to 2**63 - 1"),
             "chosen": (
@@ -143,6 +209,7 @@ class Settings:
             "models_at_once": (is_whole, WHOLE),
             "vit": (lambda x: isinstance(x, ViT), "a ViT"),
             "lora": (lambda x: isinstance(x, Lora), "a Lora"),
+            "variety": (lambda x: isinstance(x, Variety), "a Variety"),
         }
         check(self, checks)
         _check_vit(self.vit)
@@ -176,8 +243,8 @@ def _is_positive(value: Any) -> bool:
     return type(value) in (int, float) and 0 < value <= sys.float_info.max
 
 
-def _are_trees(value: Any) -> bool:
-    known = isinstance(value, tuple) and all(type(x) is str and x in TREE_NAMES for x in value)
+def _are_distinct(value: Any, names: Sequence[str]) -> bool:
+    known = isinstance(value, tuple) and all(type(x) is str and x in names for x in value)
     return known and 0 < len(value) == len(set(value))
 
 
@@ -193,6 +260,20 @@ def are_bounds(value: Any) -> bool:
 
 def _are_counts(value: Any) -> bool:
     return are_bounds(value) and all(is_whole(x, 1, TRAIN_IMAGES) for x in value)
+
+
+def stated(settings: Any) -> dict[str, Any]:
+    """The fields of settings by name, those of inner ones, too.
+
+    Fields newer than the first zoos are left out at their defaults, as in the cards of these.
+    """
+    newer = {"variety": Variety(), "ranks": (), "scales": (), "weight_decays": ()}
+    said = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.name not in newer or value != newer[field.name]:
+            said[field.name] = stated(value) if dataclasses.is_dataclass(value) else value
+    return said
 
 
 class Seeded(Protocol):

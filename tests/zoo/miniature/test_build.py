@@ -120,6 +120,13 @@ def test_labels_and_settings_of_models_are_in_their_files(zoo):
     assert any(list(order) != sorted(order, key=CLASSES.index) for order in orders)
 
 
+def test_the_table_has_no_column_that_says_the_same_of_all_models(zoo):
+    out, _, _ = zoo
+    header, *rows = (out / _TREE / "labels.csv").read_text().splitlines()
+    assert header == "model,learning_rate,weight_decay,steps,accuracy"
+    assert len(rows) == _TINY.models
+
+
 def test_recorded_accuracy_is_that_of_the_written_file(zoo):
     out, summaries, _ = zoo
     for summary in summaries:

@@ -1,0 +1,45 @@
+"""Numbers, also on a logarithmic scale."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import probex_jax as px
+from probex_jax.fitting.number import Number, is_wide
+
+
+def test_wide_numbers_are_told_by_their_logarithms():
+    y = np.geomspace(1e-4, 1e-1, 7)
+    task = Number(log=True).fitted(y)
+    assert (task.mean, task.std) == pytest.approx((np.log(y).mean(), np.log(y).std()))
+    logits = task.targets(y, 1)
+    np.testing.assert_allclose(task.predictions(jnp.asarray(logits))[:, 0], y, rtol=1e-5)
+    assert task.accuracies(logits, y) == pytest.approx(np.ones(7))
+    assert task.chance(y, y) == pytest.approx(0)
+    off = logits + 0.3
+    errors = np.log(np.asarray(task.predictions(jnp.asarray(off)))[:, 0]) - np.log(y)
+    assert task.accuracies(off, y) == pytest.approx(1 - (errors / task.std) ** 2, abs=1e-4)
+    assert task.best_temperature(off, y) == pytest.approx(0.3, rel=1e-4)
+    assert task.promises(np.asarray(task.predictions(jnp.asarray(off), 0.3)), y)[1].all()
+    assert not task.promises(np.asarray(task.predictions(jnp.asarray(off), 0.1)), y)[1].any()
+
+
+def test_numbers_with_logarithms_are_above_0():
+    with pytest.raises(px.ProbexError, match="rates"):
+        Number(log=True).check("rates", np.array([0.0, 1.0]), 2, 1)
+    Number(log=True).check("rates", np.array([0.1, 1.0]), 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("y", "wide"),
+    [
+        (np.geomspace(1, 100, 20), True),
+        (np.linspace(1, 100, 20), False),
+        (np.geomspace(1, 3, 20), False),
+        (np.append(np.geomspace(1, 100, 20), 0.0), False),
+        (-np.geomspace(1, 100, 20), False),
+    ],
+    ids=["wide", "even", "narrow", "with a zero", "negative"],
+)
+def test_numbers_are_wide_if_their_logarithms_are_more_even(y, wide):
+    assert is_wide(y) == wide
