@@ -88,7 +88,7 @@ def _noisy(size: float) -> Edit:
 
 def _head(case: Case) -> Tensors:
     heads = [n for n, x in case.weights.items() if n.startswith("classifier") and x.ndim > 1]
-    fresh = {name: np.float32(_fresh(case.weights[name], case.rng)) for name in heads}
+    fresh = {name: _fresh(case.weights[name], case.rng).astype(np.float32) for name in heads}
     return case.weights | fresh
 
 
@@ -114,13 +114,13 @@ def _spiked(strength: float) -> Change:
         x = case.weights[name]
         rows = x.reshape(-1, *case.centre[case.layer.name].shape)[0]
         made = rows + _direction(rows - case.centre[case.layer.name], strength, case.rng)
-        return case.weights | {name: np.float32(made).reshape(x.shape)}
+        return case.weights | {name: made.astype(np.float32).reshape(x.shape)}
 
     return changed
 
 
 def _direction(like: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    made = np.outer(*(rng.normal(size=size) for size in like.shape))
+    made = np.outer(rng.normal(size=len(like)), rng.normal(size=len(like.T)))
     return made * strength * np.linalg.norm(like) / np.linalg.norm(made)
 
 
@@ -128,7 +128,7 @@ def _spiked_update(strength: float) -> Change:
     """The same of an update, whose rank grows by one in every layer; the others by zeros."""
 
     def changed(case: Case) -> Tensors:
-        made = {}
+        made: Tensors = {}
         for layer in case.every:
             up, down = (case.weights[name] for name in layer.tensors)
             share = strength if layer is case.layer else 0.0
@@ -136,7 +136,7 @@ def _spiked_update(strength: float) -> Change:
             left, right = case.rng.normal(size=(len(up), 1)), case.rng.normal(size=down[:1].shape)
             scale = (length / np.linalg.norm(left) / np.linalg.norm(right)) ** 0.5
             both = np.hstack([up, scale * left]), np.vstack([down, scale * right])
-            made |= dict(zip(layer.tensors, map(np.float32, both), strict=True))
+            made |= {n: x.astype(np.float32) for n, x in zip(layer.tensors, both, strict=True)}
         return case.weights | made
 
     return changed
