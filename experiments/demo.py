@@ -15,7 +15,15 @@ from typing import Any
 from absl import flags
 
 from configs import default, probex, statnn, zoo_miniature
-from experiments import cli, demo_forest, demo_language, report_steps, steps, zoo_steps
+from experiments import (
+    cli,
+    demo_forest,
+    demo_language,
+    joint_steps,
+    report_steps,
+    steps,
+    zoo_steps,
+)
 from experiments.costs import Costs
 from probex_jax.bucket_paths import on_a_disk
 from probex_jax.files import one_writer, write_json
@@ -27,6 +35,7 @@ _SIZE = flags.DEFINE_enum("size", "demo", ["demo", "tiny"], "Size of the zoo.")
 TREES = ("MiniSupViT", "MiniMAE")
 OURS = "default"
 TITLE = "Demo: what hidden models were trained on, told from their weights"
+ATTRIBUTES = "attributes"
 METHODS = {
     OURS: default.get_config,
     "ProbeX": lambda: probex.get_config("mini"),
@@ -55,19 +64,23 @@ def demo(workdir: Path, size: str) -> str:
         for tree in TREES
     }
     write_json(workdir / "metrics.json", metrics)
+    attributes = {tree: _train_attributes(workdir, tree, size, costs) for tree in TREES}
     chance = {tree: methods[OURS].get("val_chance") for tree, methods in metrics.items()}
     accuracy_by_layer(_by_layer(metrics), workdir / "accuracy_by_layer.png", chance)
     words = demo_language.language_half(workdir, size, costs)
     experts = {tree: workdir / "experts" / tree / OURS for tree in TREES}
     experts |= {demo_language.TREE: demo_language.experts_of(workdir)}
-    forest = demo_forest.forest_part(workdir, config, experts, costs)
-    report = _report(packed, metrics, [*words.lines, *forest.lines])
+    joint = {tree: workdir / "experts" / tree / ATTRIBUTES for tree in TREES}
+    forest = demo_forest.forest_part(workdir, config, experts, joint, costs)
+    told = [line for tree, found in attributes.items() for line in _attribute_lines(tree, found)]
+    report = _report(packed, metrics, [*told, *words.lines, *forest.lines])
     (workdir / "report.md").write_text(report)
     trainings = [
         report_steps.training(workdir / "experts" / tree / name, found)
         for tree, methods in metrics.items()
         for name, found in methods.items()
     ]
+    trainings += [report_steps.training(joint[tree], found) for tree, found in attributes.items()]
     aligned = report_steps.training(experts[demo_language.TREE], words.metrics)
     report_steps.write_report(
         workdir,
@@ -92,6 +105,22 @@ def _train(
     folder = workdir / "experts" / tree / method
     with costs.step(f"training on {tree}: {method}", folder):
         return steps.train(config, folder)
+
+
+def _train_attributes(workdir: Path, tree: str, size: str, costs: Costs) -> Mapping[str, Any]:
+    """Trains one expert on all that the zoo's table says of how its models were trained."""
+    print(f"   {tree}: learning rate, steps and what else the weights may tell", flush=True)
+    store, folder = workdir / "stores" / tree, workdir / "experts" / tree / ATTRIBUTES
+    config = default.get_config().to_dict() | {"store": str(store), "task": "all"}
+    if size == "tiny":
+        config["layers"] = TINY_LAYERS
+    with costs.step(f"training on {tree}: {ATTRIBUTES}", folder):
+        return steps.train(config, folder)
+
+
+def _attribute_lines(tree: str, metrics: Mapping[str, Any]) -> list[str]:
+    """Of a report: what else the weights of a tree's models tell."""
+    return [f"\n## What else the weights of {tree} tell\n", cli.table(joint_steps.rows(metrics))]
 
 
 def _by_layer(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -35,7 +35,11 @@ class Described(NamedTuple):
 
 
 def forest_part(
-    workdir: Path, zoo_config: Mapping[str, Any], experts: Mapping[str, Path], costs: Costs
+    workdir: Path,
+    zoo_config: Mapping[str, Any],
+    experts: Mapping[str, Path],
+    joint: Mapping[str, Path],
+    costs: Costs,
 ) -> Described:
     """Grows a forest of the trees and describes hidden models.
 
@@ -43,6 +47,7 @@ def forest_part(
       workdir: of the demo, with its zoo, stores and experts.
       zoo_config: what the zoo was built with.
       experts: tree to the work directory of its training.
+      joint: tree to that of its training on attributes.
       costs: what is told what the steps cost.
     """
     print("7. Growing a forest of the trees and their experts", flush=True)
@@ -50,7 +55,8 @@ def forest_part(
     stores = [px.LayerStore.open(workdir / "stores" / tree) for tree in experts]
     with costs.step("growing the forest", forest):
         loaded = [px.Expert.load(path) for path in experts.values()]
-        grown = forest_steps.grow_forest(forest, stores, loaded, {})
+        told = [px.Expert.load(path) for path in joint.values()]
+        grown = forest_steps.grow_forest(forest, stores, [*loaded, *told], {})
     indexes = [_indexed(workdir, expert, costs) for expert in loaded]
     print("8. Describing models whose labels are hidden", flush=True)
     outside = workdir / "zoo_outside"

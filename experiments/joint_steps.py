@@ -25,7 +25,7 @@ def named(config: Mapping[str, Any], told: Sequence[str]) -> dict[str, Any]:
     Raises:
       ProbexError: if the labels are another column.
     """
-    task = config["task"]
+    task = config.get("task", "")
     if view_steps.attributes_of(config) is not None:
         if config.get("fit") != "ridge" or config["head"] != "none":
             raise px.ProbexError(

@@ -72,7 +72,10 @@ def main() -> None:
         if _FOREST.value:
             raise ProbexError("--forest: of repeats choose one expert, and give it to grow_forest")
         if devices.writes:
-            claim(workdir, {name: config[name] for name in ("labels", "split", "task")})
+            claim(
+                workdir,
+                {name: config[name] for name in ("labels", "split", "task") if name in config},
+            )
         trained = {}
         for name, split in found.items():
             metrics = _train({**config, "split": split}, workdir / name, devices, engine)

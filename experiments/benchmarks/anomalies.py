@@ -62,7 +62,7 @@ def measured(path: Path, other: Path | None) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         zoo = px.scan(path)
         store = px.pack(zoo, Path(scratch) / "store").store
-        costs = _grown(store, Path(scratch) / "forest")
+        costs = _grown(store, Path(scratch) / "forest", path / "root")
         forest = Forest.load(Path(scratch) / "forest")
         tests = [m.path for m in zoo.models if m.split == "test"]
         stranger = next(m.path for m in px.scan(other).models) if other else None
@@ -74,14 +74,14 @@ def measured(path: Path, other: Path | None) -> list[dict[str, Any]]:
     return [{"zoo": str(path), "tree": zoo.tree, **costs, **row} for row in rows]
 
 
-def _grown(store: LayerStore, path: Path) -> dict[str, float]:
+def _grown(store: LayerStore, path: Path, root: Path) -> dict[str, float]:
     """Grows a forest; processor seconds of what it took before, and of what is usual."""
     begun = time.process_time()
     TreeRouter.fit(store)
     routed = time.process_time()
     Usual.fit(store)
     costs = {"router_s": routed - begun, "usual_s": time.process_time() - routed}
-    tree, _ = grow(path, store)
+    tree, _ = grow(path, store, root=str(root) if root.exists() else "")
     return costs | {"bytes": (tree.path / "arrays.safetensors").stat().st_size}
 
 
@@ -109,23 +109,22 @@ def _row(
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """A row for each tree and kind: shares over all zoos, and the least and greatest of a zoo."""
+    """A row for each kind, a column for each tree: the share found, least and greatest of a zoo."""
+    trees = dict.fromkeys(row["tree"] for row in rows)
     table = []
-    for tree, kind in dict.fromkeys((row["tree"], row["kind"]) for row in rows):
-        of = [row for row in rows if (row["tree"], row["kind"]) == (tree, kind)]
-        count = sum(row["models"] for row in of)
-        each = [row["found"] / row["models"] for row in of]
-        table.append(
-            {
-                "tree": tree,
-                "kind": kind,
-                "models": str(count),
-                "found": f"{sum(row['found'] for row in of) / count:.3f}",
-                "by zoo": f"{min(each):.2f} to {max(each):.2f}",
-                **{n: f"{sum(r[n] for r in of) / count:.3f}" for n in ("said", "named", "refused")},
-            }
-        )
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        cells = {"kind": kind}
+        for tree in trees:
+            of = [row for row in rows if (row["tree"], row["kind"]) == (tree, kind)]
+            cells[tree] = _shares(of) if of else ""
+        table.append(cells)
     return table
+
+
+def _shares(rows: Sequence[Mapping[str, Any]]) -> str:
+    count, found = (sum(row[name] for row in rows) for name in ("models", "found"))
+    each = [row["found"] / row["models"] for row in rows]
+    return f"{found / count:.3f} ({min(each):.2f} to {max(each):.2f})"
 
 
 class _Planter:

@@ -52,7 +52,8 @@ def grow(
         models are only recognised.
       label_set: what the classes of the expert are about. An expert takes the place of one with the
         same label set. None for what the expert's card or the store says: "" if neither names it.
-      root: the model that they were fine-tuned from, preferably a hub id; "" if unknown.
+      root: the model that they were fine-tuned from, preferably a hub id; "" if unknown. Of a path
+        on this machine, models are told that are hardly changed.
       tags: that an expert that ranks tags ranks as well.
 
     Returns:
@@ -105,7 +106,7 @@ def grow(
         router, owner = _router(store, expert, root, label_set, before, kept)
         usual = before.usual if before is not None and owner != label_set else None
         if usual is None:
-            usual = Usual.fit(store, {layer.name for layer in router.checked.layers})
+            usual = Usual.fit(store, {layer.name for layer in router.checked.layers}, router.root)
         for tree in trees.values():
             if before is None or tree.router.tree != before.router.tree:
                 check_apart(router, tree.router)

@@ -10,8 +10,9 @@ class Finding:
     """One fact about a layer.
 
     Args:
-      layer: its name; that of a tensor for values that are not finite.
-      fact: "not finite", "all zeros", "all equal", "random" or one of `STATISTICS`.
+      layer: its name; that of a tensor for values that are not finite; "" for all together.
+      fact: "not finite", "all zeros", "all equal", "random", "root" (of all layers: its distance
+        from the tree's root, relative to its length) or one of `STATISTICS`.
       value: how many entries are not finite or, of a statistic, what it is in the model.
       low: least value in the tree's models, where they count.
       high: greatest value.

@@ -158,9 +158,12 @@ class Tree:
 
     @property
     def untold(self) -> tuple[str, ...]:
-        """The attributes that weights do not tell: no better than what is usual in the tree."""
+        """The attributes that weights do not tell: no better than what is usual in the tree.
+
+        What has no name is no attribute: it is answered, with what there is to say of the expert.
+        """
         cards = {label_set: expert.card for label_set, expert in self.experts.items()}
-        alone = [name for name, card in cards.items() if not card.told]
+        alone = [name for name, card in cards.items() if name and not card.told]
         joint = [each.name for card in cards.values() for each in card.attributes if not each.told]
         return (*alone, *joint)
 
@@ -182,7 +185,7 @@ class Tree:
         """
         found: list[tuple[Answer, ...] | ProbexError] = [() for _ in models]
         for label_set, expert in self.experts.items():
-            if not expert.card.told:
+            if label_set in self.untold:
                 continue
             answers = self._answers(label_set, expert, [m[label_set] for m in models], size)
             for place, one in answers.items():

@@ -12,13 +12,14 @@ Letters: those of `layer_statistics`, and L layers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from probex_jax.forest.layer_statistics import LEAST_S, STATISTICS
+from probex_jax.forest.root_sample import RootSample
 from probex_jax.forest.soundness import Finding
 from probex_jax.forest.usual_layer import Sampled, UsualLayer
 from probex_jax.layer_store import LayerStore
@@ -43,6 +44,7 @@ class Usual:
     Args:
       layers: those that are looked at.
       statistics_NLS: of the training models, each without itself, float32.
+      root: the tree's root; None if it was not at hand.
 
     Example:
       >>> rng = np.random.default_rng(0)
@@ -56,14 +58,19 @@ class Usual:
 
     layers: tuple[UsualLayer, ...]
     statistics_NLS: np.ndarray
+    root: RootSample | None = None
 
     @classmethod
-    def fit(cls, store: LayerStore, needed: Iterable[str] = ()) -> Usual | None:
+    def fit(cls, store: LayerStore, needed: Iterable[str] = (), root: str = "") -> Usual | None:
         """Learns from the training models of a store; None if there are too few to say anything.
 
         Args:
           store: the tree's models.
           needed: layers that are read of every model in any case.
+          root: where the tree's root is, if on this machine.
+
+        Raises:
+          ProbexError: if the root cannot be read.
         """
         count = len(store.split("train"))
         if count < 2:
@@ -78,7 +85,12 @@ class Usual:
             )
             for name in _chosen(store, set(needed), len(models))
         }
-        return cls.of(samples, store.layers) if samples else None
+        if not samples:
+            return None
+        found = cls.of(samples, store.layers)
+        if store.ranks:  # of updates the root has no part
+            return found
+        return replace(found, root=RootSample.fit(root, samples, store.layers))
 
     @classmethod
     def of(cls, samples: Mapping[str, Sampled], shapes: Mapping[str, tuple[int, int]]) -> Usual:
@@ -114,7 +126,8 @@ class Usual:
         places = [place for place, layer in enumerate(self.layers) if layer.name in samples]
         layers = [self.layers[place] for place in places]
         equal = [layer.equal_entries(samples[layer.name]) for layer in layers]
-        findings = [finding for finding in equal if finding is not None]
+        near = [self.root.finding(samples)] if self.root is not None else []
+        findings = [finding for finding in near + equal if finding is not None]
         if self.n_models < _LEAST_MODELS or not places:
             return None, tuple(findings)
         found_LS = np.stack([layer.measure(samples[layer.name]) for layer in layers])
@@ -160,6 +173,10 @@ class Usual:
             made[f"usual.{place}.centre"] = layer.centre_HW
             made[f"usual.{place}.left"] = layer.left_HK
             made[f"usual.{place}.right"] = layer.right_WK
+            if self.root is not None and layer.name in self.root.layers:
+                made[f"usual.{place}.root"] = self.root.layers[layer.name].astype(np.float32)
+        if self.root is not None:
+            made["usual.root"] = self.root.distances_N.astype(np.float32)
         return {name: np.ascontiguousarray(array) for name, array in made.items()}
 
     @classmethod
@@ -178,7 +195,13 @@ class Usual:
             )
             for place, layer in enumerate(value)
         )
-        found = cls(layers, arrays["usual"])
+        roots = {
+            layer.name: arrays[f"usual.{place}.root"]
+            for place, layer in enumerate(layers)
+            if f"usual.{place}.root" in arrays
+        }
+        root = RootSample(roots, arrays["usual.root"]) if roots else None
+        found = cls(layers, arrays["usual"], root)
         if (shape := found.statistics_NLS.shape)[1:] != (len(layers), len(STATISTICS)):
             raise ValueError(f"statistics of shape {shape}")
         for layer in layers:

@@ -94,6 +94,11 @@ def _fact(found: Finding) -> str:
         many = found.value != 1
         which = f"{found.value:,.0f} of {found.n_entries:,} entries {'are' if many else 'is'}"
         return f"- {code(found.layer)}: {which} NaN or infinite\n"
+    if found.fact == "root":
+        return (
+            f"- All layers together: {found.value:.2g} from the root, relative to its length; the "
+            f"tree's models are {found.low:.2g} to {found.high:.2g} from it\n"
+        )
     return f"- {code(found.layer)}: {_OF_ENTRIES[found.fact]}\n"
 
 

@@ -44,7 +44,7 @@ class Columns(Number):
         return np.asarray(y, np.float64)
 
 
-def views(
+def attribute_views(
     store: LayerStore, split: str = "", names: Sequence[str] = ()
 ) -> tuple[dict[str, LayerStore], dict[str, str]]:
     """Each attribute of a store with its view, and why others are left out.

@@ -1,4 +1,4 @@
-"""From a stranger's table beside models to cards with everything that it says, by three commands."""
+"""From a stranger's table beside models to cards with all that it says, by three commands."""
 
 import json
 
@@ -66,7 +66,7 @@ def test_three_commands_lead_to_a_card_with_all_columns(told):
 
 
 def test_intervals_and_sets_are_in_the_json(told):
-    folder, (*_, described) = told
+    _, (*_, described) = told
     found = json.loads(described.stdout)
     answers = {answer["label_set"]: answer for answer in found["answers"]}
     rate = answers["Lernrate"]["quantity"]

@@ -132,7 +132,8 @@ def forest(tmp_path_factory):
     for seed in range(N_MODELS):
         write(folder / "zoo" / "train" / f"m{seed}.safetensors", member(seed))
     store = px.pack(px.scan(folder / "zoo"), folder / "store").store
-    grow(folder / "forest", store)
+    root = write(folder / "root.safetensors", _ROOT)
+    grow(folder / "forest", store, root=str(root))
     return Forest.load(folder / "forest")
 
 
@@ -160,6 +161,17 @@ def test_a_card_says_what_is_unusual_or_that_nothing_is(forest, tmp_path):
     assert (
         json.loads(json.dumps(scaled.as_json()))["soundness"]["findings"][0]["layer"] == "c.weight"
     )
+
+
+@pytest.mark.parametrize("trained", [0.0, 0.01, 1.0])
+def test_a_copy_of_the_root_is_told(forest, tmp_path, trained):
+    weights = {n: _ROOT[n] + trained * (x - _ROOT[n]) for n, x in member(1000).items()}
+    found = forest.describe(write(tmp_path / "copy.safetensors", weights))
+    near = [finding for finding in found.soundness.findings if finding.fact == "root"]
+    assert len(near) == (trained < 1)
+    if near:
+        assert near[0].value < 0.02 * near[0].low
+        assert "from the root" in model_card(found)
 
 
 @pytest.mark.parametrize("spoilt", ["b.weight", "d.bias"])
