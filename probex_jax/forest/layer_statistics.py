@@ -67,7 +67,7 @@ def statistics(
     rest_NHW = rest(x_NHW, centre_NHW, is_centred)
     rest_N = _length(rest_NHW)
     if is_centred:
-        size_N, distance_N = along_N / unit_N, _log(rest_N / unit_N)
+        size_N, distance_N = along_N / unit_N, _log(np.maximum(rest_N / unit_N, _TINY))
     else:
         size_N, distance_N = _log(lengths_N), 1 - along_N / np.maximum(lengths_N, 1e-30)
         unit_N = np.ones(1)

@@ -97,7 +97,7 @@ class Usual:
         """Learns from samples of the layers of training models, and the shapes of the layers."""
         fitted = [UsualLayer.fit(name, shapes[name], x) for name, x in samples.items()]
         found_NLS = np.stack([found_NS for _, found_NS in fitted], axis=1)
-        return cls(tuple(layer for layer, _ in fitted), found_NLS.astype(np.float32))
+        return cls(tuple(layer for layer, _ in fitted), _filled(found_NLS).astype(np.float32))
 
     @property
     def n_models(self) -> int:
@@ -224,8 +224,7 @@ class _Scale:
 
     @classmethod
     def fit(cls, trained_NLS: np.ndarray) -> _Scale:
-        known_LS = ~np.all(np.isnan(trained_NLS), axis=0)
-        median_LS = np.where(known_LS, np.nanmedian(np.where(known_LS, trained_NLS, 0), axis=0), 0)
+        median_LS = np.median(trained_NLS, axis=0)
         apart_N2LS = cls(median_LS, median_LS, median_LS)._apart(trained_NLS)
         low_2LS, high_2LS = np.quantile(apart_N2LS, [1 - _NEARLY_ALL, _NEARLY_ALL], axis=0)
         return cls(median_LS, np.maximum(-low_2LS, LEAST_S), np.maximum(high_2LS, LEAST_S))
@@ -240,6 +239,13 @@ class _Scale:
         apart_NLS = np.nan_to_num(found_NLS - self.median_LS)
         beside_NLS = apart_NLS - np.median(apart_NLS, axis=1, keepdims=True)
         return np.stack([apart_NLS, beside_NLS], axis=1)
+
+
+def _filled(found_NLS: np.ndarray) -> np.ndarray:
+    """Statistics of which those that make no sense are as usual, or 0 where no model has any."""
+    known_LS = ~np.all(np.isnan(found_NLS), axis=0)
+    usual_LS = np.nanmedian(np.where(known_LS, found_NLS, 0), axis=0)
+    return np.where(np.isnan(found_NLS), usual_LS, found_NLS)
 
 
 def _scale(trained_NLS: np.ndarray) -> tuple[_Scale, np.ndarray]:

@@ -197,3 +197,16 @@ def test_a_tree_that_refuses_a_model_names_the_layer_but_says_nothing_of_strange
     strange = {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
     found = forest.describe(write(tmp_path / "all.safetensors", strange))
     assert (found.tree, found.soundness) == ("", None)
+
+
+def test_a_layer_that_is_the_same_in_all_models_is_kept_and_its_change_is_named():
+    """Statistics of what remains make no sense there, and are no reason to refuse a tree."""
+    rng = np.random.default_rng(0)
+    same = np.broadcast_to(rng.normal(size=(8, 8)), (120, 8, 8))
+    usual = Usual.of({"a": Sampled.of(same, "a", (8, 8))}, {"a": (8, 8)})
+    assert all(np.isfinite(array).all() for array in usual.arrays.values())
+    again = Usual.from_json(usual.as_json(), usual.arrays)
+    assert again.judge({"a": Sampled.of(same[:1], "a", (8, 8))})[1] == ()
+    changed = same[:1] + rng.normal(size=(1, 8, 8))
+    [finding] = again.judge({"a": Sampled.of(changed, "a", (8, 8))})[1]
+    assert finding.layer == "a"
