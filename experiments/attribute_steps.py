@@ -15,7 +15,7 @@ class Beside:
     """Collects comparisons of attributes, of which each model may have several.
 
     Args:
-      most: rows that are kept of predictions outside of their interval or set.
+      most: rows that are kept of numbers outside of their interval and classes that are wrong.
     """
 
     def __init__(self, most: int):
@@ -31,14 +31,14 @@ class Beside:
         for found in description.attribute_comparisons:
             answer = answers[found.attribute]
             self._found[found.attribute].append(found)
-            if found.within is False or (found.within is None and not found.right):
+            if found.right is False or (found.right is None and not found.within):
                 self._outside.append((_surprise(answer, found), _row(description, answer, found)))
         if len(self._outside) > 2 * self._most:
             self._outside = self._first()
         return bool(description.attribute_comparisons)
 
     def tables(self) -> list[list[Row]]:
-        """Rows of what lies outside, the farthest first, and a row of each attribute's figures."""
+        """Rows of what differs, the farthest first, and a row of each attribute's figures."""
         figures = [_figures(name, found) for name, found in sorted(self._found.items())]
         return [[row for _, row in self._first()], figures]
 
@@ -60,7 +60,7 @@ def _row(description: Description, answer: Answer, found: AttributeComparison) -
     if isinstance(found.stated, tuple):
         stated = ", ".join(found.stated)
     else:
-        stated = attributes.number(found.stated, abs(found.off or 0))
+        stated = f"{found.stated:,.6g}"
     predicted = attributes.predicted(answer) if said else listed(answer.predicted) or "none"
     return {
         "model": description.id,

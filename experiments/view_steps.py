@@ -11,7 +11,7 @@ from experiments.label_steps import labels_in
 from probex_jax.bucket_paths import as_path
 from probex_jax.errors import ProbexError
 from probex_jax.files import read_json, write_json
-from probex_jax.sweeps.joint import joint_store, views
+from probex_jax.sweeps.joint import attribute_views, joint_store
 from probex_jax.zoo.splitting import make_split, ranges_of
 from probex_jax.zoo.tables import Names, Tables, read_splits
 
@@ -52,14 +52,14 @@ def attributes_of(config: Mapping[str, Any]) -> tuple[str, ...] | None:
 def open_attributes(
     store: str | Path, config: Mapping[str, Any]
 ) -> tuple[dict[str, px.LayerStore], dict[str, str]]:
-    """Each attribute of a store with its view, and why others are left out; errors as `views`.
+    """Each attribute of a store with its view, and why others are left out.
 
     Args:
       store: its folder.
       config: names them and the split, as `open_view` takes it.
     """
     opened, name = _with_split(px.LayerStore.open(store), config["split"])
-    return views(opened, name, attributes_of(config) or ())
+    return attribute_views(opened, name, attributes_of(config) or ())
 
 
 def _with_labels(store: px.LayerStore, labels: str) -> tuple[px.LayerStore, str]:

@@ -35,7 +35,7 @@ from probex_jax.model_files import (
 )
 from probex_jax.reports import model_card
 from probex_jax.search import Index, find_models
-from probex_jax.sweeps import sweep
+from probex_jax.sweeps import attribute_views, sweep, sweep_attributes
 from probex_jax.zoo import miniature, scan
 from probex_jax.zoo.model_j_table import read_table
 
@@ -90,7 +90,9 @@ __all__ = [  # noqa: RUF022
     "Expert",
     "TextCard",
     "evaluate",
+    "attribute_views",
     "sweep",
+    "sweep_attributes",
     "text_encoder",
     # Forest: the trees that are known, and what is said of a model.
     "Description",

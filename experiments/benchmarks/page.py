@@ -42,8 +42,9 @@ _RESULTS = flags.DEFINE_string("results", None, "Markdown file to write: the tab
 
 _TIMEOUT_S = 120
 _PER_COMMIT = 5000
-# What the page sends after a text and an index: nothing for two states, tree, split, words, count.
-_CONTROLS = [None, None, "", "", "", 12]
+# What the page sends after a text and an index: nothing for two states, tree, split, words,
+# attributes, order, count.
+_CONTROLS = [None, None, "", "", "", "", "", 12]
 
 Ask = Callable[[httpx.AsyncClient, int], Awaitable[None]]
 

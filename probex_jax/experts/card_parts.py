@@ -247,9 +247,9 @@ def read_task(
 
 def _is_setting(name: str, value: Any) -> bool:
     """Whether it is a value of a field of a task."""
-    if name == "log" or (value is None and name == "n_classes"):
-        return value is None or type(value) is bool
-    return _is_finite(value)
+    if value is None:
+        return name in ("n_classes", "least", "most")
+    return type(value) is bool if name == "log" else _is_finite(value)
 
 
 def _is_finite(value: Any) -> bool:

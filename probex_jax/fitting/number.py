@@ -25,6 +25,8 @@ class Number(Task):
 
     Args:
       mean, std: of the training targets, or of their logarithms; set by `fitted`.
+      least, most: bounds of its intervals; `fitted` makes them 0 where no training target is below,
+        and 1 where all are shares; None for none.
       log: whether it is told on a logarithmic scale: then targets are positive, R² is that of the
         logarithms, and the standard deviation that of the error of the (natural) logarithm.
 
@@ -40,6 +42,8 @@ class Number(Task):
     mean: float = 0.0
     std: float = 1.0
     log: bool = False
+    least: float | None = None
+    most: float | None = None
 
     def n_outputs(self, y):
         return 1
@@ -55,9 +59,12 @@ class Number(Task):
             raise ProbexError(f"{where} goes down to {y.min()}, expected numbers above 0")
 
     def fitted(self, y):
-        if not np.ptp(y := self._scaled(y)) > 0:
+        given = np.asarray(y, np.float64)
+        if not np.ptp(y := self._scaled(given)) > 0:
             raise ProbexError("y is the same number for all training models: nothing to tell")
-        return replace(self, mean=float(y.mean()), std=float(y.std()))
+        low, high = np.min(given), np.max(given)
+        least, most = 0.0 if low >= 0 else None, 1.0 if low >= 0 and high <= 1 else None
+        return replace(self, mean=float(y.mean()), std=float(y.std()), least=least, most=most)
 
     def _scaled(self, y: Any) -> np.ndarray:
         exact = np.asarray(y, np.float64)
@@ -103,7 +110,9 @@ class Number(Task):
     def region(self, logits, temperature, by):
         off_N2 = np.asarray(logits, np.float64)[:, :1] + by.score * np.array([[-1.0, 1.0]])
         ends_N2 = self.mean + self.std * off_N2
-        return np.exp(ends_N2) if self.log else ends_N2
+        ends_N2 = np.exp(ends_N2) if self.log else ends_N2
+        least = -np.inf if self.least is None else self.least
+        return np.clip(ends_N2, least, np.inf if self.most is None else self.most)
 
     def covered(self, region, y):
         y = np.asarray(y, np.float64)

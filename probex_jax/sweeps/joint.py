@@ -29,7 +29,7 @@ from probex_jax.fitting.number import Number
 from probex_jax.fitting.ridge import Regression, enough_folds, folds
 from probex_jax.integrity import sealed
 from probex_jax.layer_store import LayerStore
-from probex_jax.sweeps.select import test_figures
+from probex_jax.sweeps.select import figures_on_test
 from probex_jax.sweeps.settings import told_task
 from probex_jax.sweeps.source import Source
 
@@ -44,7 +44,7 @@ class Columns(Number):
         return np.asarray(y, np.float64)
 
 
-def views(
+def attribute_views(
     store: LayerStore, split: str = "", names: Sequence[str] = ()
 ) -> tuple[dict[str, LayerStore], dict[str, str]]:
     """Each attribute of a store with its view, and why others are left out.
@@ -60,6 +60,22 @@ def views(
 
     Raises:
       ProbexError: if no attribute is left, or one that is named cannot be trained on.
+
+    Example:
+      >>> import tempfile
+      >>> from safetensors.numpy import save_file
+      >>> from probex_jax import pack, scan
+      >>> folder, rows = Path(tempfile.mkdtemp()), ["model,rate,kind"]
+      >>> for number in range(20):
+      ...     (folder / "Mini" / ("train", "test")[number % 2]).mkdir(parents=True, exist_ok=True)
+      ...     path = folder / "Mini" / ("train", "test")[number % 2] / f"m{number}.safetensors"
+      ...     save_file({"fc.weight": np.full([2, 3], number, np.float32)}, path)
+      ...     kind = "" if number < 5 else "ab"[number % 3 == 0]
+      ...     rows.append(f"m{number},{0.1 * number:.1f},{kind}")
+      >>> _ = (folder / "Mini" / "labels.csv").write_text(chr(10).join(rows))
+      >>> stores, _ = attribute_views(pack(scan(folder / "Mini"), folder / "store").store)
+      >>> {name: (view.is_number, len(view.models)) for name, view in stores.items()}
+      {'kind': (False, 15), 'rate': (True, 20)}
     """
     found, left_out = dict[str, LayerStore](), {}
     for name in names or (CLASSES, *store.attributes):
@@ -218,7 +234,7 @@ def finish(
         folder.mkdir(parents=True, exist_ok=True)
         given = each.store, part.card.classes, each.task, found["test"]
         Predictions.of(*given, vectors=vectors).believed(part.card).write(folder)
-        known = {**figures[0], **test_figures(part, each.store, found["test"]), **figures[1]}
+        known = {**figures[0], **figures_on_test(part, each.store, found["test"]), **figures[1]}
         card = replace(part.card, told=told, metrics=known)
         attributes.append(Attribute.of(name, card))
         said = {key: value for key, value in attributes[-1].to_json().items() if key != "metrics"}

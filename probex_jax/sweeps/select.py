@@ -143,7 +143,7 @@ def finish(
     represented_by, card = kept.get(HOLDOUT, kept["expert"]), kept["expert"].card
     predictions = Predictions.of(store, card.classes, task, found["test"], represented_by)
     predictions.believed(card).write(workdir)
-    tested = test_figures(kept["expert"], store, found["test"])
+    tested = figures_on_test(kept["expert"], store, found["test"])
     if candidates is not None and store.has("test_holdout"):
         unseen = zero_shot(represented_by, store, encoder=encoder)
         tested["zero_shot"] = dataclasses.asdict(unseen)
@@ -176,7 +176,7 @@ def finish(
     write_json(workdir / "metrics.json", sealed(metrics))
 
 
-def test_figures(expert: Expert, store: LayerStore, found: Answers) -> dict[str, Any]:
+def figures_on_test(expert: Expert, store: LayerStore, found: Answers) -> dict[str, Any]:
     """What metrics and cards say of an expert's answers for the test models."""
     figures = {
         "test_accuracy": score(expert, store, "test", found),

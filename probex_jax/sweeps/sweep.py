@@ -200,7 +200,7 @@ def sweep_attributes(
     Each attribute has its own penalty, weights of layers, calibration and conformal prediction.
 
     Args:
-      stores: attribute to its view of one store, as `joint.views` finds them.
+      stores: attribute to its view of one store, as `attribute_views` finds them.
       workdir, encoder, recipe, normalise, committee, layers, devices, engine, on_progress: as
         `sweep` takes them.
 
@@ -225,8 +225,8 @@ def sweep_attributes(
       ...     save_file({"body.weight": body.astype("f4")}, name / "model.safetensors")
       ...     rows.append(f"m{number},{rate:.3f},{('low', 'high')[int(rate > 1)]}")
       >>> _ = (folder / "Mini" / "labels.csv").write_text(chr(10).join(rows))
-      >>> from probex_jax.sweeps import sweep_attributes, views
-      >>> stores, _ = views(pack(scan(folder / "Mini"), folder / "store").store)
+      >>> from probex_jax.sweeps import attribute_views, sweep_attributes
+      >>> stores, _ = attribute_views(pack(scan(folder / "Mini"), folder / "store").store)
       >>> found = sweep_attributes(
       ...     stores, folder / "trained", encoder={"name": "dense"}, recipe=ClosedForm()
       ... )

@@ -36,7 +36,10 @@ def test_what_lies_outside_comes_first_and_every_attribute_has_figures():
     assert beside.add(described("odd", 800.0, "sgd", predicted=810.0))
     assert not beside.add(ProbexError("cannot be read"))
     outside, figures = beside.tables()
-    assert [row["model"] for row in outside] == ["farther", "far"]
+    assert [(row["model"], row["stated"]) for row in outside] == [
+        ("farther", "9,000"),
+        ("far", "3,000"),
+    ]
     of = {row["attribute"]: row for row in figures}
     assert of["steps"]["models"] == of["optimiser"]["models"] == 5
     assert of["steps"]["within"].startswith("0.400")

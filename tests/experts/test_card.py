@@ -9,8 +9,10 @@ import pytest
 
 import probex_jax as px
 from probex_jax.experts import Card, checkpoints, committee, from_torch
+from probex_jax.experts.card_parts import Attribute, Calibration, MemberCard
 from probex_jax.experts.member import Member
 from probex_jax.fitting import ENCODERS, Number, OneClass, SeveralClasses, Texts
+from probex_jax.fitting.conformal import Conformal
 from tests.experts.toys import PROBEX, TEXT, card, make_expert, one_line, random_variables
 
 HERE = Path(__file__).parent
@@ -191,3 +193,48 @@ def test_a_missing_member_is_one_line(tmp_path):
         with pytest.raises(px.ProbexError, match=named) as told:
             px.Expert.load(tmp_path / "e")
         one_line(told)
+
+
+def joint_card():
+    """The card of an expert of a number and a class."""
+    attributes = [
+        Attribute(
+            "rate", ("rate",), Number(1.5, 0.25, log=True), Calibration(0.5, "val"),
+            Conformal(0.9, 0.7, 40), n_train=50, metrics={"test_accuracy": {"value": 0.8}},
+        ),
+        Attribute("kind", ("a", "b"), OneClass(), told=False,
+                  conformal=Conformal(0.9, 0.4, 40, {"1": 0.6})),
+    ]  # fmt: skip
+    member = MemberCard({"name": "dense"}, "fc.weight", (6, 5))
+    return Card("Mini", ("rate", "a", "b"), (member,), "none", attributes=tuple(attributes))
+
+
+def test_a_card_keeps_its_attributes():
+    card = joint_card()
+    again = Card.from_json(json.loads(json.dumps(card.to_json())))
+    assert again == card
+    assert again.attributes == card.attributes
+    assert (card.outputs("rate"), card.outputs("kind")) == (slice(0, 1), slice(1, 3))
+    kind = again.part("kind")
+    assert (kind.classes, kind.task, kind.told) == (("a", "b"), OneClass(), False)
+    assert kind.conformal == card.attributes[1].conformal
+    assert kind.more["label_set"] == "kind"
+    assert Card.from_json(kind.to_json()) == kind
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda card: card["attributes"].pop(), "attributes"),
+        (lambda card: card["attributes"][0].pop("name"), r"attributes\.0\.name"),
+        (lambda card: card["attributes"][0]["task"].update(log=3), "task"),
+        (lambda card: card["attributes"][1]["conformal"].update(score=float("nan")), "conformal"),
+        (lambda card: card["attributes"][1]["conformal"]["by_class"].update(x="y"), "conformal"),
+        (lambda card: card["attributes"][1]["conformal"].update(coverage=2.0), "conformal"),
+    ],
+)
+def test_damaged_attributes_are_named(change, named):
+    card = joint_card().to_json()
+    change(card)
+    with pytest.raises(px.ProbexError, match=named):
+        Card.from_json(card)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import probex_jax as px
+from probex_jax.fitting.conformal import Conformal
 from probex_jax.fitting.number import Number, is_wide
 
 
@@ -28,6 +29,20 @@ def test_numbers_with_logarithms_are_above_0():
     with pytest.raises(px.ProbexError, match="rates"):
         Number(log=True).check("rates", np.array([0.0, 1.0]), 2, 1)
     Number(log=True).check("rates", np.array([0.1, 1.0]), 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("y", "ends"),
+    [([0.1, 0.9], (0.0, 1.0)), ([1.0, 9.0], (0.0, None)), ([-1.0, 0.5], (None, None))],
+    ids=["shares", "counts", "any"],
+)
+def test_intervals_stay_where_numbers_can_be(y, ends):
+    task = Number().fitted(np.array(y))
+    assert (task.least, task.most) == ends
+    wide = Conformal(0.9, 100.0, 40)
+    [[low, high]] = task.region(np.zeros([1, 1]), 1.0, wide)
+    assert low == (task.mean - 100 * task.std if ends[0] is None else ends[0])
+    assert high == (task.mean + 100 * task.std if ends[1] is None else ends[1])
 
 
 @pytest.mark.parametrize(

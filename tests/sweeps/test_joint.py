@@ -11,7 +11,7 @@ import probex_jax as px
 from probex_jax.experts import Predictions
 from probex_jax.files import layer_folder
 from probex_jax.fitting import ClosedForm, Number, OneClass
-from probex_jax.sweeps import sweep, sweep_attributes, views
+from probex_jax.sweeps import attribute_views, sweep, sweep_attributes
 
 pytestmark = pytest.mark.xdist_group("sweeps")
 
@@ -30,10 +30,13 @@ def write_zoo(folder, change=lambda row: None):
         for number in range(count):
             name = f"{split}{number}"
             rate, kind = float(np.exp(rng.uniform(-3, 1))), "ab"[rng.integers(2)]
-            body = ROOT[0] + rate * (ROOT[1 + (kind == "a")] + 0.5 * rng.normal(size=(6, 5)))
+            body = 10 * ROOT[0] + rate * (ROOT[1 + (kind == "a")] + 0.5 * rng.normal(size=(6, 5)))
             path = folder / "Mini" / split / name
             path.mkdir(parents=True, exist_ok=True)
-            tensors = {"body.weight": body, "head.bias": ROOT[0][0] + rate * rng.normal(size=5)}
+            tensors = {
+                "body.weight": body,
+                "head.bias": 10 * ROOT[0][0] + rate * rng.normal(size=5),
+            }
             save_file({n: t.astype("f4") for n, t in tensors.items()}, path / "model.safetensors")
             row = {"model": name, "rate": f"{rate:.4f}", "kind": kind if number % 3 else "",
                    "noise": f"{rng.normal():.4f}", "note": f"note {len(rows)}"}  # fmt: skip
@@ -54,12 +57,12 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module")
 def swept(store, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("swept")
-    stores, left_out = views(store)
+    stores, left_out = attribute_views(store)
     return workdir, sweep_attributes(stores, workdir, recipe=ClosedForm(), **SETTINGS), left_out
 
 
 def test_every_column_that_can_be_told_apart_is_an_attribute(store):
-    stores, left_out = views(store)
+    stores, left_out = attribute_views(store)
     assert stores.keys() == {"rate", "kind", "noise"}
     assert left_out.keys() == {"note"}
     assert "note" in left_out["note"]
@@ -69,7 +72,7 @@ def test_every_column_that_can_be_told_apart_is_an_attribute(store):
 
 def test_what_the_weights_tell_is_told_and_nothing_else(swept):
     _, found, _ = swept
-    assert found.attributes["rate"].value > 0.9
+    assert found.attributes["rate"].value > 0.8
     assert found.attributes["kind"].value > 0.9
     told = {each.name: each.told for each in found.expert.card.attributes}
     assert told == {"rate": True, "kind": True, "noise": False}
@@ -128,7 +131,7 @@ def test_a_value_that_is_unknown_has_no_part_in_the_others(swept, tmp_path):
             row["kind"] = ""
 
     other = write_zoo(tmp_path, fewer)
-    stores, _ = views(other)
+    stores, _ = attribute_views(other)
     again = sweep_attributes(stores, tmp_path / "w", recipe=ClosedForm(), **SETTINGS)
     x = {layer: other.view("rate").matrices(layer, "test") for layer in again.expert.layers}
     one, two = (each.part("rate") for each in (found.expert, again.expert))
@@ -142,7 +145,7 @@ def test_a_value_that_is_unknown_has_no_part_in_the_others(swept, tmp_path):
 
 def test_a_killed_training_goes_on_to_the_same_expert(swept, store, tmp_path):
     _, found, _ = swept
-    stores, _ = views(store)
+    stores, _ = attribute_views(store)
 
     def stop(layer, epochs):
         raise KeyboardInterrupt
@@ -160,7 +163,7 @@ def test_one_attribute_alone_is_an_expert_as_any_other(store, tmp_path):
     view = pickle.loads(pickle.dumps(store.view("rate")))
     settings = {**SETTINGS, "committee": None}
     found = sweep(view, tmp_path / "w", head="none", recipe=ClosedForm(), **settings)
-    assert found.test.value > 0.9
+    assert found.test.value > 0.8
     assert {member.encoder["name"] for member in found.expert.card.members} >= {"size", "dense"}
     by_adam = sweep(
         view, tmp_path / "adam", encoder={"name": "dense"}, head="none", normalise="centre",
@@ -194,7 +197,11 @@ def test_large_layers_are_read_by_probes_that_all_attributes_share(tmp_path):
         "standardise": False,
     }
     found = sweep_attributes(
-        views(store)[0], tmp_path / "w", encoder=encoder, normalise="centre", recipe=ClosedForm()
+        attribute_views(store)[0],
+        tmp_path / "w",
+        encoder=encoder,
+        normalise="centre",
+        recipe=ClosedForm(),
     )
     assert {m.encoder["name"] for m in found.expert.card.members} >= {"probex"}
     assert found.attributes["kind"].value > 0.8

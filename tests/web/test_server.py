@@ -218,9 +218,11 @@ def event(client):
     return send
 
 
-def searching(query="x", index="ToyLoRA", tree="", split="", words="", k=12):
+def searching(
+    query="x", index="ToyLoRA", tree="", split="", words="", attributes="", sort="", k=12
+):
     """What a search reads."""
-    return query, index, None, None, tree, split, words, k
+    return query, index, None, None, tree, split, words, attributes, sort, k
 
 
 @pytest.fixture
@@ -307,7 +309,7 @@ def test_values_of_the_wrong_kind_are_refused(event, wrong):
     ids=lambda value: str(value)[:9],
 )
 def test_odd_values_are_answered(event, wrong):
-    for field in ("query", "index", "tree", "split", "words", "k"):
+    for field in ("query", "index", "tree", "split", "words", "attributes", "sort", "k"):
         assert event(*searching(**{field: wrong})).status_code == 200
 
 
