@@ -138,7 +138,8 @@ class Usual:
         p_value = (1 + rank) / (self.n_models + 1)
         few = self.n_models + 1 < 1 / _ALARMS
         limit = np.sort(trained_N)[-1 - int(_ALARMS * (self.n_models + 1) - 1) if not few else -1]
-        limit *= _MARGIN if few else 1.0
+        # Where all training models are the same, what rounding changes is no news either.
+        limit = max(limit * (_MARGIN if few else 1.0), 1.0)
         findings += [
             layer.finding(
                 samples[layer.name], found_LS[place], trained_NLS[:, place], scores_2LS[:, place]
