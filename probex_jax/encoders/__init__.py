@@ -9,7 +9,7 @@ from probex_jax.encoders.dense import Dense
 from probex_jax.encoders.linear import Linear
 from probex_jax.encoders.mvprobe import MVProbe
 from probex_jax.encoders.probex import ProbeX
-from probex_jax.encoders.size import TINY, Size, log_size
+from probex_jax.encoders.size import TINY, Rank, Size, log_rank, log_size
 from probex_jax.encoders.statnn import N_STATISTICS, Statistics, statistics
 
 __all__ = [
@@ -19,8 +19,10 @@ __all__ = [
     "Linear",
     "MVProbe",
     "ProbeX",
+    "Rank",
     "Size",
     "Statistics",
+    "log_rank",
     "log_size",
     "statistics",
 ]

@@ -10,14 +10,21 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import FrozenDict
 
-from probex_jax.encoders import Dense, MVProbe, ProbeX, Size, Statistics
+from probex_jax.encoders import Dense, MVProbe, ProbeX, Rank, Size, Statistics
 from probex_jax.errors import ProbexError
 from probex_jax.heads import ClassHead, TextHead
 from probex_jax.matrices import LowRank, Matrices, centred
 
 # Encoders by their names on cards and in configs; their fields are their settings.
 ENCODERS: Mapping[str, type[nn.Module]] = types.MappingProxyType(
-    {"probex": ProbeX, "mvprobe": MVProbe, "dense": Dense, "statistics": Statistics, "size": Size}
+    {
+        "probex": ProbeX,
+        "mvprobe": MVProbe,
+        "dense": Dense,
+        "statistics": Statistics,
+        "size": Size,
+        "rank": Rank,
+    }
 )
 NO_MORE: Mapping[str, type[nn.Module]] = FrozenDict()
 HEADS = ("class", "none", "text")

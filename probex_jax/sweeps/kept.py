@@ -36,7 +36,8 @@ class Kept:
         Args:
           found: what is regressed on.
           tree: what is taken off the matrices before; read again where they are, too.
-          measured: "statistics" [N, 7] of small matrices, "sizes" [N, 1] where they are asked for.
+          measured: "statistics" [N, 7] of small matrices, "sizes" [N, 1] and of factors
+            "ranks" [N, 2] where they are asked for.
         """
         arrays: dict[str, Any] = {"whole": found.kernel.whole, **measured}
         if found.bases is not None:

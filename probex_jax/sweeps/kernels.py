@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from probex_jax.encoders import Size, Statistics, log_size, statistics
+from probex_jax.encoders import Rank, Size, Statistics, log_rank, log_size, statistics
 from probex_jax.engine import HERE, Died, Engine, Part, Work
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
@@ -65,6 +65,8 @@ from probex_jax.sweeps.train import expert_of
 
 CROSS_VALIDATION = "cross-validation"
 STATISTICS, SIZES = "statistics of all layers", "sizes of all layers"
+RANKS = "ranks of all layers"
+_READS = {STATISTICS: Statistics, SIZES: Size, RANKS: Rank}
 # Largest matrices whose statistics are taken: of more entries, these tell more and a sort costs.
 _MOST_ENTRIES = 2**16
 # Fewest entries of a matrix that is standardised: of fewer that leaves next to nothing.
@@ -84,6 +86,9 @@ _statistics = jax.jit(statistics)
 def _read(encoder: Linear, x: Any, tree: Tree) -> Any:
     """Matrices as an encoder reads them, once a tree is taken off."""
     return encoder.read(normalised(x, tree))
+
+
+_log_rank = jax.jit(log_rank)
 
 
 @jax.jit
@@ -192,6 +197,9 @@ class Kernels:
         if self._asks_sizes:
             sizes = [np.asarray(_log_size(x, dict(tree)), np.float64) for x in blocks()]
             found["sizes"] = np.concatenate(sizes)
+            if layer in store.ranks:
+                ranks = [np.asarray(_log_rank(x), np.float64) for x in blocks()]
+                found["ranks"] = np.concatenate(ranks)
         return found
 
     @property
@@ -336,9 +344,10 @@ class Kernels:
     def _beside(self, layers: Sequence[str]) -> dict[str, dict[str, Standardised]]:
         """What all layers give together: by name, layer to it, where it differs between models."""
         found: dict[str, dict[str, Standardised]] = {}
-        for name, key in ((STATISTICS, "statistics"), (SIZES, "sizes")):
+        for name, key in ((STATISTICS, "statistics"), (SIZES, "sizes"), (RANKS, "ranks")):
             of_layers = {layer: self.kept(layer).measured(key) for layer in layers}
-            found[name] = {n: Standardised.of(x) for n, x in of_layers.items() if x is not None}
+            each = {n: Standardised.of(x) for n, x in of_layers.items() if x is not None}
+            found[name] = {n: of for n, of in each.items() if of.values.any()}
         return {name: of for name, of in found.items() if of}
 
     def _members(
@@ -352,10 +361,10 @@ class Kernels:
                 for name, standardised in beside[layer].items():
                     # Its share of the sum, as if it were all.
                     params = standardised.linear(solution_NY * len(beside[layer]), found.bias)
-                    reading = Statistics(n_outputs) if layer == STATISTICS else Size(n_outputs)
                     if layer == SIZES and name not in trees:
                         trees[name] = self._tree(name, self._blocks(name))
-                    tree = {} if layer == STATISTICS else trees[name]
+                    tree = trees[name] if layer == SIZES else {}
+                    reading = _READS[layer](n_outputs)
                     yield self._expert(name, reading, params, tree), weight / len(beside[layer])
                 continue
             kept, encoder = self.kept(layer), self._encoder(layer)

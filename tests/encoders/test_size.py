@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from probex_jax.encoders import TINY, Size, log_size
+from probex_jax.encoders import TINY, Rank, Size, log_rank, log_size
 from probex_jax.matrices import Centred, LowRank
 
 RNG = np.random.default_rng(0)
@@ -30,6 +30,18 @@ def test_the_encoder_is_linear_in_it(kind):
     y, variables = Size(rep_dim=3).init_with_output(jax.random.key(0), x)
     weight, bias = (np.asarray(variables["params"][name]) for name in ("weight", "bias"))
     np.testing.assert_allclose(y, np.asarray(log_size(x)) @ weight + bias, rtol=1e-5)
+
+
+def test_the_rank_of_factors_is_the_number_of_their_directions():
+    """However many there are to fill up, on either side; a square tells classes of ranks apart."""
+    up, down = RNG.normal(size=[3, 7, 8]).astype("f4"), RNG.normal(size=[3, 8, 6]).astype("f4")
+    up[0, :, 2:], down[1, 4:] = 0, 0
+    found = log_rank(LowRank(up, down))
+    np.testing.assert_array_equal(found, [[1, 1], [2, 4], [3, 9]])
+    np.testing.assert_array_equal(log_rank(Centred(LowRank(up, down), CENTRE)), found)
+    y, variables = Rank(rep_dim=2).init_with_output(jax.random.key(0), LowRank(up, down))
+    weight, bias = (np.asarray(variables["params"][name]) for name in ("weight", "bias"))
+    np.testing.assert_allclose(y, np.asarray(found) @ weight + bias, rtol=1e-5)
 
 
 def test_what_is_zero_has_a_size_nevertheless():
