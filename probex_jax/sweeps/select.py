@@ -251,18 +251,18 @@ def result(workdir: Path, encoders: Mapping[str, type[nn.Module]]) -> SweepResul
     path = workdir / "metrics.json"
     try:
         metrics = unsealed(read_json(path), path)
+        if "attributes" in metrics:
+            each = metrics["attributes"].items()
+            tested = {name: Score(**figures["test_accuracy"]) for name, figures in each}
+            return SweepResult(workdir, encoders, {}, None, None, metrics, tested)
         found = metrics.get("zero_shot")
         return SweepResult(
             workdir,
             encoders,
-            layers=metrics.get("val_accuracy_by_layer", {}),
-            test=Score(**metrics["test_accuracy"]) if "test_accuracy" in metrics else None,
+            layers=metrics["val_accuracy_by_layer"],
+            test=Score(**metrics["test_accuracy"]),
             zero_shot=None if found is None else ZeroShot.from_json(found),
             metrics=metrics,
-            attributes={
-                name: Score(**each["test_accuracy"])
-                for name, each in metrics.get("attributes", {}).items()
-            },
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ProbexError(

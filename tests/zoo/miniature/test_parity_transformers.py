@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from configs import zoo_miniature
-from probex_jax.zoo.miniature import TREES, Lora, Settings, build, data, hf_files
+from probex_jax.zoo.miniature import TREES, Settings, build, data, hf_files
 from probex_jax.zoo.miniature.kinds import Classifiers
 
 _TREES = [name for name, kind in TREES.items() if isinstance(kind, Classifiers)]
-_LORA = zoo_miniature.get_config("tiny").lora  # needed, but not built
 _SETTINGS = Settings(
     trees=tuple(_TREES),
     models=6,
@@ -26,7 +24,6 @@ _SETTINGS = Settings(
     pretraining_batch_size=16,
     pretraining_rate=2e-3,
     models_at_once=3,
-    lora=Lora(**_LORA),
 )
 
 
