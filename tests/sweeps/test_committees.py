@@ -81,7 +81,8 @@ def test_the_best_committee_is_kept_and_told_of(swept, tree):
     assert metrics["committee_accuracy"] == pytest.approx(np.mean((together > 0) == (y > 0.5)))
     assert metrics["encoder"] == {"name": "dense"}
     assert result.expert.card.figures.keys() == {
-        "committee_accuracy", "test_accuracy", "test_auc", "val_accuracy_by_layer", "val_chance"
+        "committee_accuracy", "test_accuracy", "test_auc", "test_coverage",
+        "val_accuracy_by_layer", "val_chance",
     }  # fmt: skip
     answers = by_layer(workdir, tree, "test")
     together = np.mean([answers[layer] for layer in layers], axis=0)
