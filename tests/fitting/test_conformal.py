@@ -27,8 +27,8 @@ def test_too_few_models_promise_nothing():
 
 def test_a_class_has_its_own_score_where_enough_models_are_of_it():
     rng = np.random.default_rng(0)
-    scores = np.concatenate([rng.uniform(0, 0.1, 30), rng.uniform(0, 0.9, 25), rng.uniform(size=5)])
-    found = conformal(scores, np.repeat([0, 1, 2], [30, 25, 5]))
+    scores = [rng.uniform(0, 0.1, 30), rng.uniform(0, 0.9, 25), rng.uniform(size=12)]
+    found = conformal(np.concatenate(scores), np.repeat([0, 1, 2], [30, 25, 12]))
     assert found.by_class.keys() == {"0", "1"}
     assert found.by_class["0"] < 0.1 < found.by_class["1"]
     assert found.scores(4).tolist() == [

@@ -350,3 +350,17 @@ def test_layers_that_tell_any_of_what_is_asked_are_kept():
     each = multiple_kernels.fit_alone(kernels(x), regressions)
     assert best(each, 2, dict.fromkeys(x, 1), 10) == ["other", "much"]
     assert best(each[:1], 2, dict.fromkeys(x, 1), 10) == ["much", "little"]
+
+
+def test_what_is_left_out_is_told_by_features_that_do_not_know_it():
+    """Where these tell nothing, the loss is that of the prior, whatever features of all tell."""
+    place_N, x = layers()
+    y, rng = np.eye(Y)[place_N], np.random.default_rng(5)
+    noise = [each @ each.T for each in rng.normal(size=(FOLDS, N, 30))]
+    found = {"much": Kernel(x["much"] @ x["much"].T, np.stack(noise))}
+    regression = regression_on(y)
+    together = fit_together(found, ["much"], fit_alone(found, regression), regression)
+    assert together.chosen.loss > 0.9 * regression.prior_losses()[0]
+    plain = {"much": Kernel(found["much"].whole)}
+    told = fit_together(plain, ["much"], fit_alone(plain, regression), regression)
+    assert told.chosen.loss < 0.6 * regression.prior_losses()[0]

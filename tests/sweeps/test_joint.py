@@ -167,10 +167,10 @@ def test_one_attribute_alone_is_an_expert_as_any_other(store, tmp_path):
     assert {member.encoder["name"] for member in found.expert.card.members} >= {"size", "dense"}
     by_adam = sweep(
         view, tmp_path / "adam", encoder={"name": "dense"}, head="none", normalise="centre",
-        recipe=px.Adam(epochs=30, learning_rate=1e-2),
+        recipe=px.Adam(epochs=60, learning_rate=1e-2),
     )  # fmt: skip
     assert by_adam.expert.card.task.name == "number"
-    assert np.isfinite(by_adam.test.value)
+    assert by_adam.test.value > 0.55
     assert by_adam.expert.card.conformal is not None
 
 
