@@ -171,6 +171,8 @@ def test_one_attribute_alone_is_an_expert_as_any_other(store, tmp_path):
     )  # fmt: skip
     assert by_adam.expert.card.task.name == "number"
     assert by_adam.test.value > 0.55
+    x = {layer: view.matrices(layer, "train") for layer in by_adam.expert.layers}
+    assert abs(np.mean(by_adam.expert.logits(x))) < 0.3  # standardised
     assert by_adam.expert.card.conformal is not None
 
 
