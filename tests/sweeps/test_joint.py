@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import probex_jax as px
-from probex_jax.experts import Predictions
+from probex_jax.experts import Predictions, verify_experts
 from probex_jax.files import layer_folder
 from probex_jax.fitting import ClosedForm, Number, OneClass
 from probex_jax.sweeps import attribute_views, sweep, sweep_attributes
@@ -20,13 +20,13 @@ ROOT = np.random.default_rng(7).normal(size=(3, 6, 5))
 SETTINGS = {"encoder": {"name": "dense", "standardise": True}, "normalise": "centre"}
 
 
-def write_zoo(folder, change=lambda row: None):
+def write_zoo(folder, change=lambda row: None, counts=N):
     """Models whose size tells a rate, whose direction a kind, and nothing the noise.
 
     Every third has no kind. `change` may change a row of the table.
     """
     rng, rows = np.random.default_rng(0), []
-    for split, count in N.items():
+    for split, count in counts.items():
         for number in range(count):
             name = f"{split}{number}"
             rate, kind = float(np.exp(rng.uniform(-3, 1))), "ab"[rng.integers(2)]
@@ -104,6 +104,13 @@ def test_a_part_is_an_expert_of_its_own(swept, store):
         expert.part("colour")
 
 
+def test_what_was_trained_is_whole(swept):
+    """Though several of its members read one layer."""
+    workdir, found, _ = swept
+    assert len(found.expert.card.members) > len(found.expert.layers)
+    assert list(verify_experts(workdir)) == []
+
+
 def test_predictions_of_the_test_models_are_kept_with_their_intervals(swept, store):
     workdir, found, _ = swept
     kept = Predictions.read(layer_folder(workdir / "attributes", "rate"))
@@ -172,6 +179,13 @@ def test_one_attribute_alone_is_an_expert_as_any_other(store, tmp_path):
     assert by_adam.expert.card.task.name == "number"
     assert np.isfinite(by_adam.test.value)
     assert by_adam.expert.card.conformal is not None
+
+
+def test_models_of_held_out_classes_have_no_part_in_numbers(tmp_path):
+    store = write_zoo(tmp_path, counts={"train": 20, "test": 10, "test_holdout": 5})
+    found = sweep(store.view("rate"), tmp_path / "w", head="none", recipe=ClosedForm(), **SETTINGS)
+    kept = Predictions.read(tmp_path / "w")
+    assert found.test.n_models == len(kept.y) == len(kept.ids) == len(kept.vectors) == 10
 
 
 def test_large_layers_are_read_by_probes_that_all_attributes_share(tmp_path):
