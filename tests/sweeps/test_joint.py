@@ -9,9 +9,9 @@ from safetensors.numpy import save_file
 
 import probex_jax as px
 from probex_jax.experts import Predictions, verify_experts
-from probex_jax.files import layer_folder
 from probex_jax.fitting import ClosedForm, Number, OneClass
 from probex_jax.sweeps import attribute_views, sweep, sweep_attributes
+from probex_jax.sweeps.joint import attribute_folder
 
 pytestmark = pytest.mark.xdist_group("sweeps")
 
@@ -113,7 +113,7 @@ def test_what_was_trained_is_whole(swept):
 
 def test_predictions_of_the_test_models_are_kept_with_their_intervals(swept, store):
     workdir, found, _ = swept
-    kept = Predictions.read(layer_folder(workdir / "attributes", "rate"))
+    kept = Predictions.read(attribute_folder(workdir, "rate"))
     values = store.view("rate").values("test")
     np.testing.assert_allclose(kept.y, values)
     assert isinstance(kept.task, Number)
@@ -122,7 +122,7 @@ def test_predictions_of_the_test_models_are_kept_with_their_intervals(swept, sto
     covered = np.mean((low <= values) & (values <= high))
     assert covered == found.metrics["attributes"]["rate"]["test_coverage"]["value"]
     assert 0.6 < covered <= 1
-    of_kind = Predictions.read(layer_folder(workdir / "attributes", "kind"))
+    of_kind = Predictions.read(attribute_folder(workdir, "kind"))
     assert isinstance(of_kind.task, OneClass)
     assert of_kind.vectors.shape[0] == len(of_kind.y) == 16
 
@@ -186,6 +186,19 @@ def test_models_of_held_out_classes_have_no_part_in_numbers(tmp_path):
     found = sweep(store.view("rate"), tmp_path / "w", head="none", recipe=ClosedForm(), **SETTINGS)
     kept = Predictions.read(tmp_path / "w")
     assert found.test.n_models == len(kept.y) == len(kept.ids) == len(kept.vectors) == 10
+
+
+def test_an_attribute_may_be_called_as_no_folder_can_be(tmp_path):
+    def renamed(row):
+        row["学" * 30], row[".."] = row["kind"], row.pop("rate")
+        del row["kind"]
+
+    stores, _ = attribute_views(write_zoo(tmp_path, renamed, {"train": 20, "test": 10}))
+    found = sweep_attributes(stores, tmp_path / "w", recipe=ClosedForm(), **SETTINGS)
+    folders = {attribute_folder(tmp_path / "w", name) for name in found.attributes}
+    assert len(folders) == 3
+    assert all(Predictions.read(folder) is not None for folder in folders)
+    assert {folder.parent for folder in folders} == {tmp_path / "w" / "attributes"}
 
 
 def test_large_layers_are_read_by_probes_that_all_attributes_share(tmp_path):
