@@ -17,6 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
+import probex_jax as px
 from experiments import baseline_steps, cli, repeats, steps, view_steps
 from probex_jax.bucket_paths import as_path
 from probex_jax.claims import settings_of
@@ -67,6 +68,11 @@ def main() -> None:
 def _evaluated(experts: Path, workdir: Path) -> tuple[list[Measured], Baselines | None]:
     """The figures of one expert and, where they are asked for, of the baselines."""
     loaded = load_experts(experts)
+    if loaded["val"].card.attributes:
+        raise px.ProbexError(
+            f"{experts}: an expert of several attributes, whose figures train printed and keeps in "
+            "metrics.json; train on one of them, --config.task=NAME, to evaluate that"
+        )
     store = view_steps.store_of(experts, _STORE.value)
     subject = Subject(loaded, store, _SPLIT.value, _NEIGHBOURS.value)
     measured = steps.evaluate(subject, _TASKS.value, workdir)

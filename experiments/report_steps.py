@@ -8,9 +8,10 @@ from experiments import steps
 from experiments.costs import Costs
 from probex_jax.claims import settings_of
 from probex_jax.experts import Predictions
-from probex_jax.files import layer_folder, write_text
+from probex_jax.files import write_text
 from probex_jax.reports import LabelledDescription, Run, Training, report
 from probex_jax.search import Measured
+from probex_jax.sweeps.joint import attribute_folder
 
 NAME = "report.html"
 
@@ -18,7 +19,7 @@ NAME = "report.html"
 def training(workdir: Path, metrics: Mapping[str, Any]) -> Training:
     """What is in the work directory of a training, for a report."""
     attributes = {
-        name: Predictions.read(layer_folder(workdir / "attributes", name))
+        name: Predictions.read(attribute_folder(workdir, name))
         for name in metrics.get("attributes", {})
     }
     found, settings = Predictions.read(workdir), settings_of(workdir)

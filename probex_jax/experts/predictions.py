@@ -93,7 +93,8 @@ class Predictions:
           expert: who represents the models, also those of held-out classes; None if nobody does.
           vectors: [N, T], how the models of `test` are represented, where no expert is asked.
         """
-        splits = ["test", *(["test_holdout"] if expert and store.has("test_holdout") else [])]
+        held_out = expert and store.has("test_holdout") and not store.is_number
+        splits = ["test", *(["test_holdout"] if held_out else [])]
         models = [model for split in splits for model in store.split(split)]
         vectors = np.zeros([0, 0]) if vectors is None else vectors
         if expert is not None:

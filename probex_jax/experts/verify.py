@@ -160,7 +160,8 @@ def _kept(path: Path, cards: Mapping[Path, dict[str, Any]], saved: set[Path]) ->
 
 
 def _layers(card: Mapping[str, Any]) -> list[Any]:
-    return [member["layer"] for member in card.get("members", [card])]
+    """The layers that an expert reads, each once, however many members read it."""
+    return list(dict.fromkeys(member["layer"] for member in card.get("members", [card])))
 
 
 def _differing(path: Path, card: Mapping[str, Any], *, settings: bool) -> Iterator[str]:

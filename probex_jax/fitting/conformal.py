@@ -30,8 +30,9 @@ class Conformal:
       coverage: share of new models whose interval or set holds the truth.
       score: the largest score of what is in: of a number the error of its logit, of a class one
         less its probability.
-      n_models: that it is from.
-      by_class: place of a class to the score for models of that class, where there were enough.
+      n_models: that they are from.
+      by_class: place of a class to the score for models of that class, where there were enough;
+        `score` is then of the models of the other classes, if there are any.
 
     Example:
       >>> Conformal(0.9, 0.25, 40, {"1": 0.5}).scores(3)
@@ -82,9 +83,14 @@ def conformal(
     score = conformal_score(scores, coverage)
     if score is None:
         return None
-    by_class = {}
+    by_class, is_left_N = {}, np.ones(len(scores), bool)
     for place in np.unique(of_class) if of_class is not None else ():
         own = scores[of_class == place]
         if len(own) >= _OF_A_CLASS and (of_one := conformal_score(own, coverage)) is not None:
             by_class[str(place)] = of_one
+            is_left_N &= of_class != place
+    if by_class and is_left_N.any():
+        # Each group has to be covered by itself: what of all makes up for others does not here.
+        of_left = conformal_score(scores[is_left_N], coverage)
+        score, by_class = (score, {}) if of_left is None else (of_left, by_class)
     return Conformal(coverage, score, len(scores), by_class)

@@ -34,7 +34,8 @@ def told_attributes(
     """
     rows = [dict(_row(name, each)) for name, each in attributes.items() if each["told"]]
     untold = [name for name, each in attributes.items() if not each["told"]]
-    made_for = {each["conformal"]["coverage"] for each in attributes.values() if each["conformal"]}
+    known = [each.get("conformal") for each in attributes.values()]
+    made_for = {one["coverage"] for one in known if one}
     level = f", of {' or '.join(map(percent, sorted(made_for)))} that it is made for"
     about = (
         "<p>R² of numbers, on a logarithmic scale where that is said; accuracy of classes. Chance "

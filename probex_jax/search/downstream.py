@@ -225,6 +225,9 @@ def _classify(subject: Subject) -> Iterator[Measured]:
     def named(found: Mapping[int, float]) -> dict[str, float]:
         return {classes[place]: float(value) for place, value in found.items()}
 
+    if store.is_number:  # of which there are no classes
+        yield Measured("classify", "accuracy", "R²", "seen", n_classes, score, _chance(score))
+        return
     by_class = named(task.accuracy_by_class(logits_NY, y))
     chances = named(dict(enumerate(chance_by_class(task, store, split, classes))))
     of_all = "seen", n_classes, score, _chance(score)

@@ -44,6 +44,19 @@ class Columns(Number):
         return np.asarray(y, np.float64)
 
 
+def attribute_folder(workdir: Path, name: str) -> Path:
+    """Where a joint training keeps what is of one attribute; any column's name has a folder.
+
+    Example:
+      >>> attribute_folder(Path("w"), "a/b").as_posix(), len(attribute_folder(Path(), "学" * 30).name)
+      ('w/attributes/a%2Fb', 71)
+    """
+    try:
+        return layer_folder(workdir / "attributes", name)
+    except ProbexError:  # dots alone, or too long
+        return workdir / "attributes" / f"sha256-{hashlib.sha256(name.encode()).hexdigest()}"
+
+
 def attribute_views(
     store: LayerStore, split: str = "", names: Sequence[str] = ()
 ) -> tuple[dict[str, LayerStore], dict[str, str]]:
@@ -230,7 +243,7 @@ def finish(
         part = calibrated_by(expert.part(name), found, by)
         told = is_told(each.task, answered, each.targets("train").y)
         vectors = vectors_NKY[test_N][:, :, own].reshape(len(test_N), -1)
-        folder = layer_folder(workdir / "attributes", name)
+        folder = attribute_folder(workdir, name)
         folder.mkdir(parents=True, exist_ok=True)
         given = each.store, part.card.classes, each.task, found["test"]
         Predictions.of(*given, vectors=vectors).believed(part.card).write(folder)

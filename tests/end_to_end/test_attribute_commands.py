@@ -80,6 +80,20 @@ def test_who_gives_no_split_is_told_of_the_one_that_is_made(told):
     assert "59 train, 15 val, 26 test" in trained.stderr
 
 
+def test_experts_of_attributes_are_evaluated_or_refused_in_a_line(told):
+    """One of a number has its R²; a joint one has its figures from its training."""
+    folder, _ = told
+    store = f"--config.store={folder}/store"
+    assert run("train", f"--workdir={folder}/one", store, "--config.task=Größe").returncode == 0
+    found = run("evaluate", f"--experts={folder}/one")
+    assert found.returncode == 0, found.stderr
+    assert "R²" in found.stdout
+    joint = run("evaluate", f"--experts={folder}/w")
+    assert joint.returncode == 2
+    [line] = joint.stderr.strip().splitlines()
+    assert "metrics.json" in line
+
+
 @pytest.mark.parametrize(
     ("old", "new", "where"),
     [("0,0", "0.0.0", ("labels.csv", "line", "Lernrate", "0.0.0"))],

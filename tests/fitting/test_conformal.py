@@ -34,6 +34,21 @@ def test_a_class_has_its_own_score_where_enough_models_are_of_it():
     assert found.scores(4).tolist() == [
         found.by_class["0"], found.by_class["1"], found.score, found.score
     ]  # fmt: skip
+    assert found.score == scores[55:].max()
+    assert not conformal(scores[:-1], np.repeat([0, 1, 2], [30, 25, 8])).by_class
+
+
+@pytest.mark.parametrize("rare", [0.05, 0.12])
+def test_sets_cover_what_they_promise_where_a_class_is_rare(rare):
+    """Too rare for a score of its own; that of all models would be too low for it."""
+    rng, task, shares = np.random.default_rng(0), OneClass(2), []
+    for _ in range(200):
+        y = (rng.random(400) < rare).astype(int)
+        z = 3 * (2 * y - 1) * 0.75 + 3 * rng.normal(size=400) + np.log(rare / (1 - rare))
+        logits = np.stack([0 * z, z], axis=1)
+        by = task.conformal(logits[:100], y[:100])
+        shares.append(task.covered(task.region(logits[100:], 1.0, by), y[100:]).mean())
+    assert np.mean(shares) > 0.895
 
 
 def drawn(task, seed, n_models):

@@ -421,3 +421,11 @@ def test_hidden_models_stand_beside_the_truth_with_their_numbers():
     alone = described(answers=(of_steps(),))
     text = written(training(answered()), hidden=[LabelledDescription(alone, "Ant", ("ant",))])
     assert text.count("810 (600 to 1,100)") == 1
+
+
+def test_attributes_of_too_few_models_for_intervals_have_a_report():
+    training = joint(steps=(dataclasses.replace(of_number(), conformal=None), True))
+    for name in ("conformal", "test_coverage"):
+        del training.metrics["attributes"]["steps"][name]
+    rows = {row[0]: row for row in tables(written(training)) if row}
+    assert rows["steps"][4] == ""

@@ -8,10 +8,10 @@ import pytest
 from safetensors.numpy import save_file
 
 import probex_jax as px
-from probex_jax.experts import Predictions
-from probex_jax.files import layer_folder
+from probex_jax.experts import Predictions, verify_experts
 from probex_jax.fitting import ClosedForm, Number, OneClass
 from probex_jax.sweeps import attribute_views, sweep, sweep_attributes
+from probex_jax.sweeps.joint import attribute_folder
 
 pytestmark = pytest.mark.xdist_group("sweeps")
 
@@ -20,13 +20,13 @@ ROOT = np.random.default_rng(7).normal(size=(3, 6, 5))
 SETTINGS = {"encoder": {"name": "dense", "standardise": True}, "normalise": "centre"}
 
 
-def write_zoo(folder, change=lambda row: None):
+def write_zoo(folder, change=lambda row: None, counts=N):
     """Models whose size tells a rate, whose direction a kind, and nothing the noise.
 
     Every third has no kind. `change` may change a row of the table.
     """
     rng, rows = np.random.default_rng(0), []
-    for split, count in N.items():
+    for split, count in counts.items():
         for number in range(count):
             name = f"{split}{number}"
             rate, kind = float(np.exp(rng.uniform(-3, 1))), "ab"[rng.integers(2)]
@@ -104,9 +104,16 @@ def test_a_part_is_an_expert_of_its_own(swept, store):
         expert.part("colour")
 
 
+def test_what_was_trained_is_whole(swept):
+    """Though several of its members read one layer."""
+    workdir, found, _ = swept
+    assert len(found.expert.card.members) > len(found.expert.layers)
+    assert list(verify_experts(workdir)) == []
+
+
 def test_predictions_of_the_test_models_are_kept_with_their_intervals(swept, store):
     workdir, found, _ = swept
-    kept = Predictions.read(layer_folder(workdir / "attributes", "rate"))
+    kept = Predictions.read(attribute_folder(workdir, "rate"))
     values = store.view("rate").values("test")
     np.testing.assert_allclose(kept.y, values)
     assert isinstance(kept.task, Number)
@@ -115,7 +122,7 @@ def test_predictions_of_the_test_models_are_kept_with_their_intervals(swept, sto
     covered = np.mean((low <= values) & (values <= high))
     assert covered == found.metrics["attributes"]["rate"]["test_coverage"]["value"]
     assert 0.6 < covered <= 1
-    of_kind = Predictions.read(layer_folder(workdir / "attributes", "kind"))
+    of_kind = Predictions.read(attribute_folder(workdir, "kind"))
     assert isinstance(of_kind.task, OneClass)
     assert of_kind.vectors.shape[0] == len(of_kind.y) == 16
 
@@ -174,6 +181,26 @@ def test_one_attribute_alone_is_an_expert_as_any_other(store, tmp_path):
     x = {layer: view.matrices(layer, "train") for layer in by_adam.expert.layers}
     assert abs(np.mean(by_adam.expert.logits(x))) < 0.3  # standardised
     assert by_adam.expert.card.conformal is not None
+
+
+def test_models_of_held_out_classes_have_no_part_in_numbers(tmp_path):
+    store = write_zoo(tmp_path, counts={"train": 20, "test": 10, "test_holdout": 5})
+    found = sweep(store.view("rate"), tmp_path / "w", head="none", recipe=ClosedForm(), **SETTINGS)
+    kept = Predictions.read(tmp_path / "w")
+    assert found.test.n_models == len(kept.y) == len(kept.ids) == len(kept.vectors) == 10
+
+
+def test_an_attribute_may_be_called_as_no_folder_can_be(tmp_path):
+    def renamed(row):
+        row["学" * 30], row[".."] = row["kind"], row.pop("rate")
+        del row["kind"]
+
+    stores, _ = attribute_views(write_zoo(tmp_path, renamed, {"train": 20, "test": 10}))
+    found = sweep_attributes(stores, tmp_path / "w", recipe=ClosedForm(), **SETTINGS)
+    folders = {attribute_folder(tmp_path / "w", name) for name in found.attributes}
+    assert len(folders) == 3
+    assert all(Predictions.read(folder) is not None for folder in folders)
+    assert {folder.parent for folder in folders} == {tmp_path / "w" / "attributes"}
 
 
 def test_large_layers_are_read_by_probes_that_all_attributes_share(tmp_path):
