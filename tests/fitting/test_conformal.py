@@ -27,15 +27,16 @@ def test_too_few_models_promise_nothing():
 
 def test_a_class_has_its_own_score_where_enough_models_are_of_it():
     rng = np.random.default_rng(0)
-    scores = [rng.uniform(0, 0.1, 30), rng.uniform(0, 0.9, 25), rng.uniform(size=12)]
-    found = conformal(np.concatenate(scores), np.repeat([0, 1, 2], [30, 25, 12]))
+    parts = rng.uniform(0, 0.1, 30), rng.uniform(0, 0.9, 25), rng.uniform(size=12)
+    scores = np.concatenate(parts)
+    found = conformal(scores, np.repeat([0, 1, 2], [30, 25, 12]))
     assert found.by_class.keys() == {"0", "1"}
     assert found.by_class["0"] < 0.1 < found.by_class["1"]
     assert found.scores(4).tolist() == [
         found.by_class["0"], found.by_class["1"], found.score, found.score
     ]  # fmt: skip
     assert found.score == scores[55:].max()
-    assert not conformal(scores[:-1], np.repeat([0, 1, 2], [30, 25, 8])).by_class
+    assert not conformal(scores[:-4], np.repeat([0, 1, 2], [30, 25, 8])).by_class
 
 
 @pytest.mark.parametrize("rare", [0.05, 0.12])
