@@ -12,6 +12,8 @@ from probex_jax.fitting.task import Task
 
 # Ratio of the largest to the smallest number from which they are wide.
 _WIDE = 5
+# Beyond it float32 has no numbers, in which predictions are.
+_LARGEST = 1e36
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Number(Task):
 
     def fitted(self, y):
         given = np.asarray(y, np.float64)
+        if (most := np.abs(given).max()) > _LARGEST:
+            raise ProbexError(f"y goes up to {most:.3g}, expected numbers up to {_LARGEST:.0e}")
         if not np.ptp(y := self._scaled(given)) > 0:
             raise ProbexError("y is the same number for all training models: nothing to tell")
         low, high = np.min(given), np.max(given)
@@ -135,7 +139,7 @@ def is_wide(y: np.ndarray) -> bool:
     y = np.asarray(y, np.float64)
     if not y.min() > 0 or y.max() < _WIDE * y.min():
         return False
-    return 3 * abs(_skewness(np.log(y))) < abs(_skewness(y))
+    return 3 * abs(_skewness(np.log(y))) < abs(_skewness(y / y.max()))
 
 
 def _skewness(y: np.ndarray) -> float:

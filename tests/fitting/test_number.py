@@ -58,3 +58,12 @@ def test_intervals_stay_where_numbers_can_be(y, ends):
 )
 def test_numbers_are_wide_if_their_logarithms_are_more_even(y, wide):
     assert is_wide(y) == wide
+
+
+def test_numbers_that_float32_does_not_have_are_refused():
+    """However wide they are."""
+    huge = np.geomspace(1e100, 1e300, 30)
+    assert is_wide(huge)
+    for log in (False, True):
+        with pytest.raises(px.ProbexError, match="300"):
+            Number(log=log).fitted(huge)
