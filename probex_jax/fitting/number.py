@@ -111,12 +111,19 @@ class Number(Task):
     def conformal(self, logits, y, temperature=1.0):
         return conformal(np.abs(np.asarray(logits, np.float64) - self.targets(y, 1))[:, 0])
 
+    def values(self, logits: Any) -> np.ndarray:
+        """[N] float64: the numbers told, exactly and within bounds, as their intervals are."""
+        return self._told(np.asarray(logits, np.float64)[:, 0])
+
     def region(self, logits, temperature, by):
         off_N2 = np.asarray(logits, np.float64)[:, :1] + by.score * np.array([[-1.0, 1.0]])
-        ends_N2 = self.mean + self.std * off_N2
-        ends_N2 = np.exp(ends_N2) if self.log else ends_N2
+        return self._told(off_N2)
+
+    def _told(self, logits: np.ndarray) -> np.ndarray:
+        told = self.mean + self.std * logits
+        told = np.exp(told) if self.log else told
         least = -np.inf if self.least is None else self.least
-        return np.clip(ends_N2, least, np.inf if self.most is None else self.most)
+        return np.clip(told, least, np.inf if self.most is None else self.most)
 
     def covered(self, region, y):
         y = np.asarray(y, np.float64)
