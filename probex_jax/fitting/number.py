@@ -12,6 +12,8 @@ from probex_jax.fitting.task import Task
 
 # Ratio of the largest to the smallest number from which they are wide.
 _WIDE = 5
+# Beyond it float32 has no numbers, in which predictions are.
+_LARGEST = 1e36
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Number(Task):
 
     def fitted(self, y):
         given = np.asarray(y, np.float64)
+        if (most := np.abs(given).max()) > _LARGEST:
+            raise ProbexError(f"y goes up to {most:.3g}, expected numbers up to {_LARGEST:.0e}")
         if not np.ptp(y := self._scaled(given)) > 0:
             raise ProbexError("y is the same number for all training models: nothing to tell")
         low, high = np.min(given), np.max(given)
@@ -107,12 +111,19 @@ class Number(Task):
     def conformal(self, logits, y, temperature=1.0):
         return conformal(np.abs(np.asarray(logits, np.float64) - self.targets(y, 1))[:, 0])
 
+    def values(self, logits: Any) -> np.ndarray:
+        """[N] float64: the numbers told, exactly and within bounds, as their intervals are."""
+        return self._told(np.asarray(logits, np.float64)[:, 0])
+
     def region(self, logits, temperature, by):
         off_N2 = np.asarray(logits, np.float64)[:, :1] + by.score * np.array([[-1.0, 1.0]])
-        ends_N2 = self.mean + self.std * off_N2
-        ends_N2 = np.exp(ends_N2) if self.log else ends_N2
+        return self._told(off_N2)
+
+    def _told(self, logits: np.ndarray) -> np.ndarray:
+        told = self.mean + self.std * logits
+        told = np.exp(told) if self.log else told
         least = -np.inf if self.least is None else self.least
-        return np.clip(ends_N2, least, np.inf if self.most is None else self.most)
+        return np.clip(told, least, np.inf if self.most is None else self.most)
 
     def covered(self, region, y):
         y = np.asarray(y, np.float64)
@@ -135,7 +146,7 @@ def is_wide(y: np.ndarray) -> bool:
     y = np.asarray(y, np.float64)
     if not y.min() > 0 or y.max() < _WIDE * y.min():
         return False
-    return 3 * abs(_skewness(np.log(y))) < abs(_skewness(y))
+    return 3 * abs(_skewness(np.log(y))) < abs(_skewness(y / y.max()))
 
 
 def _skewness(y: np.ndarray) -> float:

@@ -34,11 +34,11 @@ def answered(name: str, asked: Asked, logits_NY: np.ndarray) -> list[Answer]:
       logits_NY: of the whole expert.
     """
     card, own_NY = asked.expert.card, logits_NY[:, asked.outputs]
-    p_NY = np.asarray(asked.expert.as_probabilities(own_NY), np.float64)
     by = card.conformal
     region = None if by is None else card.task.region(own_NY, card.temperature, by)
     if isinstance(card.task, Number):
-        return _numbers(name, asked, p_NY[:, 0], region)
+        return _numbers(name, asked, card.task.values(own_NY), region)
+    p_NY = np.asarray(asked.expert.as_probabilities(own_NY), np.float64)
     likely_NY = None if region is None else region[:, :, 1]
     return [
         Answer(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from probex_jax.errors import ProbexError
@@ -135,5 +134,5 @@ def about_numbers(answered: Predictions) -> Iterator[tuple[str, str, str]]:
 
 def _numbers(answered: Predictions) -> np.ndarray:
     """[N] float64, the predicted numbers."""
-    said = answered.task.predictions(jnp.asarray(answered.logits), answered.temperature)
-    return np.asarray(said, np.float64)[:, 0]
+    assert isinstance(answered.task, Number)
+    return answered.task.values(answered.logits)

@@ -58,3 +58,26 @@ def test_intervals_stay_where_numbers_can_be(y, ends):
 )
 def test_numbers_are_wide_if_their_logarithms_are_more_even(y, wide):
     assert is_wide(y) == wide
+
+
+def test_numbers_that_float32_does_not_have_are_refused():
+    """However wide they are."""
+    huge = np.geomspace(1e100, 1e300, 30)
+    assert is_wide(huge)
+    for log in (False, True):
+        with pytest.raises(px.ProbexError, match="300"):
+            Number(log=log).fitted(huge)
+
+
+@pytest.mark.parametrize(
+    ("y", "logits"),
+    [(1.7e9 + np.arange(100.0), [-1.0, 0.5]), (np.linspace(0.5, 1, 20), [0.0, 3.0])],
+    ids=["finer than float32", "beyond bounds"],
+)
+def test_numbers_lie_in_their_intervals(y, logits):
+    task = Number().fitted(y)
+    logits_N1 = np.array(logits)[:, None]
+    values = task.values(logits_N1)
+    low, high = task.region(logits_N1, 1.0, Conformal(0.9, 0.01, 20)).T
+    assert ((low <= values) & (values <= high)).all()
+    assert values[0] == pytest.approx(task.mean + task.std * logits[0], rel=1e-15)
