@@ -1,12 +1,9 @@
 """Size and rank: how large a matrix is, and of how many directions, whatever its entries are."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
-from probex_jax.encoders.linear import products_at, promote, symmetric_uniform
+from probex_jax.encoders.features import OfFeatures
 from probex_jax.matrices import Centred, LowRank, Matrices, batch_shape, dense, inner
 
 # Below it sizes are rounding.
@@ -48,37 +45,20 @@ def _squares(x: Matrices) -> jax.Array:
     return jnp.sum(jnp.square(x), axis=(1, 2))
 
 
-class Size(nn.Module):
-    """A linear map of `log_size`.
-
-        e_t = a_t · log_size(X) + b_t
-
-    Args:
-      rep_dim: size T of the output.
-      dtype: of the computation; None promotes the input and the parameters, as in Flax.
-      param_dtype: of the parameters at initialisation.
-      precision: of the products, a `jax.lax.Precision` or its name; None for JAX's default.
+class Size(OfFeatures):
+    """A linear map of `log_size`; fields as of `OfFeatures`.
 
     Example:
+      >>> import jax, jax.numpy as jnp
       >>> y, _ = Size(rep_dim=10).init_with_output(jax.random.key(0), jnp.ones([4, 8, 6]))
       >>> y.shape
       (4, 10)
     """
 
-    rep_dim: int
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-    precision: Any = None
+    n_features = 1
 
-    @nn.compact
-    def __call__(self, x: Matrices) -> jax.Array:
-        """[N, H, W] weight matrices -> [N, T]."""
-        initialise = symmetric_uniform(1)
-        weight_1T = self.param("weight", initialise, (1, self.rep_dim), self.param_dtype)
-        bias_T = self.param("bias", initialise, (self.rep_dim,), self.param_dtype)
-        x, weight_1T, bias_T = promote(x, weight_1T, bias_T, dtype=self.dtype)
-        with products_at(self.precision):
-            return log_size(x) @ weight_1T + bias_T[None]
+    def features(self, x):
+        return log_size(x)
 
 
 def log_rank(x: Matrices) -> jax.Array:
@@ -113,26 +93,17 @@ def log_rank(x: Matrices) -> jax.Array:
     return jnp.stack([log_N, log_N**2], axis=1)
 
 
-class Rank(nn.Module):
-    """A linear map of `log_rank`: fields as those of `Size`.
+class Rank(OfFeatures):
+    """A linear map of `log_rank`; fields as of `OfFeatures`.
 
     Example:
+      >>> import jax, jax.numpy as jnp
       >>> y, _ = Rank(rep_dim=10).init_with_output(jax.random.key(0), jnp.ones([4, 8, 6]))
       >>> y.shape
       (4, 10)
     """
 
-    rep_dim: int
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-    precision: Any = None
+    n_features = 2
 
-    @nn.compact
-    def __call__(self, x: Matrices) -> jax.Array:
-        """[N, H, W] weight matrices -> [N, T]."""
-        initialise = symmetric_uniform(2)
-        weight_2T = self.param("weight", initialise, (2, self.rep_dim), self.param_dtype)
-        bias_T = self.param("bias", initialise, (self.rep_dim,), self.param_dtype)
-        x, weight_2T, bias_T = promote(x, weight_2T, bias_T, dtype=self.dtype)
-        with products_at(self.precision):
-            return log_rank(x) @ weight_2T + bias_T[None]
+    def features(self, x):
+        return log_rank(x)

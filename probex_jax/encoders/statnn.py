@@ -1,13 +1,10 @@
 """StatNN: simple statistics of weights, the features of Unterthiner et al. (2020)."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
-from probex_jax.encoders.linear import products_at, promote, symmetric_uniform
-from probex_jax.matrices import Matrices, batch_shape, dense
+from probex_jax.encoders.features import OfFeatures
+from probex_jax.matrices import batch_shape, dense
 
 N_STATISTICS = 7
 
@@ -38,16 +35,10 @@ def statistics(x: jax.Array) -> jax.Array:
     return jnp.column_stack([entries.mean(1), entries.var(1), quantiles])
 
 
-class Statistics(nn.Module):
-    """A linear map of a matrix's seven statistics, which no order of its entries changes.
+class Statistics(OfFeatures):
+    """A linear map of a matrix's seven `statistics`, which no order of its entries changes.
 
-        e_t = sum_s A[s, t] · statistics(X)[s] + b_t
-
-    Args:
-      rep_dim: size T of the output.
-      dtype: of the computation; None promotes the input and the parameters, as in Flax.
-      param_dtype: of the parameters at initialisation.
-      precision: of the products, a `jax.lax.Precision` or its name; None for JAX's default.
+    Fields are those of `OfFeatures`.
 
     Example:
       >>> y, _ = Statistics(rep_dim=10).init_with_output(jax.random.key(0), jnp.ones([4, 8, 6]))
@@ -55,18 +46,7 @@ class Statistics(nn.Module):
       (4, 10)
     """
 
-    rep_dim: int
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-    precision: Any = None
+    n_features = N_STATISTICS
 
-    @nn.compact
-    def __call__(self, x: Matrices) -> jax.Array:
-        """[N, H, W] weight matrices -> [N, T]."""
-        initialise = symmetric_uniform(N_STATISTICS)
-        shape = N_STATISTICS, self.rep_dim
-        weight_ST = self.param("weight", initialise, shape, self.param_dtype)
-        bias_T = self.param("bias", initialise, shape[-1:], self.param_dtype)
-        entries, weight_ST, bias_T = promote(dense(x), weight_ST, bias_T, dtype=self.dtype)
-        with products_at(self.precision):
-            return statistics(dense(entries)) @ weight_ST + bias_T[None]
+    def features(self, x):
+        return statistics(dense(x))
