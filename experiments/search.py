@@ -1,4 +1,4 @@
-r"""Searches an index of models by a sentence, by an example, or by predicted attributes.
+r"""Searches an index by a sentence, an example, or predicted attributes.
 
 Give --query or --like, or neither with --filter or --sort to list models. Sentences need an index
 made by an expert that was aligned with text (configs/align.py), attributes one made with --forest.

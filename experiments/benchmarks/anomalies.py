@@ -1,4 +1,4 @@
-r"""Plants what is unusual into test models, and counts how often their cards say so.
+r"""Plants what is unusual into test models, and counts what cards say.
 
 Of each zoo a forest of one tree is grown, from its training models. Untouched test models show how
 often something is said of a model of which there is nothing to say. Each kind is planted into every
@@ -7,7 +7,7 @@ those whose findings name the planted layer, `refused` those whose tree is calle
 
 Example:
   python -m experiments.benchmarks.anomalies --out=results/anomalies.json \
-    --zoos=out/510/MiniMAE,out/511/MiniMAE --others=out/511/MiniMAE,out/510/MiniMAE
+    --zoos=out/510/MiniMAE --others=out/511/MiniMAE
 """
 
 import tempfile

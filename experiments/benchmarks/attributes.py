@@ -1,12 +1,12 @@
-r"""Attributes told from weights, on several zoos: accuracy, coverage, and what one more costs.
+r"""Measures attributes told from weights: accuracy, coverage, cost.
 
 Zoos are built with configs/zoo_miniature.py:attributes, each with another seed. Every tree is
 packed and trained on with --config.task=all; run it again to resume. --cost=STORE times trainings
 on classes alone, with one attribute more, and on all, in turns, each in a process of its own.
 
 Example:
-  python -m experiments.benchmarks.attributes --zoos=out/zoos/510,out/zoos/511 --workdir=out/attr
-  python -m experiments.benchmarks.attributes --workdir=out/attr --cost=out/attr/stores/510-MiniMAE
+  python -m experiments.benchmarks.attributes --workdir=out/attr \
+    --zoos=out/zoos/510,out/zoos/511
 """
 
 import subprocess

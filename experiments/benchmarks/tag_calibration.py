@@ -1,10 +1,10 @@
-"""Tells how often tags of some probability are right, and how many of those shown are wrong.
+"""Counts how often tags of some probability are right.
 
 Of experts trained with config.text.tags, on models of test and test_holdout, weighted to the mix of
 val and val_holdout, for which the share of wrong ones is promised.
 
 Example:
-  python -m experiments.benchmarks.tag_calibration --experts=out/words-0,out/words-1
+  python -m experiments.benchmarks.tag_calibration --experts=out/words
 """
 
 from collections.abc import Iterator

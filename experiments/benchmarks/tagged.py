@@ -1,11 +1,10 @@
-"""Writes the LoRAs of a miniature zoo as people share them: one folder, tags in kohya's headers.
+"""Writes miniature LoRAs as people share them, with tags in headers.
 
 The training images of a LoRA of "bold three" have the tags bold, three, "bold three" and digit, and
 two of forty others that say nothing about it: these are noise, which no weights tell.
 
 Example:
   python -m experiments.benchmarks.tagged --zoo=out/zoo/MiniLoRA --out=downloads
-  python -m experiments.harvest --models=downloads --out=out/harvest
 """
 
 import json
