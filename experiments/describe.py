@@ -74,7 +74,7 @@ def main(paths: Sequence[str]) -> int:
             kept = forest_steps.compared([*kept, *found])[:_MOST] if found else kept
         elif len(kept) < _MOST:
             kept.append(one)
-    if _COMPARE.value and failed < len(models):
+    if _COMPARE.value and not _JSON.value and failed < len(models):
         tables = [t for t in (forest_steps.compared_rows(kept), *beside.tables()) if t]
         print("\n\n".join(map(cli.table, tables)) or "no model says what it was trained on")
         print(f"{n_compared} of {len(models)} models compared")

@@ -159,12 +159,14 @@ def _csv_rows(text: str, delimiter: str, where: str) -> Iterator[_Row]:
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     number = 0
     try:
-        header, key = _header(next(lines, []), where)
+        header, key = _header(first := next(lines, []), where)
         number = 1
         for number, cells in enumerate(lines, start=2):
             here = f"{where}: line {number}"
             if not any(map(str.strip, cells)):
                 continue
+            if len(cells) == len(first) and not any(map(str.strip, cells[len(header) :])):
+                cells = cells[: len(header)]
             if len(cells) != len(header):
                 raise ProbexError(f"{here}: {len(cells)} cells, expected {len(header)}")
             row = dict(zip(header, map(str.strip, cells), strict=True))
@@ -177,6 +179,8 @@ def _csv_rows(text: str, delimiter: str, where: str) -> Iterator[_Row]:
 def _header(cells: Sequence[str], where: str) -> tuple[list[str], int]:
     """The names of the columns, and the place of the one that names the models."""
     header = [name.strip() for name in cells]
+    while header and not header[-1]:  # empty columns of spreadsheets
+        header.pop()
     if len(header) < 2:
         raise ProbexError(
             f"{where}: expected a header of two or more columns, separated by commas, semicolons "

@@ -80,6 +80,16 @@ def test_who_gives_no_split_is_told_of_the_one_that_is_made(told):
     assert "59 train, 15 val, 26 test" in trained.stderr
 
 
+def test_comparisons_in_json_are_lines_of_json(told):
+    folder, _ = told
+    found = run(
+        "describe", f"--forest={folder}/forest", str(folder / "netze"), "--compare", "--json"
+    )
+    described = [json.loads(line) for line in found.stdout.splitlines()]
+    assert len(described) == 100
+    assert {each["attribute"] for each in described[1]["attribute_comparisons"]} >= {"Lernrate"}
+
+
 def test_experts_of_attributes_are_evaluated_or_refused_in_a_line(told):
     """One of a number has its R²; a joint one has its figures from its training."""
     folder, _ = told

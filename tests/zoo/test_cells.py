@@ -274,3 +274,13 @@ def test_what_is_known_of_a_column_counts_more_than_its_values(tmp_path):
     assert classes(tmp_path, RATES, kinds={"x": "classes"}) == [(rate,) for rate in RATES]
     with pytest.raises(ProbexError, match=r"line 2: x: .*'a'"):
         read(tmp_path, ["a", "b"], kinds={"x": "numbers"})
+
+
+def test_empty_columns_at_the_end_are_none(tmp_path):
+    """As spreadsheets write them; what stands in one has to have a name."""
+    path = tmp_path / "labels.csv"
+    path.write_text("model,kind,,\na,amp,,\nb,pedal, ,\n")
+    assert read_labels(path).columns == {"kind": {"a": ("amp",), "b": ("pedal",)}}
+    path.write_text("model,kind,\na,amp,\nb,pedal,loud\n")
+    with pytest.raises(ProbexError, match="line 3"):
+        read_labels(path)
