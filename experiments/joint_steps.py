@@ -10,6 +10,7 @@ from experiments import cli, view_steps
 from probex_jax.engine import HERE, Engine
 from probex_jax.experts.chance import chance_of, shortfall
 from probex_jax.fitting import ClosedForm, Devices
+from probex_jax.reports.told import asked
 from probex_jax.sweeps import default_layers, sweep_attributes
 
 Row = dict[str, object]
@@ -35,6 +36,8 @@ def named(config: Mapping[str, Any], told: Sequence[str]) -> dict[str, Any]:
         if config["labels"]:
             raise px.ProbexError(f"config.task: {task} takes columns; leave out config.labels")
         return dict(config)
+    if task == px.Number.name and not config["labels"]:
+        raise px.ProbexError(f"config.task: {task} is asked of a column; give config.labels")
     if not task or task in told:
         return dict(config)
     if config["labels"] not in ("", task):
@@ -96,7 +99,7 @@ def _row(name: str, each: Mapping[str, Any]) -> Row:
     is_number = each["task"]["name"] == px.Number.name
     row: Row = {
         "attribute": name,
-        "asked": _asked(each),
+        "asked": asked(each),
         "figure": "R²" if is_number else "accuracy",
         "test": f"{test['value']:.3f}",
         "95 % interval": f"{test['low']:.3f} to {test['high']:.3f}",
@@ -109,13 +112,6 @@ def _row(name: str, each: Mapping[str, Any]) -> Row:
             f"{covered['value']:.3f} ({covered['low']:.3f} to {covered['high']:.3f})"
         )
     return {**row, "told by the weights": "yes" if each["told"] else "no"}
-
-
-def _asked(each: Mapping[str, Any]) -> str:
-    task, n_classes = each["task"], len(each["classes"])
-    if task["name"] == px.Number.name:
-        return "a number, logarithmic" if task["log"] else "a number"
-    return f"one of {n_classes}" if task["name"] == px.OneClass.name else f"any of {n_classes}"
 
 
 def not_above_chance(metrics: Mapping[str, Any]) -> list[str]:

@@ -30,6 +30,7 @@ Row = dict[str, object]
 TOLD = {task.name: task for task in (px.OneClass(), px.SeveralClasses(), px.Number())}
 _NAMED = 3  # names that a line gives
 _SHOWN = 24  # layers in a table; the report has all
+_MEAN = "what always giving the mean has"
 _COMMONEST, _GUESSING = "what always giving the commonest answer has", "what guessing has"
 AUC = "AUC, chance .5"
 
@@ -302,7 +303,7 @@ def train_row(metrics: Mapping[str, Any]) -> Row:
         "tree": metrics["tree"],
         "method": method(metrics),
         "layer": _reading(metrics),
-        "test accuracy": f"{test['value']:.3f}",
+        f"test {_figure(metrics)}": f"{test['value']:.3f}",
         "95 % interval": f"{test['low']:.3f} to {test['high']:.3f}",
         "chance": "" if (chance := chance_of(test)) is None else f"{chance:.3f}",
         **({AUC: f"{metrics['test_auc']['value']:.3f}"} if "test_auc" in metrics else {}),
@@ -318,9 +319,15 @@ def train_row(metrics: Mapping[str, Any]) -> Row:
     return row
 
 
+def _figure(metrics: Mapping[str, Any]) -> str:
+    """What the accuracy of a training is called."""
+    return "R²" if metrics["task"] == px.Number.name else "accuracy"
+
+
 def not_above_chance(metrics: Mapping[str, Any]) -> list[str]:
     """A line for each accuracy of a training that is not above chance."""
-    lines = [_short("test accuracy", metrics["test_accuracy"], _COMMONEST)]
+    usual = _MEAN if metrics["task"] == px.Number.name else _COMMONEST
+    lines = [_short(f"test {_figure(metrics)}", metrics["test_accuracy"], usual)]
     if "test_auc" in metrics:
         lines.append(_short("test AUC", metrics["test_auc"], _GUESSING))
     if "zero_shot" in metrics:
@@ -374,7 +381,7 @@ def layer_rows(metrics: Mapping[str, Any]) -> Sequence[Row]:
     """The layers that are most accurate where they were chosen; none where a method has none."""
     accuracies = metrics.get("val_accuracy_by_layer", {})
     crossed = metrics.get("selected_on") == "cross-validation"
-    what = "cross-validated accuracy" if crossed else "validation accuracy"
+    what = f"{'cross-validated' if crossed else 'validation'} {_figure(metrics)}"
     beside = {"chance": metrics["val_chance"]} if "val_chance" in metrics else {}
     best = sorted(accuracies, key=accuracies.__getitem__, reverse=True)[:_SHOWN]
     return [{"layer": name, what: accuracies[name], **beside} for name in best]

@@ -46,6 +46,8 @@ def attributes_of(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     task = config.get("task", "")
     if task == ALL:
         return ()
+    if "," in task and not task.replace(",", "").strip():
+        raise ProbexError(f"config.task: {task!r} names no attribute")
     return tuple(filter(None, map(str.strip, task.split(",")))) if "," in task else None
 
 
@@ -59,6 +61,9 @@ def open_attributes(
       config: names them and the split, as `open_view` takes it.
     """
     opened, name = _with_split(px.LayerStore.open(store), config["split"])
+    if not name and not any(opened.folders.values()):
+        known = ", ".join(opened.splits)
+        raise ProbexError(f"{opened.path}: give one of its splits as config.split: {known}")
     return attribute_views(opened, name, attributes_of(config) or ())
 
 

@@ -110,8 +110,9 @@ def _spread(values: list[float]) -> str:
 def _cost(store: str, workdir: Path) -> list[Row]:
     """Seconds of training, in turns, so that all see the machine alike."""
     asked = {
-        "classes alone": "classes,",
-        "and one attribute": f"classes,{_ONE_MORE.value}",
+        "classes alone": "",
+        "classes, as an attribute": "classes,",
+        "classes and one more": f"classes,{_ONE_MORE.value}",
         "all": "all",
     }
     seconds: dict[str, list[float]] = defaultdict(list)

@@ -92,6 +92,7 @@ def grow(
             expert.check_fits(store.tree, store.classes)
         if label_set is None:
             label_set = _said_label_set(store, expert)
+        joint = () if expert is None else expert.card.attributes  # calibrated, each by itself
         before = trees.get(store.tree) or _of_the_same_tree(trees, store, expert, label_set)
         if before is not None and before.router.tree != store.tree:
             label_set = label_set or store.tree
@@ -101,8 +102,13 @@ def grow(
         source = _source(store, expert, root, label_set, tags)
         if before is not None and source in before.about["sources"] and _is_whole(before, folder):
             return before, "unchanged"
-        known = before.entries.values() if before is not None else ()
+        known = [] if before is None else list(before.entries.values())
         kept = [entry for entry in known if entry.label_set != label_set]
+        if before is not None and joint:  # what knows no attribute more is not asked any more
+            names = {each.name for each in joint}
+            cards = {name: found.card for name, found in before.experts.items()}
+            asked = {name: {each.name for each in card.attributes} for name, card in cards.items()}
+            kept = [e for e in kept if not asked[e.label_set] or asked[e.label_set] - names]
         router, owner = _router(store, expert, root, label_set, before, kept)
         usual = before.usual if before is not None and owner != label_set else None
         if usual is None:
@@ -110,7 +116,6 @@ def grow(
         for tree in trees.values():
             if before is None or tree.router.tree != before.router.tree:
                 check_apart(router, tree.router)
-        joint = expert is not None and expert.card.attributes  # calibrated, each by itself
         if expert is not None and not joint and expert.card.calibration is None:
             if expert.card.store_hash not in (None, store.hash):
                 raise ProbexError(

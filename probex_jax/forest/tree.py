@@ -142,13 +142,15 @@ class Tree:
     def asked(self, label_set: str) -> Mapping[str, Asked]:
         """What an expert is asked: of a joint one each attribute that the weights tell, by name.
 
-        What another expert of the tree tells is left to that one.
+        What another expert of the tree tells alone, or a later joint one, is left to that one.
         """
         expert, facts = self.experts[label_set], self.facts(label_set)
         if not expert.card.attributes:
             return {label_set: Asked(expert, slice(None), facts)}
         others = [entry for name, entry in self.entries.items() if name != label_set]
         told = {entry.label_set for entry in others}, {entry.classes for entry in others}
+        later = [*self.entries][[*self.entries].index(label_set) + 1 :]
+        told[0].update(a.name for name in later for a in self.experts[name].card.attributes)
         return {
             each.name: Asked(part, expert.card.outputs(each.name), _facts(part, expert))
             for each in expert.card.attributes

@@ -135,7 +135,8 @@ def viewed(
       where: what errors name.
 
     Raises:
-      ProbexError: if no model is in a part, or none of a part has a label.
+      ProbexError: if no model is in a part, or none of a part has a label that is not for
+        validation.
     """
     if not any(parts.values()):
         there = f"give one of its splits: {', '.join(splits)}"
@@ -147,7 +148,9 @@ def viewed(
     models = tuple(
         model.told(said[model.id], parts[model.id]) for model in divided if model.id in said
     )
-    if empty := sorted({parts[model.id] for model in divided} - {model.split for model in models}):
+    # Without models of its own to choose by, what is trained in closed form does without.
+    needed = {parts[model.id] for model in divided} - {"val", "val_holdout"}
+    if empty := sorted(needed - {model.split for model in models}):
         raise ProbexError(f"{where}: no model of {empty[0]} has a label")
     return models
 

@@ -83,7 +83,7 @@ def _set(answer: Answer) -> str:
         return ""
     level = attributes.levels([answer])
     measured = attributes.covered(answer.expert)
-    said = f" On test models such sets held the truth of {measured}." if measured else ""
+    said = f" On test models that held for {measured} of the classes." if measured else ""
     if answer.chooses_one:
         return f"{level} set: {attributes.held(answer, code)}.{said}\n"
     decided = {p.label for p in answer.predicted}
@@ -126,7 +126,8 @@ def _how_joint(description: Description, answers: Sequence[Answer]) -> str:
     expert = answers[0].expert
     about = ", ".join(code(answer.title) for answer in answers[:_MAX_LISTED])
     lines = [f"{about}: {_made(description, expert, 'expert')}."]
-    off = [a for a in answers if (error := _calibration_error(a.expert)) and error[1] >= _OFF]
+    of_classes = [answer for answer in answers if answer.quantity is None]
+    off = [a for a in of_classes if (error := _calibration_error(a.expert)) and error[1] >= _OFF]
     if off:
         listed = ", ".join(code(answer.title) for answer in off)
         lines.append(f"Probabilities of {listed} are off: they order the answers, no more.")

@@ -56,7 +56,7 @@ def _row(name: str, each: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     score, covered = each["test_accuracy"], each.get("test_coverage")
     chance, of_number = chance_of(score), each["task"]["name"] == Number.name
     yield "attribute", name
-    yield "asked", _asked(each)
+    yield "asked", asked(each)
     yield "figure", Html(f"{'R²' if of_number else 'accuracy'} {_score(score)}")
     short = shortfall(score)
     beside = "" if chance is None else f"{chance:.3f}"
@@ -65,7 +65,8 @@ def _row(name: str, each: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "models", str(score["n_models"])
 
 
-def _asked(each: Mapping[str, Any]) -> str:
+def asked(each: Mapping[str, Any]) -> str:
+    """What is asked, in words, of the metrics of an attribute."""
     task, count = each["task"], len(each["classes"])
     if task["name"] == Number.name:
         return "a number, logarithmic" if task.get("log") else "a number"

@@ -33,7 +33,6 @@ from probex_jax.sweeps.select import figures_on_test
 from probex_jax.sweeps.settings import told_task
 from probex_jax.sweeps.source import Source
 
-ATTRIBUTES = "all attributes"  # the label set of a joint expert
 CLASSES = "classes"  # the attribute of labels that no column names
 
 
@@ -142,7 +141,7 @@ def joint_card(card: Card, sources: Mapping[str, Source]) -> Card:
         classes=tuple(name for each in attributes for name in each.classes),
         attributes=attributes,
         store_hash=hashlib.sha256(json.dumps(hashes).encode()).hexdigest(),
-        more={"label_set": ATTRIBUTES},
+        more={"label_set": ", ".join(sources)},
     )
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from probex_jax.zoo.cells import (
 )
 
 MAX_TABLE_BYTES = 256 * 2**20
+_SEP = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)  # the first line of a table for Excel
 # Between several classes in a cell of CSV; a cell of `[]` says that a model has none of them.
 SEPARATOR = ";"
 NONE_OF_THESE = "[]"
@@ -146,6 +148,9 @@ def _decoded(data: bytes, where: str) -> tuple[str, tuple[str, ...]]:
 def _delimiter(text: str) -> str:
     """What stands between the cells of the header: that which divides it into most."""
 
+    if said := _SEP.match(text):
+        return said[1]
+
     def cells(delimiter: str) -> int:
         try:
             return len(next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), []))
@@ -156,12 +161,14 @@ def _delimiter(text: str) -> str:
 
 
 def _csv_rows(text: str, delimiter: str, where: str) -> Iterator[_Row]:
+    said = _SEP.match(text)
+    number = int(said is not None)
+    text = text[said.end() if said else 0 :]
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    number = 0
     try:
         header, key = _header(first := next(lines, []), where)
-        number = 1
-        for number, cells in enumerate(lines, start=2):
+        number += 1
+        for number, cells in enumerate(lines, start=number + 1):
             here = f"{where}: line {number}"
             if not any(map(str.strip, cells)):
                 continue
@@ -178,7 +185,7 @@ def _csv_rows(text: str, delimiter: str, where: str) -> Iterator[_Row]:
 
 def _header(cells: Sequence[str], where: str) -> tuple[list[str], int]:
     """The names of the columns, and the place of the one that names the models."""
-    header = [name.strip() for name in cells]
+    header = [" ".join(name.split()) for name in cells]
     while header and not header[-1]:  # empty columns of spreadsheets
         header.pop()
     if len(header) < 2:

@@ -73,3 +73,20 @@ def test_growing_again_changes_nothing(grown):
     folder, store, expert = grown
     stores, _ = attribute_views(store)
     assert grow(folder / "forest", joint_store(stores), expert)[1] == "unchanged"
+
+
+def test_joint_experts_of_other_attributes_answer_side_by_side(tmp_path):
+    """The later one where both know an attribute; it takes the place of one that knows no more."""
+    store = write_zoo(tmp_path)
+    stores, _ = attribute_views(store)
+    grown = tmp_path / "forest"
+    for names in (["rate"], ["rate", "noise"], ["kind"], ["rate", "kind"]):
+        own = {name: stores[name] for name in names}
+        found = sweep_attributes(own, tmp_path / "-".join(names), recipe=ClosedForm(), **SETTINGS)
+        grow(grown, joint_store(own), found.expert)
+    tree = px.Forest.load(grown).trees["Mini"]
+    assert [*tree.entries] == ["rate, noise", "rate, kind"]
+    answers = described(tmp_path).answers
+    assert [answer.label_set for answer in answers] == ["rate", "kind"]
+    assert {answer.expert.hash for answer in answers} == {found.expert.hash}
+    assert described(tmp_path).untold == ("noise",)

@@ -76,7 +76,8 @@ def test_a_column_of_numbers_holds_no_classes_and_one_of_classes_no_numbers(tmp_
         ("l.csv", b"\xff\xfem\0o", "not UTF-16 text"),
         ("l.csv", b"model,kind\na,\x1b[2J\n", r"line 2: kind: '\\x1b\[2J' is no name of a class"),
         ("l.csv", b"model,kind\na,x;y;x\n", "line 2: kind: a class stands there twice"),
-        ("l.csv", b'model,"k\nd"\na,x;x\n', r"line 2: 'k\\nd': a class stands there twice"),
+        ("l.csv", b'model,"k\nd"\na,x;x\n', "line 2: k d: a class stands there twice"),
+        ("l.csv", b"sep=;\r\nmodel;kind\r\na;amp;loud\r\n", "line 3: 3 cells, expected 2"),
         ("l.csv", b"model," + b"k" * 5000 + b"\na,x;x\n", "line 2: 'kkk"),
         ("l.csv", b"model,kind\na,x;;y\n", "line 2: kind: expected a class"),
         ("l.csv", b"model,k\0nd\na,x\n", r"'k\\x00nd' is no name of a column|not CSV"),
@@ -223,3 +224,9 @@ def test_newer_tables_replace_what_was_said_of_their_models_alone():
         {"acc": {"z": 0.5, "b": 0.75}, "n": {"a": 2.0}},
         {"s": {"train": ("z",), "val": ("a",)}},
     )
+
+
+def test_the_first_line_may_say_what_stands_between_cells(tmp_path):
+    """As spreadsheets read it; it is no header."""
+    (tmp_path / "l.csv").write_bytes(b"sep=;\r\nmodel;kind,of\r\na;x\r\nb;y\r\n")
+    assert read_labels(tmp_path / "l.csv").columns == {"kind,of": {"a": ("x",), "b": ("y",)}}

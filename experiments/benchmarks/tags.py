@@ -4,7 +4,7 @@ Of experts trained with config.text.tags, on models of test and test_holdout, we
 val and val_holdout, for which the share of wrong ones is promised.
 
 Example:
-  python -m experiments.benchmarks.tag_calibration --experts=out/words
+  python -m experiments.benchmarks.tags --experts=out/words
 """
 
 from collections.abc import Iterator
