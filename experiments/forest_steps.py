@@ -251,7 +251,7 @@ def _said(answer: Answer) -> str:
     if answer.quantity is not None:
         return f"{answer.title} {attributes.predicted(answer)} ({attributes.held(answer)})"
     said = listed(answer.predicted) or "no class likelier than not"
-    return f"{answer.title} {said}" if answer.likely is not None else said
+    return f"{answer.label_set} {said}" if answer.label_set else said
 
 
 def compared(described: Iterable[Described]) -> list[Described]:

@@ -33,6 +33,7 @@ NAME = "predictions.safetensors"
 EARLIER = "answered.safetensors"
 _CRC = "crc32c"
 _ABOUT = ("classes", "ids", "labels", "chance", "chance_by_class")
+_OF_TASK = ("task", "temperature", "conformal")
 # Matrices of one layer that are in memory at a time.
 _BLOCK_BYTES = 256 * 2**20
 
@@ -147,6 +148,8 @@ class Predictions:
             with fetched(path) as here, safe_open(here, "np") as file:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 about: dict[str, Any] = parse_json(file.metadata()["about"], str(path))
+            if odd := about.keys() - {*_ABOUT, *_OF_TASK, _CRC}:  # a checksum by another name, too
+                raise ValueError(f"unknown field {min(odd)!r:.40}")
             if _CRC in about and about.pop(_CRC) != _checksum(arrays, about):
                 raise ValueError("its content does not match its checksum")
             labels = tuple(map(tuple, about["labels"]))

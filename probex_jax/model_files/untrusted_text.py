@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import reprlib
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from probex_jax.errors import ProbexError
 
 MAX_LITERAL_CHARACTERS = 64 * 1024
 MAX_DEPTH = 64
+# Python 3.11 counts the depth of what several threads parse together (CPython issue 106905).
+_PARSING = threading.Lock()
 # In Python, an empty object takes 64 bytes and one with a single field 200.
 MAX_VALUES = 2_000_000
 
@@ -218,6 +221,7 @@ def _parse_list(text: str) -> Any:
     if not _LIST_OF_STRINGS.fullmatch(text):
         return None
     try:
-        return ast.literal_eval(text)
+        with _PARSING:
+            return ast.literal_eval(text)
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return None  # an escape such as \U00110000, beyond Unicode

@@ -168,7 +168,7 @@ def _csv_rows(text: str, delimiter: str, where: str) -> Iterator[_Row]:
     try:
         header, key = _header(first := next(lines, []), where)
         number += 1
-        for number, cells in enumerate(lines, start=number + 1):
+        for number, cells in enumerate(lines, start=number + 1):  # noqa: B020
             here = f"{where}: line {number}"
             if not any(map(str.strip, cells)):
                 continue
