@@ -140,12 +140,14 @@ def calibrated_by(expert: Expert, found: Mapping[str, Answers], chosen_by: str =
 
     task = expert.card.task
 
+    ends = np.cumsum([len(logits_NY) for logits_NY, _ in found.values()])[:-1]
+    every_NY = jnp.concatenate([jnp.asarray(logits_NY) for logits_NY, _ in found.values()])
+
     def errors(temperature: float) -> dict[str, float]:
+        parts = np.split(np.asarray(task.predictions(every_NY, temperature)), ends)
         return {
-            split: calibration_error(
-                *task.promises(np.asarray(task.predictions(jnp.asarray(logits_NY), temperature)), y)
-            )
-            for split, (logits_NY, y) in found.items()
+            split: calibration_error(*task.promises(part, y))
+            for (split, (_, y)), part in zip(found.items(), parts, strict=True)
         }
 
     best = task.best_temperature(*found[chosen_by])
@@ -177,8 +179,11 @@ def is_told(task: Task, found: Answers, known: Any) -> bool:
     """
     logits_NY = np.asarray(found.logits, np.float64)
     prior_NY = np.broadcast_to(task.prior(known, logits_NY.shape[1]), logits_NY.shape)
-    y = jnp.asarray(task.encoded(found.y))
-    losses = [np.asarray(task.loss(jnp.asarray(each), y)) for each in (prior_NY, logits_NY)]
+    places = range(len(logits_NY))
+    losses = [
+        np.array([task.mean_loss(each[n : n + 1], found.y[n : n + 1]) for n in places])
+        for each in (prior_NY, logits_NY)
+    ]
     right = [np.asarray(task.accuracies(each, found.y)) for each in (prior_NY, logits_NY)]
     return _is_above_0(losses[0] - losses[1]) or _is_above_0(right[1] - right[0])
 

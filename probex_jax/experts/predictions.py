@@ -82,7 +82,6 @@ class Predictions:
         task: Task,
         answers: tuple[np.ndarray, np.ndarray],
         expert: Expert | None = None,
-        vectors: np.ndarray | None = None,
     ) -> Predictions:
         """Answers for the models of a store.
 
@@ -92,12 +91,11 @@ class Predictions:
           task: what is asked.
           answers: logits and targets.
           expert: who represents the models, also those of held-out classes; None if nobody does.
-          vectors: [N, T], how the models of `test` are represented, where no expert is asked.
         """
         held_out = expert and store.has("test_holdout") and not store.is_number
         splits = ["test", *(["test_holdout"] if held_out else [])]
         models = [model for split in splits for model in store.split(split)]
-        vectors = np.zeros([0, 0]) if vectors is None else vectors
+        vectors = np.zeros([0, 0])
         if expert is not None:
             vectors = np.concatenate([stored_vectors(expert, store, split) for split in splits])
         logits_NY, y = answers

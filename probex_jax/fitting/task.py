@@ -361,7 +361,9 @@ class OneClass(ClassTask):
         return exact_NY - np.logaddexp.reduce(exact_NY, axis=1, keepdims=True)
 
     def cross_entropy(self, logits, targets):
-        return float(np.mean(np.logaddexp.reduce(logits, axis=1) - (targets * logits).sum(axis=1)))
+        most_N1 = logits.max(axis=1, keepdims=True)  # a third of the time of `logaddexp.reduce`
+        sums_N = np.log(np.exp(logits - most_N1).sum(axis=1)) + most_N1[:, 0]
+        return float(np.mean(sums_N - np.einsum("ny,ny->n", targets, logits)))
 
     def smoothed(self, logits, y):
         targets_NY, place_N1 = np.zeros(logits.shape), np.asarray(y)[:, None]

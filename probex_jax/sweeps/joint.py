@@ -23,7 +23,7 @@ from probex_jax.experts.card import Card
 from probex_jax.experts.card_parts import Attribute
 from probex_jax.experts.evaluation import Answers, calibrated_by, is_told
 from probex_jax.experts.expert import Expert
-from probex_jax.experts.predictions import Predictions, stored_logits, stored_vectors
+from probex_jax.experts.predictions import Predictions, stored_logits
 from probex_jax.files import layer_folder, write_json
 from probex_jax.fitting.number import Number
 from probex_jax.fitting.ridge import Regression, enough_folds, folds
@@ -235,19 +235,16 @@ def finish(
     """
     by, whole = str(expert.card.selected_on), source.store
     logits_NY = stored_logits(expert, whole, "test")
-    vectors_NT = stored_vectors(expert, whole, "test")
-    vectors_NKY = vectors_NT.reshape(len(logits_NY), -1, logits_NY.shape[1])
     attributes, metrics = [], {}
     for (name, each), (answered, *figures) in zip(asked.items(), chosen, strict=True):
         own, test_N = expert.card.outputs(name), places(whole, each.store, ("test",))
         found = {by: answered, "test": Answers(logits_NY[test_N, own], each.targets("test").y)}
         part = calibrated_by(expert.part(name), found, by)
         told = is_told(each.task, answered, each.targets("train").y)
-        vectors = vectors_NKY[test_N][:, :, own].reshape(len(test_N), -1)
         folder = attribute_folder(workdir, name)
         folder.mkdir(parents=True, exist_ok=True)
         given = each.store, part.card.classes, each.task, found["test"]
-        Predictions.of(*given, vectors=vectors).believed(part.card).write(folder)
+        Predictions.of(*given).believed(part.card).write(folder)
         known = {**figures[0], **figures_on_test(part, each.store, found["test"]), **figures[1]}
         card = replace(part.card, told=told, metrics=known)
         attributes.append(Attribute.of(name, card))

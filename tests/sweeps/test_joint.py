@@ -124,7 +124,7 @@ def test_predictions_of_the_test_models_are_kept_with_their_intervals(swept, sto
     assert 0.6 < covered <= 1
     of_kind = Predictions.read(attribute_folder(workdir, "kind"))
     assert isinstance(of_kind.task, OneClass)
-    assert of_kind.vectors.shape[0] == len(of_kind.y) == 16
+    assert len(of_kind.logits) == len(of_kind.y) == 16
 
 
 def test_a_value_that_is_unknown_has_no_part_in_the_others(swept, tmp_path):
