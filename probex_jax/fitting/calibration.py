@@ -8,23 +8,42 @@ import numpy as np
 _BINS = 15
 # Factors that are tried, 5 % apart, and the bounds of a temperature.
 FACTORS = np.geomspace(0.1, 100.0, 142)
+# Steps after which a factor is not near.
+_FAR = 16
 _LOG_TEMPERATURES, _TOLERANCE = (-10.0, 10.0), 1e-5
 
 
-def best_factor(loss: Callable[[float], float]) -> tuple[float, float]:
+def best_factor(loss: Callable[[float], float], near: float | None = None) -> tuple[float, float]:
     """The factor from 0.1 to 100 of the lowest loss, which is convex, and that loss.
+
+    Args:
+      loss: of a factor.
+      near: a factor that it may be near, so that it is found sooner.
 
     Example:
       >>> factor, loss = best_factor(lambda factor: (factor - 3.0) ** 2)
       >>> bool(2.9 < factor < 3.1), bool(loss < 0.01)
       (True, True)
+      >>> best_factor(lambda factor: (factor - 3.0) ** 2, near=8.0) == (factor, loss)
+      True
     """
     tried = cache(lambda place: loss(float(FACTORS[place])))
+
+    def falls(place: int) -> bool:
+        return tried(place + 1) < tried(place)
+
     # The first factor after which it no longer falls.
-    low, high = 0, len(FACTORS) - 1
+    low, high, step = 0, len(FACTORS) - 1, 1
+    probe = (low + high) // 2 if near is None else int(np.argmin(np.abs(FACTORS - near)))
     while low < high:
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if tried(middle + 1) < tried(middle) else (low, middle)
+        probe = min(max(probe, low), high - 1)
+        low, high = (probe + 1, high) if falls(probe) else (low, probe)
+        if near is None:
+            probe = (low + high) // 2
+        else:  # away from it, in steps that double, and back again
+            probe = low + step - 1 if low > probe else high - step
+            step *= 2
+            near = None if step > _FAR else near
     return float(FACTORS[low]), tried(low)
 
 

@@ -250,9 +250,9 @@ class Regression:
 
     def _best(self, outputs: Mapping[float, np.ndarray]) -> Chosen:
         """Of the outputs [N, Y] for each penalty."""
-        found, asked = [], self.asked
+        found, asked, factor = list[Chosen](), self.asked, None
         for penalty, outputs_NY in outputs.items():
-            factor, loss = self.task.best_factor(outputs_NY[asked], self.y[asked])
+            factor, loss = self.task.best_factor(outputs_NY[asked], self.y[asked], factor)
             found.append(Chosen(penalty, factor, loss, factor * outputs_NY[asked]))
         return min(found, key=lambda each: each.loss)
 
@@ -274,7 +274,11 @@ class Regression:
         """[F]: the task's own, of outputs without each part."""
         others = [self._others(part) for part in self.parts]
         each = zip(others, outputs_FNY, strict=True)
-        return np.array([self.task.best_factor(out_NY[n], self.y[n])[1] for n, out_NY in each])
+        losses, factor = list[float](), None
+        for n, out_NY in each:
+            factor, loss = self.task.best_factor(out_NY[n], self.y[n], factor)
+            losses.append(loss)
+        return np.array(losses)
 
 
 def choose_each(

@@ -121,8 +121,11 @@ class Task(ABC):
         """The task's own loss in float64, mean over the models, whatever `loss` trains for."""
 
     @abstractmethod
-    def best_factor(self, outputs: Any, y: Any) -> tuple[float, float]:
-        """What turns a regression's outputs [N, Y] into the best logits, and their mean loss."""
+    def best_factor(self, outputs: Any, y: Any, near: float | None = None) -> tuple[float, float]:
+        """What turns a regression's outputs [N, Y] into the best logits, and their mean loss.
+
+        `near` is a factor that it may be near.
+        """
 
     @abstractmethod
     def best_temperature(self, logits: Any, y: Any) -> float:
@@ -196,10 +199,10 @@ class ClassTask(Task):
         targets_NY = self.targets(y, np.shape(logits)[1])
         return self.cross_entropy(np.asarray(logits, np.float64), targets_NY)
 
-    def best_factor(self, outputs, y):
+    def best_factor(self, outputs, y, near=None):
         outputs_NY = np.asarray(outputs, np.float64)
         targets_NY = self.targets(y, outputs_NY.shape[1])
-        return best_factor(lambda factor: self.cross_entropy(factor * outputs_NY, targets_NY))
+        return best_factor(lambda f: self.cross_entropy(f * outputs_NY, targets_NY), near)
 
     def best_temperature(self, logits, y):
         logits_NY = np.asarray(logits, np.float64)

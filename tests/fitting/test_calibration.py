@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from probex_jax.fitting import Number, OneClass, SeveralClasses, calibration_error
-from probex_jax.fitting.calibration import seen_offset
+from probex_jax.fitting.calibration import FACTORS, best_factor, seen_offset
 
 
 def task_of(y):
@@ -160,3 +160,21 @@ def test_the_offset_of_seen_classes_is_the_best_of_all():
     assert 1.0 < offset < 3.0
     hopeless = np.tile(np.arange(3.0), (2, 1)), np.array([0, 0])
     assert seen_offset(hopeless, hopeless, 2) == 0.0
+
+
+@pytest.mark.parametrize("best", [0.01, 0.1, 0.13, 1.0, 7.3, 55.0, 100.0, 1e4])
+@pytest.mark.parametrize("near", [None, 0.1, 0.9, 7.0, 30.0, 100.0, 1e3])
+def test_the_best_factor_is_found_from_wherever_the_search_begins(best, near):
+    def loss(factor):
+        return abs(np.log(factor / best))
+
+    losses = [loss(factor) for factor in FACTORS]
+    factor, lowest = best_factor(loss, near)
+    assert factor == FACTORS[np.argmin(losses)]
+    assert lowest == min(losses)
+
+
+def test_a_search_that_begins_beside_the_best_factor_asks_little():
+    asked = []
+    best_factor(lambda factor: asked.append(factor) or (factor - 3.0) ** 2, near=3.1)
+    assert len(asked) <= 4
