@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from probex_jax.experts.alignment import class_texts
@@ -140,14 +139,10 @@ def calibrated_by(expert: Expert, found: Mapping[str, Answers], chosen_by: str =
 
     task = expert.card.task
 
-    ends = np.cumsum([len(logits_NY) for logits_NY, _ in found.values()])[:-1]
-    every_NY = jnp.concatenate([jnp.asarray(logits_NY) for logits_NY, _ in found.values()])
-
     def errors(temperature: float) -> dict[str, float]:
-        parts = np.split(np.asarray(task.predictions(every_NY, temperature)), ends)
         return {
-            split: calibration_error(*task.promises(part, y))
-            for (split, (_, y)), part in zip(found.items(), parts, strict=True)
+            split: calibration_error(*task.promises(task.predicted(logits_NY, temperature), y))
+            for split, (logits_NY, y) in found.items()
         }
 
     best = task.best_temperature(*found[chosen_by])

@@ -88,6 +88,11 @@ class Number(Task):
         spread_N = jnp.full_like(value_N, self.std * temperature)
         return jnp.stack([jnp.exp(value_N) if self.log else value_N, spread_N], axis=1)
 
+    def predicted(self, logits, temperature=1.0):
+        value_N = self.mean + self.std * np.asarray(logits, np.float64)[:, 0]
+        value_N = np.exp(value_N) if self.log else value_N
+        return np.stack([value_N, np.full_like(value_N, self.std * temperature)], axis=1)
+
     def targets(self, y, n_outputs):
         return np.asarray(self.encoded(y), np.float64)[:, None]
 

@@ -70,6 +70,10 @@ class Task(ABC):
     def predictions(self, logits: jax.Array, temperature: float = 1.0) -> jax.Array:
         """What is answered: [N, Y] calibrated probabilities, unless the task says otherwise."""
 
+    def predicted(self, logits: Any, temperature: float = 1.0) -> np.ndarray:
+        """`predictions` in NumPy, in float64, for which nothing is compiled."""
+        return np.asarray(self.predictions(jnp.asarray(logits), temperature), np.float64)
+
     @abstractmethod
     def targets(self, y: Any, n_outputs: int) -> np.ndarray:
         """[N, Y] float64: what ideal predictions would be."""
@@ -122,10 +126,7 @@ class Task(ABC):
 
     @abstractmethod
     def best_factor(self, outputs: Any, y: Any, near: float | None = None) -> tuple[float, float]:
-        """What turns a regression's outputs [N, Y] into the best logits, and their mean loss.
-
-        `near` is a factor that it may be near.
-        """
+        """What, maybe `near` another, makes outputs [N, Y] the best logits, and their mean loss."""
 
     @abstractmethod
     def best_temperature(self, logits: Any, y: Any) -> float:
@@ -187,13 +188,9 @@ class ClassTask(Task):
         return np.asarray(logits, np.float64)
 
     def region(self, logits, temperature, by):
-        p_NY = self._probabilities(logits, temperature)
+        p_NY = self.predicted(logits, temperature)
         scores_NY2 = np.stack([p_NY, 1 - p_NY], axis=2)
         return scores_NY2 <= by.scores(p_NY.shape[1])[None, :, None]
-
-    def _probabilities(self, logits: Any, temperature: float) -> np.ndarray:
-        """[N, Y] float64."""
-        return np.asarray(self.predictions(jnp.asarray(logits), temperature), np.float64)
 
     def mean_loss(self, logits, y):
         targets_NY = self.targets(y, np.shape(logits)[1])
@@ -247,6 +244,9 @@ class SeveralClasses(ClassTask):
     def predictions(self, logits, temperature=1.0):
         return jax.nn.sigmoid(logits / temperature)
 
+    def predicted(self, logits, temperature=1.0):
+        return np.exp(-np.logaddexp(0.0, -np.asarray(logits, np.float64) / temperature))
+
     def targets(self, y, n_outputs):
         return np.asarray(y, np.float64)
 
@@ -274,7 +274,7 @@ class SeveralClasses(ClassTask):
         return np.log(share_Y / (1 - share_Y))
 
     def conformal(self, logits, y, temperature=1.0):
-        p_NY, is_NY = self._probabilities(logits, temperature), np.asarray(y) > 0.5
+        p_NY, is_NY = self.predicted(logits, temperature), np.asarray(y) > 0.5
         scores_NY = np.where(is_NY, 1 - p_NY, p_NY)
         place_NY = np.broadcast_to(np.arange(p_NY.shape[1]), p_NY.shape)
         return conformal(scores_NY.ravel(), place_NY.ravel())
@@ -337,6 +337,9 @@ class OneClass(ClassTask):
     def predictions(self, logits, temperature=1.0):
         return jax.nn.softmax(logits / temperature, axis=1)
 
+    def predicted(self, logits, temperature=1.0):
+        return np.exp(self.evidence(np.asarray(logits, np.float64) / temperature))
+
     def targets(self, y, n_outputs):
         return np.eye(n_outputs)[np.asarray(y)]
 
@@ -384,7 +387,7 @@ class OneClass(ClassTask):
         return np.log(counts_Y / counts_Y.sum())
 
     def conformal(self, logits, y, temperature=1.0):
-        p_NY, y = self._probabilities(logits, temperature), np.asarray(y)
+        p_NY, y = self.predicted(logits, temperature), np.asarray(y)
         return conformal(1 - p_NY[np.arange(len(y)), y], y)
 
     def covered(self, region, y):

@@ -125,3 +125,10 @@ def test_a_prior_says_what_is_usual(which):
     loss = task.mean_loss(np.tile(prior, [300, 1]), y)
     for change in 0.1 * np.concatenate([np.eye(n_outputs), -np.eye(n_outputs)]):
         assert task.mean_loss(np.tile(prior + change, [300, 1]), y) > loss
+
+
+@pytest.mark.parametrize("which", TASKS)
+def test_predictions_are_the_same_in_numpy(which):
+    task, (logits, _) = TASKS[which], drawn(TASKS[which], 3, 50)
+    expected = task.predictions(jnp.asarray(logits), 0.7)
+    np.testing.assert_allclose(task.predicted(logits, 0.7), expected, rtol=1e-5)
