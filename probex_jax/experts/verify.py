@@ -14,7 +14,7 @@ from probex_jax.experts import checkpoints
 from probex_jax.experts.card import Card
 from probex_jax.experts.expert import Expert
 from probex_jax.experts.predictions import EARLIER, NAME, Predictions
-from probex_jax.files import read_json
+from probex_jax.files import layer_folder, read_json
 from probex_jax.integrity import noted, unsealed
 
 # Names of checkpoints that are being written; they count once they are renamed.
@@ -148,7 +148,7 @@ def _read_npz(path: Path) -> None:
 
 
 def _kept(path: Path, cards: Mapping[Path, dict[str, Any]], saved: set[Path]) -> Iterator[str]:
-    """Experts that metrics.json names, and that are not there or read other layers."""
+    """What metrics.json names that is not there, and experts that read other layers."""
     metrics = _read(path)
     kept = metrics.get("layers") if isinstance(metrics, dict) else None
     for name, layers in kept.items() if isinstance(kept, dict) else ():
@@ -157,6 +157,11 @@ def _kept(path: Path, cards: Mapping[Path, dict[str, Any]], saved: set[Path]) ->
             yield f"{folder / checkpoints.MARK}: missing; {path} names this expert"
         elif folder in cards and layers != _layers(cards[folder]):
             yield f"{path}: damaged: layers.{name} are not those on the card of {folder}"
+    asked = metrics.get("attributes") if isinstance(metrics, dict) else None
+    for name in asked if isinstance(asked, dict) else ():
+        file = layer_folder(path.parent / "attributes", name) / NAME
+        if not file.exists():
+            yield f"{file}: missing; {path} names this attribute"
 
 
 def _layers(card: Mapping[str, Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import csv
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -104,11 +105,16 @@ def test_a_part_is_an_expert_of_its_own(swept, store):
         expert.part("colour")
 
 
-def test_what_was_trained_is_whole(swept):
+def test_what_was_trained_is_whole(swept, tmp_path):
     """Though several of its members read one layer."""
     workdir, found, _ = swept
     assert len(found.expert.card.members) > len(found.expert.layers)
     assert list(verify_experts(workdir)) == []
+    shutil.copytree(workdir, tmp_path / "w")
+    lost = layer_folder(tmp_path / "w" / "attributes", "rate") / "predictions.safetensors"
+    lost.unlink()
+    [line] = verify_experts(tmp_path / "w")
+    assert line.startswith(str(lost))
 
 
 def test_predictions_of_the_test_models_are_kept_with_their_intervals(swept, store):
