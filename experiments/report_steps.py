@@ -8,10 +8,10 @@ from experiments import steps
 from experiments.costs import Costs
 from probex_jax.claims import settings_of
 from probex_jax.experts import Predictions
+from probex_jax.experts.predictions import attribute_folder
 from probex_jax.files import write_text
 from probex_jax.reports import LabelledDescription, Run, Training, report
 from probex_jax.search import Measured
-from probex_jax.sweeps.joint import attribute_folder
 
 NAME = "report.html"
 

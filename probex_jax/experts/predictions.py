@@ -5,6 +5,7 @@ That is asked once, after the choice, and kept beside its metrics.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ from probex_jax.experts.card_parts import read_task, task_json
 from probex_jax.experts.chance import chance, chance_by_class
 from probex_jax.experts.expert import Expert
 from probex_jax.experts.together import SMALL
-from probex_jax.files import parse_json, write_bytes
+from probex_jax.files import layer_folder, parse_json, write_bytes
 from probex_jax.fitting import TASKS, OneClass, SeveralClasses, Task
 from probex_jax.fitting.conformal import Conformal
 from probex_jax.layer_store import LayerStore
@@ -165,6 +166,21 @@ class Predictions:
             )
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise ProbexError(f"{path}: damaged ({error})") from error
+
+
+def attribute_folder(workdir: Path, name: str) -> Path:
+    """Where a joint training keeps what is of one attribute; any column's name has a folder.
+
+    Example:
+      >>> attribute_folder(Path("w"), "a/b").as_posix()
+      'w/attributes/a%2Fb'
+      >>> attribute_folder(Path("w"), "..").name[:13]
+      'sha256-5ec1f7'
+    """
+    try:
+        return layer_folder(workdir / "attributes", name)
+    except ProbexError:  # dots alone, or too long
+        return workdir / "attributes" / f"sha256-{hashlib.sha256(name.encode()).hexdigest()}"
 
 
 def _task(said: Any, path: Path) -> Task:

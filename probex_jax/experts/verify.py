@@ -13,8 +13,8 @@ from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints
 from probex_jax.experts.card import Card
 from probex_jax.experts.expert import Expert
-from probex_jax.experts.predictions import EARLIER, NAME, Predictions
-from probex_jax.files import layer_folder, read_json
+from probex_jax.experts.predictions import EARLIER, NAME, Predictions, attribute_folder
+from probex_jax.files import read_json
 from probex_jax.integrity import noted, unsealed
 
 # Names of checkpoints that are being written; they count once they are renamed.
@@ -159,7 +159,7 @@ def _kept(path: Path, cards: Mapping[Path, dict[str, Any]], saved: set[Path]) ->
             yield f"{path}: damaged: layers.{name} are not those on the card of {folder}"
     asked = metrics.get("attributes") if isinstance(metrics, dict) else None
     for name in asked if isinstance(asked, dict) else ():
-        file = layer_folder(path.parent / "attributes", name) / NAME
+        file = attribute_folder(path.parent, name) / NAME
         if not file.exists():
             yield f"{file}: missing; {path} names this attribute"
 

@@ -23,8 +23,8 @@ from probex_jax.experts.card import Card
 from probex_jax.experts.card_parts import Attribute
 from probex_jax.experts.evaluation import Answers, calibrated_by, is_told
 from probex_jax.experts.expert import Expert
-from probex_jax.experts.predictions import Predictions, stored_logits
-from probex_jax.files import layer_folder, write_json
+from probex_jax.experts.predictions import Predictions, attribute_folder, stored_logits
+from probex_jax.files import write_json
 from probex_jax.fitting.number import Number
 from probex_jax.fitting.ridge import Regression, enough_folds, folds
 from probex_jax.integrity import sealed
@@ -41,21 +41,6 @@ class Columns(Number):
 
     def targets(self, y, n_outputs):
         return np.asarray(y, np.float64)
-
-
-def attribute_folder(workdir: Path, name: str) -> Path:
-    """Where a joint training keeps what is of one attribute; any column's name has a folder.
-
-    Example:
-      >>> attribute_folder(Path("w"), "a/b").as_posix()
-      'w/attributes/a%2Fb'
-      >>> attribute_folder(Path("w"), "..").name[:13]
-      'sha256-5ec1f7'
-    """
-    try:
-        return layer_folder(workdir / "attributes", name)
-    except ProbexError:  # dots alone, or too long
-        return workdir / "attributes" / f"sha256-{hashlib.sha256(name.encode()).hexdigest()}"
 
 
 def attribute_views(

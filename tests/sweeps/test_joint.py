@@ -10,9 +10,9 @@ from safetensors.numpy import save_file
 
 import probex_jax as px
 from probex_jax.experts import Predictions, verify_experts
+from probex_jax.experts.predictions import attribute_folder
 from probex_jax.fitting import ClosedForm, Number, OneClass
 from probex_jax.sweeps import attribute_views, sweep, sweep_attributes
-from probex_jax.sweeps.joint import attribute_folder
 
 pytestmark = pytest.mark.xdist_group("sweeps")
 
@@ -111,7 +111,7 @@ def test_what_was_trained_is_whole(swept, tmp_path):
     assert len(found.expert.card.members) > len(found.expert.layers)
     assert list(verify_experts(workdir)) == []
     shutil.copytree(workdir, tmp_path / "w")
-    lost = layer_folder(tmp_path / "w" / "attributes", "rate") / "predictions.safetensors"
+    lost = attribute_folder(tmp_path / "w", "rate") / "predictions.safetensors"
     lost.unlink()
     [line] = verify_experts(tmp_path / "w")
     assert line.startswith(str(lost))
