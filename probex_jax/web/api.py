@@ -83,7 +83,7 @@ def routes(catalogue: Catalogue, uploads: Uploads, work: Work, *, hub: bool) -> 
                     del hit["similarity"]
                 return found
             if bool(query.strip()) == bool(like):
-                raise ProbexError("give either query or like")
+                raise ProbexError("give query or like, or neither with filter or sort")
             if like:
                 return _hits(*catalogue.like_id(options.index, like, options.k, options.where))
             return _hits(*catalogue.search(query, options.index, options.k, options.where))
