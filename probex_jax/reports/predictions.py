@@ -70,7 +70,7 @@ def as_text(models: Iterable[LabelledDescription]) -> str:
 
 def _wrapped(title: str, items: Sequence[str]) -> str:
     text = ", ".join(item.replace(" ", "\xa0") for item in items)  # lines break between items
-    filled = textwrap.fill(text, 96, initial_indent=f"  {title:<12}", subsequent_indent=" " * 14)
+    filled = textwrap.fill(text, 96, initial_indent=f"  {title:<11} ", subsequent_indent=" " * 14)
     return filled.replace("\xa0", " ")
 
 
@@ -104,19 +104,26 @@ def of_description(model: LabelledDescription) -> ModelAnswers:
     lines: list[tuple[str, Sequence[str]]] = [("tree", [verdict])]
     if not said.tree:
         lines.append(("why", [said.route.reason]))
-    elif len(said.answers) < 2 and not any(one.quantity for one in said.answers):
-        one = next(iter(said.answers), None)
-        chosen = "several" if one is None else one.expert.chosen
-        lines += answers(said.predictions, model.labels, chosen)
     else:
-        for one in said.answers:
-            lines.append((one.title, _predicted(one)))
-        lines.append(("truth", list(model.labels) or ["not known"]))
+        lines += _of_answers(said.answers, model.labels)
     # Models of many classes have long texts, which say little of the neighbours.
     if said.neighbours and all(one.chooses_one for one in said.answers):
         nearest = [f"{near.text} {near.similarity:.2f}" for near in said.neighbours[:_SHOWN_NEAR]]
         lines.append(("nearest", nearest))
     return ModelAnswers(said.id, lines)
+
+
+def _of_answers(found: Sequence[Answer], labels: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
+    """The labels beside what has no name of its own, or is alone; other attributes by name."""
+    alone = [one for one in found if not one.label_set or len(found) == 1]
+    main = next((one for one in alone if one.quantity is None), None)
+    named = [(one.title, _predicted(one)) for one in found if one is not main]
+    if main is None and found:
+        return [*named, ("truth", list(labels) or ["not known"])]
+    *lines, truth = answers(
+        main.predictions if main else (), labels, main.expert.chosen if main else "several"
+    )
+    return [*lines, *named, truth]
 
 
 def _predicted(answer: Answer) -> list[str]:
