@@ -8,7 +8,7 @@ from typing import Any
 import probex_jax as px
 from experiments import cli, view_steps
 from probex_jax.engine import HERE, Engine
-from probex_jax.experts.chance import chance_of, shortfall
+from probex_jax.experts.chance import shortfall
 from probex_jax.fitting import ClosedForm, Devices
 from probex_jax.reports.told import asked
 from probex_jax.sweeps import default_layers, sweep_attributes
@@ -103,7 +103,7 @@ def _row(name: str, each: Mapping[str, Any]) -> Row:
         "figure": "R²" if is_number else "accuracy",
         "test": f"{test['value']:.3f}",
         "95 % interval": f"{test['low']:.3f} to {test['high']:.3f}",
-        "chance": f"{chance_of(test) or 0.0:.3f}",
+        "chance": f"{test['chance']:.3f}",
         "models": test["n_models"],
     }
     if covered:

@@ -95,8 +95,9 @@ def opened_as(store: str | Path, config: Mapping[str, Any]) -> px.LayerStore:
 
 def warn_of_split(config: Mapping[str, Any]) -> None:
     """A line on standard error where a store has no split, and one is made."""
-    store, name = _with_split(px.LayerStore.open(config["store"]), config["split"])
-    if name == OWN_SPLIT and OWN_SPLIT not in px.LayerStore.open(config["store"]).splits:
+    opened = px.LayerStore.open(config["store"])
+    store, name = _with_split(opened, config["split"])
+    if name == OWN_SPLIT and OWN_SPLIT not in opened.splits:
         counts = {part: len(models) for part, models in store.tables.splits[name].items()}
         divided = ", ".join(f"{count} {part}" for part, count in counts.items())
         line = f"{store.path}: no split; divided into {divided}. experiments.split makes others"

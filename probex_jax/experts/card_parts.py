@@ -177,6 +177,7 @@ class Reader:
 
 
 def read_names(read: Reader, where: object) -> tuple[str, ...]:
+    """The classes of a card, or of an attribute."""
     names = tuple(read.take("classes", list))
     if not all(isinstance(name, str) for name in names):
         raise ProbexError(f"{where}: classes on the card are not all names")
@@ -184,6 +185,7 @@ def read_names(read: Reader, where: object) -> tuple[str, ...]:
 
 
 def read_calibration(read: Reader, where: object) -> Calibration | None:
+    """The calibration of a card, or of an attribute; None where there is none."""
     found = read.part("calibration", Calibration)
     if found and not 0 < found.temperature < float("inf"):
         raise ProbexError(f"{where}: calibration.temperature on the card is not > 0")
@@ -191,6 +193,7 @@ def read_calibration(read: Reader, where: object) -> Calibration | None:
 
 
 def read_conformal(read: Reader, where: object) -> Conformal | None:
+    """What intervals or sets are made by; None where there is nothing."""
     found = read.part("conformal", Conformal)
     if found and not (
         0 < found.coverage < 1 and all(map(_is_finite, [found.score, *found.by_class.values()]))
@@ -231,6 +234,7 @@ def implied_task(head: str, text: TextCard | None) -> Task:
 def read_task(
     value: Mapping[str, Any] | None, head: str, text: TextCard | None, where: object
 ) -> Task:
+    """The task of a card; of one that names none, what its head implies."""
     if value is None:
         return implied_task(head, text)
     fields = dict(value)
@@ -257,8 +261,10 @@ def _is_finite(value: Any) -> bool:
 
 
 def task_json(task: Task) -> dict[str, Any]:
+    """A task as `read_task` reads it."""
     return {"name": task.name, **dataclasses.asdict(task)}
 
 
 def known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the fields that are None."""
     return {name: value for name, value in values.items() if value is not None}

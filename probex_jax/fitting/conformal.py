@@ -49,48 +49,44 @@ class Conformal:
         return np.array([self.by_class.get(str(place), self.score) for place in range(n_classes)])
 
 
-def conformal_score(scores: np.ndarray, coverage: float = COVERAGE) -> float | None:
-    """The score that a new one does not exceed with a probability; None if too few are known.
+def conformal_score(scores: np.ndarray) -> float | None:
+    """The score that a new one exceeds no more often than promised; None if too few are known.
 
     Args:
       scores: [N] float.
-      coverage: the probability.
 
     Example:
       >>> conformal_score(np.arange(1, 20) / 20), conformal_score(np.ones(8))
       (0.9, None)
     """
     # Less a little: 0.9 · 10 is no more than 9, however it is rounded.
-    rank = ceil(coverage * (len(scores) + 1) - 1e-9)
+    rank = ceil(COVERAGE * (len(scores) + 1) - 1e-9)
     return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else None
 
 
-def conformal(
-    scores: np.ndarray, of_class: np.ndarray | None = None, coverage: float = COVERAGE
-) -> Conformal | None:
+def conformal(scores: np.ndarray, of_class: np.ndarray | None = None) -> Conformal | None:
     """What scores of models that were not fitted to say; None if they are too few.
 
     Args:
       scores: [N] float.
       of_class: [N] int, the place of the class that each is of; None where there are none.
-      coverage: share of new models that are to be covered.
 
     Example:
       >>> found = conformal(np.arange(40) / 40, np.arange(40) % 2)
       >>> found.score, found.by_class
       (0.9, {'0': 0.9, '1': 0.925})
     """
-    score = conformal_score(scores, coverage)
+    score = conformal_score(scores)
     if score is None:
         return None
     by_class, is_left_N = {}, np.ones(len(scores), bool)
     for place in np.unique(of_class) if of_class is not None else ():
         own = scores[of_class == place]
-        if len(own) >= _OF_A_CLASS and (of_one := conformal_score(own, coverage)) is not None:
+        if len(own) >= _OF_A_CLASS and (of_one := conformal_score(own)) is not None:
             by_class[str(place)] = of_one
             is_left_N &= of_class != place
     if by_class and is_left_N.any():
         # Each group has to be covered by itself: what of all makes up for others does not here.
-        of_left = conformal_score(scores[is_left_N], coverage)
+        of_left = conformal_score(scores[is_left_N])
         score, by_class = (score, {}) if of_left is None else (of_left, by_class)
-    return Conformal(coverage, score, len(scores), by_class)
+    return Conformal(COVERAGE, score, len(scores), by_class)

@@ -89,8 +89,8 @@ class Number(Task):
         return jnp.stack([jnp.exp(value_N) if self.log else value_N, spread_N], axis=1)
 
     def predicted(self, logits, temperature=1.0):
-        value_N = self.mean + self.std * np.asarray(logits, np.float64)[:, 0]
-        value_N = np.exp(value_N) if self.log else value_N
+        """As `Task`, exactly and within the bounds of intervals."""
+        value_N = self._told(np.asarray(logits, np.float64)[:, 0])
         return np.stack([value_N, np.full_like(value_N, self.std * temperature)], axis=1)
 
     def targets(self, y, n_outputs):
@@ -115,10 +115,6 @@ class Number(Task):
 
     def conformal(self, logits, y, temperature=1.0):
         return conformal(np.abs(np.asarray(logits, np.float64) - self.targets(y, 1))[:, 0])
-
-    def values(self, logits: Any) -> np.ndarray:
-        """[N] float64: the numbers told, exactly and within bounds, as their intervals are."""
-        return self._told(np.asarray(logits, np.float64)[:, 0])
 
     def region(self, logits, temperature, by):
         off_N2 = np.asarray(logits, np.float64)[:, :1] + by.score * np.array([[-1.0, 1.0]])

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from probex_jax.experts import Expert
+from probex_jax.experts import Card
 from probex_jax.fitting import Number
 from probex_jax.forest.description import Answer, ExpertFacts, Prediction, Quantity
 
@@ -15,12 +15,12 @@ class Asked(NamedTuple):
     """One thing that an expert is asked.
 
     Args:
-      expert: whose task and calibration it is; of a joint expert a part.
+      card: of the expert; of a joint one that of a part.
       outputs: its columns of the logits.
       facts: about it.
     """
 
-    expert: Expert
+    card: Card
     outputs: slice
     facts: ExpertFacts
 
@@ -33,19 +33,19 @@ def answered(name: str, asked: Asked, logits_NY: np.ndarray) -> list[Answer]:
       asked: it.
       logits_NY: of the whole expert.
     """
-    card, own_NY = asked.expert.card, logits_NY[:, asked.outputs]
+    card, own_NY = asked.card, logits_NY[:, asked.outputs]
     by = card.conformal
     region = None if by is None else card.task.region(own_NY, card.temperature, by)
+    p_NY = card.task.predicted(own_NY, card.temperature)
     if isinstance(card.task, Number):
-        return _numbers(name, asked, card.task.values(own_NY), region)
-    p_NY = np.asarray(asked.expert.as_probabilities(own_NY), np.float64)
+        return _numbers(name, asked, p_NY[:, 0], region)
     likely_NY = None if region is None else region[:, :, 1]
     return [
         Answer(
-            _predictions(asked.expert, p_Y),
+            _predictions(card, p_Y),
             asked.facts,
             name,
-            likely=None if likely_NY is None else _named(asked.expert, p_Y, likely_NY[row]),
+            likely=None if likely_NY is None else _named(card, p_Y, likely_NY[row]),
             coverage=None if by is None else by.coverage,
         )
         for row, p_Y in enumerate(p_NY)
@@ -55,7 +55,7 @@ def answered(name: str, asked: Asked, logits_NY: np.ndarray) -> list[Answer]:
 def _numbers(
     name: str, asked: Asked, value_N: np.ndarray, region_N2: np.ndarray | None
 ) -> list[Answer]:
-    by = asked.expert.card.conformal
+    by = asked.card.conformal
     if by is None or region_N2 is None:  # too few models for an interval
         region_N2 = np.stack([np.full_like(value_N, -np.inf), np.full_like(value_N, np.inf)], 1)
     coverage = 1.0 if by is None else by.coverage
@@ -65,14 +65,14 @@ def _numbers(
     ]
 
 
-def _predictions(expert: Expert, p_Y: np.ndarray) -> tuple[Prediction, ...]:
-    classes, words = expert.card.classes, expert.card.words
+def _predictions(card: Card, p_Y: np.ndarray) -> tuple[Prediction, ...]:
+    classes, words = card.classes, card.words
     return tuple(
         Prediction(classes[y], words.get(classes[y], classes[y]), float(p_Y[y]))
         for y in np.argsort(-p_Y, kind="stable")
     )
 
 
-def _named(expert: Expert, p_Y: np.ndarray, likely_Y: np.ndarray) -> tuple[str, ...]:
+def _named(card: Card, p_Y: np.ndarray, likely_Y: np.ndarray) -> tuple[str, ...]:
     """The likely classes, the most probable first."""
-    return tuple(expert.card.classes[y] for y in np.argsort(-p_Y, kind="stable") if likely_Y[y])
+    return tuple(card.classes[y] for y in np.argsort(-p_Y, kind="stable") if likely_Y[y])

@@ -14,7 +14,7 @@ import numpy as np
 
 from probex_jax.bucket_paths import fetched
 from probex_jax.errors import ProbexError
-from probex_jax.experts import Expert, Read, in_batches
+from probex_jax.experts import Card, Expert, Read, in_batches
 from probex_jax.experts.tags import Vocabulary, ranked_tags, tag_cut
 from probex_jax.files import disk_errors, read_json
 from probex_jax.fitting import Number
@@ -144,18 +144,18 @@ class Tree:
 
         What another expert of the tree tells alone, or a later joint one, is left to that one.
         """
-        expert, facts = self.experts[label_set], self.facts(label_set)
-        if not expert.card.attributes:
-            return {label_set: Asked(expert, slice(None), facts)}
+        expert, card = self.experts[label_set], self.experts[label_set].card
+        if not card.attributes:
+            return {label_set: Asked(card, slice(None), self.facts(label_set))}
         others = [entry for name, entry in self.entries.items() if name != label_set]
         told = {entry.label_set for entry in others}, {entry.classes for entry in others}
         later = [*self.entries][[*self.entries].index(label_set) + 1 :]
         told[0].update(a.name for name in later for a in self.experts[name].card.attributes)
         return {
-            each.name: Asked(part, expert.card.outputs(each.name), _facts(part, expert))
-            for each in expert.card.attributes
+            each.name: Asked(part, card.outputs(each.name), _facts(part, expert))
+            for each in card.attributes
             if each.told and each.name not in told[0] and each.classes not in told[1]
-            for part in [expert.part(each.name)]
+            for part in [card.part(each.name)]
         }
 
     @property
@@ -163,11 +163,12 @@ class Tree:
         """The attributes that weights do not tell: no better than what is usual in the tree.
 
         What has no name is no attribute: it is answered, with what there is to say of the expert.
+        Of several experts the one counts that is `asked`.
         """
         cards = {label_set: expert.card for label_set, expert in self.experts.items()}
-        alone = [name for name, card in cards.items() if name and not card.told]
-        joint = [each.name for card in cards.values() for each in card.attributes if not each.told]
-        return (*alone, *joint)
+        told = {each.name: each.told for card in cards.values() for each in card.attributes}
+        told |= {name: card.told for name, card in cards.items() if not card.attributes}
+        return tuple(name for name, is_told in told.items() if name and not is_told)
 
     def vocabulary(self, entry: ExpertEntry) -> Vocabulary | None:
         """The tags that an expert ranks; None for one that ranks none."""
@@ -186,8 +187,9 @@ class Tree:
           size: models in a call.
         """
         found: list[tuple[Answer, ...] | ProbexError] = [() for _ in models]
+        untold = self.untold
         for label_set, expert in self.experts.items():
-            if label_set in self.untold:
+            if label_set in untold and not expert.card.attributes:
                 continue
             answers = self._answers(label_set, expert, [m[label_set] for m in models], size)
             for place, one in answers.items():
@@ -226,12 +228,11 @@ class Tree:
 
     def facts(self, label_set: str) -> ExpertFacts:
         """The facts about an expert for descriptions; of a joint one `asked` has those of each."""
-        return _facts(self.experts[label_set], self.experts[label_set])
+        return _facts(self.experts[label_set].card, self.experts[label_set])
 
 
-def _facts(part: Expert, expert: Expert) -> ExpertFacts:
-    """The facts about an expert, or about a part of one."""
-    card = part.card
+def _facts(card: Card, expert: Expert) -> ExpertFacts:
+    """The facts about an expert, or about the part of one that a card is of."""
     is_number = isinstance(card.task, Number)
     return ExpertFacts(
         hash=expert.hash,

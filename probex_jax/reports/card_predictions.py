@@ -20,6 +20,7 @@ _MIN_SHOWN = 0.005
 
 
 def predictions(description: Description) -> str:
+    """The section on what is predicted."""
     title = "## What it was trained on: predicted from the weights\n"
     if not description.tree:
         return f"{title}\nNothing is predicted, since the model's tree is unknown.\n"
@@ -105,6 +106,7 @@ def _chance(accuracy: Mapping[str, Any] | None) -> str:
 
 
 def experts(description: Description) -> str:
+    """The section on who predicts it, and how good they are."""
     if not description.answers:
         return ""
     title = "## The expert\n" if len(description.answers) == 1 else "## The experts\n"
@@ -194,8 +196,10 @@ def _reading(layers: Sequence[str]) -> str:
 
 
 def named(prediction: Prediction) -> str:
+    """A class in a code span."""
     return code(prediction.text)
 
 
 def probability_of(prediction: Prediction) -> str:
+    """Its probability, as cards show it."""
     return probability(prediction.probability)

@@ -136,4 +136,4 @@ def about_numbers(answered: Predictions) -> Iterator[tuple[str, str, str]]:
 def _numbers(answered: Predictions) -> np.ndarray:
     """[N] float64, the predicted numbers."""
     assert isinstance(answered.task, Number)
-    return answered.task.values(answered.logits)
+    return answered.task.predicted(answered.logits)[:, 0]

@@ -77,7 +77,7 @@ def test_numbers_that_float32_does_not_have_are_refused():
 def test_numbers_lie_in_their_intervals(y, logits):
     task = Number().fitted(y)
     logits_N1 = np.array(logits)[:, None]
-    values = task.values(logits_N1)
+    values = task.predicted(logits_N1)[:, 0]
     low, high = task.region(logits_N1, 1.0, Conformal(0.9, 0.01, 20)).T
     assert ((low <= values) & (values <= high)).all()
     assert values[0] == pytest.approx(task.mean + task.std * logits[0], rel=1e-15)

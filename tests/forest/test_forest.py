@@ -48,7 +48,7 @@ def test_models_are_described_by_the_expert_of_their_tree(forest, trees):
             expert = forest.trees[name].expert
             with open_model(found.path) as model:
                 x = {layer: model.matrix(layer)[None] for layer in expert.layers}
-            expected = dict(zip(CLASSES, expert.probabilities(x)[0], strict=True))
+            expected = dict(zip(CLASSES, map(float, expert.probabilities(x)[0]), strict=True))
             assert probabilities(found) == pytest.approx(expected, rel=1e-4)
             ordered = [p.probability for p in found.predictions]
             assert ordered == sorted(ordered, reverse=True)
