@@ -1,6 +1,7 @@
 """From a stranger's table beside models to cards with all that it says, by three commands."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -94,7 +95,10 @@ def test_experts_of_attributes_are_evaluated_or_refused_in_a_line(told):
     """One of a number has its R²; a joint one has its figures from its training."""
     folder, _ = told
     store = f"--config.store={folder}/store"
-    assert run("train", f"--workdir={folder}/one", store, "--config.task=Größe").returncode == 0
+    trained = run("train", f"--workdir={folder}/one", store, "--config.task=Größe")
+    assert trained.returncode == 0
+    assert "test R²" in trained.stdout
+    assert "accuracy" not in trained.stdout
     found = run("evaluate", f"--experts={folder}/one")
     assert found.returncode == 0, found.stderr
     assert "R²" in found.stdout
@@ -102,6 +106,31 @@ def test_experts_of_attributes_are_evaluated_or_refused_in_a_line(told):
     assert joint.returncode == 2
     [line] = joint.stderr.strip().splitlines()
     assert "metrics.json" in line
+
+
+def test_of_several_models_each_attribute_is_named_with_what_is_possible(told):
+    folder, _ = told
+    models = [str(folder / "netze" / f"netz_00{number}.safetensors") for number in range(3)]
+    found = run("describe", f"--forest={folder}/forest", *models)
+    assert found.returncode == 0, found.stderr
+    for number in range(3):
+        [row] = [line for line in found.stdout.splitlines() if f"netz_00{number}" in line]
+        assert re.search(r"Lernrate [\d.]+ \([\d.]+ to [\d.]+\)", row), row
+        assert re.search(r"Optimierer (Adam|SGD) [\d.]+", row), row
+
+
+def test_who_has_splits_is_asked_for_one_in_a_line(tmp_path):
+    write_models(tmp_path / "netze", 40)
+    zoo, store = f"--zoo={tmp_path}/netze", f"{tmp_path}/store"
+    for command in (["split", zoo, "--by=erfolgreich"], ["pack", zoo, f"--store={store}"]):
+        assert run(*command).returncode == 0
+    train = [f"--workdir={tmp_path}/w", f"--config.store={store}", "--config.task=all"]
+    refused = run("train", *train)
+    assert refused.returncode == 2
+    [line] = refused.stderr.strip().splitlines()
+    assert "config.split: erfolgreich-0" in line
+    assert "Lernrate" not in line
+    assert run("train", *train, "--config.split=erfolgreich-0").returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,16 @@ def test_an_expert_of_one_attribute_answers_instead_of_the_joint_one(grown, tmp_
     assert whose["rate"] == expert.hash != whose["kind"]
 
 
+def test_an_expert_that_tells_nothing_has_no_answer(tmp_path):
+    store = write_zoo(tmp_path)
+    settings = {**SETTINGS, "head": "none", "recipe": ClosedForm(), "committee": None}
+    noise = sweep(store.view("noise"), tmp_path / "w", **settings).expert
+    assert not noise.card.told
+    grow(tmp_path / "forest", store.view("noise"), noise)
+    found = described(tmp_path)
+    assert (found.answers, found.untold) == ((), ("noise",))
+
+
 def test_growing_again_changes_nothing(grown):
     folder, store, expert = grown
     stores, _ = attribute_views(store)

@@ -13,6 +13,7 @@ from probex_jax.experts import Predictions, verify_experts
 from probex_jax.experts.predictions import attribute_folder
 from probex_jax.fitting import ClosedForm, Number, OneClass
 from probex_jax.sweeps import attribute_views, sweep, sweep_attributes
+from probex_jax.sweeps.joint import joint_store
 
 pytestmark = pytest.mark.xdist_group("sweeps")
 
@@ -169,6 +170,29 @@ def test_a_killed_training_goes_on_to_the_same_expert(swept, store, tmp_path):
     assert again.expert.hash == found.expert.hash
     with pytest.raises(px.ProbexError, match="another config"):
         sweep_attributes({"rate": stores["rate"]}, tmp_path, recipe=ClosedForm(), **SETTINGS)
+
+
+def test_an_attribute_that_no_validation_model_has_is_trained_on(tmp_path):
+    """In closed form these are no others; one that no test model has is left out."""
+
+    def known(row):
+        row["kind"] = "" if row["model"].startswith("val") else row["kind"]
+        row["noise"] = "" if row["model"].startswith("test") else row["noise"]
+
+    stores, left_out = attribute_views(write_zoo(tmp_path, known))
+    assert stores.keys() == {"rate", "kind"}
+    assert left_out.keys() == {"noise", "note"}
+    found = sweep_attributes(stores, tmp_path / "w", recipe=ClosedForm(), **SETTINGS)
+    assert found.attributes["kind"].value > 0.9
+    assert found.metrics["attributes"]["kind"]["n_models"] == {"test": 16, "train": 40}
+
+
+def test_the_store_of_several_attributes_is_pickled_by_its_views(store):
+    stores, _ = attribute_views(store)
+    whole = joint_store(stores)
+    again = pickle.loads(pickle.dumps(whole))
+    assert (again.hash, again.split("val")) == (whole.hash, whole.split("val"))
+    assert len(whole.models) == 96
 
 
 def test_one_attribute_alone_is_an_expert_as_any_other(store, tmp_path):
