@@ -176,7 +176,7 @@ def test_the_wide_zoo_is_wide():
 _KILLED_BUILD = """
 import os, signal, sys
 from pathlib import Path
-from probex_jax.zoo.miniature import Lora, Settings, ViT, build
+from probex_jax.zoo.miniature import Lora, Settings, Variety, ViT, build
 
 def kill_after_a_batch(models):
     if models:
