@@ -120,7 +120,9 @@ class Catalogue:
                 layout = self._layouts[tree]
                 if layout is not None and layout.models:
                     stars[path] = position_among(layout.points, layout.vectors, vector_T)
-                found.append([_neighbour(hit) for hit in snapshot.near(vector_T, _NEIGHBOURS)])
+                found.append(
+                    [_neighbour(hit) for hit in snapshot.near(vector_T, _NEIGHBOURS, but=str(path))]
+                )
             return found
 
         paths, names = [model.path for model in models], [model.name for model in models]

@@ -64,15 +64,14 @@ def _examples(snapshots: Iterable[Snapshot]) -> str:
     """Links that show what the page does; models are held-out ones where there are some."""
     links: dict[str, str] = {}
     for one in snapshots:
-        hits = sorted(one.models, key=lambda hit: hit.split not in HELD_OUT_SPLITS)
-        for hit in hits[:1]:
+        for hit in sorted(one.models, key=lambda hit: hit.split not in HELD_OUT_SPLITS)[:1]:
             if Path(hit.path).exists():
-                links.setdefault(
-                    "describe", _link(f"Describe {hit.id}", "describe", id=hit.id, index=one.tree)
-                )
-            links["like"] = _link(f"Models like {hit.id}", "search", like=hit.id, index=one.tree)
-        for text in [hit.text for hit in hits if hit.text and one.knows_texts][:1]:
-            links.setdefault("query", _link(f"Search for “{text}”", "search", query=text))
+                asked = {"id": hit.id, "index": one.tree}
+                links["describe"] = _link(f"Describe a model of {one.tree}", "describe", **asked)
+            asked = {"like": hit.id, "index": one.tree}
+            links.setdefault("like", _link(f"Models like one of {one.tree}", "search", **asked))
+            if hit.text and one.knows_texts:
+                links["query"] = _link(f"Search for “{hit.text}”", "search", query=hit.text)
     if not links:
         return ""
     return f'<p class="px-examples">Or try an example: {" ".join(links.values())}</p>'
