@@ -24,7 +24,8 @@ _MOST_BARS = 24
 _SHOWN_CLASSES = 200
 # The map fills its frame: legend and caption take what they need, the picture gets the rest.
 _IN_A_FRAME = """<style>
-html, body, figure.px-map { height: 100%; }
+html, body, main, figure.px-map { height: 100%; }
+h1 { position: absolute; clip-path: inset(50%); }
 body { max-width: none; padding: 0.5rem; }
 figure.px-map { display: flex; flex-direction: column; margin: 0; }
 .px-view { display: flex; flex: 1; flex-direction: column; min-height: 0; }
@@ -75,7 +76,8 @@ def frame(title: str, tree: str, **star: float | str) -> str:
 
 def map_document(drawn: str) -> str:
     """A document that holds a map."""
-    return page("Map", (drawn or "<p>There is no map of this index.</p>") + _IN_A_FRAME)
+    drawn = drawn or "<p>There is no map of this index.</p>"
+    return page("Map", f"<main><h1>Map</h1>{drawn}</main>{_IN_A_FRAME}")
 
 
 def _tree_line(said: Description) -> str:

@@ -62,5 +62,5 @@ def test_none_of_fifty_searches_and_twenty_descriptions_fails(demo, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     header, _, *rows = (tmp_path / "page.md").read_text().splitlines()
-    assert "server, MiB" in header
-    assert len(rows) == 6
+    assert "held, MiB" in header
+    assert len(rows) == 8

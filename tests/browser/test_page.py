@@ -124,14 +124,11 @@ def test_several_files_and_what_is_wrong_with_one(visit, models, shot):
 
 
 def test_two_drops_at_once_are_both_answered(visit, models):
-    with visit() as page, held_back(page, "describe"):
-        sent(page, FILES, models / "mine.safetensors")
-        sent(page, FILES, models / "stranger.safetensors")
-        page.get_by_role("progressbar").nth(1).wait_for()
     with visit() as page:
         with held_back(page, "describe"):
             sent(page, FILES, models / "mine.safetensors")
             sent(page, FILES, models / "stranger.safetensors")
+            page.get_by_role("progressbar").nth(1).wait_for()
         page.locator(DESCRIBED).nth(1).wait_for()
         # The newest stands first.
         assert page.locator(f"{DESCRIBED} h2").all_inner_texts() == ["stranger", "mine"]
