@@ -163,7 +163,7 @@ def _mib(pid: int, field: str) -> int:
 def main() -> int:
     demo = Path(_DEMO.value)
     if not (demo / "indexes" / TREE).is_dir():
-        raise ProbexError(f"{demo}: no demo was run here; experiments.demo makes one")
+        raise ProbexError(f"{demo}: no demo was run here; probex demo makes one")
     with tempfile.TemporaryDirectory() as folder:
         index = filled(demo / "indexes" / TREE, Path(folder), _INDEXED.value)
         with served(demo / "forest", index) as (address, pid):

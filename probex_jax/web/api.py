@@ -176,7 +176,7 @@ class _Api:
         self._catalogue.check(asked.index, asked.k, where)  # before the file is read
 
         def found() -> _Found:
-            [model, *others] = models
+            [model, *others] = models()
             if others:
                 raise ProbexError("expected one model to search by")
             tree, vector_T = self._catalogue.vector_of(model, asked.index)
@@ -193,7 +193,7 @@ class _Api:
     async def describe(self, request: Request) -> Response:
         several = _is_form(request)
         async with self._received(request) as models:
-            return await self._described(request, self._work.read, lambda: models, several=several)
+            return await self._described(request, self._work.read, models, several=several)
 
     async def describe_known(self, request: Request) -> Response:
         """Describes a model of an index or of the hub."""
@@ -246,8 +246,8 @@ class _Api:
         return HTMLResponse(views.map_document(drawn), headers={"content-security-policy": FRAMED})
 
     @asynccontextmanager
-    async def _received(self, request: Request) -> AsyncIterator[list[Model]]:
-        """The models in the body: a file itself, or the files of a form."""
+    async def _received(self, request: Request) -> AsyncIterator[Callable[[], list[Model]]]:
+        """Gives the models in the body: a file itself, or the files of a form."""
         uploads, kind = self._uploads, request.headers.get("content-type", "")
         is_form, length = _is_form(request), request.headers.get("content-length", "")
         name = plain_name(request.query_params.get("name", "model.safetensors"))
@@ -267,10 +267,10 @@ class _Api:
             raise Refused("the client disconnected") from None
         with uploads.used(arrival.paths):
             if not is_form:
-                yield [Model(name, arrival.paths[0])]
+                yield lambda: [Model(name, arrival.paths[0])]
                 return
             with uploads.place() as folder:
-                yield sent(arrival.paths, folder)
+                yield lambda: sent(arrival.paths, folder)
 
     async def _answer(
         self,
