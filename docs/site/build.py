@@ -127,6 +127,7 @@ def lay_out(folder: Path) -> None:
             shutil.copytree(ROOT / name, folder / name, ignore=left_out)
         else:
             shutil.copy(ROOT / name, folder / name)
+    shutil.copy(Path(__file__).with_name("iframe-worker.js"), folder)
     (folder / "api").mkdir()
     for name, text in api():
         (folder / "api" / name).write_text(text)
