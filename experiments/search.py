@@ -25,7 +25,7 @@ from probex_jax.search.searching import MAX_K
 _INDEX = flags.DEFINE_list(
     "index", None, "Index made by index, or several of one expert, searched as one.", required=True
 )
-_QUERY = flags.DEFINE_string("query", None, "What to look for, in words.")
+_QUERY = flags.DEFINE_string("query", None, "What to look for, as a sentence.")
 _LIKE = flags.DEFINE_string(
     "like", None, "A model to find others like it: a file, folder or address."
 )
