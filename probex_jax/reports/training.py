@@ -75,7 +75,7 @@ def by_layer(trainings: Sequence[Training]) -> str:
     trees = dict.fromkeys(t.metrics["tree"] for t in trainings)
     parts = (_of_tree(tree, [t for t in trainings if t.metrics["tree"] == tree]) for tree in trees)
     about = (
-        "<p>Accuracy of each layer alone on the models that chose, not on test models. "
+        "<p>Accuracy of each layer alone on left-out models, not on test models. "
         "Methods that read all layers at once are not shown.</p>"
     )
     return f'{about}<div class="side">{"".join(parts)}</div>' if trees else ""
@@ -264,7 +264,7 @@ def _by_class(answered: Predictions) -> str:
         | ({"chance": f"{answered.chance_by_class[y]:.3f}"} if answered.chance_by_class else {})
         for y in sorted(found, key=found.__getitem__)[:_MAX_ROWS]
     ]
-    caption = "Found: share of a class's models that were. Chance: of guessing it as often as known"
+    caption = "Found: share of a class's models. Chance: guessing the class as often as it occurs"
     return html_table(rows, caption=caption)
 
 
