@@ -157,8 +157,8 @@ def _tags(description: Description) -> str:
     for tags in (answer.tags for answer in description.answers if answer.tags is not None):
         listed = ", ".join(f"{named(p)} {probability_of(p)}" for p in tags.shown[:_MAX_LISTED])
         about = (
-            f"They are out of {tags.n_tags:,}. At most a share of {tags.wrong:g} of the tags shown is "
-            "wrong, on average over models like those that the tags are from."
+            f"They are out of {tags.n_tags:,}. At most a share of {tags.wrong:g} of the tags shown "
+            "is wrong, on average over models like those that the tags are from."
         )
         lines.append(
             f"Tags, ranked by the weights: {listed or 'none is certain enough'}. {about}\n"
