@@ -14,8 +14,8 @@ from probex_jax.files import disk_errors
 from probex_jax.reports.html import escaped
 from probex_jax.reports.map_styles import OKABE_ITO
 
-# Bars are told apart by hatching as well as by colour.
-_STYLES = tuple(zip(OKABE_ITO, ("", "///", "...", "xxx"), strict=False))
+# Bars are told apart by hatching as well as by colour; dots would be 150 kB of circles in an SVG.
+_STYLES = tuple(zip(OKABE_ITO, ("", "///", "|||", "xxx"), strict=False))
 _MAX_NAME = 40
 # Calibration points of fewer predictions are drawn small.
 FEW = 10
@@ -166,12 +166,13 @@ def predicted_against_true(
 
 
 def _logarithmic(panel: Any) -> None:
-    """Logarithmic axes, whose ticks are written without formulas."""
+    """Logarithmic axes with few ticks, which are written without formulas."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     panel.set(xscale="log", yscale="log")
     for axis in (panel.xaxis, panel.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 3)))
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 3) if high < 300 * low else (1,), numticks=5))
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_formatter(NullFormatter())
 
