@@ -3,7 +3,7 @@
 import base64
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,14 +177,17 @@ def _logarithmic(panel: Any) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def svg_image(figure: Any, title: str) -> str:
-    """A figure as an HTML image that holds all of itself.
+def svg_image(draw: Callable[[], Any], title: str) -> str:
+    """A picture as an HTML image that holds all of itself, or why it cannot be drawn.
 
     Args:
-      figure: of matplotlib.
+      draw: gives a figure of matplotlib; reports do without pictures where that is missing.
       title: its text for screen readers; may be text of strangers.
     """
-    data = base64.b64encode(_rendered(figure, "svg")).decode()
+    try:
+        data = base64.b64encode(_rendered(draw(), "svg")).decode()
+    except ProbexError as error:
+        return f"<p>{escaped(str(error))}</p>"
     return f'<img src="data:image/svg+xml;base64,{data}" alt="{escaped(title)}">'
 
 
