@@ -105,6 +105,7 @@ class Catalogue:
 
     def describe(self, models: Sequence[Model]) -> list[Described]:
         """Describes models, in order."""
+        whole = [model for model in models if not model.fault]
         vectors: dict[Path, tuple[str, np.ndarray]] = {}
 
         def nearest(tree: str, paths: Sequence[Path]) -> list[Sequence[Neighbour] | ProbexError]:
@@ -122,12 +123,14 @@ class Catalogue:
                 found.append([_neighbour(hit) for hit in snapshot.near(vector_T, _NEIGHBOURS)])
             return found
 
-        paths, names = [model.path for model in models], [model.name for model in models]
+        paths, names = [model.path for model in whole], [model.name for model in whole]
         near = nearest if self.snapshots else None
         described = self.forest.describe_all(paths, names, nearest=near)
         return [
-            self._described(model, found, *vectors.get(model.path, ("", None)))
-            for model, found in zip(models, described, strict=True)
+            Described(model.name, None, model.fault)
+            if model.fault
+            else self._described(model, next(described), *vectors.get(model.path, ("", None)))
+            for model in models
         ]
 
     def _described(
@@ -154,6 +157,8 @@ class Catalogue:
           ProbexError: if the model cannot be read, or has no index.
         """
         try:
+            if model.fault:
+                raise ProbexError(model.fault)
             if not tree:
                 with open_model(model.path) as file:
                     route = self.forest.route(file)

@@ -1,6 +1,7 @@
 """What the page knows: indexes that are empty or damaged, models of one name."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,17 @@ def test_an_empty_index_stops_no_description(forest, index, trees):
     assert found.description.tree == "Ant"
     assert catalogue.map("Ant", starred="mine", vector_T=found.vector_T) == ""
     assert catalogue.map("Ant") == ""
+
+
+def test_what_is_wrong_with_one_model_stops_no_other(forest, trees):
+    bad, mine = Model("bad", Path(), "twice"), Model("mine", trees[0] / "Ant" / "test" / "m17")
+    catalogue = Catalogue(forest)
+    for models in ([bad, mine, bad], [bad]):
+        for model, found in zip(models, catalogue.describe(models), strict=True):
+            assert (found.name, found.error) == (model.name, model.fault)
+            assert (found.description is None) == bool(model.fault)
+    with pytest.raises(ProbexError, match="twice"):
+        catalogue.vector_of(bad)
 
 
 def test_a_damaged_expert_is_known_of_at_the_start(forest, index):
