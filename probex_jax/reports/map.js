@@ -54,9 +54,11 @@
       Math.abs(a.y - b.y) >= (a.high + b.high) * size;
     const inside = a => a.x >= a.wide * size && a.x <= W - a.wide * size &&
       a.y >= a.high * size && a.y <= H - a.high * size;
-    const taken = [...models];
+    const taken = [...models], high = NAME_HIGH;
+    // All are measured before one is moved: the browser lays out in between.
+    for (const name of names) name.length ||= name.node.firstChild.getComputedTextLength();
     for (const name of names) {
-      const wide = name.node.firstChild.getComputedTextLength() / 2 + 2, high = NAME_HIGH;
+      const wide = name.length / 2 + 2;
       const free = name.beside.flatMap(({x, y, wide: r}) => {
         const dx = (r + wide) * size, dy = (r + high) * size;
         return [[x, y - dy], [x, y + dy], [x + dx, y], [x - dx, y]];
