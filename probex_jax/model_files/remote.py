@@ -211,8 +211,10 @@ class RemoteRanges:
         while True:
             answered, problem, done_before = False, None, done
             try:
-                wanted = {"range": (begin + done, begin + len(data))}
-                found = await self._soon(obstore.get_async(self._store, self._key, options=wanted))
+                asked = obstore.get_async(
+                    self._store, self._key, options={"range": (begin + done, begin + len(data))}
+                )
+                found = await self._soon(asked)
                 answered = True
                 self._check(found)
                 data = data[: self.size - begin]
