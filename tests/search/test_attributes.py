@@ -97,12 +97,16 @@ def test_a_table_of_before_gets_columns_and_others_have_no_value(tmp_path):
     x = np.eye(4)
     table.add([{"id": name, "path": name} for name in "ab"], x[:2])
     assert table.attributes == {}
-    told = [{"accuracy": 0.95, "and": "yes", "id": "c"}, {"accuracy": 0.5}]
+    told = [{"accuracy": 0.95, "and": "yes", "id": "c", "lower": "x"}, {"accuracy": 0.5}]
     rows = [{"id": n, "path": n, "attributes": a} for n, a in zip("bc", told, strict=True)]
     table.add(rows, x[1:3])
     again = ModelTable(tmp_path, 4)
     found = {row["id"]: row["attributes"] for row in again.nearest(x.sum(0), 9)}
-    assert found == {"a": {}, "b": told[0], "c": told[1]}
+    of_b = {"accuracy": 0.95, "and": "yes", "predicted_id": "c", "lower": "x"}
+    assert found == {"a": {}, "b": of_b, "c": told[1]}
+    assert [row["id"] for row in again.nearest(x[0], 9, "predicted_id = 'c'")] == ["b"]
+    assert [row["id"] for row in again.nearest(x[0], 9, "id = 'c'")] == ["c"]
+    assert [row["id"] for row in again.nearest(x[0], 9, "lower(id) = 'b' and lower = 'x'")] == ["b"]
     assert [row["id"] for row in again.nearest(x.sum(0), 9, "accuracy > .9")] == ["b"]
     assert [row["id"] for row in again.nearest(x[0], 9, "accuracy > .1 and \"and\" = 'yes'")] == [
         "b"
