@@ -211,7 +211,10 @@ def _score(score: Mapping[str, Any], chance: float | None) -> dict[str, Any]:
 
 
 def _interval(value: float, low: float, high: float, chance: float | None) -> str:
-    """A figure between 0 and 1 with its interval, as high as a line of text."""
+    """A figure between 0 and 1 with its interval, as high as a line of text.
+
+    By matplotlib each would be ten times as large.
+    """
     x, x0, x1 = (4 + 132 * min(max(at, 0.0), 1.0) for at in (value, low, high))
     dashes = ""
     if chance is not None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from probex_jax.errors import ProbexError
 from probex_jax.experts import Predictions
 from probex_jax.experts.chance import chance_of, shortfall
 from probex_jax.fitting import OneClass
@@ -116,13 +115,10 @@ def against_the_truth(name: str, answered: Predictions) -> str:
     off_N = np.abs(predicted_N - true_N)
     caption += f" Median error: {number(float(np.median(off_N)))}."
     is_log = isinstance(task, Number) and task.log
-    try:
-        drawn = svg_image(
-            predicted_against_true(true_N, predicted_N, region_N2, log=is_log),
-            f"Predicted over true {name}",
-        )
-    except ProbexError as error:  # the numbers are worth a report without matplotlib
-        drawn = f"<p>{escaped(str(error))}</p>"
+    drawn = svg_image(
+        lambda: predicted_against_true(true_N, predicted_N, region_N2, log=is_log),
+        f"Predicted over true {name}",
+    )
     return figure(drawn, caption)
 
 

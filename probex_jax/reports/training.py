@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,7 +91,7 @@ def _of_tree(tree: str, trainings: Sequence[Training]) -> str:
         | {name: f"{of[layer]:.3f}" if layer in of else "" for name, of in methods.items()}
         for layer in layers
     ]
-    drawn = _picture(
+    drawn = svg_image(
         lambda: accuracy_by_layer({tree: _best(methods, layers)}, chance={tree: chance}),
         f"Accuracy by layer, {tree}",
     )
@@ -125,13 +125,6 @@ def _left_out(trainings: Sequence[Training]) -> str:
     return f"<details><summary>{count}</summary><ul>{listed}</ul></details>"
 
 
-def _picture(draw: Callable[[], Any], title: str) -> str:
-    try:
-        return svg_image(draw(), title)
-    except ProbexError as error:  # the numbers are worth a report without matplotlib
-        return f"<p>{escaped(str(error))}</p>"
-
-
 def calibration(training: Training) -> str:
     """The calibration curve before and after temperature scaling, and its numbers."""
     if training.attributes or is_number(training.answered):
@@ -147,7 +140,7 @@ def calibration(training: Training) -> str:
         f"Temperature {about['temperature']:.3f}, chosen without the test models. Expected "
         f"calibration error on these: {errors[0]:.3f} before, {errors[1]:.3f} after."
     )
-    drawn = _picture(
+    drawn = svg_image(
         lambda: calibration_curve({"before": before, "after": after}),
         f"Calibration of {training.name}",
     )
