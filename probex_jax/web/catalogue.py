@@ -15,7 +15,7 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.forest import Description, Forest, Neighbour, Relatives, RelativesIn
 from probex_jax.lineage import Lineage
-from probex_jax.model_files import open_model
+from probex_jax.model_files import Remote, open_model
 from probex_jax.reports import model_card
 from probex_jax.reports.family_tree import family_tree_html
 from probex_jax.reports.interactive_map import MapPoint, interactive_map
@@ -29,6 +29,8 @@ from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
 MAX_K = 100
 MAX_QUERY = 1000  # characters
+# A hub that sends nothing for so long is given up.
+PATIENCE_S = 5.0
 _NEIGHBOURS = 5
 _DIRECTORIES = re.compile(r"(?<![\w:/.])/(?:[^/\s:'\"]+/)+")
 
@@ -104,6 +106,7 @@ class Catalogue:
 
     def describe(self, models: Sequence[Model]) -> list[Described]:
         """Describes models, in order."""
+        remote, whole = _remote(), [model for model in models if not model.fault]
         stars: dict[Path, tuple[float, float]] = {}
 
         def nearest(tree: str, paths: Sequence[Path]) -> list[Sequence[Neighbour] | ProbexError]:
@@ -111,9 +114,8 @@ class Catalogue:
             if snapshot is None:
                 return [() for _ in paths]
             found: list[Sequence[Neighbour] | ProbexError] = []
-            for path, vector_T in zip(
-                paths, represented(snapshot.index.expert, paths), strict=True
-            ):
+            vectors_T = represented(snapshot.index.expert, paths, remote)
+            for path, vector_T in zip(paths, vectors_T, strict=True):
                 if isinstance(vector_T, ProbexError):
                     found.append(vector_T)
                     continue
@@ -125,12 +127,14 @@ class Catalogue:
                 )
             return found
 
-        paths, names = [model.path for model in models], [model.name for model in models]
+        paths, names = [model.path for model in whole], [model.name for model in whole]
         near = nearest if self.snapshots else None
-        described = self.forest.describe_all(paths, names, nearest=near)
+        described = self.forest.describe_all(paths, names, nearest=near, remote=remote)
         return [
-            self._described(model, found, stars.get(model.path))
-            for model, found in zip(models, described, strict=True)
+            Described(model.name, None, model.fault)
+            if model.fault
+            else self._described(model, next(described), stars.get(model.path))
+            for model in models
         ]
 
     def _described(
@@ -154,14 +158,17 @@ class Catalogue:
         Raises:
           ProbexError: if the model cannot be read, or has no index.
         """
+        remote = _remote()
         try:
+            if model.fault:
+                raise ProbexError(model.fault)
             if not tree:
-                with open_model(model.path) as file:
+                with open_model(model.path, remote=remote) as file:
                     route = self.forest.route(file)
                 if not route.tree:
                     raise ProbexError(f"{model.name}: unknown tree: {route.reason}")
                 tree = route.tree
-            [vector_T] = represented(self.snapshot(tree).index.expert, [model.path])
+            [vector_T] = represented(self.snapshot(tree).index.expert, [model.path], remote)
             if isinstance(vector_T, ProbexError):
                 raise vector_T
         except ProbexError as error:
@@ -322,6 +329,11 @@ def told(text: str) -> tuple[Condition, ...]:
     """The conditions on attributes that somebody wrote; a ProbexError if they are none."""
     _check_length(text)
     return conditions(text)
+
+
+def _remote() -> Remote:
+    """How models of the hub that visitors name are read."""
+    return Remote(patience_s=PATIENCE_S, own_hosts=True)
 
 
 def _check_length(text: str) -> None:
