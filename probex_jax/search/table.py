@@ -240,6 +240,22 @@ class ModelTable(LanceTable):
             rows = found.select(named).to_pylist()
         return [with_attributes(row, columns) for row in rows], vectors_NT
 
+    @persisting
+    def exported(self, where: str | None = None) -> Any:
+        """An Arrow table of all models, or of those that meet a condition, with their vectors.
+
+        An attribute such as accuracy is the column `predicted accuracy`: no name is there twice.
+        """
+        fields = [name for name in FIELDS if name != "stamp"]
+        names = {name: name for name in [*fields, "vector"]}
+        names |= {column: f"predicted {name}" for name, column in self.attributes.items()}
+
+        def query(where: str | None) -> Any:
+            query: Any = self._table.search().select([*names])
+            return (query.where(where) if where else query).to_arrow()
+
+        return self._filtered(query, where).rename_columns([*names.values()])
+
     def batches(self) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
         """All fields of every model, and the vectors as they are [n, dim], some at a time."""
         with self._damage():

@@ -156,14 +156,6 @@ class Uploads:
             limit = self.file_bytes / 2**20
             raise TooLarge(f"{name}: larger than the limit of {limit:,.0f} MiB")
 
-    def held(self, path: str) -> Path | None:
-        """The file at a path in the folder; None if there is none, or the path leads out of it."""
-        with suppress(OSError, ValueError):
-            real = (self.folder / path).resolve()
-            if real.is_relative_to(self.folder) and real.is_file():
-                return real
-        return None
-
     def sweep(self, older_than_s: float = _KEPT_S) -> None:
         """Removes files that were unused for so long."""
         before = time.monotonic() - older_than_s

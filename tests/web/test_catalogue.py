@@ -26,7 +26,7 @@ def test_an_empty_index_stops_no_description(forest, index, trees):
     folder = trees[0] / "Ant" / "test" / "m17"
     [found] = catalogue.describe([Model("mine", folder)])
     assert found.description.tree == "Ant"
-    assert catalogue.map("Ant", starred="mine", vector_T=found.vector_T) == ""
+    assert found.star is None
     assert catalogue.map("Ant") == ""
 
 
