@@ -1,6 +1,5 @@
 """What the commands share: exit codes, progress bars, tables."""
 
-import errno
 import os
 import signal
 import sys
@@ -14,7 +13,8 @@ from tqdm import tqdm
 
 from experiments import options
 from probex_jax.engine import keep_compiled
-from probex_jax.errors import ProbexError
+from probex_jax.errors import ProbexError, one_line
+from probex_jax.files import is_full
 from probex_jax.reports import table
 from probex_jax.sweeps import Stop
 
@@ -23,7 +23,7 @@ STOP = Stop()
 _TERMINATED = 128 + signal.SIGTERM
 _OTHERS_WAIT = threading.Event()
 
-__all__ = ["STOP", "config", "progress", "run", "table"]
+__all__ = ["STOP", "config", "one_line", "progress", "run", "table"]
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -54,7 +54,7 @@ def run_with_arguments(main: Callable[[Sequence[str]], int]) -> None:
         except OSError as error:
             if error.filename is not None:
                 _exit(f"{error.filename}: {str(error.strerror).lower()}")
-            if error.errno != errno.ENOSPC:
+            if not is_full(error):
                 raise
             _exit("no space left on the disk; free some and run the same command again")
         except KeyboardInterrupt:
@@ -116,7 +116,7 @@ def _end_on_sigterm() -> None:
             STOP.save()
             print("stopped; run the same command again to go on", file=sys.stderr, flush=True)
         except ProbexError as error:
-            print(f"error: not saved: {one_line(str(error))}", file=sys.stderr, flush=True)
+            print(f"error: not saved: {error}", file=sys.stderr, flush=True)
         finally:
             os._exit(_TERMINATED)
 
@@ -143,11 +143,6 @@ def config(default: str, help_text: str) -> flags.FlagHolder[Any]:
 def _exit(message: str) -> NoReturn:
     print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(2)
-
-
-def one_line(message: str) -> str:
-    """Text of strangers as a terminal may have it: names of files can hold anything."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in message)
 
 
 def progress(total: int, what: str, unit: str) -> tqdm:

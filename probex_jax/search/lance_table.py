@@ -14,6 +14,8 @@ import numpy as np
 from probex_jax.bucket_paths import BucketPath, as_path, s3_over_http
 from probex_jax.buckets import Unreachable
 from probex_jax.errors import ProbexError
+from probex_jax.files import is_full
+from probex_jax.model_files.untrusted_text import quoted
 from probex_jax.search import checksums
 from probex_jax.search.attributes import columns_of
 from probex_jax.search.lance import LANCE_ERRORS, persisting, reason_of
@@ -206,7 +208,9 @@ class LanceTable:
             if not isinstance(error, LANCE_ERRORS) and type(error).__name__ != "PanicException":
                 raise
             reason = reason_of(error)
-            if "No space left" in reason:
+            if isinstance(error, UnicodeEncodeError):
+                raise ProbexError(f"{self._folder}: cannot hold {quoted(error.object)}") from error
+            if is_full(error):
                 raise ProbexError(f"{self._folder}: no space left on the disk") from error
             if isinstance(self._folder, BucketPath) and "body error" in reason:
                 raise Unreachable(f"{self._folder}: the server's answers break off") from error

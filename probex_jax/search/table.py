@@ -83,9 +83,8 @@ class ModelTable(LanceTable):
         }
         flat = self._arrow.array(vectors_NT[last].ravel())
         vector = self._arrow.FixedSizeListArray.from_arrays(flat, self._dim)
-        fields = new_fields(self._arrow, self._table.schema, told)
         with self._damage():
-            if fields:
+            if fields := new_fields(self._arrow, self._table.schema, told):
                 self._table.add_columns(self._arrow.schema(fields))
             values = {at: [one.get(name) for one in told] for name, at in self.attributes.items()}
             named = columns | values | {"vector": vector}
