@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import jax
 from absl import app, flags, logging
 from tqdm import tqdm
 
@@ -43,6 +44,8 @@ def run_with_arguments(main: Callable[[Sequence[str]], int]) -> None:
     def guarded(argv: list[str]) -> int:
         # Orbax logs every step, and every error with a traceback before it raises it.
         logging.set_verbosity(logging.FATAL)
+        if jax.config.jax_enable_x64:
+            _exit("JAX_ENABLE_X64: the commands compute in float32, as experts are kept; unset it")
         _end_on_sigterm()
         keep_compiled()
         try:
@@ -57,6 +60,10 @@ def run_with_arguments(main: Callable[[Sequence[str]], int]) -> None:
             if not is_full(error):
                 raise
             _exit("no space left on the disk; free some and run the same command again")
+        except (RuntimeError, AssertionError):
+            if not (reason := _no_device()):
+                raise
+            _exit(reason)
         except KeyboardInterrupt:
             print("interrupted; run the same command again to go on", file=sys.stderr)
             sys.exit(130)
@@ -80,6 +87,18 @@ def run_with_arguments(main: Callable[[Sequence[str]], int]) -> None:
             traceback.print_exc()
             _end_at_once(1)
         raise
+
+
+def _no_device() -> str:
+    """Why JAX cannot begin, if it is told to use a device that is not there; "" otherwise."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):
+        return (
+            f"JAX_PLATFORMS={jax.config.jax_platforms}: JAX finds no such device here; set "
+            "JAX_PLATFORMS=cpu, or unset it, or install JAX for the device (docs.jax.dev)"
+        )
+    return ""
 
 
 def _no_reader() -> int:

@@ -168,13 +168,18 @@ class LanceTable:
                 self._table.create_index("path", config=BTree())
                 self.keep_sums()
 
-    def compact(self) -> None:
-        """Merges small fragments and adds new rows to indexes."""
-        for age in (_NEVER, None):  # nothing old is removed before what is new is listed
+    def compact(self, kept: timedelta = timedelta(hours=6)) -> None:
+        """Merges small fragments, adds new rows to indexes and removes old versions.
+
+        Args:
+          kept: the age up to which versions stay, for those who read them. Each compaction writes
+            the table anew, and of itself Lance would keep a week of tables.
+        """
+        for age in (_NEVER, kept):  # nothing old is removed before what is new is listed
             self._optimise(age)
 
     @persisting
-    def _optimise(self, age: timedelta | None) -> None:
+    def _optimise(self, age: timedelta) -> None:
         with self._damage():
             self._table.optimize(cleanup_older_than=age)
             self.keep_sums()

@@ -1,6 +1,7 @@
 """The table of vectors: upsert, filters, hostile text, the approximate index."""
 
 import sys
+import time
 from datetime import timedelta
 
 import lancedb
@@ -227,3 +228,23 @@ def test_a_list_of_files_that_were_removed_since_is_no_damage(tmp_path):
     rows, vectors_NT = found.everything(["path"])
     assert sorted(row["path"] for row in rows) == ["/0", "/1", "/2", "/3"]
     assert vectors_NT.shape == (4, 4)
+
+
+def test_old_versions_go_but_those_that_readers_may_have_opened(tmp_path):
+    """Each compaction writes the table anew: a week of versions would be a week of tables."""
+    table = ModelTable(tmp_path, 512, create=True)
+
+    def grow(number, **kept):
+        draw = np.random.default_rng(number).normal(size=[100, 512])
+        table.add(rows(map(str, range(100 * number, 100 * number + 100))), draw)
+        table.compact(**kept)
+        return sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+
+    for number in range(7):
+        grow(number)
+    before = grow(7)
+    reader = ModelTable(tmp_path, 512, checked=True)
+    time.sleep(1)
+    assert grow(8, kept=timedelta(seconds=1)) < 0.75 * before
+    assert len(reader.everything(["path"])[0]) == 800
+    assert len(ModelTable(tmp_path, 512, checked=True)) == 900
