@@ -1,5 +1,6 @@
 """Stores with the labels and the split that a config names: views of one column, or of several."""
 
+import csv
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path

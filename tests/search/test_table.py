@@ -189,6 +189,8 @@ def test_recall_of_few(table, n):
         (lambda t: t.add(rows("a"), np.full([1, DIM], np.nan)), "zero"),
         (lambda t: t.add(rows("a"), vectors(2)), r"expected \(1, 16\)"),
         (lambda t: t.add([{"id": "a"}], vectors(1)), "without a path"),
+        (lambda t: t.add(rows("a", text="\ud800"), vectors(1)), r"cannot hold '\\ud800'"),
+        (lambda t: t.add(rows("a", attributes={"\ud800": 1.0}), vectors(1)), "cannot hold"),
         (lambda t: t.nearest(np.ones(DIM + 1), 1), "vector of 17"),
         (lambda t: t.nearest(np.ones(DIM), 0), "k is 0"),
     ],
