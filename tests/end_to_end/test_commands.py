@@ -74,7 +74,7 @@ def test_without_a_config_train_makes_a_committee_that_evaluate_takes(made):
 
 
 @pytest.mark.parametrize(
-    "name, value",
+    ("name", "value"),
     [("JAX_PLATFORMS", "cuda"), ("JAX_PLATFORMS", "abacus"), ("JAX_ENABLE_X64", "1")],
 )
 def test_what_jax_is_told_and_cannot_do_is_one_line(made, monkeypatch, name, value):
