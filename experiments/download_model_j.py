@@ -5,9 +5,9 @@ OUT/SUBSET is a layer store for train. Run the same command again to resume, or 
 failed; the exit code is 1 if some models are missing, 2 if there are none.
 
 Example:
-  python -m experiments.download_model_j --subset=SupViT --layers=59 \
+  probex download_model_j --subset=SupViT --layers=59 \
     --out=out/stores
-  python -m experiments.download_model_j --subset=SD_200 --splits=train,val \
+  probex download_model_j --subset=SD_200 --splits=train,val \
     --dry_run
 """
 
@@ -29,7 +29,7 @@ _LAYERS = flags.DEFINE_string(
     "models.",
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to download to. Needed unless --dry_run.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only print how many models and bytes it would be.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only print how many models and bytes there are.")
 _CLASS_NAMES = flags.DEFINE_string(
     "class_names",
     None,

@@ -9,10 +9,10 @@ class ProbexError(Exception):
     exception is a bug of ours.
 
     Example:
-      >>> raise ProbexError("zoo\x1b/: no such folder; build one with experiments.build_zoo")
+      >>> raise ProbexError("zoo\x1b/: no such folder; build one with probex build_zoo")
       Traceback (most recent call last):
         ...
-      probex_jax.errors.ProbexError: zoo\x1b/: no such folder; build one with experiments.build_zoo
+      probex_jax.errors.ProbexError: zoo\x1b/: no such folder; build one with probex build_zoo
     """
 
     def __init__(self, message: str):

@@ -17,11 +17,10 @@ from probex_jax.errors import ProbexError
 from probex_jax.files import is_full
 from probex_jax.model_files.untrusted_text import quoted
 from probex_jax.search import checksums
-from probex_jax.search.attributes import columns_of
+from probex_jax.search.attributes import FIELDS, columns_of
 from probex_jax.search.lance import LANCE_ERRORS, persisting, reason_of
 from probex_jax.search.vectors import vectors_of
 
-FIELDS = ("id", "path", "tree", "split", "labels", "text", "stamp")
 BATCH_ROWS = 8192
 _NAME = "models"
 # Vectors of a cluster of the approximate index.

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 import ml_collections
 import pytest
+import yaml
 
 import probex_jax as px
 from tests.docs import markdown
@@ -80,7 +81,7 @@ def misunderstood(text):
                 yield f"no target {target}"
         for listed in re.findall(r"pip install[^\n]*\[([\w,]+)\]", code):
             yield from (f"no extra {name}" for name in listed.split(",") if name not in extras())
-        if "python -m" not in code:
+        if "python -m" not in code and not re.search(commands.COMMAND, code):
             yield from unknown_flags(code)
 
 
@@ -167,11 +168,11 @@ def test_a_broken_link_is_noticed(text, fault):
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("`python -m experiments.trian`", "no command trian"),
-        ("    python -m experiments.pack \\\n        --zo=Z --store=S\n", "pack has no --zo"),
-        ("| `python -m experiments.pack --stor=S` | x |", "pack has no --stor"),
-        ("| `python -m experiments.pack --zoo=Z` | x |", "pack lacks --store"),
-        ("All of it is printed by: `python -m experiments.pack`.", "pack lacks --store, --zoo"),
+        ("`probex trian`", "no command trian"),
+        ("    probex pack \\\n        --zo=Z --store=S\n", "pack has no --zo"),
+        ("| `probex pack --stor=S` | x |", "pack has no --stor"),
+        ("| `probex pack --zoo=Z` | x |", "pack lacks --store"),
+        ("All of it is printed by: `probex pack`.", "pack lacks --store, --zoo"),
         ("`python -m tests.hubs ROOT`", "no module tests.hubs"),
         ("`make tea`", "no target tea"),
         ("    make tea   # with milk\n", "no target tea"),
@@ -194,3 +195,17 @@ def test_code_in_a_page_is_no_link_and_no_heading():
     text = "# A `b` c\n\n```sh\n# no heading\n[x](nowhere.md)\n```\n\n`[x](nowhere.md)`\n"
     assert markdown.anchors(text) == {"a-b-c"}
     assert not markdown.links(text)
+
+
+def test_the_citation_is_of_this_version_and_of_the_papers_that_the_readme_cites():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    about = parser["metadata"]
+    assert (cited["cff-version"], cited["title"]) == ("1.2.0", about["name"])
+    assert (cited["version"], cited["license"]) == (about["version"], about["license"])
+    assert all(one["authors"] and one["title"] for one in [cited, *cited["references"]])
+    reference = (ROOT / "README.md").read_text().split("\n## Reference\n")[1]
+    assert {one["url"] for one in cited["references"]} == set(
+        re.findall(r"https://arxiv.org[^)]*", reference)
+    )

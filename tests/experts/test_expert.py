@@ -193,6 +193,6 @@ def test_an_expert_of_text_is_calibrated_among_the_classes_it_was_trained_on(toy
 
 
 def test_an_expert_is_loaded_where_float64_is_on(tmp_path):
-    make_expert(encoder=DENSE).save(tmp_path / "e")
+    make_expert(normalise="centre").save(tmp_path / "e")
     with jax.enable_x64(True):
         assert px.Expert.load(tmp_path / "e").card.tree
