@@ -9,6 +9,8 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.search.attributes import (
+    FIELDS,
+    called,
     explained,
     in_columns,
     new_fields,
@@ -17,15 +19,13 @@ from probex_jax.search.attributes import (
     with_attributes,
 )
 from probex_jax.search.lance import LANCE_ERRORS, in_sql, persisting, reason_of
-from probex_jax.search.lance_table import BATCH_ROWS, FIELDS, LanceTable
+from probex_jax.search.lance_table import BATCH_ROWS, LanceTable
 from probex_jax.search.vectors import unit, vectors_of
 
 # Clusters of the approximate index that a query looks through: all below half a million models.
 _CLUSTERS = 64
 # A query gathers _REFINE candidates per result, and ranks them exactly.
 _REFINE = 4
-# At least so many where the index is still one of HNSW, as it was once.
-_CANDIDATES = 128
 _RECALL_QUERIES, _RECALL_K = 100, 10
 _T = TypeVar("_T")
 
@@ -76,16 +76,18 @@ class ModelTable(LanceTable):
         if not all(row.get("path") for row in rows):
             raise ProbexError("a row without a path")
         last = sorted({row["path"]: number for number, row in enumerate(rows)}.values())
-        told = [rows[n].get("attributes", {}) for n in last]
+        told = [
+            {called(name): value for name, value in rows[n].get("attributes", {}).items()}
+            for n in last
+        ]
         columns = {
             name: [rows[n].get(name, [] if name == "labels" else "") for n in last]
             for name in FIELDS
         }
         flat = self._arrow.array(vectors_NT[last].ravel())
         vector = self._arrow.FixedSizeListArray.from_arrays(flat, self._dim)
-        fields = new_fields(self._arrow, self._table.schema, told)
         with self._damage():
-            if fields:
+            if fields := new_fields(self._arrow, self._table.schema, told):
                 self._table.add_columns(self._arrow.schema(fields))
             values = {at: [one.get(name) for one in told] for name, at in self.attributes.items()}
             named = columns | values | {"vector": vector}
@@ -124,8 +126,7 @@ class ModelTable(LanceTable):
             query = query.distance_type("cosine").limit(k)
             query = query.select([*FIELDS, *columns.values(), "_distance"])
             query = query.where(where) if where else query
-            query = query.nprobes(_CLUSTERS).ef(max(_CANDIDATES, _REFINE * k))
-            return query.refine_factor(_REFINE).to_arrow().to_pylist()
+            return query.nprobes(_CLUSTERS).refine_factor(_REFINE).to_arrow().to_pylist()
 
         rows = self._filtered(query, where)
         rows = [row | {"similarity": min(1.0, 1 - row.pop("_distance"))} for row in rows]
@@ -173,10 +174,10 @@ class ModelTable(LanceTable):
                 return query(None)
             try:
                 # In brackets, nothing after the condition is ignored.
-                return query(f"({in_columns(where, columns, FIELDS)})")
+                return query(f"({in_columns(where, columns)})")
             except LANCE_ERRORS as error:
                 query(None)  # fails where the table is at fault
-                reason = explained(reason_of(error), columns, FIELDS)
+                reason = explained(reason_of(error), columns)
                 raise ProbexError(f"filter {where!r}: {reason}") from None
 
     @persisting
@@ -234,6 +235,22 @@ class ModelTable(LanceTable):
             vectors_NT = vectors_of(found["vector"].combine_chunks())
             rows = found.select(named).to_pylist()
         return [with_attributes(row, columns) for row in rows], vectors_NT
+
+    @persisting
+    def exported(self, where: str | None = None) -> Any:
+        """An Arrow table of all models, or of those that meet a condition, with their vectors.
+
+        An attribute such as accuracy is the column `predicted accuracy`: no name is there twice.
+        """
+        fields = [name for name in FIELDS if name != "stamp"]
+        names = {name: name for name in [*fields, "vector"]}
+        names |= {column: f"predicted {name}" for name, column in self.attributes.items()}
+
+        def query(where: str | None) -> Any:
+            query: Any = self._table.search().select([*names])
+            return (query.where(where) if where else query).to_arrow()
+
+        return self._filtered(query, where).rename_columns([*names.values()])
 
     def batches(self) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
         """All fields of every model, and the vectors as they are [n, dim], some at a time."""
