@@ -134,7 +134,7 @@ def hub_address(url: str) -> HubAddress | None:
             return None
     path = found["path"] or ""
     if path and not is_plain_path(path):
-        raise ProbexError(f"{quoted(url)}: {quoted(path)} is no plain path in a repository")
+        raise ProbexError(f"{quoted(url)}: {quoted(path)} is not a plain path in a repository")
     revision = unquote(found["revision"] or "")
     return HubAddress(found["id"], revision, path, "dataset" if found["kind"] else "model")
 
@@ -146,7 +146,7 @@ def _split(url: str) -> SplitResult:
             return parts
     except ValueError:
         pass
-    raise ProbexError(f"{quoted(url)}: is no address of a file on a server")
+    raise ProbexError(f"{quoted(url)}: is not an address of a file on a server")
 
 
 def endpoint() -> str:
