@@ -66,7 +66,7 @@ def test_a_suite_records_rates_against_a_limit(suite, forked, monkeypatch, tmp_p
     found = figures.record(suite, SUITES[suite](), quick=False)
     assert found["suite"] == suite
     assert found["figures"]
-    assert found["command"].startswith("python -m experiments.benchmark ")
+    assert found["command"].startswith("python -m ")
     assert {"cpu", "cores", "backend", "device", "load"} <= found["machine"].keys()
     assert {"python", "jax", "jaxlib", "flax", "numpy"} <= found["versions"].keys()
     for figure in found["figures"]:
