@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import numpy as np
 
 from probex_jax.files import write_json
 from probex_jax.reports import table
@@ -112,8 +113,8 @@ def keep(path: str | Path | None, figures: Any, **more: Any) -> None:
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """Mean, standard deviation and number of values, and all of them."""
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "sd": sd, "n": len(values), "values": list(values)}
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "sd": sd, "n": len(values), "values": list(values)}
 
 
 def machine() -> dict[str, Any]:

@@ -1,0 +1,316 @@
+"""Which figures stand in which page: the table that the test of pages and `--write` go through."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from experiments.benchmarks.results.bound import ROOT, Bound, dot, pm, span
+from experiments.benchmarks.results.plan import TREES
+from experiments.benchmarks.unsound import OF_FACTORS, OF_MATRICES
+from probex_jax.files import write_text
+
+Figures = Callable[[Mapping[str, Any]], Sequence[str]]
+
+_TIMES = "\N{MULTIPLICATION SIGN}"
+_OURS, _PUBLISHED = "ours", "MVProbe 128/128/512"
+_LORAS = "MiniLoRA"
+_ALL_TREES = (*TREES, _LORAS)
+_NUMBERS = (
+    *("learning_rate", "steps", "images", "accuracy", "loss_ratio", "weight_decay"),
+    "scale",
+)
+_CLASSES = ("optimiser", "augmentation", "batch_size", "seed_group", "rank", "classes")
+
+
+def write_all() -> Iterator[str]:
+    """Writes the figures of all pages; gives the names of those that were changed."""
+    for page in dict.fromkeys(bound.page for bound in BOUND):
+        before = text = (ROOT / page).read_text()
+        for bound in BOUND:
+            if bound.page == page:
+                text = bound.written(text)
+        if text != before:
+            write_text(ROOT / page, text)
+            yield page
+
+
+# accuracy.json
+
+
+def _classes(tree: str, found: Mapping[str, Any]) -> Sequence[str]:
+    methods = found["figures"][tree]["test"]
+    ours, published = methods[_OURS], methods[_PUBLISHED]
+    accuracies = (pm(published["accuracy"]), pm(ours["accuracy"]))
+    return str(ours["accuracy"]["n"]), *accuracies, pm(ours["error_ratio"], 2)
+
+
+def _words(found: Mapping[str, Any]) -> Sequence[str]:
+    of = found["figures"][_LORAS]
+    return [pm(of[what][_OURS]["accuracy"]) for what in ("test", "held_out", "all")]
+
+
+def _errors(tree: str, found: Mapping[str, Any]) -> Sequence[str]:
+    """The ratio of mean errors, and the least and greatest of a zoo."""
+    ratio = found["figures"][tree]["test"][_OURS]["error_ratio"]
+    return dot(ratio["mean"], 2), *span(ratio["values"], 2)
+
+
+# transfer.json
+
+
+def _chosen(found: Mapping[str, Any], setting: str) -> list[float]:
+    return [
+        one["accuracy"]["value"]
+        for one in found["layers"]
+        if (one["layer"], one["setting"]) == (found["layer"], setting)
+    ]
+
+
+def _across(found: Mapping[str, Any]) -> Sequence[str]:
+    means: dict[tuple[Any, ...], list[float]] = {}
+    for one in found["joined"]:
+        case = (one["tree"], one["other"], one["own"], one["joining"])
+        means.setdefault(case, []).append(one["accuracy"]["value"])
+    costs = [np.mean(means[*case[:3], 0]) - np.mean(found) for case, found in means.items()]
+    return *span(_chosen(found, "within")), *span(_chosen(found, "across")), dot(max(costs))
+
+
+# speed/*.json
+
+
+def _speed(name: str, found: Mapping[str, Any]) -> Sequence[str]:
+    """The rate of a figure, as a fraction of the limit and against PyTorch."""
+    [of] = (figure for figure in found["figures"] if figure["name"] == name)
+    return f"{of['value']:,.0f}", dot(of["fraction"], 2), f"{of['torch_ratio']:.1f}"
+
+
+def _trained(found: Mapping[str, Any]) -> Sequence[str]:
+    names = (
+        "ProbeX, 256 of 768x768",
+        "MVProbe, 256 of 768x768",
+        "ProbeX, 256 of 1280x1280 of rank 16",
+    )
+    of = [_speed(f"{name}, float32", found) for name in names]
+    return [cells[column] for column in (1, 2) for cells in of]
+
+
+def _described(found: Mapping[str, Any]) -> Sequence[str]:
+    library, command, _ = found["figures"]
+    rates = (f"{command['value']:.0f}", f"{library['value']:.0f}")
+    return *rates, dot(command["fraction"], 2), dot(library["fraction"], 2)
+
+
+def _swept(found: Mapping[str, Any]) -> Sequence[str]:
+    [figure] = found["figures"]
+    [ratio] = figure["other_ratios"].values()
+    return (f"{ratio:.1f}",)
+
+
+# attributes.json
+
+
+def _told(name: str, found: Mapping[str, Any]) -> Sequence[str]:
+    """An attribute of all trees, mean over the zoos, and in how many of them it is told."""
+    rows = [_row(tree, name, found) for tree in _ALL_TREES]
+    return [
+        (pm(row["test"], 2) if row else "")
+        + (f" ({row['told in']} of {row['zoos']})" if row and row["told in"] < row["zoos"] else "")
+        for row in rows
+    ]
+
+
+def _covers(name: str, found: Mapping[str, Any]) -> Sequence[str]:
+    rows = [_row(tree, name, found) for tree in _ALL_TREES]
+    return [dot(row["90 % covers"]["mean"]) if row and row["told in"] else "" for row in rows]
+
+
+def _attributes(tree: str, names: Sequence[str], found: Mapping[str, Any]) -> Sequence[str]:
+    return [pm(_row(tree, name, found)["test"], 2) for name in names]
+
+
+def _row(tree: str, name: str, found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """That of an attribute of a tree; empty where the tree has none."""
+    rows = found["figures"]["attributes"]
+    return next((r for r in rows if (r["tree"], r["attribute"]) == (tree, name)), {})
+
+
+def _covered(found: Mapping[str, Any]) -> Sequence[str]:
+    [row] = found["figures"]["coverage"]
+    return (dot(row["90 % covers, mean"]["value"]),)
+
+
+def _costs(asked: str, found: Mapping[str, Any]) -> Sequence[str]:
+    [row] = (row for row in found["figures"]["cost"] if row["asked"] == asked)
+    return f"{row['training, s']:.2f}", f"{row['least']:.2f} to {row['most']:.2f}"
+
+
+# anomalies.json
+
+
+def _found(kind: str, trees: Sequence[str], found: Mapping[str, Any]) -> Sequence[str]:
+    """The share of models with a finding: over all zoos, and the least and greatest of one."""
+    return [
+        _share([r for r in found["figures"] if (r["tree"], r["kind"]) == (tree, kind)])
+        for tree in trees
+    ]
+
+
+def _share(rows: Sequence[Mapping[str, Any]]) -> str:
+    each = [row["found"] / row["models"] for row in rows]
+    all_s = _short(sum(row["found"] for row in rows) / sum(row["models"] for row in rows), 3)
+    beside = f" ({_short(min(each), 2)} to {_short(max(each), 2)})"
+    return all_s if min(each) == max(each) else all_s + beside
+
+
+def _short(share: float, digits: int) -> str:
+    return str(int(share)) if share in (0, 1) else dot(share, digits)
+
+
+# demo.json
+
+
+def _tested(name: str, found: Mapping[str, Any]) -> Sequence[str]:
+    of = found["figures"][name]
+    *score, models = _score(of["test_accuracy"])
+    calibration = of.get("calibration")
+    errors = [f"{calibration[when]['test']:.3f}" for when in ("before", "after") if calibration]
+    return *score, f"{of['test_auc']['value']:.3f}", models, *errors
+
+
+def _words_of_demo(name: str, found: Mapping[str, Any]) -> Sequence[str]:
+    of = found["figures"][_LORAS]
+    return _score(of["test_accuracy"] if name == "classify" else of["zero_shot"][name])
+
+
+def _score(score: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    between = f"{score['low']:.3f} to {score['high']:.3f}"
+    return f"{score['value']:.3f}", between, f"{score['chance']:.3f}", str(score["n_models"])
+
+
+# planted.json, which `make results` is yet to write
+
+
+def _planted(what: str, found: Mapping[str, Any]) -> Sequence[str]:
+    [row] = (row for row in found["figures"] if row["what"] == what)
+    accuracy = dot(row["accuracy on planted models"])
+    return accuracy, f"{row['training, s']:.0f}", f"{row['expert, MB']:.0f}"
+
+
+def _readme() -> Iterator[Bound]:
+    def bound(text: str, file: str, figures: Figures = lambda found: ()) -> Bound:
+        return Bound("README.md", text, file, figures)
+
+    vit, dense = "vit.encoder.layer.0", "centred dense, ridge | 40 layers"
+    for tree, method, row in (
+        ("MiniSupViT", "default", dense),
+        ("MiniSupViT", "ProbeX", f"probex | {vit}.intermediate.dense.weight"),
+        ("MiniMAE", "default", dense),
+        ("MiniMAE", "ProbeX", f"probex | {vit}.output.dense.weight"),
+    ):
+        cells = "{} | {} | {} | {} | {} | {} → {} |\n"
+        yield bound(f"| {tree} | {row} | {cells}", "demo", partial(_tested, f"{tree}, {method}"))
+    for tree in TREES[:2]:
+        row = f"| {tree} | statnn | all layers | {{}} | {{}} | {{}} | {{}} | {{}} | |\n"
+        yield bound(row, "demo", partial(_tested, f"{tree}, StatNN"))
+    for row, name in (
+        ("| classify | accuracy | 64 seen", "classify"),
+        ("| zero_shot | accuracy among held-out classes | 16 held out", "among_held_out"),
+        ("| zero_shot | accuracy among all classes | 80 in all", "among_all"),
+        ("| zero_shot | accuracy of seen classes among all | 80 in all", "seen_among_all"),
+    ):
+        yield bound(f"{row} | {{}} | {{}} | {{}} | {{}} |\n", "demo", partial(_words_of_demo, name))
+    for tree in TREES:
+        yield bound(
+            f"| {tree} | {{}} | {{}} | {{}} | {{}} |\n", "accuracy", partial(_classes, tree)
+        )
+    yield bound("ours has {}, {} and, among all 80, {}, where chance", "accuracy", _words)
+    yield bound(
+        "right on {} to {} within its own tree is at chance ({} to {}) on another tree of the same "
+        "architecture, and other trees' models among its training models cost it up to {} (",
+        "transfer",
+        _across,
+    )
+    for row, name in (
+        (f"ProbeX, 768{_TIMES}768", "ProbeX, 256 of 768x768, float32"),
+        (f"MVProbe, 768{_TIMES}768", "MVProbe, 256 of 768x768, float32"),
+        (
+            f"LoRAs of 1280{_TIMES}1280 and rank 16, as factors",
+            "ProbeX, 256 of 1280x1280 of rank 16, float32",
+        ),
+    ):
+        text = f"| {row} | {{}} | {{}} | {{}}{_TIMES}"
+        yield bound(text, "speed/cpu-train", partial(_speed, name))
+    names = ("learning_rate", "steps", "images", "accuracy", "optimiser", "augmentation")
+    for tree in TREES:
+        cells = " | ".join(["{}"] * len(names))
+        yield bound(f"| {tree} | {cells} |\n", "attributes", partial(_attributes, tree, names))
+    row = f"| {_LORAS} | {{}} | {{}} | not told | | {{}} | {{}} |\n"
+    told = partial(_attributes, _LORAS, (*names[:2], *names[4:]))
+    yield bound(row, "attributes", told)
+    yield bound("hold the truth of {} of the test models", "attributes", _covered)
+    for row, what in (
+        ("default, 64 probes", "default"),
+        ("ridge on all entries", "ridge on all entries"),
+        ("ProbeX 128/128/128 by Adam, 200 epochs", "ProbeX by Adam, first layer"),
+    ):
+        yield bound(f"| {row} | {{}} | {{}} | {{}} |\n", "planted", partial(_planted, what))
+
+
+def _of_summary() -> Iterator[Bound]:
+    """results/README.md, and the card that docs/models.md shows."""
+    page = "results/README.md"
+    error = "On MiniMAE ours has {} of the mean error of MVProbe 128/128/512, from {} to {} in"
+    yield Bound(page, error, "accuracy", partial(_errors, "MiniMAE"))
+    for tree, text in (
+        ("MiniSupViT", "On MiniSupViT it has {} and"),
+        ("MiniResNet", "on MiniResNet {} of"),
+    ):
+        yield Bound(page, text, "accuracy", lambda found, tree=tree: _errors(tree, found)[:1])
+    text = "On LoRAs {} among the concepts trained on, {} among those held out, and among all {} of"
+    yield Bound(page, text, "accuracy", _words)
+    text = "within a tree {} to {} on the chosen layer, across {} to {}, and"
+    yield Bound(page, text, "transfer", lambda found: _across(found)[:4])
+    text = (
+        "Training ProbeX runs at {} of the rate of a large product, MVProbe at {}, LoRAs in "
+        "factors at {}; {}, {} and {} times as fast as a plain PyTorch version"
+    )
+    yield Bound(page, text, "speed/cpu-train", _trained)
+    text = "does {} files of 1 MB a second, the library {}: {} and {} of the rate of reading them"
+    yield Bound(page, text, "speed/cpu-describe", _described)
+    text = "small layers in one process is {} times as fast as 12 processes"
+    yield Bound(page, text, "speed/cpu-sweep", _swept)
+    text = "it was right on {} of them (95 % interval {})."
+    figures = partial(_words_of_demo, "classify")
+    yield Bound("docs/models.md", text, "demo", lambda found: figures(found)[:2])
+
+
+def _of_attributes() -> Iterator[Bound]:
+    page = "results/attributes.md"
+    cells = "{} | {} | {} | {} |"
+    for name in (*_NUMBERS, *_CLASSES):
+        figure = "R²" if name in _NUMBERS else "accuracy"
+        told, covers = (partial(of, name) for of in (_told, _covers))
+        yield Bound(page, f"| {name} | {figure} | {cells}", "attributes", told)
+        if name != "images":
+            yield Bound(page, f"| {name} | {cells}\n", "attributes", covers)
+    yield Bound(page, "Over all 194 of them {} (", "attributes", _covered)
+    for row, asked in (
+        ("classes alone, as `train` without `--config.task`", "classes alone"),
+        ("classes as the one attribute of a joint expert", "classes, as an attribute"),
+        ("classes and learning rate", "classes and one more"),
+        ("all ten", "all"),
+    ):
+        yield Bound(page, f"| {row} | {{}} | {{}} |", "attributes", partial(_costs, asked))
+
+
+def _of_anomalies() -> Iterator[Bound]:
+    for kinds, trees in ((OF_MATRICES, TREES), (OF_FACTORS, (_LORAS,))):
+        for kind in ("untouched", *kinds):
+            row = f"| {kind.replace('0.', '.')} | {' | '.join('{}' for _ in trees)} |\n"
+            figures = partial(_found, kind, trees)
+            yield Bound("results/anomalies.md", row, "anomalies", figures)
+
+
+BOUND = (*_readme(), *_of_summary(), *_of_attributes(), *_of_anomalies())
