@@ -26,6 +26,8 @@ from experiments.benchmarks.inputs import epoch_of
 from probex_jax.fitting import Adam, Split, build_network
 
 _CONFIG = "configs/probex.py:mini"
+# Of one process that sweeps all layers otherwise.
+_CLOSED_FORM = "configs/default.py"
 # What that config trains.
 _ENCODER = {"name": "probex", "n_probes": 32, "proj_dim": 32, "rep_dim": 128}
 _CLASSES = 10
@@ -42,6 +44,8 @@ class Sizes:
       width: of a block; its layers are [width, width], [4 width, width] and [width, 4 width].
       epochs: of each layer.
       alone: how many of the layers are trained alone; the time of all is worked out from theirs.
+      more: further layers of [width, width], as ViT-Base's two.
+      closed_form: whether all layers are also fitted in closed form.
     """
 
     models: int = 64
@@ -49,17 +53,20 @@ class Sizes:
     width: int = 32
     epochs: int = 100
     alone: int = 12
+    more: int = 0
+    closed_form: bool = False
 
     def layers(self) -> dict[str, tuple[int, int]]:
         """Shapes by name."""
         w = self.width
         block = dict.fromkeys(("query", "key", "value", "out"), (w, w))
         block |= {"mlp_in": (4 * w, w), "mlp_out": (w, 4 * w)}
-        return {
+        found = {
             f"blocks.{n}.{name}.weight": shape
             for n in range(self.blocks)
             for name, shape in block.items()
         }
+        return found | {f"more.{n}.weight": (w, w) for n in range(self.more)}
 
 
 DEFAULT = Sizes()
@@ -88,6 +95,9 @@ def measure(sizes: Sizes, repeats: int, product_size: int | None = None) -> list
         layers = float(len(store.layers))
         work = {"ours": layers, processes: float(sizes.alone)}
         candidates: dict[str, Callable] = {"ours": in_one_process, processes: alone}
+        if sizes.closed_form:
+            candidates["closed form"] = lambda: _fit(store.path, next(workdirs))
+            work["closed form"] = layers
         if pytorch():
             module = "experiments.benchmarks.pytorch"
             candidates[PYTORCH] = partial(programs.run, "-m", module, str(zoo), str(sizes.epochs))
@@ -127,6 +137,11 @@ def _write_zoo(folder: Path, sizes: Sizes) -> Path:
         metadata = {"dataset_chosen_targets": str(labels)}
         save_file(tensors, path / "model.safetensors", metadata)
     return folder
+
+
+def _fit(store: Path, workdir: Path) -> None:
+    given = [f"--config={_CLOSED_FORM}", f"--config.store={store}", f"--workdir={workdir}"]
+    programs.run("-m", "experiments.train", *given)
 
 
 def _train(store: Path, workdir: Path, epochs: int, *more: str) -> None:

@@ -32,6 +32,7 @@ sys.exit((out.parent / "fail").exists())
 def steps(tmp_path, monkeypatch):
     """Two steps of a command that notes its runs, the second of which needs the first."""
     (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "__init__.py").touch()
     (tmp_path / "experiments" / "fake.py").write_text(FAKE)
     monkeypatch.setattr(running, "ROOT", tmp_path)
     first = Step("first", 1, ("fake {out} one", "fake {out} 'two words'"))
@@ -97,7 +98,7 @@ def test_a_killed_step_goes_on_with_the_command_that_was_killed(steps, tmp_path)
     command = [sys.executable, "-c", run]
     workdir.mkdir()
     (workdir / "hang").touch()
-    with subprocess.Popen(command, cwd=plan.ROOT, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, cwd=warm.ROOT, stderr=subprocess.DEVNULL) as process:
         wait_for(lambda: made(workdir, "first") == ["one"])
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 143

@@ -4,16 +4,13 @@ import hashlib
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from experiments import cli
-from experiments.benchmarks import figures
+from experiments.benchmarks import figures, programs
 from experiments.benchmarks.results.plan import Step
 from experiments.costs import Costs
 from probex_jax.files import read_json, write_json
@@ -95,7 +92,7 @@ class Runner:
             words = self._words(step, command)
             print(f"\n{step.name}: {shlex.join(['python', *words[1:]])}", flush=True)
             start = time.perf_counter()
-            if code := _child(words):
+            if code := programs.child(words, ROOT):
                 print(f"{step.name}: ended with {code}", file=sys.stderr, flush=True)
                 return False
             kept["seconds"] += time.perf_counter() - start
@@ -142,19 +139,6 @@ class Runner:
         """Of commands, and of when what they need was done."""
         needed = [self._read(self._steps[name]).get("done") for name in step.needs]
         return hashlib.sha256(json.dumps([step.commands, needed]).encode()).hexdigest()[:16]
-
-
-def _child(words: Sequence[str]) -> int:
-    """The exit code of a process, which ends when this one is told to."""
-    with subprocess.Popen(words, cwd=ROOT) as process:
-
-        def end() -> None:
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=60)
-
-        with cli.STOP.saves(end):
-            return process.wait()
 
 
 def _collected(workdir: Path) -> dict[str, Any]:
