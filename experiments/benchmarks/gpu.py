@@ -30,7 +30,16 @@ from absl import flags
 
 import probex_jax as px
 from experiments import cli
-from experiments.benchmarks import encoder, figures, products, report, sweep, timing, train
+from experiments.benchmarks import (
+    encoder,
+    figures,
+    products,
+    programs,
+    report,
+    sweep,
+    timing,
+    train,
+)
 from experiments.benchmarks.figures import Figure
 from experiments.benchmarks.inputs import Case
 
@@ -44,14 +53,13 @@ _CASES = (
     Case("mvprobe", dim=768, rank=0, models=1024, rep_dim=512),
     Case("probex", dim=1280, rank=16, models=1024, rep_dim=512),
 )
-_LAYERS = sweep.Sizes(models=40, blocks=12, width=768, epochs=20, alone=1, more=2, closed_form=True)
+_LAYERS = sweep.Sizes(models=48, blocks=12, width=768, epochs=20, alone=1, more=2, closed_form=True)
 _GIB = 2**30
 
 
 def _sized(case: Case) -> Case:
-    return (
-        replace(case, dim=16, rank=min(case.rank, 2), models=8, units=4) if _QUICK.value else case
-    )
+    tiny = replace(case, dim=16, rank=min(case.rank, 2), models=8, units=4)
+    return tiny if _QUICK.value else case
 
 
 def limits(repeats: int) -> Iterator[Figure]:
@@ -60,16 +68,17 @@ def limits(repeats: int) -> Iterator[Figure]:
     for mode in products.modes():
         multiply, flops = timing.product(size, mode.dtype)
         seconds = timing.times({"product": mode.applied(multiply)}, repeats)
-        yield Figure(f"{mode.name} product of {size}³", "FLOP/s", {"product": flops}, seconds)
+        name = f"{mode.name} product of {size}³"
+        yield Figure(name, "GFLOP/s", {"product": flops / 1e9}, seconds)
     host = np.ones(n_bytes // 4, np.float32)
     device, copied = jax.device_put(host), jax.jit(lambda x: x + 1)
-    work = {"reading and writing": 2.0 * n_bytes, "to the device": float(n_bytes)}
+    work = {"reading and writing": 2e-9 * n_bytes, "to the device": 1e-9 * n_bytes}
     seconds = timing.times(
         {"reading and writing": lambda: copied(device), "to the device": lambda: jnp.array(host)},
         repeats,
     )
     for name in work:
-        yield Figure(name, "B/s", {name: work[name]}, {name: seconds[name]})
+        yield Figure(name, "GB/s", {name: work[name]}, {name: seconds[name]})
 
 
 def training(repeats: int) -> Iterator[Figure]:
@@ -106,7 +115,7 @@ def closed_form(repeats: int) -> Iterator[Figure]:
 def layers(repeats: int) -> Iterator[Figure]:
     """Suite `sweep` at the sizes of ViT-Base: as programs, from files to an expert."""
     tiny = replace(_LAYERS, models=20, blocks=1, width=4, epochs=2, more=0)
-    yield from sweep.measure(tiny if _QUICK.value else _LAYERS, 1, 64 if _QUICK.value else 8192)
+    yield from sweep.measured(tiny if _QUICK.value else _LAYERS, 1, 64 if _QUICK.value else 8192)
 
 
 class _Part(NamedTuple):
@@ -115,11 +124,11 @@ class _Part(NamedTuple):
 
 
 PARTS = {
-    "limits": _Part(45, limits),
-    "train": _Part(120, training),
-    "encoder": _Part(90, encoding),
-    "closed_form": _Part(60, closed_form),
-    "layers": _Part(270, layers),
+    "limits": _Part(40, limits),
+    "train": _Part(90, training),
+    "encoder": _Part(70, encoding),
+    "closed_form": _Part(40, closed_form),
+    "layers": _Part(300, layers),
 }
 
 
@@ -137,9 +146,10 @@ def _child(name: str, seconds: float) -> bool:
     given = [f"--part={name}", f"--results={_RESULTS.value}", f"--repeats={_REPEATS.value}"]
     given += ["--quick"] if _QUICK.value else []
     start = time.perf_counter()
+    words = [sys.executable, "-m", "experiments.benchmarks.gpu", *given]
     try:
-        done = subprocess.run([sys.executable, "-m", __spec__.name, *given], timeout=seconds)
-        ended = f"ended with {done.returncode}" if done.returncode else ""
+        code = programs.child(words, seconds=None if _QUICK.value else seconds)
+        ended = f"ended with {code}" if code else ""
     except subprocess.TimeoutExpired:
         ended = f"cut off after {seconds:.0f} s"
     print(f"{name}: {ended or f'{time.perf_counter() - start:.0f} s'}\n", flush=True)
