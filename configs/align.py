@@ -1,6 +1,6 @@
 """LoRAs aligned with text: MVProbe on every layer, the best layers as a committee.
 
-python -m experiments.train --config=configs/align.py --workdir=W --config.store=S
+probex train --config=configs/align.py --workdir=W --config.store=S
 
 The size `mini` on the MiniLoRA of the miniature zoo of seed 0, test accuracy, mean over three seeds
 of training (results/README.md): .986 among the 64 concepts trained on; zero-shot .823 among the 16

@@ -1,6 +1,6 @@
 """Centred MVProbe on every layer of one tree, the best layers as a committee.
 
-python -m experiments.train --config=configs/committee.py --workdir=W --config.store=S
+probex train --config=configs/committee.py --workdir=W --config.store=S
 
 The size `mini` on the miniature zoo of seed 0, test accuracy: MiniSupViT .996, MiniMAE .980,
 MiniResNet .998.

@@ -1,6 +1,6 @@
 """What `train` does unless told otherwise: a linear ProbeX in closed form, on all layers together.
 
-python -m experiments.train --workdir=W --config.store=S
+probex train --workdir=W --config.store=S
 
 From each matrix and vector the tree's centre is taken off, and it is brought to mean 0 and standard
 deviation 1; the layers' kernels are added up, each by how much it tells alone; the solution is an

@@ -1,6 +1,6 @@
 """The dense expert, one linear layer on the flattened matrix: the baseline of the ProbeX paper.
 
-python -m experiments.train --config=configs/dense.py --workdir=W --config.store=S
+probex train --config=configs/dense.py --workdir=W --config.store=S
 
 The size `mini` on the default miniature zoo, test accuracy of the layer chosen on validation:
 MiniSupViT .982, MiniMAE .920, MiniResNet .992 (zoo of seed 0).

@@ -1,6 +1,6 @@
 """MVProbe on every layer of one tree, with the recipe of its paper.
 
-python -m experiments.train --config=configs/mvprobe.py --workdir=W --config.store=S
+probex train --config=configs/mvprobe.py --workdir=W --config.store=S
 
 The size `mini` on the miniature zoo of seed 0, test accuracy of the layer chosen on validation,
 mean over three seeds of training: MiniSupViT .989, MiniMAE .958, MiniResNet .993. Other zoos and

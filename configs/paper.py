@@ -1,6 +1,6 @@
 """ProbeX and MVProbe as published, on the best layers of Model-J's subsets.
 
-python -m experiments.train --config=configs/paper.py:probex_supvit --workdir=W --config.store=S
+probex train --config=configs/paper.py:probex_supvit --workdir=W --config.store=S
 
 The papers give layers as numbers in the order of the sorted names (docs/formats.md); here they go
 by their names. Published test accuracy, %; of the SD subsets among seen concepts / zero-shot. Not

@@ -1,6 +1,6 @@
 """ProbeX on every layer of one tree, with the recipe of the paper.
 
-python -m experiments.train --config=configs/probex.py --workdir=W --config.store=S
+probex train --config=configs/probex.py --workdir=W --config.store=S
 
 The size `mini` on the default miniature zoo (600 models a tree, seed 0), test accuracy of the layer
 chosen on validation: MiniSupViT .982, MiniMAE .937, MiniResNet .990; 47, 51 and 44 s on two cores.

@@ -1,6 +1,6 @@
 """Ridge regression on all entries of all layers: no encoder but one linear layer, in closed form.
 
-python -m experiments.train --config=configs/ridge.py --workdir=W --config.store=S
+probex train --config=configs/ridge.py --workdir=W --config.store=S
 
 The best of methods where matrices are small (results/together.md). Where they are as large as real
 ones, its expert is, too: 236 MB for a layer of 768×768 and 100 classes.

@@ -1,6 +1,6 @@
 """StatNN: a random forest on seven statistics of every layer, the baseline of the ProbeX paper.
 
-python -m experiments.train --config=configs/statnn.py --workdir=W --config.store=S
+probex train --config=configs/statnn.py --workdir=W --config.store=S
 
 On the default miniature zoo, test accuracy: MiniSupViT .730, MiniMAE .707, MiniResNet .713.
 """

@@ -1,6 +1,6 @@
 """The miniature zoo, in three sizes, a zoo of wider ViTs, and families for lineage.
 
-  python -m experiments.build_zoo --config=configs/zoo_miniature.py:default --out=out/zoo
+  probex build_zoo --config=configs/zoo_miniature.py:default --out=out/zoo
 
 Measured 2026-11-21 on two cores, 600 models a tree. Then the best layer's test accuracy of
 `configs/probex.py:mini` (ProbeX) and of StatNN on these zoos:
@@ -34,7 +34,7 @@ root's:
 
 The sizes `families` and `families_tiny` make families of known descent (issue 23), 22 models each:
 
-  python -m experiments.build_zoo --config=configs/zoo_miniature.py:families --out=out/families
+  probex build_zoo --config=configs/zoo_miniature.py:families --out=out/families
 
 What was tried at the size `default`, other fields as they are here. Test accuracy of a ProbeX (32
 probes, 32 projections, logit scale 20, bag-of-words texts) on the best on validation of three or

@@ -1,6 +1,6 @@
 """Planted trees: models of real sizes with known classes, which nobody trained.
 
-  python -m experiments.build_zoo --config=configs/zoo_planted.py:vit_base --out=out/planted
+  probex build_zoo --config=configs/zoo_planted.py:vit_base --out=out/planted
 
 For time and memory. How well their classes are told says nothing of real models.
 """

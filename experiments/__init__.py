@@ -1,4 +1,4 @@
-"""The commands: one thin absl binary per verb, run as `python -m experiments.NAME`."""
+"""The commands: one thin absl binary per verb, run as `probex NAME`."""
 
 import sys
 from importlib.util import find_spec
@@ -15,7 +15,9 @@ if find_spec("fcntl") is None:
     sys.exit(2)
 if _missing := [name for name in _NEEDED if find_spec(name) is None]:
     _made = Path(__file__).resolve().parents[1] / ".venv"
-    if (_made / "bin" / "python").exists() and _made.resolve() != Path(sys.prefix).resolve():
+    if _made.parent.name == "_commands":
+        _hint = "run pip install 'probex_jax[demo]'"
+    elif (_made / "bin" / "python").exists() and _made.resolve() != Path(sys.prefix).resolve():
         _hint = "make put them into .venv: run . .venv/bin/activate, or use .venv/bin/python"
     else:
         _hint = "in the repository's folder run pip install -e '.[demo]', or make demo"

@@ -1,7 +1,9 @@
-"""Lists the commands: `python -m experiments`."""
+"""Lists the commands and runs them: `probex VERB`, or `python -m experiments VERB`."""
 
 import ast
+import difflib
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -18,16 +20,23 @@ def commands() -> dict[str, str]:
             about = ast.get_docstring(ast.parse(text)) or ""
             first = re.split(r";|\.?\n", about, maxsplit=1)[0]
             found[".".join(module.relative_to(_FOLDER).parts)] = first
+    if not (_FOLDER / "benchmarks").is_dir():  # they are not installed
+        del found["benchmark"]
     return dict(sorted(found.items(), key=lambda item: "." in item[0]))
 
 
 def main() -> int:
-    given = sys.argv[1:]
+    found, given = commands(), sys.argv[1:]
     if given and given[0] not in ("--help", "-h"):
-        print(f"error: write python -m experiments.{given[0]}", file=sys.stderr)
+        if given[0] in found:
+            sys.argv = given
+            runpy.run_module(f"experiments.{given[0]}", run_name="__main__", alter_sys=True)
+            return 0
+        close = difflib.get_close_matches(given[0], found, n=1)
+        hint = f"did you mean {close[0]}?" if close else "probex --help lists them"
+        print(f"error: no command {given[0]!r}; {hint}", file=sys.stderr)
         return 2
-    print("Run a command as python -m experiments.NAME, and add --help to have it explained:\n")
-    found = commands()
+    print("Run a command as probex NAME, and add --help to have it explained:\n")
     width = max(map(len, found)) + 2
     for name, about in found.items():
         print(f"  {name:{width}}{about}")

@@ -10,9 +10,9 @@ configs/zoo_planted.py makes models of real sizes in minutes, which were not tra
 written into random weights by hand, for measuring time and memory.
 
 Example:
-  python -m experiments.build_zoo --config=configs/zoo_miniature.py:demo \
+  probex build_zoo --config=configs/zoo_miniature.py:demo \
     --out=out/zoo
-  python -m experiments.build_zoo --config=configs/zoo_planted.py:vit_base \
+  probex build_zoo --config=configs/zoo_planted.py:vit_base \
     --out=out/planted
 """
 

@@ -5,8 +5,8 @@ no more is read than the verdict takes. Of an adapter and a whole model it says
 whether the one may be of the other.
 
 Example:
-  python -m experiments.compare my_model.safetensors hf://ORG/NAME
-  python -m experiments.compare --json out/families/MiniMAE-0/models/m00 \
+  probex compare my_model.safetensors hf://ORG/NAME
+  probex compare --json out/families/MiniMAE-0/models/m00 \
     out/families/MiniMAE-0/models/m01
 """
 

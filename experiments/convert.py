@@ -5,10 +5,10 @@ for an expert aligned with text --text_encoder too. Files that this command wrot
 A committee is a folder with one file for each member.
 
 Example:
-  python -m experiments.convert --from_torch=theirs.safetensors \
+  probex convert --from_torch=theirs.safetensors \
     --to=out/theirs --classes=cifar100.json --tree=SupViT \
     --layer=classifier.weight
-  python -m experiments.convert --from_expert=out/mvprobe \
+  probex convert --from_expert=out/mvprobe \
     --to_torch=out/mvprobe.safetensors
 """
 

@@ -77,9 +77,7 @@ class Costs:
 def _about() -> dict[str, str]:
     devices = jax.local_devices()
     return {
-        "command": shlex.join(
-            ["python", "-m", f"experiments.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
-        ),
+        "command": shlex.join(["probex", Path(sys.argv[0]).stem, *sys.argv[1:]]),
         "first step ended": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "machine": f"{platform.system()} {platform.machine()}, {_cores()} CPU cores, "
         f"JAX devices: {len(devices)} ({devices[0].device_kind})",

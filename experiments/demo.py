@@ -5,7 +5,7 @@ it aligns the weights of LoRAs with text, tells concepts that it has never seen,
 a sentence. In the end it describes models whose labels it has hidden, and shows the truth beside.
 
 Example:
-  python -m experiments.demo --workdir=out/demo
+  probex demo --workdir=out/demo
 """
 
 from collections.abc import Mapping, Sequence

@@ -6,8 +6,8 @@ and --out writes their cards. A model that cannot be read is reported and the ot
 code is then 1, or 2 if none was read.
 
 Example:
-  python -m experiments.describe --forest=out/demo/forest model.safetensors
-  python -m experiments.describe --forest=out/demo/forest --out=cards my_models
+  probex describe --forest=out/demo/forest model.safetensors
+  probex describe --forest=out/demo/forest --out=cards my_models
 """
 
 import json

@@ -6,7 +6,7 @@ go on; the exit code is then 1. --write_zoos makes a zoo of each tree, for split
 and pack, that names the models where they are.
 
 Example:
-  python -m experiments.discover --models=downloads --out=out/trees.json
+  probex discover --models=downloads --out=out/trees.json
 """
 
 import sys

@@ -5,9 +5,9 @@ OUT/SUBSET is a layer store for train. Run the same command again to resume, or 
 failed; the exit code is 1 if some models are missing, 2 if there are none.
 
 Example:
-  python -m experiments.download_model_j --subset=SupViT --layers=59 \
+  probex download_model_j --subset=SupViT --layers=59 \
     --out=out/stores
-  python -m experiments.download_model_j --subset=SD_200 --splits=train,val \
+  probex download_model_j --subset=SD_200 --splits=train,val \
     --dry_run
 """
 

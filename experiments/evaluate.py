@@ -7,7 +7,7 @@ Of a WORKDIR in which train repeated a split, all repeats are evaluated: mean an
 --baselines adds what scikit-learn's methods make of the same models.
 
 Example:
-  python -m experiments.evaluate --experts=out/align \
+  probex evaluate --experts=out/align \
     --store=out/stores/MiniLoRA --tasks=classify,zero_shot,knn,occ,retrieval
 """
 

@@ -4,7 +4,7 @@ describe, serve and index use it. Each tree has its own folder in the forest, so
 later without touching the others. Experts without calibration are calibrated on validation models.
 
 Example:
-  python -m experiments.grow_forest --forest=out/forest \
+  probex grow_forest --forest=out/forest \
     --stores=out/stores/MiniSupViT,out/stores/MiniLoRA \
     --experts=out/trained,out/align --roots=MiniLoRA=me/denoiser
 """

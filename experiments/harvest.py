@@ -6,7 +6,7 @@ that say nothing are listed in undocumented.txt, for describe. Models that canno
 reported; the exit code is then 1, or 2 if none was read.
 
 Example:
-  python -m experiments.harvest --models=downloads --out=out/harvest
+  probex harvest --models=downloads --out=out/harvest
 """
 
 from absl import flags

@@ -5,9 +5,9 @@ Each model is embedded by an expert. Run the same command again to add new and c
 new ones, models on a disk with the same weights are told.
 
 Example:
-  python -m experiments.index --experts=out/align --models=out/zoo/MiniLoRA \
+  probex index --experts=out/align --models=out/zoo/MiniLoRA \
     --index=out/index
-  python -m experiments.index --forest=out/forest --tree=MiniLoRA \
+  probex index --forest=out/forest --tree=MiniLoRA \
     --models=my_loras --index=out/mine
 """
 

@@ -6,7 +6,7 @@ network), lineage.mmd (Mermaid) and lineage.nwk (Newick). A model that cannot be
 and the others go on; the exit code is then 1, or 2 if there is nothing to compare.
 
 Example:
-  python -m experiments.lineage --models=downloads --out=out/lineage
+  probex lineage --models=downloads --out=out/lineage
 """
 
 import dataclasses

@@ -13,6 +13,7 @@ from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from probex_jax.errors import ProbexError
 
@@ -22,6 +23,8 @@ flags.disclaim_key_flags()  # a config is the flag of the command that asks for 
 MISTAKES = (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError, ProbexError)
 
 _HELP = {"--help", "-help", "-h", "--helpshort", "-helpshort", "-?"}
+# Whose configs/ are found from any folder.
+_OURS = Path(__file__).resolve().parents[1]
 _WIDEST = 100
 _INDENT = 24
 
@@ -37,7 +40,24 @@ def config(default: str, help_text: str) -> flags.FlagHolder[Any]:
       The flag, whose value is the locked config.
     """
     _check_fields(sys.argv[1:], default)
-    return config_flags.DEFINE_config_file("config", default, help_text)
+    flag: flags.FlagHolder[Any] = config_flags.DEFINE_config_file("config", None, help_text)
+    flags.FLAGS["config"].parser = _ConfigParser("config")
+    flags.set_default(flag, default)
+    return flag
+
+
+class _ConfigParser(ConfigFileFlagParser):
+    """Takes the places that `load` takes."""
+
+    def parse(self, path: str) -> ConfigDict:
+        file, *size = path.split(":", 1)
+        return super().parse(":".join([str(_file(file)), *size]))
+
+
+def _file(path: str) -> Path:
+    """A config's file: in the current folder, or else one of ours."""
+    beside = _OURS / path
+    return beside if beside.is_file() and not Path(path).is_file() else Path(path)
 
 
 def _check_fields(argv: Sequence[str], default: str) -> None:
@@ -62,12 +82,12 @@ def _place(argv: Sequence[str], default: str) -> str:
 
 def load(place: str) -> ConfigDict:
     path, _, size = place.partition(":")
-    if not Path(path).is_file():
+    if not _file(path).is_file():
         close = difflib.get_close_matches(Path(path).stem, _known(), n=1)
         hint = f"did you mean configs/{close[0]}.py?" if close else _choice()
         raise ProbexError(f"--config={place}: no such file; {hint}")
     try:
-        names = runpy.run_path(path)
+        names = runpy.run_path(str(_file(path)))
     except SyntaxError as error:
         raise ProbexError(f"--config={place}: not Python, in line {error.lineno}") from None
     if "get_config" not in names:
@@ -82,9 +102,9 @@ def load(place: str) -> ConfigDict:
 
 
 def _known() -> list[str]:
-    """The configs of the repository."""
-    found = sorted(Path("configs").glob("*.py"))
-    return [path.stem for path in found if "\ndef get_config(" in path.read_text()]
+    """The configs in the current folder, and ours."""
+    found = [path for at in (Path(), _OURS) for path in (at / "configs").glob("*.py")]
+    return sorted({path.stem for path in found if "\ndef get_config(" in path.read_text()})
 
 
 def _choice() -> str:
@@ -124,8 +144,8 @@ def screen(about: str) -> str:
     for flag in own:
         if flag.name == "config":
             place = _place(sys.argv[1:], _default(flag))
-            path = place.partition(":")[0]
-            also = " and what it imports" if "from configs import" in Path(path).read_text() else ""
+            path = _file(place.partition(":")[0])
+            also = " and what it imports" if "from configs import" in path.read_text() else ""
             told = f"Fields, explained in {path}{also}, each given as --config.FIELD=VALUE:"
             lines += ["", *_wrapped(told, "", "")]
             lines += _wrapped(", ".join(_fields(load(place))), "  ", "  ")

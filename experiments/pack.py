@@ -5,7 +5,7 @@ add models, or to take over changed labels and splits. A model that cannot be re
 skipped.
 
 Example:
-  python -m experiments.pack --zoo=out/zoo/MiniSupViT \
+  probex pack --zoo=out/zoo/MiniSupViT \
     --store=out/stores/MiniSupViT
 """
 

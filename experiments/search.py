@@ -4,8 +4,8 @@ Give --query or --like, or neither with --filter or --sort to list models. Sente
 made by an expert that was aligned with text (configs/align.py), attributes one made with --forest.
 
 Example:
-  python -m experiments.search --index=out/index --query="an inverted three"
-  python -m experiments.search --index=out/index --like=model.safetensors \
+  probex search --index=out/index --query="an inverted three"
+  probex search --index=out/index --like=model.safetensors \
     --filter="split = 'test' AND accuracy > .9" --sort=-accuracy
 """
 

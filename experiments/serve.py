@@ -3,7 +3,7 @@
 Programs use its /api (docs/page.md). Only this machine can reach it unless --host says otherwise.
 
 Example:
-  python -m experiments.serve --forest=out/demo/forest --index=out/demo/indexes
+  probex serve --forest=out/demo/forest --index=out/demo/indexes
 """
 
 import contextlib

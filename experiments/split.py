@@ -6,7 +6,7 @@ NAME-1, …, are added to ZOO/splits.json; pack takes them over, and train --con
 all of them.
 
 Example:
-  python -m experiments.split --zoo=my_zoo --by=gain --repeats=5 --group=device
+  probex split --zoo=my_zoo --by=gain --repeats=5 --group=device
 """
 
 from absl import flags

@@ -132,7 +132,7 @@ def train(
     config = joint_steps.named(config, tuple(TOLD))
     if store is None:
         if not config["store"]:
-            raise px.ProbexError("give --config.store, a layer store; experiments.pack makes one")
+            raise px.ProbexError("give --config.store, a layer store; probex pack makes one")
         view_steps.warn_of_split(config)
         store = view_steps.opened_as(config["store"], config)
     joint = view_steps.attributes_of(config) is not None

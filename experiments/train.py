@@ -8,7 +8,7 @@ and so on, NAME trains on all, in WORKDIR/NAME-0 and so on, and reports mean and
 --config.task=NAME trains on a column of the models' table, =all on all of them at once.
 
 Example:
-  python -m experiments.train --workdir=out/all --forest=out/forest \
+  probex train --workdir=out/all --forest=out/forest \
     --config.store=out/stores/mine --config.task=all
 """
 

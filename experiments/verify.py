@@ -6,7 +6,7 @@ line that names the file. The exit code is 0 if all is whole, 1 if something is 
 something could not be checked.
 
 Example:
-  python -m experiments.verify out/store out/trained out/forest out/index
+  probex verify out/store out/trained out/forest out/index
 """
 
 import sys

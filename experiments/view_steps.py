@@ -100,7 +100,7 @@ def warn_of_split(config: Mapping[str, Any]) -> None:
     if name == OWN_SPLIT and OWN_SPLIT not in opened.splits:
         counts = {part: len(models) for part, models in store.tables.splits[name].items()}
         divided = ", ".join(f"{count} {part}" for part, count in counts.items())
-        line = f"{store.path}: no split; divided into {divided}. experiments.split makes others"
+        line = f"{store.path}: no split; divided into {divided}. probex split makes others"
         print(cli.one_line(line), file=sys.stderr)
 
 

@@ -8,10 +8,10 @@ class ProbexError(Exception):
     it and exit with code 2; any other exception is a bug of ours.
 
     Example:
-      >>> raise ProbexError("zoo/: no such folder; build one with experiments.build_zoo")
+      >>> raise ProbexError("zoo/: no such folder; build one with probex build_zoo")
       Traceback (most recent call last):
         ...
-      probex_jax.errors.ProbexError: zoo/: no such folder; build one with experiments.build_zoo
+      probex_jax.errors.ProbexError: zoo/: no such folder; build one with probex build_zoo
     """
 
     def __init__(self, message: str):

@@ -29,7 +29,7 @@ from probex_jax.files import read_json
 from probex_jax.fitting.metrics import mean_score
 from probex_jax.integrity import unsealed
 
-_ZOOS = flags.DEFINE_list("zoos", [], "Folders that experiments.build_zoo wrote.")
+_ZOOS = flags.DEFINE_list("zoos", [], "Folders that probex build_zoo wrote.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of stores and results.", required=True)
 _OUT = flags.DEFINE_string("out", None, "JSON file for the figures.")
 _COST = flags.DEFINE_string("cost", None, "A store, to time trainings on.")

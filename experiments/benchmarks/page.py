@@ -192,7 +192,7 @@ def _peak_mib(pid: int) -> int:
 def main() -> int:
     demo = Path(_DEMO.value)
     if not (demo / "indexes" / TREE).is_dir():
-        raise ProbexError(f"{demo}: no demo was run here; experiments.demo makes one")
+        raise ProbexError(f"{demo}: no demo was run here; probex demo makes one")
     with tempfile.TemporaryDirectory() as folder:
         index = filled(demo / "indexes" / TREE, Path(folder), _INDEXED.value)
         with served(demo / "forest", index) as (address, pid):

@@ -1,6 +1,6 @@
 """Suite `sweep`: every layer of small models in one process, against a process for each layer.
 
-Two ViT-like blocks, 12 layers of 32x32 to 128x32, are swept by `experiments.train` in one process,
+Two ViT-like blocks, 12 layers of 32x32 to 128x32, are swept by `probex train` in one process,
 and by the same program as 12 processes of one layer, one after the other. All are started from a
 shell, and compile what they run: there is no compilation cache. The limit is the rate of a large
 matrix product on the FLOPs of the training. PyTorch trains the layers one after the other in one

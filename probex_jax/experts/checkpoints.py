@@ -111,10 +111,10 @@ def load(path: Path) -> tuple[Any, dict[str, Any]]:
     ) as error:
         if not path.exists():
             raise ProbexError(
-                f"{path}: no such expert or checkpoint; experiments.train makes one"
+                f"{path}: no such expert or checkpoint; probex train makes one"
             ) from None
         if path.is_dir() and not is_there(path):
-            raise ProbexError(f"{path}: no expert here; experiments.train makes one") from None
+            raise ProbexError(f"{path}: no expert here; probex train makes one") from None
         reason = " ".join(str(error).split())[:200]
         raise ProbexError(f"{path}: not a whole checkpoint ({reason})") from error
     if card.pop(_HASH, None) != content_hash(arrays, card):

@@ -83,7 +83,7 @@ def verify_experts(
     if checkpoints.looks_like_one(path) and path not in saved:
         return (yield f"{path / checkpoints.MARK}: missing")
     if not (saved or path / "metrics.json" in small):
-        raise ProbexError(f"{path}: no expert here; experiments.train makes one")
+        raise ProbexError(f"{path}: no expert here; probex train makes one")
     of_saved = dict.fromkeys(sorted(saved), 0)
     for file, folders in inside.items():
         for folder in folders:

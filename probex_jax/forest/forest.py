@@ -273,9 +273,7 @@ def check_format(path: Path) -> None:
     try:
         about = read_json(path / "forest.json")
     except (FileNotFoundError, NotADirectoryError):
-        raise ProbexError(
-            f"{path}: no forest here; create one with experiments.grow_forest"
-        ) from None
+        raise ProbexError(f"{path}: no forest here; create one with probex grow_forest") from None
     version = about.get("version") if isinstance(about, dict) else None
     if not isinstance(about, dict) or (about.get("format"), version) != (FORMAT, VERSION):
         raise ProbexError(

@@ -38,7 +38,7 @@ def verify_forest(
     path = as_path(path)
     sizes = sizes_below(path)
     if path / "forest.json" not in sizes and not any(path / "trees" in f.parents for f in sizes):
-        raise ProbexError(f"{path}: no forest here; create one with experiments.grow_forest")
+        raise ProbexError(f"{path}: no forest here; create one with probex grow_forest")
     damages: list[str] = []
     with noted(damages):
         if path / "forest.json" not in sizes:

@@ -18,7 +18,7 @@ def read_about(path: Path) -> dict[str, Any]:
     try:
         about = read_json(path / "store.json")
     except (FileNotFoundError, NotADirectoryError):
-        raise ProbexError(f"{path}: no layer store here; make one with experiments.pack") from None
+        raise ProbexError(f"{path}: no layer store here; make one with probex pack") from None
     version = about.get("version") if isinstance(about, dict) else None
     if not isinstance(about, dict) or about.get("format") != FORMAT or version not in _READ:
         raise ProbexError(

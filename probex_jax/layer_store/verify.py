@@ -78,7 +78,7 @@ def verify_store(
     path = as_path(path)
     table = path / "models.jsonl"
     if not ((path / "store.json").is_file() or table.is_file()):
-        raise ProbexError(f"{path}: no layer store here; make one with experiments.pack")
+        raise ProbexError(f"{path}: no layer store here; make one with probex pack")
     try:
         read_tables(path)
     except ProbexError as error:

@@ -59,7 +59,7 @@ def load_lineage(path: str | Path) -> Lineage:
     try:
         value = read_json(file)
     except (FileNotFoundError, NotADirectoryError):
-        raise ProbexError(f"{file}: no lineage here; make one with experiments.lineage") from None
+        raise ProbexError(f"{file}: no lineage here; make one with probex lineage") from None
     return lineage_of(unsealed(value, file), str(file))
 
 

@@ -22,7 +22,7 @@ def read_about(path: Path) -> dict[str, Any]:
     try:
         about = read_json(file)
     except (FileNotFoundError, NotADirectoryError):
-        raise ProbexError(f"{path}: no index here; create one with experiments.index") from None
+        raise ProbexError(f"{path}: no index here; create one with probex index") from None
     about = about if isinstance(about, dict) else {}
     version = about.get("version")
     if about.get("format") != FORMAT or version not in (UNCHECKED, VERSION):

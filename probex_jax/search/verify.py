@@ -45,7 +45,7 @@ def verify_index(
     sizes = sizes_below(path)
     table = path / "models.lance"
     if path / "index.json" not in sizes and not any(table in file.parents for file in sizes):
-        raise ProbexError(f"{path}: no index here; create one with experiments.index")
+        raise ProbexError(f"{path}: no index here; create one with probex index")
     about, verified = None, None
     damages: list[str] = []
     with noted(damages):

@@ -45,20 +45,26 @@ def required_of(name):
     return found | set(re.findall(r"--(config\.\w+), [^.;]*must be given", told.get("config", "")))
 
 
+# `probex VERB`, but not the method of that name in a table, nor `from probex import`.
+COMMAND = r"(?:python -m experiments\.|(?<![\w./-])probex (?=[a-z]))"
+
+
 def lines_of(text):
-    """Commands in a text of shell or a screen of help: `python -m experiments.…`, each one line.
+    """Commands in a text of shell or a screen of help: `probex …` or `python -m experiments.…`.
+
+    Each is one line.
 
     The bare name of a command in a sentence mentions it, and gets an ellipsis for what is left out;
     but behind a colon or a bracket it is what the reader shall run.
     """
     text = re.sub(r"\\\n\s*", " ", text)
-    text = re.sub(r"`(python -m experiments\.[^`]*)`", lambda m: " ".join(m[0].split()), text)
+    text = re.sub(rf"`({COMMAND}[^`]*)`", lambda m: " ".join(m[0].split()), text)
     text = re.sub(
-        r"([:(]\s*)?`(python -m experiments\.[\w.]+)`",
+        rf"([:(]\s*)?`({COMMAND}[\w.]+)`",
         lambda m: m[0] if m[1] else f"`{m[2]} …`",
         text,
     )
-    return [found.strip() for found in re.findall(r"python -m experiments\.[^\n`|>]*", text)]
+    return [found.strip() for found in re.findall(rf"{COMMAND}[^\n`|>]*", text)]
 
 
 def faults(line, made=()):
@@ -67,7 +73,7 @@ def faults(line, made=()):
     `made` are configs that are not in the repository, but made by who reads the line's page. A word
     that is an ellipsis stands for flags that are left out.
     """
-    name = line.split()[2].removeprefix("experiments.")
+    name = re.sub(COMMAND, "", line).split()[0]
     if name == "NAME":
         return
     if name not in names():

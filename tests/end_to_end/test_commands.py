@@ -207,7 +207,7 @@ def test_a_task_that_cannot_be_measured_does_not_stop_the_others(made):
         (
             "train",
             ["--workdir={0}/x"],
-            "give --config.store, a layer store; experiments.pack makes",
+            "give --config.store, a layer store; probex pack makes",
         ),
         ("train", ["--workdir"], "--workdir needs a value: --workdir=VALUE"),
         (

@@ -26,7 +26,7 @@ def test_a_step_is_measured_and_its_cost_stays(tmp_path):
         pass
     assert again.steps == [cost]
     assert again.about == costs.about
-    assert costs.about["command"].startswith("python -m experiments.")
+    assert costs.about["command"].startswith("probex ")
 
 
 def test_memory_is_that_of_the_step(tmp_path):

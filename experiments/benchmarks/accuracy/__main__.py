@@ -19,7 +19,7 @@ from experiments.benchmarks.accuracy.train import records, train_missing
 from probex_jax.errors import ProbexError
 
 _ZOOS = flags.DEFINE_list(
-    "zoos", None, "Folders that experiments.build_zoo wrote, each with another seed.", required=True
+    "zoos", None, "Folders that probex build_zoo wrote, each with another seed.", required=True
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for stores, records, and what is in training.", required=True

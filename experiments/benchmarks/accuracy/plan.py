@@ -23,7 +23,7 @@ class Method:
 
     Args:
       name: as tables show it.
-      config: as `experiments.train` takes it.
+      config: as `probex train` takes it.
       changes: of the config's recipe.
       screen: what chooses the layers, those where it is best on validation; None for all layers.
       layers: so many of them.
@@ -123,7 +123,7 @@ def file_name(method: str) -> str:
 def plan(zoos: Sequence[Path], stages: int | None = None) -> Iterator[Run]:
     """All runs on the trees that the zoos have, in an order in which what a run needs comes first.
 
-    A zoo has a tree as soon as all of it is built: `experiments.build_zoo` writes the zoo's
+    A zoo has a tree as soon as all of it is built: `probex build_zoo` writes the zoo's
     metrics.json last. Of the first so many stages of methods, or of all.
     """
     built = [zoo for zoo in zoos if (zoo / "metrics.json").exists()]
