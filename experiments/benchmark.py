@@ -1,8 +1,7 @@
 """Measures the speed of everything, against a limit and PyTorch.
 
 Each suite prints rates (more is better) as a fraction of a limit measured in the same run, and as a
-ratio to plain PyTorch if that is installed. What a suite does is told in
-experiments/benchmarks/SUITE.py.
+ratio to plain PyTorch if that is installed. experiments/benchmarks/SUITE.py says what a suite does.
 
 Example:
   python -m experiments.benchmark --suite=train,search

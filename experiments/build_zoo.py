@@ -1,13 +1,13 @@
 r"""Fine-tunes the miniature zoo: trees of small models with known classes.
 
-They are written as Model-J lies on disk, ready for pack. Run the same command again to resume.
+They are laid out like Model-J, ready for pack. Run the same command again to resume.
 
-The size :attributes varies all that models are trained with; `labels.csv` says it of each. The size
-:families makes families of known descent, for lineage: roots, their descendants, merges and copies;
-`family.json` says which is which.
+The size :attributes varies how models are trained and records it in `labels.csv`. The size
+:families makes families of known descent, for lineage: roots, descendants, merges and copies, as
+`family.json` lists them.
 
-configs/zoo_planted.py makes models of real sizes in minutes, which were not trained: classes are
-written into random weights by hand, for measuring time and memory.
+configs/zoo_planted.py makes models of real sizes in minutes, without training: classes are written
+into random weights by hand, to measure time and memory.
 
 Example:
   probex build_zoo --config=configs/zoo_miniature.py:demo \

@@ -1,8 +1,8 @@
 r"""Compares two models: the same weights, parent and child, or kin.
 
-A and B are files, models' folders or addresses, as for describe. Of large ones
-no more is read than the verdict takes. Of an adapter and a whole model it says
-whether the one may be of the other.
+A and B are files, models' folders or addresses, as for describe. Large models are read only as far
+as the verdict needs. For an adapter and a whole model it says whether the adapter may belong to the
+model.
 
 Example:
   probex compare my_model.safetensors hf://ORG/NAME

@@ -1,8 +1,8 @@
-"""The whole of probex_jax on the miniature zoo; run again, it takes up what is there.
+"""Runs the whole of probex_jax on the miniature zoo; run it again to resume.
 
 Fine-tunes real small models, packs their weights, and trains probing experts on every layer. Then
-it aligns the weights of LoRAs with text, tells concepts that it has never seen, and finds LoRAs by
-a sentence. In the end it describes models whose labels it has hidden, and shows the truth beside.
+it aligns the weights of LoRAs with text, recognises concepts that it was not trained on, and finds
+LoRAs by a sentence. Last, it describes models whose labels it has hidden, and shows the truth.
 
 Example:
   probex demo --workdir=out/demo

@@ -1,9 +1,9 @@
 """Describes undocumented models: their tree, and what they were trained on.
 
-MODEL is a file, a model's folder or a folder of models, here or in a bucket (s3://, gs://), or
-hf://ORG/NAME or an https:// address. One model's card is printed; several models get a line each,
-and --out writes their cards. A model that cannot be read is reported and the others go on; the exit
-code is then 1, or 2 if none was read.
+MODEL is a file, a model's folder or a folder of models, on disk or in a bucket (s3://, gs://), or
+hf://ORG/NAME or an https:// address. The card of a single model is printed; several models get a
+line each, and --out writes their cards. A model that cannot be read is reported and the others go
+on; the exit code is then 1, or 2 if none was read.
 
 Example:
   probex describe --forest=out/demo/forest model.safetensors
@@ -33,7 +33,7 @@ _INDEX = flags.DEFINE_list(
 _LINEAGE = flags.DEFINE_string(
     "lineage", None, "Folder made by lineage: cards then name parents and copies of its models."
 )
-_LIST = flags.DEFINE_string("list", None, "File with a model a line, as harvest writes one.")
+_LIST = flags.DEFINE_string("list", None, "File with one model per line, as harvest writes.")
 _OUT = flags.DEFINE_string(
     "out", None, "Folder for the cards, a Markdown and a JSON file for each model."
 )

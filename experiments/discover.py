@@ -1,9 +1,8 @@
 """Finds the Model Trees in a folder of models: those of one ancestor.
 
-No expert is needed. Models with the same weights are told, too, whatever their
-dtype, format and names. A model that cannot be read is reported and the others
-go on; the exit code is then 1. --write_zoos makes a zoo of each tree, for split
-and pack, that names the models where they are.
+No expert is needed. It also reports models with the same weights, whatever their dtype, format and
+names. A model that cannot be read is reported and the others go on; the exit code is then 1.
+--write_zoos makes a zoo of each tree, for split and pack; the models stay where they are.
 
 Example:
   probex discover --models=downloads --out=out/trees.json

@@ -29,7 +29,7 @@ _LAYERS = flags.DEFINE_string(
     "models.",
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to download to. Needed unless --dry_run.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only print how many models and bytes it would be.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only print how many models and bytes there are.")
 _CLASS_NAMES = flags.DEFINE_string(
     "class_names",
     None,

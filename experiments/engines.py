@@ -1,4 +1,4 @@
-"""Flags of commands whose work threads of this process do, or a Ray cluster.
+"""Flags of commands whose work runs in threads of this process or on a Ray cluster.
 
 docs/clusters.md says how to start one.
 """
@@ -11,13 +11,13 @@ from probex_jax.engine import Engine, engine_of
 _ENGINE = flags.DEFINE_string(
     "engine",
     "threads",
-    "Who does the work: threads of this process, or a Ray cluster, ray:local, ray:auto or "
+    "Where the work runs: threads of this process, or a Ray cluster, ray:local, ray:auto or "
     "ray:HOST:PORT (docs/clusters.md).",
 )
 _WORKERS = flags.DEFINE_integer(
     "workers",
     0,
-    "Processes of the cluster that work; 0 for one a GPU, or else one for every four CPUs.",
+    "Worker processes of the cluster; 0 for one per GPU, or else one per four CPUs.",
     lower_bound=0,
 )
 
@@ -27,8 +27,7 @@ def readers_flag(default: int) -> flags.FlagHolder[int]:
     return flags.DEFINE_integer(
         "readers",
         default,
-        "Threads of each process that read models: more of them hide how long a server or a shared "
-        "file system takes to answer.",
+        "Reading threads per process; for servers and shared file systems use more.",
         lower_bound=1,
     )
 

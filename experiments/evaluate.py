@@ -2,9 +2,8 @@ r"""Evaluates a trained expert on a store; each figure has a 95 % interval.
 
 Tasks: classify, which classes a model was trained on; zero_shot, the same for classes never seen in
 training, by their texts; tags, free tags ranked by similarity; knn, occ (one-class classification)
-and retrieval, on the representations.
-Of a WORKDIR in which train repeated a split, all repeats are evaluated: mean and spread.
---baselines adds what scikit-learn's methods make of the same models.
+and retrieval, on the representations. If train repeated a split in a WORKDIR, all repeats are
+evaluated: mean and spread. --baselines adds scikit-learn's methods on the same models.
 
 Example:
   probex evaluate --experts=out/align \

@@ -1,4 +1,4 @@
-r"""Grows a forest: what tells some trees apart, and the expert of each.
+r"""Grows a forest, which recognises trees of models and holds their experts.
 
 describe, serve and index use it. Each tree has its own folder in the forest, so a tree can be added
 later without touching the others. Experts without calibration are calibrated on validation models.
@@ -27,8 +27,8 @@ _EXPERTS = flags.DEFINE_list(
 _LABEL_SETS = flags.DEFINE_list(
     "label_sets",
     [],
-    "What the classes of each of --experts are about, such as gain: the titles of their tables. By "
-    "default what their cards or stores say.",
+    "What the classes of each of --experts are, such as gain: the titles of their tables. "
+    "Default: what their cards or stores say.",
 )
 _TAGS = flags.DEFINE_string(
     "tags", None, "File of more tags, one a line, for --experts trained with config.text.tags."

@@ -1,7 +1,7 @@
 r"""Makes zoos of a folder of models, labelled by what their files say.
 
-Tags, trigger words and classes in headers, in files that managers write beside, in READMEs and in
-names of folders become label columns; each tree gets a zoo with splits, for pack and train. Models
+Tags, trigger words and classes become label columns. They come from headers, the files of LoRA
+managers, READMEs and folder names; each tree gets a zoo with splits, for pack and train. Models
 that say nothing are listed in undocumented.txt, for describe. Models that cannot be read are
 reported; the exit code is then 1, or 2 if none was read.
 
@@ -31,20 +31,20 @@ _SHARE = flags.DEFINE_float(
 _WEIGHT = flags.DEFINE_float(
     "weight",
     RULES.weight,
-    "The least that a tag must weigh: its share times log2 of how rare it is among models.",
+    "Least weight of a tag: its share times log2 of its rarity among models.",
     lower_bound=0,
 )
 _LEAST = flags.DEFINE_integer(
-    "least", RULES.models, "Models with which a class is learnable.", lower_bound=1
+    "least", RULES.models, "Least number of models of a class.", lower_bound=1
 )
 _BY_BASE = flags.DEFINE_bool(
     "by_base",
     True,
-    "Whether LoRAs of different checkpoints are different trees. Without, those that change the "
+    "Keep LoRAs of different checkpoints in different trees; otherwise those that change the "
     "same layers are one.",
 )
 _OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "Whether zoos of an earlier harvest in --out are replaced."
+    "overwrite", False, "Replace the zoos of an earlier harvest in --out."
 )
 _MOST = flags.DEFINE_integer("most", 20, "Trees to list, the largest first.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the splits.", lower_bound=0)

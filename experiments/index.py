@@ -1,8 +1,8 @@
 r"""Makes an index of a folder of models, which search looks through.
 
 Each model is embedded by an expert. Run the same command again to add new and changed models;
---prune removes those that are gone. With --forest, models of other trees are refused. If there are
-new ones, models on a disk with the same weights are told.
+--prune removes those that are gone. With --forest, models of other trees are refused. Models on
+disk with the same weights are reported when new ones are added.
 
 Example:
   probex index --experts=out/align --models=out/zoo/MiniLoRA \
@@ -31,7 +31,9 @@ _MODELS = flags.DEFINE_string(
     "models", None, "Folder of models, at any depth, or its s3:// or gs:// address."
 )
 _LIST = flags.DEFINE_string(
-    "list", None, "File with a model a line, such as hf://ORG/NAME. Give this, --models or both."
+    "list",
+    None,
+    "File with one model per line, such as hf://ORG/NAME. Give this, --models or both.",
 )
 _FOREST = flags.DEFINE_string("forest", None, "Forest whose expert embeds the models.")
 _TREE = flags.DEFINE_string("tree", None, "Tree of the forest to index, if it has several.")
@@ -63,7 +65,7 @@ def main() -> None:
 
 def _models(may_be_empty: bool) -> Models:
     if not (_MODELS.value or _LIST.value):
-        raise px.ProbexError("give --models, a folder, or --list, a file with a model a line")
+        raise px.ProbexError("give --models, a folder, or --list, a file with one model per line")
     folders = [_MODELS.value] if _MODELS.value else []
     for folder in folders:
         if not zoo_path(folder).is_dir():

@@ -1,6 +1,6 @@
 """Draws the family tree of models: parents, merges and copies.
 
-MODEL is a file, a model's folder or a folder of models, here or in a bucket (s3://, gs://), or
+MODEL is a file, a model's folder or a folder of models, on disk or in a bucket (s3://, gs://), or
 hf://ORG/NAME or an https:// address. --out gets lineage.json, lineage.html (a page that needs no
 network), lineage.mmd (Mermaid) and lineage.nwk (Newick). A model that cannot be read is reported
 and the others go on; the exit code is then 1, or 2 if there is nothing to compare.
@@ -25,7 +25,7 @@ from probex_jax.lineage import FamilyTree, Lineage, family_trees, save_lineage, 
 from probex_jax.reports import family_tree_html, mermaid, newick
 
 _MODELS = flags.DEFINE_list("models", [], "Folders of models, at any depth, beside arguments.")
-_LIST = flags.DEFINE_string("list", None, "File with a model a line, as harvest writes one.")
+_LIST = flags.DEFINE_string("list", None, "File with one model per line, as harvest writes.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the results.", required=True)
 _TITLE = flags.DEFINE_string("title", "Family tree", "Title of the page.")
 _READERS = engines.readers_flag(4)

@@ -1,7 +1,7 @@
 r"""Packs the model files of a zoo into a layer store, which train reads.
 
-Label columns and splits beside the models are kept in the store, too. Run it again to resume, to
-add models, or to take over changed labels and splits. A model that cannot be read is listed and
+The store keeps the label columns and splits that lie beside the models. Run it again to resume, to
+add models, or after labels and splits have changed. Models that cannot be read are listed and
 skipped.
 
 Example:

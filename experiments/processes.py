@@ -21,7 +21,7 @@ _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, for processes that train each expert together."
 )
 _CLUSTER = flags.DEFINE_bool(
-    "cluster", False, "Train together; Slurm, GKE, a TPU pod or MPI say how many and where."
+    "cluster", False, "Train together; Slurm, GKE, a TPU pod or MPI give the number and the place."
 )
 _PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes train together.")
 _PROCESS = flags.DEFINE_integer("process", 0, "Number of this process, from 0.")

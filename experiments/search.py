@@ -25,7 +25,7 @@ from probex_jax.search.searching import MAX_K
 _INDEX = flags.DEFINE_list(
     "index", None, "Index made by index, or several of one expert, searched as one.", required=True
 )
-_QUERY = flags.DEFINE_string("query", None, "What to look for, in words.")
+_QUERY = flags.DEFINE_string("query", None, "What to look for, as a sentence.")
 _LIKE = flags.DEFINE_string(
     "like", None, "A model to find others like it: a file, folder or address."
 )
@@ -39,12 +39,24 @@ _FILTER = flags.DEFINE_string(
 _SORT = flags.DEFINE_string(
     "sort", "", "Attribute by which the models found are listed; -NAME for the largest first."
 )
+_EXPORT = flags.DEFINE_string(
+    "export",
+    None,
+    "Parquet file to write instead, for viewers of large maps: all models, or those of --filter, "
+    "with their vectors.",
+)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON document instead of a table.")
 
 
 def main() -> None:
     if _QUERY.value is not None and _LIKE.value is not None:
         raise px.ProbexError("give --query or --like, not both")
+    if _EXPORT.value is not None:
+        if _QUERY.value is not None or _LIKE.value is not None or _SORT.value:
+            raise px.ProbexError("--export: leave out --query, --like and --sort")
+        count = Indexes.open(*_INDEX.value).export(_EXPORT.value, _FILTER.value)
+        print(f"{_EXPORT.value}: {count} models")
+        return
     is_listed = _QUERY.value is None and _LIKE.value is None
     if is_listed and not (_FILTER.value or _SORT.value):
         raise px.ProbexError("give --query or --like, or --filter or --sort to list models")

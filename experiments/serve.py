@@ -36,7 +36,7 @@ _PORT = flags.DEFINE_integer(
     "port", 7860, "Port to listen on; 0 for any free one.", lower_bound=0, upper_bound=65535
 )
 _MAX_MB = flags.DEFINE_integer("max_mb", 1024, "Largest upload, in MiB.", lower_bound=1)
-_NAMES = flags.DEFINE_list("names", [], "Host names by which a proxy asks for the page.")
+_NAMES = flags.DEFINE_list("names", [], "Host names that a proxy may use for the page.")
 _HUB = flags.DEFINE_bool(
     "hub", False, "Also describe models of the Hugging Face hub, by their ids."
 )

@@ -1,9 +1,9 @@
 r"""Divides the models of a zoo into train, val and test by their labels; no file is copied.
 
-Every part has its share of each class, or of each fifth of the numbers of a column. With --group,
-models of one group, such as siblings of one device or author, stay together. The splits, NAME-0,
-NAME-1, …, are added to ZOO/splits.json; pack takes them over, and train --config.split=NAME runs
-all of them.
+Every part gets its share of each class, or, for numbers, of each fifth of their range. With
+--group, models of one group, such as siblings of one device or author, stay together. The splits,
+NAME-0, NAME-1, …, are added to ZOO/splits.json; pack takes them over, and train --config.split=NAME
+runs all of them.
 
 Example:
   probex split --zoo=my_zoo --by=gain --repeats=5 --group=device
@@ -19,9 +19,9 @@ _BY = flags.DEFINE_string(
     "by", "", "Column of classes or numbers. Default: what labels.json or the models' headers say."
 )
 _REPEATS = flags.DEFINE_integer(
-    "repeats", 5, "How many splits, of seeds that follow.", lower_bound=1
+    "repeats", 5, "How many splits, with consecutive seeds.", lower_bound=1
 )
-_GROUP = flags.DEFINE_string("group", None, "Column of groups, of which no two parts have models.")
+_GROUP = flags.DEFINE_string("group", None, "Column of groups, each of which stays in one part.")
 _NAME = flags.DEFINE_string("name", None, 'Name of the splits. Default: --by, or "split".')
 _LABELS = flags.DEFINE_string(
     "labels",

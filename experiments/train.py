@@ -1,11 +1,11 @@
 r"""Trains an expert on the layers of a tree, and tests it.
 
-What answers is chosen without the test models, which are asked once. Run it again to resume.
-WORKDIR/report.html shows what was found; open it in a browser.
+Every choice is made without the test models, which are used once, at the end. Run it again to
+resume. WORKDIR/report.html shows the results; open it in a browser.
 
---config.labels is a label column, --config.split a split: of one whose repeats are NAME-0, NAME-1
-and so on, NAME trains on all, in WORKDIR/NAME-0 and so on, and reports mean and spread.
---config.task=NAME trains on a column of the models' table, =all on all of them at once.
+--config.labels names a label column, --config.split a split. If a split has repeats, NAME-0, NAME-1
+and so on, NAME trains on each, in WORKDIR/NAME-0 and so on, and reports mean and spread.
+--config.task=NAME trains on a column of the models' table, =all on all columns at once.
 
 Example:
   probex train --workdir=out/all --forest=out/forest \

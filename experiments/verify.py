@@ -1,9 +1,9 @@
-"""Checks stores, experts, forests, lineages and indexes for any damage.
+"""Checks stores, experts, forests, lineages and indexes for damage.
 
 PATH is a layer store, an expert, the work directory of a training, a forest, a lineage or an index,
-or a folder of such, here or in a bucket (s3://, gs://). Everything in it is read. Each damage is a
-line that names the file. The exit code is 0 if all is whole, 1 if something is damaged, 2 if
-something could not be checked.
+or a folder of these, on disk or in a bucket (s3://, gs://). Everything in it is read. Each fault is
+one line that names the file. The exit code is 0 if everything is intact, 1 if something is damaged,
+2 if something could not be checked.
 
 Example:
   probex verify out/store out/trained out/forest out/index

@@ -28,7 +28,7 @@ def test_no_room_is_missing_from_the_map():
 
 
 def test_what_is_slow_to_import_is_imported_where_it_is_used():
-    slow = "matplotlib sklearn scipy.cluster scipy.optimize orbax lancedb gradio huggingface_hub"
+    slow = "matplotlib sklearn scipy.cluster scipy.optimize orbax lancedb starlette huggingface_hub"
     program = (
         "import probex_jax, sys; print(*(name for name in sys.argv[1:] if name in sys.modules))"
     )

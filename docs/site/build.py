@@ -26,6 +26,8 @@ PAGES = (
     "README.md",
     "WORKSPACE.md",
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "CITATION.cff",
     "LICENSE",
     "docs",
     "results",
@@ -34,6 +36,7 @@ PAGES = (
 PUBLIC = "public.md"
 READ = {
     "Overview": "README.md",
+    "Which command do I need?": "docs/commands.md",
     "Your own models": "docs/models.md",
     "Lineage": "docs/lineage.md",
     "Method": "docs/method.md",
@@ -42,7 +45,11 @@ READ = {
     "The web page": "docs/page.md",
     "Adding an encoder": "docs/encoders.md",
 }
-LOOKED_UP = {"Changes": "CHANGELOG.md", "Workspace": "WORKSPACE.md"}
+LOOKED_UP = {
+    "Changes": "CHANGELOG.md",
+    "Contributing": "CONTRIBUTING.md",
+    "Workspace": "WORKSPACE.md",
+}
 
 
 def groups() -> Mapping[str, Sequence[str]]:
@@ -127,6 +134,7 @@ def lay_out(folder: Path) -> None:
             shutil.copytree(ROOT / name, folder / name, ignore=left_out)
         else:
             shutil.copy(ROOT / name, folder / name)
+    shutil.copy(Path(__file__).with_name("iframe-worker.js"), folder)
     (folder / "api").mkdir()
     for name, text in api():
         (folder / "api" / name).write_text(text)

@@ -1,24 +1,22 @@
 """Times the web page under many users: searches and descriptions at once.
 
 An index is filled up with random vectors and served by another process. Then all requests are sent
-at once, to /api and as browsers send them that have the page open. None may fail. Latency is that
-of each request; memory is the server's.
+at once, as programs and as the page send them. None may fail. Latency is that of each request;
+memory is the server's, its peak and what it holds.
 
 Example:
   python -m experiments.benchmarks.page --demo=out/demo
 """
 
 import asyncio
-import itertools
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -33,8 +31,8 @@ from probex_jax.search import Index, ModelTable, find_models
 
 _DEMO = flags.DEFINE_string("demo", None, "Workdir of a demo that was run.", required=True)
 _INDEXED = flags.DEFINE_integer("indexed", 10_000, "Models in the index.", lower_bound=1)
-_SEARCHES = flags.DEFINE_integer("searches", 50, "Searches at once.", lower_bound=1)
-_DESCRIBED = flags.DEFINE_integer("described", 20, "Descriptions at once.", lower_bound=1)
+_SEARCHES = flags.DEFINE_integer("searches", 100, "Searches at once.", lower_bound=1)
+_DESCRIBED = flags.DEFINE_integer("described", 30, "Descriptions at once.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "How often all of them are sent.", lower_bound=1)
 _MOST_S = flags.DEFINE_float(
     "most_s", None, "Fail if the p95 of searches at once is over so many seconds.", lower_bound=0
@@ -43,9 +41,8 @@ _OUT = flags.DEFINE_string("out", None, "JSON file for the figures.")
 
 _TIMEOUT_S = 120
 _PER_COMMIT = 5000
-# What the page sends after a text and an index: nothing for two states, tree, split, words,
-# attributes, order, count.
-_CONTROLS = [None, None, "", "", "", "", "", 12]
+# As the page asks.
+_PAGE = {"Accept": "text/html"}
 
 Ask = Callable[[httpx.AsyncClient, int], Awaitable[None]]
 
@@ -90,46 +87,21 @@ async def _search(client: httpx.AsyncClient, number: int) -> None:
         raise ProbexError(answer.text)
 
 
-def _describing(files: Sequence[bytes]) -> Ask:
+async def _search_on_page(client: httpx.AsyncClient, number: int) -> None:
+    asked = {"query": f"an inverted three {number}", "k": "12"}
+    answer = await client.get("/api/search", params=asked, headers=_PAGE)
+    if answer.text.count("<li>") != 12:
+        raise ProbexError(answer.text)
+
+
+def _describing(files: Sequence[bytes], headers: Mapping[str, str], shown: str) -> Ask:
     async def describe(client: httpx.AsyncClient, number: int) -> None:
-        answer = await client.post("/api/describe", content=files[number % len(files)])
-        if "tree" not in answer.json():
+        content = files[number % len(files)]
+        answer = await client.post("/api/describe", content=content, headers=headers)
+        if shown not in answer.text:
             raise ProbexError(answer.text)
 
     return describe
-
-
-class Page:
-    """The page as browsers ask for what stands on it.
-
-    Args:
-      config: what the page says of its own events.
-    """
-
-    def __init__(self, config: dict[str, Any]):
-        inputs = {len(function["inputs"]): function["id"] for function in config["dependencies"]}
-        self._search = inputs[2 + len(_CONTROLS)]
-        loads = [at for at in config["dependencies"] if any("load" in to for to in at["targets"])]
-        self._opened, self._texts = loads[0]["id"], itertools.count()
-
-    async def open(self, user: httpx.AsyncClient, number: int) -> None:
-        """What a browser asks for first."""
-        await self._event(user, number, self._opened, [])
-
-    async def search(self, user: httpx.AsyncClient, number: int) -> None:
-        """A search by a text, another one each time: the same one is not answered again."""
-        data = [f"an inverted three {next(self._texts)}", TREE, *_CONTROLS]
-        if "px-gallery" not in (said := await self._event(user, number, self._search, data)):
-            raise ProbexError(said)
-
-    async def _event(
-        self, user: httpx.AsyncClient, number: int, function: int, data: list[Any]
-    ) -> str:
-        session = f"session{number % _SEARCHES.value}"
-        event = {"data": data, "fn_index": function, "session_hash": session}
-        answer = await user.post("/gradio_api/run/predict", json=event)
-        answer.raise_for_status()
-        return answer.text
 
 
 async def _measured(what: str, users: Sequence[httpx.AsyncClient], ask: Ask, rounds: int) -> Row:
@@ -167,25 +139,25 @@ async def _all(address: str, pid: int) -> list[Row]:
             await stack.enter_async_context(httpx.AsyncClient(base_url=address, timeout=_TIMEOUT_S))
             for _ in range(max(n, _DESCRIBED.value))
         ]
-        page = Page((await users[0].get("/config")).json())
-        await asyncio.gather(*(page.open(user, number) for number, user in enumerate(users[:n])))
         rows = []
         for what, ask, at_once in (
             ("search, /api", _search, 1),
             ("search, /api", _search, n),
-            ("search, page", page.search, 1),
-            ("search, page", page.search, n),
-            ("describe, /api", _describing(files), 1),
-            ("describe, /api", _describing(files), _DESCRIBED.value),
+            ("search, page", _search_on_page, 1),
+            ("search, page", _search_on_page, n),
+            ("describe, /api", _describing(files, {}, '"tree"'), 1),
+            ("describe, /api", _describing(files, {}, '"tree"'), _DESCRIBED.value),
+            ("describe, page", _describing(files, _PAGE, "Download"), _DESCRIBED.value),
+            ("search, /api", _search, n),
         ):
             row = await _measured(what, users[:at_once], ask, rounds)
-            rows.append({**row, "server, MiB": _peak_mib(pid)})
+            rows.append({**row, "peak, MiB": _mib(pid, "VmHWM"), "held, MiB": _mib(pid, "VmRSS")})
     return rows
 
 
-def _peak_mib(pid: int) -> int:
+def _mib(pid: int, field: str) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
-    [line] = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    [line] = [line for line in status.splitlines() if line.startswith(field)]
     return int(line.split()[1]) // 1024
 
 

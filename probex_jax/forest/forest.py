@@ -140,6 +140,7 @@ class Forest:
         nearest: Nearest | None = None,
         engine: Engine = HERE,
         readers: int = 4,
+        remote: Remote | None = None,
     ) -> Iterator[Description | ProbexError]:
         """Describes models in batches, with one compiled call per tree.
 
@@ -149,6 +150,7 @@ class Forest:
           nearest: finds the nearest documented models of models of a known tree.
           engine: who reads and describes them.
           readers: threads of each worker that read models.
+          remote: how models on servers are read, by this process; None for no cache.
 
         Yields:
           A description or an error for each path, in order.
@@ -158,15 +160,16 @@ class Forest:
         else:
             models = zip(map(Path, paths), ids, strict=True)
         size, models = sized([tree.layers for tree in self.trees.values() if tree.layers], models)
-        make = partial(self._work, size, nearest)
+        make = partial(self._work, size, nearest, remote)
         done = engine.map(make, in_parts(models, size), readers=readers)
         return (description for _, description in flattened(done))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Forest.load, (self.path,)
 
-    def _work(self, size: int, nearest: Nearest | None) -> Work:
+    def _work(self, size: int, nearest: Nearest | None, remote: Remote | None) -> Work:
         stopped = threading.Event()
+        reading = dataclasses.replace(remote or Remote(), stopped=stopped)
 
         def described(
             part: Sequence[tuple[Path, str]], seen: Sequence[_Seen | ProbexError]
@@ -174,7 +177,7 @@ class Forest:
             return list(self._described(part, seen, size, nearest))
 
         def read(model: tuple[Path, str]) -> _Seen | ProbexError:
-            return self._see(model[0], Remote(stopped=stopped))
+            return self._see(model[0], reading)
 
         return Work(read, described, stopped.set)
 

@@ -6,10 +6,11 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from probex_jax.buckets import NotThere, Refused, Unreachable, stores
@@ -33,6 +34,12 @@ _MAX_LISTED = 200_000
 _MAX_LISTING_BYTES = 64 * 2**20
 _VALUES_A_FILE = 16
 _MAX_HASH = 64
+# Of Hugging Face, where its hub keeps files.
+_OWN_HOST = re.compile(r"([\w.-]+\.)?(hf|huggingface)\.co", re.ASCII)
+_MAX_REDIRECTS = 5
+_OF_RANGES = (206, 416)  # the latter of an empty file
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,9 @@ class HubRepo:
         prefix = "datasets/" if self.kind == "dataset" else ""
         url = f"{endpoint()}/{prefix}{self.id}/resolve/{self.commit}/{quote(path)}"
         known, headers = self.files.get(path, HubFile()), _token(name)
+        if remote.own_hosts:  # obstore would follow the hub to any host
+            url = _in_time(lambda its: _final(url, name, its), remote, name)
+            headers = headers if _is_hub(url) else {}
         content = known.content or f"{self.kind} {self.id} {self.commit} {path}"
         return RemoteRanges(
             url,
@@ -156,7 +166,7 @@ def hub_repo(address: HubAddress, remote: Remote) -> HubRepo:
     if path is not None and (known := _read_listing(path)) is not None:
         repo = HubRepo(address.id, address.kind, address.revision, known)
     else:
-        repo = _asked(address, remote.stopped)
+        repo = _in_time(lambda its: _asked(address, its), remote, str(address))
         # The list of a branch holds for its commit.
         key, path = _listing(replace(address, revision=repo.commit), remote)
         if path is not None:
@@ -176,16 +186,49 @@ def _listing(address: HubAddress, remote: Remote) -> tuple[str, Path | None]:
     return key, None if remote.cache is None else remote.cache / file
 
 
-def _asked(address: HubAddress, stopped: threading.Event) -> HubRepo:
+def _in_time(work: Callable[[Remote], _T], remote: Remote, name: str) -> _T:
+    """What work with the hub gives, unless patience ends before.
+
+    Its thread is left to itself then: looking a host up and reading headers cannot be interrupted.
+    """
+    if remote.patience_s is None:
+        return work(remote)
+    found: Future[_T] = Future()
+    its = replace(remote, stopped=threading.Event())
+
+    def run() -> None:
+        try:
+            found.set_result(work(its))
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return found.result(remote.patience_s)
+    except TimeoutError:
+        its.stopped.set()
+        raise remote.silent(name) from None
+
+
+def _is_hub(url: str) -> bool:
+    return urlsplit(url)[:2] == urlsplit(endpoint())[:2]
+
+
+def _final(url: str, name: str, remote: Remote) -> str:
+    """The address that a file's address leads to."""
+    return _answered(url, name, remote, lambda response: str(response.url), {"Range": "bytes=0-0"})
+
+
+def _asked(address: HubAddress, remote: Remote) -> HubRepo:
     name = str(HubAddress(address.id, address.revision, kind=address.kind))
     url = f"{endpoint()}/api/{address.kind}s/{address.id}"
     revision = quote(address.revision or "main", safe="")
     try:
-        said = _said(f"{url}/revision/{revision}?blobs=true", name, stopped)
+        said = _said(f"{url}/revision/{revision}?blobs=true", name, remote)
     except NotThere:
         if address.revision:
             raise
-        said = _said(f"{url}?blobs=true", name, stopped)  # for servers without revisions
+        said = _said(f"{url}?blobs=true", name, remote)  # for servers without revisions
     commit, siblings = said.get("sha"), said.get("siblings")
     if not isinstance(commit, str) or not _HASH.fullmatch(commit):
         raise ProbexError(f"{name}: expected a commit from the hub, got {quoted(commit)}")
@@ -198,23 +241,44 @@ def _asked(address: HubAddress, stopped: threading.Event) -> HubRepo:
     return HubRepo(address.id, address.kind, commit, plain)
 
 
-def _said(url: str, name: str, stopped: threading.Event) -> dict[str, Any]:
-    """An object of the hub's API, by its client's session, which limits neither size nor time."""
+def _said(url: str, name: str, remote: Remote) -> dict[str, Any]:
+    """An object of the hub's API."""
+
+    def read(response: Any) -> dict[str, Any]:
+        return _json(_body(response, name, remote.stopped), name)
+
+    return _answered(url, name, remote, read)
+
+
+def _answered(
+    url: str,
+    name: str,
+    remote: Remote,
+    read: Callable[[Any], _T],
+    headers: Mapping[str, str] | None = None,
+    redirects: int = 0,
+) -> _T:
+    """What `read` makes of an answer to the hub's client, which limits neither size nor time."""
     session, errors = _session(name)
     patience, problem, status = stores.PATIENCE, "", 0
-    headers = {**_token(name), "Accept-Encoding": "identity"}
-    asking = {"headers": headers, "timeout": patience.timeout_s}
+    token = _token(name) if _is_hub(url) else {}
+    asking = {
+        "headers": {**token, **(headers or {}), "Accept-Encoding": "identity"},
+        "timeout": remote.patience_s or patience.timeout_s,
+        "follow_redirects": not remote.own_hosts,
+    }
     waits, too_many = iter([0.0, *patience.waits_s()]), iter(patience.too_many_s)
     while (wait_s := next(too_many if status == 429 else waits, None)) is not None:
-        if stopped.wait(wait_s):
+        if remote.stopped.wait(wait_s):
             raise ProbexError(f"{name}: interrupted")
         status = 0
         try:
             with session.stream("GET", url, **asking) as response:
                 status = response.status_code
                 problem = f"HTTP {status} {response.reason_phrase[:80]}"
-                if status == 200:
-                    return _json(_body(response, name, stopped), name)
+                if status == 200 or (headers and status in _OF_RANGES):
+                    return read(response)
+                further = response.next_request and str(response.next_request.url)
         except _BrokenOff as error:
             problem = str(error)
         except errors as error:
@@ -223,9 +287,21 @@ def _said(url: str, name: str, stopped: threading.Event) -> dict[str, Any]:
         except OSError as error:  # in offline mode
             raise ProbexError(f"{name}: {error}") from error
         else:
+            if further:
+                _check_redirect(further, name, redirects)
+                return _answered(further, name, remote, read, headers, redirects + 1)
             if status not in (408, 429) and status < 500:
                 raise _refusal(status, response.headers.get("x-error-code", "")[:40], name)
     raise Unreachable(f"{name}: {problem}; tried many times, try again later")
+
+
+def _check_redirect(url: str, name: str, before: int) -> None:
+    parts = urlsplit(url)
+    is_own = parts.scheme == "https" and _OWN_HOST.fullmatch(parts.netloc)
+    if not (is_own or _is_hub(url)):
+        raise ProbexError(f"{name}: the hub redirects to another server, {quoted(parts.netloc)}")
+    if before == _MAX_REDIRECTS:
+        raise ProbexError(f"{name}: the hub redirects in a circle")
 
 
 class _BrokenOff(Exception):

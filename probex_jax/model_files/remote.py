@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,10 @@ class Remote:
       listings: the hub's file lists by commit, so that each is requested once; shared by all models
         opened with this object.
       stopped: once set, nothing more is read, and threads that wait for a server give up.
+      patience_s: a server that sends nothing for so long is given up; None for as long as
+        `buckets.Patience` says.
+      own_hosts: whether the hub's redirects are followed to its own hosts only, for what strangers
+        ask.
 
     Example:
       >>> Remote(cache=Path("ranges")).cache.name
@@ -57,6 +61,12 @@ class Remote:
     on_bytes: Callable[[int], None] = lambda count: None
     listings: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     stopped: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
+    patience_s: float | None = None
+    own_hosts: bool = False
+
+    def silent(self, name: str) -> Unreachable:
+        """The error of a server that was given up."""
+        return Unreachable(f"{name}: no answer within {self.patience_s:g} s; try again later")
 
 
 class RemoteRanges:
@@ -201,14 +211,16 @@ class RemoteRanges:
         while True:
             answered, problem, done_before = False, None, done
             try:
-                found = await obstore.get_async(
+                asked = obstore.get_async(
                     self._store, self._key, options={"range": (begin + done, begin + len(data))}
                 )
+                found = await self._soon(asked)
                 answered = True
                 self._check(found)
                 data = data[: self.size - begin]
                 least = max(_PIECE_BYTES, int(_PIECE_SHARE * len(data)))
-                async for piece in found.stream(least):
+                pieces = aiter(found.stream(least))
+                while (piece := await self._soon(anext(pieces, None))) is not None:
                     if done + len(piece) > len(data):
                         raise ProbexError(f"{self.name}: the server sends more bytes than it says")
                     data[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
@@ -229,6 +241,12 @@ class RemoteRanges:
                 why = reason(str(problem), "") if problem else missing
                 raise Unreachable(f"{self.name}: {why}")
             await asyncio.sleep(wait_s)
+
+    async def _soon(self, awaited: Awaitable[Any]) -> Any:
+        try:
+            return await asyncio.wait_for(awaited, self._remote.patience_s)
+        except TimeoutError:
+            raise self._remote.silent(self.name) from None
 
     def _check(self, found: Any) -> None:
         """Checks that an answer is of the same file as the first, as it was listed."""

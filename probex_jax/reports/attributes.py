@@ -73,14 +73,14 @@ def held(answer: Answer, named: Callable[[str], str] = str) -> str:
     if (found := answer.quantity) is not None:
         width = found.high - found.low
         if math.isinf(found.low) and math.isinf(found.high):
-            return "none: too few models were left for one"
+            return "none: too few models"
         return f"{number(found.low, width)} to {number(found.high, width)}"
     if answer.likely is None:
         return ""
     words = {p.label: p.text for p in answer.predictions}
     listed = [named(words.get(label, label)) for label in answer.likely]
     more = f" and {len(listed) - _MOST} more" if len(listed) > _MOST else ""
-    return ", ".join(listed[:_MOST]) + more or "empty: less sure than is usual of any class"
+    return ", ".join(listed[:_MOST]) + more or "empty: unusually unsure of every class"
 
 
 def coverage_of(answer: Answer) -> float | None:

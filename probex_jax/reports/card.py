@@ -106,9 +106,7 @@ def _about(description: Description) -> str:
             f"the tree: {route.radius:.3g})"
         )
     if route.tree and said.is_lora:
-        facts.append(
-            "The tree of a LoRA follows from the layers that it changes, not from its weights"
-        )
+        facts.append("A LoRA's tree follows from the layers that it changes, not from its weights")
     if said.architecture:
         facts.append(f"Architecture, according to its files: {code(said.architecture)}")
     if said.base:
@@ -117,10 +115,10 @@ def _about(description: Description) -> str:
     kind = said.kind[0].upper() + said.kind[1:]
     facts.append(f"{kind}: {said.parameters:,} parameters in {said.layers} layers, {said.dtype}")
     if said.unscaled:
-        facts.append(f"{said.unscaled} of its layers state no alpha: scale 1 was assumed")
+        facts.append(f"{said.unscaled} of its layers state no alpha: scale 1 is assumed")
     if said.unread:
         reasons = "; ".join(map(escaped, said.unread_reasons))
-        facts.append(f"Not read: {said.unread} adapter tensors: {reasons}")
+        facts.append(f"Adapter tensors not read: {said.unread} ({reasons})")
     return "".join(f"- {fact}\n" for fact in facts)
 
 
@@ -159,10 +157,12 @@ def _tags(description: Description) -> str:
     for tags in (answer.tags for answer in description.answers if answer.tags is not None):
         listed = ", ".join(f"{named(p)} {probability_of(p)}" for p in tags.shown[:_MAX_LISTED])
         about = (
-            f"They are out of {tags.n_tags:,}; of tags shown a share of {tags.wrong:g} is wrong at "
-            "most, on average over models like those that the tags are from."
+            f"They are out of {tags.n_tags:,}. At most a share of {tags.wrong:g} of the tags shown "
+            "is wrong, on average over models like those that the tags are from."
         )
-        lines.append(f"Tags, ranked by the weights: {listed or 'none is sure enough'}. {about}\n")
+        lines.append(
+            f"Tags, ranked by the weights: {listed or 'none is certain enough'}. {about}\n"
+        )
     return "\n".join(lines)
 
 
@@ -197,7 +197,7 @@ def _attribute_row(found: AttributeComparison) -> dict[str, str]:
     return {
         "attribute": code(found.attribute),
         "stated": stated,
-        "within what is predicted": within,
+        "within the prediction": within,
     }
 
 
@@ -245,7 +245,7 @@ def _neighbours(description: Description) -> str:
         return ""
     title = "## Nearest documented models\n"
     if not description.neighbours:
-        return f"{title}\nThe index holds no models of its tree.\n"
+        return f"{title}\nThe index has no models of its tree.\n"
     rows = [
         {"model": code(n.id), "similarity": f"{n.similarity:.3f}", "trained on": code(n.text)}
         for n in description.neighbours
@@ -261,22 +261,22 @@ def _untold(description: Description) -> str:
     is_named = any(answer.label_set for answer in description.answers)
     last = "anything else that is not predicted above" if is_named else "how good it is"
     lines = [
-        "## What the weights do not tell\n",
+        "## What the weights cannot tell\n",
         f"Who trained the model, on which files, under which licence, and {last}.",
     ]
     if description.untold:
         listed = ", ".join(map(code, description.untold[:_MAX_LISTED]))
         more = len(description.untold) - _MAX_LISTED
         lines.append(
-            f"Of what is known of its tree's models, predictions were no better than guessing for "
+            "Nor the following attributes, which could be predicted no better than by guessing: "
             f"{listed}{f' and {more} more' if more > 0 else ''}."
         )
     if any(answer.chooses_one for answer in in_rows):
-        lines.append("Nor whether an attribute is of a class that its expert does not know.")
+        lines.append("Nor whether an attribute has a class that its expert does not know.")
     if any(answer.chooses_one for answer in alone):
         lines.append(
-            "Nor whether it was trained on something else than the classes above: probabilities "
-            "that add up to one do so even then."
+            "Nor whether it was trained on something other than the classes above: their "
+            "probabilities add up to one even then."
         )
     return "\n".join(lines) + "\n"
 

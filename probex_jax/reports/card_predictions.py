@@ -28,9 +28,9 @@ def predictions(description: Description) -> str:
         return f"{title}\nNothing is predicted, since some weights are not finite.\n"
     if not description.answers:
         why = (
-            "the weights tell none of its attributes" if description.untold else "it has no expert"
+            "none of its attributes can be predicted" if description.untold else "it has no expert"
         )
-        return f"{title}\nNothing is predicted of models of its tree, since {why}.\n"
+        return f"{title}\nNothing is predicted for models of its tree, since {why}.\n"
     in_rows, alone = in_rows_and_alone(description.answers)
     several = len(description.answers) > 1
     parts = [_attributes(in_rows)] if in_rows else []
@@ -48,8 +48,8 @@ def _attributes(answers: Sequence[Answer]) -> str:
     level = attributes.levels(answers)
     shown = table(list(attributes.rows(answers, code)))
     about = (
-        f"An interval or a set is made to hold the truth of {level} of the tree's models; behind a "
-        "class stands its probability.\n"
+        f"For {level} of the tree's models the true value lies in the interval or set. Each class "
+        "is followed by its probability.\n"
     )
     return f"{about}\n{shown}\n"
 
@@ -84,7 +84,7 @@ def _set(answer: Answer) -> str:
         return ""
     level = attributes.levels([answer])
     measured = attributes.covered(answer.expert)
-    said = f" On test models that held for {measured} of the classes." if measured else ""
+    said = f" On test models this covered {measured} of the classes." if measured else ""
     if answer.chooses_one:
         return f"{level} set: {attributes.held(answer, code)}.{said}\n"
     decided = {p.label for p in answer.predicted}
@@ -132,7 +132,7 @@ def _how_joint(description: Description, answers: Sequence[Answer]) -> str:
     off = [a for a in of_classes if (error := _calibration_error(a.expert)) and error[1] >= _OFF]
     if off:
         listed = ", ".join(code(answer.title) for answer in off)
-        lines.append(f"Probabilities of {listed} are off: they order the answers, no more.")
+        lines.append(f"The probabilities of {listed} are off: only their order means anything.")
     return "\n".join(lines) + "\n"
 
 
@@ -167,7 +167,7 @@ def _how_one(description: Description, answer: Answer) -> str:
         area, short = expert.auc, shortfall(expert.auc)
         lines.append(
             f"It ranks models of a class above others with an AUC of {area['value']:.3f} (95 % "
-            f"interval {area['low']:.3f} to {area['high']:.3f}, mean over classes; guessing has "
+            f"interval {area['low']:.3f} to {area['high']:.3f}, mean over classes; guessing gives "
             f".500).{f' **That is {short} guessing.**' if short else ''}"
         )
     if (known := _calibration_error(expert)) is not None:
@@ -176,7 +176,7 @@ def _how_one(description: Description, answer: Answer) -> str:
         lines.append(
             f"Its probabilities are calibrated {measured}."
             if error < _OFF
-            else f"Its probabilities are off {measured}: they order the answers, no more."
+            else f"Its probabilities are off {measured}: only their order means anything."
         )
     return "\n".join(lines) + "\n"
 

@@ -1,8 +1,7 @@
 """The picture of a lineage: one HTML page that asks no network for anything.
 
 The lines and marks of all models are a few SVG paths, so that pictures of 10,000 models open at
-once; the script adds names, and what is said of a model, where there is room for them. It is ours
-since a graph library (D3, Cytoscape) brings megabytes into every page.
+once; the script adds names, and what is said of a model, where there is room for them.
 """
 
 import json

@@ -3,7 +3,7 @@
 import base64
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors
-from probex_jax.reports.html import escaped
+from probex_jax.reports.html import escaped, printable
 from probex_jax.reports.map_styles import OKABE_ITO
 
-# Bars are told apart by hatching as well as by colour.
-_STYLES = tuple(zip(OKABE_ITO, ("", "///", "...", "xxx"), strict=False))
+# Bars are told apart by hatching as well as by colour; dots would be 150 kB of circles in an SVG.
+_STYLES = tuple(zip(OKABE_ITO, ("", "///", "|||", "xxx"), strict=False))
 _MAX_NAME = 40
 # Calibration points of fewer predictions are drawn small.
 FEW = 10
@@ -42,7 +42,10 @@ def accuracy_by_layer(
     Raises:
       ProbexError: if matplotlib is missing (extra `commands`), or the file cannot be written.
     """
-    layers = {tree: _all_layers(methods) for tree, methods in accuracies.items()}
+    layers = {
+        tree: list(dict.fromkeys(layer for by_layer in methods.values() for layer in by_layer))
+        for tree, methods in accuracies.items()
+    }
     size = (4.5 * len(accuracies), 1.2 + 0.42 * max(map(len, layers.values())))
     figure = new_figure(*size)
     panels = figure.subplots(1, len(accuracies), squeeze=False)[0]
@@ -55,10 +58,6 @@ def accuracy_by_layer(
         with disk_errors(path):
             path.write_bytes(_rendered(figure, "png"))
     return figure
-
-
-def _all_layers(methods: Mapping[str, Mapping[str, float]]) -> list[str]:
-    return list(dict.fromkeys(layer for by_layer in methods.values() for layer in by_layer))
 
 
 def _panel(
@@ -79,7 +78,7 @@ def _panel(
         bars = panel.barh(
             positions, gains, height, start, color=colour, hatch=hatch, edgecolor="white"
         )
-        bars.set_label(_printable(method))
+        bars.set_label(printable(method))
         texts = ["" if value is None else f"{value:.2f}" for value in values]
         panel.bar_label(bars, texts, fontsize=6, padding=2)
     panel.axvline(start, color="black", linewidth=0.8)
@@ -89,7 +88,7 @@ def _panel(
     begin = "" if chance is None else f"\n(bars start at chance, {chance:.3f})"
     panel.set_xlabel(f"accuracy of the layer alone{begin}", fontsize=8)
     panel.tick_params(labelsize=7)
-    panel.set_title(_printable(tree), fontsize=10)
+    panel.set_title(printable(tree), fontsize=10)
     panel.spines[["top", "right"]].set_visible(False)
 
 
@@ -166,24 +165,28 @@ def predicted_against_true(
 
 
 def _logarithmic(panel: Any) -> None:
-    """Logarithmic axes, whose ticks are written without formulas."""
+    """Logarithmic axes with few ticks, which are written without formulas."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     panel.set(xscale="log", yscale="log")
     for axis in (panel.xaxis, panel.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 3)))
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 3) if high < 300 * low else (1,), numticks=5))
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_formatter(NullFormatter())
 
 
-def svg_image(figure: Any, title: str) -> str:
-    """A figure as an HTML image that holds all of itself.
+def svg_image(draw: Callable[[], Any], title: str) -> str:
+    """A picture as an HTML image that holds all of itself, or why it cannot be drawn.
 
     Args:
-      figure: of matplotlib.
+      draw: gives a figure of matplotlib; reports do without pictures where that is missing.
       title: its text for screen readers; may be text of strangers.
     """
-    data = base64.b64encode(_rendered(figure, "svg")).decode()
+    try:
+        data = base64.b64encode(_rendered(draw(), "svg")).decode()
+    except ProbexError as error:
+        return f"<p>{escaped(str(error))}</p>"
     return f'<img src="data:image/svg+xml;base64,{data}" alt="{escaped(title)}">'
 
 
@@ -229,9 +232,5 @@ def short_name(layer: str) -> str:
 
 
 def _shortened(name: str) -> str:
-    name = _printable(name)
+    name = printable(name)
     return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME // 3]}…{name[-_MAX_NAME // 2 :]}"
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)

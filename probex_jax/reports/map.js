@@ -5,7 +5,7 @@
   const view = root.querySelector(".px-view"), svg = view.querySelector("svg");
   const tip = view.querySelector("output");
   const W = svg.viewBox.baseVal.width, H = svg.viewBox.baseVal.height;
-  const CLOSEST = 60, NEAR = 14, NEAR_FINGER = 26;
+  const CLOSEST = 60, NEAR = 14, NEAR_FINGER = 26, ANCHORS = 12, NAME_HIGH = 6.5;
   const marks = [...svg.querySelectorAll(".px-mark")].map(node => {
     const place = node.transform.baseVal.getItem(0).matrix;
     return {node, x: place.e, y: place.f, c: node.dataset.c, s: node.dataset.s, faded: false};
@@ -15,6 +15,8 @@
     const title = model.node.querySelector("title");
     model.title = title.textContent;
     title.remove();
+    const has = kind => model.node.querySelector(kind);
+    model.wide = model.high = has(".px-star") ? 13 : has(".px-ring") ? 10 : 8;
   }
   const inOrder = [...models].sort((a, b) => a.x - b.x);
   let x = 0, y = 0, zoom = 1, size = 0, shown = null, asked = false;
@@ -31,22 +33,41 @@
     const now = unit();
     if (now !== size) {
       size = now;
-      for (const mark of marks)
-        mark.node.setAttribute("transform", `translate(${mark.x} ${mark.y}) scale(${size})`);
-      thinOut();
+      for (const model of models)
+        model.node.setAttribute("transform", `translate(${model.x} ${model.y}) scale(${size})`);
+      placeNames();
     }
     place();
   };
-  // Of names that would lie on one another the first is shown; nearer by, there is room for more.
-  const names = marks.filter(mark => !mark.title)
-    .map(mark => ({...mark, wide: 3.4 * mark.node.textContent.length + 4}));
-  const thinOut = () => {
-    const kept = [];
+  // A name stands beside one of the points in the middle of its group, where it covers neither
+  // points nor other names; else it is left out. Nearer by, there is room for more.
+  const names = marks.filter(mark => !mark.title);
+  const middle = its => its.sort((a, b) => a - b)[its.length >> 1];
+  for (const name of names) {
+    const its = models.filter(model => model.c === name.c && model.s === name.s);
+    const x = middle(its.map(model => model.x)), y = middle(its.map(model => model.y));
+    const far = model => (model.x - x) ** 2 + (model.y - y) ** 2;
+    name.beside = its.sort((a, b) => far(a) - far(b)).slice(0, ANCHORS);
+  }
+  const placeNames = () => {
+    const apart = (a, b) => Math.abs(a.x - b.x) >= (a.wide + b.wide) * size ||
+      Math.abs(a.y - b.y) >= (a.high + b.high) * size;
+    const inside = a => a.x >= a.wide * size && a.x <= W - a.wide * size &&
+      a.y >= a.high * size && a.y <= H - a.high * size;
+    const taken = [...models], high = NAME_HIGH;
+    // All are measured before one is moved: the browser lays out in between.
+    for (const name of names) name.length ||= name.node.firstChild.getComputedTextLength();
     for (const name of names) {
-      const crowded = kept.some(other => Math.abs(other.y - name.y) < 13 * size &&
-        Math.abs(other.x - name.x) < (other.wide + name.wide) * size);
-      name.node.classList.toggle("px-crowded", crowded);
-      if (!crowded) kept.push(name);
+      const wide = name.length / 2 + 2;
+      const free = name.beside.flatMap(({x, y, wide: r}) => {
+        const dx = (r + wide) * size, dy = (r + high) * size;
+        return [[x, y - dy], [x, y + dy], [x + dx, y], [x - dx, y]];
+      }).map(([x, y]) => ({x, y, wide, high}))
+        .find(box => inside(box) && taken.every(other => apart(box, other)));
+      name.node.classList.toggle("px-fits", !!free);
+      if (!free) continue;
+      taken.push(free);
+      name.node.setAttribute("transform", `translate(${free.x} ${free.y}) scale(${size})`);
     }
   };
   const redraw = () => { if (!asked) { asked = true; requestAnimationFrame(draw); } };

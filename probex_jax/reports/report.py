@@ -157,11 +157,11 @@ def _results(run: Run) -> str:
         for m in figures
     ]
     about = (
-        "<p>On test models, which no choice has seen. Intervals are 95 % bootstrap intervals over "
-        "the models, or over the classes where a figure is per class; where all answers are right, "
-        "they are exact (except for AUC). The line runs from 0 to 1; dashes mark chance, for an "
-        "accuracy that of always giving the most common answer. A figure whose interval reaches "
-        "chance is not clearly above it.</p>"
+        "<p>On test models, on which nothing was chosen. Intervals are 95 % bootstrap intervals "
+        "over the models, or over the classes where a figure is per class; where all answers are "
+        "right, they are exact (except for AUC). The line runs from 0 to 1; dashes mark chance, "
+        "for an accuracy that of always giving the most common answer. A figure whose interval "
+        "reaches chance is not clearly above it.</p>"
     )
     tables = html_table(rows) + (html_table(further, caption="Further tasks") if further else "")
     return about + tables if rows else ""
@@ -211,7 +211,10 @@ def _score(score: Mapping[str, Any], chance: float | None) -> dict[str, Any]:
 
 
 def _interval(value: float, low: float, high: float, chance: float | None) -> str:
-    """A figure between 0 and 1 with its interval, as high as a line of text."""
+    """A figure between 0 and 1 with its interval, as high as a line of text.
+
+    By matplotlib each would be ten times as large.
+    """
     x, x0, x1 = (4 + 132 * min(max(at, 0.0), 1.0) for at in (value, low, high))
     dashes = ""
     if chance is not None:

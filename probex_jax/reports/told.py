@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from probex_jax.errors import ProbexError
 from probex_jax.experts import Predictions
 from probex_jax.experts.chance import chance_of, shortfall
 from probex_jax.fitting import OneClass
@@ -35,11 +34,11 @@ def told_attributes(
     untold = [name for name, each in attributes.items() if not each["told"]]
     known = [each.get("conformal") for each in attributes.values()]
     made_for = {one["coverage"] for one in known if one}
-    level = f", of {' or '.join(map(percent, sorted(made_for)))} that it is made for"
+    level = f", which should be {' or '.join(map(percent, sorted(made_for)))}"
     about = (
-        "<p>R² of numbers, on a logarithmic scale where that is said; accuracy of classes. Chance "
+        "<p>R² for numbers, on a logarithmic scale where noted; accuracy for classes. Chance "
         "is that of always giving the mean or the most common answer. Covered: the share of test "
-        f"models whose truth lies in their interval or set{level if made_for else ''}, with its "
+        f"models whose true value lies in the interval or set{level if made_for else ''}, with its "
         "95 % interval.</p>"
     )
     drawn = "".join(
@@ -47,7 +46,11 @@ def told_attributes(
         for name, found in answered.items()
         if found is not None and is_number(found) and attributes[name]["told"]
     )
-    table = html_table(rows) if rows else "<p>The weights tell none of the attributes.</p>"
+    table = (
+        html_table(rows)
+        if rows
+        else "<p>None of the attributes can be predicted from the weights.</p>"
+    )
     pictures = f'<div class="side">{drawn}</div>' if drawn else ""
     return about + table + pictures + _untold(untold, attributes)
 
@@ -91,7 +94,7 @@ def _untold(names: Sequence[str], attributes: Mapping[str, Mapping[str, Any]]) -
         for score in [attributes[name]["test_accuracy"]]
     )
     return (
-        "<h4>What could not be told</h4><p>On the models that chose, answers were no better than "
+        "<h4>What could not be predicted</h4><p>On left-out models, answers were no better than "
         f"always giving the mean or the most common one. Cards leave these off.</p><ul>{items}</ul>"
     )
 
@@ -104,7 +107,7 @@ def against_the_truth(name: str, answered: Predictions) -> str:
     if region_N2 is not None and answered.conformal is not None:
         within_N = task.covered(region_N2, true_N) > 0
         caption += (
-            f" Intervals, made for {percent(answered.conformal.coverage)}, hold the truth of "
+            f" The {percent(answered.conformal.coverage)} intervals contain the true value for "
             f"{int(within_N.sum())}; triangles mark the others."
         )
     if len(true_N) > MOST_POINTS:
@@ -112,13 +115,10 @@ def against_the_truth(name: str, answered: Predictions) -> str:
     off_N = np.abs(predicted_N - true_N)
     caption += f" Median error: {number(float(np.median(off_N)))}."
     is_log = isinstance(task, Number) and task.log
-    try:
-        drawn = svg_image(
-            predicted_against_true(true_N, predicted_N, region_N2, log=is_log),
-            f"Predicted over true {name}",
-        )
-    except ProbexError as error:  # the numbers are worth a report without matplotlib
-        drawn = f"<p>{escaped(str(error))}</p>"
+    drawn = svg_image(
+        lambda: predicted_against_true(true_N, predicted_N, region_N2, log=is_log),
+        f"Predicted over true {name}",
+    )
     return figure(drawn, caption)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,7 +75,7 @@ def by_layer(trainings: Sequence[Training]) -> str:
     trees = dict.fromkeys(t.metrics["tree"] for t in trainings)
     parts = (_of_tree(tree, [t for t in trainings if t.metrics["tree"] == tree]) for tree in trees)
     about = (
-        "<p>Accuracy of each layer alone on the models that chose, not on test models. "
+        "<p>Accuracy of each layer alone on left-out models, not on test models. "
         "Methods that read all layers at once are not shown.</p>"
     )
     return f'{about}<div class="side">{"".join(parts)}</div>' if trees else ""
@@ -91,7 +91,7 @@ def _of_tree(tree: str, trainings: Sequence[Training]) -> str:
         | {name: f"{of[layer]:.3f}" if layer in of else "" for name, of in methods.items()}
         for layer in layers
     ]
-    drawn = _picture(
+    drawn = svg_image(
         lambda: accuracy_by_layer({tree: _best(methods, layers)}, chance={tree: chance}),
         f"Accuracy by layer, {tree}",
     )
@@ -125,13 +125,6 @@ def _left_out(trainings: Sequence[Training]) -> str:
     return f"<details><summary>{count}</summary><ul>{listed}</ul></details>"
 
 
-def _picture(draw: Callable[[], Any], title: str) -> str:
-    try:
-        return svg_image(draw(), title)
-    except ProbexError as error:  # the numbers are worth a report without matplotlib
-        return f"<p>{escaped(str(error))}</p>"
-
-
 def calibration(training: Training) -> str:
     """The calibration curve before and after temperature scaling, and its numbers."""
     if training.attributes or is_number(training.answered):
@@ -147,7 +140,7 @@ def calibration(training: Training) -> str:
         f"Temperature {about['temperature']:.3f}, chosen without the test models. Expected "
         f"calibration error on these: {errors[0]:.3f} before, {errors[1]:.3f} after."
     )
-    drawn = _picture(
+    drawn = svg_image(
         lambda: calibration_curve({"before": before, "after": after}),
         f"Calibration of {training.name}",
     )
@@ -264,7 +257,7 @@ def _by_class(answered: Predictions) -> str:
         | ({"chance": f"{answered.chance_by_class[y]:.3f}"} if answered.chance_by_class else {})
         for y in sorted(found, key=found.__getitem__)[:_MAX_ROWS]
     ]
-    caption = "Found: share of a class's models that were. Chance: of guessing it as often as known"
+    caption = "Found: share of a class's models. Chance: guessing the class as often as it occurs"
     return html_table(rows, caption=caption)
 
 

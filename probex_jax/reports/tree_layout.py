@@ -3,7 +3,8 @@
 Generations go from left to right. Each model without children has a row of its own, and a parent
 stands at the middle of its children. Many children of one parent stand in several columns, the
 largest first, on lines that branch off a bus above them. Time is linear in models and edges, but
-for sorting.
+for sorting. It is ours: d3-hierarchy knows one parent of a model and no columns; dagre takes 4 s
+for 3,000 models, not 30 ms, and makes a strip of them 186,000 pixels high; ELK is 1.6 MB.
 """
 
 from __future__ import annotations

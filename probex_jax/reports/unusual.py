@@ -12,7 +12,7 @@ _OF_ENTRIES = {
     "random": "its singular values are those of random numbers, and it has little in common with "
     "the tree's models",
 }
-# What the numbers are; where the models of a tree have something in common, and where they do not.
+# Names of the numbers: where the models of a tree have something in common, and where they do not.
 _NUMBERS = {
     "size": ("multiple of the tree's centre that is nearest to it", "length"),
     "distance": (
@@ -52,15 +52,15 @@ def unusual(found: Soundness | None) -> str:
 
     Example:
       >>> print(unusual(Soundness("cats", 120, 3, 3, True, 0.31)))
-      ## Is anything unusual about it
+      ## Is anything unusual about it?
       <BLANKLINE>
-      Nothing: 31 % of the models of `cats` are as unusual, by all entries of its 3 layers (120
-      models compared).
+      No: 31 % of the models of `cats` are as unusual, by all entries of its 3 layers (120 models
+      compared).
       <BLANKLINE>
     """
     if found is None:
         return ""
-    title = "## Is anything unusual about it\n"
+    title = "## Is anything unusual about it?\n"
     facts = [_fact(one) for one in found.findings if one.fact not in _NUMBERS]
     rows = [_row(one) for one in found.findings if one.fact in _NUMBERS]
     parts = [title, _compared(found), *_shortened(facts), _table(rows)]
@@ -81,7 +81,7 @@ def _compared(found: Soundness) -> str:
     compared = f"({found.n_models} models compared)"
     if not found.findings:
         share = f"{100 * found.p_value:.2g} %"
-        return f"Nothing: {share} of {whose} are as unusual, {looked} {compared}.\n"
+        return f"No: {share} of {whose} are as unusual, {looked} {compared}.\n"
     if found.p_value <= 1 / (found.n_models + 1):
         return f"It is more unusual than any of {whose}, {looked} {compared}.\n"
     besides = "Besides, " if all(one.fact not in _NUMBERS for one in found.findings) else ""

@@ -1,7 +1,8 @@
 """Predicted attributes in the table of an index: a typed column for each.
 
 The columns are named `attribute_0` and so on; which attribute each is of stands in its metadata.
-Conditions and orders name the attributes themselves.
+Conditions and orders name the attributes themselves: `text` is a field of the table, and an
+attribute called so is `predicted_text`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from probex_jax.model_files.untrusted_text import quoted
 # A number, a class, or several classes.
 Attribute = float | str | tuple[str, ...]
 
+FIELDS = ("id", "path", "tree", "split", "labels", "text", "stamp")
+_TAKEN = (*FIELDS, "vector", "similarity", "rank")
 _COLUMN = "attribute_"
 _WORDS = ("and", "or", "not", "in", "is", "null", "like", "between", "true", "false")
 _NAME = b"attribute"
-# Strings, quoted names, words and numbers of SQL.
-_TOKENS = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|[^\W\d]\w*|\d[\w.]*")
+# Strings, quoted names, words that call no function, and numbers of SQL.
+_TOKENS = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|[^\W\d]\w*+(?!\()|\d[\w.]*")
 _UNKNOWN = re.compile(r"No field named (.+?)\.(?: |$)")
 
 
@@ -40,10 +43,20 @@ def attributes_of(answers: Sequence[Answer]) -> dict[str, Attribute]:
     return found
 
 
+def called(name: str) -> str:
+    """What a table calls an attribute: none has the name of a field.
+
+    Example:
+      >>> called("accuracy"), called("text")
+      ('accuracy', 'predicted_text')
+    """
+    return f"predicted_{name}" if name in _TAKEN else name
+
+
 def columns_of(schema: Any) -> dict[str, str]:
     """Attribute to its column, of a table's Arrow schema."""
     fields = ((field, (field.metadata or {}).get(_NAME)) for field in schema)
-    return {name.decode(): field.name for field, name in fields if name is not None}
+    return {called(name.decode()): field.name for field, name in fields if name is not None}
 
 
 def new_fields(arrow: Any, schema: Any, rows: Iterable[Mapping[str, Attribute]]) -> list[Any]:
@@ -94,26 +107,20 @@ def with_attributes(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str
     return row
 
 
-def in_columns(where: str, columns: Mapping[str, str], fields: Sequence[str]) -> str:
+def in_columns(where: str, columns: Mapping[str, str]) -> str:
     """A condition on attributes as one on the table's columns.
 
     Args:
       where: in SQL. A name that is no SQL identifier stands in double quotes or backticks.
       columns: attribute to its column.
-      fields: names that keep their meaning.
 
     Example:
       >>> in_columns("accuracy > .9 AND \\"learning rate\\" < 1e-3 AND id <> 'accuracy'",
-      ...            {"accuracy": "attribute_0", "learning rate": "attribute_1"}, ["id"])
+      ...            {"accuracy": "attribute_0", "learning rate": "attribute_1"})
       "attribute_0 > .9 AND attribute_1 < 1e-3 AND id <> 'accuracy'"
     """
 
-    def column(found: re.Match[str]) -> str:
-        name = _named(found[0])
-        is_ours = name not in fields and name in columns
-        return columns[name] if is_ours else found[0]
-
-    return _TOKENS.sub(column, where)
+    return _TOKENS.sub(lambda found: columns.get(_named(found[0]), found[0]), where)
 
 
 def names_in(where: str) -> list[str]:
@@ -129,10 +136,10 @@ def _named(token: str) -> str:
     return token if is_name else ""
 
 
-def explained(reason: str, columns: Mapping[str, str], fields: Sequence[str]) -> str:
+def explained(reason: str, columns: Mapping[str, str]) -> str:
     """LanceDB's reason why a condition is none, in names of attributes."""
     if (unknown := _UNKNOWN.search(reason)) is not None:
-        return f"no field or attribute {unknown[1]}; there are {known(columns, fields)}"
+        return f"no field or attribute {unknown[1]}; there are {known(columns, FIELDS)}"
     for name, column in columns.items():
         reason = re.sub(rf"\b{column}\b", name.replace("\\", r"\\"), reason)
     return reason

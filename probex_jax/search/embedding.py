@@ -34,12 +34,14 @@ Row = dict[str, Any]
 Check = Callable[[ModelFile], None]
 
 
-def represented(expert: Expert, paths: Sequence[Path]) -> list[np.ndarray | ProbexError]:
-    """Unit vectors [T] of models; a ProbexError for each model that has none."""
+def represented(
+    expert: Expert, paths: Sequence[Path], remote: Remote | None = None
+) -> list[np.ndarray | ProbexError]:
+    """Unit vectors [T] of models, read as `open_model` does; a ProbexError for each without."""
 
     def read(path: Path) -> Read | ProbexError:
         try:
-            with open_model(path) as file:
+            with open_model(path, remote=remote) as file:
                 return expert.read(file)
         except ProbexError as error:
             return error

@@ -250,6 +250,10 @@ class Index(Searchable):
         fields = set(Hit.__dataclass_fields__) - {"similarity", "attributes"}
         return self._table.everything(sorted(fields))
 
+    def exported(self, where: str | None = None) -> Any:
+        """An Arrow table of the models that meet a condition; see `Indexes.export`."""
+        return self._table.exported(where)
+
     def prune(self) -> int:
         """Removes models that no longer exist; returns their number."""
         with self._writing():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from probex_jax.bucket_paths import as_path
 from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert
+from probex_jax.files import write_bytes
 from probex_jax.search.attributes import order
 from probex_jax.search.hits import Hit, sorted_by
 from probex_jax.search.identity import show
@@ -97,6 +100,39 @@ class Indexes(Searchable):
             name, falling = order(sort, self.attributes)
             once = sorted_by(once, name, falling=falling)
         return once[:k]
+
+    def export(self, path: str | Path, where: str | None = None) -> int:
+        """Writes models with their vectors to a Parquet file, for viewers of large maps.
+
+        Its columns are those of `Hit` without the similarity, `vector`, and one for each attribute,
+        such as `predicted accuracy`.
+
+        Args:
+          path: the file; its folder must exist.
+          where: as for `search`; all models without it.
+
+        Returns:
+          The number of models.
+
+        Raises:
+          ProbexError: if the condition is invalid, an attribute is of another kind in another
+            index, an index is damaged, or the file cannot be written.
+        """
+        import pyarrow
+        from pyarrow import parquet
+
+        tables = [index.exported(where) for index in self.indexes]
+        try:
+            found = pyarrow.concat_tables(tables, promote_options="default")
+        except pyarrow.ArrowException as error:
+            raise ProbexError(f"{self.name}: {error}") from None
+        first: dict[str, int] = {}
+        for place, of in enumerate(found["path"].to_pylist()):
+            first.setdefault(of, place)
+        written = io.BytesIO()
+        parquet.write_table(found.take(pyarrow.array(first.values(), pyarrow.int64())), written)
+        write_bytes(as_path(path), written.getvalue())
+        return len(first)
 
 
 def _first_of_each_path(hits: Iterable[Hit]) -> dict[str, Hit]:

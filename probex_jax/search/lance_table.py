@@ -15,11 +15,10 @@ from probex_jax.bucket_paths import BucketPath, as_path, s3_over_http
 from probex_jax.buckets import Unreachable
 from probex_jax.errors import ProbexError
 from probex_jax.search import checksums
-from probex_jax.search.attributes import columns_of
+from probex_jax.search.attributes import FIELDS, columns_of
 from probex_jax.search.lance import LANCE_ERRORS, persisting, reason_of
 from probex_jax.search.vectors import vectors_of
 
-FIELDS = ("id", "path", "tree", "split", "labels", "text", "stamp")
 BATCH_ROWS = 8192
 _NAME = "models"
 # Vectors of a cluster of the approximate index.

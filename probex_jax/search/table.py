@@ -9,6 +9,8 @@ import numpy as np
 
 from probex_jax.errors import ProbexError
 from probex_jax.search.attributes import (
+    FIELDS,
+    called,
     explained,
     in_columns,
     new_fields,
@@ -17,7 +19,7 @@ from probex_jax.search.attributes import (
     with_attributes,
 )
 from probex_jax.search.lance import LANCE_ERRORS, in_sql, persisting, reason_of
-from probex_jax.search.lance_table import BATCH_ROWS, FIELDS, LanceTable
+from probex_jax.search.lance_table import BATCH_ROWS, LanceTable
 from probex_jax.search.vectors import unit, vectors_of
 
 # Clusters of the approximate index that a query looks through: all below half a million models.
@@ -76,7 +78,10 @@ class ModelTable(LanceTable):
         if not all(row.get("path") for row in rows):
             raise ProbexError("a row without a path")
         last = sorted({row["path"]: number for number, row in enumerate(rows)}.values())
-        told = [rows[n].get("attributes", {}) for n in last]
+        told = [
+            {called(name): value for name, value in rows[n].get("attributes", {}).items()}
+            for n in last
+        ]
         columns = {
             name: [rows[n].get(name, [] if name == "labels" else "") for n in last]
             for name in FIELDS
@@ -173,10 +178,10 @@ class ModelTable(LanceTable):
                 return query(None)
             try:
                 # In brackets, nothing after the condition is ignored.
-                return query(f"({in_columns(where, columns, FIELDS)})")
+                return query(f"({in_columns(where, columns)})")
             except LANCE_ERRORS as error:
                 query(None)  # fails where the table is at fault
-                reason = explained(reason_of(error), columns, FIELDS)
+                reason = explained(reason_of(error), columns)
                 raise ProbexError(f"filter {where!r}: {reason}") from None
 
     @persisting
@@ -234,6 +239,22 @@ class ModelTable(LanceTable):
             vectors_NT = vectors_of(found["vector"].combine_chunks())
             rows = found.select(named).to_pylist()
         return [with_attributes(row, columns) for row in rows], vectors_NT
+
+    @persisting
+    def exported(self, where: str | None = None) -> Any:
+        """An Arrow table of all models, or of those that meet a condition, with their vectors.
+
+        An attribute such as accuracy is the column `predicted accuracy`: no name is there twice.
+        """
+        fields = [name for name in FIELDS if name != "stamp"]
+        names = {name: name for name in [*fields, "vector"]}
+        names |= {column: f"predicted {name}" for name, column in self.attributes.items()}
+
+        def query(where: str | None) -> Any:
+            query: Any = self._table.search().select([*names])
+            return (query.where(where) if where else query).to_arrow()
+
+        return self._filtered(query, where).rename_columns([*names.values()])
 
     def batches(self) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
         """All fields of every model, and the vectors as they are [n, dim], some at a time."""

@@ -15,7 +15,8 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.forest import Description, Forest, Neighbour, Relatives, RelativesIn
 from probex_jax.lineage import Lineage
-from probex_jax.model_files import open_model
+from probex_jax.model_files import Remote, open_model
+from probex_jax.reports import model_card
 from probex_jax.reports.family_tree import family_tree_html
 from probex_jax.reports.interactive_map import MapPoint, interactive_map
 from probex_jax.reports.map_layout import position_among
@@ -28,6 +29,8 @@ from probex_jax.zoo.model_j import HELD_OUT_SPLITS
 
 MAX_K = 100
 MAX_QUERY = 1000  # characters
+# A hub that sends nothing for so long is given up.
+PATIENCE_S = 5.0
 _NEIGHBOURS = 5
 _DIRECTORIES = re.compile(r"(?<![\w:/.])/(?:[^/\s:'\"]+/)+")
 
@@ -40,15 +43,13 @@ class Described:
       name: of the model.
       description: None if it cannot be read.
       error: why it cannot be read, or "".
-      tree: of the index of `vector_T`.
-      vector_T: its representation; None without an index of its tree.
+      star: its position on the map of its tree; None without a map.
     """
 
     name: str
     description: Description | None
     error: str = ""
-    tree: str = ""
-    vector_T: np.ndarray | None = None
+    star: tuple[float, float] | None = None
 
 
 class Catalogue:
@@ -105,40 +106,44 @@ class Catalogue:
 
     def describe(self, models: Sequence[Model]) -> list[Described]:
         """Describes models, in order."""
-        vectors: dict[Path, tuple[str, np.ndarray]] = {}
+        remote, whole = _remote(), [model for model in models if not model.fault]
+        stars: dict[Path, tuple[float, float]] = {}
 
         def nearest(tree: str, paths: Sequence[Path]) -> list[Sequence[Neighbour] | ProbexError]:
             snapshot = self.snapshots.get(tree)
             if snapshot is None:
                 return [() for _ in paths]
             found: list[Sequence[Neighbour] | ProbexError] = []
-            for path, vector_T in zip(
-                paths, represented(snapshot.index.expert, paths), strict=True
-            ):
+            vectors_T = represented(snapshot.index.expert, paths, remote)
+            for path, vector_T in zip(paths, vectors_T, strict=True):
                 if isinstance(vector_T, ProbexError):
                     found.append(vector_T)
                     continue
-                vectors[path] = (tree, vector_T)
-                found.append([_neighbour(hit) for hit in snapshot.near(vector_T, _NEIGHBOURS)])
+                layout = self._layouts[tree]
+                if layout is not None and layout.models:
+                    stars[path] = position_among(layout.points, layout.vectors, vector_T)
+                found.append(
+                    [_neighbour(hit) for hit in snapshot.near(vector_T, _NEIGHBOURS, but=str(path))]
+                )
             return found
 
-        paths, names = [model.path for model in models], [model.name for model in models]
+        paths, names = [model.path for model in whole], [model.name for model in whole]
         near = nearest if self.snapshots else None
-        described = self.forest.describe_all(paths, names, nearest=near)
+        described = self.forest.describe_all(paths, names, nearest=near, remote=remote)
         return [
-            self._described(model, found, *vectors.get(model.path, ("", None)))
-            for model, found in zip(models, described, strict=True)
+            Described(model.name, None, model.fault)
+            if model.fault
+            else self._described(model, next(described), stars.get(model.path))
+            for model in models
         ]
 
     def _described(
-        self, model: Model, found: Description | ProbexError, tree: str, vector_T: Any
+        self, model: Model, found: Description | ProbexError, star: tuple[float, float] | None
     ) -> Described:
         if isinstance(found, ProbexError):
             return Described(model.name, None, self.shown(found, model))
         route = replace(found.route, reason=self.shown(found.route.reason, model))
-        return Described(
-            model.name, replace(found, path=model.name, route=route), "", tree, vector_T
-        )
+        return Described(model.name, replace(found, path=model.name, route=route), star=star)
 
     def vector_of(self, model: Model, tree: str = "") -> tuple[str, np.ndarray]:
         """The representation of a model in an index.
@@ -153,14 +158,17 @@ class Catalogue:
         Raises:
           ProbexError: if the model cannot be read, or has no index.
         """
+        remote = _remote()
         try:
+            if model.fault:
+                raise ProbexError(model.fault)
             if not tree:
-                with open_model(model.path) as file:
+                with open_model(model.path, remote=remote) as file:
                     route = self.forest.route(file)
                 if not route.tree:
                     raise ProbexError(f"{model.name}: unknown tree: {route.reason}")
                 tree = route.tree
-            [vector_T] = represented(self.snapshot(tree).index.expert, [model.path])
+            [vector_T] = represented(self.snapshot(tree).index.expert, [model.path], remote)
             if isinstance(vector_T, ProbexError):
                 raise vector_T
         except ProbexError as error:
@@ -173,8 +181,8 @@ class Catalogue:
         if tree and tree not in self.snapshots:
             raise ProbexError(f"no index of tree {tree!r}")
         if not tree and not fitting:
-            what = "be searched by text; use an example" if self.snapshots else "be searched"
-            raise ProbexError(f"no index can {what}")
+            what = "no index here has texts: search by an example"
+            raise ProbexError(what if self.snapshots else "this server has no index of models")
         return self.snapshots[tree] if tree else fitting[0]
 
     def search(
@@ -192,7 +200,7 @@ class Catalogue:
         _check_length(query)
         snapshot = self.snapshot(tree, for_texts=True)
         if not snapshot.knows_texts:
-            raise ProbexError(f"the index of {tree} cannot be searched by text; use an example")
+            raise ProbexError(f"the index of {tree} has no texts: search it by an example")
         return snapshot.tree, snapshot.near(snapshot.place(query), _checked(k, where), where)
 
     def like(
@@ -208,13 +216,26 @@ class Catalogue:
 
         Without a tree, the first index that holds the model is searched.
         """
-        holding = [one for one in self.snapshots.values() if not tree and one.holds(id)]
-        snapshot = holding[0] if holding else self.snapshot(tree)
-        place = snapshot.place_of(id)
+        snapshot, place = self._place_of(id, tree)
         but = snapshot.models[place].path
         return snapshot.tree, snapshot.near(
             snapshot.vectors_NT[place], _checked(k, where), where, but=but
         )
+
+    def model(self, id: str, tree: str = "") -> Model:
+        """A model of an index, to describe it; a ProbexError if its file is gone or not here."""
+        snapshot, place = self._place_of(id, tree)
+        path = Path(snapshot.models[place].path)
+        if not path.exists():
+            raise ProbexError(f"{id}: its file is not on this machine; send it")
+        return Model(id, path)
+
+    def _place_of(self, id: str, tree: str) -> tuple[Snapshot, int]:
+        """Where a model is: in the index of a tree, or in the first that holds it."""
+        _check_length(id)
+        holding = [one for one in self.snapshots.values() if not tree and one.holds(id)]
+        snapshot = holding[0] if holding else self.snapshot(tree)
+        return snapshot, snapshot.place_of(id)
 
     def listed(self, tree: str, k: int, where: Filter) -> tuple[str, list[Hit]]:
         """The first models that a filter lets through, as it sorts them; returns as `search`."""
@@ -227,22 +248,22 @@ class Catalogue:
             self.snapshot(tree).check(where)
         _checked(k, where)
 
-    def map(self, tree: str, *, starred: str = "", vector_T: np.ndarray | None = None) -> str:
+    def map(self, tree: str, name: str = "", star: tuple[float, float] | None = None) -> str:
         """A map of the models of an index as HTML, with a star for another model.
 
         Args:
           tree: of the index.
-          starred: name of the other model.
-          vector_T: its representation [T].
+          name: of the other model.
+          star: its position.
 
         Returns:
           The map; "" if there are no models, or they cannot be laid out.
 
         Raises:
-          ProbexError: if there is no index of the tree.
+          ProbexError: if there is no index of the tree, or the position is not finite.
         """
-        self.snapshot(tree)
-        layout = self._layouts[tree]
+        snapshot = self.snapshot(tree)
+        layout = self._layouts[snapshot.tree]
         if layout is None or not layout.models:
             return ""
         points = [
@@ -252,14 +273,14 @@ class Catalogue:
         emphasised = {}
         if any(point.emphasis for point in points):
             emphasised["ring"] = "held out from training"
-        if vector_T is not None:
-            x, y = position_among(layout.points, layout.vectors, vector_T)
-            points.append(MapPoint(x, y, starred, "this model", "star"))
+        if star is not None:
+            points.append(MapPoint(*star, name, "this model", "star"))
             emphasised["star"] = "this model"
-        held, shown = len(self.snapshots[tree]), len(layout.models)
+        held, shown = len(snapshot), len(layout.models)
         some = f"{shown:,} of {held:,}" if shown < held else f"{held:,}"
         caption = (
-            f"{some} models of {tree}, close together where their representations are similar."
+            f"{some} models of {snapshot.tree}, close together where their representations are "
+            "similar."
         )
         return interactive_map(points, caption=caption, emphasised=emphasised)
 
@@ -271,8 +292,9 @@ class Catalogue:
         """
         if self._lineage is None:
             raise ProbexError("this server has no lineage; start it with --lineage")
+        _check_length(id)
         if id not in self._known:
-            raise ProbexError(f"no model {id[:MAX_QUERY]!r} in the lineage")
+            raise ProbexError(f"no model {id!r} in the lineage")
         return self._relatives.of(id)
 
     def _without_paths(self, lineage: Lineage) -> Lineage:
@@ -292,21 +314,26 @@ class Catalogue:
         return _DIRECTORIES.sub("", text)
 
 
-def as_json(described: Described, card: str) -> dict[str, Any]:
-    """A description as JSON, without paths of this machine."""
+def as_json(described: Described) -> dict[str, Any]:
+    """A description as JSON with its card in Markdown, without paths of this machine."""
     if described.description is None:
         return {"id": described.name, "error": described.error}
     found = described.description.as_json()
     for neighbour in found["neighbours"] or ():
         del neighbour["path"]
     del found["path"]
-    return {**found, "card": card}
+    return {**found, "card": model_card(described.description)}
 
 
 def told(text: str) -> tuple[Condition, ...]:
     """The conditions on attributes that somebody wrote; a ProbexError if they are none."""
     _check_length(text)
     return conditions(text)
+
+
+def _remote() -> Remote:
+    """How models of the hub that visitors name are read."""
+    return Remote(patience_s=PATIENCE_S, own_hosts=True)
 
 
 def _check_length(text: str) -> None:

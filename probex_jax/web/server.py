@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from probex_jax.errors import ProbexError
@@ -13,11 +11,7 @@ from probex_jax.web.catalogue import Catalogue
 from probex_jax.web.uploads import Uploads
 
 _LOCAL = ("localhost", "127.0.0.1")
-_ASSETS = Path(__file__).parent
 _LAST_REQUESTS_S, _IDLE_S = 5, 75
-_VISITS = 1000
-# The colours of the reports.
-_BLUE, _DARKER = "#0072b2", "#005c91"
 
 
 def serve(
@@ -43,13 +37,13 @@ def serve(
       on_ready: called with the port as soon as requests are answered.
 
     Raises:
-      ProbexError: if gradio is missing (extra `app`).
+      ProbexError: if starlette or uvicorn is missing (extra `app`).
     """
     host, port = listening.getsockname()[:2]
     hosts = (*_LOCAL, host, *names) if host.startswith("127.") else names
     uploads = Uploads(file_bytes)
     try:
-        app = _application(catalogue, uploads, hub=hub, hosts=hosts, proxies=names)
+        app = _guarded(catalogue, uploads, hub=hub, hosts=hosts, proxies=names)
         catalogue.warm_up()
         on_start()
         _run(app, listening, lambda: on_ready(port))
@@ -77,7 +71,7 @@ def _run(app: Any, listening: socket.socket, on_ready: Callable[[], None]) -> No
     Server(config).run([listening])
 
 
-def _application(
+def _guarded(
     catalogue: Catalogue,
     uploads: Uploads,
     *,
@@ -85,59 +79,14 @@ def _application(
     hosts: Sequence[str],
     proxies: Sequence[str],
 ) -> Any:
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)
     try:
-        import gradio as gr
-        from fastapi import FastAPI
-        from gradio.state_holder import SessionState
-    except ImportError:
-        raise ProbexError(
-            "the page needs gradio: pip install 'gradio>=6.31' (extra `app`)"
-        ) from None
-    from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import HTMLResponse
+        import uvicorn  # noqa: F401
 
-    from probex_jax.web.api import invalid_value, routes
-    from probex_jax.web.forms import form_routes
+        from probex_jax.web.api import application
+    except ImportError as error:
+        missing = (error.name or "").partition(".")[0]
+        raise ProbexError(f"the page needs {missing}: pip install 'probex_jax[app]'") from None
     from probex_jax.web.guard import Guard
-    from probex_jax.web.page import Page
     from probex_jax.web.work import Work
 
-    work = Work()
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_exception_handler(RequestValidationError, invalid_value)
-    app.include_router(routes(catalogue, uploads, work, hub=hub))
-    app.include_router(form_routes(uploads, catalogue.shown))
-    if catalogue.family_tree:
-        app.add_api_route("/lineage", lambda: HTMLResponse(catalogue.family_tree))
-    page = Page(catalogue, uploads, work, hub=hub)
-    blocks = page.blocks
-    # Gradio keeps 50 KB per session, its questions, and its answers with all maps and pictures. The
-    # last two are for links to sessions, which this page does not have.
-    blocks.state_session_capacity = _VISITS
-    SessionState._update_value_in_config = lambda *_: None  # type: ignore[method-assign]
-    # As if launched by Gradio: only then does it check which files it reads.
-    blocks.has_launched = True
-    # The default theme fetches fonts from a server, and its blue is too pale to read.
-    theme = gr.themes.Base(
-        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-    ).set(
-        color_accent=_BLUE,
-        slider_color=_BLUE,
-        button_primary_background_fill=_BLUE,
-        button_primary_background_fill_hover=_DARKER,
-    )
-    gr.mount_gradio_app(
-        app,
-        blocks,
-        "/",
-        footer_links=[],
-        run_history=False,
-        max_file_size=uploads.file_bytes,
-        ssr_mode=False,
-        show_error=False,
-        theme=theme,
-        css_paths=[_ASSETS / "page.css"],
-    )
-    return Guard(app, uploads, page.events, hosts, proxies)
+    return Guard(application(catalogue, uploads, Work(), hub=hub), hosts, proxies)

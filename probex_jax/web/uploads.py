@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from typing import BinaryIO
 from probex_jax.errors import ProbexError
 from probex_jax.files import disk_errors
 
+_PREFIX = "probex_jax-uploads-"
 # Per request.
 MAX_FILES = 64
 # Unused files are removed after so many seconds.
@@ -67,7 +69,7 @@ class _Folder:
 
 
 class Uploads:
-    """A temporary folder, removed on `close`.
+    """A temporary folder, removed on `close`; folders that killed servers left are removed first.
 
     Args:
       file_bytes: maximal size of a file.
@@ -90,8 +92,8 @@ class Uploads:
 
     def __init__(self, file_bytes: int):
         self.file_bytes = file_bytes
-        self._owned = tempfile.TemporaryDirectory(prefix="probex_jax-uploads-")
-        self.folder = Path(self._owned.name).resolve()
+        _clear_left()
+        self.folder, self._descriptor = _owned()
         self._lock = threading.Lock()
         self._folders: dict[Path, _Folder] = {}
         self._held = 0  # bytes
@@ -154,14 +156,6 @@ class Uploads:
             limit = self.file_bytes / 2**20
             raise TooLarge(f"{name}: larger than the limit of {limit:,.0f} MiB")
 
-    def held(self, path: str) -> Path | None:
-        """The file at a path in the folder; None if there is none, or the path leads out of it."""
-        with suppress(OSError, ValueError):
-            real = (self.folder / path).resolve()
-            if real.is_relative_to(self.folder) and real.is_file():
-                return real
-        return None
-
     def sweep(self, older_than_s: float = _KEPT_S) -> None:
         """Removes files that were unused for so long."""
         before = time.monotonic() - older_than_s
@@ -176,7 +170,7 @@ class Uploads:
         self._ended.set()
         self._sweeper.join()
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._owned.cleanup()
+        os.close(self._descriptor)
 
     def _new_folder(self, spare: int = 0) -> Path:
         """A new folder with a random name."""
@@ -240,6 +234,31 @@ class Uploads:
             self.sweep()
             with suppress(OSError):  # cleaners of /tmp go by age
                 os.utime(self.folder)
+
+
+def _owned() -> tuple[Path, int]:
+    """A new folder and its descriptor, whose lock ends with the process, however that ends."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX)).resolve()
+        opened = os.open(folder, os.O_RDONLY)
+        with suppress(OSError):  # a file system without locks: nobody removes the folder
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        if folder.exists():  # else another server saw it before its lock
+            return folder, opened
+        os.close(opened)
+
+
+def _clear_left() -> None:
+    """Removes our user's folders of uploads that no server holds."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(opened).st_uid == os.geteuid():
+                    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(opened)
 
 
 class Arrival:

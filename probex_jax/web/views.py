@@ -13,7 +13,7 @@ from probex_jax.experts.chance import chance_of, shortfall
 from probex_jax.forest import Answer, Description, Prediction, Tree
 from probex_jax.forest.answers import Asked
 from probex_jax.forest.description import ExpertFacts
-from probex_jax.reports import attributes, model_card
+from probex_jax.reports import attributes
 from probex_jax.reports.card_predictions import in_rows_and_alone
 from probex_jax.reports.html import page
 from probex_jax.search import Hit
@@ -24,7 +24,8 @@ _MOST_BARS = 24
 _SHOWN_CLASSES = 200
 # The map fills its frame: legend and caption take what they need, the picture gets the rest.
 _IN_A_FRAME = """<style>
-html, body, figure.px-map { height: 100%; }
+html, body, main, figure.px-map { height: 100%; }
+h1 { position: absolute; clip-path: inset(50%); }
 body { max-width: none; padding: 0.5rem; }
 figure.px-map { display: flex; flex-direction: column; margin: 0; }
 .px-view { display: flex; flex: 1; flex-direction: column; min-height: 0; }
@@ -35,52 +36,48 @@ figure.px-map { display: flex; flex-direction: column; margin: 0; }
 
 
 def error(message: object) -> str:
-    """An error in a box that screen readers announce."""
-    return f'<p class="px-error" role="alert">{escape(str(message))}</p>'
+    """An error in a box."""
+    return f'<p class="px-error">{escape(str(message))}</p>'
 
 
-def note(message: str) -> str:
-    """A note."""
-    return f'<p class="px-note" role="status">{escape(message)}</p>'
-
-
-def described(found: Described, map_html: str = "", no_map: str = "") -> str:
-    """An uploaded model with its description and downloads.
-
-    Args:
-      found: its description.
-      map_html: the map that shows it; "" for none.
-      no_map: why there is none, if that should be shown.
-    """
-    heading = f'<div role="status"><h2>{escape(found.name)}</h2></div>'
-    if found.description is None:
+def described(found: Described) -> str:
+    """A model with its description and downloads."""
+    heading = f"<h2>{escape(found.name)}</h2>"
+    said = found.description
+    if said is None:
         return (
             f'<article class="px-model">{heading}{error(found.error)}'
             '<p class="px-quiet">Supported are safetensors files: whole models, shards with the '
             "index, and LoRAs.</p></article>"
         )
-    said = found.description
-    card = model_card(said)
+    on_map = ""
+    if found.star is not None:
+        x, y = found.star
+        on_map = frame(f"Map with a star for {found.name}", said.tree, x=x, y=y, name=found.name)
     parts = [
         heading,
         _tree_line(said),
         _predictions(said),
         _stated(said),
         _nearest(said),
-        framed(map_html, f"Map with a star for {found.name}") if map_html else "",
-        f'<p class="px-quiet">{escape(no_map)}</p>' if no_map else "",
-        _downloads(found, card),
+        on_map,
+        _downloads(found),
     ]
     return f'<article class="px-model">{"".join(parts)}</article>'
 
 
-def framed(fragment: str, title: str) -> str:
-    """A fragment with its own script, in a sandboxed frame."""
-    document = escape(page(title, fragment + _IN_A_FRAME), quote=True)
+def frame(title: str, tree: str, **star: float | str) -> str:
+    """A frame with the map of an index, and a star for another model."""
+    address = escape("map?" + urlencode({"index": tree, **star}))
     return (
-        f'<iframe class="px-map" sandbox="allow-scripts" title="{escape(title)}" '
-        f'srcdoc="{document}"></iframe>'
+        f'<iframe class="px-map" loading="lazy" title="{escape(title)}" src="{address}"></iframe>'
     )
+
+
+def map_document(drawn: str) -> str:
+    """A document that holds a map."""
+    drawn = drawn or "<p>There is no map of this index.</p>"
+    return page("Map", f"<main><h1>Map</h1>{drawn}</main>{_IN_A_FRAME}")
 
 
 def _tree_line(said: Description) -> str:
@@ -186,11 +183,13 @@ def _beside_chance(accuracy: Mapping[str, Any]) -> str:
 def _bars(rows: Sequence[tuple[str, float]], what: str, figure: str) -> str:
     """A table of values between 0 and 1 with bars."""
     lines = [
-        f'<tr><th scope="row">{escape(text)}</th><td><span class="px-bar" style="width:'
-        f'{value:.1%}"></span></td><td>{_number(value)}</td></tr>'
+        f'<tr><th scope="row">{escape(text)}</th><td><svg class="px-bar" aria-hidden="true">'
+        f'<rect width="{value:.1%}"/></svg></td><td>{_number(value)}</td></tr>'
         for text, value in rows
     ]
-    head = f'<thead><tr><th>{what}</th><td></td><th class="px-number">{figure}</th></tr></thead>'
+    head = (
+        f'<thead><tr><th scope="col">{what}</th><td></td><th scope="col">{figure}</th></tr></thead>'
+    )
     return f'<table class="px-bars">{head}<tbody>{"".join(lines)}</tbody></table>'
 
 
@@ -230,13 +229,14 @@ def _nearest(said: Description) -> str:
     return f"<h3>Nearest documented models</h3>{gallery(hits, said.tree)}"
 
 
-def _downloads(found: Described, card: str) -> str:
+def _downloads(found: Described) -> str:
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in found.name)
-    facts = json.dumps(as_json(found, card), indent=2)
+    facts = as_json(found)
+    text = json.dumps(facts, indent=2)
     return (
         '<p class="px-downloads">'
-        f"{_download(card, 'text/markdown', f'{name}.md', 'Download the card')}"
-        f"{_download(facts, 'application/json', f'{name}.json', 'Download as JSON')}</p>"
+        f"{_download(facts['card'], 'text/markdown', f'{name}.md', 'Download the card')}"
+        f"{_download(text, 'application/json', f'{name}.json', 'Download as JSON')}</p>"
     )
 
 
@@ -248,8 +248,7 @@ def _download(text: str, kind: str, name: str, label: str) -> str:
 def results(title: str, hits: Sequence[Hit], tree: str, names: Sequence[str] = ()) -> str:
     """The results of a search with a heading; other arguments as for `gallery`."""
     count = f"{len(hits)} model{'s' if len(hits) != 1 else ''} of {escape(tree)}"
-    title = f'<div role="status"><h2>{escape(title)}: {count}</h2></div>'
-    return title + gallery(hits, tree, names)
+    return f"<h2>{escape(title)}: {count}</h2>{gallery(hits, tree, names)}"
 
 
 def gallery(hits: Sequence[Hit], tree: str, names: Sequence[str] = ()) -> str:
@@ -261,7 +260,7 @@ def gallery(hits: Sequence[Hit], tree: str, names: Sequence[str] = ()) -> str:
       names: attributes that are shown.
     """
     if not hits:
-        return note("No model found.")
+        return '<p class="px-note">No model found.</p>'
     pictures = [thumbnail(hit.path) for hit in hits]
     if not any(pictures):
         shown = [""] * len(hits)
@@ -288,15 +287,6 @@ def _card(hit: Hit, tree: str, picture: str, names: Sequence[str]) -> str:
         f'<p class="px-id">{escape(hit.id)}</p>'
         f'<p class="px-tags">{tags}</p>'
         f'<p><a href="{link}">more like this</a></p></li>'
-    )
-
-
-def family_tree() -> str:
-    """The family tree of the server's lineage, in a sandboxed frame, and a link to it."""
-    return (
-        '<p><a href="lineage" target="_blank">Open the family tree on a page of its own</a></p>'
-        '<iframe class="px-map" sandbox="allow-scripts" loading="lazy" title="Family tree" '
-        'src="lineage"></iframe>'
     )
 
 

@@ -36,16 +36,16 @@ def test_its_report_opens_in_silence_and_is_small(browser, demo, shot):
 def test_its_page_describes_hidden_models_and_shows_pictures(browser, demo, tmp_path, shot):
     with served_demo(demo, tmp_path) as server, visited(browser, server.address) as page:
         hidden = [str(path) for path in sorted((demo / "hidden").iterdir())]
-        page.locator("#px-files input[type=file]").set_input_files(hidden)
-        page.locator("#px-described article").nth(len(hidden) - 1).wait_for()
-        said = page.locator("#px-described article").all_inner_texts()
+        page.locator("#files").set_input_files(hidden)
+        page.locator("#dropped article").nth(len(hidden) - 1).wait_for()
+        said = page.locator("#dropped article").all_inner_texts()
         trees = ("MiniSupViT", "MiniMAE", "MiniLoRA")
         assert all(any(f"Model Tree {tree}" in text for text in said) for tree in trees)
         assert sum("Unknown tree" in text for text in said) == 1
-        assert page.locator("#px-described img[src^='data:image']").count() >= 5
-        page.get_by_role("tab", name="Forest").click()
+        assert page.locator("#dropped img[src^='data:image']").count() >= 5
+        page.get_by_role("link", name="Forest").click()
         page.get_by_text("Accuracy by layer").first.click()
-        page.locator("#px-forest .px-bar").first.wait_for()
+        page.locator("#forest .px-bar").first.wait_for()
         shot(page, "demo_forest")
 
 
@@ -63,5 +63,5 @@ def test_none_of_fifty_searches_and_twenty_descriptions_fails(demo, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "page.json").read_text())["figures"]
-    assert len(rows) == 6
-    assert all(row["server, MiB"] > 0 for row in rows)
+    assert len(rows) == 8
+    assert all(row["held, MiB"] > 0 for row in rows)

@@ -182,8 +182,8 @@ def test_ten_thousand_models_open_and_can_be_walked(opened, shot):
 
 def test_it_works_within_the_page(browser, address, shot):
     with visited(browser, address) as page:
-        page.get_by_role("tab", name="Family tree").click()
-        tree = page.frame_locator("#px-lineage iframe")
+        page.get_by_role("link", name="Family tree").click()
+        tree = page.frame_locator("#lineage iframe")
         tree.get_by_text("inferred from the weights").wait_for()
         tree.get_by_label("Find a model").fill("m2")
         tree.get_by_label("Find a model").press("Enter")

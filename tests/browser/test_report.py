@@ -1,6 +1,8 @@
 """The report and its maps in a real browser: no error, no request, and maps that can be used."""
 
 import dataclasses
+import itertools
+import random
 import re
 
 import pytest
@@ -217,3 +219,44 @@ def test_pressing_two_groups_of_many_fades_all_others(opened):
         shown.get_by_role("button", name=name, exact=True).click()
     faded = shown.locator(".px-mark:not(.px-name).px-faded").count()
     assert faded == 30
+
+
+def boxes(shown, selector):
+    """Where those that are shown stand: left, top, right, bottom."""
+    return shown.evaluate(
+        """selector => [...document.querySelectorAll(selector)]
+          .filter(node => node.checkVisibility({visibilityProperty: true}))
+          .map(node => node.getBoundingClientRect())
+          .map(box => [box.left, box.top, box.right, box.bottom])""",
+        selector,
+    )
+
+
+def overlap(one, other):
+    return all(one[n] < other[n + 2] and other[n] < one[n + 2] for n in (0, 1))
+
+
+@pytest.mark.parametrize("size", ["desktop", "phone"])
+def test_names_cover_neither_points_nor_each_other(opened, size):
+    draws = random.Random(0)
+    middles = [(draws.gauss(0, 5), draws.gauss(0, 5)) for _ in range(25)]
+    of = [
+        MapPoint(x + draws.gauss(0, 1), y + draws.gauss(0, 1), f"{g}.{n}", f"group {g}", ring)
+        for g, (x, y) in enumerate(middles)
+        for n, ring in enumerate(("ring", *[""] * 9))
+    ]
+    of.append(MapPoint(0, 0, "mine", "this model", "star"))
+    shown, heard = opened(page("map", interactive_map(of, caption="Models.")), size)
+    counts = []
+    for _ in range(4):
+        settled(shown)
+        names = boxes(shown, ".px-name text")
+        marks = boxes(shown, ".px-mark:not(.px-name)")
+        assert len(marks) == len(of)
+        assert not any(overlap(name, mark) for name in names for mark in marks)
+        assert not any(overlap(*two) for two in itertools.combinations(names, 2))
+        counts.append(len(names))
+        shown.get_by_label("zoom in").click()
+    assert counts[0] > 0
+    assert counts[-1] > counts[0]
+    assert heard == []

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 import ml_collections
 import pytest
+import yaml
 
 import probex_jax as px
 from tests.docs import markdown
@@ -194,3 +195,17 @@ def test_code_in_a_page_is_no_link_and_no_heading():
     text = "# A `b` c\n\n```sh\n# no heading\n[x](nowhere.md)\n```\n\n`[x](nowhere.md)`\n"
     assert markdown.anchors(text) == {"a-b-c"}
     assert not markdown.links(text)
+
+
+def test_the_citation_is_of_this_version_and_of_the_papers_that_the_readme_cites():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    about = parser["metadata"]
+    assert (cited["cff-version"], cited["title"]) == ("1.2.0", about["name"])
+    assert (cited["version"], cited["license"]) == (about["version"], about["license"])
+    assert all(one["authors"] and one["title"] for one in [cited, *cited["references"]])
+    reference = (ROOT / "README.md").read_text().split("\n## Reference\n")[1]
+    assert {one["url"] for one in cited["references"]} == set(
+        re.findall(r"https://arxiv.org[^)]*", reference)
+    )

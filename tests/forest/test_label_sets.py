@@ -102,7 +102,7 @@ def test_the_card_has_a_table_for_each_label_set(path, trees):
     card = model_card(found)
     assert card.index("### `ant") < card.index("### `Hue`") < card.index("| `blue`")
     assert "add up to one" in card
-    assert "What the weights do not tell" in card
+    assert "What the weights cannot tell" in card
     value = json.loads(json.dumps(found.as_json()))
     assert [answer["title"] for answer in value["answers"]][1] == "Hue"
     assert value["answers"][1]["predicted"] == ["blue"]

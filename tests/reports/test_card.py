@@ -37,7 +37,7 @@ SECTIONS = [
     "## What its own files say",
     "## Nearest documented models",
     "## The expert",
-    "## What the weights do not tell",
+    "## What the weights cannot tell",
 ]
 
 

@@ -382,9 +382,9 @@ def test_attributes_have_their_figures_pictures_and_confusions_and_the_untold_ar
         "Predicted over true rate",
         "Predicted over true size",
     ]
-    assert "hold the truth of 37" in text
+    assert "true value for 37" in text
     assert "mathdefault" not in "".join(map(svg, re.findall(r'<img src="data:[^,]*,([^"]*)', text)))
-    untold = text.split("could not be told")[1].split("</ul>")[0]
+    untold = text.split("could not be predicted")[1].split("</ul>")[0]
     assert "seed" in untold
     assert "rate" not in untold.split("<ul>")[1].replace("accurate", "")
     assert "<h4>optimiser</h4>" in text

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from pyarrow import parquet
 
 from probex_jax import Forest, LayerStore, ProbexError
 from probex_jax.forest import grow
@@ -96,12 +97,16 @@ def test_a_table_of_before_gets_columns_and_others_have_no_value(tmp_path):
     x = np.eye(4)
     table.add([{"id": name, "path": name} for name in "ab"], x[:2])
     assert table.attributes == {}
-    told = [{"accuracy": 0.95, "and": "yes", "id": "c"}, {"accuracy": 0.5}]
+    told = [{"accuracy": 0.95, "and": "yes", "id": "c", "lower": "x"}, {"accuracy": 0.5}]
     rows = [{"id": n, "path": n, "attributes": a} for n, a in zip("bc", told, strict=True)]
     table.add(rows, x[1:3])
     again = ModelTable(tmp_path, 4)
     found = {row["id"]: row["attributes"] for row in again.nearest(x.sum(0), 9)}
-    assert found == {"a": {}, "b": told[0], "c": told[1]}
+    of_b = {"accuracy": 0.95, "and": "yes", "predicted_id": "c", "lower": "x"}
+    assert found == {"a": {}, "b": of_b, "c": told[1]}
+    assert [row["id"] for row in again.nearest(x[0], 9, "predicted_id = 'c'")] == ["b"]
+    assert [row["id"] for row in again.nearest(x[0], 9, "id = 'c'")] == ["c"]
+    assert [row["id"] for row in again.nearest(x[0], 9, "lower(id) = 'b' and lower = 'x'")] == ["b"]
     assert [row["id"] for row in again.nearest(x.sum(0), 9, "accuracy > .9")] == ["b"]
     assert [row["id"] for row in again.nearest(x[0], 9, "accuracy > .1 and \"and\" = 'yes'")] == [
         "b"
@@ -165,3 +170,36 @@ def test_the_command_shows_what_was_asked_for_and_json_all(zoo, whole):
     assert [hit["attributes"].keys() for hit in found["hits"]] == [hits[0].attributes.keys()] * 3
     assert "similarity" not in found["hits"][0]
     assert run("search", f"--index={zoo / 'index'}").returncode == 2
+
+
+def test_the_export_is_of_all_models_once_with_their_vectors_and_attributes(tmp_path, zoo, whole):
+    half = Index.create_or_open(tmp_path / "half", index_expert())
+    half.add_models(find_models(zoo / "Ant")[:5])  # which knows no attributes
+    assert Indexes([whole, half]).export(tmp_path / "map.parquet") == len(whole)
+    found = parquet.read_table(tmp_path / "map.parquet").to_pylist()
+    models, vectors = whole.everything()
+    for row, model, vector in zip(found, models, vectors, strict=True):
+        told = model.pop("attributes")
+        told[SEVERAL] = list(told[SEVERAL])
+        predicted = {f"predicted {name}": value for name, value in told.items()}
+        assert row == model | predicted | {"vector": vector.tolist()}
+    kind = found[0]["predicted kind"]
+    for sought in (kind, "nothing"):
+        asked = [f"--index={zoo / 'index'}", f"--export={tmp_path / 'some.parquet'}"]
+        done = run("search", *asked, f"--filter=kind = '{sought}'")
+        assert done.returncode == 0, done.stderr
+        some = parquet.read_table(tmp_path / "some.parquet")["path"].to_pylist()
+        assert some == [row["path"] for row in found if row["predicted kind"] == sought]
+        assert len(some) == 0 or sought == kind
+    assert run("search", *asked, "--query=a").returncode == 2
+
+
+def test_an_export_of_attributes_of_two_kinds_is_one_line(tmp_path):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder, value in zip(folders, (0.5, "high"), strict=True):
+        dim = Index.create_or_open(folder, index_expert()).about["expert"]["rep_dim"]
+        row = {"id": "a", "path": str(folder), "attributes": {"kind": value}}
+        ModelTable(folder, dim).add([row], np.ones([1, dim]))
+    with pytest.raises(ProbexError, match="kind"):
+        Indexes.open(*folders).export(tmp_path / "map.parquet")
+    assert not (tmp_path / "map.parquet").exists()

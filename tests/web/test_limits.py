@@ -1,4 +1,4 @@
-"""What is sent over HTTP, at limits that are small: without Gradio, in a thread."""
+"""What is sent over HTTP, at limits that are small, in a thread."""
 
 import asyncio
 import errno
@@ -12,26 +12,26 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import uvicorn
-from fastapi import FastAPI
 
 from probex_jax.errors import ProbexError
 from probex_jax.web import guard, uploads
-from probex_jax.web.api import routes
+from probex_jax.web.api import application
 from probex_jax.web.catalogue import Catalogue, Described
-from probex_jax.web.forms import form_routes
 from probex_jax.web.uploads import MAX_FILES
 from probex_jax.web.work import Work
 from tests.web.conftest import waited_for
 
 FILE_BYTES = 4 * 2**20
-UPLOAD, DESCRIBE = "/gradio_api/upload", "/api/describe"
+DESCRIBE = "/api/describe"
 SHORT_S = 0.5
+FORM = "multipart/form-data; boundary=b"
 
 
 class Known:
     """A catalogue that knows nothing, and counts who is read at the same time."""
 
     def __init__(self):
+        self.forest, self.snapshots, self.family_tree = SimpleNamespace(trees={}), {}, ""
         self.reading, self.most, self.read = 0, 0, []
         self.waits_for_another = False
         self.lock, self.hub_answers = threading.Lock(), threading.Event()
@@ -43,7 +43,7 @@ class Known:
             self.most = max(self.most, self.reading)
             if self.reading == 2:
                 self.together.set()
-        [model] = models
+        model = models[0]
         if str(model.path).startswith("hf:"):
             self.hub_answers.wait(60)
         else:
@@ -53,7 +53,7 @@ class Known:
                 time.sleep(0.05)
         with self.lock:
             self.reading -= 1
-        return [Described(model.name, None, "nothing is known")]
+        return [Described(model.name, None, "nothing is known") for model in models]
 
     def check(self, tree, k, where):
         if k < 1:
@@ -77,11 +77,9 @@ def held():
 
 @pytest.fixture
 def address(known, held):
-    app = FastAPI()
-    app.include_router(routes(known, held, Work(), hub=True))
-    app.include_router(form_routes(held, known.shown))
+    app = application(known, held, Work(), hub=True)
     listening = socket.create_server(("127.0.0.1", 0), backlog=128)
-    config = uvicorn.Config(guard.Guard(app, held, {1: [1]}), http="h11", log_level="error")
+    config = uvicorn.Config(guard.Guard(app), http="h11", log_level="error")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
@@ -104,12 +102,11 @@ def form(*sizes, name="a.safetensors"):
     return [("files", (name, b"x" * size)) for size in sizes]
 
 
-def opened(address, path, announced, sent=b"", method="POST"):
+def opened(address, announced, sent=b"", kind=FORM, path=DESCRIBE):
     """A connection on which so many bytes were announced and some were sent."""
     host, port = address.removeprefix("http://").split(":")
     raw = socket.create_connection((host, int(port)), timeout=30)
-    head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {announced}\r\n"
-    kind = "multipart/form-data; boundary=b" if path == UPLOAD else "application/octet-stream"
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {announced}\r\n"
     raw.sendall(f"{head}Content-Type: {kind}\r\n\r\n".encode() + sent)
     return raw
 
@@ -121,20 +118,17 @@ def status(raw):
 PART = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\nxxx'
 
 
-@pytest.mark.parametrize(
-    ("path", "announced"),
-    [(UPLOAD, 8 * FILE_BYTES), (DESCRIBE, FILE_BYTES), ("/gradio_api/run/predict", 1000)],
-)
-def test_who_falls_silent_is_not_waited_for(address, held, monkeypatch, path, announced):
+@pytest.mark.parametrize(("kind", "announced"), [(FORM, 8 * FILE_BYTES), ("a/b", FILE_BYTES)])
+def test_who_falls_silent_is_not_waited_for(address, held, monkeypatch, kind, announced):
     monkeypatch.setattr(guard, "_SILENCE_S", SHORT_S)
-    with opened(address, path, announced, PART) as raw:
+    with opened(address, announced, PART, kind) as raw:
         assert status(raw) == 408
     assert list(held.folder.iterdir()) == []
 
 
 def test_silence_does_not_lock_others_out(address, client):
-    silent = [opened(address, UPLOAD, 8 * FILE_BYTES, PART) for _ in range(2)]
-    assert client.post(UPLOAD, files=form(FILE_BYTES)).status_code == 200
+    silent = [opened(address, 8 * FILE_BYTES, PART) for _ in range(2)]
+    assert client.post(DESCRIBE, files=form(FILE_BYTES)).status_code == 200
     for raw in silent:
         raw.close()
 
@@ -144,7 +138,7 @@ def test_a_body_of_two_lengths_is_refused(address, held):
     host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as raw:
         raw.sendall(
-            f"POST {UPLOAD} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n".encode() + head
+            f"POST {DESCRIBE} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n".encode() + head
         )
         answer = b"".join(iter(lambda: raw.recv(4096), b""))
     assert answer.split()[1] == b"400"
@@ -154,7 +148,7 @@ def test_a_body_of_two_lengths_is_refused(address, held):
 
 def test_drops_do_not_hold_a_place(address, monkeypatch):
     monkeypatch.setattr(guard, "_SILENCE_S", SHORT_S)
-    with opened(address, DESCRIBE, FILE_BYTES) as raw:
+    with opened(address, FILE_BYTES, kind="a/b") as raw:
         raw.settimeout(SHORT_S / 10)
         start = time.monotonic()
         while time.monotonic() - start < 20 * SHORT_S:
@@ -189,7 +183,7 @@ def test_after_its_end_a_body_is_waited_for_no_more(monkeypatch):
 
 
 def test_what_is_wrong_with_a_search_is_told_before_its_file_comes(address):
-    with opened(address, "/api/search?k=0", FILE_BYTES) as raw:
+    with opened(address, FILE_BYTES, path="/api/search?k=0") as raw:
         assert status(raw) == 422
 
 
@@ -201,54 +195,46 @@ def test_what_is_wrong_with_a_search_is_told_before_its_file_comes(address):
     ],
 )
 def test_forms_of_more_than_is_taken(client, held, files, says):
-    answer = client.post(UPLOAD, files=files)
-    assert (answer.status_code, answer.text[: len(says[1])]) == says
+    answer = client.post(DESCRIBE, files=files)
+    assert (answer.status_code, answer.json()["error"][: len(says[1])]) == says
     assert list(held.folder.iterdir()) == []
-
-
-def test_no_more_is_taken_than_there_is_room_for(client):
-    for n_files, status_code in ((7, 200), (7, 200), (1, 200), (1, 503)):
-        files = form(*[FILE_BYTES] * n_files)
-        assert client.post(UPLOAD, files=files).status_code == status_code
 
 
 def test_a_disk_without_room(client, monkeypatch):
     monkeypatch.setattr(uploads, "_DISK_RESERVE", 2**60)
-    for answer in (client.post(UPLOAD, files=form(1)), client.post(DESCRIBE, content=b"x")):
+    for answer in (client.post(DESCRIBE, files=form(1)), client.post(DESCRIBE, content=b"x")):
         assert answer.status_code == 503
         assert "disk" in answer.text
 
 
-@pytest.mark.parametrize("path", [UPLOAD, DESCRIBE])
-def test_what_a_disk_says_names_no_path(client, held, monkeypatch, path):
+@pytest.mark.parametrize("sent", [{"files": form(1)}, {"content": b"x"}], ids=["form", "file"])
+def test_what_a_disk_says_names_no_path(client, held, monkeypatch, sent):
     def full(dir):
         raise OSError(errno.ENOSPC, "No space left on device", str(dir / "tmp123"))
 
     monkeypatch.setattr(uploads.tempfile, "mkdtemp", full)
-    sent = {"files": form(1)} if path == UPLOAD else {"content": b"x"}
-    answer = client.post(path, **sent)
+    answer = client.post(DESCRIBE, **sent)
     assert answer.status_code == 507
     assert "No space left" in answer.text
     assert os.path.dirname(held.folder) not in answer.text
 
 
-def test_a_form_where_a_file_is_meant_is_told(client):
-    answer = client.post(DESCRIBE, files={"file": b"x"})
-    assert (answer.status_code, "not a form" in answer.json()["error"]) == (422, True)
-
-
-def test_long_names_are_cut(client, held):
+def test_long_names_are_cut(client):
     name = "\u6a21" * 110 + ".safetensors"
-    [path] = client.post(UPLOAD, files=form(1, name=name)).json()
-    assert (held.folder / path).read_bytes() == b"x"
-    assert path.endswith("\u6a21.safetensors")
+    [found] = client.post(DESCRIBE, files=form(1, name=name)).json()
+    assert found["id"] == "\u6a21" * 36
 
 
 @pytest.mark.parametrize("boundary", ["b" * 300, "b"])
 def test_damaged_forms(client, boundary):
     kind = {"content-type": f"multipart/form-data; boundary={boundary}"}
-    answer = client.post(UPLOAD, content=b"no form", headers=kind)
+    answer = client.post(DESCRIBE, content=b"no form", headers=kind)
     assert (answer.status_code, "form" in answer.text) == (400, True)
+
+
+def test_a_form_without_files_is_told(client):
+    answer = client.post(DESCRIBE, files={"file": (None, b"x")})
+    assert (answer.status_code, "no files" in answer.json()["error"]) == (400, True)
 
 
 def test_two_models_are_read_at_a_time(address, known):

@@ -1,6 +1,5 @@
 """The server as programs meet it: `/api`, limits, strangers."""
 
-import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,12 +8,15 @@ import httpx
 import pytest
 
 from probex_jax.forest import Forest
-from probex_jax.web.guard import _EVENT
 from tests.forest.conftest import labels_of, write_member
 from tests.hub import write_repo
 from tests.web.conftest import LIMIT, waited_for
 
 pytestmark = pytest.mark.xdist_group("web")
+
+# As the page asks.
+FOR_PAGE = {"accept": "text/html"}
+FORM = [("file", ("a.safetensors", b"x")), ("file", ("b.safetensors", b"y"))]
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +108,12 @@ def test_no_answer_holds_a_path(client, hidden, tmp_path, forest_path, trees):
         client.get("/api/search?query=x&text=%00").text,
         client.get("/api/forest").text,
         client.get("/").text,
-        client.get("/config").text,
-        client.post("/gradio_api/upload", content=b"x").text,
-        client.post("/gradio_api/upload", files=[("files", ("a", b"x" * (LIMIT + 1)))]).text,
-        client.post(_EVENT, content=b"x").text,
+        client.get("/map?index=Ant").text,
+        client.get("/api/describe?id=m17&index=Ant").text,
+        client.post("/api/describe", files=FORM).text,
+        client.post("/api/describe", files=[("file", ("a", b"x" * (LIMIT + 1)))]).text,
     ]
+    answers += [client.get(f"/api/search?query={n}", headers=FOR_PAGE).text for n in range(2)]
     for answer in answers:
         assert "/tmp" not in answer
         assert str(Path.cwd()) not in answer
@@ -131,6 +134,17 @@ def test_no_answer_holds_a_path(client, hidden, tmp_path, forest_path, trees):
         ("GET", f"search?query={'x' * 1001}", None, 422, "at most"),
         ("GET", "search?query=x&index=Ant", None, 422, "Ant"),
         ("GET", "search?like=nobody&index=Ant", None, 422, "'nobody'"),
+        ("GET", f"search?like={'x' * 5000}", None, 422, "at most"),
+        ("GET", "search?like=%00%ed%a0%80&tree=%00", None, 422, "no model"),
+        ("GET", "search?query=x&index=Zebra", None, 422, "Zebra"),
+        ("GET", "describe?id=nobody&index=Ant", None, 422, "'nobody'"),
+        ("GET", f"describe?id={'x' * 5000}", None, 422, "at most"),
+        ("GET", f"describe?model={'x' * 5000}/%00", None, 422, "hub id"),
+        ("POST", f"describe?name={'x' * 5000}%00%ff", b"x", 422, "safetensors"),
+        ("GET", f"lineage?model={'x' * 5000}", None, 422, "at most"),
+        ("GET", "../map?index=Zebra", None, 422, "Zebra"),
+        ("GET", "../map?index=Ant&x=nan&y=1", None, 422, "position"),
+        ("GET", "../map?index=Ant&x=here&y=1", None, 422, "numbers"),
     ],
 )
 def test_mistakes_are_one_line(client, method, path, content, status, says):
@@ -138,6 +152,41 @@ def test_mistakes_are_one_line(client, method, path, content, status, says):
     assert answer.status_code == status
     [line] = answer.json()["error"].splitlines()
     assert says in line
+    page = client.request(method, f"/api/{path}", content=content, headers=FOR_PAGE)
+    assert page.status_code in (status, 200)
+    assert page.headers["content-type"].startswith("text/html")
+    assert "px-error" in page.text
+
+
+def test_what_the_page_is_answered_is_html(client, hidden):
+    found = client.get("/api/search?query=a+red+ant", headers=FOR_PAGE).text
+    assert "<li>" in found
+    assert "&like" not in found.split("href")[1]
+    described = client.post("/api/describe?name=mine", content=body(hidden[0]), headers=FOR_PAGE)
+    assert described.text.count("<article") == 1
+
+
+def test_a_form_of_several_files_is_a_list(client, hidden):
+    files = [*FORM, ("file", ("../mine.safetensors", body(hidden[0])))]
+    found = client.post("/api/describe", files=files).json()
+    assert [one["id"] for one in found] == ["a", "b", "mine"]
+    assert [one.get("tree") for one in found] == [None, None, "Ant"]
+    with_json = [files[2], ("file", ("config.json", b"{}"))]
+    assert [one["id"] for one in client.post("/api/describe", files=with_json).json()] == ["mine"]
+
+
+def test_a_model_of_an_index_is_described_by_its_id(client):
+    found = client.get("/api/describe?id=m17&index=Ant").json()
+    assert (found["id"], found["tree"]) == ("m17", "Ant")
+    assert "m17" not in {one["id"] for one in found["neighbours"]}
+
+
+def test_maps_are_documents_that_reach_nothing(client):
+    plain, starred = client.get("/map?index=Ant"), client.get("/map?index=Ant&x=1&y=2&name=<me>")
+    assert plain.headers["content-security-policy"].startswith("sandbox allow-scripts; default-src")
+    assert "this model" not in plain.text
+    assert "this model" in starred.text
+    assert "&lt;me&gt;" in starred.text
 
 
 def test_a_body_that_hides_its_length_is_cut_off(client, server):
@@ -146,48 +195,28 @@ def test_a_body_that_hides_its_length_is_cut_off(client, server):
             yield b"x" * 10_000
 
     assert client.post("/api/describe", content=chunks()).status_code == 413
-    assert client.post("/gradio_api/upload", content=chunks()).status_code == 411
+    form = {"content-type": "multipart/form-data; boundary=b"}
+    assert client.post("/api/describe", content=chunks(), headers=form).status_code == 400
     assert server.uploads() == []
 
 
 @pytest.mark.parametrize(
-    "path",
-    [
-        "/gradio_api/file=/etc/passwd",
-        "/gradio_api/file=setup.cfg",
-        "/file=/etc/passwd",
-        "/file/etc/passwd",
-        "/gradio_api/proxy=http://localhost/",
-        "/gradio_api/openapi.json",
-        "/monitoring",
-        "/docs",
-    ],
+    "path", ["/page.html", "/file=/etc/passwd", "/etc/passwd", "/../../etc/passwd", "/docs", "/%ff"]
 )
-def test_no_file_of_the_machine_is_there(client, path):
-    answer = client.get(path)
-    assert answer.status_code == 404
-    assert "root:" not in answer.text
-
-
-@pytest.mark.parametrize(
-    "path", ["/assets/../../../../etc/passwd", "/static/%2e%2e/%2e%2e/blocks.py"]
-)
-def test_no_way_up_from_assets(address, path):
+def test_no_file_of_the_machine_is_there(address, path):
     host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as raw:
         raw.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         answer = b"".join(iter(lambda: raw.recv(65536), b""))
-    assert answer.split()[1] in (b"403", b"404")
+    assert answer.split()[1] == b"404"
 
 
 @pytest.mark.parametrize(
     ("path", "headers", "status"),
     [
-        ("/gradio_api/upload", {"content-type": "text/plain"}, 400),
-        ("/gradio_api/queue/join", {}, 404),
-        ("/gradio_api/run/predict", {}, 400),
-        ("/gradio_api/cancel", {}, 404),
-        ("/config", {}, 404),
+        ("/api/describe", {"content-type": "multipart/form-data"}, 400),
+        ("/api/forest", {}, 405),
+        ("/", {}, 405),
         (f"/api/describe?name={'x' * 20_000}", {}, 414),
     ],
 )
@@ -198,146 +227,9 @@ def test_bodies_that_nobody_asked_for(client, path, headers, status):
 def test_a_form_of_more_than_is_taken_is_refused_before_it_comes(address):
     host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as raw:
-        head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {host}\r\nContent-Length: {20 * LIMIT}"
-        raw.sendall(f"{head}\r\n\r\n".encode())
+        head = f"POST /api/describe HTTP/1.1\r\nHost: {host}\r\nContent-Length: {20 * LIMIT}"
+        raw.sendall(f"{head}\r\nContent-Type: multipart/form-data; boundary=b\r\n\r\n".encode())
         assert raw.recv(4096).split()[1] == b"413"
-
-
-@pytest.fixture(scope="module")
-def event(client):
-    """Sends an event of the page, whichever has so many inputs."""
-    functions = client.get("/config").json()["dependencies"]
-
-    def send(*data, session="s"):
-        [function] = [f["id"] for f in functions if len(f["inputs"]) == len(data)][:1]
-        said = {"data": data, "fn_index": function, "session_hash": session}
-        # As httpx does not: with numbers that are none in JSON.
-        kind = {"content-type": "application/json"}
-        return client.post(_EVENT, content=json.dumps(said), headers=kind)
-
-    return send
-
-
-def searching(
-    query="x", index="ToyLoRA", tree="", split="", words="", attributes="", sort="", k=12
-):
-    """What a search reads."""
-    return query, index, None, None, tree, split, words, attributes, sort, k
-
-
-@pytest.fixture
-def outside(tmp_path, trees):
-    """A model of the server's that nobody sent."""
-    private = tmp_path / "private.safetensors"
-    private.write_bytes(body(trees[0] / "Ant" / "test" / "m17"))
-    return private
-
-
-def named(path, **more):
-    return {"path": str(path), "meta": {"_type": "gradio.FileData"}, **more}
-
-
-def test_no_event_names_a_file_that_was_not_sent(event, outside, forest_path):
-    for path in (
-        outside,
-        "/etc/passwd",
-        "/dev/zero",
-        "../../../etc/passwd",
-        f"{forest_path}/forest.json",
-        "http://localhost/x.safetensors",
-        "https://example.org/1TB.bin",
-    ):
-        for data in ([[named(path)]], [[named(path, is_stream=True)]], [[{"url": str(path)}]]):
-            assert event(*data).status_code == 400
-        # Gradio takes what looks like a file for one wherever it stands.
-        assert event(*searching(named(path))).status_code == 400
-        assert event(*searching(split={"a": [named(path)]})).status_code == 400
-
-
-@pytest.mark.parametrize(
-    "said",
-    [
-        [],
-        {},
-        {"fn_index": 999, "data": []},
-        {"fn_index": "1", "data": [""] * 8},
-        {"fn_index": None, "data": []},
-        {"fn_index": [1], "data": [""] * 8},
-        {"fn_index": 1, "data": [""] * 7},
-        {"fn_index": 1, "data": {"a": 1}},
-        {"fn_index": 1},
-    ],
-)
-def test_events_that_the_page_does_not_have(client, said):
-    if isinstance(said, dict):
-        said = said | {"session_hash": "s"}
-    answer = client.post(_EVENT, json=said)
-    assert (answer.status_code, answer.text.count("\n")) == (400, 1)
-
-
-@pytest.mark.parametrize("session", [None, 7, "", "x" * 101])
-def test_events_of_no_session(event, session):
-    assert event(*searching(), session=session).status_code == 400
-
-
-def test_long_events_are_refused(event):
-    assert event(*searching("x" * 300_000)).status_code == 400
-
-
-def nested(depth):
-    value = []
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [nested(0), nested(600), {"a": 1}, [1], {"path": "a"}],
-    ids=lambda value: str(value)[:9],
-)
-def test_values_of_the_wrong_kind_are_refused(event, wrong):
-    for answer in (event(*searching(wrong)), event(*searching(k=wrong)), event([wrong])):
-        assert (answer.status_code, answer.text.count("\n")) == (400, 1)
-    for answer in (event(wrong), event("x"), event(None)):
-        assert answer.status_code in (200, 400)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [None, 7, True, float("nan"), 1e400, -(10**400), "zebra"],
-    ids=lambda value: str(value)[:9],
-)
-def test_odd_values_are_answered(event, wrong):
-    for field in ("query", "index", "tree", "split", "words", "attributes", "sort", "k"):
-        assert event(*searching(**{field: wrong})).status_code == 200
-
-
-def test_gradio_keeps_nothing_of_what_it_is_told(event, server):
-    """200 KB an event and visit would be 50 MB, the visits themselves are 20."""
-    event(*searching(words="x" * 200_000))
-
-    def resident():
-        status = Path(f"/proc/{server.process.pid}/status").read_text()
-        [line] = [line for line in status.splitlines() if line.startswith("VmRSS")]
-        return int(line.split()[1]) / 1024
-
-    before = resident()
-    for number in range(250):
-        event(*searching(words="x" * 200_000), session=f"visit{number}")
-    assert resident() - before < 45
-
-
-def test_files_are_named_by_what_nobody_guesses(client, server, hidden):
-    files = [("files", (f"../{n}.safetensors", body(hidden[0]))) for n in range(2)]
-    names = client.post("/gradio_api/upload", files=files).json()
-    assert len(set(names)) == 2
-    assert all(name.count("/") == 1 and len(name.split("/")[0]) >= 8 for name in names)
-    assert sorted(path.name for path in server.uploads()) == ["0.safetensors", "1.safetensors"]
-    again = client.post("/gradio_api/upload", files=files).json()
-    assert not set(again) & set(names)
-    for path in server.uploads():
-        path.unlink()
 
 
 def test_another_name_is_refused(client):
@@ -346,14 +238,13 @@ def test_another_name_is_refused(client):
     assert client.get("/api", headers={"host": "localhost:1234"}).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/api/describe", "/gradio_api/upload"])
-def test_who_leaves_in_the_middle_leaves_nothing(client, server, address, path):
+@pytest.mark.parametrize("form", ["multipart/form-data; boundary=b", "application/octet-stream"])
+def test_who_leaves_in_the_middle_leaves_nothing(client, server, address, form):
     host, port = address.removeprefix("http://").split(":")
-    form = "multipart/form-data; boundary=b" if "upload" in path else "application/octet-stream"
     part = '--b\r\nContent-Disposition: form-data; name="files"; filename="a.safetensors"\r\n\r\n'
     assert server.uploads() == []
     with socket.create_connection((host, int(port))) as raw:
-        head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {form}\r\n"
+        head = f"POST /api/describe HTTP/1.1\r\nHost: {host}\r\nContent-Type: {form}\r\n"
         raw.sendall(f"{head}Content-Length: 900000\r\n\r\n{part}".encode() + b"x" * 500_000)
         assert waited_for(server.uploads)
     assert waited_for(lambda: not server.uploads())

@@ -1,6 +1,12 @@
 """What strangers send: limits, and what is left of it."""
 
 import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 
 import pytest
 
@@ -111,15 +117,6 @@ def test_what_the_disk_does_not_take_is_one_line_and_leaves_nothing(uploads):
         pass
 
 
-@pytest.mark.parametrize(
-    "path", ["/etc/passwd", "../x", "a/../../x", "/dev/zero", "link", "\0", ""]
-)
-def test_nothing_else_is_held(uploads, tmp_path, path):
-    (tmp_path / "mine").write_text("x")
-    (uploads.folder / "link").symlink_to(tmp_path / "mine")
-    assert uploads.held(path) is None
-
-
 def test_what_nobody_uses_is_swept(uploads):
     old, used = arrived(uploads, b"x"), arrived(uploads, b"x")
     uploads.sweep()
@@ -133,6 +130,44 @@ def test_what_nobody_uses_is_swept(uploads):
         assert uploads.folder.stat().st_mode & 0o777 == 0o700
     uploads.sweep(0)
     assert list(uploads.folder.iterdir()) == []
+
+
+KILLED = """
+import os, signal
+from probex_jax.web.uploads import Uploads
+with Uploads(100).coming(9) as arrival:
+    arrival.begin("half")
+    arrival.write(b"x")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_server_left_is_removed_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "probex_jax-uploads-link").symlink_to(tmp_path / "other")
+    living = Uploads(100)
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    killed = subprocess.run([sys.executable, "-c", KILLED], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob("*/*/half"))) == 1
+    path = arrived(living, b"x")
+    second = Uploads(100)
+    kept = {tmp_path / "other", tmp_path / "probex_jax-uploads-link", living.folder, second.folder}
+    assert set(tmp_path.iterdir()) == kept
+    assert path.exists()
+    for uploads in (living, second):
+        uploads.close()
+
+
+def test_folders_of_other_users_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    other = tmp_path / "probex_jax-uploads-other"
+    other.mkdir()
+    me = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+    Uploads(100).close()
+    assert other.exists()
 
 
 def test_the_last_one_who_uses_a_file_removes_it(uploads):
@@ -167,28 +202,44 @@ def test_files_that_come_together_are_models_each(tmp_path):
     assert sent(paths, tmp_path) == [Model("a", path) for path in paths]
 
 
+CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+SHARDS = ("s1.safetensors", "s2.safetensors")
+
+
 @pytest.mark.parametrize(
-    ("names", "at"),
+    ("names", "models"),
     [
-        (("adapter_model.safetensors", "adapter_config.json"), "adapter_model.safetensors"),
-        (("model.safetensors", "config.json"), ""),
-        (("a-1.safetensors", "a-2.safetensors", "model.safetensors.index.json"), ""),
+        (("adapter_model.safetensors", "adapter_config.json"), [{0, 1}]),
+        (("a.safetensors", "b.safetensors", CONFIG), [{0, 2}, {1, 2}]),
+        (("a.safetensors", "a.safetensors", CONFIG), [{0, 2}, {1, 2}]),
+        ((*SHARDS, INDEX), [{0, 1, 2}]),
+        (("a.safetensors", SHARDS[0], CONFIG, INDEX, SHARDS[1]), [{0, 2}, {1, 2, 3, 4}]),
+        (("a.safetensors", CONFIG, CONFIG), [{0}, CONFIG]),
+        (("a.safetensors", *SHARDS, SHARDS[0], INDEX), [{0}, SHARDS[0]]),
+        (("a.safetensors", INDEX), [{0}, "shards"]),
     ],
 )
-def test_with_json_they_are_one_model(tmp_path, names, at):
-    (tmp_path / "one").mkdir()
-    [model] = sent(files(tmp_path, *names), tmp_path / "one")
-    assert model.path == tmp_path / "one" / at
-    assert {path.name for path in (tmp_path / "one").iterdir()} == set(names)
+def test_with_json_nothing_is_lost(tmp_path, names, models):
+    (tmp_path / "together").mkdir()
+    paths = files(tmp_path, *names)
+    for path in paths:
+        if path.name == INDEX:
+            path.write_text(json.dumps({"weight_map": {name: name for name in SHARDS}}))
+    found = sent(paths, tmp_path / "together")
+    assert len(found) == len(models)
+    for model, expected in zip(found, models, strict=True):
+        if isinstance(expected, str):
+            assert expected in model.fault
+            continue
+        folder = model.path if model.path.is_dir() else model.path.parent
+        there = list(folder.iterdir())
+        assert len(there) == len(expected)
+        for place in expected:
+            assert any(path.samefile(paths[place]) for path in there)
 
 
 @pytest.mark.parametrize(
-    ("names", "says"),
-    [
-        (("config.json",), "no safetensors file"),
-        (("a.safetensors", "a.safetensors", "config.json"), "same name"),
-        ((), "send it again"),
-    ],
+    ("names", "says"), [((CONFIG,), "no safetensors file"), ((), "send it again")]
 )
 def test_what_is_no_model_is_refused(tmp_path, names, says):
     with pytest.raises(ProbexError, match=says):

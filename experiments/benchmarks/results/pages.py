@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.benchmarks.accuracy.report import CHANCE
 from experiments.benchmarks.results.bound import ROOT, Bound, dot, pm, span
 from experiments.benchmarks.results.plan import TREES
 from experiments.benchmarks.unsound import OF_FACTORS, OF_MATRICES
@@ -13,9 +14,9 @@ from probex_jax.files import write_text
 
 Figures = Callable[[Mapping[str, Any]], Sequence[str]]
 
-_TIMES = "\N{MULTIPLICATION SIGN}"
 _OURS, _PUBLISHED = "ours", "MVProbe 128/128/512"
 _LORAS = "MiniLoRA"
+_MODELS = {"MiniSupViT": "ViTs", "MiniMAE": "ViTs", "MiniResNet": "ResNets"}
 _ALL_TREES = (*TREES, _LORAS)
 _NUMBERS = (
     *("learning_rate", "steps", "images", "accuracy", "loss_ratio", "weight_decay"),
@@ -40,10 +41,13 @@ def write_all() -> Iterator[str]:
 
 
 def _classes(tree: str, found: Mapping[str, Any]) -> Sequence[str]:
-    methods = found["figures"][tree]["test"]
-    ours, published = methods[_OURS], methods[_PUBLISHED]
-    accuracies = (pm(published["accuracy"]), pm(ours["accuracy"]))
-    return str(ours["accuracy"]["n"]), *accuracies, pm(ours["error_ratio"], 2)
+    of = {name: method["accuracy"] for name, method in found["figures"][tree]["test"].items()}
+    return pm(of[_PUBLISHED]), pm(of[_OURS]), dot(of[CHANCE]["mean"], 2)
+
+
+def _concepts(what: str, found: Mapping[str, Any]) -> Sequence[str]:
+    of = found["figures"][_LORAS][what]
+    return pm(of[_OURS]["accuracy"]), dot(of[CHANCE]["accuracy"]["mean"])
 
 
 def _words(found: Mapping[str, Any]) -> Sequence[str]:
@@ -126,10 +130,6 @@ def _covers(name: str, found: Mapping[str, Any]) -> Sequence[str]:
     return [dot(row["90 % covers"]["mean"]) if row and row["told in"] else "" for row in rows]
 
 
-def _attributes(tree: str, names: Sequence[str], found: Mapping[str, Any]) -> Sequence[str]:
-    return [pm(_row(tree, name, found)["test"], 2) for name in names]
-
-
 def _row(tree: str, name: str, found: Mapping[str, Any]) -> Mapping[str, Any]:
     """That of an attribute of a tree; empty where the tree has none."""
     rows = found["figures"]["attributes"]
@@ -171,14 +171,6 @@ def _short(share: float, digits: int) -> str:
 # demo.json
 
 
-def _tested(name: str, found: Mapping[str, Any]) -> Sequence[str]:
-    of = found["figures"][name]
-    *score, models = _score(of["test_accuracy"])
-    calibration = of.get("calibration")
-    errors = [f"{calibration[when]['test']:.3f}" for when in ("before", "after") if calibration]
-    return *score, f"{of['test_auc']['value']:.3f}", models, *errors
-
-
 def _words_of_demo(name: str, found: Mapping[str, Any]) -> Sequence[str]:
     of = found["figures"][_LORAS]
     return _score(of["test_accuracy"] if name == "classify" else of["zero_shot"][name])
@@ -189,73 +181,16 @@ def _score(score: Mapping[str, Any]) -> tuple[str, str, str, str]:
     return f"{score['value']:.3f}", between, f"{score['chance']:.3f}", str(score["n_models"])
 
 
-# planted.json, which `make results` is yet to write
-
-
-def _planted(what: str, found: Mapping[str, Any]) -> Sequence[str]:
-    [row] = (row for row in found["figures"] if row["what"] == what)
-    accuracy = dot(row["accuracy on planted models"])
-    return accuracy, f"{row['training, s']:.0f}", f"{row['expert, MB']:.0f}"
-
-
 def _readme() -> Iterator[Bound]:
-    def bound(text: str, file: str, figures: Figures = lambda found: ()) -> Bound:
-        return Bound("README.md", text, file, figures)
-
-    vit, dense = "vit.encoder.layer.0", "centred dense, ridge | 40 layers"
-    for tree, method, row in (
-        ("MiniSupViT", "default", dense),
-        ("MiniSupViT", "ProbeX", f"probex | {vit}.intermediate.dense.weight"),
-        ("MiniMAE", "default", dense),
-        ("MiniMAE", "ProbeX", f"probex | {vit}.output.dense.weight"),
-    ):
-        cells = "{} | {} | {} | {} | {} | {} → {} |\n"
-        yield bound(f"| {tree} | {row} | {cells}", "demo", partial(_tested, f"{tree}, {method}"))
-    for tree in TREES[:2]:
-        row = f"| {tree} | statnn | all layers | {{}} | {{}} | {{}} | {{}} | {{}} | |\n"
-        yield bound(row, "demo", partial(_tested, f"{tree}, StatNN"))
-    for row, name in (
-        ("| classify | accuracy | 64 seen", "classify"),
-        ("| zero_shot | accuracy among held-out classes | 16 held out", "among_held_out"),
-        ("| zero_shot | accuracy among all classes | 80 in all", "among_all"),
-        ("| zero_shot | accuracy of seen classes among all | 80 in all", "seen_among_all"),
-    ):
-        yield bound(f"{row} | {{}} | {{}} | {{}} | {{}} |\n", "demo", partial(_words_of_demo, name))
     for tree in TREES:
-        yield bound(
-            f"| {tree} | {{}} | {{}} | {{}} | {{}} |\n", "accuracy", partial(_classes, tree)
-        )
-    yield bound("ours has {}, {} and, among all 80, {}, where chance", "accuracy", _words)
-    yield bound(
-        "right on {} to {} within its own tree is at chance ({} to {}) on another tree of the same "
-        "architecture, and other trees' models among its training models cost it up to {} (",
-        "transfer",
-        _across,
-    )
-    for row, name in (
-        (f"ProbeX, 768{_TIMES}768", "ProbeX, 256 of 768x768, float32"),
-        (f"MVProbe, 768{_TIMES}768", "MVProbe, 256 of 768x768, float32"),
-        (
-            f"LoRAs of 1280{_TIMES}1280 and rank 16, as factors",
-            "ProbeX, 256 of 1280x1280 of rank 16, float32",
-        ),
-    ):
-        text = f"| {row} | {{}} | {{}} | {{}}{_TIMES}"
-        yield bound(text, "speed/cpu-train", partial(_speed, name))
-    names = ("learning_rate", "steps", "images", "accuracy", "optimiser", "augmentation")
-    for tree in TREES:
-        cells = " | ".join(["{}"] * len(names))
-        yield bound(f"| {tree} | {cells} |\n", "attributes", partial(_attributes, tree, names))
-    row = f"| {_LORAS} | {{}} | {{}} | not told | | {{}} | {{}} |\n"
-    told = partial(_attributes, _LORAS, (*names[:2], *names[4:]))
-    yield bound(row, "attributes", told)
-    yield bound("hold the truth of {} of the test models", "attributes", _covered)
+        row = f"| 10 of 20 classes, {tree} | 600 {_MODELS[tree]} | {{}} | {{}} | {{}} |\n"
+        yield Bound("README.md", row, "accuracy", partial(_classes, tree))
     for row, what in (
-        ("default, 64 probes", "default"),
-        ("ridge on all entries", "ridge on all entries"),
-        ("ProbeX 128/128/128 by Adam, 200 epochs", "ProbeX by Adam, first layer"),
+        ("the concept of a LoRA, one of 64", "test"),
+        ("a concept never trained on, one of 16", "held_out"),
     ):
-        yield bound(f"| {row} | {{}} | {{}} | {{}} |\n", "planted", partial(_planted, what))
+        row = f"| {row} | 1,200 LoRAs | | {{}} | {{}} |\n"
+        yield Bound("README.md", row, "accuracy", partial(_concepts, what))
 
 
 def _of_summary() -> Iterator[Bound]:

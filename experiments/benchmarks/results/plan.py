@@ -52,7 +52,7 @@ class Sizes:
     real_sizes: str = "--layers=768x768"
     thousand: str = "--layers=768x768 --models=1000 --noadam"
     demo: str = "demo"
-    page: str = "--searches=100 --described=30"
+    page: str = ""
     download: str = "--sizes=1000"
 
 

@@ -10,6 +10,8 @@ from probex_jax.reports.figures import new_figure
 _SETTINGS = (("#0072B2", "o"), ("#009E73", "^"), ("#E69F00", "s"), ("white", "D"))
 _TREES = (("#000000", "o"), ("#D55E00", "s"), ("#56B4E9", "^"), ("#CC79A7", "D"))
 _CHANCE = 0.5
+# Where a legend covers no point.
+_BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "frameon": False}
 
 
 def draw(
@@ -68,7 +70,7 @@ def _accuracies(panel, scores: Mapping[str, Mapping[str, Score]]) -> None:
     panel.set_xlim(0.42, 1.02)
     panel.set_xlabel("test accuracy, 95 % interval", fontsize=8)
     panel.set_title("A linear classifier by what it was trained on")
-    panel.legend(fontsize=8, loc="center", framealpha=1, edgecolor="none")
+    panel.legend(fontsize=8, ncols=len(scores), **_BELOW)
 
 
 def _changes(panel, curves: Mapping[tuple[str, int], Mapping[int, Score]]) -> None:
@@ -98,13 +100,7 @@ def _changes(panel, curves: Mapping[tuple[str, int], Mapping[int, Score]]) -> No
     panel.set_xlabel("models of another tree that join the training set", fontsize=8)
     panel.set_ylabel("change of test accuracy, 95 % interval", fontsize=8)
     panel.set_title("Models of another tree join a tree's own")
-    panel.legend(
-        title="tested tree, own models",
-        title_fontsize=8,
-        fontsize=8,
-        frameon=False,
-        loc="lower left",
-    )
+    panel.legend(title="tested tree, own models", title_fontsize=8, fontsize=8, ncols=3, **_BELOW)
 
 
 def _reach(scores: list[Score]) -> list[list[float]]:
