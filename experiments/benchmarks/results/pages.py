@@ -181,6 +181,29 @@ def _score(score: Mapping[str, Any]) -> tuple[str, str, str, str]:
     return f"{score['value']:.3f}", between, f"{score['chance']:.3f}", str(score["n_models"])
 
 
+# page.json, routing.json
+
+
+def _at_once(found: Mapping[str, Any]) -> Sequence[str]:
+    rows = {row["what"]: row for row in found["figures"]}  # of each the last is of many at once
+    api, page, described = (
+        rows[what] for what in ("search, /api", "search, page", "describe, /api")
+    )
+    p95 = [f"{row['p95, s']:.2f}" for row in (api, page, described)]
+    return str(api["at once"]), *p95[:2], str(described["at once"]), p95[2]
+
+
+def _routed(found: Mapping[str, Any]) -> Sequence[str]:
+    own = [row for row in found["figures"] if row["of the forest"] == "yes"]
+    others = [row for row in found["figures"] if row["of the forest"] == "no"]
+    cells = []
+    for rows in (own, others):
+        cells += [f"{sum(row[key] for row in rows):,}" for key in ("right", "models")]
+    farthest = dot(max(row["farthest, in radii"] for row in own), 2)
+    nearest = f"{min(row['nearest, in radii'] for row in others):.1f}"
+    return *cells[:2], farthest, *cells[2:], nearest, found["date"][:10]
+
+
 def _readme() -> Iterator[Bound]:
     for tree in TREES:
         row = f"| 10 of 20 classes, {tree} | 600 {_MODELS[tree]} | {{}} | {{}} | {{}} |\n"
@@ -216,6 +239,17 @@ def _of_summary() -> Iterator[Bound]:
     yield Bound(page, text, "speed/cpu-describe", _described)
     text = "small layers in one process is {} times as fast as 12 processes"
     yield Bound(page, text, "speed/cpu-sweep", _swept)
+    text = (
+        "of {} searches sent at once to an index of 10,000 models, 95 % were answered by `/api` "
+        "within {} s and by the page within {} s, of {} descriptions within {} s, on"
+    )
+    yield Bound(page, text, "page", _at_once)
+    text = (
+        "shown to their routers. {} of {} test models of three trees of 600 found theirs, the "
+        "farthest at {} of its tree's radius, and {} of {} models of three trees of the same "
+        "architectures from another seed were answered *unknown tree*, the nearest at {} radii ({},"
+    )
+    yield Bound(page, text, "routing", _routed)
     text = "it was right on {} of them (95 % interval {})."
     figures = partial(_words_of_demo, "classify")
     yield Bound("docs/models.md", text, "demo", lambda found: figures(found)[:2])

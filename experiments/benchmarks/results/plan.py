@@ -79,6 +79,8 @@ QUICK = Sizes(
     download="--sizes=50",
 )
 _HUB = "--hub=--api_ms=150,--resolve_ms=80,--cdn_ms=60"
+# What harvest calls the only tree of `tagged`: the base that headers name, and its architecture.
+_HARVESTED = "mini-848e481a"
 _MINIATURE = "build_zoo --config=configs/zoo_miniature.py"
 
 
@@ -221,7 +223,7 @@ def _tags(sizes: Sizes) -> Step:
             f"'--config.trees=(\"MiniLoRA\",)' --out={out}/zoo",
             f"benchmarks.tagged --zoo={out}/zoo/MiniLoRA --out={out}/files --seed={seed}",
             f"harvest --models={out}/files --out={out}/harvested --seed={seed}",
-            f"pack --zoo={out}/harvested/mini --store={out}/store",
+            f"pack --zoo={out}/harvested/{_HARVESTED} --store={out}/store",
             f"train --config=configs/align.py:mini --workdir={out}/expert "
             f"--config.store={out}/store --config.labels=text --config.split=text "
             "--config.text.tags=tags",
