@@ -4,7 +4,10 @@ BIN := .venv/bin
 WORKDIR ?= out/demo
 FUZZ_SECONDS ?= 3600
 
-.PHONY: demo page test check parity browser notebooks fuzz docs results gpu format clean
+# What `make oldest` tries, of the lower bounds of these extras.
+OLDEST := zoo commands search clip hub buckets gguf keras stream
+
+.PHONY: demo page test check parity oldest browser notebooks fuzz docs results gpu format clean
 
 demo: .venv/installed-demo
 	$(BIN)/python -m experiments.demo --workdir=$(WORKDIR)
@@ -26,6 +29,11 @@ check: .venv/installed-dev
 
 parity: .venv/installed-parity
 	$(BIN)/python -m pytest -q -m parity tests
+
+oldest: out/oldest/installed
+	out/oldest/bin/python -m pytest -q -n 2 tests/reports/test_card.py tests/experts/test_card.py \
+	  tests/experts/test_checkpoints.py tests/layer_store/test_packing.py tests/search/test_index.py \
+	  tests/language/test_clip_tokens.py tests/fitting/test_fit.py tests/model_files/test_remote.py
 
 browser: .venv/installed-browser
 	$(BIN)/python -m pytest -q -m browser tests
@@ -53,6 +61,15 @@ format: .venv/installed-dev
 
 clean:
 	rm -rf .venv out build
+
+out/oldest/installed: setup.cfg
+	rm -rf out/oldest
+	$(PYTHON) -m venv out/oldest
+	out/oldest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	out/oldest/bin/uv pip install --quiet --python out/oldest/bin/python --resolution lowest-direct \
+	  --requirements setup.cfg $(OLDEST:%=--extra=%)
+	out/oldest/bin/uv pip install --quiet --python out/oldest/bin/python "pytest<9.2" pytest-xdist
+	@touch $@
 
 # A stamp an extra: installed again only when setup.cfg changes.
 .venv/installed-%: setup.cfg | .venv/bin/python

@@ -5,7 +5,6 @@ import json
 import re
 import reprlib
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,11 +51,6 @@ def quoted(text: object, limit: int = 100) -> str:
         return repr(text) if len(text) <= limit else repr(text[:limit]) + "…"
     shown = _BRIEFLY.repr(text)
     return shown if len(shown) <= limit else shown[:limit] + "…"
-
-
-def shown(path: Path) -> str:
-    """A path as a one-line message may hold it: strangers choose file names, too."""
-    return str(path) if str(path).isprintable() else quoted(str(path), 300)
 
 
 def is_unicode(text: str) -> bool:

@@ -11,6 +11,7 @@ const answered = new Map(); // and what was asked there
 let example = null; // the file to search by
 
 function fail(place, text) {
+  clear(place);
   place.innerHTML = error(text);
   at("said").textContent = text;
 }
@@ -29,12 +30,14 @@ function ask(place, address, body) {
   running.set(place, request);
   request.open(body ? "POST" : "GET", address);
   request.setRequestHeader("Accept", "text/html");
-  const bar = document.createElement("progress");
   if (body) {
-    bar.setAttribute("aria-label", "upload");
-    place.replaceChildren(bar);
+    place.innerHTML = "<label><span>Sending</span> <progress></progress></label>";
+    const [label, bar] = place.firstChild.children;
     request.upload.onprogress = (sent) => (bar.value = sent.loaded / sent.total);
-    request.upload.onload = () => bar.removeAttribute("value");
+    request.upload.onload = () => {
+      label.textContent = "Reading";
+      bar.removeAttribute("value");
+    };
   }
   const show = (html) => {
     place.innerHTML = html;
@@ -89,7 +92,8 @@ const opened = {
       if (field.name) field.value = params.get(field.name) ?? (field.name === "k" ? "12" : "");
     if (!params.has("k")) params.set("k", "12");
     const place = at("found");
-    const name = params.has("query") || params.has("like") ? "" : (example ?? {}).name ?? history.state?.example;
+    const is_example = !params.has("query") && !params.has("like");
+    const name = is_example ? example?.name ?? history.state?.example : "";
     if (name && !example) return fail(place, `${name}: choose the file again`);
     if (name) params.set("name", name);
     if (name || ASKS.some((asked) => params.has(asked)))
@@ -97,9 +101,9 @@ const opened = {
     else clear(place);
   },
   forest(params) {
-    const index = at("mapped").elements.index;
+    const {index} = at("mapped").elements;
     if (params.has("index")) index.value = params.get("index");
-    if (index.options.length) framed(at("map"), `map?${new URLSearchParams({index: index.value})}`, `Map of the models of ${index.value}`);
+    if (index.options.length) framed(at("map"), index.value);
   },
   lineage() {
     const frame = document.querySelector("#lineage iframe");
@@ -116,11 +120,11 @@ function question(place, address, again, body) {
 }
 
 // A new frame: another address of an old one would be another step back.
-function framed(place, address, title) {
-  if (place.firstChild?.getAttribute("src") === address) return;
+function framed(place, index) {
+  const src = `map?${new URLSearchParams({index})}`;
+  if (place.firstChild?.getAttribute("src") === src) return;
   const frame = document.createElement("iframe");
-  Object.assign(frame, {className: "px-map", title, src: address});
-  place.replaceChildren(frame);
+  place.replaceChildren(Object.assign(frame, {className: "px-map", title: `Map of ${index}`, src}));
 }
 
 function show(again = false) {
@@ -201,7 +205,6 @@ document.addEventListener("click", (event) => {
   const link = event.target.closest('a[href^="?"]');
   if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
   event.preventDefault();
-  if (link.search.includes("like=")) example = null;
   if (link.search !== location.search) history.pushState(null, "", link.search);
   show();
   scrollTo(0, 0);

@@ -19,7 +19,6 @@ from probex_jax.model_files.untrusted_text import (
     json_list,
     json_object,
     quoted,
-    shown,
 )
 from probex_jax.zoo.cells import (
     CLASSES,
@@ -95,7 +94,7 @@ def read_labels(path: Path, kinds: Mapping[str, str] | None = None) -> Labels:
       >>> labels.columns["kind"], labels.columns["style"], labels.numbers
       ({'a': ('amp',), 'b': ('pedal',)}, {'a': ('rock', 'blues')}, {'loss': {'a': 0.1, 'b': 0.2}})
     """
-    where = shown(path)
+    where = str(path)
     text, notes = _decoded(read_table(path, with_mark=True), where)
     if path.suffix.lower() in (".csv", ".tsv"):
         delimiter = _delimiter(text)
@@ -126,7 +125,7 @@ def read_table(path: Path, *, with_mark: bool = False) -> bytes:
     try:
         data = read_inside(path, MAX_TABLE_BYTES, "zoo")
     except OSError as error:
-        raise ProbexError(f"{shown(path)}: cannot be read: {error.strerror}") from error
+        raise ProbexError(f"{path}: cannot be read: {error.strerror}") from error
     return data if with_mark else data.removeprefix(_BOM)
 
 

@@ -53,7 +53,7 @@ def _methods(of_tree: Found, what: str) -> dict[str, dict[str, Any]]:
         accuracies[CHANCE][run.zoo.name] = record["chance"][what]
         seconds.setdefault(run.method.name, []).append(record["seconds"])
     published = accuracies.get(plan.PUBLISHED, {})
-    found = {
+    found: dict[str, dict[str, Any]] = {
         method: {
             "zoos": of_zoos,
             "accuracy": figures.spread([*of_zoos.values()]),

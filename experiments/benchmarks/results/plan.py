@@ -42,7 +42,7 @@ class Sizes:
     attributes: str = "attributes"
     attribute_seeds: tuple[int, ...] = (510, 511, 512, 513, 514)
     planted: int = 20
-    repeats: int = 5
+    cost: str = "--cost={out}/work/stores/attr-510-MiniSupViT --repeats=5"
     tagged: str = "demo"
     tag_seeds: tuple[int, ...] = (0, 1, 2, 3)
     lineage: str = "--seeds=420,421 --count=3"
@@ -65,7 +65,7 @@ QUICK = Sizes(
     attributes="attributes_tiny",
     attribute_seeds=(510, 511),
     planted=2,
-    repeats=1,
+    cost="",
     tagged="tiny",
     tag_seeds=(0,),
     lineage="--config=configs/zoo_miniature.py:families_tiny --seeds=1 --count=1 --p_values=4",
@@ -181,7 +181,6 @@ def _of_attributes(sizes: Sizes) -> tuple[Step, ...]:
     paths = ",".join(f"{{attribute_zoos}}/attr-{seed}/{tree}" for seed, tree in trees)
     others = ",".join(f"{{attribute_zoos}}/attr-{following[s]}/{tree}" for s, tree in trees)
     zoos = ",".join(f"{{attribute_zoos}}/attr-{seed}" for seed in seeds)
-    store = f"{{out}}/work/stores/attr-{seeds[0]}-MiniSupViT"
     return (
         Step(
             "attribute_zoos",
@@ -195,8 +194,8 @@ def _of_attributes(sizes: Sizes) -> tuple[Step, ...]:
             "attributes",
             10,
             (
-                f"benchmarks.attributes --zoos={zoos} --workdir={{out}}/work --cost={store} "
-                f"--repeats={sizes.repeats} --out={{results}}/attributes.json",
+                f"benchmarks.attributes --zoos={zoos} --workdir={{out}}/work {sizes.cost} "
+                "--out={results}/attributes.json",
             ),
             ("attribute_zoos",),
         ),
