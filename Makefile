@@ -7,7 +7,7 @@ FUZZ_SECONDS ?= 3600
 # What `make oldest` tries, of the lower bounds of these extras.
 OLDEST := zoo commands search clip hub buckets gguf keras stream
 
-.PHONY: demo page test check parity oldest browser notebooks fuzz docs format clean
+.PHONY: demo page test check parity oldest browser notebooks fuzz docs results gpu format clean
 
 demo: .venv/installed-demo
 	$(BIN)/python -m experiments.demo --workdir=$(WORKDIR)
@@ -46,6 +46,14 @@ fuzz: .venv/installed-fuzz
 
 docs: .venv/installed-docs
 	$(BIN)/python docs/site/build.py
+
+# Hours on a quiet machine; make results QUICK=--quick takes minutes.
+results: .venv/installed-parity
+	$(BIN)/python -m experiments.benchmarks.results $(QUICK)
+
+# Ten minutes on a machine with an NVIDIA GPU.
+gpu: .venv/installed-demo .venv/installed-cuda12
+	$(BIN)/python -m experiments.benchmarks.gpu $(QUICK)
 
 format: .venv/installed-dev
 	$(BIN)/ruff format .
