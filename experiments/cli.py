@@ -1,6 +1,5 @@
 """What the commands share: exit codes, progress bars, tables."""
 
-import errno
 import os
 import signal
 import sys
@@ -9,12 +8,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import jax
 from absl import app, flags, logging
 from tqdm import tqdm
 
 from experiments import options
 from probex_jax.engine import keep_compiled
-from probex_jax.errors import ProbexError
+from probex_jax.errors import ProbexError, one_line
+from probex_jax.files import is_full
 from probex_jax.reports import table
 from probex_jax.sweeps import Stop
 
@@ -23,7 +24,7 @@ STOP = Stop()
 _TERMINATED = 128 + signal.SIGTERM
 _OTHERS_WAIT = threading.Event()
 
-__all__ = ["STOP", "config", "progress", "run", "table"]
+__all__ = ["STOP", "config", "one_line", "progress", "run", "table"]
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -43,6 +44,8 @@ def run_with_arguments(main: Callable[[Sequence[str]], int]) -> None:
     def guarded(argv: list[str]) -> int:
         # Orbax logs every step, and every error with a traceback before it raises it.
         logging.set_verbosity(logging.FATAL)
+        if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+            _exit("JAX_ENABLE_X64: the commands compute in float32, as experts are kept; unset it")
         _end_on_sigterm()
         keep_compiled()
         try:
@@ -54,9 +57,13 @@ def run_with_arguments(main: Callable[[Sequence[str]], int]) -> None:
         except OSError as error:
             if error.filename is not None:
                 _exit(f"{error.filename}: {str(error.strerror).lower()}")
-            if error.errno != errno.ENOSPC:
+            if not is_full(error):
                 raise
             _exit("no space left on the disk; free some and run the same command again")
+        except (RuntimeError, AssertionError):
+            if not (reason := _no_device()):
+                raise
+            _exit(reason)
         except KeyboardInterrupt:
             print("interrupted; run the same command again to go on", file=sys.stderr)
             sys.exit(130)
@@ -80,6 +87,18 @@ def run_with_arguments(main: Callable[[Sequence[str]], int]) -> None:
             traceback.print_exc()
             _end_at_once(1)
         raise
+
+
+def _no_device() -> str:
+    """Why JAX cannot begin, if it is told to use a device that is not there; "" otherwise."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):
+        return (
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}: JAX finds no such device here; set "
+            "JAX_PLATFORMS=cpu, or unset it, or install JAX for the device (docs.jax.dev)"
+        )
+    return ""
 
 
 def _no_reader() -> int:
@@ -116,7 +135,7 @@ def _end_on_sigterm() -> None:
             STOP.save()
             print("stopped; run the same command again to go on", file=sys.stderr, flush=True)
         except ProbexError as error:
-            print(f"error: not saved: {one_line(str(error))}", file=sys.stderr, flush=True)
+            print(f"error: not saved: {error}", file=sys.stderr, flush=True)
         finally:
             os._exit(_TERMINATED)
 
@@ -143,11 +162,6 @@ def config(default: str, help_text: str) -> flags.FlagHolder[Any]:
 def _exit(message: str) -> NoReturn:
     print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(2)
-
-
-def one_line(message: str) -> str:
-    """Text of strangers as a terminal may have it: names of files can hold anything."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in message)
 
 
 def progress(total: int, what: str, unit: str) -> tqdm:

@@ -14,7 +14,7 @@ import probex_jax as px
 from experiments import cli
 from probex_jax.engine import HERE, Engine
 from probex_jax.errors import ProbexError
-from probex_jax.files import disk_errors, write_json, write_text
+from probex_jax.files import disk_errors, is_full, write_json, write_text
 from probex_jax.forest import (
     Answer,
     Comparison,
@@ -203,6 +203,8 @@ def _written(
         if out is not None:
             write_card(description, out)
     except ProbexError as error:
+        if is_full(error):
+            raise  # it will take no other card
         return error
     return description
 

@@ -38,6 +38,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.experts import Expert
 from probex_jax.files import one_writer
 from probex_jax.fitting import Devices
+from probex_jax.forest import TreeRouter
 
 _CONFIG = cli.config(
     "configs/default.py",
@@ -58,6 +59,8 @@ def main() -> None:
     found = view_steps.repeats(config)
     # A folder of one writer, of all processes that train together.
     with one_writer(workdir) if devices.writes else nullcontext():
+        if _FOREST.value and not found and devices.writes:
+            _check_tree(as_path(_FOREST.value), config)
         if not found:
             metrics = _train(config, workdir, devices, engine)
             if devices.writes:
@@ -80,6 +83,13 @@ def main() -> None:
             trained[name] = metrics
         if devices.writes:
             _report_all(trained, workdir)
+
+
+def _check_tree(forest: Path, config: Mapping[str, Any]) -> None:
+    """Raises a ProbexError, before hours of training, if the store cannot be a tree of a forest."""
+    store = view_steps.opened_as(config["store"], config)
+    if not (forest / "trees" / store.tree).exists():
+        TreeRouter.fit(store)
 
 
 def _grown(forest: Path, config: Mapping[str, Any], workdir: Path) -> list[dict[str, object]]:

@@ -1,5 +1,6 @@
 """Stores with the labels and the split that a config names: views of one column, or of several."""
 
+import csv
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,8 @@ def attributes_of(config: Mapping[str, Any]) -> tuple[str, ...] | None:
         return ()
     if "," in task and not task.replace(",", "").strip():
         raise ProbexError(f"config.task: {task!r} names no attribute")
-    return tuple(filter(None, map(str.strip, task.split(",")))) if "," in task else None
+    names = next(csv.reader([task], skipinitialspace=True), [])  # a name with a comma is quoted
+    return tuple(filter(None, map(str.strip, names))) if "," in task else None
 
 
 def open_attributes(

@@ -25,6 +25,8 @@ from probex_jax.bucket_locks import WRITER_LOCK
 from probex_jax.bucket_paths import BucketPath
 from probex_jax.errors import ProbexError
 
+# Of disks that are full, or full for this user.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Errors of file systems without locks.
 _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
 _LONGEST_NOTE = 300
@@ -39,9 +41,9 @@ def write_json(path: Path, value: Any) -> None:
       value: what JSON can hold.
 
     Raises:
-      ProbexError: if the file cannot be written.
+      ProbexError: if the file cannot be written, or a text in it is no valid Unicode.
     """
-    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,9 +54,29 @@ def write_text(path: Path, text: str) -> None:
       text: its content.
 
     Raises:
-      ProbexError: if the file cannot be written.
+      ProbexError: if the file cannot be written, or the text is no valid Unicode.
     """
-    write_bytes(path, text.encode())
+    write_bytes(path, encoded(text, path))
+
+
+def encoded(text: str, path: Path) -> bytes:
+    """A text in UTF-8.
+
+    Args:
+      text: it may hold an unpaired surrogate, as JSON and names of files can spell them.
+      path: what errors name.
+
+    Returns:
+      Its bytes.
+
+    Raises:
+      ProbexError: if it is no valid Unicode.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        odd = text[max(0, error.start - 40) : error.end]
+        raise ProbexError(f"{path}: not written, no valid Unicode: …{odd}") from error
 
 
 @singledispatch
@@ -98,6 +120,18 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ProbexError(f"{error.filename or path}: {error.strerror or error}") from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error of whatever library comes from a disk that is full, or full for this user.
+
+    Args:
+      error: the error.
+
+    Returns:
+      Whether it says so.
+    """
+    return any(os.strerror(code) in str(error) for code in _FULL)
 
 
 @singledispatch

@@ -45,7 +45,11 @@ READ = {
     "The web page": "docs/page.md",
     "Adding an encoder": "docs/encoders.md",
 }
-LOOKED_UP = {"Changes": "CHANGELOG.md", "Contributing": "CONTRIBUTING.md", "Workspace": "WORKSPACE.md"}
+LOOKED_UP = {
+    "Changes": "CHANGELOG.md",
+    "Contributing": "CONTRIBUTING.md",
+    "Workspace": "WORKSPACE.md",
+}
 
 
 def groups() -> Mapping[str, Sequence[str]]:

@@ -11,6 +11,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.experts.tag_cut import TagCut
 from probex_jax.fitting import TASKS, SeveralClasses, Task, Texts
 from probex_jax.fitting.conformal import Conformal
+from probex_jax.model_files.untrusted_text import is_unicode
 
 # How a member reads its layer's matrices: as they are, or re-read by `reference_matrix`.
 LAYOUTS = ("canonical", "reference")
@@ -154,7 +155,10 @@ class Reader:
             return default[0]
         found = self.value.pop(name, None)
         kinds = (int, float) if kind is float else kind
-        if not isinstance(found, kinds) or (kind in (int, float) and isinstance(found, bool)):
+        odd = (
+            isinstance(found, bool) if kind in (int, float) else kind is str and not _is_text(found)
+        )
+        if odd or not isinstance(found, kinds):
             field = f"{self.prefix}{name} ({kind.__name__})"
             raise ProbexError(f"{self._where}: its card has no {field}")
         return found
@@ -176,10 +180,14 @@ class Reader:
         return of(**found)
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and is_unicode(value)
+
+
 def read_names(read: Reader, where: object) -> tuple[str, ...]:
     """The classes of a card, or of an attribute."""
     names = tuple(read.take("classes", list))
-    if not all(isinstance(name, str) for name in names):
+    if not all(map(_is_text, names)):
         raise ProbexError(f"{where}: classes on the card are not all names")
     return names
 

@@ -7,10 +7,12 @@ In a bucket they are the same files, made here and put: an expert has a few mega
 no commit there that a kill cannot tear. Its own metadata is put last.
 """
 
+import errno
 import hashlib
 import json
 import math
 import os
+import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -23,7 +25,7 @@ import numpy as np
 
 from probex_jax.bucket_paths import BucketPath, fetched, remove_folder, sizes_below
 from probex_jax.errors import ProbexError
-from probex_jax.files import read_json, write_json
+from probex_jax.files import is_full, read_json, write_json
 from probex_jax.integrity import crc_of, noted, sealed, unsealed
 
 # The file of Orbax's without which there is no checkpoint.
@@ -34,6 +36,8 @@ _SUMS = "sums.json"
 _HASH, _PLACES = "content_hash", "arrays_at"
 # Arrays of fewer bytes lie together.
 _SMALL = 2**16
+# Of a checkpoint's files beside what they hold.
+_OVERHEAD = 2**17
 # Orbax saves and loads in one thread at a time: two at once mix up their files.
 _ORBAX = threading.Lock()
 # It is imported where it is used: that takes half a second.
@@ -62,6 +66,11 @@ def save(path: Path, arrays: Any, card: Mapping[str, Any]) -> None:
     # Orbax would remove what is there before it begins to write.
     beside = path.resolve().with_name(path.name + ".new")
     try:
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        size = sum(leaf.nbytes for leaf in stored.values()) + len(json.dumps(metadata))
+        if shutil.disk_usage(beside.parent).free < size + _OVERHEAD:
+            # Orbax would leave half of it there, and TensorStore print tracebacks.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with _ORBAX:
             if jax.process_count() == 1:
                 ocp.save(beside, stored, custom_metadata=metadata, overwrite=True)
@@ -73,7 +82,7 @@ def save(path: Path, arrays: Any, card: Mapping[str, Any]) -> None:
             remove(path)
         os.replace(beside, path)
     except (OSError, ValueError, RuntimeError) as error:
-        if "No space left" in str(error):
+        if is_full(error):
             raise ProbexError(
                 f"{path}: no space left on the disk; free some and run the same command again"
             ) from error

@@ -111,7 +111,8 @@ class Member:
         shape = self.card.shape[::-1] if self.card.layout == "reference" else self.card.shape
         dim = None if self.whole.text is None else self.whole.text.dim
         try:
-            expected = _variables(network, shape, dim)
+            with jax.enable_x64(False):  # float32 whatever the user's own code computes in
+                expected = _variables(network, shape, dim)
         except OverflowError:  # sizes on the card are no sizes of arrays
             expected = None
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), self.variables)

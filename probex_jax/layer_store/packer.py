@@ -10,7 +10,7 @@ from typing import Any
 from probex_jax.bucket_paths import BucketPath
 from probex_jax.engine import Engine
 from probex_jax.errors import ProbexError
-from probex_jax.files import disk_errors, write_text, writer_of
+from probex_jax.files import disk_errors, encoded, write_text, writer_of
 from probex_jax.integrity import sealed
 from probex_jax.layer_store.blocks import ARRAYS_AT_ONCE, Form, Slot, Stored, writing
 from probex_jax.layer_store.common_layers import layer_faults
@@ -127,7 +127,7 @@ class Packer:
             for _ in prefetch(lambda writer: writer.grow(rows), self._writers, ARRAYS_AT_ONCE):
                 pass
         self._first += self._store.block
-        self._append("".join(json.dumps(sealed(line)) + "\n" for line in lines))
+        self._append("".join(json.dumps(sealed(line), ensure_ascii=False) + "\n" for line in lines))
         self._on_packed(packed)
         return told
 
@@ -161,8 +161,8 @@ class Packer:
         if isinstance(self._table, BucketPath):  # whose objects are written whole
             before = self._table.read_text() if self._table.exists() else ""
             return write_text(self._table, before + lines)
-        with disk_errors(self._table), self._table.open("a") as table:
-            table.write(lines)
+        with disk_errors(self._table), self._table.open("ab") as table:
+            table.write(encoded(lines, self._table))
 
     def _drop_torn_line(self) -> None:
         """A kill may have cut the last line short, on a disk."""

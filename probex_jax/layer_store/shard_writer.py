@@ -12,7 +12,6 @@ CRC-32C in software. Writing each matrix to its slot in the file took a tenth of
 with a few layers in memory (commit ab961db).
 """
 
-import errno
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ import numpy as np
 
 from probex_jax.bucket_paths import BucketPath, put_and_delete
 from probex_jax.errors import ProbexError
-from probex_jax.files import disk_errors, write_text
+from probex_jax.files import disk_errors, is_full, write_text
 from probex_jax.layer_store.arrays import LayerArray, array_metadata
 
 _CRC_BYTES = 4
@@ -159,8 +158,8 @@ class LayerWriter:
             finally:
                 os.close(shard)
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise UnwritableError(f"{path}: {_FULL if full else error.strerror}") from error
+            reason = _FULL if is_full(error) else error.strerror
+            raise UnwritableError(f"{path}: {reason}") from error
 
 
 def _as_bytes(checksum: int) -> bytes:

@@ -14,7 +14,7 @@ from probex_jax.errors import ProbexError
 from probex_jax.model_files.byte_ranges import ByteRanges, read_small
 from probex_jax.model_files.checkpoint_folders import checkpoint_in, walked
 from probex_jax.model_files.limits import Limits
-from probex_jax.model_files.untrusted_text import json_object, plain_name, quoted, shown
+from probex_jax.model_files.untrusted_text import json_object, plain_name, quoted
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -284,8 +284,7 @@ def check_inside(path: Path, root: Path, whose: str = "model") -> None:
     real = _real(path)
     if not real.is_relative_to(root):
         raise ProbexError(
-            f"{shown(path)}: a link that leads out of the {whose}'s folder, to {shown(real)}; "
-            "it is not followed"
+            f"{path}: a link that leads out of the {whose}'s folder, to {real}; it is not followed"
         )
 
 
@@ -321,8 +320,8 @@ def _real(path: Path) -> Path:
 
 def _check_there(path: Path) -> None:
     if not path.exists():
-        to = f" (a link to {shown(path.readlink())}, which is missing)" if path.is_symlink() else ""
-        raise ProbexError(f"{shown(path)}: no such file or folder{to}")
+        to = f" (a link to {path.readlink()}, which is missing)" if path.is_symlink() else ""
+        raise ProbexError(f"{path}: no such file or folder{to}")
 
 
 def refuse_other_formats(name: str, path: str) -> None:
@@ -359,7 +358,7 @@ def _snapshot(folder: Path) -> Path:
 def _file(path: Path, root: Path) -> Path:
     """Checks a weight file that the user did not name."""
     if not path.name.isprintable():
-        raise ProbexError(f"{shown(path)}: the file name has unprintable characters")
+        raise ProbexError(f"{path}: the file name has unprintable characters")
     _check_there(path)
     check_inside(path, root)
     if path.is_dir():

@@ -5,7 +5,6 @@ import json
 import re
 import reprlib
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,11 +51,6 @@ def quoted(text: object, limit: int = 100) -> str:
         return repr(text) if len(text) <= limit else repr(text[:limit]) + "…"
     shown = _BRIEFLY.repr(text)
     return shown if len(shown) <= limit else shown[:limit] + "…"
-
-
-def shown(path: Path) -> str:
-    """A path as a one-line message may hold it: strangers choose file names, too."""
-    return str(path) if str(path).isprintable() else quoted(str(path), 300)
 
 
 def is_unicode(text: str) -> bool:
@@ -157,7 +151,7 @@ def plain_name(text: str, where: str) -> str:
     """Returns a text that is one plain path component; else raises a ProbexError."""
     if not _PLAIN_NAME.fullmatch(text):
         raise ProbexError(
-            f"{where}: {quoted(text)} is no plain name (letters, digits, `_.+- `; "
+            f"{where}: {quoted(text)} is not a plain name (letters, digits, `_.+- `; "
             "no separators, at most 200 characters)"
         )
     return text

@@ -288,4 +288,4 @@ def _is_hub_id(name: str) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return "/" in name
+    return "/" in name and name.isprintable()  # the client before 2 takes a newline at the end

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from probex_jax.errors import one_line
+
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """An aligned Markdown table.
@@ -32,5 +34,4 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     # Names of layers and classes come from strangers.
-    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(value))
-    return shown.replace("|", "\\|")
+    return one_line(value).replace("|", "\\|")

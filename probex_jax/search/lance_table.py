@@ -14,6 +14,8 @@ import numpy as np
 from probex_jax.bucket_paths import BucketPath, as_path, s3_over_http
 from probex_jax.buckets import Unreachable
 from probex_jax.errors import ProbexError
+from probex_jax.files import is_full
+from probex_jax.model_files.untrusted_text import quoted
 from probex_jax.search import checksums
 from probex_jax.search.attributes import FIELDS, columns_of
 from probex_jax.search.lance import LANCE_ERRORS, persisting, reason_of
@@ -165,13 +167,18 @@ class LanceTable:
                 self._table.create_index("path", config=BTree())
                 self.keep_sums()
 
-    def compact(self) -> None:
-        """Merges small fragments and adds new rows to indexes."""
-        for age in (_NEVER, None):  # nothing old is removed before what is new is listed
+    def compact(self, kept: timedelta = timedelta(hours=6)) -> None:
+        """Merges small fragments, adds new rows to indexes and removes old versions.
+
+        Args:
+          kept: the age up to which versions stay, for those who read them. Each compaction writes
+            the table anew, and of itself Lance would keep a week of tables.
+        """
+        for age in (_NEVER, kept):  # nothing old is removed before what is new is listed
             self._optimise(age)
 
     @persisting
-    def _optimise(self, age: timedelta | None) -> None:
+    def _optimise(self, age: timedelta) -> None:
         with self._damage():
             self._table.optimize(cleanup_older_than=age)
             self.keep_sums()
@@ -205,7 +212,9 @@ class LanceTable:
             if not isinstance(error, LANCE_ERRORS) and type(error).__name__ != "PanicException":
                 raise
             reason = reason_of(error)
-            if "No space left" in reason:
+            if isinstance(error, UnicodeEncodeError):
+                raise ProbexError(f"{self._folder}: cannot hold {quoted(error.object)}") from error
+            if is_full(error):
                 raise ProbexError(f"{self._folder}: no space left on the disk") from error
             if isinstance(self._folder, BucketPath) and "body error" in reason:
                 raise Unreachable(f"{self._folder}: the server's answers break off") from error

@@ -26,8 +26,6 @@ from probex_jax.search.vectors import unit, vectors_of
 _CLUSTERS = 64
 # A query gathers _REFINE candidates per result, and ranks them exactly.
 _REFINE = 4
-# At least so many where the index is still one of HNSW, as it was once.
-_CANDIDATES = 128
 _RECALL_QUERIES, _RECALL_K = 100, 10
 _T = TypeVar("_T")
 
@@ -88,9 +86,8 @@ class ModelTable(LanceTable):
         }
         flat = self._arrow.array(vectors_NT[last].ravel())
         vector = self._arrow.FixedSizeListArray.from_arrays(flat, self._dim)
-        fields = new_fields(self._arrow, self._table.schema, told)
         with self._damage():
-            if fields:
+            if fields := new_fields(self._arrow, self._table.schema, told):
                 self._table.add_columns(self._arrow.schema(fields))
             values = {at: [one.get(name) for one in told] for name, at in self.attributes.items()}
             named = columns | values | {"vector": vector}
@@ -129,8 +126,7 @@ class ModelTable(LanceTable):
             query = query.distance_type("cosine").limit(k)
             query = query.select([*FIELDS, *columns.values(), "_distance"])
             query = query.where(where) if where else query
-            query = query.nprobes(_CLUSTERS).ef(max(_CANDIDATES, _REFINE * k))
-            return query.refine_factor(_REFINE).to_arrow().to_pylist()
+            return query.nprobes(_CLUSTERS).refine_factor(_REFINE).to_arrow().to_pylist()
 
         rows = self._filtered(query, where)
         rows = [row | {"similarity": min(1.0, 1 - row.pop("_distance"))} for row in rows]

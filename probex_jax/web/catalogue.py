@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from probex_jax.errors import ProbexError
+from probex_jax.errors import ProbexError, one_line
 from probex_jax.forest import Description, Forest, Neighbour, Relatives, RelativesIn
 from probex_jax.lineage import Lineage
 from probex_jax.model_files import Remote, open_model
@@ -306,10 +306,10 @@ class Catalogue:
         """An error message without paths of this machine."""
         text = str(error)
         if model is not None:
-            text = text.replace(str(model.path), model.name)
+            text = text.replace(one_line(model.path), model.name)
         for root in self._roots:
             # Whole names: /app is not in org/app-model.
-            whole = rf"(?<![\w.-]){re.escape(root)}(?!\.?[\w-])"
+            whole = rf"(?<![\w.-]){re.escape(one_line(root))}(?!\.?[\w-])"
             text = re.sub(whole, Path(root).name.replace("\\", r"\\"), text)
         return _DIRECTORIES.sub("", text)
 

@@ -19,7 +19,6 @@ from probex_jax.model_files.untrusted_text import (
     json_list,
     json_object,
     quoted,
-    shown,
 )
 from probex_jax.zoo.cells import (
     CLASSES,
@@ -95,7 +94,7 @@ def read_labels(path: Path, kinds: Mapping[str, str] | None = None) -> Labels:
       >>> labels.columns["kind"], labels.columns["style"], labels.numbers
       ({'a': ('amp',), 'b': ('pedal',)}, {'a': ('rock', 'blues')}, {'loss': {'a': 0.1, 'b': 0.2}})
     """
-    where = shown(path)
+    where = str(path)
     text, notes = _decoded(read_table(path, with_mark=True), where)
     if path.suffix.lower() in (".csv", ".tsv"):
         delimiter = _delimiter(text)
@@ -126,7 +125,7 @@ def read_table(path: Path, *, with_mark: bool = False) -> bytes:
     try:
         data = read_inside(path, MAX_TABLE_BYTES, "zoo")
     except OSError as error:
-        raise ProbexError(f"{shown(path)}: cannot be read: {error.strerror}") from error
+        raise ProbexError(f"{path}: cannot be read: {error.strerror}") from error
     return data if with_mark else data.removeprefix(_BOM)
 
 
@@ -225,7 +224,7 @@ def _cells(rows: Iterable[_Row], where: str) -> dict[str, dict[str, tuple[str, A
     values = 0
     for here, model, row in rows:
         if not is_text(model) or not model.strip():
-            raise ProbexError(f"{here}: {quoted(model)} is no name of a model")
+            raise ProbexError(f"{here}: {quoted(model)} is not a valid model name")
         if model in seen:
             raise ProbexError(f"{here}: {quoted(model)} stands in {seen[model]}, too")
         seen[model] = place = here.removeprefix(f"{where}: ")
@@ -236,7 +235,7 @@ def _cells(rows: Iterable[_Row], where: str) -> dict[str, dict[str, tuple[str, A
             raise ProbexError(f"{where} holds more than {MAX_VALUES} values")
         for name, value in row.items():
             if not is_text(name) or not name.strip():
-                raise ProbexError(f"{here}: {quoted(name)} is no name of a column")
+                raise ProbexError(f"{here}: {quoted(name)} is not a valid column name")
             column = columns.setdefault(name, {})
             if not is_missing(value):
                 column[model] = (place, value)
@@ -312,7 +311,7 @@ def distinct_texts(texts: Sequence[Any], where: str, value: Any) -> tuple[str, .
     if not all(isinstance(item, str) and item.strip() for item in texts):
         raise ProbexError(f"{where}: expected a class or a list of them, found {quoted(value)}")
     if odd := [text for text in texts if not is_text(text)]:
-        raise ProbexError(f"{where}: {quoted(odd[0])} is no name of a class")
+        raise ProbexError(f"{where}: {quoted(odd[0])} is not a valid class name")
     if len(set(texts)) != len(texts):
         raise ProbexError(f"{where}: a class stands there twice: {quoted(value)}")
     return tuple(texts)

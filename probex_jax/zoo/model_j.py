@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from probex_jax.buckets import shown_path
-from probex_jax.errors import ProbexError
+from probex_jax.errors import ProbexError, one_line
 from probex_jax.model_files import ModelFile, Remote, literal_strings, open_model
 from probex_jax.model_files.stated import LABEL_KEYS, LABELS_KEY
-from probex_jax.model_files.untrusted_text import is_text, quoted, shown
+from probex_jax.model_files.untrusted_text import is_text, quoted
 from probex_jax.zoo.flat import by_name, flat_models, is_weights
 from probex_jax.zoo.label_files import Labels, classes_of, distinct_texts
 from probex_jax.zoo.listed_path import zoo_path
@@ -238,15 +238,13 @@ def scan(
         models.append(ZooModel(id, split, path, stated.get(name), None, fault, needs_label))
     classes, tree = about.get("classes"), about.get("tree", root.resolve().name)
     if classes is not None:
-        where = f"{shown(root / 'zoo.json')}: classes"
+        where = f"{root / 'zoo.json'}: classes"
         if not (isinstance(classes, list) and classes):
             raise ProbexError(f"{where}: expected a list of class names, found {quoted(classes)}")
         classes = distinct_texts(classes, where, classes)
     if not (tree and is_text(tree)):
-        raise ProbexError(
-            f"{shown(root / 'zoo.json')}: tree: expected a text, found {quoted(tree)}"
-        )
-    texts = _texts(about.get("texts", {}), f"{shown(root / 'zoo.json')}: texts")
+        raise ProbexError(f"{root / 'zoo.json'}: tree: expected a text, found {quoted(tree)}")
+    texts = _texts(about.get("texts", {}), f"{root / 'zoo.json'}: texts")
     return Zoo(tree, tuple(models), classes, texts, unmatched, tables, files.notes)
 
 
@@ -294,11 +292,11 @@ def _listed(root: Path, about: Mapping[str, Any]) -> Iterator[tuple[str, str, Pa
     splits = [split for split in SPLITS if (root / split).is_dir()]
     if not splits:
         if not _zoos_in(root):
-            flat = flat_models(root, about.get("models"), f"{shown(root / 'zoo.json')}: models")
+            flat = flat_models(root, about.get("models"), f"{root / 'zoo.json'}: models")
             yield from ((name, "", path) for name, path in flat)
         return
     if "models" in about:
-        raise ProbexError(f"{shown(root / 'zoo.json')}: models: they are in {splits[0]}/, too")
+        raise ProbexError(f"{root / 'zoo.json'}: models: they are in {splits[0]}/, too")
     for split in splits:
         paths = (
             path
@@ -312,7 +310,7 @@ def checked_id(id: str, path: Path) -> tuple[str, str]:
     """A model's id, escaped if it is not text, and its fault or ""."""
     if is_text(id):
         return id, ""
-    fault = f"{shown(path)}: its name is invalid Unicode or has control characters; rename it"
+    fault = f"{one_line(path)}: its name is invalid Unicode or has control characters; rename it"
     return repr(id)[1:-1], fault
 
 
@@ -332,7 +330,7 @@ def _texts(value: Any, where: str) -> Mapping[str, str]:
         raise ProbexError(f"{where}: expected an object, class to words, found {quoted(value)}")
     for name, words in value.items():
         if not is_text(name):
-            raise ProbexError(f"{where}: {quoted(name)} is no name of a class")
+            raise ProbexError(f"{where}: {quoted(name)} is not a valid class name")
         if not is_text(words) or not words.strip():
             raise ProbexError(f"{where}: {quoted(name)}: expected words, found {quoted(words)}")
     return value

@@ -13,7 +13,6 @@ from probex_jax.model_files.untrusted_text import (
     is_text,
     json_list,
     literal_strings,
-    shown,
 )
 from probex_jax.zoo.cells import is_missing, number_in, numbers_of
 from probex_jax.zoo.label_files import read_table
@@ -92,11 +91,11 @@ def read_columns(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / _FILE
     if not path.exists():
         return {}
-    where = shown(path)
+    where = str(path)
     rows = json_list(read_table(path), where)
     if not all(isinstance(row, dict) and is_text(row.get(_MODEL)) for row in rows):
         raise ProbexError(
-            f"{where}: a row is no object, or names no {_MODEL!r}; move the file away"
+            f"{where}: a row is not an object, or names no {_MODEL!r}; move the file away"
         )
     return {row[_MODEL]: row for row in rows}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from probex_jax.errors import ProbexError
-from probex_jax.model_files.untrusted_text import is_text, json_object, plain_name, quoted, shown
+from probex_jax.model_files.untrusted_text import is_text, json_object, plain_name, quoted
 from probex_jax.zoo.cells import KINDS, number_in
 from probex_jax.zoo.flat import stem_of
 from probex_jax.zoo.label_files import Labels, read_labels, read_table
@@ -236,7 +236,7 @@ def find_labels(
     Raises:
       ProbexError: if a file or `zoo.json` is malformed, or two have a column of one name.
     """
-    kinds = _kinds(read_about(root).get("kinds", {}), f"{shown(root / ABOUT_FILE)}: kinds")
+    kinds = _kinds(read_about(root).get("kinds", {}), f"{root / ABOUT_FILE}: kinds")
     columns: dict[str, Mapping[str, Any]] = {}
     numbers: dict[str, Mapping[str, float]] = {}
     unmatched = {}
@@ -244,10 +244,10 @@ def find_labels(
     for path in (root / name for name in files):
         if not (path.exists() or path.is_symlink()):
             continue
-        labels, unknown = matched(read_labels(path, kinds), names, shown(path))
+        labels, unknown = matched(read_labels(path, kinds), names, path)
         for name in (*labels.columns, *labels.numbers):
             if name in columns or name in numbers:
-                raise ProbexError(f"{shown(path)}: another file has the column {quoted(name)}, too")
+                raise ProbexError(f"{path}: another file has the column {quoted(name)}, too")
         columns |= labels.columns
         numbers |= labels.numbers
         notes += labels.notes
@@ -316,7 +316,7 @@ def read_splits(path: Path, names: Names | None = None) -> Splits:
       >>> read_splits(path, Names(["a", "b"]))
       {'kind-0': {'train': ('a',), 'val': ('b',)}}
     """
-    where = shown(path)
+    where = str(path)
     found: dict[str, dict[str, tuple[str, ...]]] = {}
     for split, parts in json_object(read_table(path), where).items():
         plain_name(split, f"{where}: name of a split")

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from experiments import view_steps
 from experiments.attribute_steps import Beside
 from experiments.models import Models
 from probex_jax import ProbexError
@@ -68,3 +69,8 @@ def test_tables_beside_models_in_a_plain_folder_tell_their_attributes(tmp_path):
     (folder / "labels.json").write_text("[")
     with pytest.raises(ProbexError, match=r"labels\.json"):
         list(Models([str(folder)], tables=True))
+
+
+def test_a_column_whose_name_has_a_comma_stands_in_quotes():
+    assert view_steps.attributes_of({"task": '"a, b",c'}) == ("a, b", "c")
+    assert view_steps.attributes_of({"task": '"a,b"'}) == ("a,b",)

@@ -73,6 +73,31 @@ def test_without_a_config_train_makes_a_committee_that_evaluate_takes(made):
     assert metrics["test_accuracy"]["value"] > 0.8
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("JAX_PLATFORMS", "cuda"), ("JAX_PLATFORMS", "abacus"), ("JAX_ENABLE_X64", "1")],
+)
+def test_what_jax_is_told_and_cannot_do_is_one_line(made, monkeypatch, name, value):
+    folder, _ = made
+    monkeypatch.setenv(name, value)
+    done = run("evaluate", f"--experts={folder}/w", f"--store={folder}/store")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {name}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_who_trains_for_a_forest_is_told_before_that_it_cannot_be(made, tmp_path):
+    folder, _ = made
+    zoo, store, workdir = folder / "Toy", tmp_path / "store", tmp_path / "w"
+    packed = warm.run("pack", f"--zoo={zoo}", f"--store={store}", "--layers=c.bias")
+    assert packed.returncode == 0, packed.stderr
+    forest = f"--forest={tmp_path}/forest"
+    done = warm.run("train", f"--config.store={store}", f"--workdir={workdir}", forest)
+    assert done.returncode == 2
+    assert f"{store}: holds only a classifier head" in done.stderr
+    assert not (workdir / "metrics.json").exists()
+
+
 def test_pack_lists_what_it_skips_and_counts_it(made):
     _, outputs = made
     assert outputs["pack"].stderr.startswith("skipped model_0003: ")

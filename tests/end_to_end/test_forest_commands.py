@@ -1,7 +1,9 @@
 """Growing a forest and describing with it, as a user does."""
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 
 import numpy as np
@@ -321,6 +323,15 @@ def test_a_card_that_cannot_be_written_fails_alone(grown, models, tmp_path):
     found = list(forest_steps.describe(Forest.load(grown[0]), some, out=tmp_path))
     assert [m.id for m, one in found if isinstance(one, ProbexError)] == ["m0"]
     assert (tmp_path / "bee.json").exists()
+
+
+def test_a_full_disk_ends_describing(grown, models, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ProbexError, match=r"m0\.md: No space left"):
+        list(forest_steps.describe(Forest.load(grown[0]), find_models(models / "m0"), out=tmp_path))
 
 
 def test_nearest_documented_models_come_from_the_index_of_the_tree(grown, models, stores, tmp_path):

@@ -90,7 +90,7 @@ def changed(said, where, value):
     return said
 
 
-@pytest.mark.parametrize("value", [ABSENT, None, 3 + 4j, [()]], ids=repr)
+@pytest.mark.parametrize("value", [ABSENT, None, 3 + 4j, [()], "\ud800", ["\ud800"]], ids=repr)
 @pytest.mark.parametrize(("said", "field"), REQUIRED, ids=[field for _, field in REQUIRED])
 def test_a_field_that_is_missing_or_of_another_type_is_named(said, field, value):
     Card.from_json(said)

@@ -1,5 +1,7 @@
 """Checkpoints: what is stored, what comes back, and what earlier versions stored."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -76,3 +78,14 @@ def test_places_that_are_none(tmp_path, places):
     ocp.save(tmp_path / "e", stored, custom_metadata=metadata)
     with pytest.raises(ProbexError, match=str(tmp_path / "e")):
         checkpoints.load(tmp_path / "e")
+
+
+def test_a_full_disk_is_one_line_and_what_is_there_stays(tmp_path, arrays, monkeypatch, capfd):
+    checkpoints.save(tmp_path / "e", {"old": np.ones(3, "f4")}, CARD)
+    real = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=100_000))
+    with pytest.raises(ProbexError, match="e: no space left on the disk"):
+        checkpoints.save(tmp_path / "e", arrays, CARD)
+    assert capfd.readouterr() == ("", "")
+    same(checkpoints.load(tmp_path / "e")[0], {"old": np.ones(3, "f4")})
+    assert [path.name for path in tmp_path.iterdir()] == ["e"]

@@ -190,3 +190,9 @@ def test_an_expert_of_text_is_calibrated_among_the_classes_it_was_trained_on(toy
     y = np.array([classes.index(m.labels[0]) for m in store.split("val")])
     expected = Texts().best_temperature(logits, y)
     assert found.card.temperature == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_expert_is_loaded_where_float64_is_on(tmp_path):
+    make_expert(normalise="centre").save(tmp_path / "e")
+    with jax.enable_x64(True):
+        assert px.Expert.load(tmp_path / "e").card.tree

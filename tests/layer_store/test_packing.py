@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from probex_jax.files import one_writer, writer_of
 from probex_jax.integrity import sealed
 from probex_jax.layer_store import packing
 from probex_jax.layer_store.blocks import Form, Slot, Stored, writing
+from probex_jax.zoo.tables import Tables
 from tests.conftest import CLASSES, write_toy_model, write_toy_zoo
 
 LAYERS = {"a.weight": (12, 16), "b.weight": (6, 18), "c.bias": (5, 1)}
@@ -420,3 +422,22 @@ def test_what_is_not_there(tmp_path, toy_store):
         px.LayerStore.open(tmp_path)
     with pytest.raises(px.ProbexError, match="no model in split 'holdout'"):
         toy_store.targets("holdout")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda zoo: {"tree": "T\ud800"},
+        lambda zoo: {"classes": ("\ud800",)},
+        lambda zoo: {"tables": Tables({"kind": {zoo.models[0].id: ("\ud800",)}})},
+        lambda zoo: {"tables": Tables({}, {"\ud800": {zoo.models[0].id: 1.0}})},
+        lambda zoo: {"models": (replace(zoo.models[0], id="\ud800"), *zoo.models[1:])},
+    ],
+    ids=["tree", "classes", "labels", "column", "id"],
+)
+def test_names_that_are_no_unicode_leave_a_store_that_can_be_read(zoo, tmp_path, changed):
+    found = px.scan(zoo)
+    with pytest.raises(px.ProbexError, match="ud800"):
+        px.pack(replace(found, **changed(found)), tmp_path / "s")
+    px.pack(found, tmp_path / "s")
+    assert len(px.LayerStore.open(tmp_path / "s").models) == len(found.models)

@@ -137,7 +137,7 @@ def test_a_disk_too_full_for_the_table_is_one_line(zoo, tmp_path, monkeypatch):
     real = Path.open
 
     def full(self, mode="r", *arguments, **options):
-        if self.name == "models.jsonl" and mode == "a":
+        if self.name == "models.jsonl" and "a" in mode:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
         return real(self, mode, *arguments, **options)
 

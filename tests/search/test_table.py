@@ -1,6 +1,7 @@
 """The table of vectors: upsert, filters, hostile text, the approximate index."""
 
 import sys
+import time
 from datetime import timedelta
 
 import lancedb
@@ -188,6 +189,8 @@ def test_recall_of_few(table, n):
         (lambda t: t.add(rows("a"), np.full([1, DIM], np.nan)), "zero"),
         (lambda t: t.add(rows("a"), vectors(2)), r"expected \(1, 16\)"),
         (lambda t: t.add([{"id": "a"}], vectors(1)), "without a path"),
+        (lambda t: t.add(rows("a", text="\ud800"), vectors(1)), r"cannot hold '\\ud800'"),
+        (lambda t: t.add(rows("a", attributes={"\ud800": 1.0}), vectors(1)), "cannot hold"),
         (lambda t: t.nearest(np.ones(DIM + 1), 1), "vector of 17"),
         (lambda t: t.nearest(np.ones(DIM), 0), "k is 0"),
     ],
@@ -227,3 +230,23 @@ def test_a_list_of_files_that_were_removed_since_is_no_damage(tmp_path):
     rows, vectors_NT = found.everything(["path"])
     assert sorted(row["path"] for row in rows) == ["/0", "/1", "/2", "/3"]
     assert vectors_NT.shape == (4, 4)
+
+
+def test_old_versions_go_but_those_that_readers_may_have_opened(tmp_path):
+    """Each compaction writes the table anew: a week of versions would be a week of tables."""
+    table = ModelTable(tmp_path, 512, create=True)
+
+    def grow(number, **kept):
+        draw = np.random.default_rng(number).normal(size=[100, 512])
+        table.add(rows(map(str, range(100 * number, 100 * number + 100))), draw)
+        table.compact(**kept)
+        return sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+
+    for number in range(7):
+        grow(number)
+    before = grow(7)
+    reader = ModelTable(tmp_path, 512, checked=True)
+    time.sleep(1)
+    assert grow(8, kept=timedelta(seconds=1)) < 0.75 * before
+    assert len(reader.everything(["path"])[0]) == 800
+    assert len(ModelTable(tmp_path, 512, checked=True)) == 900

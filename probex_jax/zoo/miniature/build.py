@@ -20,7 +20,7 @@ from safetensors import safe_open
 from probex_jax.bucket_paths import on_a_disk
 from probex_jax.claims import check_same
 from probex_jax.errors import ProbexError
-from probex_jax.files import one_writer, write_json, write_text
+from probex_jax.files import one_writer, read_json, write_json, write_text
 from probex_jax.zoo.miniature import hf_files
 from probex_jax.zoo.miniature.kinds import TREES, Kind, Train
 from probex_jax.zoo.miniature.planted import PLANTED, Planted
@@ -99,8 +99,8 @@ def _claim(settings: Settings | Planted, name: str, folder: Path) -> None:
     path = folder / "zoo.json"
     if path.exists():
         try:
-            found = json.loads(path.read_text())["settings"]
-        except (ValueError, KeyError, TypeError):
+            found = read_json(path)["settings"]
+        except (ProbexError, KeyError, TypeError):
             raise ProbexError(f"{path}: not a description of a miniature zoo") from None
         check_same(folder, found, card["settings"])
         return
