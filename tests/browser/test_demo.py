@@ -49,7 +49,7 @@ def test_its_page_describes_hidden_models_and_shows_pictures(browser, demo, tmp_
         shot(page, "demo_forest")
 
 
-def test_none_of_fifty_searches_and_twenty_descriptions_fails(demo, tmp_path):
+def test_none_of_many_searches_and_descriptions_fails(demo, tmp_path):
     """How long they take is for quiet machines: `python -m experiments.benchmarks.page`.
 
     That two are read at a time, so that memory is bounded, `tests/web/test_limits.py` shows.
