@@ -245,7 +245,7 @@ class Expert:
         vectors = [member.encode(matrices) for member, matrices in self._with_matrices(x)]
         return jnp.concatenate(vectors, axis=1)
 
-    def place(self, texts: Sequence[str], encoder: TextEncoder | None = None) -> jax.Array:
+    def place(self, texts: Sequence[str], encoder: TextEncoder | None = None) -> np.ndarray:
         """Where sentences stand among the representations: unit vectors [Y, T].
 
         Args:

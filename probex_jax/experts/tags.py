@@ -107,7 +107,7 @@ def tag_scores(expert: Expert, logits: np.ndarray, words: Vocabulary) -> np.ndar
       workshop, 2015.
     """
     tags_VT, classes_YT = (
-        np.asarray(placed(expert.members, texts)) for texts in (words.texts_VD, words.classes_YD)
+        placed(expert.members, texts) for texts in (words.texts_VD, words.classes_YD)
     )
     common_V = tags_VT @ classes_YT.mean(axis=0)
     return np.asarray(logits) / expert.card.task.logit_scale - common_V[None]
