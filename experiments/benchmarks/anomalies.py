@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 import probex_jax as px
 from experiments import cli
+from experiments.benchmarks import figures
 from experiments.benchmarks.unsound import (
     OF_FACTORS,
     OF_MATRICES,
@@ -31,7 +32,6 @@ from experiments.benchmarks.unsound import (
     Tensors,
 )
 from probex_jax.errors import ProbexError
-from probex_jax.files import write_json
 from probex_jax.forest import Forest, TreeRouter, grow
 from probex_jax.forest.usual import Usual
 from probex_jax.layer_store import LayerStore
@@ -52,8 +52,7 @@ def main() -> None:
         for path, other in zip(_ZOOS.value, others, strict=True):
             rows += measured(Path(path), Path(other) if other else None)
             bar.update()
-    if _OUT.value:
-        write_json(Path(_OUT.value), rows)
+    figures.keep(_OUT.value, rows)
     print(cli.table(summary(rows)))
 
 

@@ -14,7 +14,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,15 @@ from absl import flags
 import probex_jax as px
 from configs import default
 from experiments import cli, steps
+from experiments.benchmarks import figures
 from experiments.costs import Costs
-from probex_jax.files import read_json, write_json
+from probex_jax.files import read_json
 from probex_jax.fitting.metrics import mean_score
 from probex_jax.integrity import unsealed
 
 _ZOOS = flags.DEFINE_list("zoos", [], "Folders that probex build_zoo wrote.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of stores and results.", required=True)
+_OUT = flags.DEFINE_string("out", None, "JSON file for the figures.")
 _COST = flags.DEFINE_string("cost", None, "A store, to time trainings on.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "How often each is timed.", lower_bound=1)
 _ONE_MORE = flags.DEFINE_string("one_more", "learning_rate", "The attribute that --cost adds.")
@@ -44,12 +46,14 @@ def main() -> None:
         for zoo in map(Path, _ZOOS.value)
         for tree in sorted(path.parent for path in zoo.glob("*/zoo.json"))
     ]
+    found: dict[str, list[Row]] = {}
     if trained:
-        print(cli.table(rows(trained)), end="\n\n")
-        print(cli.table([_coverage(trained)]))
-        write_json(workdir / "attributes.json", trained)
+        found = {"attributes": rows(trained), "coverage": [_coverage(trained)]}
     if _COST.value:
-        print(cli.table(_cost(_COST.value, workdir)))
+        found["cost"] = _cost(_COST.value, workdir)
+    for table in found.values():
+        print(cli.table([{name: _cell(cell) for name, cell in row.items()} for row in table]))
+    figures.keep(_OUT.value, found)
 
 
 def _trained(zoo: Path, workdir: Path, name: str) -> Mapping[str, Any]:
@@ -80,9 +84,9 @@ def _row(tree: str, name: str, zoos: list[Mapping[str, Any]]) -> Row:
         "tree": tree,
         "attribute": name,
         "figure": "R²" if is_number else "accuracy",
-        "test": _spread([test["value"] for test in tested]),
-        "chance": f"{fmean(test['chance'] for test in tested):.2f}",
-        "90 % covers": _spread(covered),
+        "test": figures.spread([test["value"] for test in tested]),
+        "chance": fmean(test["chance"] for test in tested),
+        "90 % covers": figures.spread(covered) if covered else "",
         "zoos": len(zoos),
         "told in": sum(each["told"] for each in zoos),
     }
@@ -97,14 +101,16 @@ def _coverage(trained: list[Mapping[str, Any]]) -> Row:
         if each["told"] and "test_coverage" in each
     ]
     found = mean_score(np.array([each["test_coverage"]["value"] for each in told]))
-    return {"attributes told": len(told), "90 % covers, mean": str(found)}
+    return {"attributes told": len(told), "90 % covers, mean": vars(found)}
 
 
-def _spread(values: list[float]) -> str:
-    if not values:
-        return ""
-    beside = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{fmean(values):.3f}{beside}"
+def _cell(value: Any) -> Any:
+    """Of a table: a mean with its spread, or a score with its interval."""
+    if not isinstance(value, dict):
+        return value
+    if "low" in value:
+        return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    return f"{value['mean']:.3f}" + (f" ± {value['sd']:.3f}" if value["n"] > 1 else "")
 
 
 def _cost(store: str, workdir: Path) -> list[Row]:
@@ -128,10 +134,11 @@ def _cost(store: str, workdir: Path) -> list[Row]:
     return [
         {
             "asked": name,
-            "training, s": f"{median(each):.2f}",
-            "least": f"{min(each):.2f}",
-            "most": f"{max(each):.2f}",
-            "more than classes alone": f"{median(each) / base - 1:+.1%}",
+            "training, s": median(each),
+            "least": min(each),
+            "most": max(each),
+            "more than classes alone": median(each) / base - 1,
+            "repeats": len(each),
         }
         for name, each in seconds.items()
     ]

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import numpy as np
 
 from probex_jax.files import write_json
 from probex_jax.reports import table
@@ -79,13 +80,41 @@ def record(suite: str, figures: Sequence[Figure], *, quick: bool) -> dict[str, A
     return {
         "suite": suite,
         "quick": quick,
+        **about(),
+        "figures": [figure.as_json() for figure in figures],
+    }
+
+
+def about() -> dict[str, Any]:
+    """When, where, how and of which commit something is measured."""
+    spec = sys.modules["__main__"].__spec__
+    module = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
+    return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": "python -m experiments.benchmark " + shlex.join(sys.argv[1:]),
+        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
         "commit": _commit(),
         "machine": machine(),
         "versions": versions(),
-        "figures": [figure.as_json() for figure in figures],
     }
+
+
+def keep(path: str | Path | None, figures: Any, **more: Any) -> None:
+    """Writes what a benchmark measured, with all that it depends on; nothing without a path.
+
+    Args:
+      path: of the JSON file, in a folder that is made.
+      figures: rows, or anything else that JSON holds.
+      **more: such as seeds.
+    """
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(path), {**about(), **more, "figures": figures})
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation and number of values, and all of them."""
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "sd": sd, "n": len(values), "values": list(values)}
 
 
 def machine() -> dict[str, Any]:

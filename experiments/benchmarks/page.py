@@ -23,6 +23,7 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
+from experiments.benchmarks import figures
 from experiments.demo_language import TREE
 from experiments.steps import Row
 from probex_jax.errors import ProbexError
@@ -36,7 +37,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 5, "How often all of them are sent.", l
 _MOST_S = flags.DEFINE_float(
     "most_s", None, "Fail if the p95 of searches at once is over so many seconds.", lower_bound=0
 )
-_RESULTS = flags.DEFINE_string("results", None, "Markdown file to write: the table.")
+_OUT = flags.DEFINE_string("out", None, "JSON file for the figures.")
 
 _TIMEOUT_S = 120
 _PER_COMMIT = 5000
@@ -168,10 +169,8 @@ def main() -> int:
         index = filled(demo / "indexes" / TREE, Path(folder), _INDEXED.value)
         with served(demo / "forest", index) as (address, pid):
             rows = asyncio.run(_all(address, pid))
-    found = cli.table(rows)
-    print(found)
-    if _RESULTS.value:
-        Path(_RESULTS.value).write_text(f"{found}\n")
+    print(cli.table(rows))
+    figures.keep(_OUT.value, rows, indexed=_INDEXED.value)
     return int(any(row["failed"] for row in rows) or _are_slow(rows))
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from absl import flags
 
 from experiments import cli
-from experiments.benchmarks import memory
+from experiments.benchmarks import figures, memory
 from experiments.costs import Costs
 from experiments.steps import Row
 from probex_jax.claims import claim
@@ -31,6 +31,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all that is made.", r
 _SIZE = flags.DEFINE_string("size", "vit_base", "Size of configs/zoo_planted.py.")
 _MODELS = flags.DEFINE_integer("models", None, "Models, if not the size's.", lower_bound=10)
 _LAYERS = flags.DEFINE_list("layers", [], "Layers, if not the size's, as 768x768,3072x768.")
+_OUT = flags.DEFINE_string("out", None, "JSON file for the figures.")
 _ADAM = flags.DEFINE_bool("adam", True, "Whether ProbeX is trained by Adam, too, for 200 epochs.")
 
 _FIRST = r"--config.layers=layers\.0(\.weight)?"
@@ -65,6 +66,7 @@ def main() -> None:
             remove(step.made)  # what was killed half-way would count for its rest alone
             rows.append(_measured(step))
             write_json(path, rows)
+    figures.keep(_OUT.value, rows, zoo=zoo)
     print(cli.table([{column: row[column] for column in _COLUMNS} for row in rows]))
 
 

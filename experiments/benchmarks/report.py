@@ -41,5 +41,7 @@ def page(records: list[dict[str, Any]]) -> str:
 
 
 def _device(record: Mapping[str, Any]) -> str:
-    """The device's name, as a file may have it."""
-    return "".join(c if c.isalnum() else "-" for c in record["machine"]["device"].lower())
+    """Backend and device, as a file may be called: cpu, gpu-nvidia-h200."""
+    machine = record["machine"]
+    names = dict.fromkeys((machine["backend"], machine["device"].lower()))
+    return "".join(c if c.isalnum() else "-" for c in "-".join(names))

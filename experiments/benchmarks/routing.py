@@ -12,6 +12,7 @@ from absl import flags
 
 import probex_jax as px
 from experiments import cli
+from experiments.benchmarks import figures
 from probex_jax.forest import Forest, Route
 
 _FOREST = flags.DEFINE_string("forest", None, "Forest made by grow_forest.", required=True)
@@ -19,6 +20,7 @@ _ZOOS = flags.DEFINE_list(
     "zoos", None, "Zoos of its trees; their test models count.", required=True
 )
 _OUTSIDE = flags.DEFINE_list("outside", [], "Zoos of other trees; all their models count.")
+_OUT = flags.DEFINE_string("out", None, "JSON file for the figures.")
 
 
 def main() -> None:
@@ -32,6 +34,7 @@ def main() -> None:
             routes = [_route(forest, model.path) for model in models]
             rows.append(_row(zoo.tree if is_known else "", zoo.tree, routes))
             bar.update()
+    figures.keep(_OUT.value, rows)
     print(cli.table(rows))
 
 
@@ -49,8 +52,8 @@ def _row(tree: str, name: str, routes: Sequence[Route]) -> dict[str, object]:
         "models": len(routes),
         "right": sum(found.tree == tree for found in routes),
         "unknown": sum(not found.tree for found in routes),
-        "nearest, in radii": f"{min(radii):.2f}" if radii else "",
-        "farthest, in radii": f"{max(radii):.2f}" if radii else "",
+        "nearest, in radii": min(radii, default=""),
+        "farthest, in radii": max(radii, default=""),
     }
 
 

@@ -28,9 +28,8 @@ from safetensors.numpy import save_file
 
 import probex_jax as px
 from experiments import cli
-from experiments.benchmarks import memory
+from experiments.benchmarks import figures, memory
 from experiments.benchmarks.packing import pack_once, write_models
-from probex_jax.files import write_text
 from probex_jax.fitting import Adam, ClosedForm
 from probex_jax.forest import discover
 from probex_jax.search import ModelTable
@@ -40,15 +39,9 @@ _TIMES = flags.DEFINE_list(
     "times", ["1", "4", "16"], "Numbers of models, as multiples of the smallest."
 )
 _ONLY = flags.DEFINE_list("only", [], "What to measure. Default: all.")
-_RESULTS = flags.DEFINE_string("results", None, "Markdown file to write: the table.")
+_OUT = flags.DEFINE_string("out", None, "JSON file for the figures.")
 
 MOST = 1.1
-_ABOUT = """# Cost against size
-
-Written by `python -m experiments.benchmarks.scaling --results=results/scaling.md`; that module says
-what each line does. Times are of the work alone; peaks of memory are of the whole process, beside
-what it has once the modules are imported. An exponent is the slope of log cost on log models.
-"""
 _DIM = 128
 _EPOCHS = 50
 _QUERIES, _VECTOR_DIM, _CENTRES = 200, 256, 100
@@ -214,8 +207,7 @@ def main() -> None:
         raise px.ProbexError("--times: expected whole numbers, such as 1,4,16")
     rows = measure([int(factor) for factor in _TIMES.value], _ONLY.value)
     print(cli.table(rows))
-    if _RESULTS.value:
-        write_text(Path(_RESULTS.value), f"{_ABOUT}\n{cli.table(rows)}\n")
+    figures.keep(_OUT.value, rows)
     for row in rows:
         for cost in ("time", "memory"):
             if row[f"{cost} exponent"] > MOST and not row["stated"]:

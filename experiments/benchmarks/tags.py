@@ -14,9 +14,12 @@ from absl import flags
 
 import probex_jax as px
 from experiments import cli, view_steps
+from experiments.benchmarks import figures
 from probex_jax.experts.tags import stored_tags, tag_cut, tag_probabilities, vocabulary
 
 _EXPERTS = flags.DEFINE_list("experts", None, "Work directories of train.", required=True)
+
+_OUT = flags.DEFINE_string("out", None, "JSON file for the figures.")
 
 _BINS = np.array([0, 0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
 
@@ -48,6 +51,7 @@ def main() -> None:
     print(cli.table(wrong), end="\n\n")
     rows = [row for kind, found in kinds.items() for row in _rows(kind, np.concatenate(found, 1))]
     print(cli.table(rows))
+    figures.keep(_OUT.value, {"wrong": wrong, "right": rows})
 
 
 def _rows(kind: str, found_3M: np.ndarray) -> Iterator[dict[str, object]]:

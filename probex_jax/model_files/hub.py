@@ -282,8 +282,7 @@ def _answered(
         except _BrokenOff as error:
             problem = str(error)
         except errors as error:
-            problem = "".join(c if c.isprintable() else " " for c in str(error))[:300]
-            problem = problem or type(error).__name__
+            problem = str(error)[:300] or type(error).__name__
         except OSError as error:  # in offline mode
             raise ProbexError(f"{name}: {error}") from error
         else:

@@ -38,6 +38,10 @@ def test_every_run_has_a_folder_of_its_own_and_comes_after_what_it_needs(zoos):
             assert places[needed.folder] < number, run.folder
 
 
+def test_the_first_stage_is_ours_alone(zoos):
+    assert {run.method.name for run in plan.plan(zoos, stages=1)} == {plan.OURS}
+
+
 def test_only_what_is_built_is_planned(zoos):
     shutil.rmtree(zoos[0] / plan.LORAS)
     found = {(run.zoo.name, run.tree) for run in plan.plan([*zoos, Path("none")])}
@@ -164,7 +168,10 @@ def test_the_report_compares_zoo_by_zoo(zoos, tmp_path):
         assert _ratio(rows[f"{plan.LORAS}, {what}"][plan.OURS]) == ()
 
     kept = json.loads((tmp_path / "results" / "accuracy.json").read_text())
-    assert set(kept) == {run.folder for run, _ in found}
+    assert set(kept["runs"]) == {run.folder for run, _ in found}
+    figures = kept["figures"]["MiniMAE"]["test"][plan.OURS]
+    assert figures["accuracy"]["mean"] == pytest.approx(0.98)
+    assert figures["error_ratio"]["n"] == 2
 
 
 def _tables(text):

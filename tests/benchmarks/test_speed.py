@@ -1,17 +1,22 @@
 """The suites of `benchmark` at tiny sizes: what they record, and what they count."""
 
 import json
+import subprocess
+import sys
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from experiments.benchmarks import (
     describe,
     encoder,
     figures,
+    gpu,
     pack,
     products,
     programs,
@@ -34,6 +39,7 @@ FACTORS = [
     Case("probex", dim=8, rank=2, models=4, rep_dim=5, units=3),
     Case("mvprobe", dim=8, rank=2, models=4, rep_dim=5, units=3),
 ]
+GPU = [sys.executable, "-m", "experiments.benchmarks.gpu"]
 SMALL_SWEEP = sweep.Sizes(models=20, blocks=1, width=4, epochs=2, alone=1)
 SMALL_SEARCH = search.Sizes(models=600, dim=8, centres=20, queries=10, per_run=2)
 SUITES = {
@@ -66,7 +72,7 @@ def test_a_suite_records_rates_against_a_limit(suite, forked, monkeypatch, tmp_p
     found = figures.record(suite, SUITES[suite](), quick=False)
     assert found["suite"] == suite
     assert found["figures"]
-    assert found["command"].startswith("python -m experiments.benchmark ")
+    assert found["command"].startswith("python -m ")
     assert {"cpu", "cores", "backend", "device", "load"} <= found["machine"].keys()
     assert {"python", "jax", "jaxlib", "flax", "numpy"} <= found["versions"].keys()
     for figure in found["figures"]:
@@ -168,3 +174,33 @@ def test_torch_does_the_same_work(case):
     pytorch.steps(theirs, data.x, data.y, batches, recipe.learning_rate, recipe.l2, data.texts)()
     for name, expected in pytorch.parameters(ours, "float64").items():
         np.testing.assert_allclose(theirs[name].detach(), expected.detach(), atol=2e-5)
+
+
+@pytest.mark.parity  # programs are compiled and started
+def test_the_script_for_a_gpu_keeps_what_every_part_measured(tmp_path):
+    done = subprocess.run(
+        [*GPU, "--quick", "--repeats=1", f"--results={tmp_path / 'speed'}"],
+        cwd=warm.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for part in gpu.PARTS:
+        [record] = json.loads((tmp_path / "speed" / f"cpu-{part}.json").read_text())
+        assert record["figures"]
+        assert all(figure["value"] > 0 for figure in record["figures"])
+
+
+def test_what_a_part_measured_before_it_fails_is_kept(tmp_path, monkeypatch):
+    def measure(repeats):
+        yield Figure("first", "models/s", {"ours": 3.0}, {"ours": [1.0]})
+        raise RuntimeError("no memory")
+
+    monkeypatch.setitem(gpu.PARTS, "train", gpu.PARTS["train"]._replace(measure=measure))
+    given = ["gpu", "--part=train", f"--results={tmp_path / 'speed'}"]
+    with flagsaver.flagsaver():
+        flags.FLAGS(given)
+        with pytest.raises(RuntimeError, match="no memory"):
+            gpu.main()
+    [record] = json.loads((tmp_path / "speed" / "cpu-train.json").read_text())
+    assert record["figures"][0]["value"] == 3

@@ -25,14 +25,17 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for stores, records, and what is in training.", required=True
 )
 _RESULTS = flags.DEFINE_string("results", None, "Folder for the tables.", required=True)
+_STAGES = flags.DEFINE_integer(
+    "stages", len(plan.STAGES[plan.LORAS]), "Stages of methods, the most telling first.", 1
+)
 _TRAIN = flags.DEFINE_bool("train", True, "Whether to train what is missing.")
 
 
 def main() -> None:
     workdir, zoos = Path(_WORKDIR.value), [Path(zoo) for zoo in _ZOOS.value]
     if _TRAIN.value:
-        train_missing(zoos, workdir)
-    found, runs = records(zoos, workdir), list(plan.plan(zoos))
+        train_missing(zoos, workdir, _STAGES.value)
+    found, runs = records(zoos, workdir), list(plan.plan(zoos, _STAGES.value))
     if not found:
         raise ProbexError(f"{workdir}: no run is finished; of the zoos {len(runs)} can be made")
     print(report.write(found, Path(_RESULTS.value)))

@@ -120,14 +120,14 @@ def file_name(method: str) -> str:
     return method.replace("/", "-").replace(",", "").replace(" ", "_")
 
 
-def plan(zoos: Sequence[Path]) -> Iterator[Run]:
+def plan(zoos: Sequence[Path], stages: int | None = None) -> Iterator[Run]:
     """All runs on the trees that the zoos have, in an order in which what a run needs comes first.
 
     A zoo has a tree as soon as all of it is built: `probex build_zoo` writes the zoo's
-    metrics.json last.
+    metrics.json last. Of the first so many stages of methods, or of all.
     """
     built = [zoo for zoo in zoos if (zoo / "metrics.json").exists()]
-    for stage in range(len(STAGES[TREES[0]])):
+    for stage in range(len(STAGES[TREES[0]]))[:stages]:
         for tree in TREES:
             for method in STAGES[tree][stage]:
                 for zoo in built:

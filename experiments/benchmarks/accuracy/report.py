@@ -1,4 +1,4 @@
-"""The results of the accuracy experiment: tables in Markdown, and all records as JSON."""
+"""The results of the accuracy experiment: tables in Markdown; figures and records as JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.benchmarks import figures
 from experiments.benchmarks.accuracy import plan
 from probex_jax.reports import table
 
@@ -29,22 +30,22 @@ def write(found: Found, folder: Path) -> str:
         f"of ratios. On classes it has {plan.EPOCHS} epochs, where its paper has 500, unless the "
         "name says so.",
     ]
+    summary: dict[str, dict[str, Any]] = {}
     for tree in plan.TREES:
         of_tree = [(run, record) for run, record in found if run.tree == tree and run.method.shown]
         for what in dict.fromkeys(what for _, record in of_tree for what in record["accuracy"]):
-            lines += ["", f"## {tree}, {WHAT[what]}", "", table(_rows(of_tree, what))]
+            methods = summary.setdefault(tree, {})[what] = _methods(of_tree, what)
+            lines += ["", f"## {tree}, {WHAT[what]}", "", table(_rows(methods))]
     versions = found[-1][1]["versions"].items()
     lines += ["", f"Versions: {', '.join(f'{name} {value}' for name, value in versions)}.", ""]
     text = "\n".join(lines)
     (folder / "accuracy.md").write_text(text)
-    records = (f"{json.dumps(run.folder)}: {json.dumps(dict(record))}" for run, record in found)
-    (folder / "accuracy.json").write_text("{\n" + ",\n".join(records) + "\n}\n")
+    (folder / "accuracy.json").write_text(_as_json(found, summary))
     return text
 
 
-def _rows(of_tree: Found, what: str) -> list[dict[str, Any]]:
-    """A method a row, the most accurate last, and chance among them."""
-    zoos = list(dict.fromkeys(run.zoo.name for run, _ in of_tree))
+def _methods(of_tree: Found, what: str) -> dict[str, dict[str, Any]]:
+    """By method, the most accurate last and chance among them: accuracy, error ratio, seconds."""
     accuracies: dict[str, dict[str, float]] = {CHANCE: {}}
     seconds: dict[str, list[float]] = {CHANCE: []}
     for run, record in of_tree:
@@ -52,30 +53,55 @@ def _rows(of_tree: Found, what: str) -> list[dict[str, Any]]:
         accuracies[CHANCE][run.zoo.name] = record["chance"][what]
         seconds.setdefault(run.method.name, []).append(record["seconds"])
     published = accuracies.get(plan.PUBLISHED, {})
-    return [
-        {
-            "method": method,
-            **{zoo: of_zoos.get(zoo, "") for zoo in zoos},
-            "zoos": len(of_zoos),
-            "mean": float(np.mean(list(of_zoos.values()))),
-            "std": float(np.std(list(of_zoos.values()), ddof=1)) if len(of_zoos) > 1 else "",
-            f"error / {plan.PUBLISHED}'s": ""
+    found: dict[str, dict[str, Any]] = {
+        method: {
+            "zoos": of_zoos,
+            "accuracy": figures.spread([*of_zoos.values()]),
+            "error_ratio": None
             if method in (CHANCE, plan.PUBLISHED)
             else _ratio(of_zoos, published),
-            "s": round(float(np.mean(seconds[method]))) if seconds[method] else "",
+            "seconds": figures.spread(seconds[method]) if seconds[method] else None,
         }
-        for method, of_zoos in sorted(
-            accuracies.items(), key=lambda item: np.mean(list(item[1].values()))
-        )
+        for method, of_zoos in accuracies.items()
+    }
+    return dict(sorted(found.items(), key=lambda item: item[1]["accuracy"]["mean"]))
+
+
+def _rows(methods: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    zoos = dict.fromkeys(zoo for method in methods.values() for zoo in method["zoos"])
+    return [
+        {
+            "method": name,
+            **{zoo: method["zoos"].get(zoo, "") for zoo in zoos},
+            "zoos": method["accuracy"]["n"],
+            "mean": method["accuracy"]["mean"],
+            "std": "" if method["accuracy"]["sd"] is None else method["accuracy"]["sd"],
+            f"error / {plan.PUBLISHED}'s": _of_ratio(method["error_ratio"]),
+            "s": round(method["seconds"]["mean"]) if method["seconds"] else "",
+        }
+        for name, method in methods.items()
     ]
 
 
-def _ratio(of_zoos: Mapping[str, float], published: Mapping[str, float]) -> str:
+def _ratio(of_zoos: Mapping[str, float], published: Mapping[str, float]) -> dict[str, Any] | None:
     """That of the mean errors, with the spread of the zoos' own."""
     errors = [(1 - of_zoos[zoo], 1 - published[zoo]) for zoo in of_zoos if zoo in published]
     if not sum(theirs for _, theirs in errors):
-        return ""
+        return None
     mine, theirs = np.mean(errors, axis=0)
     each = [mine / theirs for mine, theirs in errors if theirs]
-    spread = f" ± {np.std(each, ddof=1):.2f}" if len(each) > 1 else ""
-    return f"{mine / theirs:.2f}{spread}"
+    return {**figures.spread(each), "mean": float(mine / theirs)}
+
+
+def _of_ratio(ratio: Mapping[str, Any] | None) -> str:
+    if ratio is None:
+        return ""
+    return f"{ratio['mean']:.2f}" + ("" if ratio["sd"] is None else f" ± {ratio['sd']:.2f}")
+
+
+def _as_json(found: Found, summary: Mapping[str, Any]) -> str:
+    """The figures, then all records, a run a line."""
+    about = {**figures.about(), "figures": summary}
+    parts = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in about.items()]
+    runs = (f"{json.dumps(run.folder)}: {json.dumps(dict(record))}" for run, record in found)
+    return "{\n" + ",\n".join([*parts, '"runs": {\n' + ",\n".join(runs)]) + "\n}\n}\n"

@@ -15,11 +15,13 @@ from probex_jax.experts.chance import chance_of
 from probex_jax.files import one_writer, read_json, write_json
 
 
-def train_missing(zoos: Sequence[Path], workdir: Path) -> None:
-    """Trains until all runs on the zoos have their records."""
+def train_missing(zoos: Sequence[Path], workdir: Path, stages: int | None = None) -> None:
+    """Trains until all runs on the zoos, of so many stages, have their records."""
     with one_writer(workdir), cli.progress(0, "training", "run") as bar:
         # Planned anew after each: another zoo may be there by then.
-        while missing := [run for run in plan.plan(zoos) if _finished(workdir, run) is None]:
+        while missing := [
+            run for run in plan.plan(zoos, stages) if _finished(workdir, run) is None
+        ]:
             bar.reset(len(missing))
             bar.set_postfix_str(missing[0].folder)
             _train(workdir, missing[0])

@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli, zoo_steps
+from experiments.benchmarks import figures
 from experiments.benchmarks.lineage import measure, p_values, report
 from probex_jax.errors import ProbexError
 from probex_jax.files import one_writer, read_json, write_json
@@ -27,6 +28,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for what is built and ke
 _FAMILIES = flags.DEFINE_list("families", [], "Folders of families that are there already.")
 _SEEDS = flags.DEFINE_list("seeds", [], "Seeds of families that are built.")
 _COUNT = flags.DEFINE_integer("count", 3, "Families of each kind to build for each seed.", 1)
+_OUT = flags.DEFINE_string("out", None, "JSON file for the figures.")
 _MODELS = flags.DEFINE_integer(
     "p_values", 64, "Independent models of an architecture, for p-values; 0 for none.", 0
 )
@@ -54,6 +56,7 @@ def main() -> None:
         independent = _independent(settings, _MODELS.value, workdir)
         metrics = report.metrics(records, independent)
         write_json(workdir / "metrics.json", metrics)
+    figures.keep(_OUT.value, metrics, seeds=_SEEDS.value)
     print(report.text(metrics))
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
-from experiments.benchmarks import memory
+from experiments.benchmarks import figures, memory
 from experiments.benchmarks.repository import alone, approximate, driver, indexing
 from experiments.benchmarks.repository.models import LAYER, Models
 from probex_jax.errors import ProbexError
@@ -44,6 +44,7 @@ _INDEXES = flags.DEFINE_list("indexes", ["ours"], "Approximate indexes, as appro
 _VECTORS = flags.DEFINE_enum(
     "vectors", "expert", ["expert", "classes", "random"], "What approximate searches."
 )
+_OUT = flags.DEFINE_string("out", None, "JSON file for the figures of all steps.")
 _SCANS = flags.DEFINE_bool("scans", True, "Whether approximate measures exact scans, too.")
 
 _TREE = 400  # models of the zoo
@@ -87,12 +88,14 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or set(arguments) - set(steps):
         raise ProbexError(f"expected steps, some of {', '.join(steps)}")
     workdir.mkdir(parents=True, exist_ok=True)
+    measured = {}
     for step in arguments:
-        found = list(steps[step](_Kept(workdir / "results.json"), workdir, sizes))
+        measured[step] = found = list(steps[step](_Kept(workdir / "results.json"), workdir, sizes))
         if found:
             print(cli.table([{name: _short(value) for name, value in r.items()} for r in found]))
         if step == "index" and len(found) > 1:
             print(extrapolated(found))
+    figures.keep(_OUT.value, measured)
     return 0
 
 

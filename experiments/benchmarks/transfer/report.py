@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.benchmarks import figures
 from experiments.benchmarks.transfer import figure, measure
 from experiments.benchmarks.transfer.measure import Outcome
 from probex_jax.experts import versions
@@ -233,9 +234,9 @@ def _as_json(found: Found) -> str:
         for one in found.joined
     ]
     about = {
+        **figures.about(),
         "layer": found.layer,
         "hashes": dict(found.hashes),
-        "versions": versions(),
         "seeds": list(found.seeds),
         "penalties": list(measure.RECIPE.penalties),
         "seconds": found.seconds,

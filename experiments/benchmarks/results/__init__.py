@@ -1,0 +1,1 @@
+"""All that results/ has, measured again: `python -m experiments.benchmarks.results`."""
