@@ -28,7 +28,7 @@ check: .venv/installed-dev
 	$(BIN)/lint-imports
 
 parity: .venv/installed-parity
-	$(BIN)/python -m pytest -q -m parity tests
+	$(BIN)/python -m pytest -n 2 --dist=loadgroup -q -m parity tests
 
 oldest: out/oldest/installed
 	out/oldest/bin/python -m pytest -q -n 2 tests/reports/test_card.py tests/experts/test_card.py \
@@ -36,10 +36,10 @@ oldest: out/oldest/installed
 	  tests/language/test_clip_tokens.py tests/fitting/test_fit.py tests/model_files/test_remote.py
 
 browser: .venv/installed-browser
-	$(BIN)/python -m pytest -q -m browser tests
+	$(BIN)/python -m pytest -n 2 --dist=loadgroup -q -m browser tests
 
 notebooks: .venv/installed-notebooks
-	$(BIN)/python -m pytest -q -m notebook tests/colab
+	$(BIN)/python -m pytest -n 2 -q -m notebook tests/colab
 
 fuzz: .venv/installed-fuzz
 	$(BIN)/python -m tests.model_files.fuzz_atheris -max_total_time=$(FUZZ_SECONDS) out/fuzz/corpus

@@ -4,6 +4,7 @@ import ast
 import difflib
 import re
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def main() -> int:
         hint = f"did you mean {close[0]}?" if close else "probex --help lists them"
         print(f"error: no command {given[0]!r}; {hint}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads may have seen enough
     print("Run a command as probex NAME, and add --help to have it explained:\n")
     width = max(map(len, found)) + 2
     for name, about in found.items():

@@ -44,7 +44,7 @@ def run_with_arguments(main: Callable[[Sequence[str]], int]) -> None:
     def guarded(argv: list[str]) -> int:
         # Orbax logs every step, and every error with a traceback before it raises it.
         logging.set_verbosity(logging.FATAL)
-        if jax.config.jax_enable_x64:
+        if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
             _exit("JAX_ENABLE_X64: the commands compute in float32, as experts are kept; unset it")
         _end_on_sigterm()
         keep_compiled()
@@ -95,7 +95,7 @@ def _no_device() -> str:
         jax.devices()
     except (RuntimeError, AssertionError):
         return (
-            f"JAX_PLATFORMS={jax.config.jax_platforms}: JAX finds no such device here; set "
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}: JAX finds no such device here; set "
             "JAX_PLATFORMS=cpu, or unset it, or install JAX for the device (docs.jax.dev)"
         )
     return ""

@@ -85,7 +85,7 @@ def train(
             on_progress=done,
         )
     for reason in found.metrics["left_out"].values():
-        print(f"left out {reason}", file=sys.stderr)
+        print(cli.one_line(f"left out {reason}"), file=sys.stderr)
     return found.metrics
 
 

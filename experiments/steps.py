@@ -191,7 +191,7 @@ def train(
             **settings,
         ).metrics
     for reason in metrics["left_out"].values():
-        print(f"left out {reason}", file=sys.stderr)
+        print(cli.one_line(f"left out {reason}"), file=sys.stderr)
     return metrics
 
 

@@ -112,5 +112,4 @@ def reason(text: str, said: str) -> str:
     if cause := _CAUSE.search(text):
         return f"{cause[1]}{tried}"
     last = re.sub(r"\w+://\S*", "…", text.partition("\n\n")[0].rpartition(" - ")[2])
-    last = "".join(c if c.isprintable() else " " for c in last)[:200]
-    return last + (tried if "HTTP error" in last else "")
+    return last[:200] + (tried if "HTTP error" in last else "")

@@ -204,4 +204,4 @@ def _server(url: str, headers: tuple[tuple[str, str], ...], patience: Patience) 
         return HTTPStore(url, **options)
     except ValueError as error:
         where = shown_path(url)
-        raise ProbexError(f"{where}: is no address of a file on a server ({error})") from None
+        raise ProbexError(f"{where}: is not an address of a file on a server ({error})") from None

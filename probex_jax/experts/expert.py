@@ -18,7 +18,7 @@ from probex_jax.bucket_paths import as_path
 from probex_jax.errors import ProbexError
 from probex_jax.experts import checkpoints, together
 from probex_jax.experts.card import Calibration, Card, MemberCard, TextCard, named_task, versions
-from probex_jax.experts.member import Member
+from probex_jax.experts.member import Member, placed
 from probex_jax.fitting import Fit
 from probex_jax.fitting.inference import predictions
 from probex_jax.fitting.network import NO_MORE, encoder_settings
@@ -256,7 +256,7 @@ class Expert:
           ProbexError: as `text_encoder`, or if a text is empty.
         """
         texts_YD = embed(self.text_encoder(encoder), texts)
-        return jnp.concatenate([member.place(texts_YD) for member in self.members], axis=1)
+        return placed(self.members, texts_YD)
 
     def logits(self, x: Layers, texts: ArrayLike | None = None) -> jax.Array:
         """Logits [N, Y] of N models; columns as in the card.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import Any
@@ -73,10 +73,6 @@ class Member:
             vectors_NT = unit(vectors_NT)
         return self.card.weight**0.5 * vectors_NT
 
-    def place(self, texts_YD: Any) -> jax.Array:
-        """[Y, T] of text embeddings [Y, D], to be compared with `encode`."""
-        return self.card.weight**0.5 * _place(self.network, self.variables, texts_YD)
-
     def logits(self, x: Any, texts_YD: Any = None) -> jax.Array:
         """[N, Y] of [N, H, W], times the weight."""
         x = self._as_read(x)
@@ -133,6 +129,15 @@ def _variables(network: Network, shape: tuple[int, int], text_dim: int | None) -
     return jax.eval_shape(lambda x, texts: network.init(jax.random.key(0), x, texts), x, texts)
 
 
-@partial(jax.jit, static_argnames="network")
-def _place(network: Network, variables: Mapping[str, Any], texts_YD: Any) -> Any:
-    return network.apply(variables, texts_YD, method="place")
+def placed(members: Sequence[Member], texts_YD: Any) -> jax.Array:
+    """[Y, T] of text embeddings [Y, D], to be compared with what all members `encode`."""
+    networks = tuple(member.network for member in members)
+    variables, weights = zip(*((m.variables, m.card.weight) for m in members), strict=True)
+    return _placed(networks, variables, weights, texts_YD)
+
+
+@partial(jax.jit, static_argnames="networks")  # one program, called for each search
+def _placed(networks: Any, variables: Any, weights: Any, texts_YD: Any) -> Any:
+    of_each = zip(networks, variables, weights, strict=True)
+    placed = [w**0.5 * network.apply(v, texts_YD, method="place") for network, v, w in of_each]
+    return jnp.concatenate(placed, axis=1)

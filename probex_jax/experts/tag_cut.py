@@ -136,13 +136,13 @@ class TagCut:
 
 def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
-        raise TypeError(f"{value!r:.50} is no list")
+        raise TypeError(f"{value!r:.50} is not a list")
     return value
 
 
 def _tag(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r:.50} is no text")
+        raise TypeError(f"{value!r:.50} is not a string")
     return value
 
 
@@ -152,5 +152,5 @@ def _curve(value: Any) -> Curve | None:
 
 def _number(value: Any) -> float:
     if type(value) not in (int, float) or not abs(value) < float("inf"):
-        raise TypeError(f"{value!r:.50} is no number")
+        raise TypeError(f"{value!r:.50} is not a number")
     return value

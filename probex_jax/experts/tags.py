@@ -10,6 +10,7 @@ import numpy as np
 from probex_jax.errors import ProbexError
 from probex_jax.experts.alignment import class_sentences
 from probex_jax.experts.expert import Expert
+from probex_jax.experts.member import placed
 from probex_jax.experts.predictions import stored_logits
 from probex_jax.experts.tag_cut import TagCut
 from probex_jax.language import TextEncoder, embed
@@ -106,8 +107,7 @@ def tag_scores(expert: Expert, logits: np.ndarray, words: Vocabulary) -> np.ndar
       workshop, 2015.
     """
     tags_VT, classes_YT = (
-        np.concatenate([np.asarray(member.place(texts)) for member in expert.members], axis=1)
-        for texts in (words.texts_VD, words.classes_YD)
+        np.asarray(placed(expert.members, texts)) for texts in (words.texts_VD, words.classes_YD)
     )
     common_V = tags_VT @ classes_YT.mean(axis=0)
     return np.asarray(logits) / expert.card.task.logit_scale - common_V[None]

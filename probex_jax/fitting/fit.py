@@ -248,7 +248,7 @@ def _check_arguments(encoder: Any, task: Any, recipe: Any, key: Any, val: Any) -
     if key is not None and not (
         isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     ):
-        raise ProbexError(f"key: {key!r} is no key; make one by jax.random.key(seed)")
+        raise ProbexError(f"key: {key!r} is not a key; make one by jax.random.key(seed)")
     if not (val is None or isinstance(val, Split) or (isinstance(val, tuple) and len(val) == 2)):
         raise ProbexError("val: expected a pair of x and y, a Split, or None")
 
@@ -260,7 +260,7 @@ def _on_host(name: str, split: Split) -> Split:
     try:
         y = np.asarray(split.y)
     except ValueError as error:
-        raise ProbexError(f"{name}: y is no array ({error})") from None
+        raise ProbexError(f"{name}: y is not an array ({error})") from None
     return split._replace(x=jax.device_get(split.x), y=y)
 
 

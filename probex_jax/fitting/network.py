@@ -208,10 +208,10 @@ def _checked(field: str, value: Any, kind: Any) -> Any:
     if kind is float and not (type(value) in (int, float) and abs(value) < float("inf")):
         raise ProbexError(f"encoder.{field}: {value!r} is not a finite number")
     if kind is str and not isinstance(value, str):
-        raise ProbexError(f"encoder.{field}: {value!r} is no text")
+        raise ProbexError(f"encoder.{field}: {value!r} is not a string")
     if get_origin(kind) is tuple:  # in JSON a list
         inner = get_args(kind)[0]
         if not (isinstance(value, list | tuple) and all(isinstance(v, inner) for v in value)):
-            raise ProbexError(f"encoder.{field}: {value!r} is no list of {inner.__name__}")
+            raise ProbexError(f"encoder.{field}: {value!r} is not a list of {inner.__name__}")
         return tuple(value)
     return value

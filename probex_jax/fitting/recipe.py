@@ -93,7 +93,7 @@ def variants(recipe: Adam, grid: Mapping[str, Sequence[Any]]) -> tuple[Adam, ...
         if field not in VARIED:
             raise ProbexError(f"grid.{field}: a grid can be of {', '.join(VARIED)} alone")
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise ProbexError(f"grid.{field}: {values!r} is no list of values to try")
+            raise ProbexError(f"grid.{field}: {values!r} is not a list of values to try")
         if len(set(values)) < len(values):
             raise ProbexError(f"grid.{field}: {values!r} has a value twice")
     return tuple(

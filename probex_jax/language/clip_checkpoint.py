@@ -123,7 +123,7 @@ def read_tower(config: Mapping[str, Any], where: str) -> TextTower:
         raise ProbexError(f"{where}: layer_norm_eps is {quoted(epsilon)}, expected 0 to 1")
     if sizes["width"] % sizes["n_heads"]:
         raise ProbexError(
-            f"{where}: hidden_size {sizes['width']} is no multiple of num_attention_heads "
+            f"{where}: hidden_size {sizes['width']} is not a multiple of num_attention_heads "
             f"{sizes['n_heads']}"
         )
     return TextTower(
@@ -140,7 +140,7 @@ def read_params(model: ModelFile, tower: TextTower) -> dict[str, Any]:
     where = str(model.path)
     if _PROJECTION not in model.tensors:
         raise ProbexError(
-            f"{where}: no {_PROJECTION}, so it is no text tower with its projection; {_CONVERT}"
+            f"{where}: no {_PROJECTION}, so it is not a text tower with its projection; {_CONVERT}"
         )
     if tower.n_layers > len(model.tensors):
         raise ProbexError(

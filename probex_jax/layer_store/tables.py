@@ -50,7 +50,7 @@ def read_tables(store: Path) -> Tables:
 
 def _texts(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise TypeError(f"{value!r:.50} is no list of texts")
+        raise TypeError(f"{value!r:.50} is not a list of strings")
     return tuple(value)
 
 

@@ -119,7 +119,7 @@ def lineage_of(value: Any, where: str) -> Lineage:
     if not isinstance(failed, dict) or not all(map(is_text, failed)):
         raise ProbexError(f"{where}: failed: expected ids and reasons")
     if not all(isinstance(reason, str) for reason in failed.values()):
-        raise ProbexError(f"{where}: failed: a reason is no text")
+        raise ProbexError(f"{where}: failed: a reason is not a string")
     found = Lineage(
         tuple(_each(value["nodes"], Node, f"{where}: nodes")),
         tuple(_each(value["edges"], Edge, f"{where}: edges")),
@@ -138,7 +138,7 @@ def _check(found: Lineage, where: str) -> None:
         if node.origin not in _ORIGINS:
             raise ProbexError(f"{where}: nodes: origin {node.origin!r} is not one of {_ORIGINS}")
         if (node.origin == "copy") != bool(node.copy_of) or not {node.copy_of or node.id} <= ids:
-            raise ProbexError(f"{where}: nodes: copy_of of {node.id!r} is no model")
+            raise ProbexError(f"{where}: nodes: copy_of of {node.id!r} is not a model")
     pairs = set()
     for edge in found.edges:
         if edge.kind not in KINDS:

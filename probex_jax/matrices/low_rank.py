@@ -36,7 +36,7 @@ class Factored:
 
     def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused: NumPy would make an array of one object."""
-        raise TypeError(f"{type(self).__name__} is no array: multiply it out by its `dense()`")
+        raise TypeError(f"{type(self).__name__} is not an array: multiply it out by its `dense()`")
 
 
 def short(leaf: Any) -> str:

@@ -134,7 +134,7 @@ def hub_address(url: str) -> HubAddress | None:
             return None
     path = found["path"] or ""
     if path and not is_plain_path(path):
-        raise ProbexError(f"{quoted(url)}: {quoted(path)} is no plain path in a repository")
+        raise ProbexError(f"{quoted(url)}: {quoted(path)} is not a plain path in a repository")
     revision = unquote(found["revision"] or "")
     return HubAddress(found["id"], revision, path, "dataset" if found["kind"] else "model")
 
@@ -146,7 +146,7 @@ def _split(url: str) -> SplitResult:
             return parts
     except ValueError:
         pass
-    raise ProbexError(f"{quoted(url)}: is no address of a file on a server")
+    raise ProbexError(f"{quoted(url)}: is not an address of a file on a server")
 
 
 def endpoint() -> str:
@@ -282,8 +282,7 @@ def _answered(
         except _BrokenOff as error:
             problem = str(error)
         except errors as error:
-            problem = "".join(c if c.isprintable() else " " for c in str(error))[:300]
-            problem = problem or type(error).__name__
+            problem = str(error)[:300] or type(error).__name__
         except OSError as error:  # in offline mode
             raise ProbexError(f"{name}: {error}") from error
         else:

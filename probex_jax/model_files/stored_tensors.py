@@ -137,7 +137,7 @@ class StoredTensors:
         """
         info = self.infos[name]
         if math.prod(info.shape) != 1:
-            raise ProbexError(f"{self._of[name][0].where}: {quoted(name)} is no single number")
+            raise ProbexError(f"{self._of[name][0].where}: {quoted(name)} is not a single number")
         values = self.raw(name) if info.dtype in _WHOLE else self.read(name)
         return float(values.ravel()[0])
 

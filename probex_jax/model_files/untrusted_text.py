@@ -151,7 +151,7 @@ def plain_name(text: str, where: str) -> str:
     """Returns a text that is one plain path component; else raises a ProbexError."""
     if not _PLAIN_NAME.fullmatch(text):
         raise ProbexError(
-            f"{where}: {quoted(text)} is no plain name (letters, digits, `_.+- `; "
+            f"{where}: {quoted(text)} is not a plain name (letters, digits, `_.+- `; "
             "no separators, at most 200 characters)"
         )
     return text

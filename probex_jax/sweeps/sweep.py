@@ -150,7 +150,9 @@ def sweep(
     task = task or (told_task(store) if alignment is None else alignment.task)
     check_settings(store, names, committee, save_every_s, head, task, alignment)
     if devices.processes > 1 and not engine.is_here:
-        raise ProbexError("engine: processes that train together are no cluster; give one of both")
+        raise ProbexError(
+            "engine: processes that train together are not a cluster; give one of both"
+        )
     card = card_before_training(store, encoder, head, normalise, task, alignment)
     candidates = None if alignment is None else alignment.candidates(store)
 

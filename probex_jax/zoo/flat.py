@@ -71,7 +71,7 @@ def _named(root: Path, named: Any, where: str) -> Iterator[tuple[str, Path]]:
         raise ProbexError(f"{where}: expected an object, name to path, found {quoted(named)}")
     for name, path in named.items():
         if not (is_text(name) and name.strip()):
-            raise ProbexError(f"{where}: {quoted(name)} is no name of a model")
+            raise ProbexError(f"{where}: {quoted(name)} is not a valid model name")
         if is_text(path) and is_address(path):
             yield name, as_path(path)
         elif is_text(path) and path and "://" not in path:

@@ -224,7 +224,7 @@ def _cells(rows: Iterable[_Row], where: str) -> dict[str, dict[str, tuple[str, A
     values = 0
     for here, model, row in rows:
         if not is_text(model) or not model.strip():
-            raise ProbexError(f"{here}: {quoted(model)} is no name of a model")
+            raise ProbexError(f"{here}: {quoted(model)} is not a valid model name")
         if model in seen:
             raise ProbexError(f"{here}: {quoted(model)} stands in {seen[model]}, too")
         seen[model] = place = here.removeprefix(f"{where}: ")
@@ -235,7 +235,7 @@ def _cells(rows: Iterable[_Row], where: str) -> dict[str, dict[str, tuple[str, A
             raise ProbexError(f"{where} holds more than {MAX_VALUES} values")
         for name, value in row.items():
             if not is_text(name) or not name.strip():
-                raise ProbexError(f"{here}: {quoted(name)} is no name of a column")
+                raise ProbexError(f"{here}: {quoted(name)} is not a valid column name")
             column = columns.setdefault(name, {})
             if not is_missing(value):
                 column[model] = (place, value)
@@ -311,7 +311,7 @@ def distinct_texts(texts: Sequence[Any], where: str, value: Any) -> tuple[str, .
     if not all(isinstance(item, str) and item.strip() for item in texts):
         raise ProbexError(f"{where}: expected a class or a list of them, found {quoted(value)}")
     if odd := [text for text in texts if not is_text(text)]:
-        raise ProbexError(f"{where}: {quoted(odd[0])} is no name of a class")
+        raise ProbexError(f"{where}: {quoted(odd[0])} is not a valid class name")
     if len(set(texts)) != len(texts):
         raise ProbexError(f"{where}: a class stands there twice: {quoted(value)}")
     return tuple(texts)

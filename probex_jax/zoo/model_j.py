@@ -330,7 +330,7 @@ def _texts(value: Any, where: str) -> Mapping[str, str]:
         raise ProbexError(f"{where}: expected an object, class to words, found {quoted(value)}")
     for name, words in value.items():
         if not is_text(name):
-            raise ProbexError(f"{where}: {quoted(name)} is no name of a class")
+            raise ProbexError(f"{where}: {quoted(name)} is not a valid class name")
         if not is_text(words) or not words.strip():
             raise ProbexError(f"{where}: {quoted(name)}: expected words, found {quoted(words)}")
     return value

@@ -231,7 +231,7 @@ def _rows(data: bytes, path: str, where: str) -> Iterator[Mapping[str, Any]]:
         elif data.lstrip().startswith(b"["):
             for number, row in enumerate(json_list(data, f"{unread}: it"), 1):
                 if not isinstance(row, dict):
-                    raise ProbexError(f"{unread}: row {number} is no object, but {quoted(row)}")
+                    raise ProbexError(f"{unread}: row {number} is not an object, but {quoted(row)}")
                 yield row
         else:
             for number, line in enumerate(data.split(b"\n"), 1):
@@ -282,11 +282,11 @@ def _listed(row: Mapping[str, Any], subset: str, split: str, where: str) -> List
         path = f"{split}/model_idx_{int(str(number)):04d}/{LORA_FILE}"
     repo = repo or f"{DATASET}__{subset}"
     if not (isinstance(repo, str) and _ID.fullmatch(repo)):
-        raise ProbexError(f"{where}: hf_model_id {quoted(repo)} is no id of a model on the hub")
+        raise ProbexError(f"{where}: hf_model_id {quoted(repo)} is not a model id of the hub")
     if not path:
         return ListedModel(f"models--{repo.replace('/', '--')}", split, repo)
     if not (isinstance(path, str) and is_plain_path(path) and "/" in path):
-        raise ProbexError(f"{where}: hf_model_path {quoted(path)} is no path in a repository")
+        raise ProbexError(f"{where}: hf_model_path {quoted(path)} is not a path in a repository")
     folder = path.rpartition("/")[0] if path.endswith(".safetensors") else path
     return ListedModel(folder.rpartition("/")[2], split, repo, path)
 

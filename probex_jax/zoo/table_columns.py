@@ -95,7 +95,7 @@ def read_columns(folder: Path) -> dict[str, dict[str, Any]]:
     rows = json_list(read_table(path), where)
     if not all(isinstance(row, dict) and is_text(row.get(_MODEL)) for row in rows):
         raise ProbexError(
-            f"{where}: a row is no object, or names no {_MODEL!r}; move the file away"
+            f"{where}: a row is not an object, or names no {_MODEL!r}; move the file away"
         )
     return {row[_MODEL]: row for row in rows}
 

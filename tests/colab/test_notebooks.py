@@ -1,7 +1,7 @@
 """The notebooks of experiments/colab: what is in git, and that they run from end to end.
 
 Those that run are marked `notebook` (make notebooks); a kernel sees what a user's would, none of
-the flags that make tests quick. How long each took goes to out/notebooks.json.
+the flags that make tests quick. How long each took goes to out/notebooks.
 """
 
 import ast
@@ -221,15 +221,14 @@ def cpu_of_children():
 
 
 def note(name, seconds, cpu_seconds, took):
-    path = ROOT / "out" / "notebooks.json"
-    path.parent.mkdir(exist_ok=True)
-    known = json.loads(path.read_text()) if path.exists() else {}
-    known[name] = {
+    path = ROOT / "out" / "notebooks" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    took = {
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu_seconds, 1),
         "cells": {id: round(value, 1) for id, value in took.items()},
     }
-    path.write_text(json.dumps(known, indent=2) + "\n")
+    path.write_text(json.dumps(took, indent=2) + "\n")
     print(f"{name}: {seconds:.0f} s, {cpu_seconds:.0f} s of processors")
 
 
@@ -250,7 +249,7 @@ def test_first_steps(tmp_path, monkeypatch):
     other, unknown = found["others"].splitlines()
     assert other == "MiniMAE"
     assert unknown.startswith("unknown: ")
-    seconds = json.loads((ROOT / "out" / "notebooks.json").read_text())["first_steps"]["seconds"]
+    seconds = json.loads((ROOT / "out" / "notebooks" / "first_steps.json").read_text())["seconds"]
     assert seconds < MOST_SECONDS
 
 

@@ -463,7 +463,7 @@ def test_a_committee_is_a_folder(tmp_path):
     for change, message in (
         (lambda: shutil.copy(files[0], copied), "4 members here, the committee has 3"),
         (second.unlink, "2 members here, the committee has 3"),
-        (lambda: save_file(theirs("probex", "text"), second), "member_001.*no member"),
+        (lambda: save_file(theirs("probex", "text"), second), "member_001.*not a member"),
         (lambda: rewritten(second, about=put("hash", "0")), "member_001.*another committee"),
         (
             lambda: rewritten(second, about=lambda about: about["member"].update(number=0)),

@@ -165,7 +165,7 @@ BIAS = "text_model.encoder.layers.1.mlp.fc1.bias"
         ({"layer_norm_eps": "small"}, "layer_norm_eps is 'small'"),
         ({"eos_token_id": 7}, "texts end with token 523, config.json says eos_token_id 7"),
         ({"eos_token_id": [523]}, "eos_token_id is .523., expected a positive integer"),
-        ({"num_attention_heads": 5}, "hidden_size 24 is no multiple of num_attention_heads 5"),
+        ({"num_attention_heads": 5}, "hidden_size 24 is not a multiple of num_attention_heads 5"),
         ({"num_hidden_layers": True}, "num_hidden_layers is True"),
         ({"num_hidden_layers": 10**9}, "config.json says 1000000000 layers"),
         ({"num_hidden_layers": 1}, "unknown tensor 'text_model.encoder.layers.1"),

@@ -186,7 +186,7 @@ def test_alpha_of_peft_is_in_its_config(tmp_path, path, config, scale):
     [
         ({"lora_alpha": float("nan")}, "alpha is nan, expected a number"),
         ({"lora_alpha": 1e9}, "alpha is 1000000000.0, expected a number"),
-        ({"lora_alpha": 1, "alpha_pattern": [1]}, "alpha_pattern is no object"),
+        ({"lora_alpha": 1, "alpha_pattern": [1]}, "alpha_pattern is not an object"),
         ({"lora_alpha": 1, "alpha_pattern": {"(": 1}}, r"adapter_config\.json"),
     ],
 )

@@ -103,7 +103,7 @@ HOSTILE = {
     # LoRAs.
     "ranks disagree": (lora(up=np.ones((3, 4), "f4")), "disagree in rank: up is 3x4, down is"),
     "LoRA and tensor": (lora(w=np.ones((2, 2), "f4")), "is a tensor and an update as well"),
-    "alpha no number": (lora(**{"w.alpha": np.ones(2, "f4")}), "is no single number"),
+    "alpha no number": (lora(**{"w.alpha": np.ones(2, "f4")}), "is not a single number"),
     "LoRA above": (
         lora(**{f"a/...lora.{half}.weight": np.ones((2, 2), "f4") for half in ("up", "down")}),
         "layer 'a/..': the name leads out of a folder"),

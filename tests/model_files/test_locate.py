@@ -162,7 +162,7 @@ def test_shard_names_are_plain(tmp_path, name):
     save_file({"w": W}, outside)
     (tmp_path / "inside").mkdir()
     write_index(tmp_path / "inside", {"w": name})
-    refused(tmp_path / "inside", "is no plain name")
+    refused(tmp_path / "inside", "is not a plain name")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_broken_hub_caches(hub_cache):
     main.write_text("0123abcd\n")
     open_model(hub_cache).close()
     main.write_bytes(b"\xff\xfe")
-    refused(hub_cache, "is no plain name")
+    refused(hub_cache, "is not a plain name")
     main.write_text("x" * 2000)
     refused(hub_cache, "2000 bytes, the limit is 1024")
     main.write_text("ffff")

@@ -207,7 +207,7 @@ def _ours(path: Path, found: Sequence[Found]) -> Expert:
     about = [each.about or {} for each in found]
     for each, said in zip(found, about, strict=True):
         if path.is_dir() and "member" not in said:
-            raise ProbexError(f"{each.path}: is no member of a committee; convert it by itself")
+            raise ProbexError(f"{each.path}: is not a member of a committee; convert it by itself")
         if not path.is_dir() and "member" in said:
             raise ProbexError(
                 f"{path}: is a member of a committee of {said['member']['of']}; give their folder"
@@ -287,7 +287,7 @@ def _foreign(
                 "classes"
             )
     elif unknown := sorted(set(texts or ()) - set(classes)):
-        raise ProbexError(f"{path}: texts has words for {quoted(unknown[0])}, which is no class")
+        raise ProbexError(f"{path}: texts has words for {quoted(unknown[0])}, which is not a class")
     elif text is None:
         raise ProbexError(f"{path}: has a regression_head: give the text encoder, too")
     elif text.encoder.dim != sizes["D"]:
@@ -305,8 +305,8 @@ def _check_names_on_card(path: Path, card: Mapping[str, Any]) -> None:
     members = card.get("members", [card])
     for what, name in (("tree", card.get("tree")), *(("layer", m.get("layer")) for m in members)):
         if not (isinstance(name, str) and name and is_unicode(name)):
-            raise ProbexError(f"{path}: {what} {quoted(name)} is no name")
+            raise ProbexError(f"{path}: {what} {quoted(name)} is not a name")
     classes = card.get("classes")
     named = isinstance(classes, list) and all(isinstance(c, str) and is_unicode(c) for c in classes)
     if not named or not classes or len(set(classes)) < len(classes):
-        raise ProbexError(f"{path}: classes {quoted(classes)} are no list of distinct names")
+        raise ProbexError(f"{path}: classes {quoted(classes)} are not a list of distinct names")

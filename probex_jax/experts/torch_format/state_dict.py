@@ -150,7 +150,9 @@ def _without_head(path: Path, arrays: dict[str, np.ndarray], sizes: Mapping[str,
     for key, value in identity_head(sizes["T"]).items() if square else ():
         square &= np.array_equal(arrays.pop(f"params/{key}"), value)
     if not square:
-        raise ProbexError(f"{path}: classification_head is no identity, but its card has no head")
+        raise ProbexError(
+            f"{path}: classification_head is not the identity, but its card has no head"
+        )
     return "none"
 
 

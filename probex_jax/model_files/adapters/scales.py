@@ -156,7 +156,7 @@ def peft_scales(config: Mapping[str, Any], where: str) -> PeftScales:
     """
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
-        raise ProbexError(f"{where}: alpha_pattern is no object")
+        raise ProbexError(f"{where}: alpha_pattern is not an object")
     # What PEFT's patterns are, but for regular expressions: names, ends of names, escaped dots.
     patterns = {key.replace(r"\.", ".").removeprefix(".*."): a for key, a in patterns.items()}
     for pattern in patterns:

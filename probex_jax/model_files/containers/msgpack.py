@@ -91,17 +91,17 @@ class _Walk:
         if kind == "number":
             return str(size)
         if kind not in ("str", "bin") or size > _MAX_KEY:
-            raise self._refusal(path, "a key that is no text")
+            raise self._refusal(path, "a key that is not a string")
         try:
             return self._cursor.take(size).decode()
         except UnicodeDecodeError as error:
-            raise self._refusal(path, "a key that is no text") from error
+            raise self._refusal(path, "a key that is not a string") from error
 
     def _value(self, path: Path) -> int:
         """Notes what is there; returns how many values are in it."""
         self._values += 1
         if self._values > _MAX_OTHERS + 8 * len(self._arrays):
-            raise self._refusal(path, f"among over {_MAX_OTHERS} values that are no arrays")
+            raise self._refusal(path, f"among over {_MAX_OTHERS} values that are not arrays")
         if len(self._arrays) > self._limits.tensors:
             raise self._refusal((), f"over {self._limits.tensors} tensors, the limit")
         kind, size = self._head()
