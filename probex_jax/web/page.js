@@ -49,7 +49,7 @@ function ask(place, address, body) {
     const is_html = request.getResponseHeader("content-type")?.startsWith("text/html");
     show(is_html ? request.responseText : error(request.responseText.trim()));
   };
-  request.onerror = () => show(error("The server does not answer."));
+  request.onerror = () => show(error("The server does not answer, or does not take so much."));
   place.setAttribute("aria-busy", "true");
   at("said").textContent = ""; // so that the same answer is announced again
   request.send(body);
@@ -82,9 +82,9 @@ function go(view, asked, again = false) {
 }
 
 const opened = {
-  describe(params) {
+  describe(params, again) {
     const place = at("described");
-    if (params.has("model") || params.has("id")) question(place, `api/describe?${params}`, false);
+    if (params.has("model") || params.has("id")) question(place, `api/describe?${params}`, again);
     else clear(place);
   },
   search(params, again) {
@@ -186,6 +186,7 @@ at("example").addEventListener("change", () => {
 at("files").addEventListener("change", () => {
   const files = [...at("files").files];
   at("files").value = "";
+  go("describe", []); // no model of an address stands above those of files
   const place = document.createElement("div");
   at("dropped").prepend(place);
   const fault = too_large(files, at("files").dataset.most);
@@ -197,7 +198,7 @@ at("files").addEventListener("change", () => {
 
 at("hub").addEventListener("submit", (event) => {
   event.preventDefault();
-  go("describe", values(at("hub")));
+  go("describe", values(at("hub")), true);
 });
 at("mapped").addEventListener("change", () => go("forest", values(at("mapped"))));
 

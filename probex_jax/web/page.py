@@ -33,6 +33,7 @@ def page_html(catalogue: Catalogue, *, file_bytes: int, hub: bool) -> str:
     """
     snapshots = catalogue.snapshots
     attributes = {n: v for one in snapshots.values() for n, v in one.attributes.items()}
+    texts = [hit.text for one in snapshots.values() if one.knows_texts for hit in one.models[-1:]]
     indexed = {tree: len(one) for tree, one in snapshots.items()}
     shown = {
         "hub": hub,
@@ -53,6 +54,7 @@ def page_html(catalogue: Catalogue, *, file_bytes: int, hub: bool) -> str:
         index_options=_options({tree: _about(one) for tree, one in snapshots.items()}),
         tree_options=_options(_values(snapshots.values(), "tree")),
         split_options=_options(_values(snapshots.values(), "split")),
+        text=escape(next(iter(texts), "no index here has texts: use an example")),
         condition=escape(_condition(attributes)),
         sort_options=_options(_orders(attributes)),
         forest=views.forest(catalogue.forest.trees, indexed),
