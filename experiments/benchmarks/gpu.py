@@ -98,7 +98,7 @@ def closed_form(repeats: int) -> Iterator[Figure]:
     models, dim, epochs = (20, 16, 2) if _QUICK.value else (200, 768, 100)
     case = Case("probex", dim=dim, rank=0, models=models, rep_dim=128)
     data = case.split(with_text=False)
-    x, y = np.asarray(data.x), np.asarray(data.y)
+    x, y = data.x, np.asarray(data.y)
     adam = px.Adam(learning_rate=1e-3, epochs=epochs, eval_every=epochs)
     linear = px.ProbeX(128, 128, y.shape[1], relu=False, standardise=True)
     candidates: dict[str, Callable[[], object]] = {

@@ -102,7 +102,7 @@ def _predictions(said: Description) -> str:
     title = "<h3>What it was trained on: predicted from the weights</h3>"
     if not said.tree:
         return f"{title}<p>Nothing is predicted, since its tree is unknown.</p>"
-    untold = f"<p>The weights do not tell {_names(said.untold)}.</p>" if said.untold else ""
+    untold = f"<p>The weights cannot tell {_names(said.untold)}.</p>" if said.untold else ""
     if not said.answers:
         return (untold and title + untold) or (
             f"{title}<p>Nothing is predicted, since its tree has no expert.</p>"
@@ -133,7 +133,7 @@ def _attributes(answers: Sequence[Answer]) -> str:
         for row in rows
     )
     level = attributes.levels(answers)
-    about = f"An interval or a set is made to hold the truth of {level} of its tree's models."
+    about = f"For {level} of its tree's models the true value lies in the interval or set."
     return (
         f'<p class="px-quiet">{about if level else ""}</p><table class="px-attributes">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -333,7 +333,7 @@ def _tree(tree: Tree, n_indexed: int | None) -> str:
         more += f"<details><summary>{can_say}</summary><p>{listed}</p></details>"
         more += _by_layer(card.figures)
     if tree.untold:
-        lines.append(f"The weights do not tell {_names(tree.untold)}")
+        lines.append(f"The weights cannot tell {_names(tree.untold)}")
     items = "".join(f"<li>{line}</li>" for line in lines)
     return (
         f'<section class="px-model"><h2>{escape(router.tree)}</h2><ul>{items}</ul>{more}</section>'

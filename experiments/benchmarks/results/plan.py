@@ -66,7 +66,7 @@ QUICK = Sizes(
     attribute_seeds=(510, 511),
     planted=2,
     cost="",
-    tagged="tiny",
+    tagged="tiny --config.lora.digits=10 --config.lora.transforms=8 --config.lora.models=7",
     tag_seeds=(0,),
     lineage="--config=configs/zoo_miniature.py:families_tiny --seeds=1 --count=1 --p_values=4",
     wide="tiny",

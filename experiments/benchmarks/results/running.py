@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ class Runner:
     def _state(self, name: str) -> Path:
         return self._workdir / f"{name}.json"
 
-    def _read(self, step: Step) -> Mapping[str, Any]:
+    def _read(self, step: Step) -> dict[str, Any]:
         """What is kept of the step; nothing if that is of other commands or inputs."""
         path = self._state(step.name)
         kept = read_json(path) if path.exists() else {}
