@@ -33,7 +33,7 @@ def main() -> int:
             sys.argv = given
             runpy.run_module(f"experiments.{given[0]}", run_name="__main__", alter_sys=True)
             return 0
-        close = difflib.get_close_matches(given[0], found, n=1)
+        close = difflib.get_close_matches(given[0].lower(), found, n=1)
         hint = f"did you mean {close[0]}?" if close else "probex --help lists them"
         print(f"error: no command {given[0]!r}; {hint}", file=sys.stderr)
         return 2

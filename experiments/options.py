@@ -39,6 +39,8 @@ def config(default: str, help_text: str) -> flags.FlagHolder[Any]:
     Returns:
       The flag, whose value is the locked config.
     """
+    # Not the current folder's: its files run only if they are named.
+    default = str(_OURS / default)
     _check_fields(sys.argv[1:], default)
     flag: flags.FlagHolder[Any] = config_flags.DEFINE_config_file("config", None, help_text)
     flags.FLAGS["config"].parser = _ConfigParser("config")
@@ -60,6 +62,10 @@ def _file(path: str) -> Path:
     return beside if beside.is_file() and not Path(path).is_file() else Path(path)
 
 
+def _shown(place: object) -> str:
+    return str(place).removeprefix(f"{_OURS}/")
+
+
 def _check_fields(argv: Sequence[str], default: str) -> None:
     """ml_collections says of a field that is not there nothing but its name, and with a traceback.
 
@@ -68,11 +74,13 @@ def _check_fields(argv: Sequence[str], default: str) -> None:
     """
     place = _place(argv, default)
     loaded = load(place)
-    if not set(loaded) & set(load(default)):
-        raise ProbexError(f"--config={place}: not a config of this command; its own is {default}")
+    if len(set(loaded) & set(load(default))) < 2:  # `layers` is of several
+        raise ProbexError(
+            f"--config={place}: not a config of this command; its own is {_shown(default)}"
+        )
     for argument in argv:
         if named := re.match(r"--?(?:no)?config\.([^=]+)", argument):
-            check_field(loaded, place, named[1])
+            check_field(loaded, _shown(place), named[1])
 
 
 def _place(argv: Sequence[str], default: str) -> str:
@@ -146,7 +154,7 @@ def screen(about: str) -> str:
             place = _place(sys.argv[1:], _default(flag))
             path = _file(place.partition(":")[0])
             also = " and what it imports" if "from configs import" in path.read_text() else ""
-            told = f"Fields, explained in {path}{also}, each given as --config.FIELD=VALUE:"
+            told = f"Fields, explained in {_shown(path)}{also}, each given as --config.FIELD=VALUE:"
             lines += ["", *_wrapped(told, "", "")]
             lines += _wrapped(", ".join(_fields(load(place))), "  ", "  ")
     return "\n".join(lines)
@@ -183,7 +191,7 @@ def _described(flag: flags.Flag) -> list[str]:
     if _is_required(flag):
         told += " Must be given."
     elif _default(flag) and not flag.boolean:
-        told += f" Default: {_default(flag)}."
+        told += f" Default: {_shown(_default(flag))}."
     named = f"[no]{flag.name}" if flag.boolean else f"{flag.name}={choices or _kind(flag)}"
     return _wrapped(told, f"  --{named} ".ljust(_INDENT), " " * _INDENT)
 

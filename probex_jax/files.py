@@ -93,11 +93,15 @@ def write_bytes(path: Path, data: bytes) -> None:
     # A unique name: if two processes write one file, the last one wins and the file is whole.
     partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     with disk_errors(path):
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except OSError:  # a full disk is not to stay full
+            partial.unlink(missing_ok=True)
+            raise
 
 
 write_bytes.register(BucketPath, BucketPath.write)

@@ -174,7 +174,7 @@ def test_train_without_a_config_is_the_default():
     found = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
-    assert found.stdout == "'configs/default.py'\n"
+    assert found.stdout == f"'{ROOT / 'configs' / 'default.py'}'\n"
     config = default.get_config()
     assert (config.encoder.name, config.fit, config.normalise) == ("probex", "ridge", "centre")
     assert config.encoder.relu is False

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import probex_jax as px
+from probex_jax import files
+from probex_jax.errors import ProbexError
 from probex_jax.files import WRITER_LOCK, one_writer, read_json, write_json
 
 WRITER = """
@@ -77,6 +80,17 @@ def test_of_two_that_write_one_file_one_wins(tmp_path):
         list(threads.map(lambda n: write_json(tmp_path / "a.json", [n] * 1000), range(200)))
     assert len(set(read_json(tmp_path / "a.json"))) == 1
     assert len([*tmp_path.iterdir()]) == 1
+
+
+def test_what_cannot_be_written_takes_no_space(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    files.write_bytes(tmp_path / "a", b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ProbexError, match="a: No space"):
+        files.write_bytes(tmp_path / "a", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
 
 
 def test_a_file_system_without_locks_will_do_for_one_process(tmp_path, monkeypatch):

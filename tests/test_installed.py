@@ -39,6 +39,8 @@ def test_a_command_that_is_not_there_is_one_line_with_the_nearest(verb, hint, tm
 
 @pytest.mark.parametrize("config", [(), ("--config=configs/align.py:mini",)])
 def test_configs_of_ours_are_found_from_any_folder(config, tmp_path):
+    (tmp_path / "configs").mkdir()  # as other projects have one; it is not to run unasked
+    (tmp_path / "configs" / "default.py").write_text("raise SystemExit(3)")
     fields = ("--config.normalise=none", f"--config.store={tmp_path}/none")
     done = probex("train", *config, *fields, "--workdir=W", cwd=tmp_path)
     assert done.returncode == 2

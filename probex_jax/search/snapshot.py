@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -147,8 +148,9 @@ class Snapshot:
         """
         self.check(where)
         if len(self) >= ANN_MODELS:
-            hits = self.index.near(vector_T, k + 1, where.sql(self.attributes))
-            return self._sorted([hit for hit in hits if hit.path != but][:k], where)
+            with suppress(ProbexError):  # a writer has removed the version that was opened
+                hits = self.index.near(vector_T, k + 1, where.sql(self.attributes))
+                return self._sorted([hit for hit in hits if hit.path != but][:k], where)
         # Not `@`: BLAS threads spin while they wait, and take the time of other searches.
         similarities_N = np.vecdot(self.vectors_NT, unit([vector_T])[0])
         places = self._masks(where) if where else np.arange(len(self))

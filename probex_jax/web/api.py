@@ -293,7 +293,7 @@ def _for_page(request: Request) -> bool:
 
 
 def _is_form(request: Request) -> bool:
-    return request.headers.get("content-type", "").startswith("multipart/")
+    return request.headers.get("content-type", "").lower().startswith("multipart/")
 
 
 def _tree(catalogue: Catalogue, name: str) -> dict[str, Any]:

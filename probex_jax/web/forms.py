@@ -15,6 +15,7 @@ from probex_jax.web.models import plain_name
 from probex_jax.web.uploads import MAX_FILES, Arrival, Refused
 
 _HEADER_BYTES = 2**13
+_DAMAGED = "the form is damaged or incomplete"
 
 
 async def read_form(content_type: str, chunks: AsyncIterator[bytes], arrival: Arrival) -> None:
@@ -41,11 +42,13 @@ async def read_form(content_type: str, chunks: AsyncIterator[bytes], arrival: Ar
                 "on_header_end": files.on_header_end,
                 "on_part_data": files.on_data,
                 "on_part_end": files.on_end,
+                "on_end": files.on_form_end,
             },
         )
         async for chunk in chunks:
             parser.write(chunk)
-        parser.finalize()
+    if not files.is_whole:  # the parser does not tell
+        raise Refused(_DAMAGED)
     if not arrival.paths:
         raise Refused("the form has no files")
 
@@ -54,7 +57,7 @@ class _Files:
     """Follows the parser: which part is a file, and its content."""
 
     def __init__(self, arrival: Arrival):
-        self._arrival, self._is_file = arrival, False
+        self._arrival, self._is_file, self.is_whole = arrival, False, False
         self._header, self._value = b"", b""
 
     def on_header(self, data: bytes, start: int, end: int) -> None:
@@ -81,6 +84,9 @@ class _Files:
         self._arrival.end()
         self._is_file = False
 
+    def on_form_end(self) -> None:
+        self.is_whole = True
+
 
 def _short(header: bytes) -> bytes:
     if len(header) > _HEADER_BYTES:
@@ -93,4 +99,4 @@ def _damage() -> Iterator[None]:
     try:
         yield
     except FormParserError:
-        raise Refused("the form is damaged or incomplete") from None
+        raise Refused(_DAMAGED) from None

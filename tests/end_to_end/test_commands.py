@@ -217,6 +217,11 @@ def test_a_task_that_cannot_be_measured_does_not_stop_the_others(made):
         ),
         (
             "train",
+            ["--config=configs/zoo_planted.py", "--workdir={0}/x"],
+            "not a config of this command; its own is configs/default.py",
+        ),
+        (
+            "train",
             ["--workdir={0}/x", "--config.committee=x"],
             "--config.committee=x: expected a whole number\n",
         ),

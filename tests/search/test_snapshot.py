@@ -1,5 +1,7 @@
 """An index in memory: the same answers as the index's own."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,15 @@ def test_asks_the_index_where_it_has_an_approximate_structure(index, monkeypatch
     monkeypatch.setattr(snapshot, "ANN_MODELS", 40)
     monkeypatch.setattr(snap, "vectors_NT", None)
     assert [hit.id for hit in snap.near(vector_T, 5, Filter(text="bee"))] == expected
+
+
+def test_answers_though_a_writer_removed_the_version_that_was_opened(index, tmp_path, monkeypatch):
+    folder = shutil.copytree(index.path, tmp_path / "index")
+    snap, vector_T = Snapshot(Index.open(folder)), index.place("an ant")
+    expected = snap.near(vector_T, 5, Filter(text="bee"))
+    shutil.rmtree(folder / "models.lance")
+    monkeypatch.setattr(snapshot, "ANN_MODELS", 40)
+    assert snap.near(vector_T, 5, Filter(text="bee")) == expected
 
 
 def test_leaves_one_out(index):

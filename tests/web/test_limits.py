@@ -232,6 +232,14 @@ def test_damaged_forms(client, boundary):
     assert (answer.status_code, "form" in answer.text) == (400, True)
 
 
+@pytest.mark.parametrize("kind", [FORM, FORM.replace("multipart", "Multipart")])
+def test_a_form_that_breaks_off_is_refused(client, kind):
+    begun = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n12'
+    for content, status in ((begun, 400), (begun + b"\r\n", 400), (begun + b"\r\n--b--\r\n", 200)):
+        answer = client.post(DESCRIBE, content=content, headers={"content-type": kind})
+        assert answer.status_code == status
+
+
 def test_a_form_without_files_is_told(client):
     answer = client.post(DESCRIBE, files={"file": (None, b"x")})
     assert (answer.status_code, "no files" in answer.json()["error"]) == (400, True)
