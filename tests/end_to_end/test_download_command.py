@@ -236,7 +236,7 @@ def test_a_terminal_sees_models_and_bytes(monkeypatch, capsys):
     shown = capsys.readouterr().err
     assert "2/3" in shown
     assert "2.0 MB" in shown
-    assert "failed model_1: gone\\x1b\\x0a\n" in shown
+    assert "failed model_1: gone\\x1b\\n\n" in shown
 
 
 def test_sizes():

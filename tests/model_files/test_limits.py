@@ -213,4 +213,4 @@ def test_names_that_do_not_print_stay_out_of_messages(tmp_path):
     save_file({"w": W}, tmp_path / "a\x1b[31m\nb.safetensors")
     refused(tmp_path, "unprintable")
     (tmp_path / "model.safetensors").symlink_to("a\x1b[31m\n")
-    refused(tmp_path, r"(a link to 'a\x1b[31m\n', which is missing)")
+    refused(tmp_path, r"(a link to a\x1b[31m , which is missing)")
