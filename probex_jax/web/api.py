@@ -202,6 +202,8 @@ class _Api:
             return await self._described(
                 request, self._work.read, lambda: [self._catalogue.model(id, index)]
             )
+        if not address:
+            raise ProbexError("give id or model, or send a file")
         return await self._described(
             request, self._work.fetch, lambda: [of_hub(address, allowed=self._hub)]
         )

@@ -137,6 +137,7 @@ def test_no_answer_holds_a_path(client, hidden, tmp_path, forest_path, trees):
         ("GET", f"search?like={'x' * 5000}", None, 422, "at most"),
         ("GET", "search?like=%00%ed%a0%80&tree=%00", None, 422, "no model"),
         ("GET", "search?query=x&index=Zebra", None, 422, "Zebra"),
+        ("GET", "describe?index=Ant", None, 422, "id or model"),
         ("GET", "describe?id=nobody&index=Ant", None, 422, "'nobody'"),
         ("GET", f"describe?id={'x' * 5000}", None, 422, "at most"),
         ("GET", f"describe?model={'x' * 5000}/%00", None, 422, "hub id"),
