@@ -28,7 +28,9 @@ def test_a_command_is_the_first_argument(tmp_path):
     assert done.stdout == same.stdout
 
 
-@pytest.mark.parametrize(("verb", "hint"), [("trian", "train"), ("TRAIN", "train"), ("xyzzy", "--help")])
+@pytest.mark.parametrize(
+    ("verb", "hint"), [("trian", "train"), ("TRAIN", "train"), ("xyzzy", "--help")]
+)
 def test_a_command_that_is_not_there_is_one_line_with_the_nearest(verb, hint, tmp_path):
     done = probex(verb, "--workdir=W", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
