@@ -112,7 +112,9 @@ def load(place: str) -> ConfigDict:
 def _known() -> list[str]:
     """The configs in the current folder, and ours."""
     found = [path for at in (Path(), _OURS) for path in (at / "configs").glob("*.py")]
-    return sorted({path.stem for path in found if "\ndef get_config(" in path.read_text()})
+    return sorted(
+        {path.stem for path in found if "\ndef get_config(" in path.read_text(encoding="utf-8")}
+    )
 
 
 def _choice() -> str:
@@ -153,7 +155,11 @@ def screen(about: str) -> str:
         if flag.name == "config":
             place = _place(sys.argv[1:], _default(flag))
             path = _file(place.partition(":")[0])
-            also = " and what it imports" if "from configs import" in path.read_text() else ""
+            also = (
+                " and what it imports"
+                if "from configs import" in path.read_text(encoding="utf-8")
+                else ""
+            )
             told = f"Fields, explained in {_shown(path)}{also}, each given as --config.FIELD=VALUE:"
             lines += ["", *_wrapped(told, "", "")]
             lines += _wrapped(", ".join(_fields(load(place))), "  ", "  ")

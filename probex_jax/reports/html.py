@@ -86,7 +86,7 @@ def page(title: str, body: str) -> str:
 @cache
 def asset(name: str) -> str:
     """A style or script of this package, to stand in a document."""
-    return (Path(__file__).parent / name).read_text()
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
 def escaped(text: str, most: int = _MAX_CHARACTERS) -> str:

@@ -20,7 +20,7 @@ _FOLDER = Path(__file__).parent
 
 def asset(name: str) -> str:
     """The page's style or script."""
-    return (_FOLDER / name).read_text()
+    return (_FOLDER / name).read_text(encoding="utf-8")
 
 
 def page_html(catalogue: Catalogue, *, file_bytes: int, hub: bool) -> str:
