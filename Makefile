@@ -7,7 +7,7 @@ FUZZ_SECONDS ?= 3600
 # What `make oldest` tries, of the lower bounds of these extras.
 OLDEST := zoo commands search clip hub buckets gguf keras stream
 
-.PHONY: demo page test check parity oldest browser notebooks fuzz docs results gpu format clean
+.PHONY: demo page test optimised check parity oldest browser notebooks fuzz docs results gpu format clean
 
 demo: .venv/installed-demo
 	$(BIN)/python -m experiments.demo --workdir=$(WORKDIR)
@@ -20,6 +20,10 @@ $(WORKDIR)/forest:
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist=loadgroup -q
+
+# Without the flags by which tests/conftest.py has XLA compile quickly.
+optimised: .venv/installed-dev
+	XLA_FLAGS= $(BIN)/python -m pytest -n 2 --dist=loadgroup -q
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .
