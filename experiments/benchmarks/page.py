@@ -139,6 +139,8 @@ async def _all(address: str, pid: int) -> list[Row]:
             await stack.enter_async_context(httpx.AsyncClient(base_url=address, timeout=_TIMEOUT_S))
             for _ in range(max(n, _DESCRIBED.value))
         ]
+        # A client takes longer to begin than a search: each has its connection before it is timed.
+        await asyncio.gather(*(user.get("/api") for user in users))
         rows = []
         for what, ask, at_once in (
             ("search, /api", _search, 1),
