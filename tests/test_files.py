@@ -20,7 +20,7 @@ import os, sys
 from pathlib import Path
 from probex_jax.files import one_writer
 with one_writer(Path(sys.argv[1])):
-    if os.fork():
+    if not os.fork():  # the child says it: by then it holds nothing
         print("held", flush=True)
     sys.stdin.read()
 """

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -41,9 +42,11 @@ def child(words: Sequence[str], folder: Path = _REPOSITORY, seconds: float | Non
     Raises:
       subprocess.TimeoutExpired: if it was ended.
     """
+    is_ending = threading.Event()
     with subprocess.Popen(words, cwd=folder, process_group=0) as process:
 
         def end() -> None:
+            is_ending.set()
             for number in (signal.SIGTERM, signal.SIGKILL):
                 with suppress(ProcessLookupError, subprocess.TimeoutExpired):
                     os.killpg(process.pid, number)
@@ -51,7 +54,10 @@ def child(words: Sequence[str], folder: Path = _REPOSITORY, seconds: float | Non
 
         try:
             with cli.STOP.saves(end):
-                return process.wait(timeout=seconds)
+                code = process.wait(timeout=seconds)
+                if is_ending.is_set():
+                    signal.pause()  # who ended it ends this process next
+                return code
         except BaseException:
             end()
             raise
