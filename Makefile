@@ -66,6 +66,8 @@ format: .venv/installed-dev
 clean:
 	rm -rf .venv out build
 
+# uv trusts the certificates that this machine trusts, as pip does.
+out/oldest/installed: export UV_SYSTEM_CERTS = 1
 out/oldest/installed: setup.cfg
 	rm -rf out/oldest
 	$(PYTHON) -m venv out/oldest
