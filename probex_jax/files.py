@@ -41,7 +41,7 @@ def write_json(path: Path, value: Any) -> None:
       value: what JSON can hold.
 
     Raises:
-      ProbexError: if the file cannot be written, or a text in it is no valid Unicode.
+      ProbexError: if the file cannot be written, or a text in it is not valid Unicode.
     """
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
@@ -54,7 +54,7 @@ def write_text(path: Path, text: str) -> None:
       text: its content.
 
     Raises:
-      ProbexError: if the file cannot be written, or the text is no valid Unicode.
+      ProbexError: if the file cannot be written, or the text is not valid Unicode.
     """
     write_bytes(path, encoded(text, path))
 
@@ -70,13 +70,13 @@ def encoded(text: str, path: Path) -> bytes:
       Its bytes.
 
     Raises:
-      ProbexError: if it is no valid Unicode.
+      ProbexError: if it is not valid Unicode.
     """
     try:
         return text.encode()
     except UnicodeEncodeError as error:
         odd = text[max(0, error.start - 40) : error.end]
-        raise ProbexError(f"{path}: not written, no valid Unicode: …{odd}") from error
+        raise ProbexError(f"{path}: not written: not valid Unicode: …{odd}") from error
 
 
 @singledispatch

@@ -173,6 +173,8 @@ class _Api:
     async def search_by_example(self, request: Request) -> Response:
         asked = _Search.of(request.query_params)
         where = asked.where
+        if asked.query or asked.like:
+            raise ProbexError("a file is searched by itself: leave out query and like")
         self._catalogue.check(asked.index, asked.k, where)  # before the file is read
 
         def found() -> _Found:

@@ -27,7 +27,7 @@ async def read_form(content_type: str, chunks: AsyncIterator[bytes], arrival: Ar
       arrival: the writer.
 
     Raises:
-      Refused: if it is no form, or damaged, or has too many files; and as `Arrival.write`.
+      Refused: if it is not a form, is damaged, or has too many files; and as `Arrival.write`.
     """
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data" or b"boundary" not in options:

@@ -128,6 +128,8 @@ def test_no_answer_holds_a_path(client, hidden, tmp_path, forest_path, trees):
         ("POST", "describe", b"", 422, "safetensors"),
         ("PUT", "describe", b"x" * (LIMIT + 1), 413, "larger"),
         ("GET", "search", None, 422, "query or like"),
+        ("POST", "search?query=x", b"x", 422, "query"),
+        ("POST", "search?like=m17", b"x", 422, "like"),
         ("GET", "search?query=x&k=0", None, 422, "expected 1"),
         ("GET", "search?query=x&like=y", None, 422, "query or like"),
         ("GET", "search?query=x&k=many", None, 422, "k: "),
